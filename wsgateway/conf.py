@@ -1,0 +1,219 @@
+"""All settings: one typed property each, with default and unit, read on each access.
+
+Only this module reads ``django.conf.settings``. Nothing is cached, so ``override_settings``
+works. Durations are float seconds, sizes int bytes. ``docs/settings.md`` is checked against
+`SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+
+__all__ = ["SETTINGS", "Settings", "settings"]
+
+T = TypeVar("T")
+
+PREFIX = "WSGATEWAY_"
+
+
+class Setting(Generic[T]):
+    """One setting.
+
+    Args:
+        default: Its value when the project does not set it.
+        doc: One line: what it does and its unit.
+        kind: Types that its value may have; also what an environment value is converted to.
+        valid: Says whether a value is possible.
+        want: What *valid* wants, for the error text.
+        name: The name in Django's settings; None means ``WSGATEWAY_`` and the attribute's name.
+    """
+
+    def __init__(
+        self,
+        default: T,
+        doc: str,
+        *,
+        kind: type | tuple[type, ...],
+        valid: Callable[[Any], bool] = lambda value: True,
+        want: str = "",
+        name: str | None = None,
+    ) -> None:
+        self.default = default
+        self.doc = doc
+        self.kind = kind if isinstance(kind, tuple) else (kind,)
+        self.valid = valid
+        self.want = want
+        self.name = name or ""
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.name = self.name or PREFIX + attribute
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the value that is set; None if it is possible."""
+        value = getattr(django_settings, self.name, self.default)
+        kinds = (*self.kind, int) if float in self.kind else self.kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in self.kind):
+            names = " or ".join(kind.__name__ for kind in self.kind)
+            return f"{self.name} is {value!r}, but must be of type {names}"
+        if not self.valid(value):
+            return f"{self.name} is {value!r}, but must be {self.want}"
+        return None
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: Settings, owner: type) -> T: ...
+    def __get__(self, instance: Settings | None, owner: type) -> Setting[T] | T:
+        if instance is None:
+            return self
+        problem = self.problem()
+        if problem:
+            raise ImproperlyConfigured(problem)
+        value: T = getattr(django_settings, self.name, self.default)
+        return value
+
+
+def _positive(default: float, doc: str) -> Setting[float]:
+    return Setting(default, doc, kind=float, valid=lambda v: v > 0, want="above 0")
+
+
+def _count(default: int, doc: str, *, least: int = 1) -> Setting[int]:
+    return Setting(default, doc, kind=int, valid=lambda v: v >= least, want=f"{least} or more")
+
+
+def _text(default: str, doc: str) -> Setting[str]:
+    return Setting(default, doc, kind=str)
+
+
+class Settings:
+    """Typed view of the project's settings; see `SETTINGS` for the list."""
+
+    BROKER = Setting(
+        "nats",
+        "Which broker: nats, or memory (one process, nothing kept; for tests)",
+        kind=str,
+        valid=lambda v: v in ("nats", "memory"),
+        want="'nats' or 'memory'",
+        name="PUBSUB_BROKER",
+    )
+    URL = Setting(
+        "",
+        "NATS servers, comma-separated URLs; empty: an embedded server, in development only",
+        kind=str,
+        name="NATS_BROKER_URL",
+    )
+    PREFIX = _text("ws", "First token(s) of every subject; names the streams too")
+
+    # The connection to NATS
+    NATS_USER = _text("", "User name for NATS, unless the URL has one")
+    NATS_PASSWORD = _text("", "Password for NATS, unless the URL has one")
+    NATS_TOKEN = _text("", "Token for NATS")
+    NATS_CREDENTIALS = _text("", "Path of a .creds file (JWT and nkey seed)")
+    NATS_NKEY_SEED = _text("", "Path of a file that holds an nkey seed")
+    NATS_TLS_CA = _text("", "Path of the CA certificate that signed the servers' certificates")
+    NATS_TLS_CERT = _text("", "Path of the client's certificate")
+    NATS_TLS_KEY = _text("", "Path of the client's private key")
+    NATS_TLS_HOSTNAME = _text("", "Host name to expect in the servers' certificates")
+    BROKER_TIMEOUT = _positive(5.0, "Longest wait for an answer of the broker, seconds")
+    CONNECT_TIMEOUT = _positive(2.0, "Longest wait for one connection attempt, seconds")
+
+    # Streams
+    REPLICAS = Setting(
+        1,
+        "Copies of each stream; 3 in a cluster",
+        kind=int,
+        valid=lambda v: v in (1, 3, 5),
+        want="1, 3 or 5",
+    )
+    STORAGE = Setting(
+        "file",
+        "Where streams live: file or memory",
+        kind=str,
+        valid=lambda v: v in ("file", "memory"),
+        want="'file' or 'memory'",
+    )
+    INBOX_MAX_AGE = _positive(7 * 86400.0, "How long a user's message is kept, seconds")
+    INBOX_MAX_MESSAGES = _count(10_000, "Messages kept per user; the oldest goes first")
+    INBOX_MAX_BYTES = _count(-1, "Bytes kept of all inboxes; -1: no limit", least=-1)
+    SEND_MAX_AGE = _positive(
+        7 * 86400.0, "How long a client's message waits for a service, seconds"
+    )
+    SEND_MAX_MESSAGES = _count(1_000_000, "Client messages that may wait for services")
+    SEND_MAX_BYTES = _count(-1, "Bytes of client messages that may wait; -1: no limit", least=-1)
+    DEAD_MAX_AGE = _positive(30 * 86400.0, "How long a dead letter is kept, seconds")
+    DUPLICATE_WINDOW = _positive(120.0, "How long a message id is remembered, seconds")
+    CURSOR_MAX_AGE = _positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
+
+    # Delivery
+    CURSOR_INTERVAL = _positive(1.0, "Cursors are written at most this often, seconds")
+    SWEEP_INTERVAL = _positive(10.0, "How often gateways look for missed messages, seconds")
+    WINDOW = _count(256, "Messages in flight to one socket; more wait in the stream")
+    SEND_WINDOW = _count(64, "Client frames that may wait for the broker's acknowledgement")
+    MAX_MESSAGE_SIZE = _count(1_000_000, "Largest websocket frame or payload, bytes")
+    CLOSE_TIMEOUT = _positive(3.0, "Longest time that closing down may take, seconds")
+
+    # Sockets
+    IDENTITY = Setting(
+        ["wsgateway.identity.SessionIdentity"],
+        "Resolvers of a socket's identity, dotted paths, tried in order",
+        kind=(list, tuple),
+        valid=lambda v: bool(v) and all(isinstance(path, str) for path in v),
+        want="a list of dotted paths",
+    )
+    SERVICES: Setting[list[str] | None] = Setting(
+        None,
+        "Services that clients may connect to; None: any",
+        kind=(list, tuple, type(None)),
+    )
+    ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
+        None,
+        "Origins that browsers may connect from; None: hosts in ALLOWED_HOSTS; ['*']: any",
+        kind=(list, tuple, type(None)),
+    )
+    COOKIE_NAME = _text("wsgateway", "Name of SignedCookieIdentity's cookie")
+    TOKEN_PARAMETER = _text("token", "Query parameter that TokenIdentity reads")
+    TOKEN_MAX_AGE = _positive(3600.0, "How long a signed token or cookie is valid, seconds")
+    MAX_CONNECTIONS_PER_USER = _count(0, "Sockets of one user in one process; 0: any", least=0)
+    RATE_LIMIT = Setting(
+        0.0,
+        "Frames that a client may send per second, on average; 0: any",
+        kind=float,
+        valid=lambda v: v >= 0,
+        want="0 or more",
+    )
+    RATE_BURST = _count(100, "Frames that a client may send at once within RATE_LIMIT")
+    PING_INTERVAL = _positive(25.0, "How often wsgateway.v1 clients are pinged, seconds")
+    PING_TIMEOUT = _positive(10.0, "How long a pong may take, seconds")
+
+    # Channel layer
+    DURABLE_GROUPS = Setting(
+        [],
+        "Glob patterns of groups that are stored, besides <service>.<user>",
+        kind=(list, tuple),
+    )
+
+    # Services
+    SERVICES_MODULE = _text("ws_services", "Module of each app that holds service handlers")
+    MAX_DELIVER = _count(5, "Deliveries of a client's message before it is set aside")
+    ACK_WAIT = _positive(30.0, "How long a worker may be silent before redelivery, seconds")
+
+    # Embedded server
+    EMBEDDED_STORE = _text(
+        "", "Folder of the embedded server's store; empty: .nats beside manage.py"
+    )
+    EMBEDDED_PORT = _count(0, "Port of the embedded server; 0: a free one", least=0)
+    EMBEDDED_SYNC_INTERVAL = _text(
+        "always", "When the embedded server calls fsync: always, or a duration such as 10s"
+    )
+
+
+SETTINGS: dict[str, Setting[Any]] = {
+    value.name: value for value in vars(Settings).values() if isinstance(value, Setting)
+}
+"""Every setting by its name in Django's settings."""
+
+settings = Settings()
