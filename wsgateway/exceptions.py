@@ -3,7 +3,7 @@
 WsGatewayError
 ├── BrokerError
 │   ├── BrokerUnavailable      no answer in time; nothing is known to have changed; retry
-│   ├── BrokerMisconfigured    also ImproperlyConfigured; needs an operator
+│   ├── BrokerMisconfigured    a server or stream is not as the settings want; needs an operator
 │   ├── QueueFull              the stream refused the message; retry later
 │   ├── MessageTooBig          also ValueError
 │   └── BrokerClosed           the broker object is no longer open
@@ -13,8 +13,6 @@ WsGatewayError
 """
 
 from __future__ import annotations
-
-from django.core.exceptions import ImproperlyConfigured
 
 __all__ = [
     "BrokerClosed",
@@ -42,7 +40,7 @@ class BrokerUnavailable(BrokerError):
     """No answer in time, or no connection. The operation may be retried with the same id."""
 
 
-class BrokerMisconfigured(BrokerError, ImproperlyConfigured):
+class BrokerMisconfigured(BrokerError):
     """The server or a stream is not what the settings want; an operator must act."""
 
 

@@ -1,0 +1,223 @@
+"""What a broker promises: types and guarantees. Implementations: `nats`, `memory`.
+
+All offsets are stream sequences: they rise within an inbox, but have holes. All methods that
+wait have a deadline of ``WSGATEWAY_BROKER_TIMEOUT`` seconds and may be cancelled at any point.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+from wsgateway.frames import Frame
+from wsgateway.subjects import Inbox, Subjects
+
+__all__ = ["Batch", "Broker", "Closable", "Position", "Receipt", "Stored"]
+
+
+class Receipt(NamedTuple):
+    """Proof that a message is stored.
+
+    Attributes:
+        offset: Its stream sequence.
+        duplicate: True if its id was stored before; then *offset* is the first one's.
+    """
+
+    offset: int
+    duplicate: bool
+
+
+class Position(NamedTuple):
+    """Where the inbox stream stands.
+
+    Attributes:
+        epoch: Names the life of the stream; offsets of another epoch mean nothing.
+        first: Offset of the oldest message kept, of any inbox.
+        last: Offset of the newest message, of any inbox; 0 if there never was one.
+    """
+
+    epoch: str
+    first: int
+    last: int
+
+
+class Stored:
+    """A message of an inbox.
+
+    Attributes:
+        offset: Its stream sequence.
+        previous: Offset of the inbox's message before it; 0 if none is kept; None if not known.
+        payload: Its bytes.
+        kind: Its ``Ws-Frame`` header; None without.
+        time: When it was stored, as RFC 3339 text in UTC.
+    """
+
+    __slots__ = ("_frame", "kind", "offset", "payload", "previous", "time")
+
+    def __init__(
+        self, offset: int, previous: int | None, payload: bytes, kind: str | None, time: str = ""
+    ) -> None:
+        self.offset = offset
+        self.previous = previous
+        self.payload = payload
+        self.kind = kind
+        self.time = time
+        self._frame: Frame | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """The websocket frame it means; parsed once, however many sockets want it.
+
+        Raises:
+            MalformedMessage: It means none.
+        """
+        if self._frame is None:
+            self._frame = Frame.parse(self.payload, self.kind)
+        return self._frame
+
+    def __repr__(self) -> str:
+        return f"<Stored {self.offset} after {self.previous}, {len(self.payload)} bytes>"
+
+
+class Batch(NamedTuple):
+    """Messages of one inbox, oldest first.
+
+    Attributes:
+        messages: What was read.
+        more: True if the inbox held more than the limit allowed.
+    """
+
+    messages: list[Stored]
+    more: bool
+
+
+class Closable(Protocol):
+    """Something that is ended by calling ``close()``; more than once is fine."""
+
+    def close(self) -> None: ...
+
+
+class Broker(ABC):
+    """One event loop's way to the broker. Make it anywhere; `open` it in the loop that uses it.
+
+    Every method may raise `BrokerUnavailable` when no answer came in time and `BrokerClosed`
+    after `close`.
+    """
+
+    subjects: Subjects
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Start connecting and return at once, connected or not. Idempotent."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Send what is buffered, end every task, fail every waiter. Idempotent."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether the broker can be reached now and its streams are as the settings want."""
+
+    @abstractmethod
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until `ready`.
+
+        Args:
+            timeout: Seconds; None means ``WSGATEWAY_BROKER_TIMEOUT``.
+
+        Raises:
+            BrokerUnavailable: Not within *timeout*.
+            BrokerMisconfigured: The server is too old or a stream differs from the settings.
+        """
+
+    @abstractmethod
+    def on_ready(self, callback: Callable[[], None]) -> Closable:
+        """Call *callback* each time the broker becomes `ready`, after subscriptions are back."""
+
+    @abstractmethod
+    async def publish(
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        *,
+        kind: str | None = None,
+        msg_id: str | None = None,
+        ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Store a message in *inbox*; return once it is stored on a quorum.
+
+        Retried until the deadline with the same id, so it is stored at most once.
+
+        Args:
+            inbox: Whose.
+            payload: Up to ``WSGATEWAY_MAX_MESSAGE_SIZE`` bytes.
+            kind: ``text``, ``binary`` or ``event``; None lets the payload decide.
+            msg_id: Makes publishing idempotent for ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
+            ttl: Seconds after which the message is gone, at least 1; None: the stream's limit.
+            headers: More headers, for example ``traceparent``.
+
+        Raises:
+            MessageTooBig: Nothing was stored.
+            QueueFull: The stream is at its limit. Nothing was stored.
+        """
+
+    @abstractmethod
+    async def accept(self, inbox: Inbox, frame: Frame, *, msg_id: str | None = None) -> Receipt:
+        """Store what a client sent for its service; as `publish`, but for ``ws.send…``.
+
+        Calls begun in an order are stored in that order unless one of them has to be retried.
+        """
+
+    @abstractmethod
+    async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
+        """Return the messages stored after *offset*, oldest first.
+
+        May lag behind the leader; ask again until an announced offset is reached.
+
+        Args:
+            inbox: Whose.
+            offset: Stream sequence, exclusive; 0 means from the first one kept.
+            limit: 1-1000 messages.
+        """
+
+    @abstractmethod
+    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+        """Call *on_message* for each message as it is stored. At most once: may miss some.
+
+        *on_message* runs in the broker's read path: it must not wait and not raise.
+        """
+
+    @abstractmethod
+    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
+        """Return the newest offset of each inbox that holds something."""
+
+    @abstractmethod
+    async def position(self) -> Position:
+        """Return where the inbox stream stands, as its leader knows it."""
+
+    @abstractmethod
+    async def load_cursor(self, inbox: Inbox, device: str) -> int:
+        """Return the offset up to which *device* has everything; 0 if not known.
+
+        A cursor of another epoch counts as not known.
+        """
+
+    @abstractmethod
+    async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
+        """Remember that *device* has everything up to *offset*. Never moves backwards."""
+
+    @abstractmethod
+    def broadcast(self, topic: str, payload: bytes) -> None:
+        """Tell every gateway something, at most once; lost while not `ready`.
+
+        Args:
+            topic: One token, for example ``logout``.
+            payload: What listeners get.
+        """
+
+    @abstractmethod
+    def listen(self, topic: str, on_message: Callable[[bytes], None]) -> Closable:
+        """Call *on_message* with each payload broadcast on *topic*."""

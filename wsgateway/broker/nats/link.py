@@ -1,0 +1,463 @@
+"""One connection per event loop: who connects, restores, watches, and closes.
+
+nats-py's own reconnect gives up, has no jitter, and buffers without a word. Here one task owns
+the connection: it connects, restores every subscription, and only then announces ``OPEN``.
+Everybody else publishes, or gets `BrokerUnavailable` at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import logging
+import random
+import secrets
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nats.errors import Error as NatsError
+
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.quirks import DirectClient, Handler
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
+
+__all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription"]
+
+logger = logging.getLogger("wsgateway.broker")
+
+OUTBOUND_LIMIT = 64 * 1024 * 1024
+"""Bytes that may wait for the server before publishing is refused."""
+OUTBOUND_HIGH = 1024 * 1024
+"""Bytes above which `Link.pressure` waits."""
+
+
+class LinkState(enum.Enum):
+    """The life of a link."""
+
+    NEW = "new"
+    CONNECTING = "connecting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Delays between attempts: exponential, capped, with full jitter."""
+
+    initial: float = 0.05
+    factor: float = 2.0
+    cap: float = 2.0
+
+    def delay(self, attempt: int) -> float:
+        """Return seconds to wait before *attempt* (the first is 0)."""
+        longest = min(self.cap, self.initial * self.factor ** min(attempt, 30))
+        return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, no secret
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """Where and how to connect. Times in seconds."""
+
+    servers: tuple[str, ...]
+    name: str = "wsgateway"
+    user: str = ""
+    password: str = ""
+    token: str = ""
+    credentials: str = ""
+    nkey_seed: str = ""
+    tls: ssl.SSLContext | None = None
+    tls_hostname: str = ""
+    connect_timeout: float = 2.0
+    timeout: float = 5.0
+    ping_interval: float = 5.0
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def for_nats(self) -> dict[str, object]:
+        """Return the options that nats-py's ``connect`` takes."""
+        wanted: dict[str, object] = {
+            "user": self.user or None,
+            "password": self.password or None,
+            "token": self.token or None,
+            "user_credentials": self.credentials or None,
+            "nkeys_seed": self.nkey_seed or None,
+            "tls": self.tls,
+            "tls_hostname": self.tls_hostname or None,
+        }
+        return {key: value for key, value in wanted.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its payload and raw headers."""
+
+    data: bytes
+    headers: bytes | None
+
+
+class Subscription:
+    """Interest in one subject; outlives connections until `close`."""
+
+    __slots__ = ("_link", "queue", "sid", "subject")
+
+    def __init__(self, link: Link, sid: int, subject: str, queue: str) -> None:
+        self._link = link
+        self.sid = sid
+        self.subject = subject
+        self.queue = queue
+
+    def command(self) -> bytes:
+        """Return the SUB command."""
+        return f"SUB {self.subject} {self.queue} {self.sid}\r\n".encode()
+
+    def close(self) -> None:
+        """End the interest; no message is handed over after this call. Idempotent."""
+        self._link._unsubscribe(self)
+
+
+class Link:
+    """One connection to NATS that is kept up until `close`.
+
+    Not thread safe: belongs to the loop in which `open` was called.
+    """
+
+    def __init__(self, options: LinkOptions) -> None:
+        self.options = options
+        self.state = LinkState.NEW
+        self.connections = 0
+        """How often it has connected."""
+        self._client: DirectClient | None = None  # the connection while OPEN
+        self._handlers: dict[int, Handler] = {}  # sid -> handler; shared with each client
+        self._subscriptions: dict[int, Subscription] = {}  # what to restore
+        self._sids = itertools.count(1)
+        self._owner: asyncio.Task[None] | None = None  # runs _keep_up
+        self._opened = asyncio.Event()  # set while OPEN
+        self._on_open: dict[int, Callable[[], None]] = {}
+        self._on_lost: dict[int, Callable[[], None]] = {}
+        self._waiting: dict[bytes, tuple[Handler, Callable[[Exception], None]]] = {}
+        self._tokens = itertools.count()
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox_skip = len(self._inbox) + 1
+        self._last_error = "not connected yet"
+        self._servers = list(options.servers)
+        self._server_info: dict[str, object] = {}
+
+    # -- life cycle ----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start connecting and return at once. Idempotent."""
+        if self.state is LinkState.CLOSED:
+            raise BrokerClosed("the link is already closed; open a new one")
+        if self._owner is None:
+            self._set_state(LinkState.CONNECTING)
+            self.subscribe(f"{self._inbox}.*", self._on_reply)
+            self._owner = asyncio.create_task(self._keep_up(), name="wsgateway-link")
+
+    async def close(self, timeout: float = 2.0) -> None:
+        """Flush, disconnect, fail every waiter. Idempotent; takes *timeout* seconds at most."""
+        if self.state is LinkState.CLOSED:
+            return
+        client = self._client
+        self._set_state(LinkState.CLOSED)
+        self._opened.clear()
+        if client is not None:
+            await client.ping(timeout)
+        if self._owner is not None:
+            self._owner.cancel()
+            await asyncio.wait({self._owner}, timeout=timeout)
+        self._drop(client)
+        self._fail_waiting(BrokerClosed("the link is already closed; open a new one"))
+        self._handlers.clear()
+        self._subscriptions.clear()
+
+    def _set_state(self, state: LinkState) -> None:
+        logger.debug("link %s -> %s", self.state.value, state.value)
+        self.state = state
+
+    async def ready(self, timeout: float | None = None) -> None:
+        """Wait until the link is OPEN.
+
+        Raises:
+            BrokerUnavailable: Not within *timeout* (None: the options' timeout) seconds.
+        """
+        if self.state is LinkState.OPEN:
+            return
+        self._refuse_closed()
+        try:
+            async with asyncio.timeout(self.options.timeout if timeout is None else timeout):
+                await self._opened.wait()
+        except TimeoutError as exc:
+            raise self._unavailable() from exc
+
+    def on_open(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call *callback* on each change to OPEN; return what ends that."""
+        key = next(self._tokens)
+        self._on_open[key] = callback
+        return lambda: self._on_open.pop(key, None) and None
+
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call *callback* on each loss of the connection; return what ends that."""
+        key = next(self._tokens)
+        self._on_lost[key] = callback
+        return lambda: self._on_lost.pop(key, None) and None
+
+    def _refuse_closed(self) -> None:
+        if self.state is LinkState.CLOSED:
+            raise BrokerClosed("the link is already closed; open a new one")
+
+    def _unavailable(self) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"no connection to NATS at {self.address}: {self._last_error}; "
+            "is the server running, and NATS_BROKER_URL right?"
+        )
+
+    @property
+    def address(self) -> str:
+        """The servers without credentials, for messages."""
+        return ", ".join(url.rpartition("@")[2].rpartition("//")[2] for url in self.options.servers)
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """The version of the server connected to; zeros before the first connection."""
+        text = str(self._server_info.get("version", "0.0.0")).partition("-")[0]
+        numbers = [int(part) if part.isdigit() else 0 for part in text.split(".")]
+        major, minor, patch = (numbers + [0, 0, 0])[:3]
+        return major, minor, patch
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes in one message, headers included."""
+        value = self._server_info.get("max_payload", 1024 * 1024)
+        return value if isinstance(value, int) else 1024 * 1024
+
+    # -- the owner -----------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        attempt = 0
+        while self.state is not LinkState.CLOSED:
+            client = await self._connect(attempt)
+            if client is None:
+                await asyncio.sleep(self.options.backoff.delay(attempt))
+                attempt += 1
+                continue
+            attempt = 0
+            try:
+                await self._serve(client)
+            finally:
+                self._drop(client)
+            await asyncio.sleep(self.options.backoff.delay(0))
+
+    async def _connect(self, attempt: int) -> DirectClient | None:
+        """Try every known server once; return a client whose subscriptions are restored."""
+        servers = self._servers[:]
+        random.shuffle(servers)
+        for server in servers:
+            client = DirectClient(self._handlers)
+            try:
+                async with asyncio.timeout(self.options.connect_timeout * 2):
+                    await client.connect(
+                        servers=[server],
+                        name=self.options.name,
+                        allow_reconnect=False,
+                        max_reconnect_attempts=1,
+                        reconnect_time_wait=0,
+                        connect_timeout=self.options.connect_timeout,
+                        ping_interval=86400,
+                        error_cb=self._note_error,
+                        **self.options.for_nats(),
+                    )
+                    self._restore(client)
+                    if await client.ping(self.options.connect_timeout):
+                        return client
+                    self._last_error = "no answer"
+            except (NatsError, OSError, TimeoutError, ValueError) as exc:
+                self._last_error = str(exc) or type(exc).__name__
+            except asyncio.CancelledError:
+                client.abandon()
+                raise
+            client.abandon()
+        log = logger.warning if attempt == 0 else logger.debug
+        log("cannot connect to NATS at %s: %s; trying on", self.address, self._last_error)
+        return None
+
+    async def _note_error(self, error: Exception) -> None:
+        self._last_error = str(error) or type(error).__name__
+        logger.debug("nats-py reports: %s", self._last_error)
+
+    def _restore(self, client: DirectClient) -> None:
+        for subscription in self._subscriptions.values():
+            client.write(subscription.command())
+
+    async def _serve(self, client: DirectClient) -> None:
+        """Announce OPEN, watch the connection, return once it is lost."""
+        lost = asyncio.Event()
+        client.on_read_end(lost.set)
+        self._client = client
+        self._server_info = dict(client._server_info)
+        self._learn_servers(client)
+        self.connections += 1
+        self._set_state(LinkState.OPEN)
+        # Subscriptions made between _restore and now are not on this connection yet; SUB is
+        # idempotent per sid, so all of them are simply sent again.
+        self._restore(client)
+        self._opened.set()
+        logger.info("connected to NATS at %s", self.address)
+        self._call(self._on_open)
+        while not lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.options.ping_interval):
+                    await lost.wait()
+                    break
+            if not await client.ping(self.options.timeout):
+                self._last_error = f"no answer to a ping for {self.options.timeout} s"
+                break
+
+    def _learn_servers(self, client: DirectClient) -> None:
+        found = {url.netloc for url in client.discovered_servers}
+        known = {url.rpartition("//")[2].rpartition("@")[2] for url in self._servers}
+        scheme = self.options.servers[0].partition("//")[0] or "nats:"
+        self._servers += [f"{scheme}//{netloc}" for netloc in sorted(found - known)]
+
+    def _drop(self, client: DirectClient | None) -> None:
+        if client is None or client is not self._client:
+            return
+        self._client = None
+        client.abandon()
+        self._opened.clear()
+        if self.state is LinkState.OPEN:
+            self._set_state(LinkState.CONNECTING)
+            logger.warning("lost the connection to NATS: %s; reconnecting", self._last_error)
+        self._fail_waiting(self._unavailable())
+        self._call(self._on_lost)
+
+    def _call(self, callbacks: dict[int, Callable[[], None]]) -> None:
+        for callback in list(callbacks.values()):
+            try:
+                callback()
+            except Exception:
+                logger.exception("a callback on a change of the connection failed")
+
+    # -- publish, subscribe --------------------------------------------------------------
+
+    def publish(self, subject: str, payload: bytes, headers: bytes = b"", reply: str = "") -> None:
+        """Queue a message for the server; at most once.
+
+        Args:
+            subject: A valid subject; not checked here.
+            payload: Bytes, at most `max_payload`.
+            headers: As `headers.encode` makes them.
+            reply: Where answers go.
+
+        Raises:
+            BrokerUnavailable: Not connected, or the server has stopped reading.
+        """
+        client = self._client
+        if client is None:
+            self._refuse_closed()
+            raise self._unavailable()
+        if client.buffered > OUTBOUND_LIMIT:
+            raise BrokerUnavailable(
+                f"{client.buffered} bytes already wait for NATS at {self.address}; "
+                "the server does not read"
+            )
+        if headers:
+            size = len(headers)
+            command = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n".encode()
+            client.write(b"".join((command, headers, payload, b"\r\n")))
+        else:
+            command = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
+            client.write(b"".join((command, payload, b"\r\n")))
+
+    async def pressure(self) -> None:
+        """Wait while more than a megabyte waits for the server; returns when the link is lost."""
+        client = self._client
+        while client is not None and client is self._client and client.buffered > OUTBOUND_HIGH:
+            await asyncio.sleep(0.001)
+
+    def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+        """Call *handler* for each message, in the order of arrival over all subscriptions.
+
+        *handler* runs in the read path: it must not wait. May be called while not connected.
+        """
+        self._refuse_closed()
+        sid = next(self._sids)
+        subscription = Subscription(self, sid, subject, queue)
+        self._handlers[sid] = handler
+        self._subscriptions[sid] = subscription
+        if self._client is not None:
+            self._client.write(subscription.command())
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        if self._handlers.pop(subscription.sid, None) is None:
+            return
+        del self._subscriptions[subscription.sid]
+        if self._client is not None:
+            self._client.write(f"UNSUB {subscription.sid}\r\n".encode())
+
+    # -- requests ------------------------------------------------------------------------
+
+    def ask(
+        self,
+        subject: str,
+        payload: bytes,
+        handler: Handler,
+        failed: Callable[[Exception], None],
+        headers: bytes = b"",
+    ) -> Callable[[], None]:
+        """Publish with a reply subject and hand every answer to *handler*.
+
+        *failed* is called once if the connection is lost first. Returns what ends the wait;
+        call it when enough answers came.
+        """
+        token = b"%x" % next(self._tokens)
+        self._waiting[token] = (handler, failed)
+        try:
+            self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
+        except BaseException:
+            del self._waiting[token]
+            raise
+        return lambda: self._waiting.pop(token, None) and None
+
+    async def request(
+        self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None
+    ) -> Reply:
+        """Return the first answer.
+
+        Raises:
+            BrokerUnavailable: None came in time, nobody listens, or the connection was lost.
+        """
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def succeed(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
+            if not answer.done():
+                answer.set_result(Reply(data, headers))
+
+        def fail(error: Exception) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
+        done = self.ask(subject, payload, succeed, fail, headers)
+        limit = self.options.timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(limit):
+                reply = await answer
+        except TimeoutError as exc:
+            raise BrokerUnavailable(f"no answer on {subject} within {limit} s") from exc
+        finally:
+            done()
+        if hdrs.status(reply.headers) == 503:
+            raise BrokerUnavailable(f"nobody answers on {subject}")
+        return reply
+
+    def _on_reply(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        waiter = self._waiting.get(subject[self._inbox_skip :])
+        if waiter is not None:
+            waiter[0](subject, reply, data, headers)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for _, failed in waiting.values():
+            failed(error)
