@@ -223,8 +223,18 @@ class Link:
         """The version of the server connected to; zeros before the first connection."""
         text = str(self._server_info.get("version", "0.0.0")).partition("-")[0]
         numbers = [int(part) if part.isdigit() else 0 for part in text.split(".")]
-        major, minor, patch = (numbers + [0, 0, 0])[:3]
+        major, minor, patch = [*numbers, 0, 0, 0][:3]
         return major, minor, patch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether publishing is possible now."""
+        return self.state is LinkState.OPEN
+
+    @property
+    def jetstream_offered(self) -> bool:
+        """Whether the server connected to runs JetStream."""
+        return bool(self._server_info.get("jetstream"))
 
     @property
     def max_payload(self) -> int:
@@ -287,21 +297,24 @@ class Link:
         logger.debug("nats-py reports: %s", self._last_error)
 
     def _restore(self, client: DirectClient) -> None:
-        for subscription in self._subscriptions.values():
-            client.write(subscription.command())
+        """Bring the server's subscriptions of *client* in line with the table."""
+        wanted = self._subscriptions.keys()
+        for sid in wanted - client.subscribed:
+            client.write(self._subscriptions[sid].command())
+        for sid in client.subscribed - wanted:
+            client.write(f"UNSUB {sid}\r\n".encode())
+        client.subscribed = set(wanted)
 
     async def _serve(self, client: DirectClient) -> None:
         """Announce OPEN, watch the connection, return once it is lost."""
         lost = asyncio.Event()
         client.on_read_end(lost.set)
         self._client = client
-        self._server_info = dict(client._server_info)
+        self._server_info = client.server_info
         self._learn_servers(client)
         self.connections += 1
         self._set_state(LinkState.OPEN)
-        # Subscriptions made between _restore and now are not on this connection yet; SUB is
-        # idempotent per sid, so all of them are simply sent again.
-        self._restore(client)
+        self._restore(client)  # again: the table may have changed while it was confirmed
         self._opened.set()
         logger.info("connected to NATS at %s", self.address)
         self._call(self._on_open)
@@ -373,7 +386,8 @@ class Link:
     async def pressure(self) -> None:
         """Wait while more than a megabyte waits for the server; returns when the link is lost."""
         client = self._client
-        while client is not None and client is self._client and client.buffered > OUTBOUND_HIGH:
+        # nats-py's buffer has no event to wait for
+        while client is self._client and client and client.buffered > OUTBOUND_HIGH:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:

@@ -38,6 +38,8 @@ class DirectClient(Client):  # type: ignore[misc]  # nats-py is not typed
     def __init__(self, handlers: dict[int, Handler]) -> None:
         super().__init__()
         self._handlers = handlers
+        self.subscribed: set[int] = set()
+        """Ids that were sent to the server while the connection was restored."""
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
@@ -64,6 +66,11 @@ class DirectClient(Client):  # type: ignore[misc]  # nats-py is not typed
         queue = self._flush_queue
         if queue.empty():
             queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    @property
+    def server_info(self) -> dict[str, object]:
+        """What the server said in its INFO."""
+        return dict(self._server_info)
 
     @property
     def buffered(self) -> int:

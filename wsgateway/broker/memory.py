@@ -1,0 +1,222 @@
+"""A broker within one process: the same semantics, nothing survives. For tests and trials."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.base import Batch, Broker, Closable, Position, Receipt, Stored
+from wsgateway.exceptions import BrokerClosed, QueueFull
+from wsgateway.frames import Frame
+from wsgateway.subjects import Inbox, Subjects
+
+if TYPE_CHECKING:
+    from wsgateway.conf import Settings
+
+__all__ = ["MemoryBroker", "MemoryStore"]
+
+
+@dataclass
+class _Kept:
+    stored: Stored
+    until: float  # monotonic time at which it is gone
+
+
+@dataclass
+class MemoryStore:
+    """What brokers of one process share.
+
+    Attributes:
+        max_messages: Messages kept per inbox; the oldest goes first.
+        max_age: Seconds that a message is kept.
+        max_waiting: Client messages that may wait for services.
+        duplicate_window: Seconds that a message id is remembered.
+    """
+
+    max_messages: int = 10_000
+    max_age: float = 7 * 86400.0
+    max_waiting: int = 1_000_000
+    duplicate_window: float = 120.0
+    epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
+    last: int = 0
+    inboxes: dict[Inbox, list[_Kept]] = field(default_factory=lambda: defaultdict(list))
+    accepted: list[tuple[Inbox, Frame]] = field(default_factory=list)
+    cursors: dict[tuple[Inbox, str], int] = field(default_factory=dict)
+    ids: dict[str, tuple[int, float]] = field(default_factory=dict)
+    watchers: dict[Inbox, dict[int, Callable[[Stored], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def kept(self, inbox: Inbox) -> list[_Kept]:
+        """Return what *inbox* still holds."""
+        now = time.monotonic()
+        found = [kept for kept in self.inboxes[inbox] if kept.until > now]
+        self.inboxes[inbox] = found[-self.max_messages :]
+        return self.inboxes[inbox]
+
+    def known(self, msg_id: str | None) -> Receipt | None:
+        """Return the receipt of an earlier message with this id."""
+        now = time.monotonic()
+        while self.ids:
+            oldest = next(iter(self.ids))
+            if self.ids[oldest][1] > now:
+                break
+            del self.ids[oldest]
+        if msg_id is None or msg_id not in self.ids:
+            return None
+        return Receipt(self.ids[msg_id][0], True)
+
+    def next_offset(self, msg_id: str | None) -> int:
+        """Return the next offset and remember *msg_id* with it."""
+        self.last += 1
+        if msg_id is not None:
+            self.ids[msg_id] = (self.last, time.monotonic() + self.duplicate_window)
+        return self.last
+
+
+class _Entry:
+    """A callback in a table; `close` takes it out."""
+
+    def __init__(self, table: dict[int, Callable[..., None]], callback: Callable[..., None]):
+        self._table = table
+        table[id(self)] = callback
+
+    def close(self) -> None:
+        self._table.pop(id(self), None)
+
+
+class MemoryBroker(Broker):
+    """See `Broker`.
+
+    Args:
+        store: What to share with other brokers of this process; None: a store of its own.
+    """
+
+    def __init__(self, store: MemoryStore | None = None, subjects: Subjects | None = None) -> None:
+        self.store = store or MemoryStore()
+        self.subjects = subjects or Subjects()
+        self._open = False
+        self._closed = False
+        self._on_ready: dict[int, Callable[[], None]] = {}
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> MemoryBroker:
+        """Return a broker with the settings' limits on the process's shared store."""
+        global _shared
+        if _shared is None:
+            _shared = MemoryStore(
+                settings.INBOX_MAX_MESSAGES,
+                settings.INBOX_MAX_AGE,
+                settings.SEND_MAX_MESSAGES,
+                settings.DUPLICATE_WINDOW,
+            )
+        return cls(_shared, Subjects(settings.PREFIX))
+
+    async def open(self) -> None:
+        self._refuse_closed()
+        if not self._open:
+            self._open = True
+            for callback in list(self._on_ready.values()):
+                callback()
+
+    async def close(self) -> None:
+        self._open, self._closed = False, True
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise BrokerClosed("the broker is already closed; open a new one")
+
+    @property
+    def ready(self) -> bool:
+        return self._open
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        self._refuse_closed()
+        await self.open()
+
+    def on_ready(self, callback: Callable[[], None]) -> Closable:
+        return _Entry(self._on_ready, callback)
+
+    async def publish(
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        *,
+        kind: str | None = None,
+        msg_id: str | None = None,
+        ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        await self.wait_ready()
+        if ttl is not None and ttl < 1:
+            raise ValueError(f"ttl is {ttl!r} s, but NATS takes 1 s or more")
+        store, known = self.store, self.store.known(msg_id)
+        if known:
+            return known
+        kept = store.kept(inbox)
+        previous = kept[-1].stored.offset if kept else 0
+        now = dt.datetime.now(dt.UTC).isoformat()
+        stored = Stored(store.next_offset(msg_id), previous, bytes(payload), kind, now)
+        kept.append(_Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
+        for watcher in list(store.watchers[inbox].values()):
+            watcher(stored)
+        await asyncio.sleep(0)
+        return Receipt(stored.offset, False)
+
+    async def accept(self, inbox: Inbox, frame: Frame, *, msg_id: str | None = None) -> Receipt:
+        await self.wait_ready()
+        known = self.store.known(msg_id)
+        if known:
+            return known
+        if len(self.store.accepted) >= self.store.max_waiting:
+            raise QueueFull(f"{self.store.max_waiting} client messages already wait for services")
+        self.store.accepted.append((inbox, frame))
+        return Receipt(self.store.next_offset(msg_id), False)
+
+    async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
+        await self.wait_ready()
+        found = [kept.stored for kept in self.store.kept(inbox) if kept.stored.offset > offset]
+        return Batch(found[:limit], len(found) > limit)
+
+    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+        return _Entry(self.store.watchers[inbox], on_message)
+
+    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
+        await self.wait_ready()
+        kept = {inbox: self.store.kept(inbox) for inbox in inboxes}
+        return {inbox: found[-1].stored.offset for inbox, found in kept.items() if found}
+
+    async def position(self) -> Position:
+        await self.wait_ready()
+        offsets = [kept[0].stored.offset for kept in self.store.inboxes.values() if kept]
+        return Position(
+            self.store.epoch, min(offsets, default=self.store.last + 1), self.store.last
+        )
+
+    async def load_cursor(self, inbox: Inbox, device: str) -> int:
+        await self.wait_ready()
+        return self.store.cursors.get((inbox, device), 0)
+
+    async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
+        await self.wait_ready()
+        key = (inbox, device)
+        self.store.cursors[key] = max(offset, self.store.cursors.get(key, 0))
+
+    def broadcast(self, topic: str, payload: bytes) -> None:
+        for listener in list(self.store.listeners[topic].values()):
+            listener(payload)
+
+    def listen(self, topic: str, on_message: Callable[[bytes], None]) -> Closable:
+        return _Entry(self.store.listeners[topic], on_message)
+
+
+_shared: MemoryStore | None = None

@@ -1,0 +1,306 @@
+"""The NATS JetStream broker: joins link, streams, publishing and direct gets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from wsgateway.broker.base import Batch, Broker, Closable, Position, Receipt, Stored
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
+from wsgateway.broker.nats.link import Link, LinkOptions, Reply
+from wsgateway.broker.nats.streams import Streams, StreamSpec
+from wsgateway.exceptions import BrokerError, BrokerMisconfigured, BrokerUnavailable
+from wsgateway.frames import FRAME_HEADER, Frame
+from wsgateway.subjects import Inbox, Subjects
+
+__all__ = ["NatsBroker"]
+
+logger = logging.getLogger("wsgateway.broker")
+
+LEAST_VERSION = (2, 11, 0)
+READ_BYTES = 4 * 1024 * 1024
+"""Bytes that one read may return, so that a backlog cannot fill the gateway's memory."""
+MULTI_LAST = 1024
+"""Subjects that the server takes in one ``multi_last``."""
+REMEMBERED_CURSORS = 100_000
+RECHECK = 5.0
+"""Seconds until a misconfigured server is checked again."""
+
+_SEQUENCE = b"Nats-Sequence"
+_PREVIOUS = b"Nats-Last-Sequence"
+_KIND = FRAME_HEADER.encode()
+_TIME = b"Nats-Time-Stamp"
+_SUBJECT = b"Nats-Subject"
+
+
+class _Ended:
+    """A `Closable` from a function."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def close(self) -> None:
+        self._end()
+
+
+def _stored(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
+    kind = hdrs.find(raw, _KIND)
+    stamp = hdrs.find(raw, _TIME)
+    return Stored(
+        hdrs.find_int(raw, _SEQUENCE) or 0,
+        # In a batch the header means "the one before in this batch", not in the inbox.
+        hdrs.find_int(raw, _PREVIOUS) if live else None,
+        payload,
+        None if kind is None else kind.decode("utf-8", "replace"),
+        "" if stamp is None else stamp.decode(),
+    )
+
+
+class NatsBroker(Broker):
+    """See `Broker`.
+
+    Args:
+        options: Where and how to connect.
+        subjects: Names below the installation's prefix.
+        specs: The streams that must be there, as `streams.wanted_streams` makes them.
+    """
+
+    def __init__(
+        self, options: LinkOptions, subjects: Subjects, specs: Iterable[StreamSpec]
+    ) -> None:
+        self.subjects = subjects
+        self.link = Link(options)
+        self.jetstream = JetStream(self.link, options.timeout)
+        self.streams = Streams(self.jetstream, specs)
+        self._timeout = options.timeout
+        self._recv = subjects.stream("recv")
+        self._bucket = f"{subjects.upper}_CURSORS"
+        self._epoch = ""
+        self._ready = asyncio.Event()  # connected and streams checked
+        self._problem: BrokerMisconfigured | None = None  # why it will not become ready
+        self._preparing: asyncio.Task[None] | None = None
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._keys = itertools.count()
+        # Revisions of cursors that were read or written here, to see others' writes.
+        self._revisions: OrderedDict[str, int] = OrderedDict()
+
+    # -- life cycle ----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        self.link.on_open(self._on_open)
+        self.link.on_lost(self._ready.clear)
+        await self.link.open()
+
+    async def close(self) -> None:
+        self._ready.clear()
+        await self.link.close(min(2.0, self._timeout))
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing}, timeout=1.0)
+
+    def _on_open(self) -> None:
+        if self._preparing is not None:
+            self._preparing.cancel()
+        self._preparing = asyncio.create_task(self._prepare(), name="wsgateway-prepare")
+
+    async def _prepare(self) -> None:
+        """Check server and streams until they are as wanted; then announce ready."""
+        while True:
+            try:
+                await self._check()
+                break
+            except BrokerMisconfigured as exc:
+                if str(exc) != str(self._problem):
+                    logger.error("%s", exc)
+                self._problem = exc
+            except BrokerUnavailable as exc:
+                logger.debug("not ready yet: %s", exc)
+                if not self.link.is_open:
+                    return  # the next connection prepares anew
+            except BrokerError as exc:
+                logger.error("cannot prepare the streams: %s", exc)
+            await asyncio.sleep(RECHECK if self._problem else 0.25)
+        self._problem = None
+        self._ready.set()
+        for callback in list(self._callbacks.values()):
+            callback()
+
+    async def _check(self) -> None:
+        version = self.link.server_version
+        if version < LEAST_VERSION:
+            raise BrokerMisconfigured(
+                f"NATS {'.'.join(map(str, version))} at {self.link.address} is too old: batched "
+                "direct get and per-message TTL need 2.11 or later; upgrade the server"
+            )
+        if not self.link.jetstream_offered:
+            raise BrokerMisconfigured(
+                f"NATS at {self.link.address} runs without JetStream; start it with -js"
+            )
+        infos = await self.streams.ensure()
+        if self._recv in infos:
+            self._epoch = _epoch(infos[self._recv])
+
+    @property
+    def ready(self) -> bool:
+        return self._ready.is_set()
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        if self.ready:
+            return
+        if self._problem is not None:
+            raise self._problem
+        limit = self._timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(limit):
+                await self.link.ready(limit)
+                await self._ready.wait()
+        except TimeoutError as exc:
+            if self._problem is not None:
+                raise self._problem from exc
+            raise BrokerUnavailable(
+                f"the streams at {self.link.address} were not ready within {limit} s"
+            ) from exc
+
+    def on_ready(self, callback: Callable[[], None]) -> Closable:
+        key = next(self._keys)
+        self._callbacks[key] = callback
+        return _Ended(lambda: self._callbacks.pop(key, None) and None)
+
+    # -- publish -------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        *,
+        kind: str | None = None,
+        msg_id: str | None = None,
+        ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        pairs = dict(headers or {})
+        if kind is not None:
+            pairs[FRAME_HEADER] = kind
+        if ttl is not None:
+            if ttl < 1:
+                raise ValueError(f"ttl is {ttl!r} s, but NATS takes 1 s or more")
+            pairs["Nats-TTL"] = f"{int(ttl * 1000)}ms"
+        return await self._store(self.subjects.recv(inbox), payload, pairs, msg_id)
+
+    async def accept(self, inbox: Inbox, frame: Frame, *, msg_id: str | None = None) -> Receipt:
+        pairs = {FRAME_HEADER: frame.kind}
+        return await self._store(self.subjects.send(inbox), frame.payload, pairs, msg_id)
+
+    async def _store(
+        self, subject: str, payload: bytes, pairs: Mapping[str, str], msg_id: str | None
+    ) -> Receipt:
+        if not self.ready:
+            await self.wait_ready()
+        return await self.jetstream.publish(subject, payload, pairs, msg_id=msg_id)
+
+    # -- read ----------------------------------------------------------------------------
+
+    async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
+        request = {
+            "seq": offset + 1,
+            "next_by_subj": self.subjects.recv(inbox),
+            "batch": limit,
+            "max_bytes": READ_BYTES,
+        }
+        found = await self.jetstream.direct(self._recv, request)
+        messages = [_stored(reply.data, reply.headers, live=False) for reply in found.replies]
+        return Batch(messages, found.pending > 0)
+
+    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+        def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
+            on_message(_stored(data, raw, live=True))
+
+        return self.link.subscribe(self.subjects.live(inbox), handle)
+
+    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
+        subjects = [self.subjects.recv(inbox) for inbox in inboxes]
+        found = {}
+        for start in range(0, len(subjects), MULTI_LAST):
+            request = {"multi_last": subjects[start : start + MULTI_LAST]}
+            batch = await self.jetstream.direct(self._recv, request)
+            for reply in batch.replies:
+                subject = hdrs.find(reply.headers, _SUBJECT) or b""
+                _, inbox = self.subjects.parse(subject.decode())
+                found[inbox] = hdrs.find_int(reply.headers, _SEQUENCE) or 0
+        return found
+
+    async def position(self) -> Position:
+        info = await self.jetstream.api(f"STREAM.INFO.{self._recv}")
+        state = info["state"]
+        self._epoch = _epoch(info)
+        return Position(self._epoch, state["first_seq"], state["last_seq"])
+
+    # -- cursors -------------------------------------------------------------------------
+
+    async def load_cursor(self, inbox: Inbox, device: str) -> int:
+        key = self.subjects.cursor_key(inbox, device)
+        found = await self.jetstream.direct(
+            f"KV_{self._bucket}", {"last_by_subj": f"$KV.{self._bucket}.{key}"}
+        )
+        if not found.replies:
+            self._remember(key, 0)
+            return 0
+        return self._read_cursor(key, found.replies[0])
+
+    def _read_cursor(self, key: str, reply: Reply) -> int:
+        self._remember(key, hdrs.find_int(reply.headers, _SEQUENCE) or 0)
+        epoch, _, offset = reply.data.decode("utf-8", "replace").rpartition(" ")
+        return int(offset) if epoch == self._epoch and offset.isdigit() else 0
+
+    def _remember(self, key: str, revision: int) -> None:
+        self._revisions[key] = revision
+        self._revisions.move_to_end(key)
+        if len(self._revisions) > REMEMBERED_CURSORS:
+            self._revisions.popitem(last=False)
+
+    async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
+        key = self.subjects.cursor_key(inbox, device)
+        subject, payload = f"$KV.{self._bucket}.{key}", f"{self._epoch} {offset}".encode()
+        for _ in range(5):
+            if key not in self._revisions and await self.load_cursor(inbox, device) >= offset:
+                return
+            try:
+                receipt = await self.jetstream.publish(
+                    subject, payload, expect_last=self._revisions[key]
+                )
+            except ApiError as exc:
+                if exc.err_code != WRONG_LAST_SEQUENCE:
+                    raise
+                # Another gateway moved it (or our own retry did): the further one counts.
+                del self._revisions[key]
+            else:
+                self._remember(key, receipt.offset)
+                return
+
+    # -- gateway to gateway --------------------------------------------------------------
+
+    def _topic(self, topic: str) -> str:
+        return f"{self.subjects.prefix}.all.{topic}"
+
+    def broadcast(self, topic: str, payload: bytes) -> None:
+        with contextlib.suppress(BrokerUnavailable):
+            self.link.publish(self._topic(topic), payload)
+
+    def listen(self, topic: str, on_message: Callable[[bytes], None]) -> Closable:
+        def handle(_subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None) -> None:
+            on_message(data)
+
+        return self.link.subscribe(self._topic(topic), handle)
+
+
+def _epoch(info: Mapping[str, Any]) -> str:
+    """Return what names the stream's life: its creation time, digits only."""
+    return "".join(char for char in str(info["created"]) if char.isdigit())

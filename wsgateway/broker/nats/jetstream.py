@@ -1,0 +1,216 @@
+"""JetStream over a `Link`: API calls, acknowledged publishing, direct gets.
+
+Raw requests, because nats-py has no batched direct get, parses every header, and drops stream
+settings it does not know. Sources: NATS ADR-1 (API), ADR-22 (publish retries), ADR-31 (direct
+get), ADR-43 (per-message TTL).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from wsgateway.broker.base import Receipt
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.link import Backoff, Link, Reply
+from wsgateway.exceptions import BrokerError, BrokerUnavailable, MessageTooBig, QueueFull
+
+__all__ = ["ApiError", "DirectBatch", "JetStream"]
+
+ATTEMPT_TIMEOUT = 1.5
+"""Seconds after which an unanswered publish is tried again, with the same id."""
+
+NOT_FOUND = 10059
+WRONG_LAST_SEQUENCE = 10071
+STORE_FAILED = 10077
+TOO_BIG = 10054
+CONSUMER_NOT_FOUND = 10014
+
+
+class ApiError(BrokerError):
+    """JetStream refused a request for good.
+
+    Args:
+        code: HTTP-like status.
+        err_code: NATS' own number of the error.
+        description: NATS' text.
+    """
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(code, err_code, description)
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+    def __str__(self) -> str:
+        return f"JetStream refuses: {self.description} (error {self.err_code})"
+
+
+class DirectBatch(NamedTuple):
+    """What a direct get returned.
+
+    Attributes:
+        replies: The messages; their headers hold subject, sequence and time.
+        pending: Messages that matched but did not fit the limits.
+    """
+
+    replies: list[Reply]
+    pending: int
+
+
+def _raise_for(error: Mapping[str, Any], size: int = 0) -> None:
+    code, err_code = int(error.get("code", 500)), int(error.get("err_code", 0))
+    text = str(error.get("description", "unknown error"))
+    if err_code == STORE_FAILED and "maximum" in text:
+        raise QueueFull(f"the stream is full: {text}; nothing was stored, try again later")
+    if err_code == TOO_BIG:
+        raise MessageTooBig(size, 0, "the stream's max_msg_size")
+    if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
+        raise BrokerUnavailable(f"JetStream is not available now: {text}")
+    raise ApiError(code, err_code, text)
+
+
+class JetStream:
+    """JetStream requests over *link*; stateless.
+
+    Args:
+        link: The connection.
+        timeout: Seconds that a call may take, retries included.
+    """
+
+    def __init__(self, link: Link, timeout: float) -> None:
+        self.link = link
+        self.timeout = timeout
+        self._backoff = Backoff(0.05, 2.0, 0.5)
+
+    async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the answer of ``$JS.API.<name>``.
+
+        Raises:
+            ApiError: JetStream refused it.
+            BrokerUnavailable: No answer in time, or no leader now.
+        """
+        payload = json.dumps(request).encode() if request is not None else b""
+        reply = await self.link.request(f"$JS.API.{name}", payload, timeout=self.timeout)
+        answer: dict[str, Any] = json.loads(reply.data)
+        if "error" in answer:
+            _raise_for(answer["error"])
+        return answer
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        msg_id: str | None = None,
+        expect_last: int | None = None,
+    ) -> Receipt:
+        """Store a message; retried with the same id until the deadline, so at most once.
+
+        Args:
+            subject: One that a stream binds.
+            payload: Bytes.
+            headers: Name to value.
+            msg_id: Its ``Nats-Msg-Id``; None: a random one.
+            expect_last: Refuse unless the subject's newest message has this sequence.
+        """
+        pairs = {"Nats-Msg-Id": msg_id or uuid.uuid4().hex, **(headers or {})}
+        if expect_last is not None:
+            pairs["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        raw = hdrs.encode(pairs)
+        size = len(raw) + len(payload)
+        if size > self.link.max_payload:
+            raise MessageTooBig(size, self.link.max_payload, "the NATS server's max_payload")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout
+        attempt = 0
+        while True:
+            left = deadline - loop.time()
+            try:
+                await self.link.ready(left)
+                return await self._publish_once(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
+            except BrokerUnavailable:
+                pause = self._backoff.delay(attempt)
+                if loop.time() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def _publish_once(
+        self, subject: str, payload: bytes, raw: bytes, timeout: float
+    ) -> Receipt:
+        await self.link.pressure()
+        reply = await self.link.request(subject, payload, raw, timeout)
+        answer = json.loads(reply.data)
+        if "error" in answer:
+            _raise_for(answer["error"], len(payload))
+        return Receipt(answer["seq"], answer.get("duplicate", False))
+
+    async def direct(self, stream: str, request: Mapping[str, Any]) -> DirectBatch:
+        """Return what a batched direct get finds; nothing found is an empty batch.
+
+        Raises:
+            BrokerUnavailable: No answer for `timeout` seconds, or the connection was lost.
+            ApiError: The request was refused.
+        """
+        await self.link.ready(self.timeout)
+        return await _DirectRead(self.link, stream, request).run(self.timeout)
+
+
+class _DirectRead:
+    """One direct get: collects answers until the server says that there are no more."""
+
+    def __init__(self, link: Link, stream: str, request: Mapping[str, Any]) -> None:
+        self._link = link
+        self._stream = stream
+        self._request = json.dumps(request).encode()
+        self._single = "batch" not in request and "multi_last" not in request
+        self._loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[int] = self._loop.create_future()  # the pending count
+        self._replies: list[Reply] = []
+        self._heard = self._loop.time()  # when the last answer came
+
+    async def run(self, timeout: float) -> DirectBatch:
+        subject = f"$JS.API.DIRECT.GET.{self._stream}"
+        done = self._link.ask(subject, self._request, self._on_reply, self._fail)
+        try:
+            while not self._end.done():
+                left = self._heard + timeout - self._loop.time()
+                if left <= 0:
+                    raise BrokerUnavailable(
+                        f"direct get from {self._stream!r}: no answer within {timeout} s"
+                    )
+                await asyncio.wait({self._end}, timeout=left)
+            return DirectBatch(self._replies, self._end.result())
+        finally:
+            done()
+            self._end.cancel()
+
+    def _on_reply(self, _subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
+        self._heard = self._loop.time()
+        status = hdrs.status(raw)
+        if status is None:
+            self._replies.append(Reply(data, raw))
+            if self._single:
+                self._finish(0)
+        elif status == 204:
+            self._finish(hdrs.find_int(raw, b"Nats-Num-Pending") or 0)
+        elif status == 404:
+            self._finish(0)
+        elif status == 503:
+            self._fail(BrokerUnavailable(f"nobody serves direct gets of {self._stream!r}"))
+        else:
+            text = (raw or b"")[9:].partition(b"\r\n")[0].decode("utf-8", "replace")
+            self._fail(ApiError(status, 0, f"direct get from {self._stream!r}: {text}"))
+
+    def _finish(self, pending: int) -> None:
+        if not self._end.done():
+            self._end.set_result(pending)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._end.done():
+            self._end.set_exception(error)
