@@ -8,6 +8,7 @@ works. Durations are float seconds, sizes int bytes. ``docs/settings.md`` is che
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
@@ -209,6 +210,18 @@ class Settings:
     EMBEDDED_SYNC_INTERVAL = _text(
         "always", "When the embedded server calls fsync: always, or a duration such as 10s"
     )
+
+    # What Django itself knows
+    @property
+    def debug(self) -> bool:
+        """Whether this is development."""
+        return bool(django_settings.DEBUG)
+
+    @property
+    def embedded_store(self) -> Path:
+        """The folder of the embedded server's store."""
+        base = Path(getattr(django_settings, "BASE_DIR", None) or Path.cwd())
+        return Path(self.EMBEDDED_STORE) if self.EMBEDDED_STORE else base / ".nats"
 
 
 SETTINGS: dict[str, Setting[Any]] = {

@@ -1,0 +1,65 @@
+"""Environment variables to settings. Pure: the environment is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from wsgateway.conf import SETTINGS
+
+__all__ = ["flag", "gateway_settings", "items", "number", "required"]
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+
+
+def flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
+    """Return a yes-or-no variable."""
+    if name not in environ:
+        return default
+    value = environ[name].strip().lower()
+    if value not in _TRUE | _FALSE:
+        raise ImproperlyConfigured(f"{name} is {environ[name]!r} in the environment; use 1 or 0")
+    return value in _TRUE
+
+
+def items(environ: Mapping[str, str], name: str, default: str = "") -> list[str]:
+    """Return a comma-separated variable as a list; spaces around items do not count."""
+    return [item.strip() for item in environ.get(name, default).split(",") if item.strip()]
+
+
+def number(environ: Mapping[str, str], name: str, default: int) -> int:
+    """Return a whole number."""
+    return int(_convert(name, environ.get(name, str(default)), (int,)))
+
+
+def required(environ: Mapping[str, str], name: str, cure: str) -> str:
+    """Return a variable that must be set; *cure* says how."""
+    if not environ.get(name):
+        raise ImproperlyConfigured(f"{name} is not set in the environment; {cure}")
+    return environ[name]
+
+
+def gateway_settings(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return every wsgateway setting that *environ* sets, each as its own type."""
+    return {
+        name: _convert(name, environ[name], setting.kind)
+        for name, setting in SETTINGS.items()
+        if name in environ
+    }
+
+
+def _convert(name: str, text: str, kinds: tuple[type, ...]) -> Any:
+    if list in kinds:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if bool in kinds:
+        return flag({name: text}, name, False)
+    kind = kinds[0]
+    try:
+        return kind(text)
+    except ValueError as exc:
+        raise ImproperlyConfigured(
+            f"{name} is {text!r} in the environment, but must be of type {kind.__name__}"
+        ) from exc

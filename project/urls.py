@@ -1,0 +1,18 @@
+"""The site's pages: the demonstration, log-in, health, and the admin."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import include, path
+
+urlpatterns = [
+    path("", include("wsgateway.urls")),
+    path(
+        "login/",
+        LoginView.as_view(template_name="wsgateway/login.html", redirect_authenticated_user=True),
+        name="login",
+    ),
+    path("logout/", LogoutView.as_view(), name="logout"),
+    path("admin/", admin.site.urls),
+]

@@ -1,0 +1,94 @@
+"""Fixtures: real servers and gateways, on free ports and temporary stores."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import Gateway
+from wsgateway.broker import embedded
+from wsgateway.broker.cluster import Cluster
+
+# A power loss during the tests costs nothing; fsync for each message would cost minutes.
+SYNC_INTERVAL = "10s"
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.EmbeddedServer]:
+    """One nats-server per test process. Do not stop it: use `own_server` for that."""
+    store = tmp_path_factory.mktemp("nats")
+    with embedded.EmbeddedServer(store, sync_interval=SYNC_INTERVAL) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[embedded.EmbeddedServer]:
+    """A nats-server for this test alone: it may be stopped, killed, paused and restarted."""
+    with embedded.EmbeddedServer(tmp_path / "nats", sync_interval=SYNC_INTERVAL) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nats-servers for one module; a test that kills one starts it again."""
+    store = tmp_path_factory.mktemp("cluster")
+    with Cluster(store, sync_interval=SYNC_INTERVAL) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A subject prefix that no other test uses."""
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def nats_settings(settings: Any, nats_server: embedded.EmbeddedServer, prefix: str) -> Any:
+    """Settings that use `nats_server` with a prefix of the test's own."""
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = nats_server.url
+    settings.WSGATEWAY_PREFIX = prefix
+    return settings
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody uses."""
+    return embedded.free_port()
+
+
+@pytest.fixture
+def gateway_factory(
+    tmp_path: Path, nats_server: embedded.EmbeddedServer, prefix: str
+) -> Iterator[Callable[..., Gateway]]:
+    """Make and start gateways: ``gateway_factory(server="uvicorn", WSGATEWAY_WINDOW="4")``.
+
+    Keyword arguments in capitals go into the environment. All of one test share a prefix. No
+    database is migrated: cookies and tokens identify clients.
+    """
+    gateways: list[Gateway] = []
+
+    def make(server: str = "daphne", port: int | None = None, **env: str) -> Gateway:
+        values = {
+            "NATS_BROKER_URL": nats_server.url,
+            "WSGATEWAY_PREFIX": prefix,
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'db.sqlite3'}",
+            **env,
+        }
+        gateway = Gateway(tmp_path, values, server, port)
+        gateways.append(gateway)
+        return gateway.start()
+
+    yield make
+    for gateway in gateways:
+        gateway.kill()
+
+
+@pytest.fixture
+def gateway(gateway_factory: Callable[..., Gateway]) -> Gateway:
+    """A gateway process on daphne, started for this test."""
+    return gateway_factory()

@@ -1,0 +1,210 @@
+"""The embedded server: starts, shares, survives, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nats
+import pytest
+
+from tests.support import ROOT, listening, process_alive, site_env, wait_for
+from wsgateway.broker import embedded
+from wsgateway.broker.cluster import Cluster
+from wsgateway.broker.embedded import EmbeddedServer, embedded_url
+from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
+
+
+async def store_and_count(url: str) -> int:
+    client = await nats.connect(url)
+    js = client.jetstream()
+    await js.add_stream(name="S", subjects=["s"])
+    sequence = (await js.publish("s", b"x")).seq
+    await client.close()
+    return sequence
+
+
+async def test_restart_keeps_port_and_data(tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path) as server:
+        url = server.url
+        assert await store_and_count(url) == 1
+        await asyncio.to_thread(server.restart)
+        assert server.url == url
+        assert await store_and_count(url) == 2
+        server.kill()
+        await server.astart()
+        assert await store_and_count(url) == 3
+
+
+def test_start_and_stop_twice_is_no_error(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path)
+    server.stop()
+    pid = server.start().pid
+    assert server.start().pid == pid
+    server.stop()
+    server.stop()
+    assert not process_alive(pid)
+    with pytest.raises(BrokerUnavailable, match="is not running"):
+        _ = server.pid
+
+
+def test_stop_ends_a_paused_server(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path).start()
+    server.pause()
+    assert embedded.probe(server.port, 0.2) is None
+    pid = server.pid
+    server.stop()
+    assert not process_alive(pid)
+
+
+def test_taken_port_is_reported_with_the_log(tmp_path: Path) -> None:
+    with (
+        EmbeddedServer(tmp_path / "a") as first,
+        pytest.raises(BrokerUnavailable, match="address already in use"),
+    ):
+        EmbeddedServer(tmp_path / "b", port=first.port).start()
+
+
+def test_chosen_port_that_is_taken_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedServer(tmp_path / "a") as first:
+        ports = iter([first.port, embedded.free_port()])
+        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
+        with EmbeddedServer(tmp_path / "b") as second:
+            assert second.port != first.port
+
+
+def test_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise embedded.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(embedded.metadata, "distribution", absent)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(BrokerMisconfigured, match=r"wsgateway\[embedded\]"):
+        embedded.find_server()
+
+
+def test_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
+    """The kernel's "die with your parent" means the parent thread."""
+    server = EmbeddedServer(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(server.start).result()
+    asyncio.run(asyncio.to_thread(lambda: None))
+    assert embedded.probe(server.port) == server.name
+    server.stop()
+
+
+STARTER = """
+import pathlib, sys, time
+from wsgateway.broker import embedded
+print(embedded.embedded_url(pathlib.Path(sys.argv[1])), flush=True)
+record = embedded._shared
+print(next(iter(record.values()))[1].pid if record else 0, flush=True)
+time.sleep(60 if sys.argv[2] == "stay" else 0)
+"""
+
+
+def start(store: Path, how: str) -> tuple[subprocess.Popen[str], str, int]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(store), how],
+        cwd=ROOT,
+        env=site_env(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip(), int(process.stdout.readline())
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals | None = None) -> None:
+    if number is not None:
+        process.send_signal(number)
+    process.wait(10)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_processes_share_the_server_and_the_starter_owns_it(tmp_path: Path) -> None:
+    owner, url, pid = start(tmp_path, "stay")
+    guest, guest_url, guest_pid = start(tmp_path, "leave")
+    end(guest)
+    assert (guest_url, guest_pid) == (url, 0)
+    assert process_alive(pid)
+    end(owner, signal.SIGINT)
+    assert not process_alive(pid)
+
+
+def test_server_dies_with_its_killed_starter_and_comes_back_on_its_port(tmp_path: Path) -> None:
+    owner, url, pid = start(tmp_path, "stay")
+    end(owner, signal.SIGKILL)
+    wait_for(lambda: not process_alive(pid), what="nats-server ends")
+    assert embedded_url(tmp_path) == url
+    embedded.stop_embedded()
+    assert not listening(int(url.rpartition(":")[2]))
+
+
+def test_many_starters_at_once_start_one_server(tmp_path: Path) -> None:
+    started = [start(tmp_path, "stay") for _ in range(3)]
+    assert len({url for _, url, _ in started}) == 1
+    assert sum(pid != 0 for _, _, pid in started) == 1
+    for process, _, _ in started:
+        end(process, signal.SIGTERM)
+
+
+def test_record_of_a_server_that_is_gone_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text('{"port": "what"')
+    assert embedded_url(tmp_path).startswith("nats://127.0.0.1:")
+    embedded.stop_embedded()
+
+
+def test_forked_child_does_not_stop_its_parents_server(tmp_path: Path) -> None:
+    port = int(embedded_url(tmp_path).rpartition(":")[2])
+    store, (_, server) = next(iter(embedded._shared.items()))
+    embedded._shared[store] = (os.getppid(), server)
+    embedded.stop_embedded()
+    assert listening(port)
+    server.stop()
+
+
+def test_no_embedded_server_in_production(settings: object) -> None:
+    settings.DEBUG = False  # type: ignore[attr-defined]
+    with pytest.raises(BrokerMisconfigured, match="set NATS_BROKER_URL"):
+        embedded.embedded_url_from_settings()
+
+
+def test_development_uses_the_projects_store(settings: object, tmp_path: Path) -> None:
+    settings.DEBUG = True  # type: ignore[attr-defined]
+    settings.BASE_DIR = tmp_path  # type: ignore[attr-defined]
+    assert embedded.embedded_url_from_settings().startswith("nats://127.0.0.1:")
+    assert (tmp_path / ".nats" / "jetstream").is_dir()
+    embedded.stop_embedded()
+
+
+async def test_cluster_survives_one_of_three(nats_cluster: Cluster) -> None:
+    client = await nats.connect(nats_cluster.urls[0])
+    js = client.jetstream()
+    info = await js.add_stream(name="R3", subjects=["r3"], num_replicas=3)
+    await client.close()
+    assert info.cluster is not None
+    assert info.cluster.leader is not None
+    victim = nats_cluster[info.cluster.leader]
+    await asyncio.to_thread(victim.kill)
+    survivor = next(node for node in nats_cluster if node is not victim)
+    client = await nats.connect(survivor.url)
+    js = client.jetstream(timeout=1)
+    for _ in range(30):
+        try:
+            assert (await js.publish("r3", b"x")).seq == 1
+            break
+        except (TimeoutError, nats.js.errors.NoStreamResponseError):
+            await asyncio.sleep(0.2)
+    else:
+        pytest.fail("no new leader within 30 attempts")
+    await client.close()
+    await victim.astart()

@@ -1,0 +1,13 @@
+"""The site's settings for tests: development, no broker unless a fixture chooses one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DEBUG", "1")
+
+from project.settings import *  # noqa: F403
+
+PUBSUB_BROKER = "memory"
+NATS_BROKER_URL = ""
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

