@@ -218,6 +218,37 @@ class Settings:
         return bool(django_settings.DEBUG)
 
     @property
+    def allowed_hosts(self) -> list[str]:
+        """ALLOWED_HOSTS."""
+        return list(django_settings.ALLOWED_HOSTS)
+
+    @property
+    def asgi_application(self) -> str | None:
+        """ASGI_APPLICATION."""
+        return getattr(django_settings, "ASGI_APPLICATION", None)
+
+    def is_installed(self, app: str) -> bool:
+        """Say whether *app* is in INSTALLED_APPS, by name or by its configuration class."""
+        return any(
+            name == app or name.startswith(f"{app}.apps.")
+            for name in django_settings.INSTALLED_APPS
+        )
+
+    def names_set(self) -> list[str]:
+        """Return every ``WSGATEWAY_…`` name that the project sets, known or not."""
+        return sorted(name for name in dir(django_settings) if name.startswith(PREFIX))
+
+    @property
+    def session_cookie_name(self) -> str:
+        """SESSION_COOKIE_NAME."""
+        return str(django_settings.SESSION_COOKIE_NAME)
+
+    @property
+    def session_engine(self) -> str:
+        """SESSION_ENGINE, a dotted path."""
+        return str(django_settings.SESSION_ENGINE)
+
+    @property
     def embedded_store(self) -> Path:
         """The folder of the embedded server's store."""
         base = Path(getattr(django_settings, "BASE_DIR", None) or Path.cwd())

@@ -1,0 +1,34 @@
+"""The ASGI application: pages by Django, websockets by the gateway.
+
+No session middleware wraps the sockets: a resolver that needs the session loads it itself, so
+sockets that cookies or tokens identify cost no database query.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
+from django.urls import re_path
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+django_application = get_asgi_application()
+
+from wsgateway.routing import websocket_urlpatterns  # noqa: E402 - needs Django set up
+
+
+async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:
+    """End the handshake with HTTP 403; Channels' router would end it with a traceback."""
+    await receive()
+    await send({"type": "websocket.close"})
+
+
+application = ProtocolTypeRouter(
+    {
+        "http": django_application,
+        "websocket": URLRouter([*websocket_urlpatterns, re_path(r"", refuse_unknown_path)]),
+    }
+)

@@ -1,0 +1,196 @@
+"""System checks; the names carry the ids."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from wsgateway import checks
+from wsgateway.identity import CookieIdentity
+
+COOKIES = "wsgateway.identity.CookieIdentity"
+
+
+def messages(deploy: bool = False) -> dict[str, str]:
+    active = [*checks.CHECKS, *(checks.DEPLOY_CHECKS if deploy else [])]
+    found = [message for check in active for message in check(app_configs=None)]
+    for message in found:
+        assert message.hint, message
+        assert message.msg.endswith("."), message
+    return {str(message.id).removeprefix("wsgateway."): message.msg for message in found}
+
+
+@pytest.fixture
+def production(settings: Any) -> Any:
+    settings.DEBUG = False
+    settings.ALLOWED_HOSTS = ["example.com"]
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = "nats://127.0.0.1:4222"
+    settings.WSGATEWAY_IDENTITY = ["wsgateway.identity.SessionIdentity"]
+    return settings
+
+
+@pytest.mark.usefixtures("production")
+def test_good_settings_pass() -> None:
+    assert messages(deploy=True) == {}
+
+
+def test_E001_unknown_name_suggests_the_nearest(settings: Any) -> None:
+    settings.WSGATEWAY_REPLICA = 3
+    settings.WSGATEWAY_ZZZZ = 1
+    found = checks.check_names()
+    assert [m.hint for m in found] == [
+        "Did you mean WSGATEWAY_REPLICAS?",
+        "docs/settings.md lists all settings.",
+    ]
+    assert {m.id for m in found} == {"wsgateway.E001"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("WSGATEWAY_REPLICAS", 2, "WSGATEWAY_REPLICAS is 2, but must be 1, 3 or 5."),
+        ("WSGATEWAY_WINDOW", "64", "WSGATEWAY_WINDOW is '64', but must be of type int."),
+        ("WSGATEWAY_IDENTITY", [], "WSGATEWAY_IDENTITY is [], but must be a list of dotted paths."),
+        ("PUBSUB_BROKER", "redis", "PUBSUB_BROKER is 'redis', but must be 'nats' or 'memory'."),
+        (
+            "WSGATEWAY_PREFIX",
+            "a b",
+            "WSGATEWAY_PREFIX: prefix 'a b' is not made of [A-Za-z0-9_-] tokens joined by dots.",
+        ),
+    ],
+)
+def test_E002_impossible_value(settings: Any, name: str, value: object, text: str) -> None:
+    setattr(settings, name, value)
+    assert messages() == {"E002": text}
+
+
+def test_E002_alone_speaks_for_values_that_other_checks_cannot_read(settings: Any) -> None:
+    for name in checks.SETTINGS:
+        setattr(settings, name, object())
+    assert set(messages(deploy=True)) == {"E002"}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("nowhere.Resolver", "No module named 'nowhere'"),
+        ("wsgateway.identity.Nobody", "does not define a"),
+        ("wsgateway.identity.make_token", "it is not a class"),
+        ("wsgateway.identity.Identity", "it has no method resolve"),
+    ],
+)
+def test_E003_resolver_that_is_none(settings: Any, path: str, text: str) -> None:
+    settings.WSGATEWAY_IDENTITY = [path]
+    assert text in messages(deploy=True)["E003"]
+
+
+def test_E004_file_that_cannot_be_read(settings: Any, tmp_path: Path) -> None:
+    settings.WSGATEWAY_NATS_CREDENTIALS = str(tmp_path / "missing.creds")
+    assert "missing.creds" in messages()["E004"]
+    (tmp_path / "missing.creds").write_text("x")
+    assert messages() == {}
+
+
+def test_E005_key_without_certificate(settings: Any, tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("x")
+    settings.WSGATEWAY_NATS_TLS_KEY = str(tmp_path / "key.pem")
+    assert set(messages()) == {"E005"}
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://localhost", "nats://", "nats://h:port", "nats://h:99999", "nats://[::1"]
+)
+def test_E006_entry_that_is_no_url(settings: Any, url: str) -> None:
+    settings.NATS_BROKER_URL = f"nats://ok:4222,{url}"
+    assert set(messages()) == {"E006"}
+
+
+def test_E006_keeps_the_password_out(settings: Any) -> None:
+    settings.NATS_BROKER_URL = "redis://user:secret@host"
+    assert "secret" not in messages()["E006"]
+
+
+def test_W001_channels_is_missing(settings: Any) -> None:
+    settings.INSTALLED_APPS = ["wsgateway"]
+    assert set(messages()) == {"W001"}
+
+
+def test_W002_asgi_application_is_missing(settings: Any) -> None:
+    settings.ASGI_APPLICATION = None
+    assert set(messages()) == {"W002"}
+
+
+def test_E101_memory_broker_in_production(production: Any) -> None:
+    production.PUBSUB_BROKER = "memory"
+    assert set(messages(deploy=True)) == {"E101"}
+    assert messages() == {}
+
+
+def test_E102_no_servers_in_production(production: Any) -> None:
+    production.NATS_BROKER_URL = " "
+    assert set(messages(deploy=True)) == {"E102"}
+
+
+def test_W103_streams_in_memory_in_production(production: Any) -> None:
+    production.WSGATEWAY_STORAGE = "memory"
+    assert set(messages(deploy=True)) == {"W103"}
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        ("nats://10.0.0.1:4222", True),
+        ("10.0.0.1", True),
+        ("tls://10.0.0.1:4222,nats://b:4222", True),
+        ("tls://10.0.0.1:4222", False),
+        ("nats://[::1]:4222,localhost", False),
+    ],
+)
+def test_W104_no_tls_to_another_host(production: Any, url: str, warns: bool) -> None:
+    production.NATS_BROKER_URL = url
+    assert set(messages(deploy=True)) == ({"W104"} if warns else set())
+
+
+def test_W104_a_ca_means_tls(production: Any, tmp_path: Path) -> None:
+    production.NATS_BROKER_URL = "nats://10.0.0.1:4222"
+    (tmp_path / "ca.pem").write_text("x")
+    production.WSGATEWAY_NATS_TLS_CA = str(tmp_path / "ca.pem")
+    assert messages(deploy=True) == {}
+
+
+def test_W105_cluster_with_one_copy(production: Any) -> None:
+    production.NATS_BROKER_URL = "tls://a:4222,tls://b:4222,tls://c:4222"
+    assert set(messages(deploy=True)) == {"W105"}
+    production.WSGATEWAY_REPLICAS = 3
+    assert messages(deploy=True) == {}
+
+
+class Disguised(CookieIdentity):
+    pass
+
+
+@pytest.mark.parametrize("path", [COOKIES, f"{__name__}.Disguised"])
+def test_E106_plain_cookie_identity_in_production(production: Any, path: str) -> None:
+    production.WSGATEWAY_IDENTITY = ["wsgateway.identity.SessionIdentity", path]
+    assert set(messages(deploy=True)) == {"E106"}
+    assert messages() == {}
+
+
+@pytest.mark.parametrize("name", ["WSGATEWAY_ALLOWED_ORIGINS", "ALLOWED_HOSTS"])
+def test_E107_any_origin_in_production(production: Any, name: str) -> None:
+    setattr(production, name, ["*"])
+    assert name in messages(deploy=True)["E107"]
+
+
+def test_every_id_has_its_test_and_its_place_in_the_documentation() -> None:
+    source = Path(checks.__file__).read_text()
+    ids = set(re.findall(r'id="wsgateway\.([EW]\d{3})"', source))
+    tests = set(re.findall(r"def test_([EW]\d{3})_", Path(__file__).read_text()))
+    table = re.findall(r"^\| `wsgateway\.([EW]\d{3})`", (ROOT / "docs/errors.md").read_text(), re.M)
+    assert ids == tests == set(table)
+    assert len(table) == len(ids)

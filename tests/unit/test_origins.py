@@ -1,0 +1,84 @@
+"""Which web pages may open sockets."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from wsgateway.origins import origin_allowed
+
+
+def allowed(*origins: str | bytes) -> bool:
+    raw = [o if isinstance(o, bytes) else o.encode() for o in origins]
+    return origin_allowed({"type": "websocket", "headers": [(b"origin", o) for o in raw]})
+
+
+@pytest.mark.parametrize(
+    ("setting", "origin", "expected"),
+    [
+        (["https://app.example.com"], "https://app.example.com", True),
+        (["https://app.example.com"], "https://app.example.com:443", True),
+        (["https://app.example.com"], "http://app.example.com", False),
+        (["https://app.example.com"], "https://app.example.com:8443", False),
+        (["https://app.example.com"], "https://app.example.com.evil.org", False),
+        (["https://app.example.com"], "https://evilapp.example.com", False),
+        (["https://.example.com"], "https://a.b.example.com", True),
+        ([".example.com"], "http://example.com:1234", True),
+        (["app.example.com"], "https://APP.example.com", True),
+        (["capacitor://localhost"], "capacitor://localhost", True),
+        (["https://app.example.com"], "null", False),
+        (["https://app.example.com"], "", False),
+        (["https://app.example.com"], "http://[", False),
+        (["https://app.example.com"], "https://app.example.com:x", False),
+        (["https://app.example.com"], b"\xff\xfe", False),
+        ([], "https://app.example.com", False),
+        (["*"], "null", True),
+        (["*"], "https://anything.org", True),
+    ],
+)
+def test_origin_against_the_setting(
+    settings: Any, setting: list[str], origin: str | bytes, expected: bool
+) -> None:
+    settings.WSGATEWAY_ALLOWED_ORIGINS = setting
+    assert allowed(origin) is expected
+
+
+@pytest.mark.parametrize(
+    ("debug", "hosts", "origin", "expected"),
+    [
+        (False, ["example.com"], "https://example.com", True),
+        (False, ["example.com"], "https://example.org", False),
+        (False, [], "http://localhost:8000", False),
+        (True, [], "http://localhost:8000", True),
+        (True, [], "http://127.0.0.1:8000", True),
+        (True, [], "http://[::1]:8000", True),
+        (True, [], "https://example.org", False),
+    ],
+)
+def test_without_the_setting_allowed_hosts_decide(
+    settings: Any, debug: bool, hosts: list[str], origin: str, expected: bool
+) -> None:
+    settings.WSGATEWAY_ALLOWED_ORIGINS = None
+    settings.DEBUG = debug
+    settings.ALLOWED_HOSTS = hosts
+    assert allowed(origin) is expected
+
+
+def test_no_origin_is_no_browser(settings: Any) -> None:
+    settings.WSGATEWAY_ALLOWED_ORIGINS = []
+    assert allowed()
+
+
+def test_two_origins_must_both_be_allowed(settings: Any) -> None:
+    settings.WSGATEWAY_ALLOWED_ORIGINS = ["https://a.org"]
+    assert not allowed("https://a.org", "https://b.org")
+
+
+def test_refusal_is_logged_with_the_origin(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings.WSGATEWAY_ALLOWED_ORIGINS = ["https://a.org"]
+    with caplog.at_level(logging.WARNING, "wsgateway"):
+        allowed("https://evil.org")
+    assert "'https://evil.org'" in caplog.text
+    assert "WSGATEWAY_ALLOWED_ORIGINS" in caplog.text

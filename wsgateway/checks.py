@@ -1,0 +1,306 @@
+"""System checks: every unsafe or impossible setting, each with what to do about it.
+
+E is an error, W a warning. Those from 100 on appear with ``check --deploy`` only.
+``docs/errors.md`` is checked against them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.utils.module_loading import import_string
+
+from wsgateway.conf import SETTINGS, settings
+from wsgateway.exceptions import NameRefused
+from wsgateway.subjects import Subjects
+
+__all__ = ["CHECKS", "DEPLOY_CHECKS"]
+
+Check = Callable[..., list[CheckMessage]]
+
+FILES = ("NATS_CREDENTIALS", "NATS_NKEY_SEED", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PLAIN_COOKIES = "wsgateway.identity.CookieIdentity"
+
+
+def _possible(*names: str) -> bool:
+    """Say whether these settings can be read; `check_values` reports the others."""
+    return not any(SETTINGS[name].problem() for name in names)
+
+
+def check_names(**kwargs: Any) -> list[CheckMessage]:
+    """E001: a ``WSGATEWAY_…`` name that does not exist, so that a typo has no silent effect."""
+    found: list[CheckMessage] = []
+    for name in settings.names_set():
+        if name in SETTINGS:
+            continue
+        near = difflib.get_close_matches(_bare(name), map(_bare, SETTINGS), n=1)
+        hint = (
+            f"Did you mean WSGATEWAY_{near[0]}?" if near else "docs/settings.md lists all settings."
+        )
+        found.append(Error(f"{name} is no setting of wsgateway.", hint=hint, id="wsgateway.E001"))
+    return found
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("WSGATEWAY_")
+
+
+def check_values(**kwargs: Any) -> list[CheckMessage]:
+    """E002: a value that is impossible."""
+    found: list[CheckMessage] = [
+        Error(f"{problem}.", hint=f"{setting.doc}.", id="wsgateway.E002")
+        for setting in SETTINGS.values()
+        if (problem := setting.problem())
+    ]
+    if _possible("WSGATEWAY_PREFIX"):
+        try:
+            Subjects(settings.PREFIX)
+        except NameRefused as exc:
+            hint = "For example 'ws' or 'acme.ws'."
+            found.append(Error(f"WSGATEWAY_PREFIX: {exc}.", hint=hint, id="wsgateway.E002"))
+    return found
+
+
+def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
+    """E003: a resolver that cannot be imported, or is none."""
+    if not _possible("WSGATEWAY_IDENTITY"):
+        return []
+    return [
+        Error(
+            f"WSGATEWAY_IDENTITY names {path!r}: {problem}.",
+            hint="List dotted paths of classes with an async method resolve(scope).",
+            id="wsgateway.E003",
+        )
+        for path in settings.IDENTITY
+        if (problem := _resolver_problem(path))
+    ]
+
+
+def _resolver_problem(path: str) -> str | None:
+    try:
+        resolver = import_string(path)
+    except ImportError as exc:
+        return str(exc)
+    if not isinstance(resolver, type):
+        return "it is not a class"
+    return None if callable(getattr(resolver, "resolve", None)) else "it has no method resolve"
+
+
+def check_files(**kwargs: Any) -> list[CheckMessage]:
+    """E004: a key or certificate that cannot be read; E005: a certificate without its pair."""
+    if not _possible(*(f"WSGATEWAY_{name}" for name in FILES)):
+        return []
+    found: list[CheckMessage] = []
+    for name in FILES:
+        path = getattr(settings, name)
+        if path and not _readable(path):
+            found.append(
+                Error(
+                    f"WSGATEWAY_{name} is {path!r}, which cannot be read.",
+                    hint="Give the path of a file that the server's user may read.",
+                    id="wsgateway.E004",
+                )
+            )
+    if settings.NATS_TLS_KEY and not settings.NATS_TLS_CERT:
+        found.append(
+            Error(
+                "WSGATEWAY_NATS_TLS_KEY is set without WSGATEWAY_NATS_TLS_CERT.",
+                hint="Set both, or neither.",
+                id="wsgateway.E005",
+            )
+        )
+    return found
+
+
+def _readable(path: str) -> bool:
+    try:
+        with Path(path).open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def check_urls(**kwargs: Any) -> list[CheckMessage]:
+    """E006: an entry of NATS_BROKER_URL that is no URL of a NATS server."""
+    if not _possible("NATS_BROKER_URL"):
+        return []
+    return [
+        Error(
+            f"NATS_BROKER_URL has an entry that is no URL of a NATS server: {problem}.",
+            hint="Use nats://host:4222 or tls://host:4222; separate several by commas.",
+            id="wsgateway.E006",
+        )
+        for url in _urls()
+        if (problem := _url_problem(url))
+    ]
+
+
+def _urls() -> list[str]:
+    given = [url.strip() for url in settings.URL.split(",") if url.strip()]
+    return [url if "://" in url else f"nats://{url}" for url in given]
+
+
+def _url_problem(url: str) -> str | None:
+    """Return what is wrong with *url*, without the password that it may hold."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("nats", "tls", "ws", "wss"):
+            return f"scheme {parts.scheme!r}"
+        _ = parts.port  # raises for a malformed one
+        return None if parts.hostname else "no host"
+    except ValueError as exc:
+        return str(exc)
+
+
+def check_apps(**kwargs: Any) -> list[CheckMessage]:
+    """W001, W002: without these ``runserver`` and ``runworker`` serve no websockets."""
+    found: list[CheckMessage] = []
+    if not settings.is_installed("channels"):
+        found.append(
+            Warning(
+                "'channels' is not in INSTALLED_APPS.",
+                hint="Add it; the gateway is a Channels consumer.",
+                id="wsgateway.W001",
+            )
+        )
+    if settings.is_installed("daphne") and not settings.asgi_application:
+        found.append(
+            Warning(
+                "ASGI_APPLICATION is not set.",
+                hint="Name the application whose websockets wsgateway.routing serves.",
+                id="wsgateway.W002",
+            )
+        )
+    return found
+
+
+def check_production_broker(**kwargs: Any) -> list[CheckMessage]:
+    """E101, E102, W103: where messages go in production."""
+    if not _possible("PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_STORAGE"):
+        return []
+    if settings.BROKER == "memory":
+        return [
+            Error(
+                "PUBSUB_BROKER is 'memory': one process, and nothing is kept.",
+                hint="Set PUBSUB_BROKER to 'nats'.",
+                id="wsgateway.E101",
+            )
+        ]
+    found: list[CheckMessage] = []
+    if not settings.URL.strip():
+        found.append(
+            Error(
+                "NATS_BROKER_URL is empty; the embedded server is for development only.",
+                hint="Set it to your NATS servers, for example 'tls://nats.example.com:4222'.",
+                id="wsgateway.E102",
+            )
+        )
+    if settings.STORAGE == "memory":
+        found.append(
+            Warning(
+                "WSGATEWAY_STORAGE is 'memory': messages do not survive a restart of NATS.",
+                hint="Set it to 'file'.",
+                id="wsgateway.W103",
+            )
+        )
+    return found
+
+
+def check_production_transport(**kwargs: Any) -> list[CheckMessage]:
+    """W104: messages that cross a network in clear."""
+    if not _possible("NATS_BROKER_URL", "WSGATEWAY_NATS_TLS_CA", "WSGATEWAY_NATS_TLS_CERT"):
+        return []
+    if settings.NATS_TLS_CA or settings.NATS_TLS_CERT:
+        return []
+    hosts = [_plain_host(url) for url in _urls() if not _url_problem(url)]
+    far = sorted({host for host in hosts if host})
+    if not far:
+        return []
+    return [
+        Warning(
+            f"NATS_BROKER_URL reaches {', '.join(far)} without TLS.",
+            hint="Use tls:// URLs, or silence this where the network itself is encrypted.",
+            id="wsgateway.W104",
+        )
+    ]
+
+
+def _plain_host(url: str) -> str | None:
+    parts = urlsplit(url)
+    encrypted = parts.scheme in ("tls", "wss")
+    return None if encrypted or parts.hostname in LOOPBACK else parts.hostname
+
+
+def check_production_replicas(**kwargs: Any) -> list[CheckMessage]:
+    """W105: several servers, but one copy of each message."""
+    if not _possible("NATS_BROKER_URL", "WSGATEWAY_REPLICAS"):
+        return []
+    if len(_urls()) < 3 or settings.REPLICAS > 1:
+        return []
+    return [
+        Warning(
+            f"NATS_BROKER_URL lists {len(_urls())} servers, but WSGATEWAY_REPLICAS is 1.",
+            hint="Set WSGATEWAY_REPLICAS to 3, so that no message depends on one server.",
+            id="wsgateway.W105",
+        )
+    ]
+
+
+def check_production_identity(**kwargs: Any) -> list[CheckMessage]:
+    """E106: identities that anybody can claim."""
+    if not _possible("WSGATEWAY_IDENTITY") or not any(map(_is_plain, settings.IDENTITY)):
+        return []
+    return [
+        Error(
+            "WSGATEWAY_IDENTITY holds CookieIdentity: everybody can read everybody's messages.",
+            hint="Use SessionIdentity, SignedCookieIdentity or TokenIdentity.",
+            id="wsgateway.E106",
+        )
+    ]
+
+
+def _is_plain(path: str) -> bool:
+    if path == PLAIN_COOKIES or _resolver_problem(path):
+        return path == PLAIN_COOKIES
+    return issubclass(import_string(path), import_string(PLAIN_COOKIES))
+
+
+def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
+    """E107: pages of any site may open sockets with the cookies of whoever visits them."""
+    if not _possible("WSGATEWAY_ALLOWED_ORIGINS"):
+        return []
+    origins, name = settings.ALLOWED_ORIGINS, "WSGATEWAY_ALLOWED_ORIGINS"
+    if origins is None:
+        origins, name = settings.allowed_hosts, "ALLOWED_HOSTS"
+    if "*" not in origins:
+        return []
+    return [
+        Error(
+            f"{name} holds '*': any web site may open sockets as its visitors.",
+            hint="List your own origins in WSGATEWAY_ALLOWED_ORIGINS.",
+            id="wsgateway.E107",
+        )
+    ]
+
+
+CHECKS: list[Check] = [
+    check_names,
+    check_values,
+    check_resolvers,
+    check_files,
+    check_urls,
+    check_apps,
+]
+DEPLOY_CHECKS: list[Check] = [
+    check_production_broker,
+    check_production_transport,
+    check_production_replicas,
+    check_production_identity,
+    check_production_origins,
+]

@@ -1,0 +1,293 @@
+"""Whose socket is this? ``Identity`` and the resolvers that find it in an ASGI scope.
+
+WSGATEWAY_IDENTITY lists resolvers, tried in order: one returns an `Identity`, or None to let the
+next try, or raises `IdentityRefused` to end the search. What a client sends is never trusted to be
+well-formed: junk is refused. Everything here runs once per connection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Protocol
+
+from channels.auth import get_user
+from django.core import signing
+from django.http import HttpResponseBase
+from django.utils.module_loading import import_string
+
+from wsgateway.codes import CloseCode
+from wsgateway.conf import settings
+from wsgateway.exceptions import IdentityRefused, NameRefused
+from wsgateway.handshake import bearer_token, cookie, parameter, route
+from wsgateway.subjects import Inbox, encode_token
+
+__all__ = [
+    "CookieIdentity",
+    "Identity",
+    "Resolver",
+    "SessionIdentity",
+    "SignedCookieIdentity",
+    "TokenIdentity",
+    "make_token",
+    "resolve_identity",
+    "set_identity_cookie",
+]
+
+Scope = Mapping[str, Any]
+
+DEFAULT_DEVICE = "default"
+TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
+COOKIE_SALT = "wsgateway.cookie"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is at the other end of a socket.
+
+    Attributes:
+        service: The service that the socket talks to.
+        user: The user's name within it.
+        device: Which of the user's devices; each has its own cursor.
+        session_key: The Django session behind it, whose log-out ends the socket; None without.
+
+    Raises:
+        IdentityRefused: A name is empty, too long, or no Unicode text.
+    """
+
+    service: str
+    user: str
+    device: str = DEFAULT_DEVICE
+    session_key: str | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for part in ("service", "user", "device"):
+            try:
+                encode_token(getattr(self, part))
+            except NameRefused as exc:
+                raise IdentityRefused(
+                    CloseCode.BAD_REQUEST, f"{part} is no usable name: {exc}"
+                ) from exc
+
+    @property
+    def inbox(self) -> Inbox:
+        """The address of the user's messages."""
+        return Inbox(self.service, self.user)
+
+
+class Resolver(Protocol):
+    """What WSGATEWAY_IDENTITY lists: classes without arguments that have this method."""
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """Return whose socket *scope* is; None if this resolver cannot tell.
+
+        Raises:
+            IdentityRefused: The socket may not connect; no other resolver is asked.
+        """
+
+
+async def resolve_identity(scope: Scope) -> Identity:
+    """Return whose socket *scope* is, as the first resolver says that knows it.
+
+    Raises:
+        IdentityRefused: Nobody knows, a resolver refuses, or the service is not allowed.
+    """
+    for path in settings.IDENTITY:
+        identity = await _resolver(path).resolve(scope)
+        if identity is not None:
+            _require_allowed(identity)
+            return identity
+    raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the socket shows no identity; log in first")
+
+
+@lru_cache(maxsize=64)
+def _resolver(path: str) -> Resolver:
+    resolver: Resolver = import_string(path)()
+    return resolver
+
+
+def _require_allowed(identity: Identity) -> None:
+    allowed = settings.SERVICES
+    if allowed is not None and identity.service not in allowed:
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN, f"service {identity.service!r} is not in WSGATEWAY_SERVICES"
+        )
+
+
+def _require_path(scope: Scope, identity: Identity) -> Identity:
+    """Return *identity* if the path names it, or less.
+
+    Raises:
+        IdentityRefused: The path names another service or user.
+    """
+    named = route(scope)
+    for part in ("service", "user"):
+        if named.get(part) not in (None, getattr(identity, part)):
+            raise IdentityRefused(CloseCode.FORBIDDEN, f"the path names another {part}")
+    return identity
+
+
+class SessionIdentity:
+    """The user who is logged in to Django; the service comes from the path.
+
+    Works with and without Channels' ``AuthMiddlewareStack``. Without, the session is read only
+    when there is a session cookie, and nothing of it costs anything after the handshake.
+    """
+
+    def user_name(self, user: Any) -> str:
+        """Return the name that *user*'s inbox has; override it to use another field."""
+        return str(user.get_username())
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`; None when nobody is logged in."""
+        session = scope["session"] if "session" in scope else self._session(scope)
+        if session is None:
+            return None
+        user = scope["user"] if "user" in scope else await get_user({"session": session})
+        if not user.is_authenticated:
+            return None
+        service = route(scope).get("service")
+        if not service:
+            raise IdentityRefused(CloseCode.BAD_REQUEST, "the path names no service")
+        device = parameter(scope, "device") or DEFAULT_DEVICE
+        name = self.user_name(user)
+        return _require_path(scope, Identity(service, name, device, session.session_key))
+
+    def _session(self, scope: Scope) -> Any:
+        key = cookie(scope, settings.session_cookie_name)
+        if not key or not key.isascii() or not key.isprintable():  # databases choke on such keys
+            return None
+        return import_module(settings.session_engine).SessionStore(key)
+
+
+class SignedCookieIdentity:
+    """A cookie that `set_identity_cookie` made. One that is invalid or expired counts as none."""
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`."""
+        value = cookie(scope, settings.COOKIE_NAME)
+        if not value:
+            return None
+        try:
+            identity = _read_token(value, COOKIE_SALT, parameter(scope, "device"))
+        except signing.BadSignature:
+            return None
+        return _require_path(scope, identity)
+
+
+class TokenIdentity:
+    """A token that `make_token` made, in ``?token=…`` or ``Authorization: Bearer …``.
+
+    For clients without a cookie of this site: mobile programs, other origins, other languages.
+    """
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`; an invalid or expired token is refused."""
+        token = parameter(scope, settings.TOKEN_PARAMETER) or bearer_token(scope)
+        if not token:
+            return None
+        try:
+            identity = _read_token(token, TOKEN_SALT, parameter(scope, "device"))
+        except signing.SignatureExpired as exc:
+            raise IdentityRefused(
+                CloseCode.NOT_AUTHENTICATED, "the token has expired; get a new one"
+            ) from exc
+        except signing.BadSignature as exc:
+            raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the token is not valid") from exc
+        return _require_path(scope, identity)
+
+
+class CookieIdentity:
+    """Plain ``service`` and ``user`` cookies, which anybody can write: never in production.
+
+    The cookies win over the path. Without a ``service`` cookie the path names the service; the
+    path alone identifies nobody.
+    """
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`."""
+        user = cookie(scope, "user")
+        service = cookie(scope, "service") or route(scope).get("service")
+        if not user or not service:
+            return None
+        return Identity(service, user, parameter(scope, "device") or DEFAULT_DEVICE)
+
+
+# -- signed tokens ---------------------------------------------------------------------------
+
+
+def make_token(
+    service: str, user: str, device: str | None = None, *, max_age: float | None = None
+) -> str:
+    """Return a token that lets its holder connect as *user*; see `TokenIdentity`.
+
+    Args:
+        service: The only service that it is good for.
+        user: The user's name.
+        device: The only device that it is good for; None leaves the choice to the client.
+        max_age: Seconds that it is valid; None means WSGATEWAY_TOKEN_MAX_AGE.
+
+    Raises:
+        IdentityRefused: A name cannot be used.
+    """
+    return _make_token(TOKEN_SALT, service, user, device, max_age)
+
+
+def set_identity_cookie(
+    response: HttpResponseBase,
+    service: str,
+    user: str,
+    device: str | None = None,
+    *,
+    max_age: float | None = None,
+    **options: Any,
+) -> None:
+    """Set the cookie that `SignedCookieIdentity` reads.
+
+    Args:
+        response: Gets the cookie: HttpOnly, SameSite=Lax, and Secure unless DEBUG is on.
+        service: See `make_token`, as for the other arguments.
+        user: The user's name.
+        device: The device's name.
+        max_age: Seconds that it is valid.
+        **options: For ``response.set_cookie``, for example ``domain``.
+    """
+    age = settings.TOKEN_MAX_AGE if max_age is None else max_age
+    value = _make_token(COOKIE_SALT, service, user, device, age)
+    defaults: MutableMapping[str, Any] = {
+        "httponly": True,
+        "samesite": "Lax",
+        "secure": not settings.debug,
+    }
+    response.set_cookie(settings.COOKIE_NAME, value, max_age=int(age), **{**defaults, **options})
+
+
+def _make_token(
+    salt: str, service: str, user: str, device: str | None, max_age: float | None
+) -> str:
+    Identity(service, user, device or DEFAULT_DEVICE)
+    age = settings.TOKEN_MAX_AGE if max_age is None else max_age
+    return signing.dumps([service, user, device, time.time() + age], salt=salt)
+
+
+def _read_token(token: str, salt: str, device: str | None) -> Identity:
+    """Return whom *token* names.
+
+    Raises:
+        BadSignature: It is not ours; `SignatureExpired`: it was.
+        IdentityRefused: It is good for another device only.
+    """
+    try:
+        service, user, bound, expires = signing.loads(token, salt=salt)
+    except signing.BadSignature:
+        raise
+    except Exception as exc:  # base64, zlib, JSON: whatever a forged token trips over
+        raise signing.BadSignature("malformed") from exc
+    if time.time() >= expires:
+        raise signing.SignatureExpired("expired")
+    if bound and device not in (None, bound):
+        raise IdentityRefused(CloseCode.FORBIDDEN, "the token names another device")
+    return Identity(service, user, bound or device or DEFAULT_DEVICE)
