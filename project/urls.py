@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path
@@ -10,7 +11,11 @@ urlpatterns = [
     path("", include("wsgateway.urls")),
     path(
         "login/",
-        LoginView.as_view(template_name="wsgateway/login.html", redirect_authenticated_user=True),
+        LoginView.as_view(
+            template_name="wsgateway/login.html",
+            redirect_authenticated_user=True,
+            extra_context={"debug": settings.DEBUG},
+        ),
         name="login",
     ),
     path("logout/", LogoutView.as_view(), name="logout"),

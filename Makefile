@@ -1,0 +1,57 @@
+# Needs Python 3.11 or later. `make help` lists the targets.
+PYTHON ?= python3
+PORT ?= 8000
+BIN = .venv/bin
+PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
+	--custom-compile-command 'make pins'
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types pins bench docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11; choose another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.run: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+tests/js/node_modules/.installed: tests/js/package.json
+	@command -v npm > /dev/null || { echo "the tests need Node.js with npm"; exit 1; }
+	cd tests/js && npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
+
+run: .venv/.run  ## serve on 127.0.0.1:8000 with everything it needs (PORT=8001 for another port)
+	@exec $(BIN)/python manage.py rungateway --port $(PORT)
+
+test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS='-k name' for a part)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: .venv/.dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+pins: .venv/.dev  ## write requirements*.txt anew from requirements*.in (ARGS=--upgrade for newer)
+	$(PINS) $(ARGS) requirements.in -o requirements.txt
+	$(PINS) $(ARGS) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+
+bench: .venv/.dev  ## measure; see benchmarks/
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/.dev  ## check that the documents are true
+	$(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
+
+clean:  ## remove what the other targets made, but not the data of `make run`
+	rm -rf .venv build dist *.egg-info staticfiles tests/js/node_modules
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

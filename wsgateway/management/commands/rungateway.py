@@ -1,0 +1,32 @@
+"""``manage.py rungateway``: the whole site with everything it needs, for a first try."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from wsgateway.exceptions import WsGatewayError
+
+
+class Command(BaseCommand):
+    """See `wsgateway.launcher`."""
+
+    help = "Migrates, creates demo users (DEBUG only), starts a nats-server if needed, and serves."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Where to listen."""
+        parser.add_argument("--host", default="127.0.0.1")
+        parser.add_argument("--port", type=int, default=8000)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Serve until a signal comes."""
+        from wsgateway.launcher import launch
+
+        try:
+            launch(options["host"], options["port"], lambda text: print(text, flush=True))
+        except WsGatewayError as exc:
+            raise CommandError(str(exc)) from exc
+        except KeyboardInterrupt:  # before daphne took over the signals
+            raise SystemExit(130) from None

@@ -1,0 +1,16 @@
+"""Pages: the demonstration and the health probes. Include them where you like."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from wsgateway import health, views
+
+app_name = "wsgateway"
+
+urlpatterns = [
+    path("", views.demo, name="demo"),
+    path("publish/", views.publish, name="publish"),
+    path("healthz", health.healthz, name="healthz"),
+    path("readyz", health.readyz, name="readyz"),
+]
