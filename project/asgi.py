@@ -11,13 +11,17 @@ from typing import Any
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
+from django.core.exceptions import ImproperlyConfigured
 from django.urls import re_path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
-django_application = get_asgi_application()
+try:
+    django_application = get_asgi_application()
+except ImproperlyConfigured as exc:  # one line for the operator, not a page
+    raise SystemExit(f"cannot start: {exc}") from exc
 
-from wsgateway.routing import websocket_urlpatterns  # noqa: E402 - needs Django set up
+from wsgateway.routing import websocket_urlpatterns
 
 
 async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:

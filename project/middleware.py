@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
+from pathlib import Path
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
@@ -41,6 +42,11 @@ def _add_policy(response: HttpResponseBase) -> HttpResponseBase:
 
 class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
     """WhiteNoise, whose streamed files Django can only read into memory, warning, under ASGI."""
+
+    def add_files(self, root: str, prefix: str | None = None) -> None:
+        """Add a folder; one that does not exist yet is no reason for WhiteNoise's warning."""
+        if Path(root).is_dir():
+            super().add_files(root, prefix)
 
     @staticmethod
     def serve(static_file: StaticFile, request: HttpRequest) -> HttpResponse:

@@ -63,6 +63,7 @@ def site_env(**values: str) -> dict[str, str]:
     """Return an environment for a child process: this one's without its site settings."""
     ours = ("WSGATEWAY_", "NATS_", "PUBSUB_", "DJANGO_", "SECURE_", "COV_", "PYTEST_")
     names = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "PORT", "HTTPS"}
+    names |= {"STATIC_ROOT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in names}
     return {**kept, "PYTHONUNBUFFERED": "1", **values}
 

@@ -1,0 +1,149 @@
+"""The Procfile as written, with DEBUG off."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets.asyncio.client
+import websockets.exceptions
+
+from tests.support import ROOT, Process, listening, running, site_env, wait_for
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.identity import make_token
+
+SECRET_KEY = secrets.token_urlsafe(50)
+
+
+def procfile(name: str) -> str:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    return dict(line.split(": ", 1) for line in lines)[name]
+
+
+def shell(line: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, shell=True, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def production(
+    tmp_path_factory: pytest.TempPathFactory, nats_server: EmbeddedServer
+) -> dict[str, str]:
+    """The environment that docs/deploy.md asks for."""
+    folder = tmp_path_factory.mktemp("production")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return site_env(
+        PATH=path,
+        SECRET_KEY=SECRET_KEY,
+        ALLOWED_HOSTS="127.0.0.1",
+        DATABASE_URL=f"sqlite:///{folder / 'db.sqlite3'}",
+        NATS_BROKER_URL=nats_server.url,
+        WSGATEWAY_PREFIX=f"t{secrets.token_hex(6)}",
+        STATIC_ROOT=str(folder / "static"),
+    )
+
+
+@pytest.fixture
+def web(production: dict[str, str], free_port: int, tmp_path: Path) -> Iterator[Process]:
+    env = {**production, "PORT": str(free_port)}
+    process = Process(["sh", "-c", f"exec {procfile('web')}"], tmp_path / "web.log", env)
+    with running(process):
+        process.spawn()
+        wait_for(lambda: listening(free_port), 30, "the web line listens")
+        yield process
+
+
+def get(web: Process, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    connection = http.client.HTTPConnection("127.0.0.1", int(web.env["PORT"]))
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    return response.status, {k.lower(): v for k, v in response.getheaders()}, body
+
+
+HTTPS = {"X-Forwarded-Proto": "https"}
+
+
+def test_check_deploy_is_clean(production: dict[str, str]) -> None:
+    done = shell("python manage.py check --deploy --fail-level WARNING", production)
+    assert done.returncode == 0, done.stderr
+    assert "no issues (0 silenced)" in done.stdout
+
+
+def test_release_line_prepares_database_and_streams(production: dict[str, str]) -> None:
+    done = shell(procfile("release"), production)
+    assert done.returncode == 0, done.stderr
+    assert shell(procfile("release"), production).returncode == 0
+
+
+def test_pages_want_https_and_probes_do_not(web: Process) -> None:
+    status, headers, _ = get(web, "/")
+    assert (status, headers["location"]) == (301, f"https://127.0.0.1:{web.env['PORT']}/")
+    assert get(web, "/healthz")[0] == 200
+    assert get(web, "/readyz")[0::2] == (200, '{"ready": true}')
+    status, headers, body = get(web, "/", **HTTPS)
+    assert status == 200
+    assert "Demo users" not in body
+    assert "max-age" in headers["strict-transport-security"]
+    assert get(web, "/admin/login/", **HTTPS)[0] == 200
+    assert get(web, "/", Host="evil.org", **HTTPS)[0] == 400
+
+
+def test_static_files_are_served_before_and_after_collectstatic(
+    production: dict[str, str], web: Process, free_port: int, tmp_path: Path
+) -> None:
+    plain = re.findall(r'href="(/static/[^"]+)"', get(web, "/", **HTTPS)[2])
+    assert plain == ["/static/wsgateway/demo.css"]
+    assert get(web, plain[0], **HTTPS)[0] == 200
+    web.stop()
+    done = shell("python manage.py collectstatic --noinput", production)
+    assert done.returncode == 0, done.stderr
+    web.spawn()
+    wait_for(lambda: listening(free_port), 30)
+    hashed = re.findall(r'href="(/static/[^"]+)"', get(web, "/", **HTTPS)[2])
+    assert re.fullmatch(r"/static/wsgateway/demo\.[0-9a-f]{12}\.css", hashed[0])
+    status, headers, _ = get(web, hashed[0], **HTTPS)
+    assert status == 200
+    assert "immutable" in headers["cache-control"]
+    assert "Warning" not in web.output
+
+
+async def test_token_opens_a_socket_and_plain_cookies_do_not(web: Process, settings: Any) -> None:
+    settings.SECRET_KEY = SECRET_KEY
+    url = f"ws://127.0.0.1:{web.env['PORT']}/ws/orders/"
+    connect = websockets.asyncio.client.connect
+    async with connect(f"{url}?token={make_token('orders', 'ann')}", proxy=None) as socket:
+        await socket.send("hello")
+        await (await socket.ping())
+    cookies = {"Cookie": "user=ann; service=orders"}
+    for path, headers in ((url, cookies), (url.replace("/ws/", "/other/"), {})):
+        with pytest.raises(websockets.exceptions.InvalidStatus) as caught:
+            async with connect(path, additional_headers=headers, proxy=None):
+                pass
+        assert caught.value.response.status_code == 403
+    web.stop()
+    assert "Traceback" not in web.output
+
+
+def test_no_secret_key_no_start(production: dict[str, str], free_port: int) -> None:
+    env = {k: v for k, v in production.items() if k != "SECRET_KEY"} | {"PORT": str(free_port)}
+    done = shell(procfile("web"), env)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("cannot start: SECRET_KEY is not set")
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_value_in_the_environment_no_start(production: dict[str, str], free_port: int) -> None:
+    env = {**production, "PORT": str(free_port), "WSGATEWAY_REPLICAS": "three"}
+    done = shell(procfile("web"), env)
+    assert done.returncode == 1
+    want = "cannot start: WSGATEWAY_REPLICAS is 'three' in the environment, but must be of type int"
+    assert done.stderr.splitlines()[-1] == want

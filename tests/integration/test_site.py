@@ -1,0 +1,139 @@
+"""The site's pages, with the memory broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import AsyncClient, Client
+
+from wsgateway.broker import get_broker, reset_brokers
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.launcher import create_demo_users
+from wsgateway.subjects import Inbox
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _fresh_brokers() -> Any:
+    reset_brokers()
+    yield
+    reset_brokers()
+
+
+def log_in(name: str, **fields: Any) -> Any:
+    return get_user_model().objects.create_user(name, password=name, **fields)
+
+
+def test_demo_sends_strangers_to_the_login_page(client: Client) -> None:
+    page = client.get("/").content.decode()
+    assert 'href="/login/"' in page
+    assert "demo.js" not in page
+
+
+def test_demo_users_log_in_and_see_their_inbox(client: Client, settings: Any) -> None:
+    settings.DEBUG = True
+    assert create_demo_users() == ["ann", "bob", "admin"]
+    assert create_demo_users() == ["ann", "bob", "admin"]
+    answer = client.post("/login/", {"username": "ann", "password": "ann"}, follow=True)
+    page = answer.content.decode()
+    assert answer.redirect_chain == [("/", 302)]
+    assert 'data-path="/ws/demo/ann/"' in page
+    assert "Inbox of ann" in page
+    assert 'aria-live="polite"' in page
+    assert 'action="/publish/"' in page
+    assert ">Admin<" not in page
+
+
+def test_wrong_password_says_so(client: Client) -> None:
+    page = client.post("/login/", {"username": "ann", "password": "wrong"}).content.decode()
+    assert 'role="alert"' in page
+    assert 'value="ann"' in page
+
+
+def test_name_with_special_characters_stays_one_path_segment(client: Client) -> None:
+    client.force_login(log_in('a/b?c"<d>'))
+    assert 'data-path="/ws/demo/a%2Fb%3Fc%22%3Cd%3E/"' in client.get("/").content.decode()
+
+
+def test_admin_shows_users(client: Client) -> None:
+    client.force_login(log_in("admin", is_staff=True, is_superuser=True))
+    assert "admin" in client.get("/admin/auth/user/").content.decode()
+    assert ">Admin<" in client.get("/").content.decode()
+
+
+@pytest.mark.parametrize("path", ["/", "/login/", "/admin/login/", "/healthz"])
+def test_pages_allow_no_foreign_and_no_inline_code(client: Client, path: str) -> None:
+    answer = client.get(path)
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert b"style=" not in answer.content
+
+
+@pytest.mark.django_db(transaction=True)
+class TestPublish:
+    @pytest.fixture
+    async def client(self, settings: Any) -> AsyncClient:
+        settings.DEBUG = True
+        client = AsyncClient()
+        await client.aforce_login(await get_user_model().objects.acreate_user("ann"))
+        return client
+
+    async def test_form_stores_a_message(self, client: AsyncClient) -> None:
+        data = {"user": "bob", "text": "hi"}
+        answer = await client.post("/publish/", data, headers={"accept": "application/json"})
+        assert answer.json() == {"user": "bob", "offset": 1}
+        answer = await client.post("/publish/", data)
+        assert (answer.status_code, answer.headers["location"]) == (302, "/")
+        batch = await get_broker().read_after(Inbox("demo", "bob"), 0, limit=10)
+        assert [(m.payload, m.kind) for m in batch.messages] == [(b"hi", "text")] * 2
+        await get_broker().close()
+
+    @pytest.mark.parametrize("data", [{}, {"user": "bob"}, {"user": "x" * 300, "text": "hi"}])
+    async def test_incomplete_form_is_refused(
+        self, client: AsyncClient, data: dict[str, str]
+    ) -> None:
+        assert (await client.post("/publish/", data)).status_code == 400
+
+    async def test_only_staff_publishes_in_production(
+        self, client: AsyncClient, settings: Any
+    ) -> None:
+        settings.DEBUG = False
+        assert (await client.post("/publish/", {"user": "b", "text": "x"})).status_code == 403
+
+    async def test_strangers_may_not_publish(self) -> None:
+        answer = await AsyncClient().post("/publish/", {"user": "b", "text": "x"})
+        assert answer.status_code == 403
+
+    async def test_form_needs_its_token(self, settings: Any) -> None:
+        strict = AsyncClient(enforce_csrf_checks=True)
+        assert (await strict.post("/publish/", {"user": "b", "text": "x"})).status_code == 403
+
+
+async def test_health(async_client: AsyncClient) -> None:
+    assert (await async_client.get("/healthz")).json() == {"alive": True}
+    assert (await async_client.get("/readyz")).json() == {"ready": True}
+    assert (await async_client.post("/readyz")).status_code == 405
+    await get_broker().close()
+
+
+async def test_not_ready_without_servers(
+    async_client: AsyncClient, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    answer = await async_client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"ready": False})
+    assert "set NATS_BROKER_URL" in caplog.text
+
+
+async def test_not_ready_while_the_broker_is_away(
+    async_client: AsyncClient, settings: Any, free_port: int
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    assert (await async_client.get("/readyz")).status_code == 503
+    with pytest.raises(BrokerUnavailable):
+        await get_broker().wait_ready(0.01)
+    await get_broker().close()
