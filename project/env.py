@@ -43,12 +43,13 @@ def required(environ: Mapping[str, str], name: str, cure: str) -> str:
 
 
 def gateway_settings(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return every wsgateway setting that *environ* sets, each as its own type."""
-    return {
-        name: _convert(name, environ[name], setting.kind)
-        for name, setting in SETTINGS.items()
-        if name in environ
-    }
+    """Return every wsgateway setting that *environ* sets, each as its own type.
+
+    An unknown ``WSGATEWAY_…`` name is kept as it is, for the system check E001 to report.
+    """
+    names = [name for name in environ if name in SETTINGS or name.startswith("WSGATEWAY_")]
+    kinds = {name: SETTINGS[name].kind if name in SETTINGS else (str,) for name in names}
+    return {name: _convert(name, environ[name], kinds[name]) for name in names}
 
 
 def _convert(name: str, text: str, kinds: tuple[type, ...]) -> Any:

@@ -13,7 +13,7 @@ from wsgateway.broker import get_broker
 from wsgateway.broker.base import Receipt
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.subjects import MAX_NAME_BYTES, Inbox
+from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
 
 __all__ = ["demo", "publish"]
 
@@ -43,8 +43,13 @@ def _may_publish(user: object) -> bool:
 def demo(request: HttpRequest) -> HttpResponse:
     """Show the inbox of the logged-in user, or how to log in."""
     name = request.user.get_username()
-    form = PublishForm(initial={"user": name}) if _may_publish(request.user) else None
+    form = (
+        PublishForm(initial={"user": name}, label_suffix="") if _may_publish(request.user) else None
+    )
     context = {"service": SERVICE, "name": name, "form": form, "debug": settings.debug}
+    if name:
+        context["subject"] = Subjects(settings.PREFIX).all_of("send", SERVICE)
+        context["inbox"] = Subjects(settings.PREFIX).all_of("recv", SERVICE)
     return render(request, "wsgateway/demo.html", context)
 
 

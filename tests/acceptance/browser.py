@@ -1,0 +1,136 @@
+"""A headless Chromium, driven over its DevTools protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import websockets.asyncio.client
+
+from tests.support import until
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+
+
+class Page:
+    """One tab.
+
+    Args:
+        connection: The tab's DevTools socket.
+    """
+
+    def __init__(self, connection: websockets.asyncio.client.ClientConnection) -> None:
+        self._connection = connection
+        self._ids = itertools.count(1)
+
+    async def command(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and return its result."""
+        number = next(self._ids)
+        request = {"id": number, "method": method, "params": params}
+        await self._connection.send(json.dumps(request))
+        while True:
+            answer = json.loads(await asyncio.wait_for(self._connection.recv(), 20))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    async def run(self, script: str) -> Any:
+        """Return the value of a JavaScript expression."""
+        answer = await self.command(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    async def wait(self, script: str, timeout: float = 10.0) -> Any:
+        """Return the first true value of a JavaScript expression."""
+        async with asyncio.timeout(timeout):
+            while not (value := await self.run(script)):
+                await asyncio.sleep(0.05)
+        return value
+
+    async def open(self, url: str) -> None:
+        """Load a page."""
+        await self.command("Page.navigate", url=url)
+        await self.wait(
+            f"document.readyState === 'complete' && location.href === {json.dumps(url)}"
+        )
+
+    async def screenshot(self, path: Path, width: int, height: int, *, dark: bool = False) -> None:
+        """Save a picture of the page in a window of this size."""
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        await self.command("Emulation.setEmulatedMedia", features=scheme)
+        await self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        picture = await self.command("Page.captureScreenshot")
+        path.write_bytes(base64.b64decode(picture["data"]))
+
+
+@contextlib.asynccontextmanager
+async def browser(folder: Path) -> AsyncIterator[Page]:
+    """Start Chromium with a profile in *folder*; give its only tab."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    assert program, "these tests need Chromium: apt-get install chromium"
+    profile = folder / "profile"
+    process = subprocess.Popen(
+        [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        port_file = profile / "DevToolsActivePort"
+        await until(lambda: port_file.exists() and port_file.read_text().count("\n"), 30)
+        port = port_file.read_text().splitlines()[0]
+        tab = await _first_tab(int(port))
+        async with websockets.asyncio.client.connect(tab, max_size=None, proxy=None) as connection:
+            page = Page(connection)
+            await page.command("Page.enable")
+            yield page
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _first_tab(port: int) -> str:
+    def ask() -> str | None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=5) as answer:
+            tabs = json.loads(answer.read())
+        return next((t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page"), None)
+
+    for _ in range(50):
+        if found := await asyncio.to_thread(ask):
+            return found
+        await asyncio.sleep(0.1)
+    raise AssertionError("Chromium opened no tab")

@@ -1,0 +1,3 @@
+"""The documents are true."""
+
+from __future__ import annotations

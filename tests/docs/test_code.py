@@ -1,0 +1,35 @@
+"""Python in the documents: it parses, and what it imports exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{path.name}-{number}")
+    for path in DOCUMENTS
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.S))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_imports_of_our_package_exist(block: str) -> None:
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wsgateway"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def test_dotted_paths_exist() -> None:
+    for path in DOCUMENTS:
+        for dotted in re.findall(r'"(wsgateway(?:\.\w+)+)"', path.read_text()):
+            module, _, name = dotted.rpartition(".")
+            assert hasattr(importlib.import_module(module), name), f"{Path(path).name}: {dotted}"

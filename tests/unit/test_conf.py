@@ -1,0 +1,124 @@
+"""Settings: types, limits, no caching; and the site's environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from project import env
+from wsgateway.conf import SETTINGS, Setting
+from wsgateway.conf import settings as conf
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_defaults_are_possible_and_documented(setting: Setting[Any], settings: Any) -> None:
+    if hasattr(settings, setting.name):
+        delattr(settings, setting.name)
+    assert setting.problem() is None
+    assert setting.doc[0].isupper()
+    assert not setting.doc.endswith(".")
+
+
+def test_names() -> None:
+    others = {"PUBSUB_BROKER", "NATS_BROKER_URL"}
+    assert all(name.startswith("WSGATEWAY_") for name in SETTINGS.keys() - others)
+    assert others < SETTINGS.keys()
+
+
+def test_nothing_is_cached() -> None:
+    assert conf.WINDOW == 256
+    with override_settings(WSGATEWAY_WINDOW=4):
+        assert conf.WINDOW == 4
+    assert conf.WINDOW == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("WSGATEWAY_REPLICAS", 2, "WSGATEWAY_REPLICAS is 2, but must be 1, 3 or 5"),
+        ("WSGATEWAY_WINDOW", True, "WSGATEWAY_WINDOW is True, but must be of type int"),
+        ("WSGATEWAY_WINDOW", 1.5, "WSGATEWAY_WINDOW is 1.5, but must be of type int"),
+        ("WSGATEWAY_ACK_WAIT", 0, "WSGATEWAY_ACK_WAIT is 0, but must be above 0"),
+        ("WSGATEWAY_RATE_LIMIT", -1, "WSGATEWAY_RATE_LIMIT is -1, but must be 0 or more"),
+        ("WSGATEWAY_SERVICES", "a", "must be of type list or tuple or NoneType"),
+    ],
+)
+def test_impossible_value_is_refused_on_use(name: str, value: object, text: str) -> None:
+    attribute = name.removeprefix("WSGATEWAY_")
+    with override_settings(**{name: value}), pytest.raises(ImproperlyConfigured, match=text):
+        getattr(conf, attribute)
+
+
+def test_whole_number_will_do_for_seconds() -> None:
+    with override_settings(WSGATEWAY_ACK_WAIT=5):
+        assert conf.ACK_WAIT == 5
+
+
+@pytest.mark.parametrize(
+    ("store", "base", "expected"),
+    [
+        ("", Path("/srv/site"), Path("/srv/site/.nats")),
+        ("/data", Path("/srv/site"), Path("/data")),
+        ("", None, Path.cwd() / ".nats"),
+    ],
+)
+def test_embedded_store_is_beside_manage_py(store: str, base: Path | None, expected: Path) -> None:
+    with override_settings(WSGATEWAY_EMBEDDED_STORE=store, BASE_DIR=base):
+        assert conf.embedded_store == expected
+
+
+class TestEnvironment:
+    def test_each_value_becomes_its_settings_type(self) -> None:
+        found = env.gateway_settings(
+            {
+                "PUBSUB_BROKER": "memory",
+                "NATS_BROKER_URL": "nats://a,nats://b",
+                "WSGATEWAY_REPLICAS": "3",
+                "WSGATEWAY_ACK_WAIT": "1.5",
+                "WSGATEWAY_SERVICES": "orders, chat",
+                "WSGATEWAY_IDENTITY": "a.B",
+                "WSGATEWAY_TYPO": "for wsgateway.E001 to find",
+                "OTHER": "x",
+            }
+        )
+        assert found == {
+            "PUBSUB_BROKER": "memory",
+            "NATS_BROKER_URL": "nats://a,nats://b",
+            "WSGATEWAY_REPLICAS": 3,
+            "WSGATEWAY_ACK_WAIT": 1.5,
+            "WSGATEWAY_SERVICES": ["orders", "chat"],
+            "WSGATEWAY_IDENTITY": ["a.B"],
+            "WSGATEWAY_TYPO": "for wsgateway.E001 to find",
+        }
+
+    @pytest.mark.parametrize(
+        ("name", "value", "text"),
+        [
+            ("WSGATEWAY_REPLICAS", "three", "must be of type int"),
+            ("WSGATEWAY_REPLICAS", "", "must be of type int"),
+            ("WSGATEWAY_ACK_WAIT", "1s", "must be of type float"),
+        ],
+    )
+    def test_bad_value_is_named(self, name: str, value: str, text: str) -> None:
+        with pytest.raises(ImproperlyConfigured, match=f"{name} is '{value}' .*{text}"):
+            env.gateway_settings({name: value})
+
+    @pytest.mark.parametrize(
+        ("value", "expected"), [("1", True), ("on", True), ("0", False), ("", False)]
+    )
+    def test_flag(self, value: str, expected: bool) -> None:
+        assert env.flag({"DEBUG": value}, "DEBUG", not expected) is expected
+        assert env.flag({}, "DEBUG", expected) is expected
+
+    def test_flag_that_is_none(self) -> None:
+        with pytest.raises(ImproperlyConfigured, match="use 1 or 0"):
+            env.flag({"DEBUG": "maybe"}, "DEBUG", False)
+
+    def test_required(self) -> None:
+        assert env.required({"KEY": "x"}, "KEY", "set it") == "x"
+        with pytest.raises(ImproperlyConfigured, match=r"KEY is not set.*set it"):
+            env.required({"KEY": ""}, "KEY", "set it")
