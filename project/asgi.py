@@ -7,7 +7,7 @@ sockets that cookies or tokens identify cost no database query.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
@@ -30,9 +30,11 @@ async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "websocket.close"})
 
 
+routes: list[Any] = [*websocket_urlpatterns, re_path(r"", cast("Any", refuse_unknown_path))]
+
 application = ProtocolTypeRouter(
     {
         "http": django_application,
-        "websocket": URLRouter([*websocket_urlpatterns, re_path(r"", refuse_unknown_path)]),
+        "websocket": URLRouter(routes),
     }
 )

@@ -191,7 +191,7 @@ class Settings:
     PING_TIMEOUT = _positive(10.0, "How long a pong may take, seconds")
 
     # Channel layer
-    DURABLE_GROUPS = Setting(
+    DURABLE_GROUPS: Setting[list[str]] = Setting(
         [],
         "Glob patterns of groups that are stored, besides <service>.<user>",
         kind=(list, tuple),

@@ -146,7 +146,7 @@ class SessionIdentity:
         session = scope["session"] if "session" in scope else self._session(scope)
         if session is None:
             return None
-        user = scope["user"] if "user" in scope else await get_user({"session": session})
+        user = scope["user"] if "user" in scope else await self._user(session)
         if not user.is_authenticated:
             return None
         service = route(scope).get("service")
@@ -155,6 +155,10 @@ class SessionIdentity:
         device = parameter(scope, "device") or DEFAULT_DEVICE
         name = self.user_name(user)
         return _require_path(scope, Identity(service, name, device, session.session_key))
+
+    async def _user(self, session: Any) -> Any:
+        scope: Any = {"session": session}  # all of a scope that it reads
+        return await get_user(scope)
 
     def _session(self, scope: Scope) -> Any:
         key = cookie(scope, settings.session_cookie_name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlparse
 
 from channels.security.websocket import OriginValidator
 
@@ -48,10 +48,15 @@ def _allowed_origins() -> list[str]:
 def _matches(origin: str, allowed: list[str]) -> bool:
     """Say whether *origin* is one of *allowed*, which Channels' `OriginValidator` describes."""
     try:
-        parts = urlsplit(origin)
+        parts = urlparse(origin)
         if not parts.hostname:  # "null", as sandboxed frames and local files send
             return False
         _ = parts.port  # raises for a malformed one
-        return bool(OriginValidator(None, allowed).validate_origin(parts))
+        validator = OriginValidator(_no_application, allowed)
+        return bool(validator.validate_origin(parts))
     except ValueError:
         return False
+
+
+async def _no_application(scope: object, receive: object, send: object) -> None:
+    """Stand in for the application: only the validator's rules are used."""
