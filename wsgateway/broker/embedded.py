@@ -387,7 +387,8 @@ def embedded_url(
             store, port=port, sync_interval=sync_interval, max_payload=max_payload
         ).start()
         _shared[store] = (os.getpid(), server)
-        (store / "server.json").write_text(json.dumps({"port": server.port, "name": server.name}))
+        record = {"port": server.port, "name": server.name, "pid": server.pid}
+        (store / "server.json").write_text(json.dumps(record))
         return server.url
 
 
