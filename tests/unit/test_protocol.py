@@ -1,0 +1,393 @@
+"""wsgateway.v1 on the wire: what is parsed, what is refused, what is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from tests.support import ROOT
+from wsgateway import protocol
+from wsgateway.frames import Frame
+from wsgateway.protocol import (
+    Accepted,
+    Ack,
+    Beat,
+    ClientMessage,
+    ErrorCode,
+    Heartbeat,
+    Ping,
+    Pong,
+    ProtocolError,
+    Reason,
+    Refused,
+    Resume,
+    ServerMessage,
+    Unknown,
+    Welcome,
+)
+
+SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+IDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=64)
+OFFSETS = st.integers(0, protocol.MAX_OFFSET)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+WELCOME: dict[str, Any] = {
+    "connection": "c",
+    "service": "s",
+    "user": "ü",
+    "device": "d",
+    "epoch": "2026-01-01T00:00:00Z",
+    "offset": 7,
+    "recovered": True,
+    "ping": 25.0,
+    "window": 256,
+    "max_message_size": 1_000_000,
+}
+
+
+def validator(direction: str) -> Draft202012Validator:
+    return Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{direction}"})
+
+
+CLIENT, SERVER = validator("client"), validator("server")
+
+
+def refusal(text: str | bytes) -> ProtocolError:
+    with pytest.raises(ProtocolError) as caught:
+        protocol.parse_client(text)
+    return caught.value
+
+
+@pytest.mark.parametrize("module", ["wsgateway.protocol"])
+def test_importing_the_pure_modules_pulls_in_no_io(module: str) -> None:
+    heavy = {"django", "asyncio", "channels", "nats", "websockets"}
+    script = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+# -- negotiation and resuming ------------------------------------------------------------
+
+
+def test_choose_subprotocol_takes_ours_among_others() -> None:
+    assert protocol.choose_subprotocol(["wsgateway.v9", "wsgateway.v1"]) == "wsgateway.v1"
+    assert protocol.choose_subprotocol(["graphql-ws"]) is None
+    assert protocol.choose_subprotocol([]) is None
+
+
+def test_choose_subprotocol_prefers_the_best_that_both_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "SUBPROTOCOLS", ("wsgateway.v2", "wsgateway.v1"))
+    assert protocol.choose_subprotocol(["wsgateway.v1", "wsgateway.v2"]) == "wsgateway.v2"
+    assert protocol.choose_subprotocol(["wsgateway.v1"]) == "wsgateway.v1"
+
+
+@pytest.mark.parametrize(
+    ("query", "resume"),
+    [
+        (b"", Resume()),
+        (b"token=x&device=", Resume()),
+        (b"device=phone%202", Resume("phone 2")),
+        (b"device=a&epoch=2026%2B1&offset=7", Resume("a", "2026+1", 7)),
+        (b"epoch=e&offset=0", Resume(None, "e", 0)),
+    ],
+)
+def test_parse_resume(query: bytes, resume: Resume) -> None:
+    assert protocol.parse_resume(query) == resume
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"offset=7",
+        b"epoch=e",
+        b"epoch=&offset=7",
+        b"epoch=e&offset=",
+        b"epoch=e&offset=-1",
+        b"epoch=e&offset=1.5",
+        b"epoch=e&offset=%D9%A3",  # a digit, but not an ASCII one
+        b"epoch=e&offset=9007199254740992",
+        b"epoch=e&offset=" + b"1" * 5000,
+        b"epoch=e&offset=7&offset=7",
+        b"device=%ff",
+        b"\xff",
+        b"a&" * 100,
+        b"epoch=" + b"e" * 129 + b"&offset=1",
+    ],
+)
+def test_parse_resume_refuses(query: bytes) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        protocol.parse_resume(query)
+    assert caught.value.fatal
+
+
+@given(st.binary(max_size=200))
+def test_parse_resume_raises_nothing_else(query: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        protocol.parse_resume(query)
+
+
+# -- from the client ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "frame"),
+    [
+        ({"data": "héllo"}, Frame("héllo".encode(), True)),
+        ({"data": ""}, Frame(b"", True)),
+        ({"data": None}, Frame(b"null", True)),
+        ({"data": {"a": [1, 2.5, "ü"]}}, Frame('{"a":[1,2.5,"ü"]}'.encode(), True)),
+        ({"data": 2**70}, Frame(b"1180591620717411303424", True)),
+        ({"bytes": "AP8="}, Frame(b"\x00\xff", False)),
+        ({"bytes": ""}, Frame(b"", False)),
+        ({"data": "x", "unknown": 1}, Frame(b"x", True)),
+    ],
+)
+def test_client_message(fields: dict[str, Any], frame: Frame) -> None:
+    text = json.dumps({"type": "message", "id": "c1", **fields})
+    assert protocol.parse_client(text) == ClientMessage("c1", frame)
+
+
+def test_client_ack_ping_pong() -> None:
+    assert protocol.parse_client('{"type":"ack","offset":7}') == Ack(7)
+    assert protocol.parse_client('{"type":"ping"}') == Ping()
+    assert protocol.parse_client('{"type":"pong","x":1}') == Pong()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+        '"message"',
+        "{}",
+        '{"type":7}',
+        '{"type":"ack"}',
+        '{"type":"ack","offset":-1}',
+        '{"type":"ack","offset":true}',
+        '{"type":"ack","offset":1.0}',
+        '{"type":"ack","offset":"1"}',
+        '{"type":"ack","offset":9007199254740992}',
+        '{"type":"ack","offset":1,"offset":2}',
+        '{"type":"ack","offset":' + "1" * 5000 + "}",
+        '{"type":"message","data":"x"}',
+        '{"type":"message","id":"","data":"x"}',
+        '{"type":"message","id":"a b","data":"x"}',
+        '{"type":"message","id":"a\\r\\nb","data":"x"}',
+        '{"type":"message","id":"\\u00fc","data":"x"}',
+        '{"type":"message","id":7,"data":"x"}',
+        '{"type":"message","id":"' + "a" * 65 + '","data":"x"}',
+        '{"type":"message","id":"a"}',
+        '{"type":"message","id":"a","data":"x","bytes":""}',
+        '{"type":"message","id":"a","data":"\\ud800"}',
+        '{"type":"message","id":"a","data":{"x":"\\ud800"}}',
+        '{"type":"message","id":"a","data":NaN}',
+        '{"type":"message","id":"a","data":-Infinity}',
+        '{"type":"message","id":"a","data":1e999}',
+        '{"type":"message","id":"a","data":' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"type":"message","id":"a","bytes":"*"}',
+        '{"type":"message","id":"a","bytes":"AP8"}',
+        '{"type":"message","id":"a","bytes":"AP8=\\n"}',
+        '{"type":"message","id":"a","bytes":"\\u00fc"}',
+        '{"type":"message","id":"a","bytes":[0]}',
+    ],
+    ids=lambda text: text[:50],
+)
+def test_malformed_frames_are_answered_and_the_socket_stays(text: str) -> None:
+    error = refusal(text)
+    assert error.code is ErrorCode.BAD_REQUEST
+    assert not error.fatal
+    assert SERVER.is_valid(json.loads(protocol.encode_error(error.id, error.code, str(error))))
+
+
+def test_refusal_names_the_message_it_refuses() -> None:
+    assert refusal('{"type":"message","id":"c1","bytes":"*"}').id == "c1"
+    error = refusal('{"type":"subscribe","id":"c2"}')
+    assert (error.id, error.code, str(error)) == (
+        "c2",
+        ErrorCode.UNKNOWN_TYPE,
+        "unknown type 'subscribe'",
+    )
+
+
+def test_refusal_never_repeats_the_payload() -> None:
+    error = refusal('{"type":"message","id":"c1","data":"hunter2","bytes":"hunter2"}')
+    assert "hunter2" not in f"{error} {error.args}"
+
+
+def test_binary_frame_is_fatal() -> None:
+    error = refusal(b'{"type":"ping"}')
+    assert error.fatal
+    assert str(error) == "binary frames are not part of wsgateway.v1; send bytes as base64"
+
+
+@given(st.text() | JSON.map(json.dumps))
+def test_parsers_raise_nothing_else(text: str) -> None:
+    for parse in (protocol.parse_client, protocol.parse_server):
+        try:
+            parse(text)
+        except ProtocolError as exc:
+            protocol.encode_error(exc.id, exc.code, str(exc)).encode()
+
+
+FIELDS = dict.fromkeys(("id", "data", "bytes", "offset", "time", "code", *WELCOME), JSON)
+
+
+@given(
+    st.sampled_from(["message", "ack", "error", "welcome", "x"]),
+    st.fixed_dictionaries({}, optional=FIELDS),
+)
+def test_parsers_raise_nothing_else_for_known_types(kind: str, fields: dict[str, Any]) -> None:
+    text = json.dumps({"type": kind, **fields})
+    for parse in (protocol.parse_client, protocol.parse_server):
+        try:
+            parse(text)
+        except ProtocolError as exc:
+            protocol.encode_error(exc.id, exc.code, str(exc)).encode()
+
+
+@given(st.sampled_from(["message", "ack"]), st.fixed_dictionaries({}, optional=FIELDS))
+def test_what_the_parser_takes_the_schema_takes(kind: str, fields: dict[str, Any]) -> None:
+    text = json.dumps({"type": kind, **fields})
+    try:
+        protocol.parse_client(text)
+    except ProtocolError:
+        return
+    CLIENT.validate(json.loads(text))
+
+
+# -- both ways ---------------------------------------------------------------------------
+
+
+@given(IDS, TEXT.map(Frame.of) | st.binary().map(Frame.of))
+def test_client_message_round_trip(id: str, frame: Frame) -> None:
+    text = protocol.encode_client_message(id, frame)
+    assert protocol.parse_client(text) == ClientMessage(id, frame)
+    CLIENT.validate(json.loads(text))
+
+
+@given(OFFSETS, TEXT, TEXT.map(Frame.of) | st.binary().map(Frame.of))
+def test_server_message_round_trip(offset: int, time: str, frame: Frame) -> None:
+    text = protocol.encode_message(offset, time, frame.payload, frame.text)
+    assert protocol.parse_server(text) == ServerMessage(offset, time or None, frame)
+    SERVER.validate(json.loads(text))
+
+
+@given(OFFSETS)
+def test_client_ack_round_trip(offset: int) -> None:
+    text = protocol.encode_client_ack(offset)
+    assert protocol.parse_client(text) == Ack(offset)
+    CLIENT.validate(json.loads(text))
+
+
+@given(IDS)
+def test_server_ack_round_trip(id: str) -> None:
+    text = protocol.encode_ack(id)
+    assert protocol.parse_server(text) == Accepted(id)
+    SERVER.validate(json.loads(text))
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_error_round_trip(code: ErrorCode) -> None:
+    for id in (None, "c1"):
+        text = protocol.encode_error(id, code, 'a "b" ü')
+        assert protocol.parse_server(text) == Refused(id, code, 'a "b" ü', code.temporary)
+        SERVER.validate(json.loads(text))
+    text = protocol.encode_error("c1", code, "m", not code.temporary)
+    assert protocol.parse_server(text) == Refused("c1", code, "m", not code.temporary)
+
+
+@pytest.mark.parametrize("reason", [None, *Reason])
+def test_welcome_round_trip(reason: Reason | None) -> None:
+    fields = {**WELCOME, "recovered": reason is None, "reason": reason}
+    text = protocol.encode_welcome(**fields)
+    assert protocol.parse_server(text) == Welcome(**fields)
+    assert ("reason" in json.loads(text)) == (reason is not None)
+    SERVER.validate(json.loads(text))
+
+
+def test_ping_and_pong_both_ways() -> None:
+    for text, parsed in ((protocol.encode_ping(), Ping()), (protocol.encode_pong(), Pong())):
+        assert protocol.parse_client(text) == protocol.parse_server(text) == parsed
+        CLIENT.validate(json.loads(text))
+        SERVER.validate(json.loads(text))
+
+
+@pytest.mark.parametrize("name", WELCOME)
+def test_welcome_without_a_field_is_refused(name: str) -> None:
+    fields = {"type": "welcome", **WELCOME}
+    del fields[name]
+    with pytest.raises(ProtocolError, match=name):
+        protocol.parse_server(json.dumps(fields))
+    assert not SERVER.is_valid(fields)
+
+
+def test_client_ignores_types_of_later_versions() -> None:
+    assert protocol.parse_server('{"type":"weather"}') == Unknown("weather")
+
+
+def test_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+# -- heartbeat ---------------------------------------------------------------------------
+
+
+def test_silent_peer_is_dead_after_interval_and_timeout() -> None:
+    beat = Heartbeat(25, 10, 100.0)
+    assert (beat.deadline, beat.check(124.9)) == (125.0, Beat.NOTHING)
+    assert beat.check(125.0) is Beat.PING
+    assert (beat.deadline, beat.check(134.9)) == (135.0, Beat.NOTHING)
+    assert beat.check(135.0) is Beat.DEAD
+
+
+def test_any_frame_after_the_ping_is_life_and_pings_keep_their_interval() -> None:
+    beat, now, pings = Heartbeat(25, 10, 0.0), 0.0, []
+    while now < 200:
+        now = beat.deadline
+        action = beat.check(now)
+        assert action is not Beat.DEAD
+        if action is Beat.PING:
+            pings.append(now)
+            beat.heard()
+    assert pings == [25 * n for n in range(1, 9)]
+
+
+def test_frame_before_the_ping_does_not_count() -> None:
+    beat = Heartbeat(25, 10, 0.0)
+    beat.heard()
+    assert beat.check(25.0) is Beat.PING
+    assert beat.check(35.0) is Beat.DEAD
+
+
+def test_process_that_slept_asks_again_before_it_gives_up() -> None:
+    """After SIGSTOP or suspend every answer waits unread; closing then would cut everybody."""
+    beat = Heartbeat(25, 10, 0.0)
+    assert beat.check(25.0) is Beat.PING
+    assert beat.check(500.0) is Beat.PING
+    assert beat.check(510.0) is Beat.DEAD
+
+
+def test_timeout_longer_than_the_interval_pings_at_once_after_an_answer() -> None:
+    beat = Heartbeat(1, 5, 0.0)
+    assert beat.check(1.0) is Beat.PING
+    beat.heard()
+    assert beat.check(6.0) is Beat.PING
+    assert beat.check(11.0) is Beat.DEAD
