@@ -390,6 +390,25 @@ class Link:
         while client is self._client and client and client.buffered > OUTBOUND_HIGH:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
+    async def confirm(self) -> None:
+        """Wait until the server has taken everything sent so far: messages, subscriptions.
+
+        Raises:
+            BrokerUnavailable: Not within the options' timeout, or not connected.
+        """
+        client = self._client
+        if client is None or not await client.ping(self.options.timeout):
+            self._refuse_closed()
+            raise self._unavailable()
+
+    def forget_inherited(self) -> None:
+        """Close a forked child's copy of the socket; the parent's connection goes on.
+
+        Otherwise the server would take the connection for open after the parent's end.
+        """
+        if self._client is not None:
+            self._client.close_inherited()
+
     def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
         """Call *handler* for each message, in the order of arrival over all subscriptions.
 

@@ -93,6 +93,15 @@ class DirectClient(Client):  # type: ignore[misc]  # nats-py is not typed
         task: asyncio.Task[Any] = self._reading_task
         task.add_done_callback(lambda _: callback())
 
+    def close_inherited(self) -> None:
+        """Close the socket without a word to server, transport or loop, which are another's."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            shared = writer.transport.get_extra_info("socket")
+            sock = getattr(shared, "_sock", shared)  # asyncio hides the real one
+            if sock is not None:
+                sock.close()
+
     def abandon(self) -> None:
         """Drop the connection at once, without waiting for anything.
 
