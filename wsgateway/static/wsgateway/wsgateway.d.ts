@@ -1,0 +1,149 @@
+/** Types of wsgateway.js; see docs/client-javascript.md. */
+
+export declare const SUBPROTOCOL: "wsgateway.v1";
+
+/** Whether a client should come back after this close code. */
+export declare function shouldReconnect(code: number): boolean;
+
+export type State = "idle" | "connecting" | "open" | "waiting" | "offline" | "closed";
+
+export interface Position {
+  epoch: string;
+  offset: number;
+}
+
+/** What is used of a WHATWG WebSocket. */
+export interface WebSocketLike {
+  readonly readyState: number;
+  readonly protocol: string;
+  onopen: ((event: any) => void) | null;
+  onmessage: ((event: any) => void) | null;
+  onclose: ((event: any) => void) | null;
+  onerror: ((event: any) => void) | null;
+  send(text: string): void;
+  close(code?: number, reason?: string): void;
+}
+
+export interface Options {
+  /** Which of the user's devices this is; each has its own cursor. */
+  device?: string;
+  /** Sent in the query; a function is asked again after a refusal. */
+  token?: string | (() => string | Promise<string>);
+  /** Name of the token's query parameter; "token". */
+  tokenParameter?: string;
+  /** Renews a cookie or session; called before the attempt that follows a refusal (4501). */
+  refresh?: () => unknown;
+  /** Where to go on, for example from storage; without it the device's cursor decides. */
+  position?: Position;
+  /** Acknowledge when listeners have returned or the loop asks for the next; true. */
+  autoAck?: boolean;
+  /** Acknowledge after so many messages at the latest; 16. */
+  ackEvery?: number;
+  /** ...and after so many ms; 200. */
+  ackInterval?: number;
+  /** Messages that may wait for confirmation; more are rejected with "queue_limit"; 1000. */
+  queueLimit?: number;
+  /** Messages on the wire without confirmation; 64. */
+  sendWindow?: number;
+  /** ms until the welcome; 10000. */
+  connectTimeout?: number;
+  /** ms of silence after a due ping that mean that the gateway is gone; 10000. */
+  pingTimeout?: number;
+  /** Delays in ms; jitter is the part of a delay that is random. */
+  backoff?: { initial?: number; factor?: number; cap?: number; jitter?: number };
+  /** A constructor, where there is no global one. */
+  WebSocket?: new (url: string, protocols: string[]) => WebSocketLike;
+  /** Stands for window in tests: timers, events, document, navigator, location. */
+  host?: any;
+  random?: () => number;
+}
+
+export interface Welcome extends Position {
+  connection: string;
+  service: string;
+  user: string;
+  device: string;
+  recovered: boolean;
+  reason?: "new" | "epoch" | "trimmed" | "ahead" | (string & {});
+  ping: number;
+  window: number;
+  max_message_size: number;
+}
+
+export interface Recovered extends Position {
+  /** Nothing between the last position and what follows is missing. */
+  recovered: boolean;
+  reason: string | null;
+}
+
+export interface StateDetail {
+  code?: number;
+  reason?: string;
+  /** ms until the next attempt. */
+  delay?: number;
+  attempt?: number;
+}
+
+export interface Receipt {
+  id: string;
+}
+
+export interface SendOptions {
+  /** 1 to 64 printable ASCII characters; the same id is stored once. */
+  id?: string;
+  /** ms; without it a message waits as long as it takes. */
+  timeout?: number;
+  signal?: AbortSignal;
+}
+
+export declare class GatewayError extends Error {
+  constructor(
+    code: string,
+    message: string,
+    temporary: boolean,
+    detail?: { id?: string | null; closeCode?: number | null },
+  );
+  readonly code: string;
+  readonly temporary: boolean;
+  readonly id: string | null;
+  readonly closeCode: number | null;
+}
+
+export declare class Message {
+  readonly offset: number;
+  readonly time: Date | null;
+  readonly data: string | Uint8Array;
+  json<T = unknown>(): T;
+  /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
+  ack(): void;
+}
+
+export declare class Backoff {
+  constructor(options?: Options["backoff"], random?: () => number);
+  readonly attempt: number;
+  next(): number;
+  reset(): void;
+}
+
+export interface Events {
+  message: (message: Message) => void;
+  state: (state: State, detail: StateDetail) => void;
+  recovered: (recovered: Recovered) => void;
+  error: (error: GatewayError | Error) => void;
+}
+
+export declare class WsGateway implements AsyncIterable<Message> {
+  constructor(url: string | URL, options?: Options);
+  readonly state: State;
+  readonly pending: number;
+  readonly position: Position | null;
+  readonly welcome: Welcome | null;
+  connect(): Promise<void>;
+  close(code?: number, reason?: string): void;
+  send(data: unknown, options?: SendOptions): Promise<Receipt>;
+  /** Returns a function that ends it. */
+  on<K extends keyof Events>(name: K, listener: Events[K]): () => void;
+  once<K extends keyof Events>(name: K, listener: Events[K]): () => void;
+  off<K extends keyof Events>(name: K, listener: Events[K]): void;
+  [Symbol.asyncIterator](): AsyncIterableIterator<Message>;
+}

@@ -1,0 +1,896 @@
+/**
+ * wsgateway.v1: a websocket that continues where it was.
+ *
+ * One file, no dependency, no build. Works where there is a WHATWG WebSocket: browsers, Deno,
+ * Bun, Node 22, and Node 20 with a constructor passed in. See docs/client-javascript.md.
+ */
+
+export const SUBPROTOCOL = "wsgateway.v1";
+
+const DEFAULTS = {
+  device: undefined,
+  token: undefined,
+  tokenParameter: "token",
+  refresh: undefined,
+  position: undefined,
+  autoAck: true,
+  ackEvery: 16,
+  ackInterval: 200,
+  queueLimit: 1000,
+  sendWindow: 64,
+  connectTimeout: 10_000,
+  pingTimeout: 10_000,
+  backoff: {},
+  WebSocket: undefined,
+  host: globalThis,
+  random: Math.random,
+};
+
+/** Close codes outside 4000-4999 after which the same client would only be refused again. */
+const FINAL = new Set([1003, 1007, 1008, 1009, 1010]);
+const NOT_AUTHENTICATED = 4501;
+const ID = /^[!-~]{1,64}$/;
+const STABLE = 5_000; // ms that a connection must last before the backoff begins anew
+
+/** Whether a client should come back after this close code. */
+export function shouldReconnect(code) {
+  return code >= 4000 ? code < 4500 : !FINAL.has(code);
+}
+
+/** What `send` rejects with, and what "error" listeners get. */
+export class GatewayError extends Error {
+  /**
+   * @param {string} code One word, see docs/protocol.md and docs/client-javascript.md.
+   * @param {string} message What happened.
+   * @param {boolean} temporary Whether the same message may be sent again.
+   */
+  constructor(code, message, temporary, { id = null, closeCode = null } = {}) {
+    super(message);
+    this.name = "GatewayError";
+    this.code = code;
+    this.temporary = temporary;
+    this.id = id;
+    this.closeCode = closeCode;
+  }
+}
+
+/** One message of the inbox. */
+export class Message {
+  #settle;
+
+  constructor(offset, time, data, settle) {
+    this.offset = offset;
+    this.time = time === null ? null : new Date(time);
+    this.data = data; // string, or Uint8Array for a binary frame
+    this.#settle = settle;
+  }
+
+  /** The payload as JSON. */
+  json() {
+    const text = typeof this.data === "string" ? this.data : new TextDecoder().decode(this.data);
+    return JSON.parse(text);
+  }
+
+  /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
+  ack() {
+    this.#settle();
+  }
+}
+
+function toBase64(bytes) {
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 32768) {
+    text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+  }
+  return btoa(text);
+}
+
+function fromBase64(text) {
+  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+}
+
+function utf8Length(text) {
+  return new TextEncoder().encode(text).length;
+}
+
+/** The fields that carry *data*, and its size in bytes. */
+function encode(data) {
+  if (data instanceof ArrayBuffer) data = new Uint8Array(data);
+  if (ArrayBuffer.isView(data)) {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    return { fields: `"bytes":"${toBase64(bytes)}"`, size: bytes.length };
+  }
+  // An object goes as the text that JSON.stringify makes: no second parser changes its numbers.
+  const text = typeof data === "string" ? data : JSON.stringify(data);
+  if (text === undefined) throw new TypeError(`${typeof data} cannot be sent`);
+  // Half a surrogate pair is no text; the gateway would refuse it.
+  const whole = text.toWellFormed ? text.toWellFormed() : text;
+  return { fields: `"data":${JSON.stringify(whole)}`, size: utf8Length(whole) };
+}
+
+function tooBig(id, size, limit) {
+  return new GatewayError("too_big", `message of ${size} bytes exceeds ${limit} bytes`, false, { id });
+}
+
+/** Exponential, with full jitter: after a gateway died its clients spread over the whole delay. */
+export class Backoff {
+  constructor({ initial = 500, factor = 2, cap = 30_000, jitter = 1 } = {}, random = Math.random) {
+    Object.assign(this, { initial, factor, cap, jitter, random });
+    this.attempt = 0;
+  }
+
+  next() {
+    const delay = Math.min(this.cap, this.initial * this.factor ** Math.min(this.attempt, 64));
+    this.attempt += 1;
+    return delay * (1 - this.jitter * this.random());
+  }
+
+  reset() {
+    this.attempt = 0;
+  }
+}
+
+/** One WebSocket; after `drop` or its end it calls nobody. */
+class Transport {
+  #socket;
+  #handlers;
+
+  constructor(WebSocket, url, handlers) {
+    this.#handlers = handlers;
+    const socket = (this.#socket = new WebSocket(url, [SUBPROTOCOL]));
+    socket.onopen = () => {
+      if (socket.protocol !== SUBPROTOCOL) this.#end(4500, `the server does not speak ${SUBPROTOCOL}`);
+    };
+    socket.onmessage = (event) => this.#handlers?.text(event.data);
+    socket.onclose = (event) => this.#end(event.code, event.reason);
+    socket.onerror = () => {}; // a close event follows, and says more
+  }
+
+  send(text) {
+    if (this.#socket.readyState === 1) this.#socket.send(text);
+  }
+
+  /** Close; whoever asked knows, so `closed` is not called. */
+  drop(code, reason) {
+    this.#handlers = null;
+    this.#socket.close(code, reason);
+  }
+
+  #end(code, reason) {
+    const handlers = this.#handlers;
+    this.#handlers = null;
+    if (this.#socket.readyState < 2) this.#socket.close();
+    handlers?.closed(code, reason);
+  }
+}
+
+/**
+ * Notices a gateway that is gone. Silent for the ping interval and half the time-out: it asks.
+ * Nothing for the other half: dead. A page that slept finds its timer late, and asks first.
+ */
+class Monitor {
+  #clock;
+  #ask;
+  #dead;
+  #timer = null;
+  #heard = 0;
+  #asked = null; // when the open question was put
+  #interval = 0;
+  #grace = 0;
+
+  constructor(clock, ask, dead) {
+    this.#clock = clock;
+    this.#ask = ask;
+    this.#dead = dead;
+  }
+
+  start(interval, timeout) {
+    this.#interval = interval + timeout / 2;
+    this.#grace = timeout / 2;
+    this.heard();
+    this.#arm(this.#interval);
+  }
+
+  stop() {
+    this.#clock.clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+
+  heard() {
+    this.#heard = this.#clock.now();
+    this.#asked = null;
+  }
+
+  /** Ask now: the page was hidden, or the network changed. */
+  probe() {
+    if (this.#timer === null) return;
+    this.#asked = this.#clock.now();
+    this.#ask();
+    this.#arm(this.#grace);
+  }
+
+  #arm(delay) {
+    this.stop();
+    this.#timer = this.#clock.setTimeout(() => this.#check(), delay);
+  }
+
+  #check() {
+    const now = this.#clock.now();
+    if (this.#asked === null) {
+      const left = this.#heard + this.#interval - now;
+      if (left > 0) this.#arm(left);
+      else this.probe();
+    } else if (now - this.#asked > 2 * this.#grace) {
+      this.probe();
+    } else {
+      this.stop();
+      this.#dead();
+    }
+  }
+}
+
+/** Which messages are new, and up to where they were processed. */
+class Inbox {
+  epoch = null;
+  processed = 0; // the resume position: everything up to it was handled
+  #received = 0; // everything up to it has arrived
+  #held = new Map(); // offset -> time, of what has arrived and is not processed
+  #life = 0; // changes when offsets begin to mean something else
+  #asked = null; // position that this connection asked for; null once it was welcomed
+
+  constructor(position) {
+    if (position) {
+      this.epoch = position.epoch;
+      this.processed = this.#received = position.offset;
+    }
+  }
+
+  connecting() {
+    this.#asked = this.processed;
+  }
+
+  welcome({ epoch, offset }) {
+    const continues = epoch === this.epoch && offset === this.#asked;
+    this.#asked = null;
+    if (!continues) this.#restart(epoch, offset);
+  }
+
+  #restart(epoch, offset) {
+    this.epoch = epoch;
+    this.processed = this.#received = offset;
+    this.#held.clear();
+    this.#life += 1;
+  }
+
+  /** Return the life that a new message belongs to; null if it has been here before. */
+  accept(offset, time) {
+    if (offset <= this.#received) {
+      // Redelivered, unless the stream lost its end and gives the same offsets out again.
+      if (offset <= this.processed || this.#held.get(offset) === time) return null;
+      this.#restart(this.epoch, this.processed);
+    }
+    this.#received = offset;
+    this.#held.set(offset, time);
+    return this.#life;
+  }
+
+  /** Note that everything up to *offset* was handled; return how many newly were. */
+  settle(life, offset) {
+    if (life !== this.#life || offset <= this.processed) return 0;
+    this.processed = offset;
+    let count = 0;
+    for (const held of this.#held.keys()) {
+      if (held > offset) break;
+      this.#held.delete(held);
+      count += 1;
+    }
+    return count;
+  }
+}
+
+/** What was sent and is not confirmed, in order. */
+class Outbox {
+  #entries = new Map(); // id -> entry, oldest first
+  #inFlight = 0;
+  #window;
+
+  constructor(window) {
+    this.#window = window;
+  }
+
+  get size() {
+    return this.#entries.size;
+  }
+
+  get(id) {
+    return this.#entries.get(id);
+  }
+
+  add(entry) {
+    this.#entries.set(entry.id, entry);
+  }
+
+  /** Take an entry out; undefined if it is not there (any more). */
+  take(id) {
+    const entry = this.#entries.get(id);
+    if (entry) {
+      this.#entries.delete(id);
+      if (entry.sent) this.#inFlight -= 1;
+    }
+    return entry;
+  }
+
+  /** Return every entry and keep none. */
+  clear() {
+    const entries = [...this.#entries.values()];
+    this.#entries.clear();
+    this.#inFlight = 0;
+    return entries;
+  }
+
+  /** A new connection has seen none of them. */
+  connecting() {
+    this.#inFlight = 0;
+    for (const entry of this.#entries.values()) entry.sent = false;
+  }
+
+  /** Return what to write now, oldest first; it then counts as sent. */
+  *due() {
+    if (this.#inFlight >= this.#window) return;
+    for (const entry of this.#entries.values()) {
+      if (entry.sent) continue;
+      entry.sent = true;
+      this.#inFlight += 1;
+      yield entry;
+      if (this.#inFlight >= this.#window) return;
+    }
+  }
+}
+
+class Emitter {
+  #listeners = new Map();
+
+  /** Call *listener* at each event; return a function that ends that. */
+  on(name, listener) {
+    if (!this.#listeners.has(name)) this.#listeners.set(name, new Set());
+    this.#listeners.get(name).add(listener);
+    return () => this.off(name, listener);
+  }
+
+  off(name, listener) {
+    this.#listeners.get(name)?.delete(listener);
+  }
+
+  once(name, listener) {
+    const off = this.on(name, (...args) => {
+      off();
+      listener(...args);
+    });
+    return off;
+  }
+
+  listens(name) {
+    return (this.#listeners.get(name)?.size ?? 0) > 0;
+  }
+
+  emit(name, ...args) {
+    for (const listener of [...(this.#listeners.get(name) ?? [])]) {
+      try {
+        listener(...args);
+      } catch (error) {
+        // As EventTarget does: reported, and it stops nobody else.
+        if (globalThis.reportError) globalThis.reportError(error);
+        else queueMicrotask(() => { throw error; });
+      }
+    }
+  }
+}
+
+function makeClock(host) {
+  return {
+    now: () => (host.performance ?? Date).now(),
+    setTimeout: (callback, delay) => host.setTimeout(callback, delay),
+    clearTimeout: (timer) => host.clearTimeout(timer),
+  };
+}
+
+/**
+ * A durable connection.
+ *
+ *     const client = new WsGateway("/ws/orders/ann/");
+ *     client.on("message", (message) => console.log(message.offset, message.data));
+ *     client.connect();
+ *     await client.send({ buy: 3 });   // resolves when it is stored
+ *
+ * States: "idle", "connecting", "open", "waiting" (for the next attempt), "offline" (the same,
+ * and the browser says that there is no network), "closed".
+ */
+export class WsGateway {
+  #url;
+  #options;
+  #host;
+  #clock;
+  #events = new Emitter();
+  #inbox;
+  #outbox;
+  #backoff;
+  #monitor;
+  #transport = null;
+  #state = "idle";
+  #welcome = null;
+  #timer = null; // of the next attempt, or of the handshake's time-out
+  #ackTimer = null;
+  #unacked = 0; // processed messages that no acknowledgement told of
+  #openedAt = 0;
+  #attempt = 0; // number of the connection attempt; a late token belongs to none
+  #token = null;
+  #stale = true; // the token must be asked for before the next attempt
+  #refreshed = false; // since the last welcome
+  #opening = null; // {promise, resolve, reject} of connect()
+  #backlog = []; // messages that nobody has listened to yet
+  #iterator = null;
+  #ids = 0;
+  #prefix;
+  #unhook = null;
+
+  constructor(url, options = {}) {
+    this.#options = { ...DEFAULTS, ...options };
+    this.#url = url;
+    this.#host = this.#options.host;
+    this.#clock = makeClock(this.#host);
+    this.#inbox = new Inbox(this.#options.position);
+    this.#outbox = new Outbox(this.#options.sendWindow);
+    this.#backoff = new Backoff(this.#options.backoff, this.#options.random);
+    this.#monitor = new Monitor(
+      this.#clock,
+      () => this.#transport?.send('{"type":"ping"}'),
+      () => this.#lost(4012, "no sign of life from the gateway"),
+    );
+    // Ids must differ from those of every other page load: the gateway drops known ones.
+    this.#prefix = toBase64(crypto.getRandomValues(new Uint8Array(9))).replace(/[+/]/g, "x");
+  }
+
+  /** One of "idle", "connecting", "open", "waiting", "offline", "closed". */
+  get state() {
+    return this.#state;
+  }
+
+  /** How many messages were sent and are not confirmed. */
+  get pending() {
+    return this.#outbox.size;
+  }
+
+  /** `{epoch, offset}` up to which messages were processed; null before the first connection. */
+  get position() {
+    return this.#inbox.epoch === null ? null : { epoch: this.#inbox.epoch, offset: this.#inbox.processed };
+  }
+
+  /** The gateway's last welcome: connection, service, user, device, ...; null before. */
+  get welcome() {
+    return this.#welcome;
+  }
+
+  on(name, listener) {
+    const off = this.#events.on(name, listener);
+    // Later, so that all listeners of this turn get what has been waiting.
+    if (name === "message") queueMicrotask(() => this.#release());
+    return off;
+  }
+
+  once(name, listener) {
+    const off = this.#events.once(name, listener);
+    if (name === "message") queueMicrotask(() => this.#release());
+    return off;
+  }
+
+  off(name, listener) {
+    this.#events.off(name, listener);
+  }
+
+  // -- life cycle ------------------------------------------------------------------------
+
+  /** Connect and stay connected. The promise resolves at the first welcome. Idempotent. */
+  connect() {
+    if (this.#state === "open") return Promise.resolve();
+    if (!this.#opening) {
+      this.#opening = {};
+      this.#opening.promise = new Promise((resolve, reject) => {
+        Object.assign(this.#opening, { resolve, reject });
+      });
+      this.#opening.promise.catch(() => {}); // whoever does not await it listens to "error"
+    }
+    const { promise } = this.#opening;
+    if (this.#state === "idle" || this.#state === "closed") {
+      this.#stale = true;
+      this.#refreshed = false;
+      this.#backoff.reset();
+      this.#watchHost();
+      this.#open();
+    }
+    return promise;
+  }
+
+  /** Close for good; sends that are not confirmed are rejected with code "closed". */
+  close(code = 1000, reason = "") {
+    if (this.#state === "closed") return;
+    this.#sendAck();
+    this.#dropTransport(code, reason);
+    this.#stop(new GatewayError("closed", "the client was closed", true), { code, reason }, true);
+  }
+
+  async #open() {
+    const attempt = (this.#attempt += 1);
+    this.#clock.clearTimeout(this.#timer);
+    this.#timer = null;
+    this.#setState("connecting", { attempt: this.#backoff.attempt });
+    try {
+      if (this.#stale) await this.#authenticate();
+    } catch (error) {
+      if (attempt !== this.#attempt) return;
+      if (error?.temporary === false) {
+        this.#stop(error, { code: NOT_AUTHENTICATED, reason: error.message });
+      } else {
+        this.#events.emit("error", error);
+        this.#lost(1006, "no token");
+      }
+      return;
+    }
+    if (attempt === this.#attempt) this.#dial();
+  }
+
+  /** Get the token anew, and after a refusal let the application renew its cookie. */
+  async #authenticate() {
+    const { token, refresh } = this.#options;
+    if (this.#refreshed) await refresh?.();
+    this.#token = typeof token === "function" ? await token() : token;
+    this.#stale = false;
+  }
+
+  #dial() {
+    this.#inbox.connecting();
+    this.#outbox.connecting();
+    this.#unacked = 0;
+    const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
+    try {
+      this.#transport = new Transport(WebSocket, this.#address(), {
+        text: (text) => this.#receive(text),
+        closed: (code, reason) => this.#lost(code, reason),
+      });
+    } catch (error) {
+      this.#stop(error, { code: 4500, reason: error.message }); // no URL, no WebSocket
+      return;
+    }
+    const late = () => this.#lost(1006, "no welcome in time");
+    this.#timer = this.#clock.setTimeout(late, this.#options.connectTimeout);
+  }
+
+  /** Return the URL to connect to: with token, device and position. */
+  #address() {
+    const { device, tokenParameter } = this.#options;
+    const url = new URL(this.#url, this.#host.location?.href);
+    url.protocol = url.protocol.replace(/^http/, "ws");
+    url.hash = "";
+    if (this.#token) url.searchParams.set(tokenParameter, this.#token);
+    if (device) url.searchParams.set("device", device);
+    if (this.#inbox.epoch !== null) {
+      url.searchParams.set("epoch", this.#inbox.epoch);
+      url.searchParams.set("offset", this.#inbox.processed);
+    }
+    return url.href;
+  }
+
+  #setState(state, detail = {}) {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.#events.emit("state", state, detail);
+  }
+
+  #dropTransport(code, reason) {
+    this.#monitor.stop();
+    this.#clock.clearTimeout(this.#timer);
+    this.#clock.clearTimeout(this.#ackTimer);
+    this.#timer = this.#ackTimer = null;
+    const transport = this.#transport;
+    this.#transport = null;
+    // Browsers let a page close with 1000 and 3000-4999 only.
+    transport?.drop(code === 1000 || code >= 3000 ? code : 1000, reason);
+  }
+
+  /** The connection is gone, or never came. */
+  #lost(code, reason) {
+    const wasOpen = this.#state === "open";
+    this.#attempt += 1;
+    this.#dropTransport(1000, "");
+    if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
+    // A gateway that refuses before the handshake cannot tell a browser why.
+    if (!wasOpen) this.#stale = true;
+    const { token, refresh } = this.#options;
+    let again = shouldReconnect(code);
+    if (code === NOT_AUTHENTICATED && !this.#refreshed && (refresh || typeof token === "function")) {
+      again = this.#refreshed = this.#stale = true;
+    }
+    if (!again) {
+      const text = `the gateway closed the connection: ${code} ${reason}`.trim();
+      this.#stop(new GatewayError("closed", text, false, { closeCode: code }), { code, reason });
+      return;
+    }
+    const delay = this.#backoff.next();
+    this.#timer = this.#clock.setTimeout(() => this.#open(), delay);
+    const offline = this.#host.navigator?.onLine === false;
+    this.#setState(offline ? "offline" : "waiting", { code, reason, delay, attempt: this.#backoff.attempt });
+  }
+
+  #stop(error, detail, own = false) {
+    this.#attempt += 1;
+    this.#dropTransport(1000, "");
+    this.#unhook?.();
+    this.#unhook = null;
+    // All of it first: a listener may call connect() again.
+    const entries = this.#outbox.clear();
+    const opening = this.#opening;
+    const iterator = this.#iterator;
+    this.#opening = null;
+    this.#setState("closed", detail);
+    for (const { id, reject } of entries) {
+      reject(new GatewayError("closed", error.message, true, { id, closeCode: detail.code }));
+    }
+    opening?.reject(error);
+    iterator?.end(own ? null : error);
+    if (!own) this.#events.emit("error", error);
+  }
+
+  /** Listen to the page: network, visibility, its end. */
+  #watchHost() {
+    const host = this.#host;
+    if (!host.addEventListener || this.#unhook) return;
+    const hurry = () => this.#hurry();
+    const visible = () => { if (host.document.visibilityState === "visible") hurry(); else this.#sendAck(); };
+    const offline = () => {
+      if (this.#state === "waiting") this.#setState("offline");
+      else this.#monitor.probe();
+    };
+    const hooks = [
+      [host, "online", hurry],
+      [host, "offline", offline],
+      [host, "pageshow", (event) => { if (event.persisted) hurry(); }],
+      [host, "pagehide", () => this.#sendAck()],
+    ];
+    if (host.document?.addEventListener) hooks.push([host.document, "visibilitychange", visible]);
+    for (const [target, name, listener] of hooks) target.addEventListener(name, listener);
+    this.#unhook = () => {
+      for (const [target, name, listener] of hooks) target.removeEventListener(name, listener);
+    };
+  }
+
+  /** Somebody looks, or the network is back: do not wait for a timer. */
+  #hurry() {
+    if (this.#state === "open") {
+      this.#monitor.probe();
+    } else if (this.#state === "waiting" || this.#state === "offline") {
+      this.#backoff.reset();
+      this.#open();
+    }
+  }
+
+  // -- from the gateway ------------------------------------------------------------------
+
+  #receive(text) {
+    let frame;
+    try {
+      frame = JSON.parse(text);
+    } catch {
+      this.#lost(4500, "the gateway sent no JSON");
+      return;
+    }
+    this.#monitor.heard();
+    switch (frame?.type) {
+      case "message": return this.#onMessage(frame);
+      case "ack": return this.#outboxDone(frame.id)?.resolve({ id: frame.id });
+      case "error": return this.#onError(frame);
+      case "ping": return this.#transport?.send('{"type":"pong"}');
+      case "welcome": return this.#onWelcome(frame);
+      default: // pong, and the types of later versions
+    }
+  }
+
+  #onWelcome(frame) {
+    const { epoch, offset, recovered, reason = null } = frame;
+    this.#inbox.welcome(frame);
+    this.#welcome = frame;
+    this.#unacked = 0;
+    if (this.#state !== "open") {
+      this.#clock.clearTimeout(this.#timer);
+      this.#timer = null;
+      this.#refreshed = false;
+      this.#openedAt = this.#clock.now();
+      this.#monitor.start(frame.ping * 1000, this.#options.pingTimeout);
+      this.#setState("open", { attempt: this.#backoff.attempt });
+      this.#opening?.resolve();
+      this.#opening = null;
+    }
+    this.#events.emit("recovered", { recovered, reason, epoch, offset });
+    this.#flush();
+  }
+
+  #onMessage({ offset, time = null, data, bytes }) {
+    if (this.#state !== "open") return;
+    const life = this.#inbox.accept(offset, time);
+    if (life === null) return;
+    const payload = bytes === undefined ? data : fromBase64(bytes);
+    const message = new Message(offset, time, payload, () => this.#settle(life, offset));
+    if (this.#iterator || this.#events.listens("message")) this.#deliver(message);
+    else this.#backlog.push(message); // the window bounds it
+  }
+
+  #deliver(message) {
+    this.#events.emit("message", message);
+    if (this.#iterator) this.#iterator.push(message);
+    else if (this.#options.autoAck) message.ack();
+  }
+
+  #release() {
+    while (this.#backlog.length && this.#events.listens("message")) this.#deliver(this.#backlog.shift());
+  }
+
+  #onError({ id = null, code, message, temporary }) {
+    const error = new GatewayError(code, message, temporary === true, { id });
+    const entry = id === null ? undefined : this.#outboxDone(id);
+    if (entry) entry.reject(error);
+    else this.#events.emit("error", error);
+  }
+
+  #settle(life, offset) {
+    this.#unacked += this.#inbox.settle(life, offset);
+    if (!this.#unacked || this.#state !== "open") return;
+    const every = Math.min(this.#options.ackEvery, Math.ceil(this.#welcome.window / 2));
+    if (this.#unacked >= every) this.#sendAck();
+    else this.#ackTimer ??= this.#clock.setTimeout(() => this.#sendAck(), this.#options.ackInterval);
+  }
+
+  #sendAck() {
+    this.#clock.clearTimeout(this.#ackTimer);
+    this.#ackTimer = null;
+    if (!this.#unacked || this.#state !== "open") return;
+    this.#unacked = 0;
+    this.#transport.send(`{"type":"ack","offset":${this.#inbox.processed}}`);
+  }
+
+  // -- to the gateway --------------------------------------------------------------------
+
+  /**
+   * Publish. Resolves with `{id}` when the message is stored; survives reconnecting, and is then
+   * sent again with the same id, in order. Rejects with a `GatewayError`.
+   *
+   * @param data A string or bytes go as they are; anything else as JSON.
+   * @param {{id?: string, timeout?: number, signal?: AbortSignal}} options *id* makes a repeated
+   *   call idempotent; *timeout* in ms.
+   */
+  send(data, { id, timeout, signal } = {}) {
+    if (signal?.aborted) return Promise.reject(this.#aborted(id ?? null));
+    if (this.#state === "closed") {
+      return Promise.reject(new GatewayError("closed", "the client is closed", true, { id: id ?? null }));
+    }
+    id ??= `${this.#prefix}-${(this.#ids += 1)}`;
+    const known = this.#outbox.get(id);
+    if (known) return known.promise;
+    let encoded;
+    try {
+      if (!ID.test(id)) throw new TypeError("id must be 1 to 64 printable ASCII characters, no spaces");
+      encoded = encode(data);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    const limit = this.#welcome?.max_message_size ?? Infinity;
+    if (encoded.size > limit) return Promise.reject(tooBig(id, encoded.size, limit));
+    if (this.#outbox.size >= this.#options.queueLimit) {
+      const text = `${this.#outbox.size} messages wait for confirmation already (queueLimit)`;
+      return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
+    }
+    return this.#enqueue(id, encoded, timeout, signal);
+  }
+
+  #enqueue(id, { fields, size }, timeout, signal) {
+    const entry = { id, size, text: `{"type":"message","id":${JSON.stringify(id)},${fields}}`, sent: false };
+    entry.promise = new Promise((resolve, reject) => {
+      let timer = null;
+      const abort = () => this.#outboxDone(id)?.reject(this.#aborted(id));
+      const ended = (settle) => (value) => {
+        this.#clock.clearTimeout(timer);
+        signal?.removeEventListener("abort", abort);
+        settle(value);
+      };
+      entry.resolve = ended(resolve);
+      entry.reject = ended(reject);
+      signal?.addEventListener("abort", abort);
+      if (timeout !== undefined) {
+        timer = this.#clock.setTimeout(() => {
+          const text = `not confirmed within ${timeout} ms; perhaps it is stored`;
+          this.#outboxDone(id)?.reject(new GatewayError("timeout", text, true, { id }));
+        }, timeout);
+      }
+    });
+    this.#outbox.add(entry);
+    this.#flush();
+    return entry.promise;
+  }
+
+  #aborted(id) {
+    return new GatewayError("aborted", "the caller gave up; perhaps it is stored", true, { id });
+  }
+
+  #outboxDone(id) {
+    const entry = this.#outbox.take(id);
+    if (entry) this.#flush();
+    return entry;
+  }
+
+  #flush() {
+    if (this.#state !== "open") return;
+    const limit = this.#welcome.max_message_size;
+    const refused = []; // queued before the limit was known
+    for (const entry of this.#outbox.due()) {
+      if (entry.size > limit) refused.push(entry);
+      else this.#transport.send(entry.text);
+    }
+    for (const { id, size } of refused) this.#outboxDone(id)?.reject(tooBig(id, size, limit));
+  }
+
+  // -- async iteration -------------------------------------------------------------------
+
+  /** `for await (const message of client)`: one is processed when the loop asks for the next. */
+  [Symbol.asyncIterator]() {
+    if (this.#iterator) throw new Error("another loop reads this client already");
+    const queue = this.#backlog.splice(0);
+    let current = null;
+    let waiter = null;
+    let ended = this.#state === "closed";
+    let failure = null;
+    const finished = { done: true, value: undefined };
+    this.#iterator = {
+      push: (message) => {
+        if (!waiter) return void queue.push(message);
+        current = message;
+        waiter.resolve({ done: false, value: message });
+        waiter = null;
+      },
+      end: (error) => {
+        ended = true;
+        failure = error;
+        if (waiter) {
+          if (error) waiter.reject(error);
+          else waiter.resolve(finished);
+          failure = waiter = null;
+        }
+      },
+    };
+    const next = async () => {
+      if (current && this.#options.autoAck) current.ack();
+      current = queue.shift() ?? null;
+      if (current) return { done: false, value: current };
+      if (failure) {
+        const error = failure;
+        failure = null;
+        this.#iterator = null;
+        throw error;
+      }
+      if (ended) {
+        this.#iterator = null;
+        return finished;
+      }
+      return new Promise((resolve, reject) => { waiter = { resolve, reject }; });
+    };
+    return {
+      next,
+      return: async () => {
+        // What the loop left wait for the next one, or for listeners.
+        this.#iterator = null;
+        this.#backlog.unshift(...queue.splice(0));
+        this.#release();
+        return finished;
+      },
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
+  }
+}
