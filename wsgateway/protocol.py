@@ -51,6 +51,7 @@ __all__ = [
     "parse_client",
     "parse_resume",
     "parse_server",
+    "valid_id",
 ]
 
 SUBPROTOCOL = "wsgateway.v1"
@@ -487,9 +488,14 @@ def _load(text: str | bytes) -> dict[str, Any]:
     return fields
 
 
+def valid_id(id: object) -> bool:
+    """Say whether *id* may name a client's message: it must fit into a NATS header."""
+    return isinstance(id, str) and _ID.match(id) is not None
+
+
 def _id_or_none(fields: dict[str, Any]) -> str | None:
     id = fields.get("id")
-    return id if isinstance(id, str) and _ID.match(id) else None
+    return id if isinstance(id, str) and valid_id(id) else None
 
 
 def _string(fields: dict[str, Any], name: str) -> str:

@@ -1,0 +1,34 @@
+"""The Python client of ``wsgateway.v1``: ``async with connect(url) as client``.
+
+Needs the ``websockets`` package (``pip install wsgateway[client]``), and no Django. The public
+names are loaded when they are used, so that the pure modules below can be imported alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsgateway.client.backoff import Backoff
+    from wsgateway.client.connection import Client, ClientState, Message, connect
+    from wsgateway.client.errors import GatewayError
+    from wsgateway.client.session import Position
+
+__all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
+
+_HOMES = {
+    "Backoff": "backoff",
+    "Client": "connection",
+    "ClientState": "connection",
+    "GatewayError": "errors",
+    "Message": "connection",
+    "Position": "session",
+    "connect": "connection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

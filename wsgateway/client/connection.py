@@ -1,0 +1,494 @@
+"""The client: keeps one connection, comes back when it is lost, resumes, sends again."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import Enum
+from itertools import count
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from wsgateway.client.backoff import Backoff
+from wsgateway.client.errors import GatewayError
+from wsgateway.client.link import Final, Link, Lost, address, translated
+from wsgateway.client.session import ClientInbox, ClientOutbox, Position, should_reconnect
+from wsgateway.codes import CloseCode
+from wsgateway.frames import Frame
+from wsgateway.protocol import (
+    Accepted,
+    Heartbeat,
+    Refused,
+    ServerMessage,
+    Welcome,
+    valid_id,
+)
+
+__all__ = ["Client", "ClientState", "Message", "connect"]
+
+logger = logging.getLogger("wsgateway.client")
+
+STABLE = 5.0
+"""Seconds that a connection must last before the backoff begins anew."""
+MAX_FRAME = 16 * 1024 * 1024
+Token = str | Callable[[], str | Awaitable[str]]
+
+
+class ClientState(Enum):
+    """What the client is doing."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    OPEN = "open"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+class Message:
+    """One message of the inbox.
+
+    Attributes:
+        offset: Its position; rises, with holes.
+        time: When it was stored, RFC 3339; None if not known.
+        data: str for a text frame, bytes for a binary one.
+    """
+
+    __slots__ = ("_client", "_life", "data", "offset", "time")
+
+    def __init__(self, client: Client, life: int, received: ServerMessage) -> None:
+        self._client = client
+        self._life = life
+        self.offset = received.offset
+        self.time = received.time
+        self.data = received.frame.data
+
+    def __repr__(self) -> str:
+        return f"<Message offset={self.offset} {type(self.data).__name__}[{len(self.data)}]>"
+
+    def json(self) -> Any:
+        """Return the payload parsed as JSON."""
+        return json.loads(self.data)
+
+    def ack(self) -> None:
+        """Acknowledge this message and all before it; only needed with ``auto_ack=False``."""
+        self._client._settle(self._life, self.offset)
+
+
+class _Pending:
+    """A message that is not confirmed, and how many callers wait for that."""
+
+    __slots__ = ("callers", "result")
+
+    def __init__(self) -> None:
+        self.callers = 0
+        self.result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Client:
+    """A durable connection; made by `connect`.
+
+    Args:
+        url: ``ws://`` or ``wss://``.
+        device: Which of the user's devices this is; each has its own cursor.
+        token: Sent in the query; a function is asked again after a refusal.
+        token_parameter: Name of the token's query parameter.
+        position: Where to go on; None: where the device's cursor says.
+        auto_ack: Acknowledge a message when the next one is asked for.
+        ack_every: Acknowledge after so many messages at the latest.
+        ack_interval: And after so many seconds.
+        queue_limit: Messages that may wait for confirmation; more are refused.
+        send_window: Messages on the wire without confirmation.
+        connect_timeout: Seconds until the welcome.
+        ping_timeout: Seconds of silence after a due ping that mean that the gateway is gone.
+        backoff: Delays between attempts.
+        on_state: Called with each new state.
+        on_welcome: Called with each welcome; look at its ``recovered``.
+        options: For ``websockets.asyncio.client.connect``: ssl, additional_headers, proxy, ...
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        device: str | None = None,
+        token: Token | None = None,
+        token_parameter: str = "token",  # noqa: S107 - a name, not a secret
+        position: Position | None = None,
+        auto_ack: bool = True,
+        ack_every: int = 16,
+        ack_interval: float = 0.2,
+        queue_limit: int = 1000,
+        send_window: int = 64,
+        connect_timeout: float = 10.0,
+        ping_timeout: float = 10.0,
+        backoff: Backoff | None = None,
+        on_state: Callable[[ClientState], object] | None = None,
+        on_welcome: Callable[[Welcome], object] | None = None,
+        **options: Any,
+    ) -> None:
+        self._url = url
+        self._device = device
+        self._token_source = token
+        self._token_parameter = token_parameter
+        self._auto_ack = auto_ack
+        self._ack_every = ack_every
+        self._ack_interval = ack_interval
+        self._connect_timeout = connect_timeout
+        self._ping_timeout = ping_timeout
+        self._backoff = backoff or Backoff()
+        self._on_state = on_state
+        self._on_welcome = on_welcome
+        self._options = {"max_size": MAX_FRAME, "ping_interval": None, **options}
+        self._inbox = ClientInbox(position)
+        self._outbox = ClientOutbox(queue_limit, send_window)
+        self._pending: dict[str, _Pending] = {}  # by id, of what is in the outbox
+        self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
+        self._current: Message | None = None  # handed out, not processed yet
+        self._arrived = asyncio.Event()  # the queue has something, or the client is closed
+        self._link: Link | None = None  # while there is a connection
+        self._opened: asyncio.Future[None] | None = None  # set at the first welcome
+        self._runner: asyncio.Task[None] | None = None
+        self._state = ClientState.IDLE
+        self._welcome: Welcome | None = None  # the last one
+        self._token: str | None = None
+        self._stale = True  # the token must be asked for before the next attempt
+        self._renewed = False  # it was, because of a refusal; since then no welcome
+        self._error: GatewayError | None = None  # why it is closed, unless by the caller
+        self._ids = count(1)
+        self._prefix = secrets.token_urlsafe(9)
+
+    # -- life cycle ----------------------------------------------------------------------
+
+    @property
+    def state(self) -> ClientState:
+        """What the client is doing."""
+        return self._state
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where messages were processed; save it, and pass it to `connect` later."""
+        return self._inbox.position
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """The gateway's last welcome; None before."""
+        return self._welcome
+
+    @property
+    def pending(self) -> int:
+        """How many messages were sent and are not confirmed."""
+        return len(self._outbox)
+
+    async def open(self) -> None:
+        """Connect, and wait for the welcome however long that takes. Idempotent.
+
+        Raises:
+            GatewayError: The gateway refuses this client for good, or it is closed.
+        """
+        if self._runner is None and self._state is not ClientState.CLOSED:
+            self._opened = asyncio.get_running_loop().create_future()
+            self._opened.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._runner = asyncio.create_task(self._run(), name="wsgateway-client")
+        if self._opened is None:
+            raise self._closed()
+        await asyncio.shield(self._opened)
+
+    async def close(self) -> None:
+        """Acknowledge what was processed and disconnect. What is not confirmed is refused."""
+        if self._runner is None:
+            self._finish(None)
+            return
+        self._runner.cancel()
+        await asyncio.wait({self._runner})
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.open()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _set_state(self, state: ClientState) -> None:
+        if state is self._state:
+            return
+        logger.debug("client %s: %s", self._state.value, state.value)
+        self._state = state
+        if self._on_state is not None:
+            self._on_state(state)
+
+    async def _run(self) -> None:
+        error = None
+        try:
+            await self._keep_connected()
+        except Final as exc:
+            text = f"the gateway closed the connection: {exc.code} {exc.reason}".rstrip()
+            error = GatewayError("closed", text, False, close_code=exc.code)
+        except Exception as exc:
+            logger.exception("the client failed")
+            error = GatewayError("closed", f"the client failed: {exc!r}", False)
+        finally:
+            self._finish(error)
+
+    async def _keep_connected(self) -> None:
+        attempt = 0
+        while True:
+            self._set_state(ClientState.CONNECTING)
+            began = time.monotonic()
+            try:
+                await self._connection()
+            except Lost as exc:
+                lost = exc
+            if self._state is ClientState.OPEN and time.monotonic() - began >= STABLE:
+                attempt = 0
+            self._stale = self._stale or self._state is not ClientState.OPEN
+            if isinstance(lost, Final):
+                raise lost
+            if not should_reconnect(lost.code) and not self._renew(lost.code):
+                raise Final(lost.code, lost.reason)
+            delay = self._backoff.delay(attempt)
+            attempt += 1
+            logger.info("connection lost (%s), next in %.1f s", lost, delay)
+            self._set_state(ClientState.WAITING)
+            await asyncio.sleep(delay)
+
+    def _renew(self, code: int) -> bool:
+        """Say whether another token may help."""
+        if code != CloseCode.NOT_AUTHENTICATED or self._renewed:
+            return False
+        self._renewed = self._stale = True
+        return callable(self._token_source)
+
+    def _closed(self) -> GatewayError:
+        return self._error or GatewayError("closed", "the client is already closed", True)
+
+    def _finish(self, error: GatewayError | None) -> None:
+        self._error = error
+        self._set_state(ClientState.CLOSED)
+        failure = self._closed()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(failure)
+        for id in list(self._pending):
+            self._refuse(id, "closed", str(failure), True)
+        self._arrived.set()
+
+    # -- one connection ------------------------------------------------------------------
+
+    async def _connection(self) -> NoReturn:
+        """Make a connection and serve it to its end.
+
+        Raises:
+            Lost: It has ended, or did not come about.
+        """
+        if self._stale:
+            await self._ask_token()
+        link = Link(self._inbox, self._outbox)
+        url = self._address()
+        self._outbox.connecting()
+        try:
+            with translated():
+                async with asyncio.timeout(self._connect_timeout):
+                    welcome = await link.dial(url, self._options)
+                self._link = link
+                self._renewed = False
+                self._take_welcome(welcome)
+                self._set_state(ClientState.OPEN)
+                if self._opened is not None and not self._opened.done():
+                    self._opened.set_result(None)
+                half = self._ping_timeout / 2
+                heartbeat = Heartbeat(welcome.ping + half, half, time.monotonic())
+                await link.serve(heartbeat, self._on_frame)
+        finally:
+            self._link = None
+            await link.leave()
+
+    def _address(self) -> str:
+        fields = {}
+        if self._token:
+            fields[self._token_parameter] = self._token
+        if self._device:
+            fields["device"] = self._device
+        position = self._inbox.connecting()
+        if position is not None:
+            fields |= {"epoch": position.epoch, "offset": str(position.offset)}
+        return address(self._url, fields)
+
+    async def _ask_token(self) -> None:
+        source = self._token_source
+        try:
+            token = source() if callable(source) else source
+            self._token = await token if inspect.isawaitable(token) else token
+        except Exception as exc:
+            if isinstance(exc, GatewayError) and not exc.temporary:
+                raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
+            logger.warning("there is no token now: %r", exc)
+            raise Lost(1006, "no token") from exc
+        self._stale = False
+
+    # -- from the gateway ----------------------------------------------------------------
+
+    def _on_frame(self, frame: object) -> None:
+        match frame:
+            case ServerMessage():
+                life = self._inbox.accept(frame)
+                if life is not None:
+                    self._queue.append(Message(self, life, frame))
+                    self._arrived.set()
+            case Accepted(id):
+                self._confirm(id)
+            case Refused(id=None):
+                logger.warning("the gateway refused a frame: %s (%s)", frame.message, frame.code)
+            case Refused(str(id)):
+                self._refuse(id, frame.code, frame.message, frame.temporary)
+            case Welcome():
+                self._take_welcome(frame)
+
+    def _take_welcome(self, welcome: Welcome) -> None:
+        self._inbox.welcome(welcome)
+        self._welcome = welcome
+        for id, size in self._outbox.larger_than(welcome.max_message_size):
+            self._refuse(id, "too_big", _too_big(size, welcome.max_message_size), False)
+        if self._on_welcome is not None:
+            self._on_welcome(welcome)
+
+    def _settle(self, life: int, offset: int) -> None:
+        self._inbox.settle(life, offset)
+        if self._link is None or not self._inbox.untold or self._welcome is None:
+            return
+        every = min(self._ack_every, (self._welcome.window + 1) // 2)
+        self._link.ack_soon(0 if self._inbox.untold >= every else self._ack_interval)
+
+    # -- for the caller ------------------------------------------------------------------
+
+    async def recv(self) -> Message:
+        """Return the next message; the one returned before counts as processed now.
+
+        May be cancelled without losing a message. One caller at a time.
+
+        Raises:
+            GatewayError: The client is closed, and there is no message left.
+        """
+        if self._current is not None and self._auto_ack:
+            self._current.ack()
+        self._current = None
+        while not self._queue:
+            if self._state is ClientState.CLOSED:
+                raise self._closed()
+            self._arrived.clear()
+            await self._arrived.wait()
+        self._current = self._queue.popleft()
+        return self._current
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        """Give each message; end when the caller closes the client.
+
+        Raises:
+            GatewayError: The gateway closed the connection for good.
+        """
+        while True:
+            try:
+                message = await self.recv()
+            except GatewayError:
+                if self._error is not None:
+                    raise
+                return
+            yield message
+
+    async def send(self, data: Any, *, id: str | None = None) -> str:
+        """Publish *data* and return its id once it is stored. Survives reconnecting.
+
+        When cancelled, the message is given up; perhaps it is stored. Send it again with the same
+        id to be sure: it is stored once.
+
+        Args:
+            data: str or bytes go as they are, anything else as JSON.
+            id: 1 to 64 printable ASCII characters; None makes one.
+
+        Raises:
+            GatewayError: It was refused, ``.code`` and ``.temporary`` say why; or too many wait.
+            ValueError: *id* or *data* cannot be sent.
+        """
+        frame = _frame(data)
+        id = self._new_id(id)
+        pending = self._pending.get(id)
+        if pending is None:
+            self._check(id, frame)
+            pending = self._pending[id] = _Pending()
+            self._outbox.add(id, frame)
+            self._wake()
+        pending.callers += 1
+        try:
+            await asyncio.shield(pending.result)
+        finally:
+            pending.callers -= 1
+            if not pending.callers:
+                pending.result.cancel()
+                del self._pending[id]
+                self._outbox.remove(id)
+                self._wake()  # the window may have room
+        return id
+
+    def _new_id(self, id: str | None) -> str:
+        if id is None:
+            return f"{self._prefix}-{next(self._ids)}"
+        if not valid_id(id):
+            raise ValueError(f"id {id!r} is not 1 to 64 printable ASCII characters, no spaces")
+        return id
+
+    def _check(self, id: str, frame: Frame) -> None:
+        """Refuse what cannot be sent, before it is queued."""
+        if self._state is ClientState.CLOSED:
+            raise GatewayError("closed", "the client is already closed", True, id=id)
+        size, welcome = len(frame.payload), self._welcome
+        if welcome is not None and size > welcome.max_message_size:
+            raise GatewayError("too_big", _too_big(size, welcome.max_message_size), False, id=id)
+        if self._outbox.full:
+            text = f"{len(self._outbox)} messages wait for confirmation already (queue_limit)"
+            raise GatewayError("queue_limit", text, True, id=id)
+
+    def _wake(self) -> None:
+        if self._link is not None:
+            self._link.wake()
+
+    def _confirm(self, id: str) -> None:
+        pending = self._pending.get(id)
+        self._outbox.remove(id)
+        if pending is not None and not pending.result.done():
+            pending.result.set_result(None)
+
+    def _refuse(self, id: str, code: str, message: str, temporary: bool) -> None:
+        pending = self._pending.get(id)
+        self._outbox.remove(id)
+        if pending is not None and not pending.result.done():
+            pending.result.set_exception(GatewayError(code, message, temporary, id=id))
+
+
+def connect(url: str, **options: Any) -> Client:
+    """Return a client: ``async with connect(url) as client``. `Client` lists the options."""
+    return Client(url, **options)
+
+
+def _frame(data: Any) -> Frame:
+    if isinstance(data, bytes | bytearray | memoryview):
+        return Frame(bytes(data), False)
+    if not isinstance(data, str):
+        data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Frame.of(data)
+
+
+def _too_big(size: int, limit: int) -> str:
+    return f"message of {size} bytes exceeds {limit} bytes"

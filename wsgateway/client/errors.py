@@ -1,0 +1,38 @@
+"""What the client raises."""
+
+from __future__ import annotations
+
+from wsgateway.exceptions import WsGatewayError
+
+__all__ = ["GatewayError"]
+
+
+class GatewayError(WsGatewayError):
+    """A message was not confirmed, or the connection is closed for good.
+
+    Args:
+        code: One of ``protocol.ErrorCode``, or ``closed``, ``queue_limit``, ``too_big``.
+        message: What happened.
+        temporary: Whether the same message may be sent again, with the same id.
+        id: The message's id; None if it is not about one.
+        close_code: The close code that ended the connection; None without.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        temporary: bool,
+        *,
+        id: str | None = None,
+        close_code: int | None = None,
+    ) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.temporary = temporary
+        self.id = id
+        self.close_code = close_code
+
+    def __str__(self) -> str:
+        return self.message
