@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 from wsgateway.exceptions import NameRefused
 
-__all__ = ["Inbox", "Subjects", "decode_token", "encode_token"]
+__all__ = ["GROUP_SERVICE", "Inbox", "Subjects", "decode_token", "encode_token"]
+
+GROUP_SERVICE = "\0group"
+"""The service of the inboxes that hold durable groups which are no user's. Only this very object
+means it, so that no client can name it: its token is a bare ``=``, which no name encodes to."""
+_GROUP_TOKEN = "="  # noqa: S105 - a subject's token
 
 MAX_NAME_BYTES = 255
 """Longest name, in UTF-8 bytes; escaping at most triples it and NATS takes 4,096 a line."""
@@ -91,7 +96,9 @@ class Subjects:
         self._skip = len(tokens) + 1
 
     def _inbox(self, kind: str, inbox: Inbox) -> str:
-        return f"{self.prefix}.{kind}.{encode_token(inbox.service)}.{encode_token(inbox.user)}"
+        group = inbox.service is GROUP_SERVICE
+        service = _GROUP_TOKEN if group else encode_token(inbox.service)
+        return f"{self.prefix}.{kind}.{service}.{encode_token(inbox.user)}"
 
     def recv(self, inbox: Inbox) -> str:
         """Where services publish to a user; stored in the inbox stream."""
@@ -138,7 +145,9 @@ class Subjects:
         tokens = subject.split(".")
         if len(tokens) != self._skip + 2 or not subject.startswith(self.prefix + "."):
             raise NameRefused(f"subject {subject!r} is not {self.prefix}.<kind>.<service>.<user>")
-        return tokens[self._skip - 1], Inbox(decode_token(tokens[-2]), decode_token(tokens[-1]))
+        group = tokens[-2] == _GROUP_TOKEN
+        service = GROUP_SERVICE if group else decode_token(tokens[-2])
+        return tokens[self._skip - 1], Inbox(service, decode_token(tokens[-1]))
 
     def cursor_key(self, inbox: Inbox, device: str) -> str:
         """Return the key-value key of a device's cursor."""

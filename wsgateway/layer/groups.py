@@ -1,0 +1,67 @@
+"""A group's members in this process, and how its messages reach them."""
+
+from __future__ import annotations
+
+import logging
+
+from wsgateway.broker.base import Closable
+from wsgateway.layer.durable import Feed
+from wsgateway.layer.mailbox import Mailbox
+
+__all__ = ["Group", "Item"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+Item = object
+"""What a mailbox holds: an envelope, or a message of a durable group."""
+
+
+class Group:
+    """The members that one process has in one group.
+
+    Args:
+        name: The group's.
+    """
+
+    __slots__ = ("feeds", "interests", "members", "name", "normal")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.members: dict[bytes, Mailbox[Item]] = {}
+        """Process-specific channels by name."""
+        self.interests: dict[bytes, Closable] = {}
+        """Subscriptions: b"" brings messages to all `members`, others to a normal channel."""
+        self.normal: set[str] = set()
+        """Normal channels."""
+        self.feeds: dict[bytes, Feed] = {}
+        """What brings a durable group's messages to each of `members`."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody is in it."""
+        return not self.members and not self.normal
+
+    def deliver(self, item: Item) -> None:
+        """Put *item* into every member's mailbox; full ones miss it, and the log says so."""
+        full = 0
+        for mailbox in self.members.values():
+            if not mailbox.put(item):
+                full += 1
+        if full:
+            logger.info(
+                "%s of %s channels over capacity in group %s", full, len(self.members), self.name
+            )
+
+    def close(self) -> list[Closable]:
+        """Forget everybody; return what is to be closed in the loop that made it."""
+        self.members.clear()
+        self.normal.clear()
+        interests = self.pause()
+        self.feeds.clear()
+        return interests
+
+    def pause(self) -> list[Closable]:
+        """Return what is to be closed in the loop that made it; who is a member stays known."""
+        interests = [*self.interests.values(), *self.feeds.values()]
+        self.interests.clear()
+        return interests

@@ -1,0 +1,364 @@
+"""Where a layer's channels live in this process: one loop's node, mailboxes, groups.
+
+Everything that changes membership runs in the home's loop, so that the read path finds it
+unchanged. Mailboxes may be read from any loop. The home is the first long-lived loop that
+receives; if that loop is gone or stands still, the next receiver's loop becomes the home.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgpack
+
+from wsgateway.broker.base import Closable
+from wsgateway.exceptions import BrokerError, BrokerUnavailable, MalformedMessage
+from wsgateway.layer import wire
+from wsgateway.layer.durable import Feed, inbox_of
+from wsgateway.layer.groups import Group, Item
+from wsgateway.layer.loops import Node
+from wsgateway.layer.mailbox import Mailbox
+
+__all__ = ["Home"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+JOIN_LIMIT = 64 * 1024 * 1024
+"""Bytes that unfinished split messages may hold."""
+ABANDONED = 10.0
+"""A channel with expired messages that nobody has read for this many times the expiry has no
+reader any more: a consumer ended without leaving its groups."""
+FLUSHED = b"flushed"
+
+
+class Home:
+    """See the module.
+
+    Args:
+        client: The part of the channels' names that says whose they are.
+        expiry: Seconds that a message lives.
+        group_expiry: Seconds after which a channel that nobody reads leaves its groups.
+        capacity: Returns how many messages a channel holds.
+        choose: Returns the running loop's node.
+        forward: Opens a group's way to a normal channel.
+        on_flush: Called when the layer is flushed.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        *,
+        expiry: float,
+        group_expiry: float,
+        capacity: Callable[[str], int],
+        choose: Callable[[], Node],
+        forward: Callable[[Node, str, str], Closable],
+        on_flush: Callable[[], None],
+    ) -> None:
+        self.client = client
+        self.node: Node | None = None
+        self.mailboxes: dict[bytes, Mailbox[Item]] = {}
+        self.groups: dict[str, Group] = {}
+        self.unconfirmed = False  # the server may not know a subscription yet
+        self._expiry = expiry
+        self._group_expiry = group_expiry
+        self._capacity = capacity
+        self._choose = choose
+        self._interests: list[Closable] = []  # subscriptions besides those of groups
+        self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
+        self._joiner = wire.Joiner(JOIN_LIMIT)
+        self._moving = threading.Lock()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._forward = forward
+        self._on_flush = on_flush
+
+    # -- where it is ---------------------------------------------------------------------
+
+    async def settle(self) -> Node:
+        """Return the home's node; make the running loop's one it if there is no other."""
+        node = self.node
+        if node is not None and node.usable and not node.is_background:
+            return node
+        chosen = self._choose()
+        if node is not None and node.usable and chosen.is_background:
+            return node
+        await chosen.call(lambda: self._move(chosen))
+        return self.node or chosen
+
+    async def _move(self, node: Node) -> None:
+        await node.ready()
+        with self._moving:
+            old, interests = self.node, self._interests
+            if old is node or (old is not None and old.usable and not old.is_background):
+                return
+            for group in self.groups.values():
+                interests += group.pause()
+            self.node = node
+            self._interests = self._subscribe(node)
+            self._restore_groups(node)
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+            self._sweep_later(node)
+        if old is not None:
+            logger.debug("the channels of %s move to another event loop", self.client)
+            _close_in(old, interests)
+        await node.link.confirm()
+
+    def _subscribe(self, node: Node) -> list[Closable]:
+        def on_message(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
+            if self.node is node:
+                self._on_message(node, reply, data)
+
+        def on_flush(_s: bytes, reply: bytes, _data: bytes, _h: bytes | None) -> None:
+            if self.node is node:
+                self._flush()
+                if reply:
+                    node.publish(reply.decode(), FLUSHED)
+
+        return [
+            node.link.subscribe(node.subjects.process(self.client), on_message),
+            node.link.subscribe(flush_subject(node), on_flush),
+        ]
+
+    async def close(self) -> None:
+        """Give up the node; mailboxes and memberships stay for the next one."""
+        with self._moving:
+            node, self.node = self.node, None
+            interests, self._interests = self._interests, []
+            for group in self.groups.values():
+                interests += group.pause()
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+        if node is not None:
+            _close_in(node, interests)
+
+    # -- mailboxes -----------------------------------------------------------------------
+
+    def mailbox(self, name: bytes) -> Mailbox[Item]:
+        """Return the channel's mailbox; made at the first call."""
+        mailbox = self.mailboxes.get(name)
+        if mailbox is None:
+            new: Mailbox[Item] = Mailbox(self._capacity(name.decode()), self.is_expired)
+            new.used = time.monotonic()
+            mailbox = self.mailboxes.setdefault(name, new)
+        return mailbox
+
+    def is_expired(self, item: Item) -> bool:
+        """Say whether an envelope is too old; messages of durable groups never are."""
+        return isinstance(item, bytes) and wire.sent_at(item) + self._expiry < time.time()
+
+    def _on_message(self, node: Node, reply: bytes, data: bytes) -> None:
+        if not wire.is_enveloped(data):
+            logger.warning("%d bytes that are no channel message came to %s", len(data), node)
+            return
+        if wire.is_control(data):
+            self._on_control(node, reply, data)
+            return
+        whole = self.join(data) if wire.is_part(data) else data
+        if whole is None:
+            return
+        name = wire.name(whole)
+        mailbox = self.mailboxes.get(name) or self.mailbox(name)
+        if not mailbox.put(whole):
+            logger.info("channel %s is over capacity; a message is dropped", name.decode())
+
+    def whole(self, data: bytes, _raw: bytes | None = None) -> bytes | None:
+        """Return the envelope of a group's message; None until its last part is there."""
+        if not wire.is_enveloped(data):
+            return wire.pack(time.time(), b"", data, wire.FRAME)
+        return self.join(data) if wire.is_part(data) else data
+
+    def join(self, data: bytes) -> bytes | None:
+        """Take a part of a split envelope; return the whole once it is complete."""
+        try:
+            return self._joiner.add(data)
+        except MalformedMessage as exc:
+            logger.warning("%s", exc)
+            return None
+
+    # -- groups --------------------------------------------------------------------------
+
+    def add(self, node: Node, group_name: str, channel: str) -> None:
+        """Make *channel* a member. Call it in the home's loop. Idempotent."""
+        group = self.groups.get(group_name)
+        if group is None:
+            group = self.groups[group_name] = Group(group_name)
+        name = channel.encode()
+        if "!" not in channel:
+            group.normal.add(channel)
+            self._watch_for_normal(node, group, channel)
+            return
+        mailbox = self.mailboxes.get(name) or self.mailbox(name)
+        mailbox.used = time.monotonic()
+        if name in group.members:
+            return
+        group.members[name] = mailbox
+        self._joined.setdefault(name, set()).add(group_name)
+        self._watch(node, group, name, mailbox)
+
+    def _watch(self, node: Node, group: Group, name: bytes, mailbox: Mailbox[Item]) -> None:
+        inbox = inbox_of(group.name)
+        if inbox is not None:
+            feed = group.feeds.get(name)
+            if feed is None:
+                feed = group.feeds[name] = Feed(inbox, mailbox)
+            feed.attach(node)
+        elif b"" not in group.interests:
+            group.interests[b""] = self._watch_ephemeral(node, group)
+            self.unconfirmed = True
+
+    def _watch_for_normal(self, node: Node, group: Group, channel: str) -> None:
+        name = channel.encode()
+        if name not in group.interests:
+            group.interests[name] = self._forward(node, group.name, channel)
+            self.unconfirmed = True
+
+    def _watch_ephemeral(self, node: Node, group: Group) -> Closable:
+        deliver = group.deliver
+
+        def on_message(_s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
+            if self.node is node:
+                envelope = self.whole(data, raw)
+                if envelope is not None:
+                    deliver(envelope)
+
+        return node.link.subscribe(node.subjects.group(group.name), on_message)
+
+    async def started(self, group_name: str, channel: str) -> None:
+        """Wait until *channel* gets everything that is sent from now on to a durable group.
+
+        Raises:
+            BrokerError: The stream could not be asked; the membership is ended again.
+        """
+        group = self.groups.get(group_name)
+        feed = group.feeds.get(channel.encode()) if group is not None else None
+        if feed is None:
+            return
+        try:
+            await feed.started()
+        except BrokerError:
+            self.discard(group_name, channel)
+            raise
+
+    async def confirm(self) -> None:
+        """Wait until the server knows every subscription; from any loop."""
+        node = self.node
+        if node is None or not node.usable:
+            return
+        self.unconfirmed = False
+        try:
+            await node.call(node.link.confirm)
+        except BaseException:
+            self.unconfirmed = True
+            raise
+
+    def discard(self, group_name: str, channel: str) -> None:
+        """End a membership. Call it in the home's loop. Idempotent."""
+        group = self.groups.get(group_name)
+        if group is None:
+            return
+        name = channel.encode()
+        if group.members.pop(name, None) is not None:
+            joined = self._joined.get(name, set())
+            joined.discard(group_name)
+            if not joined:
+                self._joined.pop(name, None)
+        group.normal.discard(channel)
+        for interest in (group.interests.pop(name, None), group.feeds.pop(name, None)):
+            if interest is not None:
+                interest.close()
+        if group.is_empty:
+            for left in group.close():
+                left.close()
+            del self.groups[group_name]
+
+    def _restore_groups(self, node: Node) -> None:
+        for group in self.groups.values():
+            for name, mailbox in group.members.items():
+                self._watch(node, group, name, mailbox)
+            for channel in group.normal:
+                self._watch_for_normal(node, group, channel)
+
+    # -- control -------------------------------------------------------------------------
+
+    def _on_control(self, node: Node, reply: bytes, data: bytes) -> None:
+        try:
+            action, group, channel = msgpack.unpackb(wire.body(data, 4096))
+        except (ValueError, TypeError) as exc:
+            logger.warning("a control message means nothing: %s", exc)
+            return
+        if not str(channel).partition("!")[0].endswith(self.client):
+            return
+        if action == "add":
+            self.add(node, group, channel)
+        elif action == "discard":
+            self.discard(group, channel)
+        if reply:
+            node.publish(reply.decode(), b"")
+
+    def _flush(self) -> None:
+        self._on_flush()
+        for mailbox in self.mailboxes.values():
+            mailbox.queue.clear()
+        for group in self.groups.values():
+            for interest in group.close():
+                interest.close()
+        self.groups.clear()
+        self._joined.clear()
+        for name in [name for name, box in self.mailboxes.items() if not box.reading]:
+            del self.mailboxes[name]
+
+    # -- what nobody reads ---------------------------------------------------------------
+
+    def _sweep_later(self, node: Node) -> None:
+        pause = min(max(self._expiry, 1.0), 60.0)
+        self._sweeper = node.loop.call_later(pause, self._sweep, node)
+
+    def _sweep(self, node: Node) -> None:
+        if self.node is not node:
+            return
+        self._sweep_later(node)
+        now = time.monotonic()
+        for name, mailbox in list(self.mailboxes.items()):
+            expired = mailbox.purge()
+            if mailbox.reading:
+                continue
+            idle = now - mailbox.used
+            if (expired and idle > ABANDONED * self._expiry) or idle > self._group_expiry:
+                self._leave_all(name)
+            if name not in self._joined and not mailbox.queue and idle > max(self._expiry, 60.0):
+                del self.mailboxes[name]
+
+    def _leave_all(self, name: bytes) -> None:
+        for group in list(self._joined.get(name, ())):
+            logger.info("channel %s has no reader; it leaves group %s", name.decode(), group)
+            self.discard(group, name.decode())
+
+
+def control_message(action: str, group: str, channel: str) -> bytes:
+    """Return what asks a channel's owner to ``add`` it to a group, or ``discard`` it."""
+    content: bytes = msgpack.packb([action, group, channel])
+    return wire.pack(time.time(), b"", content, wire.CONTROL)
+
+
+def flush_subject(node: Node) -> str:
+    """Return where layers are told to forget everything."""
+    return f"{node.subjects.prefix}.all.flush"
+
+
+def _close_in(node: Node, interests: list[Closable]) -> None:
+    def close() -> None:
+        for interest in interests:
+            with contextlib.suppress(BrokerUnavailable):
+                interest.close()
+
+    with contextlib.suppress(RuntimeError):  # its loop is closed, and the connection with it
+        if asyncio._get_running_loop() is node.loop:
+            close()
+        else:
+            node.loop.call_soon_threadsafe(close)

@@ -1,0 +1,246 @@
+"""Event loop to connection: one node per long-lived loop, one background loop for the rest.
+
+`async_to_sync` in a plain thread makes a loop for each call; a connection for each would cost
+more than the call, and leak. Such loops, and synchronous callers, share the node of a
+background thread. After ``fork()`` the child starts with no node at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import multiprocessing.util
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+from asgiref.sync import AsyncToSync
+
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.broker.nats.streams import wanted_streams
+from wsgateway.conf import settings
+from wsgateway.subjects import Subjects
+
+__all__ = ["Node", "Target", "background_node", "current_node", "on_fork"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+T = TypeVar("T")
+Loop = asyncio.AbstractEventLoop
+
+EXIT_TIMEOUT = 2.0
+"""Seconds that the end of the process may wait for what is still to be sent."""
+YIELD_EVERY = 64
+"""Publishes after which the publisher lets the connection write."""
+
+
+class Target(NamedTuple):
+    """What a node connects to; nodes are shared by all layers of a loop with the same one."""
+
+    options: LinkOptions
+    prefix: str
+
+
+class Node:
+    """One loop's connection.
+
+    Args:
+        loop: Where it lives; every method but `call` must be called there.
+        target: Where it connects to.
+        is_background: True for the background thread's.
+    """
+
+    def __init__(self, loop: Loop, target: Target, *, is_background: bool) -> None:
+        self.loop = loop
+        self.is_background = is_background
+        self.subjects = Subjects(target.prefix)
+        self.broker = NatsBroker(
+            target.options, self.subjects, wanted_streams(self.subjects, settings)
+        )
+        self.link = self.broker.link
+        self.publish = self.link.publish
+        self._target = target
+        self._opening: asyncio.Task[None] | None = None
+        self._published = 0  # since the last yield
+
+    @property
+    def usable(self) -> bool:
+        """Whether its loop runs now."""
+        return self.loop.is_running() and not self.loop.is_closed()
+
+    async def ready(self) -> None:
+        """Connect if that is still to be done; wait until connected.
+
+        Raises:
+            BrokerUnavailable: Not within the timeout.
+        """
+        if self._opening is None:
+            self._opening = self.loop.create_task(self.broker.open())
+        if not self.link.is_open:
+            await asyncio.shield(self._opening)
+            await self.link.ready()
+
+    async def breathe(self) -> None:
+        """Let the connection write, now and then; wait while the server is far behind."""
+        self._published += 1
+        if self._published >= YIELD_EVERY:
+            self._published = 0
+            await asyncio.sleep(0)
+            await self.link.pressure()
+
+    async def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine in the node's loop; from any loop."""
+        if asyncio.get_running_loop() is self.loop:
+            return await function()
+        future = asyncio.run_coroutine_threadsafe(function(), self.loop)
+        return await asyncio.wrap_future(future)
+
+    def call_sync(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
+        """Run a coroutine in the node's loop; from a thread without a loop."""
+        return asyncio.run_coroutine_threadsafe(function(), self.loop).result(timeout)
+
+    async def close(self) -> None:
+        """Send what is buffered and disconnect. Idempotent."""
+        _forget(self)
+        await self.broker.close()
+
+
+class _Background:
+    """A thread with a loop that lives as long as the process."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run, name="wsgateway-background", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def stop(self) -> None:
+        """Close every node of the loop, then end the thread."""
+
+        async def close() -> None:
+            await asyncio.gather(*(node.close() for node in _nodes_of(self.loop)))
+
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(close(), self.loop).result(EXIT_TIMEOUT)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(EXIT_TIMEOUT)
+        if not self.thread.is_alive():
+            self.loop.close()
+
+
+_lock = threading.Lock()
+_nodes: dict[Loop, dict[Target, Node]] = {}
+_background: _Background | None = None
+_fork_callbacks: list[Callable[[], None]] = []
+
+
+def _nodes_of(loop: Loop) -> list[Node]:
+    return list(_nodes.get(loop, {}).values())
+
+
+def _forget(node: Node) -> None:
+    with _lock:
+        nodes = _nodes.get(node.loop, {})
+        if nodes.get(node._target) is node:
+            del nodes[node._target]
+            if not nodes:
+                del _nodes[node.loop]
+
+
+def is_short_lived(loop: Loop) -> bool:
+    """Say whether *loop* was made by `async_to_sync` for one call."""
+    return loop in AsyncToSync.loop_thread_executors
+
+
+def current_node(target: Target) -> Node:
+    """Return the running loop's node, or the background's if that loop is short-lived."""
+    loop = asyncio.get_running_loop()
+    if is_short_lived(loop):
+        return background_node(target)
+    return _node(loop, target, is_background=_is_background(loop))
+
+
+def background_node(target: Target) -> Node:
+    """Return the background thread's node; starts the thread at the first call."""
+    global _background
+    with _lock:
+        if _background is None:
+            _background = _Background()
+        background = _background
+    return _node(background.loop, target, is_background=True)
+
+
+def _is_background(loop: Loop) -> bool:
+    return _background is not None and _background.loop is loop
+
+
+def _node(loop: Loop, target: Target, *, is_background: bool) -> Node:
+    with _lock:
+        nodes = _nodes.get(loop)
+        if nodes is None:
+            for other in [other for other in _nodes if other.is_closed()]:
+                del _nodes[other]
+            nodes = _nodes[loop] = {}
+            if not is_background:
+                _close_nodes_with(loop)
+        node = nodes.get(target)
+        if node is None:
+            node = nodes[target] = Node(loop, target, is_background=is_background)
+        return node
+
+
+def _close_nodes_with(loop: Loop) -> None:
+    """Make ``loop.close()`` close the loop's nodes first, so that no task is destroyed."""
+    original = loop.close
+
+    def close() -> None:
+        nodes = _nodes_of(loop)
+        if nodes and not loop.is_running() and not loop.is_closed():
+            for node in nodes:
+                loop.run_until_complete(node.close())
+        original()
+
+    with contextlib.suppress(AttributeError):  # a loop that forbids it closes without us
+        loop.close = close  # type: ignore[method-assign]
+
+
+def on_fork(callback: Callable[[], None]) -> None:
+    """Call *callback* in every child process right after the fork."""
+    _fork_callbacks.append(callback)
+
+
+def _after_fork() -> None:
+    global _background, _lock
+    _lock = threading.Lock()  # another thread may have held it
+    for nodes in _nodes.values():
+        for node in nodes.values():
+            node.link.forget_inherited()
+    _nodes.clear()
+    _background = None
+    for callback in _fork_callbacks:
+        callback()
+    _register_exit()  # multiprocessing clears its finalizers in the child
+
+
+def _stop_background() -> None:
+    global _background
+    background, _background = _background, None
+    if background is not None:
+        background.stop()
+
+
+def _register_exit() -> None:
+    # multiprocessing's children end without atexit
+    multiprocessing.util.Finalize(None, _stop_background, exitpriority=10)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_stop_background)
+_register_exit()

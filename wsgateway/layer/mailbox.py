@@ -1,0 +1,147 @@
+"""One channel's messages in this process: bounded, safe to cancel, safe between threads.
+
+A waiter is only told that there may be something; it takes the message itself when it runs. So
+whoever is cancelled has not taken anything, and no message is handed to somebody who has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Mailbox"]
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Messages of one channel, oldest first.
+
+    One thread puts; any loop of any thread takes. There is no lock: a taker registers itself
+    before it looks a second time, a putter appends before it looks for takers.
+
+    Args:
+        capacity: How many messages it holds at most.
+        expired: Says whether a message is too old to be given out.
+    """
+
+    __slots__ = ("_error", "_expired", "_waiters", "capacity", "queue", "reading", "used")
+
+    def __init__(self, capacity: int, expired: Callable[[T], bool]) -> None:
+        self.capacity = capacity
+        self.queue: deque[T] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._expired = expired
+        self._error: Exception | None = None  # set by `close`
+        self.reading = 0
+        """How many are in `get` now."""
+        self.used = 0.0
+        """When the last `get` began or ended; the owner writes it."""
+
+    def put(self, item: T) -> bool:
+        """Append *item*; return False if the mailbox is full of what has not expired."""
+        queue = self.queue
+        if len(queue) >= self.capacity:
+            self.purge()
+            if len(queue) >= self.capacity:
+                return False
+        queue.append(item)
+        if self._waiters:
+            self._wake()
+        return True
+
+    def put_always(self, item: T) -> None:
+        """Append *item*, whatever the capacity; its owner bounds the number."""
+        self.queue.append(item)
+        if self._waiters:
+            self._wake()
+
+    def is_full(self) -> bool:
+        """Say whether `put` would refuse."""
+        if len(self.queue) < self.capacity:
+            return False
+        self.purge()
+        return len(self.queue) >= self.capacity
+
+    def purge(self) -> int:
+        """Drop expired messages from the front; return how many."""
+        count = 0
+        while self.queue and self._expired(self.queue[0]):
+            try:
+                item = self.queue.popleft()
+            except IndexError:  # a taker in another thread was faster
+                break
+            if not self._expired(item):  # it took the expired one, and this is the next
+                self.queue.appendleft(item)
+                break
+            count += 1
+        return count
+
+    async def get(self) -> T:
+        """Return the next message; wait for one. May be cancelled without losing any.
+
+        Raises:
+            Exception: What `close` was given.
+        """
+        queue = self.queue
+        while True:
+            if queue:
+                try:
+                    return queue.popleft()
+                except IndexError:  # a taker in another thread was faster
+                    continue
+            if self._error is not None:
+                raise self._error
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            if queue or self._error is not None:  # put in another thread between the two looks
+                self._leave(waiter)
+                continue
+            try:
+                await waiter
+            except BaseException:
+                self._leave(waiter)
+                if queue and self._waiters:
+                    self._wake()  # the message that woke this one is the next one's
+                raise
+
+    def close(self, error: Exception) -> None:
+        """Raise *error* in every `get`, now and later, once the queue is empty."""
+        self._error = error
+        while self._waiters:
+            self._wake()
+
+    def _leave(self, waiter: asyncio.Future[None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        while True:
+            try:
+                waiter = self._waiters.popleft()
+            except IndexError:
+                return
+            loop = waiter.get_loop()
+            if loop is _running_loop():
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
+                continue
+            try:
+                loop.call_soon_threadsafe(_release, waiter, self)
+            except RuntimeError:  # its loop is closed; nobody waits there any more
+                continue
+            return
+
+
+def _release(waiter: asyncio.Future[None], mailbox: Mailbox[T]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+    elif mailbox.queue and mailbox._waiters:
+        mailbox._wake()
+
+
+_running_loop = asyncio._get_running_loop

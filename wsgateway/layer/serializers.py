@@ -1,0 +1,173 @@
+"""Message serializers, with the interface of ``channels_redis.serializers``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgpack
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet, MultiFernet
+
+__all__ = [
+    "BaseMessageSerializer",
+    "JSONSerializer",
+    "MsgPackSerializer",
+    "Serializer",
+    "SerializerDoesNotExist",
+    "SerializersRegistry",
+    "registry",
+]
+
+
+class Serializer(Protocol):
+    """What the layer needs of a serializer."""
+
+    def serialize(self, message: Any) -> bytes: ...
+    def deserialize(self, message: bytes) -> Any: ...
+
+
+class SerializerDoesNotExist(KeyError):
+    """No serializer is registered under this name."""
+
+
+class BaseMessageSerializer(ABC):
+    """Message to bytes, encrypted if keys are given.
+
+    Args:
+        symmetric_encryption_keys: The first one encrypts, each of them decrypts.
+        random_prefix_length: Random bytes put in front; only Redis' sorted sets need them.
+        expiry: Not used. A limit on the age of ciphertext would make stored messages
+            unreadable; the layer enforces expiry itself.
+    """
+
+    def __init__(
+        self,
+        symmetric_encryption_keys: Iterable[str | bytes] | None = None,
+        random_prefix_length: int = 0,
+        expiry: float | None = None,
+    ) -> None:
+        self.random_prefix_length = max(0, random_prefix_length)
+        self.expiry = expiry
+        self.crypter = self._crypter(symmetric_encryption_keys)
+
+    def _crypter(self, keys: Iterable[str | bytes] | None) -> MultiFernet | None:
+        if not keys:
+            return None
+        if isinstance(keys, (str, bytes)):
+            raise ValueError("symmetric_encryption_keys must be a list of possible keys")
+        try:
+            from cryptography.fernet import MultiFernet
+        except ImportError as exc:
+            raise ValueError(
+                "symmetric_encryption_keys need the package cryptography; "
+                'run "pip install wsgateway[encryption]"'
+            ) from exc
+        return MultiFernet([self.make_fernet(key) for key in keys])
+
+    def make_fernet(self, key: str | bytes) -> Fernet:
+        """Return the cipher that *key* stands for; the same as in channels_redis."""
+        from cryptography.fernet import Fernet
+
+        raw = key.encode() if isinstance(key, str) else key
+        return Fernet(base64.urlsafe_b64encode(hashlib.sha256(raw).digest()))
+
+    @abstractmethod
+    def as_bytes(self, message: Any) -> bytes:
+        """Return *message* as bytes, not encrypted."""
+
+    @abstractmethod
+    def from_bytes(self, message: bytes) -> Any:
+        """Return what `as_bytes` was given."""
+
+    def serialize(self, message: Any) -> bytes:
+        """Return *message* as bytes."""
+        data = self.as_bytes(message)
+        if self.crypter is not None:
+            data = self.crypter.encrypt(data)
+        if self.random_prefix_length:
+            data = secrets.token_bytes(self.random_prefix_length) + data
+        return data
+
+    def deserialize(self, message: bytes) -> Any:
+        """Return what `serialize` was given.
+
+        Raises:
+            Exception: Whatever the format raises for bytes that it did not make.
+        """
+        data = message[self.random_prefix_length :]
+        if self.crypter is not None:
+            data = self.crypter.decrypt(data)
+        return self.from_bytes(data)
+
+
+class JSONSerializer(BaseMessageSerializer):
+    """JSON; cannot carry bytes."""
+
+    def as_bytes(self, message: Any) -> bytes:
+        """See the base class."""
+        return json.dumps(message).encode()
+
+    def from_bytes(self, message: bytes) -> Any:
+        """See the base class."""
+        return json.loads(message)
+
+
+class MsgPackSerializer(BaseMessageSerializer):
+    """msgpack; the default."""
+
+    def as_bytes(self, message: Any) -> bytes:
+        """See the base class."""
+        packed: bytes = msgpack.packb(message)
+        return packed
+
+    def from_bytes(self, message: bytes) -> Any:
+        """See the base class."""
+        return msgpack.unpackb(message)
+
+
+class SerializersRegistry:
+    """Serializer classes by name."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[Any]] = {}
+
+    def register_serializer(self, format: str, serializer_class: type[Any]) -> None:
+        """Make *serializer_class* available as ``serializer_format``.
+
+        Raises:
+            AssertionError: It is no class with ``serialize`` and ``deserialize``.
+        """
+        wanted = ("serialize", "deserialize")
+        if not isinstance(serializer_class, type) or not all(
+            hasattr(serializer_class, name) for name in wanted
+        ):
+            raise AssertionError(
+                f"{serializer_class!r} is no class with the methods serialize and deserialize"
+            )
+        self._classes[format] = serializer_class
+
+    def get_serializer(self, format: str, *args: Any, **kwargs: Any) -> Serializer:
+        """Return a serializer made with the given arguments.
+
+        Raises:
+            SerializerDoesNotExist: Nothing is registered as *format*.
+        """
+        try:
+            serializer_class = self._classes[format]
+        except KeyError:
+            raise SerializerDoesNotExist(format) from None
+        serializer: Serializer = serializer_class(*args, **kwargs)
+        return serializer
+
+
+registry = SerializersRegistry()
+"""What ``serializer_format`` chooses from."""
+registry.register_serializer("json", JSONSerializer)
+registry.register_serializer("msgpack", MsgPackSerializer)
