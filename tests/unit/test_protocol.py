@@ -71,7 +71,9 @@ def refusal(text: str | bytes) -> ProtocolError:
     return caught.value
 
 
-@pytest.mark.parametrize("module", ["wsgateway.protocol"])
+@pytest.mark.parametrize(
+    "module", ["wsgateway.protocol", "wsgateway.client.session", "wsgateway.client.backoff"]
+)
 def test_importing_the_pure_modules_pulls_in_no_io(module: str) -> None:
     heavy = {"django", "asyncio", "channels", "nats", "websockets"}
     script = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"

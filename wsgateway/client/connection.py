@@ -191,12 +191,13 @@ class Client:
         Raises:
             GatewayError: The gateway refuses this client for good, or it is closed.
         """
-        if self._runner is None and self._state is not ClientState.CLOSED:
+        if self._state is ClientState.CLOSED:
+            raise self._closed()
+        if self._runner is None:
             self._opened = asyncio.get_running_loop().create_future()
             self._opened.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._runner = asyncio.create_task(self._run(), name="wsgateway-client")
-        if self._opened is None:
-            raise self._closed()
+        assert self._opened is not None
         await asyncio.shield(self._opened)
 
     async def close(self) -> None:
@@ -236,7 +237,7 @@ class Client:
         try:
             await self._keep_connected()
         except Final as exc:
-            text = f"the gateway closed the connection: {exc.code} {exc.reason}".rstrip()
+            text = f"the gateway closed the connection: {exc}"
             error = GatewayError("closed", text, False, close_code=exc.code)
         except Exception as exc:
             logger.exception("the client failed")

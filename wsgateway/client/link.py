@@ -48,6 +48,9 @@ class Lost(Exception):
         self.code = code
         self.reason = reason
 
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}".rstrip()
+
 
 class Final(Lost):
     """The same, and no other attempt makes sense."""

@@ -1,0 +1,182 @@
+"""The server half of wsgateway.v1 on a real websocket, with an inbox in memory and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from wsgateway import protocol
+from wsgateway.frames import Frame
+from wsgateway.protocol import Ack, ClientMessage, ErrorCode, Ping, Resume
+
+
+class FakeGateway:
+    """One user's inbox, and what clients sent."""
+
+    def __init__(self) -> None:
+        self.epoch = "e1"
+        self.inbox: list[tuple[int, str, Frame]] = []
+        self.cursor = 0
+        self.window = 8
+        self.ping = 25.0
+        self.max_message_size = 1000
+        self.stored: dict[str, Frame] = {}  # what clients sent, by id, in order
+        self.arrivals: list[str] = []  # ids as they came, repetitions too
+        self.acks: list[int] = []
+        self.resumes: list[Resume] = []
+        self.queries: list[str] = []
+        self.most_unacked = 0
+        self.connections: set[ServerConnection] = set()
+        self.refusals: dict[str, ErrorCode] = {}  # by id
+        self.close_with: list[int] = []  # codes for the next connections, instead of a welcome
+        self.status: list[int] = []  # HTTP statuses for the next connections
+        self.mute = False  # answer nothing, read nothing
+        self.confirm = True  # confirm what is stored
+        self.pongs = 0
+        self.subprotocols: list[str] | None = [protocol.SUBPROTOCOL]
+        self._news = asyncio.Condition()
+        self.url = ""
+
+    async def store(self, *data: str | bytes, gap: int = 1) -> None:
+        async with self._news:
+            for item in data:
+                offset = self.inbox[-1][0] + gap if self.inbox else gap
+                self.inbox.append((offset, f"t{offset}", Frame.of(item)))
+            self._news.notify_all()
+
+    def cut(self) -> None:
+        """End every connection as a power failure would."""
+        for connection in list(self.connections):
+            connection.transport.abort()
+
+    async def close_all(self, code: int, reason: str = "") -> None:
+        for connection in list(self.connections):
+            await connection.close(code, reason)
+
+    def say(self, text: str) -> None:
+        for connection in list(self.connections):
+            connection.protocol.send_text(text.encode())
+            connection.transport.writelines(connection.protocol.data_to_send())
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[FakeGateway]:
+        names = [Subprotocol(name) for name in self.subprotocols or []]
+        async with serve(
+            self._socket,
+            "127.0.0.1",
+            0,
+            subprotocols=names or None,
+            process_request=self._request,
+            ping_interval=None,
+            close_timeout=0.2,
+        ) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            self.url = f"ws://127.0.0.1:{port}/ws/orders/ann/"
+            yield self
+
+    def _request(self, connection: ServerConnection, request: Request) -> Response | None:
+        return connection.respond(self.status.pop(0), "no\n") if self.status else None
+
+    async def _socket(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        query = connection.request.path.partition("?")[2]
+        self.queries.append(query)
+        if self.close_with:
+            await connection.close(self.close_with.pop(0), "told to")
+            return
+        resume = protocol.parse_resume(query.encode())
+        self.resumes.append(resume)
+        self.connections.add(connection)
+        state = {"acked": 0}
+        writer = None
+        try:
+            if self.mute:
+                await connection.wait_closed()
+            position = await self._welcome(connection, resume)
+            state["acked"] = position
+            writer = asyncio.create_task(self._write(connection, position, state))
+            async for text in connection:
+                await self._read(connection, protocol.parse_client(text), state)
+        except ConnectionClosed:
+            pass
+        finally:
+            self.connections.discard(connection)
+            if writer is not None:
+                writer.cancel()
+                await asyncio.wait({writer})
+
+    async def _welcome(self, connection: ServerConnection, resume: Resume) -> int:
+        reason, position = None, self.cursor
+        if resume.offset is not None:
+            position = resume.offset
+            if resume.epoch != self.epoch:
+                position, reason = 0, protocol.Reason.EPOCH
+        await connection.send(self.welcome(position, reason))
+        return position
+
+    def welcome(self, offset: int, reason: protocol.Reason | None = None) -> str:
+        return protocol.encode_welcome(
+            connection="c",
+            service="orders",
+            user="ann",
+            device="default",
+            epoch=self.epoch,
+            offset=offset,
+            recovered=reason is None,
+            reason=reason,
+            ping=self.ping,
+            window=self.window,
+            max_message_size=self.max_message_size,
+        )
+
+    async def _write(self, connection: ServerConnection, position: int, state: Any) -> None:
+        unacked: list[int] = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                async with self._news:
+                    unacked = [offset for offset in unacked if offset > state["acked"]]
+                    ready = [item for item in self.inbox if item[0] > position]
+                    if not ready or len(unacked) >= self.window:
+                        await self._news.wait()
+                        continue
+                offset, time, frame = ready[0]
+                await connection.send(
+                    protocol.encode_message(offset, time, frame.payload, frame.text)
+                )
+                position = offset
+                unacked.append(offset)
+                self.most_unacked = max(self.most_unacked, len(unacked))
+
+    async def _read(self, connection: ServerConnection, frame: object, state: Any) -> None:
+        if isinstance(frame, Ack):
+            self.acks.append(frame.offset)
+            async with self._news:
+                state["acked"] = max(state["acked"], frame.offset)
+                self._news.notify_all()
+        elif isinstance(frame, Ping) and not self.mute:
+            await connection.send(protocol.encode_pong())
+        elif isinstance(frame, ClientMessage):
+            self.arrivals.append(frame.id)
+            if frame.id in self.refusals:
+                code = self.refusals[frame.id]
+                await connection.send(protocol.encode_error(frame.id, code, "refused"))
+                return
+            self.stored.setdefault(frame.id, frame.frame)
+            if self.confirm:
+                await connection.send(protocol.encode_ack(frame.id))
+        elif isinstance(frame, protocol.Pong):
+            self.pongs += 1
+
+    async def cut_at_random(self, numbers: random.Random, every: float) -> None:
+        """Cut connections until cancelled, at random moments *every* seconds on average."""
+        while True:
+            await asyncio.sleep(numbers.expovariate(1 / every))
+            self.cut()

@@ -1,0 +1,468 @@
+"""The Python client against a real websocket server that breaks on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT, until
+from tests.unit.fake_gateway import FakeGateway
+from wsgateway import protocol
+from wsgateway.client import Backoff, Client, ClientState, GatewayError, Position, connect
+from wsgateway.codes import CloseCode
+from wsgateway.frames import Frame
+from wsgateway.protocol import ErrorCode, Reason
+
+FAST = Backoff(initial=0.02, cap=0.05, jitter=0.5)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[FakeGateway]:
+    async with FakeGateway().running() as fake:
+        yield fake
+
+
+def client_of(gateway: FakeGateway, **options: Any) -> Client:
+    return connect(gateway.url, **{"backoff": FAST, "proxy": None, **options})
+
+
+async def take(client: Client, number: int) -> list[Any]:
+    async with asyncio.timeout(5):
+        return [(await client.recv()).data for _ in range(number)]
+
+
+def test_importing_the_client_pulls_in_no_django() -> None:
+    script = (
+        "import sys; from wsgateway.client import connect;"
+        "print({'django', 'channels', 'nats'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
+# -- receiving ---------------------------------------------------------------------------
+
+
+async def test_messages_arrive_in_order_and_are_acknowledged(gateway: FakeGateway) -> None:
+    await gateway.store("a", b"\x00\xff", '{"b":1}', gap=3)
+    async with client_of(gateway) as client:
+        first, second, third = [await client.recv() for _ in range(3)]
+        assert (first.data, first.offset, first.time) == ("a", 3, "t3")
+        assert second.data == b"\x00\xff"
+        assert third.json() == {"b": 1}
+        await until(lambda: gateway.acks == [6])
+        assert client.position == Position("e1", 6)
+    assert gateway.acks == [6]  # the third was handed out, but nobody asked for the next
+
+
+async def test_loop_ends_when_the_client_is_closed(gateway: FakeGateway) -> None:
+    await gateway.store("a", "b")
+    async with client_of(gateway) as client:
+
+        async def read() -> list[Any]:
+            return [message.data async for message in client]
+
+        reading = asyncio.create_task(read())
+        await until(lambda: gateway.acks)
+        await client.close()
+        assert await reading == ["a", "b"]
+    assert client.state is ClientState.CLOSED
+
+
+async def test_window_is_kept_and_everything_arrives(gateway: FakeGateway) -> None:
+    gateway.window = 4
+    await gateway.store(*map(str, range(500)))
+    async with client_of(gateway) as client:
+        assert await take(client, 500) == list(map(str, range(500)))
+    assert gateway.most_unacked == 4
+
+
+async def test_client_that_never_acknowledges_gets_one_window(gateway: FakeGateway) -> None:
+    gateway.window = 4
+    await gateway.store(*map(str, range(20)))
+    async with client_of(gateway, auto_ack=False, ack_interval=0.01) as client:
+        messages = [await client.recv() for _ in range(4)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.recv(), 0.2)
+        assert gateway.acks == []
+        messages[1].ack()
+        messages[0].ack()
+        await until(lambda: gateway.acks == [2])
+        assert await take(client, 2) == ["4", "5"]
+
+
+async def test_cancelled_recv_loses_nothing(gateway: FakeGateway) -> None:
+    async with client_of(gateway) as client:
+        for number in range(50):
+            waiting = asyncio.create_task(client.recv())
+            await asyncio.sleep(0)
+            storing = asyncio.create_task(gateway.store(str(number)))
+            await asyncio.sleep(0.001 * (number % 3))
+            waiting.cancel()
+            await asyncio.wait({waiting, storing})
+            data = None if waiting.cancelled() else waiting.result().data
+            assert data in (None, str(number))
+            if data is None:
+                assert await take(client, 1) == [str(number)]
+
+
+# -- reconnecting ------------------------------------------------------------------------
+
+
+async def test_cut_connection_resumes_after_what_was_processed(gateway: FakeGateway) -> None:
+    await gateway.store("a", "b", "c", gap=5)
+    states: list[ClientState] = []
+    async with client_of(gateway, device="laptop", on_state=states.append) as client:
+        assert await take(client, 2) == ["a", "b"]  # a is processed, b is being processed
+        gateway.cut()
+        await until(lambda: len(gateway.resumes) == 2)
+        assert gateway.resumes[1] == protocol.Resume("laptop", "e1", 5)
+        await gateway.store("d")
+        assert await take(client, 2) == ["c", "d"]
+    opening = [ClientState.CONNECTING, ClientState.OPEN]
+    assert states == [*opening, ClientState.WAITING, *opening, ClientState.CLOSED]
+
+
+async def test_nothing_is_lost_or_twice_whatever_is_cut(gateway: FakeGateway) -> None:
+    """Both ways at once, while connections end at random: exact counts."""
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    gateway.window = 32
+    numbers = random.Random(seed)
+    total = 2000
+    async with client_of(gateway) as client:
+        got: list[str] = []
+
+        async def read() -> None:
+            while len(got) < total:
+                got.append(str((await client.recv()).data))
+
+        async def publish() -> None:
+            for number in range(total):
+                await gateway.store(str(number), gap=numbers.randrange(1, 4))
+                if number % 20 == 0:
+                    await asyncio.sleep(0.002)
+
+        async def send() -> None:
+            for start in range(0, total, 50):
+                sends = [client.send(str(n), id=f"c{n}") for n in range(start, start + 50)]
+                await asyncio.gather(*sends)
+
+        saboteur = asyncio.create_task(gateway.cut_at_random(numbers, 0.05))
+        async with asyncio.timeout(40):
+            await asyncio.gather(read(), publish(), send())
+        saboteur.cancel()
+    assert got == [str(n) for n in range(total)]
+    assert list(gateway.stored) == [f"c{n}" for n in range(total)]
+    assert len(gateway.resumes) > 3
+    assert client.pending == 0
+
+
+async def test_given_position_is_asked_for(gateway: FakeGateway) -> None:
+    await gateway.store("a", "b")
+    async with client_of(gateway, position=Position("e1", 1)) as client:
+        assert await take(client, 1) == ["b"]
+    assert gateway.resumes == [protocol.Resume(None, "e1", 1)]
+
+
+async def test_new_epoch_begins_anew_and_says_so(gateway: FakeGateway) -> None:
+    await gateway.store("a", "b")
+    welcomes: list[tuple[bool, str | None]] = []
+    async with client_of(
+        gateway, on_welcome=lambda w: welcomes.append((w.recovered, w.reason))
+    ) as client:
+        assert await take(client, 2) == ["a", "b"]
+        gateway.epoch, gateway.inbox = "e2", []
+        gateway.cut()
+        await gateway.store("new 1", "new 2")
+        assert await take(client, 2) == ["new 1", "new 2"]
+        assert client.position == Position("e2", 1)
+    assert welcomes == [(True, None), (False, "epoch")]
+
+
+async def test_second_welcome_replaces_the_position(gateway: FakeGateway) -> None:
+    await gateway.store("a", "b", gap=10)
+    async with client_of(gateway) as client:
+        assert await take(client, 2) == ["a", "b"]
+        gateway.say(gateway.welcome(12, Reason.AHEAD))
+        gateway.say(protocol.encode_message(13, "t13", b"c", True))
+        assert await take(client, 1) == ["c"]
+        assert client.position == Position("e1", 12)
+
+
+async def test_silent_gateway_is_left(gateway: FakeGateway) -> None:
+    gateway.ping = 0.1
+    async with client_of(gateway, ping_timeout=0.2):
+        gateway.mute = True
+        await until(lambda: len(gateway.resumes) == 2, 5)
+        gateway.mute = False
+
+
+async def test_answering_gateway_is_not_left(gateway: FakeGateway) -> None:
+    gateway.ping = 0.05
+    async with client_of(gateway, ping_timeout=0.1) as client:
+        await asyncio.sleep(0.6)
+        gateway.say(protocol.encode_ping())
+        await until(lambda: gateway.pongs)
+        assert client.state is ClientState.OPEN
+    assert len(gateway.resumes) == 1
+
+
+async def test_gateway_without_welcome_is_tried_again(gateway: FakeGateway) -> None:
+    gateway.mute = True
+    async with asyncio.TaskGroup() as tasks:
+        client = client_of(gateway, connect_timeout=0.1)
+        opening = tasks.create_task(client.open())
+        await until(lambda: len(gateway.resumes) >= 2)
+        assert not opening.done()
+        gateway.mute = False
+        await opening
+        await client.close()
+
+
+async def test_unreachable_gateway_is_tried_until_it_is_there(free_port: int) -> None:
+    client = connect(f"ws://127.0.0.1:{free_port}/", backoff=FAST, proxy=None)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3), client:
+            pass
+    assert client.state is ClientState.CLOSED
+
+
+@pytest.mark.parametrize("code", [1001, 1011, 1013, *(c for c in CloseCode if c.reconnect)])
+async def test_close_codes_that_come_back(gateway: FakeGateway, code: int) -> None:
+    gateway.close_with = [int(code)]
+    async with client_of(gateway) as client:
+        assert client.state is ClientState.OPEN
+
+
+@pytest.mark.parametrize("code", [1008, 1009, *(c for c in CloseCode if not c.reconnect)])
+async def test_close_codes_that_are_final(gateway: FakeGateway, code: int) -> None:
+    async with client_of(gateway) as client:
+        gateway.confirm = False
+        sending = asyncio.create_task(client.send("x"))
+        await until(lambda: gateway.arrivals)
+        await gateway.close_all(int(code), "so it is")
+        with pytest.raises(GatewayError, match=f"closed the connection: {int(code)} so it is"):
+            await client.recv()
+        with pytest.raises(GatewayError) as caught:
+            await sending
+        assert caught.value.code == "closed"
+        with pytest.raises(GatewayError) as caught:
+            await client.send("y")
+        assert caught.value.code == "closed"
+        with pytest.raises(GatewayError):
+            await anext(aiter(client))
+    assert len(gateway.resumes) == 1
+
+
+async def test_refusal_at_the_handshake_is_final(gateway: FakeGateway) -> None:
+    gateway.status = [403]
+    with pytest.raises(GatewayError, match="HTTP status 403"):
+        await client_of(gateway).open()
+    gateway.status = [404]
+    with pytest.raises(GatewayError, match="HTTP status 404"):
+        await client_of(gateway).open()
+    gateway.status = [503, 429]
+    async with client_of(gateway):
+        assert gateway.status == []
+
+
+async def test_server_without_the_subprotocol_is_final() -> None:
+    fake = FakeGateway()
+    fake.subprotocols = None
+    async with fake.running():
+        with pytest.raises(GatewayError, match=r"does not speak wsgateway\.v1"):
+            await client_of(fake).open()
+
+
+async def test_impossible_url_is_final() -> None:
+    with pytest.raises(GatewayError):
+        await connect("http://127.0.0.1/").open()
+
+
+async def test_token_is_asked_for_again_after_a_refusal(gateway: FakeGateway) -> None:
+    tokens = iter("abcdef")
+    gateway.close_with = [4501]
+    async with client_of(gateway, token=lambda: next(tokens)) as client:
+        gateway.cut()
+        await until(lambda: len(gateway.resumes) == 2)
+        await gateway.close_all(4501)
+        await until(lambda: len(gateway.resumes) == 3)
+        assert client.state is not ClientState.CLOSED
+    assert [query.partition("&")[0] for query in gateway.queries] == [
+        "token=a",
+        "token=b",
+        "token=b",
+        "token=c",
+    ]
+
+
+async def test_token_refused_twice_is_final(gateway: FakeGateway) -> None:
+    async def token() -> str:
+        return "bad"
+
+    gateway.close_with = [4501, 4501]
+    with pytest.raises(GatewayError, match="4501"):
+        await client_of(gateway, token=token).open()
+
+
+async def test_token_source_that_fails_is_asked_again(gateway: FakeGateway) -> None:
+    answers: list[Any] = [OSError("no network"), "t"]
+
+    def token() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    async with client_of(gateway, token=token):
+        assert gateway.queries == ["token=t"]
+
+
+# -- sending -----------------------------------------------------------------------------
+
+
+async def test_send_returns_when_stored(gateway: FakeGateway) -> None:
+    async with client_of(gateway) as client:
+        first = await client.send("text")
+        await client.send(b"\x00\xff", id="c2")
+        await client.send({"a": [1, "ü"]}, id="c3")
+        assert list(gateway.stored.items()) == [
+            (first, Frame(b"text", True)),
+            ("c2", Frame(b"\x00\xff", False)),
+            ("c3", Frame('{"a":[1,"ü"]}'.encode(), True)),
+        ]
+        assert client.pending == 0
+
+
+async def test_unconfirmed_is_sent_again_with_the_same_id_in_order(gateway: FakeGateway) -> None:
+    async with client_of(gateway) as client:
+        gateway.confirm = False
+        sends = [asyncio.create_task(client.send(str(n), id=f"c{n}")) for n in range(5)]
+        await until(lambda: len(gateway.arrivals) == 5)
+        gateway.confirm = True
+        gateway.cut()
+        sends.append(asyncio.create_task(client.send("5", id="c5")))
+        assert await asyncio.gather(*sends) == [f"c{n}" for n in range(6)]
+    assert gateway.arrivals == [f"c{n}" for n in (0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5)]
+
+
+async def test_refusal_raises_its_code(gateway: FakeGateway) -> None:
+    gateway.refusals = {"c1": ErrorCode.QUEUE_FULL, "c2": ErrorCode.BAD_REQUEST}
+    async with client_of(gateway) as client:
+        for id, temporary in (("c1", True), ("c2", False)):
+            with pytest.raises(GatewayError, match="refused") as caught:
+                await client.send("x", id=id)
+            error = caught.value
+            assert (error.id, error.code, error.temporary) == (id, gateway.refusals[id], temporary)
+        assert client.pending == 0
+
+
+async def test_same_id_twice_is_one_message(gateway: FakeGateway) -> None:
+    async with client_of(gateway) as client:
+        gateway.confirm = False
+        first = asyncio.create_task(client.send("x", id="c1"))
+        second = asyncio.create_task(client.send("x", id="c1"))
+        await until(lambda: gateway.arrivals)
+        first.cancel()
+        await asyncio.wait({first})
+        assert client.pending == 1
+        gateway.say(protocol.encode_ack("c1"))
+        assert await second == "c1"
+    assert gateway.arrivals == ["c1"]
+
+
+async def test_cancelled_send_is_given_up(gateway: FakeGateway) -> None:
+    async with client_of(gateway) as client:
+        gateway.confirm = False
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.send("x"), 0.05)
+        assert client.pending == 0
+        gateway.cut()
+        await until(lambda: len(gateway.resumes) == 2)
+    assert len(gateway.arrivals) == 1
+
+
+async def test_queue_is_bounded(gateway: FakeGateway) -> None:
+    async with client_of(gateway, queue_limit=2) as client:
+        gateway.confirm = False
+        sends = [asyncio.create_task(client.send("x")) for _ in range(2)]
+        await until(lambda: len(gateway.arrivals) == 2)
+        with pytest.raises(GatewayError, match="2 messages wait") as caught:
+            await client.send("y")
+        assert (caught.value.code, caught.value.temporary) == ("queue_limit", True)
+    for result in await asyncio.gather(*sends, return_exceptions=True):
+        assert isinstance(result, GatewayError)
+        assert result.code == "closed"
+
+
+async def test_send_window_is_kept(gateway: FakeGateway) -> None:
+    async with client_of(gateway, send_window=2) as client:
+        gateway.confirm = False
+        sends = [asyncio.create_task(client.send("x", id=f"c{n}")) for n in range(4)]
+        await until(lambda: len(gateway.arrivals) == 2)
+        await asyncio.sleep(0.05)
+        assert gateway.arrivals == ["c0", "c1"]
+        gateway.say(protocol.encode_ack("c0"))
+        await until(lambda: len(gateway.arrivals) == 3)
+        gateway.confirm = True
+        gateway.cut()
+        await asyncio.gather(*sends)
+
+
+async def test_too_big_is_refused_here_also_if_it_waited(gateway: FakeGateway) -> None:
+    gateway.max_message_size = 10
+    client = client_of(gateway)
+    waiting = asyncio.create_task(client.send("ü" * 6))
+    await asyncio.sleep(0)
+    async with client:
+        for attempt in (waiting, client.send(b"x" * 12)):
+            with pytest.raises(GatewayError, match="12 bytes exceeds 10 bytes") as caught:
+                await attempt
+            assert (caught.value.code, caught.value.temporary) == ("too_big", False)
+        await client.send("x" * 10)
+    assert len(gateway.arrivals) == 1
+
+
+@pytest.mark.parametrize("id", ["", "a b", "ü", "x" * 65, "a\r\nb"])
+async def test_unusable_id_is_refused_here(gateway: FakeGateway, id: str) -> None:
+    with pytest.raises(ValueError, match="id"):
+        await client_of(gateway).send("x", id=id)
+
+
+@pytest.mark.parametrize("data", [float("nan"), "\ud800", {"a": "\ud800"}])
+async def test_data_that_is_no_text_is_refused_here(gateway: FakeGateway, data: Any) -> None:
+    with pytest.raises(ValueError):
+        await client_of(gateway).send(data)
+
+
+async def test_close_is_idempotent_and_leaves_nothing(gateway: FakeGateway) -> None:
+    before = asyncio.all_tasks()
+    client = client_of(gateway)
+    await client.open()
+    await client.open()
+    await client.close()
+    await client.close()
+    assert client.state is ClientState.CLOSED
+    with pytest.raises(GatewayError, match="already closed"):
+        await client.open()
+    unused = client_of(gateway)
+    await unused.close()
+    with pytest.raises(GatewayError, match="already closed"):
+        await unused.recv()
+    await until(lambda: not gateway.connections)
+    ours = [task for task in asyncio.all_tasks() - before if "client" in task.get_name()]
+    assert ours == []
+
+
+def test_backoff_grows_to_its_cap_and_spreads() -> None:
+    high = Backoff(initial=1, factor=2, cap=5, random=lambda: 0.0)
+    assert [high.delay(n) for n in (0, 1, 2, 3, 10_000)] == [1, 2, 4, 5, 5]
+    assert Backoff(random=lambda: 0.999).delay(0) < 0.001
+    assert Backoff(jitter=0.5, random=lambda: 1.0).delay(0) == 0.25
