@@ -6,6 +6,7 @@ wait have a deadline of ``WSGATEWAY_BROKER_TIMEOUT`` seconds and may be cancelle
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
@@ -165,10 +166,17 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    async def accept(self, inbox: Inbox, frame: Frame, *, msg_id: str | None = None) -> Receipt:
-        """Store what a client sent for its service; as `publish`, but for ``ws.send…``.
+    def offer(
+        self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> asyncio.Future[Receipt]:
+        """Try once to store what a client sent for its service; do not wait.
 
-        Calls begun in an order are stored in that order unless one of them has to be retried.
+        Offers go out in the order of the calls. The future may get, besides a receipt,
+        `BrokerUnavailable` (offer again, with the same id), `QueueFull` or `MessageTooBig`;
+        it has no deadline while the connection lasts. Cancelling it is fine.
+
+        Raises:
+            BrokerUnavailable: Not connected; nothing was sent.
         """
 
     @abstractmethod

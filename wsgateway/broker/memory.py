@@ -172,15 +172,21 @@ class MemoryBroker(Broker):
         await asyncio.sleep(0)
         return Receipt(stored.offset, False)
 
-    async def accept(self, inbox: Inbox, frame: Frame, *, msg_id: str | None = None) -> Receipt:
-        await self.wait_ready()
+    def offer(
+        self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> asyncio.Future[Receipt]:
+        self._refuse_closed()
+        result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         known = self.store.known(msg_id)
         if known:
-            return known
-        if len(self.store.accepted) >= self.store.max_waiting:
-            raise QueueFull(f"{self.store.max_waiting} client messages already wait for services")
-        self.store.accepted.append((inbox, frame))
-        return Receipt(self.store.next_offset(msg_id), False)
+            result.set_result(known)
+        elif len(self.store.accepted) >= self.store.max_waiting:
+            text = f"{self.store.max_waiting} client messages already wait for services"
+            result.set_exception(QueueFull(text))
+        else:
+            self.store.accepted.append((inbox, frame))
+            result.set_result(Receipt(self.store.next_offset(msg_id), False))
+        return result
 
     async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
         await self.wait_ready()

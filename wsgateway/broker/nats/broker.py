@@ -193,18 +193,16 @@ class NatsBroker(Broker):
             if ttl < 1:
                 raise ValueError(f"ttl is {ttl!r} s, but NATS takes 1 s or more")
             pairs["Nats-TTL"] = f"{int(ttl * 1000)}ms"
-        return await self._store(self.subjects.recv(inbox), payload, pairs, msg_id)
-
-    async def accept(self, inbox: Inbox, frame: Frame, *, msg_id: str | None = None) -> Receipt:
-        pairs = {FRAME_HEADER: frame.kind}
-        return await self._store(self.subjects.send(inbox), frame.payload, pairs, msg_id)
-
-    async def _store(
-        self, subject: str, payload: bytes, pairs: Mapping[str, str], msg_id: str | None
-    ) -> Receipt:
         if not self.ready:
             await self.wait_ready()
+        subject = self.subjects.recv(inbox)
         return await self.jetstream.publish(subject, payload, pairs, msg_id=msg_id)
+
+    def offer(
+        self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> asyncio.Future[Receipt]:
+        pairs = {"Nats-Msg-Id": msg_id, FRAME_HEADER: frame.kind, **(headers or {})}
+        return self.jetstream.offer(self.subjects.send(inbox), frame.payload, pairs)
 
     # -- read ----------------------------------------------------------------------------
 

@@ -73,6 +73,13 @@ def _raise_for(error: Mapping[str, Any], size: int = 0) -> None:
     raise ApiError(code, err_code, text)
 
 
+def _receipt(data: bytes, size: int) -> Receipt:
+    answer = json.loads(data)
+    if "error" in answer:
+        _raise_for(answer["error"], size)
+    return Receipt(answer["seq"], answer.get("duplicate", False))
+
+
 class JetStream:
     """JetStream requests over *link*; stateless.
 
@@ -145,10 +152,33 @@ class JetStream:
     ) -> Receipt:
         await self.link.pressure()
         reply = await self.link.request(subject, payload, raw, timeout)
-        answer = json.loads(reply.data)
-        if "error" in answer:
-            _raise_for(answer["error"], len(payload))
-        return Receipt(answer["seq"], answer.get("duplicate", False))
+        return _receipt(reply.data, len(payload))
+
+    def offer(
+        self, subject: str, payload: bytes, headers: Mapping[str, str]
+    ) -> asyncio.Future[Receipt]:
+        """Try once to store a message, in the order of calls; see `Broker.offer`."""
+        raw = hdrs.encode(headers)
+        result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+
+        def on_reply(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
+            if result.done():
+                return
+            if hdrs.status(headers) == 503:
+                result.set_exception(BrokerUnavailable(f"no stream takes {subject} now"))
+                return
+            try:
+                result.set_result(_receipt(data, len(payload)))
+            except BrokerError as exc:
+                result.set_exception(exc)
+
+        def on_lost(error: Exception) -> None:
+            if not result.done():
+                result.set_exception(error)
+
+        done = self.link.ask(subject, payload, on_reply, on_lost, raw)
+        result.add_done_callback(lambda _: done())
+        return result
 
     async def direct(self, stream: str, request: Mapping[str, Any]) -> DirectBatch:
         """Return what a batched direct get finds; nothing found is an empty batch.

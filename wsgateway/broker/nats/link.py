@@ -255,6 +255,9 @@ class Link:
             attempt = 0
             try:
                 await self._serve(client)
+            except asyncio.CancelledError:  # the loop ends, with everything in it
+                self._set_state(LinkState.CLOSED)
+                raise
             finally:
                 self._drop(client)
             await asyncio.sleep(self.options.backoff.delay(0))

@@ -1,0 +1,505 @@
+"""One socket's shell, and the hub that all sockets of a loop share.
+
+`Delivery` joins inbox, broker and socket; nothing else does. Its one task writes what the
+`InboxReader` says and reads what it asks for. The `Hub` holds one live subscription per user,
+writes cursors, and looks for messages that the live subscription missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import uuid
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from wsgateway.broker import get_broker
+from wsgateway.broker.base import Broker, Closable, Receipt, Stored
+from wsgateway.codes import CloseCode
+from wsgateway.conf import settings
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    IdentityRefused,
+    MalformedMessage,
+)
+from wsgateway.frames import Frame
+from wsgateway.identity import Identity
+from wsgateway.inbox import InboxReader
+from wsgateway.lane import Lane
+from wsgateway.subjects import Inbox
+
+__all__ = ["Delivery", "Hub", "get_hub", "session_topic"]
+
+logger = logging.getLogger("wsgateway")
+
+SAVES_IN_FLIGHT = 128
+LAG_PAUSE = 0.02
+"""First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
+LAG_CAP = 2.0
+LOGOUT = "logout"
+
+Writer = Callable[[Stored], Awaitable[None]]
+"""Writes one message to the socket; raises `MalformedMessage` if it cannot be one."""
+Closer = Callable[[CloseCode], Coroutine[Any, Any, None]]
+
+
+def session_topic(session_key: str) -> bytes:
+    """Return what names a session in a broadcast, without giving the session away."""
+    return hashlib.sha256(session_key.encode()).hexdigest().encode()
+
+
+class _Cursor:
+    """A device's progress: the furthest that any of its sockets confirmed."""
+
+    __slots__ = ("confirmed", "saved", "sockets")
+
+    def __init__(self) -> None:
+        self.confirmed = 0
+        self.saved = 0
+        self.sockets = 0
+
+
+class _Shared:
+    """What the sockets of one user share."""
+
+    __slots__ = ("cursors", "deliveries", "heard", "watch")
+
+    def __init__(self) -> None:
+        self.deliveries: set[Delivery] = set()
+        self.cursors: dict[str, _Cursor] = {}  # by device
+        self.watch: Closable | None = None
+        self.heard = False  # a live message came since the last sweep
+
+
+class Delivery:
+    """One socket. `start` it after the handshake, `stop` it when the socket is gone.
+
+    Args:
+        hub: The loop's hub.
+        identity: Whose socket.
+        write: Writes a message to the socket.
+        close: Closes the socket.
+        acknowledged: True if the client confirms offsets itself, see `confirm`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_acknowledged",
+        "_close",
+        "_cursor",
+        "_hub",
+        "_task",
+        "_wake",
+        "_write",
+        "connection",
+        "identity",
+        "inbox",
+        "lane",
+        "reader",
+    )
+
+    def __init__(
+        self,
+        hub: Hub,
+        identity: Identity,
+        write: Writer,
+        close: Closer,
+        *,
+        acknowledged: bool = False,
+    ) -> None:
+        self._hub = hub
+        self.identity = identity
+        self.inbox: Inbox = identity.inbox
+        self.connection = uuid.uuid4().hex
+        """Names this socket; part of what services get."""
+        self._write = write
+        self._close = close
+        self._acknowledged = acknowledged
+        self.reader = InboxReader(settings.WINDOW)
+        self.lane = Lane(self._offer, settings.SEND_WINDOW, settings.BROKER_TIMEOUT)
+        self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
+        self._task: asyncio.Task[None] | None = None
+        self._cursor: _Cursor | None = None  # the device's, once attached
+
+    # -- life cycle ----------------------------------------------------------------------
+
+    async def start(self, offset: int | None = None) -> None:
+        """Begin to deliver.
+
+        Args:
+            offset: The client's own position; None: the device's cursor.
+
+        Raises:
+            BrokerUnavailable: The cursor could not be read.
+            IdentityRefused: The user has too many sockets here.
+        """
+        self._cursor = self._hub.attach(self)
+        try:
+            if offset is None:
+                loaded = await self._hub.broker.load_cursor(self.inbox, self.identity.device)
+                offset = max(loaded, self._cursor.confirmed)
+                self._cursor.saved = max(loaded, self._cursor.saved)
+        except BaseException:
+            self._hub.detach(self)
+            raise
+        self.reader.start(offset)
+        self._task = asyncio.create_task(self._run(), name="wsgateway-delivery")
+
+    async def stop(self) -> None:
+        """End delivery; what the client has is saved, what it sent and is stored stays."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=1.0)
+        self._hub.detach(self)
+
+    async def close(self, code: CloseCode) -> None:
+        """Close the socket from our side."""
+        await self._close(code)
+
+    def close_soon(self, code: CloseCode) -> None:
+        """Close the socket from a callback."""
+        self._hub.keep(self._close(code))
+
+    # -- to the client -------------------------------------------------------------------
+
+    def on_live(self, stored: Stored) -> None:
+        """Take a message that has just been stored."""
+        if self.reader.live(stored):
+            self.wake()
+
+    def announce(self, offset: int) -> None:
+        """Take note that the inbox reaches to *offset*."""
+        if self.reader.announce(offset):
+            self.wake()
+
+    def confirm(self, offset: int) -> None:
+        """Note that the client has everything up to *offset* (cumulative)."""
+        if self.reader.confirm(offset):
+            self._hub.confirmed(self, self.reader.confirmed)
+            if self.reader.wants_fetch:
+                self.wake()
+
+    def wake(self) -> None:
+        """Let the task look again."""
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        reader = self.reader
+        try:
+            while True:
+                await self._write_ready()
+                if reader.wants_fetch:
+                    await self._fetch()
+                    continue
+                self._wake = loop.create_future()
+                await self._wake
+        except asyncio.CancelledError:
+            raise
+        except BrokerClosed:
+            await self._close(CloseCode.SHUTTING_DOWN)
+        except Exception:
+            logger.exception("delivery to a socket of %s failed; closing it", self.inbox.service)
+            with contextlib.suppress(Exception):
+                await self._close(CloseCode.BROKER_UNAVAILABLE)
+
+    async def _write_ready(self) -> None:
+        reader = self.reader
+        while (message := reader.take()) is not None:
+            assert isinstance(message, Stored)
+            try:
+                await self._write(message)
+            except MalformedMessage as exc:
+                self._hub.counts["malformed"] += 1
+                logger.warning("skipped message %s: %s", message.offset, exc)
+                reader.drop(message.offset)
+            if not self._acknowledged:
+                self.confirm(message.offset)
+
+    async def _fetch(self) -> None:
+        reader = self.reader
+        pause = LAG_PAUSE
+        while reader.wants_fetch:
+            if reader.lagging:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAG_CAP)
+            offset, room = reader.begin_fetch()
+            try:
+                batch = await self._hub.broker.read_after(self.inbox, offset, limit=min(room, 1000))
+            except BrokerClosed:
+                raise
+            except BrokerError as exc:
+                reader.fetch_failed()
+                logger.debug("cannot read an inbox now: %s", exc)
+                await self._hub.usable()
+                continue
+            reader.fetched(batch.messages, more=batch.more)
+            await self._write_ready()
+
+    # -- from the client -----------------------------------------------------------------
+
+    def _offer(self, frame: Frame, msg_id: str) -> asyncio.Future[Receipt]:
+        headers = {"Ws-Connection": self.connection}
+        return self._hub.broker.offer(self.inbox, frame, msg_id, headers)
+
+
+class Hub:
+    """What all sockets of one event loop share.
+
+    Args:
+        broker: The loop's broker; the hub opens and closes it.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.counts: Counter[str] = Counter()
+        """Messages skipped, by reason."""
+        self._users: dict[Inbox, _Shared] = {}
+        self._dirty: dict[tuple[Inbox, str], _Cursor] = {}  # cursors to write
+        self._tasks: list[asyncio.Task[None]] = []
+        self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
+        self._epoch = ""
+        self._swept = -1  # the stream's last offset at the last sweep
+        self._resync = asyncio.Event()
+        self._opened = False
+
+    async def open(self) -> None:
+        """Open the broker and start the background tasks; returns at once. Idempotent."""
+        if self._opened:
+            return
+        self._opened = True
+        self.broker.on_ready(self._resync.set)
+        self.broker.listen(LOGOUT, self._on_logout)
+        self._tasks = [
+            asyncio.create_task(self._watched(self._save_cursors), name="wsgateway-cursors"),
+            asyncio.create_task(self._watched(self._sweep), name="wsgateway-sweep"),
+        ]
+        await self.broker.open()
+
+    async def close(self) -> None:
+        """Write the cursors, end the tasks, close the broker."""
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(settings.CLOSE_TIMEOUT / 2):
+                await self._flush_cursors()
+        await self.broker.close()
+
+    async def _watched(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run *work* for ever; one that fails is logged and begins again."""
+        while True:
+            try:
+                await work()
+            except BrokerClosed:
+                return
+            except BrokerError as exc:
+                logger.debug("background work waits for the broker: %s", exc)
+                await self.usable()
+            except Exception:
+                logger.exception("background work failed; it begins again")
+                await asyncio.sleep(1.0)
+
+    async def usable(self) -> None:
+        """Wait until the broker is ready, however long that takes."""
+        while True:
+            try:
+                await self.broker.wait_ready(60.0)
+            except BrokerClosed:
+                raise
+            except BrokerError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+    # -- sockets -------------------------------------------------------------------------
+
+    @property
+    def sockets(self) -> int:
+        """How many sockets are attached."""
+        return sum(len(shared.deliveries) for shared in self._users.values())
+
+    def attach(self, delivery: Delivery) -> _Cursor:
+        """Add a socket; its live messages arrive from now on.
+
+        Raises:
+            IdentityRefused: The user has too many sockets here.
+        """
+        shared = self._users.get(delivery.inbox) or _Shared()
+        limit = settings.MAX_CONNECTIONS_PER_USER
+        if limit and len(shared.deliveries) >= limit:
+            raise IdentityRefused(
+                CloseCode.TOO_MANY_CONNECTIONS, f"the user has {limit} connections already"
+            )
+        if shared.watch is None:
+            self._users[delivery.inbox] = shared
+            shared.watch = self.broker.watch(delivery.inbox, self._live(shared))
+        shared.deliveries.add(delivery)
+        cursor = shared.cursors.setdefault(delivery.identity.device, _Cursor())
+        cursor.sockets += 1
+        return cursor
+
+    def detach(self, delivery: Delivery) -> None:
+        """Remove a socket; its cursor is written."""
+        shared = self._users.get(delivery.inbox)
+        if shared is None or delivery not in shared.deliveries:
+            return
+        shared.deliveries.discard(delivery)
+        cursor = shared.cursors[delivery.identity.device]
+        cursor.sockets -= 1
+        if cursor.sockets == 0 and cursor.confirmed > cursor.saved:
+            self.keep(self._save_and_forget(delivery.inbox, delivery.identity.device))
+        else:
+            self._forget(delivery.inbox, delivery.identity.device)
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* beside everything else, safe from garbage collection."""
+        task = asyncio.create_task(work)
+        self._wanted.add(task)
+        task.add_done_callback(self._wanted.discard)
+
+    async def _save_and_forget(self, inbox: Inbox, device: str) -> None:
+        """Write the last cursor; until then a new socket finds it in memory."""
+        cursor = self._users[inbox].cursors[device]
+        try:
+            await self._save(inbox, device, cursor)
+        except BrokerError as exc:
+            logger.info("a cursor was not written, its last messages may come twice: %s", exc)
+        finally:
+            self._forget(inbox, device)
+
+    def _forget(self, inbox: Inbox, device: str) -> None:
+        shared = self._users.get(inbox)
+        if shared is None:
+            return
+        cursor = shared.cursors.get(device)
+        if cursor is not None and cursor.sockets == 0:
+            del shared.cursors[device]
+            self._dirty.pop((inbox, device), None)
+        if not shared.deliveries and not shared.cursors:
+            if shared.watch is not None:
+                shared.watch.close()
+            del self._users[inbox]
+
+    @staticmethod
+    def _live(shared: _Shared) -> Callable[[Stored], None]:
+        deliveries = shared.deliveries
+
+        def on_message(stored: Stored) -> None:
+            shared.heard = True
+            for delivery in deliveries:
+                delivery.on_live(stored)
+
+        return on_message
+
+    def _on_logout(self, payload: bytes) -> None:
+        for shared in self._users.values():
+            for delivery in shared.deliveries:
+                key = delivery.identity.session_key
+                if key and session_topic(key) == payload:
+                    self.keep(delivery.close(CloseCode.NOT_AUTHENTICATED))
+
+    # -- cursors -------------------------------------------------------------------------
+
+    def confirmed(self, delivery: Delivery, offset: int) -> None:
+        """Note a device's progress; it is written within ``WSGATEWAY_CURSOR_INTERVAL``."""
+        cursor = delivery._cursor
+        if cursor is not None and offset > cursor.confirmed:
+            cursor.confirmed = offset
+            self._dirty[delivery.inbox, delivery.identity.device] = cursor
+
+    async def _save_cursors(self) -> None:
+        while True:
+            await asyncio.sleep(settings.CURSOR_INTERVAL)
+            await self._flush_cursors()
+
+    async def _flush_cursors(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        todo = list(dirty.items())
+        try:
+            while todo:
+                part = todo[-SAVES_IN_FLIGHT:]
+                saves = [self._save(inbox, device, cursor) for (inbox, device), cursor in part]
+                results = await asyncio.gather(*saves, return_exceptions=True)
+                for result in results:
+                    if isinstance(result, BaseException):
+                        raise result
+                del todo[-SAVES_IN_FLIGHT:]
+        finally:
+            for key, cursor in todo:
+                self._dirty.setdefault(key, cursor)
+
+    async def _save(self, inbox: Inbox, device: str, cursor: _Cursor) -> None:
+        offset = cursor.confirmed
+        if offset > cursor.saved:
+            await self.broker.save_cursor(inbox, device, offset)
+            cursor.saved = max(offset, cursor.saved)
+
+    # -- what the live subscriptions missed ----------------------------------------------
+
+    async def _sweep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.SWEEP_INTERVAL):
+                    await self._resync.wait()
+            fresh = self._resync.is_set()
+            self._resync.clear()
+            try:
+                await self._find_missed(everything=fresh)
+            except BaseException:
+                self._resync.set()
+                raise
+
+    async def _find_missed(self, *, everything: bool) -> None:
+        """Announce to each inbox how far it reaches.
+
+        Args:
+            everything: Look at every inbox, not only at those that were quiet.
+        """
+        before = [
+            (delivery, delivery.reader.position)
+            for shared in self._users.values()
+            for delivery in shared.deliveries
+            if everything
+        ]
+        position = await self.broker.position()
+        if self._epoch and position.epoch != self._epoch:
+            logger.warning("the inbox stream is a new one; sockets begin at its start")
+            for shared in self._users.values():
+                for delivery in shared.deliveries:
+                    delivery.reader.restart(0)
+                    delivery.wake()
+        self._epoch = position.epoch
+        for delivery, reached in before:
+            if reached > position.last:
+                # The stream has lost its end (a server that loses power loses what it had not
+                # synced) and gives those offsets out again.
+                delivery.reader.restart(position.last)
+                delivery.wake()
+        if position.last == self._swept and not everything:
+            return
+        quiet = [i for i, shared in self._users.items() if everything or not shared.heard]
+        for shared in self._users.values():
+            shared.heard = False
+        for inbox, offset in (await self.broker.last_offsets(quiet)).items():
+            for delivery in list(self._users[inbox].deliveries if inbox in self._users else ()):
+                delivery.announce(offset)
+        self._swept = position.last
+
+
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
+
+
+def get_hub() -> Hub:
+    """Return the running loop's hub, made at the first call; not opened."""
+    loop = asyncio.get_running_loop()
+    hub = _hubs.get(loop)
+    if hub is None:
+        hub = _hubs[loop] = Hub(get_broker())
+    return hub

@@ -1,0 +1,201 @@
+"""One socket's position in an inbox: backlog, then live, gaps, window. Pure.
+
+Fed with live messages, batches and announcements, it says what to write next and what to
+fetch. Order within an inbox is the stream's order, always: `take` returns rising offsets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+__all__ = ["InboxReader"]
+
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Bytes in flight to one socket; a single larger message still goes."""
+LAGGING_READS = 8
+"""Reads that may end short of an announced offset before it is taken for gone."""
+
+
+class _Message(Protocol):
+    @property
+    def offset(self) -> int: ...
+    @property
+    def previous(self) -> int | None: ...
+    @property
+    def payload(self) -> bytes: ...
+
+
+class InboxReader:
+    """Decides what one socket gets. Make it, `start` it, then feed it.
+
+    A message is *taken* to be written, then *confirmed*: when it was handed to the ASGI server
+    (raw), or when the client acknowledged it. Between the two it fills the window; while that
+    is full nothing is buffered here, the messages wait in the stream.
+
+    Args:
+        window: Messages in flight at most.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_behind",
+        "_held",
+        "_in_flight",
+        "_in_flight_bytes",
+        "_reads_short",
+        "_ready",
+        "_window",
+        "confirmed",
+        "fetching",
+        "position",
+    )
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self.position = 0
+        """Offset of the newest message queued for writing; everything up to it is."""
+        self.confirmed = 0
+        """Offset up to which the client has everything."""
+        self.fetching = True
+        """True before `start`, and while a fetch is under way; live messages are held."""
+        self._announced = 0  # newest offset known to exist
+        self._behind = False  # there may be more behind position, whatever is announced
+        self._held: deque[_Message] = deque(maxlen=window)  # live ones that came meanwhile
+        self._ready: deque[_Message] = deque()  # to be written
+        self._in_flight: deque[tuple[int, int]] = deque()  # (offset, bytes) not confirmed
+        self._in_flight_bytes = 0
+        self._reads_short = 0  # reads in a row that ended before _announced
+
+    def start(self, offset: int) -> None:
+        """Begin after *offset*; a fetch is wanted next, whatever is known."""
+        self.position = self.confirmed = offset
+        self.fetching = False
+        self._behind = True
+        self._reads_short = 0
+
+    def restart(self, offset: int) -> None:
+        """Begin anew after *offset*: the stream behind is another one, or lost its end."""
+        self._ready.clear()
+        self._held.clear()
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+        self._announced = 0
+        self.start(offset)
+
+    @property
+    def room(self) -> int:
+        """How many more messages the window takes."""
+        if self._in_flight_bytes >= WINDOW_BYTES:
+            return 0
+        return self._window - len(self._in_flight)
+
+    @property
+    def wants_fetch(self) -> bool:
+        """Whether to read after `position`, `room` messages at most."""
+        wanted = self._behind or self._announced > self.position
+        return wanted and not self.fetching and self.room > 0
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the last read ended before an offset known to exist; wait before the next."""
+        return self._reads_short > 0
+
+    def live(self, message: _Message) -> bool:
+        """Take note of a message that has just been stored; return whether to wake the writer."""
+        if message.offset <= self.position:
+            return False
+        if self.fetching:
+            self._held.append(message)
+            self._announced = max(self._announced, message.offset)
+            return False
+        if not self._queue(message):
+            self._announced = max(self._announced, message.offset)
+            return self.room > 0
+        return True
+
+    def announce(self, offset: int) -> bool:
+        """Take note that the inbox reaches to *offset*; return whether to wake the writer."""
+        if offset <= max(self.position, self._announced):
+            return self.wants_fetch
+        self._announced = offset
+        self._reads_short = 0
+        return self.wants_fetch
+
+    def begin_fetch(self) -> tuple[int, int]:
+        """Return what to read: after which offset, and how many messages at most."""
+        self.fetching = True
+        return self.position, self.room
+
+    def fetch_failed(self) -> None:
+        """End the fetch without a result; what it wanted is still wanted."""
+        self.fetching = False
+        self._behind = True
+        self._held.clear()
+
+    def fetched(self, messages: Iterable[_Message], *, more: bool) -> None:
+        """End the fetch: queue *messages*, then whatever came meanwhile and fits on.
+
+        Args:
+            messages: What was read, oldest first.
+            more: Whether the inbox holds messages behind them.
+        """
+        self.fetching = False
+        self._behind = more
+        before = self.position
+        for message in messages:
+            if message.offset > self.position:
+                self._append(message)
+        while self._held:
+            message = self._held.popleft()
+            if message.offset > self.position and not self._queue(message):
+                self._held.clear()
+        if more or self.position > before or self._announced <= self.position:
+            self._reads_short = 0
+            return
+        self._reads_short += 1
+        if self._reads_short >= LAGGING_READS:
+            self._announced = self.position  # expired or trimmed meanwhile; sweeps go on
+            self._reads_short = 0
+
+    def _queue(self, message: _Message) -> bool:
+        """Queue a live message if it follows on `position` and the window has room."""
+        if message.previous is None or message.previous > self.position or self.room <= 0:
+            return False
+        self._append(message)
+        return True
+
+    def _append(self, message: _Message) -> None:
+        size = len(message.payload)
+        self.position = message.offset
+        self._ready.append(message)
+        self._in_flight.append((message.offset, size))
+        self._in_flight_bytes += size
+
+    def take(self) -> _Message | None:
+        """Return the next message to write; None if there is none now."""
+        return self._ready.popleft() if self._ready else None
+
+    def drop(self, offset: int) -> None:
+        """Free the window of a taken message that cannot be written and so never confirmed."""
+        for index, (taken, size) in enumerate(self._in_flight):
+            if taken == offset:
+                del self._in_flight[index]
+                self._in_flight_bytes -= size
+                break
+        if not self._in_flight and not self._ready:
+            self.confirmed = max(self.confirmed, offset)
+
+    def confirm(self, offset: int) -> int:
+        """Note that the client has everything up to *offset*; return how many that newly were.
+
+        An offset beyond `position` counts as `position`.
+        """
+        offset = min(offset, self.position)
+        count = 0
+        while self._in_flight and self._in_flight[0][0] <= offset:
+            self._in_flight_bytes -= self._in_flight.popleft()[1]
+            count += 1
+        self.confirmed = max(self.confirmed, offset)
+        return count

@@ -1,0 +1,143 @@
+"""One socket's frames on their way to the broker: pipelined, in order, confirmed or refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wsgateway.broker.base import Receipt
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.frames import Frame
+
+__all__ = ["Lane", "Offer"]
+
+ATTEMPT_TIMEOUT = 1.5
+"""Seconds after which an unanswered offer is repeated, with the same id."""
+RETRY_PAUSE = 0.1
+
+Offer = Callable[[Frame, str], "asyncio.Future[Receipt]"]
+
+
+@dataclass(slots=True)
+class _Entry:
+    frame: Frame
+    msg_id: str
+    deadline: float  # loop time after which it is refused
+    result: asyncio.Future[Receipt]
+    attempt: asyncio.Future[Receipt] | None = None
+
+
+class Lane:
+    """Keeps up to *window* frames in flight; repeats what failed, in order.
+
+    When an offer fails for now, those behind it are awaited, and then all that failed are
+    offered again in their order. So frames are stored in order as long as the broker takes them
+    in the order in which it gets them.
+
+    Args:
+        offer: Tries once to store a frame, see `Broker.offer`.
+        window: Frames that may wait for the broker; more wait in `put`.
+        timeout: Seconds after which a frame is refused with `BrokerUnavailable`.
+    """
+
+    __slots__ = ("_entries", "_offer", "_room", "_runner", "_timeout", "_window")
+
+    def __init__(self, offer: Offer, window: int, timeout: float) -> None:
+        self._offer = offer
+        self._window = window
+        self._timeout = timeout
+        self._entries: deque[_Entry] = deque()  # oldest first; those in flight lead
+        self._runner: asyncio.Task[None] | None = None  # lives while there are entries
+        self._room: asyncio.Event | None = None  # set when an entry ends while put waits
+
+    async def put(self, frame: Frame, msg_id: str) -> asyncio.Future[Receipt]:
+        """Send *frame*; wait while the window is full. Return the future of its receipt."""
+        while len(self._entries) >= self._window:
+            self._room = self._room or asyncio.Event()
+            self._room.clear()
+            await self._room.wait()
+        loop = asyncio.get_running_loop()
+        entry = _Entry(frame, msg_id, loop.time() + self._timeout, loop.create_future())
+        self._entries.append(entry)
+        if all(other.attempt is not None for other in list(self._entries)[:-1]):
+            self._try(entry)
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run(), name="wsgateway-lane")
+        return entry.result
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until every frame is stored or refused, *timeout* seconds at most."""
+        if self._runner is not None:
+            await asyncio.wait({self._runner}, timeout=timeout)
+
+    def close(self) -> None:
+        """Give up what is not confirmed yet."""
+        if self._runner is not None:
+            self._runner.cancel()
+        for entry in self._entries:
+            entry.result.cancel()
+        self._entries.clear()
+
+    def _try(self, entry: _Entry) -> None:
+        try:
+            entry.attempt = self._offer(entry.frame, entry.msg_id)
+        except Exception as exc:
+            entry.attempt = asyncio.get_running_loop().create_future()
+            entry.attempt.set_exception(exc)
+
+    async def _run(self) -> None:
+        while self._entries:
+            head = self._entries[0]
+            if head.attempt is None:
+                self._try(head)
+            assert head.attempt is not None
+            await asyncio.wait({head.attempt}, timeout=ATTEMPT_TIMEOUT)
+            if head.attempt.done() and not self._for_now(head.attempt):
+                self._end(head, head.attempt)
+            else:
+                await self._again()
+
+    @staticmethod
+    def _for_now(attempt: asyncio.Future[Receipt]) -> bool:
+        return attempt.cancelled() or isinstance(attempt.exception(), BrokerUnavailable)
+
+    def _end(self, entry: _Entry, attempt: asyncio.Future[Receipt]) -> None:
+        self._entries.remove(entry)
+        if not entry.result.done():
+            error = attempt.exception()
+            if error is None:
+                entry.result.set_result(attempt.result())
+            else:
+                entry.result.set_exception(error)
+        if self._room is not None:
+            self._room.set()
+
+    async def _again(self) -> None:
+        """Let all attempts settle, end what succeeded or is too late, offer the rest anew."""
+        attempts = {entry.attempt for entry in self._entries if entry.attempt is not None}
+        await asyncio.wait(attempts, timeout=ATTEMPT_TIMEOUT)
+        now = asyncio.get_running_loop().time()
+        for entry in list(self._entries):
+            attempt = entry.attempt
+            if attempt is None:
+                continue
+            late = now >= entry.deadline
+            if not attempt.done():
+                attempt.cancel()
+            elif not self._for_now(attempt):
+                self._end(entry, attempt)
+                continue
+            if late:
+                self._end(entry, self._refusal())
+        await asyncio.sleep(RETRY_PAUSE)
+        for entry in list(self._entries):
+            self._try(entry)
+
+    def _refusal(self) -> asyncio.Future[Receipt]:
+        refusal: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        refusal.set_exception(
+            BrokerUnavailable(f"not stored within {self._timeout} s; send it again later")
+        )
+        return refusal
