@@ -84,7 +84,10 @@ class NatsChannelLayer(BaseChannelLayer):
         max_message_size: int = DEFAULT_MAX_MESSAGE,
     ) -> None:
         super().__init__(expiry=expiry, capacity=capacity)  # type: ignore[arg-type]
-        self.channel_capacity = self.compile_capacities(channel_capacity or {})
+        # Pairs, which get_capacity wants; the base class is annotated for its own default
+        self.channel_capacity = self.compile_capacities(  # type: ignore[assignment]
+            dict(channel_capacity or {})
+        )
         self.capacities = sorted({capacity, *(channel_capacity or {}).values()})
         """Every capacity that a channel may have."""
         self.group_expiry = group_expiry
@@ -142,8 +145,9 @@ class NatsChannelLayer(BaseChannelLayer):
     def _node(self) -> Node:
         loop = asyncio.get_running_loop()
         node = self._nodes.get(loop)
-        if node is None:
+        if node is None or not node.usable:
             node = current_node(self.target)
+            node.users.add(self)
             if node.loop is loop:
                 for closed in [known for known in self._nodes if known.is_closed()]:
                     del self._nodes[closed]
@@ -164,7 +168,7 @@ class NatsChannelLayer(BaseChannelLayer):
     async def _confirm_home(self, node: Node) -> None:
         """See to it that the server knows this process's groups before *node* publishes."""
         home = self._home
-        if home.unconfirmed and home.node not in (None, node) and home.node.usable:  # type: ignore[union-attr]
+        if home.unconfirmed and home.node is not None and home.node is not node:
             await home.confirm()
 
     # -- messages ------------------------------------------------------------------------
@@ -191,7 +195,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """Return the message that a mailbox' item means; None if it is expired or damaged."""
         if isinstance(item, DurableItem):
             return self._event_of(item.take())
-        if wire.sent_at(item) + self.expiry < time.time():
+        if self._home.is_expired(item):
             return None
         try:
             content = wire.body(item, self.max_message_size)
@@ -239,10 +243,7 @@ class NatsChannelLayer(BaseChannelLayer):
             BrokerUnavailable: No connection to NATS.
         """
         _require_message(message)
-        known = self._channels.get(channel)
-        if known is None:
-            known = self._address(channel)
-        subject, name = known
+        subject, name = self._channels.get(channel) or self._address(channel)
         data = self._envelope(name, message)
         if not subject:
             await self._run(lambda node: self._normal.send(node, channel, data))
@@ -442,9 +443,14 @@ class NatsChannelLayer(BaseChannelLayer):
         await self._home.close()
         await self._normal.close()
         nodes, self._nodes = self._nodes, {}
-        here = nodes.get(asyncio.get_running_loop())
-        if here is not None:
-            await here.close()
+        for node in nodes.values():
+            if node.usable and not node.is_background:
+                await node.call(lambda node=node: self._leave(node))  # type: ignore[misc]
+
+    async def _leave(self, node: Node) -> None:
+        node.users.discard(self)
+        if not node.users:
+            await node.close()
 
     async def close_pools(self) -> None:
         """Disconnect the running loop, if it has a connection of its own; as channels_redis."""
@@ -453,7 +459,7 @@ class NatsChannelLayer(BaseChannelLayer):
             return
         if self._home.node is node:
             await self._home.close()
-        await node.close()
+        await self._leave(node)
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""

@@ -14,13 +14,14 @@ import logging
 import multiprocessing.util
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 from asgiref.sync import AsyncToSync
 
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.broker.nats.link import LinkOptions, LinkState
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
 from wsgateway.subjects import Subjects
@@ -63,14 +64,16 @@ class Node:
         )
         self.link = self.broker.link
         self.publish = self.link.publish
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        """The layers that share it."""
         self._target = target
         self._opening: asyncio.Task[None] | None = None
         self._published = 0  # since the last yield
 
     @property
     def usable(self) -> bool:
-        """Whether its loop runs now."""
-        return self.loop.is_running() and not self.loop.is_closed()
+        """Whether its loop runs now, and the connection is kept up."""
+        return self.loop.is_running() and self.link.state is not LinkState.CLOSED
 
     async def ready(self) -> None:
         """Connect if that is still to be done; wait until connected.
@@ -191,7 +194,7 @@ def _node(loop: Loop, target: Target, *, is_background: bool) -> Node:
             if not is_background:
                 _close_nodes_with(loop)
         node = nodes.get(target)
-        if node is None:
+        if node is None or node.link.state is LinkState.CLOSED:
             node = nodes[target] = Node(loop, target, is_background=is_background)
         return node
 
