@@ -1,0 +1,22 @@
+"""The server and prefix that the swapped-in layers use."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+
+from tests.peers.swap import Target
+
+
+@pytest.fixture(autouse=True)
+def _quiet_broker(caplog: pytest.LogCaptureFixture) -> None:
+    """Their tests count every log record, and ours tells of each connection."""
+    caplog.set_level("WARNING", "wsgateway.broker")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _target(nats_server: Any) -> None:
+    Target.servers = [nats_server.url]
+    Target.prefix = f"p{secrets.token_hex(4)}"

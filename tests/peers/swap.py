@@ -1,0 +1,131 @@
+"""Runs the test suites of other channel layers against ours.
+
+Their source distributions come from the package index through pip when the tests run; nothing
+of them is kept in this repository. What they import of their own package is replaced by ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from channels.exceptions import ChannelFull
+
+from wsgateway.layer import NatsChannelLayer, serializers
+
+CACHE = Path(os.environ.get("PEERS_CACHE") or Path(tempfile.gettempdir()) / "wsgateway-peers")
+
+
+class Target:
+    """Where the swapped-in layers connect to; the fixtures set it."""
+
+    servers: list[str] = []  # noqa: RUF012
+    prefix = "peers"
+
+
+class SwappedLayer(NatsChannelLayer):
+    """Our layer under their name, connected to the test's server."""
+
+    def __init__(self, hosts: Any = None, **options: Any) -> None:
+        options.setdefault("prefix", Target.prefix)
+        super().__init__(Target.servers, **options)
+
+    # What the pub/sub tests look into
+
+    @property
+    def _layers(self) -> dict[Any, Any]:
+        return self._nodes
+
+    @property
+    def _shards(self) -> list[types.SimpleNamespace]:
+        return [types.SimpleNamespace(_redis=self)]
+
+
+async def cut_connection(layer: NatsChannelLayer) -> None:
+    """Break the layer's connection, as a network does."""
+    node = layer._home.node
+    assert node is not None
+    client = node.link._client
+    assert client is not None
+    client._transport._io_writer.transport.abort()
+    while node.link.is_open:
+        await asyncio.sleep(0.001)
+    await node.link.ready()
+
+
+def source(requirement: str) -> Path:
+    """Return the unpacked source distribution of *requirement*, downloaded at the first call."""
+    folder = CACHE / requirement.replace("==", "-")
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--no-binary", ":all:", "-d", str(folder)]
+        subprocess.run([*command, requirement], check=True, timeout=120)
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+            archive.extractall(folder, filter="data")
+        (folder / "done").touch()
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+def _module(name: str, **names: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    vars(module).update(names)
+    return module
+
+
+@contextmanager
+def _swapped() -> Iterator[None]:
+    ours = {
+        "async_timeout": _module("async_timeout", timeout=asyncio.timeout),
+        "channels_redis": _module("channels_redis"),
+        "channels_redis.core": _module(
+            "channels_redis.core", ChannelFull=ChannelFull, RedisChannelLayer=SwappedLayer
+        ),
+        "channels_redis.pubsub": _module(
+            "channels_redis.pubsub", RedisPubSubChannelLayer=SwappedLayer
+        ),
+        "channels_redis.serializers": serializers,
+        "channels_redis.utils": _module("channels_redis.utils", _close_redis=cut_connection),
+    }
+    before = {name: sys.modules.get(name) for name in ours}
+    sys.modules.update(ours)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def load(requirement: str, path: str, not_applicable: dict[str, str]) -> dict[str, Any]:
+    """Return the tests and fixtures of a file in *requirement*'s source distribution.
+
+    Args:
+        requirement: Name and version.
+        path: The file within.
+        not_applicable: Tests to leave out, with the reason.
+    """
+    text = (source(requirement) / path).read_text()
+    names: dict[str, Any] = {"__name__": f"peers.{Path(path).stem}"}
+    with _swapped():
+        exec(compile(text, path, "exec"), names)
+    unknown = [name for name in not_applicable if name not in names]
+    assert not unknown, f"{requirement} has no {unknown} any more"
+    for name in not_applicable:
+        del names[name]
+    for name, value in names.items():
+        if name.startswith("test_") and hasattr(value, "pytestmark"):
+            # What its own layer is expected to fail must pass here
+            value.pytestmark = [mark for mark in value.pytestmark if mark.name != "xfail"]
+    return {name: value for name, value in names.items() if not name.startswith("__")}

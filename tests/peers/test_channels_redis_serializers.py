@@ -1,0 +1,9 @@
+"""channels_redis' own test_serializers.py against our layer."""
+
+from __future__ import annotations
+
+from tests.peers.swap import load
+
+NOT_APPLICABLE: dict[str, str] = {}
+
+globals().update(load("channels-redis==4.3.0", "tests/test_serializers.py", NOT_APPLICABLE))
