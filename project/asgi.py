@@ -21,20 +21,11 @@ try:
 except ImproperlyConfigured as exc:  # one line for the operator, not a page
     raise SystemExit(f"cannot start: {exc}") from exc
 
-from wsgateway.routing import websocket_urlpatterns
+from wsgateway.routing import lifespan, refuse_unknown_path, websocket_urlpatterns
 
-
-async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:
-    """End the handshake with HTTP 403; Channels' router would end it with a traceback."""
-    await receive()
-    await send({"type": "websocket.close"})
-
-
-routes: list[Any] = [*websocket_urlpatterns, re_path(r"", cast("Any", refuse_unknown_path))]
+unknown: Any = refuse_unknown_path
+sockets: Any = URLRouter([*websocket_urlpatterns, re_path(r"", unknown)])
 
 application = ProtocolTypeRouter(
-    {
-        "http": django_application,
-        "websocket": URLRouter(routes),
-    }
+    {"http": django_application, "websocket": sockets, "lifespan": cast("Any", lifespan)}
 )

@@ -14,11 +14,18 @@ import logging
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from wsgateway.broker import get_broker
-from wsgateway.broker.base import Broker, Closable, Receipt, Stored
+from wsgateway.broker.base import (
+    CONNECTION_HEADER,
+    DEVICE_HEADER,
+    Broker,
+    Closable,
+    Receipt,
+    Stored,
+)
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
@@ -30,8 +37,11 @@ from wsgateway.exceptions import (
 from wsgateway.frames import Frame
 from wsgateway.identity import Identity
 from wsgateway.inbox import InboxReader
-from wsgateway.lane import Lane
-from wsgateway.subjects import Inbox
+from wsgateway.lane import NONE, Lane
+from wsgateway.protocol import Reason, Resume
+from wsgateway.recovery import Start, find_start
+from wsgateway.sockets import Socket, SocketClosed
+from wsgateway.subjects import Inbox, encode_token
 
 __all__ = ["Delivery", "Hub", "get_hub", "session_topic"]
 
@@ -42,10 +52,6 @@ LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
 LOGOUT = "logout"
-
-Writer = Callable[[Stored], Awaitable[None]]
-"""Writes one message to the socket; raises `MalformedMessage` if it cannot be one."""
-Closer = Callable[[CloseCode], Coroutine[Any, Any, None]]
 
 
 def session_topic(session_key: str) -> bytes:
@@ -82,89 +88,105 @@ class Delivery:
     Args:
         hub: The loop's hub.
         identity: Whose socket.
-        write: Writes a message to the socket.
-        close: Closes the socket.
-        acknowledged: True if the client confirms offsets itself, see `confirm`.
+        socket: Writes, reads and closes.
     """
 
     __slots__ = (
         "__weakref__",
-        "_acknowledged",
-        "_close",
+        "_anew",
         "_cursor",
+        "_headers",
         "_hub",
         "_task",
         "_wake",
-        "_write",
         "connection",
         "identity",
         "inbox",
         "lane",
         "reader",
+        "socket",
     )
 
-    def __init__(
-        self,
-        hub: Hub,
-        identity: Identity,
-        write: Writer,
-        close: Closer,
-        *,
-        acknowledged: bool = False,
-    ) -> None:
+    def __init__(self, hub: Hub, identity: Identity, socket: Socket) -> None:
         self._hub = hub
         self.identity = identity
         self.inbox: Inbox = identity.inbox
         self.connection = uuid.uuid4().hex
         """Names this socket; part of what services get."""
-        self._write = write
-        self._close = close
-        self._acknowledged = acknowledged
+        self.socket = socket
+        socket.delivery = self
+        self._headers = {
+            CONNECTION_HEADER: self.connection,
+            DEVICE_HEADER: encode_token(identity.device),
+        }
         self.reader = InboxReader(settings.WINDOW)
         self.lane = Lane(self._offer, settings.SEND_WINDOW, settings.BROKER_TIMEOUT)
         self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
         self._task: asyncio.Task[None] | None = None
         self._cursor: _Cursor | None = None  # the device's, once attached
+        self._anew: Start | None = None  # where to begin again, because the stream changed
 
     # -- life cycle ----------------------------------------------------------------------
 
-    async def start(self, offset: int | None = None) -> None:
+    @property
+    def epoch(self) -> str:
+        """Names the life of the stream that offsets belong to."""
+        return self._hub.broker.epoch
+
+    async def start(self, claim: Resume) -> None:
         """Begin to deliver.
 
         Args:
-            offset: The client's own position; None: the device's cursor.
+            claim: The client's own position, if it has one; otherwise the device's cursor counts.
 
         Raises:
             BrokerUnavailable: The cursor could not be read.
             IdentityRefused: The user has too many sockets here.
         """
-        self._cursor = self._hub.attach(self)
+        self._cursor = cursor = self._hub.attach(self)
         try:
-            if offset is None:
-                loaded = await self._hub.broker.load_cursor(self.inbox, self.identity.device)
-                offset = max(loaded, self._cursor.confirmed)
-                self._cursor.saved = max(loaded, self._cursor.saved)
+            start = await self._find_start(cursor, claim)
+            await self.socket.begin(start)
+        except SocketClosed:
+            self._hub.detach(self)
+            return
         except BaseException:
             self._hub.detach(self)
             raise
-        self.reader.start(offset)
+        self.reader.start(start.offset)
+        if claim.offset is not None:
+            self._hub.confirmed(self, start.offset)
         self._task = asyncio.create_task(self._run(), name="wsgateway-delivery")
+
+    async def _find_start(self, cursor: _Cursor, claim: Resume) -> Start:
+        broker, known = self._hub.broker, cursor.confirmed
+        if claim.offset is None:
+            loaded = await broker.load_cursor(self.inbox, self.identity.device)
+            cursor.saved = max(loaded, cursor.saved)
+            known = max(loaded, cursor.confirmed)
+            if not self.socket.acknowledges:
+                return Start(known)
+        return await find_start(broker, self.inbox, claim, known, settings.INBOX_MAX_MESSAGES)
+
+    def begin_anew(self, reason: Reason) -> None:
+        """Begin at the start of the inbox: the client's offsets mean nothing any more."""
+        self._anew = Start(0, reason)
+        self.wake()
 
     async def stop(self) -> None:
         """End delivery; what the client has is saved, what it sent and is stored stays."""
+        self.socket.end()
         if self._task is None:
             return
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=1.0)
-        self._hub.detach(self)
-
-    async def close(self, code: CloseCode) -> None:
-        """Close the socket from our side."""
-        await self._close(code)
+        saving = self._hub.detach(self)
+        if saving is not None:
+            await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT)
 
     def close_soon(self, code: CloseCode) -> None:
         """Close the socket from a callback."""
-        self._hub.keep(self._close(code))
+        self._hub.keep(self.socket.close(code))
 
     # -- to the client -------------------------------------------------------------------
 
@@ -195,6 +217,8 @@ class Delivery:
         reader = self.reader
         try:
             while True:
+                if self._anew is not None:
+                    await self._begin_anew(self._anew)
                 await self._write_ready()
                 if reader.wants_fetch:
                     await self._fetch()
@@ -203,30 +227,40 @@ class Delivery:
                 await self._wake
         except asyncio.CancelledError:
             raise
+        except SocketClosed:
+            return
         except BrokerClosed:
-            await self._close(CloseCode.SHUTTING_DOWN)
+            await self.socket.close(CloseCode.SHUTTING_DOWN)
         except Exception:
             logger.exception("delivery to a socket of %s failed; closing it", self.inbox.service)
             with contextlib.suppress(Exception):
-                await self._close(CloseCode.BROKER_UNAVAILABLE)
+                await self.socket.close(CloseCode.BROKER_UNAVAILABLE)
+
+    async def _begin_anew(self, start: Start) -> None:
+        self._anew = None
+        if self._cursor is not None:
+            self._cursor.confirmed = self._cursor.saved = 0
+        self.reader.restart(start.offset)
+        await self.socket.begin(start)
 
     async def _write_ready(self) -> None:
         reader = self.reader
+        write, acknowledges = self.socket.write, self.socket.acknowledges
         while (message := reader.take()) is not None:
             assert isinstance(message, Stored)
             try:
-                await self._write(message)
+                await write(message)
             except MalformedMessage as exc:
                 self._hub.counts["malformed"] += 1
                 logger.warning("skipped message %s: %s", message.offset, exc)
                 reader.drop(message.offset)
-            if not self._acknowledged:
+            if not acknowledges:
                 self.confirm(message.offset)
 
     async def _fetch(self) -> None:
         reader = self.reader
         pause = LAG_PAUSE
-        while reader.wants_fetch:
+        while reader.wants_fetch and self._anew is None:
             if reader.lagging:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAG_CAP)
@@ -245,9 +279,16 @@ class Delivery:
 
     # -- from the client -----------------------------------------------------------------
 
-    def _offer(self, frame: Frame, msg_id: str) -> asyncio.Future[Receipt]:
-        headers = {"Ws-Connection": self.connection}
-        return self._hub.broker.offer(self.inbox, frame, msg_id, headers)
+    async def put(
+        self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
+    ) -> asyncio.Future[Receipt]:
+        """Publish what the client sent; waits while too much is in flight, see `Lane.put`."""
+        return await self.lane.put(frame, msg_id, headers)
+
+    def _offer(
+        self, frame: Frame, msg_id: str, headers: Mapping[str, str]
+    ) -> asyncio.Future[Receipt]:
+        return self._hub.broker.offer(self.inbox, frame, msg_id, {**self._headers, **headers})
 
 
 class Hub:
@@ -345,24 +386,25 @@ class Hub:
         cursor.sockets += 1
         return cursor
 
-    def detach(self, delivery: Delivery) -> None:
-        """Remove a socket; its cursor is written."""
+    def detach(self, delivery: Delivery) -> asyncio.Task[None] | None:
+        """Remove a socket; return the task that writes its cursor, if that has to be done."""
         shared = self._users.get(delivery.inbox)
         if shared is None or delivery not in shared.deliveries:
-            return
+            return None
         shared.deliveries.discard(delivery)
         cursor = shared.cursors[delivery.identity.device]
         cursor.sockets -= 1
         if cursor.sockets == 0 and cursor.confirmed > cursor.saved:
-            self.keep(self._save_and_forget(delivery.inbox, delivery.identity.device))
-        else:
-            self._forget(delivery.inbox, delivery.identity.device)
+            return self.keep(self._save_and_forget(delivery.inbox, delivery.identity.device))
+        self._forget(delivery.inbox, delivery.identity.device)
+        return None
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run *work* beside everything else, safe from garbage collection."""
         task = asyncio.create_task(work)
         self._wanted.add(task)
         task.add_done_callback(self._wanted.discard)
+        return task
 
     async def _save_and_forget(self, inbox: Inbox, device: str) -> None:
         """Write the last cursor; until then a new socket finds it in memory."""
@@ -403,7 +445,7 @@ class Hub:
             for delivery in shared.deliveries:
                 key = delivery.identity.session_key
                 if key and session_topic(key) == payload:
-                    self.keep(delivery.close(CloseCode.NOT_AUTHENTICATED))
+                    delivery.close_soon(CloseCode.NOT_AUTHENTICATED)
 
     # -- cursors -------------------------------------------------------------------------
 
@@ -437,7 +479,8 @@ class Hub:
 
     async def _save(self, inbox: Inbox, device: str, cursor: _Cursor) -> None:
         offset = cursor.confirmed
-        if offset > cursor.saved:
+        if offset > cursor.saved and self._epoch in ("", self.broker.epoch):
+            # With another epoch the offset means nothing; the next sweep begins anew.
             await self.broker.save_cursor(inbox, device, offset)
             cursor.saved = max(offset, cursor.saved)
 
@@ -473,15 +516,14 @@ class Hub:
             logger.warning("the inbox stream is a new one; sockets begin at its start")
             for shared in self._users.values():
                 for delivery in shared.deliveries:
-                    delivery.reader.restart(0)
-                    delivery.wake()
+                    delivery.begin_anew(Reason.EPOCH)
         self._epoch = position.epoch
         for delivery, reached in before:
             if reached > position.last:
                 # The stream has lost its end (a server that loses power loses what it had not
-                # synced) and gives those offsets out again.
-                delivery.reader.restart(position.last)
-                delivery.wake()
+                # synced) and gives those offsets out again: some may be given out already.
+                logger.warning("the inbox stream lost its end; a socket begins at its start")
+                delivery.begin_anew(Reason.AHEAD)
         if position.last == self._swept and not everything:
             return
         quiet = [i for i, shared in self._users.items() if everything or not shared.heard]

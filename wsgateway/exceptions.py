@@ -14,6 +14,8 @@ WsGatewayError
 
 from __future__ import annotations
 
+from wsgateway.codes import CloseCode
+
 __all__ = [
     "BrokerClosed",
     "BrokerError",
@@ -87,7 +89,7 @@ class IdentityRefused(WsGatewayError):
         reason: Short text for the client; never holds a secret.
     """
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from wsgateway.broker.base import Receipt
@@ -17,13 +17,15 @@ ATTEMPT_TIMEOUT = 1.5
 """Seconds after which an unanswered offer is repeated, with the same id."""
 RETRY_PAUSE = 0.1
 
-Offer = Callable[[Frame, str], "asyncio.Future[Receipt]"]
+Offer = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
+NONE: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
 class _Entry:
     frame: Frame
     msg_id: str
+    headers: Mapping[str, str]
     deadline: float  # loop time after which it is refused
     result: asyncio.Future[Receipt]
     attempt: asyncio.Future[Receipt] | None = None
@@ -52,14 +54,17 @@ class Lane:
         self._runner: asyncio.Task[None] | None = None  # lives while there are entries
         self._room: asyncio.Event | None = None  # set when an entry ends while put waits
 
-    async def put(self, frame: Frame, msg_id: str) -> asyncio.Future[Receipt]:
+    async def put(
+        self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
+    ) -> asyncio.Future[Receipt]:
         """Send *frame*; wait while the window is full. Return the future of its receipt."""
         while len(self._entries) >= self._window:
             self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
         loop = asyncio.get_running_loop()
-        entry = _Entry(frame, msg_id, loop.time() + self._timeout, loop.create_future())
+        deadline = loop.time() + self._timeout
+        entry = _Entry(frame, msg_id, headers, deadline, loop.create_future())
         self._entries.append(entry)
         if all(other.attempt is not None for other in list(self._entries)[:-1]):
             self._try(entry)
@@ -82,7 +87,7 @@ class Lane:
 
     def _try(self, entry: _Entry) -> None:
         try:
-            entry.attempt = self._offer(entry.frame, entry.msg_id)
+            entry.attempt = self._offer(entry.frame, entry.msg_id, entry.headers)
         except Exception as exc:
             entry.attempt = asyncio.get_running_loop().create_future()
             entry.attempt.set_exception(exc)

@@ -11,7 +11,7 @@ import binascii
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from json.encoder import encode_basestring as _quote
@@ -62,6 +62,7 @@ MAX_OFFSET = 2**53 - 1
 """Largest integer that JavaScript holds exactly."""
 MAX_EPOCH = 128
 MAX_QUERY_FIELDS = 32
+REQUEST = '"request":true,'
 
 _ID = re.compile(r"[!-~]{1,64}\Z")
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
@@ -131,10 +132,11 @@ class ProtocolError(WsGatewayError, ValueError):
 
 @dataclass(slots=True)
 class ClientMessage:
-    """What a client publishes; *id* makes a retry idempotent."""
+    """What a client publishes; *id* makes a retry idempotent, *request* asks for a reply."""
 
     id: str
     frame: Frame
+    request: bool = False
 
 
 @dataclass(slots=True)
@@ -182,11 +184,19 @@ class Welcome:
 
 @dataclass(slots=True)
 class ServerMessage:
-    """A message of the inbox; *time* is RFC 3339 text, None if not known."""
+    """A message of the inbox.
+
+    Attributes:
+        time: RFC 3339 text; None if not known.
+        reply_to: Id of the client's message that this answers; None if it answers none.
+        error: Why the service refused that message; None unless it did.
+    """
 
     offset: int
     time: str | None
     frame: Frame
+    reply_to: str | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -222,9 +232,10 @@ class Resume:
     offset: int | None = None
 
 
-def choose_subprotocol(offered: Sequence[str]) -> str | None:
+def choose_subprotocol(offered: Iterable[str]) -> str | None:
     """Return the best subprotocol that both ends speak; None if there is none."""
-    return next((name for name in SUBPROTOCOLS if name in offered), None)
+    names = set(offered)
+    return next((name for name in SUBPROTOCOLS if name in names), None)
 
 
 def parse_resume(query_string: bytes) -> Resume:
@@ -268,7 +279,14 @@ def _fatal(message: str) -> ProtocolError:
 # -- encoding ----------------------------------------------------------------------------
 
 
-def encode_message(offset: int, time: str, payload: bytes, text: bool) -> str:
+def encode_message(
+    offset: int,
+    time: str,
+    payload: bytes,
+    text: bool,
+    reply_to: str | None = None,
+    error: str | None = None,
+) -> str:
     """Return the frame for a stored message; built by hand, because this is the hot path.
 
     Args:
@@ -276,8 +294,14 @@ def encode_message(offset: int, time: str, payload: bytes, text: bool) -> str:
         time: RFC 3339 text; empty if not known.
         payload: The message; UTF-8 if *text*.
         text: Whether it is a text frame.
+        reply_to: Id of the client's message that it answers.
+        error: Why the service refused that message.
     """
     head = f'{{"type":"message","offset":{offset},"time":{_quote(time) if time else "null"},'
+    if reply_to is not None:
+        head += f'"reply_to":{_quote(reply_to)},'
+    if error is not None:
+        head += f'"error":{_quote(error)},'
     if text:
         return f'{head}"data":{_quote(payload.decode())}}}'
     return f'{head}"bytes":"{b64encode(payload).decode()}"}}'
@@ -350,12 +374,12 @@ def encode_pong() -> str:
     return '{"type":"pong"}'
 
 
-def encode_client_message(id: str, frame: Frame) -> str:
+def encode_client_message(id: str, frame: Frame, *, request: bool = False) -> str:
     """Return the frame with which a client publishes."""
+    head = f'{{"type":"message","id":{_quote(id)},{REQUEST if request else ""}'
     if frame.text:
-        return f'{{"type":"message","id":{_quote(id)},"data":{_quote(frame.payload.decode())}}}'
-    data = b64encode(frame.payload).decode()
-    return f'{{"type":"message","id":{_quote(id)},"bytes":"{data}"}}'
+        return f'{head}"data":{_quote(frame.payload.decode())}}}'
+    return f'{head}"bytes":"{b64encode(frame.payload).decode()}"}}'
 
 
 def encode_client_ack(offset: int) -> str:
@@ -392,7 +416,10 @@ def _client_message(fields: dict[str, Any]) -> ClientMessage:
     id = _id_or_none(fields)
     if id is None:
         _bad("id must be 1 to 64 printable ASCII characters without spaces")
-    return ClientMessage(id, _frame(fields, id))
+    request = fields.get("request", False)
+    if not isinstance(request, bool):
+        _bad("request must be true or false", id)
+    return ClientMessage(id, _frame(fields, id), request)
 
 
 def parse_server(
@@ -409,8 +436,11 @@ def parse_server(
 
 
 def _server_message(fields: dict[str, Any]) -> ServerMessage:
-    time = None if fields.get("time") is None else _string(fields, "time")
-    return ServerMessage(_integer(fields, "offset"), time, _frame(fields, None))
+    time, reply_to, error = (
+        None if fields.get(name) is None else _string(fields, name)
+        for name in ("time", "reply_to", "error")
+    )
+    return ServerMessage(_integer(fields, "offset"), time, _frame(fields, None), reply_to, error)
 
 
 def _welcome(fields: dict[str, Any]) -> Welcome:

@@ -14,7 +14,33 @@ from typing import NamedTuple, Protocol
 from wsgateway.frames import Frame
 from wsgateway.subjects import Inbox, Subjects
 
-__all__ = ["Batch", "Broker", "Closable", "Position", "Receipt", "Stored"]
+__all__ = [
+    "CLIENT_ID_HEADER",
+    "CONNECTION_HEADER",
+    "DEVICE_HEADER",
+    "ERROR_HEADER",
+    "REPLY_TO_HEADER",
+    "REQUEST_HEADER",
+    "Batch",
+    "Broker",
+    "Closable",
+    "Position",
+    "Receipt",
+    "Stored",
+]
+
+CONNECTION_HEADER = "Ws-Connection"
+"""On a client's message: names the socket that sent it."""
+DEVICE_HEADER = "Ws-Device"
+"""On a client's message: the user's device that sent it."""
+CLIENT_ID_HEADER = "Ws-Client-Id"
+"""On a message of a ``wsgateway.v1`` client: the id that the client gave it."""
+REQUEST_HEADER = "Ws-Request"
+"""On a message of a ``wsgateway.v1`` client that waits for a reply: the same id."""
+REPLY_TO_HEADER = "Ws-Reply-To"
+"""On a service's message: the id of the client's message that it answers."""
+ERROR_HEADER = "Ws-Error"
+"""On a service's answer: why the client's message was refused, one word."""
 
 
 class Receipt(NamedTuple):
@@ -52,18 +78,29 @@ class Stored:
         payload: Its bytes.
         kind: Its ``Ws-Frame`` header; None without.
         time: When it was stored, as RFC 3339 text in UTC.
+        reply_to: Its ``Ws-Reply-To`` header: the client's message that it answers; None without.
+        error: Its ``Ws-Error`` header: why the service refused that message; None without.
     """
 
-    __slots__ = ("_frame", "kind", "offset", "payload", "previous", "time")
+    __slots__ = ("_frame", "error", "kind", "offset", "payload", "previous", "reply_to", "time")
 
     def __init__(
-        self, offset: int, previous: int | None, payload: bytes, kind: str | None, time: str = ""
+        self,
+        offset: int,
+        previous: int | None,
+        payload: bytes,
+        kind: str | None,
+        time: str = "",
+        reply_to: str | None = None,
+        error: str | None = None,
     ) -> None:
         self.offset = offset
         self.previous = previous
         self.payload = payload
         self.kind = kind
         self.time = time
+        self.reply_to = reply_to
+        self.error = error
         self._frame: Frame | None = None
 
     @property
@@ -115,6 +152,17 @@ class Broker(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Send what is buffered, end every task, fail every waiter. Idempotent."""
+
+    @abstractmethod
+    async def set_up(self) -> list[str]:
+        """Create the streams, or bring them in line with the settings; for operators. Idempotent.
+
+        Returns:
+            One line a stream: what was done.
+
+        Raises:
+            BrokerMisconfigured: The server cannot change what differs. Nothing was changed.
+        """
 
     @property
     @abstractmethod
@@ -205,6 +253,15 @@ class Broker(ABC):
     @abstractmethod
     async def position(self) -> Position:
         """Return where the inbox stream stands, as its leader knows it."""
+
+    @property
+    @abstractmethod
+    def epoch(self) -> str:
+        """The stream's epoch as of the last connection or `position`; empty before."""
+
+    @abstractmethod
+    async def count(self, inbox: Inbox) -> int:
+        """Return how many messages *inbox* holds, as the stream's leader knows it."""
 
     @abstractmethod
     async def load_cursor(self, inbox: Inbox, device: str) -> int:

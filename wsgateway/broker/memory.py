@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.base import Batch, Broker, Closable, Position, Receipt, Stored
+from wsgateway.broker.base import (
+    ERROR_HEADER,
+    REPLY_TO_HEADER,
+    Batch,
+    Broker,
+    Closable,
+    Position,
+    Receipt,
+    Stored,
+)
 from wsgateway.exceptions import BrokerClosed, QueueFull
 from wsgateway.frames import Frame
 from wsgateway.subjects import Inbox, Subjects
@@ -135,6 +144,10 @@ class MemoryBroker(Broker):
         if self._closed:
             raise BrokerClosed("the broker is already closed; open a new one")
 
+    async def set_up(self) -> list[str]:
+        await self.open()
+        return ["memory: nothing to set up"]
+
     @property
     def ready(self) -> bool:
         return self._open
@@ -165,7 +178,15 @@ class MemoryBroker(Broker):
         kept = store.kept(inbox)
         previous = kept[-1].stored.offset if kept else 0
         now = dt.datetime.now(dt.UTC).isoformat()
-        stored = Stored(store.next_offset(msg_id), previous, bytes(payload), kind, now)
+        stored = Stored(
+            store.next_offset(msg_id),
+            previous,
+            bytes(payload),
+            kind,
+            now,
+            (headers or {}).get(REPLY_TO_HEADER),
+            (headers or {}).get(ERROR_HEADER),
+        )
         kept.append(_Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
         for watcher in list(store.watchers[inbox].values()):
             watcher(stored)
@@ -207,6 +228,14 @@ class MemoryBroker(Broker):
         return Position(
             self.store.epoch, min(offsets, default=self.store.last + 1), self.store.last
         )
+
+    @property
+    def epoch(self) -> str:
+        return self.store.epoch
+
+    async def count(self, inbox: Inbox) -> int:
+        await self.wait_ready()
+        return len(self.store.kept(inbox))
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         await self.wait_ready()

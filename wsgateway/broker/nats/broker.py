@@ -10,7 +10,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from wsgateway.broker.base import Batch, Broker, Closable, Position, Receipt, Stored
+from wsgateway.broker.base import (
+    ERROR_HEADER,
+    REPLY_TO_HEADER,
+    Batch,
+    Broker,
+    Closable,
+    Position,
+    Receipt,
+    Stored,
+)
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
 from wsgateway.broker.nats.link import Link, LinkOptions, Reply
@@ -37,6 +46,8 @@ _PREVIOUS = b"Nats-Last-Sequence"
 _KIND = FRAME_HEADER.encode()
 _TIME = b"Nats-Time-Stamp"
 _SUBJECT = b"Nats-Subject"
+_REPLY_TO = REPLY_TO_HEADER.encode()
+_ERROR = ERROR_HEADER.encode()
 
 
 class _Ended:
@@ -52,16 +63,22 @@ class _Ended:
 
 
 def _stored(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
-    kind = hdrs.find(raw, _KIND)
     stamp = hdrs.find(raw, _TIME)
     return Stored(
         hdrs.find_int(raw, _SEQUENCE) or 0,
         # In a batch the header means "the one before in this batch", not in the inbox.
         hdrs.find_int(raw, _PREVIOUS) if live else None,
         payload,
-        None if kind is None else kind.decode("utf-8", "replace"),
+        _text(raw, _KIND),
         "" if stamp is None else stamp.decode(),
+        _text(raw, _REPLY_TO),
+        _text(raw, _ERROR),
     )
+
+
+def _text(raw: bytes | None, name: bytes) -> str | None:
+    value = hdrs.find(raw, name)
+    return None if value is None else value.decode("utf-8", "replace")
 
 
 class NatsBroker(Broker):
@@ -134,6 +151,12 @@ class NatsBroker(Broker):
             callback()
 
     async def _check(self) -> None:
+        self._require_server()
+        infos = await self.streams.ensure()
+        if self._recv in infos:
+            self._epoch = _epoch(infos[self._recv])
+
+    def _require_server(self) -> None:
         version = self.link.server_version
         if version < LEAST_VERSION:
             raise BrokerMisconfigured(
@@ -144,9 +167,12 @@ class NatsBroker(Broker):
             raise BrokerMisconfigured(
                 f"NATS at {self.link.address} runs without JetStream; start it with -js"
             )
-        infos = await self.streams.ensure()
-        if self._recv in infos:
-            self._epoch = _epoch(infos[self._recv])
+
+    async def set_up(self) -> list[str]:
+        await self.link.open()
+        await self.link.ready()
+        self._require_server()
+        return await self.streams.setup()
 
     @property
     def ready(self) -> bool:
@@ -240,6 +266,16 @@ class NatsBroker(Broker):
         state = info["state"]
         self._epoch = _epoch(info)
         return Position(self._epoch, state["first_seq"], state["last_seq"])
+
+    @property
+    def epoch(self) -> str:
+        return self._epoch
+
+    async def count(self, inbox: Inbox) -> int:
+        subject = self.subjects.recv(inbox)
+        request = {"subjects_filter": subject}
+        info = await self.jetstream.api(f"STREAM.INFO.{self._recv}", request)
+        return int((info["state"].get("subjects") or {}).get(subject, 0))
 
     # -- cursors -------------------------------------------------------------------------
 

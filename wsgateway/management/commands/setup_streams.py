@@ -1,0 +1,35 @@
+"""``manage.py setup_streams``: create the streams, and bring them in line with the settings."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from wsgateway.broker import get_broker
+from wsgateway.exceptions import WsGatewayError
+
+
+class Command(BaseCommand):
+    """Sets the streams up; idempotent."""
+
+    help = "Creates the streams, or changes them to what the settings want. Idempotent."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Set up."""
+        try:
+            lines = asyncio.run(set_up())
+        except WsGatewayError as exc:
+            raise CommandError(str(exc)) from exc
+        for line in lines:
+            self.stdout.write(line)
+
+
+async def set_up() -> list[str]:
+    """Return what was done, one line a stream."""
+    broker = get_broker()
+    try:
+        return await broker.set_up()
+    finally:
+        await broker.close()

@@ -1,0 +1,356 @@
+"""The two ways in which a socket speaks: raw frames, or ``wsgateway.v1``.
+
+A socket writes what the delivery gives it, and hands the delivery what the client sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from wsgateway import protocol
+from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
+from wsgateway.codes import CloseCode
+from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull, WsGatewayError
+from wsgateway.frames import Frame
+from wsgateway.protocol import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
+from wsgateway.recovery import Start
+from wsgateway.subjects import encode_token
+
+if TYPE_CHECKING:
+    from wsgateway.delivery import Delivery
+
+__all__ = ["RateLimit", "RawSocket", "Socket", "SocketClosed", "V1Socket"]
+
+logger = logging.getLogger("wsgateway")
+
+MAX_ANSWERS = 10_000
+"""Answers that may wait for a client that sends but does not read."""
+JSON_GROWTH = 6
+"""How many times larger than a message the frame around it can be: ``\\u0000``."""
+FRAME_OVERHEAD = 4096
+MAX_REASON = 123
+"""Bytes of a close frame's reason. Source: RFC 6455, 5.5."""
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+class SocketClosed(Exception):
+    """The socket is closed; what was to be written stays in the inbox."""
+
+
+class RateLimit:
+    """A token bucket.
+
+    Args:
+        rate: Tokens per second; 0 means no limit.
+        burst: Tokens at most.
+        clock: Returns seconds.
+    """
+
+    __slots__ = ("_burst", "_clock", "_rate", "_then", "_tokens")
+
+    def __init__(
+        self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._clock = clock
+        self._then = clock()
+
+    def take(self) -> bool:
+        """Take one token; return False if there is none."""
+        if not self._rate:
+            return True
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
+        self._then = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Socket(ABC):
+    """One accepted websocket.
+
+    Args:
+        send: The ASGI server's send.
+    """
+
+    __slots__ = ("_accepted", "_limit", "_send", "closed", "delivery")
+
+    acknowledges = False
+    """Whether the client itself confirms offsets."""
+    subprotocol: str | None = None
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._limit = RateLimit(settings.RATE_LIMIT, settings.RATE_BURST)
+        self._accepted = False
+        self.closed = False
+        self.delivery: Delivery | None = None
+        """Set by the delivery."""
+
+    async def accept(self) -> None:
+        """End the handshake. Idempotent."""
+        if self._accepted:
+            return
+        self._accepted = True
+        await self._send({"type": "websocket.accept", "subprotocol": self.subprotocol})
+
+    @abstractmethod
+    async def begin(self, start: Start) -> None:
+        """Tell the client where delivery begins, now or anew."""
+
+    @abstractmethod
+    async def write(self, stored: Stored) -> None:
+        """Write one message.
+
+        Raises:
+            MalformedMessage: It cannot be a frame.
+            SocketClosed: Nothing can be written any more.
+        """
+
+    @abstractmethod
+    async def receive(self, text: str | None, data: bytes | None) -> None:
+        """Take a frame from the client; exactly one of both is given."""
+
+    async def close(self, code: CloseCode, reason: str | None = None) -> None:
+        """Close the socket from our side. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
+            with contextlib.suppress(OSError):  # the client is gone already
+                await self._send(
+                    {"type": "websocket.close", "code": self._code(code), "reason": text}
+                )
+
+    def end(self) -> None:
+        """Note that the socket is gone."""
+        self.closed = True
+
+    def _code(self, code: CloseCode) -> int:
+        return int(code)
+
+    async def _write(self, key: str, data: str | bytes) -> None:
+        if self.closed:
+            raise SocketClosed
+        try:
+            await self._send({"type": "websocket.send", key: data})
+        except OSError as exc:  # the client is gone, and the server has noticed
+            raise SocketClosed from exc
+
+
+class RawSocket(Socket):
+    """One frame is one payload, both ways."""
+
+    __slots__ = ()
+
+    def _code(self, code: CloseCode) -> int:
+        return code.raw
+
+    async def begin(self, start: Start) -> None:
+        """Say nothing: there is no way to."""
+
+    async def write(self, stored: Stored) -> None:
+        """Write one message; but no answers to requests, which a raw socket cannot have made."""
+        if stored.reply_to is None:
+            frame = stored.frame
+            await self._write("text" if frame.text else "bytes", frame.data)
+
+    async def receive(self, text: str | None, data: bytes | None) -> None:
+        """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""
+        frame = Frame.of(text if text is not None else data or b"")
+        if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
+            size = MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
+            logger.info("refused a frame: %s", size)
+            await self.close(CloseCode.MESSAGE_TOO_BIG)
+        elif not self._limit.take():
+            await self.close(CloseCode.RATE_LIMIT)
+        elif self.delivery is not None:
+            receipt = await self.delivery.put(frame, uuid.uuid4().hex)
+            receipt.add_done_callback(self._on_receipt)
+
+    def _on_receipt(self, receipt: asyncio.Future[Receipt]) -> None:
+        """Close if the frame was not stored: there is no other way to say so."""
+        if receipt.cancelled() or (error := receipt.exception()) is None:
+            return
+        logger.warning("a client's frame was refused: %s", error)
+        code = CloseCode.BROKER_UNAVAILABLE
+        if isinstance(error, MessageTooBig):
+            code = CloseCode.MESSAGE_TOO_BIG
+        elif not isinstance(error, WsGatewayError):
+            logger.error("a client's frame failed", exc_info=error)
+        assert self.delivery is not None
+        self.delivery.close_soon(code)
+
+
+class V1Socket(Socket):
+    """The subprotocol ``wsgateway.v1``; see ``docs/protocol.md``."""
+
+    __slots__ = ("_answering", "_answers", "_heartbeat", "_timer")
+
+    acknowledges = True
+    subprotocol = protocol.SUBPROTOCOL
+
+    def __init__(self, send: Send) -> None:
+        super().__init__(send)
+        self._answers: deque[str] = deque()  # to be written beside the messages
+        self._answering: asyncio.Task[None] | None = None  # lives while there are answers
+        self._heartbeat: Heartbeat | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- to the client -------------------------------------------------------------------
+
+    async def begin(self, start: Start) -> None:
+        """Send the welcome and start the heartbeat."""
+        delivery = self.delivery
+        assert delivery is not None
+        identity = delivery.identity
+        await self._write(
+            "text",
+            protocol.encode_welcome(
+                connection=delivery.connection,
+                service=identity.service,
+                user=identity.user,
+                device=identity.device,
+                epoch=delivery.epoch,
+                offset=start.offset,
+                recovered=start.reason is None,
+                reason=start.reason,
+                ping=settings.PING_INTERVAL,
+                window=settings.WINDOW,
+                max_message_size=settings.MAX_MESSAGE_SIZE,
+            ),
+        )
+        if self._heartbeat is None:
+            loop = asyncio.get_running_loop()
+            self._heartbeat = Heartbeat(settings.PING_INTERVAL, settings.PING_TIMEOUT, loop.time())
+            self._timer = loop.call_at(self._heartbeat.deadline, self._beat)
+
+    async def write(self, stored: Stored) -> None:
+        """Write one message."""
+        payload, text = stored.frame
+        await self._write(
+            "text",
+            protocol.encode_message(
+                stored.offset, stored.time, payload, text, stored.reply_to, stored.error
+            ),
+        )
+
+    def _beat(self) -> None:
+        """Ping the client, or give it up."""
+        if self.closed or self._heartbeat is None:
+            return
+        loop = asyncio.get_running_loop()
+        beat = self._heartbeat.check(loop.time())
+        if beat is Beat.DEAD:
+            assert self.delivery is not None
+            self.delivery.close_soon(CloseCode.NO_PONG)
+            return
+        if beat is Beat.PING:
+            self._answer(protocol.encode_ping())
+        self._timer = loop.call_at(self._heartbeat.deadline, self._beat)
+
+    def end(self) -> None:
+        """Note that the socket is gone."""
+        super().end()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def _answer(self, text: str) -> None:
+        """Write *text* soon, in order with other answers."""
+        if self.closed:
+            return
+        if len(self._answers) >= MAX_ANSWERS:
+            assert self.delivery is not None
+            self.delivery.close_soon(CloseCode.TOO_SLOW)
+            return
+        self._answers.append(text)
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._write_answers(), name="wsgateway-answers")
+
+    async def _write_answers(self) -> None:
+        try:
+            while self._answers:
+                await self._write("text", self._answers.popleft())
+        except SocketClosed:
+            self._answers.clear()
+
+    # -- from the client -----------------------------------------------------------------
+
+    async def receive(self, text: str | None, data: bytes | None) -> None:
+        """Do what the client's frame says, or answer why not."""
+        if self._heartbeat is None or self.delivery is None:
+            return
+        self._heartbeat.heard()
+        if (
+            text is not None
+            and len(text) > JSON_GROWTH * settings.MAX_MESSAGE_SIZE + FRAME_OVERHEAD
+        ):
+            await self.close(CloseCode.MESSAGE_TOO_BIG)
+            return
+        try:
+            message = protocol.parse_client(text if text is not None else data or b"")
+        except ProtocolError as exc:
+            if exc.fatal:
+                await self.close(CloseCode.BAD_REQUEST, exc.message)
+            else:
+                self._answer(protocol.encode_error(exc.id, exc.code, exc.message))
+            return
+        if isinstance(message, Ack):
+            self.delivery.confirm(message.offset)
+        elif isinstance(message, ClientMessage):
+            await self._publish(self.delivery, message)
+        elif isinstance(message, protocol.Ping):
+            self._answer(protocol.encode_pong())
+
+    async def _publish(self, delivery: Delivery, message: ClientMessage) -> None:
+        size = len(message.frame.payload)
+        if size > settings.MAX_MESSAGE_SIZE:
+            text = str(MessageTooBig(size, settings.MAX_MESSAGE_SIZE))
+            self._answer(protocol.encode_error(message.id, ErrorCode.TOO_BIG, text))
+            return
+        if not self._limit.take():
+            text = f"more than {settings.RATE_LIMIT:g} messages per second; slow down"
+            self._answer(protocol.encode_error(message.id, ErrorCode.RATE_LIMIT, text))
+            return
+        headers = {CLIENT_ID_HEADER: message.id}
+        if message.request:
+            headers[REQUEST_HEADER] = message.id
+        # The stream compares ids of all users, so theirs are told apart here.
+        inbox = delivery.inbox
+        scope = f"{encode_token(inbox.service)}.{encode_token(inbox.user)}"
+        receipt = await delivery.put(message.frame, f"{scope}:{message.id}", headers)
+        receipt.add_done_callback(lambda done: self._on_receipt(message.id, done))
+
+    def _on_receipt(self, id: str, receipt: asyncio.Future[Receipt]) -> None:
+        if receipt.cancelled():
+            return
+        error = receipt.exception()
+        if error is None:
+            self._answer(protocol.encode_ack(id))
+            return
+        code = ErrorCode.INTERNAL
+        if isinstance(error, QueueFull):
+            code = ErrorCode.QUEUE_FULL
+        elif isinstance(error, MessageTooBig):
+            code = ErrorCode.TOO_BIG
+        elif isinstance(error, BrokerError):
+            code = ErrorCode.UNAVAILABLE
+        else:
+            logger.error("a client's message failed", exc_info=error)
+        logger.info("refused a client's message: %s", error)
+        self._answer(protocol.encode_error(id, code, code.meaning))
