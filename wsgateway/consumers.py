@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -39,6 +40,10 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         """Serve the socket until it is gone; leaves nothing behind however that ends."""
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # daphne ends
+            if self.delivery is not None:
+                await self.delivery.socket.close(CloseCode.SHUTTING_DOWN)
+            raise
         finally:
             if self.delivery is not None:
                 await self.delivery.stop()

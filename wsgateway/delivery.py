@@ -28,6 +28,7 @@ from wsgateway.broker.base import (
 )
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
+from wsgateway.daphne import at_shutdown
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerError,
@@ -322,16 +323,29 @@ class Hub:
             asyncio.create_task(self._watched(self._save_cursors), name="wsgateway-cursors"),
             asyncio.create_task(self._watched(self._sweep), name="wsgateway-sweep"),
         ]
+        at_shutdown(self.close)
         await self.broker.open()
 
     async def close(self) -> None:
-        """Write the cursors, end the tasks, close the broker."""
-        for task in self._tasks:
-            task.cancel()
+        """Close the sockets, write the cursors, end the tasks, close the broker. Idempotent."""
+        if not self._opened:
+            return
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 2):
+                await asyncio.gather(*(self._shut(d) for d in self._deliveries()))
+                if self._wanted:
+                    await asyncio.wait(self._wanted)
                 await self._flush_cursors()
+        for task in (*self._tasks, *self._wanted):
+            task.cancel()
         await self.broker.close()
+
+    async def _shut(self, delivery: Delivery) -> None:
+        await delivery.socket.close(CloseCode.SHUTTING_DOWN)
+        await delivery.stop()
+
+    def _deliveries(self) -> list[Delivery]:
+        return [d for shared in self._users.values() for d in shared.deliveries]
 
     async def _watched(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run *work* for ever; one that fails is logged and begins again."""
@@ -364,7 +378,7 @@ class Hub:
     @property
     def sockets(self) -> int:
         """How many sockets are attached."""
-        return sum(len(shared.deliveries) for shared in self._users.values())
+        return len(self._deliveries())
 
     def attach(self, delivery: Delivery) -> _Cursor:
         """Add a socket; its live messages arrive from now on.
@@ -441,11 +455,10 @@ class Hub:
         return on_message
 
     def _on_logout(self, payload: bytes) -> None:
-        for shared in self._users.values():
-            for delivery in shared.deliveries:
-                key = delivery.identity.session_key
-                if key and session_topic(key) == payload:
-                    delivery.close_soon(CloseCode.NOT_AUTHENTICATED)
+        for delivery in self._deliveries():
+            key = delivery.identity.session_key
+            if key and session_topic(key) == payload:
+                delivery.close_soon(CloseCode.NOT_AUTHENTICATED)
 
     # -- cursors -------------------------------------------------------------------------
 
@@ -505,18 +518,12 @@ class Hub:
         Args:
             everything: Look at every inbox, not only at those that were quiet.
         """
-        before = [
-            (delivery, delivery.reader.position)
-            for shared in self._users.values()
-            for delivery in shared.deliveries
-            if everything
-        ]
+        before = [(d, d.reader.position) for d in self._deliveries() if everything]
         position = await self.broker.position()
         if self._epoch and position.epoch != self._epoch:
             logger.warning("the inbox stream is a new one; sockets begin at its start")
-            for shared in self._users.values():
-                for delivery in shared.deliveries:
-                    delivery.begin_anew(Reason.EPOCH)
+            for delivery in self._deliveries():
+                delivery.begin_anew(Reason.EPOCH)
         self._epoch = position.epoch
         for delivery, reached in before:
             if reached > position.last:

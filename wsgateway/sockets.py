@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from wsgateway import protocol
+from wsgateway import daphne, protocol
 from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
@@ -130,10 +130,11 @@ class Socket(ABC):
         if not self.closed:
             self.closed = True
             text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
+            number = self._code(code)
+            if daphne.close(self._send, number, text):
+                return
             with contextlib.suppress(OSError):  # the client is gone already
-                await self._send(
-                    {"type": "websocket.close", "code": self._code(code), "reason": text}
-                )
+                await self._send({"type": "websocket.close", "code": number, "reason": text})
 
     def end(self) -> None:
         """Note that the socket is gone."""

@@ -1,0 +1,77 @@
+"""The details of daphne that `wsgateway.daphne` leans on. If one of these fails after an upgrade
+of daphne or autobahn, look there: ASGI's send may no longer be a partial of the socket, or
+`sendCloseFrame` or the reactor's shutdown event may have changed."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.support import Gateway
+from wsgateway.daphne import close
+
+
+async def closed_with(ws: Any) -> tuple[int, str]:
+    async def read() -> None:
+        while True:
+            await ws.recv()
+
+    with pytest.raises(ConnectionClosed) as caught:
+        await read()
+    assert caught.value.rcvd is not None, "the connection was cut without a close frame"
+    return caught.value.rcvd.code, caught.value.rcvd.reason
+
+
+async def test_raw_sockets_get_standard_codes_with_a_reason(
+    gateway_factory: Callable[..., Gateway],
+) -> None:
+    with socket.socket() as nobody:  # bound, but it does not listen
+        nobody.bind(("127.0.0.1", 0))
+        url = f"nats://127.0.0.1:{nobody.getsockname()[1]}"
+        gateway = gateway_factory(NATS_BROKER_URL=url)
+        async with gateway.connect("s", "u") as ws:
+            assert await closed_with(ws) == (1013, "broker unavailable")
+        async with gateway.connect("s", "u", subprotocols=["wsgateway.v1"]) as ws:
+            assert await closed_with(ws) == (4014, "broker unavailable")
+    assert "Traceback" not in gateway.output
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
+    gateway_factory: Callable[..., Gateway], server: str, prefix: str, nats_server: Any
+) -> None:
+    from wsgateway.broker.nats.broker import NatsBroker
+    from wsgateway.broker.nats.link import LinkOptions
+    from wsgateway.subjects import Inbox, Subjects
+
+    gateway = gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="3600")
+    broker = NatsBroker(LinkOptions((nats_server.url,)), Subjects(prefix), [])
+    await broker.open()
+    await broker.wait_ready()
+    raw = await gateway.connect("s", "raw")
+    v1 = await gateway.connect("s", "v1", subprotocols=["wsgateway.v1"])
+    await v1.recv()
+    receipts = [await broker.publish(Inbox("s", user), b"hi") for user in ("raw", "v1")]
+    assert await raw.recv() == "hi"
+    assert json.loads(await v1.recv())["data"] == "hi"
+    await v1.send(json.dumps({"type": "ack", "offset": receipts[1].offset}))
+    await v1.send(json.dumps({"type": "ping"}))
+    assert json.loads(await v1.recv()) == {"type": "pong"}
+    gateway.stop(timeout=5.0)
+    expected = {"daphne": [1001, 4001], "uvicorn": [1012, 1012]}[server]
+    assert [(await closed_with(ws))[0] for ws in (raw, v1)] == expected
+    await broker.position()  # learns the epoch
+    found = [await broker.load_cursor(Inbox("s", user), "default") for user in ("raw", "v1")]
+    assert found == [receipt.offset for receipt in receipts]
+    await broker.close()
+
+
+def test_another_servers_send_is_left_alone() -> None:
+    async def send(event: object) -> None: ...
+
+    assert not close(send, 1001, "shutting down")
