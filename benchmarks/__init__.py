@@ -1,0 +1,1 @@
+"""Measurements. ``python -m benchmarks <name>``; never part of the tests."""
