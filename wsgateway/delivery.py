@@ -96,7 +96,6 @@ class Delivery:
         "__weakref__",
         "_anew",
         "_cursor",
-        "_headers",
         "_hub",
         "_task",
         "_wake",
@@ -116,10 +115,6 @@ class Delivery:
         """Names this socket; part of what services get."""
         self.socket = socket
         socket.delivery = self
-        self._headers = {
-            CONNECTION_HEADER: self.connection,
-            DEVICE_HEADER: encode_token(identity.device),
-        }
         self.reader = InboxReader(settings.WINDOW)
         self.lane = Lane(self._offer, settings.SEND_WINDOW, settings.BROKER_TIMEOUT)
         self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
@@ -289,7 +284,11 @@ class Delivery:
     def _offer(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str]
     ) -> asyncio.Future[Receipt]:
-        return self._hub.broker.offer(self.inbox, frame, msg_id, {**self._headers, **headers})
+        ours = {
+            CONNECTION_HEADER: self.connection,
+            DEVICE_HEADER: encode_token(self.identity.device),
+        }
+        return self._hub.broker.offer(self.inbox, frame, msg_id, {**ours, **headers})
 
 
 class Hub:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -50,7 +49,7 @@ class Lane:
         self._offer = offer
         self._window = window
         self._timeout = timeout
-        self._entries: deque[_Entry] = deque()  # oldest first; those in flight lead
+        self._entries: list[_Entry] = []  # oldest first; those in flight lead
         self._runner: asyncio.Task[None] | None = None  # lives while there are entries
         self._room: asyncio.Event | None = None  # set when an entry ends while put waits
 
@@ -66,7 +65,7 @@ class Lane:
         deadline = loop.time() + self._timeout
         entry = _Entry(frame, msg_id, headers, deadline, loop.create_future())
         self._entries.append(entry)
-        if all(other.attempt is not None for other in list(self._entries)[:-1]):
+        if all(other.attempt is not None for other in self._entries[:-1]):
             self._try(entry)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run(), name="wsgateway-lane")

@@ -11,7 +11,6 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +205,7 @@ class V1Socket(Socket):
 
     def __init__(self, send: Send) -> None:
         super().__init__(send)
-        self._answers: deque[str] = deque()  # to be written beside the messages
+        self._answers: list[str] = []  # to be written beside the messages
         self._answering: asyncio.Task[None] | None = None  # lives while there are answers
         self._heartbeat: Heartbeat | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -286,7 +285,9 @@ class V1Socket(Socket):
     async def _write_answers(self) -> None:
         try:
             while self._answers:
-                await self._write("text", self._answers.popleft())
+                answers, self._answers = self._answers, []
+                for text in answers:
+                    await self._write("text", text)
         except SocketClosed:
             self._answers.clear()
 
