@@ -276,7 +276,8 @@ class NatsChannelLayer(BaseChannelLayer):
         """
         subject, name = self._channels.get(channel) or self._address(channel)
         if not subject:
-            return await self._normal.receive(self._node(), channel, self._open)
+            found: dict[str, Any] = await self._normal.receive(self._node(), channel, self._open)
+            return found
         if not channel.partition("!")[0].endswith(self.client_prefix):
             raise AssertionError("Wrong client prefix")
         home = self._home

@@ -17,6 +17,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from nats.errors import Error as NatsError
 
@@ -75,9 +76,9 @@ class LinkOptions:
     ping_interval: float = 5.0
     backoff: Backoff = field(default_factory=Backoff)
 
-    def for_nats(self) -> dict[str, object]:
+    def for_nats(self) -> dict[str, Any]:
         """Return the options that nats-py's ``connect`` takes."""
-        wanted: dict[str, object] = {
+        wanted: dict[str, Any] = {
             "user": self.user or None,
             "password": self.password or None,
             "token": self.token or None,
@@ -276,7 +277,7 @@ class Link:
                         allow_reconnect=False,
                         max_reconnect_attempts=1,
                         reconnect_time_wait=0,
-                        connect_timeout=self.options.connect_timeout,
+                        connect_timeout=self.options.connect_timeout,  # type: ignore[arg-type]
                         ping_interval=86400,
                         error_cb=self._note_error,
                         **self.options.for_nats(),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from nats.aio.client import Client
 
@@ -28,7 +27,7 @@ Handler = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes subject, reply subject (b"" without), payload, raw headers (None without)."""
 
 
-class DirectClient(Client):  # type: ignore[misc]  # nats-py is not typed
+class DirectClient(Client):
     """A nats-py client that hands messages to plain functions.
 
     Args:
@@ -64,7 +63,7 @@ class DirectClient(Client):  # type: ignore[misc]  # nats-py is not typed
         self._pending.append(command)
         self._pending_data_size += len(command)
         queue = self._flush_queue
-        if queue.empty():
+        if queue is not None and queue.empty():
             queue.put_nowait(asyncio.get_running_loop().create_future())
 
     @property
@@ -90,7 +89,8 @@ class DirectClient(Client):  # type: ignore[misc]  # nats-py is not typed
 
     def on_read_end(self, callback: Callable[[], None]) -> None:
         """Call *callback* once the read loop has ended, whatever the reason."""
-        task: asyncio.Task[Any] = self._reading_task
+        task = self._reading_task
+        assert task is not None, "not connected"
         task.add_done_callback(lambda _: callback())
 
     def close_inherited(self) -> None:
