@@ -90,7 +90,7 @@ async def live(
     prefix = gateway.env["WSGATEWAY_PREFIX"]
     meter = Meter()
     names = [f"u{number}" for number in range(users)]
-    sockets, _ = await connect_many(gateway.port, names, meter.take)
+    sockets, seconds = await connect_many(gateway.port, names, meter.take)
     await asyncio.sleep(2)
     process = await asyncio.create_subprocess_exec(
         *command(nats.url, prefix, users, count, mode, rate), stdout=asyncio.subprocess.PIPE
@@ -101,6 +101,7 @@ async def live(
         socket.close()
     return {
         "case": f"live, {users} sockets, {mode}" + (f", {rate:g}/s" if rate else ""),
+        "connects/s": users / seconds,
         "arrived": meter.count,
         "wanted": count,
         "out of order or twice": meter.wrong,

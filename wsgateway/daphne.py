@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ["at_shutdown", "close"]
+__all__ = ["at_shutdown", "close", "quieten"]
 
 
 def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -29,6 +29,23 @@ def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         return Deferred.fromFuture(asyncio.ensure_future(work()))
 
     reactor.addSystemEventTrigger("before", "shutdown", begin)
+
+
+def quieten() -> None:
+    """Stop autobahn from formatting debug messages that nobody reads.
+
+    It pretty-prints all options of each new connection before it finds out that debug messages
+    are off: a fourth of what a connection costs (``benchmarks sockets``: 630-790 connections a
+    second before, 790-1,100 after, in the same run).
+    """
+    module: Any = sys.modules.get("autobahn.websocket.protocol")
+    for name in ("pformat", "hltype"):
+        if hasattr(module, name):
+            setattr(module, name, _nothing)
+
+
+def _nothing(value: object) -> str:
+    return ""
 
 
 def close(send: Any, code: int, reason: str) -> bool:

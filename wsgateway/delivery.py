@@ -28,7 +28,7 @@ from wsgateway.broker.base import (
 )
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
-from wsgateway.daphne import at_shutdown
+from wsgateway.daphne import at_shutdown, quieten
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerError,
@@ -48,7 +48,8 @@ __all__ = ["Delivery", "Hub", "get_hub", "session_topic"]
 
 logger = logging.getLogger("wsgateway")
 
-SAVES_IN_FLIGHT = 128
+SAVES_IN_FLIGHT = 8
+"""Few, so that messages are not delayed behind a burst of cursors."""
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
@@ -323,6 +324,7 @@ class Hub:
             asyncio.create_task(self._watched(self._sweep), name="wsgateway-sweep"),
         ]
         at_shutdown(self.close)
+        quieten()
         await self.broker.open()
 
     async def close(self) -> None:
