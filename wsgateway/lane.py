@@ -43,13 +43,14 @@ class Lane:
         timeout: Seconds after which a frame is refused with `BrokerUnavailable`.
     """
 
-    __slots__ = ("_entries", "_offer", "_room", "_runner", "_timeout", "_window")
+    __slots__ = ("_entries", "_holding", "_offer", "_room", "_runner", "_timeout", "_window")
 
     def __init__(self, offer: Offer, window: int, timeout: float) -> None:
         self._offer = offer
         self._window = window
         self._timeout = timeout
         self._entries: list[_Entry] = []  # oldest first; those in flight lead
+        self._holding = False  # new entries wait until those before them were offered again
         self._runner: asyncio.Task[None] | None = None  # lives while there are entries
         self._room: asyncio.Event | None = None  # set when an entry ends while put waits
 
@@ -65,24 +66,11 @@ class Lane:
         deadline = loop.time() + self._timeout
         entry = _Entry(frame, msg_id, headers, deadline, loop.create_future())
         self._entries.append(entry)
-        if all(other.attempt is not None for other in self._entries[:-1]):
+        if not self._holding:
             self._try(entry)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run(), name="wsgateway-lane")
         return entry.result
-
-    async def drain(self, timeout: float) -> None:
-        """Wait until every frame is stored or refused, *timeout* seconds at most."""
-        if self._runner is not None:
-            await asyncio.wait({self._runner}, timeout=timeout)
-
-    def close(self) -> None:
-        """Give up what is not confirmed yet."""
-        if self._runner is not None:
-            self._runner.cancel()
-        for entry in self._entries:
-            entry.result.cancel()
-        self._entries.clear()
 
     def _try(self, entry: _Entry) -> None:
         try:
@@ -94,8 +82,6 @@ class Lane:
     async def _run(self) -> None:
         while self._entries:
             head = self._entries[0]
-            if head.attempt is None:
-                self._try(head)
             assert head.attempt is not None
             await asyncio.wait({head.attempt}, timeout=ATTEMPT_TIMEOUT)
             if head.attempt.done() and not self._for_now(head.attempt):
@@ -119,24 +105,27 @@ class Lane:
             self._room.set()
 
     async def _again(self) -> None:
-        """Let all attempts settle, end what succeeded or is too late, offer the rest anew."""
+        """Let all attempts settle, end those that are decided, offer the rest anew in order.
+
+        Once the oldest is too late all are refused: a client that sends them again does so in
+        order.
+        """
+        self._holding = True
         attempts = {entry.attempt for entry in self._entries if entry.attempt is not None}
         await asyncio.wait(attempts, timeout=ATTEMPT_TIMEOUT)
-        now = asyncio.get_running_loop().time()
+        late = asyncio.get_running_loop().time() >= self._entries[0].deadline
         for entry in list(self._entries):
             attempt = entry.attempt
-            if attempt is None:
-                continue
-            late = now >= entry.deadline
-            if not attempt.done():
-                attempt.cancel()
-            elif not self._for_now(attempt):
+            if attempt is not None and attempt.done() and not self._for_now(attempt):
                 self._end(entry, attempt)
-                continue
-            if late:
+            elif late:
                 self._end(entry, self._refusal())
-        await asyncio.sleep(RETRY_PAUSE)
-        for entry in list(self._entries):
+            if attempt is not None:
+                attempt.cancel()
+        if self._entries:
+            await asyncio.sleep(RETRY_PAUSE)
+        self._holding = False
+        for entry in self._entries:
             self._try(entry)
 
     def _refusal(self) -> asyncio.Future[Receipt]:

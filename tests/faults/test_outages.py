@@ -1,0 +1,151 @@
+"""Processes killed under load: what was accepted is stored once, in order, and arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.traffic import INBOX, Traffic, broker_at, stored, ws
+from tests.support import Gateway, until
+from wsgateway.broker.cluster import Cluster
+from wsgateway.broker.embedded import EmbeddedServer
+
+Gateways = Callable[..., Gateway]
+
+
+async def test_broker_killed_under_load(
+    gateway_factory: Gateways, own_server: EmbeddedServer, prefix: str
+) -> None:
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    async with (
+        broker_at([own_server.url], prefix) as broker,
+        gateway.connect(*INBOX, query="?device=raw") as raw,
+        Traffic(broker, ws(gateway)) as traffic,
+    ):
+        for _ in range(2):
+            await traffic.more()
+            await asyncio.to_thread(own_server.kill)
+            await asyncio.sleep(0.3)
+            await own_server.astart()
+        await traffic.more()
+        await traffic.finish()
+        # The raw socket stayed open, and got the same.
+        got = [await asyncio.wait_for(raw.recv(), 10) for _ in traffic.published]
+        assert got == traffic.published
+    assert "Traceback" not in gateway.output
+
+
+async def test_broker_that_stops_answering(
+    gateway_factory: Gateways, own_server: EmbeddedServer, prefix: str
+) -> None:
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    async with (
+        broker_at([own_server.url], prefix) as broker,
+        Traffic(broker, ws(gateway)) as traffic,
+    ):
+        await traffic.more()
+        own_server.pause()
+        await asyncio.sleep(2.5)
+        own_server.resume()
+        await traffic.more()
+        await traffic.finish()
+
+
+async def test_gateway_killed_under_load(
+    gateway_factory: Gateways, nats_server: EmbeddedServer, prefix: str
+) -> None:
+    gateway = gateway_factory()
+    async with (
+        broker_at([nats_server.url], prefix) as broker,
+        Traffic(broker, ws(gateway)) as traffic,
+    ):
+        for _ in range(2):
+            await traffic.more()
+            await asyncio.to_thread(gateway.kill)
+            await asyncio.to_thread(gateway.start)
+        await traffic.more()
+        await traffic.finish()
+
+
+async def leader_of(broker: object, stream: str) -> str:
+    info = await broker.jetstream.api(f"STREAM.INFO.{stream}")  # type: ignore[attr-defined]
+    return str(info["cluster"].get("leader", ""))
+
+
+async def test_cluster_leader_killed_twice_under_load(
+    gateway_factory: Gateways, nats_cluster: Cluster, prefix: str
+) -> None:
+    gateway = gateway_factory(NATS_BROKER_URL=",".join(nats_cluster.urls), WSGATEWAY_REPLICAS="3")
+    async with (
+        broker_at(nats_cluster.urls, prefix) as broker,
+        Traffic(broker, ws(gateway)) as traffic,
+    ):
+        stream = broker.subjects.stream("recv")
+        for _ in range(2):
+            await traffic.more()
+            leader = nats_cluster[await leader_of(broker, stream)]
+            await asyncio.to_thread(leader.kill)
+            await traffic.more(timeout=60)  # two of three go on
+            await leader.astart()
+        await traffic.more(timeout=60)
+        await traffic.finish()
+
+
+async def test_raw_frame_during_an_outage_is_refused_not_swallowed(
+    gateway_factory: Gateways, own_server: EmbeddedServer, prefix: str
+) -> None:
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url, WSGATEWAY_BROKER_TIMEOUT="1")
+    async with gateway.connect(*INBOX) as socket:
+        await socket.send("before")
+        async with broker_at([own_server.url], prefix) as broker:
+            await broker.wait_ready()
+            while await stored(broker, "send") != [b"before"]:
+                await asyncio.sleep(0.05)
+        await asyncio.to_thread(own_server.stop)
+        await socket.send("meanwhile")
+        await asyncio.wait_for(socket.wait_closed(), 10)
+        assert socket.close_code == 1013
+    await own_server.astart()
+    async with broker_at([own_server.url], prefix) as broker:
+        await broker.wait_ready()
+        assert await stored(broker, "send") == [b"before"]
+
+
+async def test_gateway_recovers_when_the_broker_comes_late(
+    gateway_factory: Gateways, own_server: EmbeddedServer
+) -> None:
+    await asyncio.to_thread(own_server.stop)
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    for _ in range(2):
+        async with gateway.connect(*INBOX) as socket:
+            await asyncio.wait_for(socket.wait_closed(), 10)
+            assert socket.close_code == 1013
+    said = [line for line in gateway.output.splitlines() if "cannot connect to NATS" in line]
+    assert len(said) == 1
+    assert "Traceback" not in gateway.output
+    await own_server.astart()
+
+    async def accepted() -> bool:
+        async with gateway.connect(*INBOX) as socket:
+            try:
+                await asyncio.wait_for(socket.wait_closed(), 1)
+            except TimeoutError:
+                return True
+            return False
+
+    for _ in range(20):
+        if await accepted():
+            break
+    else:
+        pytest.fail("the gateway did not find the broker")
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_shutdown_with_open_sockets(gateway_factory: Gateways, server: str) -> None:
+    gateway = gateway_factory(server)
+    sockets = [await gateway.connect("faults", f"u{number}") for number in range(50)]
+    gateway.stop(timeout=5.0)
+    await until(lambda: all(socket.close_code for socket in sockets), 5, "closed")
+    assert {socket.close_code for socket in sockets} <= {1001, 1012}

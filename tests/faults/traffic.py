@@ -1,0 +1,141 @@
+"""A user who sends and receives all the time while things break, and the count at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from tests.support import Gateway, until
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.headers import find_int
+from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.client import Backoff, Client
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.subjects import Inbox, Subjects
+
+INBOX = Inbox("faults", "ann")
+IN_FLIGHT = 16
+
+
+@asynccontextmanager
+async def broker_at(urls: Sequence[str], prefix: str) -> AsyncIterator[NatsBroker]:
+    """A broker of the test's own."""
+    broker = NatsBroker(LinkOptions(tuple(urls), timeout=10.0), Subjects(prefix), [])
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+async def stored(broker: NatsBroker, kind: str, inbox: Inbox = INBOX) -> list[bytes]:
+    """Return every payload that a stream holds for *inbox*, in order."""
+    subject = getattr(broker.subjects, kind)(inbox)
+    found: list[bytes] = []
+    last = 0
+    while True:
+        request = {"seq": last + 1, "next_by_subj": subject, "batch": 1000, "max_bytes": 8_000_000}
+        batch = await broker.jetstream.direct(broker.subjects.stream(kind), request)
+        if not batch.replies:
+            return found
+        found += [reply.data for reply in batch.replies]
+        last = find_int(batch.replies[-1].headers, b"Nats-Sequence") or 0
+
+
+class Traffic:
+    """Sends through a gateway, publishes through a broker, and receives.
+
+    Args:
+        broker: Publishes.
+        url: The gateway's websocket.
+    """
+
+    def __init__(self, broker: NatsBroker, url: str) -> None:
+        self.broker = broker
+        self.accepted: list[bytes] = []
+        """What the gateway confirmed, in the order of sending."""
+        self.published: list[str] = []
+        """What the broker confirmed, in order."""
+        self.received: list[str | bytes] = []
+        cookie = {"Cookie": f"service={INBOX.service}; user={INBOX.user}"}
+        fast = Backoff(0.05, 0.5)
+        self.client = Client(
+            url, additional_headers=cookie, proxy=None, backoff=fast, ping_timeout=3.0
+        )
+        self._ending = False
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def __aenter__(self) -> Self:
+        await self.client.open()
+        self._tasks = [
+            asyncio.create_task(self._send()),
+            asyncio.create_task(self._publish()),
+            asyncio.create_task(self._receive()),
+        ]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.client.close()
+
+    async def _send(self) -> None:
+        """Keep some messages in flight; each `send` returns once it is stored."""
+        flying: list[tuple[bytes, asyncio.Task[str]]] = []
+        number = 0
+        while not self._ending or flying:
+            while len(flying) < IN_FLIGHT and not self._ending:
+                text = f"up {number}"
+                flying.append((text.encode(), asyncio.create_task(self.client.send(text))))
+                number += 1
+            payload, task = flying.pop(0)
+            await task
+            self.accepted.append(payload)
+            await asyncio.sleep(0.002)
+
+    async def _publish(self) -> None:
+        number = 0
+        while not self._ending:
+            text = f"down {number}"
+            try:
+                await self.broker.publish(INBOX, text.encode(), msg_id=text)
+            except BrokerUnavailable:
+                continue  # the same one again, with the same id
+            self.published.append(text)
+            number += 1
+            await asyncio.sleep(0.002)
+
+    async def _receive(self) -> None:
+        async for message in self.client:
+            self.received.append(message.data)
+
+    async def more(self, count: int = 100, timeout: float = 40.0) -> None:
+        """Wait until *count* more messages went each way."""
+        sent, got = len(self.accepted) + count, len(self.received) + count
+        await until(self._failed_or(lambda: len(self.accepted) >= sent), timeout, "sent")
+        await until(self._failed_or(lambda: len(self.received) >= got), timeout, "received")
+
+    def _failed_or(self, condition: Any) -> Any:
+        def check() -> Any:
+            for task in self._tasks:
+                if task.done() and task.exception() is not None:
+                    task.result()
+            return condition()
+
+        return check
+
+    async def finish(self) -> None:
+        """Stop sending, and require that everything arrived: once, in order."""
+        self._ending = True
+        await asyncio.wait_for(asyncio.gather(*self._tasks[:2]), 30)
+        await until(lambda: len(self.received) >= len(self.published), 30, "the rest")
+        assert self.received == self.published
+        assert await stored(self.broker, "send") == self.accepted
+
+
+def ws(gateway: Gateway) -> str:
+    """Return the websocket of the traffic's user."""
+    return gateway.ws(f"/ws/{INBOX.service}/{INBOX.user}/")
