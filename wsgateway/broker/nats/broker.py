@@ -122,6 +122,8 @@ class NatsBroker(Broker):
         if self._preparing is not None:
             self._preparing.cancel()
             await asyncio.wait({self._preparing}, timeout=1.0)
+        self._problem = None
+        self._ready.set()  # those who wait look, and find the link closed
 
     def _on_open(self) -> None:
         if self._preparing is not None:
@@ -176,7 +178,7 @@ class NatsBroker(Broker):
 
     @property
     def ready(self) -> bool:
-        return self._ready.is_set()
+        return self._ready.is_set() and self.link.is_open
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         if self.ready:
@@ -184,16 +186,19 @@ class NatsBroker(Broker):
         if self._problem is not None:
             raise self._problem
         limit = self._timeout if timeout is None else timeout
+        deadline = asyncio.get_running_loop().time() + limit
+        await self.link.ready(limit)  # first and alone: its error says why there is no connection
         try:
-            async with asyncio.timeout(limit):
-                await self.link.ready(limit)
+            async with asyncio.timeout_at(deadline):
                 await self._ready.wait()
         except TimeoutError as exc:
             if self._problem is not None:
                 raise self._problem from exc
+            await self.link.ready(0)  # lost meanwhile?
             raise BrokerUnavailable(
                 f"the streams at {self.link.address} were not ready within {limit} s"
             ) from exc
+        await self.link.ready(0)  # woken by close?
 
     def on_ready(self, callback: Callable[[], None]) -> Closable:
         key = next(self._keys)

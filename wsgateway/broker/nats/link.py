@@ -33,6 +33,7 @@ OUTBOUND_LIMIT = 64 * 1024 * 1024
 """Bytes that may wait for the server before publishing is refused."""
 OUTBOUND_HIGH = 1024 * 1024
 """Bytes above which `Link.pressure` waits."""
+ALREADY_CLOSED = "the link is already closed; open a new one"
 
 
 class LinkState(enum.Enum):
@@ -150,7 +151,7 @@ class Link:
     async def open(self) -> None:
         """Start connecting and return at once. Idempotent."""
         if self.state is LinkState.CLOSED:
-            raise BrokerClosed("the link is already closed; open a new one")
+            raise BrokerClosed(ALREADY_CLOSED)
         if self._owner is None:
             self._set_state(LinkState.CONNECTING)
             self.subscribe(f"{self._inbox}.*", self._on_reply)
@@ -162,14 +163,14 @@ class Link:
             return
         client = self._client
         self._set_state(LinkState.CLOSED)
-        self._opened.clear()
+        self._opened.set()  # those who wait look, and find it closed
         if client is not None:
             await client.ping(timeout)
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.wait({self._owner}, timeout=timeout)
         self._drop(client)
-        self._fail_waiting(BrokerClosed("the link is already closed; open a new one"))
+        self._fail_waiting(BrokerClosed(ALREADY_CLOSED))
         self._handlers.clear()
         self._subscriptions.clear()
 
@@ -182,6 +183,7 @@ class Link:
 
         Raises:
             BrokerUnavailable: Not within *timeout* (None: the options' timeout) seconds.
+            BrokerClosed: It was closed, before or meanwhile.
         """
         if self.state is LinkState.OPEN:
             return
@@ -191,6 +193,7 @@ class Link:
                 await self._opened.wait()
         except TimeoutError as exc:
             raise self._unavailable() from exc
+        self._refuse_closed()
 
     def on_open(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call *callback* on each change to OPEN; return what ends that."""
@@ -206,7 +209,7 @@ class Link:
 
     def _refuse_closed(self) -> None:
         if self.state is LinkState.CLOSED:
-            raise BrokerClosed("the link is already closed; open a new one")
+            raise BrokerClosed(ALREADY_CLOSED)
 
     def _unavailable(self) -> BrokerUnavailable:
         return BrokerUnavailable(
@@ -342,11 +345,12 @@ class Link:
             return
         self._client = None
         client.abandon()
-        self._opened.clear()
         if self.state is LinkState.OPEN:
+            self._opened.clear()
             self._set_state(LinkState.CONNECTING)
             logger.warning("lost the connection to NATS: %s; reconnecting", self._last_error)
-        self._fail_waiting(self._unavailable())
+        closed = self.state is LinkState.CLOSED
+        self._fail_waiting(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
         self._call(self._on_lost)
 
     def _call(self, callbacks: dict[int, Callable[[], None]]) -> None:
