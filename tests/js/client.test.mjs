@@ -720,6 +720,128 @@ test("a confirmed send leaves no timer behind", async () => {
   assert.equal(page.timers.size, before);
 });
 
+// -- asking --------------------------------------------------------------------------------
+
+test("request resolves with the reply, which is no message", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  const reply = client.request({ buy: 3 });
+  const [frame] = page.socket.frames("message");
+  assert.equal(frame.request, true);
+  page.socket.say({ type: "ack", id: frame.id });
+  assert.equal(await outcome(reply), "pending");
+  page.socket.say({ type: "message", offset: 4, time: null, reply_to: frame.id, data: "[1]" });
+  const message = await outcome(reply);
+  assert.deepEqual([message.offset, message.replyTo, message.json()], [4, frame.id, [1]]);
+  assert.deepEqual(client.got, []);
+  await page.tick(200);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 4 }]);
+  assert.equal(page.timers.size, 1, "only the monitor's");
+});
+
+test("send asks for no reply", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  client.send("x");
+  assert.equal("request" in page.socket.frames("message")[0], false);
+});
+
+test("a request that the service or the gateway refuses rejects with the code", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  const first = client.request("a", { id: "a" });
+  const second = client.request("b", { id: "b" });
+  page.socket.say({ type: "message", offset: 1, reply_to: "a", error: "sold_out", data: "none left" });
+  page.socket.say({ type: "error", id: "b", code: "queue_full", message: "full", temporary: true });
+  const [one, two] = [await outcome(first), await outcome(second)];
+  assert.deepEqual([one.code, one.message, one.temporary, one.id], ["sold_out", "none left", false, "a"]);
+  assert.deepEqual([two.code, two.temporary], ["queue_full", true]);
+  assert.equal(client.pending, 0, "a reply confirms that the request was stored");
+  assert.deepEqual(client.errors, []);
+});
+
+test("a reply after a reconnect is a reply; an unconfirmed request is sent again as one", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  const stored = client.request("a", { id: "a" });
+  const lost = client.request("b", { id: "b" });
+  page.socket.say({ type: "ack", id: "a" });
+  page.socket.end(1006);
+  await page.tick(500);
+  page.socket.welcome();
+  assert.deepEqual(page.socket.frames("message"), [{ type: "message", id: "b", request: true, data: "b" }]);
+  page.socket.say({ type: "message", offset: 1, reply_to: "a", data: "A" });
+  page.socket.say({ type: "message", offset: 2, reply_to: "b", data: "B" });
+  assert.deepEqual([(await outcome(stored)).data, (await outcome(lost)).data], ["A", "B"]);
+});
+
+test("replies that nobody waits for are events, and acknowledged", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  const replies = [];
+  client.on("reply", (message) => replies.push(message.data));
+  page.socket.say({ type: "message", offset: 1, reply_to: "other", data: "hello" });
+  page.socket.say({ type: "message", offset: 2, reply_to: "other", error: "gone", data: "" });
+  assert.deepEqual(replies, ["hello"]);
+  assert.deepEqual(client.errors.map(({ code, id }) => [code, id]), [["gone", "other"]]);
+  assert.deepEqual(client.got, []);
+  assert.deepEqual(client.position, { epoch: "e1", offset: 2 });
+});
+
+test("a reply does not acknowledge the messages that it overtakes", async () => {
+  const page = new FakePage();
+  const client = await page.opened({ autoAck: false });
+  const messages = [];
+  client.on("message", (message) => messages.push(message));
+  const reply = client.request("q", { id: "q" });
+  page.socket.message(1);
+  page.socket.message(2);
+  page.socket.say({ type: "message", offset: 3, reply_to: "q", data: "" });
+  (await reply).ack();
+  assert.equal(client.position.offset, 0);
+  messages[0].ack();
+  assert.equal(client.position.offset, 1);
+  messages[1].ack();
+  assert.equal(client.position.offset, 3);
+});
+
+test("a request may time out or be given up; its late reply is an event", async () => {
+  const page = new FakePage();
+  const client = await page.opened({ requestTimeout: 1000 });
+  const replies = [];
+  client.on("reply", (message) => replies.push(message.replyTo));
+  const patient = client.request("p", { id: "p", timeout: null });
+  const late = client.request("l", { id: "l" });
+  page.socket.say({ type: "ack", id: "l" });
+  const giveUp = new AbortController();
+  const aborted = client.request("a", { id: "a", signal: giveUp.signal });
+  giveUp.abort();
+  await page.tick(1000);
+  assert.deepEqual([(await outcome(late)).code, (await outcome(aborted)).code], ["timeout", "aborted"]);
+  assert.equal((await outcome(client.request("x", { signal: giveUp.signal }))).code, "aborted");
+  assert.equal(await outcome(patient), "pending");
+  assert.equal(client.pending, 1, "what was given up is not sent again");
+  page.socket.say({ type: "message", offset: 1, reply_to: "l", data: "" });
+  assert.deepEqual(replies, ["l"]);
+});
+
+test("requests that wait for replies are bounded, known by id, and rejected at the end", async () => {
+  const page = new FakePage();
+  const client = await page.opened({ queueLimit: 2 });
+  const first = client.request("a", { id: "a" });
+  assert.equal(client.request("a", { id: "a" }), first);
+  const second = client.request("b", { id: "b" });
+  page.socket.say({ type: "ack", id: "a" });
+  page.socket.say({ type: "ack", id: "b" });
+  assert.equal((await outcome(client.request("c"))).code, "queue_limit");
+  page.socket.end(4505, "disconnected by an operator");
+  for (const promise of [first, second]) {
+    const { code, closeCode } = await outcome(promise);
+    assert.deepEqual([code, closeCode], ["closed", 4505]);
+  }
+  assert.equal((await outcome(client.request("d"))).code, "closed");
+});
+
 // -- life ----------------------------------------------------------------------------------
 
 test("answers pings", async () => {

@@ -28,3 +28,17 @@ def test_javascript(path: object) -> None:
     passed = re.search(r"^# pass (\d+)", done.stdout, re.M)
     assert passed, done.stdout[-3000:]
     assert int(passed[1]) > 0, "node found no test"
+
+
+def test_typescript_declarations() -> None:
+    tsc = ROOT / "tests/js/node_modules/.bin/tsc"
+    assert tsc.exists(), 'run "make test", or "npm install" in tests/js'
+    options = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext"]
+    done = subprocess.run(
+        [tsc, *options, "types.ts"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "tests/js",
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout

@@ -45,6 +45,8 @@ export interface Options {
   queueLimit?: number;
   /** Messages on the wire without confirmation; 64. */
   sendWindow?: number;
+  /** ms that `request` waits for a reply; null: as long as it takes; 30000. */
+  requestTimeout?: number | null;
   /** ms until the welcome; 10000. */
   connectTimeout?: number;
   /** ms of silence after a due ping that mean that the gateway is gone; 10000. */
@@ -96,6 +98,14 @@ export interface SendOptions {
   signal?: AbortSignal;
 }
 
+export interface RequestOptions {
+  /** See SendOptions. */
+  id?: string;
+  /** ms until the reply; null: as long as it takes; the option requestTimeout. */
+  timeout?: number | null;
+  signal?: AbortSignal;
+}
+
 export declare class GatewayError extends Error {
   constructor(
     code: string,
@@ -113,6 +123,8 @@ export declare class Message {
   readonly offset: number;
   readonly time: Date | null;
   readonly data: string | Uint8Array;
+  /** Id of the request that it answers; null for any other message. */
+  readonly replyTo: string | null;
   json<T = unknown>(): T;
   /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
   ack(): void;
@@ -127,6 +139,8 @@ export declare class Backoff {
 
 export interface Events {
   message: (message: Message) => void;
+  /** A reply that nobody here waits for: another tab's, or one that came too late. */
+  reply: (message: Message) => void;
   state: (state: State, detail: StateDetail) => void;
   recovered: (recovered: Recovered) => void;
   error: (error: GatewayError | Error) => void;
@@ -141,6 +155,8 @@ export declare class WsGateway implements AsyncIterable<Message> {
   connect(): Promise<void>;
   close(code?: number, reason?: string): void;
   send(data: unknown, options?: SendOptions): Promise<Receipt>;
+  /** Publish, and wait for the service's reply. */
+  request(data: unknown, options?: RequestOptions): Promise<Message>;
   /** Returns a function that ends it. */
   on<K extends keyof Events>(name: K, listener: Events[K]): () => void;
   once<K extends keyof Events>(name: K, listener: Events[K]): () => void;

@@ -18,6 +18,7 @@ const DEFAULTS = {
   ackInterval: 200,
   queueLimit: 1000,
   sendWindow: 64,
+  requestTimeout: 30_000,
   connectTimeout: 10_000,
   pingTimeout: 10_000,
   backoff: {},
@@ -58,10 +59,11 @@ export class GatewayError extends Error {
 export class Message {
   #settle;
 
-  constructor(offset, time, data, settle) {
+  constructor(offset, time, data, settle, replyTo = null) {
     this.offset = offset;
     this.time = time === null ? null : new Date(time);
     this.data = data; // string, or Uint8Array for a binary frame
+    this.replyTo = replyTo; // id of the request that it answers
     this.#settle = settle;
   }
 
@@ -234,7 +236,7 @@ class Inbox {
   epoch = null;
   processed = 0; // the resume position: everything up to it was handled
   #received = 0; // everything up to it has arrived
-  #held = new Map(); // offset -> time, of what has arrived and is not processed
+  #held = new Map(); // offset -> {time, done}, of what has arrived and is not in `processed`
   #life = 0; // changes when offsets begin to mean something else
   #asked = null; // position that this connection asked for; null once it was welcomed
 
@@ -266,11 +268,11 @@ class Inbox {
   accept(offset, time) {
     if (offset <= this.#received) {
       // Redelivered, unless the stream lost its end and gives the same offsets out again.
-      if (offset <= this.processed || this.#held.get(offset) === time) return null;
+      if (offset <= this.processed || this.#held.get(offset)?.time === time) return null;
       this.#restart(this.epoch, this.processed);
     }
     this.#received = offset;
-    this.#held.set(offset, time);
+    this.#held.set(offset, { time, done: false });
     return this.#life;
   }
 
@@ -278,10 +280,23 @@ class Inbox {
   settle(life, offset) {
     if (life !== this.#life || offset <= this.processed) return 0;
     this.processed = offset;
+    return this.#advance();
+  }
+
+  /** Note that *offset* was handled; what came before it and waits is not told so. */
+  settleOne(life, offset) {
+    const held = this.#held.get(offset);
+    if (life !== this.#life || !held) return 0;
+    held.done = true;
+    return this.#advance();
+  }
+
+  #advance() {
     let count = 0;
-    for (const held of this.#held.keys()) {
-      if (held > offset) break;
-      this.#held.delete(held);
+    for (const [offset, { done }] of this.#held) {
+      if (offset > this.processed && !done) break;
+      this.processed = Math.max(this.processed, offset);
+      this.#held.delete(offset);
       count += 1;
     }
     return count;
@@ -413,6 +428,7 @@ export class WsGateway {
   #events = new Emitter();
   #inbox;
   #outbox;
+  #requests = new Map(); // id -> {promise, resolve, reject}, whose reply has not come
   #backoff;
   #monitor;
   #transport = null;
@@ -627,11 +643,13 @@ export class WsGateway {
     this.#unhook = null;
     // All of it first: a listener may call connect() again.
     const entries = this.#outbox.clear();
+    const requests = [...this.#requests.values()];
+    this.#requests.clear();
     const opening = this.#opening;
     const iterator = this.#iterator;
     this.#opening = null;
     this.#setState("closed", detail);
-    for (const { id, reject } of entries) {
+    for (const { id, reject } of [...entries, ...requests]) {
       reject(new GatewayError("closed", error.message, true, { id, closeCode: detail.code }));
     }
     opening?.reject(error);
@@ -712,14 +730,40 @@ export class WsGateway {
     this.#flush();
   }
 
-  #onMessage({ offset, time = null, data, bytes }) {
+  #onMessage({ offset, time = null, data, bytes, reply_to = null, error = null }) {
     if (this.#state !== "open") return;
     const life = this.#inbox.accept(offset, time);
     if (life === null) return;
     const payload = bytes === undefined ? data : fromBase64(bytes);
-    const message = new Message(offset, time, payload, () => this.#settle(life, offset));
-    if (this.#iterator || this.#events.listens("message")) this.#deliver(message);
+    const isReply = reply_to !== null;
+    // A reply overtakes what waits for a loop: acknowledging it must not acknowledge that.
+    const settle = () =>
+      this.#settled(isReply ? this.#inbox.settleOne(life, offset) : this.#inbox.settle(life, offset));
+    const message = new Message(offset, time, payload, settle, reply_to);
+    if (isReply) this.#onReply(message, error);
+    else if (this.#iterator || this.#events.listens("message")) this.#deliver(message);
     else this.#backlog.push(message); // the window bounds it
+  }
+
+  /** Give a reply to whoever asked; replies to another tab, or from before a reload, are events. */
+  #onReply(message, code) {
+    const id = message.replyTo;
+    const request = this.#requests.get(id);
+    this.#outboxDone(id)?.resolve({ id }); // what was answered is stored
+    let error = null;
+    if (code !== null) {
+      const text = typeof message.data === "string" && message.data ? message.data : "the service refused it";
+      error = new GatewayError(code, text, false, { id });
+    }
+    if (request) {
+      if (error) request.reject(error);
+      else request.resolve(message);
+    } else if (error) {
+      this.#events.emit("error", error);
+    } else {
+      this.#events.emit("reply", message);
+    }
+    message.ack();
   }
 
   #deliver(message) {
@@ -739,8 +783,8 @@ export class WsGateway {
     else this.#events.emit("error", error);
   }
 
-  #settle(life, offset) {
-    this.#unacked += this.#inbox.settle(life, offset);
+  #settled(count) {
+    this.#unacked += count;
     if (!this.#unacked || this.#state !== "open") return;
     const every = Math.min(this.#options.ackEvery, Math.ceil(this.#welcome.window / 2));
     if (this.#unacked >= every) this.#sendAck();
@@ -765,12 +809,48 @@ export class WsGateway {
    * @param {{id?: string, timeout?: number, signal?: AbortSignal}} options *id* makes a repeated
    *   call idempotent; *timeout* in ms.
    */
-  send(data, { id, timeout, signal } = {}) {
+  send(data, options = {}) {
+    return this.#send(data, options, "");
+  }
+
+  /**
+   * Publish, and wait for the service's reply, over however many connections. Resolves with the
+   * reply, a `Message`; rejects with a `GatewayError`, also with the code of a service's refusal.
+   *
+   * @param data See `send`.
+   * @param {{id?: string, timeout?: number | null, signal?: AbortSignal}} options *timeout* in ms
+   *   until the reply, null for none.
+   */
+  request(data, { id, timeout = this.#options.requestTimeout, signal } = {}) {
+    id ??= this.#newId();
+    const known = this.#requests.get(id);
+    if (known) return known.promise;
+    if (signal?.aborted) return Promise.reject(this.#aborted(id));
+    if (this.#requests.size >= this.#options.queueLimit) {
+      const text = `${this.#requests.size} requests wait for their replies already (queueLimit)`;
+      return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
+    }
+    const request = this.#pending(id, "no reply", timeout, signal, () => {
+      if (this.#requests.get(id) !== request) return;
+      this.#requests.delete(id);
+      this.#outbox.get(id)?.reject(this.#aborted(id)); // given up: not to be sent again
+    });
+    this.#requests.set(id, request);
+    // The confirmation says nothing yet, a refusal all.
+    this.#send(data, { id }, '"request":true,').catch(request.reject);
+    return request.promise;
+  }
+
+  #newId() {
+    return `${this.#prefix}-${(this.#ids += 1)}`;
+  }
+
+  #send(data, { id, timeout, signal }, flags) {
     if (signal?.aborted) return Promise.reject(this.#aborted(id ?? null));
     if (this.#state === "closed") {
       return Promise.reject(new GatewayError("closed", "the client is closed", true, { id: id ?? null }));
     }
-    id ??= `${this.#prefix}-${(this.#ids += 1)}`;
+    id ??= this.#newId();
     const known = this.#outbox.get(id);
     if (known) return known.promise;
     let encoded;
@@ -786,32 +866,36 @@ export class WsGateway {
       const text = `${this.#outbox.size} messages wait for confirmation already (queueLimit)`;
       return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
     }
-    return this.#enqueue(id, encoded, timeout, signal);
+    const forget = () => this.#outbox.get(id) === entry && this.#outboxDone(id);
+    const entry = this.#pending(id, "not confirmed", timeout, signal, forget);
+    const text = `{"type":"message","id":${JSON.stringify(id)},${flags}${encoded.fields}}`;
+    this.#outbox.add(Object.assign(entry, { size: encoded.size, text, sent: false }));
+    this.#flush();
+    return entry.promise;
   }
 
-  #enqueue(id, { fields, size }, timeout, signal) {
-    const entry = { id, size, text: `{"type":"message","id":${JSON.stringify(id)},${fields}}`, sent: false };
-    entry.promise = new Promise((resolve, reject) => {
+  /** A promise with its ends, *timeout* and *signal*; *forget* is called when it is settled. */
+  #pending(id, what, timeout, signal, forget) {
+    const pending = { id };
+    pending.promise = new Promise((resolve, reject) => {
       let timer = null;
-      const abort = () => this.#outboxDone(id)?.reject(this.#aborted(id));
+      const abort = () => pending.reject(this.#aborted(id));
       const ended = (settle) => (value) => {
         this.#clock.clearTimeout(timer);
         signal?.removeEventListener("abort", abort);
+        forget();
         settle(value);
       };
-      entry.resolve = ended(resolve);
-      entry.reject = ended(reject);
+      pending.resolve = ended(resolve);
+      pending.reject = ended(reject);
       signal?.addEventListener("abort", abort);
-      if (timeout !== undefined) {
-        timer = this.#clock.setTimeout(() => {
-          const text = `not confirmed within ${timeout} ms; perhaps it is stored`;
-          this.#outboxDone(id)?.reject(new GatewayError("timeout", text, true, { id }));
-        }, timeout);
+      if (timeout != null) {
+        const text = `${what} within ${timeout} ms; perhaps it is stored`;
+        const late = () => pending.reject(new GatewayError("timeout", text, true, { id }));
+        timer = this.#clock.setTimeout(late, timeout);
       }
     });
-    this.#outbox.add(entry);
-    this.#flush();
-    return entry.promise;
+    return pending;
   }
 
   #aborted(id) {
@@ -832,7 +916,7 @@ export class WsGateway {
       if (entry.size > limit) refused.push(entry);
       else this.#transport.send(entry.text);
     }
-    for (const { id, size } of refused) this.#outboxDone(id)?.reject(tooBig(id, size, limit));
+    for (const { id, size, reject } of refused) reject(tooBig(id, size, limit));
   }
 
   // -- async iteration -------------------------------------------------------------------

@@ -1,0 +1,17 @@
+// Must type-check against wsgateway.d.ts; each expected error must be one.
+
+import { GatewayError, Message, WsGateway } from "../../wsgateway/static/wsgateway/wsgateway.js";
+const c = new WsGateway("/x", { token: async () => "t", requestTimeout: null });
+export const off: () => void = c.on("message", (m: Message) => m.json<{ a: number }>().a);
+c.on("reply", (m) => m.replyTo?.length);
+c.on("state", (s, { delay }) => { if (s === "waiting") delay?.toFixed(); });
+export const r: Promise<Message> = c.request({ a: 1 }, { timeout: null });
+export const s: Promise<{ id: string }> = c.send("x", { id: "i" });
+c.on("error", (e) => e instanceof GatewayError && e.temporary);
+export async function loop() { for await (const m of c) m.ack(); }
+// @ts-expect-error
+c.on("nothing", () => {});
+// @ts-expect-error
+c.send("x", { timeout: "1" });
+// @ts-expect-error
+new WsGateway("/x", { wrong: 1 });
