@@ -27,6 +27,7 @@ __all__ = [
     "Position",
     "Receipt",
     "Stored",
+    "check_headers",
 ]
 
 CONNECTION_HEADER = "Ws-Connection"
@@ -130,6 +131,17 @@ class Batch(NamedTuple):
     more: bool
 
 
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that would break the line, and so could add others.
+
+    Raises:
+        ValueError: A name or value holds a line break, or a name is no header's.
+    """
+    for name, value in headers.items():
+        if not name.strip() or ":" in name or any(c in name + value for c in "\r\n"):
+            raise ValueError(f"header {name!r} holds a line break or is no header name")
+
+
 class Closable(Protocol):
     """Something that is ended by calling ``close()``; more than once is fine."""
 
@@ -202,15 +214,17 @@ class Broker(ABC):
 
         Args:
             inbox: Whose.
-            payload: Up to ``WSGATEWAY_MAX_MESSAGE_SIZE`` bytes.
+            payload: ``WSGATEWAY_MAX_MESSAGE_SIZE`` bytes, or as many as the server takes.
             kind: ``text``, ``binary`` or ``event``; None lets the payload decide.
             msg_id: Makes publishing idempotent for ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
+                Compared with those of all inboxes, so it must name the recipient too.
             ttl: Seconds after which the message is gone, at least 1; None: the stream's limit.
             headers: More headers, for example ``traceparent``.
 
         Raises:
             MessageTooBig: Nothing was stored.
             QueueFull: The stream is at its limit. Nothing was stored.
+            ValueError: *ttl* is below 1, or a header would break the line.
         """
 
     @abstractmethod

@@ -20,8 +20,9 @@ from wsgateway.broker.base import (
     Position,
     Receipt,
     Stored,
+    check_headers,
 )
-from wsgateway.exceptions import BrokerClosed, QueueFull
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.frames import Frame
 from wsgateway.subjects import Inbox, Subjects
 
@@ -38,6 +39,33 @@ class _Kept:
 
 
 @dataclass
+class _Sequence:
+    """The offsets and the message ids of one stream."""
+
+    last: int = 0
+    ids: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def known(self, msg_id: str | None) -> Receipt | None:
+        """Return the receipt of an earlier message with this id."""
+        now = time.monotonic()
+        while self.ids:
+            oldest = next(iter(self.ids))
+            if self.ids[oldest][1] > now:
+                break
+            del self.ids[oldest]
+        if msg_id is None or msg_id not in self.ids:
+            return None
+        return Receipt(self.ids[msg_id][0], True)
+
+    def next(self, msg_id: str | None, window: float) -> int:
+        """Return the next offset; remember *msg_id* with it for *window* seconds."""
+        self.last += 1
+        if msg_id is not None:
+            self.ids[msg_id] = (self.last, time.monotonic() + window)
+        return self.last
+
+
+@dataclass
 class MemoryStore:
     """What brokers of one process share.
 
@@ -46,18 +74,20 @@ class MemoryStore:
         max_age: Seconds that a message is kept.
         max_waiting: Client messages that may wait for services.
         duplicate_window: Seconds that a message id is remembered.
+        max_size: Bytes in a payload.
     """
 
     max_messages: int = 10_000
     max_age: float = 7 * 86400.0
     max_waiting: int = 1_000_000
     duplicate_window: float = 120.0
+    max_size: int = 1_000_000
     epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
-    last: int = 0
+    received: _Sequence = field(default_factory=lambda: _Sequence())
+    sent: _Sequence = field(default_factory=lambda: _Sequence())
     inboxes: dict[Inbox, list[_Kept]] = field(default_factory=lambda: defaultdict(list))
     accepted: list[tuple[Inbox, Frame]] = field(default_factory=list)
-    cursors: dict[tuple[Inbox, str], int] = field(default_factory=dict)
-    ids: dict[str, tuple[int, float]] = field(default_factory=dict)
+    cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
     watchers: dict[Inbox, dict[int, Callable[[Stored], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -72,35 +102,30 @@ class MemoryStore:
         self.inboxes[inbox] = found[-self.max_messages :]
         return self.inboxes[inbox]
 
-    def known(self, msg_id: str | None) -> Receipt | None:
-        """Return the receipt of an earlier message with this id."""
-        now = time.monotonic()
-        while self.ids:
-            oldest = next(iter(self.ids))
-            if self.ids[oldest][1] > now:
-                break
-            del self.ids[oldest]
-        if msg_id is None or msg_id not in self.ids:
-            return None
-        return Receipt(self.ids[msg_id][0], True)
-
-    def next_offset(self, msg_id: str | None) -> int:
-        """Return the next offset and remember *msg_id* with it."""
-        self.last += 1
-        if msg_id is not None:
-            self.ids[msg_id] = (self.last, time.monotonic() + self.duplicate_window)
-        return self.last
+    def start_anew(self) -> None:
+        """Forget the inboxes, as when the stream is deleted and made again."""
+        self.epoch = uuid.uuid4().hex
+        self.received = _Sequence()
+        self.inboxes.clear()
 
 
 class _Entry:
-    """A callback in a table; `close` takes it out."""
+    """A callback in a table; `close` takes it out. Kept in *entries*, its broker's, until then."""
 
-    def __init__(self, table: dict[int, Callable[..., None]], callback: Callable[..., None]):
+    def __init__(
+        self,
+        table: dict[int, Callable[..., None]],
+        callback: Callable[..., None],
+        entries: set[_Entry],
+    ) -> None:
         self._table = table
+        self._entries = entries
         table[id(self)] = callback
+        entries.add(self)  # also keeps the id from being given out again
 
     def close(self) -> None:
         self._table.pop(id(self), None)
+        self._entries.discard(self)
 
 
 class MemoryBroker(Broker):
@@ -116,6 +141,7 @@ class MemoryBroker(Broker):
         self._open = False
         self._closed = False
         self._on_ready: dict[int, Callable[[], None]] = {}
+        self._entries: set[_Entry] = set()  # what this broker watches and listens to
 
     @classmethod
     def from_settings(cls, settings: Settings) -> MemoryBroker:
@@ -127,6 +153,7 @@ class MemoryBroker(Broker):
                 settings.INBOX_MAX_AGE,
                 settings.SEND_MAX_MESSAGES,
                 settings.DUPLICATE_WINDOW,
+                settings.MAX_MESSAGE_SIZE,
             )
         return cls(_shared, Subjects(settings.PREFIX))
 
@@ -139,6 +166,8 @@ class MemoryBroker(Broker):
 
     async def close(self) -> None:
         self._open, self._closed = False, True
+        for entry in list(self._entries):
+            entry.close()
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -154,10 +183,11 @@ class MemoryBroker(Broker):
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         self._refuse_closed()
-        await self.open()
+        if not self._open:
+            raise BrokerUnavailable("the broker is not open yet; call open()")
 
     def on_ready(self, callback: Callable[[], None]) -> Closable:
-        return _Entry(self._on_ready, callback)
+        return self._enter(self._on_ready, callback)
 
     async def publish(
         self,
@@ -172,14 +202,18 @@ class MemoryBroker(Broker):
         await self.wait_ready()
         if ttl is not None and ttl < 1:
             raise ValueError(f"ttl is {ttl!r} s, but NATS takes 1 s or more")
-        store, known = self.store, self.store.known(msg_id)
+        msg_id = msg_id or None
+        check_headers({**(headers or {}), "Nats-Msg-Id": msg_id or ""})
+        store, known = self.store, self.store.received.known(msg_id)
+        if len(payload) > store.max_size:
+            raise MessageTooBig(len(payload), store.max_size)
         if known:
             return known
         kept = store.kept(inbox)
         previous = kept[-1].stored.offset if kept else 0
         now = dt.datetime.now(dt.UTC).isoformat()
         stored = Stored(
-            store.next_offset(msg_id),
+            store.received.next(msg_id, store.duplicate_window),
             previous,
             bytes(payload),
             kind,
@@ -197,16 +231,22 @@ class MemoryBroker(Broker):
         self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
     ) -> asyncio.Future[Receipt]:
         self._refuse_closed()
+        if not self._open:
+            raise BrokerUnavailable("the broker is not open yet; call open()")
+        check_headers({**(headers or {}), "Nats-Msg-Id": msg_id})
         result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        known = self.store.known(msg_id)
-        if known:
+        store, known = self.store, self.store.sent.known(msg_id)
+        if len(frame.payload) > store.max_size:
+            result.set_exception(MessageTooBig(len(frame.payload), store.max_size))
+        elif known:
             result.set_result(known)
-        elif len(self.store.accepted) >= self.store.max_waiting:
-            text = f"{self.store.max_waiting} client messages already wait for services"
+        elif len(store.accepted) >= store.max_waiting:
+            text = f"{store.max_waiting} client messages already wait for services"
             result.set_exception(QueueFull(text))
         else:
-            self.store.accepted.append((inbox, frame))
-            result.set_result(Receipt(self.store.next_offset(msg_id), False))
+            store.accepted.append((inbox, frame))
+            offset = store.sent.next(msg_id, store.duplicate_window)
+            result.set_result(Receipt(offset, False))
         return result
 
     async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
@@ -215,7 +255,7 @@ class MemoryBroker(Broker):
         return Batch(found[:limit], len(found) > limit)
 
     def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
-        return _Entry(self.store.watchers[inbox], on_message)
+        return self._enter(self.store.watchers[inbox], on_message)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         await self.wait_ready()
@@ -224,10 +264,10 @@ class MemoryBroker(Broker):
 
     async def position(self) -> Position:
         await self.wait_ready()
-        offsets = [kept[0].stored.offset for kept in self.store.inboxes.values() if kept]
-        return Position(
-            self.store.epoch, min(offsets, default=self.store.last + 1), self.store.last
-        )
+        store = self.store
+        firsts = [kept[0].stored.offset for i in list(store.inboxes) if (kept := store.kept(i))]
+        last = store.received.last
+        return Position(store.epoch, min(firsts, default=last + 1), last)
 
     @property
     def epoch(self) -> str:
@@ -239,19 +279,28 @@ class MemoryBroker(Broker):
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         await self.wait_ready()
-        return self.store.cursors.get((inbox, device), 0)
+        epoch, offset = self.store.cursors.get((inbox, device), ("", 0))
+        return offset if epoch == self.store.epoch else 0
 
     async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
-        await self.wait_ready()
-        key = (inbox, device)
-        self.store.cursors[key] = max(offset, self.store.cursors.get(key, 0))
+        known = await self.load_cursor(inbox, device)
+        self.store.cursors[inbox, device] = (self.store.epoch, max(offset, known))
 
     def broadcast(self, topic: str, payload: bytes) -> None:
+        self._refuse_closed()
+        if not self._open:
+            return
         for listener in list(self.store.listeners[topic].values()):
             listener(payload)
 
     def listen(self, topic: str, on_message: Callable[[bytes], None]) -> Closable:
-        return _Entry(self.store.listeners[topic], on_message)
+        return self._enter(self.store.listeners[topic], on_message)
+
+    def _enter(
+        self, table: dict[int, Callable[..., None]], callback: Callable[..., None]
+    ) -> Closable:
+        self._refuse_closed()
+        return _Entry(table, callback, self._entries)
 
 
 _shared: MemoryStore | None = None

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from wsgateway.broker.base import (
@@ -37,7 +37,12 @@ READ_BYTES = 4 * 1024 * 1024
 """Bytes that one read may return, so that a backlog cannot fill the gateway's memory."""
 MULTI_LAST = 1024
 """Subjects that the server takes in one ``multi_last``."""
+MULTI_LAST_BYTES = 256 * 1024
+"""Bytes of subjects in one request; escaped names are long, and the server's max_payload ends
+the connection of whoever exceeds it."""
 REMEMBERED_CURSORS = 100_000
+CURSOR_ATTEMPTS = 10
+"""Others' writes that one write of a cursor puts up with."""
 RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
 
@@ -101,20 +106,25 @@ class NatsBroker(Broker):
         self._recv = subjects.stream("recv")
         self._bucket = f"{subjects.upper}_CURSORS"
         self._epoch = ""
+        self._opened = False
         self._ready = asyncio.Event()  # connected and streams checked
         self._problem: BrokerMisconfigured | None = None  # why it will not become ready
         self._preparing: asyncio.Task[None] | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
-        # Revisions of cursors that were read or written here, to see others' writes.
-        self._revisions: OrderedDict[str, int] = OrderedDict()
+        # Cursors that were read or written here: revision, to see others' writes; epoch; offset.
+        self._cursors: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
 
     # -- life cycle ----------------------------------------------------------------------
 
     async def open(self) -> None:
-        self.link.on_open(self._on_open)
-        self.link.on_lost(self._ready.clear)
         await self.link.open()
+        if not self._opened:
+            self._opened = True
+            self.link.on_open(self._on_open)
+            self.link.on_lost(self._ready.clear)
+            if self.link.is_open:  # since `set_up`
+                self._on_open()
 
     async def close(self) -> None:
         self._ready.clear()
@@ -255,11 +265,9 @@ class NatsBroker(Broker):
         return self.link.subscribe(self.subjects.live(inbox), handle)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        subjects = [self.subjects.recv(inbox) for inbox in inboxes]
         found = {}
-        for start in range(0, len(subjects), MULTI_LAST):
-            request = {"multi_last": subjects[start : start + MULTI_LAST]}
-            batch = await self.jetstream.direct(self._recv, request)
+        for subjects in _portions(self.subjects.recv(inbox) for inbox in inboxes):
+            batch = await self.jetstream.direct(self._recv, {"multi_last": subjects})
             for reply in batch.replies:
                 subject = hdrs.find(reply.headers, _SUBJECT) or b""
                 _, inbox = self.subjects.parse(subject.decode())
@@ -289,40 +297,38 @@ class NatsBroker(Broker):
         found = await self.jetstream.direct(
             f"KV_{self._bucket}", {"last_by_subj": f"$KV.{self._bucket}.{key}"}
         )
-        if not found.replies:
-            self._remember(key, 0)
-            return 0
-        return self._read_cursor(key, found.replies[0])
+        revision, epoch, offset = 0, "", 0
+        if found.replies:
+            revision, epoch, offset = _read_cursor(found.replies[0])
+        self._remember(key, revision, epoch, offset)
+        return offset if epoch == self._epoch else 0
 
-    def _read_cursor(self, key: str, reply: Reply) -> int:
-        self._remember(key, hdrs.find_int(reply.headers, _SEQUENCE) or 0)
-        epoch, _, offset = reply.data.decode("utf-8", "replace").rpartition(" ")
-        return int(offset) if epoch == self._epoch and offset.isdigit() else 0
-
-    def _remember(self, key: str, revision: int) -> None:
-        self._revisions[key] = revision
-        self._revisions.move_to_end(key)
-        if len(self._revisions) > REMEMBERED_CURSORS:
-            self._revisions.popitem(last=False)
+    def _remember(self, key: str, revision: int, epoch: str, offset: int) -> None:
+        self._cursors[key] = (revision, epoch, offset)
+        self._cursors.move_to_end(key)
+        if len(self._cursors) > REMEMBERED_CURSORS:
+            self._cursors.popitem(last=False)
 
     async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
-        key = self.subjects.cursor_key(inbox, device)
-        subject, payload = f"$KV.{self._bucket}.{key}", f"{self._epoch} {offset}".encode()
-        for _ in range(5):
-            if key not in self._revisions and await self.load_cursor(inbox, device) >= offset:
+        key, epoch = self.subjects.cursor_key(inbox, device), self._epoch
+        subject, payload = f"$KV.{self._bucket}.{key}", f"{epoch} {offset}".encode()
+        for _ in range(CURSOR_ATTEMPTS):
+            if key not in self._cursors:
+                await self.load_cursor(inbox, device)
+            revision, of_epoch, known = self._cursors[key]
+            if of_epoch == epoch and known >= offset:
                 return
             try:
-                receipt = await self.jetstream.publish(
-                    subject, payload, expect_last=self._revisions[key]
-                )
+                receipt = await self.jetstream.publish(subject, payload, expect_last=revision)
             except ApiError as exc:
                 if exc.err_code != WRONG_LAST_SEQUENCE:
                     raise
                 # Another gateway moved it (or our own retry did): the further one counts.
-                del self._revisions[key]
+                self._cursors.pop(key, None)
             else:
-                self._remember(key, receipt.offset)
+                self._remember(key, receipt.offset, epoch, offset)
                 return
+        raise BrokerUnavailable("other gateways move this cursor all the time; save it again later")
 
     # -- gateway to gateway --------------------------------------------------------------
 
@@ -338,6 +344,26 @@ class NatsBroker(Broker):
             on_message(data)
 
         return self.link.subscribe(self._topic(topic), handle)
+
+
+def _portions(subjects: Iterable[str]) -> Iterator[list[str]]:
+    """Cut *subjects* into lists that fit one ``multi_last`` request, by number and by bytes."""
+    portion: list[str] = []
+    size = 0
+    for subject in subjects:
+        if len(portion) == MULTI_LAST or size + len(subject) > MULTI_LAST_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(subject)
+        size += len(subject) + 4  # quotes, comma, space
+    if portion:
+        yield portion
+
+
+def _read_cursor(reply: Reply) -> tuple[int, str, int]:
+    epoch, _, offset = reply.data.decode("utf-8", "replace").rpartition(" ")
+    revision = hdrs.find_int(reply.headers, _SEQUENCE) or 0
+    return (revision, epoch, int(offset)) if offset.isdecimal() else (revision, "", 0)
 
 
 def _epoch(info: Mapping[str, Any]) -> str:

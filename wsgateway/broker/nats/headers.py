@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wsgateway.broker.base import check_headers
+
 __all__ = ["decode", "encode", "find", "find_int", "status"]
 
 _LINE = b"NATS/1.0\r\n"
@@ -21,12 +23,8 @@ def encode(pairs: Mapping[str, str]) -> bytes:
     """
     if not pairs:
         return b""
-    lines = []
-    for name, value in pairs.items():
-        line = f"{name}: {value}"
-        if "\r" in line or "\n" in line or ":" in name or not name.strip():
-            raise ValueError(f"header {name!r} holds a line break or is no header name")
-        lines.append(line)
+    check_headers(pairs)
+    lines = [f"{name}: {value}" for name, value in pairs.items()]
     return _LINE + "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 

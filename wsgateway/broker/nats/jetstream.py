@@ -101,6 +101,7 @@ class JetStream:
             BrokerUnavailable: No answer in time, or no leader now.
         """
         payload = json.dumps(request).encode() if request is not None else b""
+        await self.link.ready(self.timeout)
         reply = await self.link.request(f"$JS.API.{name}", payload, timeout=self.timeout)
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
@@ -129,9 +130,7 @@ class JetStream:
         if expect_last is not None:
             pairs["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
         raw = hdrs.encode(pairs)
-        size = len(raw) + len(payload)
-        if size > self.link.max_payload:
-            raise MessageTooBig(size, self.link.max_payload, "the NATS server's max_payload")
+        self._check_size(len(raw) + len(payload))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout
         attempt = 0
@@ -146,6 +145,11 @@ class JetStream:
                     raise
             await asyncio.sleep(pause)
             attempt += 1
+
+    def _check_size(self, size: int) -> None:
+        """Refuse what the server would answer by ending the connection."""
+        if size > self.link.max_payload:
+            raise MessageTooBig(size, self.link.max_payload, "the NATS server's max_payload")
 
     async def _publish_once(
         self, subject: str, payload: bytes, raw: bytes, timeout: float
@@ -176,6 +180,11 @@ class JetStream:
             if not result.done():
                 result.set_exception(error)
 
+        try:
+            self._check_size(len(raw) + len(payload))
+        except MessageTooBig as exc:
+            result.set_exception(exc)
+            return result
         done = self.link.ask(subject, payload, on_reply, on_lost, raw)
         result.add_done_callback(lambda _: done())
         return result

@@ -1,0 +1,125 @@
+"""The same suite runs on every broker; here is what differs between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.faults.traffic import stored
+from wsgateway.broker import memory
+from wsgateway.broker.base import Broker
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.subjects import Inbox
+
+
+class Brokers(ABC):
+    """Makes brokers that share a store, as processes do. Set limits before the first one.
+
+    Args:
+        settings: pytest-django's; change them to change what the streams allow.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self._made: list[Broker] = []
+
+    @abstractmethod
+    def make(self) -> Broker:
+        """Return a broker that is not open."""
+
+    @abstractmethod
+    async def sent(self, broker: Any, inbox: Inbox) -> list[bytes]:
+        """Return what waits for the service, in order."""
+
+    @abstractmethod
+    async def renew(self, broker: Any) -> None:
+        """Delete the inbox stream and make it again."""
+
+    @abstractmethod
+    def waiting(self, broker: Any) -> int:
+        """Return how many answers *broker* still waits for."""
+
+    def new(self) -> Broker:
+        """Return a broker that is not open, and is closed at the end."""
+        broker = self.make()
+        self._made.append(broker)
+        return broker
+
+    async def open(self) -> Broker:
+        """Return a broker that is ready."""
+        broker = self.new()
+        await broker.open()
+        await broker.wait_ready()
+        return broker
+
+    async def close(self) -> None:
+        for broker in self._made:
+            await broker.close()
+
+
+class MemoryBrokers(Brokers):
+    def make(self) -> Broker:
+        return MemoryBroker.from_settings(wsgateway_settings)
+
+    async def sent(self, broker: Any, inbox: Inbox) -> list[bytes]:
+        return [frame.payload for to, frame in broker.store.accepted if to == inbox]
+
+    async def renew(self, broker: Any) -> None:
+        broker.store.start_anew()
+
+    def waiting(self, broker: Any) -> int:
+        return 0
+
+
+class NatsBrokers(Brokers):
+    def make(self) -> Broker:
+        return broker_from_settings(wsgateway_settings)
+
+    async def sent(self, broker: Any, inbox: Inbox) -> list[bytes]:
+        return await stored(broker, "send", inbox)
+
+    async def renew(self, broker: Any) -> None:
+        assert isinstance(broker, NatsBroker)
+        await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
+        await broker.set_up()
+
+    def waiting(self, broker: Any) -> int:
+        return len(broker.link._waiting)
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def brokers(
+    request: pytest.FixtureRequest,
+    settings: Any,
+    nats_server: EmbeddedServer,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Brokers]:
+    """A factory of brokers that share one store."""
+    settings.PUBSUB_BROKER = request.param
+    settings.NATS_BROKER_URL = nats_server.url
+    settings.WSGATEWAY_PREFIX = prefix
+    settings.WSGATEWAY_STORAGE = "memory"
+    monkeypatch.setattr(memory, "_shared", None)
+    made = MemoryBrokers(settings) if request.param == "memory" else NatsBrokers(settings)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def broker(brokers: Brokers) -> Broker:
+    """A broker that is ready."""
+    return await brokers.open()
+
+
+@pytest.fixture
+async def other(brokers: Brokers, broker: Broker) -> Broker:
+    """Another one on the same store, as in another process."""
+    return await brokers.open()

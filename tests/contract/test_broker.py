@@ -1,0 +1,587 @@
+"""What `wsgateway.broker.base.Broker` promises, on every implementation. One class a promise."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.contract.conftest import Brokers
+from tests.support import until
+from wsgateway.broker.base import ERROR_HEADER, REPLY_TO_HEADER, Broker, Stored
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MessageTooBig, QueueFull
+from wsgateway.frames import Frame
+from wsgateway.subjects import GROUP_SERVICE, Inbox
+
+ANN = Inbox("orders", "ann")
+BOB = Inbox("orders", "bob")
+
+
+def text(data: str) -> Frame:
+    return Frame.of(data)
+
+
+async def fill(broker: Broker, inbox: Inbox, count: int) -> list[int]:
+    return [(await broker.publish(inbox, b"%d" % n)).offset for n in range(count)]
+
+
+async def offsets(broker: Broker, inbox: Inbox, after: int = 0, limit: int = 1000) -> list[int]:
+    return [m.offset for m in (await broker.read_after(inbox, after, limit=limit)).messages]
+
+
+async def eventually(check: Callable[[], Awaitable[Any]], what: str, timeout: float = 20.0) -> Any:
+    async with asyncio.timeout(timeout):
+        while not (result := await check()):
+            await asyncio.sleep(0.02)
+    assert result, what
+    return result
+
+
+class TestPublish:
+    async def test_offsets_rise_over_all_inboxes(self, broker: Broker, other: Broker) -> None:
+        got = []
+        for number in range(10):
+            publisher = broker if number % 2 else other
+            got.append((await publisher.publish(ANN if number % 3 else BOB, b"x")).offset)
+        assert got == sorted(set(got))
+        assert got[0] > 0
+
+    async def test_same_id_is_stored_once(self, broker: Broker, other: Broker) -> None:
+        first = await broker.publish(ANN, b"first", msg_id="a")
+        assert not first.duplicate
+        for again in (broker, other):
+            assert await again.publish(ANN, b"second", msg_id="a") == (first.offset, True)
+        batch = await broker.read_after(ANN, 0, limit=10)
+        assert [m.payload for m in batch.messages] == [b"first"]
+
+    async def test_ids_are_compared_over_all_inboxes(self, broker: Broker) -> None:
+        first = await broker.publish(ANN, b"x", msg_id="a")
+        assert await broker.publish(BOB, b"x", msg_id="a") == (first.offset, True)
+        assert await broker.count(BOB) == 0
+
+    async def test_without_an_id_equal_messages_are_different(self, broker: Broker) -> None:
+        for _ in range(2):
+            assert not (await broker.publish(ANN, b"same")).duplicate
+        assert await broker.count(ANN) == 2
+
+    async def test_id_is_forgotten_after_the_window(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_DUPLICATE_WINDOW = 0.3
+        broker = await brokers.open()
+        first = await broker.publish(ANN, b"x", msg_id="a")
+
+        async def anew() -> bool:
+            return not (await broker.publish(ANN, b"x", msg_id="a")).duplicate
+
+        await eventually(anew, "the id is taken again")
+        assert len(await offsets(broker, ANN, first.offset)) == 1
+
+    async def test_ttl_ends_a_message_and_only_that(self, broker: Broker) -> None:
+        await broker.publish(ANN, b"short", ttl=1)
+        await broker.publish(BOB, b"short", ttl=1.5)
+        await broker.publish(BOB, b"stays", ttl=60)
+        seen: list[Stored] = []
+        broker.watch(ANN, seen.append)
+
+        async def gone() -> bool:
+            return await broker.count(ANN) == 0 and await broker.count(BOB) == 1
+
+        await eventually(gone, "both are gone")
+        assert await offsets(broker, ANN) == []
+        assert await broker.last_offsets([ANN]) == {}
+        # What is gone is no longer "the one before".
+        receipt = await broker.publish(ANN, b"next")
+        await until(lambda: seen, what="the next one")
+        assert (seen[0].offset, seen[0].previous) == (receipt.offset, 0)
+
+    @pytest.mark.parametrize("ttl", [0, 0.5, -1])
+    async def test_ttl_below_one_second_is_refused(self, broker: Broker, ttl: float) -> None:
+        with pytest.raises(ValueError, match="1 s or more"):
+            await broker.publish(ANN, b"x", ttl=ttl)
+        assert await broker.count(ANN) == 0
+
+    async def test_age_ends_a_message(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 0.3
+        broker = await brokers.open()
+        last = (await fill(broker, ANN, 3))[-1]
+
+        async def gone() -> bool:
+            return await broker.count(ANN) == 0
+
+        await eventually(gone, "all are gone")
+        position = await broker.position()
+        assert (position.first, position.last) == (last + 1, last)
+
+    async def test_oldest_goes_first_at_the_limit(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_INBOX_MAX_MESSAGES = 3
+        broker = await brokers.open()
+        all_of_bob = await fill(broker, BOB, 2)
+        all_of_ann = await fill(broker, ANN, 5)
+        assert await offsets(broker, ANN) == all_of_ann[2:]
+        assert await broker.count(ANN) == 3
+        assert await offsets(broker, BOB) == all_of_bob
+
+    async def test_too_big(self, broker: Broker) -> None:
+        with pytest.raises(MessageTooBig, match="exceeds"):
+            await broker.publish(ANN, bytes(3_000_000))
+        with pytest.raises(MessageTooBig, match="exceeds"):
+            await broker.offer(ANN, Frame(bytes(3_000_000), False), "big")
+        # Neither harmed anything, and what the setting allows fits.
+        assert (await broker.publish(ANN, bytes(1_000_000))).offset > 0
+        await broker.offer(ANN, Frame(bytes(1_000_000), False), "fits")
+
+    @pytest.mark.parametrize(
+        "headers", [{"a": "b\r\nNats-Rollup: all"}, {"a\nb": "c"}, {"": "c"}, {"a:b": "c"}]
+    )
+    async def test_headers_that_would_break_the_line_are_refused(
+        self, broker: Broker, headers: dict[str, str]
+    ) -> None:
+        with pytest.raises(ValueError, match="header"):
+            await broker.publish(ANN, b"x", headers=headers)
+        with pytest.raises(ValueError, match="header"):
+            broker.offer(ANN, text("x"), "id", headers)
+        with pytest.raises(ValueError, match="header"):
+            await broker.publish(ANN, b"x", msg_id="a\r\nb: c")
+        assert await broker.count(ANN) == 0
+
+
+class TestOffer:
+    async def test_offers_go_out_in_the_order_of_the_calls(
+        self, brokers: Brokers, broker: Broker
+    ) -> None:
+        futures = [broker.offer(ANN, text(f"{n}"), f"id {n}") for n in range(500)]
+        receipts = await asyncio.gather(*futures)
+        assert [r.offset for r in receipts] == sorted({r.offset for r in receipts})
+        assert await brokers.sent(broker, ANN) == [b"%d" % n for n in range(500)]
+
+    async def test_same_id_is_stored_once(
+        self, brokers: Brokers, broker: Broker, other: Broker
+    ) -> None:
+        first = await broker.offer(ANN, text("first"), "a")
+        assert await other.offer(ANN, text("second"), "a") == (first.offset, True)
+        assert await brokers.sent(broker, ANN) == [b"first"]
+
+    async def test_ids_of_both_ways_are_apart(self, brokers: Brokers, broker: Broker) -> None:
+        await broker.publish(ANN, b"down", msg_id="a")
+        assert not (await broker.offer(ANN, text("up"), "a")).duplicate
+        assert await brokers.sent(broker, ANN) == [b"up"]
+
+    async def test_full_queue_refuses(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_SEND_MAX_MESSAGES = 2
+        broker = await brokers.open()
+        for number in range(2):
+            await broker.offer(ANN, text(f"{number}"), f"{number}")
+        with pytest.raises(QueueFull):
+            await broker.offer(ANN, text("2"), "2")
+        assert await brokers.sent(broker, ANN) == [b"0", b"1"]
+        # A repetition of what is stored is no news, so it is not refused.
+        assert (await broker.offer(ANN, text("0"), "0")).duplicate
+
+    async def test_cancelled_future_harms_no_other(self, brokers: Brokers, broker: Broker) -> None:
+        futures = [broker.offer(ANN, text(f"{n}"), f"{n}") for n in range(5)]
+        futures[1].cancel()
+        futures[3].cancel()
+        for number in (0, 2, 4):
+            assert (await futures[number]).offset > 0
+        await until(lambda: brokers.waiting(broker) == 0, what="nothing waits")
+
+    async def test_not_open_yet(self, brokers: Brokers) -> None:
+        with pytest.raises(BrokerUnavailable):
+            brokers.new().offer(ANN, text("x"), "x")
+
+
+class TestReadAfter:
+    async def test_exclusive_and_oldest_first(self, broker: Broker, other: Broker) -> None:
+        mine = []
+        for _ in range(5):
+            await fill(other, BOB, 2)
+            mine += await fill(broker, ANN, 1)
+        for index in range(5):
+            assert await offsets(other, ANN, mine[index]) == mine[index + 1 :]
+            assert await offsets(other, ANN, mine[index] - 1) == mine[index:]
+        assert await offsets(other, ANN, 0) == mine
+        assert await offsets(other, ANN, mine[-1] + 1000) == []
+
+    async def test_limit_and_more_speak_of_this_inbox(self, broker: Broker) -> None:
+        mine = await fill(broker, ANN, 5)
+        await fill(broker, BOB, 5)
+        for limit, more in ((1, True), (4, True), (5, False), (6, False), (1000, False)):
+            batch = await broker.read_after(ANN, 0, limit=limit)
+            assert ([m.offset for m in batch.messages], batch.more) == (mine[:limit], more)
+
+    async def test_nothing(self, broker: Broker) -> None:
+        for _ in range(2):  # in an empty stream, and in one that holds others' messages
+            assert await broker.read_after(ANN, 0, limit=10) == ([], False)
+            await fill(broker, BOB, 1)
+
+    async def test_large_messages_come_in_several_batches(self, broker: Broker) -> None:
+        sent = [(await broker.publish(ANN, bytes(900_000))).offset for _ in range(7)]
+        got: list[int] = []
+        more = True
+        while more:
+            batch = await broker.read_after(ANN, got[-1] if got else 0, limit=1000)
+            assert batch.messages
+            got += [message.offset for message in batch.messages]
+            more = batch.more
+        assert got == sent
+
+    async def test_message_is_as_published(self, broker: Broker) -> None:
+        headers = {REPLY_TO_HEADER: "c1", ERROR_HEADER: "rejected", "traceparent": "00-ab"}
+        await broker.publish(ANN, b"\x00\xff", kind="binary", headers=headers)
+        await broker.publish(ANN, b"plain")
+        first, second = (await broker.read_after(ANN, 0, limit=2)).messages
+        assert (first.payload, first.kind) == (b"\x00\xff", "binary")
+        assert (first.reply_to, first.error) == ("c1", "rejected")
+        assert (second.payload, second.kind) == (b"plain", None)
+        assert (second.reply_to, second.error) == (None, None)
+        age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(first.time)
+        assert abs(age) < dt.timedelta(minutes=1)
+
+    @pytest.mark.parametrize("user", ["a b", "*", ">", "ann@example.org", "jörg", "a..b", "=41"])
+    async def test_any_name_is_one_inbox(self, broker: Broker, user: str) -> None:
+        inbox = Inbox("orders", user)
+        await fill(broker, ANN, 1)
+        mine = await fill(broker, inbox, 2)
+        assert await offsets(broker, inbox) == mine
+        assert await broker.count(inbox) == 2
+        assert await broker.last_offsets([inbox]) == {inbox: mine[-1]}
+
+
+class TestWatch:
+    async def watch(self, broker: Broker, inbox: Inbox) -> list[Stored]:
+        seen: list[Stored] = []
+        broker.watch(inbox, seen.append)
+        await broker.position()  # an answer proves that the subscription has arrived
+        return seen
+
+    async def test_every_message_with_the_offset_before(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        await fill(broker, BOB, 3)
+        seen = await self.watch(other, ANN)
+        mine = []
+        for _ in range(5):
+            mine += await fill(broker, ANN, 1)
+            await fill(broker, BOB, 1)
+        await until(lambda: len(seen) >= 5, what="five messages")
+        assert [m.offset for m in seen] == mine
+        assert [m.previous for m in seen] == [0, *mine[:-1]]
+        assert [m.payload for m in seen] == [b"0"] * 5
+
+    async def test_offset_before_an_older_one(self, broker: Broker, other: Broker) -> None:
+        before = (await fill(broker, ANN, 2))[-1]
+        seen = await self.watch(other, ANN)
+        await fill(broker, ANN, 1)
+        await until(lambda: seen, what="a message")
+        assert seen[0].previous == before
+
+    async def test_message_is_as_published(self, broker: Broker, other: Broker) -> None:
+        seen = await self.watch(other, ANN)
+        await broker.publish(ANN, b"x", kind="event", headers={REPLY_TO_HEADER: "c"})
+        await until(lambda: seen, what="a message")
+        assert (seen[0].payload, seen[0].kind, seen[0].reply_to) == (b"x", "event", "c")
+        assert dt.datetime.fromisoformat(seen[0].time)
+
+    async def test_duplicate_is_not_seen(self, broker: Broker, other: Broker) -> None:
+        seen = await self.watch(other, ANN)
+        for msg_id in ("a", "a", "b"):
+            await broker.publish(ANN, msg_id.encode(), msg_id=msg_id)
+        await until(lambda: len(seen) >= 2, what="two messages")
+        assert [m.payload for m in seen] == [b"a", b"b"]
+
+    async def test_several_watchers_and_the_end_of_one(self, broker: Broker) -> None:
+        first: list[Stored] = []
+        end = broker.watch(ANN, first.append)
+        second = await self.watch(broker, ANN)
+        await fill(broker, ANN, 1)
+        await until(lambda: first and second, what="both saw it")
+        end.close()
+        end.close()
+        await fill(broker, ANN, 1)
+        await until(lambda: len(second) == 2, what="one saw it")
+        assert len(first) == 1
+
+    async def test_watch_before_open(self, brokers: Brokers, broker: Broker) -> None:
+        late = brokers.new()
+        seen: list[Stored] = []
+        late.watch(ANN, seen.append)
+        await late.open()
+        await late.wait_ready()
+        await fill(broker, ANN, 1)
+        await until(lambda: seen, what="a message")
+
+
+class TestLastOffsets:
+    async def test_more_inboxes_than_one_request_takes(self, broker: Broker, other: Broker) -> None:
+        inboxes = [Inbox("orders", f"u{number}") for number in range(1100)]
+        receipts = await asyncio.gather(*(broker.publish(inbox, b"x") for inbox in inboxes))
+        expected = {i: r.offset for i, r in zip(inboxes, receipts, strict=True)}
+        empty = [Inbox("orders", f"e{number}") for number in range(1100)]
+        assert await other.last_offsets(inboxes + empty) == expected
+        assert await other.last_offsets(empty) == {}
+        assert await other.last_offsets([]) == {}
+
+    async def test_long_names(self, broker: Broker) -> None:
+        """1,024 long names exceeded the server's max_payload, which ends the connection."""
+        names = [f"{number:04}" + "*" * 251 for number in range(1000)]
+        inboxes = [Inbox("*" * 255, name) for name in names]
+        receipt = await broker.publish(inboxes[-1], b"x")
+        assert await broker.last_offsets(inboxes) == {inboxes[-1]: receipt.offset}
+
+    async def test_newest_counts(self, broker: Broker) -> None:
+        group = Inbox(GROUP_SERVICE, "a.b.c")
+        mine = await fill(broker, ANN, 3)
+        theirs = await fill(broker, group, 1)
+        assert await broker.last_offsets([ANN, group]) == {ANN: mine[-1], group: theirs[-1]}
+
+
+class TestPosition:
+    async def test_empty_and_after_messages(self, broker: Broker, other: Broker) -> None:
+        empty = await broker.position()
+        assert empty.last == 0
+        assert empty.first <= 1
+        mine = await fill(other, ANN, 3)
+        assert await broker.position() == (empty.epoch, mine[0], mine[-1])
+
+    async def test_client_messages_do_not_move_it(self, broker: Broker) -> None:
+        await broker.offer(ANN, text("x"), "x")
+        assert (await broker.position()).last == 0
+
+    async def test_epoch_is_the_same_everywhere_until_the_stream_is_another(
+        self, brokers: Brokers, broker: Broker, other: Broker
+    ) -> None:
+        first = broker.epoch
+        assert first
+        assert first == other.epoch == (await other.position()).epoch
+        await brokers.renew(broker)
+        position = await other.position()
+        assert position.epoch not in ("", first)
+        assert position.last == 0
+        assert other.epoch == position.epoch
+
+
+class TestCursors:
+    async def test_saved_and_loaded_by_device(self, broker: Broker, other: Broker) -> None:
+        assert await broker.load_cursor(ANN, "phone") == 0
+        await broker.save_cursor(ANN, "phone", 7)
+        assert await other.load_cursor(ANN, "phone") == 7
+        for inbox, device in ((ANN, "laptop"), (BOB, "phone"), (Inbox("orders", "ann.x"), "")):
+            if device:
+                assert await other.load_cursor(inbox, device) == 0
+
+    @pytest.mark.parametrize("device", ["default", "a b", "*", ">", "é" * 100, "."])
+    async def test_any_device_name(self, broker: Broker, other: Broker, device: str) -> None:
+        await broker.save_cursor(ANN, device, 5)
+        assert await other.load_cursor(ANN, device) == 5
+        assert await other.load_cursor(ANN, "another") == 0
+
+    async def test_never_backwards(self, broker: Broker, other: Broker) -> None:
+        """The broker that wrote the cursor itself once moved it back."""
+        for writer, offset, expected in (
+            (broker, 10, 10),
+            (broker, 3, 10),
+            (other, 4, 10),
+            (other, 20, 20),
+            (broker, 15, 20),
+            (broker, 21, 21),
+        ):
+            await writer.save_cursor(ANN, "phone", offset)
+            assert await broker.load_cursor(ANN, "phone") == expected
+            assert await other.load_cursor(ANN, "phone") == expected
+
+    async def test_many_writers_at_once(self, brokers: Brokers) -> None:
+        writers = [await brokers.open() for _ in range(4)]
+        for base in (0, 100):
+            await asyncio.gather(
+                *(w.save_cursor(ANN, "phone", base + n) for n, w in enumerate(writers, 1))
+            )
+            assert await writers[0].load_cursor(ANN, "phone") == base + 4
+
+    async def test_of_another_epoch_is_not_known(
+        self, brokers: Brokers, broker: Broker, other: Broker
+    ) -> None:
+        await broker.save_cursor(ANN, "phone", 100)
+        assert await other.load_cursor(ANN, "phone") == 100
+        await brokers.renew(broker)
+        for each in (broker, other):
+            await each.position()
+            assert await each.load_cursor(ANN, "phone") == 0
+        await broker.save_cursor(ANN, "phone", 2)
+        await other.save_cursor(ANN, "phone", 1)
+        assert await other.load_cursor(ANN, "phone") == 2
+
+
+class TestBroadcast:
+    async def test_every_listener_hears_its_topic(self, broker: Broker, other: Broker) -> None:
+        heard: list[bytes] = []
+        ended: list[bytes] = []
+        elsewhere: list[bytes] = []
+        broker.listen("logout", heard.append)
+        broker.listen("topic", elsewhere.append)
+        end = other.listen("logout", ended.append)
+        other.listen("logout", heard.append)
+        for each in (broker, other):
+            await each.position()
+        broker.broadcast("logout", b"one")
+        await until(lambda: len(heard) == 2 and ended, what="all heard it")
+        end.close()
+        other.broadcast("logout", b"two")
+        await until(lambda: len(heard) == 4, what="two heard it")
+        assert heard == [b"one"] * 2 + [b"two"] * 2
+        assert ended == [b"one"]
+        assert elsewhere == []
+
+    async def test_lost_while_not_ready(self, brokers: Brokers, broker: Broker) -> None:
+        heard: list[bytes] = []
+        broker.listen("logout", heard.append)
+        await broker.position()
+        early = brokers.new()
+        early.broadcast("logout", b"lost")
+        broker.broadcast("logout", b"heard")
+        await until(lambda: heard, what="one broadcast")
+        assert heard == [b"heard"]
+
+
+class TestLife:
+    async def test_open_is_idempotent_and_announced_once(self, brokers: Brokers) -> None:
+        broker = brokers.new()
+        calls: list[str] = []
+        broker.on_ready(lambda: calls.append("kept"))
+        ended = broker.on_ready(lambda: calls.append("ended"))
+        ended.close()
+        ended.close()
+        assert not broker.ready
+        await broker.open()
+        await broker.open()
+        await broker.wait_ready()
+        await broker.open()
+        await until(lambda: calls, what="the callback")
+        assert broker.ready
+        await broker.position()
+        assert calls == ["kept"]
+
+    async def test_not_open_yet(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_BROKER_TIMEOUT = 0.2
+        broker = brokers.new()
+        with pytest.raises(BrokerUnavailable):
+            await broker.wait_ready(0.1)
+        with pytest.raises(BrokerUnavailable):
+            await broker.publish(ANN, b"x")
+        with pytest.raises(BrokerUnavailable):
+            await broker.read_after(ANN, 0, limit=1)
+
+    async def test_set_up_is_idempotent(self, brokers: Brokers) -> None:
+        broker = brokers.new()
+        for _ in range(2):
+            lines = await broker.set_up()
+            assert lines
+            assert all(": " in line for line in lines)
+        await broker.open()
+        await broker.wait_ready()
+        await fill(broker, ANN, 1)
+
+    async def test_everything_refuses_after_close(self, brokers: Brokers, broker: Broker) -> None:
+        await fill(broker, ANN, 1)
+        seen: list[Any] = []
+        broker.watch(ANN, seen.append)
+        broker.listen("logout", seen.append)
+        await broker.position()
+        await broker.close()
+        await broker.close()
+        assert not broker.ready
+        for call in CALLS.values():
+            with pytest.raises(BrokerClosed, match="already closed"):
+                await call(broker)
+        for direct in (
+            lambda: broker.offer(ANN, text("x"), "x"),
+            lambda: broker.broadcast("logout", b"x"),
+            lambda: broker.watch(ANN, seen.append),
+            lambda: broker.listen("logout", seen.append),
+        ):
+            with pytest.raises(BrokerClosed, match="already closed"):
+                direct()
+        another = await brokers.open()
+        assert await another.count(ANN) == 1
+        await fill(another, ANN, 1)
+        another.broadcast("logout", b"x")
+        await another.position()
+        assert seen == []
+
+    async def test_close_before_open(self, brokers: Brokers) -> None:
+        broker = brokers.new()
+        await broker.close()
+        with pytest.raises(BrokerClosed):
+            await broker.open()
+
+
+CALLS: dict[str, Callable[[Broker], Awaitable[Any]]] = {
+    "open": lambda b: b.open(),
+    "set_up": lambda b: b.set_up(),
+    "wait_ready": lambda b: b.wait_ready(),
+    "publish": lambda b: b.publish(ANN, b"x"),
+    "read_after": lambda b: b.read_after(ANN, 0, limit=10),
+    "last_offsets": lambda b: b.last_offsets([ANN]),
+    "position": lambda b: b.position(),
+    "count": lambda b: b.count(ANN),
+    "load_cursor": lambda b: b.load_cursor(ANN, "phone"),
+    "save_cursor": lambda b: b.save_cursor(ANN, "tablet", 9),
+}
+"""Every method that waits, with arguments."""
+
+STEPS = [0, 1, 2, 3, 4, 6, 9]
+PAUSES = [0.0, 0.0002, 0.0005, 0.001, 0.003]
+
+
+class TestCancellation:
+    @pytest.mark.parametrize("name", [n for n in CALLS if n not in ("open", "wait_ready")])
+    async def test_cancelled_at_any_point(
+        self, brokers: Brokers, broker: Broker, name: str
+    ) -> None:
+        await fill(broker, ANN, 2)
+        ended = cancelled = 0
+        for steps in STEPS:
+            for pause in PAUSES:
+                task = asyncio.ensure_future(CALLS[name](broker))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                if pause:
+                    await asyncio.sleep(pause)
+                task.cancel()
+                try:
+                    await task
+                    ended += 1
+                except asyncio.CancelledError:
+                    cancelled += 1
+        assert ended + cancelled == len(STEPS) * len(PAUSES)
+        assert cancelled >= 1  # at least the one that had not begun
+        assert broker.ready
+        assert brokers.waiting(broker) == 0
+        # Everything still works.
+        for call in CALLS.values():
+            await call(broker)
+
+    async def test_cancelled_publish_is_stored_at_most_once(self, broker: Broker) -> None:
+        for number, pause in enumerate(PAUSES * 3):
+            msg_id = f"id {number}"
+            task = asyncio.ensure_future(broker.publish(ANN, msg_id.encode(), msg_id=msg_id))
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.wait({task})
+            await broker.publish(ANN, msg_id.encode(), msg_id=msg_id)
+        batch = await broker.read_after(ANN, 0, limit=1000)
+        assert [m.payload for m in batch.messages] == [
+            b"id %d" % number for number in range(len(PAUSES) * 3)
+        ]
+
+    async def test_closed_while_waiting(self, brokers: Brokers) -> None:
+        broker = brokers.new()
+        await broker.open()
+        tasks = [asyncio.ensure_future(call(broker)) for call in CALLS.values()]
+        await asyncio.sleep(0)
+        await broker.close()
+        done, pending = await asyncio.wait(tasks, timeout=2.0)
+        assert not pending
+        for task in done:
+            assert task.exception() is None or isinstance(task.exception(), BrokerClosed)
