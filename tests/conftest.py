@@ -7,11 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import Gateway
 from wsgateway.broker import embedded
 from wsgateway.broker.cluster import Cluster
+
+# The machines that run this are shared: what is slow for once is not wrong.
+hypothesis.settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared")
 
 # A power loss during the tests costs nothing; fsync for each message would cost minutes.
 SYNC_INTERVAL = "10s"

@@ -200,6 +200,7 @@ class Gateway(Process):
         headers = {"Cookie": f"service={service}; user={user}"}
         options.setdefault("additional_headers", headers)
         options.setdefault("max_size", None)
+        options.setdefault("open_timeout", 30)
         options.setdefault("proxy", None)
         url = self.ws(path or f"/ws/{service}/{user}/") + query
         return websockets.asyncio.client.connect(url, **options)

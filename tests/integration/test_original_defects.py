@@ -32,7 +32,7 @@ async def publish(broker: NatsBroker, inbox: Inbox, texts: list[str]) -> None:
 
 
 async def receive(socket: Any, count: int) -> list[str]:
-    return [await asyncio.wait_for(socket.recv(), 10) for _ in range(count)]
+    return [await asyncio.wait_for(socket.recv(), 30) for _ in range(count)]
 
 
 async def silent(socket: Any, seconds: float = 0.3) -> bool:
