@@ -1,0 +1,36 @@
+"""The close codes keep the rules that clients rely on."""
+
+from __future__ import annotations
+
+from wsgateway.codes import CloseCode
+
+
+def test_numbers_and_reasons_are_unique_and_fit_a_close_frame() -> None:
+    assert len({int(code) for code in CloseCode}) == len(CloseCode.__members__)
+    assert len({code.reason for code in CloseCode}) == len(CloseCode.__members__)
+    for code in CloseCode:
+        assert 4000 <= code < 5000
+        assert 0 < len(code.reason.encode()) <= 123
+
+
+def test_reconnect_follows_from_the_range() -> None:
+    assert {code.name for code in CloseCode if code.reconnect} == {
+        "SHUTTING_DOWN",
+        "TOO_SLOW",
+        "NO_PONG",
+        "RATE_LIMIT",
+        "BROKER_UNAVAILABLE",
+    }
+    for code in CloseCode:
+        assert code.reconnect is (4000 <= code <= 4499)
+
+
+def test_raw_clients_get_a_code_that_servers_may_send() -> None:
+    """RFC 6455 reserves 1005, 1006 and 1015 and leaves 1012 to 1014 to a registry."""
+    assert {code.raw for code in CloseCode} == {1001, 1008, 1009, 1013}
+
+
+def test_number_and_text() -> None:
+    code = CloseCode(4509)
+    assert code is CloseCode.MESSAGE_TOO_BIG
+    assert (code.reason, code.raw) == ("message too big", 1009)

@@ -1,0 +1,313 @@
+"""The reader against a model of a stream that loses, delays, repeats, lags and trims."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from wsgateway.inbox import LAGGING_READS, WINDOW_BYTES, InboxReader
+
+
+class Message(NamedTuple):
+    offset: int
+    previous: int | None
+    payload: bytes
+
+
+BIG = bytes(WINDOW_BYTES)
+WINDOW = 4
+
+
+class ReaderModel(RuleBasedStateMachine):
+    """One inbox and one reader. What may happen at any time is a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream: list[Message] = []  # what is kept
+        self.last = 0  # newest offset, of any inbox
+        self.on_the_way: deque[Message] = deque()  # live messages that were not delivered yet
+        self.old: list[Message] = []  # live messages that may come again
+        self.reading: tuple[int, int] | None = None
+        self.taken: list[int] = []  # since the last start
+        self.waiting: deque[int] = deque()  # taken, not confirmed
+        self.start_at = 0
+        self.reader = InboxReader(WINDOW)
+
+    @initialize(before=st.integers(0, 12), cursor=st.integers(0, 12))
+    def begin(self, before: int, cursor: int) -> None:
+        for _ in range(before):
+            self.publish(0, False, "lost")
+        self.start_at = min(cursor, self.last)
+        self.reader.start(self.start_at)
+
+    # -- the stream ----------------------------------------------------------------------
+
+    @rule(
+        gap=st.integers(0, 2),
+        big=st.booleans(),
+        fate=st.sampled_from(["arrives", "arrives", "waits", "lost", "unknown previous"]),
+    )
+    def publish(self, gap: int, big: bool, fate: str) -> None:
+        """Store a message after *gap* ones of other inboxes; its live copy has a *fate*."""
+        self.last += 1 + gap
+        previous = self.stream[-1].offset if self.stream else 0
+        message = Message(self.last, previous, BIG if big else b"x")
+        self.stream.append(message)
+        if fate == "lost":
+            return
+        if fate == "unknown previous":
+            message = message._replace(previous=None)
+        self.on_the_way.append(message)
+        self.old.append(message)
+        if fate != "waits":
+            self.arrive()
+
+    @precondition(lambda self: self.on_the_way)
+    @rule()
+    def arrive(self) -> None:
+        while self.on_the_way:
+            self.reader.live(self.on_the_way.popleft())
+
+    @precondition(lambda self: self.old)
+    @rule(data=st.data())
+    def arrive_again(self, data: st.DataObject) -> None:
+        self.reader.live(data.draw(st.sampled_from(self.old)))
+
+    @rule(count=st.integers(1, 5))
+    def trim(self, count: int) -> None:
+        del self.stream[:count]
+
+    @precondition(lambda self: self.stream)
+    @rule()
+    def expire_the_newest(self) -> None:
+        del self.stream[-1]
+
+    @rule()
+    def sweep(self) -> None:
+        if self.stream:
+            self.reader.announce(self.stream[-1].offset)
+
+    # -- the shell -----------------------------------------------------------------------
+
+    @precondition(lambda self: self.reading is None and self.reader.wants_fetch)
+    @rule()
+    def begin_fetch(self) -> None:
+        self.reading = self.reader.begin_fetch()
+        assert 1 <= self.reading[1] <= WINDOW
+
+    @precondition(lambda self: self.reading is not None)
+    @rule(lag=st.integers(0, 3), limit=st.integers(1, WINDOW))
+    def end_fetch(self, lag: int, limit: int) -> None:
+        """End with what a replica knows that is *lag* messages behind, or part of it."""
+        assert self.reading is not None
+        offset, room = self.reading
+        self.reading = None
+        known = self.stream[: len(self.stream) - lag] if lag else self.stream
+        found = [message._replace(previous=None) for message in known if message.offset > offset]
+        limit = min(limit, room)
+        self.reader.fetched(found[:limit], more=len(found) > limit)
+
+    @precondition(lambda self: self.reading is not None)
+    @rule()
+    def fail_fetch(self) -> None:
+        self.reading = None
+        self.reader.fetch_failed()
+
+    @rule()
+    def take(self) -> None:
+        message = self.reader.take()
+        if message is not None:
+            assert message.offset > max([self.start_at, *self.taken[-1:]])
+            self.taken.append(message.offset)
+            self.waiting.append(message.offset)
+
+    @precondition(lambda self: self.waiting)
+    @rule(count=st.integers(1, WINDOW))
+    def confirm(self, count: int) -> None:
+        done = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+        assert self.reader.confirm(done[-1]) == len(done)
+        assert self.reader.confirm(done[-1]) == 0
+        assert self.reader.confirmed >= done[-1]
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def drop(self) -> None:
+        """What was taken last turns out to be malformed."""
+        self.reader.drop(self.waiting.pop())
+
+    @precondition(lambda self: self.reading is None)
+    @rule()
+    def another_stream(self) -> None:
+        """The stream is deleted and made again; what was on the way is lost with it."""
+        self.stream.clear()
+        self.on_the_way.clear()
+        self.old.clear()
+        self.waiting.clear()
+        self.taken.clear()
+        self.last = self.start_at = 0
+        self.reader.restart(0)
+
+    # -- what must hold ------------------------------------------------------------------
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        reader = self.reader
+        assert len(reader._held) <= WINDOW
+        assert len(reader._ready) <= len(reader._in_flight) <= WINDOW
+        sizes = [size for _, size in reader._in_flight]
+        assert reader._in_flight_bytes == sum(sizes)
+        assert sum(sizes[:-1]) < WINDOW_BYTES + len(BIG) * WINDOW
+        assert reader.confirmed <= reader.position
+
+    @invariant()
+    def nothing_is_passed_over(self) -> None:
+        """What is kept up to `position` was queued: nothing between was skipped."""
+        queued = {*self.taken, *(message.offset for message in self.reader._ready)}
+        kept = {m.offset for m in self.stream if self.start_at < m.offset <= self.reader.position}
+        assert kept <= queued
+
+    def teardown(self) -> None:
+        """Once nothing breaks any more, everything that is kept arrives."""
+        if self.reading is not None:
+            self.fail_fetch()
+        self.arrive()
+        for _ in range(LAGGING_READS * (len(self.stream) + 2)):
+            self.sweep()
+            if self.reader.wants_fetch:
+                self.begin_fetch()
+                self.end_fetch(0, WINDOW)
+            self.take()
+            if self.waiting:
+                self.confirm(WINDOW)
+        kept = [message.offset for message in self.stream if message.offset > self.start_at]
+        assert set(kept) <= set(self.taken)
+        assert self.taken == sorted(set(self.taken))
+        assert self.reader.take() is None
+
+
+ReaderModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestReader = ReaderModel.TestCase
+
+
+def live(offset: int, previous: int | None) -> Message:
+    return Message(offset, previous, b"x")
+
+
+def started(offset: int = 0, window: int = WINDOW) -> InboxReader:
+    """Return a reader that has read all there was."""
+    reader = InboxReader(window)
+    reader.start(offset)
+    reader.begin_fetch()
+    reader.fetched([], more=False)
+    return reader
+
+
+def test_nothing_is_queued_before_the_start() -> None:
+    reader = InboxReader(WINDOW)
+    assert not reader.live(live(1, 0))
+    assert not reader.wants_fetch
+    reader.start(0)
+    assert reader.wants_fetch
+    assert reader.take() is None
+
+
+def test_live_message_goes_straight_through() -> None:
+    reader = started()
+    assert reader.live(live(5, 0))
+    assert reader.live(live(9, 5))
+    assert not reader.wants_fetch
+    assert [reader.take().offset for _ in range(2)] == [5, 9]  # type: ignore[union-attr]
+
+
+def test_gap_is_read_first() -> None:
+    reader = started()
+    assert reader.live(live(9, 5))
+    assert reader.take() is None
+    assert reader.wants_fetch
+    assert reader.begin_fetch() == (0, WINDOW)
+    reader.fetched([live(5, None), live(9, None)], more=False)
+    assert [reader.take().offset for _ in range(2)] == [5, 9]  # type: ignore[union-attr]
+    assert not reader.wants_fetch
+
+
+def test_message_that_came_during_a_fetch_is_not_read_again() -> None:
+    reader = InboxReader(WINDOW)
+    reader.start(0)
+    reader.begin_fetch()
+    reader.live(live(2, 1))
+    reader.live(live(3, 2))
+    reader.fetched([live(1, None)], more=False)
+    taken = [message.offset for _ in range(3) if (message := reader.take())]
+    assert taken == [1, 2, 3]
+    assert not reader.wants_fetch
+
+
+def test_rest_of_a_batch_and_a_failed_fetch_are_read_without_a_sweep() -> None:
+    reader = InboxReader(WINDOW)
+    reader.start(0)
+    reader.begin_fetch()
+    reader.live(live(9, 8))
+    reader.fetch_failed()
+    assert reader.wants_fetch
+    reader.begin_fetch()
+    reader.fetched([live(1, None)], more=True)
+    assert reader.wants_fetch
+    reader.begin_fetch()
+    reader.fetched([live(9, None)], more=False)
+    assert not reader.wants_fetch
+
+
+def test_full_window_leaves_messages_in_the_stream() -> None:
+    reader = started(window=2)
+    for offset in range(1, 6):
+        reader.live(live(offset, offset - 1))
+    assert reader.room == 0
+    assert not reader.wants_fetch
+    assert [reader.take().offset for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+    assert reader.take() is None
+    reader.confirm(1)
+    assert reader.wants_fetch
+    assert reader.begin_fetch() == (2, 1)
+
+
+def test_bytes_in_flight_close_the_window_too() -> None:
+    reader = started(window=100)
+    reader.live(Message(1, 0, BIG))
+    assert reader.room == 0
+    reader.take()
+    reader.confirm(1)
+    assert reader.room == 100
+
+
+def test_announced_offset_that_is_never_found_is_given_up() -> None:
+    reader = started()
+    reader.announce(7)
+    reads = 0
+    while reader.wants_fetch:
+        reader.begin_fetch()
+        reader.fetched([], more=False)
+        reads += 1
+        assert reader.lagging is (reads < LAGGING_READS)
+    assert reads == LAGGING_READS
+    reader.announce(7)  # the next sweep asks again
+    assert reader.wants_fetch
+
+
+def test_confirming_what_was_never_sent_counts_as_all() -> None:
+    reader = started(10)
+    reader.live(live(11, 10))
+    reader.take()
+    assert reader.confirm(10**9) == 1
+    assert reader.confirmed == reader.position == 11
+
+
+def test_dropped_message_at_the_end_counts_as_had() -> None:
+    reader = started()
+    reader.live(live(1, 0))
+    reader.take()
+    reader.drop(1)
+    assert (reader.room, reader.confirmed) == (WINDOW, 1)

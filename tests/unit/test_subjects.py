@@ -1,0 +1,170 @@
+"""Names to subjects and back: two names never share one, and no name can widen one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from wsgateway.exceptions import NameRefused
+from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects, decode_token, encode_token
+
+TRICKY = [
+    "ann@example.org",
+    "a b",
+    "*",
+    ">",
+    "ws.>",
+    "a..b",
+    ".a",
+    "a.",
+    ".",
+    "k.z",
+    "k-z",
+    "k_z",
+    "=",
+    "=2E",
+    "=41",
+    "A",
+    "jörg",
+    "日本",
+    "\u0663",
+    "chat\n",
+    "\r\nPUB x 1",
+    "\t",
+    "\0",
+    "\0group",
+    " ",
+    "$JS.API.>",
+    "_INBOX",
+    "😀",
+]
+TOKEN = re.compile(r"[A-Za-z0-9_=-]+\Z")
+names = st.one_of(
+    st.sampled_from(TRICKY),
+    st.text(min_size=1, max_size=60),
+    st.text(alphabet="=.*> aA0k2E_-é", min_size=1, max_size=6),
+).filter(lambda name: name.encode("utf-8", "replace").decode() == name)
+KINDS = ("recv", "send", "live", "conn", "dead")
+
+
+@given(names)
+def test_token_both_ways(name: str) -> None:
+    token = encode_token(name)
+    assert TOKEN.match(token)
+    assert decode_token(token) == name
+
+
+@given(names, names)
+def test_two_names_never_share_a_token(one: str, other: str) -> None:
+    assume(one != other)
+    assert encode_token(one) != encode_token(other)
+
+
+def test_tricky_names_are_all_different() -> None:
+    assert len({encode_token(name) for name in TRICKY}) == len(TRICKY)
+
+
+@given(st.text(alphabet="=.*>aA0k2EFf_- é\n", max_size=8))
+def test_only_one_token_stands_for_a_name(token: str) -> None:
+    """So a subject that somebody wrote by hand cannot reach a user by a second way."""
+    try:
+        name = decode_token(token)
+    except NameRefused:
+        return
+    assert encode_token(name) == token
+
+
+@pytest.mark.parametrize("token", ["", "=", "=4", "=4g", "=2e", "=41", "=FF", "a.b", "*", "é"])
+def test_what_is_no_token_is_refused(token: str) -> None:
+    with pytest.raises(NameRefused, match="subject token"):
+        decode_token(token)
+
+
+@pytest.mark.parametrize("name", ["", None, 7, b"ann", "\ud800", "x" * 256, "é" * 128])
+def test_names_that_cannot_be(name: object) -> None:
+    with pytest.raises(NameRefused):
+        encode_token(name)  # type: ignore[arg-type]
+
+
+def test_longest_name_fits() -> None:
+    assert decode_token(encode_token("*" * 255)) == "*" * 255
+
+
+@given(names, names, st.sampled_from(KINDS), st.sampled_from(["ws", "acme.ws", "a.b-c.d_e"]))
+def test_inbox_both_ways(service: str, user: str, kind: str, prefix: str) -> None:
+    subjects, inbox = Subjects(prefix), Inbox(service, user)
+    subject = getattr(subjects, kind)(inbox)
+    assert subject.startswith(f"{prefix}.{kind}.")
+    assert subject.count(".") == prefix.count(".") + 3
+    assert not set("*> \r\n\t") & set(subject)
+    assert subjects.parse(subject) == (kind, inbox)
+
+
+@given(names, names, names, names)
+def test_two_inboxes_never_share_a_subject_or_a_cursor(a: str, b: str, c: str, d: str) -> None:
+    assume((a, b) != (c, d))
+    subjects = Subjects()
+    assert subjects.recv(Inbox(a, b)) != subjects.recv(Inbox(c, d))
+    assert subjects.cursor_key(Inbox(a, b), "x") != subjects.cursor_key(Inbox(c, d), "x")
+    assert subjects.cursor_key(Inbox("s", a), b) != subjects.cursor_key(Inbox("s", c), d)
+
+
+@given(names, names)
+def test_group_never_is_a_users(group: str, user: str) -> None:
+    subjects = Subjects()
+    durable = Inbox(GROUP_SERVICE, group)
+    kind, parsed = subjects.parse(subjects.recv(durable))
+    assert (kind, parsed.user) == ("recv", group)
+    assert parsed.service is GROUP_SERVICE
+    # A client that names itself like that gets an address of its own.
+    assert subjects.recv(Inbox("\0" + "group", user)) != subjects.recv(Inbox(GROUP_SERVICE, user))
+    assert subjects.group(group).count(".") == 2
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "ws.recv.orders",
+        "ws.recv.orders.ann.x",
+        "other.recv.orders.ann",
+        "wsx.recv.orders.ann",
+        "ws.recv..ann",
+        "ws.recv.*.ann",
+        "ws.recv.orders.>",
+        "ws.recv.orders.=41",
+        "",
+    ],
+)
+def test_other_subjects_are_refused(subject: str) -> None:
+    with pytest.raises(NameRefused):
+        Subjects().parse(subject)
+
+
+@given(st.text(alphabet="ws.recvand=*> 41", max_size=30))
+def test_parse_returns_or_refuses(subject: str) -> None:
+    try:
+        kind, inbox = Subjects().parse(subject)
+    except NameRefused:
+        return
+    assert Subjects()._inbox(kind, inbox) == subject
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", "ws.", ".ws", "ws.*", ">", "ws\n", "é", "a=b"])
+def test_prefixes_that_cannot_be(prefix: str) -> None:
+    with pytest.raises(NameRefused, match="prefix"):
+        Subjects(prefix)
+
+
+def test_names_below_a_prefix() -> None:
+    subjects, ann = Subjects("acme.ws-1"), Inbox("k.z", "ann@x")
+    assert subjects.recv(ann) == "acme.ws-1.recv.k=2Ez.ann=40x"
+    assert subjects.cursor_key(ann, "default") == "k=2Ez.ann=40x.default"
+    assert subjects.stream("recv") == "ACME_WS_1_RECV"
+    assert subjects.all_of("send") == "acme.ws-1.send.*.*"
+    assert subjects.all_of("send", "k.z") == "acme.ws-1.send.k=2Ez.*"
+    assert subjects.group("a..b") == "acme.ws-1.recv.a=2E=2Eb"
+    assert subjects.channel("x") == "acme.ws-1.chan.x"
+    assert subjects.process("p!") == "acme.ws-1.proc.p=21"
