@@ -132,6 +132,8 @@ X_FRAME_OPTIONS = "DENY"
 
 if DEBUG:
     WSGATEWAY_IDENTITY = [
+        # First: the demo page connects its second user with a token beside the session's cookie
+        "wsgateway.identity.TokenIdentity",
         "wsgateway.identity.SessionIdentity",
         "wsgateway.identity.CookieIdentity",
     ]

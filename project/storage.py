@@ -10,6 +10,8 @@ __all__ = ["StaticStorage"]
 class StaticStorage(CompressedManifestStaticFilesStorage):  # type: ignore[misc]
     """Django's manifest storage that does not end in errors before ``collectstatic`` ran."""
 
+    support_js_module_import_aggregation = True
+
     def stored_name(self, name: str) -> str:
         """Return the hashed name, or *name* itself if it was never collected."""
         try:

@@ -11,6 +11,7 @@ app_name = "wsgateway"
 urlpatterns = [
     path("", views.demo, name="demo"),
     path("publish/", views.publish, name="publish"),
+    path("demo/token/", views.token, name="token"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
 ]

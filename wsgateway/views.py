@@ -1,11 +1,16 @@
-"""The demonstration: a logged-in user's inbox in the browser, and a form to publish."""
+"""The demonstration: users' inboxes in the browser, and a form to publish."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
 
 from django import forms
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
@@ -13,22 +18,43 @@ from wsgateway.broker import get_broker
 from wsgateway.broker.base import Receipt
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.identity import make_token
+from wsgateway.launcher import DEMO_USERS
 from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
 
-__all__ = ["demo", "publish"]
+__all__ = ["demo", "publish", "token"]
 
 SERVICE = "demo"
+TOKEN_MAX_AGE = 60.0
+"""Seconds; long enough to connect, and the page gets another one for each attempt."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One user's half of the page.
+
+    Attributes:
+        user: Whose inbox.
+        other: Whom the form writes to; None lets the visitor choose.
+        token: Where the page gets a token for *user*; None if the session says who it is.
+    """
+
+    user: str
+    other: str | None = None
+    token: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where the websocket connects."""
+        return f"/ws/{SERVICE}/{quote(self.user, safe='')}/"
 
 
 class PublishForm(forms.Form):
-    """A message to one user of the service ``demo``."""
+    """A message to one user of the service ``demo``; the same *id* is stored once."""
 
-    user = forms.CharField(
-        label="To user", max_length=MAX_NAME_BYTES, widget=forms.TextInput({"autocomplete": "off"})
-    )
-    text = forms.CharField(
-        label="Message", max_length=10_000, widget=forms.TextInput({"autocomplete": "off"})
-    )
+    user = forms.CharField(max_length=MAX_NAME_BYTES)
+    text = forms.CharField(max_length=20_000)
+    id = forms.SlugField(max_length=64, required=False)
 
 
 def _may_publish(user: object) -> bool:
@@ -38,19 +64,53 @@ def _may_publish(user: object) -> bool:
     return settings.debug or bool(getattr(user, "is_staff", False))
 
 
+def _guest(request: HttpRequest) -> str | None:
+    """Return the demo user who shares the page with the logged-in one.
+
+    None in production: there, nobody acts for somebody else. The demo users' passwords are their
+    names, and only DEBUG creates them.
+    """
+    name = request.user.get_username()
+    if not settings.debug or name not in DEMO_USERS:
+        return None
+    ordinary = (user for user, superuser in DEMO_USERS.items() if not superuser)
+    return next((user for user in ordinary if user != name), None)
+
+
+def _panels(request: HttpRequest) -> list[Panel]:
+    name = request.user.get_username()
+    if not name:
+        return []
+    guest = _guest(request)
+    if guest is None:
+        return [Panel(name)]
+    return [Panel(name, guest), Panel(guest, name, reverse("wsgateway:token"))]
+
+
 @require_safe
 @ensure_csrf_cookie
 def demo(request: HttpRequest) -> HttpResponse:
-    """Show the inbox of the logged-in user, or how to log in."""
-    name = request.user.get_username()
-    form = (
-        PublishForm(initial={"user": name}, label_suffix="") if _may_publish(request.user) else None
-    )
-    context = {"service": SERVICE, "name": name, "form": form, "debug": settings.debug}
-    if name:
-        context["subject"] = Subjects(settings.PREFIX).all_of("send", SERVICE)
-        context["inbox"] = Subjects(settings.PREFIX).all_of("recv", SERVICE)
+    """Show the inbox of the logged-in user, beside a second one in development."""
+    panels = _panels(request)
+    context = {
+        "panels": panels,
+        "form": _may_publish(request.user),
+        "debug": settings.debug,
+    }
+    if panels:
+        inbox = Inbox(SERVICE, panels[0].user)
+        context["example"] = Subjects(settings.PREFIX).recv(inbox)
     return render(request, "wsgateway/demo.html", context)
+
+
+@never_cache
+@require_POST
+def token(request: HttpRequest) -> HttpResponse:
+    """Return a token for the second user of the page; nobody gets one in production."""
+    guest = _guest(request)
+    if guest is None:
+        return JsonResponse({"error": "there is no second user here"}, status=403)
+    return JsonResponse({"token": make_token(SERVICE, guest, max_age=TOKEN_MAX_AGE)})
 
 
 @require_POST
@@ -63,7 +123,7 @@ async def publish(request: HttpRequest) -> HttpResponseBase:
         return JsonResponse({"error": "give a user and a message"}, status=400)
     user = form.cleaned_data["user"]
     try:
-        receipt = await _store(user, form.cleaned_data["text"])
+        receipt = await _store(user, form.cleaned_data["text"], form.cleaned_data["id"])
     except WsGatewayError as exc:
         return JsonResponse({"error": str(exc)}, status=503)
     if "application/json" in request.headers.get("accept", ""):
@@ -72,8 +132,9 @@ async def publish(request: HttpRequest) -> HttpResponseBase:
     return redirect("wsgateway:demo")
 
 
-async def _store(user: str, text: str) -> Receipt:
+async def _store(user: str, text: str, id: str) -> Receipt:
     broker = get_broker()
     await broker.open()
     await broker.wait_ready()
-    return await broker.publish(Inbox(SERVICE, user), text.encode(), kind="text")
+    msg_id = f"{SERVICE}-page-{id}" if id else None
+    return await broker.publish(Inbox(SERVICE, user), text.encode(), kind="text", msg_id=msg_id)

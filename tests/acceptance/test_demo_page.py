@@ -14,8 +14,33 @@ import pytest
 from tests.acceptance.browser import Page, browser
 from tests.support import ROOT, Gateway
 
-ITEMS = "[...document.querySelectorAll('#inbox li span')].map(e => e.textContent)"
-CONNECTED = "document.querySelector('#status')?.dataset.state === 'connected'"
+CONTRAST = """
+(() => {
+  const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (color) => rgba(color).slice(0, 3)
+    .map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (rgba(color)[3] === 255) return color;
+    }
+    return 'white';
+  };
+  const texts = [...document.querySelectorAll('body *')].filter((node) =>
+    node.checkVisibility() && [...node.childNodes].some((c) => c.nodeType === 3 && c.data.trim()));
+  return texts.map((node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), node.textContent.trim().slice(0, 40)];
+  }).filter(([ratio]) => ratio < 4.5);
+})()
+"""
 
 
 @pytest.fixture
@@ -30,17 +55,35 @@ def site(gateway_factory: Callable[..., Gateway]) -> Gateway:
     return gateway
 
 
+def part(user: str, name: str) -> str:
+    """Return an expression for a part of a user's panel."""
+    return f"document.querySelector('[data-user={user}] [data-part={name}]')"
+
+
+def state(user: str, wanted: str) -> str:
+    return f"{part(user, 'status')}?.dataset.state === '{wanted}'"
+
+
+def texts(user: str, kind: str = "in") -> str:
+    selector = f"[data-user={user}] .log .{kind} .text"
+    return f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent)"
+
+
 async def log_in(page: Page, site: Gateway, name: str) -> None:
     await page.open(site.http("/login/"))
     await page.run(f"id_username.value = id_password.value = '{name}'")
     await page.run("document.querySelector('main form').submit()")
-    await page.wait(CONNECTED)
+    await page.wait(state(name, "open"), 20)
 
 
-async def submit(page: Page, form: str, **fields: str) -> None:
-    for name, value in fields.items():
-        await page.run(f"document.forms['{form}'].elements['{name}'].value = '{value}'")
-    await page.run(f"document.forms['{form}'].requestSubmit()")
+async def write(page: Page, user: str, text: str, form: str = "write") -> None:
+    await page.run(f"{part(user, form)}.elements.text.value = '{text}'")
+    await page.run(f"{part(user, form)}.requestSubmit()")
+
+
+async def counts(page: Page, user: str) -> dict[str, int]:
+    script = ["received", "waiting", "lost", "twice"]
+    return {name: int(await page.run(f"{part(user, name)}.textContent")) for name in script}
 
 
 def publish(site: Gateway, user: str, text: str) -> None:
@@ -48,41 +91,86 @@ def publish(site: Gateway, user: str, text: str) -> None:
     subprocess.run(command, cwd=ROOT, env=site.env, check=True, stdout=subprocess.DEVNULL)
 
 
-async def test_messages_arrive_at_once_later_and_after_a_restart(
+async def picture(page: Page, name: str, height: int = 1000) -> None:
+    """Save pictures of this state, if somebody wants to look: SCREENSHOTS=folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        for dark in (False, True):
+            look = "dark" if dark else "light"
+            await page.screenshot(Path(folder) / f"{name}-{look}.png", 1200, height, dark=dark)
+        await page.screenshot(Path(folder) / f"{name}-phone.png", 390, 844)
+        await page.screenshot(Path(folder) / f"{name}-wide.png", 1200, height)
+
+
+async def test_what_is_written_to_a_cut_connection_arrives_once_it_is_mended(
     site: Gateway, tmp_path: Path
 ) -> None:
+    async with browser(tmp_path) as page:
+        await picture_of_strangers(page, site)
+        await log_in(page, site, "ann")
+        await page.wait(state("bob", "open"), 20)
+        await picture(page, "empty")
+        await write(page, "ann", "hello bob")
+        await page.wait(f"{texts('bob')}.includes('hello bob')")
+        delivered = "document.querySelector('[data-user=ann] .out .mark-text').textContent"
+        await page.wait(f"{delivered}.startsWith('✓✓ #')")
+        acknowledged = "document.querySelector('[data-user=bob] .in .mark-text').textContent"
+        await page.wait(f"{acknowledged} === '✓ acknowledged'")
+        await write(page, "bob", "hello ann")
+        await page.wait(f"{texts('ann')}.includes('hello ann')")
+        await picture(page, "talking")
+
+        await page.run(f"{part('bob', 'cut')}.click()")
+        await page.wait(state("bob", "waiting"))
+        await page.run(f"{part('ann', 'burst')}.click()")
+        await page.wait(f"{part('bob', 'waiting')}.textContent === '100'", 30)
+        assert (await counts(page, "bob"))["received"] == 1
+        await picture(page, "cut")
+
+        await page.run(f"{part('bob', 'cut')}.click()")
+        await page.wait(f"{part('bob', 'received')}.textContent === '101'", 20)
+        assert await counts(page, "bob") == {"received": 101, "waiting": 0, "lost": 0, "twice": 0}
+        assert (await page.run(texts("bob")))[1:] == [f"{n} of 100" for n in range(1, 101)]
+        await page.wait(f"{part('ann', 'sent')}.textContent === '101'")
+        await picture(page, "mended")
+
+
+async def picture_of_strangers(page: Page, site: Gateway) -> None:
+    await page.open(site.http("/"))
+    await picture(page, "stranger", 600)
+    await page.open(site.http("/login/"))
+    await picture(page, "login", 600)
+
+
+async def test_messages_arrive_later_and_after_a_restart(site: Gateway, tmp_path: Path) -> None:
     await asyncio.to_thread(publish, site, "ann", "while away")
     async with browser(tmp_path) as page:
         await log_in(page, site, "ann")
-        await page.wait(f"{ITEMS}.includes('while away')")
-        await submit(page, "publish", user="ann", text="now")
-        await page.wait(f"{ITEMS}.includes('now')")
-        assert await page.run("published.textContent") == "Stored for ann at offset 2."
-        await submit(page, "send", frame="to the service")
-        await page.wait("sent.textContent === 'Sent: to the service'")
+        await page.wait(f"{texts('ann')}.includes('while away')")
         await asyncio.to_thread(site.stop)
-        await page.wait("document.querySelector('#status').dataset.state === 'waiting'")
+        await page.wait(f"{state('ann', 'waiting')} || {state('ann', 'connecting')}")
+        await write(page, "ann", "anybody there?", "ask")
+        queued = "document.querySelector('[data-user=ann] .out .mark-text').textContent"
+        assert await page.run(queued) == "queued"
+        await picture(page, "down")
         await asyncio.to_thread(site.start)
-        await page.wait(CONNECTED, 30)
+        await page.wait(f"{state('ann', 'open')} && {state('bob', 'open')}", 40)
+        await page.wait(f"{queued} === '✓ stored'")
         await asyncio.to_thread(publish, site, "ann", "after the restart")
-        await page.wait(f"{ITEMS}.includes('after the restart')")
-        assert await page.run(ITEMS) == ["while away", "now", "after the restart"]
-        if folder := os.environ.get("SCREENSHOTS"):
-            await take_pictures(page, Path(folder))
+        await page.wait(f"{texts('ann')}.includes('after the restart')")
+        assert await page.run(texts("ann")) == ["while away", "after the restart"]
 
 
-async def take_pictures(page: Page, folder: Path) -> None:
-    await page.screenshot(folder / "demo-wide.png", 1000, 760)
-    await page.screenshot(folder / "demo-phone.png", 390, 844, dark=True)
-
-
-async def test_page_fits_a_phone(site: Gateway, tmp_path: Path) -> None:
+async def test_page_fits_a_phone_and_can_be_read(site: Gateway, tmp_path: Path) -> None:
     async with browser(tmp_path) as page:
-        await log_in(page, site, "admin")
-        await submit(page, "publish", user="admin", text="x" * 300)
-        await page.wait(f"{ITEMS}.length === 1")
-        await page.screenshot(tmp_path / "phone.png", 360, 640)
-        assert await page.run("document.documentElement.scrollWidth") <= 360
+        await log_in(page, site, "ann")
+        await page.wait(state("bob", "open"), 20)
+        await write(page, "bob", "x" * 300)
+        await page.wait(f"{texts('ann')}.length === 1")
+        await page.run(f"{part('bob', 'cut')}.click()")
+        for dark in (False, True):
+            await page.screenshot(tmp_path / "phone.png", 360, 640, dark=dark)
+            assert await page.run("document.documentElement.scrollWidth") <= 360
+            assert await page.run(CONTRAST) == []
         assert await page.run(
             "[...document.querySelectorAll('input:not([type=hidden])')]"
             ".every(field => field.labels.length === 1)"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.test import AsyncClient, Client
 
 from wsgateway.broker import get_broker, reset_brokers
 from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.identity import Identity, TokenIdentity
 from wsgateway.launcher import create_demo_users
 from wsgateway.subjects import Inbox
 
@@ -41,7 +43,7 @@ def test_demo_users_log_in_and_see_their_inbox(client: Client, settings: Any) ->
     page = answer.content.decode()
     assert answer.redirect_chain == [("/", 302)]
     assert 'data-path="/ws/demo/ann/"' in page
-    assert "Inbox of ann" in page
+    assert 'data-path="/ws/demo/bob/" data-token="/demo/token/"' in page
     assert 'aria-live="polite"' in page
     assert 'action="/publish/"' in page
     assert ">Admin<" not in page
@@ -70,6 +72,30 @@ def test_pages_allow_no_foreign_and_no_inline_code(client: Client, path: str) ->
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
     assert b"style=" not in answer.content
+
+
+def test_second_user_of_the_page_gets_a_token_that_is_good_for_nobody_else(
+    client: Client, settings: Any
+) -> None:
+    settings.DEBUG = True
+    client.force_login(log_in("ann"))
+    token = client.post("/demo/token/").json()["token"]
+    scope = {"query_string": f"token={token}".encode(), "headers": []}
+    identity = async_to_sync(TokenIdentity().resolve)(scope)
+    assert identity == Identity("demo", "bob")
+    assert client.get("/demo/token/").status_code == 405
+
+
+@pytest.mark.parametrize(("name", "debug"), [("ann", False), ("carl", True), (None, True)])
+def test_nobody_else_gets_a_second_user(
+    client: Client, settings: Any, name: str | None, debug: bool
+) -> None:
+    settings.DEBUG = debug
+    if name:
+        client.force_login(log_in(name, is_staff=True, is_superuser=True))
+    answer = client.post("/demo/token/")
+    assert (answer.status_code, "token" in answer.json()) == (403, False)
+    assert "data-token" not in client.get("/").content.decode()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -106,6 +132,19 @@ class TestPublish:
     async def test_strangers_may_not_publish(self) -> None:
         answer = await AsyncClient().post("/publish/", {"user": "b", "text": "x"})
         assert answer.status_code == 403
+
+    async def test_same_id_is_stored_once(
+        self, client: AsyncClient, settings: Any, prefix: str
+    ) -> None:
+        settings.WSGATEWAY_PREFIX = prefix
+        data = {"user": "bob", "text": "hi", "id": "1-2"}
+        headers = {"accept": "application/json"}
+        offsets = [
+            (await client.post("/publish/", data, headers=headers)).json()["offset"]
+            for _ in range(2)
+        ]
+        assert offsets == [1, 1]
+        await get_broker().close()
 
     async def test_form_needs_its_token(self, settings: Any) -> None:
         strict = AsyncClient(enforce_csrf_checks=True)
