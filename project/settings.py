@@ -36,6 +36,7 @@ INSTALLED_APPS = [
     "daphne",
     "channels",
     "wsgateway",
+    "project",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

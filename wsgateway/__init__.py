@@ -1,5 +1,40 @@
-"""Durable, distributed websockets for Django on NATS JetStream."""
+"""Durable, distributed websockets for Django on NATS JetStream.
+
+The names below are loaded when they are used, so that importing a pure module of the package
+loads no framework.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsgateway.publish import Outgoing, asend, asend_many, send, send_many, send_on_commit
+    from wsgateway.services import JsonHandler, Message, Reject, Retry, RetryPolicy, service
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "JsonHandler",
+    "Message",
+    "Outgoing",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "asend",
+    "asend_many",
+    "send",
+    "send_many",
+    "send_on_commit",
+    "service",
+]
+
+_PUBLISH = {"Outgoing", "asend", "asend_many", "send", "send_many", "send_on_commit"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "wsgateway.publish" if name in _PUBLISH else "wsgateway.services"
+    return getattr(import_module(home), name)

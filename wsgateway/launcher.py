@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from django.utils.module_loading import import_string
 from wsgateway.broker.embedded import embedded_url_from_settings
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.services.registry import discover
 
 __all__ = ["DEMO_USERS", "PortTaken", "create_demo_users", "launch", "require_free_port"]
 
@@ -42,7 +45,8 @@ def launch(host: str, port: int, say: Callable[[str], object]) -> None:
     call_command("migrate", interactive=False, verbosity=0)
     users = create_demo_users() if settings.debug else []
     url = settings.URL or (embedded_url_from_settings() if settings.BROKER == "nats" else "")
-    serve(host, port, lambda: say(what_to_try(host, port, users, url)))
+    with running_services():
+        serve(host, port, lambda: say(what_to_try(host, port, users, url)))
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -70,6 +74,25 @@ def create_demo_users() -> list[str]:
             create = users.create_superuser if superuser else users.create_user
             create(name, password=name)
     return list(DEMO_USERS)
+
+
+@contextlib.contextmanager
+def running_services() -> Iterator[None]:
+    """Run every service that the project has in a process beside this one."""
+    if settings.BROKER != "nats" or not discover():
+        yield
+        return
+    command = [sys.executable, sys.argv[0], "runservice"]
+    process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is ours to handle
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(settings.CLOSE_TIMEOUT + 2.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:

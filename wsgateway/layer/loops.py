@@ -102,7 +102,7 @@ class Node:
         future = asyncio.run_coroutine_threadsafe(function(), self.loop)
         return await asyncio.wrap_future(future)
 
-    def call_sync(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
+    def call_sync(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float | None) -> T:
         """Run a coroutine in the node's loop; from a thread without a loop."""
         return asyncio.run_coroutine_threadsafe(function(), self.loop).result(timeout)
 

@@ -1,0 +1,7 @@
+"""The project's settings with the tests' services installed."""
+
+from __future__ import annotations
+
+from project.settings import *  # noqa: F403
+
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.service_app"]  # type: ignore[name-defined]  # noqa: F405

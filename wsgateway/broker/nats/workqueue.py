@@ -1,0 +1,267 @@
+"""A service's queue: what clients sent it, one durable pull consumer on the work-queue stream.
+
+Pull requests are kept open so that a message comes at once; how many may come is the caller's to
+say. Sources: NATS ADR-13 (pull subscriptions), ADR-15 (acknowledgements).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.jetstream import ApiError
+from wsgateway.broker.nats.link import Backoff
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, NameRefused
+from wsgateway.frames import FRAME_HEADER, Frame
+from wsgateway.subjects import Inbox, encode_token
+
+if TYPE_CHECKING:
+    from wsgateway.broker.nats.broker import NatsBroker
+
+__all__ = ["Job", "WorkQueue"]
+
+logger = logging.getLogger("wsgateway.services")
+
+PULL_EXPIRES = 10.0
+"""Seconds that a pull request stays open."""
+PULL_GRACE = 3.0
+"""Seconds after that in which the server should have said so; then it is taken for lost."""
+NOT_UNIQUE = 10100
+NANO = 1_000_000_000
+
+ACK = b"+ACK"
+IN_PROGRESS = b"+WPI"
+
+
+class Job:
+    """One message that a client sent.
+
+    Attributes:
+        inbox: Who sent it.
+        payload: Its bytes.
+        headers: All its NATS headers.
+        sequence: Its stream sequence.
+        attempt: How often it was delivered, this time included.
+    """
+
+    __slots__ = ("ack_subject", "attempt", "headers", "inbox", "payload", "sequence")
+
+    def __init__(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], ack_subject: str
+    ) -> None:
+        self.inbox = inbox
+        self.payload = payload
+        self.headers = headers
+        self.ack_subject = ack_subject
+        tokens = ack_subject.split(".")
+        # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>...
+        first = 4 if len(tokens) == 9 else 6
+        self.attempt = int(tokens[first])
+        self.sequence = int(tokens[first + 1])
+
+    @property
+    def frame(self) -> Frame:
+        """The websocket frame.
+
+        Raises:
+            MalformedMessage: It is none.
+        """
+        return Frame.parse(self.payload, self.headers.get(FRAME_HEADER))
+
+
+class WorkQueue:
+    """What waits for one service.
+
+    Args:
+        broker: Open, in the running loop.
+        service: Whose queue.
+        on_job: Called with each message, in the read path: must not wait.
+        ack_wait: Seconds without a sign of life after which a message goes to another worker.
+    """
+
+    def __init__(
+        self, broker: NatsBroker, service: str, on_job: Callable[[Job], None], ack_wait: float
+    ) -> None:
+        self.service = service
+        self._link = broker.link
+        self._broker = broker
+        self._on_job = on_job
+        self._ack_wait = ack_wait
+        self._stream = broker.subjects.stream("send")
+        self._consumer = f"service-{encode_token(service)}"
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._room = 0  # messages that may still be asked for
+        self._asked = 0  # of those, how many a pull request is open for
+        self._changed = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._subscription = self._link.subscribe(self._inbox, self._on_answer)
+        self._lost = self._link.on_lost(self._reset)
+        self.ready = asyncio.Event()
+        """Set once the consumer is there."""
+
+    def open(self, room: int) -> None:
+        """Begin to take messages, *room* at first."""
+        self._room = room
+        self._pump = asyncio.create_task(self._keep_pulling(), name="wsgateway-pull")
+
+    async def close(self) -> None:
+        """Take no more."""
+        self._room = 0
+        self._lost()
+        self._subscription.close()
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait({self._pump})
+
+    def add_room(self, count: int) -> None:
+        """Let *count* more messages come."""
+        self._room += count
+        self._changed.set()
+
+    # -- messages ------------------------------------------------------------------------
+
+    def ack(self, job: Job) -> None:
+        """Say that *job* is done; it leaves the stream. Lost if the connection is."""
+        self._answer(job, ACK)
+
+    async def ack_now(self, job: Job) -> None:
+        """Say that *job* is done, and wait until the server knows.
+
+        Raises:
+            BrokerUnavailable: Perhaps it does not.
+        """
+        await self._link.request(job.ack_subject, ACK)
+
+    def give_back(self, job: Job, delay: float) -> None:
+        """Let *job* be delivered again after *delay* seconds."""
+        self._answer(job, b'-NAK {"delay": %d}' % int(delay * NANO))
+
+    def extend(self, job: Job) -> None:
+        """Say that *job* is still being worked on."""
+        self._answer(job, IN_PROGRESS)
+
+    def _answer(self, job: Job, answer: bytes) -> None:
+        try:
+            self._link.publish(job.ack_subject, answer)
+        except BrokerError as exc:  # it will be delivered again
+            logger.debug("an acknowledgement was not sent: %s", exc)
+
+    async def is_oldest(self, job: Job) -> bool:
+        """Say whether every earlier message of the same user has left the stream.
+
+        A replica that lags may deny it for a while; never the other way round.
+        """
+        subject = self._broker.subjects.send(job.inbox)
+        batch = await self._broker.jetstream.direct(
+            self._stream, {"seq": 1, "next_by_subj": subject}
+        )
+        if not batch.replies:
+            return False
+        return hdrs.find_int(batch.replies[0].headers, b"Nats-Sequence") == job.sequence
+
+    # -- pulling -------------------------------------------------------------------------
+
+    async def _keep_pulling(self) -> None:
+        backoff, attempt = Backoff(0.1, 2.0, 5.0), 0
+        while True:
+            try:
+                await self._broker.wait_ready(60.0)
+                await self._create()
+                attempt = 0
+                await self._pull()
+            except BrokerClosed:
+                return
+            except BrokerError as exc:
+                log = logger.error if isinstance(exc, BrokerMisconfigured) else logger.debug
+                if attempt in (0, 10):
+                    log("service %s waits: %s", self.service, exc)
+                await asyncio.sleep(backoff.delay(attempt))
+                attempt += 1
+
+    async def _create(self) -> None:
+        """Create the consumer, or bring it in line with the settings."""
+        subject = self._broker.subjects.all_of("send", self.service)
+        config = {
+            "durable_name": self._consumer,
+            "name": self._consumer,
+            "ack_policy": "explicit",
+            "ack_wait": int(self._ack_wait * NANO),
+            "max_deliver": -1,  # the worker sets poison messages aside itself
+            "max_ack_pending": -1,
+            "filter_subject": subject,
+        }
+        name = f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{subject}"
+        try:
+            await self._broker.jetstream.api(name, {"stream_name": self._stream, "config": config})
+        except ApiError as exc:
+            if exc.err_code == NOT_UNIQUE:
+                raise BrokerMisconfigured(
+                    f"another consumer of stream {self._stream!r} takes the messages of service "
+                    f"{self.service!r} already (a service in another language?); a work queue has "
+                    "one consumer per service: delete it, or serve another service"
+                ) from exc
+            raise
+        self.ready.set()
+
+    async def _pull(self) -> None:
+        """Keep pull requests open until the consumer is lost."""
+        loop = asyncio.get_running_loop()
+        self._asked = 0
+        deadline = loop.time()
+        while True:
+            self._changed.clear()
+            wanted = self._room - self._asked
+            if wanted > 0 and (self._asked == 0 or wanted >= self._asked):
+                self._request(wanted)
+                deadline = loop.time() + PULL_EXPIRES + PULL_GRACE
+            try:
+                async with asyncio.timeout(max(0.1, deadline - loop.time())):
+                    await self._changed.wait()
+            except TimeoutError:
+                if self._asked:
+                    return  # the server forgot the requests: see to the consumer, then again
+                deadline = loop.time() + PULL_EXPIRES
+            if self._asked < 0:
+                return
+
+    def _request(self, count: int) -> None:
+        request = json.dumps({"batch": count, "expires": int(PULL_EXPIRES * NANO)}).encode()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
+        self._link.publish(subject, request, reply=self._inbox)
+        self._asked += count
+
+    def _reset(self) -> None:
+        """Note that the consumer, or the connection, is lost."""
+        self._asked = -1
+        self._changed.set()
+
+    def _on_answer(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
+        status = hdrs.status(raw)
+        if status is None:
+            self._asked = max(0, self._asked - 1)
+            self._room -= 1
+            self._take(subject, reply, data, raw)
+        elif status == 408:  # a request has expired
+            unused = hdrs.find_int(raw, b"Nats-Pending-Messages") or 0
+            self._asked = max(0, self._asked - unused)
+        elif status != 100:
+            logger.debug("service %s: pull ended with %s", self.service, raw)
+            self._asked = -1
+        if self._asked < self._room:
+            self._changed.set()
+
+    def _take(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
+        try:
+            _, inbox = self._broker.subjects.parse(subject.decode())
+        except (NameRefused, UnicodeDecodeError) as exc:
+            # Nobody could be told, and no handler could make sense of it
+            logger.error("dropped a message on a malformed subject: %s", exc)
+            self._link.publish(reply.decode(), b"+TERM")
+            self.add_room(1)
+            return
+        self._on_job(Job(inbox, data, hdrs.decode(raw), reply.decode()))

@@ -1,0 +1,89 @@
+"""``manage.py runservice NAME…``: work on what clients send to these services."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import signal
+from argparse import ArgumentParser
+from concurrent.futures import Future
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import autoreload
+
+from wsgateway.conf import settings
+from wsgateway.exceptions import WsGatewayError
+from wsgateway.services.registry import Service, discover, get_service
+from wsgateway.services.runner import Runner
+
+
+class Command(BaseCommand):
+    """Runs workers until SIGINT or SIGTERM."""
+
+    help = "Runs the handlers of services (see wsgateway.service) until a signal comes."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Which services, and how."""
+        parser.add_argument("names", nargs="*", metavar="NAME", help="services; none: all of them")
+        parser.add_argument("--concurrency", type=int, help="users served at once, per service")
+        parser.add_argument("--ready-file", help="created once every service takes messages")
+        parser.add_argument(
+            "--noreload",
+            action="store_true",
+            help="do not start anew when code changes (only DEBUG does)",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run."""
+        if options["concurrency"] is not None and options["concurrency"] < 1:
+            raise CommandError("--concurrency must be 1 or more")
+        services = self._services(options["names"])
+        if settings.BROKER != "nats":
+            raise CommandError(
+                f"PUBSUB_BROKER is {settings.BROKER!r}, which lives in one process: a worker of "
+                "its own would find nothing; use nats"
+            )
+        runner = Runner(services, options["concurrency"], options["ready_file"], self._say)
+        try:
+            if settings.debug and not options["noreload"]:
+                autoreload.run_with_reloader(self._run_in_thread, runner)
+            else:
+                asyncio.run(self._run(runner))
+        except WsGatewayError as exc:
+            raise CommandError(str(exc)) from exc
+
+    def _say(self, text: str) -> None:
+        self.stdout.write(text)
+        self.stdout.flush()
+
+    def _services(self, names: list[str]) -> list[Service]:
+        try:
+            found = [get_service(name) for name in dict.fromkeys(names or discover())]
+        except LookupError as exc:
+            raise CommandError(exc.args[0]) from exc
+        if not found:
+            raise CommandError(f"no app has a service in its {settings.SERVICES_MODULE}.py")
+        return found
+
+    async def _run(self, runner: Runner) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, runner.end)
+        await runner.run()
+
+    def _run_in_thread(self, runner: Runner) -> None:
+        """Run beside the reloader, which ends the process from the main thread."""
+        ended: Future[None] = Future()
+        loop = asyncio.new_event_loop()
+
+        def end() -> None:
+            loop.call_soon_threadsafe(runner.end)
+            ended.result(settings.CLOSE_TIMEOUT)
+
+        atexit.register(end)
+        try:
+            loop.run_until_complete(runner.run())
+        finally:
+            ended.set_result(None)
+            atexit.unregister(end)

@@ -1,0 +1,85 @@
+"""The broker for code that is in no gateway: views, tasks, commands, threads, forked workers.
+
+A long-lived event loop has a connection of its own; everything else shares the one of the
+process's background thread, see `wsgateway.layer.loops`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from django.core.signals import setting_changed
+
+from wsgateway.broker import get_broker
+from wsgateway.broker.base import Broker
+from wsgateway.broker.nats import options_from_settings
+from wsgateway.conf import settings
+from wsgateway.layer.loops import Node, Target, background_node, current_node
+
+__all__ = ["call", "call_sync"]
+
+T = TypeVar("T")
+Action = Callable[[Broker], Awaitable[T]]
+
+_target: Target | None = None
+
+
+def _current_target() -> Target:
+    global _target
+    if _target is None:
+        _target = Target(options_from_settings(settings), settings.PREFIX)
+    return _target
+
+
+def _forget_target(**kwargs: Any) -> None:
+    """Read the settings anew after a test has changed them."""
+    global _target
+    _target = None
+
+
+setting_changed.connect(_forget_target)
+
+
+async def call(action: Action[T]) -> T:
+    """Run *action* with a broker that is ready.
+
+    Raises:
+        BrokerUnavailable: Not ready in time.
+    """
+    if settings.BROKER == "memory":
+        broker = get_broker()
+        await broker.open()
+        return await action(broker)
+    node = current_node(_current_target())
+    return await node.call(lambda: _run(node, action))
+
+
+def call_sync(action: Action[T], timeout: float | None = None) -> T:
+    """Run *action* with a broker that is ready, and wait for it.
+
+    Args:
+        action: What to do.
+        timeout: Seconds; None: no more than the broker's own deadlines.
+
+    Raises:
+        RuntimeError: In a running event loop, which it would block.
+        BrokerUnavailable: Not ready in time.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError("this call would block the event loop; await the asynchronous one")
+    if settings.BROKER == "memory":
+        return asyncio.run(call(action))
+    node = background_node(_current_target())
+    return node.call_sync(lambda: _run(node, action), timeout)
+
+
+async def _run(node: Node, action: Action[T]) -> T:
+    await node.ready()
+    await node.broker.wait_ready()
+    return await action(node.broker)

@@ -1,0 +1,185 @@
+"""What a handler gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth import get_user_model
+from django.utils.functional import SimpleLazyObject
+
+from wsgateway.broker.base import (
+    CLIENT_ID_HEADER,
+    CONNECTION_HEADER,
+    DEVICE_HEADER,
+    ERROR_HEADER,
+    REPLY_TO_HEADER,
+    REQUEST_HEADER,
+    Receipt,
+)
+from wsgateway.exceptions import NameRefused
+from wsgateway.frames import Frame
+from wsgateway.publish import NOTHING, frame_of
+from wsgateway.services.errors import Reject
+from wsgateway.subjects import decode_token
+
+if TYPE_CHECKING:
+    from wsgateway.broker.base import Broker
+    from wsgateway.broker.nats.workqueue import Job
+
+__all__ = ["Message", "SyncMessage"]
+
+REPLY_TTL = 60.0
+"""Seconds that an answer to a request waits for the client."""
+Binary = bytes
+
+
+class Message:
+    """What a client sent.
+
+    Attributes:
+        service: The service.
+        user_name: The user's name.
+        attempt: How often it was delivered, this time included; the first is 1.
+        offset: Its sequence in the stream.
+        headers: Its NATS headers.
+    """
+
+    def __init__(self, job: Job, broker: Broker) -> None:
+        self._job = job
+        self._broker = broker
+        self._replies = 0
+        self.service, self.user_name = job.inbox
+        self.attempt = job.attempt
+        self.offset = job.sequence
+        self.headers = job.headers
+        self.frame: Frame = job.frame
+
+    def __repr__(self) -> str:
+        return f"<Message {self.offset} of {self.service}.{self.user_name}, try {self.attempt}>"
+
+    @property
+    def text(self) -> str:
+        """The text.
+
+        Raises:
+            Reject: It is a binary frame.
+        """
+        if not self.frame.text:
+            raise Reject("send a text frame", code="bad_request")
+        return self.frame.payload.decode()
+
+    @property
+    def bytes(self) -> Binary:
+        """The payload, of either kind of frame."""
+        return self.frame.payload
+
+    def json(self) -> Any:
+        """Return the payload parsed as JSON.
+
+        Raises:
+            Reject: It is no JSON; the client is told.
+        """
+        try:
+            return jsonlib.loads(self.frame.payload)
+        except (ValueError, RecursionError) as exc:
+            raise Reject("the payload is not JSON", code="bad_request") from exc
+
+    @property
+    def connection(self) -> str | None:
+        """Names the socket that sent it; None if no gateway did."""
+        return self.headers.get(CONNECTION_HEADER)
+
+    @property
+    def device(self) -> str | None:
+        """The user's device that sent it; None if no gateway did."""
+        token = self.headers.get(DEVICE_HEADER)
+        try:
+            return None if token is None else decode_token(token)
+        except NameRefused:
+            return None
+
+    @property
+    def client_id(self) -> str | None:
+        """The id that a ``wsgateway.v1`` client gave it; None for a raw socket."""
+        return self.headers.get(CLIENT_ID_HEADER)
+
+    @property
+    def wants_reply(self) -> bool:
+        """Whether the client waits for a reply."""
+        return REQUEST_HEADER in self.headers
+
+    @property
+    def user(self) -> Any:
+        """The Django user of that name, loaded when it is used; from synchronous code.
+
+        Raises:
+            ObjectDoesNotExist: When used: the identity is no Django user.
+        """
+        users = get_user_model()._default_manager
+        return SimpleLazyObject(lambda: users.get_by_natural_key(self.user_name))
+
+    async def auser(self) -> Any:
+        """Return the Django user of that name.
+
+        Raises:
+            ObjectDoesNotExist: The identity is no Django user.
+        """
+        users = get_user_model()._default_manager
+        return await users.aget(**{get_user_model().USERNAME_FIELD: self.user_name})
+
+    async def reply(
+        self,
+        *,
+        text: str | None = None,
+        bytes: Binary | None = None,
+        json: Any = NOTHING,
+        ttl: float | None = None,
+    ) -> Receipt:
+        """Send something to the user; the answer, if the client waits for one.
+
+        Stored in the user's inbox, so it survives that the client reconnects. A handler that
+        is tried again does not send it twice.
+
+        Args:
+            text: A text frame.
+            bytes: A binary frame.
+            json: Becomes a text frame.
+            ttl: Seconds; None: a minute for an answer, else as long as messages are kept.
+        """
+        headers = {}
+        if self.wants_reply:
+            headers[REPLY_TO_HEADER] = self.headers[REQUEST_HEADER]
+            ttl = ttl or REPLY_TTL
+        return await self._publish(frame_of(text, bytes, json), headers, ttl)
+
+    async def refuse(self, code: str, reason: str) -> None:
+        """Tell the client that the message was refused, if it can be told."""
+        if self.client_id is not None:
+            headers = {REPLY_TO_HEADER: self.client_id, ERROR_HEADER: code}
+            await self._publish(Frame.of(reason), headers, REPLY_TTL)
+
+    async def _publish(self, frame: Frame, headers: dict[str, str], ttl: float | None) -> Receipt:
+        self._replies += 1
+        epoch = self._broker.epoch
+        return await self._broker.publish(
+            self._job.inbox,
+            frame.payload,
+            kind=frame.kind,
+            msg_id=f"reply.{epoch}.{self.offset}.{self._replies}",
+            ttl=ttl,
+            headers=headers,
+        )
+
+
+class SyncMessage(Message):
+    """What a synchronous handler gets: `reply` returns when it is stored."""
+
+    def __init__(self, job: Job, broker: Broker, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(job, broker)
+        self._loop = loop
+
+    def reply(self, **options: Any) -> Receipt:  # type: ignore[override]
+        """See `Message.reply`."""
+        return asyncio.run_coroutine_threadsafe(super().reply(**options), self._loop).result()

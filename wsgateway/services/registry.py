@@ -1,0 +1,160 @@
+"""Which handler serves which service: the decorator, and finding the modules that use it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from django.utils.module_loading import autodiscover_modules
+
+from wsgateway.conf import settings
+from wsgateway.services.errors import Reject
+from wsgateway.services.message import Message
+from wsgateway.services.policy import Policies, RetryPolicy
+from wsgateway.subjects import encode_token
+
+__all__ = ["JsonHandler", "Service", "discover", "get_service", "service"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Service:
+    """A handler and how it is to be run; made by `service`.
+
+    Attributes:
+        name: The service.
+        handler: What is called with each message.
+        is_async: Whether it is a coroutine function; others run in threads.
+        policies: When to try again, by type of exception.
+        concurrency: Users served at once by one worker.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+        *,
+        is_async: bool,
+        policies: Policies,
+        concurrency: int,
+    ) -> None:
+        self.name = name
+        self.handler = handler
+        self.is_async = is_async
+        self.policies = policies
+        self.concurrency = concurrency
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name}>"
+
+
+class JsonHandler:
+    """Base of class-based services: the ``type`` of a JSON object chooses the method.
+
+    ``{"type": "cart.add", …}`` calls ``cart_add(message, data)``; every method that does not
+    begin with an underscore can be called by clients. A new instance serves each message.
+    """
+
+    async def __call__(self, message: Message) -> None:
+        """Find the method and call it.
+
+        Raises:
+            Reject: No JSON object, no ``type``, or one that there is no method for.
+        """
+        data = message.json()
+        kind = data.get("type") if isinstance(data, dict) else None
+        if not isinstance(kind, str):
+            raise Reject('send a JSON object with a string "type"', code="bad_request")
+        name = kind.replace(".", "_")
+        method = None if name.startswith("_") else getattr(type(self), name, None)
+        if method is None or not inspect.iscoroutinefunction(method):
+            raise Reject(f"unknown type {kind[:64]!r}", code="unknown_type")
+        await method(self, message, data)
+
+
+_services: dict[str, Service] = {}
+
+
+def service(
+    name: str,
+    *,
+    retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None,
+    concurrency: int = 16,
+) -> Callable[[F], F]:
+    """Register a function, or a `JsonHandler`, as the service *name*.
+
+    ::
+
+        @service("orders")
+        async def handle(message):
+            await message.reply(json={"ok": True})
+
+    Put it into ``ws_services.py`` of an installed app; ``manage.py runservice orders`` runs it. A
+    synchronous function runs in a thread, with Django's database connections taken care of.
+
+    Args:
+        name: The service; clients name it when they connect.
+        retry: When to try again: one policy, or one by type of exception (the first that fits).
+        concurrency: Users served at once by one worker.
+
+    Raises:
+        NameRefused: *name* cannot be part of a subject.
+        ValueError: There is such a service already.
+        TypeError: What is decorated cannot be called with a message.
+    """
+    encode_token(name)
+    if isinstance(retry, RetryPolicy):
+        retry = {Exception: retry}
+    policies: Policies = dict(retry or {})
+
+    def register(handler: F) -> F:
+        known = _services.get(name)
+        if known is not None and _home(known.handler) != _home(handler):
+            raise ValueError(f"service {name!r} has a handler already: {_home(known.handler)}")
+        is_async = inspect.iscoroutinefunction(handler)
+        call: Callable[..., Any] = handler
+        if isinstance(handler, type):
+            if not issubclass(handler, JsonHandler):
+                raise TypeError(f"{handler.__name__} must derive from wsgateway.JsonHandler")
+            handler_class, is_async = handler, True
+
+            async def call(message: Message) -> None:
+                await handler_class()(message)
+
+            call.__module__, call.__qualname__ = handler.__module__, handler.__qualname__
+        elif not callable(handler):
+            raise TypeError(f"{handler!r} is no function")
+        _services[name] = Service(
+            name, call, is_async=is_async, policies=policies, concurrency=concurrency
+        )
+        return handler
+
+    return register
+
+
+def _home(handler: Any) -> str:
+    return f"{handler.__module__}.{handler.__qualname__}"
+
+
+def discover() -> dict[str, Service]:
+    """Import ``ws_services`` of every installed app; return all services by name."""
+    autodiscover_modules(settings.SERVICES_MODULE)
+    return dict(_services)
+
+
+def get_service(name: str) -> Service:
+    """Return a service.
+
+    Raises:
+        LookupError: There is none of that name.
+    """
+    services = discover()
+    try:
+        return services[name]
+    except KeyError:
+        known = ", ".join(sorted(services)) or "none"
+        raise LookupError(
+            f"no service {name!r}; known: {known}. Is its app in INSTALLED_APPS, and the handler "
+            f"in its {settings.SERVICES_MODULE}.py?"
+        ) from None

@@ -1,0 +1,77 @@
+"""All workers of one process: one connection, one end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from wsgateway.broker import get_broker
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.conf import settings
+from wsgateway.services.registry import Service
+from wsgateway.services.worker import Worker
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """Runs services until `end`.
+
+    Args:
+        services: What to run.
+        concurrency: Users served at once by each; None: as each says.
+        ready_file: Created once every service takes messages, removed at the end.
+        say: Prints a line for the operator.
+    """
+
+    def __init__(
+        self,
+        services: list[Service],
+        concurrency: int | None,
+        ready_file: str | None,
+        say: Callable[[str], object],
+    ) -> None:
+        self._services = services
+        self._concurrency = concurrency
+        self._ready_file = Path(ready_file) if ready_file else None
+        self._say = say
+        self._end = asyncio.Event()
+
+    def end(self) -> None:
+        """Let `run` return; from its loop."""
+        self._end.set()
+
+    async def run(self) -> None:
+        """Run until `end`; then finish what is being handled, within ``CLOSE_TIMEOUT``.
+
+        Raises:
+            BrokerMisconfigured: The settings name no usable broker.
+        """
+        broker = cast(NatsBroker, get_broker())
+        await broker.open()
+        workers = [Worker(s, broker, concurrency=self._concurrency) for s in self._services]
+        for worker in workers:
+            worker.start()
+        announcing = asyncio.create_task(self._announce(workers))
+        try:
+            await self._end.wait()
+        finally:
+            announcing.cancel()
+            await asyncio.gather(*(worker.stop(settings.CLOSE_TIMEOUT) for worker in workers))
+            await broker.close()
+            if self._ready_file is not None:
+                self._ready_file.unlink(missing_ok=True)
+            for worker in workers:
+                counts = ", ".join(f"{n} {what}" for what, n in sorted(worker.counts.items()))
+                self._say(f"{worker.service.name}: ended; {counts or 'nothing came'}")
+
+    async def _announce(self, workers: list[Worker]) -> None:
+        for worker in workers:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await worker.ready()
+            self._say(f"{worker.service.name}: ready")
+        if self._ready_file is not None:
+            self._ready_file.touch()

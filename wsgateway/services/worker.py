@@ -1,0 +1,288 @@
+"""Runs one service: takes messages from its queue, calls the handler, acknowledges.
+
+Order without locks: a message leaves the work-queue stream when it is acknowledged, so it is a
+message's turn exactly when it is the oldest of its user that is still in the stream. Every
+worker checks that before it calls the handler, so two workers never handle one user at a time,
+and a message that is tried again holds back the same user's later ones only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+
+from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerClosed, BrokerError, MalformedMessage
+from wsgateway.services.deadletters import set_aside
+from wsgateway.services.message import Message, SyncMessage
+from wsgateway.services.policy import Again, Dead, Refuse, Verdict, judge
+from wsgateway.subjects import Inbox, encode_token
+
+if TYPE_CHECKING:
+    from wsgateway.broker.base import Closable
+    from wsgateway.broker.nats.broker import NatsBroker
+    from wsgateway.services.registry import Service
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger("wsgateway.services")
+
+IN_HAND = 8
+"""Messages in hand for each that may be handled; the others wait for their turn."""
+FIRST_LOOK = 0.005
+LAST_LOOK = 0.25
+"""Pauses between two looks whether it is a message's turn, seconds; they double."""
+GIVEN_BACK_AFTER = 0.1
+
+
+class _User:
+    """One user's messages in hand."""
+
+    __slots__ = ("heap", "jobs", "look")
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, Job] = {}  # by sequence; the latest delivery counts
+        self.heap: list[int] = []
+        self.look = asyncio.Event()  # set when it may be somebody's turn
+
+    def add(self, job: Job) -> bool:
+        """Take a job; return False if it was in hand already."""
+        new = job.sequence not in self.jobs
+        self.jobs[job.sequence] = job
+        if new:
+            heapq.heappush(self.heap, job.sequence)
+        self.look.set()
+        return new
+
+    @property
+    def first(self) -> Job:
+        """The oldest job."""
+        return self.jobs[self.heap[0]]
+
+    def remove(self, job: Job) -> None:
+        """Forget a job."""
+        del self.jobs[job.sequence]
+        self.heap.remove(job.sequence)
+        heapq.heapify(self.heap)
+
+
+class Worker:
+    """One service in this process.
+
+    Args:
+        service: What to run.
+        broker: Open, in the running loop.
+        concurrency: Users served at once; None: as the service says.
+    """
+
+    def __init__(
+        self, service: Service, broker: NatsBroker, *, concurrency: int | None = None
+    ) -> None:
+        self.service = service
+        self.counts: Counter[str] = Counter()
+        """Messages by what became of them: done, retried, refused, dead."""
+        self._broker = broker
+        self._concurrency = concurrency or service.concurrency
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._queue = WorkQueue(broker, service.name, self._on_job, settings.ACK_WAIT)
+        self._users: dict[Inbox, _User] = {}
+        self._tasks: dict[Inbox, asyncio.Task[None]] = {}
+        self._running: set[Job] = set()
+        self._ending = False
+        self._turns: Closable | None = None
+        self._turn = f"{broker.subjects.prefix}.turn.{encode_token(service.name)}"
+        self._heart: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(
+            self._concurrency, thread_name_prefix=f"service-{service.name}"
+        )
+
+    # -- life cycle ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to take messages."""
+        self._turns = self._broker.link.subscribe(self._turn, self._on_turn)
+        self._heart = asyncio.create_task(self._beat(), name="wsgateway-heartbeat")
+        self._queue.open(IN_HAND * self._concurrency)
+
+    async def ready(self) -> None:
+        """Wait until messages come, if there are any."""
+        await self._queue.ready.wait()
+
+    async def stop(self, timeout: float) -> None:
+        """Finish what is being handled, give back the rest.
+
+        Args:
+            timeout: Seconds; what is not finished then is delivered again, to whomever.
+        """
+        self._ending = True
+        await self._queue.close()
+        for user in self._users.values():
+            user.look.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=timeout)
+        for task in list(self._tasks.values()):
+            task.cancel()
+        if self._heart is not None:
+            self._heart.cancel()
+        if self._turns is not None:
+            self._turns.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def in_hand(self) -> int:
+        """Messages taken and not answered yet."""
+        return sum(len(user.jobs) for user in self._users.values())
+
+    # -- messages in hand ----------------------------------------------------------------
+
+    def _on_job(self, job: Job) -> None:
+        if self._ending:
+            self._queue.give_back(job, GIVEN_BACK_AFTER)
+            return
+        user = self._users.get(job.inbox)
+        if user is None:
+            user = self._users[job.inbox] = _User()
+        if not user.add(job):
+            self._queue.add_room(1)
+        if job.inbox not in self._tasks:
+            task = asyncio.create_task(self._serve(job.inbox, user), name="wsgateway-user")
+            self._tasks[job.inbox] = task
+
+    def _on_turn(self, _subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None) -> None:
+        """Look at once: another worker has finished a message of this user."""
+        user = self._users.get(Inbox(self.service.name, data.decode("utf-8", "replace")))
+        if user is not None:
+            user.look.set()
+
+    async def _serve(self, inbox: Inbox, user: _User) -> None:
+        """Handle one user's messages, one after the other."""
+        try:
+            while user.heap:
+                job = await self._next(user)
+                if job is None:
+                    break
+                await self._handle(job)
+                user.remove(job)
+                self._queue.add_room(1)
+        except BrokerClosed:
+            return
+        finally:
+            for job in user.jobs.values():
+                self._queue.give_back(job, GIVEN_BACK_AFTER)
+                self._queue.add_room(1)
+            del self._users[inbox], self._tasks[inbox]
+
+    async def _next(self, user: _User) -> Job | None:
+        """Return the user's oldest message once it is its turn; None if the worker ends."""
+        pause = FIRST_LOOK
+        while not self._ending:
+            user.look.clear()
+            job = user.first
+            try:
+                if await self._queue.is_oldest(job):
+                    return user.jobs[job.sequence]
+            except BrokerClosed:
+                raise
+            except BrokerError as exc:
+                logger.debug("service %s cannot look now: %s", self.service.name, exc)
+            try:
+                async with asyncio.timeout(pause):
+                    await user.look.wait()
+            except TimeoutError:
+                pause = min(2 * pause, LAST_LOOK)
+        return None
+
+    async def _beat(self) -> None:
+        """Tell the server that what is in hand is being worked on."""
+        while True:
+            await asyncio.sleep(settings.ACK_WAIT / 3)
+            for user in self._users.values():
+                for job in user.jobs.values():
+                    self._queue.extend(job)
+
+    # -- one message ---------------------------------------------------------------------
+
+    async def _handle(self, job: Job) -> None:
+        async with self._slots:
+            begin = time.perf_counter()
+            error = await self._call(job)
+            verdict = judge(error, job.attempt, self.service.policies, settings.MAX_DELIVER)
+        try:
+            await self._carry_out(job, verdict, error)
+        except BrokerClosed:
+            raise
+        except BrokerError as exc:
+            logger.warning("%s comes again: %s", self._name(job), exc)
+            self._queue.give_back(job, 1.0)
+        logger.debug("%s: %s, %.4f s", self._name(job), verdict, time.perf_counter() - begin)
+
+    def _name(self, job: Job) -> str:
+        return f"message {job.sequence} of service {self.service.name}, try {job.attempt}"
+
+    async def _call(self, job: Job) -> BaseException | None:
+        """Call the handler; return what it raised."""
+        try:
+            if self.service.is_async:
+                await self.service.handler(Message(job, self._broker))
+            else:
+                message = SyncMessage(job, self._broker, asyncio.get_running_loop())
+                call = sync_to_async(
+                    _with_connections, thread_sensitive=False, executor=self._threads
+                )
+                await call(self.service.handler, message)
+        except asyncio.CancelledError as exc:
+            if self._ending:
+                raise
+            return exc  # the handler's own: an error like any other
+        except Exception as exc:
+            return exc
+        return None
+
+    async def _carry_out(self, job: Job, verdict: Verdict, error: BaseException | None) -> None:
+        if isinstance(verdict, Again):
+            self.counts["retried"] += 1
+            logger.warning("%s failed, again in %.1f s: %r", self._name(job), verdict.after, error)
+            self._queue.give_back(job, verdict.after)
+            return
+        if isinstance(verdict, Dead):
+            self.counts["dead"] += 1
+            logger.error("%s is set aside", self._name(job), exc_info=error)
+            await set_aside(self._broker, job, verdict.error)
+            await self._tell(job, "failed", "the service could not handle the message")
+        elif isinstance(verdict, Refuse):
+            self.counts["refused"] += 1
+            logger.info("%s is refused: %s", self._name(job), verdict.reason)
+            await self._tell(job, verdict.code, verdict.reason)
+        else:
+            self.counts["done"] += 1
+        if len(self._users[job.inbox].jobs) > 1:
+            await self._queue.ack_now(job)  # so that the next look sees it
+        else:
+            self._queue.ack(job)
+        self._broker.link.publish(self._turn, job.inbox.user.encode())
+
+    async def _tell(self, job: Job, code: str, reason: str) -> None:
+        """Tell the client that its message was refused, or will not be handled."""
+        try:
+            await Message(job, self._broker).refuse(code, reason)
+        except MalformedMessage:
+            logger.info("%s is no frame; nobody is told", self._name(job))
+
+
+def _with_connections(handler: Callable[[Message], object], message: Message) -> None:
+    """Call a synchronous handler as Django calls a view: with usable database connections."""
+    close_old_connections()
+    try:
+        handler(message)
+    finally:
+        close_old_connections()
