@@ -81,11 +81,9 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         delivery = Delivery(hub, identity, socket)
         try:
             await hub.broker.wait_ready(READY_TIMEOUT)
-            # The handshake ends before the first message, and before anything can be received.
-            await socket.accept()
             await delivery.start(claim)
         except IdentityRefused as exc:
-            await socket.close(exc.code, exc.reason)
+            await _accept_and_close(socket, exc.code, exc.reason)
         except BrokerError as exc:
             logger.warning("refused a socket: %s", exc)
             await _accept_and_close(socket, CloseCode.BROKER_UNAVAILABLE)

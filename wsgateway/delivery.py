@@ -85,7 +85,7 @@ class _Shared:
 
 
 class Delivery:
-    """One socket. `start` it after the handshake, `stop` it when the socket is gone.
+    """One socket. `start` it to end the handshake, `stop` it when the socket is gone.
 
     Args:
         hub: The loop's hub.
@@ -131,7 +131,10 @@ class Delivery:
         return self._hub.broker.epoch
 
     async def start(self, claim: Resume) -> None:
-        """Begin to deliver.
+        """Find out where to begin, accept the socket, begin to deliver.
+
+        In this order: what is published once the client is connected must reach this socket,
+        even if the device's other sockets confirm it before this one begins.
 
         Args:
             claim: The client's own position, if it has one; otherwise the device's cursor counts.
@@ -143,6 +146,7 @@ class Delivery:
         self._cursor = cursor = self._hub.attach(self)
         try:
             start = await self._find_start(cursor, claim)
+            await self.socket.accept()
             await self.socket.begin(start)
         except SocketClosed:
             self._hub.detach(self)

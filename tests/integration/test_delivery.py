@@ -1,0 +1,133 @@
+"""Delivery where the order of two steps matters; the code is stopped between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.support import until
+from wsgateway.broker.memory import MemoryBroker
+from wsgateway.codes import CloseCode
+from wsgateway.delivery import Delivery, Hub, session_topic
+from wsgateway.identity import Identity
+from wsgateway.protocol import Resume
+from wsgateway.sockets import RawSocket
+from wsgateway.subjects import Inbox
+
+ANN = Inbox("service1", "ann")
+
+
+class Client:
+    """What an ASGI server would be told; *on_accept* runs within the handshake's end."""
+
+    def __init__(
+        self, hub: Hub, on_accept: Callable[[], Awaitable[None]] | None = None, session: str = ""
+    ) -> None:
+        self.got: list[str] = []
+        self.closed_with: int | None = None
+        self._on_accept = on_accept
+        identity = Identity(ANN.service, ANN.user, "default", session or None)
+        self.delivery = Delivery(hub, identity, RawSocket(self._send))
+
+    async def _send(self, event: dict[str, Any]) -> None:
+        if event["type"] == "websocket.send":
+            self.got.append(event["text"])
+        elif event["type"] == "websocket.close":
+            self.closed_with = event["code"]
+        elif self._on_accept is not None:
+            await self._on_accept()
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    hub = Hub(MemoryBroker())
+    await hub.open()
+    yield hub
+    await hub.close()
+
+
+async def test_message_sent_while_a_second_tab_is_accepted_reaches_both(hub: Hub) -> None:
+    """The second tab began after what the first had confirmed meanwhile, and so missed it."""
+    first = Client(hub)
+    await first.delivery.start(Resume())
+
+    async def publish() -> None:
+        await hub.broker.publish(ANN, b"hello")
+        await until(lambda: first.got, what="the first tab has it")
+        await until(lambda: first.delivery.reader.confirmed, what="and its cursor moved")
+
+    second = Client(hub, publish)
+    await second.delivery.start(Resume())
+    await until(lambda: second.got, what="the second tab has it")
+    assert first.got == second.got == ["hello"]
+
+
+async def test_socket_that_is_lost_within_its_handshake_leaves_nothing(hub: Hub) -> None:
+    async def vanish() -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await Client(hub, vanish).delivery.start(Resume())
+    assert hub.sockets == 0
+    assert not hub._users
+
+
+async def test_log_out_closes_the_sessions_sockets_and_no_others(hub: Hub) -> None:
+    clients = [Client(hub, session=name) for name in ("mine", "mine", "other", "")]
+    for client in clients:
+        await client.delivery.start(Resume())
+    hub.broker.broadcast("logout", session_topic("mine"))
+    await until(lambda: clients[0].closed_with and clients[1].closed_with, what="closed")
+    assert [client.closed_with for client in clients[2:]] == [None, None]
+    assert clients[0].closed_with == CloseCode.NOT_AUTHENTICATED.raw
+
+
+async def test_cursor_moves_with_the_furthest_socket_of_a_device(hub: Hub) -> None:
+    clients = [Client(hub), Client(hub)]
+    for client in clients:
+        await client.delivery.start(Resume())
+    last = (await hub.broker.publish(ANN, b"hello")).offset
+    await until(lambda: all(client.got for client in clients), what="both have it")
+    for client in clients:
+        await client.delivery.stop()
+    assert await hub.broker.load_cursor(ANN, "default") == last
+    again = Client(hub)
+    await again.delivery.start(Resume())
+    await hub.broker.publish(ANN, b"next")
+    await until(lambda: again.got, what="the next")
+    assert again.got == ["next"]
+
+
+async def test_stream_that_is_made_anew_is_read_from_its_start(hub: Hub) -> None:
+    assert isinstance(hub.broker, MemoryBroker)
+    client = Client(hub)
+    await client.delivery.start(Resume())
+    for number in range(3):
+        await hub.broker.publish(ANN, b"old %d" % number)
+    await until(lambda: len(client.got) == 3, what="three")
+    await hub._find_missed(everything=True)
+    hub.broker.store.start_anew()
+    await hub.broker.publish(ANN, b"new")
+    await hub._find_missed(everything=True)
+    await until(lambda: client.got[3:] == ["new"], what="the new stream's message")
+    await client.delivery.stop()
+    assert await hub.broker.load_cursor(ANN, "default") == 1
+
+
+async def test_live_message_that_was_missed_is_found_by_a_sweep(hub: Hub) -> None:
+    assert isinstance(hub.broker, MemoryBroker)
+    client = Client(hub)
+    await client.delivery.start(Resume())
+    reader = client.delivery.reader
+    await until(lambda: not (reader.fetching or reader.wants_fetch), what="the backlog is read")
+    watchers = dict(hub.broker.store.watchers[ANN])
+    hub.broker.store.watchers[ANN].clear()  # the live copy is lost
+    await hub.broker.publish(ANN, b"missed")
+    hub.broker.store.watchers[ANN].update(watchers)
+    await asyncio.sleep(0.05)
+    assert client.got == []
+    await hub._find_missed(everything=False)
+    await until(lambda: client.got == ["missed"], what="the missed one")
