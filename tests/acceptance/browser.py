@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import websockets.asyncio.client
 
 from tests.support import until
@@ -38,10 +39,12 @@ class Page:
 
     Args:
         connection: The tab's DevTools socket.
+        port: Where the browser's DevTools listen.
     """
 
-    def __init__(self, connection: websockets.asyncio.client.ClientConnection) -> None:
+    def __init__(self, connection: websockets.asyncio.client.ClientConnection, port: int) -> None:
         self._connection = connection
+        self._port = port
         self._ids = itertools.count(1)
 
     async def command(self, method: str, **params: Any) -> dict[str, Any]:
@@ -78,6 +81,28 @@ class Page:
             f"document.readyState === 'complete' && location.href === {json.dumps(url)}"
         )
 
+    @contextlib.asynccontextmanager
+    async def another(self) -> AsyncIterator[Page]:
+        """Open another tab of the same browser; close it at the end."""
+        target = (await self.command("Target.createTarget", url="about:blank"))["targetId"]
+        url = f"ws://127.0.0.1:{self._port}/devtools/page/{target}"
+        async with websockets.asyncio.client.connect(url, max_size=None, proxy=None) as connection:
+            page = Page(connection, self._port)
+            await page.command("Page.enable")
+            yield page
+        await self.command("Target.closeTarget", targetId=target)
+
+    async def network(self, *, offline: bool) -> None:
+        """Cut the tab's network, or mend it."""
+        await self.command("Network.enable")
+        await self.command(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
+
     async def screenshot(self, path: Path, width: int, height: int, *, dark: bool = False) -> None:
         """Save a picture of the page in a window of this size."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -97,7 +122,8 @@ class Page:
 async def browser(folder: Path) -> AsyncIterator[Page]:
     """Start Chromium with a profile in *folder*; give its only tab."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    assert program, "these tests need Chromium: apt-get install chromium"
+    if program is None:  # .ci/run installs it
+        pytest.skip("needs Chromium: apt-get install chromium")
     profile = folder / "profile"
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -111,7 +137,7 @@ async def browser(folder: Path) -> AsyncIterator[Page]:
         port = port_file.read_text().splitlines()[0]
         tab = await _first_tab(int(port))
         async with websockets.asyncio.client.connect(tab, max_size=None, proxy=None) as connection:
-            page = Page(connection)
+            page = Page(connection, int(port))
             await page.command("Page.enable")
             yield page
     finally:

@@ -99,6 +99,21 @@ test("a lost connection waits, tells when it tries again, and does", async () =>
   assert.equal(client.state, "open");
 });
 
+test("an error is enough where no close event follows; where one does, its code counts", async () => {
+  const page = new FakePage();
+  const client = page.client();
+  client.connect();
+  await settle();
+  page.socket.onerror({});
+  await page.tick(0);
+  assert.deepEqual([client.log.at(-1)[0], client.log.at(-1)[1].code], ["waiting", 1006]);
+  await page.tick(500);
+  page.socket.onerror({});
+  page.socket.end(4505, "disconnected by an operator");
+  await page.tick(0);
+  assert.deepEqual([client.log.at(-1)[0], client.log.at(-1)[1].code], ["closed", 4505]);
+});
+
 test("delays grow to the cap, and begin anew after a connection that lasted", async () => {
   const page = new FakePage();
   const client = await page.opened({ backoff: { cap: 3000 } });

@@ -1,0 +1,130 @@
+"""The JavaScript client in Chromium: what it sends and gets, tabs, devices; and in Node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.browser import Page, browser
+from tests.acceptance.client_page import INBOX, connect, publish, require_all
+from tests.faults.traffic import broker_at, stored
+from tests.support import ROOT, Gateway
+from wsgateway.broker.base import REPLY_TO_HEADER
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.identity import make_token
+
+
+@pytest.fixture
+async def broker(nats_server: EmbeddedServer, prefix: str) -> AsyncIterator[NatsBroker]:
+    async with broker_at([nats_server.url], prefix) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def page(gateway: Gateway, tmp_path: Path) -> AsyncIterator[Page]:
+    async with browser(tmp_path) as page:
+        yield page
+
+
+async def test_send_receive_and_ask(gateway: Gateway, page: Page, broker: NatsBroker) -> None:
+    await connect(page, gateway.http(""))
+    assert await page.run("client.welcome.user") == INBOX.user
+    sent = await page.run(
+        "Promise.all(['a', {b: 1}, new Uint8Array([0, 255])].map(x => client.send(x)))"
+    )
+    assert len({receipt["id"] for receipt in sent}) == 3
+    assert await stored(broker, "send", INBOX) == [b"a", b'{"b":1}', b"\x00\xff"]
+    await publish(broker, 20)
+    await broker.publish(INBOX, b"\x00\xff", kind="binary")
+    await page.wait("got.length === 21")
+    texts = [text for _, text in await page.run("got")]
+    assert texts == [*map(str, range(20)), {"0": 0, "1": 255}]
+
+    await page.run("window.reply = client.request('?', { id: 'q1' }); null")
+    await until_async(lambda: stored(broker, "send", INBOX), 4)
+    await broker.publish(INBOX, b"!", kind="text", headers={REPLY_TO_HEADER: "q1"})
+    assert await page.run("reply.then((message) => [message.replyTo, message.data])") == ["q1", "!"]
+    assert await page.run("got.length") == 21, "a reply is no message"
+
+
+async def until_async(read: Callable[[], Any], length: int, timeout: float = 10.0) -> None:
+    """Wait until what *read* returns has *length* items."""
+    async with asyncio.timeout(timeout):
+        while len(await read()) < length:
+            await asyncio.sleep(0.02)
+
+
+async def test_tabs_share_what_a_device_has_read_and_devices_do_not(
+    gateway: Gateway, page: Page, broker: NatsBroker
+) -> None:
+    origin = gateway.http("")
+    await connect(page, origin)
+    async with page.another() as tab:
+        await connect(tab, origin)
+        async with page.another() as phone:
+            await connect(phone, origin, device="phone")
+            await publish(broker, 20)
+            for each in (page, tab, phone):
+                await require_all(each, broker)
+            await phone.run("client.close()")
+        await publish(broker, 10)
+        for each in (page, tab):
+            await require_all(each, broker)
+            await each.run("client.close()")
+
+    last = await stored_offsets(broker)
+    async with page.another() as phone:
+        await connect(phone, origin, device="phone")
+        await phone.wait("got.length === 10")
+        assert [offset for offset, _ in await phone.run("got")] == last[20:]
+        assert await phone.run("recovered[0].recovered") is True
+    async with page.another() as tab:
+        await connect(tab, origin)
+        await publish(broker, 1)
+        await tab.wait("got.length === 1")
+        assert await tab.run("got[0][1]") == "30", "the first two tabs had the rest"
+
+
+async def stored_offsets(broker: NatsBroker) -> list[int]:
+    batch = await broker.read_after(INBOX, 0, limit=1000)
+    return [message.offset for message in batch.messages]
+
+
+async def test_node_survives_the_same(gateway: Gateway, broker: NatsBroker, settings: Any) -> None:
+    """The same file in Node: messages both ways while its gateway is killed and started again."""
+    node = shutil.which("node")
+    assert node, "these tests need Node.js"
+    settings.SECRET_KEY = "tests"
+    token = make_token(INBOX.service, INBOX.user)
+    url = gateway.ws(f"/ws/{INBOX.service}/{INBOX.user}/?token={token}")
+    async with gateway.connect(*INBOX, query="?device=first"):  # which creates the streams
+        pass
+    await publish(broker, 100)
+    process = await asyncio.create_subprocess_exec(
+        *(node, "--experimental-websocket", "--no-warnings", str(ROOT / "tests/js/continue.mjs")),
+        *(url, "200", "100"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    try:
+        assert json.loads(await asyncio.wait_for(process.stdout.readline(), 20)) == "halfway"
+        await asyncio.to_thread(gateway.kill)
+        await publish(broker, 100)
+        await asyncio.to_thread(gateway.start)
+        report = json.loads(await asyncio.wait_for(process.stdout.readline(), 40))
+        await asyncio.wait_for(process.wait(), 10)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert report["got"] == list(map(str, range(200)))
+    assert "waiting" in report["states"]
+    sent = [payload.decode() for payload in await stored(broker, "send", INBOX)]
+    assert sent == [f"from node {number}" for number in range(100)]
