@@ -65,12 +65,18 @@ class Lane:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         entry = _Entry(frame, msg_id, headers, deadline, loop.create_future())
+        hold = self._holding or any(self._waits(earlier) for earlier in self._entries)
         self._entries.append(entry)
-        if not self._holding:
+        if not hold:
             self._try(entry)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run(), name="wsgateway-lane")
         return entry.result
+
+    def _waits(self, entry: _Entry) -> bool:
+        """Whether *entry* will be offered again, though the runner may not have noticed yet."""
+        attempt = entry.attempt
+        return attempt is None or (attempt.done() and self._for_now(attempt))
 
     def _try(self, entry: _Entry) -> None:
         try:
