@@ -14,7 +14,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.utils.module_loading import import_string
 
-from wsgateway.broker.embedded import embedded_url_from_settings
+from wsgateway.broker.embedded import bound_to_parent, embedded_url_from_settings
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.registry import discover
@@ -82,7 +82,7 @@ def running_services() -> Iterator[None]:
     if settings.BROKER != "nats" or not discover():
         yield
         return
-    command = [sys.executable, sys.argv[0], "runservice"]
+    command = bound_to_parent([sys.executable, sys.argv[0], "runservice", "--noreload"])
     process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is ours to handle
     try:
         yield

@@ -32,6 +32,7 @@ from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
 
 __all__ = [
     "EmbeddedServer",
+    "bound_to_parent",
     "embedded_url",
     "embedded_url_from_settings",
     "find_server",
@@ -112,6 +113,13 @@ def probe(port: int, timeout: float = 1.0) -> str | None:
             return None if "error" in answer else str(info.get("server_name"))
     except (OSError, ValueError):
         return None
+
+
+def bound_to_parent(command: list[str]) -> list[str]:
+    """Return *command* so that the process ends with this one, however that ends; Linux only."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), *command]
 
 
 class EmbeddedServer:
@@ -224,10 +232,7 @@ class EmbeddedServer:
         path = self.store / "nats-server.json"
         path.write_text(json.dumps({**self._config, "port": self._port}, indent=2))
         command = [str(program), "-c", str(path)]
-        if sys.platform == "linux":
-            wrapper = [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid())]
-            command = wrapper + command
-        self._process = self._run_in_keeper(command)
+        self._process = self._run_in_keeper(bound_to_parent(command))
 
     def _run_in_keeper(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start *command* in a thread that lives as long as the process does.
