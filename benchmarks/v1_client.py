@@ -1,0 +1,188 @@
+"""Many `wsgateway.v1` clients in one process: they resume, acknowledge, and count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from benchmarks.load import LoadSocket, handshake, stamp
+
+__all__ = ["Client", "Crowd"]
+
+ACK_EVERY = 16
+ACK_INTERVAL = 0.2
+MESSAGE = b'{"type":"message","offset":'
+DATA = b'"data":"'
+
+
+class Client:
+    """One user, over any number of connections.
+
+    Args:
+        name: The user.
+    """
+
+    __slots__ = (
+        "acked",
+        "awake",
+        "epoch",
+        "expected",
+        "name",
+        "offset",
+        "recovered",
+        "socket",
+        "welcomed",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.socket: LoadSocket | None = None
+        self.epoch: str | None = None
+        self.offset = 0
+        self.acked = 0
+        """Messages that came since the last acknowledgement."""
+        self.expected = 0
+        """Number of the next message."""
+        self.awake = True
+        """Whether it acknowledges."""
+        self.recovered: bool | None = None
+        self.welcomed = False
+
+    @property
+    def query(self) -> str:
+        """Where it goes on."""
+        if self.epoch is None:
+            return ""
+        return f"?epoch={quote(self.epoch)}&offset={self.offset}"
+
+    def acknowledge(self) -> None:
+        """Confirm what came."""
+        if self.acked and self.awake and self.socket is not None:
+            self.acked = 0
+            self.socket.send(f'{{"type":"ack","offset":{self.offset}}}')
+
+
+class Crowd:
+    """Clients, and what they got together.
+
+    Args:
+        names: The users.
+        v1: Whether they speak the subprotocol; raw sockets otherwise.
+        service: The service.
+    """
+
+    def __init__(self, names: Iterable[str], *, v1: bool = True, service: str = "bench") -> None:
+        self.clients = {name: Client(name) for name in names}
+        self.v1 = v1
+        self.service = service
+        self.count = 0
+        self.wrong = 0
+        """Messages that were not the next one of their inbox: lost, twice, or out of order."""
+        self.first = self.last = 0.0
+        self.delays: list[float] = []
+        """Milliseconds from publishing to arrival."""
+        self._acker: asyncio.Task[None] | None = None
+
+    async def connect(self, port: int, at_once: int = 64) -> float:
+        """Open a socket for each; return the seconds until the last was welcomed."""
+        loop = asyncio.get_running_loop()
+        gate = asyncio.Semaphore(at_once)
+        headers = {"Sec-WebSocket-Protocol": "wsgateway.v1"} if self.v1 else {}
+
+        async def one(client: Client) -> None:
+            cookie = {"Cookie": f"service={self.service}; user={client.name}", **headers}
+            path = f"/ws/{self.service}/{client.name}/{client.query}"
+            request = handshake(path, port, cookie)
+            client.welcomed = False
+            async with gate:
+                _, client.socket = await loop.create_connection(
+                    lambda: LoadSocket(client.name, request, self._on_message), "127.0.0.1", port
+                )
+                await asyncio.wait_for(client.socket.accepted, 60)
+
+        begin = time.perf_counter()
+        await asyncio.gather(*map(one, self.clients.values()))
+        if self.v1:
+            while not all(client.welcomed for client in self.clients.values()):
+                await asyncio.sleep(0.01)
+            if self._acker is None:
+                self._acker = asyncio.create_task(self._acknowledge_the_rest())
+        return time.perf_counter() - begin
+
+    async def close(self) -> None:
+        """Cut all connections."""
+        if self._acker is not None:
+            self._acker.cancel()
+            await asyncio.wait({self._acker})
+            self._acker = None
+        for client in self.clients.values():
+            if client.socket is not None:
+                client.socket.close()
+
+    async def reach(self, count: int, patience: float) -> bool:
+        """Wait until *count* messages have come; give up once none came for *patience* s."""
+        before, quiet = -1, time.monotonic()
+        while self.count < count:
+            if self.count != before:
+                before, quiet = self.count, time.monotonic()
+            elif time.monotonic() - quiet > patience:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def reset(self) -> None:
+        """Count anew."""
+        self.count = 0
+        self.first = self.last = 0.0
+        self.delays.clear()
+
+    def expect(self, number: int) -> None:
+        """Note that the next message of each has this number."""
+        for client in self.clients.values():
+            client.expected = number
+
+    @property
+    def rate(self) -> float:
+        """Messages per second between the first and the last."""
+        return self.count / max(self.last - self.first, 1e-9)
+
+    async def _acknowledge_the_rest(self) -> None:
+        while True:
+            await asyncio.sleep(ACK_INTERVAL)
+            for client in self.clients.values():
+                client.acknowledge()
+
+    def _on_message(self, socket: LoadSocket, data: bytes) -> None:
+        client = self.clients[socket.name]
+        if not self.v1:
+            self._take(client, data)
+        elif data.startswith(MESSAGE):
+            start = len(MESSAGE)
+            client.offset = int(data[start : data.index(b",", start)])
+            client.acked += 1
+            self._take(client, data[data.index(DATA) + len(DATA) :])
+            if client.acked >= ACK_EVERY:
+                client.acknowledge()
+        else:
+            self._on_control(client, json.loads(data))
+
+    def _on_control(self, client: Client, frame: dict[str, object]) -> None:
+        if frame["type"] == "welcome":
+            client.epoch, client.offset = str(frame["epoch"]), int(str(frame["offset"]))
+            client.recovered, client.welcomed = bool(frame["recovered"]), True
+        elif frame["type"] == "ping" and client.socket is not None:
+            client.socket.send('{"type":"pong"}')
+
+    def _take(self, client: Client, data: bytes) -> None:
+        number, sent = stamp(data)
+        now = time.time_ns()
+        if number != client.expected:
+            self.wrong += 1
+        client.expected = number + 1
+        self.count += 1
+        self.last = now / 1e9
+        self.first = self.first or self.last
+        self.delays.append((now - sent) / 1e6)
