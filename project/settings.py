@@ -36,6 +36,7 @@ INSTALLED_APPS = [
     "daphne",
     "channels",
     "wsgateway",
+    "wsgateway.outbox",
     "project",
     "django.contrib.admin",
     "django.contrib.auth",

@@ -1,0 +1,140 @@
+"""Relays killed with SIGKILL: every committed message once, in order per user."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import Process, site_env, until, wait_for
+from wsgateway.broker.embedded import EmbeddedServer, free_port
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.subjects import Inbox
+
+USERS, EACH = 10, 60
+TOTAL = USERS * EACH
+
+
+@pytest.fixture
+async def broker(nats_settings: Any) -> AsyncIterator[NatsBroker]:
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    await broker.wait_ready()
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'db.sqlite3'}"
+
+
+@pytest.fixture
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL of this test's own; it refuses to run as root."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(programs[-1]) if programs else None)
+    if initdb is None:
+        pytest.skip("PostgreSQL's programs (initdb, postgres) are not installed")
+    folder = tmp_path_factory.mktemp("postgres")
+    data, port, user = folder / "data", free_port(), None
+    if os.geteuid() == 0:
+        user = "postgres"
+        shutil.chown(folder, user)
+        for parent in list(folder.parents)[:2]:  # pytest's folders are private
+            parent.chmod(parent.stat().st_mode | 0o011)
+    subprocess.run(
+        [initdb, "-D", str(data), "-U", "tests", "-A", "trust", "--no-sync"],
+        user=user,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+    with (folder / "log").open("ab") as log:
+        server = subprocess.Popen(
+            [str(Path(initdb).resolve().with_name("postgres")), "-D", str(data), *options],
+            user=user,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        text = "database system is ready to accept connections"
+        wait_for(lambda: text in (folder / "log").read_text(), 30, text)
+        yield f"postgresql://tests@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> dict[str, str]:
+    return site_env(
+        DEBUG="1",
+        SECRET_KEY="tests",
+        DJANGO_SETTINGS_MODULE="tests.service_app.settings",
+        NATS_BROKER_URL=nats_server.url,
+        WSGATEWAY_PREFIX=prefix,
+    )
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def make(env: dict[str, str], *command: str) -> Process:
+        log = tmp_path / f"process{len(started)}.log"
+        process = Process([sys.executable, *command], log, env)
+        process.spawn()
+        started.append(process)
+        return process
+
+    yield make
+    for process in started:
+        process.kill()
+
+
+RELAY = ("manage.py", "runoutbox", "--interval", "0.02")
+
+
+@pytest.mark.parametrize(("database", "relays"), [("sqlite", 1), ("postgresql", 2)])
+async def test_killed_relays(
+    database: str,
+    relays: int,
+    request: pytest.FixtureRequest,
+    broker: NatsBroker,
+    environment: dict[str, str],
+    start: Callable[..., Process],
+) -> None:
+    env = {**environment, "DATABASE_URL": request.getfixturevalue(database)}
+    migrate = start(env, "manage.py", "migrate", "wsgateway_outbox", "-v0")
+    assert await asyncio.to_thread(migrate.wait, 30) == 0, migrate.output
+    running = [start(env, *RELAY) for _ in range(relays)]
+    writer = start(env, "-m", "tests.service_app.write_outbox", str(USERS), str(EACH))
+    kills = 0
+    while (last := (await broker.position()).last) < TOTAL:
+        if last > TOTAL * (kills + 1) // 4 and kills < 3:
+            running[kills % relays].kill()
+            running[kills % relays] = start(env, *RELAY)
+            kills += 1
+        await until(lambda: all(r.running for r in running), 0, running[0].output)
+        await asyncio.sleep(0.005)
+    assert await asyncio.to_thread(writer.wait, 30) == 0, writer.output
+    for relay in running:
+        await until(lambda relay=relay: "outbox: ready" in relay.output, 20)  # type: ignore[misc]
+        await asyncio.to_thread(relay.stop)
+        assert "Traceback" not in relay.output
+    assert kills >= 1
+    for user in range(USERS):
+        messages = (await broker.read_after(Inbox("orders", f"u{user}"), 0, limit=1000)).messages
+        assert [m.payload for m in messages] == [b"%d" % number for number in range(EACH)]

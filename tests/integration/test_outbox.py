@@ -1,0 +1,163 @@
+"""The outbox: sent if and only if the transaction commits; once, in order, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import transaction
+
+from tests.integration.test_publish import read
+from tests.support import ROOT, Process, running, site_env, wait_for
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused
+from wsgateway.outbox import enqueue
+from wsgateway.outbox.models import OutboxMessage
+from wsgateway.outbox.relay import Relay
+
+
+def got(user: str) -> list[str | bytes]:
+    return [stored.frame.data for stored in asyncio.run(read("orders", user))]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rows_of_committed_transactions_are_relayed_in_order(nats_settings: Any) -> None:
+    for number in range(5):
+        with transaction.atomic():
+            enqueue("orders", "ann", text=f"a{number}")
+            enqueue("orders", "bob", json={"n": number})
+    enqueue("orders", "ann", bytes=b"\xff", headers={"traceparent": "00-1"}, ttl=60)
+    with transaction.atomic():
+        enqueue("orders", "ann", text="never")
+        transaction.set_rollback(True)
+    call_command("runoutbox", "--once")
+    assert got("ann") == ["a0", "a1", "a2", "a3", "a4", b"\xff"]
+    assert got("bob") == [f'{{"n":{number}}}' for number in range(5)]
+    assert not OutboxMessage.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_mistakes_are_refused_when_written(nats_settings: Any) -> None:
+    with pytest.raises(TypeError):
+        enqueue("orders", "ann", text="a", msg_id="x")
+    with pytest.raises(NameRefused):
+        enqueue("orders", "", text="a")
+    with pytest.raises(MessageTooBig):
+        enqueue("orders", "ann", text="x" * 1_000_001)
+    assert not OutboxMessage.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_row_that_can_never_be_sent_does_not_hold_up_the_others(nats_settings: Any) -> None:
+    enqueue("orders", "ann", text="before")
+    bad = enqueue("orders", "ann", text="bad", headers={"a": "line\nbreak"})
+    enqueue("orders", "ann", text="after")
+    call_command("runoutbox", "--once")
+    assert got("ann") == ["before", "after"]
+    bad.refresh_from_db()
+    assert bad.failed_at is not None
+    assert "line break" in bad.error
+
+
+@pytest.mark.django_db(transaction=True)
+def test_broker_that_is_away_loses_nothing(settings: Any, own_server: EmbeddedServer) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    settings.WSGATEWAY_BROKER_TIMEOUT = 1.0
+    enqueue("orders", "ann", text="one")
+    Relay().step()
+    own_server.stop()
+    enqueue("orders", "ann", text="two")
+    with pytest.raises(BrokerUnavailable):
+        Relay().step()
+    assert OutboxMessage.objects.count() == 1
+    own_server.start()
+    wait_for(lambda: not _fails(Relay().step), 10)
+    assert got("ann") == ["one", "two"]
+
+
+def _fails(action: Any) -> bool:
+    try:
+        action()
+    except BrokerUnavailable:
+        return True
+    return False
+
+
+def test_without_the_app(settings: Any) -> None:
+    settings.INSTALLED_APPS = [a for a in settings.INSTALLED_APPS if a != "wsgateway.outbox"]
+    with pytest.raises(CommandError, match="INSTALLED_APPS"):
+        call_command("runoutbox", "--once")
+
+
+def manage(folder: Path, name: str, env: dict[str, str], *arguments: str) -> Process:
+    command = [sys.executable, "manage.py", *arguments]
+    return Process(command, folder / f"{name}.log", env, ROOT)
+
+
+USERS, EACH = 10, 100
+
+
+def test_relay_killed_again_and_again(
+    nats_settings: Any, nats_server: EmbeddedServer, prefix: str, tmp_path: Path
+) -> None:
+    """Every row is in the stream once, in order per user, though relays die in the middle."""
+    database = tmp_path / "db.sqlite3"
+    env = site_env(
+        DEBUG="1",
+        SECRET_KEY="tests",
+        DATABASE_URL=f"sqlite:///{database}",
+        NATS_BROKER_URL=nats_server.url,
+        WSGATEWAY_PREFIX=prefix,
+    )
+    migrate = manage(tmp_path, "migrate", env, "migrate", "wsgateway_outbox")
+    migrate.spawn()
+    assert migrate.wait(60) == 0, migrate.output
+    with sqlite3.connect(database) as connection:
+        connection.executemany(
+            "INSERT INTO wsgateway_outbox_outboxmessage (key, service, user, payload, kind,"
+            " headers, created_at, error) VALUES (?, 'orders', ?, ?, 'text', '{}',"
+            " '2026-01-01 00:00:00', '')",
+            [
+                (f"{number * USERS + user:032x}", f"u{user}", str(number).encode())
+                for number in range(EACH)
+                for user in range(USERS)
+            ],
+        )
+    connection.close()
+
+    def left() -> int:
+        with sqlite3.connect(database, timeout=20) as reader:
+            count = reader.execute("SELECT COUNT(*) FROM wsgateway_outbox_outboxmessage")
+            number = int(count.fetchone()[0])
+        reader.close()
+        return number
+
+    total = USERS * EACH
+    for number in range(3):
+        relay = manage(tmp_path, f"relay{number}", env, "runoutbox", "--batch", "50")
+        with running(relay):
+            relay.spawn()
+            goal = total - (number + 1) * 200
+            wait_for(lambda goal=goal: left() <= goal, 30, "some rows")  # type: ignore[misc]
+            if number == 0:
+                second = manage(tmp_path, "second", env, "runoutbox", "--once")
+                second.spawn()
+                assert second.wait(30) == 1
+                assert "another relay works on" in second.output
+            relay.kill()
+    relay = manage(tmp_path, "last", env, "runoutbox")
+    with running(relay):
+        relay.spawn()
+        relay.wait_for_line("outbox: ready", 30)
+        wait_for(lambda: left() == 0, 30, "all rows")
+        relay.stop()
+        assert "outbox: ended" in relay.output
+        assert "Traceback" not in relay.output
+    for user in range(USERS):
+        assert got(f"u{user}") == [str(number) for number in range(EACH)]

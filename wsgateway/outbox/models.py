@@ -1,0 +1,37 @@
+"""The outbox' table."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+
+__all__ = ["OutboxMessage"]
+
+
+class OutboxMessage(models.Model):
+    """A message that waits to be relayed; it is deleted once JetStream has it."""
+
+    key = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    service = models.CharField(max_length=255)
+    user = models.CharField(max_length=255)
+    payload = models.BinaryField()
+    kind = models.CharField(max_length=10)
+    ttl = models.FloatField(null=True, blank=True)
+    headers = models.JSONField(default=dict, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    failed_at = models.DateTimeField(null=True, blank=True)
+    error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ("id",)
+        indexes = (models.Index(fields=["service", "user", "id"], name="wsgateway_outbox_user"),)
+        verbose_name = "outbox message"
+
+    def __str__(self) -> str:
+        return f"{self.id} for {self.service}.{self.user}"
+
+    @property
+    def msg_id(self) -> str:
+        """The ``Nats-Msg-Id`` that makes relaying idempotent."""
+        return f"outbox.{self.key.hex}"

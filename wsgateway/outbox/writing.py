@@ -1,0 +1,42 @@
+"""Writing into the outbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wsgateway.outbox.models import OutboxMessage
+from wsgateway.publish import Outgoing
+from wsgateway.subjects import encode_token
+
+__all__ = ["enqueue"]
+
+
+def enqueue(service: str, user: str, *, using: str | None = None, **options: Any) -> OutboxMessage:
+    """Write a message in the current transaction; it is sent if and only if that commits.
+
+    Args:
+        service: The service.
+        user: The user's name.
+        using: The database; None: as the router says.
+        options: text, bytes or json, ttl and headers, as for `wsgateway.send`. There is no
+            ``msg_id``: the row names the message.
+
+    Raises:
+        NameRefused: A name cannot be part of a subject.
+        MessageTooBig: Larger than ``WSGATEWAY_MAX_MESSAGE_SIZE``.
+        TypeError: Not exactly one of text, bytes and json; or a ``msg_id``.
+    """
+    if "msg_id" in options:
+        raise TypeError("the outbox names its messages itself; leave msg_id out")
+    message = Outgoing(service, user, **options)
+    _, frame = message.prepare()
+    encode_token(service)
+    encode_token(user)
+    return OutboxMessage.objects.using(using).create(
+        service=service,
+        user=user,
+        payload=frame.payload,
+        kind=frame.kind,
+        ttl=message.ttl,
+        headers=dict(message.headers or {}),
+    )
