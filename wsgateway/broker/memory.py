@@ -29,7 +29,7 @@ from wsgateway.subjects import Inbox, Subjects
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
-__all__ = ["MemoryBroker", "MemoryStore"]
+__all__ = ["MemoryBroker", "MemoryStore", "reset_shared_store", "shared_store"]
 
 
 @dataclass
@@ -146,16 +146,7 @@ class MemoryBroker(Broker):
     @classmethod
     def from_settings(cls, settings: Settings) -> MemoryBroker:
         """Return a broker with the settings' limits on the process's shared store."""
-        global _shared
-        if _shared is None:
-            _shared = MemoryStore(
-                settings.INBOX_MAX_MESSAGES,
-                settings.INBOX_MAX_AGE,
-                settings.SEND_MAX_MESSAGES,
-                settings.DUPLICATE_WINDOW,
-                settings.MAX_MESSAGE_SIZE,
-            )
-        return cls(_shared, Subjects(settings.PREFIX))
+        return cls(shared_store(settings), Subjects(settings.PREFIX))
 
     async def open(self) -> None:
         self._refuse_closed()
@@ -304,3 +295,23 @@ class MemoryBroker(Broker):
 
 
 _shared: MemoryStore | None = None
+
+
+def shared_store(settings: Settings) -> MemoryStore:
+    """Return what the brokers of this process share, with the settings' limits."""
+    global _shared
+    if _shared is None:
+        _shared = MemoryStore(
+            settings.INBOX_MAX_MESSAGES,
+            settings.INBOX_MAX_AGE,
+            settings.SEND_MAX_MESSAGES,
+            settings.DUPLICATE_WINDOW,
+            settings.MAX_MESSAGE_SIZE,
+        )
+    return _shared
+
+
+def reset_shared_store() -> None:
+    """Forget everything; brokers that exist keep what they have. For tests."""
+    global _shared
+    _shared = None

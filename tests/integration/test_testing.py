@@ -1,0 +1,75 @@
+"""wsgateway.testing: handlers and publishing without a broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgateway import Message, Reject, asend, send
+from wsgateway.services import registry
+from wsgateway.testing import adeliver, assert_not_sent, assert_sent, deliver, sent
+
+pytest_plugins = ["wsgateway.testing.plugin"]
+
+
+@pytest.fixture(autouse=True)
+def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_services", {})
+
+
+def test_sent_and_assertions(wsgateway_memory: Any) -> None:
+    assert_not_sent()
+    send("orders", "ann", json={"b": 1, "a": [2]})
+    send("orders", "ann", bytes=b"\xff")
+    send("other", "bob", text="hi")
+    assert [message.data for message in sent("orders")] == ['{"b":1,"a":[2]}', b"\xff"]
+    assert_sent("orders", "ann", json={"a": [2], "b": 1}, count=1)
+    assert_sent("orders", "ann", bytes=b"\xff")
+    assert_sent("orders", "ann", count=2)
+    assert_not_sent("orders", "bob")
+    with pytest.raises(AssertionError, match="it got: 'hi'"):
+        assert_sent("other", "bob", text="ho")
+    with pytest.raises(AssertionError, match="nothing should have been sent"):
+        assert_not_sent("other")
+
+
+def test_each_test_begins_with_nothing(wsgateway_memory: Any) -> None:
+    assert_not_sent()
+
+
+async def test_deliver(wsgateway_memory: Any) -> None:
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        if message.text == "bad":
+            raise Reject("why", code="no")
+        if message.text == "broken":
+            raise OSError("disk")
+        await message.reply(text=f"{message.user_name}/{message.device}/{message.attempt}")
+
+    done = await adeliver("orders", "ann", text="hello", device="d", request=True)
+    assert (done.outcome, [reply.data for reply in done.replies]) == ("done", ["ann/d/1"])
+    assert done.replies[0].stored.reply_to is not None
+    refused = await adeliver("orders", "ann", text="bad")
+    assert (refused.outcome, refused.replies[0].stored.error) == ("refused", "no")
+    again = await adeliver("orders", "ann", text="broken", attempt=2)
+    assert again.outcome == "retry"
+    assert again.after is not None
+    assert (await adeliver("orders", "ann", text="broken", attempt=5)).outcome == "dead"
+    with pytest.raises(LookupError, match="no service 'nonsense'"):
+        await adeliver("nonsense", "ann", text="x")
+
+
+def test_deliver_to_a_synchronous_handler(wsgateway_memory: Any) -> None:
+    @registry.service("orders")
+    def handle(message: Any) -> None:
+        message.reply(json=message.json())
+
+    assert deliver("orders", "ann", json=[1]).replies[0].json() == [1]
+
+
+async def test_real_server(wsgateway_nats: str) -> None:
+    receipt = await asend("orders", "ann", text="x")
+    assert receipt.offset == 1
+    with pytest.raises(AssertionError, match="PUBSUB_BROKER"):
+        sent()

