@@ -20,7 +20,20 @@ CONNECT = """
   document.cookie = 'service=%(service)s; path=/';
   document.cookie = 'user=%(user)s; path=/';
   const { WsGateway } = await import('/static/wsgateway/wsgateway.js');
-  const options = { pingTimeout: 1000, backoff: { initial: 50, cap: 300 }, ...%(options)s };
+  window.frames_in = [];
+  window.frames_out = [];
+  class Recording extends WebSocket {
+    constructor(...args) {
+      super(...args);
+      this.addEventListener('message', ({ data }) => frames_in.push(data));
+    }
+    send(text) {
+      frames_out.push(text);
+      super.send(text);
+    }
+  }
+  const backoff = { initial: 50, cap: 300 };
+  const options = { WebSocket: Recording, pingTimeout: 1000, backoff, ...%(options)s };
   window.got = [];
   window.states = [];
   window.recovered = [];

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tests.acceptance.browser import Page, browser
 from tests.acceptance.client_page import INBOX, connect, publish, require_all
 from tests.faults.traffic import broker_at, stored
 from tests.support import ROOT, Gateway
-from wsgateway.broker.base import REPLY_TO_HEADER
+from wsgateway.broker.base import ERROR_HEADER, REPLY_TO_HEADER
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.identity import make_token
+
+SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())
 
 
 @pytest.fixture
@@ -52,6 +55,29 @@ async def test_send_receive_and_ask(gateway: Gateway, page: Page, broker: NatsBr
     await broker.publish(INBOX, b"!", kind="text", headers={REPLY_TO_HEADER: "q1"})
     assert await page.run("reply.then((message) => [message.replyTo, message.data])") == ["q1", "!"]
     assert await page.run("got.length") == 21, "a reply is no message"
+
+
+async def test_what_both_ends_write_is_as_the_schema_says(
+    gateway_factory: Callable[..., Gateway], page: Page, broker: NatsBroker
+) -> None:
+    gateway = gateway_factory(WSGATEWAY_PING_INTERVAL="0.2", WSGATEWAY_MAX_MESSAGE_SIZE="100")
+    await connect(page, gateway.http(""))
+    await page.run("client.send('text'); client.send(new Uint8Array(3)); client.request('?'); null")
+    await page.run("client.welcome.max_message_size = 1e9; client.send('x'.repeat(101)); null")
+    await broker.publish(INBOX, b"text")
+    await broker.publish(INBOX, b"\x00", kind="binary")
+    refusal = {REPLY_TO_HEADER: "q", ERROR_HEADER: "sold_out"}
+    await broker.publish(INBOX, b"none left", headers=refusal)
+    wanted = {"welcome", "message", "ack", "error", "ping"}
+    types = "frames_in.map((text) => JSON.parse(text).type)"
+    await page.wait(f"{json.dumps(sorted(wanted))}.every((type) => {types}.includes(type))")
+    await page.wait("frames_in.filter((text) => text.includes('offset')).length >= 4")
+    types = "frames_out.map((text) => JSON.parse(text).type)"
+    await page.wait(f"['message', 'ack', 'pong'].every((type) => {types}.includes(type))")
+    for side, frames in (("server", "frames_in"), ("client", "frames_out")):
+        validate = Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{side}"}).validate
+        for text in await page.run(frames):
+            validate(json.loads(text))
 
 
 async def until_async(read: Callable[[], Any], length: int, timeout: float = 10.0) -> None:
