@@ -26,8 +26,9 @@ from wsgateway.layer.config import server_urls
 from wsgateway.layer.durable import DurableItem
 from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
 from wsgateway.layer.loops import Node, Target, background_node, current_node, on_fork
+from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.normal import NormalChannels
-from wsgateway.layer.serializers import registry
+from wsgateway.layer.serializers import BaseMessageSerializer, registry
 from wsgateway.subjects import Subjects
 
 __all__ = ["NatsChannelLayer"]
@@ -103,6 +104,8 @@ class NatsChannelLayer(BaseChannelLayer):
         self.random_prefix_length = random_prefix_length
         self._pack = self._serializer.serialize
         self._unpack = self._serializer.deserialize
+        if isinstance(self._serializer, BaseMessageSerializer) and self._serializer.is_plain:
+            self._unpack = self._serializer.from_bytes
         self._channels: dict[str, tuple[str, bytes]] = {}  # name -> subject, name on the wire
         self._groups: dict[str, str] = {}  # ephemeral name -> subject
         self._start()
@@ -195,13 +198,17 @@ class NatsChannelLayer(BaseChannelLayer):
         """Return the message that a mailbox' item means; None if it is expired or damaged."""
         if isinstance(item, DurableItem):
             return self._event_of(item.take())
-        if self._home.is_expired(item):
+        _, flags, sent_at, size = wire.head(item)
+        if sent_at + self._home.lifetime < time.time():
             return None
         try:
+            if not flags:
+                message: dict[str, Any] = self._unpack(item[wire.HEAD + size :])
+                return message
             content = wire.body(item, self.max_message_size)
-            if item[1] & wire.FRAME:
+            if flags & wire.FRAME:
                 return durable.frame_event(content, None)
-            message: dict[str, Any] = self._unpack(content)
+            message = self._unpack(content)
         except Exception as exc:  # whatever the format raises for foreign bytes
             logger.warning("skipped a channel message that cannot be read: %r", exc)
             return None
@@ -278,14 +285,23 @@ class NatsChannelLayer(BaseChannelLayer):
         if not subject:
             found: dict[str, Any] = await self._normal.receive(self._node(), channel, self._open)
             return found
-        if not channel.partition("!")[0].endswith(self.client_prefix):
-            raise AssertionError("Wrong client prefix")
+        mailbox = self._home.mailboxes.get(name)
+        if mailbox is None:
+            if not channel.partition("!")[0].endswith(self.client_prefix):
+                raise AssertionError("Wrong client prefix")
+            mailbox = self._home.mailbox(name)
+        while (item := mailbox.take()) is not None:  # what is here needs no connection
+            message = self._open(item)
+            if message is not None:
+                return message
+        return await self._wait_for_message(mailbox)
+
+    async def _wait_for_message(self, mailbox: Mailbox[Any]) -> dict[str, Any]:
         home = self._home
-        if home.node is None or not home.node.usable or home.node.is_background:
-            await home.settle()
-        mailbox = home.mailbox(name)
         mailbox.reading += 1
         try:
+            if home.node is None or not home.node.usable or home.node.is_background:
+                await home.settle()
             while True:
                 message = self._open(await mailbox.get())
                 if message is not None:

@@ -69,7 +69,7 @@ class Home:
         self.groups: dict[str, Group] = {}
         self.unconfirmed = False  # the server may not know a subscription yet
         self._expiry = expiry
-        self._lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
+        self.lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
         self._group_expiry = group_expiry
         self._capacity = capacity
         self._choose = choose
@@ -154,7 +154,7 @@ class Home:
 
     def is_expired(self, item: Item) -> bool:
         """Say whether an envelope is too old; messages of durable groups never are."""
-        return isinstance(item, bytes) and wire.sent_at(item) + self._lifetime < time.time()
+        return isinstance(item, bytes) and wire.sent_at(item) + self.lifetime < time.time()
 
     def _on_message(self, node: Node, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):

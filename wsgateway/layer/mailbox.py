@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Generic, TypeVar
 
 __all__ = ["Mailbox"]
@@ -65,6 +66,17 @@ class Mailbox(Generic[T]):
             return False
         self.purge()
         return len(self.queue) >= self.capacity
+
+    def take(self) -> T | None:
+        """Return the next message; None if there is none."""
+        if self.queue:
+            try:
+                item = self.queue.popleft()
+            except IndexError:  # a taker in another thread was faster
+                return None
+            self.used = monotonic()
+            return item
+        return None
 
     def purge(self) -> int:
         """Drop expired messages from the front; return how many."""

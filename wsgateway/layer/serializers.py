@@ -78,6 +78,12 @@ class BaseMessageSerializer(ABC):
         raw = key.encode() if isinstance(key, str) else key
         return Fernet(base64.urlsafe_b64encode(hashlib.sha256(raw).digest()))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether `deserialize` does nothing but `from_bytes`."""
+        changed = type(self).deserialize is not BaseMessageSerializer.deserialize
+        return not (changed or self.crypter or self.random_prefix_length)
+
     @abstractmethod
     def as_bytes(self, message: Any) -> bytes:
         """Return *message* as bytes, not encrypted."""

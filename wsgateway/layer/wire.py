@@ -21,6 +21,7 @@ __all__ = [
     "HEAD",
     "Joiner",
     "body",
+    "head",
     "is_enveloped",
     "name",
     "pack",
@@ -38,6 +39,8 @@ FRAME = 8
 
 _HEAD = struct.Struct(">BBdH")
 HEAD = _HEAD.size
+head = _HEAD.unpack_from
+"""Returns an envelope's first byte, flags, time of sending, and the length of the name."""
 _TIME = struct.Struct(">d")
 _PART = struct.Struct(">16sHH")
 MAX_PARTS = 0xFFFF
@@ -122,15 +125,15 @@ def split(data: bytes, identity: bytes, limit: int) -> Iterator[bytes]:
         limit: Bytes, well above the size of an envelope's head and name.
     """
     start = HEAD + (data[10] << 8 | data[11])
-    head = data[:1] + bytes([data[1] | PART]) + data[2:start]
-    room = limit - len(head) - _PART.size
+    start_of_each = data[:1] + bytes([data[1] | PART]) + data[2:start]
+    room = limit - len(start_of_each) - _PART.size
     rest = data[start:]
     count = -(-len(rest) // room)
     if count > MAX_PARTS:
         raise ValueError(f"{len(data)} bytes do not fit {MAX_PARTS} messages of {limit} bytes")
     for index in range(count):
         part = rest[index * room : (index + 1) * room]
-        yield head + _PART.pack(identity, index, count) + part
+        yield start_of_each + _PART.pack(identity, index, count) + part
 
 
 class Joiner:
@@ -164,8 +167,8 @@ class Joiner:
         if len(parts) == count:
             del self._open[identity]
             self._held -= sum(map(len, parts.values()))
-            head = data[:1] + bytes([data[1] & ~PART]) + data[2:start]
-            return head + b"".join(parts[number] for number in range(count))
+            beginning = data[:1] + bytes([data[1] & ~PART]) + data[2:start]
+            return beginning + b"".join(parts[number] for number in range(count))
         while self._held > self._limit and len(self._open) > 1:
             _, lost = self._open.popitem(last=False)
             self._held -= sum(map(len, lost.values()))
