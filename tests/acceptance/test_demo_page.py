@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.browser import Page, browser
-from tests.support import ROOT, Gateway
+from tests.support import ROOT, Gateway, Process, running
 
 CONTRAST = """
 (() => {
@@ -132,6 +132,32 @@ async def test_what_is_written_to_a_cut_connection_arrives_once_it_is_mended(
         assert (await page.run(texts("bob")))[1:] == [f"{n} of 100" for n in range(1, 101)]
         await page.wait(f"{part('ann', 'sent')}.textContent === '101'")
         await picture(page, "mended")
+
+
+async def test_service_answers_even_if_the_connection_is_cut_meanwhile(
+    site: Gateway, tmp_path: Path
+) -> None:
+    command = [sys.executable, "manage.py", "runservice", "demo"]
+    worker = Process(command, tmp_path / "worker.log", site.env)
+    mark = "[...document.querySelectorAll('[data-user=ann] .out .mark-text')].at(-1)?.textContent"
+    async with browser(tmp_path) as page:
+        await log_in(page, site, "ann")
+        await write(page, "ann", "first", "ask")
+        await page.wait(f"{mark} === '✓ stored'")
+        await page.run(f"{part('ann', 'cut')}.click()")
+        await page.wait(state("ann", "waiting"))
+        await write(page, "ann", "second", "ask")
+        assert await page.run(mark) == "queued"
+        with running(worker):
+            worker.spawn()
+            await page.run(f"{part('ann', 'cut')}.click()")
+            await page.wait(f"{texts('ann')}.length === 2", 30)
+            assert await page.run(texts("ann")) == ["echo: first", "echo: second"]
+            assert await page.run(mark) == "✓✓ answered"
+            await write(page, "ann", "/fail", "ask")
+            await page.wait(f"{mark} === 'refused: you asked for it'")
+            await picture(page, "asked")
+            worker.stop()
 
 
 async def picture_of_strangers(page: Page, site: Gateway) -> None:
