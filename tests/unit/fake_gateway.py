@@ -24,6 +24,8 @@ class FakeGateway:
     def __init__(self) -> None:
         self.epoch = "e1"
         self.inbox: list[tuple[int, str, Frame]] = []
+        self.replies: dict[int, tuple[str, str | None]] = {}  # offset: reply_to and error
+        self.requests: list[str] = []  # ids of requests
         self.cursor = 0
         self.window = 8
         self.ping = 25.0
@@ -51,6 +53,12 @@ class FakeGateway:
                 offset = self.inbox[-1][0] + gap if self.inbox else gap
                 self.inbox.append((offset, f"t{offset}", Frame.of(item)))
             self._news.notify_all()
+
+    async def reply(self, id: str, data: str, error: str | None = None) -> None:
+        """Do what a service does."""
+        offset = self.inbox[-1][0] + 1 if self.inbox else 1
+        self.replies[offset] = (id, error)
+        await self.store(data)
 
     def cut(self) -> None:
         """End every connection as a power failure would."""
@@ -149,7 +157,13 @@ class FakeGateway:
                         continue
                 offset, time, frame = ready[0]
                 await connection.send(
-                    protocol.encode_message(offset, time, frame.payload, frame.text)
+                    protocol.encode_message(
+                        offset,
+                        time,
+                        frame.payload,
+                        frame.text,
+                        *self.replies.get(offset, (None, None)),
+                    )
                 )
                 position = offset
                 unacked.append(offset)
@@ -165,6 +179,8 @@ class FakeGateway:
             await connection.send(protocol.encode_pong())
         elif isinstance(frame, ClientMessage):
             self.arrivals.append(frame.id)
+            if frame.request:
+                self.requests.append(frame.id)
             if frame.id in self.refusals:
                 code = self.refusals[frame.id]
                 await connection.send(protocol.encode_error(frame.id, code, "refused"))

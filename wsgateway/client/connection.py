@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from itertools import count
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from wsgateway.client.backoff import Backoff
 from wsgateway.client.errors import GatewayError
@@ -37,7 +37,9 @@ logger = logging.getLogger("wsgateway.client")
 STABLE = 5.0
 """Seconds that a connection must last before the backoff begins anew."""
 MAX_FRAME = 16 * 1024 * 1024
+REQUEST_TIMEOUT = 30.0
 Token = str | Callable[[], str | Awaitable[str]]
+T = TypeVar("T")
 
 
 class ClientState(Enum):
@@ -57,9 +59,10 @@ class Message:
         offset: Its position; rises, with holes.
         time: When it was stored, RFC 3339; None if not known.
         data: str for a text frame, bytes for a binary one.
+        reply_to: Id of the client's message that it answers; None if it answers none.
     """
 
-    __slots__ = ("_client", "_life", "data", "offset", "time")
+    __slots__ = ("_client", "_life", "data", "offset", "reply_to", "time")
 
     def __init__(self, client: Client, life: int, received: ServerMessage) -> None:
         self._client = client
@@ -67,6 +70,7 @@ class Message:
         self.offset = received.offset
         self.time = received.time
         self.data = received.frame.data
+        self.reply_to = received.reply_to
 
     def __repr__(self) -> str:
         return f"<Message offset={self.offset} {type(self.data).__name__}[{len(self.data)}]>"
@@ -77,17 +81,23 @@ class Message:
 
     def ack(self) -> None:
         """Acknowledge this message and all before it; only needed with ``auto_ack=False``."""
-        self._client._settle(self._life, self.offset)
+        if self.reply_to is None:  # a reply has been acknowledged, and overtakes what waits
+            self._client._settle(self._life, self.offset)
 
 
-class _Pending:
-    """A message that is not confirmed, and how many callers wait for that."""
+class _Pending(Generic[T]):
+    """Something that has not come yet, and how many callers wait for it."""
 
     __slots__ = ("callers", "result")
 
     def __init__(self) -> None:
         self.callers = 0
-        self.result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def give_up(self) -> None:
+        """Nobody waits any more."""
+        if not self.result.cancel() and not self.result.cancelled():
+            self.result.exception()  # seen, so that nobody warns of it
 
 
 class Client:
@@ -109,6 +119,9 @@ class Client:
         backoff: Delays between attempts.
         on_state: Called with each new state.
         on_welcome: Called with each welcome; look at its ``recovered``.
+        on_reply: Called with each reply that nobody here waits for: to another client of the
+            user, or after a time-out.
+        on_error: Called with each refusal by the service, or the gateway, that nobody waits for.
         options: For ``websockets.asyncio.client.connect``: ssl, additional_headers, proxy, ...
     """
 
@@ -130,6 +143,8 @@ class Client:
         backoff: Backoff | None = None,
         on_state: Callable[[ClientState], object] | None = None,
         on_welcome: Callable[[Welcome], object] | None = None,
+        on_reply: Callable[[Message], object] | None = None,
+        on_error: Callable[[GatewayError], object] | None = None,
         **options: Any,
     ) -> None:
         self._url = url
@@ -144,10 +159,14 @@ class Client:
         self._backoff = backoff or Backoff()
         self._on_state = on_state
         self._on_welcome = on_welcome
+        self._on_reply = on_reply
+        self._on_error = on_error
+        self._queue_limit = queue_limit
         self._options = {"max_size": MAX_FRAME, "ping_interval": None, **options}
         self._inbox = ClientInbox(position)
         self._outbox = ClientOutbox(queue_limit, send_window)
-        self._pending: dict[str, _Pending] = {}  # by id, of what is in the outbox
+        self._pending: dict[str, _Pending[None]] = {}  # by id, of what is in the outbox
+        self._requests: dict[str, _Pending[Message]] = {}  # by id, whose reply has not come
         self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
         self._current: Message | None = None  # handed out, not processed yet
         self._arrived = asyncio.Event()  # the queue has something, or the client is closed
@@ -285,6 +304,9 @@ class Client:
             self._opened.set_exception(failure)
         for id in list(self._pending):
             self._refuse(id, "closed", str(failure), True)
+        for request in self._requests.values():
+            if not request.result.done():
+                request.result.set_exception(failure)
         self._arrived.set()
 
     # -- one connection ------------------------------------------------------------------
@@ -347,16 +369,49 @@ class Client:
             case ServerMessage():
                 life = self._inbox.accept(frame)
                 if life is not None:
-                    self._queue.append(Message(self, life, frame))
-                    self._arrived.set()
+                    self._on_message(life, frame)
             case Accepted(id):
                 self._confirm(id)
             case Refused(id=None):
                 logger.warning("the gateway refused a frame: %s (%s)", frame.message, frame.code)
+                self._say_error(GatewayError(frame.code, frame.message, frame.temporary))
             case Refused(str(id)):
                 self._refuse(id, frame.code, frame.message, frame.temporary)
             case Welcome():
                 self._take_welcome(frame)
+
+    def _on_message(self, life: int, received: ServerMessage) -> None:
+        message = Message(self, life, received)
+        if message.reply_to is None:
+            self._queue.append(message)
+            self._arrived.set()
+            return
+        # A reply overtakes what waits for recv: acknowledging it must not acknowledge that
+        self._inbox.settle_one(life, message.offset)
+        self._ack_soon()
+        self._take_reply(message, message.reply_to, received.error)
+
+    def _take_reply(self, message: Message, id: str, code: str | None) -> None:
+        """Give a reply to whoever asked."""
+        self._confirm(id)  # what was answered is stored
+        request = self._requests.get(id)
+        error = None
+        if code is not None:
+            text = message.data if isinstance(message.data, str) else ""
+            error = GatewayError(code, text or "the service refused it", False, id=id)
+        if request is not None and not request.result.done():
+            if error is None:
+                request.result.set_result(message)
+            else:
+                request.result.set_exception(error)
+        elif error is not None:
+            self._say_error(error)
+        elif self._on_reply is not None:
+            self._on_reply(message)
+
+    def _say_error(self, error: GatewayError) -> None:
+        if self._on_error is not None:
+            self._on_error(error)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         self._inbox.welcome(welcome)
@@ -368,6 +423,9 @@ class Client:
 
     def _settle(self, life: int, offset: int) -> None:
         self._inbox.settle(life, offset)
+        self._ack_soon()
+
+    def _ack_soon(self) -> None:
         if self._link is None or not self._inbox.untold or self._welcome is None:
             return
         every = min(self._ack_every, (self._welcome.window + 1) // 2)
@@ -423,13 +481,53 @@ class Client:
             GatewayError: It was refused, ``.code`` and ``.temporary`` say why; or too many wait.
             ValueError: *id* or *data* cannot be sent.
         """
+        id = self._new_id(id)
+        await self._send(id, _frame(data))
+        return id
+
+    async def request(
+        self, data: Any, *, id: str | None = None, timeout: float | None = REQUEST_TIMEOUT
+    ) -> Message:
+        """Publish *data* and return the service's reply, over however many connections.
+
+        The reply is acknowledged by itself, and no `recv` gets it. It comes in its turn within the
+        gateway's window: receive messages while you wait, or a full window keeps it back.
+
+        When cancelled, or after *timeout*, the reply goes to *on_reply*, should it come.
+
+        Args:
+            data: As for `send`.
+            id: As for `send`; the same id asks once.
+            timeout: Seconds; None: as long as it takes.
+
+        Raises:
+            GatewayError: The service refused it, with its own ``.code``, or the gateway did.
+            TimeoutError: No reply in time; perhaps the service handles it yet.
+            ValueError: *id* or *data* cannot be sent.
+        """
         frame = _frame(data)
         id = self._new_id(id)
+        if id not in self._requests and len(self._requests) >= self._queue_limit:
+            text = f"{len(self._requests)} requests wait for their replies already (queue_limit)"
+            raise GatewayError("queue_limit", text, True, id=id)
+        request = self._requests.setdefault(id, _Pending())
+        request.callers += 1
+        try:
+            async with asyncio.timeout(timeout):
+                await self._send(id, frame, request=True)
+                return await asyncio.shield(request.result)
+        finally:
+            request.callers -= 1
+            if not request.callers:
+                request.give_up()
+                del self._requests[id]
+
+    async def _send(self, id: str, frame: Frame, *, request: bool = False) -> None:
         pending = self._pending.get(id)
         if pending is None:
             self._check(id, frame)
             pending = self._pending[id] = _Pending()
-            self._outbox.add(id, frame)
+            self._outbox.add(id, frame, request=request)
             self._wake()
         pending.callers += 1
         try:
@@ -437,11 +535,10 @@ class Client:
         finally:
             pending.callers -= 1
             if not pending.callers:
-                pending.result.cancel()
+                pending.give_up()
                 del self._pending[id]
                 self._outbox.remove(id)
                 self._wake()  # the window may have room
-        return id
 
     def _new_id(self, id: str | None) -> str:
         if id is None:

@@ -44,13 +44,14 @@ class ClientInbox:
         position: Where to go on; None: where the gateway says.
     """
 
-    __slots__ = ("_asked", "_held", "_life", "_position", "_received", "_untold")
+    __slots__ = ("_asked", "_held", "_life", "_overtook", "_position", "_received", "_untold")
 
     def __init__(self, position: Position | None = None) -> None:
         self._position = position
         self._received = position.offset if position else 0  # everything up to it has arrived
         self._asked: int | None = None  # offset this connection asked for, until its welcome
         self._held: dict[int, str | None] = {}  # offset -> time, arrived and not processed
+        self._overtook: set[int] = set()  # of those, the ones processed before their turn
         self._life = 0  # changes when offsets begin to mean something else
         self._untold = 0  # messages processed since the last acknowledgement
 
@@ -82,6 +83,7 @@ class ClientInbox:
         self._position = position
         self._received = position.offset
         self._held.clear()
+        self._overtook.clear()
         self._life += 1
 
     def accept(self, message: ServerMessage) -> int | None:
@@ -104,12 +106,26 @@ class ClientInbox:
         position = self._position
         if position is None or life != self._life or offset <= position.offset:
             return
-        self._position = Position(position.epoch, offset)
+        self._advance(position.epoch, offset)
+
+    def settle_one(self, life: int, offset: int) -> None:
+        """Note that *offset* was processed; what came before it, and waits, is not told so."""
+        position = self._position
+        if position is None or life != self._life or offset not in self._held:
+            return
+        self._overtook.add(offset)
+        self._advance(position.epoch, position.offset)
+
+    def _advance(self, epoch: str, offset: int) -> None:
+        """Move the position to *offset*, and over what was processed before its turn."""
         for held in list(self._held):
-            if held > offset:
+            if held > offset and held not in self._overtook:
                 break
             del self._held[held]
+            self._overtook.discard(held)
+            offset = max(offset, held)
             self._untold += 1
+        self._position = Position(epoch, offset)
 
     def take_ack(self) -> int | None:
         """Return the offset to acknowledge; None if there is nothing to tell."""
@@ -153,9 +169,10 @@ class ClientOutbox:
         """Whether no further message may wait."""
         return len(self._entries) >= self._limit
 
-    def add(self, id: str, frame: Frame) -> None:
-        """Append a message."""
-        self._entries[id] = _Entry(encode_client_message(id, frame), len(frame.payload))
+    def add(self, id: str, frame: Frame, *, request: bool = False) -> None:
+        """Append a message; *request* asks the service for a reply."""
+        text = encode_client_message(id, frame, request=request)
+        self._entries[id] = _Entry(text, len(frame.payload))
 
     def remove(self, id: str) -> None:
         """Forget a message: it is confirmed, refused, or given up. Idempotent."""
