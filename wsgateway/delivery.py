@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import uuid
 import weakref
@@ -39,12 +38,13 @@ from wsgateway.frames import Frame
 from wsgateway.identity import Identity
 from wsgateway.inbox import InboxReader
 from wsgateway.lane import NONE, Lane
+from wsgateway.logout import TOPIC, session_topic
 from wsgateway.protocol import Reason, Resume
 from wsgateway.recovery import Start, find_start
 from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.subjects import Inbox, encode_token
 
-__all__ = ["Delivery", "Hub", "get_hub", "session_topic"]
+__all__ = ["Delivery", "Hub", "get_hub"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -53,12 +53,6 @@ SAVES_IN_FLIGHT = 8
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
-LOGOUT = "logout"
-
-
-def session_topic(session_key: str) -> bytes:
-    """Return what names a session in a broadcast, without giving the session away."""
-    return hashlib.sha256(session_key.encode()).hexdigest().encode()
 
 
 class _Cursor:
@@ -322,7 +316,7 @@ class Hub:
             return
         self._opened = True
         self.broker.on_ready(self._resync.set)
-        self.broker.listen(LOGOUT, self._on_logout)
+        self.broker.listen(TOPIC, self._on_logout)
         self._tasks = [
             asyncio.create_task(self._watched(self._save_cursors), name="wsgateway-cursors"),
             asyncio.create_task(self._watched(self._sweep), name="wsgateway-sweep"),

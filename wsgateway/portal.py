@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from django.core.signals import setting_changed
 
-from wsgateway.broker import get_broker
+from wsgateway.broker import get_broker, known_broker
 from wsgateway.broker.base import Broker
 from wsgateway.broker.nats import options_from_settings
 from wsgateway.conf import settings
@@ -48,9 +48,10 @@ async def call(action: Action[T]) -> T:
     Raises:
         BrokerUnavailable: Not ready in time.
     """
-    if settings.BROKER == "memory":
-        broker = get_broker()
+    broker = get_broker() if settings.BROKER == "memory" else known_broker()
+    if broker is not None:  # a gateway's loop has one already
         await broker.open()
+        await broker.wait_ready()
         return await action(broker)
     node = current_node(_current_target())
     return await node.call(lambda: _run(node, action))

@@ -14,12 +14,12 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
-from wsgateway.broker import get_broker
 from wsgateway.broker.base import Receipt
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
 from wsgateway.launcher import DEMO_USERS
+from wsgateway.publish import asend
 from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
 
 __all__ = ["demo", "publish", "token"]
@@ -133,8 +133,4 @@ async def publish(request: HttpRequest) -> HttpResponseBase:
 
 
 async def _store(user: str, text: str, id: str) -> Receipt:
-    broker = get_broker()
-    await broker.open()
-    await broker.wait_ready()
-    msg_id = f"{SERVICE}-page-{id}" if id else None
-    return await broker.publish(Inbox(SERVICE, user), text.encode(), kind="text", msg_id=msg_id)
+    return await asend(SERVICE, user, text=text, msg_id=f"{SERVICE}-page-{id}" if id else None)

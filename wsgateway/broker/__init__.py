@@ -8,7 +8,7 @@ import weakref
 from wsgateway.broker.base import Broker
 from wsgateway.conf import settings
 
-__all__ = ["Broker", "get_broker", "reset_brokers"]
+__all__ = ["Broker", "get_broker", "known_broker", "reset_brokers"]
 
 _brokers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Broker] = weakref.WeakKeyDictionary()
 
@@ -32,6 +32,11 @@ def get_broker() -> Broker:
             broker = broker_from_settings(settings)
         _brokers[loop] = broker
     return broker
+
+
+def known_broker() -> Broker | None:
+    """Return the running loop's broker; None if `get_broker` was not called in it."""
+    return _brokers.get(asyncio.get_running_loop())
 
 
 def reset_brokers() -> None:

@@ -291,7 +291,23 @@ class MemoryBroker(Broker):
         self, table: dict[int, Callable[..., None]], callback: Callable[..., None]
     ) -> Closable:
         self._refuse_closed()
-        return _Entry(table, callback, self._entries)
+        return _Entry(table, _in_this_loop(callback), self._entries)
+
+
+def _in_this_loop(callback: Callable[..., None]) -> Callable[..., None]:
+    """Return *callback* so that it runs in the loop that runs now, whoever calls it."""
+    try:
+        home = asyncio.get_running_loop()
+    except RuntimeError:
+        return callback
+
+    def call(*args: object) -> None:
+        if asyncio._get_running_loop() is home:
+            callback(*args)
+        elif not home.is_closed():
+            home.call_soon_threadsafe(callback, *args)
+
+    return call
 
 
 _shared: MemoryStore | None = None
