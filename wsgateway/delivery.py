@@ -247,7 +247,8 @@ class Delivery:
                 await write(message)
             except MalformedMessage as exc:
                 self._hub.counts["malformed"] += 1
-                logger.warning("skipped message %s: %s", message.offset, exc)
+                count = self._hub.counts["malformed"]
+                logger.warning("skipped message %s (%s so far): %s", message.offset, count, exc)
                 reader.drop(message.offset)
             if not acknowledges:
                 self.confirm(message.offset)
