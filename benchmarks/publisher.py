@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 
 from django.conf import settings as django_settings
 
 from benchmarks.load import payload
+from project import env
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
@@ -47,7 +49,7 @@ async def publish(
         in_flight: Unconfirmed messages at most.
     """
     if not django_settings.configured:
-        django_settings.configure()
+        django_settings.configure(**env.gateway_settings(os.environ))
     subjects = Subjects(prefix)
     specs = wanted_streams(subjects, settings)
     broker = NatsBroker(LinkOptions((url,), timeout=30.0), subjects, specs)

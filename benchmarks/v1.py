@@ -158,7 +158,7 @@ async def compare(bench: Bench, server: str, kind: str, sockets: int) -> None:
         seconds = await crowd.connect(target.port)
         await asyncio.sleep(1)
         memory = (resident(target.pid) - before) / sockets / 1024
-        paced, flood = bench.scaled(1500), bench.scaled(20_000 if ours else 5_000)
+        paced, flood = bench.scaled(1000), bench.scaled(20_000 if ours else 5_000)
         await publish(paced, LATENCY_RATE)
         missing, delays = paced - crowd.count, list(crowd.delays)
         published = await publish(flood, 0)
@@ -180,7 +180,7 @@ async def compare(bench: Bench, server: str, kind: str, sockets: int) -> None:
             }
         )
     finally:
-        await crowd.close()
+        crowd.close()
         target.kill()
 
 
@@ -203,7 +203,7 @@ async def slow_client(bench: Bench, server: str) -> None:
     async def p99() -> float:
         crowd.reset()
         crowd.expect(0)
-        await _run(argv, {})
+        await _run(argv, limits)
         await crowd.reach(paced, PATIENCE)
         return percentile(crowd.delays, 0.99)
 
@@ -237,8 +237,8 @@ async def slow_client(bench: Bench, server: str) -> None:
             }
         )
     finally:
-        await crowd.close()
-        await sleeper.close()
+        crowd.close()
+        sleeper.close()
         gateway.kill()
 
 
@@ -282,7 +282,7 @@ async def storm(bench: Bench, server: str) -> None:
             }
         )
     finally:
-        await crowd.close()
+        crowd.close()
         first.kill()
         second.kill()
 

@@ -34,6 +34,7 @@ class Client:
         "offset",
         "recovered",
         "socket",
+        "timer",
         "welcomed",
     )
 
@@ -48,6 +49,8 @@ class Client:
         """Number of the next message."""
         self.awake = True
         """Whether it acknowledges."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Of the next acknowledgement: each client has its own rhythm, as real ones do."""
         self.recovered: bool | None = None
         self.welcomed = False
 
@@ -60,6 +63,9 @@ class Client:
 
     def acknowledge(self) -> None:
         """Confirm what came."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         if self.acked and self.awake and self.socket is not None:
             self.acked = 0
             self.socket.send(f'{{"type":"ack","offset":{self.offset}}}')
@@ -84,7 +90,6 @@ class Crowd:
         self.first = self.last = 0.0
         self.delays: list[float] = []
         """Milliseconds from publishing to arrival."""
-        self._acker: asyncio.Task[None] | None = None
 
     async def connect(self, port: int, at_once: int = 64) -> float:
         """Open a socket for each; return the seconds until the last was welcomed."""
@@ -108,17 +113,14 @@ class Crowd:
         if self.v1:
             while not all(client.welcomed for client in self.clients.values()):
                 await asyncio.sleep(0.01)
-            if self._acker is None:
-                self._acker = asyncio.create_task(self._acknowledge_the_rest())
         return time.perf_counter() - begin
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Cut all connections."""
-        if self._acker is not None:
-            self._acker.cancel()
-            await asyncio.wait({self._acker})
-            self._acker = None
         for client in self.clients.values():
+            client.awake = False
+            if client.timer is not None:
+                client.timer.cancel()
             if client.socket is not None:
                 client.socket.close()
 
@@ -149,12 +151,6 @@ class Crowd:
         """Messages per second between the first and the last."""
         return self.count / max(self.last - self.first, 1e-9)
 
-    async def _acknowledge_the_rest(self) -> None:
-        while True:
-            await asyncio.sleep(ACK_INTERVAL)
-            for client in self.clients.values():
-                client.acknowledge()
-
     def _on_message(self, socket: LoadSocket, data: bytes) -> None:
         client = self.clients[socket.name]
         if not self.v1:
@@ -166,6 +162,9 @@ class Crowd:
             self._take(client, data[data.index(DATA) + len(DATA) :])
             if client.acked >= ACK_EVERY:
                 client.acknowledge()
+            elif client.timer is None:
+                loop = asyncio.get_running_loop()
+                client.timer = loop.call_later(ACK_INTERVAL, client.acknowledge)
         else:
             self._on_control(client, json.loads(data))
 
