@@ -1,0 +1,18 @@
+"""The site's settings with the benchmark's services; BENCH_REDIS makes it the peer's site."""
+
+from __future__ import annotations
+
+import os
+
+from project.settings import *  # noqa: F403
+
+INSTALLED_APPS = [*INSTALLED_APPS, "benchmarks.services_app"]  # type: ignore[name-defined]  # noqa: F405
+if "BENCH_REDIS" in os.environ:
+    ASGI_APPLICATION = "benchmarks.services_app.peer.application"
+    CHANNEL_LAYERS = {
+        "default": {
+            "BACKEND": "channels_redis.core.RedisChannelLayer",
+            "CONFIG": {"hosts": [os.environ["BENCH_REDIS"]], "capacity": 1_000_000},
+        }
+    }
+LOGGING = {"version": 1, "disable_existing_loggers": False}
