@@ -377,6 +377,15 @@ class TestCursors:
         assert await other.load_cursor(ANN, device) == 5
         assert await other.load_cursor(ANN, "another") == 0
 
+    async def test_longest_names_that_need_most_escapes(self, broker: Broker) -> None:
+        longest = "*" * 255
+        inbox = Inbox(longest, longest)
+        await broker.save_cursor(inbox, longest, 5)
+        assert await broker.load_cursor(inbox, longest) == 5
+        receipt = await broker.publish(inbox, b"x", headers={REPLY_TO_HEADER: "x" * 255})
+        assert await offsets(broker, inbox) == [receipt.offset]
+        assert (await broker.offer(inbox, text("x"), "x" * 1000)).offset > 0
+
     async def test_never_backwards(self, broker: Broker, other: Broker) -> None:
         """The broker that wrote the cursor itself once moved it back."""
         for writer, offset, expected in (

@@ -43,6 +43,7 @@ the connection of whoever exceeds it."""
 REMEMBERED_CURSORS = 100_000
 CURSOR_ATTEMPTS = 10
 """Others' writes that one write of a cursor puts up with."""
+CURSOR_PAUSE = 0.01
 RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
 
@@ -312,7 +313,7 @@ class NatsBroker(Broker):
     async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
         key, epoch = self.subjects.cursor_key(inbox, device), self._epoch
         subject, payload = f"$KV.{self._bucket}.{key}", f"{epoch} {offset}".encode()
-        for _ in range(CURSOR_ATTEMPTS):
+        for attempt in range(CURSOR_ATTEMPTS):
             if key not in self._cursors:
                 await self.load_cursor(inbox, device)
             revision, of_epoch, known = self._cursors[key]
@@ -325,6 +326,7 @@ class NatsBroker(Broker):
                     raise
                 # Another gateway moved it (or our own retry did): the further one counts.
                 self._cursors.pop(key, None)
+                await asyncio.sleep(CURSOR_PAUSE * attempt)  # a replica may not know of it yet
             else:
                 self._remember(key, receipt.offset, epoch, offset)
                 return
