@@ -77,9 +77,11 @@ async def leader_of(broker: object, stream: str) -> str:
 async def test_cluster_leader_killed_twice_under_load(
     gateway_factory: Gateways, nats_cluster: Cluster, prefix: str
 ) -> None:
-    gateway = gateway_factory(NATS_BROKER_URL=",".join(nats_cluster.urls), WSGATEWAY_REPLICAS="3")
+    cluster = {"NATS_BROKER_URL": ",".join(nats_cluster.urls), "WSGATEWAY_REPLICAS": "3"}
+    gateway, other = gateway_factory(**cluster), gateway_factory(**cluster)
     async with (
         broker_at(nats_cluster.urls, prefix) as broker,
+        other.connect(*INBOX, query="?device=raw") as raw,
         Traffic(broker, ws(gateway)) as traffic,
     ):
         stream = broker.subjects.stream("recv")
@@ -91,6 +93,9 @@ async def test_cluster_leader_killed_twice_under_load(
             await leader.astart()
         await traffic.more(timeout=60)
         await traffic.finish()
+        # On the other gateway the socket stayed open, and got the same.
+        got = [await asyncio.wait_for(raw.recv(), 30) for _ in traffic.published]
+        assert got == traffic.published
 
 
 async def test_raw_frame_during_an_outage_is_refused_not_swallowed(
