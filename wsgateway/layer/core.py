@@ -342,6 +342,8 @@ class NatsChannelLayer(BaseChannelLayer):
 
     async def _change_here(self, node: Node, group: str, channel: str, action: str) -> None:
         if action == "add":
+            if "!" not in channel:
+                await self._normal.ensure(node)  # else the group's first messages go nowhere
             self._home.add(node, group, channel)
             await self._home.started(group, channel)
         else:

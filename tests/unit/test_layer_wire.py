@@ -1,0 +1,110 @@
+"""Envelopes: what is packed, compressed and split is the same after all of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgateway.exceptions import MalformedMessage
+from wsgateway.layer import wire
+from wsgateway.layer.config import server_urls
+from wsgateway.layer.serializers import registry
+
+
+@given(st.floats(0, 4e9), st.binary(max_size=99), st.binary(max_size=2000))
+def test_round_trip(time: float, name: bytes, content: bytes) -> None:
+    data = wire.pack(time, name, content)
+    assert wire.is_enveloped(data)
+    assert wire.head(data) == (0xC1, 0, time, len(name))
+    assert (wire.sent_at(data), wire.name(data)) == (time, name)
+    assert wire.body(data, len(content)) == content
+
+
+@given(st.binary(max_size=4000), st.integers(60, 500), st.randoms(use_true_random=False))
+def test_parts_join_in_any_order_and_twice(content: bytes, limit: int, chance: Any) -> None:
+    data = wire.pack(1.0, b"a!b", content)
+    parts = list(wire.split(data, b"i" * 16, limit))
+    assert all(len(part) <= limit and wire.is_part(part) for part in parts)
+    chance.shuffle(parts)
+    joiner = wire.Joiner(10_000)
+    results = [joiner.add(part) for part in parts[:-1] for _ in range(2)]
+    assert not any(results)
+    if parts:
+        assert joiner.add(parts[-1]) == data
+        assert joiner._held == 0
+
+
+def test_unfinished_messages_are_bounded() -> None:
+    joiner = wire.Joiner(1000)
+    for number in range(100):
+        data = wire.pack(1.0, b"", bytes(500))
+        joiner.add(next(wire.split(data, bytes([number]) * 16, 300)))
+    assert joiner._held <= 1000
+    assert len(joiner._open) <= 5
+
+
+@given(st.binary(max_size=3000))
+def test_compression_never_makes_it_longer(content: bytes) -> None:
+    data = wire.pack(1.0, b"name", content)
+    packed = wire.compress(data)
+    assert len(packed) <= len(data)
+    assert wire.body(packed, len(content)) == content
+
+
+def test_a_bomb_is_not_inflated() -> None:
+    data = wire.compress(wire.pack(1.0, b"", bytes(10_000_000)))
+    assert len(data) < 100_000
+    with pytest.raises(MalformedMessage, match="exceeds 1000 bytes"):
+        wire.body(data, 1000)
+
+
+@given(st.binary(max_size=200))
+def test_foreign_bytes_raise_nothing_else(data: bytes) -> None:
+    data = b"\xc1" + data
+    if not wire.is_enveloped(data):
+        return
+    wire.name(data)
+    try:
+        wire.body(data, 1000)
+        wire.Joiner(1000).add(data)
+    except MalformedMessage:
+        pass
+
+
+def test_keys_rotate_without_a_limit_of_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """channels_redis refuses ciphertext older than the expiry; a stored message is older."""
+    from cryptography.fernet import InvalidToken
+
+    old = registry.get_serializer("msgpack", symmetric_encryption_keys=["old"], expiry=1)
+    both = registry.get_serializer("msgpack", symmetric_encryption_keys=["new", "old"], expiry=1)
+    data = old.serialize({"a": 1})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10 * 365 * 86400)
+    assert both.deserialize(data) == {"a": 1}
+    with pytest.raises(InvalidToken):
+        old.deserialize(both.serialize({"a": 1}))
+
+
+@pytest.mark.parametrize(
+    ("given", "urls"),
+    [
+        (None, []),
+        ("nats://a:1", ["nats://a:1"]),
+        (("a", 1), ["nats://a:1"]),
+        ([("a", 1), "tls://b"], ["nats://a:1", "tls://b"]),
+        ([{"address": "nats://a:1"}, {"host": "b", "port": 2}], ["nats://a:1", "nats://b:2"]),
+    ],
+)
+def test_servers_in_the_spellings_of_channels_redis(given: Any, urls: list[str]) -> None:
+    assert server_urls(given) == urls
+
+
+@pytest.mark.parametrize("given", ["redis://a:6379", [{"address": "unix:///x"}], [5]])
+def test_what_is_no_nats_server_is_refused(given: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="no NATS server"):
+        server_urls(given)
