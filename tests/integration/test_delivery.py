@@ -11,8 +11,9 @@ import pytest
 from tests.support import until
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.codes import CloseCode
-from wsgateway.delivery import Delivery, Hub, session_topic
+from wsgateway.delivery import Delivery, Hub
 from wsgateway.identity import Identity
+from wsgateway.logout import session_topic
 from wsgateway.protocol import Resume
 from wsgateway.sockets import RawSocket
 from wsgateway.subjects import Inbox
