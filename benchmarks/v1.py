@@ -267,7 +267,7 @@ async def storm(bench: Bench, server: str) -> None:
         crowd.reset()
         crowd.expect(0)
         begin = asyncio.get_running_loop().time()
-        connected = await crowd.connect(second.port, at_once=clients)
+        connected = await crowd.come_back(second.port)
         complete = await crowd.reach(clients * each, PATIENCE)
         seconds = asyncio.get_running_loop().time() - begin
         bench.report(
@@ -276,6 +276,7 @@ async def storm(bench: Bench, server: str) -> None:
                 "server": server,
                 "seconds until all are welcomed": connected,
                 "seconds until all have everything": seconds,
+                "attempts that failed": crowd.failed,
                 "recovered": sum(bool(c.recovered) for c in crowd.clients.values()),
                 "missing": 0 if complete else clients * each - crowd.count,
                 "out of order or twice": crowd.wrong,

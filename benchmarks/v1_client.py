@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import Iterable
 from urllib.parse import quote
@@ -14,6 +15,8 @@ __all__ = ["Client", "Crowd"]
 
 ACK_EVERY = 16
 ACK_INTERVAL = 0.2
+PATIENCE = 30.0
+"""Seconds that an attempt to connect may take."""
 MESSAGE = b'{"type":"message","offset":'
 DATA = b'"data":"'
 
@@ -52,7 +55,7 @@ class Client:
         self.timer: asyncio.TimerHandle | None = None
         """Of the next acknowledgement: each client has its own rhythm, as real ones do."""
         self.recovered: bool | None = None
-        self.welcomed = False
+        self.welcomed: asyncio.Future[None] | None = None
 
     @property
     def query(self) -> str:
@@ -85,6 +88,8 @@ class Crowd:
         self.v1 = v1
         self.service = service
         self.count = 0
+        self.failed = 0
+        """Attempts to connect that came to nothing."""
         self.wrong = 0
         """Messages that were not the next one of their inbox: lost, twice, or out of order."""
         self.first = self.last = 0.0
@@ -93,27 +98,57 @@ class Crowd:
 
     async def connect(self, port: int, at_once: int = 64) -> float:
         """Open a socket for each; return the seconds until the last was welcomed."""
-        loop = asyncio.get_running_loop()
         gate = asyncio.Semaphore(at_once)
-        headers = {"Sec-WebSocket-Protocol": "wsgateway.v1"} if self.v1 else {}
 
         async def one(client: Client) -> None:
-            cookie = {"Cookie": f"service={self.service}; user={client.name}", **headers}
-            path = f"/ws/{self.service}/{client.name}/{client.query}"
-            request = handshake(path, port, cookie)
-            client.welcomed = False
             async with gate:
-                _, client.socket = await loop.create_connection(
-                    lambda: LoadSocket(client.name, request, self._on_message), "127.0.0.1", port
-                )
-                await asyncio.wait_for(client.socket.accepted, 60)
+                await self._attempt(client, port)
 
         begin = time.perf_counter()
         await asyncio.gather(*map(one, self.clients.values()))
-        if self.v1:
-            while not all(client.welcomed for client in self.clients.values()):
-                await asyncio.sleep(0.01)
         return time.perf_counter() - begin
+
+    async def come_back(self, port: int) -> float:
+        """As `connect`, but all at once, as after the end of a gateway: with backoff and jitter.
+
+        What fails is tried again, and counted in `failed`.
+        """
+
+        async def one(client: Client) -> None:
+            delay = 0.5
+            while True:
+                await asyncio.sleep(delay * random.random())
+                delay = min(delay * 2, 30.0)
+                try:
+                    return await self._attempt(client, port)
+                except OSError:
+                    self.failed += 1
+                    if client.socket is not None:
+                        client.socket.close()
+
+        begin = time.perf_counter()
+        await asyncio.gather(*map(one, self.clients.values()))
+        return time.perf_counter() - begin
+
+    async def _attempt(self, client: Client, port: int) -> None:
+        """Connect once.
+
+        Raises:
+            OSError: It failed, or took too long.
+        """
+        loop = asyncio.get_running_loop()
+        headers = {"Cookie": f"service={self.service}; user={client.name}"}
+        if self.v1:
+            headers["Sec-WebSocket-Protocol"] = "wsgateway.v1"
+        request = handshake(f"/ws/{self.service}/{client.name}/{client.query}", port, headers)
+        client.welcomed = loop.create_future()
+        async with asyncio.timeout(PATIENCE):  # its TimeoutError is an OSError
+            _, client.socket = await loop.create_connection(
+                lambda: LoadSocket(client.name, request, self._on_message), "127.0.0.1", port
+            )
+            await client.socket.accepted
+            if self.v1:
+                await client.welcomed
 
     def close(self) -> None:
         """Cut all connections."""
@@ -171,7 +206,9 @@ class Crowd:
     def _on_control(self, client: Client, frame: dict[str, object]) -> None:
         if frame["type"] == "welcome":
             client.epoch, client.offset = str(frame["epoch"]), int(str(frame["offset"]))
-            client.recovered, client.welcomed = bool(frame["recovered"]), True
+            client.recovered = bool(frame["recovered"])
+            if client.welcomed is not None and not client.welcomed.done():
+                client.welcomed.set_result(None)
         elif frame["type"] == "ping" and client.socket is not None:
             client.socket.send('{"type":"pong"}')
 
