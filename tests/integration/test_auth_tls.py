@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support import wait_for
-from wsgateway.broker.embedded import EmbeddedServer
+from tests.support import until, wait_for
+from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.subjects import Inbox
@@ -42,7 +43,7 @@ def server(folder: Path, **config: Any) -> Iterator[EmbeddedServer]:
         assert nats.running, nats.tail()
         yield nats
     finally:
-        nats.stop()
+        nats.kill()
 
 
 async def works(settings: Any, url: str, **values: Any) -> None:
@@ -230,3 +231,35 @@ async def test_one_of_several_servers_is_dead(settings: Any, tmp_path: Path) -> 
         dead = f"nats://127.0.0.1:{nobody.getsockname()[1]}"
         for _ in range(4):  # the order is random
             await works(settings, f"{dead}, {nats.url}")
+
+
+async def test_servers_that_the_cluster_names_get_the_urls_credentials(tmp_path: Path) -> None:
+    """Only the configured server was asked with them; the others refused when it was dead."""
+    routes = [free_port() for _ in range(2)]
+
+    def config(index: int) -> dict[str, Any]:
+        return {
+            "authorization": {"user": "gate", "password": "s3cret"},
+            "cluster": {
+                "name": "c",
+                "listen": f"127.0.0.1:{routes[index]}",
+                "routes": [f"nats://127.0.0.1:{port}" for port in routes],
+            },
+        }
+
+    with server(tmp_path / "a", **config(0)) as first, server(tmp_path / "b", **config(1)) as other:
+        url = first.url.replace("//", "//gate:s3cret@")
+        link = Link(LinkOptions((url,), timeout=20.0))
+        try:
+            await link.open()
+            await link.ready()
+            # A server tells its clients of another one at once; nats-py notes it.
+            await until(lambda: link._client and link._client.discovered_servers, 20, "the other")
+            first.kill()
+            await until(lambda: not link.is_open, 20, "the loss")
+            await link.ready()
+            assert link._client is not None
+            assert link._client.server_info["server_name"] == other.name
+            assert "s3cret" not in link.address
+        finally:
+            await link.close()

@@ -335,15 +335,20 @@ class Link:
                 break
 
     def _learn_servers(self, client: DirectClient) -> None:
+        """Note the cluster's other servers; they take the credentials that the URL has."""
         found = {url.netloc for url in client.discovered_servers}
         known = {url.rpartition("//")[2].rpartition("@")[2] for url in self._servers}
-        scheme = self.options.servers[0].partition("//")[0] or "nats:"
-        self._servers += [f"{scheme}//{netloc}" for netloc in sorted(found - known)]
+        scheme, _, rest = self.options.servers[0].rpartition("//")
+        login, at, _ = rest.rpartition("@")
+        self._servers += [
+            f"{scheme or 'nats:'}//{login}{at}{netloc}" for netloc in sorted(found - known)
+        ]
 
     def _drop(self, client: DirectClient | None) -> None:
         if client is None or client is not self._client:
             return
         self._client = None
+        self._learn_servers(client)  # of those that came since
         client.abandon()
         if self.state is LinkState.OPEN:
             self._opened.clear()
