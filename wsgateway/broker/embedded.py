@@ -122,6 +122,12 @@ def bound_to_parent(command: list[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), *command]
 
 
+def _is_stopped(pid: int) -> bool:
+    """Say whether every thread of a process has stopped; True where that cannot be known."""
+    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(")")[2].split()[0] == "T" for text in states)
+
+
 class EmbeddedServer:
     """One nats-server with JetStream on 127.0.0.1. Blocking; `astart` and `astop` are not.
 
@@ -312,6 +318,9 @@ class EmbeddedServer:
     def pause(self) -> None:
         """Stop it with SIGSTOP: connections stay open and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 2.0
+        while not _is_stopped(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
