@@ -108,7 +108,7 @@ class NatsBroker(Broker):
         self._bucket = f"{subjects.upper}_CURSORS"
         self._epoch = ""
         self._opened = False
-        self._ready = asyncio.Event()  # connected and streams checked
+        self._settled = asyncio.Event()  # connected, and streams checked: ready or _problem
         self._problem: BrokerMisconfigured | None = None  # why it will not become ready
         self._preparing: asyncio.Task[None] | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -123,18 +123,18 @@ class NatsBroker(Broker):
         if not self._opened:
             self._opened = True
             self.link.on_open(self._on_open)
-            self.link.on_lost(self._ready.clear)
+            self.link.on_lost(self._settled.clear)
             if self.link.is_open:  # since `set_up`
                 self._on_open()
 
     async def close(self) -> None:
-        self._ready.clear()
+        self._settled.clear()
         await self.link.close(min(2.0, self._timeout))
         if self._preparing is not None:
             self._preparing.cancel()
             await asyncio.wait({self._preparing}, timeout=1.0)
         self._problem = None
-        self._ready.set()  # those who wait look, and find the link closed
+        self._settled.set()  # those who wait look, and find the link closed
 
     def _on_open(self) -> None:
         if self._preparing is not None:
@@ -151,6 +151,7 @@ class NatsBroker(Broker):
                 if str(exc) != str(self._problem):
                     logger.error("%s", exc)
                 self._problem = exc
+                self._settled.set()
             except BrokerUnavailable as exc:
                 logger.debug("not ready yet: %s", exc)
                 if not self.link.is_open:
@@ -159,7 +160,7 @@ class NatsBroker(Broker):
                 logger.error("cannot prepare the streams: %s", exc)
             await asyncio.sleep(RECHECK if self._problem else 0.25)
         self._problem = None
-        self._ready.set()
+        self._settled.set()
         for callback in list(self._callbacks.values()):
             callback()
 
@@ -189,7 +190,7 @@ class NatsBroker(Broker):
 
     @property
     def ready(self) -> bool:
-        return self._ready.is_set() and self.link.is_open
+        return self._settled.is_set() and self._problem is None and self.link.is_open
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         if self.ready:
@@ -201,15 +202,15 @@ class NatsBroker(Broker):
         await self.link.ready(limit)  # first and alone: its error says why there is no connection
         try:
             async with asyncio.timeout_at(deadline):
-                await self._ready.wait()
+                await self._settled.wait()
         except TimeoutError as exc:
-            if self._problem is not None:
-                raise self._problem from exc
             await self.link.ready(0)  # lost meanwhile?
             raise BrokerUnavailable(
                 f"the streams at {self.link.address} were not ready within {limit} s"
             ) from exc
         await self.link.ready(0)  # woken by close?
+        if self._problem is not None:
+            raise self._problem
 
     def on_ready(self, callback: Callable[[], None]) -> Closable:
         key = next(self._keys)
