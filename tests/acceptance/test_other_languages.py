@@ -1,0 +1,85 @@
+"""What docs/other-languages.md shows works: the program as it stands there, and the commands."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+
+from tests.support import ROOT, Gateway, Process, site_env, until
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.client import GatewayError, connect
+from wsgateway.subjects import encode_token
+
+PAGE = (ROOT / "docs/other-languages.md").read_text()
+
+
+@pytest.fixture
+def service(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> Iterator[Process]:
+    """The program from the page, with the tests' npm packages."""
+    node = shutil.which("node")
+    assert node, "these tests need Node.js"
+    found = re.search(r"```js\n(.*?)```", PAGE, re.S)
+    assert found
+    (tmp_path / "prices.mjs").write_text(found[1])
+    (tmp_path / "node_modules").symlink_to(ROOT / "tests/js/node_modules")
+    env = site_env(NATS_BROKER_URL=nats_server.url, WSGATEWAY_PREFIX=prefix)
+    process = Process([node, "prices.mjs"], tmp_path / "prices.log", env, tmp_path)
+    yield process
+    process.kill()
+
+
+def client_of(gateway: Gateway, **options: Any) -> Any:
+    cookies = {"Cookie": "service=prices; user=ann@example.com"}
+    url = gateway.ws("/ws/prices/")
+    return connect(url, additional_headers=cookies, proxy=None, **options)
+
+
+async def test_service_in_javascript_answers_and_survives_sigkill(
+    gateway: Gateway, service: Process
+) -> None:
+    async with client_of(gateway) as client:
+        # asked while there is no service: it waits in the queue
+        asking = asyncio.create_task(client.request({"item": "tea"}))
+        await until(lambda: client.pending == 0, 20)
+        service.spawn()
+        assert (await asyncio.wait_for(asking, 30)).json() == {"item": "tea", "price": 9}
+        with pytest.raises(GatewayError, match=r"send .*item") as caught:
+            await client.request("no JSON")
+        assert caught.value.code == "bad_request"
+        service.kill()
+        asking = asyncio.create_task(client.request({"item": "coffee"}))
+        service.spawn()
+        assert (await asyncio.wait_for(asking, 40)).json() == {"item": "coffee", "price": 18}
+    assert service.running, service.output
+
+
+def test_escaping_example() -> None:
+    assert encode_token("ann@example.com") == "ann=40example=2Ecom"
+    assert "`ann@example.com` is `ann=40example=2Ecom`" in PAGE
+
+
+async def test_publications_on_the_command_line_arrive(
+    gateway: Gateway, nats_server: EmbeddedServer, prefix: str
+) -> None:
+    """The tool itself is not installed here: its commands are read, and done with nats-py."""
+    commands = [shlex.split(line) for line in re.findall(r"^nats pub .*$", PAGE, re.M)]
+    assert len(commands) == 2
+    connection = await nats.connect(nats_server.url)
+    try:
+        async with gateway.connect("prices", "ann") as raw:
+            for _, _, subject, payload, *rest in commands:
+                headers = dict(value.split(":", 1) for value in rest if value != "-H")
+                ours = subject.replace("ws.", f"{prefix}.", 1)
+                await connection.publish(ours, payload.encode(), headers=headers or None)
+            got = [await asyncio.wait_for(raw.recv(), 10) for _ in commands]
+        assert got == [command[3] for command in commands]
+    finally:
+        await connection.close()
