@@ -14,6 +14,7 @@ class WsGatewayConfig(AppConfig):
 
     name = "wsgateway"
     verbose_name = "Websocket gateway"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         """Register checks and receivers; called once by Django."""

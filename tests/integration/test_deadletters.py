@@ -1,0 +1,121 @@
+"""Dead letters as an operator meets them: the command, and the admin."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.core.management import CommandError, call_command
+from django.test import Client
+
+from wsgateway import portal
+from wsgateway.broker.nats.workqueue import Job
+from wsgateway.services.deadletters import set_aside
+from wsgateway.subjects import Inbox
+
+
+@pytest.fixture
+def offsets(nats_settings: Any) -> list[int]:
+    """Two dead letters, of two services."""
+
+    async def fill(broker: Any) -> None:
+        for number, service in ((1, "orders"), (2, "chat")):
+            headers = {"Ws-Client-Id": f"c{number}", "Ws-Frame": "text"}
+            ack = f"$JS.ACK.S.C.5.{number}.1.0.0"
+            job = Job(Inbox(service, "ann"), b"<b>poison</b>", headers, ack)
+            try:
+                raise ValueError(f"bad {number}")
+            except ValueError as exc:
+                await set_aside(broker, job, exc)
+                await set_aside(broker, job, exc)  # idempotent
+
+    portal.call_sync(fill)
+    return [1, 2]
+
+
+def queue(prefix: str) -> dict[str, Any]:
+    async def ask(broker: Any) -> Any:
+        return await broker.jetstream.api(f"STREAM.INFO.{prefix.upper()}_SEND")
+
+    return dict(portal.call_sync(ask)["state"])
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    from wsgateway.broker import reset_brokers
+
+    reset_brokers()
+    call_command("deadletters", *arguments)
+    return capsys.readouterr().out
+
+
+def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix: str) -> None:
+    lines = output(capsys, "list").splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"1\t\S+\torders\tann\t5 attempts\tValueError: bad 1", lines[0])
+    assert "\tchat\t" in output(capsys, "list", "--service", "chat")
+    shown = output(capsys, "show", "1")
+    assert "Ws-Client-Id: c1" in shown
+    assert "Traceback (most recent call last)" in shown
+    assert "raise ValueError" in shown
+    with pytest.raises(CommandError, match="no dead letter 99"):
+        output(capsys, "show", "99")
+    with pytest.raises(CommandError, match="name offsets, or give --all"):
+        output(capsys, "purge")
+    assert output(capsys, "retry", "1") == "1 put back\n"
+    assert queue(prefix)["messages"] == 1
+    assert output(capsys, "purge", "--all") == "1 purged\n"
+    assert output(capsys, "list") == ""
+
+
+@pytest.mark.django_db
+def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
+    users = get_user_model()._default_manager
+    client.force_login(users.create_superuser("root"))  # type: ignore[attr-defined]
+    url = "/admin/wsgateway/deadletterentry/"
+    page = client.get(url).content.decode()
+    assert "ValueError: bad 1" in page
+    assert "ValueError: bad 2" in page
+    page = client.get(url, {"service": "chat"}).content.decode()
+    assert "bad 1" not in page
+    page = client.get(f"{url}1/change/").content.decode()
+    assert "&lt;b&gt;poison&lt;/b&gt;" in page
+    assert "raise ValueError" in page
+    assert client.get(f"{url}99/change/").status_code == 404
+    page = client.post(url, {"action": "retry", "offset": "1"}, follow=True).content.decode()
+    assert "1 dead letter(s) put back into the queue." in page
+    assert queue(prefix)["messages"] == 1
+    client.post(url, {"action": "purge", "offset": ["2"]})
+    assert "There are no dead letters" in client.get(url).content.decode()
+
+
+@pytest.mark.django_db
+def test_admin_wants_permissions(offsets: list[int], client: Client) -> None:
+    from django.contrib.auth.models import Permission
+
+    users = get_user_model()._default_manager
+    staff = users.create_user("staff", is_staff=True)  # type: ignore[attr-defined]
+    client.force_login(staff)
+    url = "/admin/wsgateway/deadletterentry/"
+    assert client.get(url).status_code == 403
+    staff.user_permissions.add(Permission.objects.get(codename="view_deadletterentry"))
+    page = client.get(url)
+    assert page.status_code == 200
+    assert "Purge selected" not in page.content.decode()
+    for action in ("retry", "purge"):
+        assert client.post(url, {"action": action, "offset": "1"}).status_code == 403
+
+
+@pytest.mark.django_db
+def test_admin_says_when_the_broker_is_away(client: Client, settings: Any, free_port: int) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    settings.WSGATEWAY_BROKER_TIMEOUT = 0.3
+    users = get_user_model()._default_manager
+    client.force_login(users.create_superuser("root"))  # type: ignore[attr-defined]
+    page = client.get("/admin/wsgateway/deadletterentry/")
+    assert page.status_code == 200
+    content = page.content.decode()
+    assert "No connection to NATS" in content
+    assert "There are no dead letters" not in content
