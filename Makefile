@@ -24,6 +24,10 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+.venv/.bench: requirements-bench.txt .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
 tests/js/node_modules/.installed: tests/js/package.json
 	@command -v npm > /dev/null || { echo "the tests need Node.js with npm"; exit 1; }
 	cd tests/js && npm install --no-package-lock --no-audit --no-fund --loglevel=error
@@ -45,8 +49,9 @@ types: .venv/.dev  ## mypy, strict
 pins: .venv/.dev  ## write requirements*.txt anew from requirements*.in (ARGS=--upgrade for newer)
 	$(PINS) $(ARGS) requirements.in -o requirements.txt
 	$(PINS) $(ARGS) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(PINS) $(ARGS) requirements-bench.in -c requirements-dev.txt -o requirements-bench.txt
 
-bench: .venv/.dev  ## measure; see benchmarks/
+bench: .venv/.bench  ## measure; see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv/.dev  ## check that the documents are true

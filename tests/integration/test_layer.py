@@ -7,6 +7,7 @@ import contextlib
 import copy
 import inspect
 import logging
+import random
 import re
 import time
 from collections.abc import AsyncIterator
@@ -90,8 +91,6 @@ async def test_what_is_no_message_is_refused(layer: NatsChannelLayer, message: A
 @pytest.mark.parametrize("size", [1_000_000, 5_000_000])
 @pytest.mark.parametrize("group", ["", "group"])
 async def test_megabytes_that_do_not_compress(make: Make, size: int, group: str) -> None:
-    import random
-
     sender, receiver = make(), make()
     channel = await receiver.new_channel()
     await receiver.group_add("group", channel)
@@ -104,18 +103,28 @@ async def test_megabytes_that_do_not_compress(make: Make, size: int, group: str)
     assert (await receive(receiver, channel))["content"] == content
 
 
-@pytest.mark.parametrize("channel", ["normal", "member"])
-async def test_a_megabyte_of_json_is_stored(make: Make, channel: str) -> None:
+@pytest.mark.parametrize("group", ["", "group", "service.user"])
+async def test_a_megabyte_of_json_is_stored(make: Make, group: str) -> None:
     """FIELD.md 1.1: 130,000 floats are 520 KB of JSON, and more than NATS' limit as msgpack."""
     layer = make()
     message = {"type": "big", "x": [0.0] * 130_000, "text": "ä" * 1_000_000}
-    if channel == "member":
-        channel = await layer.new_channel()
-        await layer.group_add("group", channel)
-        await layer.group_send("group", message)
+    channel = await layer.new_channel() if group else "normal"
+    if group:
+        await layer.group_add(group, channel)
+        await layer.group_send(group, message)
     else:
         await layer.send(channel, message)
     assert await receive(layer, channel) == message
+
+
+@pytest.mark.parametrize("way", ["normal", "service.user"])
+async def test_more_than_the_server_stores_is_said(make: Make, way: str) -> None:
+    """What is stored is one message of NATS; its limit is the server's ``max_payload``."""
+    layer = make()
+    message = {"type": "x", "content": random.Random(1).randbytes(1_500_000)}
+    send = layer.send if way == "normal" else layer.group_send
+    with pytest.raises(MessageTooLarge, match="max_payload"):
+        await send(way, message)
 
 
 async def test_too_large_is_said_with_the_limit(make: Make) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.peers.swap import Target
+from wsgateway.layer import loops
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +19,8 @@ def _quiet_broker(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _target(nats_server: Any) -> None:
+def _target(nats_server: Any) -> Iterator[None]:
     Target.servers = [nats_server.url]
     Target.prefix = f"p{secrets.token_hex(4)}"
+    yield
+    loops._stop_background()  # their tests do not close what synchronous callers share

@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 DEFAULT_MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes that a serialized message may have."""
-SPLIT_OVER = 1000 * 1000
-"""Bytes from which a message is compressed, and if that does not help, split."""
 FLUSH_QUIET = 0.1
 """Seconds without another answer after which every process has flushed."""
 NAMES_KEPT = 10_000
@@ -192,7 +190,7 @@ class NatsChannelLayer(BaseChannelLayer):
                 f"({self.max_message_size} bytes)"
             )
         data = wire.pack(time.time(), name, content)
-        return wire.compress(data) if len(data) > SPLIT_OVER else data
+        return wire.compress(data) if len(data) > wire.COMPRESS_OVER else data
 
     def _open(self, item: Any) -> dict[str, Any] | None:
         """Return the message that a mailbox' item means; None if it is expired or damaged."""
@@ -216,7 +214,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
     def _event_of(self, stored: Stored) -> dict[str, Any] | None:
         try:
-            return durable.event_of(stored, self._unpack)
+            return durable.event_of(stored, self._unpack, self.max_message_size)
         except Exception as exc:  # whatever the format raises for foreign bytes
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None

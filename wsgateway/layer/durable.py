@@ -22,6 +22,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig
 from wsgateway.frames import EVENT, Frame
 from wsgateway.inbox import InboxReader
+from wsgateway.layer import wire
 from wsgateway.subjects import GROUP_SERVICE, Inbox
 
 if TYPE_CHECKING:
@@ -59,17 +60,26 @@ def payload_of(
         if isinstance(data, str if "text" in message else bytes):
             frame = Frame.of(data)
             return frame.payload, frame.kind
-    return pack(message), EVENT
+    data = pack(message)
+    if len(data) > wire.COMPRESS_OVER or wire.is_enveloped(data):
+        data = wire.compress(wire.pack(0.0, b"", data))
+    return data, EVENT
 
 
-def event_of(stored: Stored, unpack: Callable[[bytes], Any]) -> dict[str, Any]:
+def event_of(stored: Stored, unpack: Callable[[bytes], Any], limit: int) -> dict[str, Any]:
     """Return the event that a stored message means.
+
+    Args:
+        stored: The message.
+        unpack: Undoes what `payload_of` was given as *pack*.
+        limit: Bytes that it may have once decompressed.
 
     Raises:
         Exception: Whatever *unpack* raises, or `MalformedMessage`.
     """
     if stored.kind == EVENT:
-        event: dict[str, Any] = unpack(stored.payload)
+        data = stored.payload
+        event: dict[str, Any] = unpack(wire.body(data, limit) if wire.is_enveloped(data) else data)
         return event
     return frame_event(stored.payload, stored.kind)
 

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from wsgateway.exceptions import MalformedMessage
 
 __all__ = [
+    "COMPRESS_OVER",
     "CONTROL",
     "FRAME",
     "HEAD",
     "Joiner",
     "body",
+    "compress",
     "head",
     "is_enveloped",
     "name",
@@ -44,6 +46,10 @@ head = _HEAD.unpack_from
 _TIME = struct.Struct(">d")
 _PART = struct.Struct(">16sHH")
 MAX_PARTS = 0xFFFF
+
+
+COMPRESS_OVER = 1000 * 1000
+"""Bytes from which a message is compressed; what is still too big for one message is split."""
 
 
 def pack(time: float, name: bytes, content: bytes, flags: int = 0) -> bytes:
