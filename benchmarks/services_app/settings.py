@@ -12,7 +12,11 @@ if "BENCH_REDIS" in os.environ:
     CHANNEL_LAYERS = {
         "default": {
             "BACKEND": "channels_redis.core.RedisChannelLayer",
-            "CONFIG": {"hosts": [os.environ["BENCH_REDIS"]], "capacity": 1_000_000},
+            "CONFIG": {
+                # redis-py's default time-out ends channels_redis' blocking read, and the worker
+                "hosts": [{"address": os.environ["BENCH_REDIS"], "socket_timeout": None}],
+                "capacity": 1_000_000,
+            },
         }
     }
 LOGGING = {"version": 1, "disable_existing_loggers": False}
