@@ -73,7 +73,7 @@ class DeadLetterAdmin(Base):
         )
 
     def _act(self, request: HttpRequest) -> None:
-        retry = request.POST.get("action") == "retry"
+        retry = "retry" in request.POST
         allowed = self.has_change_permission if retry else self.has_delete_permission
         if not allowed(request):
             raise PermissionDenied
