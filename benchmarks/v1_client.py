@@ -21,6 +21,25 @@ MESSAGE = b'{"type":"message","offset":'
 DATA = b'"data":"'
 
 
+class _Socket(LoadSocket):
+    """Fails its client's welcome when it is closed."""
+
+    client: Client
+
+    def data_received(self, data: bytes) -> None:
+        """Parse frames; whoever is told to go, goes."""
+        super().data_received(data)
+        if self.closed is not None:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+        super().connection_lost(exc)
+        welcomed = self.client.welcomed
+        if self.client.socket is self and welcomed is not None and not welcomed.done():
+            welcomed.set_exception(ConnectionError(f"closed: {self.closed}"))
+
+
 class Client:
     """One user, over any number of connections.
 
@@ -142,11 +161,13 @@ class Crowd:
             headers["Sec-WebSocket-Protocol"] = "wsgateway.v1"
         request = handshake(f"/ws/{self.service}/{client.name}/{client.query}", port, headers)
         client.welcomed = loop.create_future()
+        client.welcomed.add_done_callback(lambda done: done.cancelled() or done.exception())
         async with asyncio.timeout(PATIENCE):  # its TimeoutError is an OSError
-            _, client.socket = await loop.create_connection(
-                lambda: LoadSocket(client.name, request, self._on_message), "127.0.0.1", port
+            _, socket = await loop.create_connection(
+                lambda: _Socket(client.name, request, self._on_message), "127.0.0.1", port
             )
-            await client.socket.accepted
+            socket.client, client.socket = client, socket
+            await socket.accepted
             if self.v1:
                 await client.welcomed
 

@@ -10,6 +10,7 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from wsgateway.codes import CloseCode
+from wsgateway.daphne import gone
 from wsgateway.delivery import Delivery, get_hub
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.identity import resolve_identity
@@ -80,8 +81,13 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         await hub.open()
         delivery = Delivery(hub, identity, socket)
         try:
-            await hub.broker.wait_ready(READY_TIMEOUT)
-            await delivery.start(claim)
+            if v1:  # the welcome says when delivery begins; no server's handshake time-out passes
+                await socket.accept()
+            async with hub.starting:
+                if gone(self.base_send):
+                    return
+                await hub.broker.wait_ready(READY_TIMEOUT)
+                await delivery.start(claim)
         except IdentityRefused as exc:
             await _accept_and_close(socket, exc.code, exc.reason)
         except BrokerError as exc:

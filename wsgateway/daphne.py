@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ["at_shutdown", "close", "quieten"]
+__all__ = ["at_shutdown", "close", "gone", "quieten"]
+
+CLOSED = 0
+"""autobahn's ``STATE_CLOSED``."""
 
 
 def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -48,6 +51,19 @@ def _nothing(value: object) -> str:
     return ""
 
 
+def _protocol(send: Any) -> Any:
+    found = getattr(send, "args", None)
+    return found[0] if found else None
+
+
+def gone(send: Any) -> bool:
+    """Say whether the socket is closed already; False if *send* is not daphne's.
+
+    ASGI tells by an event that waits in a queue, and daphne's send raises autobahn's own error.
+    """
+    return getattr(_protocol(send), "state", None) == CLOSED
+
+
 def close(send: Any, code: int, reason: str) -> bool:
     """Close a websocket with any code and a reason; return False if *send* is not daphne's.
 
@@ -59,8 +75,7 @@ def close(send: Any, code: int, reason: str) -> bool:
         code: Close code.
         reason: Up to 123 bytes of UTF-8.
     """
-    found = getattr(send, "args", None)
-    protocol: Any = found[0] if found else None
+    protocol = _protocol(send)
     if not hasattr(protocol, "sendCloseFrame"):
         return False
     protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)

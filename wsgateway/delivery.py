@@ -50,6 +50,9 @@ logger = logging.getLogger("wsgateway")
 
 SAVES_IN_FLIGHT = 8
 """Few, so that messages are not delayed behind a burst of cursors."""
+STARTS_AT_ONCE = 32
+"""Sockets that find their beginning at the same time. When a gateway dies, thousands come at once;
+all together they would take so long that each one's time-outs pass, and all would come again."""
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
@@ -300,6 +303,8 @@ class Hub:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
+        self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
+        """Held by a socket while it starts; the others wait their turn."""
         self.counts: Counter[str] = Counter()
         """Messages skipped, by reason."""
         self._users: dict[Inbox, _Shared] = {}
@@ -422,7 +427,10 @@ class Hub:
 
     async def _save_and_forget(self, inbox: Inbox, device: str) -> None:
         """Write the last cursor; until then a new socket finds it in memory."""
-        cursor = self._users[inbox].cursors[device]
+        shared = self._users.get(inbox)
+        cursor = None if shared is None else shared.cursors.get(device)
+        if cursor is None:  # a socket that came and went meanwhile has done it
+            return
         try:
             await self._save(inbox, device, cursor)
         except BrokerError as exc:

@@ -143,7 +143,7 @@ class Socket(ABC):
         return int(code)
 
     async def _write(self, key: str, data: str | bytes) -> None:
-        if self.closed:
+        if self.closed or daphne.gone(self._send):
             raise SocketClosed
         try:
             await self._send({"type": "websocket.send", key: data})

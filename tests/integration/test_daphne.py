@@ -4,6 +4,7 @@ of daphne or autobahn, look there: ASGI's send may no longer be a partial of the
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support import Gateway
-from wsgateway.daphne import close
+from tests.support import Gateway, until
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.daphne import close, gone
+from wsgateway.delivery import STARTS_AT_ONCE
 
 
 async def closed_with(ws: Any) -> tuple[int, str]:
@@ -75,3 +78,25 @@ def test_another_servers_send_is_left_alone() -> None:
     async def send(event: object) -> None: ...
 
     assert not close(send, 1001, "shutting down")
+    assert not gone(send)
+
+
+async def test_sockets_that_leave_before_their_turn_leave_no_trace(
+    gateway_factory: Callable[..., Gateway], own_server: EmbeddedServer
+) -> None:
+    """Autobahn's Disconnected ended deliveries with a traceback; `gone` sees it coming."""
+    v1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    async with gateway.connect("s", "u", **v1) as ws:
+        assert json.loads(await ws.recv())["type"] == "welcome"
+    own_server.pause()
+    # More than may start at once; the handshake does not wait for the start.
+    sockets = [await gateway.connect("s", f"u{n}", **v1) for n in range(STARTS_AT_ONCE + 8)]
+    for each in sockets:
+        each.transport.abort()
+        await each.wait_closed()
+    await until(lambda: gateway.output.count("WSDISCONNECT") > len(sockets))
+    own_server.resume()
+    async with gateway.connect("s", "u", **v1) as ws:
+        assert json.loads(await asyncio.wait_for(ws.recv(), 20))["type"] == "welcome"
+    assert "Traceback" not in gateway.output
