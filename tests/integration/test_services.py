@@ -257,7 +257,7 @@ async def test_users_side_by_side_one_user_in_order(broker: NatsBroker) -> None:
         order.setdefault(message.user_name, []).append(message.text)
         active.discard(message.user_name)
 
-    users, each = 10, 20
+    users, each = 200, 4  # more users than one worker takes at once
     for number in range(each):
         for user in range(users):
             await offer(broker, f"{number}", user=f"u{user}")
@@ -268,6 +268,31 @@ async def test_users_side_by_side_one_user_in_order(broker: NatsBroker) -> None:
     assert one.counts["done"] > 0
     assert two.counts["done"] > 0
     assert one.counts["retried"] == two.counts["retried"] == 0
+
+
+async def test_user_who_sends_much_keeps_nobody_out(broker: NatsBroker) -> None:
+    """All of a worker's hands could be full of one user's messages, handled one by one."""
+    release = asyncio.Event()
+    order: dict[str, list[int]] = {"ann": [], "bob": []}
+
+    @registry.service("orders", concurrency=2)
+    async def handle(message: Message) -> None:
+        if message.user_name == "ann":
+            await release.wait()
+        order[message.user_name].append(int(message.text))
+
+    for number in range(100):
+        await offer(broker, str(number))
+    await offer(broker, "0", user="bob")
+    async with serving(broker) as worker:
+        await until(lambda: order["bob"] == [0])
+        assert worker.in_hand == 100
+        release.set()
+        await until(lambda: len(order["ann"]) == 100)
+        await until(lambda: worker.in_hand == 0)
+        assert worker._queue._room == 16
+        assert worker._waiting == 0
+    assert order["ann"] == list(range(100))
 
 
 async def test_graceful_stop_finishes_and_gives_back(broker: NatsBroker) -> None:

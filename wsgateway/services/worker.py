@@ -39,6 +39,8 @@ logger = logging.getLogger("wsgateway.services")
 
 IN_HAND = 8
 """Messages in hand for each that may be handled; the others wait for their turn."""
+MAX_WAITING = 16 * 1024 * 1024
+"""Bytes that may wait behind other messages of the same user without counting as in hand."""
 FIRST_LOOK = 0.005
 LAST_LOOK = 0.25
 """Pauses between two looks whether it is a message's turn, seconds; they double."""
@@ -48,11 +50,12 @@ GIVEN_BACK_AFTER = 0.1
 class _User:
     """One user's messages in hand."""
 
-    __slots__ = ("heap", "jobs", "look")
+    __slots__ = ("heap", "jobs", "look", "uncounted")
 
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}  # by sequence; the latest delivery counts
         self.heap: list[int] = []
+        self.uncounted: set[int] = set()  # of those, the ones that take no other user's place
         self.look = asyncio.Event()  # set when it may be somebody's turn
 
     def add(self, job: Job) -> bool:
@@ -72,8 +75,11 @@ class _User:
     def remove(self, job: Job) -> None:
         """Forget a job."""
         del self.jobs[job.sequence]
-        self.heap.remove(job.sequence)
-        heapq.heapify(self.heap)
+        if self.heap[0] == job.sequence:
+            heapq.heappop(self.heap)
+        else:
+            self.heap.remove(job.sequence)
+            heapq.heapify(self.heap)
 
 
 class Worker:
@@ -97,7 +103,7 @@ class Worker:
         self._queue = WorkQueue(broker, service.name, self._on_job, settings.ACK_WAIT)
         self._users: dict[Inbox, _User] = {}
         self._tasks: dict[Inbox, asyncio.Task[None]] = {}
-        self._running: set[Job] = set()
+        self._waiting = 0  # bytes of what is not counted as in hand
         self._ending = False
         self._turns: Closable | None = None
         self._turn = f"{broker.subjects.prefix}.turn.{encode_token(service.name)}"
@@ -154,6 +160,11 @@ class Worker:
             user = self._users[job.inbox] = _User()
         if not user.add(job):
             self._queue.add_room(1)
+        elif len(user.jobs) > 1 and self._waiting < MAX_WAITING:
+            # It cannot be handled yet: a user who sends much must not keep others out
+            user.uncounted.add(job.sequence)
+            self._waiting += len(job.payload)
+            self._queue.add_room(1)
         if job.inbox not in self._tasks:
             task = asyncio.create_task(self._serve(job.inbox, user), name="wsgateway-user")
             self._tasks[job.inbox] = task
@@ -173,14 +184,22 @@ class Worker:
                     break
                 await self._handle(job)
                 user.remove(job)
-                self._queue.add_room(1)
+                self._leave(user, job)
         except BrokerClosed:
             return
         finally:
             for job in user.jobs.values():
                 self._queue.give_back(job, GIVEN_BACK_AFTER)
-                self._queue.add_room(1)
+                self._leave(user, job)
             del self._users[inbox], self._tasks[inbox]
+
+    def _leave(self, user: _User, job: Job) -> None:
+        """Make room for another message."""
+        if job.sequence in user.uncounted:
+            user.uncounted.remove(job.sequence)
+            self._waiting -= len(job.payload)
+        else:
+            self._queue.add_room(1)
 
     async def _next(self, user: _User) -> Job | None:
         """Return the user's oldest message once it is its turn; None if the worker ends."""
