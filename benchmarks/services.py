@@ -246,13 +246,12 @@ def outbox(count: int = 10_000) -> float:
     """Return rows a second that one relay takes from SQLite into JetStream."""
     from django.core.management import call_command
 
-    from wsgateway.frames import TEXT
     from wsgateway.outbox.models import OutboxMessage
     from wsgateway.outbox.relay import Relay
 
     call_command("migrate", "wsgateway_outbox", verbosity=0)
     rows = (
-        OutboxMessage(service="many", user=f"u{n % USERS}", payload=PAYLOAD.encode(), kind=TEXT)
+        OutboxMessage(service="many", user=f"u{n % USERS}", payload=PAYLOAD.encode(), kind="text")
         for n in range(count)
     )
     OutboxMessage.objects.bulk_create(rows, batch_size=1000)
