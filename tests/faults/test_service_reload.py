@@ -1,0 +1,94 @@
+"""``runservice`` in development: starts anew when code changes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from asgiref.sync import async_to_sync
+
+from tests.support import ROOT, Process, running, site_env, wait_for
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.frames import Frame
+from wsgateway.subjects import Inbox
+
+HANDLER = """
+from pathlib import Path
+from wsgateway import service
+
+@service("changing")
+def handle(message):
+    Path({log!r}).open("a").write({word!r} + message.text + " ")
+"""
+
+
+@async_to_sync
+async def offer(text: str) -> None:
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    await broker.wait_ready()
+    await broker.offer(Inbox("changing", "ann"), Frame.of(text), f"reload-{text}")
+    await broker.close()
+
+
+@contextlib.contextmanager
+def whole_group(process: Process) -> Iterator[None]:
+    """Leave nothing of the reloader and its child, whatever happens."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_new_code_handles_what_comes_after_the_change(
+    tmp_path: Path, nats_server: EmbeddedServer, prefix: str, nats_settings: object
+) -> None:
+    log, app = tmp_path / "handled", tmp_path / "changing"
+    app.mkdir()
+    (app / "__init__.py").touch()
+    (app / "settings.py").write_text(
+        "from project.settings import *\nINSTALLED_APPS = [*INSTALLED_APPS, 'changing']\n"
+    )
+    handler = app / "ws_services.py"
+    handler.write_text(HANDLER.format(log=str(log), word="old"))
+    log.touch()
+    env = site_env(
+        DEBUG="1",
+        SECRET_KEY="tests",
+        DJANGO_SETTINGS_MODULE="changing.settings",
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+        PYTHONDONTWRITEBYTECODE="1",
+        NATS_BROKER_URL=nats_server.url,
+        WSGATEWAY_PREFIX=prefix,
+        DATABASE_URL=f"sqlite:///{tmp_path / 'db.sqlite3'}",
+    )
+    command = [sys.executable, str(ROOT / "manage.py"), "runservice", "changing"]
+    with running(Process(command, tmp_path / "log", env)) as process, whole_group(process):
+        process.spawn()
+        process.wait_for_line("changing: ready", 30)
+        offer("1")
+        wait_for(lambda: log.read_text() == "old1 ", 20)
+        handler.write_text(HANDLER.format(log=str(log), word="newer"))
+        # Django's reloader sees changes after its first look only, which is later than "ready"
+        stamps = itertools.count(handler.stat().st_mtime + 1)
+
+        def started_anew() -> bool:
+            stamp = next(stamps) if process.output.count("changing: ready") == 1 else None
+            if stamp is not None:
+                os.utime(handler, (stamp, stamp))
+            return stamp is None
+
+        wait_for(started_anew, 30, "a second start")
+        offer("2")
+        wait_for(lambda: log.read_text() == "old1 newer2 ", 20)
+        process.send(signal.SIGTERM)
+        process.wait(20)
+        assert "Traceback" not in process.output

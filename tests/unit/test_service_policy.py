@@ -1,0 +1,97 @@
+"""What becomes of a message after its handler ended; the decorator's refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgateway.exceptions import NameRefused
+from wsgateway.services import JsonHandler, Reject, Retry, RetryPolicy, registry
+from wsgateway.services.policy import Again, Dead, Done, Refuse, judge
+
+QUICK = RetryPolicy(attempts=2, initial=0.5, jitter=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "expected"),
+    [
+        (None, 99, Done()),
+        (Reject("why", code="no"), 99, Refuse("no", "why")),
+        (OSError(), 1, Again(0.5)),
+        (ConnectionResetError(), 1, Again(0.5)),  # derives from OSError
+        (Retry(after=7.0), 1, Again(7.0)),
+        (Retry(after=0.0), 4, Again(0.0)),
+    ],
+)
+def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> None:
+    assert judge(error, attempt, {OSError: QUICK}, 5) == expected
+
+
+@pytest.mark.parametrize(("error", "last"), [(OSError(), 2), (ValueError(), 5), (Retry(), 5)])
+def test_last_attempt(error: Exception, last: int) -> None:
+    policies = {OSError: QUICK}
+    assert isinstance(judge(error, last - 1, policies, 5), Again)
+    assert judge(error, last, policies, 5) == Dead(error)
+
+
+def test_first_policy_that_fits_counts() -> None:
+    slow = RetryPolicy(initial=9.0, jitter=0)
+    both = {ConnectionError: slow, OSError: QUICK}
+    assert judge(ConnectionResetError(), 1, both, 5) == Again(9.0)
+    assert judge(FileNotFoundError(), 1, both, 5) == Again(0.5)
+
+
+@given(
+    st.integers(1, 10_000),
+    st.floats(0.001, 10),
+    st.floats(1, 10),
+    st.floats(0.1, 600),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_pause_stays_within_its_bounds(
+    attempt: int, initial: float, factor: float, cap: float, jitter: float, draw: float
+) -> None:
+    policy = RetryPolicy(initial=initial, factor=factor, cap=cap, jitter=jitter)
+    longest = min(cap, initial * factor ** min(attempt - 1, 60))
+    pause = policy.pause(attempt, lambda: draw)
+    assert 0 <= pause <= longest <= cap
+    assert pause >= longest * (1 - jitter) * 0.999
+
+
+def test_pauses_double() -> None:
+    policy = RetryPolicy(jitter=0)
+    assert [policy.pause(n) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+class Plain:
+    pass
+
+
+@pytest.mark.parametrize("wrong", [Plain, 7, "text"])
+def test_what_is_no_handler_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_services", {})
+    with pytest.raises(TypeError):
+        registry.service("orders")(wrong)
+    assert registry._services == {}
+
+
+def test_one_handler_for_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_services", {})
+
+    @registry.service("orders")
+    async def first(message: Any) -> None:
+        """Do nothing."""
+
+    registry.service("orders")(first)  # as when the module is loaded again
+    with pytest.raises(ValueError, match="has a handler already"):
+
+        @registry.service("orders")
+        class Second(JsonHandler):
+            pass
+
+    with pytest.raises(NameRefused):
+        registry.service("")
