@@ -83,10 +83,10 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         try:
             if v1:  # the welcome says when delivery begins; no server's handshake time-out passes
                 await socket.accept()
+            await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
             async with hub.starting:
                 if gone(self.base_send):
                     return
-                await hub.broker.wait_ready(READY_TIMEOUT)
                 await delivery.start(claim)
         except IdentityRefused as exc:
             await _accept_and_close(socket, exc.code, exc.reason)
