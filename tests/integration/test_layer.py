@@ -9,6 +9,7 @@ import inspect
 import logging
 import random
 import re
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -256,6 +257,34 @@ def test_three_loops(nats_server: Any, prefix: str) -> None:
         asyncio.run(layer.close())
 
 
+async def test_who_waits_finds_another_home_when_the_first_loop_ends(make: Make) -> None:
+    """The process's first loop may have been a short one, in another thread."""
+    layer, sender = make(), make()
+    channel = await asyncio.to_thread(asyncio.run, layer.new_channel())
+    entered, leave = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        await layer.group_add("group", channel)
+        entered.set()
+        await asyncio.to_thread(leave.wait, 20)
+
+    thread = threading.Thread(target=asyncio.run, args=(hold(),))
+    thread.start()
+    await asyncio.to_thread(entered.wait, 20)
+    waiting = [asyncio.create_task(receive(layer, channel)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert layer._home.node is not sender._node()
+    leave.set()
+    await asyncio.to_thread(thread.join)
+    async with asyncio.timeout(20):
+        while layer._home.node is not sender._node():
+            await asyncio.sleep(0.01)
+    await settled(layer)
+    for number in range(2):
+        await sender.group_send("group", {"type": "x", "n": number})
+    assert sorted([(await task)["n"] for task in waiting]) == [0, 1]
+
+
 # -- capacity, expiry ------------------------------------------------------------------------
 
 
@@ -287,7 +316,7 @@ async def test_full_process_channel_refuses_and_others_do_not_suffer(make: Make)
 
 async def receive_nothing(layer: NatsChannelLayer, channel: str) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(layer.receive(channel), 0.01)
+        await asyncio.wait_for(layer.receive(channel), 0.1)
 
 
 async def test_full_members_miss_a_group_message_and_the_log_says_so(
@@ -393,6 +422,20 @@ async def test_flush_empties_every_process(make: Make) -> None:
     await one.send("normal", {"type": "x", "n": 5})
     assert await drain(two, "normal", 1) == [5]
     await nothing_comes(two, channel, "end")
+
+
+async def test_flush_reaches_a_process_that_reads_only_normal_channels(make: Make) -> None:
+    """It had fetched a message, did not hear of the flush, and gave the message out."""
+    one, worker = make(), make()
+    await receive_nothing(worker, "work")  # leaves a request for messages open
+    await one.send("work", {"type": "x", "n": 1})
+    [reader] = worker._normal._readers.values()
+    async with asyncio.timeout(20):
+        while not reader.mailbox.queue:
+            await asyncio.sleep(0)
+    await one.flush()
+    await one.send("work", {"type": "x", "n": 2})
+    assert await drain(worker, "work", 1) == [2]
 
 
 async def test_prefixes_are_worlds_of_their_own(make: Make, prefix: str) -> None:

@@ -281,6 +281,8 @@ class NatsChannelLayer(BaseChannelLayer):
         """
         subject, name = self._channels.get(channel) or self._address(channel)
         if not subject:
+            if self._home.node is None:
+                await self._home.settle()  # where `flush` is heard; a worker reads nothing else
             found: dict[str, Any] = await self._normal.receive(self._node(), channel, self._open)
             return found
         mailbox = self._home.mailboxes.get(name)
@@ -298,15 +300,27 @@ class NatsChannelLayer(BaseChannelLayer):
         home = self._home
         mailbox.reading += 1
         try:
-            if home.node is None or not home.node.usable or home.node.is_background:
-                await home.settle()
             while True:
-                message = self._open(await mailbox.get())
+                # Again after each wait: it also ends when the home's loop is closed
+                if home.node is None or not home.node.usable or home.node.is_background:
+                    await home.settle()
+                item = mailbox.take()
+                if item is None:
+                    await mailbox.wait()
+                    continue
+                message = self._open(item)
                 if message is not None:
                     return message
         finally:
             mailbox.reading -= 1
             mailbox.used = time.monotonic()
+            mailbox.pass_on()
+
+    def node_closed(self, node: Node) -> None:
+        """Let those who wait for messages find another home."""
+        if self._home.node is node and not node.is_background:
+            for mailbox in list(self._home.mailboxes.values()):
+                mailbox.wake_all()
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel that only this process receives on."""
@@ -423,7 +437,11 @@ class NatsChannelLayer(BaseChannelLayer):
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("this thread runs an event loop: await the async method instead")
         node = background_node(self.target)
-        node.call_sync(function, 2 * self.target.options.timeout)
+        limit = 2 * self.target.options.timeout
+        try:
+            node.call_sync(function, limit)
+        except TimeoutError as exc:
+            raise BrokerUnavailable(f"the background loop did not answer within {limit} s") from exc
 
     # -- flush, close --------------------------------------------------------------------
 

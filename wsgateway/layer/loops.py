@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from asgiref.sync import AsyncToSync
 
@@ -37,6 +37,13 @@ EXIT_TIMEOUT = 2.0
 """Seconds that the end of the process may wait for what is still to be sent."""
 YIELD_EVERY = 64
 """Publishes after which the publisher lets the connection write."""
+
+
+class User(Protocol):
+    """A layer that uses a node."""
+
+    def node_closed(self, node: Node) -> None:
+        """Take note that *node* is closed."""
 
 
 class Target(NamedTuple):
@@ -64,7 +71,7 @@ class Node:
         )
         self.link = self.broker.link
         self.publish = self.link.publish
-        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.users: weakref.WeakSet[User] = weakref.WeakSet()
         """The layers that share it."""
         self._target = target
         self._opening: asyncio.Task[None] | None = None
@@ -110,6 +117,8 @@ class Node:
         """Send what is buffered and disconnect. Idempotent."""
         _forget(self)
         await self.broker.close()
+        for user in list(self.users):
+            user.node_closed(self)
 
 
 class _Background:

@@ -98,27 +98,44 @@ class Mailbox(Generic[T]):
         Raises:
             Exception: What `close` was given.
         """
+        while (item := self.take()) is None:
+            await self.wait()
+        return item
+
+    async def wait(self) -> None:
+        """Return once there may be something to take, or `wake_all` was called.
+
+        Whoever ends without taking, cancelled for example, must call `pass_on`.
+
+        Raises:
+            Exception: What `close` was given.
+        """
         queue = self.queue
-        while True:
-            if queue:
-                try:
-                    return queue.popleft()
-                except IndexError:  # a taker in another thread was faster
-                    continue
-            if self._error is not None:
-                raise self._error
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            if queue or self._error is not None:  # put in another thread between the two looks
-                self._leave(waiter)
-                continue
-            try:
-                await waiter
-            except BaseException:
-                self._leave(waiter)
-                if queue and self._waiters:
-                    self._wake()  # the message that woke this one is the next one's
-                raise
+        if queue:
+            return
+        if self._error is not None:
+            raise self._error
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        if queue or self._error is not None:  # put in another thread between the two looks
+            self._leave(waiter)
+            return
+        try:
+            await waiter
+        except BaseException:
+            self._leave(waiter)
+            self.pass_on()
+            raise
+
+    def pass_on(self) -> None:
+        """Wake another waiter if there is something: what woke this one is the next one's."""
+        if self.queue and self._waiters:
+            self._wake()
+
+    def wake_all(self) -> None:
+        """Make every `wait` return."""
+        for _ in range(len(self._waiters)):
+            self._wake()
 
     def close(self, error: Exception) -> None:
         """Raise *error* in every `get`, now and later, once the queue is empty."""
@@ -152,8 +169,8 @@ class Mailbox(Generic[T]):
 def _release(waiter: asyncio.Future[None], mailbox: Mailbox[T]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-    elif mailbox.queue and mailbox._waiters:
-        mailbox._wake()
+    else:
+        mailbox.pass_on()
 
 
 _running_loop = asyncio._get_running_loop

@@ -229,12 +229,14 @@ class NormalChannels:
         """Drop an idle reader."""
         self._readers.pop((reader.node, reader.channel), None)
 
-    async def close(self) -> None:
-        """End every reader; what it has fetched goes to others."""
-        readers, self._readers = list(self._readers.values()), {}
-        for reader in readers:
-            reader.close()
-        self._limits.clear()
+    async def close(self, node: Node | None = None) -> None:
+        """End the readers, of one node or of all; what they have fetched goes to others."""
+        for key, reader in list(self._readers.items()):
+            if node is None or reader.node is node:
+                self._readers.pop(key, None)
+                await reader.close()
+        if node is None:
+            self._limits.clear()
 
 
 class _Reader:
@@ -251,6 +253,7 @@ class _Reader:
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
         self._batch = 1
         self._task: asyncio.Task[None] | None = None
+        self._interest: Closable | None = None  # in the answers, while the task runs
         self._taken: OrderedDict[bytes, None] = OrderedDict()  # sequences of what was given out
         self._open = 0  # messages that the server may still send for the last request
         self._changed = asyncio.Event()  # something came, or the request has ended
@@ -273,16 +276,18 @@ class _Reader:
         else:
             self.node.loop.call_soon_threadsafe(self._acknowledge, ack)
 
-    def close(self) -> None:
-        """Stop fetching; give back what nobody took."""
+    async def close(self) -> None:
+        """Stop fetching; give back what nobody took, before the node disconnects."""
 
-        def close() -> None:
+        async def close() -> None:
             if self._task is not None:
                 self._task.cancel()
+            if self._interest is not None:
+                self._interest.close()  # or our own request gets back what is given back
             self._give_back()
 
-        with contextlib.suppress(RuntimeError):  # its loop is closed
-            self.node.loop.call_soon_threadsafe(close)
+        if self.node.usable:  # otherwise others get it after `ACK_WAIT`
+            await self.node.call(close)
 
     # In the node's loop
 
@@ -301,12 +306,12 @@ class _Reader:
 
     def _give_back(self) -> None:
         while self.mailbox.queue:
-            with contextlib.suppress(IndexError, BrokerUnavailable):
+            with contextlib.suppress(IndexError, BrokerError):
                 _, ack = self.mailbox.queue.popleft()
                 self.node.publish(ack.decode(), b"-NAK")
 
     async def _run(self) -> None:
-        interest = self.node.link.subscribe(self._inbox, self._on_answer)
+        self._interest = interest = self.node.link.subscribe(self._inbox, self._on_answer)
         unhook = self.node.link.on_lost(self._on_lost)
         try:
             await self._serve()
