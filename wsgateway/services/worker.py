@@ -217,6 +217,8 @@ class Worker:
             try:
                 async with asyncio.timeout(pause):
                     await user.look.wait()
+                # The server carries out acknowledgements a moment after it has passed the word on
+                pause = FIRST_LOOK
             except TimeoutError:
                 pause = min(2 * pause, LAST_LOOK)
         return None
