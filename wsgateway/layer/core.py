@@ -316,6 +316,10 @@ class NatsChannelLayer(BaseChannelLayer):
             mailbox.used = time.monotonic()
             mailbox.pass_on()
 
+    async def node_closing(self, node: Node) -> None:
+        """Give back what *node* has fetched of normal channels."""
+        await self._normal.close(node)
+
     def node_closed(self, node: Node) -> None:
         """Let those who wait for messages find another home."""
         if self._home.node is node and not node.is_background:
@@ -494,6 +498,7 @@ class NatsChannelLayer(BaseChannelLayer):
             return
         if self._home.node is node:
             await self._home.close()
+        await self._normal.close(node)
         await self._leave(node)
 
     async def wait_received(self) -> None:

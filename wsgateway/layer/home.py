@@ -75,6 +75,7 @@ class Home:
         self._choose = choose
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
+        self._joining: set[asyncio.Task[None]] = set()  # joins that another process asked for
         self._joiner = wire.Joiner(JOIN_LIMIT)
         self._moving = threading.Lock()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -300,10 +301,27 @@ class Home:
             return
         if action == "add":
             self.add(node, group, channel)
-        elif action == "discard":
+            task = asyncio.create_task(
+                self._answer_once_started(node, reply, group, channel), name="wsgateway-join"
+            )
+            self._joining.add(task)
+            task.add_done_callback(self._joining.discard)
+            return
+        if action == "discard":
             self.discard(group, channel)
         if reply:
             node.publish(reply.decode(), b"")
+
+    async def _answer_once_started(
+        self, node: Node, reply: bytes, group: str, channel: str
+    ) -> None:
+        """Answer when the new member misses nothing any more, for the asker sends right away."""
+        try:
+            await self.started(group, channel)
+            if reply:
+                node.publish(reply.decode(), b"")
+        except BrokerError as exc:
+            logger.warning("channel %s cannot join group %s: %s", channel, group, exc)
 
     def _flush(self) -> None:
         self._on_flush()

@@ -42,6 +42,9 @@ YIELD_EVERY = 64
 class User(Protocol):
     """A layer that uses a node."""
 
+    async def node_closing(self, node: Node) -> None:
+        """Give back what *node* has fetched, as long as it is connected."""
+
     def node_closed(self, node: Node) -> None:
         """Take note that *node* is closed."""
 
@@ -116,6 +119,8 @@ class Node:
     async def close(self) -> None:
         """Send what is buffered and disconnect. Idempotent."""
         _forget(self)
+        for user in list(self.users):
+            await user.node_closing(self)
         await self.broker.close()
         for user in list(self.users):
             user.node_closed(self)
