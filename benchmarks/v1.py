@@ -315,6 +315,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.quick:
         options.sockets = [max(20, number // 10) for number in options.sockets]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gateways end with us
     with tempfile.TemporaryDirectory() as folder, Bench(Path(folder), options.quick) as bench:
         for case in _cases(options, bench):
             asyncio.run(case)  # type: ignore[arg-type]
