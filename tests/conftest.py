@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import pytest
 from tests.support import Gateway
 from wsgateway.broker import embedded
 from wsgateway.broker.cluster import Cluster
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.conf import settings as wsgateway_settings
 
 # The machines that run this are shared: what is slow for once is not wrong.
 hypothesis.settings.register_profile(
@@ -60,6 +63,16 @@ def nats_settings(settings: Any, nats_server: embedded.EmbeddedServer, prefix: s
     settings.NATS_BROKER_URL = nats_server.url
     settings.WSGATEWAY_PREFIX = prefix
     return settings
+
+
+@pytest.fixture
+async def broker(nats_settings: Any) -> AsyncIterator[NatsBroker]:
+    """A broker in the test's loop, as the settings say, that is ready."""
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    await broker.wait_ready()
+    yield broker
+    await broker.close()
 
 
 @pytest.fixture

@@ -8,30 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support import Process, site_env, until, wait_for
 from wsgateway.broker.embedded import EmbeddedServer, free_port
-from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.subjects import Inbox
 
 USERS, EACH = 10, 60
 TOTAL = USERS * EACH
-
-
-@pytest.fixture
-async def broker(nats_settings: Any) -> AsyncIterator[NatsBroker]:
-    broker = broker_from_settings(wsgateway_settings)
-    await broker.open()
-    await broker.wait_ready()
-    yield broker
-    await broker.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,6 @@ class WorkerProcess(Process):
         await asyncio.to_thread(self.spawn)
         await until(lambda: self.ready_file.exists() or self._ended(), 30, "ready")
         return self
-
-
-@pytest.fixture
-async def broker(nats_settings: Any) -> AsyncIterator[NatsBroker]:
-    broker = broker_from_settings(wsgateway_settings)
-    await broker.open()
-    await broker.wait_ready()
-    yield broker
-    await broker.close()
 
 
 @pytest.fixture

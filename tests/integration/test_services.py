@@ -12,24 +12,13 @@ import pytest
 
 from tests.support import Gateway, until
 from wsgateway import JsonHandler, Message, Reject, Retry, RetryPolicy
-from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.frames import Frame
 from wsgateway.services import deadletters, registry
 from wsgateway.services.worker import Worker
 from wsgateway.subjects import Inbox
 
 FAST = RetryPolicy(initial=0.05, cap=0.1)
-
-
-@pytest.fixture
-async def broker(nats_settings: Any) -> AsyncIterator[NatsBroker]:
-    broker = broker_from_settings(wsgateway_settings)
-    await broker.open()
-    await broker.wait_ready()
-    yield broker
-    await broker.close()
 
 
 @pytest.fixture(autouse=True)
