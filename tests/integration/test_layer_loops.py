@@ -226,7 +226,7 @@ class Model(RuleBasedStateMachine):
 def test_any_interleaving_from_any_loop(nats_server: EmbeddedServer) -> None:
     Model.url = nats_server.url
     hypothesis.stateful.run_state_machine_as_test(
-        Model, settings=hypothesis.settings(max_examples=10, stateful_step_count=30, deadline=None)
+        Model, settings=hypothesis.settings(max_examples=20, stateful_step_count=30, deadline=None)
     )
 
 

@@ -338,7 +338,7 @@ class Home:
     # -- what nobody reads ---------------------------------------------------------------
 
     def _sweep_later(self, node: Node) -> None:
-        pause = min(max(self._expiry, 1.0), 60.0)
+        pause = min(max(min(self._expiry, self._group_expiry), 1.0), 60.0)
         self._sweeper = node.loop.call_later(pause, self._sweep, node)
 
     def _sweep(self, node: Node) -> None:
