@@ -24,7 +24,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
 from wsgateway.broker.nats.link import Link, LinkOptions, Reply
 from wsgateway.broker.nats.streams import Streams, StreamSpec
-from wsgateway.exceptions import BrokerError, BrokerMisconfigured, BrokerUnavailable
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, Subjects
 
@@ -156,6 +156,8 @@ class NatsBroker(Broker):
                 logger.debug("not ready yet: %s", exc)
                 if not self.link.is_open:
                     return  # the next connection prepares anew
+            except BrokerClosed:
+                return
             except BrokerError as exc:
                 logger.error("cannot prepare the streams: %s", exc)
             await asyncio.sleep(RECHECK if self._problem else 0.25)

@@ -94,7 +94,9 @@ class JetStream:
         self._backoff = Backoff(0.05, 2.0, 0.5)
 
     async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the answer of ``$JS.API.<name>``.
+        """Return the answer of ``$JS.API.<name>``; an idempotent request.
+
+        Asked again when no answer comes: an election swallows requests.
 
         Raises:
             ApiError: JetStream refused it.
@@ -102,11 +104,23 @@ class JetStream:
         """
         payload = json.dumps(request).encode() if request is not None else b""
         await self.link.ready(self.timeout)
-        reply = await self.link.request(f"$JS.API.{name}", payload, timeout=self.timeout)
-        answer: dict[str, Any] = json.loads(reply.data)
-        if "error" in answer:
-            _raise_for(answer["error"])
-        return answer
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout
+        attempt = 0
+        while True:
+            limit = min(ATTEMPT_TIMEOUT * 2**attempt, deadline - loop.time())
+            try:
+                reply = await self.link.request(f"$JS.API.{name}", payload, timeout=limit)
+                answer: dict[str, Any] = json.loads(reply.data)
+                if "error" in answer:
+                    _raise_for(answer["error"])
+                return answer
+            except BrokerUnavailable:
+                pause = self._backoff.delay(attempt)
+                if not self.link.is_open or loop.time() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+            attempt += 1
 
     async def publish(
         self,
