@@ -179,8 +179,10 @@ async def test_unanswered_publish_is_stored_once(
         await asyncio.wait({offered}, timeout=20)
         if offered.exception() is not None:
             await broker.offer(ANN, Frame.of("y"), "o")
-        assert await stored(broker, "recv", ANN) == [b"x"]
-        assert await stored(broker, "send", ANN) == [b"y"]
+    async with connected(settings, own_server.url) as patient:
+        await patient.wait_ready()
+        assert await stored(patient, "recv", ANN) == [b"x"]
+        assert await stored(patient, "send", ANN) == [b"y"]
 
 
 async def test_offers_fail_with_the_connection(
