@@ -20,7 +20,8 @@ def cut(layer: NatsChannelLayer) -> None:
     assert node is not None
     client = node.link._client
     if client is not None:
-        client._transport._io_writer.transport.abort()
+        transport: Any = client._transport
+        transport._io_writer.transport.abort()
 
 
 class Load:

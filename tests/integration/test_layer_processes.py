@@ -167,7 +167,7 @@ async def test_generic_consumers(
     }
     channel_layers.backends.clear()
     sockets = [WebsocketCommunicator(consumer.as_asgi(), "/") for _ in range(3)]
-    layer = get_channel_layer()
+    layer: Any = get_channel_layer()
     try:
         for socket in sockets:
             assert (await socket.connect(timeout=20))[0]
