@@ -77,7 +77,11 @@ async def leader_of(broker: object, stream: str) -> str:
 async def test_cluster_leader_killed_twice_under_load(
     gateway_factory: Gateways, nats_cluster: Cluster, prefix: str
 ) -> None:
-    cluster = {"NATS_BROKER_URL": ",".join(nats_cluster.urls), "WSGATEWAY_REPLICAS": "3"}
+    cluster = {
+        "NATS_BROKER_URL": ",".join(nats_cluster.urls),
+        "WSGATEWAY_REPLICAS": "3",
+        "WSGATEWAY_BROKER_TIMEOUT": "30",  # an election may take its time on a busy machine
+    }
     gateway, other = gateway_factory(**cluster), gateway_factory(**cluster)
     async with (
         broker_at(nats_cluster.urls, prefix) as broker,

@@ -126,6 +126,7 @@ async def test_silence_ends_every_call_with_one_clear_error(
     async with connected(settings, own_server.url, 0.5) as broker:
         await broker.wait_ready(20)
         own_server.pause()
+        await until(lambda: stopped(own_server.pid), what="every thread of the server stands")
         try:
             calls = {name: call for name, call in CALLS.items() if name not in ("open",)}
             del calls["wait_ready"]  # it is ready until a ping shows otherwise
@@ -157,6 +158,12 @@ async def test_publish_outlives_a_restart(
         assert await stored(broker, "recv", ANN) == [b"before", b"meanwhile"]
 
 
+def stopped(pid: int) -> bool:
+    """Say whether SIGSTOP has reached every thread; on a busy machine that takes a moment."""
+    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
+
+
 async def test_unanswered_publish_is_stored_once(
     settings: Any, own_server: EmbeddedServer, prefix: str
 ) -> None:
@@ -165,6 +172,7 @@ async def test_unanswered_publish_is_stored_once(
     async with connected(settings, own_server.url, 0.5) as broker:
         await broker.wait_ready(20)
         own_server.pause()
+        await until(lambda: stopped(own_server.pid), what="every thread of the server stands")
         with pytest.raises(BrokerUnavailable):
             await broker.publish(ANN, b"x", msg_id="m")
         offered = broker.offer(ANN, Frame.of("y"), "o")
