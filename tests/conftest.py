@@ -9,6 +9,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+from asgiref.sync import SyncToAsync
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from tests.support import Gateway
 from wsgateway.broker import embedded
@@ -16,6 +19,7 @@ from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.layer import loops
 
 # The machines that run this are shared: what is slow for once is not wrong.
 hypothesis.settings.register_profile(
@@ -27,12 +31,29 @@ hypothesis.settings.load_profile("shared")
 SYNC_INTERVAL = "10s"
 
 
+def _forget_connections() -> None:
+    for connection in connections.all(initialized_only=True):
+        BaseDatabaseWrapper.close(connection)  # SQLite's own keeps what is in memory
+
+
+@pytest.fixture(autouse=True)
+def no_connections_left() -> Iterator[None]:
+    """Close what a test with a database leaves open in asgiref's thread.
+
+    Channels looks at the thread's connections before and after each event; where the next test
+    has no database, pytest-django refuses that.
+    """
+    yield
+    SyncToAsync.single_thread_executor.submit(_forget_connections).result()
+
+
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.EmbeddedServer]:
     """One nats-server per test process. Do not stop it: use `own_server` for that."""
     store = tmp_path_factory.mktemp("nats")
     with embedded.EmbeddedServer(store, sync_interval=SYNC_INTERVAL) as server:
         yield server
+        loops._stop_background()  # or it asks for the server until the process ends
 
 
 @pytest.fixture

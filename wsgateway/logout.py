@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from typing import Any
 
 from wsgateway import portal
 from wsgateway.broker.base import Broker
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.exceptions import BrokerClosed, WsGatewayError
 
 __all__ = ["TOPIC", "on_logout", "session_topic"]
 
@@ -19,12 +20,20 @@ TOPIC = "logout"
 PATIENCE = 2.0
 """Seconds that a log-out may wait for the broker."""
 
+AGAIN = 1.0
+"""Seconds until gateways are told a second time."""
+
 _tasks: set[asyncio.Task[None]] = set()  # kept from garbage collection
 
 
 def session_topic(session_key: str) -> bytes:
     """Return what names a session in a broadcast, without giving the session away."""
     return hashlib.sha256(session_key.encode()).hexdigest().encode()
+
+
+def _once_more(broker: Broker, payload: bytes) -> None:
+    with contextlib.suppress(BrokerClosed):
+        broker.broadcast(TOPIC, payload)
 
 
 def on_logout(request: Any = None, **kwargs: Any) -> None:
@@ -39,6 +48,8 @@ def on_logout(request: Any = None, **kwargs: Any) -> None:
 
     async def tell(broker: Broker) -> None:
         broker.broadcast(TOPIC, payload)
+        # Django says so before it ends the session: a client that came back at once got in again
+        asyncio.get_running_loop().call_later(AGAIN, _once_more, broker, payload)
 
     async def tell_soon() -> None:
         try:
