@@ -19,7 +19,8 @@ from nats.protocol.parser import Parser
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.quirks import DirectClient, Handler
+from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.broker.nats.reader import Handler, Reader
 
 
 def changed(detail: str, use: str) -> str:
@@ -37,47 +38,50 @@ async def client(
 ) -> AsyncIterator[DirectClient]:
     client = DirectClient(handlers)
     await client.connect(servers=[nats_server.url], allow_reconnect=False)
-    reading, flushing = client._reading_task, client._flusher_task
     yield client
     client.abandon()
-    await asyncio.wait({task for task in (reading, flushing) if task is not None}, timeout=5)
+    await until(client.has_ended, what="the connection ends")
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "parameters"),
+    ("name", "parameters"),
     [
-        (Client, "_process_msg", ["self", "sid", "subject", "reply", "data", "headers"]),
-        (Client, "_process_pong", ["self"]),
+        ("_process_info", ["self", "info", "initial_connection"]),
+        ("_process_err", ["self", "err_msg"]),
     ],
 )
-def test_methods_that_are_replaced_keep_their_form(
-    owner: type, name: str, parameters: list[str]
-) -> None:
-    method = getattr(owner, name, None)
-    assert method is not None, changed(f"{name}, which is gone,", name)
-    assert inspect.iscoroutinefunction(method), changed(f"{name} to a plain function", name)
-    assert list(inspect.signature(method).parameters) == parameters, changed(name, name)
-    source = inspect.getsource(Parser)
-    assert f"self.nc.{name}(" in source, changed(f"the parser's call of {name}", name)
+def test_methods_that_are_called_keep_their_form(name: str, parameters: list[str]) -> None:
+    method = getattr(Client, name, None)
+    assert method is not None, changed(f"{name}, which is gone,", "_on_control")
+    assert inspect.iscoroutinefunction(method), changed(
+        f"{name} to a plain function", "_on_control"
+    )
+    assert list(inspect.signature(method).parameters) == parameters, changed(name, "_on_control")
+    assert f"self.nc.{name}(" in inspect.getsource(Parser), changed(f"{name}'s use", "_on_control")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "use"),
     [
-        ("_pending", list, "write"),
-        ("_pending_data_size", int, "write, buffered"),
-        ("_flush_queue", asyncio.Queue, "write"),
-        ("_pongs", list, "ping, _process_pong"),
-        ("_pings_outstanding", int, "_process_pong"),
         ("_server_info", dict, "server_info"),
-        ("_reading_task", asyncio.Task, "on_read_end, abandon"),
-        ("_flusher_task", asyncio.Task, "abandon"),
-        ("_ping_interval_task", asyncio.Task, "abandon"),
+        ("_reading_task", asyncio.Task, "connect"),
+        ("_flusher_task", asyncio.Task, "connect"),
+        ("_ping_interval_task", asyncio.Task, "connect"),
+        ("_ps", Parser, "connect"),
         ("_status", int, "abandon"),
     ],
 )
 async def test_attributes_are_there(client: DirectClient, name: str, kind: type, use: str) -> None:
     assert isinstance(getattr(client, name, None), kind), changed(name, use)
+
+
+async def test_nats_py_lets_go_of_the_socket(client: DirectClient) -> None:
+    for name in ("_reading_task", "_flusher_task", "_ping_interval_task"):
+        assert getattr(client, name).done(), changed(f"how {name} ends", "connect")
+    assert isinstance(client._ps.buf, bytearray), changed("the parser's buffer", "connect")
+    assert isinstance(client._transport._io_reader, asyncio.StreamReader), changed(
+        "Transport._io_reader", "connect"
+    )
 
 
 async def test_transport_has_a_writer_with_a_socket(client: DirectClient) -> None:
@@ -100,14 +104,12 @@ async def test_written_commands_go_out_in_order_and_the_buffer_empties(
     for number in range(100):
         client.write(b"PUB quirks.a re.ply 2\r\n%02d\r\n" % number)
     client.write(b"HPUB quirks.b %d %d\r\n" % (len(raw), len(raw) + 1) + raw + b"x\r\n")
-    assert client.buffered > 0, changed("_pending_data_size", "write, buffered")
-    assert await client.ping(10), changed("the flusher", "write, ping")
+    assert client.buffered > 0
+    assert await client.ping(10)
     assert [data for _, _, data, _ in seen[:100]] == [b"%02d" % number for number in range(100)]
-    assert seen[0] == (b"quirks.a", b"re.ply", b"00", None), changed(
-        "what the parser hands over", "_process_msg"
-    )
-    assert seen[100] == (b"quirks.b", b"", b"x", raw), changed("raw headers", "_process_msg")
-    assert client.buffered == 0, changed("_pending_data_size", "buffered")
+    assert seen[0] == (b"quirks.a", b"re.ply", b"00", None)
+    assert seen[100] == (b"quirks.b", b"", b"x", raw)
+    assert client.buffered == 0
 
 
 async def test_failing_handler_and_unknown_subscription_do_not_end_the_read_loop(
@@ -119,51 +121,83 @@ async def test_failing_handler_and_unknown_subscription_do_not_end_the_read_loop
     handlers[1] = fail
     client.write(b"SUB quirks.f 1\r\nSUB quirks.f 2\r\nPUB quirks.f 1\r\nx\r\n")
     assert await client.ping(10)
-    assert "a handler failed for a message on quirks.f" in caplog.text
-    assert await client.ping(10), changed("the read loop", "_process_msg")
+    assert "a handler failed for a message on b'quirks.f'" in caplog.text
+    assert await client.ping(10)
 
 
-async def test_pong_nobody_waits_for_does_not_end_the_read_loop(client: DirectClient) -> None:
+async def test_pong_nobody_waits_for_does_not_end_the_connection(client: DirectClient) -> None:
     """nats-py 2.16 itself sets the result of a cancelled future and stops reading for ever."""
-    for _ in range(3):
-        assert not await client.ping(0)
-    for pong in client._pongs:
-        pong.cancel()
-    assert await client.ping(10), changed("_pongs", "_process_pong")
-    assert client._pongs == []
-    assert client._reading_task is not None
-    assert not client._reading_task.done()
+    waiting = [asyncio.create_task(client.ping(10)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    assert await client.ping(10)
+    assert not client.has_ended()
 
 
-async def test_plain_client_still_dies_of_it(nats_server: EmbeddedServer) -> None:
-    """When this fails, nats-py is cured, and `DirectClient._process_pong` may go."""
-    client = Client()
-    await client.connect(servers=[nats_server.url], allow_reconnect=False)
-    reading, others = client._reading_task, [client._flusher_task, client._ping_interval_task]
-    assert reading is not None
-    try:
-        gone = asyncio.get_running_loop().create_future()
-        await client._send_ping(gone)
-        gone.cancel()
-        await until(reading.done, what="the read loop ends")
-    finally:
-        DirectClient.abandon(client)  # type: ignore[arg-type]
-        await asyncio.wait({task for task in others if task is not None}, timeout=5)
+async def test_control_lines_are_nats_pys_business(client: DirectClient) -> None:
+    client._on_control(b'INFO {"connect_urls": ["127.0.0.1:4", "127.0.0.1:5"]}')
+    await until(lambda: len(client.discovered_servers) == 2, what="INFO is taken")
+    client._on_control(b"-ERR 'Permissions Violation for Publish to \"x\"'")
+    await until(lambda: client.last_error is not None, what="-ERR is noted")
+    assert not client.has_ended()
+    client._on_control(b"-ERR 'Maximum Connections Exceeded'")
+    await until(client.has_ended, what="another error ends the connection")
 
 
-async def test_end_of_the_read_loop_is_noticed(own_server: EmbeddedServer) -> None:
+async def test_what_came_before_the_change_of_hands_is_not_lost() -> None:
+    """A server whose first messages come in the same packet as its PONG, cut within a line."""
+    received: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id": "x", "version": "2.15.0", "max_payload": 1048576}\r\n')
+        while line := await reader.readline():
+            received.append(line)
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\nPING\r\nMSG early 1 5\r\nhel")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+                writer.write(b"lo\r\nMSG later 1 1\r\n!\r\n")
+        writer.close()
+
+    seen: list[tuple[bytes, bytes]] = []
+    handlers: dict[int, Handler] = {1: lambda subject, _, data, __: seen.append((subject, data))}
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        client = DirectClient(handlers)
+        port = server.sockets[0].getsockname()[1]
+        await client.connect(servers=[f"nats://127.0.0.1:{port}"], allow_reconnect=False)
+        await until(lambda: len(seen) == 2, what="both messages came")
+        assert seen == [(b"early", b"hello"), (b"later", b"!")]
+        await until(lambda: b"PONG\r\n" in received, what="the PING was answered")
+        client.abandon()
+        await until(client.has_ended, what="the connection ends")
+
+
+async def test_connection_that_talks_nonsense_is_dropped(
+    client: DirectClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    protocol = client._socket.get_protocol() if client._socket else None
+    assert isinstance(protocol, Reader)
+    protocol.feed(b"MSG a 1 xyz\r\n")
+    await until(client.has_ended, what="the connection ends")
+    assert "lost track of NATS' protocol" in caplog.text
+
+
+async def test_end_of_the_connection_is_noticed(own_server: EmbeddedServer) -> None:
     client = DirectClient({})
     await client.connect(servers=[own_server.url], allow_reconnect=False)
-    flushing = client._flusher_task
     ended = asyncio.Event()
-    client.on_read_end(ended.set)
+    client.on_end(ended.set)
+    own_server.pause()
+    waiting = asyncio.create_task(client.ping(60))
+    await asyncio.sleep(0.05)
     await asyncio.to_thread(own_server.kill)
     async with asyncio.timeout(20):
         await ended.wait()
-    assert not await client.ping(0.05)
+        assert not await waiting  # at once, not after its time-out
+        assert not await client.ping(60)
     client.abandon()
-    assert flushing is not None
-    await asyncio.wait({flushing}, timeout=5)
 
 
 async def test_abandon_does_not_wait_for_a_server_that_stopped_reading(
@@ -171,15 +205,14 @@ async def test_abandon_does_not_wait_for_a_server_that_stopped_reading(
 ) -> None:
     client = DirectClient({})
     await client.connect(servers=[own_server.url], allow_reconnect=False)
-    tasks = {client._reading_task, client._flusher_task, client._ping_interval_task}
     own_server.pause()
     try:
         for _ in range(40):
             client.write(b"PUB x 1000000\r\n" + bytes(1_000_000) + b"\r\n")
         await asyncio.sleep(0.05)
+        assert client.buffered > 1_000_000
         client.abandon()
-        _, pending = await asyncio.wait({t for t in tasks if t is not None}, timeout=10)
-        assert not pending, changed("how its tasks end", "abandon")
+        await until(client.has_ended, what="the connection ends")
     finally:
         own_server.resume()
 

@@ -23,9 +23,13 @@ def encode(pairs: Mapping[str, str]) -> bytes:
     """
     if not pairs:
         return b""
-    check_headers(pairs)
-    lines = [f"{name}: {value}" for name, value in pairs.items()]
-    return _LINE + "\r\n".join(lines).encode() + b"\r\n\r\n"
+    lines = "\r\n".join([f"{name}: {value}" for name, value in pairs.items()])
+    if lines.count("\r") != len(pairs) - 1 or lines.count("\n") != len(pairs) - 1:
+        check_headers(pairs)
+    for name in pairs:
+        if ":" in name or not name.strip():
+            check_headers(pairs)
+    return b"%b%b\r\n\r\n" % (_LINE, lines.encode())
 
 
 def find(raw: bytes | None, name: bytes) -> bytes | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
+import secrets
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, NamedTuple
 
 from wsgateway.broker.base import Receipt
@@ -74,7 +75,7 @@ def _raise_for(error: Mapping[str, Any], size: int = 0) -> None:
 
 
 def _receipt(data: bytes, size: int) -> Receipt:
-    answer = json.loads(data)
+    answer = json.loads(data.decode())  # which spares json the search for the encoding
     if "error" in answer:
         _raise_for(answer["error"], size)
     return Receipt(answer["seq"], answer.get("duplicate", False))
@@ -140,22 +141,28 @@ class JetStream:
             msg_id: Its ``Nats-Msg-Id``; None: a random one.
             expect_last: Refuse unless the subject's newest message has this sequence.
         """
-        pairs = {"Nats-Msg-Id": msg_id or uuid.uuid4().hex, **(headers or {})}
+        pairs = {"Nats-Msg-Id": msg_id or secrets.token_hex(12)}
+        if headers:
+            pairs.update(headers)
         if expect_last is not None:
             pairs["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
         raw = hdrs.encode(pairs)
+        link = self.link
         self._check_size(len(raw) + len(payload))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.timeout
+        begin = monotonic()
         attempt = 0
         while True:
-            left = deadline - loop.time()
+            left = self.timeout - (monotonic() - begin)
             try:
-                await self.link.ready(left)
-                return await self._publish_once(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
+                if not link.is_open:
+                    await link.ready(left)
+                if link.is_crowded:
+                    await link.pressure()
+                reply = await link.request(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
+                return _receipt(reply.data, len(payload))
             except BrokerUnavailable:
                 pause = self._backoff.delay(attempt)
-                if loop.time() + pause >= deadline:
+                if monotonic() - begin + pause >= self.timeout:
                     raise
             await asyncio.sleep(pause)
             attempt += 1
@@ -164,13 +171,6 @@ class JetStream:
         """Refuse what the server would answer by ending the connection."""
         if size > self.link.max_payload:
             raise MessageTooBig(size, self.link.max_payload, "the NATS server's max_payload")
-
-    async def _publish_once(
-        self, subject: str, payload: bytes, raw: bytes, timeout: float
-    ) -> Receipt:
-        await self.link.pressure()
-        reply = await self.link.request(subject, payload, raw, timeout)
-        return _receipt(reply.data, len(payload))
 
     def offer(
         self, subject: str, payload: bytes, headers: Mapping[str, str]

@@ -17,12 +17,13 @@ import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from nats.errors import Error as NatsError
 
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.quirks import DirectClient, Handler
+from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.broker.nats.reader import Handler
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 
 __all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription"]
@@ -91,12 +92,15 @@ class LinkOptions:
         return {key: value for key, value in wanted.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer: its payload and raw headers."""
 
     data: bytes
     headers: bytes | None
+
+
+_Waiter = tuple[Handler, Callable[[Exception], None]] | asyncio.Future[Reply]
+"""Who gets answers: all of them and the loss of the connection, or the first."""
 
 
 class Subscription:
@@ -130,6 +134,8 @@ class Link:
         self.state = LinkState.NEW
         self.connections = 0
         """How often it has connected."""
+        self.max_payload = 1024 * 1024
+        """Bytes that the server takes in one message, headers included."""
         self._client: DirectClient | None = None  # the connection while OPEN
         self._handlers: dict[int, Handler] = {}  # sid -> handler; shared with each client
         self._subscriptions: dict[int, Subscription] = {}  # what to restore
@@ -138,7 +144,7 @@ class Link:
         self._opened = asyncio.Event()  # set while OPEN
         self._on_open: dict[int, Callable[[], None]] = {}
         self._on_lost: dict[int, Callable[[], None]] = {}
-        self._waiting: dict[bytes, tuple[Handler, Callable[[Exception], None]]] = {}
+        self._waiting: dict[bytes, _Waiter] = {}
         self._tokens = itertools.count()
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
         self._inbox_skip = len(self._inbox) + 1
@@ -240,12 +246,6 @@ class Link:
         """Whether the server connected to runs JetStream."""
         return bool(self._server_info.get("jetstream"))
 
-    @property
-    def max_payload(self) -> int:
-        """Bytes that the server takes in one message, headers included."""
-        value = self._server_info.get("max_payload", 1024 * 1024)
-        return value if isinstance(value, int) else 1024 * 1024
-
     # -- the owner -----------------------------------------------------------------------
 
     async def _keep_up(self) -> None:
@@ -280,7 +280,7 @@ class Link:
                         allow_reconnect=False,
                         max_reconnect_attempts=1,
                         reconnect_time_wait=0,
-                        connect_timeout=self.options.connect_timeout,  # type: ignore[arg-type]
+                        connect_timeout=self.options.connect_timeout,
                         ping_interval=86400,
                         error_cb=self._note_error,
                         **self.options.for_nats(),
@@ -315,9 +315,12 @@ class Link:
     async def _serve(self, client: DirectClient) -> None:
         """Announce OPEN, watch the connection, return once it is lost."""
         lost = asyncio.Event()
-        client.on_read_end(lost.set)
+        client.on_end(lost.set)
         self._client = client
         self._server_info = client.server_info
+        limit = self._server_info.get("max_payload")
+        if isinstance(limit, int):
+            self.max_payload = limit
         self._learn_servers(client)
         self.connections += 1
         self._set_state(LinkState.OPEN)
@@ -396,10 +399,14 @@ class Link:
             command = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
             client.write(b"".join((command, payload, b"\r\n")))
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether `pressure` would wait."""
+        return self._client is not None and self._client.buffered > OUTBOUND_HIGH
+
     async def pressure(self) -> None:
         """Wait while more than a megabyte waits for the server; returns when the link is lost."""
         client = self._client
-        # nats-py's buffer has no event to wait for
         while client is self._client and client and client.buffered > OUTBOUND_HIGH:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -465,7 +472,11 @@ class Link:
         except BaseException:
             del self._waiting[token]
             raise
-        return lambda: self._waiting.pop(token, None) and None
+
+        def done() -> None:
+            self._waiting.pop(token, None)
+
+        return done
 
     async def request(
         self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None
@@ -475,35 +486,42 @@ class Link:
         Raises:
             BrokerUnavailable: None came in time, nobody listens, or the connection was lost.
         """
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def succeed(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
-            if not answer.done():
-                answer.set_result(Reply(data, headers))
-
-        def fail(error: Exception) -> None:
-            if not answer.done():
-                answer.set_exception(error)
-
-        done = self.ask(subject, payload, succeed, fail, headers)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply] = loop.create_future()
         limit = self.options.timeout if timeout is None else timeout
+        token = b"%x" % next(self._tokens)
+        self._waiting[token] = answer
+        timer = loop.call_later(limit, _give_up, answer, subject, limit)
         try:
-            async with asyncio.timeout(limit):
-                reply = await answer
-        except TimeoutError as exc:
-            raise BrokerUnavailable(f"no answer on {subject} within {limit} s") from exc
+            self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
+            if len(self._waiting) == 1 and self._client is not None:
+                self._client.send_now()  # nothing is gained by waiting for others
+            reply = await answer
         finally:
-            done()
-        if hdrs.status(reply.headers) == 503:
+            timer.cancel()
+            self._waiting.pop(token, None)
+        if reply.headers is not None and hdrs.status(reply.headers) == 503:
             raise BrokerUnavailable(f"nobody answers on {subject}")
         return reply
 
     def _on_reply(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         waiter = self._waiting.get(subject[self._inbox_skip :])
-        if waiter is not None:
+        if waiter is None:
+            return
+        if isinstance(waiter, tuple):
             waiter[0](subject, reply, data, headers)
+        elif not waiter.done():
+            waiter.set_result(Reply(data, headers))
 
     def _fail_waiting(self, error: Exception) -> None:
         waiting, self._waiting = self._waiting, {}
-        for _, failed in waiting.values():
-            failed(error)
+        for waiter in waiting.values():
+            if isinstance(waiter, tuple):
+                waiter[1](error)
+            elif not waiter.done():
+                waiter.set_exception(error)
+
+
+def _give_up(answer: asyncio.Future[Reply], subject: str, limit: float) -> None:
+    if not answer.done():
+        answer.set_exception(BrokerUnavailable(f"no answer on {subject} within {limit:.3g} s"))

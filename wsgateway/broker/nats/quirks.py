@@ -1,34 +1,35 @@
 """Everything that leans on a private detail of nats-py. ``tests/integration/test_quirks.py``
 is the canary: it fails, and says what to do, when a new version changes one of them.
 
-`DirectClient` replaces what is slow or unsafe in nats-py 2.16 for a gateway:
+nats-py connects: servers, TLS, credentials, the first exchange. Then `DirectClient` takes the
+socket over, because of what is slow or unsafe in nats-py 2.16 for a gateway:
 
-* Messages go from the parser straight to a plain function: no queue and task per subscription
-  (which also reorders across subscriptions), no header dict, no silent drop at a pending limit.
-* Publishing is a plain function, so there is nothing in it to cancel (nats-py swallows
-  cancellation in ``_flush_pending``).
-* A PONG for a ping nobody waits for any more is ignored; nats-py's read loop dies of it.
-* A read loop that ends for any reason is noticed.
+* It reads through a stream, a task and regular expressions (see `reader`), with a queue and a
+  task per subscription, which reorders across subscriptions and drops silently at a limit.
+* It writes through a queue, a future and a task, and swallows cancellation while it waits.
+* Its read loop dies of a PONG for a ping that nobody waits for any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from nats.aio.client import Client
 
-__all__ = ["DirectClient", "Handler"]
+from wsgateway.broker.nats.reader import Handler, Reader
+
+__all__ = ["DirectClient"]
 
 logger = logging.getLogger("wsgateway.broker")
 
-Handler = Callable[[bytes, bytes, bytes, bytes | None], None]
-"""Takes subject, reply subject (b"" without), payload, raw headers (None without)."""
-
 
 class DirectClient(Client):
-    """A nats-py client that hands messages to plain functions.
+    """A nats-py client whose socket is read and written by plain functions.
 
     Args:
         handlers: Subscription id to its handler; shared with the owner, read per message.
@@ -39,65 +40,124 @@ class DirectClient(Client):
         self._handlers = handlers
         self.subscribed: set[int] = set()
         """Ids that were sent to the server while the connection was restored."""
+        self._socket: asyncio.WriteTransport | None = None
+        self._commands: list[bytes] = []  # what `send_now` will send
+        self._commands_size = 0
+        self._answers: deque[asyncio.Future[None]] = deque()  # to pings
+        self._ended: asyncio.Future[None] | None = None
+        self._errands: set[asyncio.Task[None]] = set()
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
-    ) -> None:
-        handler = self._handlers.get(sid)
-        if handler is None:
-            return
-        try:
-            handler(subject, reply, data, headers)
-        except Exception:  # the read loop must survive whatever a handler does
-            logger.exception("a handler failed for a message on %s", subject.decode())
+    async def connect(self, *args: Any, **options: Any) -> None:
+        """Connect as nats-py does, then take the socket over."""
+        await super().connect(*args, **options)
+        stream: asyncio.StreamReader | None = getattr(self._transport, "_io_reader", None)
+        writer = self._writer()
+        if writer is None or stream is None:
+            raise ValueError("only nats:// and tls:// servers are supported, no websockets")
+        transport = writer.transport
+        self._ended = asyncio.get_running_loop().create_future()
+        reader = Reader(self._handlers, self._on_control, self._on_end, transport.get_protocol())
+        transport.set_protocol(reader)
+        tasks = self._own_tasks()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        stream.feed_eof()  # so that reading ends with what is there
+        self._socket = transport
+        reader.start(transport, bytes(self._ps.buf) + await stream.read())
 
-    async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():
-            self._pongs.pop(0)
-            self._pings_outstanding = 0
-            return
-        await super()._process_pong()
+    def _writer(self) -> asyncio.StreamWriter | None:
+        return getattr(self._transport, "_io_writer", None)
+
+    def _own_tasks(self) -> set[asyncio.Task[None]]:
+        tasks = (self._reading_task, self._ping_interval_task, self._flusher_task)
+        return {task for task in tasks if task is not None}
+
+    # -- reading -------------------------------------------------------------------------
+
+    def _on_control(self, line: bytes) -> None:
+        if line == b"PING":
+            self.write(b"PONG\r\n")
+        elif line == b"PONG":
+            if self._answers:
+                answer = self._answers.popleft()
+                if not answer.done():
+                    answer.set_result(None)
+        elif line.startswith(b"INFO "):
+            self._run_errand(self._process_info(json.loads(line[5:])))
+        elif line.startswith(b"-ERR"):
+            self._run_errand(self._process_err(line[4:].decode("utf-8", "replace").strip().lower()))
+        elif line != b"+OK":
+            raise ValueError(line)
+
+    def _run_errand(self, errand: Any) -> None:
+        task = asyncio.get_running_loop().create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def _on_end(self, exc: Exception | None) -> None:
+        if exc is not None:
+            logger.debug("the connection to NATS ended: %r", exc)
+        for answer in self._answers:
+            answer.cancel()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once the connection has ended, whatever the reason."""
+        assert self._ended is not None, "not connected"
+        self._ended.add_done_callback(lambda _: callback())
+
+    def has_ended(self) -> bool:
+        """Say whether the connection, once made, has ended."""
+        return self._ended is not None and self._ended.done()
+
+    # -- writing -------------------------------------------------------------------------
 
     def write(self, command: bytes) -> None:
-        """Queue *command* for the socket; returns at once."""
-        self._pending.append(command)
-        self._pending_data_size += len(command)
-        queue = self._flush_queue
-        if queue is not None and queue.empty():
-            queue.put_nowait(asyncio.get_running_loop().create_future())
+        """Send *command* at the end of this turn of the loop, with what else it writes."""
+        if not self._commands:
+            asyncio.get_running_loop().call_soon(self.send_now)
+        self._commands.append(command)
+        self._commands_size += len(command)
+
+    def send_now(self) -> None:
+        """Send what was written, now."""
+        commands, self._commands = self._commands, []
+        self._commands_size = 0
+        if commands and self._socket is not None and not self._socket.is_closing():
+            self._socket.write(b"".join(commands))
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait for the socket."""
+        size = self._commands_size
+        return size if self._socket is None else size + self._socket.get_write_buffer_size()
 
     @property
     def server_info(self) -> dict[str, object]:
         """What the server said in its INFO."""
         return dict(self._server_info)
 
-    @property
-    def buffered(self) -> int:
-        """Bytes that wait for the socket in nats-py's own buffer."""
-        return int(self._pending_data_size)
-
     async def ping(self, timeout: float) -> bool:
         """Return whether the server answered a PING within *timeout* seconds.
 
         The answer also proves that everything written before has been processed.
         """
-        pong = asyncio.get_running_loop().create_future()
-        self._pongs.append(pong)
+        if self.has_ended():
+            return False
+        answer = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
         self.write(b"PING\r\n")
-        await asyncio.wait({pong}, timeout=timeout)
-        return pong.done()
+        await asyncio.wait({answer}, timeout=timeout)
+        return answer.done() and not answer.cancelled()
 
-    def on_read_end(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once the read loop has ended, whatever the reason."""
-        task = self._reading_task
-        assert task is not None, "not connected"
-        task.add_done_callback(lambda _: callback())
+    # -- the end -------------------------------------------------------------------------
 
     def close_inherited(self) -> None:
         """Close the socket without a word to server, transport or loop, which are another's."""
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            shared = writer.transport.get_extra_info("socket")
+        if self._socket is not None:
+            shared = self._socket.get_extra_info("socket")
             sock = getattr(shared, "_sock", shared)  # asyncio hides the real one
             if sock is not None:
                 sock.close()
@@ -108,9 +168,8 @@ class DirectClient(Client):
         ``Client.close`` waits for the socket to drain, for ever if the server is stopped.
         """
         self._status = Client.CLOSED
-        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
-            if task is not None:
-                task.cancel()
-        writer = getattr(self._transport, "_io_writer", None)
+        for task in (*self._own_tasks(), *self._errands):
+            task.cancel()
+        writer = self._writer()
         if writer is not None:
             writer.transport.abort()

@@ -1,0 +1,136 @@
+"""`wsgateway.broker.nats.reader`: whatever the pieces are, the messages are the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgateway.broker.nats.reader import Reader
+
+TOKEN = st.text("abc.$_-", min_size=1, max_size=8).map(str.encode)
+Message = tuple[bytes, bytes, bytes, bytes | None]
+
+
+class Wire:
+    """A reader and what it handed over, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[Message | bytes] = []
+        self.ends: list[Exception | None] = []
+        self.reader = Reader(
+            {7: lambda *message: self.seen.append(message)},
+            self.seen.append,
+            self.ends.append,
+            asyncio.Protocol(),
+        )
+
+    def feed(self, *pieces: bytes) -> None:
+        self.reader.start(asyncio.Transport(), b"")
+        for piece in pieces:
+            self.reader.feed(piece)
+
+
+def wire_form(item: Message | bytes) -> bytes:
+    if isinstance(item, bytes):
+        return item + b"\r\n"
+    subject, reply, data, headers = item
+    middle = b" " + reply + b" " if reply else b" "
+    if headers is None:
+        return b"MSG %b 7%b%d\r\n%b\r\n" % (subject, middle, len(data), data)
+    size = len(headers)
+    return b"HMSG %b 7%b%d %d\r\n%b%b\r\n" % (
+        subject, middle, size, size + len(data), headers, data
+    )  # fmt: skip
+
+
+messages = st.tuples(
+    TOKEN,
+    st.one_of(st.just(b""), TOKEN),
+    st.one_of(st.binary(max_size=60), st.just(b"\r\nMSG x 7 1\r\n"), st.just(bytes(3000))),
+    st.one_of(st.none(), st.just(b"NATS/1.0\r\nA: b\r\n\r\n"), st.just(b"NATS/1.0 503\r\n\r\n")),
+)
+controls = st.sampled_from([b"PING", b"PONG", b"+OK", b"-ERR 'x'", b'INFO {"a": 1}'])
+
+
+@given(st.lists(st.one_of(messages, controls), max_size=8), st.data())
+def test_pieces_do_not_matter(items: list[Message | bytes], data: st.DataObject) -> None:
+    stream = b"".join(map(wire_form, items))
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
+    wire = Wire()
+    wire.feed(*(stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)))
+    assert wire.seen == items
+
+
+def test_every_single_byte() -> None:
+    items: list[Message | bytes] = [
+        (b"a.b", b"r", b"hello", None),
+        b"PING",
+        (b"a", b"", b"", b"NATS/1.0\r\n\r\n"),
+        (b"a", b"re.ply", b"x\r\n", b"NATS/1.0\r\nK: v\r\n\r\n"),
+    ]
+    wire = Wire()
+    wire.feed(*(bytes([byte]) for byte in b"".join(map(wire_form, items))))
+    assert wire.seen == items
+
+
+def test_nothing_is_handed_over_before_the_start() -> None:
+    wire = Wire()
+    wire.reader.feed(b"lo\r\n")
+    wire.reader.feed(b"PING\r\n")
+    assert wire.seen == []
+    wire.reader.start(asyncio.Transport(), b"MSG a 7 5\r\nhel")
+    assert wire.seen == [(b"a", b"", b"hello", None), b"PING"]
+
+
+def test_a_large_message_is_joined_once() -> None:
+    """Joining at every piece would copy a gigabyte here, and be seen."""
+    wire = Wire()
+    payload = bytes(range(256)) * 256 * 1024  # 64 MB
+    stream = b"MSG a 7 %d\r\n%b\r\nPING\r\n" % (len(payload), payload)
+    size = 64 * 1024
+    joins = 0
+    parse = wire.reader._parse
+
+    def counted(data: bytes) -> tuple[int, int]:
+        nonlocal joins
+        joins += 1
+        return parse(data)
+
+    wire.reader._parse = counted  # type: ignore[method-assign]
+    wire.feed(*(stream[start : start + size] for start in range(0, len(stream), size)))
+    assert wire.seen == [(b"a", b"", payload, None), b"PING"]
+    assert joins <= 4
+
+
+def test_unknown_subscription_is_skipped() -> None:
+    wire = Wire()
+    wire.feed(b"MSG a 8 1\r\nx\r\nMSG a 7 1\r\ny\r\n")
+    assert wire.seen == [(b"a", b"", b"y", None)]
+
+
+@pytest.mark.parametrize(
+    "line", [b"MSG\r\n", b"MSG a 7 x\r\n", b"HMSG a 7 y 3\r\nabc\r\n", b"MSG a seven 1\r\nx\r\n"]
+)
+def test_nonsense_aborts_the_connection_and_is_read_no_further(line: bytes) -> None:
+    aborted: list[bool] = []
+
+    class Abortable(asyncio.Transport):
+        def abort(self) -> None:
+            aborted.append(True)
+
+    wire = Wire()
+    wire.reader.start(Abortable(), b"")
+    wire.reader.feed(line)
+    wire.reader.feed(b"PING\r\n")
+    assert aborted == [True]
+    assert wire.seen == []
+
+
+def test_end_is_reported() -> None:
+    wire = Wire()
+    error = ConnectionResetError()
+    wire.reader.connection_lost(error)
+    assert wire.ends == [error]

@@ -1,0 +1,145 @@
+"""NATS' client protocol as it comes from the socket. Source: NATS, "Client Protocol".
+
+nats-py reads through a stream, a task, five regular expressions and a coroutine for each
+message; here a message goes from the socket's buffer to a plain function, in the same turn of
+the loop. ``benchmarks layer`` shows what that is worth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+__all__ = ["Handler", "Reader"]
+
+logger = logging.getLogger("wsgateway.broker")
+
+Handler = Callable[[bytes, bytes, bytes, bytes | None], None]
+"""Takes subject, reply subject (b"" without), payload, raw headers (None without)."""
+
+READ_SIZE = 128 * 1024
+"""Bytes that are read at once: others get their turn after them."""
+_MSG, _HMSG = b"MH"
+_END = b"\r\n"
+
+
+class Reader(asyncio.BufferedProtocol):
+    """Hands messages to handlers, and everything else to one function.
+
+    Args:
+        handlers: Subscription id to its handler; read per message.
+        on_control: Takes a line that is no message, without its end.
+        on_end: Called once the connection has ended, with the reason if there was one.
+        before: The transport's protocol until now; told of pauses and of the end.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[int, Handler],
+        on_control: Callable[[bytes], None],
+        on_end: Callable[[Exception | None], None],
+        before: asyncio.BaseProtocol,
+    ) -> None:
+        self._handlers = handlers
+        self._on_control = on_control
+        self._on_end = on_end
+        self._before = before
+        self._transport: asyncio.BaseTransport | None = None
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._chunks: list[bytes] = []  # of what is not complete
+        self._size = 0  # theirs
+        self._needed: float = math.inf  # size from which parsing makes sense; until `start` none
+
+    def start(self, transport: asyncio.BaseTransport, early: bytes) -> None:
+        """Begin with *early*, which was read before this was *transport*'s protocol."""
+        self._transport = transport
+        chunks, self._chunks = self._chunks, []
+        self._size = self._needed = 0
+        self.feed(b"".join((early, *chunks)))
+
+    # -- asyncio.BufferedProtocol --------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to put what comes."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has come."""
+        self.feed(self._buffer[:nbytes].tobytes())
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self._before.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self._before.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass it on, and say so."""
+        self._before.connection_lost(exc)
+        self._on_end(exc)
+
+    # -- parsing -------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes; what they complete is handed over before this returns."""
+        if self._chunks or self._needed:
+            self._chunks.append(data)
+            self._size += len(data)
+            if self._size < self._needed:
+                return
+            data = b"".join(self._chunks)
+            self._chunks = []
+        try:
+            done, self._needed = self._parse(data)
+        except (ValueError, IndexError):
+            logger.error("lost track of NATS' protocol at %r; connecting anew", data[:80])
+            self._needed = math.inf
+            if isinstance(self._transport, asyncio.WriteTransport):
+                self._transport.abort()
+            return
+        self._size = len(data) - done
+        if self._size:
+            self._chunks.append(data[done:] if done else data)
+
+    def _parse(self, data: bytes) -> tuple[int, int]:
+        """Hand over what is complete.
+
+        Returns:
+            Where the incomplete rest begins, and how long it must become; 0: nobody knows.
+        """
+        find, handlers, size = data.find, self._handlers, len(data)
+        start = 0
+        while start < size:
+            end = find(_END, start)
+            if end < 0:
+                return start, 0
+            kind = data[start]
+            if kind != _MSG and kind != _HMSG:
+                self._on_control(data[start:end])
+                start = end + 2
+                continue
+            # [H]MSG <subject> <sid> [reply] [header size] <size>
+            fields = data[start:end].split()
+            body = end + 2
+            stop = body + int(fields[-1])
+            if stop + 2 > size:
+                return start, stop + 2 - start
+            if kind == _MSG:
+                middle, headers = body, None
+                reply = fields[3] if len(fields) == 5 else b""
+            else:
+                middle = body + int(fields[-2])
+                headers = data[body:middle]
+                reply = fields[3] if len(fields) == 6 else b""
+            handler = handlers.get(int(fields[2]))
+            if handler is not None:
+                try:
+                    handler(fields[1], reply, data[middle:stop], headers)
+                except Exception:  # reading must survive whatever a handler does
+                    logger.exception("a handler failed for a message on %r", fields[1])
+            start = stop + 2
+        return start, 0
