@@ -10,7 +10,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer
@@ -35,6 +35,7 @@ __all__ = ["NatsChannelLayer"]
 
 logger = logging.getLogger("wsgateway.layer")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_MAX_MESSAGE = 16 * 1024 * 1024
@@ -155,14 +156,22 @@ class NatsChannelLayer(BaseChannelLayer):
                 self._nodes[loop] = node
         return node
 
-    async def _run(self, action: Callable[[Node], Coroutine[Any, Any, T]]) -> T:
+    async def _run(
+        self,
+        action: Callable[Concatenate[Node, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         """Run *action* in the loop of the node that serves the running loop."""
+        here = self._nodes.get(asyncio.get_running_loop())
+        if here is not None and here.link.is_open and not self._home.unconfirmed:
+            return await action(here, *args, **kwargs)
         node = self._node()
         await self._confirm_home(node)
 
         async def run() -> T:
             await node.ready()
-            return await action(node)
+            return await action(node, *args, **kwargs)
 
         return await node.call(run)
 
@@ -219,19 +228,13 @@ class NatsChannelLayer(BaseChannelLayer):
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None
 
-    async def _publish(self, subject: str, data: bytes) -> None:
-        """Publish an envelope, at most once."""
-        node = self._nodes.get(asyncio.get_running_loop())
-        if node is None or self._home.unconfirmed or not node.link.is_open:
-            await self._run(lambda node: self._publish_at(node, subject, data))
-        else:
-            await self._publish_at(node, subject, data)
-
     async def _publish_at(self, node: Node, subject: str, data: bytes) -> None:
+        """Publish an envelope, at most once."""
         limit = node.link.max_payload
         if len(data) <= limit:
             node.publish(subject, data)
-            await node.breathe()
+            if node.is_breathless():
+                await node.breathe()
             return
         for part in wire.split(data, uuid.uuid4().bytes, limit):
             node.publish(subject, part)
@@ -251,12 +254,12 @@ class NatsChannelLayer(BaseChannelLayer):
         subject, name = self._channels.get(channel) or self._address(channel)
         data = self._envelope(name, message)
         if not subject:
-            await self._run(lambda node: self._normal.send(node, channel, data))
+            await self._run(self._normal.send, channel, data)
             return
         mailbox = self._home.mailboxes.get(name)
         if mailbox is not None and mailbox.is_full():
             raise ChannelFull(channel)
-        await self._publish(subject, data)
+        await self._run(self._publish_at, subject, data)
 
     def _address(self, channel: str) -> tuple[str, bytes]:
         """Return where messages to *channel* go; no subject for a normal one."""
@@ -364,7 +367,8 @@ class NatsChannelLayer(BaseChannelLayer):
             await self._home.started(group, channel)
         else:
             self._home.discard(group, channel)
-        await node.breathe()
+        if node.is_breathless():
+            await node.breathe()
 
     async def _change_elsewhere(self, group: str, channel: str, action: str) -> None:
         """Ask the channel's owner; if it is gone, so is the channel."""
@@ -404,10 +408,10 @@ class NatsChannelLayer(BaseChannelLayer):
         if subject is None:
             subject = self._group(group)
         if subject:
-            await self._publish(subject, self._envelope(b"", message))
+            await self._run(self._publish_at, subject, self._envelope(b"", message))
             return
         payload, kind = durable.payload_of(message, self._pack)
-        await self._run(lambda node: durable.store(node, group, payload, kind))
+        await self._run(durable.store, group, payload, kind)
 
     def _forward(self, node: Node, group: str, channel: str) -> Closable:
         inbox = durable.inbox_of(group)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import logging
-import uuid
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -101,7 +100,7 @@ async def store(node: Node, group: str, payload: bytes, kind: str) -> None:
     if inbox is None:
         raise ValueError(f"group {group!r} is not durable any more")
     try:
-        await node.broker.publish(inbox, payload, kind=kind, msg_id=uuid.uuid4().hex)
+        await node.broker.publish(inbox, payload, kind=kind)
     except MessageTooBig as exc:
         raise MessageTooLarge(str(exc)) from exc
 

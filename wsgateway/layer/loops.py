@@ -97,13 +97,16 @@ class Node:
             await asyncio.shield(self._opening)
             await self.link.ready()
 
-    async def breathe(self) -> None:
-        """Let the connection write, now and then; wait while the server is far behind."""
+    def is_breathless(self) -> bool:
+        """Say whether to call `breathe`; ask after each publish."""
         self._published += 1
-        if self._published >= YIELD_EVERY:
-            self._published = 0
-            await asyncio.sleep(0)
-            await self.link.pressure()
+        return self._published >= YIELD_EVERY
+
+    async def breathe(self) -> None:
+        """Let the connection write; wait while the server is far behind."""
+        self._published = 0
+        await asyncio.sleep(0)
+        await self.link.pressure()
 
     async def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine in the node's loop; from any loop."""

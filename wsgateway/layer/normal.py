@@ -302,7 +302,8 @@ class _Reader:
             self._taken.popitem(last=False)
         with contextlib.suppress(BrokerUnavailable):  # it is seen again, and then known
             self.node.publish(ack.decode(), b"+ACK")
-        self._changed.set()
+        if not self._open:
+            self._changed.set()
 
     def _give_back(self) -> None:
         while self.mailbox.queue:
@@ -395,10 +396,11 @@ class _Reader:
             self._open -= 1
             if self._open == 0:
                 self._batch = min(MAX_BATCH, 2 * self._batch)
+                self._changed.set()
         elif status != 100:  # a heartbeat
             self._lost = status not in (404, 408)
             self._open = 0
-        self._changed.set()
+            self._changed.set()
 
     def _on_lost(self) -> None:
         self._lost = True
