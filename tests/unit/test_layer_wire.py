@@ -39,6 +39,30 @@ def test_parts_join_in_any_order_and_twice(content: bytes, limit: int, chance: A
         assert joiner._held == 0
 
 
+@given(st.binary(max_size=99), st.binary(min_size=16, max_size=16), st.integers(1, 65535))
+def test_a_claim_says_where_the_message_is(name: bytes, identity: bytes, count: int) -> None:
+    claim = wire.claim(wire.pack(5.0, name, b"content", wire.FRAME), identity, count)
+    assert wire.is_enveloped(claim)
+    assert (wire.is_claim(claim), wire.is_part(claim), wire.is_control(claim)) == (True, 0, 0)
+    assert (wire.sent_at(claim), wire.name(claim)) == (5.0, name)
+    assert wire.claimed(claim) == (identity, count)
+    later = wire.stamp(claim, 7.0)
+    assert (wire.sent_at(later), wire.claimed(later)) == (7.0, (identity, count))
+
+
+@pytest.mark.parametrize("cut", [1, 17])
+def test_a_damaged_claim_is_said(cut: int) -> None:
+    claim = wire.claim(wire.pack(5.0, b"name", b""), b"i" * 16, 3)
+    for damaged in (claim[:-cut], claim + b"x", wire.pack(5.0, b"name", bytes(18))):
+        with pytest.raises(MalformedMessage):
+            wire.claimed(damaged)
+
+
+def test_parts_of_one_message_know_each_other() -> None:
+    parts = wire.split(wire.pack(1.0, b"a!b", bytes(1000)), b"i" * 16, 300)
+    assert {wire.identity(part) for part in parts} == {b"i" * 16}
+
+
 def test_unfinished_messages_are_bounded() -> None:
     joiner = wire.Joiner(1000)
     for number in range(100):

@@ -18,9 +18,10 @@ from channels.layers import BaseChannelLayer
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats import options_from_settings
+from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.frames import FRAME_HEADER
+from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
+from wsgateway.frames import EVENT, FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
 from wsgateway.layer.durable import DurableItem
@@ -44,6 +45,7 @@ FLUSH_QUIET = 0.1
 """Seconds without another answer after which every process has flushed."""
 NAMES_KEPT = 10_000
 """Valid names that are remembered, so that they are not checked again."""
+_backoff = Backoff(0.05, 2.0, 1.0)
 
 
 class NatsChannelLayer(BaseChannelLayer):
@@ -191,20 +193,22 @@ class NatsChannelLayer(BaseChannelLayer):
         """Return what `serialize` was given."""
         return self._unpack(message)
 
-    def _envelope(self, name: bytes, message: dict[str, Any]) -> bytes:
+    def _pack_checked(self, message: dict[str, Any]) -> bytes:
         content = self._pack(message)
         if len(content) > self.max_message_size:
             raise MessageTooLarge(
                 f"message of {len(content)} bytes exceeds max_message_size "
                 f"({self.max_message_size} bytes)"
             )
+        return content
+
+    def _envelope(self, name: bytes, message: dict[str, Any]) -> bytes:
+        content = self._pack_checked(message)
         data = wire.pack(time.time(), name, content)
         return wire.compress(data) if len(data) > wire.COMPRESS_OVER else data
 
-    def _open(self, item: Any) -> dict[str, Any] | None:
-        """Return the message that a mailbox' item means; None if it is expired or damaged."""
-        if isinstance(item, DurableItem):
-            return self._event_of(item.take())
+    def _open(self, item: bytes) -> dict[str, Any] | None:
+        """Return the message that an envelope means; None if it is expired or damaged."""
         _, flags, sent_at, size = wire.head(item)
         if sent_at + self._home.lifetime < time.time():
             return None
@@ -220,6 +224,51 @@ class NatsChannelLayer(BaseChannelLayer):
             logger.warning("skipped a channel message that cannot be read: %r", exc)
             return None
         return message
+
+    async def _open_durable(
+        self, mailbox: Mailbox[Any], item: DurableItem
+    ) -> dict[str, Any] | None:
+        claim = durable.claim_of(item.stored)
+        if claim is None:
+            return self._event_of(item.take())
+        data = await self._redeem(mailbox, item, claim)
+        stored = item.take()
+        return None if data is None else self._event_of(Stored(stored.offset, None, data, EVENT))
+
+    async def _redeem(self, mailbox: Mailbox[Any], item: Any, claim: bytes) -> bytes | None:
+        """Return the envelope that *claim* stands for, None if it is gone or expired.
+
+        Args:
+            mailbox: What *item* was taken from; gets it back if this is cancelled.
+            item: What holds the claim.
+            claim: An envelope.
+        """
+        sent_at = wire.sent_at(claim)
+        attempt = 0
+        try:
+            while True:
+                if sent_at and sent_at + self._home.lifetime < time.time():
+                    return None
+                try:
+                    found = await self._run(_fetch, claim)
+                except BrokerUnavailable as exc:
+                    logger.debug("cannot fetch a large message: %s; trying on", exc)
+                    await asyncio.sleep(_backoff.delay(attempt))
+                    attempt += 1
+                    continue
+                except MalformedMessage as exc:
+                    logger.warning("skipped a channel message that cannot be read: %s", exc)
+                    return None
+                if found is None:
+                    logger.warning("skipped a large channel message: its parts are gone")
+                    return None
+                if wire.sent_at(found) != sent_at:  # it came by way of a durable group
+                    return wire.stamp(found, sent_at)
+                return found
+        except BaseException:
+            mailbox.queue.appendleft(item)
+            mailbox.pass_on()
+            raise
 
     def _event_of(self, stored: Stored) -> dict[str, Any] | None:
         try:
@@ -286,7 +335,9 @@ class NatsChannelLayer(BaseChannelLayer):
         if not subject:
             if self._home.node is None:
                 await self._home.settle()  # where `flush` is heard; a worker reads nothing else
-            found: dict[str, Any] = await self._normal.receive(self._node(), channel, self._open)
+            found: dict[str, Any] = await self._normal.receive(
+                self._node(), channel, self._open, self._redeem
+            )
             return found
         mailbox = self._home.mailboxes.get(name)
         if mailbox is None:
@@ -294,7 +345,10 @@ class NatsChannelLayer(BaseChannelLayer):
                 raise AssertionError("Wrong client prefix")
             mailbox = self._home.mailbox(name)
         while (item := mailbox.take()) is not None:  # what is here needs no connection
-            message = self._open(item)
+            if isinstance(item, bytes):
+                message = self._open(item)
+            else:
+                message = await self._open_durable(mailbox, item)
             if message is not None:
                 return message
         return await self._wait_for_message(mailbox)
@@ -311,7 +365,10 @@ class NatsChannelLayer(BaseChannelLayer):
                 if item is None:
                     await mailbox.wait()
                     continue
-                message = self._open(item)
+                if isinstance(item, bytes):
+                    message = self._open(item)
+                else:
+                    message = await self._open_durable(mailbox, item)
                 if message is not None:
                     return message
         finally:
@@ -400,7 +457,8 @@ class NatsChannelLayer(BaseChannelLayer):
         A durable group's message is stored when this returns; another's is sent, at most once.
 
         Raises:
-            MessageTooLarge: The message exceeds ``max_message_size``, or what a stream takes.
+            MessageTooLarge: The message exceeds ``max_message_size``; a durable ``ws.message``
+                exceeds what NATS takes at once.
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
         _require_message(message)
@@ -410,18 +468,23 @@ class NatsChannelLayer(BaseChannelLayer):
         if subject:
             await self._run(self._publish_at, subject, self._envelope(b"", message))
             return
-        payload, kind = durable.payload_of(message, self._pack)
+        payload, kind = durable.payload_of(message, self._pack_checked)
         await self._run(durable.store, group, payload, kind)
 
     def _forward(self, node: Node, group: str, channel: str) -> Closable:
         inbox = durable.inbox_of(group)
         if inbox is None:
             subject = node.subjects.group(group)
-            return self._normal.forward(node, subject, group, channel, self._home.whole)
+            return self._normal.forward(
+                node, subject, group, channel, lambda data, _raw: wire.framed(data)
+            )
 
         def envelope(payload: bytes, raw: bytes | None) -> bytes | None:
             kind = hdrs.find(raw, FRAME_HEADER.encode())
             stored = Stored(0, None, payload, kind.decode() if kind else None)
+            claim = durable.claim_of(stored)
+            if claim is not None:
+                return wire.stamp(claim, time.time())
             event = self._event_of(stored)
             return None if event is None else self._envelope(b"", event)
 
@@ -507,6 +570,10 @@ class NatsChannelLayer(BaseChannelLayer):
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""
+
+
+async def _fetch(node: Node, claim: bytes) -> bytes | None:
+    return await node.blobs.fetch(claim)
 
 
 def _require_message(message: Any) -> None:

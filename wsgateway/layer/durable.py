@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from wsgateway.layer.loops import Node
     from wsgateway.layer.mailbox import Mailbox
 
-__all__ = ["DurableItem", "Feed", "event_of", "frame_event", "inbox_of", "payload_of", "store"]
+__all__ = [
+    "DurableItem",
+    "Feed",
+    "claim_of",
+    "event_of",
+    "frame_event",
+    "inbox_of",
+    "payload_of",
+    "store",
+]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -93,7 +102,7 @@ async def store(node: Node, group: str, payload: bytes, kind: str) -> None:
     """Store a durable group's message; retried until the deadline, stored at most once.
 
     Raises:
-        MessageTooLarge: The server does not take it.
+        MessageTooLarge: It is a frame, which has to fit one message of the server.
         BrokerError: It is not stored, or nobody knows.
     """
     inbox = inbox_of(group)
@@ -102,7 +111,22 @@ async def store(node: Node, group: str, payload: bytes, kind: str) -> None:
     try:
         await node.broker.publish(inbox, payload, kind=kind)
     except MessageTooBig as exc:
-        raise MessageTooLarge(str(exc)) from exc
+        if kind != EVENT:
+            raise MessageTooLarge(
+                f"{exc}; a {FRAME_TYPE} is stored as the frame itself, for sockets and other "
+                "languages to read: send less, raise max_payload, or send an event of another type"
+            ) from exc
+        data = payload if wire.is_enveloped(payload) else wire.pack(0.0, b"", payload)
+        claim = await node.blobs.store(data)
+        await node.broker.publish(inbox, claim, kind=kind)
+
+
+def claim_of(stored: Stored) -> bytes | None:
+    """Return the claim that stands for a stored message; None if it is the message itself."""
+    data = stored.payload
+    if stored.kind == EVENT and wire.is_enveloped(data) and wire.is_claim(data):
+        return data
+    return None
 
 
 class DurableItem:

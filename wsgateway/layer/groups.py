@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 
 from wsgateway.broker.base import Closable
-from wsgateway.layer.durable import Feed
+from wsgateway.layer.durable import DurableItem, Feed
 from wsgateway.layer.mailbox import Mailbox
 
 __all__ = ["Group", "Item"]
 
 logger = logging.getLogger("wsgateway.layer")
 
-Item = object
+Item = bytes | DurableItem
 """What a mailbox holds: an envelope, or a message of a durable group."""
 
 

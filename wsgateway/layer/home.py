@@ -28,8 +28,6 @@ __all__ = ["Home"]
 
 logger = logging.getLogger("wsgateway.layer")
 
-JOIN_LIMIT = 64 * 1024 * 1024
-"""Bytes that unfinished split messages may hold."""
 ABANDONED = 10.0
 """A channel with expired messages that nobody has read for this many times the expiry has no
 reader any more: a consumer ended without leaving its groups."""
@@ -76,7 +74,7 @@ class Home:
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
         self._joining: set[asyncio.Task[None]] = set()  # joins that another process asked for
-        self._joiner = wire.Joiner(JOIN_LIMIT)
+        self._joiner = wire.Joiner()
         self._moving = threading.Lock()
         self._sweeper: asyncio.TimerHandle | None = None
         self._forward = forward
@@ -172,10 +170,9 @@ class Home:
         if not mailbox.put(whole):
             logger.info("channel %s is over capacity; a message is dropped", name.decode())
 
-    def whole(self, data: bytes, _raw: bytes | None = None) -> bytes | None:
+    def whole(self, data: bytes) -> bytes | None:
         """Return the envelope of a group's message; None until its last part is there."""
-        if not wire.is_enveloped(data):
-            return wire.pack(time.time(), b"", data, wire.FRAME)
+        data = wire.framed(data)
         return self.join(data) if wire.is_part(data) else data
 
     def join(self, data: bytes) -> bytes | None:
@@ -226,9 +223,9 @@ class Home:
     def _watch_ephemeral(self, node: Node, group: Group) -> Closable:
         deliver = group.deliver
 
-        def on_message(_s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
+        def on_message(_s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
             if self.node is node:
-                envelope = self.whole(data, raw)
+                envelope = self.whole(data)
                 if envelope is not None:
                     deliver(envelope)
 

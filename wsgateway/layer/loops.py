@@ -24,6 +24,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions, LinkState
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
+from wsgateway.layer.blobs import Blobs
 from wsgateway.subjects import Subjects
 
 __all__ = ["Node", "Target", "background_node", "current_node", "on_fork"]
@@ -72,6 +73,7 @@ class Node:
         self.broker = NatsBroker(
             target.options, self.subjects, wanted_streams(self.subjects, settings)
         )
+        self.blobs = Blobs(self.broker)
         self.link = self.broker.link
         self.publish = self.link.publish
         self.users: weakref.WeakSet[User] = weakref.WeakSet()

@@ -10,17 +10,20 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from channels.exceptions import ChannelFull, MessageTooLarge
+from channels.exceptions import ChannelFull
 
-from wsgateway.broker.base import Closable, Receipt
+from wsgateway.broker.base import Closable
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, BrokerUnavailable, MessageTooBig, QueueFull
+from wsgateway.layer import wire
+from wsgateway.layer.blobs import ensure_stream
+from wsgateway.layer.forward import DataOf, Forward
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.subjects import encode_token
 
@@ -42,7 +45,7 @@ LINGER = 0.25
 MAX_BATCH = 64
 COUNT_VALID = 1.0
 """Seconds that a count of a channel's messages is used."""
-DataOf = Callable[[bytes, bytes | None], bytes | None]
+Redeem = Callable[[Mailbox[Any], Any, bytes], Awaitable[bytes | None]]
 REMEMBERED = 4096
 """Taken messages that are remembered, to see a second delivery."""
 
@@ -87,25 +90,10 @@ class NormalChannels:
             return limit
         async with self._ensuring.setdefault(node, asyncio.Lock()):
             if node not in self._limits:
-                self._limits[node] = await self._ensure(node, self._config(node))
+                self._limits[node] = await ensure_stream(
+                    node.broker, self._config(node), "max_msgs_per_subject"
+                )
         return self._limits[node]
-
-    async def _ensure(self, node: Node, wanted: dict[str, Any]) -> int:
-        jetstream, name = node.broker.jetstream, wanted["name"]
-        info = await node.broker.streams.info(name)
-        if info is None:
-            try:
-                info = await jetstream.api(f"STREAM.CREATE.{name}", wanted)
-            except ApiError:
-                info = await node.broker.streams.info(name)  # another process was faster
-                if info is None:
-                    raise
-        config = info["config"]
-        limit = int(config["max_msgs_per_subject"])
-        if 0 < limit < wanted["max_msgs_per_subject"]:
-            limit = wanted["max_msgs_per_subject"]
-            await jetstream.api(f"STREAM.UPDATE.{name}", {**config, "max_msgs_per_subject": limit})
-        return limit
 
     async def purge(self, node: Node) -> None:
         """Drop every message of every normal channel."""
@@ -130,7 +118,6 @@ class NormalChannels:
 
         Raises:
             ChannelFull: The channel holds as much as it may.
-            MessageTooLarge: The server does not take it.
         """
         limit = await self.ensure(node)
         capacity = self._layer.get_capacity(channel)
@@ -138,12 +125,15 @@ class NormalChannels:
             await self._take_room(node, channel, capacity)
         ttl = max(1, math.ceil(self._layer.expiry))
         subject = node.subjects.channel(channel)
+        headers = {"Nats-TTL": f"{ttl}s"}
         try:
-            await node.broker.jetstream.publish(subject, data, {"Nats-TTL": f"{ttl}s"})
+            try:
+                await node.broker.jetstream.publish(subject, data, headers)
+            except MessageTooBig:
+                claim = await node.blobs.store(data, ttl)
+                await node.broker.jetstream.publish(subject, claim, headers)
         except QueueFull as exc:
             raise ChannelFull(channel) from exc
-        except MessageTooBig as exc:
-            raise MessageTooLarge(str(exc)) from exc
         except BrokerUnavailable:
             self._limits.pop(node, None)  # the stream may have been deleted
             raise
@@ -169,42 +159,30 @@ class NormalChannels:
     def forward(
         self, node: Node, subject: str, group: str, channel: str, data_of: DataOf
     ) -> Closable:
-        """Store what comes on *subject* in *channel*; once, however many processes do this.
-
-        Args:
-            node: Where.
-            subject: The group's.
-            group: Its name, for the log.
-            channel: A normal channel.
-            data_of: Makes the envelope to store from payload and headers; None: nothing yet.
-        """
-        target = node.subjects.channel(channel)
-        ttl = max(1, math.ceil(self._layer.expiry))
-
-        def on_result(result: asyncio.Future[Receipt]) -> None:
-            error = None if result.cancelled() else result.exception()
-            if isinstance(error, QueueFull):
-                logger.info("%s of %s channels over capacity in group %s", 1, 1, group)
-            elif error is not None:
-                logger.info("a message of group %s missed channel %s: %s", group, channel, error)
-
-        def on_message(_s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
-            envelope = data_of(data, raw)
-            if envelope is None:
-                return
-            try:
-                result = node.broker.jetstream.offer(target, envelope, {"Nats-TTL": f"{ttl}s"})
-            except BrokerError as exc:
-                logger.info("a message of group %s missed channel %s: %s", group, channel, exc)
-            else:
-                result.add_done_callback(on_result)
-
-        return node.link.subscribe(subject, on_message, queue=encode_token(channel))
+        """Store what comes on a group's *subject* in *channel*; see `Forward`."""
+        return Forward(
+            node,
+            subject,
+            group,
+            channel,
+            data_of,
+            lifetime=self._layer.expiry,
+            capacity=self._layer.get_capacity(channel),
+        )
 
     # -- receive -------------------------------------------------------------------------
 
-    async def receive(self, node: Node, channel: str, open_: Callable[[bytes], Any]) -> Any:
-        """Return the next message that *open_* makes something of."""
+    async def receive(
+        self, node: Node, channel: str, open_: Callable[[bytes], Any], redeem: Redeem
+    ) -> Any:
+        """Return the next message that *open_* makes something of.
+
+        Args:
+            node: Where.
+            channel: A normal channel.
+            open_: Makes a message of an envelope; None: it is none.
+            redeem: Fetches the envelope that a claim stands for; None: it is gone.
+        """
         if not node.link.is_open:
             await node.call(node.ready)
         reader = self._readers.get((node, channel))
@@ -216,9 +194,11 @@ class NormalChannels:
             while True:
                 if not mailbox.queue:
                     reader.want()
-                data, ack = await mailbox.get()
+                item = await mailbox.get()
+                data, ack = item
+                envelope = await redeem(mailbox, item, data) if wire.is_claim(data) else data
                 reader.taken(ack)
-                message = open_(data)
+                message = None if envelope is None else open_(envelope)
                 if message is not None:
                     return message
         finally:
@@ -410,7 +390,7 @@ class _Reader:
         if _sequence(ack) in self._taken:  # our acknowledgement was lost
             self._acknowledge(ack)
         else:
-            self.mailbox.put_always((data, ack))
+            self.mailbox.put_always((wire.framed(data), ack))
 
 
 def _sequence(ack: bytes) -> bytes:

@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from time import time as clock
 
 from wsgateway.exceptions import MalformedMessage
 
@@ -22,13 +23,19 @@ __all__ = [
     "HEAD",
     "Joiner",
     "body",
+    "claim",
+    "claimed",
     "compress",
+    "framed",
     "head",
+    "identity",
+    "is_claim",
     "is_enveloped",
     "name",
     "pack",
     "sent_at",
     "split",
+    "stamp",
 ]
 
 MAGIC = 0xC1
@@ -38,6 +45,8 @@ CONTROL = 2
 PART = 4
 FRAME = 8
 """The content is a plain frame that came without an envelope."""
+CLAIM = 16
+"""The content says where the whole envelope is stored; see `blobs`."""
 
 _HEAD = struct.Struct(">BBdH")
 HEAD = _HEAD.size
@@ -45,7 +54,10 @@ head = _HEAD.unpack_from
 """Returns an envelope's first byte, flags, time of sending, and the length of the name."""
 _TIME = struct.Struct(">d")
 _PART = struct.Struct(">16sHH")
+_CLAIM = struct.Struct(">16sH")
 MAX_PARTS = 0xFFFF
+JOIN_LIMIT = 64 * 1024 * 1024
+"""Bytes that unfinished split messages may hold."""
 
 
 COMPRESS_OVER = 1000 * 1000
@@ -69,6 +81,11 @@ def is_enveloped(data: bytes) -> bool:
     return len(data) >= HEAD and data[0] == MAGIC
 
 
+def framed(data: bytes) -> bytes:
+    """Return *data*; if it is a plain frame, in an envelope."""
+    return data if is_enveloped(data) else pack(clock(), b"", data, FRAME)
+
+
 def is_part(data: bytes) -> bool:
     """Say whether the envelope *data* holds only a part of a message."""
     return bool(data[1] & PART)
@@ -77,6 +94,11 @@ def is_part(data: bytes) -> bool:
 def is_control(data: bytes) -> bool:
     """Say whether the envelope *data* is for the layer itself."""
     return bool(data[1] & CONTROL)
+
+
+def is_claim(data: bytes) -> bool:
+    """Say whether the envelope *data* stands for one that is stored elsewhere."""
+    return bool(data[1] & CLAIM)
 
 
 def sent_at(data: bytes) -> float:
@@ -142,6 +164,36 @@ def split(data: bytes, identity: bytes, limit: int) -> Iterator[bytes]:
         yield start_of_each + _PART.pack(identity, index, count) + part
 
 
+def identity(data: bytes) -> bytes:
+    """Return the 16 bytes that all parts of the same message have, from one of them."""
+    start = HEAD + (data[10] << 8 | data[11])
+    return data[start : start + 16]
+
+
+def claim(data: bytes, identity: bytes, count: int) -> bytes:
+    """Return the envelope that stands for *data*, which is stored as *count* parts."""
+    start = HEAD + (data[10] << 8 | data[11])
+    return data[:1] + bytes([CLAIM]) + data[2:start] + _CLAIM.pack(identity, count)
+
+
+def stamp(data: bytes, time: float) -> bytes:
+    """Return the envelope *data* as if it were sent at *time*."""
+    return data[:2] + _TIME.pack(time) + data[10:]
+
+
+def claimed(data: bytes) -> tuple[bytes, int]:
+    """Return identity and number of parts of what the claim *data* stands for.
+
+    Raises:
+        MalformedMessage: *data* is no claim.
+    """
+    start = HEAD + (data[10] << 8 | data[11])
+    if not is_claim(data) or len(data) != start + _CLAIM.size:
+        raise MalformedMessage("a claim for a channel message is cut short")
+    found: tuple[bytes, int] = _CLAIM.unpack_from(data, start)
+    return found
+
+
 class Joiner:
     """Joins what `split` cut, for one connection.
 
@@ -149,7 +201,7 @@ class Joiner:
         limit: Bytes that all unfinished messages may hold; the oldest is given up first.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = JOIN_LIMIT) -> None:
         self._limit = limit
         self._held = 0
         self._open: OrderedDict[bytes, dict[int, bytes]] = OrderedDict()

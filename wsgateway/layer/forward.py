@@ -1,0 +1,144 @@
+"""From a group to a normal channel that is a member of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.base import Closable, Receipt
+from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
+from wsgateway.layer import wire
+from wsgateway.layer.blobs import HEADERS
+from wsgateway.subjects import encode_token
+
+if TYPE_CHECKING:
+    from wsgateway.layer.loops import Node
+
+__all__ = ["DataOf", "Forward"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+DataOf = Callable[[bytes, bytes | None], bytes | None]
+"""Makes the envelope to store from payload and headers; None: there is none."""
+
+
+class Forward:
+    """Stores a group's messages in a normal channel; once, however many processes do this.
+
+    The processes share the messages. Of a split one each of them has to see every part; all
+    store it, under an id that makes one message of it.
+
+    Args:
+        node: Where.
+        subject: The group's.
+        group: Its name, for the log.
+        channel: A normal channel.
+        data_of: Makes the envelope to store.
+        lifetime: Seconds that it is kept.
+        capacity: Messages that may wait for a large one to be stored.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        subject: str,
+        group: str,
+        channel: str,
+        data_of: DataOf,
+        *,
+        lifetime: float,
+        capacity: int,
+    ) -> None:
+        self._node = node
+        self._group = group
+        self._channel = channel
+        self._token = encode_token(channel)
+        self._target = node.subjects.channel(channel)
+        self._data_of = data_of
+        self._lifetime = lifetime
+        self._headers = {"Nats-TTL": f"{max(1, math.ceil(lifetime))}s"}
+        self._capacity = capacity
+        self._joiner = wire.Joiner()
+        self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
+        self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
+        self._interests: list[Closable] = [
+            node.link.subscribe(subject, self._on_message, queue=self._token),
+            node.link.subscribe(subject, self._on_part),
+        ]
+
+    def close(self) -> None:
+        """Take no more; what was taken is still stored."""
+        for interest in self._interests:
+            interest.close()
+
+    def _on_message(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
+        if not (wire.is_enveloped(data) and wire.is_part(data)):
+            envelope = self._data_of(data, raw)
+            if envelope is not None:
+                too_big = len(envelope) + HEADERS > self._node.link.max_payload
+                self._put(envelope, uuid.uuid4().bytes if too_big else None)
+
+    def _on_part(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
+        if not (wire.is_enveloped(data) and wire.is_part(data)):
+            return
+        try:
+            whole = self._joiner.add(data)
+        except MalformedMessage as exc:
+            logger.warning("%s", exc)
+            return
+        if whole is not None:
+            self._put(whole, wire.identity(data))
+
+    def _put(self, envelope: bytes, identity: bytes | None) -> None:
+        if self._storing is None and identity is None:
+            self._offer(envelope, None)
+        elif len(self._waiting) >= self._capacity:
+            self._missed(QueueFull(self._channel))
+        else:
+            self._waiting.append((envelope, identity))
+            if self._storing is None:
+                self._storing = asyncio.create_task(self._store(), name="wsgateway-forward")
+
+    async def _store(self) -> None:
+        """Store what waits, in its order."""
+        try:
+            while self._waiting:
+                envelope, identity = self._waiting.popleft()
+                try:
+                    if identity is not None:
+                        blobs = self._node.blobs
+                        envelope = await blobs.store(envelope, self._lifetime, identity)
+                    self._offer(envelope, identity)
+                except BrokerError as exc:
+                    self._missed(exc)
+        finally:
+            self._storing = None
+
+    def _offer(self, envelope: bytes, identity: bytes | None) -> None:
+        headers = self._headers
+        if identity is not None:
+            headers = {**headers, "Nats-Msg-Id": f"{identity.hex()}.{self._token}"}
+        try:
+            result = self._node.broker.jetstream.offer(self._target, envelope, headers)
+        except BrokerError as exc:
+            self._missed(exc)
+        else:
+            result.add_done_callback(self._on_result)
+
+    def _on_result(self, result: asyncio.Future[Receipt]) -> None:
+        error = None if result.cancelled() else result.exception()
+        if error is not None:
+            self._missed(error)
+
+    def _missed(self, error: BaseException) -> None:
+        if isinstance(error, QueueFull):
+            logger.info("%s of %s channels over capacity in group %s", 1, 1, self._group)
+        else:
+            logger.info(
+                "a message of group %s missed channel %s: %s", self._group, self._channel, error
+            )
