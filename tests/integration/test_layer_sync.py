@@ -9,7 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
+from asgiref.sync import async_to_sync
 
+from tests.integration.layers import drain, receive
 from tests.support import ROOT, site_env
 from wsgateway.layer import NatsChannelLayer
 
@@ -136,3 +138,53 @@ def test_sync_functions_send(nats_server: Any, prefix: str) -> None:
     assert asyncio.run(read()) == {"type": "x", "n": 1}
     with pytest.raises(AssertionError):
         layer.send_sync("channel", "text")  # type: ignore[arg-type]
+
+
+def test_one_writers_order_holds_however_it_sends(nats_server: Any, prefix: str) -> None:
+    writer = NatsChannelLayer(nats_server.url, prefix=prefix)
+    reader = NatsChannelLayer(nats_server.url, prefix=prefix, capacity=1000)
+
+    def write(channel: str) -> None:
+        group_send, send = async_to_sync(writer.group_send), async_to_sync(writer.send)
+        for number in range(0, 600, 4):
+            writer.group_send_sync("group", {"type": "x", "n": number})
+            send(channel, {"type": "x", "n": number + 1})
+            writer.send_sync(channel, {"type": "x", "n": number + 2})
+            group_send("group", {"type": "x", "n": number + 3})
+
+    async def run() -> list[int]:
+        try:
+            channel = await reader.new_channel()
+            await reader.group_add("group", channel)
+            await reader._home.confirm()
+            await asyncio.to_thread(write, channel)
+            return await drain(reader, channel, 600)
+        finally:
+            await reader.close()
+
+    assert asyncio.run(run()) == list(range(600))
+
+
+def test_what_was_sent_last_leaves_with_the_process(nats_server: Any, prefix: str) -> None:
+    """The call does not wait for the socket; the end of the process does."""
+    program = PROGRAM + 'for _ in range(99): layer.group_send_sync("group", {"type": "x"})'
+    reader = NatsChannelLayer(nats_server.url, prefix=prefix)
+
+    async def run() -> None:
+        try:
+            channel = await reader.new_channel()
+            await reader.group_add("group", channel)
+            await reader._home.confirm()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-c", program, nats_server.url, prefix, "x"),
+                cwd=ROOT,
+                env=site_env(DJANGO_SETTINGS_MODULE="tests.settings"),
+            )
+            assert await process.wait() == 0
+            for _ in range(99):
+                await receive(reader, channel)
+        finally:
+            await reader.close()
+
+    asyncio.run(run())

@@ -26,7 +26,14 @@ from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
 from wsgateway.layer.durable import DurableItem
 from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
-from wsgateway.layer.loops import Node, Target, background_node, current_node, on_fork
+from wsgateway.layer.loops import (
+    Node,
+    Target,
+    background_node,
+    current_node,
+    is_short_lived,
+    on_fork,
+)
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.serializers import BaseMessageSerializer, registry
@@ -277,6 +284,23 @@ class NatsChannelLayer(BaseChannelLayer):
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None
 
+    async def _publish(self, subject: str, data: bytes) -> None:
+        """Publish an envelope, at most once, from whatever loop."""
+        loop = asyncio.get_running_loop()
+        here = self._nodes.get(loop)
+        if here is not None and here.link.is_open and not self._home.unconfirmed:
+            await self._publish_at(here, subject, data)
+        elif not (is_short_lived(loop) and self._publish_soon(subject, data)):
+            await self._run(self._publish_at, subject, data)
+
+    def _publish_soon(self, subject: str, data: bytes) -> bool:
+        """Hand an envelope to the background loop; return False if the caller has to wait."""
+        node = background_node(self.target)
+        home = self._home
+        if home.unconfirmed and home.node is not node:
+            return False
+        return len(data) <= node.link.max_payload and node.publish_soon(subject, data)
+
     async def _publish_at(self, node: Node, subject: str, data: bytes) -> None:
         """Publish an envelope, at most once."""
         limit = node.link.max_payload
@@ -299,16 +323,26 @@ class NatsChannelLayer(BaseChannelLayer):
             MessageTooLarge: The message exceeds ``max_message_size``.
             BrokerUnavailable: No connection to NATS.
         """
+        subject, data = self._addressed(channel, message)
+        if subject:
+            await self._publish(subject, data)
+        else:
+            await self._run(self._normal.send, channel, data)
+
+    def _addressed(self, channel: str, message: dict[str, Any]) -> tuple[str, bytes]:
+        """Return subject ("" for a normal channel) and envelope.
+
+        Raises:
+            ChannelFull: The channel is one of this process, and full.
+        """
         _require_message(message)
         subject, name = self._channels.get(channel) or self._address(channel)
         data = self._envelope(name, message)
-        if not subject:
-            await self._run(self._normal.send, channel, data)
-            return
-        mailbox = self._home.mailboxes.get(name)
-        if mailbox is not None and mailbox.is_full():
-            raise ChannelFull(channel)
-        await self._run(self._publish_at, subject, data)
+        if subject:
+            mailbox = self._home.mailboxes.get(name)
+            if mailbox is not None and mailbox.is_full():
+                raise ChannelFull(channel)
+        return subject, data
 
     def _address(self, channel: str) -> tuple[str, bytes]:
         """Return where messages to *channel* go; no subject for a normal one."""
@@ -451,6 +485,11 @@ class NatsChannelLayer(BaseChannelLayer):
         self._groups[group] = subject
         return subject
 
+    def _group_subject(self, group: str, message: dict[str, Any]) -> str:
+        _require_message(message)
+        subject = self._groups.get(group)
+        return self._group(group) if subject is None else subject
+
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send *message* to every member of *group*.
 
@@ -461,12 +500,9 @@ class NatsChannelLayer(BaseChannelLayer):
                 exceeds what NATS takes at once.
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
-        _require_message(message)
-        subject = self._groups.get(group)
-        if subject is None:
-            subject = self._group(group)
+        subject = self._group_subject(group, message)
         if subject:
-            await self._run(self._publish_at, subject, self._envelope(b"", message))
+            await self._publish(subject, self._envelope(b"", message))
             return
         payload, kind = durable.payload_of(message, self._pack_checked)
         await self._run(durable.store, group, payload, kind)
@@ -494,7 +530,10 @@ class NatsChannelLayer(BaseChannelLayer):
 
     def send_sync(self, channel: str, message: dict[str, Any]) -> None:
         """As `send`, from a thread without an event loop, over the shared connection."""
-        self._sync(lambda: self.send(channel, message))
+        self._require_no_loop()
+        subject, data = self._addressed(channel, message)
+        if not (subject and self._publish_soon(subject, data)):
+            self._sync(lambda: self.send(channel, message))
 
     def group_send_sync(self, group: str, message: dict[str, Any]) -> None:
         """As `group_send`, from a thread without an event loop, over the shared connection.
@@ -502,11 +541,17 @@ class NatsChannelLayer(BaseChannelLayer):
         Several times faster than ``async_to_sync(layer.group_send)``, which makes a loop for
         each call.
         """
-        self._sync(lambda: self.group_send(group, message))
+        self._require_no_loop()
+        subject = self._group_subject(group, message)
+        if not (subject and self._publish_soon(subject, self._envelope(b"", message))):
+            self._sync(lambda: self.group_send(group, message))
 
-    def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    @staticmethod
+    def _require_no_loop() -> None:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("this thread runs an event loop: await the async method instead")
+
+    def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         node = background_node(self.target)
         limit = 2 * self.target.options.timeout
         try:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import logging
 import multiprocessing.util
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -24,10 +26,11 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions, LinkState
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
 from wsgateway.subjects import Subjects
 
-__all__ = ["Node", "Target", "background_node", "current_node", "on_fork"]
+__all__ = ["Node", "Target", "background_node", "current_node", "is_short_lived", "on_fork"]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -81,6 +84,9 @@ class Node:
         self._target = target
         self._opening: asyncio.Task[None] | None = None
         self._published = 0  # since the last yield
+        self._soon = itertools.count(1)
+        self._handed: deque[tuple[str, bytes]] = deque()  # by other threads, to publish
+        self._taking = False  # whether `_take_handed` is about to run
 
     @property
     def usable(self) -> bool:
@@ -103,6 +109,32 @@ class Node:
         """Say whether to call `breathe`; ask after each publish."""
         self._published += 1
         return self._published >= YIELD_EVERY
+
+    def publish_soon(self, subject: str, data: bytes) -> bool:
+        """Publish in the node's loop, without waiting; from any thread, in its order.
+
+        Returns:
+            False if it is not connected, or the caller shall wait this time, so that it cannot
+            run ahead of the connection; then nothing was done.
+        """
+        if not self.link.is_open or next(self._soon) % YIELD_EVERY == 0:
+            return False
+        self._handed.append((subject, data))
+        if not self._taking:
+            self._taking = True
+            self.loop.call_soon_threadsafe(self._take_handed)
+        return True
+
+    def _take_handed(self) -> None:
+        self._taking = False  # before looking: what is appended after the look calls again
+        while self._handed:
+            subject, data = self._handed.popleft()
+            self._published += 1
+            try:
+                self.publish(subject, data)
+            except BrokerUnavailable as exc:
+                logger.info("a message on %s was not sent: %s", subject, exc)
+        self.link.send_now()
 
     async def breathe(self) -> None:
         """Let the connection write; wait while the server is far behind."""

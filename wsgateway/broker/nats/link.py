@@ -399,6 +399,11 @@ class Link:
             command = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
             client.write(b"".join((command, payload, b"\r\n")))
 
+    def send_now(self) -> None:
+        """Write what was published, without waiting for this turn of the loop to end."""
+        if self._client is not None:
+            self._client.send_now()
+
     @property
     def is_crowded(self) -> bool:
         """Whether `pressure` would wait."""
@@ -494,8 +499,8 @@ class Link:
         timer = loop.call_later(limit, _give_up, answer, subject, limit)
         try:
             self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
-            if len(self._waiting) == 1 and self._client is not None:
-                self._client.send_now()  # nothing is gained by waiting for others
+            if len(self._waiting) == 1:
+                self.send_now()  # nothing is gained by waiting for others
             reply = await answer
         finally:
             timer.cancel()
