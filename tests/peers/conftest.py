@@ -18,6 +18,12 @@ def _quiet_broker(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "wsgateway.broker")
 
 
+@pytest.fixture(autouse=True)
+def _settled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tests of capacity count on what Redis has stored when `group_send` returns."""
+    monkeypatch.setattr(Target, "settled", "group_send_capacity" in request.node.name)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _target(nats_server: Any) -> Iterator[None]:
     Target.servers = [nats_server.url]

@@ -31,6 +31,8 @@ class Target:
 
     servers: list[str] = []  # noqa: RUF012
     prefix = "peers"
+    settled = False
+    """Whether a group's message has to be with this process's members when `group_send` returns."""
 
 
 class SwappedLayer(NatsChannelLayer):
@@ -39,6 +41,13 @@ class SwappedLayer(NatsChannelLayer):
     def __init__(self, hosts: Any = None, **options: Any) -> None:
         options.setdefault("prefix", Target.prefix)
         super().__init__(Target.servers, **options)
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        await super().group_send(group, message)
+        if Target.settled:
+            node = self._home.node
+            assert node is not None
+            await node.link.confirm()
 
     # What the pub/sub tests look into
 
