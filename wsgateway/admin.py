@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import BadRequest, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -74,6 +74,8 @@ class DeadLetterAdmin(Base):
 
     def _act(self, request: HttpRequest) -> None:
         retry = "retry" in request.POST
+        if not retry and "purge" not in request.POST:
+            raise BadRequest("neither retry nor purge")
         allowed = self.has_change_permission if retry else self.has_delete_permission
         if not allowed(request):
             raise PermissionDenied

@@ -86,6 +86,7 @@ def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
     page = client.post(url, {"retry": "", "offset": "1"}, follow=True).content.decode()
     assert "1 dead letter(s) put back into the queue." in page
     assert queue(prefix)["messages"] == 1
+    assert client.post(url, {"offset": ["2"]}).status_code == 400
     client.post(url, {"purge": "", "offset": ["2"]})
     assert "There are no dead letters" in client.get(url).content.decode()
 
