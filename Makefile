@@ -4,6 +4,8 @@ PORT ?= 8000
 BIN = .venv/bin
 PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
 	--custom-compile-command 'make pins'
+# Behind the machine's own Node.js, which then need not be installed
+WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types pins bench docs clean
@@ -28,16 +30,17 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
-tests/js/node_modules/.installed: tests/js/package.json
-	@command -v npm > /dev/null || { echo "the tests need Node.js with npm"; exit 1; }
-	cd tests/js && npm install --no-package-lock --no-audit --no-fund --loglevel=error
+tests/js/node_modules/.installed: tests/js/package.json requirements-node.txt | .venv/.dev
+	@command -v npm > /dev/null || $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check -r requirements-node.txt
+	cd tests/js && $(WITH_BIN) npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
 run: .venv/.run  ## serve on 127.0.0.1:8000 with everything it needs (PORT=8001 for another port)
 	@exec $(BIN)/python manage.py rungateway --port $(PORT)
 
 test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS='-k name' for a part)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(WITH_BIN) $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -50,12 +53,13 @@ pins: .venv/.dev  ## write requirements*.txt anew from requirements*.in (ARGS=--
 	$(PINS) $(ARGS) requirements.in -o requirements.txt
 	$(PINS) $(ARGS) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 	$(PINS) $(ARGS) requirements-bench.in -c requirements-dev.txt -o requirements-bench.txt
+	$(PINS) $(ARGS) requirements-node.in -o requirements-node.txt
 
 bench: .venv/.bench  ## measure; see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv/.dev  ## check that the documents are true
-	$(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
+	$(WITH_BIN) $(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
 
 clean:  ## remove what the other targets made, but not the data of `make run`
 	rm -rf .venv build dist *.egg-info staticfiles tests/js/node_modules

@@ -114,6 +114,8 @@ async def test_killed_relays(
     migrate = start(env, "manage.py", "migrate", "wsgateway_outbox", "-v0")
     assert await asyncio.to_thread(migrate.wait, 30) == 0, migrate.output
     running = [start(env, *RELAY) for _ in range(relays)]
+    for relay in running:
+        await until(lambda relay=relay: "outbox: ready" in relay.output, 20)  # type: ignore[misc]
     writer = start(env, "-m", "tests.service_app.write_outbox", str(USERS), str(EACH))
     kills = 0
     while (last := (await broker.position()).last) < TOTAL:

@@ -1,11 +1,13 @@
 """Write into the outbox: ``python -m tests.service_app.write_outbox USERS EACH``.
 
-Each transaction holds one message a user, and every third one is rolled back.
+Each transaction holds one message a user, and every third one is rolled back. A pause between
+them gives who kills relays something to interrupt.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 
 import django
 
@@ -16,6 +18,10 @@ from django.db import transaction  # noqa: E402
 from wsgateway.outbox import enqueue  # noqa: E402
 
 
+PAUSE = 0.02
+"""Seconds between two transactions."""
+
+
 class Undone(Exception):
     """Rolls a transaction back."""
 
@@ -23,6 +29,7 @@ class Undone(Exception):
 def main(users: int, each: int) -> None:
     """Write."""
     for number in range(each):
+        time.sleep(PAUSE)
         for rolled_back in (True, False) if number % 3 == 0 else (False,):
             try:
                 with transaction.atomic():
