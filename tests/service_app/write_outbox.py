@@ -17,7 +17,6 @@ from django.db import transaction  # noqa: E402
 
 from wsgateway.outbox import enqueue  # noqa: E402
 
-
 PAUSE = 0.02
 """Seconds between two transactions."""
 
