@@ -51,7 +51,7 @@ async def test_gateway_killed_and_started_elsewhere(
         await publish(broker, 50)
         await asyncio.to_thread(gateway.kill)
         await page.run(SEND % 100)
-        await publish(broker, 50)
+        await publish(broker, 5000)
         other = await asyncio.to_thread(gateway_factory)
         assert other.port != gateway.port
         proxy.target = other.port
@@ -105,7 +105,7 @@ async def test_broker_restarted(
         await publish(broker, 50)
         await asyncio.to_thread(own_server.kill)
         await own_server.astart()
-        await publish(broker, 50)
+        await publish(broker, 5000)
         await require_all(page, broker)  # so the gateway is connected again
         await page.run(SEND % 10)
         await require_sent(page, broker, 10)
