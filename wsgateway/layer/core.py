@@ -395,9 +395,9 @@ class NatsChannelLayer(BaseChannelLayer):
                 # Again after each wait: it also ends when the home's loop is closed
                 if home.node is None or not home.node.usable or home.node.is_background:
                     await home.settle()
+                await mailbox.wait()
                 item = mailbox.take()
                 if item is None:
-                    await mailbox.wait()
                     continue
                 if isinstance(item, bytes):
                     message = self._open(item)
