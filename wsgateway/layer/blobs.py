@@ -40,6 +40,8 @@ NANO = 1_000_000_000
 async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) -> int:
     """Create a stream, or raise its *limit* to what is wanted; return the limit.
 
+    What is wanted to be allowed is allowed.
+
     Args:
         broker: Where.
         wanted: The configuration, as in the JetStream API.
@@ -56,9 +58,11 @@ async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) 
                 raise
     config = info["config"]
     value = int(config[limit])
+    changes = {key: True for key in wanted if key.startswith("allow_") and not config.get(key)}
     if 0 < value < wanted[limit]:
-        value = wanted[limit]
-        await broker.jetstream.api(f"STREAM.UPDATE.{name}", {**config, limit: value})
+        value = changes[limit] = wanted[limit]
+    if changes:
+        await broker.jetstream.api(f"STREAM.UPDATE.{name}", {**config, **changes})
     return value
 
 

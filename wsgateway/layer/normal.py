@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import math
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -16,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from channels.exceptions import ChannelFull
 
 from wsgateway.broker.base import Closable
+from wsgateway.broker.nats import fast_batch
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
-from wsgateway.broker.nats.link import Backoff
+from wsgateway.broker.nats.link import Backoff, new_inbox
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.layer import wire
 from wsgateway.layer.blobs import ensure_stream
 from wsgateway.layer.forward import DataOf, Forward
 from wsgateway.layer.mailbox import Mailbox
+from wsgateway.layer.pipeline import LARGE, Pipeline
 from wsgateway.subjects import encode_token
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ LINGER = 0.25
 MAX_BATCH = 64
 COUNT_VALID = 1.0
 """Seconds that a count of a channel's messages is used."""
+HASTE = 0.005
+"""Seconds between sends to the same channel below which the sender is in a hurry."""
+HASTY_AFTER = 3
+"""How many such pauses in a row begin a pipeline."""
+HOLD_OFF = 64
+"""Sends after which a pipeline is tried again, when the channel had no room for one."""
+CHANNELS_NOTED = 10_000
+"""Channels whose senders are watched for that."""
 Redeem = Callable[[Mailbox[Any], Any, bytes], Awaitable[bytes | None]]
 REMEMBERED = 4096
 """Taken messages that are remembered, to see a second delivery."""
@@ -66,6 +75,8 @@ class NormalChannels:
         self._ensuring: dict[Node, asyncio.Lock] = {}
         self._room: dict[str, tuple[float, int]] = {}  # channel -> until when, how many more
         self._readers: dict[tuple[Node, str], _Reader] = {}
+        self._pipelines: dict[tuple[Node, str], Pipeline] = {}
+        self._haste: dict[str, tuple[float, int]] = {}  # channel -> last send, how many in a row
 
     # -- the stream ----------------------------------------------------------------------
 
@@ -90,15 +101,24 @@ class NormalChannels:
             return limit
         async with self._ensuring.setdefault(node, asyncio.Lock()):
             if node not in self._limits:
-                self._limits[node] = await ensure_stream(
-                    node.broker, self._config(node), "max_msgs_per_subject"
-                )
+                self._limits[node] = await self._ensure(node, self._config(node))
         return self._limits[node]
+
+    async def _ensure(self, node: Node, config: dict[str, Any]) -> int:
+        if node.link.server_version >= fast_batch.SINCE:
+            with contextlib.suppress(ApiError):  # of an older server in the same cluster
+                batched = {**config, "allow_batched": True}
+                return await ensure_stream(node.broker, batched, "max_msgs_per_subject")
+        return await ensure_stream(node.broker, config, "max_msgs_per_subject")
 
     async def purge(self, node: Node) -> None:
         """Drop every message of every normal channel."""
         if not node.link.jetstream_offered:
             return
+        await self.settle()
+        for key, pipeline in list(self._pipelines.items()):
+            if key[0].usable:
+                await key[0].call(pipeline.discard)
         self._room.clear()
         try:
             await node.broker.jetstream.api(f"STREAM.PURGE.{node.subjects.stream('chan')}")
@@ -114,40 +134,96 @@ class NormalChannels:
     # -- send ----------------------------------------------------------------------------
 
     async def send(self, node: Node, channel: str, data: bytes) -> None:
-        """Store an envelope for one reader.
+        """Store an envelope for one reader; in a hurry, it is only on its way: see `Pipeline`.
 
         Raises:
             ChannelFull: The channel holds as much as it may.
         """
         limit = await self.ensure(node)
-        capacity = self._layer.get_capacity(channel)
-        if capacity < limit:
-            await self._take_room(node, channel, capacity)
-        ttl = max(1, math.ceil(self._layer.expiry))
-        subject = node.subjects.channel(channel)
-        headers = {"Nats-TTL": f"{ttl}s"}
         try:
-            try:
-                await node.broker.jetstream.publish(subject, data, headers)
-            except MessageTooBig:
-                claim = await node.blobs.store(data, ttl)
-                await node.broker.jetstream.publish(subject, claim, headers)
+            if not await self._send_on(node, channel, data):
+                await self._store(node, channel, data, limit)
         except QueueFull as exc:
             raise ChannelFull(channel) from exc
         except BrokerUnavailable:
             self._limits.pop(node, None)  # the stream may have been deleted
             raise
 
-    async def _take_room(self, node: Node, channel: str, capacity: int) -> None:
+    async def _store(self, node: Node, channel: str, data: bytes, limit: int) -> None:
+        if self._layer.get_capacity(channel) < limit:
+            await self._take_room(node, channel)
+        ttl = self._ttl
+        subject = node.subjects.channel(channel)
+        headers = {"Nats-TTL": f"{ttl}s"}
+        try:
+            await node.broker.jetstream.publish(subject, data, headers)
+        except MessageTooBig:
+            claim = await node.blobs.store(data, ttl)
+            await node.broker.jetstream.publish(subject, claim, headers)
+        _, count = self._haste.get(channel, (0.0, 0))
+        self._haste[channel] = (time.monotonic(), count)
+
+    @property
+    def _ttl(self) -> int:
+        return max(1, math.ceil(self._layer.expiry))
+
+    # -- send, in a hurry ----------------------------------------------------------------
+
+    async def _send_on(self, node: Node, channel: str, data: bytes) -> bool:
+        """Send without waiting; return False if that is not to be."""
+        pipeline = self._pipelines.get((node, channel))
+        if pipeline is not None:
+            return await pipeline.send(data)
+        if len(data) > LARGE or not self._is_hasty(channel):
+            return False
+        self._room.pop(channel, None)
+        pipeline = self._pipelines[node, channel] = Pipeline(
+            node,
+            node.subjects.channel(channel),
+            self._ttl,
+            count_room=lambda: self._count_room(node, channel),
+            restore=lambda: self.ensure(node),
+            on_end=lambda: self._pipelines.pop((node, channel), None),
+        )
+        begun = await pipeline.begin(data)
+        self._haste[channel] = (0.0, 0) if begun else (time.monotonic(), -HOLD_OFF)
+        return begun
+
+    def _is_hasty(self, channel: str) -> bool:
+        ended, count = self._haste.get(channel, (0.0, 0))
+        count = count + 1 if time.monotonic() - ended < HASTE else 0
+        if len(self._haste) >= CHANNELS_NOTED:
+            self._haste.clear()
+        self._haste[channel] = (ended, count)
+        return count >= HASTY_AFTER
+
+    async def settle(self, node: Node | None = None) -> None:
+        """Wait until all that was sent, on one node or on all, is stored, if that is possible."""
+        for key, pipeline in list(self._pipelines.items()):
+            if (node is None or key[0] is node) and key[0].usable:
+                with contextlib.suppress(QueueFull, BrokerUnavailable):
+                    await key[0].call(pipeline.settle)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether something that was sent may not be stored yet."""
+        return bool(self._pipelines)
+
+    # -- room ----------------------------------------------------------------------------
+
+    async def _take_room(self, node: Node, channel: str) -> None:
         until, room = self._room.get(channel, (0.0, 0))
         now = time.monotonic()
         if room <= 0 or now >= until:
-            room = capacity - await self._count(node, channel)
+            room = await self._count_room(node, channel)
             until = now + COUNT_VALID
         if room <= 0:
             self._room.pop(channel, None)
             raise ChannelFull(channel)
         self._room[channel] = (until, room - 1)
+
+    async def _count_room(self, node: Node, channel: str) -> int:
+        return self._layer.get_capacity(channel) - await self._count(node, channel)
 
     async def _count(self, node: Node, channel: str) -> int:
         subject = node.subjects.channel(channel)
@@ -211,6 +287,7 @@ class NormalChannels:
 
     async def close(self, node: Node | None = None) -> None:
         """End the readers, of one node or of all; what they have fetched goes to others."""
+        await self.settle(node)
         for key, reader in list(self._readers.items()):
             if node is None or reader.node is node:
                 self._readers.pop(key, None)
@@ -230,7 +307,7 @@ class _Reader:
         self._stream = node.subjects.stream("chan")
         self._consumer = encode_token(channel)
         # Of its own: what a pull brings carries the channel's subject, not the request's
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = new_inbox()
         self._batch = 1
         self._task: asyncio.Task[None] | None = None
         self._interest: Closable | None = None  # in the answers, while the task runs

@@ -19,7 +19,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Backoff, Link, Reply
 from wsgateway.exceptions import BrokerError, BrokerUnavailable, MessageTooBig, QueueFull
 
-__all__ = ["ApiError", "DirectBatch", "JetStream"]
+__all__ = ["ApiError", "DirectBatch", "JetStream", "error_of"]
 
 ATTEMPT_TIMEOUT = 1.5
 """Seconds after which an unanswered publish is tried again, with the same id."""
@@ -62,22 +62,23 @@ class DirectBatch(NamedTuple):
     pending: int
 
 
-def _raise_for(error: Mapping[str, Any], size: int = 0) -> None:
+def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
+    """Return the exception for the ``error`` in an answer about *size* bytes."""
     code, err_code = int(error.get("code", 500)), int(error.get("err_code", 0))
     text = str(error.get("description", "unknown error"))
     if err_code == STORE_FAILED and "maximum" in text:
-        raise QueueFull(f"the stream is full: {text}; nothing was stored, try again later")
+        return QueueFull(f"the stream is full: {text}; nothing was stored, try again later")
     if err_code == TOO_BIG:
-        raise MessageTooBig(size, 0, "the stream's max_msg_size")
+        return MessageTooBig(size, 0, "the stream's max_msg_size")
     if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
-        raise BrokerUnavailable(f"JetStream is not available now: {text}")
-    raise ApiError(code, err_code, text)
+        return BrokerUnavailable(f"JetStream is not available now: {text}")
+    return ApiError(code, err_code, text)
 
 
 def _receipt(data: bytes, size: int) -> Receipt:
     answer = json.loads(data.decode())  # which spares json the search for the encoding
     if "error" in answer:
-        _raise_for(answer["error"], size)
+        raise error_of(answer["error"], size)
     return Receipt(answer["seq"], answer.get("duplicate", False))
 
 
@@ -114,7 +115,7 @@ class JetStream:
                 reply = await self.link.request(f"$JS.API.{name}", payload, timeout=limit)
                 answer: dict[str, Any] = json.loads(reply.data)
                 if "error" in answer:
-                    _raise_for(answer["error"])
+                    raise error_of(answer["error"])
                 return answer
             except BrokerUnavailable:
                 pause = self._backoff.delay(attempt)

@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.broker.nats.reader import Handler
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 
-__all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription"]
+__all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription", "new_inbox"]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -34,7 +34,14 @@ OUTBOUND_LIMIT = 64 * 1024 * 1024
 """Bytes that may wait for the server before publishing is refused."""
 OUTBOUND_HIGH = 1024 * 1024
 """Bytes above which `Link.pressure` waits."""
+FINISH_WITHIN = 1.0
+"""Seconds that those who still wait for answers have when the connection is to be closed."""
 ALREADY_CLOSED = "the link is already closed; open a new one"
+
+
+def new_inbox() -> str:
+    """Return a subject for answers, with which nobody else's begins."""
+    return f"_INBOX.{secrets.token_hex(11)}"
 
 
 class LinkState(enum.Enum):
@@ -144,9 +151,10 @@ class Link:
         self._opened = asyncio.Event()  # set while OPEN
         self._on_open: dict[int, Callable[[], None]] = {}
         self._on_lost: dict[int, Callable[[], None]] = {}
+        self._on_closing: dict[int, Callable[[], Coroutine[Any, Any, None]]] = {}
         self._waiting: dict[bytes, _Waiter] = {}
         self._tokens = itertools.count()
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = new_inbox()
         self._inbox_skip = len(self._inbox) + 1
         self._last_error = "not connected yet"
         self._servers = list(options.servers)
@@ -165,6 +173,7 @@ class Link:
 
     async def close(self, timeout: float = 2.0) -> None:
         """Flush, disconnect, fail every waiter. Idempotent; takes *timeout* seconds at most."""
+        await self._let_finish()
         if self.state is LinkState.CLOSED:
             return
         client = self._client
@@ -213,6 +222,19 @@ class Link:
         self._on_lost[key] = callback
         return lambda: self._on_lost.pop(key, None) and None
 
+    def on_closing(self, callback: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        """Await *callback* before disconnecting, a second at most; return what ends that."""
+        key = next(self._tokens)
+        self._on_closing[key] = callback
+        return lambda: self._on_closing.pop(key, None) and None
+
+    async def _let_finish(self) -> None:
+        if self.is_open and self._on_closing:
+            tasks = [asyncio.create_task(call()) for call in self._on_closing.values()]
+            await asyncio.wait(tasks, timeout=FINISH_WITHIN)
+            for task in tasks:
+                task.cancel()
+
     def _refuse_closed(self) -> None:
         if self.state is LinkState.CLOSED:
             raise BrokerClosed(ALREADY_CLOSED)
@@ -260,6 +282,7 @@ class Link:
             try:
                 await self._serve(client)
             except asyncio.CancelledError:  # the loop ends, with everything in it
+                await self._let_finish()
                 self._set_state(LinkState.CLOSED)
                 raise
             finally:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import ApiError
-from wsgateway.broker.nats.link import Backoff
+from wsgateway.broker.nats.link import Backoff, new_inbox
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, NameRefused
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, encode_token
@@ -94,7 +93,7 @@ class WorkQueue:
         self._ack_wait = ack_wait
         self._stream = broker.subjects.stream("send")
         self._consumer = f"service-{encode_token(service)}"
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = new_inbox()
         self._room = 0  # messages that may still be asked for
         self._asked = 0  # of those, how many a pull request is open for
         self._changed = asyncio.Event()
