@@ -1,15 +1,19 @@
-"""Normal channels while the leader of their stream is killed: one reader gets each message."""
+"""Normal channels while senders and the leader of their stream are killed: nothing is lost."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from tests.integration.layers import layers
-from tests.support import until
+from tests.integration.layers import drain, layers
+from tests.support import ROOT, site_env, until
 from wsgateway.broker.cluster import Cluster
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.exceptions import BrokerError
 
 
 @pytest.mark.timeout(120)
@@ -53,3 +57,96 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         assert set(got) == set(accepted)
         # A message may come twice if its acknowledgement was under way to the dead leader.
         assert len(got) - len(accepted) <= 2 * 64
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+async def test_leader_lost_in_a_burst(
+    nats_cluster: Cluster, prefix: str, settings: Any, fault: str
+) -> None:
+    """Sends that follow each other closely are not waited for; still all come, in order, once."""
+    settings.WSGATEWAY_REPLICAS = 3
+    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
+    async with layers(nats_cluster.urls, prefix, capacity=100_000) as make:
+        sender = make()
+        sent = 0
+        on_its_way = 0
+        ending = False
+
+        async def send() -> None:
+            nonlocal sent, on_its_way
+            while not ending:
+                await sender.send("work", {"type": "x", "n": sent})
+                sent += 1
+                on_its_way += sender._normal.is_unsettled
+                if sent % 100 == 0:
+                    await asyncio.sleep(0.001)
+
+        while True:
+            try:
+                await sender.send("work", {"type": "x", "n": -1})
+            except BrokerError:  # a server that another test has killed is not back yet
+                await asyncio.sleep(0.1)
+            else:
+                break
+        sending = asyncio.create_task(send())
+        await until(lambda: sent > 2000 or sending.done(), 40, "messages")
+        node = sender._node()
+        info = await node.broker.streams.info(node.subjects.stream("chan"))
+        assert info is not None
+        leader = nats_cluster[info["cluster"]["leader"]]
+        await asyncio.to_thread(leader.kill if fault == "kill" else leader.stop)
+        more = sent + 2000
+        await until(lambda: sent > more or sending.done(), 50, "two of three go on")
+        await leader.astart()
+        ending = True
+        await sending
+        await until(lambda: not sender._normal.is_unsettled, 60, "all is stored")
+        assert on_its_way > sent / 2
+        assert await drain(make(), "work", sent + 1) == list(range(-1, sent))
+
+
+SENDER = """
+import asyncio, sys, django
+django.setup()
+from wsgateway.layer import NatsChannelLayer
+
+async def main():
+    layer = NatsChannelLayer(sys.argv[1], prefix=sys.argv[2], capacity=1_000_000)
+    number = 0
+    while True:
+        await layer.send("work", {"type": "x", "n": number})
+        sys.stdout.write(f"{number} {int(layer._normal.is_unsettled)}\\n")
+        sys.stdout.flush()
+        number += 1
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_a_sender_killed_in_a_burst(own_server: EmbeddedServer, prefix: str) -> None:
+    """What `send` returned for was written to the connection, so it is stored nevertheless."""
+    async with layers(own_server.url, prefix, capacity=1_000_000) as make:
+        for attempt in range(3):
+            child = subprocess.Popen(
+                [sys.executable, "-c", SENDER, own_server.url, f"{prefix}{attempt}"],
+                cwd=ROOT,
+                env=site_env(DJANGO_SETTINGS_MODULE="tests.settings"),
+                stdout=subprocess.PIPE,
+            )
+            assert child.stdout is not None
+            read = asyncio.create_task(asyncio.to_thread(child.stdout.read))
+            await asyncio.sleep(1.2 + attempt / 10)
+            child.kill()
+            lines = (await read).splitlines()
+            child.wait()
+            child.stdout.close()
+            returned = len(lines)
+            assert returned > 200
+            assert sum(line.endswith(b"1") for line in lines) > returned / 2
+            layer = make(prefix=f"{prefix}{attempt}")
+            await asyncio.sleep(0.2)
+            stored = await layer._run(layer._normal._count, "work")
+            assert returned <= stored <= returned + 1
+            assert await drain(layer, "work", stored) == list(range(stored))

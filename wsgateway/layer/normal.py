@@ -182,12 +182,16 @@ class NormalChannels:
             node.subjects.channel(channel),
             self._ttl,
             count_room=lambda: self._count_room(node, channel),
-            restore=lambda: self.ensure(node),
+            restore=lambda: self._restore(node),
             on_end=lambda: self._pipelines.pop((node, channel), None),
         )
         begun = await pipeline.begin(data)
         self._haste[channel] = (0.0, 0) if begun else (time.monotonic(), -HOLD_OFF)
         return begun
+
+    async def _restore(self, node: Node) -> None:
+        self._limits.pop(node, None)
+        await self.ensure(node)
 
     def _is_hasty(self, channel: str) -> bool:
         ended, count = self._haste.get(channel, (0.0, 0))

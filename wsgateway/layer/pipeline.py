@@ -248,7 +248,8 @@ class Pipeline:
         while self._unstored:
             message = self._unstored[0]
             try:
-                await self._restore()
+                if attempt and not self._is_full:
+                    await self._restore()
                 await self._node.broker.jetstream.publish(
                     self._subject, message.payload, self._headers, msg_id=message.msg_id
                 )

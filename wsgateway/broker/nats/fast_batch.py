@@ -90,6 +90,8 @@ class FastBatch:
         self._link.send_now()  # what was sent outlives this process
 
     def _on_answer(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
+        if self.has_ended:  # the rest of what was under way is refused one by one
+            return
         if hdrs.status(raw) == 503:
             self.error = BrokerUnavailable(f"no stream takes {self._subject} now")
             self._finish(0)
@@ -110,7 +112,7 @@ class FastBatch:
 
     def _note(self, answer: Mapping[str, Any]) -> None:
         if "error" in answer:
-            self.error = error_of(answer["error"])
+            self.error = self.error or error_of(answer["error"])
 
     def _finish(self, stored: int) -> None:
         self.stored = max(self.stored, stored)
