@@ -8,6 +8,7 @@ in the order, and is all that a mailbox holds of it until somebody receives it. 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import uuid
 from collections.abc import Awaitable
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.broker import NatsBroker
 
 __all__ = ["HEADERS", "Blobs", "ensure_stream"]
+
+logger = logging.getLogger("wsgateway.layer")
 
 HEADERS = 256
 """Bytes of a stored message that are left for its headers."""
@@ -62,7 +65,12 @@ async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) 
     if 0 < value < wanted[limit]:
         value = changes[limit] = wanted[limit]
     if changes:
-        await broker.jetstream.api(f"STREAM.UPDATE.{name}", {**config, **changes})
+        try:
+            await broker.jetstream.api(f"STREAM.UPDATE.{name}", {**config, **changes})
+        except BrokerError as exc:
+            if limit in changes:
+                raise
+            logger.info("stream %r stays as it is: %s", name, exc)  # we may not be permitted
     return value
 
 

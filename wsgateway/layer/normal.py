@@ -203,10 +203,12 @@ class NormalChannels:
 
     async def settle(self, node: Node | None = None) -> None:
         """Wait until all that was sent, on one node or on all, is stored, if that is possible."""
-        for key, pipeline in list(self._pipelines.items()):
-            if (node is None or key[0] is node) and key[0].usable:
-                with contextlib.suppress(QueueFull, BrokerUnavailable):
-                    await key[0].call(pipeline.settle)
+        pipelines = [
+            (where, pipeline)
+            for (where, _), pipeline in list(self._pipelines.items())
+            if (node is None or where is node) and where.usable
+        ]
+        await asyncio.gather(*(where.call(each.finish) for where, each in pipelines))
 
     @property
     def is_unsettled(self) -> bool:

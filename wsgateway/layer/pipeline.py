@@ -86,12 +86,13 @@ class Pipeline:
         self._counting: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._is_full = False  # the server refuses what is sent again
+        self._begun = False
         self._over = False
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._seen = (0, 0)  # sent and stored, at the last tick
-        self._progress = 0.0  # when `stored` last grew, or the first message was sent
-        self._unhook = (node.link.on_lost(self._give_up), node.link.on_closing(self._finish))
+        self._seen = 0  # messages sent at the last tick
+        self._progress = 0.0  # when a message was last stored, or none was on its way
+        self._unhook = (node.link.on_lost(self._give_up), node.link.on_closing(self.finish))
 
     # -- for senders ---------------------------------------------------------------------
 
@@ -107,6 +108,7 @@ class Pipeline:
         except BaseException:
             self._end()
             raise
+        self._begun = True
         self._progress = self._loop.time()
         self._tick()
         while self._batch is batch and not batch.is_open:
@@ -125,10 +127,12 @@ class Pipeline:
         """
         deadline = self._deadline()
         while not self._over:
-            if self._room <= 0 or len(payload) > LARGE:
+            if self._begun and (self._room <= 0 or len(payload) > LARGE):
                 await self.settle()
             elif self._batch is not None and self._batch.takes_more:
                 self._append(payload)
+                if self._node.link.has_unsent:  # uvloop writes at the end of a turn
+                    await asyncio.sleep(0)
                 return True
             else:
                 self._refuse_full()
@@ -146,7 +150,8 @@ class Pipeline:
         while not self._over:
             self._refuse_full()
             self._end_batch()
-            await self._change(deadline)
+            if not self._over:
+                await self._change(deadline)
 
     async def discard(self) -> None:
         """End it; what is not stored is dropped."""
@@ -155,8 +160,9 @@ class Pipeline:
             self._recovering.cancel()
         self._end()
 
-    async def _finish(self) -> None:
-        with contextlib.suppress(QueueFull, BrokerUnavailable):
+    async def finish(self) -> None:
+        """As `settle`, as far as possible."""
+        with contextlib.suppress(BrokerError):
             await self.settle()
 
     # -- sending -------------------------------------------------------------------------
@@ -164,16 +170,13 @@ class Pipeline:
     def _append(self, payload: bytes) -> None:
         assert self._batch is not None
         message = _Sent(payload, secrets.token_hex(12), self._deadline(RESEND_FOR))
-        self._batch.append(payload, self._headers_of(message))
+        self._batch.append(payload, {"Nats-Msg-Id": message.msg_id, **self._headers})
         self._unstored.append(message)
         self._room -= 1
         if self._counting is None and (
             self._room < self._enough or self._loop.time() - self._counted > COUNT_VALID
         ):
             self._counting = self._loop.create_task(self._recount(), name="wsgateway-count")
-
-    def _headers_of(self, message: _Sent) -> dict[str, str]:
-        return {"Nats-Msg-Id": message.msg_id, **self._headers}
 
     async def _count(self) -> None:
         # Half of it: the other half is for those who send meanwhile
@@ -208,20 +211,24 @@ class Pipeline:
         if batch is None:
             return
         now = self._loop.time()
-        seen, self._seen = self._seen, (batch.sent, batch.stored)
         if not self._unstored:
             self._progress = now
         if now - self._progress > ATTEMPT_TIMEOUT:
             self._give_up()
             return
-        if seen[0] == batch.sent:
+        if batch.sent == self._seen:
             self._end_batch()
+            if self._over:
+                return
+        self._seen = batch.sent
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def _end_batch(self) -> None:
         if self._batch is not None and self._batch.is_open:
             with contextlib.suppress(BrokerUnavailable):  # given up when no answer comes
                 self._batch.end()
+            if not self._unstored:
+                self._give_up()
 
     # -- what became of it ---------------------------------------------------------------
 
@@ -243,33 +250,46 @@ class Pipeline:
         self._changed.set()
 
     async def _recover(self) -> None:
+        try:
+            with contextlib.suppress(BrokerUnavailable):
+                await self._restore()  # at once, in case that is all that is wrong
+            while self._unstored:
+                await self._store(self._unstored[0])
+                self._unstored.popleft()
+                self._is_full = False
+        except BrokerClosed:
+            pass  # for good
+        finally:
+            self._lose(len(self._unstored), BrokerClosed("the connection was closed"))
+            self._end()
+
+    async def _store(self, message: _Sent) -> None:
+        """Store a message, or give it up."""
         backoff = Backoff(0.05, 2.0, 1.0)
         attempt = 0
-        while self._unstored:
-            message = self._unstored[0]
+        while True:
             try:
                 if attempt and not self._is_full:
                     await self._restore()
                 await self._node.broker.jetstream.publish(
                     self._subject, message.payload, self._headers, msg_id=message.msg_id
                 )
+                return
+            except BrokerClosed:
+                raise
             except (QueueFull, BrokerUnavailable) as exc:
                 self._is_full = isinstance(exc, QueueFull)
                 self._changed.set()
-                if self._loop.time() < message.until:
-                    await asyncio.sleep(backoff.delay(attempt))
-                    attempt += 1
-                    continue
-                self._lose(1, exc)
+                if self._loop.time() > message.until:
+                    return self._lose(1, exc)
             except BrokerError as exc:
-                self._lose(1, exc)
-            attempt = 0
-            self._unstored.popleft()
-            self._is_full = False
-        self._end()
+                return self._lose(1, exc)
+            await asyncio.sleep(backoff.delay(attempt))
+            attempt += 1
 
     def _lose(self, count: int, why: BrokerError) -> None:
-        logger.error("%d messages on %s were not stored: %s", count, self._subject, why)
+        if count:
+            logger.error("%d messages on %s were not stored: %s", count, self._subject, why)
 
     def _end(self) -> None:
         if self._over:
@@ -302,5 +322,6 @@ class Pipeline:
                 await self._changed.wait()
         except TimeoutError as exc:
             raise BrokerUnavailable(
-                f"what was sent to {self._subject} before is not stored yet; it is sent again"
+                f"what was sent to {self._subject} before is not stored yet; "
+                "it is kept, and sent again"
             ) from exc

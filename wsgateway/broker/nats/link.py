@@ -172,7 +172,10 @@ class Link:
             self._owner = asyncio.create_task(self._keep_up(), name="wsgateway-link")
 
     async def close(self, timeout: float = 2.0) -> None:
-        """Flush, disconnect, fail every waiter. Idempotent; takes *timeout* seconds at most."""
+        """Flush, disconnect, fail every waiter. Idempotent.
+
+        Takes *timeout* seconds at most, and one more for the callbacks of `on_closing`.
+        """
         await self._let_finish()
         if self.state is LinkState.CLOSED:
             return
@@ -426,6 +429,11 @@ class Link:
         """Write what was published, without waiting for this turn of the loop to end."""
         if self._client is not None:
             self._client.send_now()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something that was published has not been given to the system yet."""
+        return self._client is not None and self._client.buffered > 0
 
     @property
     def is_crowded(self) -> bool:
