@@ -131,8 +131,6 @@ class Pipeline:
                 await self.settle()
             elif self._batch is not None and self._batch.takes_more:
                 self._append(payload)
-                if self._node.link.has_unsent:  # uvloop writes at the end of a turn
-                    await asyncio.sleep(0)
                 return True
             else:
                 self._refuse_full()

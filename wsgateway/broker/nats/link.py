@@ -431,11 +431,6 @@ class Link:
             self._client.send_now()
 
     @property
-    def has_unsent(self) -> bool:
-        """Whether something that was published has not been given to the system yet."""
-        return self._client is not None and self._client.buffered > 0
-
-    @property
     def is_crowded(self) -> bool:
         """Whether `pressure` would wait."""
         return self._client is not None and self._client.buffered > OUTBOUND_HIGH
