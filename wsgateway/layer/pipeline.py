@@ -88,6 +88,7 @@ class Pipeline:
         self._is_full = False  # the server refuses what is sent again
         self._begun = False
         self._over = False
+        self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._seen = 0  # messages sent at the last tick
@@ -125,17 +126,27 @@ class Pipeline:
             QueueFull: Not even what was sent before finds room.
             BrokerUnavailable: What was sent before is not stored for too long.
         """
+        if self._takes(payload) and not self._turn.locked():
+            self._append(payload)
+            return True
         deadline = self._deadline()
-        while not self._over:
-            if self._begun and (self._room <= 0 or len(payload) > LARGE):
-                await self.settle()
-            elif self._batch is not None and self._batch.takes_more:
-                self._append(payload)
-                return True
-            else:
-                self._refuse_full()
-                await self._change(deadline)
+        async with self._turn:  # one of those who wait looks at what changes
+            while not self._over:
+                if self._takes(payload):
+                    self._append(payload)
+                    return True
+                if self._begun and (self._room <= 0 or len(payload) > LARGE):
+                    await self.settle()
+                else:
+                    self._refuse_full()
+                    await self._change(deadline)
         return False
+
+    def _takes(self, payload: bytes) -> bool:
+        batch = self._batch
+        if batch is None or not batch.takes_more:
+            return False
+        return self._room > 0 and len(payload) <= LARGE
 
     async def settle(self) -> None:
         """Return once everything is stored, and the pipeline over.
