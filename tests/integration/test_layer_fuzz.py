@@ -51,6 +51,7 @@ class Model(RuleBasedStateMachine):
     async def arrived(self) -> None:
         """Wait until everything sent so far has come: all share the loop's one connection."""
         for layer in self.layers:
+            await layer._normal.settle()
             if layer._home.node is not None:
                 await layer._home.node.link.confirm()
 
@@ -68,6 +69,26 @@ class Model(RuleBasedStateMachine):
         self.do(self.layers[process].send(channel, {"type": "x", "n": number}))
         self.held[channel].append(number)
         self.do(self.arrived())
+
+    @rule(
+        process=st.sampled_from(PROCESSES),
+        channel=st.sampled_from(NORMAL),
+        size=st.integers(2, 50),
+        settles=st.booleans(),
+    )
+    def burst(self, process: int, channel: str, size: int, settles: bool) -> None:
+        """What follows may come while a part is still on its way; only `flush` waits for it."""
+        layer = self.layers[process]
+        numbers = [next(self.numbers) for _ in range(size)]
+
+        async def send() -> None:
+            for number in numbers:
+                await layer.send(channel, {"type": "x", "n": number})
+
+        self.do(send())
+        self.held[channel] += numbers
+        if settles:
+            self.do(self.arrived())
 
     @precondition(lambda self: self.owned)
     @rule(process=st.sampled_from(PROCESSES), group=st.sampled_from(GROUPS), data=st.data())
@@ -129,6 +150,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(process=st.sampled_from(PROCESSES))
     def flush(self, process: int) -> None:
+        self.do(self.arrived())
         self.do(self.layers[process].flush())
         for group in GROUPS:
             self.members[group] = []

@@ -318,6 +318,9 @@ class NatsChannelLayer(BaseChannelLayer):
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send *message* to one channel.
 
+        A normal channel's is stored when this returns; in a burst it is written to the
+        connection, and kept here until it is stored.
+
         Raises:
             ChannelFull: The normal channel, or the channel of this process, is full.
             MessageTooLarge: The message exceeds ``max_message_size``.
