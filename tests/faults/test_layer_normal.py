@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.proxy import proxy_to
 from tests.integration.layers import drain, layers
 from tests.support import ROOT, site_env, until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.exceptions import BrokerError
+from wsgateway.layer import NatsChannelLayer
 
 
 @pytest.mark.timeout(120)
@@ -59,6 +61,30 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         assert len(got) - len(accepted) <= 2 * 64
 
 
+class Burst:
+    """Sends numbers to a normal channel, one right after the other, until `end`."""
+
+    def __init__(self, layer: NatsChannelLayer) -> None:
+        self.sent = 0
+        self._layer = layer
+        self._stop = False
+        self._task = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        while not self._stop:
+            await self._layer.send("work", {"type": "x", "n": self.sent})
+            self.sent += 1
+
+    async def more(self, count: int) -> None:
+        wanted = self.sent + count
+        await until(lambda: self.sent >= wanted or self._task.done(), 50, "more is sent")
+
+    async def end(self) -> None:
+        self._stop = True
+        await self._task
+        await until(lambda: not self._layer._normal.is_unsettled, 60, "all is stored")
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fault", ["kill", "stop"])
 async def test_leader_lost_in_a_burst(
@@ -69,19 +95,6 @@ async def test_leader_lost_in_a_burst(
     settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
     async with layers(nats_cluster.urls, prefix, capacity=100_000) as make:
         sender = make()
-        sent = 0
-        on_its_way = 0
-        ending = False
-
-        async def send() -> None:
-            nonlocal sent, on_its_way
-            while not ending:
-                await sender.send("work", {"type": "x", "n": sent})
-                sent += 1
-                on_its_way += sender._normal.is_unsettled
-                if sent % 100 == 0:
-                    await asyncio.sleep(0.001)
-
         while True:
             try:
                 await sender.send("work", {"type": "x", "n": -1})
@@ -89,21 +102,52 @@ async def test_leader_lost_in_a_burst(
                 await asyncio.sleep(0.1)
             else:
                 break
-        sending = asyncio.create_task(send())
-        await until(lambda: sent > 2000 or sending.done(), 40, "messages")
+        burst = Burst(sender)
+        await burst.more(2000)
         node = sender._node()
         info = await node.broker.streams.info(node.subjects.stream("chan"))
         assert info is not None
         leader = nats_cluster[info["cluster"]["leader"]]
         await asyncio.to_thread(leader.kill if fault == "kill" else leader.stop)
-        more = sent + 2000
-        await until(lambda: sent > more or sending.done(), 50, "two of three go on")
+        await burst.more(2000)
         await leader.astart()
-        ending = True
-        await sending
-        await until(lambda: not sender._normal.is_unsettled, 60, "all is stored")
-        assert on_its_way > sent / 2
-        assert await drain(make(), "work", sent + 1) == list(range(-1, sent))
+        await burst.end()
+        assert await drain(make(), "work", burst.sent + 1) == list(range(-1, burst.sent))
+
+
+@pytest.mark.timeout(120)
+async def test_a_server_killed_in_a_burst(
+    own_server: EmbeddedServer, prefix: str, settings: Any
+) -> None:
+    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
+    async with layers(own_server.url, prefix, capacity=1_000_000) as make:
+        burst = Burst(make())
+        for _ in range(3):
+            await burst.more(1000)
+            own_server.kill()
+            await own_server.astart()
+        await burst.more(1000)
+        await burst.end()
+        assert await drain(make(), "work", burst.sent) == list(range(burst.sent))
+
+
+@pytest.mark.timeout(120)
+async def test_a_network_that_goes_silent_in_a_burst(
+    own_server: EmbeddedServer, prefix: str, settings: Any
+) -> None:
+    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
+    async with proxy_to(own_server.port) as proxy:
+        url = f"nats://127.0.0.1:{proxy.port}"
+        async with layers(url, prefix, capacity=1_000_000) as make:
+            burst = Burst(make())
+            for seconds in (0.5, 3.0):  # the second one makes it send again what then comes, too
+                await burst.more(1000)
+                proxy.deaf = True
+                await asyncio.sleep(seconds)
+                proxy.deaf = False
+            await burst.more(1000)
+            await burst.end()
+            assert await drain(make(), "work", burst.sent) == list(range(burst.sent))
 
 
 SENDER = """
