@@ -82,7 +82,7 @@ class Burst:
     async def end(self) -> None:
         self._stop = True
         await self._task
-        await until(lambda: not self._layer._normal.is_unsettled, 60, "all is stored")
+        await until(lambda: not self._layer._normal.pipelines, 60, "all is stored")
 
 
 @pytest.mark.timeout(120)
@@ -160,7 +160,7 @@ async def main():
     number = 0
     while True:
         await layer.send("work", {"type": "x", "n": number})
-        sys.stdout.write(f"{number} {int(layer._normal.is_unsettled)}\\n")
+        sys.stdout.write(f"{number} {len(layer._normal.pipelines)}\\n")
         sys.stdout.flush()
         number += 1
 

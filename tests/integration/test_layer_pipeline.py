@@ -30,7 +30,7 @@ async def burst(layer: NatsChannelLayer, count: int, first: int = 0) -> int:
     on_its_way = 0
     for number in range(first, first + count):
         await layer.send("work", {"type": "x", "n": number})
-        on_its_way += layer._normal.is_unsettled
+        on_its_way += bool(layer._normal.pipelines)
     return on_its_way
 
 
@@ -40,7 +40,7 @@ async def count(layer: NatsChannelLayer) -> int:
 
 
 async def settled(layer: NatsChannelLayer) -> None:
-    await until(lambda: not layer._normal.is_unsettled, 20, "all is stored")
+    await until(lambda: not layer._normal.pipelines, 20, "all is stored")
 
 
 async def test_a_burst_is_on_its_way_at_once_and_stored_soon(make: Make) -> None:
@@ -169,7 +169,7 @@ async def test_a_large_message_in_between(make: Make) -> None:
     layer = make(capacity=1000)
     await burst(layer, 20)
     await layer.send("work", {"type": "x", "n": 20, "data": bytes(LARGE)})
-    assert not layer._normal.is_unsettled
+    assert not layer._normal.pipelines
     await burst(layer, 20, 21)
     assert await drain(layer, "work", 41) == list(range(41))
 
@@ -183,7 +183,7 @@ async def test_the_end_waits_for_what_is_on_its_way(
         assert await burst(layer, 500) > 0
         if end != "asyncio.run":
             await getattr(layer, end)()
-            assert not layer._normal.is_unsettled
+            assert not layer._normal.pipelines
 
     await asyncio.to_thread(asyncio.run, send())
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

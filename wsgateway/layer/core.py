@@ -504,7 +504,7 @@ class NatsChannelLayer(BaseChannelLayer):
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
         subject = self._group_subject(group, message)
-        if self._normal.is_unsettled:
+        if self._normal.pipelines:
             await self._normal.settle()  # a member may be a normal channel: one writer's order
         if subject:
             await self._publish(subject, self._envelope(b"", message))
@@ -548,7 +548,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """
         self._require_no_loop()
         subject = self._group_subject(group, message)
-        is_quick = subject and not self._normal.is_unsettled
+        is_quick = subject and not self._normal.pipelines
         if not (is_quick and self._publish_soon(subject, self._envelope(b"", message))):
             self._sync(lambda: self.group_send(group, message))
 

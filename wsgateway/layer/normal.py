@@ -75,7 +75,8 @@ class NormalChannels:
         self._ensuring: dict[Node, asyncio.Lock] = {}
         self._room: dict[str, tuple[float, int]] = {}  # channel -> until when, how many more
         self._readers: dict[tuple[Node, str], _Reader] = {}
-        self._pipelines: dict[tuple[Node, str], Pipeline] = {}
+        self.pipelines: dict[tuple[Node, str], Pipeline] = {}
+        """What may not be stored yet."""
         self._haste: dict[str, tuple[float, int]] = {}  # channel -> last send, how many in a row
 
     # -- the stream ----------------------------------------------------------------------
@@ -116,7 +117,7 @@ class NormalChannels:
         if not node.link.jetstream_offered:
             return
         await self.settle()
-        for key, pipeline in list(self._pipelines.items()):
+        for key, pipeline in list(self.pipelines.items()):
             if key[0].usable:
                 await key[0].call(pipeline.discard)
         self._room.clear()
@@ -171,19 +172,19 @@ class NormalChannels:
 
     async def _send_on(self, node: Node, channel: str, data: bytes) -> bool:
         """Send without waiting; return False if that is not to be."""
-        pipeline = self._pipelines.get((node, channel))
+        pipeline = self.pipelines.get((node, channel))
         if pipeline is not None:
             return await pipeline.send(data)
         if len(data) > LARGE or not self._is_hasty(channel):
             return False
         self._room.pop(channel, None)
-        pipeline = self._pipelines[node, channel] = Pipeline(
+        pipeline = self.pipelines[node, channel] = Pipeline(
             node,
             node.subjects.channel(channel),
             self._ttl,
             count_room=lambda: self._count_room(node, channel),
             restore=lambda: self._restore(node),
-            on_end=lambda: self._pipelines.pop((node, channel), None),
+            on_end=lambda: self.pipelines.pop((node, channel), None),
         )
         begun = await pipeline.begin(data)
         self._haste[channel] = (0.0, 0) if begun else (time.monotonic(), -HOLD_OFF)
@@ -205,15 +206,10 @@ class NormalChannels:
         """Wait until all that was sent, on one node or on all, is stored, if that is possible."""
         pipelines = [
             (where, pipeline)
-            for (where, _), pipeline in list(self._pipelines.items())
+            for (where, _), pipeline in list(self.pipelines.items())
             if (node is None or where is node) and where.usable
         ]
         await asyncio.gather(*(where.call(each.finish) for where, each in pipelines))
-
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether something that was sent may not be stored yet."""
-        return bool(self._pipelines)
 
     # -- room ----------------------------------------------------------------------------
 
