@@ -403,7 +403,7 @@ async def test_flush_reaches_a_process_that_reads_only_normal_channels(make: Mak
     one, worker = make(), make()
     await receive_nothing(worker, "work")  # leaves a request for messages open
     await one.send("work", {"type": "x", "n": 1})
-    [reader] = worker._normal._readers.values()
+    [reader] = worker._normal.fetchers.values()
     async with asyncio.timeout(20):
         while not reader.mailbox.queue:
             await asyncio.sleep(0)

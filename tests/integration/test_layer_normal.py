@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
-from wsgateway.layer import NatsChannelLayer, normal
+from wsgateway.layer import NatsChannelLayer, fetcher
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ async def make(nats_server: Any, prefix: str) -> AsyncIterator[Make]:
 
 async def fetched(layer: NatsChannelLayer) -> None:
     """Wait until the layer has fetched what nobody has asked for yet."""
-    readers = layer._normal._readers
+    readers = layer._normal.fetchers
     await until(lambda: any(reader.mailbox.queue for reader in readers.values()), 10, "fetched")
 
 
@@ -31,7 +31,7 @@ async def test_what_a_closed_connection_had_fetched_goes_to_others(
     make: Make, nats_server: Any, prefix: str, end: str
 ) -> None:
     """It was given back only after the connection was closed: not at all, for 30 seconds."""
-    assert normal.ACK_WAIT > 20  # so that what arrives below was given back
+    assert fetcher.ACK_WAIT > 20  # so that what arrives below was given back
     sender, other = make(), make()
     for number in range(20):
         await sender.send("work", {"type": "x", "n": number})
@@ -69,3 +69,29 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
                 await layer.send("work", {"type": "x", "n": 2})
             await asyncio.sleep(0.1)
     assert (await waiting)["n"] == 2
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+async def test_a_request_that_the_server_forgets_is_made_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """As when the consumer's leader dies, or the stream is deleted, at the wrong moment."""
+    layer = make()
+    await layer.new_channel()
+    node = layer._node()
+    publish = node.publish
+    requests = 0
+
+    def lossy(subject: str, *args: Any, **kwargs: Any) -> None:
+        nonlocal requests
+        requests += "CONSUMER.MSG.NEXT" in subject
+        if requests > lost or "CONSUMER.MSG.NEXT" not in subject:
+            publish(subject, *args, **kwargs)
+
+    monkeypatch.setattr(node, "publish", lossy)
+    monkeypatch.setattr(fetcher, "PULL_EXPIRES", 0.5)
+    monkeypatch.setattr(fetcher, "PULL_GRACE", 0.2)
+    waiting = asyncio.create_task(drain(layer, "work", 10))
+    for number in range(10):
+        await layer.send("work", {"type": "x", "n": number})
+    assert await waiting == list(range(10))

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,12 +27,20 @@ from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, Q
 if TYPE_CHECKING:
     from wsgateway.layer.loops import Node
 
-__all__ = ["LARGE", "Pipeline"]
+__all__ = ["LARGE", "Haste", "Pipeline"]
 
 logger = logging.getLogger("wsgateway.layer")
 
 LARGE = 64 * 1024
 """Bytes above which a message is waited for; bounds what a pipeline holds."""
+PAUSE = 0.005
+"""Seconds between two sends to the same channel below which the sender is in a burst."""
+HASTY_AFTER = 3
+"""How many such pauses in a row begin a pipeline."""
+HOLD_OFF = 64
+"""Further sends after which a pipeline is tried again, when it could not begin."""
+CHANNELS_NOTED = 10_000
+"""Channels whose senders are watched."""
 TICK = 0.005
 """Seconds without another message after which the batch is ended."""
 LEAST_ROOM = 8
@@ -46,6 +55,31 @@ class _Sent(NamedTuple):
     payload: bytes
     msg_id: str
     until: float  # when it is given up; the loop's clock
+
+
+class Haste:
+    """Notices senders who do not pause between two sends to the same channel."""
+
+    def __init__(self) -> None:
+        self._noted: dict[str, tuple[float, int]] = {}  # when the last send ended; short pauses
+
+    def begins(self, channel: str) -> bool:
+        """Take note of a send that begins; say whether it follows others closely."""
+        ended, count = self._noted.get(channel, (0.0, 0))
+        count = count + 1 if time.monotonic() - ended < PAUSE else 0
+        if len(self._noted) >= CHANNELS_NOTED:
+            self._noted.clear()
+        self._noted[channel] = (ended, count)
+        return count >= HASTY_AFTER
+
+    def sent(self, channel: str) -> None:
+        """Take note of a send that has ended."""
+        _, count = self._noted.get(channel, (0.0, 0))
+        self._noted[channel] = (time.monotonic(), count)
+
+    def hold_off(self, channel: str) -> None:
+        """Let more sends pass before one is said to be in a burst again."""
+        self._noted[channel] = (time.monotonic(), -HOLD_OFF)
 
 
 class Pipeline:
