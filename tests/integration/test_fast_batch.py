@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.support import until
+from tests.support import server_version, until
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.fast_batch import FLOW, FastBatch
+from wsgateway.broker.nats.fast_batch import FLOW, SINCE, FastBatch
 from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
+
+pytestmark = pytest.mark.skipif(server_version() < SINCE, reason="nats-server is older than 2.14")
 
 
 async def make_stream(broker: NatsBroker, prefix: str, **options: Any) -> str:

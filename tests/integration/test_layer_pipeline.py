@@ -12,10 +12,15 @@ from channels.exceptions import ChannelFull
 
 from tests.faults.test_layer_failover import cut
 from tests.integration.layers import Make, drain, layers, receive
-from tests.support import until
+from tests.support import server_version, until
+from wsgateway.broker.nats import fast_batch
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.pipeline import LARGE
+
+pytestmark = pytest.mark.skipif(
+    server_version() < fast_batch.SINCE, reason="nats-server is older than 2.14"
+)
 
 
 @pytest.fixture
@@ -232,3 +237,15 @@ async def test_cancelled_senders_leave_a_beginning(make: Make) -> None:
     assert got == sorted(set(got))
     assert set(accepted) <= set(got)
     assert len(got) <= len(accepted) + 100  # the ones whose `send` was cancelled
+
+
+async def test_a_server_too_old_for_batches(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_batch, "SINCE", (99, 0, 0))
+    layer = make()
+    assert await burst(layer, 100) == 0
+    info = await layer._node().broker.streams.info(layer._node().subjects.stream("chan"))
+    assert info is not None
+    assert not info["config"].get("allow_batched")
+    with pytest.raises(ChannelFull):
+        await burst(layer, 1)
+    assert await drain(layer, "work", 100) == list(range(100))
