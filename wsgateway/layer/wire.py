@@ -107,9 +107,14 @@ def sent_at(data: bytes) -> float:
     return time
 
 
+def _content(data: bytes) -> int:
+    """Return where the content of the envelope *data* begins."""
+    return HEAD + (data[10] << 8 | data[11])
+
+
 def name(data: bytes) -> bytes:
     """Return the channel's name in the envelope *data*."""
-    return data[HEAD : HEAD + (data[10] << 8 | data[11])]
+    return data[HEAD : _content(data)]
 
 
 def body(data: bytes, limit: int) -> bytes:
@@ -122,7 +127,7 @@ def body(data: bytes, limit: int) -> bytes:
     Raises:
         MalformedMessage: It is damaged or exceeds *limit*.
     """
-    content = data[HEAD + (data[10] << 8 | data[11]) :]
+    content = data[_content(data) :]
     if not data[1] & COMPRESSED:
         return content
     inflater = zlib.decompressobj()
@@ -137,7 +142,7 @@ def body(data: bytes, limit: int) -> bytes:
 
 def compress(data: bytes) -> bytes:
     """Return the envelope *data* with its content compressed, or *data* if that is no gain."""
-    start = HEAD + (data[10] << 8 | data[11])
+    start = _content(data)
     packed = zlib.compress(data[start:], 1)
     if len(packed) >= len(data) - start:
         return data
@@ -152,7 +157,7 @@ def split(data: bytes, identity: bytes, limit: int) -> Iterator[bytes]:
         identity: 16 random bytes.
         limit: Bytes, well above the size of an envelope's head and name.
     """
-    start = HEAD + (data[10] << 8 | data[11])
+    start = _content(data)
     start_of_each = data[:1] + bytes([data[1] | PART]) + data[2:start]
     room = limit - len(start_of_each) - _PART.size
     rest = data[start:]
@@ -166,13 +171,13 @@ def split(data: bytes, identity: bytes, limit: int) -> Iterator[bytes]:
 
 def identity(data: bytes) -> bytes:
     """Return the 16 bytes that all parts of the same message have, from one of them."""
-    start = HEAD + (data[10] << 8 | data[11])
+    start = _content(data)
     return data[start : start + 16]
 
 
 def claim(data: bytes, identity: bytes, count: int) -> bytes:
     """Return the envelope that stands for *data*, which is stored as *count* parts."""
-    start = HEAD + (data[10] << 8 | data[11])
+    start = _content(data)
     return data[:1] + bytes([CLAIM]) + data[2:start] + _CLAIM.pack(identity, count)
 
 
@@ -187,7 +192,7 @@ def claimed(data: bytes) -> tuple[bytes, int]:
     Raises:
         MalformedMessage: *data* is no claim.
     """
-    start = HEAD + (data[10] << 8 | data[11])
+    start = _content(data)
     if not is_claim(data) or len(data) != start + _CLAIM.size:
         raise MalformedMessage("a claim for a channel message is cut short")
     found: tuple[bytes, int] = _CLAIM.unpack_from(data, start)
@@ -212,7 +217,7 @@ class Joiner:
         Raises:
             MalformedMessage: *data* is no part.
         """
-        start = HEAD + (data[10] << 8 | data[11])
+        start = _content(data)
         try:
             identity, index, count = _PART.unpack_from(data, start)
         except struct.error as exc:
