@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import nats
 import pytest
 
-from tests.support import ROOT, Gateway, Process, site_env, until
+from tests.support import ROOT, Gateway, Process, site_env
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import GatewayError, connect
 from wsgateway.subjects import encode_token
@@ -43,19 +44,27 @@ def client_of(gateway: Gateway, **options: Any) -> Any:
 
 
 async def test_service_in_javascript_answers_and_survives_sigkill(
-    gateway: Gateway, service: Process
+    gateway: Gateway, service: Process, nats_server: EmbeddedServer, prefix: str
 ) -> None:
-    async with client_of(gateway) as client:
+    async with client_of(gateway) as client, await nats.connect(nats_server.url) as connection:
+        stream = f"{prefix.upper()}_SEND"
         # asked while there is no service: it waits in the queue
         asking = asyncio.create_task(client.request({"item": "tea"}))
-        await until(lambda: client.pending == 0, 20)
+        async with asyncio.timeout(20):
+            while not (await connection.jsm().stream_info(stream)).state.messages:
+                await asyncio.sleep(0.01)
         service.spawn()
         assert (await asyncio.wait_for(asking, 30)).json() == {"item": "tea", "price": 9}
         with pytest.raises(GatewayError, match=r"send .*item") as caught:
             await client.request("no JSON")
         assert caught.value.code == "bad_request"
-        service.kill()
+        # killed with the request in its hands: it comes again, before the client gives up
+        service.send(signal.SIGSTOP)
         asking = asyncio.create_task(client.request({"item": "coffee"}))
+        async with asyncio.timeout(20):
+            while not (await connection.jsm().consumer_info(stream, "prices")).num_ack_pending:
+                await asyncio.sleep(0.01)
+        service.kill()
         service.spawn()
         assert (await asyncio.wait_for(asking, 40)).json() == {"item": "coffee", "price": 18}
     assert service.running, service.output
