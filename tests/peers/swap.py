@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -48,6 +49,16 @@ class SwappedLayer(NatsChannelLayer):
             node = self._home.node
             assert node is not None
             await node.link.confirm()
+
+    # What Channels' tests of consumers look into
+
+    @property
+    def channels(self) -> dict[str, Any]:
+        return {name.decode(): mailbox for name, mailbox in self._home.mailboxes.items()}
+
+    @property
+    def groups(self) -> dict[str, Any]:
+        return self._home.groups
 
     # What the pub/sub tests look into
 
@@ -126,20 +137,26 @@ def _patient(mark: Any) -> Any:
     return pytest.mark.parametrize(names, [(*row[:-1], 10 * row[-1]) for row in rows]).mark
 
 
-def load(requirement: str, path: str, not_applicable: dict[str, str]) -> dict[str, Any]:
-    """Return the tests and fixtures of a file in *requirement*'s source distribution.
+def load(
+    folder: Path, path: str, not_applicable: dict[str, str], changes: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the tests and fixtures of a file, with our layer in place of theirs.
 
     Args:
-        requirement: Name and version.
+        folder: The peer's unpacked source.
         path: The file within.
         not_applicable: Tests to leave out, with the reason.
+        changes: Regular expressions for what else to replace in its text, and by what.
     """
-    text = (source(requirement) / path).read_text()
+    text = (folder / path).read_text()
+    for pattern, replacement in (changes or {}).items():
+        text, count = re.subn(pattern, replacement, text, flags=re.M)
+        assert count, f"{path} in {folder.name} has nothing like {pattern} any more"
     names: dict[str, Any] = {"__name__": f"peers.{Path(path).stem}"}
     with _swapped():
         exec(compile(text, path, "exec"), names)
     unknown = [name for name in not_applicable if name not in names]
-    assert not unknown, f"{requirement} has no {unknown} any more"
+    assert not unknown, f"{path} in {folder.name} has no {unknown} any more"
     for name in not_applicable:
         del names[name]
     for name, value in names.items():

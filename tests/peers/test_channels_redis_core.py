@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.peers.swap import load
+from tests.peers.swap import load, source
 
 NOT_APPLICABLE = {
     "test_default_group_key_format": "asks for the name of a Redis key",
@@ -11,4 +11,4 @@ NOT_APPLICABLE = {
     "oldest message; tests/unit/test_layer_mailbox.py has the promise that is kept here",
 }
 
-globals().update(load("channels-redis==4.3.0", "tests/test_core.py", NOT_APPLICABLE))
+globals().update(load(source("channels-redis==4.3.0"), "tests/test_core.py", NOT_APPLICABLE))

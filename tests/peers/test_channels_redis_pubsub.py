@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.peers.swap import load
+from tests.peers.swap import load, source
 
 NOT_APPLICABLE = {
     "test_receive_on_non_owned_general_channel": "sends a str, which the specification forbids "
@@ -10,4 +10,4 @@ NOT_APPLICABLE = {
     "test_loop_instance_channel_layer_reference": "looks into an internal proxy object",
 }
 
-globals().update(load("channels-redis==4.3.0", "tests/test_pubsub.py", NOT_APPLICABLE))
+globals().update(load(source("channels-redis==4.3.0"), "tests/test_pubsub.py", NOT_APPLICABLE))
