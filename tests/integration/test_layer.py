@@ -19,6 +19,7 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, MessageTooLarge
 
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
+from tests.support import until
 from wsgateway.layer import NatsChannelLayer
 
 ALL_TYPES = {
@@ -433,6 +434,33 @@ async def test_a_closed_layer_connects_anew(make: Make) -> None:
     await layer.group_add("group", channel)
     await layer.group_send("group", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]
+
+
+@pytest.mark.parametrize("end", ["close", "close_pools"])
+@pytest.mark.parametrize("way", ["process", "normal", "group", "durable"])
+async def test_who_waits_when_the_layer_is_closed_connects_anew(
+    make: Make, way: str, end: str
+) -> None:
+    """A view that ends its use of the layer as channels_redis wants it made consumers deaf."""
+    layer, sender = make(), make()
+    channel = "normal" if way == "normal" else await layer.new_channel()
+    group = "service.user" if way == "durable" else "group"
+    if way in ("group", "durable"):
+        await layer.group_add(group, channel)
+    waiting = [asyncio.create_task(receive(layer, channel)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    for number in range(3):
+        await getattr(layer, end)()
+        if way in ("process", "group"):  # which need a connection that is there
+            await until(lambda: layer._home.node is not None, 10, "a new home")
+            await settled(layer)
+        message = {"type": "x", "n": number}
+        if way in ("group", "durable"):
+            await sender.group_send(group, message)
+        else:
+            await sender.send(channel, message)
+        await until(lambda: sum(task.done() for task in waiting) == number + 1, 10, "received")  # noqa: B023
+    assert sorted([(await task)["n"] for task in waiting]) == [0, 1, 2]
 
 
 def test_the_methods_are_coroutines_and_the_extensions_declared(prefix: str) -> None:

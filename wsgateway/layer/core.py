@@ -372,9 +372,7 @@ class NatsChannelLayer(BaseChannelLayer):
         if not subject:
             if self._home.node is None:
                 await self._home.settle()  # where `flush` is heard; a worker reads nothing else
-            found: dict[str, Any] = await self._normal.receive(
-                self._node(), channel, self._open, self._redeem
-            )
+            found: dict[str, Any] = await self._normal.receive(channel, self._open, self._redeem)
             return found
         mailbox = self._home.mailboxes.get(name)
         if mailbox is None:
@@ -418,10 +416,14 @@ class NatsChannelLayer(BaseChannelLayer):
         await self._normal.close(node)
 
     def node_closed(self, node: Node) -> None:
-        """Let those who wait for messages find another home."""
-        if self._home.node is node and not node.is_background:
-            for mailbox in list(self._home.mailboxes.values()):
-                mailbox.wake_all()
+        """Let those who wait for messages find another node."""
+        if not node.is_background:  # which is closed at the end of the process
+            self._move_readers()
+
+    def _move_readers(self) -> None:
+        for mailbox in list(self._home.mailboxes.values()):
+            mailbox.wake_all()
+        self._normal.move_readers()
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel that only this process receives on."""
@@ -596,13 +598,17 @@ class NatsChannelLayer(BaseChannelLayer):
             done()
 
     async def close(self) -> None:
-        """Leave this layer's groups and channels, and disconnect. The next call connects anew."""
+        """Leave this layer's groups and channels, and disconnect.
+
+        The next call connects anew, and so does a `receive` that is waiting: cancel it first.
+        """
         await self._home.close()
         await self._normal.close()
         nodes, self._nodes = self._nodes, {}
         for node in nodes.values():
             if node.usable and not node.is_background:
                 await node.call(lambda node=node: self._leave(node))  # type: ignore[misc]
+        self._move_readers()
 
     async def _leave(self, node: Node) -> None:
         node.users.discard(self)
@@ -618,6 +624,7 @@ class NatsChannelLayer(BaseChannelLayer):
             await self._home.close()
         await self._normal.close(node)
         await self._leave(node)
+        self._move_readers()
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""

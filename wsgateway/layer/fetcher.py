@@ -54,6 +54,8 @@ class Fetcher:
         self.node = node
         self.channel = channel
         self.mailbox: Mailbox[tuple[bytes, bytes]] = Mailbox(1, lambda _: False)
+        self.closed = False
+        """Whether readers have to find another fetcher."""
         self._channels = channels
         self._stream = node.subjects.stream("chan")
         self._consumer = encode_token(channel)
@@ -87,6 +89,7 @@ class Fetcher:
 
     async def close(self) -> None:
         """Stop fetching; give back what nobody took, before the node disconnects."""
+        self.closed = True
 
         async def close() -> None:
             if self._task is not None:
@@ -101,6 +104,8 @@ class Fetcher:
     # In the node's loop
 
     def _want(self) -> None:
+        if self.closed:
+            return
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name=f"wsgateway-read-{self.channel}")
         self._changed.set()

@@ -50,6 +50,7 @@ class NormalChannels:
         self._ensuring: dict[Node, asyncio.Lock] = {}
         self._room: dict[str, tuple[float, int]] = {}  # channel -> until when, how many more
         self.fetchers: dict[tuple[Node, str], Fetcher] = {}
+        self._ended: list[Fetcher] = []  # whose readers still wait there
         self.pipelines: dict[tuple[Node, str], Pipeline] = {}
         """What may not be stored yet."""
         self._haste = Haste()
@@ -226,42 +227,46 @@ class NormalChannels:
 
     # -- receive -------------------------------------------------------------------------
 
-    async def receive(
-        self, node: Node, channel: str, open_: Callable[[bytes], Any], redeem: Redeem
-    ) -> Any:
+    async def receive(self, channel: str, open_: Callable[[bytes], Any], redeem: Redeem) -> Any:
         """Return the next message that *open_* makes something of.
 
         Args:
-            node: Where.
             channel: A normal channel.
             open_: Makes a message of an envelope; None: it is none.
             redeem: Fetches the envelope that a claim stands for; None: it is gone.
         """
-        if not node.link.is_open:
-            await node.call(node.ready)
-        fetcher = self.fetchers.get((node, channel))
-        if fetcher is None:
-            fetcher = self.fetchers.setdefault((node, channel), Fetcher(self, node, channel))
-        mailbox = fetcher.mailbox
-        mailbox.reading += 1
-        try:
-            while True:
-                if not mailbox.queue:
-                    fetcher.want()
-                item = await mailbox.get()
-                data, ack = item
-                envelope = await redeem(mailbox, item, data) if wire.is_claim(data) else data
-                fetcher.taken(ack)
-                message = None if envelope is None else open_(envelope)
-                if message is not None:
-                    return message
-        finally:
-            mailbox.reading -= 1
-            mailbox.used = time.monotonic()
+        while True:  # again if the layer is closed meanwhile
+            node = self._layer._node()
+            if not node.link.is_open:
+                await node.call(node.ready)
+            fetcher = self.fetchers.get((node, channel))
+            if fetcher is None:
+                fetcher = self.fetchers.setdefault((node, channel), Fetcher(self, node, channel))
+            mailbox = fetcher.mailbox
+            mailbox.reading += 1
+            try:
+                while not fetcher.closed:
+                    item = mailbox.take()
+                    if item is None:
+                        fetcher.want()
+                        await mailbox.wait()
+                        continue
+                    data, ack = item
+                    envelope = await redeem(mailbox, item, data) if wire.is_claim(data) else data
+                    fetcher.taken(ack)
+                    message = None if envelope is None else open_(envelope)
+                    if message is not None:
+                        return message
+            finally:
+                mailbox.reading -= 1
+                mailbox.used = time.monotonic()
+                mailbox.pass_on()
 
     def forget(self, fetcher: Fetcher) -> None:
         """Drop an idle fetcher."""
-        self.fetchers.pop((fetcher.node, fetcher.channel), None)
+        key = fetcher.node, fetcher.channel
+        if self.fetchers.get(key) is fetcher:
+            del self.fetchers[key]
 
     async def close(self, node: Node | None = None) -> None:
         """End the fetchers, of one node or of all; what they have fetched goes to others."""
@@ -269,6 +274,18 @@ class NormalChannels:
         for key, fetcher in list(self.fetchers.items()):
             if node is None or fetcher.node is node:
                 self.fetchers.pop(key, None)
+                self._ended.append(fetcher)
                 await fetcher.close()
         if node is None:
             self._limits.clear()
+
+    def move_readers(self) -> None:
+        """Have those who wait on what is closed find another node."""
+        for key, fetcher in list(self.fetchers.items()):
+            if not fetcher.node.usable:  # begun while it was being closed
+                del self.fetchers[key]
+                fetcher.closed = True
+                self._ended.append(fetcher)
+        ended, self._ended = self._ended, []
+        for fetcher in ended:
+            fetcher.mailbox.wake_all()
