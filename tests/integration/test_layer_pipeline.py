@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -55,6 +56,25 @@ async def test_a_burst_is_on_its_way_at_once_and_stored_soon(make: Make) -> None
     assert await count(sender) == 2000
     assert await drain(reader, "work", 2000) == list(range(2000))
     assert sender._node().link._on_lost.keys() <= reader._node().link._on_lost.keys()
+
+
+async def test_send_does_not_return_while_the_message_is_only_in_this_process(make: Make) -> None:
+    """A process that is killed leaves what the socket has taken, and no more."""
+    sender = make(capacity=10_000)
+    await sender.new_channel()
+    node = sender._home.node
+    assert node is not None
+    transport: Any = node.link._client._socket  # type: ignore[union-attr]
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    waiting = on_its_way = 0
+    for number in range(100):
+        await sender.send("work", {"type": "x", "n": number, "text": "x" * 60_000})
+        waiting += transport.get_write_buffer_size() > 0
+        on_its_way += bool(sender._normal.pipelines)
+    assert on_its_way > 10
+    assert waiting == 0
+    await settled(sender)
+    assert await drain(make(capacity=10_000), "work", 100) == list(range(100))
 
 
 async def test_a_slow_sender_waits_for_each(make: Make) -> None:

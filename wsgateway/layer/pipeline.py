@@ -161,14 +161,12 @@ class Pipeline:
             BrokerUnavailable: What was sent before is not stored for too long.
         """
         if self._takes(payload) and not self._turn.locked():
-            self._append(payload)
-            return True
+            return await self._write(payload)
         deadline = self._deadline()
         async with self._turn:  # one of those who wait looks at what changes
             while not self._over:
                 if self._takes(payload):
-                    self._append(payload)
-                    return True
+                    return await self._write(payload)
                 if self._begun and (self._room <= 0 or len(payload) > LARGE):
                     await self.settle()
                 else:
@@ -181,6 +179,14 @@ class Pipeline:
         if batch is None or not batch.takes_more:
             return False
         return self._room > 0 and len(payload) <= LARGE
+
+    async def _write(self, payload: bytes) -> bool:
+        """Send a message; return once it would outlive this process."""
+        self._append(payload)
+        batch, link = self._batch, self._node.link
+        while batch is self._batch and not link.is_written:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        return True
 
     async def settle(self) -> None:
         """Return once everything is stored, and the pipeline over.

@@ -435,6 +435,11 @@ class Link:
         """Whether `pressure` would wait."""
         return self._client is not None and self._client.buffered > OUTBOUND_HIGH
 
+    @property
+    def is_written(self) -> bool:
+        """Whether nothing that was published waits in this process for the socket."""
+        return self._client is None or not self._client.buffered
+
     async def pressure(self) -> None:
         """Wait while more than a megabyte waits for the server; returns when the link is lost."""
         client = self._client
