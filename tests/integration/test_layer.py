@@ -21,6 +21,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer.loops import full_channels
 
 ALL_TYPES = {
     "type": "all.types",
@@ -287,6 +288,57 @@ async def test_full_process_channel_refuses_and_others_do_not_suffer(make: Make)
     await layer.send(free, {"type": "x", "n": 7})
     assert await drain(layer, free, 1) == [7]
     assert await drain(layer, full, 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+async def test_a_full_channel_of_another_process_refuses_at_the_sender(
+    make: Make, capacity: int
+) -> None:
+    owner, sender = make(capacity=capacity), make()
+    channel = await owner.new_channel()
+    name = channel.encode()
+    for number in range(capacity):
+        await sender.send(channel, {"type": "x", "n": number})
+    await until(lambda: name in full_channels, 10, "the owner says so")
+    for _ in range(3):
+        with pytest.raises(ChannelFull, match=channel):
+            await sender.send(channel, {"type": "x", "n": 99})
+        with pytest.raises(ChannelFull, match=channel):
+            await asyncio.to_thread(sender.send_sync, channel, {"type": "x", "n": 99})
+    for number in range(10):  # refused for as long as there is no room, and no longer
+        assert await drain(owner, channel, 1) == [number]
+        await until(lambda: name not in full_channels, 0.9, "there is room")
+        await sender.send(channel, {"type": "x", "n": number + capacity})
+        await until(lambda: name in full_channels, 10, "the owner says so")
+    assert await drain(owner, channel, capacity) == list(range(10, 10 + capacity))
+    waiting = asyncio.create_task(drain(owner, channel, 100))
+    for number in range(100):  # a waiting reader makes room each time
+        await until(lambda: name not in full_channels, 0.9, "there is room")
+        await sender.send(channel, {"type": "x", "n": number})
+        await settled(sender)
+        await settled(owner)
+        await asyncio.sleep(0)
+    assert await waiting == list(range(100))
+
+
+async def test_a_full_channel_whose_process_is_gone_is_not_full_for_ever(make: Make) -> None:
+    owner, sender = make(capacity=1), make()
+    channel = await owner.new_channel()
+    await sender.send(channel, {"type": "x"})
+    await until(lambda: channel.encode() in full_channels, 10, "the owner says so")
+    await owner.close()
+    await until(lambda: channel.encode() not in full_channels, 10, "nobody says so any more")
+    await sender.send(channel, {"type": "x"})
+
+
+async def test_flush_makes_room(make: Make) -> None:
+    owner, sender = make(capacity=1), make()
+    channel = await owner.new_channel()
+    await sender.send(channel, {"type": "x"})
+    await until(lambda: channel.encode() in full_channels, 10, "the owner says so")
+    await sender.flush()
+    await sender.send(channel, {"type": "x", "n": 1})
+    assert await drain(owner, channel, 1) == [1]
 
 
 async def receive_nothing(layer: NatsChannelLayer, channel: str) -> None:

@@ -125,7 +125,8 @@ class Model(RuleBasedStateMachine):
         if len(self.expected(channel)) > len(self.held[channel]):
             self.read_all(channel)  # how much of what is stored is here already, nobody knows
         full = len(self.held[channel]) >= CAPACITY
-        refused = full and (channel == "work" or self.owners[channel] is caller)
+        # Another process refuses only once it has heard that the channel is full
+        surely = full and (channel == "work" or self.owners[channel] is caller)
         try:
             while True:
                 try:
@@ -136,9 +137,9 @@ class Model(RuleBasedStateMachine):
                         raise
                     self.settle()  # an acknowledgement is still under way
         except ChannelFull:
-            assert refused
+            assert full
         else:
-            assert not refused
+            assert not surely
             if not full:
                 self.held[channel].append(message["n"])
         self.settle()

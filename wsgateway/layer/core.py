@@ -31,6 +31,7 @@ from wsgateway.layer.loops import (
     Target,
     background_node,
     current_node,
+    full_channels,
     is_short_lived,
     on_fork,
 )
@@ -284,33 +285,42 @@ class NatsChannelLayer(BaseChannelLayer):
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None
 
-    async def _publish(self, subject: str, data: bytes) -> None:
-        """Publish an envelope, at most once, from whatever loop."""
+    async def _publish(self, subject: str, data: bytes, has_owner: bool) -> None:
+        """Publish an envelope, at most once, from whatever loop.
+
+        Args:
+            subject: A process's or a group's.
+            data: An envelope.
+            has_owner: Whether there is one process that may answer that the channel is full.
+        """
         loop = asyncio.get_running_loop()
         here = self._nodes.get(loop)
         if here is not None and here.link.is_open and not self._home.unconfirmed:
-            await self._publish_at(here, subject, data)
-        elif not (is_short_lived(loop) and self._publish_soon(subject, data)):
-            await self._run(self._publish_at, subject, data)
+            await self._publish_at(here, subject, data, has_owner)
+        elif not (is_short_lived(loop) and self._publish_soon(subject, data, has_owner)):
+            await self._run(self._publish_at, subject, data, has_owner)
 
-    def _publish_soon(self, subject: str, data: bytes) -> bool:
+    def _publish_soon(self, subject: str, data: bytes, has_owner: bool) -> bool:
         """Hand an envelope to the background loop; return False if the caller has to wait."""
         node = background_node(self.target)
         home = self._home
         if home.unconfirmed and home.node is not node:
             return False
-        return len(data) <= node.link.max_payload and node.publish_soon(subject, data)
+        if len(data) > node.link.max_payload:
+            return False
+        return node.publish_soon(subject, data, node.notices if has_owner else "")
 
-    async def _publish_at(self, node: Node, subject: str, data: bytes) -> None:
+    async def _publish_at(self, node: Node, subject: str, data: bytes, has_owner: bool) -> None:
         """Publish an envelope, at most once."""
         limit = node.link.max_payload
+        reply = node.notices if has_owner else ""
         if len(data) <= limit:
-            node.publish(subject, data)
+            node.publish(subject, data, b"", reply)
             if node.is_breathless():
                 await node.breathe()
             return
         for part in wire.split(data, uuid.uuid4().bytes, limit):
-            node.publish(subject, part)
+            node.publish(subject, part, b"", reply)
             await node.link.pressure()
 
     # -- channels ------------------------------------------------------------------------
@@ -322,13 +332,14 @@ class NatsChannelLayer(BaseChannelLayer):
         connection, and kept here until it is stored.
 
         Raises:
-            ChannelFull: The normal channel, or the channel of this process, is full.
+            ChannelFull: The channel holds as much as it may; if it is another process's: as far
+                as that process has said so.
             MessageTooLarge: The message exceeds ``max_message_size``.
             BrokerUnavailable: No connection to NATS.
         """
         subject, data = self._addressed(channel, message)
         if subject:
-            await self._publish(subject, data)
+            await self._publish(subject, data, True)
         else:
             await self._run(self._normal.send, channel, data)
 
@@ -336,7 +347,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """Return subject ("" for a normal channel) and envelope.
 
         Raises:
-            ChannelFull: The channel is one of this process, and full.
+            ChannelFull: The channel is one process's, and known to be full.
         """
         _require_message(message)
         subject, name = self._channels.get(channel) or self._address(channel)
@@ -344,6 +355,8 @@ class NatsChannelLayer(BaseChannelLayer):
         if subject:
             mailbox = self._home.mailboxes.get(name)
             if mailbox is not None and mailbox.is_full():
+                raise ChannelFull(channel)
+            if full_channels.until and name in full_channels:
                 raise ChannelFull(channel)
         return subject, data
 
@@ -380,15 +393,17 @@ class NatsChannelLayer(BaseChannelLayer):
                 raise AssertionError("Wrong client prefix")
             mailbox = self._home.mailbox(name)
         while (item := mailbox.take()) is not None:  # what is here needs no connection
+            if self._home.complaints.told:
+                self._home.taken(name)
             if isinstance(item, bytes):
                 message = self._open(item)
             else:
                 message = await self._open_durable(mailbox, item)
             if message is not None:
                 return message
-        return await self._wait_for_message(mailbox)
+        return await self._wait_for_message(name, mailbox)
 
-    async def _wait_for_message(self, mailbox: Mailbox[Any]) -> dict[str, Any]:
+    async def _wait_for_message(self, name: bytes, mailbox: Mailbox[Any]) -> dict[str, Any]:
         home = self._home
         mailbox.reading += 1
         try:
@@ -400,6 +415,8 @@ class NatsChannelLayer(BaseChannelLayer):
                 item = mailbox.take()
                 if item is None:
                     continue
+                if home.complaints.told:
+                    home.taken(name)
                 if isinstance(item, bytes):
                     message = self._open(item)
                 else:
@@ -509,7 +526,7 @@ class NatsChannelLayer(BaseChannelLayer):
         if self._normal.pipelines:
             await self._normal.settle()  # a member may be a normal channel: one writer's order
         if subject:
-            await self._publish(subject, self._envelope(b"", message))
+            await self._publish(subject, self._envelope(b"", message), False)
             return
         payload, kind = durable.payload_of(message, self._pack_checked)
         await self._run(durable.store, group, payload, kind)
@@ -539,7 +556,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """As `send`, from a thread without an event loop, over the shared connection."""
         self._require_no_loop()
         subject, data = self._addressed(channel, message)
-        if not (subject and self._publish_soon(subject, data)):
+        if not (subject and self._publish_soon(subject, data, True)):
             self._sync(lambda: self.send(channel, message))
 
     def group_send_sync(self, group: str, message: dict[str, Any]) -> None:
@@ -551,7 +568,7 @@ class NatsChannelLayer(BaseChannelLayer):
         self._require_no_loop()
         subject = self._group_subject(group, message)
         is_quick = subject and not self._normal.pipelines
-        if not (is_quick and self._publish_soon(subject, self._envelope(b"", message))):
+        if not (is_quick and self._publish_soon(subject, self._envelope(b"", message), False)):
             self._sync(lambda: self.group_send(group, message))
 
     @staticmethod

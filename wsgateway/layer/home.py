@@ -20,6 +20,7 @@ from wsgateway.broker.base import Closable
 from wsgateway.exceptions import BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
 from wsgateway.layer.durable import Feed, inbox_of
+from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
 from wsgateway.layer.loops import Node
 from wsgateway.layer.mailbox import Mailbox
@@ -75,6 +76,7 @@ class Home:
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
         self._joining: set[asyncio.Task[None]] = set()  # joins that another process asked for
         self._joiner = wire.Joiner()
+        self.complaints = Complaints(self._tell)
         self._moving = threading.Lock()
         self._sweeper: asyncio.TimerHandle | None = None
         self._forward = forward
@@ -169,6 +171,25 @@ class Home:
         mailbox = self.mailboxes.get(name) or self.mailbox(name)
         if not mailbox.put(whole):
             logger.info("channel %s is over capacity; a message is dropped", name.decode())
+        if reply and len(mailbox.queue) >= mailbox.capacity:
+            self.complaints.full(name, reply)
+
+    def _tell(self, sender: str, data: bytes) -> None:
+        node = self.node
+        if node is not None:
+            with contextlib.suppress(BrokerUnavailable):  # the sender tries again by itself
+                node.publish(sender, data)
+
+    def taken(self, name: bytes) -> None:
+        """Take note that a message was taken, in case somebody waits for room. From any thread."""
+        node = self.node
+        if name not in self.complaints.told or node is None:
+            return
+        if asyncio._get_running_loop() is node.loop:
+            self.complaints.room(name)
+        else:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                node.loop.call_soon_threadsafe(self.complaints.room, name)
 
     def whole(self, data: bytes) -> bytes | None:
         """Return the envelope of a group's message; None until its last part is there."""
@@ -322,8 +343,9 @@ class Home:
 
     def _flush(self) -> None:
         self._on_flush()
-        for mailbox in self.mailboxes.values():
+        for name, mailbox in self.mailboxes.items():
             mailbox.queue.clear()
+            self.complaints.room(name)
         for group in self.groups.values():
             for interest in group.close():
                 interest.close()
@@ -345,6 +367,8 @@ class Home:
         now = time.monotonic()
         for name, mailbox in list(self.mailboxes.items()):
             expired = mailbox.purge()
+            if expired:
+                self.complaints.room(name)
             if mailbox.reading:
                 continue
             idle = now - mailbox.used

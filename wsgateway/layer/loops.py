@@ -23,14 +23,23 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from asgiref.sync import AsyncToSync
 
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import LinkOptions, LinkState
+from wsgateway.broker.nats.link import LinkOptions, LinkState, new_inbox
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
+from wsgateway.layer.fullness import FullChannels
 from wsgateway.subjects import Subjects
 
-__all__ = ["Node", "Target", "background_node", "current_node", "is_short_lived", "on_fork"]
+__all__ = [
+    "Node",
+    "Target",
+    "background_node",
+    "current_node",
+    "full_channels",
+    "is_short_lived",
+    "on_fork",
+]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -79,13 +88,16 @@ class Node:
         self.blobs = Blobs(self.broker)
         self.link = self.broker.link
         self.publish = self.link.publish
+        self.notices = new_inbox()
+        """Where owners of channels answer what this node sends to them."""
+        self.link.subscribe(self.notices, _on_notice)
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
         """The layers that share it."""
         self._target = target
         self._opening: asyncio.Task[None] | None = None
         self._published = 0  # since the last yield
         self._soon = itertools.count(1)
-        self._handed: deque[tuple[str, bytes]] = deque()  # by other threads, to publish
+        self._handed: deque[tuple[str, bytes, str]] = deque()  # by other threads, to publish
         self._taking = False  # whether `_take_handed` is about to run
 
     @property
@@ -110,8 +122,13 @@ class Node:
         self._published += 1
         return self._published >= YIELD_EVERY
 
-    def publish_soon(self, subject: str, data: bytes) -> bool:
+    def publish_soon(self, subject: str, data: bytes, reply: str) -> bool:
         """Publish in the node's loop, without waiting; from any thread, in its order.
+
+        Args:
+            subject: Where.
+            data: At most the link's `max_payload`.
+            reply: Where answers go; "" for none.
 
         Returns:
             False if it is not connected, or the caller shall wait this time, so that it cannot
@@ -119,7 +136,7 @@ class Node:
         """
         if not self.link.is_open or next(self._soon) % YIELD_EVERY == 0:
             return False
-        self._handed.append((subject, data))
+        self._handed.append((subject, data, reply))
         if not self._taking:
             self._taking = True
             self.loop.call_soon_threadsafe(self._take_handed)
@@ -128,10 +145,10 @@ class Node:
     def _take_handed(self) -> None:
         self._taking = False  # before looking: what is appended after the look calls again
         while self._handed:
-            subject, data = self._handed.popleft()
+            subject, data, reply = self._handed.popleft()
             self._published += 1
             try:
-                self.publish(subject, data)
+                self.publish(subject, data, b"", reply)
             except BrokerUnavailable as exc:
                 logger.info("a message on %s was not sent: %s", subject, exc)
         self.link.send_now()
@@ -187,6 +204,15 @@ class _Background:
         self.thread.join(EXIT_TIMEOUT)
         if not self.thread.is_alive():
             self.loop.close()
+
+
+full_channels = FullChannels()
+"""Other processes' channels that have no room, as far as this one has heard."""
+
+
+def _on_notice(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
+    if headers is None:  # otherwise it is the server's: nobody owns the channel
+        full_channels.hear(data)
 
 
 _lock = threading.Lock()
