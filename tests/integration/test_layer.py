@@ -8,14 +8,12 @@ import copy
 import inspect
 import logging
 import re
-import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import nats
 import pytest
-from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, MessageTooLarge
 
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
@@ -211,56 +209,6 @@ async def test_several_wait_on_one_channel_and_each_gets_one(make: Make) -> None
     assert sorted([(await task)["n"] for task in waiting]) == list(range(10))
 
 
-def test_three_loops(nats_server: Any, prefix: str) -> None:
-    """`new_channel` in one loop, `send` in another, `receive` in a third."""
-    layer = NatsChannelLayer(nats_server.url, prefix=prefix)
-    channel = asyncio.run(layer.new_channel())
-
-    async def send() -> None:
-        await layer.send(channel, {"type": "x", "n": 1})
-
-    async def receive_after_sending() -> list[Any]:
-        waiting = asyncio.create_task(drain(layer, channel, 1))
-        await layer._home.settle()
-        await layer._home.confirm()
-        await asyncio.to_thread(asyncio.run, send())
-        return await waiting
-
-    try:
-        assert asyncio.run(receive_after_sending()) == [1]
-        assert async_to_sync(receive_after_sending)() == [1]
-    finally:
-        asyncio.run(layer.close())
-
-
-async def test_who_waits_finds_another_home_when_the_first_loop_ends(make: Make) -> None:
-    """The process's first loop may have been a short one, in another thread."""
-    layer, sender = make(), make()
-    channel = await asyncio.to_thread(asyncio.run, layer.new_channel())
-    entered, leave = threading.Event(), threading.Event()
-
-    async def hold() -> None:
-        await layer.group_add("group", channel)
-        entered.set()
-        await asyncio.to_thread(leave.wait, 20)
-
-    thread = threading.Thread(target=asyncio.run, args=(hold(),))
-    thread.start()
-    await asyncio.to_thread(entered.wait, 20)
-    waiting = [asyncio.create_task(receive(layer, channel)) for _ in range(2)]
-    await asyncio.sleep(0)
-    assert layer._home.node is not sender._node()
-    leave.set()
-    await asyncio.to_thread(thread.join)
-    async with asyncio.timeout(20):
-        while layer._home.node is not sender._node():
-            await asyncio.sleep(0.01)
-    await settled(layer)
-    for number in range(2):
-        await sender.group_send("group", {"type": "x", "n": number})
-    assert sorted([(await task)["n"] for task in waiting]) == [0, 1]
-
-
 # -- capacity, expiry ------------------------------------------------------------------------
 
 
@@ -434,6 +382,25 @@ async def test_normal_channel_in_a_group_gets_each_message_once(make: Make) -> N
         assert await drain(one, "shared", 20) == list(range(20))
     await sender.send("shared", {"type": "the.end"})
     assert await receive(one, "shared") == {"type": "the.end"}
+
+
+@pytest.mark.parametrize("group", ["group", "service.discarded"])
+async def test_a_normal_channel_leaves_a_group_for_every_process(make: Make, group: str) -> None:
+    one, two, sender = make(), make(), make()
+    for _ in range(3):
+        for layer in (one, two):
+            await layer.group_add(group, "shared")
+            await settled(layer)
+        await sender.group_send(group, {"type": "x", "n": 1})
+        assert await drain(one, "shared", 1) == [1]
+        await one.group_discard(group, "shared")
+        await sender.group_send(group, {"type": "x", "n": 2})
+        await sender.send("shared", {"type": "x", "n": 3})
+        assert await drain(two, "shared", 1) == [3]
+        await one.group_add(group, "shared")  # which its own farewell does not end
+        await settled(one)
+        await sender.group_send(group, {"type": "x", "n": 4})
+        assert await drain(two, "shared", 1) == [4]
 
 
 async def test_flush_empties_every_process(make: Make) -> None:

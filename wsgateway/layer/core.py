@@ -25,7 +25,7 @@ from wsgateway.frames import EVENT, FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
 from wsgateway.layer.durable import DurableItem
-from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
+from wsgateway.layer.home import FLUSHED, Home, control_message, everyone_subject, flush_subject
 from wsgateway.layer.loops import (
     Node,
     Target,
@@ -295,7 +295,10 @@ class NatsChannelLayer(BaseChannelLayer):
         """
         loop = asyncio.get_running_loop()
         here = self._nodes.get(loop)
-        if here is not None and here.link.is_open and not self._home.unconfirmed:
+        home = self._home
+        if home.node is not here and home.is_stranded:
+            await home.settle()  # one of our own channels may be among the receivers
+        if here is not None and here.link.is_open and not home.unconfirmed:
             await self._publish_at(here, subject, data, has_owner)
         elif not (is_short_lived(loop) and self._publish_soon(subject, data, has_owner)):
             await self._run(self._publish_at, subject, data, has_owner)
@@ -304,7 +307,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """Hand an envelope to the background loop; return False if the caller has to wait."""
         node = background_node(self.target)
         home = self._home
-        if home.unconfirmed and home.node is not node:
+        if home.node is not node and (home.unconfirmed or home.is_stranded):
             return False
         if len(data) > node.link.max_payload:
             return False
@@ -454,7 +457,11 @@ class NatsChannelLayer(BaseChannelLayer):
         await self._change(group, channel, "add")
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """End a membership. Idempotent."""
+        """End a membership; a normal channel's in every process. Idempotent.
+
+        Raises:
+            BrokerUnavailable: No connection to NATS, so that others could not be told.
+        """
         await self._change(group, channel, "discard")
 
     async def _change(self, group: str, channel: str, action: str) -> None:
@@ -480,6 +487,10 @@ class NatsChannelLayer(BaseChannelLayer):
             await self._home.started(group, channel)
         else:
             self._home.discard(group, channel)
+            if "!" not in channel:  # other processes may have added it, too
+                self._home.unconfirmed = True  # it has to be there before what is sent next
+                data = control_message(action, group, channel, self.client_prefix)
+                node.publish(everyone_subject(node), data)
         if node.is_breathless():
             await node.breathe()
 

@@ -7,6 +7,7 @@ misses anything because of capacity, expiry, a reconnect or a failover.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
 import logging
 import weakref
@@ -249,6 +250,7 @@ class Feed:
         self._node: Node | None = None
         self._task: asyncio.Task[None] | None = None  # starts or fetches
         self._started: asyncio.Future[None] | None = None  # done once the position is known
+        self._taken = 0  # offset up to which the member has taken everything
         self._backoff = Backoff(0.02, 2.0, 1.0)
 
     def attach(self, node: Node) -> None:
@@ -263,6 +265,7 @@ class Feed:
             self._started = node.loop.create_future()
             self._spawn(self._start(node))
         else:
+            self.reader.confirm(self._taken)
             self.reader.fetch_failed()  # whatever was under way: fetch after the position
             self._step()
 
@@ -320,17 +323,20 @@ class Feed:
 
     def restart(self, offset: int) -> None:
         """Begin anew after *offset*: the stream is another one."""
+        self._taken = offset
         self.reader.restart(offset)
         self._step()
 
     def confirm(self, offset: int) -> None:
         """Make room: the member has taken the message at *offset*. From any thread."""
+        self._taken = max(self._taken, offset)
         node = self._node
         if node is None:
             return
         if asyncio._get_running_loop() is node.loop:
             self._confirm(offset)
-        else:
+            return
+        with contextlib.suppress(RuntimeError):  # its loop is closed; `attach` makes up for it
             node.loop.call_soon_threadsafe(self._confirm, offset)
 
     def _confirm(self, offset: int) -> None:

@@ -95,6 +95,12 @@ class Home:
         await chosen.call(lambda: self._move(chosen))
         return self.node or chosen
 
+    @property
+    def is_stranded(self) -> bool:
+        """Whether its loop does not run any more, so that nothing comes to its channels."""
+        node = self.node
+        return node is not None and not node.usable
+
     async def _move(self, node: Node) -> None:
         await node.ready()
         with self._moving:
@@ -125,9 +131,16 @@ class Home:
                 if reply:
                     node.publish(reply.decode(), FLUSHED)
 
+        def on_control(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
+            if self.node is not node or not wire.is_enveloped(data):
+                return
+            if wire.is_control(data) and wire.name(data) != self.client.encode():
+                self._on_control(node, reply, data)
+
         return [
             node.link.subscribe(node.subjects.process(self.client), on_message),
             node.link.subscribe(flush_subject(node), on_flush),
+            node.link.subscribe(everyone_subject(node), on_control),
         ]
 
     async def close(self) -> None:
@@ -315,7 +328,8 @@ class Home:
         except (ValueError, TypeError) as exc:
             logger.warning("a control message means nothing: %s", exc)
             return
-        if not str(channel).partition("!")[0].endswith(self.client):
+        client, mark, _ = str(channel).partition("!")
+        if mark and not client.endswith(self.client):
             return
         if action == "add":
             self.add(node, group, channel)
@@ -383,10 +397,22 @@ class Home:
             self.discard(group, name.decode())
 
 
-def control_message(action: str, group: str, channel: str) -> bytes:
-    """Return what asks a channel's owner to ``add`` it to a group, or ``discard`` it."""
+def control_message(action: str, group: str, channel: str, client: str = "") -> bytes:
+    """Return what asks a channel's owner to ``add`` it to a group, or ``discard`` it.
+
+    Args:
+        action: What to do.
+        group: Its name.
+        channel: The member.
+        client: Who asks everyone, and need not hear it.
+    """
     content: bytes = msgpack.packb([action, group, channel])
-    return wire.pack(time.time(), b"", content, wire.CONTROL)
+    return wire.pack(time.time(), client.encode(), content, wire.CONTROL)
+
+
+def everyone_subject(node: Node) -> str:
+    """Return where every layer hears control messages."""
+    return f"{node.subjects.prefix}.all.control"
 
 
 def flush_subject(node: Node) -> str:

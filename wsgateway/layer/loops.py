@@ -88,8 +88,8 @@ class Node:
         self.blobs = Blobs(self.broker)
         self.link = self.broker.link
         self.publish = self.link.publish
-        self.notices = new_inbox()
-        """Where owners of channels answer what this node sends to them."""
+        self.notices = _notices
+        """Where owners of channels answer what this process sends to them."""
         self.link.subscribe(self.notices, _on_notice)
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
         """The layers that share it."""
@@ -178,6 +178,8 @@ class Node:
         await self.broker.close()
         for user in list(self.users):
             user.node_closed(self)
+        if not _nodes:
+            full_channels.until.clear()  # nobody here hears what becomes of them
 
 
 class _Background:
@@ -208,6 +210,7 @@ class _Background:
 
 full_channels = FullChannels()
 """Other processes' channels that have no room, as far as this one has heard."""
+_notices = new_inbox()  # all nodes listen: the one that has sent may be gone
 
 
 def _on_notice(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
@@ -297,8 +300,9 @@ def on_fork(callback: Callable[[], None]) -> None:
 
 
 def _after_fork() -> None:
-    global _background, _lock
+    global _background, _lock, _notices
     _lock = threading.Lock()  # another thread may have held it
+    _notices = new_inbox()
     for nodes in _nodes.values():
         for node in nodes.values():
             node.link.forget_inherited()

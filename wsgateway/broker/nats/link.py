@@ -183,7 +183,7 @@ class Link:
         self._set_state(LinkState.CLOSED)
         self._opened.set()  # those who wait look, and find it closed
         if client is not None:
-            await client.ping(timeout)
+            await _settle(client, timeout / 2)
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.wait({self._owner}, timeout=timeout)
@@ -286,6 +286,7 @@ class Link:
                 await self._serve(client)
             except asyncio.CancelledError:  # the loop ends, with everything in it
                 await self._let_finish()
+                await _settle(client, FINISH_WITHIN)
                 self._set_state(LinkState.CLOSED)
                 raise
             finally:
@@ -556,6 +557,13 @@ class Link:
                 waiter[1](error)
             elif not waiter.done():
                 waiter.set_exception(error)
+
+
+async def _settle(client: DirectClient, timeout: float) -> None:
+    """Let what was sent to ourselves come, and leave what that made us send."""
+    for _ in range(2):
+        if not await client.ping(timeout):
+            return
 
 
 def _give_up(answer: asyncio.Future[Reply], subject: str, limit: float) -> None:
