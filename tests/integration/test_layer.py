@@ -457,8 +457,9 @@ async def test_a_closed_layer_connects_anew(make: Make) -> None:
 
 @pytest.mark.parametrize("end", ["close", "close_pools"])
 @pytest.mark.parametrize("way", ["process", "normal", "group", "durable"])
+@pytest.mark.parametrize("pause", [0, 0.0005, 0.1])
 async def test_who_waits_when_the_layer_is_closed_connects_anew(
-    make: Make, way: str, end: str
+    make: Make, way: str, end: str, pause: float
 ) -> None:
     """A view that ends its use of the layer as channels_redis wants it made consumers deaf."""
     layer, sender = make(), make()
@@ -467,7 +468,7 @@ async def test_who_waits_when_the_layer_is_closed_connects_anew(
     if way in ("group", "durable"):
         await layer.group_add(group, channel)
     waiting = [asyncio.create_task(receive(layer, channel)) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(pause)
     for number in range(3):
         await getattr(layer, end)()
         if way in ("process", "group"):  # which need a connection that is there

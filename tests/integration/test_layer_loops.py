@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from asgiref.sync import async_to_sync
 
 from tests.integration.layers import Make, drain, layers, receive
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer import NatsChannelLayer, loops
 
 
 @pytest.fixture
@@ -131,3 +132,87 @@ def test_a_membership_survives_the_loop_that_made_it(
     assert asyncio.run(read(channel)) == wanted
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(member.close())
+
+
+@pytest.mark.parametrize("way", ["process", "group", "durable", "normal in group"])
+def test_what_began_in_plain_threads_goes_on_in_a_loop(
+    nats_server: EmbeddedServer, prefix: str, way: str
+) -> None:
+    layer = NatsChannelLayer(nats_server.url, prefix=prefix)
+    other = NatsChannelLayer(nats_server.url, prefix=prefix)
+    group = "service.user" if way == "durable" else "group"
+    numbers = iter(range(1000))
+
+    def send(sender: NatsChannelLayer) -> None:
+        message = {"type": "x", "n": next(numbers)}
+        if way == "process":
+            async_to_sync(sender.send)(channel, message)
+        else:
+            async_to_sync(sender.group_send)(group, message)
+
+    async def serve() -> None:
+        for _ in range(20):
+            await asyncio.to_thread(send, layer)
+            await asyncio.to_thread(send, other)
+        got.extend(await drain(layer, channel, 40))
+
+    channel = "work" if way == "normal in group" else async_to_sync(layer.new_channel)()
+    if way != "process":
+        async_to_sync(layer.group_add)(group, channel)
+        async_to_sync(layer._home.confirm)()
+    got: list[int] = []
+    for _ in range(10):
+        send(layer)
+        got += asyncio.run(drain(layer, channel, 1))
+        asyncio.run(serve())
+    assert got == list(range(410))
+    async_to_sync(layer.close)()
+    async_to_sync(other.close)()
+    loops._stop_background()
+
+
+@pytest.mark.parametrize("way", ["process", "group"])
+def test_what_is_on_its_way_to_the_background_loop_arrives(
+    nats_server: EmbeddedServer, prefix: str, way: str
+) -> None:
+    """It was lost when a server's loop took the channels over."""
+    layer = NatsChannelLayer(nats_server.url, prefix=prefix)
+    other = NatsChannelLayer(nats_server.url, prefix=prefix)
+    channel = async_to_sync(layer.new_channel)()
+    async_to_sync(layer.group_add)("group", channel)
+    async_to_sync(layer._home.confirm)()
+    background = loops._background
+    assert background is not None
+    for number in range(3):
+        background.loop.call_soon_threadsafe(time.sleep, 0.2)
+        message = {"type": "x", "n": number}
+        if way == "process":
+            asyncio.run(other.send(channel, message))
+        else:
+            asyncio.run(other.group_send("group", message))
+        assert asyncio.run(drain(layer, channel, 1)) == [number]
+    async_to_sync(layer.close)()
+    loops._stop_background()
+
+
+def test_a_durable_member_moves_between_loops_that_stand_still(
+    nats_server: EmbeddedServer, prefix: str
+) -> None:
+    """What one loop had left for later detached the member from the next one's connection."""
+    layer = NatsChannelLayer(nats_server.url, prefix=prefix, capacity=3)
+    sender = NatsChannelLayer(nats_server.url, prefix=prefix)
+    several = [asyncio.new_event_loop() for _ in range(3)]
+    try:
+        channel = several[0].run_until_complete(layer.new_channel())
+        several[0].run_until_complete(layer.group_add("service.user", channel))
+        for number in range(60):
+            sender.group_send_sync("service.user", {"type": "x", "n": number})
+        for number in range(60):
+            loop = several[number * 7 // 3 % 3]
+            assert loop.run_until_complete(drain(layer, channel, 1)) == [number]
+            several[number % 3].run_until_complete(asyncio.sleep(0))
+        several[0].run_until_complete(layer.close())
+    finally:
+        for loop in several:
+            loop.close()
+        loops._stop_background()

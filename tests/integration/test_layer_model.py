@@ -20,6 +20,7 @@ NORMAL = ["work", "work."]
 PROCESSES = st.integers(0, 2)
 PLACE = st.sampled_from(PLACES)
 LASTING_PLACE = st.sampled_from(LASTING)
+STAYING_PLACE = st.sampled_from([*LASTING, "async_to_sync"])  # what is made there stays there
 KILLS = 2
 """Processes that are killed in one run at most: starting one anew takes a second."""
 
@@ -64,7 +65,7 @@ class Model(RuleBasedStateMachine):
 
     # -- channels
 
-    @rule(process=PROCESSES, place=LASTING_PLACE)
+    @rule(process=PROCESSES, place=STAYING_PLACE)
     def new_channel(self, process: int, place: str) -> None:
         channel = self.call(process, "new_channel", place)
         assert channel not in self.owners
@@ -101,7 +102,7 @@ class Model(RuleBasedStateMachine):
         self.normal[channel].update(numbers)
 
     @precondition(lambda self: any(map(self.expected, self.owners)))
-    @rule(place=LASTING_PLACE, data=st.data())
+    @rule(place=PLACE, data=st.data())
     def receive(self, place: str, data: Any) -> None:
         channel = data.draw(st.sampled_from([c for c in self.owners if self.expected(c)]))
         self.take(channel, self.call(self.owners[channel], "receive", place, channel))

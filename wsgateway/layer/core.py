@@ -20,11 +20,11 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats import options_from_settings
 from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MalformedMessage
 from wsgateway.frames import EVENT, FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
-from wsgateway.layer.durable import DurableItem
+from wsgateway.layer.feed import DurableItem
 from wsgateway.layer.home import FLUSHED, Home, control_message, everyone_subject, flush_subject
 from wsgateway.layer.loops import (
     Node,
@@ -176,14 +176,25 @@ class NatsChannelLayer(BaseChannelLayer):
         here = self._nodes.get(asyncio.get_running_loop())
         if here is not None and here.link.is_open and not self._home.unconfirmed:
             return await action(here, *args, **kwargs)
-        node = self._node()
+        node = await self.ready_node()
         await self._confirm_home(node)
+        return await node.call(lambda: action(node, *args, **kwargs))
 
-        async def run() -> T:
-            await node.ready()
-            return await action(node, *args, **kwargs)
+    async def ready_node(self) -> Node:
+        """Return the running loop's node, connected.
 
-        return await node.call(run)
+        Raises:
+            BrokerUnavailable: No connection to NATS within the timeout.
+        """
+        while True:
+            node = self._node()
+            try:
+                if not node.link.is_open:
+                    await node.call(node.ready)
+                return node
+            except BrokerClosed:  # by `close`, meanwhile
+                if node.usable:
+                    raise
 
     async def _confirm_home(self, node: Node) -> None:
         """See to it that the server knows this process's groups before *node* publishes."""
@@ -412,7 +423,7 @@ class NatsChannelLayer(BaseChannelLayer):
         try:
             while True:
                 # Again after each wait: it also ends when the home's loop is closed
-                if home.node is None or not home.node.usable or home.node.is_background:
+                if home.node is None or not home.node.usable:
                     await home.settle()
                 await mailbox.wait()
                 item = mailbox.take()
@@ -448,6 +459,7 @@ class NatsChannelLayer(BaseChannelLayer):
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel that only this process receives on."""
         await self._home.settle()
+        self._home.is_new = False
         return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
 
     # -- groups --------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from wsgateway.broker.base import Closable
-from wsgateway.layer.durable import DurableItem, Feed
+from wsgateway.layer.feed import DurableItem, Feed
 from wsgateway.layer.mailbox import Mailbox
 
 __all__ = ["Group", "Item"]
@@ -54,14 +54,16 @@ class Group:
 
     def close(self) -> list[Closable]:
         """Forget everybody; return what is to be closed in the loop that made it."""
+        interests = self.pause()
         self.members.clear()
         self.normal.clear()
-        interests = self.pause()
         self.feeds.clear()
         return interests
 
     def pause(self) -> list[Closable]:
         """Return what is to be closed in the loop that made it; who is a member stays known."""
-        interests = [*self.interests.values(), *self.feeds.values()]
+        attached = [feed.attachment for feed in self.feeds.values()]
+        interests: list[Closable] = [*self.interests.values()]
+        interests += [attachment for attachment in attached if attachment is not None]
         self.interests.clear()
         return interests

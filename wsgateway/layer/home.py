@@ -2,7 +2,9 @@
 
 Everything that changes membership runs in the home's loop, so that the read path finds it
 unchanged. Mailboxes may be read from any loop. The home is the first long-lived loop that
-receives; if that loop is gone or stands still, the next receiver's loop becomes the home.
+receives; if that loop is gone or stands still, the next receiver's loop becomes the home. What is
+on its way to one that is alive would be lost by moving, so the home stays there: also in the
+background, once a channel was made there.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgpack
 
 from wsgateway.broker.base import Closable
-from wsgateway.exceptions import BrokerError, BrokerUnavailable, MalformedMessage
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
-from wsgateway.layer.durable import Feed, inbox_of
+from wsgateway.layer.durable import inbox_of
+from wsgateway.layer.feed import Feed
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
 from wsgateway.layer.loops import Node
@@ -67,6 +71,7 @@ class Home:
         self.mailboxes: dict[bytes, Mailbox[Item]] = {}
         self.groups: dict[str, Group] = {}
         self.unconfirmed = False  # the server may not know a subscription yet
+        self.is_new = True  # until somebody may send to a channel of this process
         self._expiry = expiry
         self.lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
         self._group_expiry = group_expiry
@@ -86,18 +91,23 @@ class Home:
 
     async def settle(self) -> Node:
         """Return the home's node; make the running loop's one it if there is no other."""
-        node = self.node
-        if node is not None and node.usable and not node.is_background:
-            return node
-        chosen = self._choose()
-        if node is not None and node.usable and chosen.is_background:
-            return node
-        await chosen.call(lambda: self._move(chosen))
-        return self.node or chosen
+        while True:
+            node = self.node
+            if node is not None and node.usable and not (node.is_background and self.is_new):
+                return node
+            chosen = self._choose()
+            if node is not None and node.usable and chosen.is_background:
+                return node
+            try:
+                await chosen.call(partial(self._move, chosen))
+                return self.node or chosen
+            except BrokerClosed:  # by the layer's `close`, meanwhile
+                if chosen.usable:
+                    raise
 
     @property
     def is_stranded(self) -> bool:
-        """Whether its loop does not run any more, so that nothing comes to its channels."""
+        """Whether its loop does not run, so that nothing comes to its channels."""
         node = self.node
         return node is not None and not node.usable
 
@@ -105,7 +115,9 @@ class Home:
         await node.ready()
         with self._moving:
             old, interests = self.node, self._interests
-            if old is node or (old is not None and old.usable and not old.is_background):
+            if old is node or (
+                old is not None and old.usable and not (old.is_background and self.is_new)
+            ):
                 return
             for group in self.groups.values():
                 interests += group.pause()
@@ -163,6 +175,7 @@ class Home:
         if mailbox is None:
             new: Mailbox[Item] = Mailbox(self._capacity(name.decode()), self.is_expired)
             new.used = time.monotonic()
+            self.is_new = False
             mailbox = self.mailboxes.setdefault(name, new)
         return mailbox
 
@@ -224,6 +237,7 @@ class Home:
         group = self.groups.get(group_name)
         if group is None:
             group = self.groups[group_name] = Group(group_name)
+            self.is_new = False
         name = channel.encode()
         if "!" not in channel:
             group.normal.add(channel)
@@ -305,9 +319,11 @@ class Home:
             if not joined:
                 self._joined.pop(name, None)
         group.normal.discard(channel)
-        for interest in (group.interests.pop(name, None), group.feeds.pop(name, None)):
-            if interest is not None:
-                interest.close()
+        interest, feed = group.interests.pop(name, None), group.feeds.pop(name, None)
+        if interest is not None:
+            interest.close()
+        if feed is not None and feed.attachment is not None:
+            feed.attachment.close()
         if group.is_empty:
             for left in group.close():
                 left.close()

@@ -236,9 +236,7 @@ class NormalChannels:
             redeem: Fetches the envelope that a claim stands for; None: it is gone.
         """
         while True:  # again if the layer is closed meanwhile
-            node = self._layer._node()
-            if not node.link.is_open:
-                await node.call(node.ready)
+            node = await self._layer.ready_node()
             fetcher = self.fetchers.get((node, channel))
             if fetcher is None:
                 fetcher = self.fetchers.setdefault((node, channel), Fetcher(self, node, channel))

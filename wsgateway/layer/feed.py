@@ -1,0 +1,316 @@
+"""How a durable group's messages reach a member: read from the inbox stream, in its order.
+
+Each member has its own position. What does not fit its mailbox waits in the stream, so nobody
+misses anything because of capacity, expiry, a reconnect or a failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from wsgateway.broker.base import Closable, Stored
+from wsgateway.broker.nats.link import Backoff
+from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerError
+from wsgateway.inbox import InboxReader
+from wsgateway.subjects import Inbox
+
+if TYPE_CHECKING:
+    from wsgateway.layer.loops import Node
+    from wsgateway.layer.mailbox import Mailbox
+
+__all__ = ["DurableItem", "Feed"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+
+class DurableItem:
+    """A stored message in a member's mailbox."""
+
+    __slots__ = ("_feed", "stored")
+
+    def __init__(self, feed: Feed, stored: Stored) -> None:
+        self._feed = feed
+        self.stored = stored
+
+    def take(self) -> Stored:
+        """Return the message and make room for another. Call it once, from any thread."""
+        self._feed.confirm(self.stored.offset)
+        return self.stored
+
+
+class Attachment:
+    """A feed at one node: until it is closed, or the feed is attached anew."""
+
+    __slots__ = ("feed", "node")
+
+    def __init__(self, feed: Feed, node: Node) -> None:
+        self.feed = feed
+        self.node = node
+
+    def is_current(self) -> bool:
+        """Whether the feed is here, and not somewhere else by now."""
+        return self.feed.attachment is self
+
+    def close(self) -> None:
+        """End it, in the node's loop. Idempotent."""
+        watcher = _watchers.get(self.node)
+        if watcher is not None:
+            watcher.remove(self)
+        if self.is_current():
+            self.feed.detach()
+
+
+class _Watch:
+    """One inbox' live subscription and the feeds that share it."""
+
+    def __init__(self, node: Node, inbox: Inbox) -> None:
+        self.attachments: list[Attachment] = []
+        self._interest = node.broker.watch(inbox, self._on_message)
+
+    def _on_message(self, stored: Stored) -> None:
+        for attachment in self.attachments:
+            if attachment.is_current():
+                attachment.feed.on_live(stored)
+
+    def close(self) -> None:
+        self._interest.close()
+
+
+class _Watcher:
+    """All durable groups of one node: shares subscriptions, looks for what they missed."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._watches: dict[Inbox, _Watch] = {}
+        self._epoch = ""
+        self._sweeping: asyncio.Task[None] | None = None
+        self._look = asyncio.Event()  # set on a reconnect
+        self._on_ready: Closable | None = None
+
+    def add(self, attachment: Attachment) -> None:
+        inbox = attachment.feed.inbox
+        watch = self._watches.get(inbox)
+        if watch is None:
+            watch = self._watches[inbox] = _Watch(self._node, inbox)
+        watch.attachments.append(attachment)
+        if self._sweeping is None:
+            self._on_ready = self._node.broker.on_ready(self._look.set)
+            self._sweeping = asyncio.create_task(self._sweep(), name="wsgateway-layer-sweep")
+
+    def remove(self, attachment: Attachment) -> None:
+        inbox = attachment.feed.inbox
+        watch = self._watches.get(inbox)
+        if watch is None or attachment not in watch.attachments:
+            return
+        watch.attachments.remove(attachment)
+        if not watch.attachments:
+            del self._watches[inbox]
+            watch.close()
+        if not self._watches and self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+            if self._on_ready is not None:
+                self._on_ready.close()
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(settings.SWEEP_INTERVAL):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            try:
+                await self._find_missed()
+            except BrokerError as exc:
+                logger.debug("cannot look for missed messages: %s", exc)
+                if self._node.link.is_open:
+                    await asyncio.sleep(0.5)
+                    self._look.set()
+
+    async def _find_missed(self) -> None:
+        before = [(feed, feed.reader.position) for feed in self._feeds()]
+        position = await self._node.broker.position()
+        if self._epoch and position.epoch != self._epoch:
+            logger.warning("the inbox stream is a new one; durable groups begin at its start")
+            for feed in self._feeds():
+                feed.restart(0)
+        self._epoch = position.epoch
+        for feed, reached in before:
+            if reached > position.last:  # the server has lost its end, with power for example
+                feed.restart(position.last)
+        offsets = await self._node.broker.last_offsets(list(self._watches))
+        for feed in self._feeds():
+            if feed.inbox in offsets:
+                feed.announce(offsets[feed.inbox])
+
+    def _feeds(self) -> list[Feed]:
+        return [
+            attachment.feed
+            for watch in self._watches.values()
+            for attachment in watch.attachments
+            if attachment.is_current()
+        ]
+
+
+_watchers: weakref.WeakKeyDictionary[Node, _Watcher] = weakref.WeakKeyDictionary()
+
+
+class Feed:
+    """Brings a durable group's messages into one member's mailbox, in order, none left out.
+
+    Keeps its position when it moves to another node.
+
+    Args:
+        inbox: Where the group is stored.
+        mailbox: The member's; its capacity is how many messages may wait there.
+    """
+
+    def __init__(self, inbox: Inbox, mailbox: Mailbox[Any]) -> None:
+        self.inbox = inbox
+        self.reader = InboxReader(mailbox.capacity)
+        self.attachment: Attachment | None = None
+        """Where it is now."""
+        self._mailbox = mailbox
+        self._task: asyncio.Task[None] | None = None  # starts or fetches
+        self._started: asyncio.Future[None] | None = None  # done once the position is known
+        self._taken = 0  # offset up to which the member has taken everything
+        self._backoff = Backoff(0.02, 2.0, 1.0)
+
+    def attach(self, node: Node) -> None:
+        """Begin, or go on where it was, in the running loop, which is *node*'s."""
+        self.attachment = here = Attachment(self, node)
+        self._task = None  # if it still runs, in a loop that stands still, it ends by itself
+        watcher = _watchers.get(node)
+        if watcher is None:
+            watcher = _watchers[node] = _Watcher(node)
+        watcher.add(here)
+        if self._started is None or not self._started.done():
+            self._started = node.loop.create_future()
+            self._spawn(self._start(here))
+        else:
+            self.reader.confirm(self._taken)
+            self.reader.fetch_failed()  # whatever was under way: fetch after the position
+            self._step()
+
+    def detach(self) -> None:
+        """Stop; `attach` goes on."""
+        self.attachment = None
+        if self._task is not None:
+            self._task.cancel()
+
+    async def started(self) -> None:
+        """Wait until everything stored from now on is sure to come.
+
+        Raises:
+            BrokerError: The stream could not be asked.
+        """
+        if self._started is not None:
+            await asyncio.shield(self._started)
+
+    async def _start(self, here: Attachment) -> None:
+        started = self._started
+        assert started is not None
+        try:
+            await here.node.broker.wait_ready()
+            position = await here.node.broker.position()
+        except BaseException as exc:
+            if self._started is started:
+                self._started = None
+            if not started.done():
+                started.set_exception(exc if isinstance(exc, Exception) else BrokerError("closed"))
+                started.exception()  # nobody may be waiting
+            if not isinstance(exc, BrokerError):
+                raise
+            return
+        if not here.is_current():
+            return
+        self.reader.start(position.last)
+        if not started.done():
+            started.set_result(None)
+        self._task = None
+        self._step()
+
+    # -- messages ------------------------------------------------------------------------
+
+    def on_live(self, stored: Stored) -> None:
+        """Take a message that was just stored."""
+        if self.reader.live(stored):
+            self._step()
+
+    def announce(self, offset: int) -> None:
+        """Take note that the group's messages reach to *offset*."""
+        if self.reader.announce(offset):
+            self._step()
+
+    def restart(self, offset: int) -> None:
+        """Begin anew after *offset*: the stream is another one."""
+        self._taken = offset
+        self.reader.restart(offset)
+        self._step()
+
+    def confirm(self, offset: int) -> None:
+        """Make room: the member has taken the message at *offset*. From any thread."""
+        self._taken = max(self._taken, offset)
+        here = self.attachment
+        if here is None:
+            return
+        if asyncio._get_running_loop() is here.node.loop:
+            self._confirm(here, offset)
+            return
+        with contextlib.suppress(RuntimeError):  # its loop is closed; `attach` makes up for it
+            here.node.loop.call_soon_threadsafe(self._confirm, here, offset)
+
+    def _confirm(self, here: Attachment, offset: int) -> None:
+        if not here.is_current():
+            return
+        self.reader.confirm(offset)
+        if self.reader.wants_fetch:
+            self._step()
+
+    def _step(self) -> None:
+        while (stored := self.reader.take()) is not None:
+            assert isinstance(stored, Stored)
+            self._mailbox.put_always(DurableItem(self, stored))
+        if self.reader.wants_fetch and self.attachment is not None and self._idle():
+            self._spawn(self._fetch(self.attachment))
+
+    def _idle(self) -> bool:
+        return self._task is None or self._task.done()
+
+    def _spawn(self, coroutine: Any) -> None:
+        self._task = asyncio.create_task(coroutine, name="wsgateway-layer-feed")
+
+    async def _fetch(self, here: Attachment) -> None:
+        read_after = here.node.broker.read_after
+        attempt = 0
+        while here.is_current() and self.reader.wants_fetch:
+            offset, limit = self.reader.begin_fetch()
+            try:
+                batch = await read_after(self.inbox, offset, limit=min(limit, 1000))
+            except BaseException as exc:
+                if here.is_current():  # otherwise another loop has the reader
+                    self.reader.fetch_failed()
+                if not isinstance(exc, BrokerError):
+                    raise
+                logger.debug("cannot read %s: %s", self.inbox, exc)
+            else:
+                if not here.is_current():
+                    return
+                self.reader.fetched(batch.messages, more=batch.more)
+                self._deliver()
+                if not self.reader.lagging:
+                    attempt = 0
+                    continue
+            await asyncio.sleep(self._backoff.delay(attempt))
+            attempt += 1
+
+    def _deliver(self) -> None:
+        while (stored := self.reader.take()) is not None:
+            assert isinstance(stored, Stored)
+            self._mailbox.put_always(DurableItem(self, stored))
