@@ -10,6 +10,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from time import time as clock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
@@ -25,6 +26,7 @@ from wsgateway.frames import EVENT, FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
 from wsgateway.layer.feed import DurableItem
+from wsgateway.layer.groups import Item
 from wsgateway.layer.home import FLUSHED, Home, control_message, everyone_subject, flush_subject
 from wsgateway.layer.loops import (
     Node,
@@ -38,6 +40,7 @@ from wsgateway.layer.loops import (
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.serializers import BaseMessageSerializer, registry
+from wsgateway.layer.wire import HEAD, head
 from wsgateway.subjects import Subjects
 
 __all__ = ["NatsChannelLayer"]
@@ -114,6 +117,7 @@ class NatsChannelLayer(BaseChannelLayer):
         self._pack = self._serializer.serialize
         self._unpack = self._serializer.deserialize
         if isinstance(self._serializer, BaseMessageSerializer) and self._serializer.is_plain:
+            self._pack = self._serializer.as_bytes
             self._unpack = self._serializer.from_bytes
         self._channels: dict[str, tuple[str, bytes]] = {}  # name -> subject, name on the wire
         self._groups: dict[str, str] = {}  # ephemeral name -> subject
@@ -135,6 +139,7 @@ class NatsChannelLayer(BaseChannelLayer):
             forward=self._forward,
             on_flush=self._normal.flushed,
         )
+        self._lifetime = self._home.lifetime
 
     def __str__(self) -> str:
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
@@ -228,12 +233,12 @@ class NatsChannelLayer(BaseChannelLayer):
 
     def _open(self, item: bytes) -> dict[str, Any] | None:
         """Return the message that an envelope means; None if it is expired or damaged."""
-        _, flags, sent_at, size = wire.head(item)
-        if sent_at + self._home.lifetime < time.time():
+        _, flags, sent_at, size = head(item)
+        if sent_at < clock() - self._lifetime:
             return None
         try:
             if not flags:
-                message: dict[str, Any] = self._unpack(item[wire.HEAD + size :])
+                message: dict[str, Any] = self._unpack(item[HEAD + size :])
                 return message
             content = wire.body(item, self.max_message_size)
             if flags & wire.FRAME:
@@ -395,29 +400,34 @@ class NatsChannelLayer(BaseChannelLayer):
         Raises:
             AssertionError: A process-specific channel of another process.
         """
-        subject, name = self._channels.get(channel) or self._address(channel)
-        if not subject:
-            if self._home.node is None:
-                await self._home.settle()  # where `flush` is heard; a worker reads nothing else
+        home = self._home
+        mailbox = home.by_channel.get(channel) or self._own_mailbox(channel)
+        if mailbox is None:
+            if home.node is None:
+                await home.settle()  # where `flush` is heard; a worker reads nothing else
             found: dict[str, Any] = await self._normal.receive(channel, self._open, self._redeem)
             return found
-        mailbox = self._home.mailboxes.get(name)
-        if mailbox is None:
-            if not channel.partition("!")[0].endswith(self.client_prefix):
-                raise AssertionError("Wrong client prefix")
-            mailbox = self._home.mailbox(name)
         while (item := mailbox.take()) is not None:  # what is here needs no connection
-            if self._home.complaints.told:
-                self._home.taken(name)
+            if home.complaints.told:
+                home.taken(channel)
             if isinstance(item, bytes):
                 message = self._open(item)
             else:
                 message = await self._open_durable(mailbox, item)
             if message is not None:
                 return message
-        return await self._wait_for_message(name, mailbox)
+        return await self._wait_for_message(channel, mailbox)
 
-    async def _wait_for_message(self, name: bytes, mailbox: Mailbox[Any]) -> dict[str, Any]:
+    def _own_mailbox(self, channel: str) -> Mailbox[Item] | None:
+        """Return the mailbox of a channel of this process; None if *channel* is a normal one."""
+        subject, name = self._channels.get(channel) or self._address(channel)
+        if not subject:
+            return None
+        if not channel.partition("!")[0].endswith(self.client_prefix):
+            raise AssertionError("Wrong client prefix")
+        return self._home.read(channel, name)
+
+    async def _wait_for_message(self, channel: str, mailbox: Mailbox[Item]) -> dict[str, Any]:
         home = self._home
         mailbox.reading += 1
         try:
@@ -430,7 +440,7 @@ class NatsChannelLayer(BaseChannelLayer):
                 if item is None:
                     continue
                 if home.complaints.told:
-                    home.taken(name)
+                    home.taken(channel)
                 if isinstance(item, bytes):
                     message = self._open(item)
                 else:

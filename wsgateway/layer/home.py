@@ -69,6 +69,8 @@ class Home:
         self.client = client
         self.node: Node | None = None
         self.mailboxes: dict[bytes, Mailbox[Item]] = {}
+        self.by_channel: dict[str, Mailbox[Item]] = {}
+        """Those that were read, by the names that callers use."""
         self.groups: dict[str, Group] = {}
         self.unconfirmed = False  # the server may not know a subscription yet
         self.is_new = True  # until somebody may send to a channel of this process
@@ -179,6 +181,14 @@ class Home:
             mailbox = self.mailboxes.setdefault(name, new)
         return mailbox
 
+    def read(self, channel: str, name: bytes) -> Mailbox[Item]:
+        """Return the mailbox of *channel* for a reader, and find it faster the next time."""
+        while True:
+            mailbox = self.mailboxes.get(name) or self.mailbox(name)
+            self.by_channel[channel] = mailbox
+            if self.mailboxes.get(name) is mailbox:  # else it was just forgotten in its own loop
+                return mailbox
+
     def is_expired(self, item: Item) -> bool:
         """Say whether an envelope is too old; messages of durable groups never are."""
         return isinstance(item, bytes) and wire.sent_at(item) + self.lifetime < time.time()
@@ -206,9 +216,9 @@ class Home:
             with contextlib.suppress(BrokerUnavailable):  # the sender tries again by itself
                 node.publish(sender, data)
 
-    def taken(self, name: bytes) -> None:
+    def taken(self, channel: str) -> None:
         """Take note that a message was taken, in case somebody waits for room. From any thread."""
-        node = self.node
+        name, node = channel.encode(), self.node
         if name not in self.complaints.told or node is None:
             return
         if asyncio._get_running_loop() is node.loop:
@@ -382,7 +392,7 @@ class Home:
         self.groups.clear()
         self._joined.clear()
         for name in [name for name, box in self.mailboxes.items() if not box.reading]:
-            del self.mailboxes[name]
+            self._forget(name)
 
     # -- what nobody reads ---------------------------------------------------------------
 
@@ -405,7 +415,11 @@ class Home:
             if (expired and idle > ABANDONED * self._expiry) or idle > self._group_expiry:
                 self._leave_all(name)
             if name not in self._joined and not mailbox.queue and idle > max(self._expiry, 60.0):
-                del self.mailboxes[name]
+                self._forget(name)
+
+    def _forget(self, name: bytes) -> None:
+        del self.mailboxes[name]
+        self.by_channel.pop(name.decode(), None)
 
     def _leave_all(self, name: bytes) -> None:
         for group in list(self._joined.get(name, ())):

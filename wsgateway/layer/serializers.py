@@ -80,8 +80,9 @@ class BaseMessageSerializer(ABC):
 
     @property
     def is_plain(self) -> bool:
-        """Whether `deserialize` does nothing but `from_bytes`."""
-        changed = type(self).deserialize is not BaseMessageSerializer.deserialize
+        """Whether `serialize` and `deserialize` do nothing but `as_bytes` and `from_bytes`."""
+        ours, base = type(self), BaseMessageSerializer
+        changed = ours.serialize is not base.serialize or ours.deserialize is not base.deserialize
         return not (changed or self.crypter or self.random_prefix_length)
 
     @abstractmethod
@@ -128,14 +129,8 @@ class JSONSerializer(BaseMessageSerializer):
 class MsgPackSerializer(BaseMessageSerializer):
     """msgpack; the default."""
 
-    def as_bytes(self, message: Any) -> bytes:
-        """See the base class."""
-        packed: bytes = msgpack.packb(message)
-        return packed
-
-    def from_bytes(self, message: bytes) -> Any:
-        """See the base class."""
-        return msgpack.unpackb(message)
+    as_bytes = staticmethod(msgpack.packb)
+    from_bytes = staticmethod(msgpack.unpackb)
 
 
 class SerializersRegistry:
