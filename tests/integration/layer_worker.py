@@ -31,7 +31,7 @@ class Worker:
     def __init__(self, url: str) -> None:
         from wsgateway.layer import fetcher
 
-        fetcher.ACK_WAIT = 2.0  # what a killed process had fetched goes to others after that
+        fetcher.ACK_WAIT = 5.0  # what a killed process had fetched goes to others after that
         self.url = url
         self.layer: Any = None
 

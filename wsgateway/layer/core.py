@@ -10,7 +10,6 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from time import time as clock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
@@ -19,13 +18,12 @@ from channels.layers import BaseChannelLayer
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats import options_from_settings
-from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MalformedMessage
-from wsgateway.frames import EVENT, FRAME_HEADER
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
+from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
-from wsgateway.layer.feed import DurableItem
+from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.groups import Item
 from wsgateway.layer.home import FLUSHED, Home, control_message, everyone_subject, flush_subject
 from wsgateway.layer.loops import (
@@ -39,8 +37,7 @@ from wsgateway.layer.loops import (
 )
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.normal import NormalChannels
-from wsgateway.layer.serializers import BaseMessageSerializer, registry
-from wsgateway.layer.wire import HEAD, head
+from wsgateway.layer.serializers import registry
 from wsgateway.subjects import Subjects
 
 __all__ = ["NatsChannelLayer"]
@@ -56,7 +53,6 @@ FLUSH_QUIET = 0.1
 """Seconds without another answer after which every process has flushed."""
 NAMES_KEPT = 10_000
 """Valid names that are remembered, so that they are not checked again."""
-_backoff = Backoff(0.05, 2.0, 1.0)
 
 
 class NatsChannelLayer(BaseChannelLayer):
@@ -107,18 +103,14 @@ class NatsChannelLayer(BaseChannelLayer):
         self.max_message_size = max_message_size
         self._servers = server_urls(servers if servers is not None else hosts)
         self._prefix = prefix
-        self._serializer = registry.get_serializer(
+        self.random_prefix_length = random_prefix_length
+        serializer = registry.get_serializer(
             serializer_format,
             symmetric_encryption_keys=symmetric_encryption_keys,
             random_prefix_length=0,
             expiry=None,
         )
-        self.random_prefix_length = random_prefix_length
-        self._pack = self._serializer.serialize
-        self._unpack = self._serializer.deserialize
-        if isinstance(self._serializer, BaseMessageSerializer) and self._serializer.is_plain:
-            self._pack = self._serializer.as_bytes
-            self._unpack = self._serializer.from_bytes
+        self.envelopes = Envelopes(serializer, expiry, max_message_size, self._fetch)
         self._channels: dict[str, tuple[str, bytes]] = {}  # name -> subject, name on the wire
         self._groups: dict[str, str] = {}  # ephemeral name -> subject
         self._start()
@@ -134,12 +126,12 @@ class NatsChannelLayer(BaseChannelLayer):
             self.client_prefix,
             expiry=self.expiry,
             group_expiry=self.group_expiry,
+            is_expired=self.envelopes.is_expired,
             capacity=self.get_capacity,
             choose=self._node,
             forward=self._forward,
             on_flush=self._normal.flushed,
         )
-        self._lifetime = self._home.lifetime
 
     def __str__(self) -> str:
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
@@ -211,95 +203,17 @@ class NatsChannelLayer(BaseChannelLayer):
 
     def serialize(self, message: Any) -> bytes:
         """Return *message* as bytes."""
-        return self._pack(message)
+        return self.envelopes.serialize(message)
 
     def deserialize(self, message: bytes) -> Any:
         """Return what `serialize` was given."""
-        return self._unpack(message)
+        return self.envelopes.deserialize(message)
 
-    def _pack_checked(self, message: dict[str, Any]) -> bytes:
-        content = self._pack(message)
-        if len(content) > self.max_message_size:
-            raise MessageTooLarge(
-                f"message of {len(content)} bytes exceeds max_message_size "
-                f"({self.max_message_size} bytes)"
-            )
-        return content
+    async def _fetch(self, claim: bytes) -> bytes | None:
+        async def fetch(node: Node) -> bytes | None:
+            return await node.blobs.fetch(claim)
 
-    def _envelope(self, name: bytes, message: dict[str, Any]) -> bytes:
-        content = self._pack_checked(message)
-        data = wire.pack(time.time(), name, content)
-        return wire.compress(data) if len(data) > wire.COMPRESS_OVER else data
-
-    def _open(self, item: bytes) -> dict[str, Any] | None:
-        """Return the message that an envelope means; None if it is expired or damaged."""
-        _, flags, sent_at, size = head(item)
-        if sent_at < clock() - self._lifetime:
-            return None
-        try:
-            if not flags:
-                message: dict[str, Any] = self._unpack(item[HEAD + size :])
-                return message
-            content = wire.body(item, self.max_message_size)
-            if flags & wire.FRAME:
-                return durable.frame_event(content, None)
-            message = self._unpack(content)
-        except Exception as exc:  # whatever the format raises for foreign bytes
-            logger.warning("skipped a channel message that cannot be read: %r", exc)
-            return None
-        return message
-
-    async def _open_durable(
-        self, mailbox: Mailbox[Any], item: DurableItem
-    ) -> dict[str, Any] | None:
-        claim = durable.claim_of(item.stored)
-        if claim is None:
-            return self._event_of(item.take())
-        data = await self._redeem(mailbox, item, claim)
-        stored = item.take()
-        return None if data is None else self._event_of(Stored(stored.offset, None, data, EVENT))
-
-    async def _redeem(self, mailbox: Mailbox[Any], item: Any, claim: bytes) -> bytes | None:
-        """Return the envelope that *claim* stands for, None if it is gone or expired.
-
-        Args:
-            mailbox: What *item* was taken from; gets it back if this is cancelled.
-            item: What holds the claim.
-            claim: An envelope.
-        """
-        sent_at = wire.sent_at(claim)
-        attempt = 0
-        try:
-            while True:
-                if sent_at and sent_at + self._home.lifetime < time.time():
-                    return None
-                try:
-                    found = await self._run(_fetch, claim)
-                except BrokerUnavailable as exc:
-                    logger.debug("cannot fetch a large message: %s; trying on", exc)
-                    await asyncio.sleep(_backoff.delay(attempt))
-                    attempt += 1
-                    continue
-                except MalformedMessage as exc:
-                    logger.warning("skipped a channel message that cannot be read: %s", exc)
-                    return None
-                if found is None:
-                    logger.warning("skipped a large channel message: its parts are gone")
-                    return None
-                if wire.sent_at(found) != sent_at:  # it came by way of a durable group
-                    return wire.stamp(found, sent_at)
-                return found
-        except BaseException:
-            mailbox.queue.appendleft(item)
-            mailbox.pass_on()
-            raise
-
-    def _event_of(self, stored: Stored) -> dict[str, Any] | None:
-        try:
-            return durable.event_of(stored, self._unpack, self.max_message_size)
-        except Exception as exc:  # whatever the format raises for foreign bytes
-            logger.warning("skipped a stored message that cannot be read: %r", exc)
-            return None
+        return await self._run(fetch)
 
     async def _publish(self, subject: str, data: bytes, has_owner: bool) -> None:
         """Publish an envelope, at most once, from whatever loop.
@@ -370,7 +284,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """
         _require_message(message)
         subject, name = self._channels.get(channel) or self._address(channel)
-        data = self._envelope(name, message)
+        data = self.envelopes.seal(name, message)
         if subject:
             mailbox = self._home.mailboxes.get(name)
             if mailbox is not None and mailbox.is_full():
@@ -405,15 +319,14 @@ class NatsChannelLayer(BaseChannelLayer):
         if mailbox is None:
             if home.node is None:
                 await home.settle()  # where `flush` is heard; a worker reads nothing else
-            found: dict[str, Any] = await self._normal.receive(channel, self._open, self._redeem)
-            return found
+            return await self._normal.receive(channel)
         while (item := mailbox.take()) is not None:  # what is here needs no connection
             if home.complaints.told:
                 home.taken(channel)
             if isinstance(item, bytes):
-                message = self._open(item)
+                message = self.envelopes.open(item)
             else:
-                message = await self._open_durable(mailbox, item)
+                message = await self.envelopes.open_durable(mailbox, item)
             if message is not None:
                 return message
         return await self._wait_for_message(channel, mailbox)
@@ -442,9 +355,9 @@ class NatsChannelLayer(BaseChannelLayer):
                 if home.complaints.told:
                     home.taken(channel)
                 if isinstance(item, bytes):
-                    message = self._open(item)
+                    message = self.envelopes.open(item)
                 else:
-                    message = await self._open_durable(mailbox, item)
+                    message = await self.envelopes.open_durable(mailbox, item)
                 if message is not None:
                     return message
         finally:
@@ -559,9 +472,9 @@ class NatsChannelLayer(BaseChannelLayer):
         if self._normal.pipelines:
             await self._normal.settle()  # a member may be a normal channel: one writer's order
         if subject:
-            await self._publish(subject, self._envelope(b"", message), False)
+            await self._publish(subject, self.envelopes.seal(b"", message), False)
             return
-        payload, kind = durable.payload_of(message, self._pack_checked)
+        payload, kind = durable.payload_of(message, self.envelopes.pack)
         await self._run(durable.store, group, payload, kind)
 
     def _forward(self, node: Node, group: str, channel: str) -> Closable:
@@ -578,8 +491,8 @@ class NatsChannelLayer(BaseChannelLayer):
             claim = durable.claim_of(stored)
             if claim is not None:
                 return wire.stamp(claim, time.time())
-            event = self._event_of(stored)
-            return None if event is None else self._envelope(b"", event)
+            event = self.envelopes.event_of(stored)
+            return None if event is None else self.envelopes.seal(b"", event)
 
         return self._normal.forward(node, node.subjects.live(inbox), group, channel, envelope)
 
@@ -601,7 +514,7 @@ class NatsChannelLayer(BaseChannelLayer):
         self._require_no_loop()
         subject = self._group_subject(group, message)
         is_quick = subject and not self._normal.pipelines
-        if not (is_quick and self._publish_soon(subject, self._envelope(b"", message), False)):
+        if not (is_quick and self._publish_soon(subject, self.envelopes.seal(b"", message), False)):
             self._sync(lambda: self.group_send(group, message))
 
     @staticmethod
@@ -678,10 +591,6 @@ class NatsChannelLayer(BaseChannelLayer):
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""
-
-
-async def _fetch(node: Node, claim: bytes) -> bytes | None:
-    return await node.blobs.fetch(claim)
 
 
 def _require_message(message: Any) -> None:

@@ -36,9 +36,6 @@ logger = logging.getLogger("wsgateway.layer")
 ABANDONED = 10.0
 """A channel with expired messages that nobody has read for this many times the expiry has no
 reader any more: a consumer ended without leaving its groups."""
-CLOCK_TOLERANCE = 0.25
-"""Seconds that hosts' clocks may differ before a message expires too early; channels_redis, which
-counts whole seconds, is no stricter. Not for an expiry below a second, which is a test's."""
 FLUSHED = b"flushed"
 
 
@@ -49,6 +46,7 @@ class Home:
         client: The part of the channels' names that says whose they are.
         expiry: Seconds that a message lives.
         group_expiry: Seconds after which a channel that nobody reads leaves its groups.
+        is_expired: Says whether an envelope is too old.
         capacity: Returns how many messages a channel holds.
         choose: Returns the running loop's node.
         forward: Opens a group's way to a normal channel.
@@ -61,6 +59,7 @@ class Home:
         *,
         expiry: float,
         group_expiry: float,
+        is_expired: Callable[[bytes], bool],
         capacity: Callable[[str], int],
         choose: Callable[[], Node],
         forward: Callable[[Node, str, str], Closable],
@@ -75,8 +74,8 @@ class Home:
         self.unconfirmed = False  # the server may not know a subscription yet
         self.is_new = True  # until somebody may send to a channel of this process
         self._expiry = expiry
-        self.lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
         self._group_expiry = group_expiry
+        self._is_expired = is_expired
         self._capacity = capacity
         self._choose = choose
         self._interests: list[Closable] = []  # subscriptions besides those of groups
@@ -191,7 +190,7 @@ class Home:
 
     def is_expired(self, item: Item) -> bool:
         """Say whether an envelope is too old; messages of durable groups never are."""
-        return isinstance(item, bytes) and wire.sent_at(item) + self.lifetime < time.time()
+        return isinstance(item, bytes) and self._is_expired(item)
 
     def _on_message(self, node: Node, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import ChannelFull
@@ -20,7 +19,6 @@ from wsgateway.layer import wire
 from wsgateway.layer.blobs import ensure_stream
 from wsgateway.layer.fetcher import Fetcher
 from wsgateway.layer.forward import DataOf, Forward
-from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.pipeline import LARGE, Haste, Pipeline
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ __all__ = ["NormalChannels"]
 
 COUNT_VALID = 1.0
 """Seconds that a count of a channel's messages is used."""
-Redeem = Callable[[Mailbox[Any], Any, bytes], Awaitable[bytes | None]]
 
 
 class NormalChannels:
@@ -227,14 +224,9 @@ class NormalChannels:
 
     # -- receive -------------------------------------------------------------------------
 
-    async def receive(self, channel: str, open_: Callable[[bytes], Any], redeem: Redeem) -> Any:
-        """Return the next message that *open_* makes something of.
-
-        Args:
-            channel: A normal channel.
-            open_: Makes a message of an envelope; None: it is none.
-            redeem: Fetches the envelope that a claim stands for; None: it is gone.
-        """
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Return the next message of a normal channel; wait for one."""
+        envelopes = self._layer.envelopes
         while True:  # again if the layer is closed meanwhile
             node = await self._layer.ready_node()
             fetcher = self.fetchers.get((node, channel))
@@ -250,9 +242,11 @@ class NormalChannels:
                         await mailbox.wait()
                         continue
                     data, ack = item
-                    envelope = await redeem(mailbox, item, data) if wire.is_claim(data) else data
+                    envelope: bytes | None = data
+                    if wire.is_claim(data):
+                        envelope = await envelopes.redeem(mailbox, item, data)
                     fetcher.taken(ack)
-                    message = None if envelope is None else open_(envelope)
+                    message = None if envelope is None else envelopes.open(envelope)
                     if message is not None:
                         return message
             finally:
