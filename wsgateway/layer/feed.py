@@ -274,9 +274,7 @@ class Feed:
             self._step()
 
     def _step(self) -> None:
-        while (stored := self.reader.take()) is not None:
-            assert isinstance(stored, Stored)
-            self._mailbox.put_always(DurableItem(self, stored))
+        self._deliver()
         if self.reader.wants_fetch and self.attachment is not None and self._idle():
             self._spawn(self._fetch(self.attachment))
 
