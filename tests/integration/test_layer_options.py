@@ -12,7 +12,9 @@ import pytest
 from channels.layers import BaseChannelLayer
 from nats.errors import NoRespondersError
 
+from tests.faults.test_layer_failover import cut
 from tests.integration.layers import Make, drain, layers, receive
+from tests.support import until
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.serializers import (
     BaseMessageSerializer,
@@ -124,6 +126,34 @@ async def test_what_json_cannot_carry_fails_at_the_sender(make: Make) -> None:
             await call
     await layer.group_send("service.user", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]
+
+
+async def test_consumers_hear_of_a_lost_connection(make: Make) -> None:
+    layer = make(on_disconnect="connection.lost", on_reconnect="connection.back")
+    channels = [await layer.new_channel() for _ in range(3)]
+    for channel in channels[:2]:
+        await layer.group_add("group", channel)
+    waiting = asyncio.create_task(receive(layer, channels[2]))  # in no group, but read
+    await asyncio.sleep(0)
+    for _ in range(2):
+        cut(layer)
+        assert await waiting == {"type": "connection.lost"}
+        assert await receive(layer, channels[2]) == {"type": "connection.back"}
+        await layer.group_send("group", {"type": "x"})  # and it does reach them again
+        for channel in channels[:2]:
+            got = [(await receive(layer, channel))["type"] for _ in range(3)]
+            assert got == ["connection.lost", "connection.back", "x"]
+        waiting = asyncio.create_task(receive(layer, channels[2]))
+        await asyncio.sleep(0)
+    waiting.cancel()
+    quiet = make()
+    channel = await quiet.new_channel()
+    await quiet.group_add("group", channel)
+    link, connections = quiet._node().link, quiet._node().link.connections
+    cut(quiet)
+    await until(lambda: link.connections > connections, 20, "connected again")
+    await quiet.group_send("group", {"type": "x"})
+    assert await receive(quiet, channel) == {"type": "x"}
 
 
 def test_an_unknown_format_is_refused_by_name(prefix: str) -> None:

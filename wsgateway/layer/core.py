@@ -71,6 +71,9 @@ class NatsChannelLayer(BaseChannelLayer):
         serializer_format: A name in `wsgateway.layer.serializers.registry`.
         random_prefix_length: Accepted for channels_redis' sake; nothing needs it here.
         max_message_size: Bytes of a serialized message above which it is `MessageTooLarge`.
+        on_disconnect: Type of a message that each process-specific channel that is in use gets
+            when the connection is lost: what is not durable may be missed. None: none.
+        on_reconnect: The same for when it is there again.
     """
 
     extensions = ["groups", "flush"]  # noqa: RUF012 - as the specification spells it
@@ -91,6 +94,8 @@ class NatsChannelLayer(BaseChannelLayer):
         random_prefix_length: int = 0,
         serializer_format: str = "msgpack",
         max_message_size: int = DEFAULT_MAX_MESSAGE,
+        on_disconnect: str | None = None,
+        on_reconnect: str | None = None,
     ) -> None:
         super().__init__(expiry=expiry, capacity=capacity)  # type: ignore[arg-type]
         # Pairs, which get_capacity wants; the base class is annotated for its own default
@@ -101,6 +106,8 @@ class NatsChannelLayer(BaseChannelLayer):
         """Every capacity that a channel may have."""
         self.group_expiry = group_expiry
         self.max_message_size = max_message_size
+        self.on_disconnect = on_disconnect
+        self.on_reconnect = on_reconnect
         self._servers = server_urls(servers if servers is not None else hosts)
         self._prefix = prefix
         self.random_prefix_length = random_prefix_length
@@ -131,6 +138,7 @@ class NatsChannelLayer(BaseChannelLayer):
             choose=self._node,
             forward=self._forward,
             on_flush=self._normal.flushed,
+            notice=self._notice,
         )
 
     def __str__(self) -> str:
@@ -476,6 +484,10 @@ class NatsChannelLayer(BaseChannelLayer):
             return
         payload, kind = durable.payload_of(message, self.envelopes.pack)
         await self._run(durable.store, group, payload, kind)
+
+    def _notice(self, is_open: bool) -> bytes | None:
+        kind = self.on_reconnect if is_open else self.on_disconnect
+        return None if kind is None else self.envelopes.seal(b"", {"type": kind})
 
     def _forward(self, node: Node, group: str, channel: str) -> Closable:
         inbox = durable.inbox_of(group)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import msgpack
 
@@ -51,6 +52,8 @@ class Home:
         choose: Returns the running loop's node.
         forward: Opens a group's way to a normal channel.
         on_flush: Called when the layer is flushed.
+        notice: Makes the envelope that each channel gets when the connection is lost (False) or
+            is there again (True); None: they are not told.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Home:
         choose: Callable[[], Node],
         forward: Callable[[Node, str, str], Closable],
         on_flush: Callable[[], None],
+        notice: Callable[[bool], bytes | None],
     ) -> None:
         self.client = client
         self.node: Node | None = None
@@ -87,6 +91,7 @@ class Home:
         self._sweeper: asyncio.TimerHandle | None = None
         self._forward = forward
         self._on_flush = on_flush
+        self._notice = notice
 
     # -- where it is ---------------------------------------------------------------------
 
@@ -154,7 +159,16 @@ class Home:
             node.link.subscribe(node.subjects.process(self.client), on_message),
             node.link.subscribe(flush_subject(node), on_flush),
             node.link.subscribe(everyone_subject(node), on_control),
+            _Hook(node.link.on_lost(partial(self._notify, node, False))),
+            _Hook(node.link.on_open(partial(self._notify, node, True))),
         ]
+
+    def _notify(self, node: Node, is_open: bool) -> None:
+        """Tell every channel of this process what became of the connection."""
+        envelope = self._notice(is_open)
+        if self.node is node and envelope is not None:
+            for mailbox in list(self.mailboxes.values()):
+                mailbox.put(envelope)
 
     async def close(self) -> None:
         """Give up the node; mailboxes and memberships stay for the next one."""
@@ -447,6 +461,12 @@ def everyone_subject(node: Node) -> str:
 def flush_subject(node: Node) -> str:
     """Return where layers are told to forget everything."""
     return f"{node.subjects.prefix}.all.flush"
+
+
+class _Hook(NamedTuple):
+    """A callback that is ended as a subscription is."""
+
+    close: Callable[[], None]
 
 
 def _close_in(node: Node, interests: list[Closable]) -> None:

@@ -350,6 +350,7 @@ class Link:
             self.max_payload = limit
         self._learn_servers(client)
         self.connections += 1
+        self._last_error = "it was closed"
         self._set_state(LinkState.OPEN)
         self._restore(client)  # again: the table may have changed while it was confirmed
         self._opened.set()
