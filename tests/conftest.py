@@ -11,10 +11,8 @@ from typing import Any
 import hypothesis
 import pytest
 from asgiref.sync import SyncToAsync
-from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 
-from tests.support import Gateway
+from tests.support import Gateway, forget_connections
 from wsgateway.broker import embedded
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import broker_from_settings
@@ -35,11 +33,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SYNC_INTERVAL = "10s"
 
 
-def _forget_connections() -> None:
-    for connection in connections.all(initialized_only=True):
-        BaseDatabaseWrapper.close(connection)  # SQLite's own keeps what is in memory
-
-
 @pytest.fixture(autouse=True)
 def no_connections_left() -> Iterator[None]:
     """Close what a test with a database leaves open in asgiref's thread.
@@ -48,7 +41,7 @@ def no_connections_left() -> Iterator[None]:
     has no database, pytest-django refuses that.
     """
     yield
-    SyncToAsync.single_thread_executor.submit(_forget_connections).result()
+    SyncToAsync.single_thread_executor.submit(forget_connections).result()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import websockets.asyncio.client
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from wsgateway.broker.embedded import find_server, free_port
 
@@ -49,6 +51,12 @@ def listening(port: int) -> bool:
     """Say whether something accepts connections on *port* of loopback."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def forget_connections() -> None:
+    """Close this thread's database connections."""
+    for connection in connections.all(initialized_only=True):
+        BaseDatabaseWrapper.close(connection)  # SQLite's own keeps what is in memory
 
 
 def process_alive(pid: int) -> bool:

@@ -31,6 +31,17 @@ from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.subjects import Inbox
 
 ANN = Inbox("service1", "ann")
+KEY_USAGES = [
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+]
 
 
 @contextmanager
@@ -163,14 +174,19 @@ class Authority:
         self.folder = folder
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-        certificate = self._builder(self.name, self.key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        usage = dict.fromkeys(KEY_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
+        certificate = (
+            self._builder(self.name, self.key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
         )
         self.path = folder / "ca.pem"
         self.path.write_bytes(self._signed(certificate))
 
     def _builder(self, name: x509.Name, key: Any) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
+        identifier = x509.SubjectKeyIdentifier.from_public_key
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key
         return (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -179,6 +195,9 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(hours=1))
             .not_valid_after(now + dt.timedelta(hours=1))
+            # Without them Python 3.13 refuses a certificate
+            .add_extension(identifier(key.public_key()), critical=False)
+            .add_extension(issuer(self.key.public_key()), critical=False)
         )
 
     def _signed(self, builder: x509.CertificateBuilder) -> bytes:
