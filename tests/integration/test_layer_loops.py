@@ -216,3 +216,27 @@ def test_a_durable_member_moves_between_loops_that_stand_still(
         for loop in several:
             loop.close()
         loops._stop_background()
+
+
+def test_a_loop_that_stood_still_ends_what_it_had_begun(
+    own_server: EmbeddedServer, prefix: str
+) -> None:
+    """Its `group_add` waited for ever, because another loop had taken the channel over."""
+    layer = NatsChannelLayer(own_server.url, prefix=prefix)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        channel = first.run_until_complete(layer.new_channel())
+        first.run_until_complete(layer.group_add("service.other", channel))
+        own_server.pause()
+        joining = first.create_task(layer.group_add("service.user", channel))
+        first.run_until_complete(asyncio.sleep(0.1))
+        own_server.resume()
+        assert second.run_until_complete(layer.new_channel()) != channel
+        first.run_until_complete(asyncio.wait_for(joining, 20))
+        layer.group_send_sync("service.user", {"type": "x", "n": 1})
+        assert second.run_until_complete(drain(layer, channel, 1)) == [1]
+        second.run_until_complete(layer.close())
+    finally:
+        first.close()
+        second.close()
+        loops._stop_background()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +180,7 @@ class Feed:
         self._mailbox = mailbox
         self._task: asyncio.Task[None] | None = None  # starts or fetches
         self._started: asyncio.Future[None] | None = None  # done once the position is known
+        self._origin = math.inf  # offset after which it begins; the first loop that asked counts
         self._taken = 0  # offset up to which the member has taken everything
         self._backoff = Backoff(0.02, 2.0, 1.0)
 
@@ -228,13 +230,13 @@ class Feed:
             if not isinstance(exc, BrokerError):
                 raise
             return
-        if not here.is_current():
-            return
-        self.reader.start(position.last)
+        self._origin = min(self._origin, position.last)
+        if here.is_current():  # otherwise the loop where it is now begins there
+            self.reader.start(int(self._origin))
+            self._task = None
+            self._step()
         if not started.done():
             started.set_result(None)
-        self._task = None
-        self._step()
 
     # -- messages ------------------------------------------------------------------------
 
