@@ -199,7 +199,9 @@ async def test_a_sender_killed_in_a_burst(
             bursts = server_version() >= fast_batch.SINCE
             assert not bursts or sum(line.endswith(b"1") for line in lines) > returned / 2
             layer = make(prefix=f"{prefix}{attempt}")
-            await asyncio.sleep(0.2)
-            stored = await layer._run(layer._normal._count, "work")
-            assert returned <= stored <= returned + 1
+            stored = 0
+            async with asyncio.timeout(20):
+                while stored < returned:
+                    stored = await layer._run(layer._normal._count, "work")
+            assert stored <= returned + 1
             assert await drain(layer, "work", stored) == list(range(stored))

@@ -18,7 +18,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
-from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer import NatsChannelLayer, fullness
 from wsgateway.layer.loops import full_channels
 
 ALL_TYPES = {
@@ -240,14 +240,15 @@ async def test_full_process_channel_refuses_and_others_do_not_suffer(make: Make)
 
 @pytest.mark.parametrize("capacity", [1, 3])
 async def test_a_full_channel_of_another_process_refuses_at_the_sender(
-    make: Make, capacity: int
+    make: Make, capacity: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fullness, "VALID", 3600.0)  # only the owner says that there is room
     owner, sender = make(capacity=capacity), make()
     channel = await owner.new_channel()
     name = channel.encode()
     for number in range(capacity):
         await sender.send(channel, {"type": "x", "n": number})
-    await until(lambda: name in full_channels, 10, "the owner says so")
+    await until(lambda: name in full_channels, 20, "the owner says so")
     for _ in range(3):
         with pytest.raises(ChannelFull, match=channel):
             await sender.send(channel, {"type": "x", "n": 99})
@@ -255,13 +256,13 @@ async def test_a_full_channel_of_another_process_refuses_at_the_sender(
             await asyncio.to_thread(sender.send_sync, channel, {"type": "x", "n": 99})
     for number in range(10):  # refused for as long as there is no room, and no longer
         assert await drain(owner, channel, 1) == [number]
-        await until(lambda: name not in full_channels, 0.9, "there is room")
+        await until(lambda: name not in full_channels, 20, "there is room")
         await sender.send(channel, {"type": "x", "n": number + capacity})
-        await until(lambda: name in full_channels, 10, "the owner says so")
+        await until(lambda: name in full_channels, 20, "the owner says so")
     assert await drain(owner, channel, capacity) == list(range(10, 10 + capacity))
     waiting = asyncio.create_task(drain(owner, channel, 100))
     for number in range(100):  # a waiting reader makes room each time
-        await until(lambda: name not in full_channels, 0.9, "there is room")
+        await until(lambda: name not in full_channels, 20, "there is room")
         await sender.send(channel, {"type": "x", "n": number})
         await settled(sender)
         await settled(owner)
@@ -279,7 +280,8 @@ async def test_a_full_channel_whose_process_is_gone_is_not_full_for_ever(make: M
     await sender.send(channel, {"type": "x"})
 
 
-async def test_flush_makes_room(make: Make) -> None:
+async def test_flush_makes_room(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fullness, "VALID", 3600.0)
     owner, sender = make(capacity=1), make()
     channel = await owner.new_channel()
     await sender.send(channel, {"type": "x"})
@@ -421,7 +423,10 @@ async def test_flush_empties_every_process(make: Make) -> None:
 async def test_flush_reaches_a_process_that_reads_only_normal_channels(make: Make) -> None:
     """It had fetched a message, did not hear of the flush, and gave the message out."""
     one, worker = make(), make()
-    await receive_nothing(worker, "work")  # leaves a request for messages open
+    waiting = asyncio.create_task(worker.receive("work"))
+    await until(lambda: any(f._open for f in worker._normal.fetchers.values()), 20, "a request")
+    waiting.cancel()  # which leaves the request for messages open
+    await asyncio.wait([waiting])
     await one.send("work", {"type": "x", "n": 1})
     [reader] = worker._normal.fetchers.values()
     async with asyncio.timeout(20):
