@@ -369,9 +369,7 @@ class NatsChannelLayer(BaseChannelLayer):
                 if message is not None:
                     return message
         finally:
-            mailbox.reading -= 1
-            mailbox.used = time.monotonic()
-            mailbox.pass_on()
+            mailbox.end_reading()
 
     async def node_closing(self, node: Node) -> None:
         """Give back what *node* has fetched of normal channels."""

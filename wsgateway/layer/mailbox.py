@@ -132,6 +132,12 @@ class Mailbox(Generic[T]):
         if self.queue and self._waiters:
             self._wake()
 
+    def end_reading(self) -> None:
+        """Take note that a reader, counted in `reading`, has left, with a message or without."""
+        self.reading -= 1
+        self.used = monotonic()
+        self.pass_on()
+
     def wake_all(self) -> None:
         """Make every `wait` return."""
         for _ in range(len(self._waiters)):

@@ -250,9 +250,7 @@ class NormalChannels:
                     if message is not None:
                         return message
             finally:
-                mailbox.reading -= 1
-                mailbox.used = time.monotonic()
-                mailbox.pass_on()
+                mailbox.end_reading()
 
     def forget(self, fetcher: Fetcher) -> None:
         """Drop an idle fetcher."""
