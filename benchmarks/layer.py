@@ -249,7 +249,7 @@ def cases() -> list[Case]:
             "send to a normal channel",
             "messages/s",
             to_normal(),
-            5,
+            2,
             stored,
             ("ours", "core", "memory"),
         ),

@@ -18,7 +18,7 @@ import websockets.asyncio.client
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from wsgateway.broker.embedded import find_server, free_port
+from wsgateway.broker.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,12 +74,6 @@ def site_env(**values: str) -> dict[str, str]:
     names |= {"STATIC_ROOT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in names}
     return {**kept, "PYTHONUNBUFFERED": "1", **values}
-
-
-def server_version() -> tuple[int, ...]:
-    """Return the version of the nats-server that the tests start."""
-    said = subprocess.run([find_server(), "--version"], capture_output=True, text=True, check=True)
-    return tuple(map(int, said.stdout.rpartition(" v")[2].strip().split(".")))
 
 
 class Process:

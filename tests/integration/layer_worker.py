@@ -92,7 +92,6 @@ class Worker:
         """Wait until the server has what was sent from here, and this process what came."""
         from wsgateway.layer import loops
 
-        await self.layer._normal.settle()
         for nodes in list(loops._nodes.values()):
             for node in list(nodes.values()):
                 await node.call(node.ready)  # a cancelled call may just have begun to connect

@@ -96,7 +96,6 @@ class Model(RuleBasedStateMachine):
         count=st.one_of(st.just(1), st.integers(2, 50)),
     )
     def send_to_normal(self, process: int, place: str, channel: str, count: int) -> None:
-        """In a burst, if there are many; what follows may come while it is still on its way."""
         numbers = [self.next_number() for _ in range(count)]
         assert self.call(process, "send", place, channel, numbers)
         self.normal[channel].update(numbers)

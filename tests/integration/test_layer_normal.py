@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from channels.exceptions import ChannelFull
 
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
@@ -95,3 +96,102 @@ async def test_a_request_that_the_server_forgets_is_made_again(
     for number in range(10):
         await layer.send("work", {"type": "x", "n": number})
     assert await waiting == list(range(10))
+
+
+async def count(layer: NatsChannelLayer) -> int:
+    """Return how many messages the server keeps for the channel."""
+    return await layer._run(layer._normal._count, "work")
+
+
+async def send(layer: NatsChannelLayer, count: int, first: int = 0) -> None:
+    """Send numbers, each right after the one before."""
+    for number in range(first, first + count):
+        await layer.send("work", {"type": "x", "n": number})
+
+
+async def test_send_returns_once_the_message_is_stored(make: Make) -> None:
+    """From the fourth of sends that followed each other closely it returned before."""
+    layer = make()
+    for number in range(30):
+        await send(layer, 5, 5 * number % 50)
+        assert await count(layer) == 5
+        await drain(layer, "work", 5)
+
+
+async def test_sends_at_once_are_in_flight_together(make: Make) -> None:
+    """They share round trips: fifty take far less than fifty times as long as one."""
+    layer = make(capacity=10_000)
+    await send(layer, 1)
+    node = layer._node()
+    in_flight = 0
+    publish = node.link.publish
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        nonlocal in_flight
+        in_flight = max(in_flight, len(node.link._waiting))
+        publish(*args, **kwargs)
+
+    node.link.publish = watched  # type: ignore[method-assign]
+    await asyncio.gather(*(send(layer, 1, number) for number in range(1, 51)))
+    assert in_flight >= 50
+    assert await drain(layer, "work", 51) == list(range(51))
+
+
+async def test_capacity_is_exact_for_one_sender(make: Make) -> None:
+    layer = make()
+    await send(layer, 100)
+    with pytest.raises(ChannelFull):
+        await send(layer, 1)
+    assert await count(layer) == 100
+    assert await drain(layer, "work", 100) == list(range(100))
+
+
+async def test_a_smaller_capacity_is_kept(make: Make) -> None:
+    layer = make(capacity=1000, channel_capacity={"work": 50})
+    with pytest.raises(ChannelFull):
+        await send(layer, 200)
+    assert await count(layer) == 50
+
+
+async def test_many_writers_at_once_each_in_order(make: Make) -> None:
+    sender, reader = make(capacity=10_000), make(capacity=10_000)
+
+    async def write(writer: int) -> None:
+        for number in range(100):
+            await sender.send("work", {"type": "x", "n": (writer, number)})
+
+    await asyncio.gather(*map(write, range(10)))
+    got = await drain(reader, "work", 1000)
+    for writer in range(10):
+        assert [n for w, n in got if w == writer] == list(range(100))
+
+
+async def test_group_send_after_send_is_behind_it(make: Make) -> None:
+    layer = make(capacity=1000)
+    await layer.group_add("group", "work")
+    await layer._home.confirm()
+    for start in range(0, 100, 20):
+        await send(layer, 19, start)
+        await layer.group_send("group", {"type": "x", "n": start + 19})
+        assert await drain(layer, "work", 20) == list(range(start, start + 20))
+
+
+async def test_flush_drops_what_was_sent(make: Make) -> None:
+    layer = make(capacity=1000)
+    await send(layer, 100)
+    await layer.flush()
+    assert await count(layer) == 0
+    await send(layer, 1, 7)
+    assert await receive(layer, "work") == {"type": "x", "n": 7}
+
+
+async def test_send_sync_returns_once_the_messages_are_stored(make: Make) -> None:
+    layer = make(capacity=1000)
+
+    def write() -> None:
+        for number in range(20):
+            layer.send_sync("work", {"type": "x", "n": number})
+
+    await asyncio.to_thread(write)
+    assert await count(layer) == 20
+    assert await drain(layer, "work", 20) == list(range(20))

@@ -269,8 +269,7 @@ class NatsChannelLayer(BaseChannelLayer):
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send *message* to one channel.
 
-        A normal channel's is stored when this returns; in a burst it is written to the
-        connection, and kept here until it is stored.
+        A normal channel's message is stored when this returns.
 
         Raises:
             ChannelFull: The channel holds as much as it may; if it is another process's: as far
@@ -475,8 +474,6 @@ class NatsChannelLayer(BaseChannelLayer):
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
         subject = self._group_subject(group, message)
-        if self._normal.pipelines:
-            await self._normal.settle()  # a member may be a normal channel: one writer's order
         if subject:
             await self._publish(subject, self.envelopes.seal(b"", message), False)
             return
@@ -523,8 +520,7 @@ class NatsChannelLayer(BaseChannelLayer):
         """
         self._require_no_loop()
         subject = self._group_subject(group, message)
-        is_quick = subject and not self._normal.pipelines
-        if not (is_quick and self._publish_soon(subject, self.envelopes.seal(b"", message), False)):
+        if not (subject and self._publish_soon(subject, self.envelopes.seal(b"", message), False)):
             self._sync(lambda: self.group_send(group, message))
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from channels.exceptions import ChannelFull
 
 from wsgateway.broker.base import Closable
-from wsgateway.broker.nats import fast_batch
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
@@ -19,7 +17,6 @@ from wsgateway.layer import wire
 from wsgateway.layer.blobs import ensure_stream
 from wsgateway.layer.fetcher import Fetcher
 from wsgateway.layer.forward import DataOf, Forward
-from wsgateway.layer.pipeline import LARGE, Haste, Pipeline
 
 if TYPE_CHECKING:
     from wsgateway.layer.core import NatsChannelLayer
@@ -48,9 +45,6 @@ class NormalChannels:
         self._room: dict[str, tuple[float, int]] = {}  # channel -> until when, how many more
         self.fetchers: dict[tuple[Node, str], Fetcher] = {}
         self._ended: list[Fetcher] = []  # whose readers still wait there
-        self.pipelines: dict[tuple[Node, str], Pipeline] = {}
-        """What may not be stored yet."""
-        self._haste = Haste()
 
     # -- the stream ----------------------------------------------------------------------
 
@@ -82,15 +76,10 @@ class NormalChannels:
             return limit
         async with self._ensuring.setdefault(node, asyncio.Lock()):
             if node not in self._limits:
-                self._limits[node] = await self._ensure(node, self._config(node))
+                self._limits[node] = await ensure_stream(
+                    node.broker, self._config(node), "max_msgs_per_subject"
+                )
         return self._limits[node]
-
-    async def _ensure(self, node: Node, config: dict[str, Any]) -> int:
-        if node.link.server_version >= fast_batch.SINCE:
-            with contextlib.suppress(ApiError):  # of an older server in the same cluster
-                batched = {**config, "allow_batched": True}
-                return await ensure_stream(node.broker, batched, "max_msgs_per_subject")
-        return await ensure_stream(node.broker, config, "max_msgs_per_subject")
 
     def doubt(self, node: Node) -> None:
         """Have the next `ensure` look again: the stream may have been deleted."""
@@ -100,10 +89,6 @@ class NormalChannels:
         """Drop every message of every normal channel."""
         if not node.link.jetstream_offered:
             return
-        await self.settle()
-        for key, pipeline in list(self.pipelines.items()):
-            if key[0].usable:
-                await key[0].call(pipeline.discard)
         self._room.clear()
         try:
             await node.broker.jetstream.api(f"STREAM.PURGE.{node.subjects.stream('chan')}")
@@ -119,15 +104,14 @@ class NormalChannels:
     # -- send ----------------------------------------------------------------------------
 
     async def send(self, node: Node, channel: str, data: bytes) -> None:
-        """Store an envelope for one reader; in a burst it is only on its way: see `Pipeline`.
+        """Store an envelope for one reader; return once it is stored.
 
         Raises:
             ChannelFull: The channel holds as much as it may.
         """
         limit = await self.ensure(node)
         try:
-            if not await self._send_on(node, channel, data):
-                await self._store(node, channel, data, limit)
+            await self._store(node, channel, data, limit)
         except QueueFull as exc:
             raise ChannelFull(channel) from exc
         except BrokerUnavailable:
@@ -137,7 +121,7 @@ class NormalChannels:
     async def _store(self, node: Node, channel: str, data: bytes, limit: int) -> None:
         if self._layer.get_capacity(channel) < limit:
             await self._take_room(node, channel)
-        ttl = self._ttl
+        ttl = max(1, math.ceil(self._layer.expiry))
         subject = node.subjects.channel(channel)
         headers = {"Nats-TTL": f"{ttl}s"}
         try:
@@ -145,45 +129,6 @@ class NormalChannels:
         except MessageTooBig:
             claim = await node.blobs.store(data, ttl)
             await node.broker.jetstream.publish(subject, claim, headers)
-        self._haste.sent(channel)
-
-    @property
-    def _ttl(self) -> int:
-        return max(1, math.ceil(self._layer.expiry))
-
-    # -- send, in a burst -----------------------------------------------------------------
-
-    async def _send_on(self, node: Node, channel: str, data: bytes) -> bool:
-        """Send without waiting; return False if that is not to be."""
-        pipeline = self.pipelines.get((node, channel))
-        if pipeline is not None:
-            return await pipeline.send(data)
-        if len(data) > LARGE or not self._haste.begins(channel):
-            return False
-        if node.link.server_version < fast_batch.SINCE:
-            return False
-        self._room.pop(channel, None)
-        pipeline = self.pipelines[node, channel] = Pipeline(
-            node,
-            node.subjects.channel(channel),
-            self._ttl,
-            count_room=lambda: self._count_room(node, channel),
-            restore=lambda: self.ensure(node, again=True),
-            on_end=lambda: self.pipelines.pop((node, channel), None),
-        )
-        begun = await pipeline.begin(data)
-        if not begun:
-            self._haste.hold_off(channel)
-        return begun
-
-    async def settle(self, node: Node | None = None) -> None:
-        """Wait until all that was sent, on one node or on all, is stored, if that is possible."""
-        pipelines = [
-            (where, pipeline)
-            for (where, _), pipeline in list(self.pipelines.items())
-            if (node is None or where is node) and where.usable
-        ]
-        await asyncio.gather(*(where.call(each.finish) for where, each in pipelines))
 
     # -- room ----------------------------------------------------------------------------
 
@@ -260,7 +205,6 @@ class NormalChannels:
 
     async def close(self, node: Node | None = None) -> None:
         """End the fetchers, of one node or of all; what they have fetched goes to others."""
-        await self.settle(node)
         for key, fetcher in list(self.fetchers.items()):
             if node is None or fetcher.node is node:
                 self.fetchers.pop(key, None)

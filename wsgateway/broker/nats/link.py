@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ OUTBOUND_LIMIT = 64 * 1024 * 1024
 OUTBOUND_HIGH = 1024 * 1024
 """Bytes above which `Link.pressure` waits."""
 FINISH_WITHIN = 1.0
-"""Seconds that those who still wait for answers have when the connection is to be closed."""
+"""Seconds that what is still to be sent has when the loop ends."""
 ALREADY_CLOSED = "the link is already closed; open a new one"
 
 
@@ -151,7 +151,6 @@ class Link:
         self._opened = asyncio.Event()  # set while OPEN
         self._on_open: dict[int, Callable[[], None]] = {}
         self._on_lost: dict[int, Callable[[], None]] = {}
-        self._on_closing: dict[int, Callable[[], Coroutine[Any, Any, None]]] = {}
         self._waiting: dict[bytes, _Waiter] = {}
         self._tokens = itertools.count()
         self._inbox = new_inbox()
@@ -174,9 +173,8 @@ class Link:
     async def close(self, timeout: float = 2.0) -> None:
         """Flush, disconnect, fail every waiter. Idempotent.
 
-        Takes *timeout* seconds at most, and one more for the callbacks of `on_closing`.
+        Takes *timeout* seconds at most.
         """
-        await self._let_finish()
         if self.state is LinkState.CLOSED:
             return
         client = self._client
@@ -225,19 +223,6 @@ class Link:
         self._on_lost[key] = callback
         return lambda: self._on_lost.pop(key, None) and None
 
-    def on_closing(self, callback: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        """Await *callback* before disconnecting, a second at most; return what ends that."""
-        key = next(self._tokens)
-        self._on_closing[key] = callback
-        return lambda: self._on_closing.pop(key, None) and None
-
-    async def _let_finish(self) -> None:
-        if self.is_open and self._on_closing:
-            tasks = [asyncio.create_task(call()) for call in self._on_closing.values()]
-            await asyncio.wait(tasks, timeout=FINISH_WITHIN)
-            for task in tasks:
-                task.cancel()
-
     def _refuse_closed(self) -> None:
         if self.state is LinkState.CLOSED:
             raise BrokerClosed(ALREADY_CLOSED)
@@ -285,7 +270,6 @@ class Link:
             try:
                 await self._serve(client)
             except asyncio.CancelledError:  # the loop ends, with everything in it
-                await self._let_finish()
                 await _settle(client, FINISH_WITHIN)
                 self._set_state(LinkState.CLOSED)
                 raise
@@ -436,11 +420,6 @@ class Link:
     def is_crowded(self) -> bool:
         """Whether `pressure` would wait."""
         return self._client is not None and self._client.buffered > OUTBOUND_HIGH
-
-    @property
-    def is_written(self) -> bool:
-        """Whether nothing that was published waits in this process for the socket."""
-        return self._client is None or not self._client.buffered
 
     async def pressure(self) -> None:
         """Wait while more than a megabyte waits for the server; returns when the link is lost."""
