@@ -120,6 +120,9 @@ class Settings:
     NATS_TLS_KEY = _text("", "Path of the client's private key")
     NATS_TLS_HOSTNAME = _text("", "Host name to expect in the servers' certificates")
     BROKER_TIMEOUT = _positive(5.0, "Longest wait for an answer of the broker, seconds")
+    PUBLISH_TIMEOUT = _positive(
+        25.0, "Longest wait until a message is stored, retries included, seconds"
+    )
     CONNECT_TIMEOUT = _positive(2.0, "Longest wait for one connection attempt, seconds")
 
     # Streams

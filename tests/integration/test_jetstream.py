@@ -33,7 +33,7 @@ ANN = Inbox("orders", "ann")
 @asynccontextmanager
 async def connected(settings: Any, url: str, timeout: float = 20.0) -> AsyncIterator[NatsBroker]:
     settings.NATS_BROKER_URL = url
-    settings.WSGATEWAY_BROKER_TIMEOUT = timeout
+    settings.WSGATEWAY_BROKER_TIMEOUT = settings.WSGATEWAY_PUBLISH_TIMEOUT = timeout
     broker = broker_from_settings(wsgateway_settings)
     await broker.open()
     try:

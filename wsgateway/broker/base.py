@@ -1,7 +1,8 @@
 """What a broker promises: types and guarantees. Implementations: `nats`, `memory`.
 
 All offsets are stream sequences: they rise within an inbox, but have holes. All methods that
-wait have a deadline of ``WSGATEWAY_BROKER_TIMEOUT`` seconds and may be cancelled at any point.
+wait have a deadline of ``WSGATEWAY_BROKER_TIMEOUT`` seconds and may be cancelled at any point;
+those that store something try again for ``WSGATEWAY_PUBLISH_TIMEOUT`` seconds while connected.
 """
 
 from __future__ import annotations
@@ -186,7 +187,8 @@ class Broker(ABC):
         """Wait until `ready`.
 
         Args:
-            timeout: Seconds; None means ``WSGATEWAY_BROKER_TIMEOUT``.
+            timeout: Seconds; None means ``WSGATEWAY_BROKER_TIMEOUT`` for a connection, and
+                ``WSGATEWAY_PUBLISH_TIMEOUT`` for streams that are just electing their leaders.
 
         Raises:
             BrokerUnavailable: Not within *timeout*.

@@ -53,6 +53,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         tls_hostname=settings.NATS_TLS_HOSTNAME,
         connect_timeout=settings.CONNECT_TIMEOUT,
         timeout=settings.BROKER_TIMEOUT,
+        publish_timeout=settings.PUBLISH_TIMEOUT,
     )
 
 

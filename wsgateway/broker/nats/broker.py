@@ -101,7 +101,7 @@ class NatsBroker(Broker):
     ) -> None:
         self.subjects = subjects
         self.link = Link(options)
-        self.jetstream = JetStream(self.link, options.timeout)
+        self.jetstream = JetStream(self.link, options.timeout, options.publish_timeout)
         self.streams = Streams(self.jetstream, specs)
         self._timeout = options.timeout
         self._recv = subjects.stream("recv")
@@ -188,7 +188,9 @@ class NatsBroker(Broker):
         await self.link.open()
         await self.link.ready()
         self._require_server()
-        return await self.streams.setup()
+        patience = self.jetstream.publish_timeout  # an operator's command outlasts an election
+        jetstream = JetStream(self.link, patience, patience)
+        return await Streams(jetstream, self.streams.specs).setup()
 
     @property
     def ready(self) -> bool:
@@ -199,9 +201,9 @@ class NatsBroker(Broker):
             return
         if self._problem is not None:
             raise self._problem
-        limit = self._timeout if timeout is None else timeout
+        limit = self.jetstream.publish_timeout if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
-        await self.link.ready(limit)  # first and alone: its error says why there is no connection
+        await self.link.ready(timeout)  # first and alone: its error says why it is not connected
         try:
             async with asyncio.timeout_at(deadline):
                 await self._settled.wait()

@@ -88,11 +88,14 @@ class JetStream:
     Args:
         link: The connection.
         timeout: Seconds that a call may take, retries included.
+        publish_timeout: Seconds that `publish` may take, retries included. An election of a
+            stream's leader takes NATS 4 to 9 s, and nothing is stored until it is over.
     """
 
-    def __init__(self, link: Link, timeout: float) -> None:
+    def __init__(self, link: Link, timeout: float, publish_timeout: float) -> None:
         self.link = link
         self.timeout = timeout
+        self.publish_timeout = publish_timeout
         self._backoff = Backoff(0.05, 2.0, 0.5)
 
     async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -141,6 +144,10 @@ class JetStream:
             headers: Name to value.
             msg_id: Its ``Nats-Msg-Id``; None: a random one.
             expect_last: Refuse unless the subject's newest message has this sequence.
+
+        Raises:
+            BrokerUnavailable: Not stored within `publish_timeout`, or not connected for
+                `timeout` seconds.
         """
         pairs = {"Nats-Msg-Id": msg_id or secrets.token_hex(12)}
         if headers:
@@ -153,17 +160,17 @@ class JetStream:
         begin = monotonic()
         attempt = 0
         while True:
-            left = self.timeout - (monotonic() - begin)
+            left = self.publish_timeout - (monotonic() - begin)
+            if not link.is_open:
+                await link.ready(min(left, self.timeout))
             try:
-                if not link.is_open:
-                    await link.ready(left)
                 if link.is_crowded:
                     await link.pressure()
                 reply = await link.request(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
                 return _receipt(reply.data, len(payload))
             except BrokerUnavailable:
                 pause = self._backoff.delay(attempt)
-                if monotonic() - begin + pause >= self.timeout:
+                if monotonic() - begin + pause >= self.publish_timeout:
                     raise
             await asyncio.sleep(pause)
             attempt += 1

@@ -82,6 +82,7 @@ class LinkOptions:
     tls_hostname: str = ""
     connect_timeout: float = 2.0
     timeout: float = 5.0
+    publish_timeout: float = 25.0
     ping_interval: float = 5.0
     backoff: Backoff = field(default_factory=Backoff)
 
