@@ -1,6 +1,7 @@
 # Needs Python 3.11 or later. `make help` lists the targets.
 PYTHON ?= python3
 PORT ?= 8000
+MINUTES ?= 10
 BIN = .venv/bin
 PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
 	--custom-compile-command 'make pins'
@@ -8,7 +9,7 @@ PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types pins bench docs clean
+.PHONY: help run test lint types pins soak bench docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ pins: .venv/.dev  ## write requirements*.txt anew from requirements*.in (ARGS=--
 	$(PINS) $(ARGS) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 	$(PINS) $(ARGS) requirements-bench.in -c requirements-dev.txt -o requirements-bench.txt
 	$(PINS) $(ARGS) requirements-node.in -o requirements-node.txt
+
+soak: .venv/.dev  ## break everything at random for MINUTES=10 and count (ARGS='--seed 1')
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 bench: .venv/.bench  ## measure; see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+P = TypeVar("P", bound="Proxy")
 
 
 class Proxy:
@@ -17,6 +20,8 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = 0
+        self.pause = 0.0
+        """Seconds that each piece of up to 64 KiB takes, in each direction."""
         self._hearing = asyncio.Event()
         self._hearing.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -43,7 +48,7 @@ class Proxy:
         writers = [client_writer]
         try:
             await self._hearing.wait()
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.target)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.choose())
             writers.append(writer)
             pumps = [
                 asyncio.create_task(self._pump(client_reader, writer)),
@@ -65,26 +70,56 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             await self._hearing.wait()
+            if self.pause:
+                await asyncio.sleep(self.pause)
             writer.write(data)
             await writer.drain()
         await self._hearing.wait()
 
-    async def end(self) -> None:
-        """Cut everything."""
+    def choose(self) -> int:
+        """Return the port that a new connection leads to."""
+        return self.target
+
+    async def cut(self) -> None:
+        """Cut every connection; new ones are forwarded."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
+class Balancer(Proxy):
+    """Forwards each connection to one of several ports, chosen at random.
+
+    Args:
+        targets: The ports; change the list at any time.
+        draw: Chooses one.
+    """
+
+    def __init__(self, targets: list[int], draw: Callable[[list[int]], int]) -> None:
+        super().__init__(0)
+        self.targets = targets
+        self._draw = draw
+
+    def choose(self) -> int:
+        """Return one of the targets; a port that refuses if there is none."""
+        return self._draw(self.targets) if self.targets else 1
+
+
 @contextlib.asynccontextmanager
 async def proxy_to(target: int) -> AsyncIterator[Proxy]:
+    """Forward from a free port of loopback to *target*."""
+    async with listening(Proxy(target)) as proxy:
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def listening(proxy: P) -> AsyncIterator[P]:
     """Listen on a free port of loopback."""
-    proxy = Proxy(target)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
         server.close()
-        await proxy.end()
+        await proxy.cut()
         await server.wait_closed()

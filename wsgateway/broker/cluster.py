@@ -27,6 +27,7 @@ class Cluster:
         n: How many.
         sync_interval: See `EmbeddedServer`.
         max_payload: See `EmbeddedServer`.
+        advertise: Whether the servers tell clients of each other.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Cluster:
         *,
         sync_interval: str = "always",
         max_payload: int = DEFAULT_MAX_PAYLOAD,
+        advertise: bool = True,
     ) -> None:
         ports: set[int] = set()
         while len(ports) < 2 * n:
@@ -53,6 +55,7 @@ class Cluster:
                     "cluster": {
                         "name": name,
                         "listen": f"{HOST}:{routes[index]}",
+                        "no_advertise": not advertise,
                         "routes": [f"nats://{HOST}:{port}" for port in routes],
                     }
                 },

@@ -1,0 +1,1 @@
+"""Everything at once, broken at random, and counted: see ``python -m tests.soak --help``."""

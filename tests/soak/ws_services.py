@@ -1,0 +1,33 @@
+"""The soak's service: it notes each try in the file that SOAK_SERVICE_LEDGER names."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from tests.soak.ledger import Ledger
+from wsgateway import Message, RetryPolicy, service
+
+
+@cache
+def ledger() -> Ledger:
+    return Ledger(Path(os.environ["SOAK_SERVICE_LEDGER"]))
+
+
+@service("soak", retry=RetryPolicy(attempts=50, initial=0.1, cap=1.0))
+async def soak(message: Message) -> None:
+    """Note the try, let some fail the first time, and answer."""
+    fields = message.json()
+    ledger().note(
+        "handling",
+        user=message.user_name,
+        device=fields["device"],
+        n=fields["n"],
+        offset=message.offset,
+        attempt=message.attempt,
+    )
+    if fields["n"] % 50 == 7 and message.attempt == 1:
+        raise RuntimeError("the first try fails")
+    await message.reply(json={"re": fields["n"], "device": fields["device"]}, ttl=60)
+    ledger().note("handled", user=message.user_name, device=fields["device"], n=fields["n"])
