@@ -216,7 +216,7 @@ async def lose_tail(world: World) -> None:
     """Put an older copy of the inbox stream back: a restored backup, a disk that lost its end."""
     server = world.servers[0]
     stream = world.subjects.stream("recv")
-    folder = server.store / "jetstream" / "$G" / "streams" / stream
+    folder = server.store / "jetstream" / "jetstream" / "$G" / "streams" / stream
     copy = world.folder / "copy"
     await asyncio.to_thread(server.stop)
     since = time.time()

@@ -16,6 +16,8 @@ __all__ = ["Report", "check"]
 
 RAW_BUFFERS = 16 * 1024 * 1024
 """Bytes that buffers of sockets and proxies may hold when a raw socket is cut."""
+QUEUED = 60.0
+"""Seconds that a message may wait in a slow client's own queue, behind a later welcome."""
 UserDevice = tuple[str, str]
 
 
@@ -174,7 +176,8 @@ def _check_repeat(
 def _same_life(first: Entry, second: Entry, told: list[float]) -> bool:
     """Whether one client got both, and offsets did not begin to mean something else between."""
     same = first["pid"] == second["pid"] and first["epoch"] == second["epoch"]
-    return same and not any(first["at"] <= at <= second["at"] for at in told)
+    since = first["at"] - (QUEUED if first["device"] == "slow" else 0.0)
+    return same and not any(since <= at <= second["at"] for at in told)
 
 
 def _check_raw(
