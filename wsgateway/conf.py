@@ -158,6 +158,9 @@ class Settings:
     WINDOW = _count(256, "Messages in flight to one socket; more wait in the stream")
     SEND_WINDOW = _count(64, "Client frames that may wait for the broker's acknowledgement")
     MAX_MESSAGE_SIZE = _count(1_000_000, "Largest websocket frame or payload, bytes")
+    DRAIN_RATE = _positive(
+        500.0, "Sockets per second that a stopping gateway asks to come back elsewhere"
+    )
     CLOSE_TIMEOUT = _positive(3.0, "Longest time that closing down may take, seconds")
 
     # Sockets

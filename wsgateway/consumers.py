@@ -78,6 +78,9 @@ class GatewayConsumer(AsyncWebsocketConsumer):
                 await self.base_send({"type": "websocket.close"})  # type: ignore[misc,arg-type]
             return
         hub = get_hub()
+        if hub.draining:
+            await _accept_and_close(socket, CloseCode.SHUTTING_DOWN)
+            return
         await hub.open()
         delivery = Delivery(hub, identity, socket)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import uuid
 import weakref
 from collections import Counter
@@ -39,7 +40,7 @@ from wsgateway.identity import Identity
 from wsgateway.inbox import InboxReader
 from wsgateway.lane import NONE, Lane
 from wsgateway.logout import TOPIC, session_topic
-from wsgateway.protocol import Reason, Resume
+from wsgateway.protocol import MAX_AFTER, Reason, Resume
 from wsgateway.recovery import Start, find_start
 from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.subjects import Inbox, encode_token
@@ -186,6 +187,10 @@ class Delivery:
         """Close the socket from a callback."""
         self._hub.keep(self.socket.close(code))
 
+    def reconnect_after(self) -> float:
+        """Return the seconds after which this client is to come back, see `Hub.reconnect_after`."""
+        return self._hub.reconnect_after()
+
     # -- to the client -------------------------------------------------------------------
 
     def on_live(self, stored: Stored) -> None:
@@ -315,6 +320,9 @@ class Hub:
         self._swept = -1  # the stream's last offset at the last sweep
         self._resync = asyncio.Event()
         self._opened = False
+        self.draining = False
+        """Whether it is being closed: no socket is accepted any more."""
+        self._spread: float | None = None  # seconds over which clients come back, once draining
 
     async def open(self) -> None:
         """Open the broker and start the background tasks; returns at once. Idempotent."""
@@ -335,15 +343,25 @@ class Hub:
         """Close the sockets, write the cursors, end the tasks, close the broker. Idempotent."""
         if not self._opened:
             return
-        with contextlib.suppress(BrokerError, TimeoutError):
-            async with asyncio.timeout(settings.CLOSE_TIMEOUT / 2):
+        self.draining = True
+        # A socket whose client does not read must not take the time that the cursors need
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
                 await asyncio.gather(*(self._shut(d) for d in self._deliveries()))
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
                 if self._wanted:
                     await asyncio.wait(self._wanted)
                 await self._flush_cursors()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
         await self.broker.close()
+
+    def reconnect_after(self) -> float:
+        """Return the seconds after which a client is to come back: random, by the rate allowed."""
+        if self._spread is None:
+            self._spread = self.sockets / settings.DRAIN_RATE
+        return min(random.uniform(0.0, self._spread), MAX_AFTER)  # noqa: S311 - jitter, no secret
 
     async def _shut(self, delivery: Delivery) -> None:
         await delivery.socket.close(CloseCode.SHUTTING_DOWN)

@@ -28,6 +28,7 @@ __all__ = [
     "Ack",
     "Beat",
     "ClientMessage",
+    "Closing",
     "ErrorCode",
     "Heartbeat",
     "Ping",
@@ -43,6 +44,7 @@ __all__ = [
     "encode_ack",
     "encode_client_ack",
     "encode_client_message",
+    "encode_closing",
     "encode_error",
     "encode_message",
     "encode_ping",
@@ -61,6 +63,8 @@ SUBPROTOCOLS = (SUBPROTOCOL,)
 MAX_OFFSET = 2**53 - 1
 """Largest integer that JavaScript holds exactly."""
 MAX_EPOCH = 128
+MAX_AFTER = 3600
+"""Longest delay, in seconds, that a gateway asks for."""
 MAX_QUERY_FIELDS = 32
 REQUEST = '"request":true,'
 
@@ -219,6 +223,17 @@ class Refused:
 
 
 @dataclass(slots=True)
+class Closing:
+    """The gateway is about to close the connection.
+
+    Attributes:
+        reconnect_after: Seconds to wait before the next attempt, instead of the client's backoff.
+    """
+
+    reconnect_after: float
+
+
+@dataclass(slots=True)
 class Unknown:
     """A type of a later version; clients ignore it."""
 
@@ -366,6 +381,11 @@ def encode_error(
     )
 
 
+def encode_closing(reconnect_after: float) -> str:
+    """Return the announcement of a close, see `Closing`."""
+    return f'{{"type":"closing","reconnect_after":{reconnect_after:.3f}}}'
+
+
 def encode_ping() -> str:
     """Return a ping; either end may send it."""
     return '{"type":"ping"}'
@@ -429,7 +449,7 @@ def _client_message(fields: dict[str, Any]) -> ClientMessage:
 
 def parse_server(
     text: str | bytes,
-) -> Welcome | ServerMessage | Accepted | Refused | Ping | Pong | Unknown:
+) -> Welcome | ServerMessage | Accepted | Refused | Closing | Ping | Pong | Unknown:
     """Return what a gateway's websocket frame means. Unknown fields are ignored.
 
     Raises:
@@ -480,13 +500,21 @@ def _refused(fields: dict[str, Any]) -> Refused:
     return Refused(id, _string(fields, "code"), _string(fields, "message"), temporary)
 
 
-_ServerFrame = Welcome | ServerMessage | Accepted | Refused | Ping | Pong
+def _closing(fields: dict[str, Any]) -> Closing:
+    after = fields.get("reconnect_after")
+    if isinstance(after, bool) or not isinstance(after, int | float) or not 0 <= after <= MAX_AFTER:
+        _bad(f"reconnect_after must be a number of seconds from 0 to {MAX_AFTER}")
+    return Closing(float(after))
+
+
+_ServerFrame = Welcome | ServerMessage | Accepted | Refused | Closing | Ping | Pong
 
 _SERVER: dict[str, Callable[[dict[str, Any]], _ServerFrame]] = {
     "message": _server_message,
     "ack": _accepted,
     "error": _refused,
     "welcome": _welcome,
+    "closing": _closing,
     "ping": lambda fields: Ping(),
     "pong": lambda fields: Pong(),
 }

@@ -248,6 +248,14 @@ class V1Socket(Socket):
             ),
         )
 
+    async def close(self, code: CloseCode, reason: str | None = None) -> None:
+        """Close the socket; if the gateway is being stopped, say first when to come back."""
+        if code is CloseCode.SHUTTING_DOWN and self._heartbeat is not None and self.delivery:
+            with contextlib.suppress(SocketClosed):
+                after = self.delivery.reconnect_after()
+                await self._write("text", protocol.encode_closing(after))
+        await super().close(code, reason)
+
     def _beat(self) -> None:
         """Ping the client, or give it up."""
         if self.closed or self._heartbeat is None:

@@ -99,6 +99,19 @@ test("a lost connection waits, tells when it tries again, and does", async () =>
   assert.equal(client.state, "open");
 });
 
+test("a gateway that stops says when to come back, once", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  page.socket.say({ type: "closing", reconnect_after: 2.5 });
+  page.socket.end(4001, "shutting down");
+  assert.equal(client.log.at(-1)[1].delay, 2500);
+  await page.tick(2499);
+  assert.equal(page.sockets.length, 1);
+  await page.tick(1);
+  page.socket.end(1006, "");
+  assert.ok(client.log.at(-1)[1].delay <= 1000);
+});
+
 test("an error is enough where no close event follows; where one does, its code counts", async () => {
   const page = new FakePage();
   const client = page.client();

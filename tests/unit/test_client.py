@@ -6,6 +6,7 @@ import asyncio
 import random
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -239,6 +240,17 @@ async def test_close_codes_that_come_back(gateway: FakeGateway, code: int) -> No
     gateway.close_with = [int(code)]
     async with client_of(gateway) as client:
         assert client.state is ClientState.OPEN
+
+
+async def test_a_gateway_that_stops_says_when_to_come_back(gateway: FakeGateway) -> None:
+    async with client_of(gateway, backoff=Backoff(60.0, jitter=0.0)) as client:
+        (connection,) = gateway.connections
+        await connection.send(protocol.encode_closing(0.25))
+        began = time.monotonic()
+        await gateway.close_all(4001)
+        await until(lambda: len(gateway.resumes) == 2)
+        assert time.monotonic() - began >= 0.25
+        await until(lambda: client.state is ClientState.OPEN)
 
 
 @pytest.mark.parametrize("code", [1008, 1009, *(c for c in CloseCode if not c.reconnect)])

@@ -393,3 +393,16 @@ def test_timeout_longer_than_the_interval_pings_at_once_after_an_answer() -> Non
     beat.heard()
     assert beat.check(6.0) is Beat.PING
     assert beat.check(11.0) is Beat.DEAD
+
+
+@given(st.floats(0, protocol.MAX_AFTER))
+def test_closing(after: float) -> None:
+    parsed = protocol.parse_server(protocol.encode_closing(after))
+    assert isinstance(parsed, protocol.Closing)
+    assert parsed.reconnect_after == pytest.approx(after, abs=0.001)
+
+
+@pytest.mark.parametrize("after", [None, True, "1", -1, 3601])
+def test_closing_with_an_impossible_delay(after: object) -> None:
+    with pytest.raises(ProtocolError, match="reconnect_after"):
+        protocol.parse_server(json.dumps({"type": "closing", "reconnect_after": after}))

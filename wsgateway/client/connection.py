@@ -23,6 +23,7 @@ from wsgateway.codes import CloseCode
 from wsgateway.frames import Frame
 from wsgateway.protocol import (
     Accepted,
+    Closing,
     Heartbeat,
     Refused,
     ServerMessage,
@@ -178,6 +179,7 @@ class Client:
         self._token: str | None = None
         self._stale = True  # the token must be asked for before the next attempt
         self._renewed = False  # it was, because of a refusal; since then no welcome
+        self._reconnect_after: float | None = None  # what the gateway asked for, of this loss
         self._error: GatewayError | None = None  # why it is closed, unless by the caller
         self._ids = count(1)
         self._prefix = secrets.token_urlsafe(9)
@@ -281,6 +283,8 @@ class Client:
             if not should_reconnect(lost.code) and not self._renew(lost.code):
                 raise Final(lost.code, lost.reason)
             delay = self._backoff.delay(attempt)
+            if self._reconnect_after is not None:
+                delay, self._reconnect_after = self._reconnect_after, None
             attempt += 1
             logger.info("connection lost (%s), next in %.1f s", lost, delay)
             self._set_state(ClientState.WAITING)
@@ -379,6 +383,8 @@ class Client:
                 self._refuse(id, frame.code, frame.message, frame.temporary)
             case Welcome():
                 self._take_welcome(frame)
+            case Closing(after):
+                self._reconnect_after = after
 
     def _on_message(self, life: int, received: ServerMessage) -> None:
         message = Message(self, life, received)

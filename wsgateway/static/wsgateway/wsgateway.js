@@ -432,6 +432,7 @@ export class WsGateway {
   #outbox;
   #requests = new Map(); // id -> {promise, resolve, reject}, whose reply has not come
   #backoff;
+  #reconnectAfter = null; // ms, what the gateway asked for before it closed
   #monitor;
   #transport = null;
   #state = "idle";
@@ -632,7 +633,8 @@ export class WsGateway {
       this.#stop(new GatewayError("closed", text, false, { closeCode: code }), { code, reason });
       return;
     }
-    const delay = this.#backoff.next();
+    const delay = this.#reconnectAfter ?? this.#backoff.next();
+    this.#reconnectAfter = null;
     this.#timer = this.#clock.setTimeout(() => this.#open(), delay);
     const offline = this.#host.navigator?.onLine === false;
     this.#setState(offline ? "offline" : "waiting", { code, reason, delay, attempt: this.#backoff.attempt });
@@ -709,8 +711,14 @@ export class WsGateway {
       case "error": return this.#onError(frame);
       case "ping": return this.#transport?.send('{"type":"pong"}');
       case "welcome": return this.#onWelcome(frame);
+      case "closing": return this.#onClosing(frame);
       default: // pong, and the types of later versions
     }
+  }
+
+  /** The gateway stops, and says when to come back: its clients spread over the others. */
+  #onClosing({ reconnect_after: after }) {
+    if (after >= 0) this.#reconnectAfter = after * 1000;
   }
 
   #onWelcome(frame) {
