@@ -9,14 +9,15 @@ from typing import Any
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
+from wsgateway import daphne, uvicorn
 from wsgateway.codes import CloseCode
-from wsgateway.daphne import gone
 from wsgateway.delivery import Delivery, get_hub
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.identity import resolve_identity
 from wsgateway.origins import origin_allowed
 from wsgateway.protocol import ProtocolError, Resume, choose_subprotocol, parse_resume
 from wsgateway.sockets import RawSocket, Socket, V1Socket
+from wsgateway.transport import Transport, server_send
 
 __all__ = ["GatewayConsumer"]
 
@@ -36,6 +37,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
     channel_layer_alias = None  # type: ignore[assignment]  # needs no channel of its own
 
     delivery: Delivery | None = None
+    transport: Transport
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve the socket until it is gone; leaves nothing behind however that ends."""
@@ -55,15 +57,18 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         if kind == "websocket.receive":
             if self.delivery is not None:
                 await self.delivery.socket.receive(message.get("text"), message.get("bytes"))
+            await self.transport.taken()
         elif kind == "websocket.connect":
             await self.connect()
+            await self.transport.taken()
         elif kind == "websocket.disconnect":
             raise StopConsumer
 
     async def connect(self) -> None:
         """Find out whose socket this is; accept or refuse it; begin to deliver."""
+        self.transport = transport = _transport(self.scope, self.base_send)
         v1 = choose_subprotocol(self.scope.get("subprotocols", ())) is not None
-        socket: Socket = V1Socket(self.base_send) if v1 else RawSocket(self.base_send)
+        socket: Socket = V1Socket(transport) if v1 else RawSocket(transport)
         try:
             if not origin_allowed(self.scope):
                 raise IdentityRefused(CloseCode.FORBIDDEN, "this origin may not connect")
@@ -75,7 +80,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
             if v1:
                 await _accept_and_close(socket, code, str(exc))
             else:
-                await self.base_send({"type": "websocket.close"})  # type: ignore[misc,arg-type]
+                await transport.send({"type": "websocket.close"})
             return
         hub = get_hub()
         if hub.draining:
@@ -88,7 +93,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
                 await socket.accept()
             await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
             async with hub.starting:
-                if gone(self.base_send):
+                if transport.gone:
                     return
                 await delivery.start(claim)
         except IdentityRefused as exc:
@@ -98,6 +103,11 @@ class GatewayConsumer(AsyncWebsocketConsumer):
             await _accept_and_close(socket, CloseCode.BROKER_UNAVAILABLE)
         else:
             self.delivery = delivery
+
+
+def _transport(scope: Any, send: Any) -> Transport:
+    servers = server_send(scope, send)
+    return daphne.transport(servers, send) or uvicorn.transport(servers, send) or Transport(send)
 
 
 async def _accept_and_close(socket: Socket, code: CloseCode, reason: str | None = None) -> None:

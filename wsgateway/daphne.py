@@ -1,4 +1,7 @@
-"""What daphne does not offer through ASGI: its end, and close codes below 3000 with a reason.
+"""What daphne does not offer through ASGI.
+
+Its end, close codes below 3000 with a reason, empty frames, waiting for the kernel before writing
+more, and waiting for the application before reading more.
 
 ``tests/integration/test_daphne.py`` fails when a new version of daphne changes one of the details
 that this leans on. With another server nothing here does anything.
@@ -9,12 +12,30 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
-__all__ = ["at_shutdown", "close", "gone", "quieten"]
+from wsgateway.transport import Send, Transport
+
+__all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "quieten", "transport"]
 
 CLOSED = 0
 """autobahn's ``STATE_CLOSED``."""
+OPEN = 3
+"""autobahn's ``STATE_OPEN``."""
+DAPHNES_CODES = frozenset((1000, *range(3000, 5000)))
+"""Close codes that daphne's own way takes."""
+READ_FRAMES = 64
+"""Frames that may wait for the application before reading pauses, besides those of one read."""
+READ_BYTES = 256 * 1024
+"""The same in bytes; a single larger frame still comes."""
+
+
+def _reactor() -> Any:
+    """Return Twisted's reactor if it runs this loop; None otherwise, as with other servers."""
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    loop = getattr(reactor, "_asyncioEventloop", None)
+    return reactor if loop is asyncio.get_running_loop() else None
 
 
 def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -23,8 +44,8 @@ def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     Args:
         work: Called once, in the running loop.
     """
-    reactor: Any = sys.modules.get("twisted.internet.reactor")
-    if getattr(reactor, "_asyncioEventloop", None) is not asyncio.get_running_loop():
+    reactor = _reactor()
+    if reactor is None:
         return
     from twisted.internet.defer import Deferred
 
@@ -51,32 +72,184 @@ def _nothing(value: object) -> str:
     return ""
 
 
-def _protocol(send: Any) -> Any:
-    found = getattr(send, "args", None)
-    return found[0] if found else None
-
-
-def gone(send: Any) -> bool:
-    """Say whether the socket is closed already; False if *send* is not daphne's.
-
-    ASGI tells by an event that waits in a queue, and daphne's send raises autobahn's own error.
-    """
-    return getattr(_protocol(send), "state", None) == CLOSED
-
-
-def close(send: Any, code: int, reason: str) -> bool:
-    """Close a websocket with any code and a reason; return False if *send* is not daphne's.
-
-    Daphne's own way raises an exception for every code but 1000 and 3000-4999, and drops the
-    reason.
+def transport(server_send: Any, send: Send) -> Transport | None:
+    """Return the socket behind *server_send*; None if this is not daphne.
 
     Args:
-        send: The ASGI server's send: with daphne, a partial whose first argument is the socket.
-        code: Close code.
-        reason: Up to 123 bytes of UTF-8.
+        server_send: The server's own send: with daphne, a partial whose first argument is the
+            socket. If something unknown wraps it, only closing gets special care.
+        send: What the consumer was given.
     """
-    protocol = _protocol(send)
-    if not hasattr(protocol, "sendCloseFrame"):
-        return False
-    protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
-    return True
+    if _reactor() is None:
+        return None
+    arguments = getattr(server_send, "args", None)
+    protocol = arguments[0] if arguments else None
+    if hasattr(protocol, "sendCloseFrame"):
+        return DaphneTransport(protocol, send)
+    return HiddenTransport(send)
+
+
+class HiddenTransport(Transport):
+    """A websocket on daphne behind middleware that hides it: only what ASGI offers."""
+
+    __slots__ = ()
+
+    async def close(self, code: int, fallback: int, reason: str) -> None:
+        """See `Transport.close`. Daphne raises for codes but 1000 and 3000-4999."""
+        await super().close(code if code in DAPHNES_CODES else fallback, fallback, reason)
+
+
+class DaphneTransport(Transport):
+    """A websocket on daphne.
+
+    Daphne's send returns before anything is written, and daphne queues what a client sends
+    without end. So this stops writing while more than 64 KiB wait for the kernel, and stops
+    reading while the application has not taken what came.
+
+    Args:
+        protocol: Daphne's websocket: autobahn's protocol on Twisted's transport.
+        send: What the consumer was given.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_descriptor",
+        "_empty",
+        "_gathers",
+        "_paused",
+        "_pong",
+        "_protocol",
+        "_queued",
+        "_reading",
+    )
+
+    def __init__(self, protocol: Any, send: Send) -> None:
+        super().__init__(send)
+        self._protocol = protocol
+        self._descriptor = _descriptor(protocol.transport)
+        self._gathers = getattr(protocol.transport, "_aggregator", None)  # with TLS only
+        self._closing = False  # nothing that comes is of interest any more
+        self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
+        self._paused = False  # much waits for the kernel
+        self._pong: bytes | None = None  # owed to the last ping that came meanwhile
+        self._queued = 0  # bytes that the application has not taken
+        self._reading = True
+        protocol.onMessage = partial(self._on_message, protocol.onMessage)
+        protocol.onPing = self._on_ping
+        protocol.onClose = partial(self._on_close, protocol.onClose)
+        # The HTTP channel that the socket came from is registered still, and does nothing.
+        protocol.unregisterProducer()
+        protocol.registerProducer(self, True)
+
+    # -- writing -------------------------------------------------------------------------
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection is closed; ASGI tells by an event that waits in a queue."""
+        return bool(self._protocol.state == CLOSED)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the kernel has not taken yet; a lost connection keeps what waited."""
+        held = self._descriptor
+        waiting = len(held.dataBuffer) - held.offset + held._tempDataLen
+        if self._gathers is not None:
+            waiting += sum(map(len, self._gathers._buffer))
+        return int(waiting)
+
+    async def send(self, event: Any) -> bool:
+        """See `Transport.send`. Daphne itself drops an empty frame."""
+        if self._paused:
+            await self.drained()
+        handed = not self.pending
+        if event["type"] == "websocket.send" and not (event.get("text") or event.get("bytes")):
+            if self._protocol.state == OPEN:
+                self._protocol.sendMessage(b"", "bytes" in event)
+        else:
+            await self._send(event)
+        return handed
+
+    async def drained(self) -> None:
+        """See `Transport.drained`."""
+        held = self._descriptor
+        while self.pending and held.producer is not None:
+            if not held.producerPaused:  # so that it tells when it is empty
+                held.producerPaused = True
+                held.producer.pauseProducing()
+            self._empty = self._empty or asyncio.Event()
+            self._empty.clear()
+            await self._empty.wait()
+
+    def pauseProducing(self) -> None:
+        """Note that more than 64 KiB wait for the kernel. Called by Twisted."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """Note that the kernel has everything. Called by Twisted."""
+        self._paused = False
+        if self._empty is not None:
+            self._empty.set()
+        if self._pong is not None:
+            pong, self._pong = self._pong, None
+            self._protocol.sendPong(pong)
+
+    def stopProducing(self) -> None:
+        """Do nothing: `_on_close` follows. Called by Twisted when the connection is lost."""
+
+    async def close(self, code: int, fallback: int, reason: str) -> None:
+        """See `Transport.close`.
+
+        Daphne's own way raises an exception for every code but 1000 and 3000-4999, and drops the
+        reason. A client that does not answer is cut after a second, by autobahn.
+        """
+        self._closing = True
+        if self._protocol.state == OPEN:
+            self._protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
+        self._read()
+
+    # -- reading -------------------------------------------------------------------------
+
+    async def taken(self) -> None:
+        """Read on when all that came is taken; see `Transport.taken`."""
+        if self._protocol.application_queue.empty():
+            self._queued = 0
+            self._read()
+
+    def _read(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._protocol.transport.resumeProducing()
+
+    def _on_message(self, handle: Callable[..., None], payload: bytes, isBinary: bool) -> None:
+        if self._closing:
+            return
+        handle(payload, isBinary)
+        self._queued += len(payload)
+        full = self._protocol.application_queue.qsize() >= READ_FRAMES
+        if self._reading and (full or self._queued >= READ_BYTES):
+            self._reading = False
+            self._protocol.transport.pauseProducing()
+
+    def _on_ping(self, payload: bytes) -> None:
+        """Answer; but only the last ping while the client does not read (RFC 6455, 5.5.3)."""
+        self.on_ping()
+        if self._paused:
+            self._pong = payload
+        else:
+            self._protocol.sendPong(payload)
+
+    def _on_close(self, handle: Callable[..., None], *args: Any) -> None:
+        handle(*args)
+        if self._empty is not None:
+            self._empty.set()
+        for name in ("onMessage", "onPing", "onClose"):  # they hold the protocol
+            vars(self._protocol).pop(name, None)
+
+
+def _descriptor(transport: Any) -> Any:
+    """Return what holds the bytes for the kernel; with TLS another transport is in front."""
+    from twisted.internet.abstract import FileDescriptor
+
+    while not isinstance(transport, FileDescriptor):
+        transport = transport.transport
+    return transport

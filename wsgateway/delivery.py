@@ -179,6 +179,7 @@ class Delivery:
             return
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=1.0)
+        self.settle()
         saving = self._hub.detach(self)
         if saving is not None:
             await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT)
@@ -223,6 +224,9 @@ class Delivery:
                 if self._anew is not None:
                     await self._begin_anew(self._anew)
                 await self._write_ready()
+                if self.socket.unsettled and reader.room <= 0:
+                    await self.socket.transport.drained()
+                    self.settle()
                 if reader.wants_fetch:
                     await self._fetch()
                     continue
@@ -258,8 +262,23 @@ class Delivery:
                 count = self._hub.counts["malformed"]
                 logger.warning("skipped message %s (%s so far): %s", message.offset, count, exc)
                 reader.drop(message.offset)
-            if not acknowledges:
-                self.confirm(message.offset)
+                self.socket.skip(message.offset)
+            if not acknowledges and (settled := self.socket.settled) > reader.confirmed:
+                self.confirm(settled)
+        self.settle()
+
+    def settle(self) -> None:
+        """Confirm what the kernel has, for sockets whose client does not acknowledge.
+
+        While it does not have everything, the hub asks again before it writes cursors.
+        """
+        if self.socket.acknowledges:
+            return
+        self.confirm(self.socket.settled)
+        if self.socket.unsettled:
+            self._hub.unsettled.add(self)
+        else:
+            self._hub.unsettled.discard(self)
 
     async def _fetch(self) -> None:
         reader = self.reader
@@ -312,6 +331,8 @@ class Hub:
         """Held by a socket while it starts; the others wait their turn."""
         self.counts: Counter[str] = Counter()
         """Messages skipped, by reason."""
+        self.unsettled: set[Delivery] = set()
+        """Sockets whose last messages may wait for the kernel."""
         self._users: dict[Inbox, _Shared] = {}
         self._dirty: dict[tuple[Inbox, str], _Cursor] = {}  # cursors to write
         self._tasks: list[asyncio.Task[None]] = []
@@ -429,6 +450,7 @@ class Hub:
         if shared is None or delivery not in shared.deliveries:
             return None
         shared.deliveries.discard(delivery)
+        self.unsettled.discard(delivery)
         cursor = shared.cursors[delivery.identity.device]
         cursor.sockets -= 1
         if cursor.sockets == 0 and cursor.confirmed > cursor.saved:
@@ -501,6 +523,8 @@ class Hub:
             await self._flush_cursors()
 
     async def _flush_cursors(self) -> None:
+        for delivery in list(self.unsettled):
+            delivery.settle()
         dirty, self._dirty = self._dirty, {}
         todo = list(dirty.items())
         try:

@@ -11,10 +11,10 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from wsgateway import daphne, protocol
+from wsgateway import protocol
 from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
@@ -23,6 +23,7 @@ from wsgateway.frames import Frame
 from wsgateway.protocol import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
 from wsgateway.recovery import Start
 from wsgateway.subjects import encode_token
+from wsgateway.transport import Send, Transport
 
 if TYPE_CHECKING:
     from wsgateway.delivery import Delivery
@@ -38,8 +39,6 @@ JSON_GROWTH = 6
 FRAME_OVERHEAD = 4096
 MAX_REASON = 123
 """Bytes of a close frame's reason. Source: RFC 6455, 5.5."""
-
-Send = Callable[[Any], Awaitable[None]]
 
 
 class SocketClosed(Exception):
@@ -83,17 +82,17 @@ class Socket(ABC):
     """One accepted websocket.
 
     Args:
-        send: The ASGI server's send.
+        transport: The websocket as its server holds it, or only what to call to send.
     """
 
-    __slots__ = ("_accepted", "_limit", "_send", "closed", "delivery")
+    __slots__ = ("_accepted", "_limit", "closed", "delivery", "transport")
 
     acknowledges = False
     """Whether the client itself confirms offsets."""
     subprotocol: str | None = None
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, transport: Transport | Send) -> None:
+        self.transport = transport if isinstance(transport, Transport) else Transport(transport)
         self._limit = RateLimit(settings.RATE_LIMIT, settings.RATE_BURST)
         self._accepted = False
         self.closed = False
@@ -105,7 +104,7 @@ class Socket(ABC):
         if self._accepted:
             return
         self._accepted = True
-        await self._send({"type": "websocket.accept", "subprotocol": self.subprotocol})
+        await self.transport.send({"type": "websocket.accept", "subprotocol": self.subprotocol})
 
     @abstractmethod
     async def begin(self, start: Start) -> None:
@@ -125,15 +124,33 @@ class Socket(ABC):
         """Take a frame from the client; exactly one of both is given."""
 
     async def close(self, code: CloseCode, reason: str | None = None) -> None:
-        """Close the socket from our side. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
-            number = self._code(code)
-            if daphne.close(self._send, number, text):
-                return
-            with contextlib.suppress(OSError):  # the client is gone already
-                await self._send({"type": "websocket.close", "code": number, "reason": text})
+        """Close the socket from our side; nothing is taken from it any more. Idempotent."""
+        if self.closed:
+            return
+        if self.delivery is not None:
+            self.delivery.settle()  # before the close frame waits for the kernel, too
+        self.closed = True
+        text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
+        try:
+            await self.transport.close(self._code(code), int(code), text)
+        except OSError:
+            pass  # the client is gone already
+        except Exception:
+            logger.exception("a socket could not be closed with code %s", int(code))
+
+    @property
+    def settled(self) -> int:
+        """Offset up to which the kernel has everything; for sockets that do not acknowledge."""
+        return 0
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something that was written may wait for the kernel; for the same sockets."""
+        return False
+
+    @abstractmethod
+    def skip(self, offset: int) -> None:
+        """Note that the message at *offset* is not written."""
 
     def end(self) -> None:
         """Note that the socket is gone."""
@@ -142,11 +159,12 @@ class Socket(ABC):
     def _code(self, code: CloseCode) -> int:
         return int(code)
 
-    async def _write(self, key: str, data: str | bytes) -> None:
-        if self.closed or daphne.gone(self._send):
+    async def _write(self, key: str, data: str | bytes) -> bool:
+        """Write one frame; return whether the kernel has everything before it."""
+        if self.closed or self.transport.gone:
             raise SocketClosed
         try:
-            await self._send({"type": "websocket.send", key: data})
+            return await self.transport.send({"type": "websocket.send", key: data})
         except OSError as exc:  # the client is gone, and the server has noticed
             raise SocketClosed from exc
 
@@ -154,22 +172,48 @@ class Socket(ABC):
 class RawSocket(Socket):
     """One frame is one payload, both ways."""
 
-    __slots__ = ()
+    __slots__ = ("_settled", "_written")
+
+    def __init__(self, transport: Transport | Send) -> None:
+        super().__init__(transport)
+        self._written = 0  # offset of the last message written
+        self._settled = 0  # offset up to which the kernel is known to have everything
+
+    @property
+    def settled(self) -> int:
+        """See `Socket.settled`."""
+        if self._settled < self._written and not self.transport.pending:
+            self._settled = self._written
+        return self._settled
+
+    @property
+    def unsettled(self) -> bool:
+        """See `Socket.unsettled`."""
+        return self.settled < self._written
+
+    def skip(self, offset: int) -> None:
+        """See `Socket.skip`."""
+        self._written = offset
 
     def _code(self, code: CloseCode) -> int:
         return code.raw
 
     async def begin(self, start: Start) -> None:
         """Say nothing: there is no way to."""
+        self._written = self._settled = start.offset
 
     async def write(self, stored: Stored) -> None:
         """Write one message; but no answers to requests, which a raw socket cannot have made."""
         if stored.reply_to is None:
             frame = stored.frame
-            await self._write("text" if frame.text else "bytes", frame.data)
+            if await self._write("text" if frame.text else "bytes", frame.data):
+                self._settled = self._written
+        self._written = stored.offset
 
     async def receive(self, text: str | None, data: bytes | None) -> None:
         """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""
+        if self.closed:
+            return
         frame = Frame.of(text if text is not None else data or b"")
         if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
             size = MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
@@ -203,8 +247,8 @@ class V1Socket(Socket):
     acknowledges = True
     subprotocol = protocol.SUBPROTOCOL
 
-    def __init__(self, send: Send) -> None:
-        super().__init__(send)
+    def __init__(self, transport: Transport | Send) -> None:
+        super().__init__(transport)
         self._answers: list[str] = []  # to be written beside the messages
         self._answering: asyncio.Task[None] | None = None  # lives while there are answers
         self._heartbeat: Heartbeat | None = None
@@ -251,10 +295,14 @@ class V1Socket(Socket):
     async def close(self, code: CloseCode, reason: str | None = None) -> None:
         """Close the socket; if the gateway is being stopped, say first when to come back."""
         if code is CloseCode.SHUTTING_DOWN and self._heartbeat is not None and self.delivery:
-            with contextlib.suppress(SocketClosed):
-                after = self.delivery.reconnect_after()
-                await self._write("text", protocol.encode_closing(after))
+            frame = protocol.encode_closing(self.delivery.reconnect_after())
+            with contextlib.suppress(SocketClosed, TimeoutError):
+                async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
+                    await self._write("text", frame)
         await super().close(code, reason)
+
+    def skip(self, offset: int) -> None:
+        """Do nothing: the client acknowledges what comes after it."""
 
     def _beat(self) -> None:
         """Ping the client, or give it up."""
@@ -303,7 +351,7 @@ class V1Socket(Socket):
 
     async def receive(self, text: str | None, data: bytes | None) -> None:
         """Do what the client's frame says, or answer why not."""
-        if self._heartbeat is None or self.delivery is None:
+        if self.closed or self._heartbeat is None or self.delivery is None:
             return
         self._heartbeat.heard()
         if (

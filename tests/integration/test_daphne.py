@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.support import Gateway, until
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.daphne import close, gone
+
 from wsgateway.delivery import STARTS_AT_ONCE
 
 
@@ -72,13 +72,6 @@ async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
     found = [await broker.load_cursor(Inbox("s", user), "default") for user in ("raw", "v1")]
     assert found == [receipt.offset for receipt in receipts]
     await broker.close()
-
-
-def test_another_servers_send_is_left_alone() -> None:
-    async def send(event: object) -> None: ...
-
-    assert not close(send, 1001, "shutting down")
-    assert not gone(send)
 
 
 async def test_sockets_that_leave_before_their_turn_leave_no_trace(

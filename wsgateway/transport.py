@@ -1,0 +1,95 @@
+"""One websocket as its ASGI server holds it: what ASGI's ``send`` alone cannot say or do.
+
+ASGI says neither whether the kernel has taken what was sent, nor how to stop reading. `Transport`
+is all that an unknown server offers. `wsgateway.daphne` and `wsgateway.uvicorn` know more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from channels.sessions import InstanceSessionWrapper
+
+__all__ = ["SERVER_SEND", "WRITE_LIMIT", "Send", "Transport", "server_send"]
+
+SERVER_SEND = "wsgateway.send"
+"""The scope's key for the server's own send, which `wsgateway.asgi.application` keeps."""
+WRITE_LIMIT = 64 * 1024
+"""Bytes that may wait for the kernel before we stop writing; a single larger message still goes."""
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+def server_send(scope: Mapping[str, Any], send: Any) -> Any:
+    """Return the ASGI server's own send, as far as it can be told from a wrapped one.
+
+    Args:
+        scope: The connection's scope.
+        send: What the consumer was given; Channels' session middleware may have wrapped it.
+    """
+    if SERVER_SEND in scope:
+        return scope[SERVER_SEND]
+    while isinstance(wrapper := getattr(send, "__self__", None), InstanceSessionWrapper):
+        send = wrapper.real_send
+    return send
+
+
+class Transport:
+    """One websocket on a server that we know nothing about.
+
+    Args:
+        send: What the consumer was given.
+    """
+
+    __slots__ = ("_send", "on_ping")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.on_ping: Callable[[], None] = _nothing
+        """Called for each protocol-level ping, if the server lets us see them."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection is closed already."""
+        return False
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the kernel has not taken yet; 0 also if the server does not tell."""
+        return 0
+
+    async def send(self, event: Any) -> bool:
+        """Send *event* to the server, after waiting while the client does not read.
+
+        Returns:
+            Whether the kernel has everything that was sent before it.
+
+        Raises:
+            OSError: The client is gone.
+        """
+        await self._send(event)
+        return True
+
+    async def drained(self) -> None:
+        """Wait until the kernel has everything, or the connection is gone."""
+
+    async def taken(self) -> None:
+        """Note that the application has handled a frame and wants the next one."""
+
+    async def close(self, code: int, fallback: int, reason: str) -> None:
+        """Close the websocket.
+
+        Args:
+            code: The close code.
+            fallback: The code from 4000 to 4999 for servers that refuse some others.
+            reason: Up to 123 bytes of UTF-8.
+
+        Raises:
+            OSError: The client is gone.
+        """
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+def _nothing() -> None:
+    return
