@@ -110,14 +110,19 @@ def gateway_factory(
     """
     gateways: list[Gateway] = []
 
-    def make(server: str = "daphne", port: int | None = None, **env: str) -> Gateway:
+    def make(
+        server: str = "daphne",
+        port: int | None = None,
+        application: str = "project.asgi:application",
+        **env: str,
+    ) -> Gateway:
         values = {
             "NATS_BROKER_URL": nats_server.url,
             "WSGATEWAY_PREFIX": prefix,
             "DATABASE_URL": f"sqlite:///{tmp_path / 'db.sqlite3'}",
             **env,
         }
-        gateway = Gateway(tmp_path, values, server, port)
+        gateway = Gateway(tmp_path, values, server, port, application)
         gateways.append(gateway)
         return gateway.start()
 

@@ -21,6 +21,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from wsgateway.broker.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
@@ -136,6 +137,11 @@ class Process:
         assert self.popen is not None
         return self.popen.wait(timeout)
 
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the process holds now."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
+
     def stop(self, timeout: float = 10.0) -> None:
         """End it with SIGTERM; fail if that takes longer than *timeout* seconds."""
         if self.running:
@@ -154,17 +160,23 @@ class Process:
 
 
 class Gateway(Process):
-    """A gateway process: daphne, or uvicorn, with the project's ASGI application.
+    """A gateway process: daphne, or uvicorn, with an ASGI application.
 
     Args:
         folder: Where its log goes.
         env: What it needs besides DEBUG=1: at least NATS_BROKER_URL and WSGATEWAY_PREFIX.
-        server: ``daphne`` or ``uvicorn``.
+        server: ``daphne`` or ``uvicorn``; options of its command line may follow.
         port: None chooses a free one.
+        application: The ASGI application, as servers want it.
     """
 
     def __init__(
-        self, folder: Path, env: dict[str, str], server: str = "daphne", port: int | None = None
+        self,
+        folder: Path,
+        env: dict[str, str],
+        server: str = "daphne",
+        port: int | None = None,
+        application: str = "project.asgi:application",
     ) -> None:
         self.port = port or free_port()
         python = [sys.executable, "-m"]
@@ -172,7 +184,8 @@ class Gateway(Process):
             "daphne": [*python, "daphne", "-b", "127.0.0.1", "-p", str(self.port)],
             "uvicorn": [*python, "uvicorn", "--port", str(self.port), "--no-access-log"],
         }
-        command = [*commands[server], "project.asgi:application"]
+        name, *options = server.split()
+        command = [*commands[name], *options, application]
         full = site_env(**{"DEBUG": "1", "SECRET_KEY": "tests", **env})
         super().__init__(command, folder / f"gateway-{self.port}.log", full)
 

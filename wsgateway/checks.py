@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from django.core.checks import CheckMessage, Error, Warning
 from django.utils.module_loading import import_string
 
+from wsgateway.asgi import Application
 from wsgateway.conf import SETTINGS, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.subjects import Subjects
@@ -180,6 +181,27 @@ def check_apps(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
+    """W003: another outermost application than ours, which middleware can hide from the gateway."""
+    path = settings.asgi_application
+    if not path:
+        return []
+    try:
+        found = import_string(path)
+    except (Exception, SystemExit):  # the server that loads it says so, and better
+        return []
+    if isinstance(found, Application):
+        return []
+    return [
+        Warning(
+            f"ASGI_APPLICATION is {path!r}, which wsgateway.asgi.application() did not make.",
+            hint="Middleware that wraps send then hides the server's socket from the gateway. "
+            "Use wsgateway.asgi.application(http=..., websocket=...) in asgi.py.",
+            id="wsgateway.W003",
+        )
+    ]
+
+
 def check_production_broker(**kwargs: Any) -> list[CheckMessage]:
     """E101, E102, W103: where messages go in production."""
     if not _possible("PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_STORAGE"):
@@ -296,6 +318,7 @@ CHECKS: list[Check] = [
     check_files,
     check_urls,
     check_apps,
+    check_entry_point,
 ]
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,

@@ -15,7 +15,6 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.support import Gateway, until
 from wsgateway.broker.embedded import EmbeddedServer
-
 from wsgateway.delivery import STARTS_AT_ONCE
 
 

@@ -125,6 +125,15 @@ def test_W002_asgi_application_is_missing(settings: Any) -> None:
     assert set(messages()) == {"W002"}
 
 
+def test_W003_asgi_application_is_not_the_entry_point(settings: Any) -> None:
+    settings.ASGI_APPLICATION = "channels.routing.ProtocolTypeRouter"
+    assert set(messages()) == {"W003"}
+    settings.ASGI_APPLICATION = "project.asgi.application"
+    assert set(messages()) == set()
+    settings.ASGI_APPLICATION = "there.is.no.such"
+    assert set(messages()) == set()
+
+
 def test_E101_memory_broker_in_production(production: Any) -> None:
     production.PUBSUB_BROKER = "memory"
     assert set(messages(deploy=True)) == {"E101"}
