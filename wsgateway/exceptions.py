@@ -6,13 +6,17 @@ WsGatewayError
 │   ├── BrokerMisconfigured    a server or stream is not as the settings want; needs an operator
 │   ├── QueueFull              the stream refused the message; retry later
 │   ├── MessageTooBig          also ValueError
+│   ├── MessageRefused         also ValueError; the server never stores this message
 │   └── BrokerClosed           the broker object is no longer open
 ├── NameRefused                also ValueError; an identity or group that cannot be a subject
+├── PartlySent                 an iterable of messages failed in the middle; says what is stored
 ├── MalformedMessage           also ValueError; bytes on a subject that mean nothing here
 └── IdentityRefused            a socket that may not connect; carries a close code
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from wsgateway.codes import CloseCode
 
@@ -23,8 +27,10 @@ __all__ = [
     "BrokerUnavailable",
     "IdentityRefused",
     "MalformedMessage",
+    "MessageRefused",
     "MessageTooBig",
     "NameRefused",
+    "PartlySent",
     "QueueFull",
     "WsGatewayError",
 ]
@@ -69,8 +75,34 @@ class MessageTooBig(BrokerError, ValueError):
         return f"message of {self.size} bytes exceeds {self.setting} ({self.limit} bytes)"
 
 
+class MessageRefused(BrokerError, ValueError):
+    """The server refuses this message for what it is. Nothing was stored; do not retry."""
+
+
 class BrokerClosed(BrokerError):
     """The broker is already closed; open a new one."""
+
+
+class PartlySent(WsGatewayError):
+    """`send_many` or `asend_many` ended before the last message; the cause says why.
+
+    Args:
+        outcomes: For each message that was read, in order, its receipt or why it is not stored.
+        stored: How many of them are stored.
+        error: What ended it.
+    """
+
+    def __init__(self, outcomes: Sequence[object], stored: int, error: Exception) -> None:
+        super().__init__(outcomes, stored, error)
+        self.outcomes = outcomes
+        self.stored = stored
+        self.error = error
+
+    def __str__(self) -> str:
+        return (
+            f"{type(self.error).__name__} after {len(self.outcomes)} messages, of which "
+            f"{self.stored} are stored; see its outcomes and __cause__, and send the others again"
+        )
 
 
 class NameRefused(WsGatewayError, ValueError):

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from tests.contract.conftest import Brokers
 from tests.support import until
-from wsgateway.broker.base import ERROR_HEADER, REPLY_TO_HEADER, Broker, Stored
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MessageTooBig, QueueFull
+from wsgateway.broker.base import (
+    ERROR_HEADER,
+    MAX_HEADERS,
+    MAX_TTL,
+    REPLY_TO_HEADER,
+    Broker,
+    Stored,
+)
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerUnavailable,
+    MessageTooBig,
+    NameRefused,
+    QueueFull,
+)
 from wsgateway.frames import Frame
 from wsgateway.subjects import GROUP_SERVICE, Inbox
 
@@ -57,10 +72,13 @@ class TestPublish:
         batch = await broker.read_after(ANN, 0, limit=10)
         assert [m.payload for m in batch.messages] == [b"first"]
 
-    async def test_ids_are_compared_over_all_inboxes(self, broker: Broker) -> None:
+    async def test_ids_are_compared_within_an_inbox(self, broker: Broker) -> None:
+        """The server compares ids across the stream: bob's message vanished, for ann had its id."""
         first = await broker.publish(ANN, b"x", msg_id="a")
-        assert await broker.publish(BOB, b"x", msg_id="a") == (first.offset, True)
-        assert await broker.count(BOB) == 0
+        second = await broker.publish(BOB, b"x", msg_id="a")
+        assert not second.duplicate
+        assert second.offset > first.offset
+        assert await broker.count(BOB) == 1
 
     async def test_without_an_id_equal_messages_are_different(self, broker: Broker) -> None:
         for _ in range(2):
@@ -96,11 +114,24 @@ class TestPublish:
         await until(lambda: seen, what="the next one")
         assert (seen[0].offset, seen[0].previous) == (receipt.offset, 0)
 
-    @pytest.mark.parametrize("ttl", [0, 0.5, -1])
-    async def test_ttl_below_one_second_is_refused(self, broker: Broker, ttl: float) -> None:
-        with pytest.raises(ValueError, match="1 s or more"):
+    @pytest.mark.parametrize(
+        "ttl", [0, 0.5, -1, math.inf, -math.inf, math.nan, 1e300, 10**400, MAX_TTL + 1]
+    )
+    async def test_ttl_out_of_range_is_refused(self, broker: Broker, ttl: float) -> None:
+        """An infinite one raised OverflowError, which ended the outbox' relay; nan was stored."""
+        with pytest.raises(ValueError, match=r"between 1 and \d+ seconds"):
             await broker.publish(ANN, b"x", ttl=ttl)
         assert await broker.count(ANN) == 0
+
+    @pytest.mark.parametrize("ttl", ["60", True, dt.timedelta(seconds=60), Decimal(60)])
+    async def test_ttl_that_is_not_a_number_is_refused(self, broker: Broker, ttl: Any) -> None:
+        with pytest.raises(TypeError, match="number of seconds"):
+            await broker.publish(ANN, b"x", ttl=ttl)
+        assert await broker.count(ANN) == 0
+
+    async def test_longest_ttl_is_stored(self, broker: Broker) -> None:
+        receipt = await broker.publish(ANN, b"x", ttl=MAX_TTL)
+        assert await offsets(broker, ANN) == [receipt.offset]
 
     async def test_age_ends_a_message(self, brokers: Brokers) -> None:
         brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 0.3
@@ -133,7 +164,8 @@ class TestPublish:
         await broker.offer(ANN, Frame(bytes(1_000_000), False), "fits")
 
     @pytest.mark.parametrize(
-        "headers", [{"a": "b\r\nNats-Rollup: all"}, {"a\nb": "c"}, {"": "c"}, {"a:b": "c"}]
+        "headers",
+        [{"a": "b\r\nNats-Rollup: all"}, {"a\nb": "c"}, {"": "c"}, {"a:b": "c"}],
     )
     async def test_headers_that_would_break_the_line_are_refused(
         self, broker: Broker, headers: dict[str, str]
@@ -145,6 +177,39 @@ class TestPublish:
         with pytest.raises(ValueError, match="header"):
             await broker.publish(ANN, b"x", msg_id="a\r\nb: c")
         assert await broker.count(ANN) == 0
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Nats-Rollup": "sub"},
+            {"nats-ttl": "1s"},
+            {"Nats-Msg-Id": "1"},
+            {"a": 1},
+            {1: "a"},
+            {"a": "\0"},
+            {"a": "\ud800"},
+            {"a": "x" * 70_000},
+            ["a"],
+            "a",
+        ],
+    )
+    async def test_headers_that_cannot_be_stored_are_refused(
+        self, broker: Broker, headers: Any
+    ) -> None:
+        """``Nats-…`` headers tell the server what to do; some replace the caller's id."""
+        with pytest.raises(ValueError):
+            await broker.publish(ANN, b"x", headers=headers)
+        assert await broker.count(ANN) == 0
+
+    async def test_headers_as_large_as_allowed_are_stored(self, broker: Broker) -> None:
+        headers = {"a": "x" * (MAX_HEADERS - 5)}
+        receipt = await broker.publish(ANN, b"x", headers=headers, msg_id="i" * 255, ttl=60)
+        assert await offsets(broker, ANN) == [receipt.offset]
+
+    async def test_address_that_cannot_be_a_subject_is_refused(self, broker: Broker) -> None:
+        for inbox in (Inbox("", "ann"), Inbox("orders", "x" * 300), Inbox("a", "\ud800")):
+            with pytest.raises(NameRefused):
+                await broker.publish(inbox, b"x")
 
 
 class TestOffer:

@@ -29,7 +29,14 @@ __all__ = [
     "Receipt",
     "Stored",
     "check_headers",
+    "check_published",
 ]
+
+MIN_TTL, MAX_TTL = 1, 100 * 365 * 86400
+"""Seconds that a message may ask for. NATS takes no less; it computes in nanoseconds, and what
+overflows there is stored without a limit, or refused."""
+MAX_HEADERS = 63_000
+"""Bytes of headers; JetStream takes 65,535, with its own and ours."""
 
 CONNECTION_HEADER = "Ws-Connection"
 """On a client's message: names the socket that sent it."""
@@ -136,11 +143,46 @@ def check_headers(headers: Mapping[str, str]) -> None:
     """Refuse headers that would break the line, and so could add others.
 
     Raises:
-        ValueError: A name or value holds a line break, or a name is no header's.
+        ValueError: A name or value is not text or holds a line break, or the name cannot be one.
     """
     for name, value in headers.items():
-        if not name.strip() or ":" in name or any(c in name + value for c in "\r\n"):
-            raise ValueError(f"header {name!r} holds a line break or is no header name")
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError(f"header {name!r} is not text; give str for names and values")
+        if not name.strip() or ":" in name or any(c in name + value for c in "\r\n\0"):
+            raise ValueError(f"header {name!r} holds a line break or cannot be a header's name")
+
+
+def check_published(
+    headers: Mapping[str, str] | None, ttl: float | None, msg_id: str | None = None
+) -> None:
+    """Refuse what `Broker.publish` cannot store, whichever broker it is.
+
+    Raises:
+        TypeError: *ttl* is not a number.
+        ValueError: *ttl* is out of range, or a header or *msg_id* is malformed, or a header
+            belongs to the server.
+    """
+    if msg_id is not None:
+        check_headers({"Nats-Msg-Id": msg_id})
+    if ttl is not None:
+        if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+            raise TypeError(f"ttl must be a number of seconds, not {type(ttl).__name__}")
+        if not MIN_TTL <= ttl <= MAX_TTL:  # nan is not, either
+            raise ValueError(f"ttl {ttl!r} is not between {MIN_TTL} and {MAX_TTL} seconds")
+    if not headers:
+        return
+    if not isinstance(headers, Mapping):
+        raise ValueError(f"headers must be a mapping, not {type(headers).__name__}")
+    check_headers(headers)
+    for name in headers:
+        if name.lower().startswith("nats-"):
+            raise ValueError(
+                f"header {name!r} is an instruction to the NATS server; "
+                "use msg_id or ttl, or publish with a NATS client"
+            )
+    size = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > MAX_HEADERS:
+        raise ValueError(f"headers of {size} bytes exceed {MAX_HEADERS} bytes")
 
 
 class Closable(Protocol):
@@ -218,15 +260,21 @@ class Broker(ABC):
             inbox: Whose.
             payload: ``WSGATEWAY_MAX_MESSAGE_SIZE`` bytes, or as many as the server takes.
             kind: ``text``, ``binary`` or ``event``; None lets the payload decide.
-            msg_id: Makes publishing idempotent for ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
-                Compared with those of all inboxes, so it must name the recipient too.
-            ttl: Seconds after which the message is gone, at least 1; None: the stream's limit.
-            headers: More headers, for example ``traceparent``.
+            msg_id: Makes publishing to this inbox idempotent for
+                ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
+            ttl: Seconds after which the message is gone, `MIN_TTL` to `MAX_TTL`; None: the
+                stream's limit.
+            headers: More headers, for example ``traceparent``; none that begins with ``Nats-``.
 
         Raises:
             MessageTooBig: Nothing was stored.
-            QueueFull: The stream is at its limit. Nothing was stored.
-            ValueError: *ttl* is below 1, or a header would break the line.
+            QueueFull: The stream, or the account or server that holds it, is at its limit.
+                Nothing was stored.
+            MessageRefused: The server refuses this message, whenever it is sent.
+            NameRefused: The inbox's address cannot be a subject.
+            TypeError: *ttl* is not a number.
+            ValueError: *ttl* is out of range, or a header is malformed or belongs to the server.
+                So is each of the others that another try cannot change.
         """
 
     @abstractmethod

@@ -21,6 +21,7 @@ from wsgateway.broker.base import (
     Receipt,
     Stored,
     check_headers,
+    check_published,
 )
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.frames import Frame
@@ -190,11 +191,10 @@ class MemoryBroker(Broker):
         ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Receipt:
+        subject = self.subjects.recv(inbox)
+        check_published(headers, ttl, msg_id)
+        msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
-        if ttl is not None and ttl < 1:
-            raise ValueError(f"ttl is {ttl!r} s, but NATS takes 1 s or more")
-        msg_id = msg_id or None
-        check_headers({**(headers or {}), "Nats-Msg-Id": msg_id or ""})
         store, known = self.store, self.store.received.known(msg_id)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)

@@ -19,6 +19,7 @@ from wsgateway.broker.base import (
     Position,
     Receipt,
     Stored,
+    check_published,
 )
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
@@ -233,16 +234,17 @@ class NatsBroker(Broker):
         ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Receipt:
+        subject = self.subjects.recv(inbox)
+        check_published(headers, ttl, msg_id)
         pairs = dict(headers or {})
         if kind is not None:
             pairs[FRAME_HEADER] = kind
         if ttl is not None:
-            if ttl < 1:
-                raise ValueError(f"ttl is {ttl!r} s, but NATS takes 1 s or more")
             pairs["Nats-TTL"] = f"{int(ttl * 1000)}ms"
+        if msg_id:  # the server compares ids across the whole stream
+            msg_id = f"{msg_id}@{subject}"
         if not self.ready:
             await self.wait_ready()
-        subject = self.subjects.recv(inbox)
         return await self.jetstream.publish(subject, payload, pairs, msg_id=msg_id)
 
     def offer(

@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Backoff, Link, Reply
-from wsgateway.exceptions import BrokerError, BrokerUnavailable, MessageTooBig, QueueFull
+from wsgateway.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    MessageRefused,
+    MessageTooBig,
+    QueueFull,
+)
 
 __all__ = ["ApiError", "DirectBatch", "JetStream", "error_of"]
 
@@ -29,6 +35,11 @@ WRONG_LAST_SEQUENCE = 10071
 STORE_FAILED = 10077
 TOO_BIG = 10054
 CONSUMER_NOT_FOUND = 10014
+NO_ROOM = frozenset({10002, 10023, 10028, 10047})
+"""The account's limits, the server's memory or disk: an operator, or time, makes room."""
+ITS_OWN_FAULT = frozenset({10097, 10165})
+"""Errors that lie in the message: headers above 64 kB, a TTL the server cannot read. Those of
+``Nats-…`` headers are missing here because `check_published` keeps them out."""
 
 
 class ApiError(BrokerError):
@@ -66,20 +77,30 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
     """Return the exception for the ``error`` in an answer about *size* bytes."""
     code, err_code = int(error.get("code", 500)), int(error.get("err_code", 0))
     text = str(error.get("description", "unknown error"))
-    if err_code == STORE_FAILED and "maximum" in text:
-        return QueueFull(f"the stream is full: {text}; nothing was stored, try again later")
+    if err_code in NO_ROOM or (err_code == STORE_FAILED and "maximum" in text):
+        return QueueFull(f"JetStream has no room: {text}; nothing was stored, try again later")
     if err_code == TOO_BIG:
         return MessageTooBig(size, 0, "the stream's max_msg_size")
+    if err_code in ITS_OWN_FAULT:
+        return MessageRefused(f"JetStream refuses the message: {text} (error {err_code})")
     if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
         return BrokerUnavailable(f"JetStream is not available now: {text}")
     return ApiError(code, err_code, text)
 
 
 def _receipt(data: bytes, size: int) -> Receipt:
-    answer = json.loads(data.decode())  # which spares json the search for the encoding
-    if "error" in answer:
-        raise error_of(answer["error"], size)
-    return Receipt(answer["seq"], answer.get("duplicate", False))
+    try:
+        answer = json.loads(data.decode())  # which spares json the search for the encoding
+        if "error" in answer:
+            raise error_of(answer["error"], size)
+        return Receipt(answer["seq"], answer.get("duplicate", False))
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        if isinstance(exc, BrokerError):
+            raise
+        raise BrokerUnavailable(
+            "something that is not JetStream answered; does another program subscribe to the "
+            "subject and reply?"
+        ) from exc
 
 
 class JetStream:
