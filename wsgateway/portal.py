@@ -18,7 +18,7 @@ from wsgateway.broker.nats import options_from_settings
 from wsgateway.conf import settings
 from wsgateway.layer.loops import Node, Target, background_node, current_node
 
-__all__ = ["call", "call_sync"]
+__all__ = ["call", "call_sync", "refuse_in_loop"]
 
 T = TypeVar("T")
 Action = Callable[[Broker], Awaitable[T]]
@@ -68,16 +68,24 @@ def call_sync(action: Action[T], timeout: float | None = None) -> T:
         RuntimeError: In a running event loop, which it would block.
         BrokerUnavailable: Not ready in time.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
-        raise RuntimeError("this call would block the event loop; await the asynchronous one")
+    refuse_in_loop()
     if settings.BROKER == "memory":
         return asyncio.run(call(action))
     node = background_node(_current_target())
     return node.call_sync(lambda: _run(node, action), timeout)
+
+
+def refuse_in_loop() -> None:
+    """Refuse a synchronous call that would block a running event loop.
+
+    Raises:
+        RuntimeError: It would.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("this call would block the event loop; await the asynchronous one")
 
 
 async def _run(node: Node, action: Action[T]) -> T:

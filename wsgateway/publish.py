@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json as jsonlib
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,11 +23,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import transaction
 
 from wsgateway import portal
-from wsgateway.broker.base import Broker, Receipt
+from wsgateway.broker.base import Broker, Receipt, check_published
 from wsgateway.conf import settings
-from wsgateway.exceptions import MessageTooBig, WsGatewayError
+from wsgateway.exceptions import MessageTooBig, PartlySent, WsGatewayError
 from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox
+from wsgateway.subjects import Inbox, encode_token
 
 __all__ = [
     "Outgoing",
@@ -31,6 +40,10 @@ __all__ = [
     "send_on_commit",
 ]
 
+logger = logging.getLogger("wsgateway")
+
+CHUNK, CHUNK_BYTES = 1024, 4 * 1024 * 1024
+"""Messages, and bytes of them, that `send_many` reads before it waits for the broker."""
 IN_FLIGHT = 256
 """Messages of one `send_many` that wait for the broker at once."""
 NOTHING: Any = object()
@@ -42,12 +55,15 @@ def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
 
     Raises:
         TypeError: None or several are given, or of the wrong type.
+        ValueError: A number that JSON does not have, as NaN; or text that is not valid Unicode.
     """
     given = (text is not None) + (bytes is not None) + (json is not NOTHING)
     if given != 1:
         raise TypeError(f"give exactly one of text, bytes and json; got {given}")
     if json is not NOTHING:
-        return Frame.of(jsonlib.dumps(json, cls=DjangoJSONEncoder, separators=(",", ":")))
+        return Frame.of(
+            jsonlib.dumps(json, cls=DjangoJSONEncoder, separators=(",", ":"), allow_nan=False)
+        )
     data = text if text is not None else bytes
     if text is not None and not isinstance(text, str):
         raise TypeError(f"text must be str, not {type(text).__name__}; use bytes or json")
@@ -71,28 +87,35 @@ class Outgoing:
     headers: Mapping[str, str] | None = None
 
     def prepare(self) -> tuple[Inbox, Frame]:
-        """Return address and frame.
+        """Return address and frame, after every check that needs no broker.
 
         Raises:
-            TypeError: Not exactly one of text, bytes and json.
+            TypeError: Not exactly one of text, bytes and json, or of a wrong type.
             MessageTooBig: Larger than ``WSGATEWAY_MAX_MESSAGE_SIZE``.
-            ValueError: The ttl is below 1 s.
+            NameRefused: *service* or *user* is empty or too long.
+            ValueError: The ttl is out of range, a header or *msg_id* is malformed, or the text
+                or JSON cannot be written as UTF-8.
         """
+        encode_token(self.service)
+        encode_token(self.user)
+        check_published(self.headers, self.ttl, self.msg_id)
         frame = frame_of(self.text, self.bytes, self.json)
         if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
             raise MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
-        if self.ttl is not None and self.ttl < 1:
-            raise ValueError(f"ttl is {self.ttl!r} s, but NATS takes 1 s or more")
         return Inbox(self.service, self.user), frame
 
 
-async def _store(broker: Broker, message: Outgoing) -> Receipt:
-    inbox, frame = message.prepare()
+def _storing(message: Outgoing) -> Callable[[Broker], Awaitable[Receipt]]:
+    """Check *message* here, in the caller's thread; return what stores it, to run anywhere."""
+    return partial(_store, *message.prepare(), message)
+
+
+async def _store(inbox: Inbox, frame: Frame, message: Outgoing, broker: Broker) -> Receipt:
     return await broker.publish(
         inbox,
         frame.payload,
         kind=frame.kind,
-        msg_id=message.msg_id or uuid.uuid4().hex,
+        msg_id=message.msg_id,
         ttl=message.ttl,
         headers=message.headers,
     )
@@ -117,20 +140,23 @@ async def asend(
         text: A text frame.
         bytes: A binary frame.
         json: Anything that Django's JSON encoder takes; becomes a text frame.
-        ttl: Seconds after which it is gone, at least 1; None: ``WSGATEWAY_INBOX_MAX_AGE``.
-        msg_id: The same id is stored once within ``WSGATEWAY_DUPLICATE_WINDOW``; it must name
-            the recipient too, because ids of all users are compared.
-        headers: More NATS headers, for example ``traceparent``.
+        ttl: Seconds after which it is gone, from 1 to 100 years; None:
+            ``WSGATEWAY_INBOX_MAX_AGE``.
+        msg_id: The same id is stored once for this user within ``WSGATEWAY_DUPLICATE_WINDOW``.
+        headers: More NATS headers, for example ``traceparent``; none that begins with ``Nats-``.
 
     Raises:
         BrokerUnavailable: Not confirmed in time; send again with the same *msg_id*.
         QueueFull: The stream is at its limit; nothing was stored.
         MessageTooBig: Larger than ``WSGATEWAY_MAX_MESSAGE_SIZE``.
+        MessageRefused: The server refuses this message.
         NameRefused: *service* or *user* is empty or too long.
-        TypeError: Not exactly one of *text*, *bytes* and *json*.
+        TypeError: Not exactly one of *text*, *bytes* and *json*, or of a wrong type.
+        ValueError: *ttl* is out of range, a header or *msg_id* is malformed, or the text or
+            JSON cannot be written as UTF-8.
     """
     message = Outgoing(service, user, text, bytes, json, ttl, msg_id, headers)
-    return await portal.call(partial(_store, message=message))
+    return await portal.call(_storing(message))
 
 
 def send(service: str, user: str, **options: Any) -> Receipt:
@@ -139,66 +165,145 @@ def send(service: str, user: str, **options: Any) -> Receipt:
     Raises:
         RuntimeError: In a running event loop; await `asend` there.
     """
-    message = Outgoing(service, user, **options)
-    return portal.call_sync(partial(_store, message=message))
+    return portal.call_sync(_storing(Outgoing(service, user, **options)))
 
 
-Outcome = Receipt | WsGatewayError | TypeError | ValueError
+Outcome = Receipt | Exception
 
 
-async def _store_many(broker: Broker, messages: Iterable[Outgoing]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    source: Iterator[Outgoing] = iter(messages)
+class _Sending:
+    """One `send_many`: checks in the caller's thread, and stores a chunk at a time."""
 
-    async def lane() -> None:
-        for message in source:
-            place = len(outcomes)
-            outcomes.append(WsGatewayError("not sent"))
-            try:
-                outcomes[place] = await _store(broker, message)
-            except (WsGatewayError, TypeError, ValueError) as exc:
-                outcomes[place] = exc
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self._chunk: list[tuple[int, Inbox, Frame, Outgoing]] = []
+        self._bytes = 0
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(IN_FLIGHT):
-            group.create_task(lane())
-    return outcomes
+    def add(self, message: Outgoing) -> bool:
+        """Take a message; return True when it is time to store the chunk."""
+        place = len(self.outcomes)
+        try:
+            if not isinstance(message, Outgoing):
+                raise TypeError(f"give Outgoing messages, not {type(message).__name__}")
+            inbox, frame = message.prepare()
+        except (WsGatewayError, TypeError, ValueError) as exc:
+            self.outcomes.append(exc)
+            return False
+        self.outcomes.append(WsGatewayError("not sent"))
+        self._chunk.append((place, inbox, frame, message))
+        self._bytes += len(frame.payload)
+        return len(self._chunk) >= CHUNK or self._bytes >= CHUNK_BYTES
 
+    async def store(self, broker: Broker) -> None:
+        """Store the chunk; in the broker's loop."""
+        source = iter(self._chunk)
 
-async def asend_many(messages: Iterable[Outgoing]) -> list[Outcome]:
-    """Store many messages, pipelined; a failure does not stop the others.
+        async def lane() -> None:
+            for place, inbox, frame, message in source:
+                try:
+                    self.outcomes[place] = await _store(inbox, frame, message, broker)
+                except Exception as exc:
+                    self.outcomes[place] = exc
 
-    Args:
-        messages: What to send; a generator is read as it goes.
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(IN_FLIGHT, len(self._chunk))):
+                group.create_task(lane())
+        self._chunk, self._bytes = [], 0
 
-    Returns:
-        For each message, in order, its receipt, or the exception that `asend` would have raised.
-        Messages of the same user are stored in order, as long as the broker does not fail over.
-    """
-    return await portal.call(partial(_store_many, messages=messages))
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Say what is stored if an exception ends the sending after the first message."""
+        try:
+            yield
+        except Exception as exc:
+            stored = sum(isinstance(outcome, Receipt) for outcome in self.outcomes)
+            if not stored:
+                raise
+            raise PartlySent(self.outcomes, stored, exc) from exc
 
 
 def send_many(messages: Iterable[Outgoing]) -> list[Outcome]:
-    """Do what `asend_many` does, from synchronous code."""
-    return portal.call_sync(partial(_store_many, messages=messages))
+    """Store many messages, pipelined; one that fails does not stop the others.
+
+    Args:
+        messages: What to send. A generator is read in this thread, as it goes: about a thousand
+            messages, or 4 MB, are in memory at once.
+
+    Returns:
+        For each message, in order, its receipt, or the exception that `send` would have raised.
+        Messages of the same user are stored in order, as long as the broker does not fail over.
+
+    Raises:
+        PartlySent: *messages* raised, or the broker was lost, after some were stored. It has
+            the outcomes so far. After any other exception nothing is stored.
+        RuntimeError: In a running event loop; await `asend_many` there.
+    """
+    portal.refuse_in_loop()
+    sending = _Sending()
+    with sending.reporting():
+        for message in messages:
+            if sending.add(message):
+                portal.call_sync(sending.store)
+        portal.call_sync(sending.store)
+    return sending.outcomes
+
+
+async def asend_many(messages: Iterable[Outgoing] | AsyncIterable[Outgoing]) -> list[Outcome]:
+    """Do what `send_many` does, from asynchronous code.
+
+    Args:
+        messages: The same, or an asynchronous iterable; read in the calling task. A queryset's
+            rows come from ``queryset.aiterator()``.
+    """
+    sending = _Sending()
+    with sending.reporting():
+        async for message in _each(messages):
+            if sending.add(message):
+                await portal.call(sending.store)
+        await portal.call(sending.store)
+    return sending.outcomes
+
+
+async def _each(
+    messages: Iterable[Outgoing] | AsyncIterable[Outgoing],
+) -> AsyncIterator[Outgoing]:
+    if isinstance(messages, AsyncIterable):
+        async for message in messages:
+            yield message
+    else:
+        for message in messages:
+            yield message
 
 
 def send_on_commit(service: str, user: str, *, using: str | None = None, **options: Any) -> None:
     """Send after the current transaction has committed; never if it is rolled back.
 
     At once if there is no transaction. It is sent at most once: a process that dies between
-    the commit and the sending has not sent it; use `wsgateway.outbox` where that matters.
+    the commit and the sending has not sent it. What the broker does not take is logged as an
+    error and not raised, because the data is committed and other hooks are still to run. Use
+    `wsgateway.outbox` where that matters.
 
     Args:
         service: The service.
         user: The user's name.
         using: The database; None: the default one.
         options: As for `send`; checked now, so that a mistake rolls the transaction back.
+
+    Raises:
+        RuntimeError: In a running event loop, which the sending would block.
+        Exception: What `send` raises for a mistake in the arguments.
     """
-    message = Outgoing(service, user, **options)
-    message.prepare()
-    transaction.on_commit(lambda: _send_now(message), using=using)
+    portal.refuse_in_loop()
+    store = _storing(Outgoing(service, user, **options))
 
+    def send_now() -> None:
+        try:
+            portal.call_sync(store)
+        except Exception:
+            logger.exception(
+                "a message for service %s was not sent after the commit; "
+                "wsgateway.outbox keeps such messages until they are sent",
+                service,
+            )
 
-def _send_now(message: Outgoing) -> None:
-    portal.call_sync(partial(_store, message=message))
+    transaction.on_commit(send_now, using=using)

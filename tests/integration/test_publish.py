@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.contrib.auth import get_user_model
+from django.core.management import CommandError, call_command
 from django.db import transaction
 
 from wsgateway import Outgoing, asend, asend_many, send, send_many, send_on_commit
 from wsgateway.broker.base import Receipt
+from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.exceptions import MessageTooBig, NameRefused
+from wsgateway.exceptions import (
+    BrokerUnavailable,
+    MessageTooBig,
+    NameRefused,
+    PartlySent,
+    WsGatewayError,
+)
+from wsgateway.publish import CHUNK, CHUNK_BYTES
 from wsgateway.subjects import Inbox
 
 
@@ -83,12 +95,51 @@ def test_ttl_expires(nats_settings: Any) -> None:
         ({"json": object()}, TypeError),
         ({"text": "x" * 1_000_001}, MessageTooBig),
         ({"text": "a", "ttl": 0.5}, ValueError),
+        ({"text": "a", "ttl": float("inf")}, ValueError),
+        ({"text": "a", "ttl": float("nan")}, ValueError),
+        ({"text": "a", "ttl": "60"}, TypeError),
+        ({"text": "a", "headers": {"Nats-TTL": "1s"}}, ValueError),
+        ({"text": "a", "msg_id": "a\nb"}, ValueError),
+        ({"text": "\ud800"}, ValueError),
+        ({"json": float("nan")}, ValueError),
     ],
 )
 def test_mistakes_are_refused(nats_settings: Any, options: Any, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        send("orders", "ann", **options)
+    """Each way of sending checks the same; NaN went out as JSON that no browser parses."""
+    ways: list[Callable[[], Any]] = [
+        lambda: send("orders", "ann", **options),
+        lambda: async_to_sync(asend)("orders", "ann", **options),
+        lambda: raise_it(*send_many([Outgoing("orders", "ann", **options)])),
+        lambda: raise_it(*async_to_sync(asend_many)([Outgoing("orders", "ann", **options)])),
+        lambda: send_on_commit("orders", "ann", **options),
+    ]
+    for way in ways:
+        with pytest.raises(error):
+            way()
     assert payloads("orders", "ann") == []
+
+
+def raise_it(outcome: Any) -> None:
+    raise outcome
+
+
+@pytest.mark.parametrize("option", ["--ttl=inf", "--ttl=nan", "--ttl=0", "--id=a\nb"])
+def test_publish_command_refuses_mistakes(nats_settings: Any, option: str) -> None:
+    with pytest.raises(CommandError):
+        call_command("publish", "orders", "ann", "a", option)
+    with pytest.raises(CommandError):
+        call_command("publish", "orders", "", "a")
+    assert payloads("orders", "ann") == []
+
+
+def test_publish_command(nats_settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("publish", "orders", "ann", "a", "--ttl=60", "--id=1")
+    call_command("publish", "orders", "ann", "a", "--id=1")
+    assert capsys.readouterr().out.splitlines() == [
+        "stored at offset 1",
+        "stored at offset 1 (was stored before)",
+    ]
+    assert payloads("orders", "ann") == [b"a"]
 
 
 def test_unusable_names_are_refused(nats_settings: Any) -> None:
@@ -112,6 +163,144 @@ def test_send_many_reports_each(nats_settings: Any) -> None:
 async def test_asend_many(nats_settings: Any) -> None:
     outcomes = await asend_many(Outgoing("orders", "ann", text=str(n)) for n in range(10))
     assert [outcome.offset for outcome in outcomes] == list(range(1, 11))  # type: ignore[union-attr]
+
+
+async def several(count: int) -> AsyncIterator[Outgoing]:
+    for number in range(count):
+        await asyncio.sleep(0)
+        yield Outgoing("orders", "ann", text=str(number))
+
+
+async def test_asend_many_reads_an_asynchronous_iterable(nats_settings: Any) -> None:
+    outcomes = await asend_many(several(10))
+    assert [outcome.offset for outcome in outcomes] == list(range(1, 11))  # type: ignore[union-attr]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_send_many_reads_a_queryset_in_the_callers_thread(nats_settings: Any) -> None:
+    """The background loop read it, where Django refuses: nobody knew what was sent before."""
+    users = get_user_model().objects
+    users.bulk_create(get_user_model()(username=f"u{number}") for number in range(3000))
+    threads = set()
+
+    def messages() -> Iterator[Outgoing]:
+        for user in users.order_by("pk").iterator(chunk_size=100):
+            threads.add(threading.current_thread())
+            yield Outgoing("orders", "ann", text=Lazy(user.username))
+
+    outcomes = send_many(messages())
+    assert [outcome.offset for outcome in outcomes] == list(range(1, 3001))  # type: ignore[union-attr]
+    assert threads == {threading.current_thread()}
+    assert Lazy.threads == {threading.current_thread()}
+
+
+class Lazy(str):
+    """Text that is made when it is encoded, as a translation is."""
+
+    __slots__ = ()
+    threads: ClassVar[set[threading.Thread]] = set()
+
+    def encode(self, *args: Any) -> bytes:
+        self.threads.add(threading.current_thread())
+        return super().encode(*args)
+
+
+class Broken(Exception):
+    pass
+
+
+def breaks_after(count: int) -> Iterator[Outgoing]:
+    for number in range(count):
+        yield Outgoing("orders", "ann", text=str(number))
+    raise Broken
+
+
+def test_send_many_says_what_is_stored_when_the_iterable_raises(nats_settings: Any) -> None:
+    with pytest.raises(PartlySent, match="Broken after 1500 messages, of which 1024") as raised:
+        send_many(breaks_after(1500))
+    assert isinstance(raised.value.__cause__, Broken)
+    assert raised.value.stored == 1024
+    outcomes = raised.value.outcomes
+    assert [type(outcome) for outcome in outcomes] == [Receipt] * 1024 + [WsGatewayError] * 476
+    assert len(payloads("orders", "ann")) == 1000  # as many as one read returns
+    with pytest.raises(PartlySent):
+        async_to_sync(asend_many)(breaks_after(1500))
+    with pytest.raises(Broken):  # nothing is stored
+        send_many(breaks_after(5))
+
+
+def test_send_many_says_what_is_stored_when_the_broker_is_lost(
+    settings: Any, own_server: EmbeddedServer
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    settings.WSGATEWAY_BROKER_TIMEOUT = 0.5
+
+    def messages() -> Iterator[Outgoing]:
+        for number in range(3000):
+            if number == 1500:
+                own_server.stop()
+            yield Outgoing("orders", "ann", text=str(number))
+
+    with pytest.raises(PartlySent) as raised:
+        send_many(messages())
+    assert isinstance(raised.value.__cause__, BrokerUnavailable)
+    assert raised.value.stored == 1024
+    with pytest.raises(BrokerUnavailable):
+        send_many(messages())
+
+
+def test_send_many_holds_a_bounded_number_of_messages(nats_settings: Any) -> None:
+    """It is read a chunk at a time, by count and by bytes."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Counted(Outgoing):
+        pass
+
+    def messages(count: int, size: int) -> Iterator[Outgoing]:
+        nonlocal most
+        for _ in range(count):
+            message = Counted("orders", "ann", bytes=bytes(size))
+            alive.add(message)
+            most = max(most, len(alive))
+            yield message
+
+    send_many(messages(5000, 1))
+    assert most <= CHUNK + 2
+    most = 0
+    send_many(messages(200, 100_000))
+    assert most <= CHUNK_BYTES // 100_000 + 3
+
+
+def test_send_many_refuses_what_is_not_a_message(nats_settings: Any) -> None:
+    outcomes = send_many([{"text": "a"}, Outgoing("orders", "ann", text="b")])  # type: ignore[list-item]
+    assert isinstance(outcomes[0], TypeError)
+    assert isinstance(outcomes[1], Receipt)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_send_on_commit_that_fails_is_logged_and_later_hooks_run(
+    nats_settings: Any, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It raised after the commit: the view failed, and the hooks behind it never ran."""
+    nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    nats_settings.WSGATEWAY_BROKER_TIMEOUT = 0.2
+    ran = []
+    with transaction.atomic():
+        send_on_commit("orders", "ann", text="secret")
+        transaction.on_commit(lambda: ran.append("later"))
+    assert ran == ["later"]
+    send_on_commit("orders", "ann", text="secret")  # no transaction: the same
+    records = [r for r in caplog.records if r.levelname == "ERROR" and r.name == "wsgateway"]
+    assert len(records) == 2
+    assert "service orders was not sent after the commit" in records[0].getMessage()
+    assert "secret" not in caplog.text
+
+
+async def test_send_on_commit_in_a_loop_is_refused(nats_settings: Any) -> None:
+    with pytest.raises(RuntimeError, match="block the event loop"):
+        send_on_commit("orders", "ann", text="a")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -151,7 +151,7 @@ class Message:
         headers = {}
         if self.wants_reply:
             headers[REPLY_TO_HEADER] = self.headers[REQUEST_HEADER]
-            ttl = ttl or REPLY_TTL
+            ttl = REPLY_TTL if ttl is None else ttl
         return await self._publish(frame_of(text, bytes, json), headers, ttl)
 
     async def refuse(self, code: str, reason: str) -> None:
