@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 import signal
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import psycopg
 import pytest
 from asgiref.sync import SyncToAsync
 
-from tests.support import Gateway, forget_connections
+from tests.support import Gateway, forget_connections, wait_for
 from wsgateway.broker import embedded
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import broker_from_settings
@@ -135,3 +140,57 @@ def gateway_factory(
 def gateway(gateway_factory: Callable[..., Gateway]) -> Gateway:
     """A gateway process on daphne, started for this test."""
     return gateway_factory()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL that runs for the tests; it refuses to run as root."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(programs[-1]) if programs else None)
+    if initdb is None:
+        pytest.skip("PostgreSQL's programs (initdb, postgres) are not installed")
+    folder = tmp_path_factory.mktemp("postgres")
+    data, port, user = folder / "data", embedded.free_port(), None
+    if os.geteuid() == 0:
+        user = "postgres"
+        try:
+            shutil.chown(folder, user)
+        except LookupError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        for parent in folder.parents:  # pytest's folders are private
+            if parent == Path(tempfile.gettempdir()):
+                break
+            parent.chmod(parent.stat().st_mode | 0o011)
+    subprocess.run(
+        [initdb, "-D", str(data), "-U", "tests", "-A", "trust", "--no-sync"],
+        user=user,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+    with (folder / "log").open("ab") as log:
+        server = subprocess.Popen(
+            [str(Path(initdb).resolve().with_name("postgres")), "-D", str(data), *options],
+            user=user,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        text = "database system is ready to accept connections"
+        wait_for(lambda: text in (folder / "log").read_text(), 30, text)
+        yield f"postgresql://tests@127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def postgresql(postgresql_server: str) -> str:
+    """The URL of a new database in PostgreSQL."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(f"{postgresql_server}/postgres", autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    connection.close()
+    return f"{postgresql_server}/{name}"

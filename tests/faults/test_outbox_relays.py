@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import Process, site_env, until, wait_for
-from wsgateway.broker.embedded import EmbeddedServer, free_port
+from tests.support import Process, site_env, until
+from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.subjects import Inbox
 
@@ -25,50 +21,6 @@ TOTAL = USERS * EACH
 @pytest.fixture
 def sqlite(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'db.sqlite3'}"
-
-
-@pytest.fixture
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of this test's own; it refuses to run as root."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (str(programs[-1]) if programs else None)
-    if initdb is None:
-        pytest.skip("PostgreSQL's programs (initdb, postgres) are not installed")
-    folder = tmp_path_factory.mktemp("postgres")
-    data, port, user = folder / "data", free_port(), None
-    if os.geteuid() == 0:
-        user = "postgres"
-        try:
-            shutil.chown(folder, user)
-        except LookupError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        for parent in folder.parents:  # pytest's folders are private
-            if parent == Path(tempfile.gettempdir()):
-                break
-            parent.chmod(parent.stat().st_mode | 0o011)
-    subprocess.run(
-        [initdb, "-D", str(data), "-U", "tests", "-A", "trust", "--no-sync"],
-        user=user,
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-    with (folder / "log").open("ab") as log:
-        server = subprocess.Popen(
-            [str(Path(initdb).resolve().with_name("postgres")), "-D", str(data), *options],
-            user=user,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        text = "database system is ready to accept connections"
-        wait_for(lambda: text in (folder / "log").read_text(), 30, text)
-        yield f"postgresql://tests@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture

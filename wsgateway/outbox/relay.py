@@ -3,8 +3,11 @@
 A relay takes users, not rows: it locks the first row of each user whose first row nobody else
 has locked (``FOR UPDATE SKIP LOCKED``). As long as that row exists no other relay takes the
 user, so the relay may go on with the user's next rows. What was stored is deleted in the same
-transaction; if the relay dies before, the next one publishes it again with the same
-``Nats-Msg-Id``, and JetStream drops it.
+transaction, which commits whatever became of the others; if the relay dies before, the next one
+publishes it again with the same ``Nats-Msg-Id``, and JetStream drops it.
+
+Only an error that lies in the row itself sets it aside. After any other the user's rows wait,
+and the next turn begins behind that user, so that users who wait never keep others out.
 """
 
 from __future__ import annotations
@@ -14,15 +17,16 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from django.db import close_old_connections, connections, router, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from wsgateway import portal
-from wsgateway.broker.base import Broker, Receipt
-from wsgateway.exceptions import BrokerUnavailable, QueueFull, WsGatewayError
+from wsgateway.broker.base import Broker, Receipt, check_published
+from wsgateway.exceptions import BrokerUnavailable, WsGatewayError
+from wsgateway.frames import Frame
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.subjects import Inbox
 
@@ -30,7 +34,15 @@ __all__ = ["AlreadyRelayed", "Relay"]
 
 logger = logging.getLogger("wsgateway.outbox")
 
-FOR_NOW = (BrokerUnavailable, QueueFull)
+TURN_TIME = 10.0
+"""Seconds after which a turn begins no other row: what it has stored must be deleted long before
+JetStream forgets the rows' ids."""
+TURN_BYTES = 16 * 1024 * 1024
+"""Bytes of payload that a turn holds in memory."""
+FETCH = 100
+"""Rows that are read at once, so that `TURN_BYTES` is exceeded by these at most."""
+LONGEST_ERROR = 2000
+"""Characters of a row's error that are kept."""
 
 
 class AlreadyRelayed(WsGatewayError):
@@ -50,6 +62,7 @@ class Relay:
         self.using = using or router.db_for_write(OutboxMessage)
         self._users = users
         self._rows = rows
+        self._after = 0  # id of the row behind which the next turn begins; 0: at the first
         self._skip_locked = connections[self.using].features.has_select_for_update_skip_locked
 
     @contextlib.contextmanager
@@ -68,10 +81,31 @@ class Relay:
     def step(self) -> int:
         """Relay what is there, up to the limits; return how many rows are done.
 
+        Rows that are done are gone from the table, or set aside, whatever this raises.
+
         Raises:
-            BrokerError: The broker does not take them now; they stay.
+            BrokerError: None was done: nobody's rows can be stored now; they stay.
         """
-        close_old_connections()
+        problem: Exception | None = None
+        begun = self._after == 0
+        while True:
+            close_old_connections()
+            turn = self._turn()
+            if turn.done:
+                return turn.done
+            problem = problem or turn.problem
+            if isinstance(problem, BrokerUnavailable):
+                raise problem
+            if self._after == 0:  # everybody behind has had a turn
+                if begun:
+                    break
+                begun = True
+        if problem is not None:
+            raise problem
+        return 0
+
+    def _turn(self) -> _Turn:
+        """Take the next users and relay what they have."""
         if not self._skip_locked:  # never hold SQLite's only write lock while NATS is asked
             return self._relay(self._claim(self._outbox))
         with transaction.atomic(using=self.using):
@@ -82,79 +116,120 @@ class Relay:
         return OutboxMessage.objects.using(self.using).filter(failed_at=None)
 
     def _claim(self, rows: QuerySet[OutboxMessage]) -> list[OutboxMessage]:
-        """Return rows of users that are this relay's now, oldest first."""
+        """Return the first rows of the next users, which are this relay's now."""
         earlier = self._outbox.filter(
             service=OuterRef("service"), user=OuterRef("user"), id__lt=OuterRef("id")
         )
-        heads = list(rows.filter(~Exists(earlier)).order_by("id")[: self._users])
-        if not heads:
-            return []
+        heads = rows.filter(~Exists(earlier), id__gt=self._after).defer("payload")
+        return list(heads.order_by("id")[: self._users])
+
+    def _rows_of(self, heads: list[OutboxMessage]) -> list[OutboxMessage]:
+        """Return rows of the users that *heads* are the first of, oldest first."""
         theirs = Q()
         for head in heads:
             theirs |= Q(service=head.service, user=head.user)
-        return list(self._outbox.filter(theirs).order_by("id")[: self._rows])
+        found = self._outbox.filter(theirs).order_by("id")[: self._rows]
+        rows, size = [], 0
+        for row in found.iterator(chunk_size=FETCH):
+            rows.append(row)
+            size += len(row.payload)
+            if size >= TURN_BYTES:
+                break
+        return rows
 
-    def _relay(self, rows: list[OutboxMessage]) -> int:
-        if not rows:
-            return 0
+    def _relay(self, heads: list[OutboxMessage]) -> _Turn:
+        self._after = 0
+        if not heads:
+            return _Turn(0, None)
+        rows = self._rows_of(heads)
+        # Raises only before anything is sent: what is stored is deleted in any case
         outcomes = portal.call_sync(lambda broker: _store(broker, rows))
-        stored = [row.pk for row, out in zip(rows, outcomes, strict=True) if _is_stored(out)]
+        stored = [row.pk for row in rows if isinstance(outcomes.get(row.pk), Receipt)]
         self._outbox.filter(pk__in=stored).delete()
-        problem: WsGatewayError | None = None
-        for row, outcome in zip(rows, outcomes, strict=True):
-            if isinstance(outcome, FOR_NOW):
-                problem = problem or outcome
+        done, problem = len(stored), None
+        for row in rows:
+            outcome = outcomes.get(row.pk)
+            if isinstance(outcome, _Refused):
+                self._set_aside(row, outcome.error)
+                done += 1
             elif isinstance(outcome, Exception):
-                self._fail(row, outcome)
-        if problem is not None:
-            raise problem
-        return len(rows)
+                problem = problem or outcome
+        if problem is not None and len(heads) == self._users:
+            self._after = heads[-1].pk
+        return _Turn(done, problem)
 
-    def _fail(self, row: OutboxMessage, error: Exception) -> None:
-        """Set a row aside that can never be stored, so that the user's others go on."""
-        logger.error("outbox message %s cannot be sent and is set aside: %s", row.pk, error)
-        self._outbox.filter(pk=row.pk).update(failed_at=timezone.now(), error=str(error))
-
-
-Outcome = Receipt | Exception | None
+    def _set_aside(self, row: OutboxMessage, error: Exception) -> None:
+        """Mark a row that can never be stored, so that the user's others go on."""
+        text = ascii(str(error))[1:-1][:LONGEST_ERROR]  # the table takes it, whatever it quotes
+        logger.error("outbox message %s cannot be sent and is set aside: %s", row.pk, text)
+        self._outbox.filter(pk=row.pk).update(failed_at=timezone.now(), error=text)
 
 
-def _is_stored(outcome: Outcome) -> bool:
-    return isinstance(outcome, Receipt)
+class _Turn(NamedTuple):
+    """What became of some users' rows: how many are done, and why others wait."""
+
+    done: int
+    problem: Exception | None
 
 
-async def _store(broker: Broker, rows: list[OutboxMessage]) -> list[Outcome]:
+class _Refused(NamedTuple):
+    """A row that no other try can store."""
+
+    error: Exception
+
+
+async def _store(
+    broker: Broker, rows: list[OutboxMessage]
+) -> dict[int, Receipt | _Refused | Exception]:
     """Publish *rows*: users side by side, one user's one after the other.
 
-    After a failure that may pass, the same user's later rows are not tried: None.
+    Returns:
+        By primary key, what became of each row that was tried. After an error that may pass,
+        and after `TURN_TIME`, the same user's later rows are not tried.
     """
-
-    outcomes: dict[int, Outcome] = {}
-    by_user: dict[Inbox, list[OutboxMessage]] = {}
+    outcomes: dict[int, Receipt | _Refused | Exception] = {}
+    by_user: dict[tuple[str, str], list[OutboxMessage]] = {}
     for row in rows:
-        by_user.setdefault(Inbox(row.service, row.user), []).append(row)
+        by_user.setdefault((row.service, row.user), []).append(row)
+    clock = asyncio.get_running_loop().time
+    end = clock() + TURN_TIME
 
-    async def lane(inbox: Inbox, mine: list[OutboxMessage]) -> None:
+    async def lane(mine: list[OutboxMessage]) -> None:
         for row in mine:
-            try:
-                outcomes[row.pk] = await broker.publish(
-                    inbox,
-                    bytes(row.payload),
-                    kind=row.kind,
-                    msg_id=row.msg_id,
-                    ttl=row.ttl,
-                    headers=row.headers,
-                )
-            except FOR_NOW as exc:
-                outcomes[row.pk] = exc
+            if clock() > end:
                 return
-            except (WsGatewayError, ValueError) as exc:
-                outcomes[row.pk] = exc
+            outcome = outcomes[row.pk] = await _publish(broker, row)
+            if isinstance(outcome, Exception):
+                return
 
     async with asyncio.TaskGroup() as group:
-        for inbox, mine in by_user.items():
-            group.create_task(lane(inbox, mine))
-    return [outcomes.get(row.pk) for row in rows]
+        for mine in by_user.values():
+            group.create_task(lane(mine))
+    return outcomes
+
+
+async def _publish(broker: Broker, row: OutboxMessage) -> Receipt | _Refused | Exception:
+    try:
+        frame = Frame.parse(bytes(row.payload), row.kind)
+        check_published(row.headers, row.ttl)
+    except (TypeError, ValueError) as exc:
+        return _Refused(exc)
+    try:
+        return await broker.publish(
+            Inbox(row.service, row.user),
+            frame.payload,
+            kind=frame.kind,
+            msg_id=row.msg_id,
+            ttl=row.ttl,
+            headers=row.headers,
+        )
+    except ValueError as exc:  # `Broker.publish`: another try cannot change it
+        return _Refused(exc)
+    except WsGatewayError as exc:
+        return exc
+    except Exception as exc:
+        logger.exception("outbox message %s waits after an unexpected error", row.pk)
+        return exc
 
 
 @contextlib.contextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from wsgateway.exceptions import NameRefused
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.publish import Outgoing
-from wsgateway.subjects import encode_token
 
 __all__ = ["enqueue"]
 
@@ -22,16 +22,20 @@ def enqueue(service: str, user: str, *, using: str | None = None, **options: Any
             ``msg_id``: the row names the message.
 
     Raises:
-        NameRefused: A name cannot be part of a subject.
+        NameRefused: A name cannot be part of a subject, or holds a NUL, which PostgreSQL's
+            text cannot.
         MessageTooBig: Larger than ``WSGATEWAY_MAX_MESSAGE_SIZE``.
-        TypeError: Not exactly one of text, bytes and json; or a ``msg_id``.
+        TypeError: Not exactly one of text, bytes and json; a wrong type; or a ``msg_id``.
+        ValueError: The ttl is out of range, a header is malformed, or the text or JSON cannot
+            be written as UTF-8.
     """
     if "msg_id" in options:
         raise TypeError("the outbox names its messages itself; leave msg_id out")
     message = Outgoing(service, user, **options)
     _, frame = message.prepare()
-    encode_token(service)
-    encode_token(user)
+    for name in (service, user):
+        if "\0" in name:
+            raise NameRefused(f"name {name!r} holds a NUL, which the outbox cannot store")
     return OutboxMessage.objects.using(using).create(
         service=service,
         user=user,

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError, ProgrammingError
 
 from wsgateway.exceptions import WsGatewayError
 
@@ -37,6 +37,8 @@ class Command(BaseCommand):
             raise CommandError("add 'wsgateway.outbox' to INSTALLED_APPS, and migrate")
         from wsgateway.outbox.relay import Relay
 
+        if options["batch"] < 1 or not 0 < options["interval"] <= threading.TIMEOUT_MAX:
+            raise CommandError("--batch and --interval must be positive")
         relay = Relay(options["database"], rows=options["batch"])
         self._end = threading.Event()
         if threading.current_thread() is threading.main_thread():
@@ -45,14 +47,20 @@ class Command(BaseCommand):
         try:
             with relay.alone():
                 if options["once"]:
-                    total = 0
-                    while done := relay.step():
-                        total += done
-                    self.stdout.write(f"{total} relayed")
+                    self._relay_once(relay)
                 else:
                     self._relay(relay, options["interval"])
         except WsGatewayError as exc:
             raise CommandError(str(exc)) from exc
+
+    def _relay_once(self, relay: Any) -> None:
+        total = 0
+        try:
+            while done := relay.step():
+                total += done
+        except WsGatewayError as exc:
+            raise CommandError(f"{total} relayed, others wait: {exc}") from exc
+        self.stdout.write(f"{total} relayed")
 
     def _relay(self, relay: Any, interval: float) -> None:
         self.stdout.write("outbox: ready")
@@ -61,8 +69,12 @@ class Command(BaseCommand):
         while not self._end.is_set():
             try:
                 done = relay.step()
-            except (WsGatewayError, OperationalError) as exc:
-                logger.warning("the outbox waits %.1f s: %s", pause, exc)
+            except ProgrammingError:  # there is no such table
+                raise
+            except Exception as exc:  # whatever it is, it may pass
+                expected = isinstance(exc, (WsGatewayError, OperationalError, InterfaceError))
+                text = "the outbox waits %.1f s: %s"
+                logger.warning(text, pause, exc, exc_info=None if expected else exc)
                 self._end.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
