@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.contrib.auth.signals import user_logged_out
 from django.core.checks import register
 
 __all__ = ["WsGatewayConfig"]
 
 
 class WsGatewayConfig(AppConfig):
-    """Registers system checks, and what happens at log-out."""
+    """Registers system checks, and what happens when log-ins end."""
 
     name = "wsgateway"
     verbose_name = "Websocket gateway"
@@ -18,10 +17,9 @@ class WsGatewayConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and receivers; called once by Django."""
-        from wsgateway import checks
-        from wsgateway.logout import on_logout
+        from wsgateway import checks, signals
 
-        user_logged_out.connect(on_logout, dispatch_uid="wsgateway.logout")
+        signals.connect()
 
         for check in checks.CHECKS:
             register(check, "wsgateway")

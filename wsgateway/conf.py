@@ -184,6 +184,9 @@ class Settings:
     COOKIE_NAME = _text("wsgateway", "Name of SignedCookieIdentity's cookie")
     TOKEN_PARAMETER = _text("token", "Query parameter that TokenIdentity reads")
     TOKEN_MAX_AGE = _positive(3600.0, "How long a signed token or cookie is valid, seconds")
+    REVALIDATE_INTERVAL = _positive(
+        60.0, "How often gateways ask whether open sockets' log-ins still hold, seconds"
+    )
     MAX_CONNECTIONS_PER_USER = _count(0, "Sockets of one user in one process; 0: any", least=0)
     RATE_LIMIT = Setting(
         0.0,
@@ -253,6 +256,16 @@ class Settings:
     def session_engine(self) -> str:
         """SESSION_ENGINE, a dotted path."""
         return str(django_settings.SESSION_ENGINE)
+
+    @property
+    def session_cache(self) -> str:
+        """SESSION_CACHE_ALIAS, where sessions are kept if their engine uses a cache."""
+        return str(django_settings.SESSION_CACHE_ALIAS)
+
+    @property
+    def authentication_backends(self) -> list[str]:
+        """AUTHENTICATION_BACKENDS, dotted paths."""
+        return list(django_settings.AUTHENTICATION_BACKENDS)
 
     @property
     def embedded_store(self) -> Path:

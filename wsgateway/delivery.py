@@ -39,9 +39,9 @@ from wsgateway.frames import Frame
 from wsgateway.identity import Identity
 from wsgateway.inbox import InboxReader
 from wsgateway.lane import NONE, Lane
-from wsgateway.logout import TOPIC, session_topic
 from wsgateway.protocol import MAX_AFTER, Reason, Resume
 from wsgateway.recovery import Start, find_start
+from wsgateway.revocation import Revocations
 from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.subjects import Inbox, encode_token
 
@@ -333,6 +333,7 @@ class Hub:
         """Messages skipped, by reason."""
         self.unsettled: set[Delivery] = set()
         """Sockets whose last messages may wait for the kernel."""
+        self._revocations = Revocations(broker)
         self._users: dict[Inbox, _Shared] = {}
         self._dirty: dict[tuple[Inbox, str], _Cursor] = {}  # cursors to write
         self._tasks: list[asyncio.Task[None]] = []
@@ -351,10 +352,11 @@ class Hub:
             return
         self._opened = True
         self.broker.on_ready(self._resync.set)
-        self.broker.listen(TOPIC, self._on_logout)
+        self._revocations.listen()
         self._tasks = [
             asyncio.create_task(self._watched(self._save_cursors), name="wsgateway-cursors"),
             asyncio.create_task(self._watched(self._sweep), name="wsgateway-sweep"),
+            asyncio.create_task(self._watched(self._revocations.run), name="wsgateway-revocations"),
         ]
         at_shutdown(self.close)
         quieten()
@@ -440,6 +442,7 @@ class Hub:
             self._users[delivery.inbox] = shared
             shared.watch = self.broker.watch(delivery.inbox, self._live(shared))
         shared.deliveries.add(delivery)
+        self._revocations.add(delivery)
         cursor = shared.cursors.setdefault(delivery.identity.device, _Cursor())
         cursor.sockets += 1
         return cursor
@@ -451,6 +454,7 @@ class Hub:
             return None
         shared.deliveries.discard(delivery)
         self.unsettled.discard(delivery)
+        self._revocations.discard(delivery)
         cursor = shared.cursors[delivery.identity.device]
         cursor.sockets -= 1
         if cursor.sockets == 0 and cursor.confirmed > cursor.saved:
@@ -501,12 +505,6 @@ class Hub:
                 delivery.on_live(stored)
 
         return on_message
-
-    def _on_logout(self, payload: bytes) -> None:
-        for delivery in self._deliveries():
-            key = delivery.identity.session_key
-            if key and session_topic(key) == payload:
-                delivery.close_soon(CloseCode.NOT_AUTHENTICATED)
 
     # -- cursors -------------------------------------------------------------------------
 

@@ -11,10 +11,9 @@ import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, Protocol
 
-from channels.auth import get_user
+from channels.db import database_sync_to_async
 from django.core import signing
 from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
@@ -23,6 +22,7 @@ from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused, NameRefused
 from wsgateway.handshake import bearer_token, cookie, parameter, route
+from wsgateway.logins import account_of, logged_in_user, session_store
 from wsgateway.subjects import Inbox, encode_token
 
 __all__ = [
@@ -52,7 +52,12 @@ class Identity:
         service: The service that the socket talks to.
         user: The user's name within it.
         device: Which of the user's devices; each has its own cursor.
-        session_key: The Django session behind it, whose log-out ends the socket; None without.
+        session_key: The Django session behind it, whose end ends the socket; None without.
+        user_id: Primary key, as text, of the Django user whose deactivation or deletion ends the
+            socket; None if it is not a Django user.
+        auth_hash: The user's session auth hash: a new password ends the socket. None: it does not.
+        backend: Dotted path of the backend that the user logged in with; None: not known.
+        expires: Unix time at which the token or signed cookie behind it expires; None: never.
 
     Raises:
         IdentityRefused: A name is empty, too long, or no Unicode text.
@@ -62,6 +67,10 @@ class Identity:
     user: str
     device: str = DEFAULT_DEVICE
     session_key: str | None = field(default=None, compare=False, repr=False)
+    user_id: str | None = field(default=None, compare=False, repr=False)
+    auth_hash: str | None = field(default=None, compare=False, repr=False)
+    backend: str | None = field(default=None, compare=False, repr=False)
+    expires: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for part in ("service", "user", "device"):
@@ -146,25 +155,25 @@ class SessionIdentity:
         session = scope["session"] if "session" in scope else self._session(scope)
         if session is None:
             return None
-        user = scope["user"] if "user" in scope else await self._user(session)
-        if not user.is_authenticated:
+        user = scope["user"] if "user" in scope else await _load_user(session)
+        if user is None or not user.is_authenticated:
             return None
         service = route(scope).get("service")
         if not service:
             raise IdentityRefused(CloseCode.BAD_REQUEST, "the path names no service")
         device = parameter(scope, "device") or DEFAULT_DEVICE
         name = self.user_name(user)
-        return _require_path(scope, Identity(service, name, device, session.session_key))
-
-    async def _user(self, session: Any) -> Any:
-        scope: Any = {"session": session}  # all of a scope that it reads
-        return await get_user(scope)
+        account = account_of(user, session)
+        return _require_path(scope, Identity(service, name, device, session.session_key, **account))
 
     def _session(self, scope: Scope) -> Any:
         key = cookie(scope, settings.session_cookie_name)
         if not key or not key.isascii() or not key.isprintable():  # databases choke on such keys
             return None
-        return import_module(settings.session_engine).SessionStore(key)
+        return session_store()(key)
+
+
+_load_user = database_sync_to_async(logged_in_user)
 
 
 class SignedCookieIdentity:
@@ -294,4 +303,4 @@ def _read_token(token: str, salt: str, device: str | None) -> Identity:
         raise signing.SignatureExpired("expired")
     if bound and device not in (None, bound):
         raise IdentityRefused(CloseCode.FORBIDDEN, "the token names another device")
-    return Identity(service, user, bound or device or DEFAULT_DEVICE)
+    return Identity(service, user, bound or device or DEFAULT_DEVICE, expires=expires)

@@ -7,6 +7,7 @@ process's background thread, see `wsgateway.layer.loops`.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from wsgateway.broker.nats import options_from_settings
 from wsgateway.conf import settings
 from wsgateway.layer.loops import Node, Target, background_node, current_node
 
-__all__ = ["call", "call_sync", "refuse_in_loop"]
+__all__ = ["call", "call_soon", "call_sync", "refuse_in_loop"]
 
 T = TypeVar("T")
 Action = Callable[[Broker], Awaitable[T]]
@@ -73,6 +74,24 @@ def call_sync(action: Action[T], timeout: float | None = None) -> T:
         return asyncio.run(call(action))
     node = background_node(_current_target())
     return node.call_sync(lambda: _run(node, action), timeout)
+
+
+def call_soon(action: Action[T]) -> concurrent.futures.Future[T]:
+    """Run *action* with a broker that is ready; return at once, from wherever it is called.
+
+    Returns:
+        Its result, or `BrokerUnavailable`.
+    """
+    if settings.BROKER == "nats":
+        node = background_node(_current_target())
+        return asyncio.run_coroutine_threadsafe(_run(node, action), node.loop)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+        done.set_result(asyncio.run(call(action)))
+        return done
+    return asyncio.run_coroutine_threadsafe(call(action), loop)
 
 
 def refuse_in_loop() -> None:

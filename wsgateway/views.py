@@ -25,8 +25,8 @@ from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
 __all__ = ["demo", "publish", "token"]
 
 SERVICE = "demo"
-TOKEN_MAX_AGE = 60.0
-"""Seconds; long enough to connect, and the page gets another one for each attempt."""
+TOKEN_MAX_AGE = 3600.0
+"""Seconds; the socket ends with it, and the page then connects again with another one."""
 
 
 @dataclass(frozen=True)

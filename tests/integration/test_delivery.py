@@ -13,8 +13,8 @@ from wsgateway.broker.memory import MemoryBroker
 from wsgateway.codes import CloseCode
 from wsgateway.delivery import Delivery, Hub
 from wsgateway.identity import Identity
-from wsgateway.logout import session_topic
 from wsgateway.protocol import Resume
+from wsgateway.revocation import TOPIC, Notice, session_digest
 from wsgateway.sockets import RawSocket
 from wsgateway.subjects import Inbox
 
@@ -80,7 +80,7 @@ async def test_log_out_closes_the_sessions_sockets_and_no_others(hub: Hub) -> No
     clients = [Client(hub, session=name) for name in ("mine", "mine", "other", "")]
     for client in clients:
         await client.delivery.start(Resume())
-    hub.broker.broadcast("logout", session_topic("mine"))
+    hub.broker.broadcast(TOPIC, f"{Notice.ENDED} {session_digest('mine')}".encode())
     await until(lambda: clients[0].closed_with and clients[1].closed_with, what="closed")
     assert [client.closed_with for client in clients[2:]] == [None, None]
     assert clients[0].closed_with == CloseCode.NOT_AUTHENTICATED.raw

@@ -425,6 +425,12 @@ def embedded_url_from_settings() -> str:
     )
 
 
+def embedded_is_running() -> bool:
+    """Say whether the project's embedded server runs, whoever started it. Starts nothing."""
+    record = _read_record(settings.embedded_store)
+    return record is not None and probe(record["port"]) == record["name"]
+
+
 @atexit.register
 def stop_embedded() -> None:
     """Stop every server that `embedded_url` started in this process; runs at its end too."""

@@ -1,0 +1,507 @@
+"""Revoked means closed: what Django signals, within a second; the rest when gateways ask again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model, login, update_session_auth_hash
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.models import Session
+from django.db import connection, transaction
+from django.http import HttpRequest
+from django.test import Client
+
+from tests.support import until
+from wsgateway import signals
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.codes import CloseCode
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.delivery import Delivery, Hub
+from wsgateway.identity import Identity, SessionIdentity, TokenIdentity, make_token
+from wsgateway.logins import reasons_to_close, session_store
+from wsgateway.protocol import Resume
+from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
+from wsgateway.sockets import V1Socket
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ENDED, CHANGED = CloseCode.NOT_AUTHENTICATED, CloseCode.CREDENTIALS_CHANGED
+ENGINES = {
+    name: f"django.contrib.sessions.backends.{name}"
+    for name in ("db", "cached_db", "cache", "file", "signed_cookies")
+}
+ON_THE_SERVER = ("db", "cached_db", "cache", "file")
+IN_THE_DATABASE = ("db", "cached_db")
+
+
+class Browser:
+    """A browser with a session, and a socket of it on each gateway."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.client = Client()
+        self.codes: list[int] = []
+
+    @property
+    def key(self) -> str:
+        return self.client.cookies["sessionid"].value
+
+    @property
+    def request(self) -> Any:
+        """What a view gets from it."""
+        request: Any = HttpRequest()
+        request.COOKIES["sessionid"] = self.key
+        request.session = session_store()(self.key)
+        request.user = self.world.users["ann"]
+        return request
+
+    async def open_sockets(self) -> None:
+        scope = {
+            "headers": [(b"cookie", f"sessionid={self.key}".encode())],
+            "url_route": {"kwargs": {"service": "orders"}},
+        }
+        identity = await SessionIdentity().resolve(scope)
+        assert identity is not None
+        for hub in self.world.hubs:
+            await self.world.open(hub, identity, self.codes)
+
+    async def closed(self, code: CloseCode) -> None:
+        """Wait until the socket of each gateway is closed; all with *code*."""
+        await until(lambda: len(self.codes) == len(self.world.hubs), 5, f"{self.name} is closed")
+        assert self.codes == [code] * len(self.world.hubs)
+
+
+class World:
+    """Two gateways; ann in two browsers, bob in another one."""
+
+    def __init__(self) -> None:
+        self.hubs = [Hub(broker_from_settings(wsgateway_settings)) for _ in range(2)]
+        self.users: dict[str, Any] = {}
+        self.ann = Browser(self, "ann")
+        self.laptop = Browser(self, "laptop")
+        self.bob = Browser(self, "bob")
+
+    async def open(self, hub: Hub, identity: Identity, codes: list[int]) -> None:
+        async def send(event: Any) -> None:
+            if event["type"] == "websocket.close":
+                codes.append(event["code"])
+
+        await Delivery(hub, identity, V1Socket(send)).start(Resume())
+
+    async def begin(self) -> None:
+        for hub in self.hubs:
+            await hub.open()
+            await hub.broker.wait_ready()
+        await sync_to_async(self._log_in)()
+        checks = count_checks(self)
+        for browser in (self.ann, self.laptop, self.bob):
+            await browser.open_sockets()
+        await until(lambda: sum(checks) >= 6, 5, "new sockets have been asked about")
+
+    def _log_in(self) -> None:
+        for name in ("ann", "bob"):
+            self.users[name] = get_user_model().objects.create_user(name, password=name)
+        self.ann.client.force_login(self.users["ann"])
+        self.laptop.client.force_login(self.users["ann"])
+        self.bob.client.force_login(self.users["bob"])
+
+    async def end(self) -> None:
+        for hub in self.hubs:
+            await hub.close()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, nats_settings: Any, tmp_path: Any) -> str:
+    name: str = getattr(request, "param", "db")
+    nats_settings.SESSION_ENGINE = ENGINES[name]
+    nats_settings.SESSION_FILE_PATH = str(tmp_path)
+    nats_settings.WSGATEWAY_REVALIDATE_INTERVAL = 3600.0  # signals alone close in time
+    return name
+
+
+@pytest.fixture
+async def world(engine: str) -> AsyncIterator[World]:
+    world = World()
+    await world.begin()
+    yield world
+    await world.end()
+
+
+def on(*names: str) -> Any:
+    return pytest.mark.parametrize("engine", names, indirect=True)
+
+
+def each_engine(server: CloseCode) -> Any:
+    """Every engine; where the session is the cookie itself, clients are told to come back."""
+    codes = [(name, CHANGED if name == "signed_cookies" else server) for name in ENGINES]
+    return pytest.mark.parametrize(("engine", "code"), codes, indirect=["engine"])
+
+
+# -- signalled -----------------------------------------------------------------------------------
+
+
+@each_engine(ENDED)
+async def test_log_out(world: World, engine: str, code: CloseCode) -> None:
+    began = time.monotonic()
+    await sync_to_async(world.ann.client.post)("/logout/")
+    await world.ann.closed(code)
+    assert time.monotonic() - began < 1.5
+    assert world.laptop.codes == ([code] * 2 if engine == "signed_cookies" else [])
+    assert world.bob.codes == []
+
+
+@on(*ENGINES)
+async def test_password_change_keeps_the_browser_that_made_it(world: World, engine: str) -> None:
+    """A log-out named only the current session key: a socket from before a password change, whose
+    session had another key, stayed open and went on receiving."""
+
+    def change() -> None:
+        user, request = world.users["ann"], world.ann.request
+        user.set_password("new")
+        user.save()
+        time.sleep(0.05)  # gateways hear of it before the session is rotated
+        update_session_auth_hash(request, user)
+
+    await sync_to_async(change)()
+    await world.ann.closed(CHANGED)
+    await world.laptop.closed(CHANGED if engine == "signed_cookies" else ENDED)
+    assert world.bob.codes == []
+
+
+@each_engine(ENDED)
+async def test_log_in_as_somebody_else(world: World, code: CloseCode) -> None:
+    await log_in(world.ann, world.users["bob"])
+    await world.ann.closed(code)
+    assert world.bob.codes == []
+
+
+async def log_in(browser: Browser, user: Any) -> None:
+    path = "django.contrib.auth.backends.ModelBackend"
+    await sync_to_async(lambda: login(browser.request, user, path))()
+
+
+@on(*ON_THE_SERVER)
+async def test_log_in_as_the_same_user(world: World, engine: str) -> None:
+    """Django rotates the key only if the password has changed."""
+    await log_in(world.ann, world.users["ann"])
+    await get_user_model().objects.filter(username="ann").aupdate(password="x")
+    user = await get_user_model().objects.aget(username="ann")
+    await log_in(world.laptop, user)
+    await world.laptop.closed(CHANGED if engine in ("cache", "file") else ENDED)
+    assert world.ann.codes == world.bob.codes == []
+
+
+@on(*IN_THE_DATABASE)
+async def test_cycle_key(world: World, engine: str) -> None:
+    await sync_to_async(lambda: world.ann.request.session.cycle_key())()
+    await world.ann.closed(CHANGED)
+    await world.laptop.request.session.acycle_key()
+    await world.laptop.closed(CHANGED)
+    assert world.bob.codes == []
+
+
+@on(*IN_THE_DATABASE)
+async def test_flush(world: World, engine: str) -> None:
+    await sync_to_async(lambda: world.ann.request.session.flush())()
+    await world.ann.closed(ENDED)
+    assert world.laptop.codes == world.bob.codes == []
+
+
+async def test_session_deleted_by_an_operator(world: World) -> None:
+    await Session.objects.filter(pk__in=[world.ann.key, world.laptop.key]).adelete()
+    await world.ann.closed(ENDED)
+    await world.laptop.closed(ENDED)
+    assert world.bob.codes == []
+
+
+async def new_password(user: Any) -> None:
+    user.set_password("new")
+    await user.asave()
+
+
+async def deactivate(user: Any) -> None:
+    user.is_active = False
+    await user.asave(update_fields=["is_active"])
+
+
+async def delete(user: Any) -> None:
+    await user.adelete()
+
+
+async def delete_by_query(user: Any) -> None:
+    await get_user_model().objects.filter(pk=user.pk).adelete()
+
+
+UserChange = Callable[[Any], Awaitable[None]]
+
+
+@pytest.mark.parametrize("change", [new_password, deactivate, delete, delete_by_query])
+@on("db", "cache")
+async def test_user_changed(world: World, engine: str, change: UserChange) -> None:
+    began = time.monotonic()
+    await change(world.users["ann"])
+    await world.ann.closed(ENDED)
+    await world.laptop.closed(ENDED)
+    assert time.monotonic() - began < 1.5
+    assert world.bob.codes == []
+
+
+async def test_changes_that_end_no_log_in_close_nothing(world: World) -> None:
+    ann, checks = world.users["ann"], count_checks(world)
+    await ann.asave(update_fields=["last_login"])
+    await get_user_model()(username="new").asave()
+    ann.first_name = "Ann"
+    await ann.asave()
+    await until(lambda: sum(checks) == 4, 5, "both gateways have asked about ann's two sockets")
+    assert world.ann.codes == world.laptop.codes == world.bob.codes == []
+
+
+def count_checks(world: World) -> list[int]:
+    """Return a list that gets the size of each batch that a gateway asks about."""
+    checks: list[int] = []
+    for hub in world.hubs:
+        original = hub._revocations._check_batch
+
+        async def check(batch: Any, original: Any = original) -> None:
+            await original(batch)
+            checks.append(len(batch))
+
+        hub._revocations._check_batch = check  # type: ignore[method-assign]
+    return checks
+
+
+async def test_nothing_is_told_before_the_commit_or_after_a_rollback(world: World) -> None:
+    heard: list[bytes] = []
+    world.hubs[0].broker.listen(TOPIC, heard.append)
+    ann = world.users["ann"]
+
+    def roll_back() -> None:
+        with transaction.atomic():
+            ann.delete()
+            Session.objects.all().delete()
+            transaction.set_rollback(True)
+
+    def commit() -> None:
+        with transaction.atomic():
+            world.bob.request.session.flush()
+            time.sleep(0.3)
+            assert not heard
+
+    await sync_to_async(roll_back)()
+    await sync_to_async(commit)()
+    await world.bob.closed(ENDED)
+    assert b"".join(heard).decode() == f"ended {session_digest(world.bob.key)}"
+    assert world.ann.codes == []
+
+
+async def test_broadcast_gives_nothing_away(world: World) -> None:
+    heard: list[bytes] = []
+    world.hubs[0].broker.listen(TOPIC, heard.append)
+    ann, key = await get_user_model().objects.aget(username="ann"), world.laptop.key
+    await sync_to_async(world.laptop.client.post)("/logout/")
+    await new_password(ann)
+    await world.ann.closed(ENDED)
+    text = b"\n".join(heard).decode()
+    for secret in (key, "ann", ann.get_session_auth_hash(), ann.password):
+        assert secret not in text
+    for line in text.splitlines():
+        notice, *digests = line.split()
+        assert notice in list(Notice)
+        assert all(len(digest) == 64 for digest in digests)
+
+
+async def test_proxy_models_of_the_user_are_heard(world: World) -> None:
+    class Customer(get_user_model()):  # type: ignore[misc]
+        class Meta:
+            proxy = True
+            app_label = "auth"
+
+    signals.connect()
+    customer = await Customer.objects.aget(username="ann")
+    await deactivate(customer)
+    await world.ann.closed(ENDED)
+
+
+async def test_socket_let_in_just_before_a_log_out_does_not_live_on(world: World) -> None:
+    """It missed the broadcast: its handshake was not over yet."""
+    scope = {
+        "headers": [(b"cookie", f"sessionid={world.ann.key}".encode())],
+        "url_route": {"kwargs": {"service": "orders"}},
+    }
+    identity = await SessionIdentity().resolve(scope)
+    assert identity is not None
+    await sync_to_async(world.ann.client.post)("/logout/")
+    await world.ann.closed(ENDED)
+    late: list[int] = []
+    await world.open(world.hubs[0], identity, late)
+    await until(lambda: late, 5, "the late socket is closed")
+
+
+def test_log_out_without_a_broker_succeeds_at_once(
+    settings: Any, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    settings.WSGATEWAY_BROKER_TIMEOUT = 0.3
+    began = time.monotonic()
+    signals.on_log_out(request=SimpleNamespace(session=SimpleNamespace(session_key="abc")))
+    assert time.monotonic() - began < 0.3
+    signals._announcer.finish()
+    deadline = time.monotonic() + 10
+    while "could not tell the gateways that 1 log-ins changed" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "abc" not in caplog.text
+
+
+def test_saving_a_user_starts_no_server(settings: Any, tmp_path: Any) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = ""
+    settings.DEBUG = True
+    settings.WSGATEWAY_EMBEDDED_STORE = str(tmp_path / "store")
+    user = get_user_model().objects.create_user("ann")
+    user.save()
+    signals._announcer.finish()
+    assert not (tmp_path / "store").exists()
+
+
+# -- found by asking -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soon(engine: str, nats_settings: Any) -> Any:
+    """Gateways ask often."""
+    nats_settings.WSGATEWAY_REVALIDATE_INTERVAL = 0.3
+    return nats_settings
+
+
+def sql(text: str, *parameters: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(text, parameters)
+
+
+@pytest.mark.usefixtures("soon")
+class TestAsking:
+    @on(*ENGINES)
+    async def test_user_deactivated_without_a_signal(self, world: World, engine: str) -> None:
+        await get_user_model().objects.filter(username="ann").aupdate(is_active=False)
+        await world.ann.closed(ENDED)
+        await world.laptop.closed(ENDED)
+        assert world.bob.codes == []
+
+    @each_engine(ENDED)
+    async def test_password_changed_without_a_signal(self, world: World, code: CloseCode) -> None:
+        await get_user_model().objects.filter(username="ann").aupdate(password="x")
+        await world.ann.closed(code)
+        assert world.bob.codes == []
+
+    async def test_user_deleted_by_sql(self, world: World) -> None:
+        await sync_to_async(sql)("delete from auth_user where username = 'ann'")
+        await world.ann.closed(ENDED)
+        assert world.bob.codes == []
+
+    async def test_session_deleted_by_sql(self, world: World) -> None:
+        """It may have been rotated: the client comes back, and the handshake decides."""
+        key = world.ann.key
+        await sync_to_async(sql)("delete from django_session where session_key = %s", key)
+        await world.ann.closed(CHANGED)
+        assert world.laptop.codes == world.bob.codes == []
+
+    async def test_session_expired(self, world: World) -> None:
+        key = world.ann.key
+        await Session.objects.filter(pk=key).aupdate(expire_date="2020-01-01T00:00:00Z")
+        await world.ann.closed(ENDED)
+        await sync_to_async(session_store().clear_expired)()
+        assert world.laptop.codes == world.bob.codes == []
+
+    @on("cache", "file")
+    async def test_session_gone_from_where_it_is_kept(self, world: World, engine: str) -> None:
+        await sync_to_async(lambda: world.ann.request.session.delete())()
+        await world.ann.closed(CHANGED)
+        assert world.laptop.codes == world.bob.codes == []
+
+    async def test_token_expired(self, world: World) -> None:
+        token = make_token("orders", "robot", max_age=0.2)
+        scope = {"headers": [], "query_string": f"token={token}".encode()}
+        identity = await TokenIdentity().resolve(scope)
+        assert identity is not None
+        codes: list[int] = []
+        await world.open(world.hubs[0], identity, codes)
+        await until(lambda: codes, 5, "the token's socket is closed")
+        assert codes == [CHANGED]
+
+    async def test_database_that_fails_ends_no_socket(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("wsgateway.revocation.RETRY", 0.1)
+        working = "wsgateway.revocation._reasons_to_close"
+
+        async def fail(identities: Any) -> Any:
+            raise OSError("no route to the database")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(working, fail)
+            await get_user_model().objects.filter(username="ann").aupdate(is_active=False)
+            text = "cannot check the log-ins of open sockets now: no route to the database"
+            await until(lambda: caplog.text.count(text) >= 3, 5, "it says so")
+            assert world.ann.codes == world.bob.codes == []
+        await world.ann.closed(ENDED)
+        assert world.bob.codes == []
+
+    async def test_backend_with_a_get_user_of_its_own_is_asked(
+        self, world: World, soon: Any
+    ) -> None:
+        path = f"{__name__}.Directory"
+        soon.AUTHENTICATION_BACKENDS = [path]
+        Directory.members = {world.users["ann"].pk, world.users["bob"].pk}
+        user_ids = {name: str(user.pk) for name, user in world.users.items()}
+        codes: dict[str, list[int]] = {"ann": [], "bob": []}
+        for name, user_id in user_ids.items():
+            identity = Identity("orders", name, user_id=user_id, backend=path)
+            await world.open(world.hubs[0], identity, codes[name])
+        Directory.members = {world.users["bob"].pk}
+        await until(lambda: codes["ann"], 5, "ann is no member any more")
+        assert codes == {"ann": [ENDED], "bob": []}
+
+
+class Directory(ModelBackend):
+    """Users are kept elsewhere."""
+
+    members: ClassVar[set[int]] = set()
+
+    def get_user(self, user_id: int) -> Any:
+        return get_user_model()(pk=user_id) if user_id in self.members else None
+
+
+async def test_one_query_for_many_sockets(world: World, django_assert_num_queries: Any) -> None:
+    identities = [socket.identity for socket in world.hubs[0]._revocations._sockets] * 100
+
+    def ask() -> None:
+        with django_assert_num_queries(2):
+            assert reasons_to_close(identities) == [None] * 300
+
+    await sync_to_async(ask)()
+
+
+async def test_forged_broadcast_closes_nothing(world: World) -> None:
+    broker, user_id = world.hubs[0].broker, str(world.users["ann"].pk)
+    lines = [
+        "ended",
+        "ended " + "0" * 64,
+        f"ended {user_id}",
+        "replaced x y",
+        "\ufffd\x00",
+        f"unknown {user_digest(user_id)}",
+        f"{Notice.CHANGED} {user_digest(user_id)}",
+    ]
+    checks = count_checks(world)
+    broker.broadcast(TOPIC, "\n".join(lines).encode())
+    broker.broadcast(TOPIC, b"\xff\xfe")
+    await until(lambda: sum(checks) >= 4, 5, "the last line is a question")
+    assert world.ann.codes == world.laptop.codes == world.bob.codes == []

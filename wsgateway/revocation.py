@@ -1,0 +1,222 @@
+"""Revoked means closed: ends open sockets when what let them in has ended.
+
+Django processes broadcast what Django signals (`wsgateway.signals`); a gateway closes the sockets
+that it concerns. Whatever is not signalled, and whatever a gateway missed while it was not
+connected, is found by asking again: every WSGATEWAY_REVALIDATE_INTERVAL seconds, and after each
+reconnect.
+
+A broadcast names sessions and users by keyed digests: someone who reads along learns nothing, and
+someone who makes one up closes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Collection, Iterable, Iterator
+from enum import StrEnum
+from itertools import islice
+from typing import Protocol
+
+from channels.db import database_sync_to_async
+from django.utils.crypto import salted_hmac
+
+from wsgateway.broker.base import Broker
+from wsgateway.codes import CloseCode
+from wsgateway.conf import settings
+from wsgateway.identity import Identity
+from wsgateway.logins import reasons_to_close
+
+__all__ = ["TOPIC", "Notice", "Revocable", "Revocations", "session_digest", "user_digest"]
+
+logger = logging.getLogger("wsgateway")
+
+TOPIC = "revoked"
+BATCH = 500
+"""Log-ins in one question to the database. SQLite takes 999 parameters."""
+PAUSE = 0.3
+"""Seconds between a broadcast and the question whether the log-in holds: Django says that a
+password has changed before it rotates the session of the browser that changed it. A new socket
+waits as long: it may have been let in just before a log-out, and have missed the broadcast."""
+RETRY = 5.0
+"""Seconds until the database is asked again after it has failed."""
+
+
+class Notice(StrEnum):
+    """What a broadcast says; each is followed by one or two digests."""
+
+    ENDED = "ended"
+    """A session: it is over."""
+    ROTATED = "rotated"
+    """A session: its user goes on under another key."""
+    REPLACED = "replaced"
+    """A session, then a user: the browser goes on as that user under another key."""
+    CHANGED = "changed"
+    """A user: look whether they may still be logged in."""
+    RETURN = "return"
+    """A user: sockets with a session come back, because the gateway cannot tell which has ended."""
+
+
+def session_digest(session_key: str) -> str:
+    """Return what names a session in a broadcast."""
+    return _digest(f"session {session_key}")
+
+
+def user_digest(user_id: str) -> str:
+    """Return what names a Django user in a broadcast."""
+    return _digest(f"user {user_id}")
+
+
+def _digest(name: str) -> str:
+    return salted_hmac("wsgateway.revocation", name, algorithm="sha256").hexdigest()
+
+
+def _digests(identity: Identity) -> Iterator[str]:
+    if identity.session_key is not None:
+        yield session_digest(identity.session_key)
+    if identity.user_id is not None:
+        yield user_digest(identity.user_id)
+
+
+class Revocable(Protocol):
+    """An open socket."""
+
+    @property
+    def identity(self) -> Identity:
+        """Whose it is, and by what right."""
+
+    def close_soon(self, code: CloseCode) -> None:
+        """Close it from a callback. Idempotent."""
+
+
+class Revocations:
+    """Closes the sockets of one event loop. Call everything in that loop; run `run` as a task.
+
+    Args:
+        broker: Brings the broadcasts.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._sockets: dict[Revocable, list[str]] = {}  # those that can be revoked; their digests
+        self._named: dict[str, set[Revocable]] = {}  # the same by digest
+        self._unchecked: set[Revocable] = set()  # to be asked about soon
+        self._news = asyncio.Event()  # set while there are unchecked ones
+
+    def listen(self) -> None:
+        """Hear broadcasts from now on, and ask about every socket after each reconnect."""
+        self._broker.listen(TOPIC, self._on_broadcast)
+        self._broker.on_ready(self.check_all)
+
+    def add(self, socket: Revocable) -> None:
+        """Watch a socket from now on; its log-in is checked once more a moment later."""
+        digests = list(_digests(socket.identity))
+        if not digests and socket.identity.expires is None:
+            return
+        self._sockets[socket] = digests
+        for digest in digests:
+            self._named.setdefault(digest, set()).add(socket)
+        if digests:
+            self._check_soon([socket])
+
+    def discard(self, socket: Revocable) -> None:
+        """Forget a socket that is gone. Idempotent."""
+        self._unchecked.discard(socket)
+        for digest in self._sockets.pop(socket, ()):
+            named = self._named[digest]
+            named.discard(socket)
+            if not named:
+                del self._named[digest]
+
+    def check_all(self) -> None:
+        """Ask soon whether each socket's log-in still holds."""
+        self._check_soon(self._sockets)
+
+    def _check_soon(self, sockets: Iterable[Revocable]) -> None:
+        self._unchecked.update(sockets)
+        if self._unchecked:
+            self._news.set()
+
+    # -- what Django signals -----------------------------------------------------------------
+
+    def _on_broadcast(self, payload: bytes) -> None:
+        """Do what each line says; a line that means nothing is skipped."""
+        for line in payload.decode("ascii", "replace").splitlines():
+            notice, _, digests = line.partition(" ")
+            name, _, other = digests.partition(" ")
+            self._on_notice(notice, list(self._named.get(name, ())), other)
+
+    def _on_notice(self, notice: str, sockets: list[Revocable], user: str) -> None:
+        if notice == Notice.ENDED:
+            _close(sockets, CloseCode.NOT_AUTHENTICATED)
+        elif notice == Notice.ROTATED:
+            _close(sockets, CloseCode.CREDENTIALS_CHANGED)
+        elif notice == Notice.REPLACED:
+            same = self._named.get(user, set())
+            _close([s for s in sockets if s in same], CloseCode.CREDENTIALS_CHANGED)
+            _close([s for s in sockets if s not in same], CloseCode.NOT_AUTHENTICATED)
+        elif notice == Notice.RETURN:
+            with_session = [s for s in sockets if s.identity.session_key is not None]
+            _close(with_session, CloseCode.CREDENTIALS_CHANGED)
+        elif notice == Notice.CHANGED:
+            self._check_soon(sockets)
+
+    # -- what nobody signals -----------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ask whether log-ins still hold, until cancelled."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _spread(settings.REVALIDATE_INTERVAL)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._news.wait()
+            if loop.time() >= due:
+                due = loop.time() + _spread(settings.REVALIDATE_INTERVAL)
+                self._unchecked.update(self._sockets)
+            else:
+                await asyncio.sleep(PAUSE)
+            sockets, self._unchecked = self._unchecked, set()
+            self._news.clear()
+            await self._check(sockets)
+
+    async def _check(self, sockets: Collection[Revocable]) -> None:
+        now = time.time()
+        with_login = []
+        for socket in sockets:
+            expires = socket.identity.expires
+            if expires is not None and expires <= now:
+                socket.close_soon(CloseCode.CREDENTIALS_CHANGED)
+            elif self._sockets.get(socket):
+                with_login.append(socket)
+        remaining = iter(with_login)
+        while batch := list(islice(remaining, BATCH)):
+            try:
+                await self._check_batch(batch)
+            except Exception as exc:
+                logger.warning("cannot check the log-ins of open sockets now: %s", exc)
+                self._check_soon(s for s in [*batch, *remaining] if s in self._sockets)
+                await asyncio.sleep(RETRY)
+
+    async def _check_batch(self, batch: list[Revocable]) -> None:
+        codes = await _reasons_to_close([socket.identity for socket in batch])
+        for socket, code in zip(batch, codes, strict=True):
+            if code is not None:
+                _close([socket], code)
+
+
+_reasons_to_close = database_sync_to_async(reasons_to_close)
+
+
+def _close(sockets: Collection[Revocable], code: CloseCode) -> None:
+    for socket in sockets:
+        logger.info("closing a socket: %s", code.reason, extra={"code": int(code)})
+        socket.close_soon(code)
+
+
+def _spread(seconds: float) -> float:
+    """Return a little less than *seconds*, so that gateways do not all ask at once."""
+    return seconds * random.uniform(0.8, 1.0)  # noqa: S311 - no secret

@@ -1,0 +1,215 @@
+"""What Django signals about log-ins, told to every gateway once it is committed.
+
+Nothing here waits: a log-out succeeds even if the broker is away. Gateways that hear nothing find
+out by themselves, see `wsgateway.revocation`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import logging
+import threading
+from collections import deque
+from collections.abc import Collection
+from contextvars import ContextVar
+from typing import Any
+
+from django.contrib.auth import SESSION_KEY
+from django.contrib.auth.signals import user_logged_in, user_logged_out
+from django.db import connections, router
+from django.db.models.signals import post_delete, post_save
+from django.utils import timezone
+
+from wsgateway import portal
+from wsgateway.broker.base import Broker
+from wsgateway.broker.embedded import embedded_is_running
+from wsgateway.conf import settings
+from wsgateway.layer.loops import on_fork
+from wsgateway.logins import session_model, session_store, sessions_are_cookies, user_models
+from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
+
+__all__ = ["connect"]
+
+logger = logging.getLogger("wsgateway")
+
+EXIT_TIMEOUT = 2.0
+"""Seconds that the end of a process may wait for what is still to be told."""
+LINES = 500
+"""Notices in one broadcast."""
+MAX_PENDING = 50_000
+"""Notices that may wait for the broker; older ones are left to revalidation."""
+
+_created: ContextVar[Any] = ContextVar("wsgateway_created_session", default=None)
+"""The session that this thread or task has stored last: `cycle_key` stores the new one and then
+deletes the old one."""
+
+
+def connect() -> None:
+    """Connect every receiver; called once, when all models are loaded."""
+    user_logged_in.connect(on_log_in, dispatch_uid="wsgateway.log_in")
+    user_logged_out.connect(on_log_out, dispatch_uid="wsgateway.log_out")
+    for model in user_models():
+        post_save.connect(on_user_saved, sender=model, dispatch_uid="wsgateway.user_saved")
+        post_delete.connect(on_user_deleted, sender=model, dispatch_uid="wsgateway.user_deleted")
+    sessions = session_model()
+    if sessions is not None:
+        post_save.connect(on_session_saved, sessions, dispatch_uid="wsgateway.session_saved")
+        post_delete.connect(on_session_deleted, sessions, dispatch_uid="wsgateway.session_deleted")
+
+
+# -- receivers -----------------------------------------------------------------------------------
+
+
+def on_log_out(request: Any = None, user: Any = None, **kwargs: Any) -> None:
+    """Tell that a session has ended; Django says so right before it deletes it."""
+    key = getattr(getattr(request, "session", None), "session_key", None)
+    if sessions_are_cookies():
+        if user is not None:
+            _tell(None, Notice.RETURN, user_digest(_text_key(user)))
+    elif key:
+        _tell(_sessions_alias(), Notice.ENDED, session_digest(key))
+
+
+def on_log_in(request: Any = None, user: Any = None, **kwargs: Any) -> None:
+    """Tell that the session that the browser had before is another one now."""
+    old = getattr(request, "COOKIES", {}).get(settings.session_cookie_name)
+    new = getattr(getattr(request, "session", None), "session_key", None)
+    if not old or old == new:
+        return
+    if not sessions_are_cookies():
+        digests = session_digest(old), user_digest(_text_key(user))
+        _tell(_sessions_alias(), Notice.REPLACED, *digests)
+    elif user_id := session_store()(old).get(SESSION_KEY):
+        _tell(None, Notice.RETURN, user_digest(user_id))
+
+
+def on_user_saved(
+    instance: Any, created: bool, using: str, update_fields: Collection[str] | None, **kwargs: Any
+) -> None:
+    """Tell that a user may have another password, or may not log in any more."""
+    if not created and set(update_fields or ["password"]) != {"last_login"}:
+        _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
+
+
+def on_user_deleted(instance: Any, using: str, **kwargs: Any) -> None:
+    """Tell that a user is gone."""
+    _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
+
+
+def on_session_saved(instance: Any, created: bool, **kwargs: Any) -> None:
+    """Remember a new session: the next one to be deleted may be its predecessor."""
+    _created.set(instance if created else None)
+
+
+def on_session_deleted(instance: Any, using: str, **kwargs: Any) -> None:
+    """Tell that a session is over, or goes on under another key.
+
+    Anonymous sessions have no sockets. Expired ones have none either by the time that
+    ``clearsessions`` deletes them, perhaps a million at once.
+    """
+    if instance.expire_date <= timezone.now():
+        return
+    user_id = instance.get_decoded().get(SESSION_KEY)
+    if user_id is None:
+        return
+    successor = _created.get()
+    _created.set(None)
+    rotated = successor is not None and successor.get_decoded().get(SESSION_KEY) == user_id
+    notice = Notice.ROTATED if rotated else Notice.ENDED
+    _tell(using, notice, session_digest(instance.session_key))
+
+
+def _text_key(user: Any) -> str:
+    return str(user._meta.pk.value_to_string(user))
+
+
+def _sessions_alias() -> str | None:
+    """Return the database in whose transaction sessions end; None if they are kept elsewhere."""
+    model = session_model()
+    return None if model is None else router.db_for_write(model)
+
+
+# -- to the gateways -----------------------------------------------------------------------------
+
+
+def _tell(alias: str | None, notice: Notice, *digests: str) -> None:
+    """Tell every gateway, once the transaction on *alias* is committed."""
+    line = " ".join([notice, *digests])
+    connection = None if alias is None else connections[alias]
+    if connection is not None and connection.in_atomic_block:
+        connection.on_commit(lambda: _announcer.say(line), robust=True)
+    else:
+        _announcer.say(line)
+
+
+class _Announcer:
+    """Takes notices from any thread, and broadcasts them together from the background loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lines: deque[str] = deque(maxlen=MAX_PENDING)
+        self._scheduled = False  # a broadcast will take what is in _lines
+        self._last: concurrent.futures.Future[None] | None = None  # the broadcast begun last
+
+    def say(self, line: str) -> None:
+        """Broadcast *line* soon; never waits, never raises."""
+        with self._lock:
+            self._lines.append(line)
+            if self._scheduled:
+                return
+            self._scheduled = True
+        try:
+            if _has_gateways():
+                self._last = portal.call_soon(self._broadcast)
+                self._last.add_done_callback(self._on_done)
+            else:
+                self._take()
+        except Exception as exc:  # settings that name no usable broker: a log-out succeeds even so
+            self._give_up(exc)
+
+    def _take(self) -> list[str]:
+        with self._lock:
+            lines, self._scheduled = list(self._lines), False
+            self._lines.clear()
+        return lines
+
+    async def _broadcast(self, broker: Broker) -> None:
+        lines = self._take()
+        for start in range(0, len(lines), LINES):
+            broker.broadcast(TOPIC, "\n".join(lines[start : start + LINES]).encode())
+
+    def _on_done(self, future: concurrent.futures.Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        logger.warning(
+            "could not tell the gateways that %d log-ins changed; they find out within "
+            "WSGATEWAY_REVALIDATE_INTERVAL: %s",
+            len(self._take()),
+            error,
+        )
+
+    def finish(self) -> None:
+        """Wait a moment for what is still to be told."""
+        if self._last is not None:
+            concurrent.futures.wait([self._last], EXIT_TIMEOUT)
+
+
+def _has_gateways() -> bool:
+    """Say whether there may be any: where no server runs, saving a user must not start one."""
+    if settings.BROKER != "nats" or settings.URL.strip():
+        return True
+    return settings.debug and embedded_is_running()
+
+
+def _start_over() -> None:
+    global _announcer
+    _announcer = _Announcer()
+
+
+_announcer = _Announcer()
+on_fork(_start_over)
+# Registered after the background loop's own end, so it runs before
+atexit.register(lambda: _announcer.finish())
