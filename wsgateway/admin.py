@@ -17,7 +17,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.models import DeadLetterEntry
 from wsgateway.services import deadletters
-from wsgateway.services.deadletters import DeadLetter, DeadLetterMissing
+from wsgateway.services.deadletters import DeadLetter, DeadLetterMissing, DeadLetterShortened
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[DeadLetterEntry]
@@ -82,13 +82,21 @@ class DeadLetterAdmin(Base):
         act = deadletters.retry if retry else deadletters.purge
         offsets = [int(value) for value in request.POST.getlist("offset") if value.isdigit()]
 
-        async def all_of_them(broker: NatsBroker) -> None:
+        async def all_of_them(broker: NatsBroker) -> list[str]:
+            refused = []
             for offset in offsets:
-                await act(broker, await deadletters.find(broker, offset))
+                try:
+                    await act(broker, await deadletters.find(broker, offset))
+                except (DeadLetterMissing, DeadLetterShortened) as exc:
+                    refused.append(str(exc))
+            return refused
 
-        _with_broker(all_of_them)
+        refused = _with_broker(all_of_them)
         done = "put back into the queue" if retry else "purged"
-        messages.success(request, f"{len(offsets)} dead letter(s) {done}.")
+        if len(refused) < len(offsets):
+            messages.success(request, f"{len(offsets) - len(refused)} dead letter(s) {done}.")
+        for text in refused:
+            messages.error(request, text)
 
     def change_view(
         self,

@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import Gateway, forget_connections, until
 from wsgateway import JsonHandler, Message, Reject, Retry, RetryPolicy
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.frames import Frame
 from wsgateway.services import deadletters, registry
-from wsgateway.services.worker import Worker
-from wsgateway.subjects import Inbox
+
+__all__ = ["no_services"]  # a fixture
+
+pytestmark = pytest.mark.usefixtures("no_services")
 
 FAST = RetryPolicy(initial=0.05, cap=0.1)
-
-
-@pytest.fixture(autouse=True)
-def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_services", {})
-
-
-@asynccontextmanager
-async def serving(broker: NatsBroker, name: str = "orders") -> AsyncIterator[Worker]:
-    worker = Worker(registry._services[name], broker)
-    worker.start()
-    await worker.ready()
-    try:
-        yield worker
-    finally:
-        await worker.stop(5.0)
-
-
-async def offer(broker: NatsBroker, text: str | bytes, user: str = "ann", **headers: str) -> None:
-    """Do what a gateway does with a client's frame."""
-    inbox = Inbox("orders", user)
-    msg_id = f"{user}-{text!r}"
-    await broker.offer(
-        inbox, Frame.of(text), msg_id, {k.replace("_", "-"): v for k, v in headers.items()}
-    )
-
-
-async def answers(broker: NatsBroker, user: str = "ann") -> list[Any]:
-    return (await broker.read_after(Inbox("orders", user), 0, limit=100)).messages
 
 
 async def test_async_handler_gets_everything_about_a_message(broker: NatsBroker) -> None:

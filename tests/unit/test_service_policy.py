@@ -67,16 +67,61 @@ def test_pauses_double() -> None:
     assert [policy.pause(n) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attempts": 0},
+        {"initial": -1.0},
+        {"initial": float("nan")},
+        {"factor": float("inf")},
+        {"cap": -0.1},
+        {"jitter": 2.0},
+    ],
+)
+def test_impossible_policy_is_refused_where_it_is_written(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        RetryPolicy(**wrong)
+
+
+def test_pause_of_an_enormous_factor_is_the_cap() -> None:
+    assert RetryPolicy(factor=1e300, jitter=0).pause(9) == 60
+
+
 class Plain:
     pass
 
 
-@pytest.mark.parametrize("wrong", [Plain, 7, "text"])
+def generates(message: Any) -> Any:
+    yield message
+
+
+async def generates_async(message: Any) -> Any:
+    yield message
+
+
+@pytest.mark.parametrize("wrong", [Plain, 7, "text", generates, generates_async])
 def test_what_is_no_handler_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_services", {})
     with pytest.raises(TypeError):
         registry.service("orders")(wrong)
     assert registry._services == {}
+
+
+def test_keys_of_retry_are_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="'OSError', which is not a class of exceptions"):
+        registry.service("orders", retry={"OSError": QUICK})  # type: ignore[dict-item]
+
+
+def test_instance_with_an_async_call_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its coroutine was thrown away, and the message acknowledged."""
+    monkeypatch.setattr(registry, "_services", {})
+
+    class Handler:
+        async def __call__(self, message: Any) -> None:
+            """Do nothing."""
+
+    registry.service("orders")(Handler())
+    assert registry._services["orders"].is_async
 
 
 def test_one_handler_for_a_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
+from wsgateway.broker.base import check_headers
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.exceptions import MessageRefused, MessageTooBig, NameRefused, WsGatewayError
+from wsgateway.services import failure
 from wsgateway.subjects import Inbox
 
 if TYPE_CHECKING:
@@ -17,20 +18,43 @@ if TYPE_CHECKING:
     from wsgateway.broker.nats.link import Reply
     from wsgateway.broker.nats.workqueue import Job
 
-__all__ = ["DeadLetter", "DeadLetterMissing", "find", "letters", "purge", "retry", "set_aside"]
+__all__ = [
+    "DeadLetter",
+    "DeadLetterMissing",
+    "DeadLetterShortened",
+    "find",
+    "letters",
+    "purge",
+    "retry",
+    "set_aside",
+]
 
 ATTEMPTS_HEADER = "Ws-Attempts"
 ERROR_HEADER = "Ws-Exception"
 TRACEBACK_HEADER = "Ws-Traceback"
 """Percent-encoded, because a header cannot hold line breaks."""
 SEQUENCE_HEADER = "Ws-Sequence"
-OURS = (ATTEMPTS_HEADER, ERROR_HEADER, TRACEBACK_HEADER, SEQUENCE_HEADER)
-MAX_TRACEBACK = 16_000
+SHORTENED_HEADER = "Ws-Shortened"
+"""Which parts of the message did not fit: ``payload``, ``headers``."""
+OURS = (ATTEMPTS_HEADER, ERROR_HEADER, TRACEBACK_HEADER, SEQUENCE_HEADER, SHORTENED_HEADER)
 PAGE = 100
+
+MAX_HEADERS = 60_000
+"""Bytes of headers in a dead letter; NATS stores their size in 16 bits."""
+LEAST_HEADERS = 700
+"""Bytes that our own headers need at least; a payload that leaves less room is shortened."""
+RESERVED = 6_000
+"""Bytes of headers that the original ones leave for error and traceback."""
+MAX_ERROR = 1_500
+LEAST_LIMIT = 1_000
 
 
 class DeadLetterMissing(WsGatewayError, LookupError):
     """There is no such dead letter (any more)."""
+
+
+class DeadLetterShortened(WsGatewayError):
+    """The dead letter holds a part of its message only, so it cannot be sent again."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,7 @@ class DeadLetter:
         attempts: How often a handler had it.
         error: The last exception, one line.
         traceback: Where it came from.
+        shortened: What of the message did not fit: ``payload``, ``headers``.
     """
 
     offset: int
@@ -56,31 +81,82 @@ class DeadLetter:
     attempts: int
     error: str
     traceback: str
+    shortened: tuple[str, ...] = ()
 
 
 async def set_aside(broker: NatsBroker, job: Job, error: BaseException) -> None:
-    """Store *job* as a dead letter. Idempotent.
+    """Store *job* as a dead letter, shortened as far as it must be. Idempotent.
 
     Raises:
-        BrokerError: It is not stored.
+        BrokerError: It is not stored now: no answer, or the stream is full.
     """
-    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-    line = traceback.format_exception_only(error)[-1].strip()
-    headers = {
-        **{name: value for name, value in job.headers.items() if not name.startswith("Nats-")},
+    subject, msg_id = broker.subjects.dead(job.inbox), f"dead.{job.id}"
+    limit = broker.link.max_payload
+    while True:
+        payload, headers = _compose(job, error, limit - len(msg_id))
+        try:
+            await broker.jetstream.publish(subject, payload, headers, msg_id=msg_id)
+            return
+        except (MessageTooBig, MessageRefused):  # the stream takes less than the server
+            limit //= 2
+            if limit < LEAST_LIMIT:
+                raise
+
+
+def _compose(job: Job, error: BaseException, limit: int) -> tuple[bytes, dict[str, str]]:
+    """Return payload and headers of a dead letter of *limit* bytes at most."""
+    payload, shortened = job.payload, []
+    if len(payload) > limit - LEAST_HEADERS:
+        payload = payload[: max(0, limit - LEAST_HEADERS)]
+        shortened.append("payload")
+    room = min(MAX_HEADERS, limit - len(payload)) - 250  # names, numbers, the id's header
+    original = _usable(job.headers)
+    kept = _fitting(original, room - min(RESERVED, room // 2))
+    if len(kept) < len(original):
+        shortened.append("headers")
+    room -= _size(kept)
+    line = failure.fit(failure.one_line(error), min(MAX_ERROR, room))
+    return payload, {
+        **kept,
         ATTEMPTS_HEADER: str(job.attempt),
-        ERROR_HEADER: quote(line, safe=" '\"()[]{}<>:;,.!?=/*+-_@#$&"),
-        TRACEBACK_HEADER: quote(text, safe=" "),
         SEQUENCE_HEADER: str(job.sequence),
+        ERROR_HEADER: line,
+        TRACEBACK_HEADER: failure.fit(failure.trace(error), room - len(line)),
+        **({SHORTENED_HEADER: " ".join(shortened)} if shortened else {}),
     }
-    subject = broker.subjects.dead(job.inbox)
-    msg_id = f"dead.{broker.epoch}.{job.sequence}"
-    await broker.jetstream.publish(subject, job.payload, headers, msg_id=msg_id)
+
+
+def _usable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that a dead letter keeps; the server's own would be commands to it."""
+    found = {}
+    for name, value in headers.items():
+        if name.startswith("Nats-") or name in OURS:
+            continue
+        value = " ".join(value.splitlines())
+        try:
+            check_headers({name: value})
+        except ValueError:
+            continue
+        found[name] = value
+    return found
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    return sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+
+
+def _fitting(headers: Mapping[str, str], room: int) -> dict[str, str]:
+    """Return *headers* without the largest ones, so that they take *room* bytes at most."""
+    kept = dict(headers)
+    for name in sorted(headers, key=lambda name: -_size({name: headers[name]})):
+        if _size(kept) <= room:
+            break
+        del kept[name]
+    return kept
 
 
 def _letter(broker: NatsBroker, reply: Reply) -> DeadLetter:
     headers = hdrs.decode(reply.headers)
-    _, inbox = broker.subjects.parse(headers["Nats-Subject"])
     original = {
         name: value
         for name, value in headers.items()
@@ -88,14 +164,23 @@ def _letter(broker: NatsBroker, reply: Reply) -> DeadLetter:
     }
     return DeadLetter(
         offset=int(headers["Nats-Sequence"]),
-        inbox=inbox,
+        inbox=_inbox(broker, headers["Nats-Subject"]),
         payload=reply.data,
         headers=original,
         time=headers.get("Nats-Time-Stamp", ""),
-        attempts=int(headers.get(ATTEMPTS_HEADER, 0)),
+        attempts=hdrs.find_int(reply.headers, ATTEMPTS_HEADER.encode()) or 0,
         error=unquote(headers.get(ERROR_HEADER, "")),
         traceback=unquote(headers.get(TRACEBACK_HEADER, "")),
+        shortened=tuple(headers.get(SHORTENED_HEADER, "").split()),
     )
+
+
+def _inbox(broker: NatsBroker, subject: str) -> Inbox:
+    try:
+        return broker.subjects.parse(subject)[1]
+    except NameRefused:  # somebody else's, on a subject that is not ours
+        *_, service, user = subject.split(".")
+        return Inbox(service, user)
 
 
 async def letters(broker: NatsBroker, service: str | None = None) -> AsyncIterator[DeadLetter]:
@@ -129,9 +214,16 @@ async def retry(broker: NatsBroker, letter: DeadLetter) -> None:
     """Put the message into its service's queue again, and forget the dead letter.
 
     Raises:
+        DeadLetterShortened: It holds a part of the message only; nothing was changed.
         BrokerError: Nothing was lost; perhaps it is in both places.
     """
-    msg_id = f"retry.{broker.epoch}.{letter.offset}"
+    if "payload" in letter.shortened:
+        raise DeadLetterShortened(
+            f"dead letter {letter.offset} holds only the first {len(letter.payload)} bytes of its "
+            "message, because the rest did not fit; it can be purged, but not put back"
+        )
+    # The time tells it from the letter that has this offset after the stream was made again
+    msg_id = f"retry.{letter.time}.{letter.offset}"
     subject = broker.subjects.send(letter.inbox)
     await broker.jetstream.publish(subject, letter.payload, letter.headers, msg_id=msg_id)
     await purge(broker, letter)

@@ -1,8 +1,9 @@
-"""What a handler raises to say what shall happen to its message."""
+"""What a handler raises to say what happens to its message."""
 
 from __future__ import annotations
 
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.services.failure import code_word
 
 __all__ = ["Reject", "Retry"]
 
@@ -12,7 +13,7 @@ class Retry(WsGatewayError):
 
     Args:
         reason: For the log.
-        after: Seconds; None: as the service's retry policy says.
+        after: Seconds, a day at most; None: as the service's retry policy says.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
@@ -25,10 +26,10 @@ class Reject(WsGatewayError):
 
     Args:
         reason: Shown to the client's developer; never a secret.
-        code: One word that the client's code may look at.
+        code: One word that the client's code may look at; what no word has becomes ``_``.
     """
 
     def __init__(self, reason: str, *, code: str = "rejected") -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.code = code
+        self.reason = str(reason)
+        self.code = code_word(code)

@@ -22,6 +22,7 @@ from wsgateway.exceptions import NameRefused
 from wsgateway.frames import Frame
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.errors import Reject
+from wsgateway.services.failure import clip, code_word
 from wsgateway.subjects import decode_token
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ __all__ = ["Message", "SyncMessage"]
 
 REPLY_TTL = 60.0
 """Seconds that an answer to a request waits for the client."""
+MAX_REASON = 4_000
+"""Characters of a refusal's reason that the client gets."""
 Binary = bytes
 
 
@@ -43,6 +46,7 @@ class Message:
         user_name: The user's name.
         attempt: How often it was delivered, this time included; the first is 1.
         offset: Its sequence in the stream.
+        id: Names it for good; the offsets of a stream that is made again begin with 1.
         headers: Its NATS headers.
     """
 
@@ -53,6 +57,7 @@ class Message:
         self.service, self.user_name = job.inbox
         self.attempt = job.attempt
         self.offset = job.sequence
+        self.id = job.id
         self.headers = job.headers
         self.frame: Frame = job.frame
 
@@ -152,22 +157,25 @@ class Message:
         if self.wants_reply:
             headers[REPLY_TO_HEADER] = self.headers[REQUEST_HEADER]
             ttl = REPLY_TTL if ttl is None else ttl
-        return await self._publish(frame_of(text, bytes, json), headers, ttl)
+        frame = frame_of(text, bytes, json)
+        self._replies += 1
+        return await self._publish(frame, headers, ttl, f"reply.{self.id}.{self._replies}")
 
     async def refuse(self, code: str, reason: str) -> None:
         """Tell the client that the message was refused, if it can be told."""
         if self.client_id is not None:
-            headers = {REPLY_TO_HEADER: self.client_id, ERROR_HEADER: code}
-            await self._publish(Frame.of(reason), headers, REPLY_TTL)
+            headers = {REPLY_TO_HEADER: self.client_id, ERROR_HEADER: code_word(code)}
+            frame = Frame.of(clip(reason, MAX_REASON))
+            await self._publish(frame, headers, REPLY_TTL, f"refuse.{self.id}")
 
-    async def _publish(self, frame: Frame, headers: dict[str, str], ttl: float | None) -> Receipt:
-        self._replies += 1
-        epoch = self._broker.epoch
+    async def _publish(
+        self, frame: Frame, headers: dict[str, str], ttl: float | None, msg_id: str
+    ) -> Receipt:
         return await self._broker.publish(
             self._job.inbox,
             frame.payload,
             kind=frame.kind,
-            msg_id=f"reply.{epoch}.{self.offset}.{self._replies}",
+            msg_id=msg_id,
             ttl=ttl,
             headers=headers,
         )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.services.errors import Reject, Retry
 
 __all__ = ["Again", "Dead", "Done", "Refuse", "RetryPolicy", "Verdict", "judge"]
+
+LONGEST_PAUSE = 86400.0
+"""Seconds that a handler may ask to wait; NATS takes no more than an int of nanoseconds."""
+NOT_COUNTED = (BrokerUnavailable, QueueFull)
+"""What a handler raises because of the broker: no try is used, whatever the message is."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,9 @@ class RetryPolicy:
         factor: By how much each pause exceeds the one before.
         cap: Longest pause, seconds.
         jitter: Share of a pause that is random, 0-1.
+
+    Raises:
+        ValueError: One of them is out of its range.
     """
 
     attempts: int | None = None
@@ -30,9 +40,22 @@ class RetryPolicy:
     cap: float = 60.0
     jitter: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.attempts is not None and self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts!r}, but must be 1 or more, or None")
+        for name in ("initial", "factor", "cap"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}, but must be 0 or more, and finite")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter is {self.jitter!r}, but must be between 0 and 1")
+
     def pause(self, attempt: int, draw: Callable[[], float] = random.random) -> float:
         """Return seconds to wait after *attempt* (the first is 1) has failed."""
-        longest = min(self.cap, self.initial * self.factor ** min(attempt - 1, 60))
+        try:
+            longest = min(self.cap, self.initial * self.factor ** min(attempt - 1, 60))
+        except OverflowError:
+            longest = self.cap
         return longest * (1 - self.jitter * draw())
 
 
@@ -44,9 +67,10 @@ class Done(NamedTuple):
 
 
 class Again(NamedTuple):
-    """Deliver it again after so many seconds."""
+    """Deliver it again after so many seconds; *counted* says whether it has used a try."""
 
     after: float
+    counted: bool = True
 
 
 class Dead(NamedTuple):
@@ -82,8 +106,16 @@ def judge(
         return Refuse(error.code, error.reason)
     fitting = (policy for kind, policy in policies.items() if isinstance(error, kind))
     policy = next(fitting, RetryPolicy())
+    if isinstance(error, NOT_COUNTED):
+        return Again(policy.pause(attempt), counted=False)
     if attempt >= (policy.attempts or max_deliver):
         return Dead(error)
-    if isinstance(error, Retry) and error.after is not None:
-        return Again(error.after)
-    return Again(policy.pause(attempt))
+    asked = _seconds(error.after) if isinstance(error, Retry) else None
+    return Again(policy.pause(attempt) if asked is None else asked)
+
+
+def _seconds(value: object) -> float | None:
+    """Return *value* if it is a number of seconds, between 0 and a day; None if it is not."""
+    if not isinstance(value, (int, float)) or math.isnan(value):
+        return None
+    return max(0.0, min(value, LONGEST_PAUSE))

@@ -107,24 +107,15 @@ def service(
     if isinstance(retry, RetryPolicy):
         retry = {Exception: retry}
     policies: Policies = dict(retry or {})
+    for kind in policies:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"retry has the key {kind!r}, which is not a class of exceptions")
 
     def register(handler: F) -> F:
         known = _services.get(name)
         if known is not None and _home(known.handler) != _home(handler):
             raise ValueError(f"service {name!r} has a handler already: {_home(known.handler)}")
-        is_async = inspect.iscoroutinefunction(handler)
-        call: Callable[..., Any] = handler
-        if isinstance(handler, type):
-            if not issubclass(handler, JsonHandler):
-                raise TypeError(f"{handler.__name__} must derive from wsgateway.JsonHandler")
-            handler_class, is_async = handler, True
-
-            async def call(message: Message) -> None:
-                await handler_class()(message)
-
-            call.__module__, call.__qualname__ = handler.__module__, handler.__qualname__
-        elif not callable(handler):
-            raise TypeError(f"{handler!r} is no function")
+        call, is_async = _callable(handler)
         _services[name] = Service(
             name, call, is_async=is_async, policies=policies, concurrency=concurrency
         )
@@ -133,8 +124,34 @@ def service(
     return register
 
 
+def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
+    """Return what is called with each message, and whether the result is awaited.
+
+    Raises:
+        TypeError: It cannot be called so.
+    """
+    if isinstance(handler, type):
+        if not issubclass(handler, JsonHandler):
+            raise TypeError(f"{handler.__name__} must derive from wsgateway.JsonHandler")
+
+        async def call(message: Message) -> None:
+            await handler()(message)
+
+        call.__module__, call.__qualname__ = handler.__module__, handler.__qualname__
+        return call, True
+    if not callable(handler):
+        raise TypeError(f"{handler!r} is not a function")
+    function = handler if inspect.isroutine(handler) else type(handler).__call__
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{_home(handler)} has a yield: calling it would handle nothing")
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(function)
+    return handler, is_async
+
+
 def _home(handler: Any) -> str:
-    return f"{handler.__module__}.{handler.__qualname__}"
+    kind = type(handler)  # of an instance with __call__
+    module = getattr(handler, "__module__", None) or kind.__module__
+    return f"{module}.{getattr(handler, '__qualname__', kind.__qualname__)}"
 
 
 def discover() -> dict[str, Service]:

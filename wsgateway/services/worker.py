@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import inspect
 import logging
 import time
 from collections import Counter
@@ -20,12 +21,21 @@ from typing import TYPE_CHECKING
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
+from wsgateway.broker.nats.link import Backoff
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerError, MalformedMessage
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    BrokerUnavailable,
+    QueueFull,
+    WsGatewayError,
+)
 from wsgateway.services.deadletters import set_aside
+from wsgateway.services.errors import Retry
+from wsgateway.services.failure import one_line
 from wsgateway.services.message import Message, SyncMessage
-from wsgateway.services.policy import Again, Dead, Refuse, Verdict, judge
+from wsgateway.services.policy import Again, Dead, Done, Refuse, Verdict, judge
 from wsgateway.subjects import Inbox, encode_token
 
 if TYPE_CHECKING:
@@ -45,6 +55,12 @@ FIRST_LOOK = 0.005
 LAST_LOOK = 0.25
 """Pauses between two looks whether it is a message's turn, seconds; they double."""
 GIVEN_BACK_AFTER = 0.1
+GIVEN_BACK_AFTER_A_BUG = 10.0
+SETTLE_PAUSES = Backoff(0.1, 2.0, 5.0)
+"""Pauses between attempts to store what became of a message."""
+WARN_EACH = 20
+"""Of so many such attempts, the first is logged."""
+COUNTED = {Done: "done", Again: "retried", Refuse: "refused", Dead: "dead"}
 
 
 class _User:
@@ -105,6 +121,7 @@ class Worker:
         self._tasks: dict[Inbox, asyncio.Task[None]] = {}
         self._waiting = 0  # bytes of what is not counted as in hand
         self._ending = False
+        self._cancelled = False  # handlers that were not done in time are cancelled
         self._turns: Closable | None = None
         self._turn = f"{broker.subjects.prefix}.turn.{encode_token(service.name)}"
         self._heart: asyncio.Task[None] | None = None
@@ -136,6 +153,7 @@ class Worker:
             user.look.set()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=timeout)
+        self._cancelled = True
         for task in list(self._tasks.values()):
             task.cancel()
         if self._heart is not None:
@@ -177,6 +195,7 @@ class Worker:
 
     async def _serve(self, inbox: Inbox, user: _User) -> None:
         """Handle one user's messages, one after the other."""
+        pause = GIVEN_BACK_AFTER
         try:
             while user.heap:
                 job = await self._next(user)
@@ -187,9 +206,12 @@ class Worker:
                 self._leave(user, job)
         except BrokerClosed:
             return
+        except Exception:
+            logger.exception("service %s: a bug in wsgateway; please report it", inbox.service)
+            pause = GIVEN_BACK_AFTER_A_BUG
         finally:
             for job in user.jobs.values():
-                self._queue.give_back(job, GIVEN_BACK_AFTER)
+                self._queue.give_back(job, pause)
                 self._leave(user, job)
             del self._users[inbox], self._tasks[inbox]
 
@@ -207,6 +229,8 @@ class Worker:
         while not self._ending:
             user.look.clear()
             job = user.first
+            if job.problem is not None:
+                return job
             try:
                 if await self._queue.is_oldest(job):
                     return user.jobs[job.sequence]
@@ -237,55 +261,92 @@ class Worker:
         async with self._slots:
             begin = time.perf_counter()
             error = await self._call(job)
-            verdict = judge(error, job.attempt, self.service.policies, settings.MAX_DELIVER)
-        try:
-            await self._carry_out(job, verdict, error)
-        except BrokerClosed:
-            raise
-        except BrokerError as exc:
-            logger.warning("%s comes again: %s", self._name(job), exc)
-            self._queue.give_back(job, 1.0)
-        logger.debug("%s: %s, %.4f s", self._name(job), verdict, time.perf_counter() - begin)
+        verdict = self._judge(job, error)
+        if error is not None:
+            self._log(job, verdict, error)
+        await self._settle(job, verdict)
+        self.counts[COUNTED[type(verdict)]] += 1
+        took = time.perf_counter() - begin
+        logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
 
     def _name(self, job: Job) -> str:
         return f"message {job.sequence} of service {self.service.name}, try {job.attempt}"
 
     async def _call(self, job: Job) -> BaseException | None:
-        """Call the handler; return what it raised."""
+        """Call the handler; return what it raised, SystemExit and the like included."""
+        if job.problem is not None:
+            return job.problem
         try:
             if self.service.is_async:
                 await self.service.handler(Message(job, self._broker))
-            else:
-                message = SyncMessage(job, self._broker, asyncio.get_running_loop())
-                call = sync_to_async(
-                    _with_connections, thread_sensitive=False, executor=self._threads
-                )
-                await call(self.service.handler, message)
+                return None
+            message = SyncMessage(job, self._broker, asyncio.get_running_loop())
+            call = sync_to_async(_in_thread, thread_sensitive=False, executor=self._threads)
+            return await call(self.service.handler, message)
         except asyncio.CancelledError as exc:
-            if self._ending:
+            if self._cancelled:
                 raise
             return exc  # the handler's own: an error like any other
-        except Exception as exc:
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) and asyncio._get_running_loop() is None:
+                raise  # nobody will ever go on here
             return exc
-        return None
 
-    async def _carry_out(self, job: Job, verdict: Verdict, error: BaseException | None) -> None:
+    def _judge(self, job: Job, error: BaseException | None) -> Verdict:
+        if job.problem is not None:
+            return Dead(job.problem)
+        try:
+            return judge(error, job.attempt, self.service.policies, settings.MAX_DELIVER)
+        except Exception:  # an exception whose class or attributes are strange
+            logger.exception("%s: the retry policy cannot be applied", self._name(job))
+            assert error is not None
+            return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
+
+    def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
+        """Log what a handler raised: its traceback at the first try and the last."""
+        if isinstance(verdict, Refuse):
+            logger.info("%s is refused: %s", self._name(job), one_line(error))
+        elif isinstance(verdict, Dead):
+            _log_traceback(logging.ERROR, error, f"{self._name(job)} is set aside")
+        elif isinstance(verdict, Again):
+            text = f"{self._name(job)} failed, again in {verdict.after:.1f} s"
+            if job.attempt == 1 and not isinstance(error, Retry):
+                _log_traceback(logging.WARNING, error, text)
+            else:
+                logger.warning("%s: %s", text, one_line(error))
+
+    async def _settle(self, job: Job, verdict: Verdict) -> None:
+        """Carry *verdict* out, as often as it takes: the broker may be away, or a stream full.
+
+        Meanwhile the user's other messages wait, and nobody else's.
+        """
+        attempt = 0
+        while True:
+            try:
+                await self._carry_out(job, verdict)
+                return
+            except BrokerClosed:
+                raise
+            except Exception as exc:
+                if attempt % WARN_EACH == 0:
+                    logger.warning(
+                        "%s ended (%s), which cannot be stored yet; trying on: %s",
+                        self._name(job),
+                        COUNTED[type(verdict)],
+                        one_line(exc),
+                    )
+            await asyncio.sleep(SETTLE_PAUSES.delay(attempt))
+            attempt += 1
+
+    async def _carry_out(self, job: Job, verdict: Verdict) -> None:
         if isinstance(verdict, Again):
-            self.counts["retried"] += 1
-            logger.warning("%s failed, again in %.1f s: %r", self._name(job), verdict.after, error)
             self._queue.give_back(job, verdict.after)
             return
         if isinstance(verdict, Dead):
-            self.counts["dead"] += 1
-            logger.error("%s is set aside", self._name(job), exc_info=error)
             await set_aside(self._broker, job, verdict.error)
             await self._tell(job, "failed", "the service could not handle the message")
         elif isinstance(verdict, Refuse):
-            self.counts["refused"] += 1
-            logger.info("%s is refused: %s", self._name(job), verdict.reason)
             await self._tell(job, verdict.code, verdict.reason)
-        else:
-            self.counts["done"] += 1
         if len(self._users[job.inbox].jobs) > 1:
             await self._queue.ack_now(job)  # so that the next look sees it
         else:
@@ -293,17 +354,44 @@ class Worker:
         self._broker.link.publish(self._turn, job.inbox.user.encode())
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
-        """Tell the client that its message was refused, or will not be handled."""
+        """Tell the client, if that is possible, that its message was refused or set aside.
+
+        Raises:
+            BrokerUnavailable: Not now.
+            QueueFull: Not now.
+        """
         try:
             await Message(job, self._broker).refuse(code, reason)
-        except MalformedMessage:
-            logger.info("%s is no frame; nobody is told", self._name(job))
+        except (BrokerClosed, BrokerUnavailable, QueueFull):
+            raise
+        except Exception as exc:  # no frame, an id that no header can hold, …
+            logger.warning("%s: its client cannot be told: %s", self._name(job), one_line(exc))
 
 
-def _with_connections(handler: Callable[[Message], object], message: Message) -> None:
-    """Call a synchronous handler as Django calls a view: with usable database connections."""
-    close_old_connections()
+class _Strange(WsGatewayError):
+    """Stands for an exception that cannot be looked at."""
+
+
+def _log_traceback(level: int, error: BaseException, text: str) -> None:
+    """Log *error* with its traceback, for error trackers too, even if it cannot be shown."""
     try:
-        handler(message)
-    finally:
+        logger.log(level, "%s", text, exc_info=error)
+    except BaseException:  # its __str__ may raise anything
+        logger.log(level, "%s: %s", text, one_line(error))
+
+
+def _in_thread(handler: Callable[[Message], object], message: Message) -> BaseException | None:
+    """Call a synchronous handler as Django calls a view: with usable database connections.
+
+    Returns what it raised, because a StopIteration cannot pass through a future.
+    """
+    try:
         close_old_connections()
+        try:
+            if inspect.isawaitable(handler(message)):
+                raise TypeError("the handler returned an awaitable; declare it with async def")
+        finally:
+            close_old_connections()
+    except BaseException as exc:
+        return exc
+    return None

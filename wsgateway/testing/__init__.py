@@ -6,6 +6,7 @@ With pytest the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` come by the
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json as jsonlib
 from collections.abc import Mapping
@@ -182,7 +183,11 @@ async def adeliver(
             await found.handler(Message(job, broker))
         else:
             await sync_to_async(found.handler)(_Sync(job, broker))
-    except Exception as exc:
+    except asyncio.CancelledError as exc:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise  # the test's own
+        error = exc
+    except BaseException as exc:  # as a worker does
         error = exc
     verdict = judge(error, attempt, found.policies, settings.MAX_DELIVER)
     if isinstance(verdict, Refuse):

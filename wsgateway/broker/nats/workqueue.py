@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.broker.nats.link import Backoff, new_inbox
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, NameRefused
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    BrokerMisconfigured,
+    MalformedMessage,
+    NameRefused,
+)
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, encode_token
 
@@ -31,6 +37,8 @@ PULL_EXPIRES = 10.0
 PULL_GRACE = 3.0
 """Seconds after that in which the server should have said so; then it is taken for lost."""
 NOT_UNIQUE = 10100
+MAX_SHOWN = 60
+"""Characters that are kept of a user's token that stands for no name."""
 NANO = 1_000_000_000
 
 ACK = b"+ACK"
@@ -46,9 +54,20 @@ class Job:
         headers: All its NATS headers.
         sequence: Its stream sequence.
         attempt: How often it was delivered, this time included.
+        id: Names the message, also after its stream was made again and counts from 1.
+        problem: Why no handler can have it; None if one can.
     """
 
-    __slots__ = ("ack_subject", "attempt", "headers", "inbox", "payload", "sequence")
+    __slots__ = (
+        "ack_subject",
+        "attempt",
+        "headers",
+        "id",
+        "inbox",
+        "payload",
+        "problem",
+        "sequence",
+    )
 
     def __init__(
         self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], ack_subject: str
@@ -57,11 +76,13 @@ class Job:
         self.payload = payload
         self.headers = headers
         self.ack_subject = ack_subject
+        self.problem: MalformedMessage | None = None
         tokens = ack_subject.split(".")
-        # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>...
+        # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>…
         first = 4 if len(tokens) == 9 else 6
         self.attempt = int(tokens[first])
         self.sequence = int(tokens[first + 1])
+        self.id = f"{tokens[first - 2]}.{self.sequence}.{tokens[first + 3]}"
 
     @property
     def frame(self) -> Frame:
@@ -240,7 +261,7 @@ class WorkQueue:
         self._changed.set()
 
     def _on_answer(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
-        status = hdrs.status(raw)
+        status = None if reply else hdrs.status(raw)  # a message may begin with a status, too
         if status is None:
             self._asked = max(0, self._asked - 1)
             self._room -= 1
@@ -255,12 +276,13 @@ class WorkQueue:
             self._changed.set()
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
+        problem = None
         try:
             _, inbox = self._broker.subjects.parse(subject.decode())
         except (NameRefused, UnicodeDecodeError) as exc:
-            # Nobody could be told, and no handler could make sense of it
-            logger.error("dropped a message on a malformed subject: %s", exc)
-            self._link.publish(reply.decode(), b"+TERM")
-            self.add_room(1)
-            return
-        self._on_job(Job(inbox, data, hdrs.decode(raw), reply.decode()))
+            user = subject.decode("utf-8", "replace").rpartition(".")[2]
+            inbox = Inbox(self.service, user[:MAX_SHOWN])
+            problem = MalformedMessage(f"nobody can have sent this: {exc}")
+        job = Job(inbox, data, hdrs.decode(raw), reply.decode())
+        job.problem = problem
+        self._on_job(job)

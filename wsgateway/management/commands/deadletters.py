@@ -14,7 +14,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services import deadletters
-from wsgateway.services.deadletters import DeadLetter
+from wsgateway.services.deadletters import DeadLetter, DeadLetterShortened
 
 
 class Command(BaseCommand):
@@ -75,6 +75,7 @@ class Command(BaseCommand):
             f"service   {service}",
             f"user      {user}",
             f"attempts  {letter.attempts}",
+            *([f"shortened {', '.join(letter.shortened)}"] if letter.shortened else []),
             *(f"header    {name}: {value}" for name, value in letter.headers.items()),
             f"payload   {letter.payload!r}",
             "",
@@ -92,9 +93,15 @@ class Command(BaseCommand):
 
     async def _retry(self, options: dict[str, Any]) -> None:
         chosen = await self._chosen(options)
+        refused = []
         for letter in chosen:
-            await deadletters.retry(self.broker, letter)
-        self.stdout.write(f"{len(chosen)} put back")
+            try:
+                await deadletters.retry(self.broker, letter)
+            except DeadLetterShortened as exc:
+                refused.append(str(exc))
+        self.stdout.write(f"{len(chosen) - len(refused)} put back")
+        if refused:
+            raise CommandError("\n".join(refused))
 
     async def _purge(self, options: dict[str, Any]) -> None:
         chosen = await self._chosen(options)

@@ -1,0 +1,45 @@
+"""What the tests of services share: a worker in the test's loop, and clients' messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.frames import Frame
+from wsgateway.services import registry
+from wsgateway.services.worker import Worker
+from wsgateway.subjects import Inbox
+
+
+@pytest.fixture
+def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what other tests and the project have registered."""
+    monkeypatch.setattr(registry, "_services", {})
+
+
+@asynccontextmanager
+async def serving(broker: NatsBroker, name: str = "orders") -> AsyncIterator[Worker]:
+    worker = Worker(registry._services[name], broker)
+    worker.start()
+    await worker.ready()
+    try:
+        yield worker
+    finally:
+        await worker.stop(5.0)
+
+
+async def offer(broker: NatsBroker, text: str | bytes, user: str = "ann", **headers: str) -> None:
+    """Do what a gateway does with a client's frame."""
+    inbox = Inbox("orders", user)
+    msg_id = f"{user}-{text[:50]!r}"
+    await broker.offer(
+        inbox, Frame.of(text), msg_id, {k.replace("_", "-"): v for k, v in headers.items()}
+    )
+
+
+async def answers(broker: NatsBroker, user: str = "ann") -> list[Any]:
+    return (await broker.read_after(Inbox("orders", user), 0, limit=100)).messages
