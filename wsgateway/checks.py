@@ -10,12 +10,12 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.core.checks import CheckMessage, Error, Warning
 from django.utils.module_loading import import_string
 
 from wsgateway.asgi import Application
+from wsgateway.broker.addresses import Address
 from wsgateway.conf import SETTINGS, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.subjects import Subjects
@@ -128,13 +128,14 @@ def _readable(path: str) -> bool:
 
 
 def check_urls(**kwargs: Any) -> list[CheckMessage]:
-    """E006: an entry of NATS_BROKER_URL that is no URL of a NATS server."""
+    """E006: an entry of NATS_BROKER_URL that is not the URL of a NATS server."""
     if not _possible("NATS_BROKER_URL"):
         return []
     return [
         Error(
-            f"NATS_BROKER_URL has an entry that is no URL of a NATS server: {problem}.",
-            hint="Use nats://host:4222 or tls://host:4222; separate several by commas.",
+            f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}.",
+            hint="Use nats://host:4222 or tls://host:4222; separate several by commas. "
+            "Percent-encode special characters in a password (, is %2C, / is %2F).",
             id="wsgateway.E006",
         )
         for url in _urls()
@@ -143,20 +144,16 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _urls() -> list[str]:
-    given = [url.strip() for url in settings.URL.split(",") if url.strip()]
-    return [url if "://" in url else f"nats://{url}" for url in given]
+    return [url.strip() for url in settings.URL.split(",") if url.strip()]
 
 
 def _url_problem(url: str) -> str | None:
     """Return what is wrong with *url*, without the password that it may hold."""
     try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("nats", "tls", "ws", "wss"):
-            return f"scheme {parts.scheme!r}"
-        _ = parts.port  # raises for a malformed one
-        return None if parts.hostname else "no host"
+        Address.parse(url)
     except ValueError as exc:
         return str(exc)
+    return None
 
 
 def check_apps(**kwargs: Any) -> list[CheckMessage]:
@@ -254,9 +251,8 @@ def check_production_transport(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _plain_host(url: str) -> str | None:
-    parts = urlsplit(url)
-    encrypted = parts.scheme in ("tls", "wss")
-    return None if encrypted or parts.hostname in LOOPBACK else parts.hostname
+    address = Address.parse(url)
+    return None if address.tls or address.host in LOOPBACK else address.host
 
 
 def check_production_replicas(**kwargs: Any) -> list[CheckMessage]:

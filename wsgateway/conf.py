@@ -119,6 +119,11 @@ class Settings:
     NATS_TLS_CERT = _text("", "Path of the client's certificate")
     NATS_TLS_KEY = _text("", "Path of the client's private key")
     NATS_TLS_HOSTNAME = _text("", "Host name to expect in the servers' certificates")
+    NATS_IGNORE_DISCOVERED = Setting(
+        False,
+        "Connect to the servers of NATS_BROKER_URL only, not to others that the cluster announces",
+        kind=bool,
+    )
     BROKER_TIMEOUT = _positive(5.0, "Longest wait for an answer of the broker, seconds")
     PUBLISH_TIMEOUT = _positive(
         25.0, "Longest wait until a message is stored, retries included, seconds"

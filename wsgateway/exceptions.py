@@ -4,6 +4,7 @@ WsGatewayError
 ├── BrokerError
 │   ├── BrokerUnavailable      no answer in time; nothing is known to have changed; retry
 │   ├── BrokerMisconfigured    a server or stream is not as the settings want; needs an operator
+│   │   └── BrokerForbidden    NATS' permissions do not allow it
 │   ├── QueueFull              the stream refused the message; retry later
 │   ├── MessageTooBig          also ValueError
 │   ├── MessageRefused         also ValueError; the server never stores this message
@@ -23,6 +24,7 @@ from wsgateway.codes import CloseCode
 __all__ = [
     "BrokerClosed",
     "BrokerError",
+    "BrokerForbidden",
     "BrokerMisconfigured",
     "BrokerUnavailable",
     "IdentityRefused",
@@ -50,6 +52,21 @@ class BrokerUnavailable(BrokerError):
 
 class BrokerMisconfigured(BrokerError):
     """The server or a stream is not what the settings want; an operator must act."""
+
+
+class BrokerForbidden(BrokerMisconfigured):
+    """The permissions of the NATS user do not allow it; an operator must act.
+
+    Args:
+        said: What the server said.
+    """
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.said = said
+
+    def __str__(self) -> str:
+        return f"NATS refuses: {self.said}; grant the permissions that docs/deploy.md lists"
 
 
 class QueueFull(BrokerError):

@@ -137,7 +137,8 @@ def jwt(issuer: Any, subject: str, kind: str, claims: dict[str, Any]) -> str:
     return f"{signed}.{part(issuer.sign(signed.encode()))}"
 
 
-async def test_credentials_file(settings: Any, tmp_path: Path) -> None:
+def operator_mode(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return the configuration of a server that wants JWTs, and the path of a user's ``.creds``."""
     operator = new_key(nkeys.PREFIX_BYTE_OPERATOR)
     account, system = (new_key(nkeys.PREFIX_BYTE_ACCOUNT) for _ in range(2))
     user = new_key(nkeys.PREFIX_BYTE_USER)
@@ -156,12 +157,17 @@ async def test_credentials_file(settings: Any, tmp_path: Path) -> None:
     }
     limits = {"subs": -1, "data": -1, "payload": -1}
     token = jwt(account, user.public_key.decode(), "user", {**limits, "pub": {}, "sub": {}})
-    path = tmp_path / "user.creds"
+    path = folder / "user.creds"
     path.write_text(
         f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{bytes(user.seed).decode()}\n"
         "------END USER NKEY SEED------\n"
     )
+    return config, path
+
+
+async def test_credentials_file(settings: Any, tmp_path: Path) -> None:
+    config, path = operator_mode(tmp_path)
     with server(tmp_path, **config) as nats:
         await works(settings, nats.url, NATS_CREDENTIALS=str(path))
         assert await refused(settings, nats.url, NATS_CREDENTIALS="")
@@ -203,11 +209,13 @@ class Authority:
     def _signed(self, builder: x509.CertificateBuilder) -> bytes:
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, name: str) -> tuple[str, str]:
-        """Return the paths of a certificate for loopback, and of its key."""
+    def issue(self, name: str, *, ip: bool = True) -> tuple[str, str]:
+        """Return the paths of a certificate for localhost, and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+        if ip:
+            names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
         builder = self._builder(subject, key).add_extension(
             x509.SubjectAlternativeName(names), critical=False
         )
@@ -273,7 +281,7 @@ async def test_servers_that_the_cluster_names_get_the_urls_credentials(tmp_path:
             await link.open()
             await link.ready()
             # A server tells its clients of another one at once; nats-py notes it.
-            await until(lambda: link._client and link._client.discovered_servers, 20, "the other")
+            await until(lambda: link._connector.servers.announced, 20, "the other")
             first.kill()
             await until(lambda: not link.is_open, 20, "the loss")
             await link.ready()

@@ -118,5 +118,5 @@ def test_admin_says_when_the_broker_is_away(client: Client, settings: Any, free_
     page = client.get("/admin/wsgateway/deadletterentry/")
     assert page.status_code == 200
     content = page.content.decode()
-    assert "No connection to NATS" in content
+    assert "Cannot reach NATS" in content
     assert "There are no dead letters" not in content

@@ -47,17 +47,23 @@ async def client(
     ("name", "parameters"),
     [
         ("_process_info", ["self", "info", "initial_connection"]),
-        ("_process_err", ["self", "err_msg"]),
     ],
 )
-def test_methods_that_are_called_keep_their_form(name: str, parameters: list[str]) -> None:
+def test_methods_that_are_replaced_keep_their_form(name: str, parameters: list[str]) -> None:
     method = getattr(Client, name, None)
-    assert method is not None, changed(f"{name}, which is gone,", "_on_control")
-    assert inspect.iscoroutinefunction(method), changed(
-        f"{name} to a plain function", "_on_control"
-    )
-    assert list(inspect.signature(method).parameters) == parameters, changed(name, "_on_control")
-    assert f"self.nc.{name}(" in inspect.getsource(Parser), changed(f"{name}'s use", "_on_control")
+    assert method is not None, changed(f"{name}, which is gone,", name)
+    assert inspect.iscoroutinefunction(method), changed(f"{name} to a plain function", name)
+    assert list(inspect.signature(method).parameters) == parameters, changed(name, name)
+
+
+def test_first_info_is_taken_before_anything_is_sent() -> None:
+    """That is where a server without TLS is refused."""
+    source = inspect.getsource(Client._process_connect_init)
+    steps = ["self._server_info = srv_info", "self._process_info(srv_info", "connect_tls("]
+    steps += ["self._connect_command()"]
+    places = [source.rfind(step) for step in steps]
+    assert -1 not in places, changed("_process_connect_init", "_process_info")
+    assert places == sorted(places), changed("_process_connect_init", "_process_info")
 
 
 @pytest.mark.parametrize(
@@ -135,14 +141,42 @@ async def test_pong_nobody_waits_for_does_not_end_the_connection(client: DirectC
     assert not client.has_ended()
 
 
-async def test_control_lines_are_nats_pys_business(client: DirectClient) -> None:
-    client._on_control(b'INFO {"connect_urls": ["127.0.0.1:4", "127.0.0.1:5"]}')
-    await until(lambda: len(client.discovered_servers) == 2, what="INFO is taken")
-    client._on_control(b"-ERR 'Permissions Violation for Publish to \"x\"'")
-    await until(lambda: client.last_error is not None, what="-ERR is noted")
-    assert not client.has_ended()
-    client._on_control(b"-ERR 'Maximum Connections Exceeded'")
+async def test_a_new_info_replaces_the_old_one(client: DirectClient) -> None:
+    """nats-py adds to what it knows, and keeps the first max_payload."""
+    heard: list[object] = []
+    client.on_info = lambda: heard.append(client.announced_servers)
+    client._on_control(b'INFO {"connect_urls": ["127.0.0.1:4", "127.0.0.1:5"], "max_payload": 7}')
+    client._on_control(b'INFO {"connect_urls": ["127.0.0.1:5"]}')
+    client._on_control(b'INFO {"connect_urls": null}')
+    assert heard == [["127.0.0.1:4", "127.0.0.1:5"], ["127.0.0.1:5"], []]
+    assert client.server_info == {"connect_urls": None}
+
+
+@pytest.mark.parametrize("line", [b"INFO []", b"INFO {", b"INFO " + b"[" * 100_000])
+async def test_info_that_is_none_ends_the_connection(client: DirectClient, line: bytes) -> None:
+    protocol = client._socket.get_protocol() if client._socket else None
+    assert isinstance(protocol, Reader)
+    protocol.feed(line + b"\r\n")
+    await until(client.has_ended, what="the connection ends")
+
+
+async def test_errors_that_leave_the_connection_open_are_passed_on(
+    nats_server: EmbeddedServer,
+) -> None:
+    said: list[str] = []
+    client = DirectClient({}, lambda _, text: said.append(text))
+    await client.connect(servers=[nats_server.url], allow_reconnect=False)
+    client._on_control(b"-ERR 'Permissions Violation for Publish to \"Some.Case\"'")
+    client._on_control(b"-ERR 'maximum subscriptions exceeded'")
+    assert said == [
+        'Permissions Violation for Publish to "Some.Case"',
+        "maximum subscriptions exceeded",
+    ]
+    assert await client.ping(10)
+    client._on_control(b"-ERR 'User Authentication Expired'")
     await until(client.has_ended, what="another error ends the connection")
+    assert client.end_reason == "the server ended the connection: User Authentication Expired"
+    client.abandon()
 
 
 async def test_what_came_before_the_change_of_hands_is_not_lost() -> None:

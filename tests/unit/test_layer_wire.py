@@ -120,6 +120,7 @@ def test_keys_rotate_without_a_limit_of_age(monkeypatch: pytest.MonkeyPatch) -> 
         (None, []),
         ("nats://a:1", ["nats://a:1"]),
         (("a", 1), ["nats://a:1"]),
+        (("::1", 1), ["nats://[::1]:1"]),
         ([("a", 1), "tls://b"], ["nats://a:1", "tls://b"]),
         ([{"address": "nats://a:1"}, {"host": "b", "port": 2}], ["nats://a:1", "nats://b:2"]),
     ],
@@ -130,5 +131,5 @@ def test_servers_in_the_spellings_of_channels_redis(given: Any, urls: list[str])
 
 @pytest.mark.parametrize("given", ["redis://a:6379", [{"address": "unix:///x"}], [5]])
 def test_what_is_no_nats_server_is_refused(given: Any) -> None:
-    with pytest.raises(ImproperlyConfigured, match="no NATS server"):
+    with pytest.raises(ImproperlyConfigured, match="not (the URL of )?a NATS server"):
         server_urls(given)

@@ -6,6 +6,8 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from wsgateway.broker.addresses import Address
+
 __all__ = ["server_urls"]
 
 
@@ -35,12 +37,14 @@ def _url(server: Any) -> str:
         server = server.get("address") or (server.get("host", "127.0.0.1"), server.get("port"))
         return _url(server)
     if isinstance(server, (list, tuple)) and len(server) == 2:
-        return f"nats://{server[0]}:{int(server[1] or 4222)}"
+        return Address(str(server[0]), int(server[1] or 4222)).url
     if not isinstance(server, str):
-        raise ImproperlyConfigured(f"{server!r} is no NATS server; give 'nats://host:4222'")
-    scheme, separator, _ = server.partition("://")
-    if separator and scheme not in ("nats", "tls", "ws", "wss"):
+        raise ImproperlyConfigured(f"{server!r} is not a NATS server; give 'nats://host:4222'")
+    try:
+        Address.parse(server)
+    except ValueError as exc:
         raise ImproperlyConfigured(
-            f"{scheme}:// is no NATS server; give 'nats://host:4222' as the channel layer's server"
-        )
+            f"the channel layer's server is not the URL of a NATS server: {exc}; "
+            "give 'nats://host:4222'"
+        ) from None
     return server

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import TYPE_CHECKING
 
+from wsgateway.broker.addresses import Address
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
+from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.subjects import Subjects
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
 __all__ = ["NatsBroker", "broker_from_settings", "options_from_settings"]
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if not (settings.NATS_TLS_CA or settings.NATS_TLS_CERT):
-        return None
-    context = ssl.create_default_context(cafile=settings.NATS_TLS_CA or None)
-    if settings.NATS_TLS_CERT:
-        context.load_cert_chain(settings.NATS_TLS_CERT, settings.NATS_TLS_KEY or None)
-    return context
 
 
 def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> LinkOptions:
@@ -33,7 +25,8 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         servers: URLs; empty: those of ``NATS_BROKER_URL``, else the embedded server's.
 
     Raises:
-        BrokerMisconfigured: No server is configured and an embedded one may not start.
+        BrokerMisconfigured: A URL is not that of a NATS server, or no server is configured and an
+            embedded one may not start.
     """
     if not servers:
         servers = tuple(url.strip() for url in settings.URL.split(",") if url.strip())
@@ -41,7 +34,14 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         from wsgateway.broker.embedded import embedded_url_from_settings
 
         servers = (embedded_url_from_settings(),)
-    servers = tuple(url if "://" in url else f"nats://{url}" for url in servers)
+    for url in servers:
+        try:
+            Address.parse(url)
+        except ValueError as exc:
+            raise BrokerMisconfigured(
+                f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {exc}; "
+                "use nats://host:4222 or tls://host:4222, separate several by commas"
+            ) from None
     return LinkOptions(
         servers=servers,
         user=settings.NATS_USER,
@@ -49,8 +49,11 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         token=settings.NATS_TOKEN,
         credentials=settings.NATS_CREDENTIALS,
         nkey_seed=settings.NATS_NKEY_SEED,
-        tls=_tls(settings),
+        tls_ca=settings.NATS_TLS_CA,
+        tls_cert=settings.NATS_TLS_CERT,
+        tls_key=settings.NATS_TLS_KEY,
         tls_hostname=settings.NATS_TLS_HOSTNAME,
+        discover=not settings.NATS_IGNORE_DISCOVERED,
         connect_timeout=settings.CONNECT_TIMEOUT,
         timeout=settings.BROKER_TIMEOUT,
         publish_timeout=settings.PUBLISH_TIMEOUT,

@@ -28,6 +28,7 @@ from wsgateway.broker.nats.streams import Streams, StreamSpec
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, Subjects
+from wsgateway.supervision import supervise
 
 __all__ = ["NatsBroker"]
 
@@ -111,6 +112,7 @@ class NatsBroker(Broker):
         self._opened = False
         self._settled = asyncio.Event()  # connected, and streams checked: ready or _problem
         self._problem: BrokerMisconfigured | None = None  # why it will not become ready
+        self._delay = ""  # why it is not ready yet, as far as known
         self._preparing: asyncio.Task[None] | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
@@ -124,7 +126,7 @@ class NatsBroker(Broker):
         if not self._opened:
             self._opened = True
             self.link.on_open(self._on_open)
-            self.link.on_lost(self._settled.clear)
+            self.link.on_lost(self._on_lost)
             if self.link.is_open:  # since `set_up`
                 self._on_open()
 
@@ -140,7 +142,12 @@ class NatsBroker(Broker):
     def _on_open(self) -> None:
         if self._preparing is not None:
             self._preparing.cancel()
-        self._preparing = asyncio.create_task(self._prepare(), name="wsgateway-prepare")
+        self._preparing = supervise(self._prepare, "wsgateway-prepare")
+
+    def _on_lost(self) -> None:
+        self._settled.clear()
+        self._problem = None  # the next server may be another
+        self._delay = ""
 
     async def _prepare(self) -> None:
         """Check server and streams until they are as wanted; then announce ready."""
@@ -153,19 +160,27 @@ class NatsBroker(Broker):
                     logger.error("%s", exc)
                 self._problem = exc
                 self._settled.set()
-            except BrokerUnavailable as exc:
-                logger.debug("not ready yet: %s", exc)
-                if not self.link.is_open:
-                    return  # the next connection prepares anew
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                logger.error("cannot prepare the streams: %s", exc)
+                if not self.link.is_open:
+                    return  # the next connection prepares again
+                self._note_delay(exc)
             await asyncio.sleep(RECHECK if self._problem else 0.25)
         self._problem = None
         self._settled.set()
         for callback in list(self._callbacks.values()):
-            callback()
+            try:
+                callback()
+            except Exception:  # the others must hear of it all the same
+                logger.exception("a callback on a broker that became ready failed")
+
+    def _note_delay(self, exc: BrokerError) -> None:
+        """Log what keeps the streams from being ready, each reason once."""
+        if str(exc) != self._delay:
+            log = logger.debug if isinstance(exc, BrokerUnavailable) else logger.error
+            log("the streams are not ready yet: %s", exc)
+        self._delay = str(exc)
 
     async def _check(self) -> None:
         self._require_server()
@@ -211,7 +226,8 @@ class NatsBroker(Broker):
         except TimeoutError as exc:
             await self.link.ready(0)  # lost meanwhile?
             raise BrokerUnavailable(
-                f"the streams at {self.link.address} were not ready within {limit} s"
+                f"the streams at {self.link.address} were not ready within {limit:g} s: "
+                f"{self._delay or 'no answer yet'}"
             ) from exc
         await self.link.ready(0)  # woken by close?
         if self._problem is not None:

@@ -19,6 +19,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Backoff, Link, Reply
 from wsgateway.exceptions import (
     BrokerError,
+    BrokerMisconfigured,
     BrokerUnavailable,
     MessageRefused,
     MessageTooBig,
@@ -40,6 +41,8 @@ NO_ROOM = frozenset({10002, 10023, 10028, 10047})
 ITS_OWN_FAULT = frozenset({10097, 10165})
 """Errors that lie in the message: headers above 64 kB, a TTL the server cannot read. Those of
 ``Nats-…`` headers are missing here because `check_published` keeps them out."""
+NOT_ENABLED = (10039, 10076)
+"""JetStream is off for the account, or for the server."""
 
 
 class ApiError(BrokerError):
@@ -83,6 +86,10 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
         return MessageTooBig(size, 0, "the stream's max_msg_size")
     if err_code in ITS_OWN_FAULT:
         return MessageRefused(f"JetStream refuses the message: {text} (error {err_code})")
+    if err_code in NOT_ENABLED:
+        return BrokerMisconfigured(
+            f"NATS refuses: {text}; enable JetStream for the account that the gateway connects to"
+        )
     if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
         return BrokerUnavailable(f"JetStream is not available now: {text}")
     return ApiError(code, err_code, text)
@@ -176,14 +183,14 @@ class JetStream:
         if expect_last is not None:
             pairs["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
         raw = hdrs.encode(pairs)
-        link = self.link
-        self._check_size(len(raw) + len(payload))
+        link, size = self.link, len(raw) + len(payload)
         begin = monotonic()
         attempt = 0
         while True:
             left = self.publish_timeout - (monotonic() - begin)
             if not link.is_open:
                 await link.ready(min(left, self.timeout))
+            self._check_size(size)  # each time: another server may have another limit
             try:
                 if link.is_crowded:
                     await link.pressure()

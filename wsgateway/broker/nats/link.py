@@ -12,19 +12,18 @@ import contextlib
 import enum
 import itertools
 import logging
-import random
 import secrets
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-from nats.errors import Error as NatsError
+from typing import NamedTuple
 
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.connector import Connector
+from wsgateway.broker.nats.options import Backoff, LinkOptions
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.broker.nats.reader import Handler
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
+from wsgateway.broker.nats.refusals import Refusal, RefusalLog
+from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable
+from wsgateway.supervision import supervise
 
 __all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription", "new_inbox"]
 
@@ -53,53 +52,6 @@ class LinkState(enum.Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True)
-class Backoff:
-    """Delays between attempts: exponential, capped, with full jitter."""
-
-    initial: float = 0.05
-    factor: float = 2.0
-    cap: float = 2.0
-
-    def delay(self, attempt: int) -> float:
-        """Return seconds to wait before *attempt* (the first is 0)."""
-        longest = min(self.cap, self.initial * self.factor ** min(attempt, 30))
-        return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, no secret
-
-
-@dataclass(frozen=True)
-class LinkOptions:
-    """Where and how to connect. Times in seconds."""
-
-    servers: tuple[str, ...]
-    name: str = "wsgateway"
-    user: str = ""
-    password: str = ""
-    token: str = ""
-    credentials: str = ""
-    nkey_seed: str = ""
-    tls: ssl.SSLContext | None = None
-    tls_hostname: str = ""
-    connect_timeout: float = 2.0
-    timeout: float = 5.0
-    publish_timeout: float = 25.0
-    ping_interval: float = 5.0
-    backoff: Backoff = field(default_factory=Backoff)
-
-    def for_nats(self) -> dict[str, Any]:
-        """Return the options that nats-py's ``connect`` takes."""
-        wanted: dict[str, Any] = {
-            "user": self.user or None,
-            "password": self.password or None,
-            "token": self.token or None,
-            "user_credentials": self.credentials or None,
-            "nkeys_seed": self.nkey_seed or None,
-            "tls": self.tls,
-            "tls_hostname": self.tls_hostname or None,
-        }
-        return {key: value for key, value in wanted.items() if value is not None}
-
-
 class Reply(NamedTuple):
     """An answer: its payload and raw headers."""
 
@@ -107,8 +59,8 @@ class Reply(NamedTuple):
     headers: bytes | None
 
 
-_Waiter = tuple[Handler, Callable[[Exception], None]] | asyncio.Future[Reply]
-"""Who gets answers: all of them and the loss of the connection, or the first."""
+_Waiter = tuple[str, Handler, Callable[[Exception], None]] | tuple[str, None, asyncio.Future[Reply]]
+"""Who waits for answers to what was published on a subject: to all of them, or to the first."""
 
 
 class Subscription:
@@ -156,9 +108,10 @@ class Link:
         self._tokens = itertools.count()
         self._inbox = new_inbox()
         self._inbox_skip = len(self._inbox) + 1
-        self._last_error = "not connected yet"
-        self._servers = list(options.servers)
+        self._connector = Connector(options, self._handlers, self._on_refusal)
         self._server_info: dict[str, object] = {}
+        self._refusals = RefusalLog()
+        self._refused: dict[str, str] = {}  # subject of a subscription -> what the server said
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -169,7 +122,7 @@ class Link:
         if self._owner is None:
             self._set_state(LinkState.CONNECTING)
             self.subscribe(f"{self._inbox}.*", self._on_reply)
-            self._owner = asyncio.create_task(self._keep_up(), name="wsgateway-link")
+            self._owner = supervise(self._keep_up, "wsgateway-link")
 
     async def close(self, timeout: float = 2.0) -> None:
         """Flush, disconnect, fail every waiter. Idempotent.
@@ -229,15 +182,16 @@ class Link:
             raise BrokerClosed(ALREADY_CLOSED)
 
     def _unavailable(self) -> BrokerUnavailable:
+        if self.state is LinkState.NEW:
+            return BrokerUnavailable("the link to NATS is not open yet; call open()")
         return BrokerUnavailable(
-            f"no connection to NATS at {self.address}: {self._last_error}; "
-            "is the server running, and NATS_BROKER_URL right?"
+            f"{self._connector.problem()}; is the server running, and NATS_BROKER_URL right?"
         )
 
     @property
     def address(self) -> str:
         """The servers without credentials, for messages."""
-        return ", ".join(url.rpartition("@")[2].rpartition("//")[2] for url in self.options.servers)
+        return self._connector.address
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -262,7 +216,7 @@ class Link:
     async def _keep_up(self) -> None:
         attempt = 0
         while self.state is not LinkState.CLOSED:
-            client = await self._connect(attempt)
+            client = await self._connector.connect(self._restore)
             if client is None:
                 await asyncio.sleep(self.options.backoff.delay(attempt))
                 attempt += 1
@@ -270,50 +224,15 @@ class Link:
             attempt = 0
             try:
                 await self._serve(client)
-            except asyncio.CancelledError:  # the loop ends, with everything in it
-                await _settle(client, FINISH_WITHIN)
-                self._set_state(LinkState.CLOSED)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # the loop ends, with everything in it
+                    await _settle(client, FINISH_WITHIN)
+                    self._set_state(LinkState.CLOSED)
                 raise
             finally:
                 self._drop(client)
             await asyncio.sleep(self.options.backoff.delay(0))
-
-    async def _connect(self, attempt: int) -> DirectClient | None:
-        """Try every known server once; return a client whose subscriptions are restored."""
-        servers = self._servers[:]
-        random.shuffle(servers)
-        for server in servers:
-            client = DirectClient(self._handlers)
-            try:
-                async with asyncio.timeout(self.options.connect_timeout * 2):
-                    await client.connect(
-                        servers=[server],
-                        name=self.options.name,
-                        allow_reconnect=False,
-                        max_reconnect_attempts=1,
-                        reconnect_time_wait=0,
-                        connect_timeout=self.options.connect_timeout,
-                        ping_interval=86400,
-                        error_cb=self._note_error,
-                        **self.options.for_nats(),
-                    )
-                    self._restore(client)
-                    if await client.ping(self.options.connect_timeout):
-                        return client
-                    self._last_error = "no answer"
-            except (NatsError, OSError, TimeoutError, ValueError) as exc:
-                self._last_error = str(exc) or type(exc).__name__
-            except asyncio.CancelledError:
-                client.abandon()
-                raise
-            client.abandon()
-        log = logger.warning if attempt == 0 else logger.debug
-        log("cannot connect to NATS at %s: %s; trying on", self.address, self._last_error)
-        return None
-
-    async def _note_error(self, error: Exception) -> None:
-        self._last_error = str(error) or type(error).__name__
-        logger.debug("nats-py reports: %s", self._last_error)
 
     def _restore(self, client: DirectClient) -> None:
         """Bring the server's subscriptions of *client* in line with the table."""
@@ -328,48 +247,59 @@ class Link:
         """Announce OPEN, watch the connection, return once it is lost."""
         lost = asyncio.Event()
         client.on_end(lost.set)
+        client.on_info = lambda: self._learn(client)
         self._client = client
-        self._server_info = client.server_info
-        limit = self._server_info.get("max_payload")
-        if isinstance(limit, int):
-            self.max_payload = limit
-        self._learn_servers(client)
+        self._learn(client)
         self.connections += 1
-        self._last_error = "it was closed"
+        self._refusals.clear()
         self._set_state(LinkState.OPEN)
         self._restore(client)  # again: the table may have changed while it was confirmed
         self._opened.set()
-        logger.info("connected to NATS at %s", self.address)
         self._call(self._on_open)
         while not lost.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.options.ping_interval):
                     await lost.wait()
                     break
-            if not await client.ping(self.options.timeout):
-                self._last_error = f"no answer to a ping for {self.options.timeout} s"
+            if not await client.ping(self.options.timeout) and not client.has_ended():
+                client.end_reason = f"no answer to a ping for {self.options.timeout} s"
                 break
 
-    def _learn_servers(self, client: DirectClient) -> None:
-        """Note the cluster's other servers; they take the credentials that the URL has."""
-        found = {url.netloc for url in client.discovered_servers}
-        known = {url.rpartition("//")[2].rpartition("@")[2] for url in self._servers}
-        scheme, _, rest = self.options.servers[0].rpartition("//")
-        login, at, _ = rest.rpartition("@")
-        self._servers += [
-            f"{scheme or 'nats:'}//{login}{at}{netloc}" for netloc in sorted(found - known)
-        ]
+    def _learn(self, client: DirectClient) -> None:
+        """Take over what the server says about itself; a reload may change it."""
+        self._server_info = client.server_info
+        limit = self._server_info.get("max_payload")
+        if isinstance(limit, int) and limit > 0:
+            self.max_payload = limit
+        current = self._connector.current
+        if current is not None:
+            self._connector.servers.hear(client.announced_servers, current)
+
+    def _on_refusal(self, client: DirectClient, text: str) -> None:
+        """Tell those whom the server's permissions concern."""
+        refusal = Refusal.parse(text)
+        if refusal.subscribed.startswith(self._inbox):  # no answer would ever come
+            client.give_up(text)
+            return
+        if refusal.subscribed:
+            self._refused[refusal.subscribed] = text  # for `confirm`
+        concerned = [w for w in self._waiting.values() if w[0] == refusal.published]
+        for waiter in concerned:
+            _fail(waiter, BrokerForbidden(text))
+        if not concerned:
+            self._refusals.add(refusal)
 
     def _drop(self, client: DirectClient | None) -> None:
         if client is None or client is not self._client:
             return
         self._client = None
-        self._learn_servers(client)  # of those that came since
+        self._refused.clear()
         client.abandon()
+        self._connector.lost(client.end_reason)
         if self.state is LinkState.OPEN:
             self._opened.clear()
             self._set_state(LinkState.CONNECTING)
-            logger.warning("lost the connection to NATS: %s; reconnecting", self._last_error)
+            logger.warning("lost the connection to NATS: %s; reconnecting", client.end_reason)
         closed = self.state is LinkState.CLOSED
         self._fail_waiting(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
         self._call(self._on_lost)
@@ -433,11 +363,15 @@ class Link:
 
         Raises:
             BrokerUnavailable: Not within the options' timeout, or not connected.
+            BrokerForbidden: NATS' permissions forbid a subscription made since the last call.
         """
         client = self._client
         if client is None or not await client.ping(self.options.timeout):
             self._refuse_closed()
             raise self._unavailable()
+        if self._refused:
+            _, text = self._refused.popitem()
+            raise BrokerForbidden(text)
 
     def forget_inherited(self) -> None:
         """Close a forked child's copy of the socket; the parent's connection goes on.
@@ -480,11 +414,11 @@ class Link:
     ) -> Callable[[], None]:
         """Publish with a reply subject and hand every answer to *handler*.
 
-        *failed* is called once if the connection is lost first. Returns what ends the wait;
-        call it when enough answers came.
+        *failed* is called if the connection is lost first, or NATS' permissions forbid to publish
+        there. Returns what ends the wait; call it when enough answers came.
         """
         token = b"%x" % next(self._tokens)
-        self._waiting[token] = (handler, failed)
+        self._waiting[token] = (subject, handler, failed)
         try:
             self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
         except BaseException:
@@ -503,12 +437,13 @@ class Link:
 
         Raises:
             BrokerUnavailable: None came in time, nobody listens, or the connection was lost.
+            BrokerForbidden: NATS' permissions forbid to publish there.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply] = loop.create_future()
         limit = self.options.timeout if timeout is None else timeout
         token = b"%x" % next(self._tokens)
-        self._waiting[token] = answer
+        self._waiting[token] = (subject, None, answer)
         timer = loop.call_later(limit, _give_up, answer, subject, limit)
         try:
             self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
@@ -526,18 +461,26 @@ class Link:
         waiter = self._waiting.get(subject[self._inbox_skip :])
         if waiter is None:
             return
-        if isinstance(waiter, tuple):
-            waiter[0](subject, reply, data, headers)
-        elif not waiter.done():
-            waiter.set_result(Reply(data, headers))
+        if waiter[1] is not None:
+            waiter[1](subject, reply, data, headers)
+        elif not waiter[2].done():
+            waiter[2].set_result(Reply(data, headers))
 
     def _fail_waiting(self, error: Exception) -> None:
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting.values():
-            if isinstance(waiter, tuple):
-                waiter[1](error)
-            elif not waiter.done():
-                waiter.set_exception(error)
+            _fail(waiter, error)
+
+
+def _fail(waiter: _Waiter, error: Exception) -> None:
+    if waiter[1] is None:
+        if not waiter[2].done():
+            waiter[2].set_exception(error)
+        return
+    try:
+        waiter[2](error)
+    except Exception:  # the others must hear of it all the same
+        logger.exception("a callback on an error of the connection failed")
 
 
 async def _settle(client: DirectClient, timeout: float) -> None:

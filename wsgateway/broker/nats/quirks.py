@@ -8,6 +8,8 @@ socket over, because of what is slow or unsafe in nats-py 2.16 for a gateway:
   task per subscription, which reorders across subscriptions and drops silently at a limit.
 * It writes through a queue, a future and a task, and swallows cancellation while it waits.
 * Its read loop dies of a PONG for a ping that nobody waits for any more.
+* It takes a connection in clear for one with TLS if the server does not ask for TLS.
+* It keeps every address that the cluster ever announced, and the first INFO's max_payload.
 """
 
 from __future__ import annotations
@@ -27,17 +29,34 @@ __all__ = ["DirectClient"]
 
 logger = logging.getLogger("wsgateway.broker")
 
+REFUSALS = ("permissions violation", "maximum subscriptions exceeded", "invalid ")
+"""How those errors begin after which the server keeps the connection open."""
+
 
 class DirectClient(Client):
     """A nats-py client whose socket is read and written by plain functions.
 
     Args:
         handlers: Subscription id to its handler; shared with the owner, read per message.
+        on_refusal: Takes an error of the server after which the connection stays open.
+        insists_on_tls: Whether nothing may be sent in clear.
     """
 
-    def __init__(self, handlers: dict[int, Handler]) -> None:
+    def __init__(
+        self,
+        handlers: dict[int, Handler],
+        on_refusal: Callable[[DirectClient, str], None] = lambda client, text: None,
+        *,
+        insists_on_tls: bool = False,
+    ) -> None:
         super().__init__()
         self._handlers = handlers
+        self._on_refusal = on_refusal
+        self._insists_on_tls = insists_on_tls
+        self.on_info: Callable[[], None] = lambda: None
+        """Called after the server has sent a new INFO."""
+        self.end_reason = "the server closed the connection"
+        """Why the connection ended, as far as the server said."""
         self.subscribed: set[int] = set()
         """Ids that were sent to the server while the connection was restored."""
         self._socket: asyncio.WriteTransport | None = None
@@ -45,7 +64,6 @@ class DirectClient(Client):
         self._commands_size = 0
         self._answers: deque[asyncio.Future[None]] = deque()  # to pings
         self._ended: asyncio.Future[None] | None = None
-        self._errands: set[asyncio.Task[None]] = set()
 
     async def connect(self, *args: Any, **options: Any) -> None:
         """Connect as nats-py does, then take the socket over."""
@@ -53,7 +71,7 @@ class DirectClient(Client):
         stream: asyncio.StreamReader | None = getattr(self._transport, "_io_reader", None)
         writer = self._writer()
         if writer is None or stream is None:
-            raise ValueError("only nats:// and tls:// servers are supported, no websockets")
+            raise ValueError("NATS over websockets is not supported")
         transport = writer.transport
         self._ended = asyncio.get_running_loop().create_future()
         reader = Reader(self._handlers, self._on_control, self._on_end, transport.get_protocol())
@@ -65,6 +83,15 @@ class DirectClient(Client):
         stream.feed_eof()  # so that reading ends with what is there
         self._socket = transport
         reader.start(transport, bytes(self._ps.buf) + await stream.read())
+
+    def last_words(self) -> str:
+        """Return the error that the server sent before it closed a connection that was begun.
+
+        Reading would raise what ended the connection, so this looks into the stream's buffer.
+        """
+        stream = getattr(self._transport, "_io_reader", None)
+        _, error, text = bytes(getattr(stream, "_buffer", b"")).partition(b"-ERR")
+        return text.partition(b"\r\n")[0].decode("utf-8", "replace").strip(" '") if error else ""
 
     def _writer(self) -> asyncio.StreamWriter | None:
         return getattr(self._transport, "_io_writer", None)
@@ -84,20 +111,44 @@ class DirectClient(Client):
                 if not answer.done():
                     answer.set_result(None)
         elif line.startswith(b"INFO "):
-            self._run_errand(self._process_info(json.loads(line[5:])))
+            try:
+                self._take_info(json.loads(line[5:]))
+            except RecursionError as exc:
+                raise ValueError("INFO is nested too deeply") from exc
+            self.on_info()
         elif line.startswith(b"-ERR"):
-            self._run_errand(self._process_err(line[4:].decode("utf-8", "replace").strip().lower()))
+            self._on_error(line[4:].decode("utf-8", "replace").strip().strip("'"))
         elif line != b"+OK":
             raise ValueError(line)
 
-    def _run_errand(self, errand: Any) -> None:
-        task = asyncio.get_running_loop().create_task(errand)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Take the first INFO; nats-py calls this before it sends anything."""
+        self._take_info(info)
+        if self._insists_on_tls:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise ValueError("the server offers no TLS, but the settings or its URL demand it")
+            info["tls_required"] = True  # nats-py encrypts only if the server demands it
+
+    def _take_info(self, info: Any) -> None:
+        if not isinstance(info, dict):
+            raise ValueError(f"INFO holds a {type(info).__name__}")
+        self._server_info = info
+
+    def _on_error(self, text: str) -> None:
+        if text.lower().startswith(REFUSALS):
+            self._on_refusal(self, text)
+        else:
+            self.give_up(f"the server ended the connection: {text}")
+
+    def give_up(self, reason: str) -> None:
+        """End the connection from a callback."""
+        self.end_reason = reason
+        if self._socket is not None:
+            self._socket.abort()
 
     def _on_end(self, exc: Exception | None) -> None:
         if exc is not None:
-            logger.debug("the connection to NATS ended: %r", exc)
+            self.end_reason = getattr(exc, "strerror", None) or repr(exc)
         for answer in self._answers:
             answer.cancel()
         if self._ended is not None and not self._ended.done():
@@ -136,8 +187,14 @@ class DirectClient(Client):
 
     @property
     def server_info(self) -> dict[str, object]:
-        """What the server said in its INFO."""
+        """What the server said in its latest INFO."""
         return dict(self._server_info)
+
+    @property
+    def announced_servers(self) -> list[object]:
+        """Host and port of each server of the cluster, as the server said them last."""
+        urls = self._server_info.get("connect_urls")
+        return urls if isinstance(urls, list) else []
 
     async def ping(self, timeout: float) -> bool:
         """Return whether the server answered a PING within *timeout* seconds.
@@ -168,7 +225,7 @@ class DirectClient(Client):
         ``Client.close`` waits for the socket to drain, for ever if the server is stopped.
         """
         self._status = Client.CLOSED
-        for task in (*self._own_tasks(), *self._errands):
+        for task in self._own_tasks():
             task.cancel()
         writer = self._writer()
         if writer is not None:
