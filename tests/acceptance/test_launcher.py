@@ -58,7 +58,8 @@ class Launched(Process):
 
     def publish(self, text: str) -> str:
         command = [sys.executable, "manage.py", "publish", "service1", "user001", text]
-        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
+        env = {**self.env, "DEBUG": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

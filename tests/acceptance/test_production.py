@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import secrets
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,3 +148,46 @@ def test_bad_value_in_the_environment_no_start(production: dict[str, str], free_
     assert done.returncode == 1
     want = "cannot start: WSGATEWAY_REPLICAS is 'three' in the environment, but must be of type int"
     assert done.stderr.splitlines()[-1] == want
+
+
+@pytest.mark.parametrize("command", ["check", "runserver", "publish a b c"])
+def test_without_debug_the_site_is_a_production_site(
+    production: dict[str, str], command: str
+) -> None:
+    """manage.py turned DEBUG on, and so plain cookies, where no SECRET_KEY was set."""
+    env = {k: v for k, v in production.items() if k != "SECRET_KEY"}
+    done = shell(f"python manage.py {command}", env)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot start: SECRET_KEY is not set in the environment; set it")
+    assert "DEBUG=1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_rungateway_with_a_secret_key_creates_no_demo_users(
+    production: dict[str, str], free_port: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "site.sqlite3"
+    env = {**production, "DATABASE_URL": f"sqlite:///{path}", "HTTPS": "0"}
+    command = [sys.executable, "manage.py", "rungateway", "--port", str(free_port)]
+    process = Process(command, tmp_path / "site.log", env)
+    with running(process):
+        process.spawn()
+        process.wait_for_line("Ctrl-C ends it", 40)
+    assert "none: DEBUG is off" in process.output
+    with sqlite3.connect(path) as database:
+        assert database.execute("select count(*) from auth_user").fetchone() == (0,)
+    database.close()
+
+
+def test_release_line_refuses_a_database_that_has_demo_users(
+    production: dict[str, str], tmp_path: Path
+) -> None:
+    """`make run` leaves admin/admin behind, and the same database served production."""
+    env = {**production, "DATABASE_URL": f"sqlite:///{tmp_path / 'site.sqlite3'}"}
+    assert shell("python manage.py migrate -v0", env).returncode == 0
+    make = "from wsgateway.launcher import create_demo_users; create_demo_users()"
+    assert shell(f'python manage.py shell --no-imports -v0 -c "{make}"', env).returncode == 0
+    done = shell(procfile("release"), env)
+    assert done.returncode == 1
+    assert "wsgateway.E108" in done.stderr
+    assert "admin, ann, bob" in done.stderr
