@@ -50,6 +50,10 @@ class BrokerUnavailable(BrokerError):
     """No answer in time, or no connection. The operation may be retried with the same id."""
 
 
+class NobodyAnswers(BrokerUnavailable):
+    """Nobody listens where a request was sent."""
+
+
 class BrokerMisconfigured(BrokerError):
     """The server or a stream is not what the settings want; an operator must act."""
 

@@ -132,6 +132,15 @@ class Subjects:
         """Where messages to one process's channels go."""
         return f"{self.prefix}.proc.{encode_token(client_id)}"
 
+    def leave(self, group: str, channel: str) -> str:
+        """Where processes are told that a normal channel leaves a group."""
+        return f"{self.prefix}.leave.{encode_token(group)}.{encode_token(channel)}"
+
+    @property
+    def probe(self) -> str:
+        """Where a process finds out which servers know its subscriptions; see `propagation`."""
+        return f"{self.prefix}.all.probe"
+
     def all_of(self, kind: str, service: str | None = None) -> str:
         """Return the wildcard for every user of *service* (None: of every service)."""
         return f"{self.prefix}.{kind}.{'*' if service is None else encode_token(service)}.*"

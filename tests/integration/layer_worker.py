@@ -153,6 +153,11 @@ class WorkerProcess:
         self.client = ""
         """What the names of its channels hold."""
 
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._child.pid
+
     def open(self, prefix: str) -> None:
         """Begin with a new layer."""
         self.client = self.call("open", "loop", prefix)

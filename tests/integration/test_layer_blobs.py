@@ -46,7 +46,6 @@ async def channel_for(way: str, *receivers: NatsChannelLayer) -> str:
     if way not in ("process", "normal"):
         for receiver in receivers:
             await receiver.group_add(group_of(way), channel)
-            await receiver._home.confirm()
     return channel
 
 
@@ -84,7 +83,6 @@ async def test_once_however_many_processes_forward_it(make: Make, way: str) -> N
     channel = await channel_for(way, *receivers)
     for receiver in receivers:
         await receiver.group_add(group_of(way), "second")
-        await receiver._home.confirm()
     for number in range(3):
         await send(sender, way, channel, large(number=number))
     for name in (channel, "second"):

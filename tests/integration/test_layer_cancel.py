@@ -51,7 +51,6 @@ async def channel_for(layer: NatsChannelLayer, way: str) -> str:
     channel = "normal" if way == "normal" else await layer.new_channel()
     if way in GROUPS:
         await layer.group_add(GROUPS[way], channel)
-    await layer._home.confirm()
     return channel
 
 

@@ -34,7 +34,6 @@ def test_three_loops(nats_server: Any, prefix: str) -> None:
     async def receive_after_sending() -> list[Any]:
         waiting = asyncio.create_task(drain(layer, channel, 1))
         await layer._home.settle()
-        await layer._home.confirm()
         await asyncio.to_thread(asyncio.run, send())
         return await waiting
 
@@ -96,7 +95,6 @@ async def test_who_waits_finds_another_home_when_the_first_loop_ends(make: Make)
     async with asyncio.timeout(20):
         while layer._home.node is not sender._node():
             await asyncio.sleep(0.01)
-    await layer._home.confirm()
     for number in range(2):
         await sender.group_send("group", {"type": "x", "n": number})
     assert sorted([(await task)["n"] for task in waiting]) == [0, 1]
@@ -122,7 +120,6 @@ def test_a_membership_survives_the_loop_that_made_it(
 
     async def read(channel: str) -> list[int]:
         await member._home.settle()
-        await member._home.confirm()
         await asyncio.to_thread(asyncio.run, send(range(10, 20)))
         return await drain(member, channel, 20 if "." in group else 10)
 

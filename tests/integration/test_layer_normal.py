@@ -169,7 +169,6 @@ async def test_many_writers_at_once_each_in_order(make: Make) -> None:
 async def test_group_send_after_send_is_behind_it(make: Make) -> None:
     layer = make(capacity=1000)
     await layer.group_add("group", "work")
-    await layer._home.confirm()
     for start in range(0, 100, 20):
         await send(layer, 19, start)
         await layer.group_send("group", {"type": "x", "n": start + 19})

@@ -51,7 +51,6 @@ async def main():
     channel = await layer.new_channel()
     await layer.group_add("group", channel)
     await layer.group_add("service.user", channel)
-    await layer._home.confirm()
     print(channel, flush=True)
     while True:
         await layer.receive(channel)

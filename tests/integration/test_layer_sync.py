@@ -156,7 +156,6 @@ def test_one_writers_order_holds_however_it_sends(nats_server: Any, prefix: str)
         try:
             channel = await reader.new_channel()
             await reader.group_add("group", channel)
-            await reader._home.confirm()
             await asyncio.to_thread(write, channel)
             return await drain(reader, channel, 600)
         finally:
@@ -174,7 +173,6 @@ def test_what_was_sent_last_leaves_with_the_process(nats_server: Any, prefix: st
         try:
             channel = await reader.new_channel()
             await reader.group_add("group", channel)
-            await reader._home.confirm()
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-c", program, nats_server.url, prefix, "x"),

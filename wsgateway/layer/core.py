@@ -19,13 +19,13 @@ from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats import options_from_settings
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
 from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.groups import Item
-from wsgateway.layer.home import FLUSHED, Home, control_message, everyone_subject, flush_subject
+from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
 from wsgateway.layer.loops import (
     Node,
     Target,
@@ -393,14 +393,21 @@ class NatsChannelLayer(BaseChannelLayer):
     # -- groups --------------------------------------------------------------------------
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Make *channel*, of whichever process, a member of *group*. Idempotent."""
+        """Make *channel*, of whichever process, a member of *group*. Idempotent.
+
+        Whatever anybody sends to the group after this returned reaches the channel.
+
+        Raises:
+            BrokerUnavailable: No connection to NATS, or no answer in time.
+        """
         await self._change(group, channel, "add")
 
     async def group_discard(self, group: str, channel: str) -> None:
         """End a membership; a normal channel's in every process. Idempotent.
 
         Raises:
-            BrokerUnavailable: No connection to NATS, so that others could not be told.
+            BrokerUnavailable: Another process that has to know does not answer, or there is no
+                connection to NATS.
         """
         await self._change(group, channel, "discard")
 
@@ -423,15 +430,15 @@ class NatsChannelLayer(BaseChannelLayer):
         if action == "add":
             if "!" not in channel:
                 await self._normal.ensure(node)  # else the group's first messages go nowhere
-            self._home.add(node, group, channel)
-            await self._home.started(group, channel)
-        else:
-            self._home.discard(group, channel)
-            if "!" not in channel:  # other processes may have added it, too
-                self._home.unconfirmed = True  # it has to be there before what is sent next
-                data = control_message(action, group, channel, self.client_prefix)
-                node.publish(everyone_subject(node), data)
-        if node.is_breathless():
+            await self._home.add(node, group, channel)
+            return
+        self._home.discard(group, channel)
+        if "!" not in channel:  # other processes may have added it, too
+            await node.ready()
+            with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
+                while True:
+                    await node.link.request(node.subjects.leave(group, channel), b"")
+        elif node.is_breathless():
             await node.breathe()
 
     async def _change_elsewhere(self, group: str, channel: str, action: str) -> None:
@@ -440,11 +447,10 @@ class NatsChannelLayer(BaseChannelLayer):
         data = control_message(action, group, channel)
 
         async def ask(node: Node) -> None:
-            await node.link.confirm()  # what is wrong with the connection is the caller's to know
             try:
                 await node.link.request(subject, data)
-            except BrokerUnavailable as exc:
-                logger.debug("nobody owns channel %s: %s", channel, exc)
+            except NobodyAnswers:
+                logger.debug("nobody owns channel %s any more", channel)
 
         await self._run(ask)
 

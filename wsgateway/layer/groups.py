@@ -23,7 +23,7 @@ class Group:
         name: The group's.
     """
 
-    __slots__ = ("feeds", "interests", "members", "name", "normal")
+    __slots__ = ("confirmed", "feeds", "interests", "members", "name", "normal")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,6 +31,8 @@ class Group:
         """Process-specific channels by name."""
         self.interests: dict[bytes, Closable] = {}
         """Subscriptions: b"" brings messages to all `members`, others to a normal channel."""
+        self.confirmed: dict[bytes, int] = {}
+        """Which of `interests` and `feeds` are in effect, with the number of the connection."""
         self.normal: set[str] = set()
         """Normal channels."""
         self.feeds: dict[bytes, Feed] = {}
@@ -66,4 +68,5 @@ class Group:
         interests: list[Closable] = [*self.interests.values()]
         interests += [attachment for attachment in attached if attachment is not None]
         self.interests.clear()
+        self.confirmed.clear()
         return interests

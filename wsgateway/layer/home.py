@@ -14,9 +14,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -75,7 +75,7 @@ class Home:
         self.by_channel: dict[str, Mailbox[Item]] = {}
         """Those that were read, by the names that callers use."""
         self.groups: dict[str, Group] = {}
-        self.unconfirmed = False  # the server may not know a subscription yet
+        self.unconfirmed = False  # it has moved, and its subscriptions may not be in effect yet
         self.is_new = True  # until somebody may send to a channel of this process
         self._expiry = expiry
         self._group_expiry = group_expiry
@@ -84,7 +84,7 @@ class Home:
         self._choose = choose
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
-        self._joining: set[asyncio.Task[None]] = set()  # joins that another process asked for
+        self._tasks: set[asyncio.Task[None]] = set()  # joins for others, notices
         self._joiner = wire.Joiner()
         self.complaints = Complaints(self._tell)
         self._moving = threading.Lock()
@@ -96,10 +96,15 @@ class Home:
     # -- where it is ---------------------------------------------------------------------
 
     async def settle(self) -> Node:
-        """Return the home's node; make the running loop's one it if there is no other."""
+        """Return the home's node; make the running loop's one it if there is no other.
+
+        Every subscription of a home that has moved is in effect then.
+        """
         while True:
             node = self.node
             if node is not None and node.usable and not (node.is_background and self.is_new):
+                if self.unconfirmed:
+                    await self.confirm()
                 return node
             chosen = self._choose()
             if node is not None and node.usable and chosen.is_background:
@@ -127,6 +132,7 @@ class Home:
                 return
             for group in self.groups.values():
                 interests += group.pause()
+            self.unconfirmed = True
             self.node = node
             self._interests = self._subscribe(node)
             self._restore_groups(node)
@@ -136,7 +142,7 @@ class Home:
         if old is not None:
             logger.debug("the channels of %s move to another event loop", self.client)
             _close_in(old, interests)
-        await node.link.confirm()
+        await self.confirm()
 
     def _subscribe(self, node: Node) -> list[Closable]:
         def on_message(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
@@ -149,19 +155,22 @@ class Home:
                 if reply:
                     node.publish(reply.decode(), FLUSHED)
 
-        def on_control(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
-            if self.node is not node or not wire.is_enveloped(data):
-                return
-            if wire.is_control(data) and wire.name(data) != self.client.encode():
-                self._on_control(node, reply, data)
-
         return [
             node.link.subscribe(node.subjects.process(self.client), on_message),
             node.link.subscribe(flush_subject(node), on_flush),
-            node.link.subscribe(everyone_subject(node), on_control),
             _Hook(node.link.on_lost(partial(self._notify, node, False))),
-            _Hook(node.link.on_open(partial(self._notify, node, True))),
+            _Hook(node.link.on_open(partial(self._on_open, node))),
         ]
+
+    def _on_open(self, node: Node) -> None:
+        if self._notice(True) is not None:
+            self._run(self._notify_restored(node, node.link.connections), "wsgateway-layer-notice")
+
+    async def _notify_restored(self, node: Node, connection: int) -> None:
+        with contextlib.suppress(BrokerError):  # lost again: the next connection says so
+            await node.in_effect()
+            if node.link.connections == connection and node.link.is_open:
+                self._notify(node, True)
 
     def _notify(self, node: Node, is_open: bool) -> None:
         """Tell every channel of this process what became of the connection."""
@@ -169,6 +178,11 @@ class Home:
         if self.node is node and envelope is not None:
             for mailbox in list(self.mailboxes.values()):
                 mailbox.put(envelope)
+
+    def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Give up the node; mailboxes and memberships stay for the next one."""
@@ -255,24 +269,52 @@ class Home:
 
     # -- groups --------------------------------------------------------------------------
 
-    def add(self, node: Node, group_name: str, channel: str) -> None:
-        """Make *channel* a member. Call it in the home's loop. Idempotent."""
+    async def add(self, node: Node, group_name: str, channel: str) -> None:
+        """Make *channel* a member; return once it is. Call it in the home's loop. Idempotent.
+
+        Raises:
+            BrokerError: It did not become a member.
+        """
+        is_new = self._add(node, group_name, channel)
+        group = self.groups[group_name]
+        name = channel.encode()
+        feed = group.feeds.get(name)
+        key = name if feed is not None or "!" not in channel else b""
+        connection = node.link.connections
+        if group.confirmed.get(key) == connection:
+            return
+        try:
+            if feed is not None:
+                await feed.started()
+            if feed is None or node.link.is_clustered:
+                await node.in_effect()
+        except BrokerError:
+            if is_new:
+                self.discard(group_name, channel)
+            raise
+        if self.node is node and (key in group.interests or key in group.feeds):
+            group.confirmed[key] = connection
+
+    def _add(self, node: Node, group_name: str, channel: str) -> bool:
+        """Make *channel* a member, in effect some time later; return False if it was one."""
         group = self.groups.get(group_name)
         if group is None:
             group = self.groups[group_name] = Group(group_name)
             self.is_new = False
         name = channel.encode()
         if "!" not in channel:
+            is_new = channel not in group.normal
             group.normal.add(channel)
             self._watch_for_normal(node, group, channel)
-            return
+            return is_new
         mailbox = self.mailboxes.get(name) or self.mailbox(name)
         mailbox.used = time.monotonic()
         if name in group.members:
-            return
+            return False
         group.members[name] = mailbox
         self._joined.setdefault(name, set()).add(group_name)
         self._watch(node, group, name, mailbox)
+        return True
 
     def _watch(self, node: Node, group: Group, name: bytes, mailbox: Mailbox[Item]) -> None:
         inbox = inbox_of(group.name)
@@ -283,13 +325,22 @@ class Home:
             feed.attach(node)
         elif b"" not in group.interests:
             group.interests[b""] = self._watch_ephemeral(node, group)
-            self.unconfirmed = True
 
     def _watch_for_normal(self, node: Node, group: Group, channel: str) -> None:
         name = channel.encode()
-        if name not in group.interests:
-            group.interests[name] = self._forward(node, group.name, channel)
-            self.unconfirmed = True
+        if name in group.interests:
+            return
+
+        def on_leave(_s: bytes, reply: bytes, _data: bytes, _h: bytes | None) -> None:
+            if self.node is node:
+                self.discard(group.name, channel)
+                node.publish(reply.decode(), b"")
+
+        subject = node.subjects.leave(group.name, channel)
+        group.interests[name] = _Several(
+            self._forward(node, group.name, channel),
+            node.link.subscribe(subject, on_leave, queue="leave"),
+        )
 
     def _watch_ephemeral(self, node: Node, group: Group) -> Closable:
         deliver = group.deliver
@@ -302,33 +353,15 @@ class Home:
 
         return node.link.subscribe(node.subjects.group(group.name), on_message)
 
-    async def started(self, group_name: str, channel: str) -> None:
-        """Wait until *channel* gets everything that is sent from now on to a durable group.
-
-        Raises:
-            BrokerError: The stream could not be asked; the membership is ended again.
-        """
-        group = self.groups.get(group_name)
-        feed = group.feeds.get(channel.encode()) if group is not None else None
-        if feed is None:
-            return
-        try:
-            await feed.started()
-        except BrokerError:
-            self.discard(group_name, channel)
-            raise
-
     async def confirm(self) -> None:
-        """Wait until the server knows every subscription; from any loop."""
+        """Wait until every subscription of a home that has moved is in effect; from any loop."""
         node = self.node
         if node is None or not node.usable:
             return
-        self.unconfirmed = False
-        try:
-            await node.call(node.link.confirm)
-        except BaseException:
-            self.unconfirmed = True
-            raise
+        await node.call(node.in_effect)
+        with self._moving:
+            if self.node is node:
+                self.unconfirmed = False
 
     def discard(self, group_name: str, channel: str) -> None:
         """End a membership. Call it in the home's loop. Idempotent."""
@@ -342,6 +375,7 @@ class Home:
             if not joined:
                 self._joined.pop(name, None)
         group.normal.discard(channel)
+        group.confirmed.pop(name, None)
         interest, feed = group.interests.pop(name, None), group.feeds.pop(name, None)
         if interest is not None:
             interest.close()
@@ -371,24 +405,17 @@ class Home:
         if mark and not client.endswith(self.client):
             return
         if action == "add":
-            self.add(node, group, channel)
-            task = asyncio.create_task(
-                self._answer_once_started(node, reply, group, channel), name="wsgateway-join"
-            )
-            self._joining.add(task)
-            task.add_done_callback(self._joining.discard)
+            self._run(self._join_for_other(node, reply, group, channel), "wsgateway-layer-join")
             return
         if action == "discard":
             self.discard(group, channel)
         if reply:
             node.publish(reply.decode(), b"")
 
-    async def _answer_once_started(
-        self, node: Node, reply: bytes, group: str, channel: str
-    ) -> None:
-        """Answer when the new member misses nothing any more, for the asker sends right away."""
+    async def _join_for_other(self, node: Node, reply: bytes, group: str, channel: str) -> None:
+        """Add a member for another process; answer once it is one."""
         try:
-            await self.started(group, channel)
+            await self.add(node, group, channel)
             if reply:
                 node.publish(reply.decode(), b"")
         except BrokerError as exc:
@@ -440,22 +467,10 @@ class Home:
             self.discard(group, name.decode())
 
 
-def control_message(action: str, group: str, channel: str, client: str = "") -> bytes:
-    """Return what asks a channel's owner to ``add`` it to a group, or ``discard`` it.
-
-    Args:
-        action: What to do.
-        group: Its name.
-        channel: The member.
-        client: Who asks everyone, and need not hear it.
-    """
+def control_message(action: str, group: str, channel: str) -> bytes:
+    """Return what asks a channel's owner to ``add`` it to a group, or ``discard`` it."""
     content: bytes = msgpack.packb([action, group, channel])
-    return wire.pack(time.time(), client.encode(), content, wire.CONTROL)
-
-
-def everyone_subject(node: Node) -> str:
-    """Return where every layer hears control messages."""
-    return f"{node.subjects.prefix}.all.control"
+    return wire.pack(time.time(), b"", content, wire.CONTROL)
 
 
 def flush_subject(node: Node) -> str:
@@ -467,6 +482,17 @@ class _Hook(NamedTuple):
     """A callback that is ended as a subscription is."""
 
     close: Callable[[], None]
+
+
+class _Several:
+    """Interests that are closed together."""
+
+    def __init__(self, *interests: Closable) -> None:
+        self._interests = interests
+
+    def close(self) -> None:
+        for interest in self._interests:
+            interest.close()
 
 
 def _close_in(node: Node, interests: list[Closable]) -> None:

@@ -29,6 +29,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
 from wsgateway.layer.fullness import FullChannels
+from wsgateway.layer.propagation import Propagation
 from wsgateway.subjects import Subjects
 
 __all__ = [
@@ -91,6 +92,7 @@ class Node:
         self.notices = _notices
         """Where owners of channels answer what this process sends to them."""
         self.link.subscribe(self.notices, _on_notice)
+        self._propagation = Propagation(self.link, self.subjects)
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
         """The layers that share it."""
         self._target = target
@@ -116,6 +118,20 @@ class Node:
         if not self.link.is_open:
             await asyncio.shield(self._opening)
             await self.link.ready()
+
+    async def in_effect(self) -> None:
+        """Return once the subscriptions made here are in effect, wherever somebody sends.
+
+        If the connection is lost, waits until it is back: the subscriptions are, too.
+
+        Raises:
+            BrokerUnavailable: Not within the timeout.
+        """
+        try:
+            await self._propagation.complete()
+        except BrokerUnavailable:
+            await self.ready()
+            await self._propagation.complete()
 
     def is_breathless(self) -> bool:
         """Say whether to call `breathe`; ask after each publish."""

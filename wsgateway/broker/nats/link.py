@@ -22,7 +22,7 @@ from wsgateway.broker.nats.options import Backoff, LinkOptions
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.broker.nats.reader import Handler
 from wsgateway.broker.nats.refusals import Refusal, RefusalLog
-from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable
+from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable, NobodyAnswers
 from wsgateway.supervision import supervise
 
 __all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription", "new_inbox"]
@@ -207,6 +207,16 @@ class Link:
         return self.state is LinkState.OPEN
 
     @property
+    def is_clustered(self) -> bool:
+        """Whether the server connected to may be one of several."""
+        return bool(self._server_info.get("cluster"))
+
+    @property
+    def server_id(self) -> str:
+        """What names the server connected to; letters and digits."""
+        return str(self._server_info.get("server_id", ""))
+
+    @property
     def jetstream_offered(self) -> bool:
         """Whether the server connected to runs JetStream."""
         return bool(self._server_info.get("jetstream"))
@@ -361,12 +371,14 @@ class Link:
     async def confirm(self) -> None:
         """Wait until the server has taken everything sent so far: messages, subscriptions.
 
+        Those who call it in the same turn of the loop share a round trip.
+
         Raises:
             BrokerUnavailable: Not within the options' timeout, or not connected.
             BrokerForbidden: NATS' permissions forbid a subscription made since the last call.
         """
         client = self._client
-        if client is None or not await client.ping(self.options.timeout):
+        if client is None or not await asyncio.shield(client.confirmed(self.options.timeout)):
             self._refuse_closed()
             raise self._unavailable()
         if self._refused:
@@ -454,7 +466,7 @@ class Link:
             timer.cancel()
             self._waiting.pop(token, None)
         if reply.headers is not None and hdrs.status(reply.headers) == 503:
-            raise BrokerUnavailable(f"nobody answers on {subject}")
+            raise NobodyAnswers(f"nobody answers on {subject}")
         return reply
 
     def _on_reply(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:

@@ -62,7 +62,8 @@ class DirectClient(Client):
         self._socket: asyncio.WriteTransport | None = None
         self._commands: list[bytes] = []  # what `send_now` will send
         self._commands_size = 0
-        self._answers: deque[asyncio.Future[None]] = deque()  # to pings
+        self._answers: deque[asyncio.Future[bool]] = deque()  # to pings
+        self._asked: asyncio.Future[bool] | None = None  # of `confirmed`, in this turn
         self._ended: asyncio.Future[None] | None = None
 
     async def connect(self, *args: Any, **options: Any) -> None:
@@ -109,7 +110,7 @@ class DirectClient(Client):
             if self._answers:
                 answer = self._answers.popleft()
                 if not answer.done():
-                    answer.set_result(None)
+                    answer.set_result(True)
         elif line.startswith(b"INFO "):
             try:
                 self._take_info(json.loads(line[5:]))
@@ -149,8 +150,9 @@ class DirectClient(Client):
     def _on_end(self, exc: Exception | None) -> None:
         if exc is not None:
             self.end_reason = getattr(exc, "strerror", None) or repr(exc)
-        for answer in self._answers:
-            answer.cancel()
+        for answer in (*self._answers, self._asked):
+            if answer is not None and not answer.done():
+                answer.set_result(False)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -176,6 +178,10 @@ class DirectClient(Client):
         """Send what was written, now."""
         commands, self._commands = self._commands, []
         self._commands_size = 0
+        if self._asked is not None:
+            commands.append(b"PING\r\n")
+            self._answers.append(self._asked)
+            self._asked = None
         if commands and self._socket is not None and not self._socket.is_closing():
             self._socket.write(b"".join(commands))
 
@@ -207,7 +213,22 @@ class DirectClient(Client):
         self._answers.append(answer)
         self.write(b"PING\r\n")
         await asyncio.wait({answer}, timeout=timeout)
-        return answer.done() and not answer.cancelled()
+        return answer.done() and answer.result()
+
+    def confirmed(self, timeout: float) -> asyncio.Future[bool]:
+        """As `ping`, shared by all who ask in the same turn of the loop; do not cancel it."""
+        answer = self._asked
+        if answer is None:
+            loop = asyncio.get_running_loop()
+            answer = loop.create_future()
+            if self.has_ended():
+                answer.set_result(False)
+                return answer
+            self._asked = answer
+            timer = loop.call_later(timeout, _give_up, answer)
+            answer.add_done_callback(lambda _: timer.cancel())
+            self.write(b"")
+        return answer
 
     # -- the end -------------------------------------------------------------------------
 
@@ -230,3 +251,8 @@ class DirectClient(Client):
         writer = self._writer()
         if writer is not None:
             writer.transport.abort()
+
+
+def _give_up(answer: asyncio.Future[bool]) -> None:
+    if not answer.done():
+        answer.set_result(False)

@@ -1,0 +1,262 @@
+"""`group_add`, `group_discard` and `new_channel` return once they are in effect."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+
+from tests.integration.layer_worker import WorkerProcess
+from tests.integration.layers import Make, drain, layers, receive
+from tests.support import until
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.link import Link
+from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer.loops import Node
+
+Start = Callable[[], WorkerProcess]
+
+
+@pytest.fixture
+async def make(nats_server: Any, prefix: str) -> AsyncIterator[Make]:
+    async with layers(nats_server.url, prefix) as make:
+        yield make
+
+
+@pytest.fixture
+def start(nats_server: Any, prefix: str) -> Iterator[Start]:
+    """Start processes with a layer."""
+    started: list[WorkerProcess] = []
+
+    def start() -> WorkerProcess:
+        worker = WorkerProcess(nats_server.url)
+        started.append(worker)
+        worker.open(prefix)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture
+def pongs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The round trips from now on."""
+    answers: list[bytes] = []
+    on_control = DirectClient._on_control
+
+    def counted(self: DirectClient, line: bytes) -> None:
+        if line == b"PONG":
+            answers.append(line)
+        on_control(self, line)
+
+    monkeypatch.setattr(DirectClient, "_on_control", counted)
+    return answers
+
+
+@pytest.mark.timeout(90)
+def test_another_process_may_send_right_after_group_add(start: Start) -> None:
+    """82 of 300 messages never arrived: group_add returned before the server knew of it."""
+    member, sender = start(), start()
+    channels = [member.call("new_channel", "loop") for _ in range(100)]
+    sender.call("group_send", "loop", "first", 0)  # so that it is connected
+    for number in range(200):
+        member.call("group_add", "loop", f"group-{number}", channels[number // 2])
+        sender.call("group_send", "loop", f"group-{number}", number)
+    got = [member.call("receive", "loop", channels[number // 2]) for number in range(200)]
+    assert got == list(range(200))
+
+
+@pytest.mark.timeout(90)
+async def test_threads_may_send_right_after_group_add(make: Make) -> None:
+    """Some first messages were lost: another thread's send had cleared the note to wait."""
+    layer = make(capacity=1000)
+    channel = await layer.new_channel()
+
+    def work(thread: int) -> None:
+        for number in range(40):
+            group = f"group-{thread}-{number}"
+            async_to_sync(layer.group_add)(group, channel)
+            async_to_sync(layer.group_send)(group, {"type": "x", "n": (thread, number)})
+
+    await asyncio.gather(*(asyncio.to_thread(work, thread) for thread in range(8)))
+    got = [tuple(pair) for pair in await drain(layer, channel, 320)]
+    assert sorted(got) == [(thread, number) for thread in range(8) for number in range(40)]
+
+
+@pytest.mark.timeout(90)
+def test_nobodys_messages_come_after_group_discard_of_a_normal_channel(start: Start) -> None:
+    """The other processes were told, and group_discard returned before they had heard it."""
+    one, two, sender = start(), start(), start()
+    for number in range(30):
+        group = f"group-{number}"
+        for process in (one, two):
+            process.call("group_add", "loop", group, "work")
+        one.call("group_discard", "loop", group, "work")
+        sender.call("group_send", "loop", group, number)
+        two.call("confirm", "loop")  # what came has been forwarded
+    assert sender.call("stored", "loop", "work") == 0
+
+
+def test_group_add_is_in_effect_when_the_owner_is_another_process(start: Start) -> None:
+    owner, asker, sender = start(), start(), start()
+    channel = owner.call("new_channel", "loop")
+    sender.call("group_send", "loop", "first", 0)
+    for number in range(100):
+        asker.call("group_add", "loop", f"group-{number}", channel)
+        sender.call("group_send", "loop", f"group-{number}", number)
+        assert owner.call("receive", "loop", channel) == number
+
+
+async def test_group_add_says_so_if_the_owner_does_not_answer(
+    make: Make, nats_server: Any, prefix: str, settings: Any
+) -> None:
+    """It returned as if the channel were a member; nothing arrives once the process goes on."""
+    settings.WSGATEWAY_BROKER_TIMEOUT = 1.0
+    worker = await asyncio.to_thread(WorkerProcess, nats_server.url)
+    try:
+        await asyncio.to_thread(worker.open, prefix)
+        channel = await asyncio.to_thread(worker.call, "new_channel", "loop")
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(BrokerUnavailable):
+            await make().group_add("group", channel)
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+        await asyncio.to_thread(worker.kill)
+
+
+async def test_calls_at_once_share_a_round_trip(make: Make, pongs: list[bytes]) -> None:
+    layer = make()
+    channel = await layer.new_channel()
+    pongs.clear()
+    await asyncio.gather(*(layer.group_add(f"group-{number}", channel) for number in range(32)))
+    assert len(pongs) == 1
+
+
+async def test_a_group_that_is_in_effect_costs_no_round_trip(
+    make: Make, pongs: list[bytes]
+) -> None:
+    layer = make()
+    channels = [await layer.new_channel() for _ in range(10)]
+    await layer.group_add("group", channels[0])
+    pongs.clear()
+    for channel in channels:
+        await layer.group_add("group", channel)
+    assert pongs == []
+    await layer.group_send("group", {"type": "x", "n": 1})
+    assert [await drain(layer, channel, 1) for channel in channels] == [[1]] * 10
+
+
+async def test_a_second_member_waits_for_the_first_ones_subscription(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both join at once: neither returns before the group's subscription is in effect."""
+    layer = make()
+    one, two = await layer.new_channel(), await layer.new_channel()
+    going_on = asyncio.Event()
+    confirm = Link.confirm
+
+    async def late(self: Link) -> None:
+        await going_on.wait()
+        await confirm(self)
+
+    monkeypatch.setattr(Link, "confirm", late)
+    joining = [asyncio.create_task(layer.group_add("group", name)) for name in (one, two)]
+    done, _ = await asyncio.wait(joining, timeout=0.2)
+    assert not done
+    going_on.set()
+    await asyncio.gather(*joining)
+
+
+async def test_new_channel_waits_for_the_subscription_that_another_call_makes(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two first calls returned before the server knew where its messages go."""
+    layer = make()
+    node = await layer.ready_node()
+    going_on = asyncio.Event()
+    in_effect = Node.in_effect
+
+    async def late(self: Node) -> None:
+        await going_on.wait()
+        await in_effect(self)
+
+    monkeypatch.setattr(Node, "in_effect", late)
+    first = asyncio.create_task(layer.new_channel())
+    await until(lambda: layer._home.node is node, 10, "the home is here")
+    second = asyncio.create_task(layer.new_channel())
+    done, _ = await asyncio.wait([first, second], timeout=0.2)
+    assert not done
+    going_on.set()
+    assert await first != await second
+
+
+async def test_a_failed_group_add_leaves_no_membership(
+    own_server: EmbeddedServer, prefix: str, settings: Any
+) -> None:
+    settings.WSGATEWAY_BROKER_TIMEOUT = 1.0
+    async with layers(own_server.url, prefix) as make:
+        layer = make()
+        channel, other = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("old", channel)
+        own_server.pause()
+        try:
+            for group in ("new", "service.user"):
+                with pytest.raises(BrokerUnavailable):
+                    await layer.group_add(group, channel)
+            await layer.group_add("old", other)  # it is in effect as far as anybody knows
+        finally:
+            own_server.resume()
+        assert list(layer._home.groups) == ["old"]
+        await until(lambda: layer._node().link.is_open, 20, "the connection is back")
+        await layer.group_add("new", channel)
+        await layer.group_send("new", {"type": "x", "n": 1})
+        assert await drain(layer, channel, 1) == [1]
+
+
+async def test_group_add_while_the_server_is_away_waits_for_it(
+    own_server: EmbeddedServer, prefix: str
+) -> None:
+    async with layers(own_server.url, prefix) as make:
+        layer = make()
+        channel = await layer.new_channel()
+        own_server.kill()
+        await until(lambda: not layer._node().link.is_open, 20, "the connection is lost")
+        joining = asyncio.create_task(layer.group_add("group", channel))
+        await own_server.astart()
+        await joining
+        await layer.group_send("group", {"type": "x", "n": 1})
+        assert await drain(layer, channel, 1) == [1]
+
+
+async def test_on_reconnect_comes_after_memberships_are_in_effect(
+    own_server: EmbeddedServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with layers(own_server.url, prefix, on_reconnect="back") as make:
+        layer: NatsChannelLayer = make()
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        going_on = asyncio.Event()
+        in_effect = Node.in_effect
+
+        async def late(self: Node) -> None:
+            await going_on.wait()
+            await in_effect(self)
+
+        monkeypatch.setattr(Node, "in_effect", late)
+        own_server.kill()
+        await own_server.astart()
+        link = layer._node().link
+        await until(lambda: link.is_open and link.connections == 2, 20, "the connection is back")
+        waiting = asyncio.create_task(receive(layer, channel))
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+        going_on.set()
+        assert await waiting == {"type": "back"}

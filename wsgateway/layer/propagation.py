@@ -1,0 +1,178 @@
+"""When a subscription is in effect wherever one of our processes sends.
+
+The server that we are connected to knows a subscription once it has answered a PING. It tells
+the cluster's other servers in the background; what somebody sends from there may come too early
+and is lost. So we send a probe behind the subscription, on the same routes, and wait until it
+has reached every server to which a process of ours is connected. The servers themselves answer
+it: NATS' message tracing (ADR-41, from 2.11 on) reports each server that a message passes, and
+the first report lists the servers that it was forwarded to. So no other process's event loop
+takes part, and we know how many reports to wait for.
+
+A probe is forwarded to the servers with interest in its subject. Each connection therefore
+subscribes to it, in a queue group named after its server: one message for each server, however
+many processes there are. Nothing is delivered, since a probe is only traced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from typing import Any
+
+from wsgateway.broker.base import Closable
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.link import Link
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.layer.rounds import Rounds
+from wsgateway.subjects import Subjects
+
+__all__ = ["Propagation"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+PROBE_TIMEOUT = 1.0
+"""Seconds that a server has to report a probe; after that nobody waits for it until it reports
+one. One that is dead or stands still can hold up a single `group_add`, and no sender of its own
+gets a message through it either."""
+NUMBER = "Ws-Probe"
+CLIENT, ROUTER = 0, 1
+"""Kinds of connections in trace events."""
+
+
+class Propagation:
+    """The way of one connection's subscriptions to the cluster's other servers.
+
+    Args:
+        link: The connection. Call everything in its loop.
+        subjects: Names below the installation's prefix.
+    """
+
+    def __init__(self, link: Link, subjects: Subjects) -> None:
+        self._link = link
+        self._subject = subjects.probe
+        self._reports = subjects.process(f"probe-{secrets.token_hex(8)}")
+        self._rounds = Rounds(self._probe, "wsgateway-layer-probe")
+        self._interests: list[Closable] = []
+        self._probes = 0
+        self._current: _Probe | None = None
+        self._silent: set[str] = set()  # servers that did not report a probe in time
+        self._untraced = False  # the server does not report at all
+        link.on_open(self._join)
+        link.on_lost(self._leave)
+
+    async def complete(self) -> None:
+        """Return once every subscription made so far is in effect, wherever somebody sends.
+
+        Concurrent calls share round trips.
+
+        Raises:
+            BrokerUnavailable: Not connected, or the connection was lost.
+        """
+        await self._link.confirm()
+        if self._interests and not self._untraced:
+            await self._rounds.join()
+
+    def _join(self) -> None:
+        self._untraced = False
+        self._silent.clear()
+        if self._link.is_clustered:
+            self._interests = [
+                self._link.subscribe(self._subject, _ignore, queue=self._link.server_id),
+                self._link.subscribe(self._reports, self._on_report),
+            ]
+
+    def _leave(self) -> None:
+        # Not to be restored: the next server has another name
+        for interest in self._interests:
+            interest.close()
+        self._interests = []
+        if self._current is not None and not self._current.done.done():
+            lost = BrokerUnavailable("the connection was lost before a subscription was in effect")
+            self._current.done.set_exception(lost)
+
+    async def _probe(self) -> None:
+        self._probes += 1
+        probe = self._current = _Probe(self._probes, self._silent)
+        headers = {
+            "Nats-Trace-Dest": self._reports,
+            "Nats-Trace-Only": "true",
+            NUMBER: str(probe.number),
+        }
+        self._link.publish(self._subject, b"", hdrs.encode(headers))
+        self._link.send_now()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await probe.done
+        except TimeoutError:
+            self._give_up(probe)
+
+    def _give_up(self, probe: _Probe) -> None:
+        missing = probe.missing
+        if missing is None:
+            self._untraced = True
+            logger.warning(
+                "NATS at %s does not report traced messages, so group_add cannot wait until the "
+                "cluster's other servers know a group; allow publishing to %s.>",
+                self._link.address,
+                self._reports.rpartition(".")[0],
+            )
+            return
+        self._silent |= missing
+        logger.warning(
+            "NATS server %s does not report a probe within %s s; group_add does not wait for it",
+            ", ".join(sorted(missing)),
+            PROBE_TIMEOUT,
+        )
+
+    def _on_report(self, _s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
+        try:
+            report = json.loads(data)
+            server = report["server"]["name"]
+            numbers = report["request"]["header"][NUMBER]
+        except (ValueError, TypeError, KeyError):
+            logger.warning("%d bytes that are not a trace came to %s", len(data), self._reports)
+            return
+        self._silent.discard(server)
+        if self._current is not None and numbers == [str(self._current.number)]:
+            self._current.add(server, report)
+
+
+class _Probe:
+    """One probe on its way. Done once every server that got it has reported.
+
+    Args:
+        number: Which one.
+        silent: Names of servers to wait for no longer.
+    """
+
+    def __init__(self, number: int, silent: set[str]) -> None:
+        self.number = number
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._silent = silent
+        self._forwarded: set[str] | None = None  # to whom, once our own server has said so
+        self._reported: set[str] = set()
+
+    def add(self, server: str, report: dict[str, Any]) -> None:
+        events = report.get("events") or []
+        self._reported.add(server)
+        if events and events[0].get("kind") == CLIENT:  # it came from us
+            self._forwarded = {
+                event["name"]
+                for event in events
+                if event.get("kind") == ROUTER and event.get("type") == "eg" and "hop" in event
+            }
+        if self.missing == set() and not self.done.done():
+            self.done.set_result(None)
+
+    @property
+    def missing(self) -> set[str] | None:
+        """Who has not reported yet; None if we do not know who gets it."""
+        if self._forwarded is None:
+            return None
+        return self._forwarded - self._reported - self._silent
+
+
+def _ignore(_s: bytes, _r: bytes, _data: bytes, _h: bytes | None) -> None:
+    """A probe is only traced; nothing comes."""
