@@ -131,5 +131,5 @@ def test_servers_in_the_spellings_of_channels_redis(given: Any, urls: list[str])
 
 @pytest.mark.parametrize("given", ["redis://a:6379", [{"address": "unix:///x"}], [5]])
 def test_what_is_no_nats_server_is_refused(given: Any) -> None:
-    with pytest.raises(ImproperlyConfigured, match="not (the URL of )?a NATS server"):
+    with pytest.raises(ImproperlyConfigured, match=r"not (the URL of )?a NATS server"):
         server_urls(given)
