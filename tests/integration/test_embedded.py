@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -153,6 +154,65 @@ def test_server_dies_with_its_killed_starter_and_comes_back_on_its_port(tmp_path
     assert embedded_url(tmp_path) == url
     embedded.stop_embedded()
     assert not listening(int(url.rpartition(":")[2]))
+
+
+def next_server(store: Path, pid: int) -> int:
+    """Wait for a server after the one with the id *pid*; return its id."""
+
+    def started() -> int:
+        record = json.loads((store / "server.json").read_text() or "{}")
+        return 0 if record.get("pid") in (None, pid) else int(record["pid"])
+
+    return int(wait_for(started, 20, "it is back"))
+
+
+def test_server_that_dies_alone_is_started_again(tmp_path: Path) -> None:
+    """It stayed away, and the gateway without a broker, until somebody restarted the site."""
+    owner, url, pid = start(tmp_path, "stay")
+    asyncio.run(store_and_count(url))
+    for _ in range(2):
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda dead=pid: not process_alive(dead), what="nats-server ends")
+        pid = next_server(tmp_path, pid)
+    assert asyncio.run(store_and_count(url)) == 2
+    end(owner, signal.SIGINT)
+    assert not process_alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_server_that_dies_with_its_owner_is_started_again_by_who_shares_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    owner, url, pid = start(tmp_path, "stay")
+    port = int(url.rpartition(":")[2])
+    guests = [start(tmp_path, "stay")[0] for _ in range(2)]
+    end(owner, number)
+    wait_for(lambda: not process_alive(pid), what="nats-server ends")
+    pid = next_server(tmp_path, pid)
+    for guest in guests:
+        end(guest, signal.SIGINT)
+    wait_for(lambda: not process_alive(pid), what="nats-server ends")
+    assert not listening(port)
+
+
+def test_server_that_cannot_be_started_again_is_an_error_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "WATCH_INTERVAL", 0.05)
+    url = embedded_url(tmp_path)
+    port = int(url.rpartition(":")[2])
+    store, (_, server) = next(iter(embedded._shared.items()))
+    name = embedded.find_server
+    with monkeypatch.context() as broken:
+        broken.setattr(embedded, "find_server", lambda: Path("/nonexistent"))
+        server.kill()
+        wait_for(lambda: "cannot be started: " in caplog.text, what="the error")
+    assert embedded.find_server is name
+    wait_for(lambda: embedded.probe(port), 20, "it is back")
+    wait_for(lambda: "it runs again on port" in caplog.text, what="the log")
+    embedded.stop_embedded()
+    assert not listening(port)
+    assert store not in embedded._watches
 
 
 def test_many_starters_at_once_start_one_server(tmp_path: Path) -> None:

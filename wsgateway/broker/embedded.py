@@ -1,7 +1,7 @@
 """A nats-server as a child process: for development, tests and demonstrations.
 
-It listens on loopback without a password and dies with the process that started it. Production
-sets NATS_BROKER_URL instead.
+It listens on loopback without a password and dies with the process that started it; if others use
+it, or if it dies alone, it is started again. Production sets NATS_BROKER_URL instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import json
+import logging
 import os
 import queue
 import random
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -39,12 +40,17 @@ __all__ = [
     "free_port",
 ]
 
+logger = logging.getLogger("wsgateway.broker")
+
 HOST = "127.0.0.1"
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 5.0
 HEADER_ROOM = 64 * 1024
 PORT_ATTEMPTS = 5
+WATCH_INTERVAL = 0.5
+"""Seconds between two looks whether the shared server still listens."""
+LONGEST_WATCH_PAUSE = 30.0
 
 # The server gets SIGKILL from the kernel when the thread that started it ends, SIGKILL included.
 # A child that sets this for itself needs no preexec_fn, which is unsafe beside other threads.
@@ -380,8 +386,8 @@ def embedded_url(
 ) -> str:
     """Return the URL of the one server on *store*; start it if no process has. Blocking.
 
-    The process that starts it owns it: the server ends with that process. Others that joined
-    reconnect once somebody starts it again, because it comes back on its port.
+    The process that starts it owns it: the server ends with that process. Every process that
+    called this watches it and starts it again, on its port, if it has ended.
 
     Args:
         store: See `EmbeddedServer`, as for the other arguments.
@@ -390,6 +396,16 @@ def embedded_url(
         max_payload: For a server that is started here.
     """
     store = Path(store).resolve()
+
+    def join(port: int) -> str:
+        return _start_or_join(store, port, sync_interval, max_payload)
+
+    url = join(port)
+    _watch(store, int(url.rpartition(":")[2]), join)
+    return url
+
+
+def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int) -> str:
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(store / "lock"):
         record = _read_record(store)
@@ -404,6 +420,63 @@ def embedded_url(
         record = {"port": server.port, "name": server.name, "pid": server.pid}
         (store / "server.json").write_text(json.dumps(record))
         return server.url
+
+
+class _Watch:
+    """A thread that starts a shared server again.
+
+    Args:
+        port: Where it must listen: that is what everybody connects to.
+        join: Starts it there, unless another process has.
+    """
+
+    def __init__(self, port: int, join: Callable[[int], str]) -> None:
+        self.pid = os.getpid()
+        self._port = port
+        self._join = join
+        self._end = threading.Event()
+        self._starting = threading.Lock()
+        threading.Thread(target=self._run, name="wsgateway-embedded", daemon=True).start()
+
+    def end(self) -> None:
+        """Start nothing more; waits for a start that has begun."""
+        self._end.set()
+        with self._starting:
+            pass
+
+    def _run(self) -> None:
+        pause = WATCH_INTERVAL
+        while not self._end.wait(pause):
+            if not _is_free(self._port):
+                pause = WATCH_INTERVAL
+                continue
+            with self._starting:
+                if self._end.is_set():
+                    return
+                pause = self._start(min(2 * pause, LONGEST_WATCH_PAUSE))
+
+    def _start(self, pause: float) -> float:
+        """Start the server again; return the seconds until the next look."""
+        try:
+            self._join(self._port)
+        except Exception as exc:  # the next try may go well: a full disk, for example
+            logger.error(
+                "the embedded nats-server has ended and cannot be started: %s; next try in %.0f s",
+                exc,
+                pause,
+            )
+            return pause
+        logger.warning("the embedded nats-server had ended; it runs again on port %s", self._port)
+        return WATCH_INTERVAL
+
+
+_watches: dict[Path, _Watch] = {}
+
+
+def _watch(store: Path, port: int, join: Callable[[int], str]) -> None:
+    watch = _watches.get(store)
+    if watch is None or watch.pid != os.getpid():  # a fork has no threads
+        _watches[store] = _Watch(port, join)
 
 
 def embedded_url_from_settings() -> str:
@@ -433,7 +506,14 @@ def embedded_is_running() -> bool:
 
 @atexit.register
 def stop_embedded() -> None:
-    """Stop every server that `embedded_url` started in this process; runs at its end too."""
+    """Stop every server that `embedded_url` started in this process; runs at its end too.
+
+    If other processes use one, one of them starts it again.
+    """
+    for store, watch in list(_watches.items()):
+        del _watches[store]
+        if watch.pid == os.getpid():
+            watch.end()
     for store, (owner, server) in list(_shared.items()):
         del _shared[store]
         if owner == os.getpid():
