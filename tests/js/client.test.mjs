@@ -203,6 +203,21 @@ test("the token is asked for once, and again after a refusal", async () => {
   assert.equal(client.state, "open");
 });
 
+test("a token that has expired is asked for again", async () => {
+  const page = new FakePage();
+  let count = 0;
+  const client = await page.opened({ token: () => `t${(count += 1)}` });
+  page.socket.end(4001, "shutting down");
+  await page.tick(500);
+  assert.equal(page.socket.query.token, "t1");
+  page.socket.welcome();
+  page.socket.end(4016, "credentials changed");
+  await page.tick(1000);
+  assert.equal(page.socket.query.token, "t2");
+  page.socket.welcome();
+  assert.equal(client.state, "open");
+});
+
 test("a second refusal in a row is final", async () => {
   const page = new FakePage();
   const client = page.client({ token: () => "bad" });

@@ -315,6 +315,14 @@ async def test_token_is_asked_for_again_after_a_refusal(gateway: FakeGateway) ->
     ]
 
 
+async def test_token_that_has_expired_is_asked_for_again(gateway: FakeGateway) -> None:
+    tokens = iter("abc")
+    async with client_of(gateway, token=lambda: next(tokens)):
+        await gateway.close_all(4016)
+        await until(lambda: len(gateway.resumes) == 2)
+    assert [query.partition("&")[0] for query in gateway.queries] == ["token=a", "token=b"]
+
+
 async def test_token_refused_twice_is_final(gateway: FakeGateway) -> None:
     async def token() -> str:
         return "bad"

@@ -277,7 +277,8 @@ class Client:
                 lost = exc
             if self._state is ClientState.OPEN and time.monotonic() - began >= STABLE:
                 attempt = 0
-            self._stale = self._stale or self._state is not ClientState.OPEN
+            if self._state is not ClientState.OPEN or lost.code == CloseCode.CREDENTIALS_CHANGED:
+                self._stale = True
             if isinstance(lost, Final):
                 raise lost
             if not should_reconnect(lost.code) and not self._renew(lost.code):

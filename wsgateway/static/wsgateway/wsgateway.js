@@ -29,6 +29,7 @@ const DEFAULTS = {
 
 /** Close codes outside 4000-4999 after which the same client would only be refused again. */
 const FINAL = new Set([1003, 1007, 1008, 1009, 1010]);
+const CREDENTIALS_CHANGED = 4016;
 const NOT_AUTHENTICATED = 4501;
 const ID = /^[!-~]{1,64}$/;
 const STABLE = 5_000; // ms that a connection must last before the backoff begins anew
@@ -622,7 +623,7 @@ export class WsGateway {
     this.#dropTransport(1000, "");
     if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
     // A gateway that refuses before the handshake cannot tell a browser why.
-    if (!wasOpen) this.#stale = true;
+    if (!wasOpen || code === CREDENTIALS_CHANGED) this.#stale = true;
     const { token, refresh } = this.#options;
     let again = shouldReconnect(code);
     if (code === NOT_AUTHENTICATED && !this.#refreshed && (refresh || typeof token === "function")) {
