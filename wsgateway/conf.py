@@ -192,6 +192,9 @@ class Settings:
     REVALIDATE_INTERVAL = _positive(
         60.0, "How often gateways ask whether open sockets' log-ins still hold, seconds"
     )
+    MAX_DEVICES_PER_USER = _count(
+        100, "Devices of one user whose cursors are kept; the least recently used goes first"
+    )
     MAX_CONNECTIONS_PER_USER = _count(0, "Sockets of one user in one process; 0: any", least=0)
     RATE_LIMIT = Setting(
         0.0,

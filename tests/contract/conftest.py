@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.backup import back_up, restore
 from tests.faults.traffic import stored
 from wsgateway.broker import memory
 from wsgateway.broker.base import Broker
@@ -43,6 +44,18 @@ class Brokers(ABC):
         """Delete the inbox stream and make it again."""
 
     @abstractmethod
+    async def back_up(self, broker: Any) -> Any:
+        """Return a copy of the inbox stream, for `restore`."""
+
+    @abstractmethod
+    async def restore(self, broker: Any, backup: Any) -> None:
+        """Put the inbox stream back as it was; what was stored since is gone."""
+
+    @abstractmethod
+    async def keep(self, broker: Any, count: int) -> None:
+        """Let the inbox stream keep *count* messages per inbox, whatever the settings say."""
+
+    @abstractmethod
     def waiting(self, broker: Any) -> int:
         """Return how many answers *broker* still waits for."""
 
@@ -74,6 +87,15 @@ class MemoryBrokers(Brokers):
     async def renew(self, broker: Any) -> None:
         broker.store.start_anew()
 
+    async def back_up(self, broker: Any) -> Any:
+        return broker.store.received.last
+
+    async def restore(self, broker: Any, backup: Any) -> None:
+        broker.store.lose_tail(backup)
+
+    async def keep(self, broker: Any, count: int) -> None:
+        broker.store.max_messages = count
+
     def waiting(self, broker: Any) -> int:
         return 0
 
@@ -89,6 +111,18 @@ class NatsBrokers(Brokers):
         assert isinstance(broker, NatsBroker)
         await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
         await broker.set_up()
+
+    async def back_up(self, broker: Any) -> Any:
+        return await back_up(broker, broker.subjects.stream("recv"))
+
+    async def restore(self, broker: Any, backup: Any) -> None:
+        await restore(broker, broker.subjects.stream("recv"), backup)
+
+    async def keep(self, broker: Any, count: int) -> None:
+        stream = broker.subjects.stream("recv")
+        info = await broker.jetstream.api(f"STREAM.INFO.{stream}")
+        config = {**info["config"], "max_msgs_per_subject": count}
+        await broker.jetstream.api(f"STREAM.UPDATE.{stream}", config)
 
     def waiting(self, broker: Any) -> int:
         return len(broker.link._waiting)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.contract.conftest import Brokers
 from tests.support import until
+from wsgateway.broker import memory
 from wsgateway.broker.base import (
     ERROR_HEADER,
     MAX_HEADERS,
@@ -33,6 +34,7 @@ from wsgateway.subjects import GROUP_SERVICE, Inbox
 
 ANN = Inbox("orders", "ann")
 BOB = Inbox("orders", "bob")
+CAROL = Inbox("orders", "carol")
 
 
 def text(data: str) -> Frame:
@@ -278,7 +280,7 @@ class TestReadAfter:
 
     async def test_nothing(self, broker: Broker) -> None:
         for _ in range(2):  # in an empty stream, and in one that holds others' messages
-            assert await broker.read_after(ANN, 0, limit=10) == ([], False)
+            assert await broker.read_after(ANN, 0, limit=10) == ([], False, False)
             await fill(broker, BOB, 1)
 
     async def test_large_messages_come_in_several_batches(self, broker: Broker) -> None:
@@ -408,7 +410,35 @@ class TestPosition:
         assert empty.last == 0
         assert empty.first <= 1
         mine = await fill(other, ANN, 3)
-        assert await broker.position() == (empty.epoch, mine[0], mine[-1])
+        assert (await broker.position())[:3] == (empty.epoch, mine[0], mine[-1])
+
+    async def test_limit_and_gaps_are_what_the_stream_says(
+        self, brokers: Brokers, broker: Broker
+    ) -> None:
+        """A stream that keeps fewer than the setting says was taken for one that keeps all."""
+        await brokers.keep(broker, 5)
+        await fill(broker, BOB, 1)
+        mine = await fill(broker, ANN, 9)
+        position = await broker.position()
+        assert (position.max_messages, position.gaps) == (5, 4)
+        assert (position.first, position.last) == (mine[0] - 1, mine[-1])
+
+    async def test_asked_at_the_same_time_none_is_from_before(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        """Calls share requests; each must still see what was stored before it."""
+        seen: list[tuple[int, int]] = []
+
+        async def ask(least: int) -> None:
+            seen.append((least, (await broker.position()).last))
+
+        asking = []
+        for _ in range(50):
+            offset = (await other.publish(ANN, b"x")).offset
+            asking += [asyncio.create_task(ask(offset)) for _ in range(3)]
+        await asyncio.gather(*asking)
+        assert len(seen) == 150
+        assert all(last >= least for least, last in seen)
 
     async def test_client_messages_do_not_move_it(self, broker: Broker) -> None:
         await broker.offer(ANN, text("x"), "x")
@@ -428,6 +458,11 @@ class TestPosition:
 
 
 class TestCursors:
+    @pytest.fixture(autouse=True)
+    async def _messages(self, broker: Broker) -> None:
+        """A cursor beyond the stream's end is none."""
+        await fill(broker, CAROL, 150)
+
     async def test_saved_and_loaded_by_device(self, broker: Broker, other: Broker) -> None:
         assert await broker.load_cursor(ANN, "phone") == 0
         await broker.save_cursor(ANN, "phone", 7)
@@ -482,9 +517,125 @@ class TestCursors:
         for each in (broker, other):
             await each.position()
             assert await each.load_cursor(ANN, "phone") == 0
+        await fill(broker, ANN, 2)
         await broker.save_cursor(ANN, "phone", 2)
         await other.save_cursor(ANN, "phone", 1)
         assert await other.load_cursor(ANN, "phone") == 2
+
+    async def test_offset_of_an_earlier_epoch_is_not_saved(
+        self, brokers: Brokers, broker: Broker
+    ) -> None:
+        """What a client confirmed of the stream before counted for the new one."""
+        before = broker.epoch
+        await broker.save_cursor(ANN, "phone", 100, epoch=before)
+        assert await broker.load_cursor(ANN, "phone") == 100
+        await brokers.renew(broker)
+        await fill(broker, ANN, 150)
+        await broker.position()
+        await broker.save_cursor(ANN, "phone", 120, epoch=before)
+        assert await broker.load_cursor(ANN, "phone") == 0
+        await broker.save_cursor(ANN, "phone", 5, epoch=broker.epoch)
+        assert await broker.load_cursor(ANN, "phone") == 5
+
+    async def test_beyond_the_streams_end_is_dropped(
+        self, brokers: Brokers, broker: Broker, other: Broker
+    ) -> None:
+        """The stream came from a backup: the device got nothing of what was stored afterwards."""
+        backup = await brokers.back_up(broker)
+        last = (await fill(broker, ANN, 5))[-1]
+        for each in (broker, other):
+            await each.save_cursor(ANN, "phone", last)
+        await brokers.restore(broker, backup)
+        assert await other.load_cursor(ANN, "phone") == 0
+        # Nor does it come back once the stream is as long again.
+        await fill(broker, ANN, 10)
+        for each in (broker, other):
+            assert await each.load_cursor(ANN, "phone") == 0
+
+    async def test_may_be_saved_again_below_one_that_the_stream_lost(
+        self, brokers: Brokers, broker: Broker
+    ) -> None:
+        """It never moved backwards, so a later connection skipped what lay between."""
+        backup = await brokers.back_up(broker)
+        receipts = await fill(broker, ANN, 5)
+        await broker.save_cursor(ANN, "phone", receipts[-1])
+        await brokers.restore(broker, backup)
+        await broker.position()  # as each sweep asks
+        await fill(broker, ANN, 1)
+        await broker.load_cursor(ANN, "phone")
+        await fill(broker, ANN, 10)
+        await broker.save_cursor(ANN, "phone", receipts[0])
+        assert await broker.load_cursor(ANN, "phone") == receipts[0]
+
+    async def test_dropped(self, broker: Broker, other: Broker) -> None:
+        for each in (broker, other):
+            await each.save_cursor(ANN, "phone", 100)
+        await broker.drop_cursor(ANN, "phone")
+        await broker.drop_cursor(ANN, "phone")
+        await broker.drop_cursor(ANN, "never seen")
+        for each in (broker, other):
+            assert await each.load_cursor(ANN, "phone") == 0
+        await other.save_cursor(ANN, "phone", 3)
+        assert await broker.load_cursor(ANN, "phone") == 3
+
+    async def test_least_recently_used_goes_at_the_limit(self, brokers: Brokers) -> None:
+        """Any client could fill the bucket with devices that it made up."""
+        brokers.settings.WSGATEWAY_MAX_DEVICES_PER_USER = 3
+        memory.reset_shared_store()
+        broker, other = await brokers.open(), await brokers.open()
+        await fill(broker, ANN, 10)
+        await broker.save_cursor(BOB, "phone", 1)
+        for number, device in enumerate("abc", 1):
+            await (broker if number % 2 else other).save_cursor(ANN, device, number)
+        await other.save_cursor(ANN, "a", 5)  # used again: b is the oldest now
+        for device in ("d", "e"):
+            await broker.save_cursor(ANN, device, 7)
+        found = {device: await other.load_cursor(ANN, device) for device in "abcde"}
+        assert found == {"a": 5, "b": 0, "c": 0, "d": 7, "e": 7}
+        assert await other.load_cursor(BOB, "phone") == 1
+        # Whoever lost its cursor may have one again, also where it was remembered.
+        await other.save_cursor(ANN, "b", 2)
+        assert await broker.load_cursor(ANN, "b") == 2
+        assert await broker.load_cursor(ANN, "a") == 0
+
+
+class TestAnchor:
+    async def anchored(self, broker: Broker, inbox: Inbox, offset: int) -> bool:
+        return (await broker.read_after(inbox, offset, limit=10, anchor=True)).anchored
+
+    async def test_message_that_is_kept(self, broker: Broker) -> None:
+        mine = await fill(broker, ANN, 3)
+        theirs = await fill(broker, BOB, 1)
+        for offset in mine:
+            assert await self.anchored(broker, ANN, offset)
+        for offset in (0, theirs[0], mine[-1] + 1000):
+            assert not await self.anchored(broker, ANN, offset)
+        assert not (await broker.read_after(ANN, mine[0], limit=1)).anchored
+
+    async def test_it_is_not_among_the_messages(self, broker: Broker) -> None:
+        mine = await fill(broker, ANN, 5)
+        for limit in (1, 2, 3, 4, 1000):
+            batch = await broker.read_after(ANN, mine[0], limit=limit, anchor=True)
+            assert [message.offset for message in batch.messages] == mine[1:][:limit]
+            assert batch.more is (limit < 4)
+            without = await broker.read_after(ANN, mine[0] - 1, limit=limit, anchor=True)
+            assert [message.offset for message in without.messages] == mine[:limit]
+            assert without.more is (limit < 5)
+
+    async def test_trimmed_message(self, brokers: Brokers, broker: Broker) -> None:
+        await brokers.keep(broker, 3)
+        mine = await fill(broker, ANN, 5)
+        assert [await self.anchored(broker, ANN, o) for o in mine] == [False] * 2 + [True] * 3
+
+    async def test_large_messages(self, broker: Broker) -> None:
+        sent = [(await broker.publish(ANN, bytes(1_000_000))).offset for _ in range(9)]
+        got = [sent[0]]
+        while len(got) < len(sent):
+            batch = await broker.read_after(ANN, got[-1], limit=1000, anchor=True)
+            assert batch.anchored
+            assert batch.messages
+            got += [message.offset for message in batch.messages]
+        assert (got, batch.more) == (sent, False)
 
 
 class TestBroadcast:
@@ -601,6 +752,7 @@ CALLS: dict[str, Callable[[Broker], Awaitable[Any]]] = {
     "count": lambda b: b.count(ANN),
     "load_cursor": lambda b: b.load_cursor(ANN, "phone"),
     "save_cursor": lambda b: b.save_cursor(ANN, "tablet", 9),
+    "drop_cursor": lambda b: b.drop_cursor(ANN, "tablet"),
 }
 """Every method that waits, with arguments."""
 

@@ -69,13 +69,18 @@ class Position(NamedTuple):
 
     Attributes:
         epoch: Names the life of the stream; offsets of another epoch mean nothing.
-        first: Offset of the oldest message kept, of any inbox.
+        first: No limit of the whole stream (age, bytes, messages) has removed anything from here
+            on. The oldest message kept, unless that one outlives the stream's age limit.
         last: Offset of the newest message, of any inbox; 0 if there never was one.
+        gaps: How many offsets between the oldest message kept and *last* hold nothing.
+        max_messages: How many messages an inbox keeps, as the stream itself says; 0: any number.
     """
 
     epoch: str
     first: int
     last: int
+    gaps: int = 0
+    max_messages: int = 0
 
 
 class Stored:
@@ -133,10 +138,13 @@ class Batch(NamedTuple):
     Attributes:
         messages: What was read.
         more: True if the inbox held more than the limit allowed.
+        anchored: True if the message before the first was asked for, is still kept, and shares
+            the fate of those behind it: then no limit of the stream has removed one of them.
     """
 
     messages: list[Stored]
     more: bool
+    anchored: bool = False
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -242,6 +250,10 @@ class Broker(ABC):
         """Call *callback* each time the broker becomes `ready`, after subscriptions are back."""
 
     @abstractmethod
+    def on_lost(self, callback: Callable[[], None]) -> Closable:
+        """Call *callback* each time the connection is lost, before anything else is received."""
+
+    @abstractmethod
     async def publish(
         self,
         inbox: Inbox,
@@ -292,7 +304,9 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
+    async def read_after(
+        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
+    ) -> Batch:
         """Return the messages stored after *offset*, oldest first.
 
         May lag behind the leader; ask again until an announced offset is reached.
@@ -301,6 +315,8 @@ class Broker(ABC):
             inbox: Whose.
             offset: Stream sequence, exclusive; 0 means from the first one kept.
             limit: 1-1000 messages.
+            anchor: Look for the message at *offset* too, see `Batch.anchored`. One that lives
+                for ever, or is older than the stream's age limit, proves nothing.
         """
 
     @abstractmethod
@@ -316,7 +332,10 @@ class Broker(ABC):
 
     @abstractmethod
     async def position(self) -> Position:
-        """Return where the inbox stream stands, as its leader knows it."""
+        """Return where the inbox stream stands, as its leader knows it.
+
+        Calls at the same time may share a request; none gets an answer from before its call.
+        """
 
     @property
     @abstractmethod
@@ -331,12 +350,29 @@ class Broker(ABC):
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         """Return the offset up to which *device* has everything; 0 if not known.
 
-        A cursor of another epoch counts as not known.
+        A cursor of another epoch, or beyond the stream's end, counts as not known. The latter is
+        dropped: the stream will give the same offsets to other messages.
         """
 
     @abstractmethod
-    async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
-        """Remember that *device* has everything up to *offset*. Never moves backwards."""
+    async def save_cursor(
+        self, inbox: Inbox, device: str, offset: int, *, epoch: str | None = None
+    ) -> None:
+        """Remember that *device* has everything up to *offset*. Never moves backwards.
+
+        A user keeps ``WSGATEWAY_MAX_DEVICES_PER_USER`` cursors: one more drops the one that was
+        not moved for the longest time.
+
+        Args:
+            inbox: Whose.
+            device: Which of the user's devices.
+            offset: Stream sequence.
+            epoch: Which *offset* belongs to; nothing is saved unless it is `epoch`. None: that.
+        """
+
+    @abstractmethod
+    async def drop_cursor(self, inbox: Inbox, device: str) -> None:
+        """Forget what *device* has: its offset means nothing any more. Idempotent."""
 
     @abstractmethod
     def broadcast(self, topic: str, payload: bytes) -> None:

@@ -76,6 +76,7 @@ class MemoryStore:
         max_waiting: Client messages that may wait for services.
         duplicate_window: Seconds that a message id is remembered.
         max_size: Bytes in a payload.
+        max_devices: Cursors of one user.
     """
 
     max_messages: int = 10_000
@@ -83,6 +84,7 @@ class MemoryStore:
     max_waiting: int = 1_000_000
     duplicate_window: float = 120.0
     max_size: int = 1_000_000
+    max_devices: int = 100
     epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
     received: _Sequence = field(default_factory=lambda: _Sequence())
     sent: _Sequence = field(default_factory=lambda: _Sequence())
@@ -108,6 +110,12 @@ class MemoryStore:
         self.epoch = uuid.uuid4().hex
         self.received = _Sequence()
         self.inboxes.clear()
+
+    def lose_tail(self, last: int) -> None:
+        """Forget what was stored after *last*, as a server that had not synced it to disk."""
+        self.received.last = last
+        for inbox, found in self.inboxes.items():
+            self.inboxes[inbox] = [kept for kept in found if kept.stored.offset <= last]
 
 
 class _Entry:
@@ -142,6 +150,7 @@ class MemoryBroker(Broker):
         self._open = False
         self._closed = False
         self._on_ready: dict[int, Callable[[], None]] = {}
+        self._on_lost: dict[int, Callable[[], None]] = {}  # called by nobody
         self._entries: set[_Entry] = set()  # what this broker watches and listens to
 
     @classmethod
@@ -180,6 +189,9 @@ class MemoryBroker(Broker):
 
     def on_ready(self, callback: Callable[[], None]) -> Closable:
         return self._enter(self._on_ready, callback)
+
+    def on_lost(self, callback: Callable[[], None]) -> Closable:
+        return self._enter(self._on_lost, callback)
 
     async def publish(
         self,
@@ -240,10 +252,14 @@ class MemoryBroker(Broker):
             result.set_result(Receipt(offset, False))
         return result
 
-    async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
+    async def read_after(
+        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
+    ) -> Batch:
         await self.wait_ready()
-        found = [kept.stored for kept in self.store.kept(inbox) if kept.stored.offset > offset]
-        return Batch(found[:limit], len(found) > limit)
+        kept = [kept.stored for kept in self.store.kept(inbox)]
+        found = [stored for stored in kept if stored.offset > offset]
+        anchored = anchor and any(stored.offset == offset for stored in kept)
+        return Batch(found[:limit], len(found) > limit, anchored)
 
     def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
         return self._enter(self.store.watchers[inbox], on_message)
@@ -256,9 +272,11 @@ class MemoryBroker(Broker):
     async def position(self) -> Position:
         await self.wait_ready()
         store = self.store
-        firsts = [kept[0].stored.offset for i in list(store.inboxes) if (kept := store.kept(i))]
+        kept = [kept.stored.offset for i in list(store.inboxes) for kept in store.kept(i)]
         last = store.received.last
-        return Position(store.epoch, min(firsts, default=last + 1), last)
+        first = min(kept, default=last + 1)
+        gaps = last + 1 - first - len(kept)
+        return Position(store.epoch, first, last, gaps, store.max_messages)
 
     @property
     def epoch(self) -> str:
@@ -271,11 +289,27 @@ class MemoryBroker(Broker):
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         await self.wait_ready()
         epoch, offset = self.store.cursors.get((inbox, device), ("", 0))
-        return offset if epoch == self.store.epoch else 0
+        if epoch != self.store.epoch or offset > self.store.received.last:
+            await self.drop_cursor(inbox, device)
+            return 0
+        return offset
 
-    async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
+    async def save_cursor(
+        self, inbox: Inbox, device: str, offset: int, *, epoch: str | None = None
+    ) -> None:
         known = await self.load_cursor(inbox, device)
-        self.store.cursors[inbox, device] = (self.store.epoch, max(offset, known))
+        store = self.store
+        if offset <= known or epoch not in (None, store.epoch):
+            return
+        store.cursors.pop((inbox, device), None)  # the dict's order is the order of use
+        store.cursors[inbox, device] = (store.epoch, offset)
+        devices = [key for key in store.cursors if key[0] == inbox]
+        for key in devices[: -store.max_devices]:
+            del store.cursors[key]
+
+    async def drop_cursor(self, inbox: Inbox, device: str) -> None:
+        await self.wait_ready()
+        self.store.cursors.pop((inbox, device), None)
 
     def broadcast(self, topic: str, payload: bytes) -> None:
         self._refuse_closed()
@@ -323,6 +357,7 @@ def shared_store(settings: Settings) -> MemoryStore:
             settings.SEND_MAX_MESSAGES,
             settings.DUPLICATE_WINDOW,
             settings.MAX_MESSAGE_SIZE,
+            settings.MAX_DEVICES_PER_USER,
         )
     return _shared
 

@@ -63,4 +63,9 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
 def broker_from_settings(settings: Settings) -> NatsBroker:
     """Return an unopened broker as the project's settings describe it."""
     subjects = Subjects(settings.PREFIX)
-    return NatsBroker(options_from_settings(settings), subjects, wanted_streams(subjects, settings))
+    return NatsBroker(
+        options_from_settings(settings),
+        subjects,
+        wanted_streams(subjects, settings),
+        settings.MAX_DEVICES_PER_USER,
+    )

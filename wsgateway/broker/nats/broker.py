@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import itertools
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,9 +22,11 @@ from wsgateway.broker.base import (
     check_published,
 )
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
-from wsgateway.broker.nats.link import Link, LinkOptions, Reply
-from wsgateway.broker.nats.streams import Streams, StreamSpec
+from wsgateway.broker.nats.cursors import Cursors
+from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.link import Link, LinkOptions
+from wsgateway.broker.nats.shared import Shared
+from wsgateway.broker.nats.streams import NANO, Streams, StreamSpec
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, Subjects
@@ -42,10 +44,6 @@ MULTI_LAST = 1024
 MULTI_LAST_BYTES = 256 * 1024
 """Bytes of subjects in one request; escaped names are long, and the server's max_payload ends
 the connection of whoever exceeds it."""
-REMEMBERED_CURSORS = 100_000
-CURSOR_ATTEMPTS = 10
-"""Others' writes that one write of a cursor puts up with."""
-CURSOR_PAUSE = 0.01
 RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
 
@@ -54,6 +52,7 @@ _PREVIOUS = b"Nats-Last-Sequence"
 _KIND = FRAME_HEADER.encode()
 _TIME = b"Nats-Time-Stamp"
 _SUBJECT = b"Nats-Subject"
+_TTL = b"Nats-TTL"
 _REPLY_TO = REPLY_TO_HEADER.encode()
 _ERROR = ERROR_HEADER.encode()
 
@@ -96,10 +95,15 @@ class NatsBroker(Broker):
         options: Where and how to connect.
         subjects: Names below the installation's prefix.
         specs: The streams that must be there, as `streams.wanted_streams` makes them.
+        max_devices: Cursors that one user keeps.
     """
 
     def __init__(
-        self, options: LinkOptions, subjects: Subjects, specs: Iterable[StreamSpec]
+        self,
+        options: LinkOptions,
+        subjects: Subjects,
+        specs: Iterable[StreamSpec],
+        max_devices: int = 100,
     ) -> None:
         self.subjects = subjects
         self.link = Link(options)
@@ -107,7 +111,6 @@ class NatsBroker(Broker):
         self.streams = Streams(self.jetstream, specs)
         self._timeout = options.timeout
         self._recv = subjects.stream("recv")
-        self._bucket = f"{subjects.upper}_CURSORS"
         self._epoch = ""
         self._opened = False
         self._settled = asyncio.Event()  # connected, and streams checked: ready or _problem
@@ -116,8 +119,10 @@ class NatsBroker(Broker):
         self._preparing: asyncio.Task[None] | None = None
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
-        # Cursors that were read or written here: revision, to see others' writes; epoch; offset.
-        self._cursors: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
+        self._last = 0  # the stream's newest offset when it was last asked
+        self._max_age = 0.0  # seconds that the stream keeps a message; 0: for ever
+        self.cursors = Cursors(self.jetstream, subjects, self.position, max_devices)
+        self._shared_position = Shared(self._ask_position)
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class NatsBroker(Broker):
         self._require_server()
         infos = await self.streams.ensure()
         if self._recv in infos:
-            self._epoch = _epoch(infos[self._recv])
+            self._learn(infos[self._recv])
 
     def _require_server(self) -> None:
         version = self.link.server_version
@@ -238,6 +243,9 @@ class NatsBroker(Broker):
         self._callbacks[key] = callback
         return _Ended(lambda: self._callbacks.pop(key, None) and None)
 
+    def on_lost(self, callback: Callable[[], None]) -> Closable:
+        return _Ended(self.link.on_lost(callback))
+
     # -- publish -------------------------------------------------------------------------
 
     async def publish(
@@ -271,16 +279,36 @@ class NatsBroker(Broker):
 
     # -- read ----------------------------------------------------------------------------
 
-    async def read_after(self, inbox: Inbox, offset: int, *, limit: int) -> Batch:
+    async def read_after(
+        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
+    ) -> Batch:
+        inclusive = anchor and offset > 0
         request = {
-            "seq": offset + 1,
+            "seq": offset if inclusive else offset + 1,
             "next_by_subj": self.subjects.recv(inbox),
-            "batch": limit,
+            "batch": limit + inclusive,
             "max_bytes": READ_BYTES,
         }
         found = await self.jetstream.direct(self._recv, request)
-        messages = [_stored(reply.data, reply.headers, live=False) for reply in found.replies]
-        return Batch(messages, found.pending > 0)
+        replies, anchored = found.replies, False
+        if inclusive and replies and hdrs.find_int(replies[0].headers, _SEQUENCE) == offset:
+            anchored = self._proves(replies.pop(0).headers)
+            if not replies and found.pending:  # it was as large as a whole batch
+                rest = await self.read_after(inbox, offset, limit=limit)
+                return rest._replace(anchored=anchored)
+        more = found.pending > 0 or len(replies) > limit
+        messages = [_stored(reply.data, reply.headers, live=False) for reply in replies[:limit]]
+        return Batch(messages, more, anchored)
+
+    def _proves(self, raw: bytes | None) -> bool:
+        """Whether a message goes no later than those behind it."""
+        if (hdrs.find(raw, _TTL) or b"").lower() == b"never":
+            return False
+        stamp = hdrs.find(raw, _TIME)
+        if not self._max_age or stamp is None:
+            return True
+        age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(stamp.decode())
+        return age.total_seconds() < self._max_age
 
     def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
         def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
@@ -299,10 +327,45 @@ class NatsBroker(Broker):
         return found
 
     async def position(self) -> Position:
+        return await self._shared_position()
+
+    async def _ask_position(self) -> Position:
         info = await self.jetstream.api(f"STREAM.INFO.{self._recv}")
+        self._learn(info)
         state = info["state"]
-        self._epoch = _epoch(info)
-        return Position(self._epoch, state["first_seq"], state["last_seq"])
+        first, last = max(state["first_seq"], 1), state["last_seq"]
+        gaps = last + 1 - first - state["messages"]
+        if state["messages"] and self._max_age:
+            first = await self._first_young(info)
+        most = max(info["config"].get("max_msgs_per_subject", 0), 0)
+        return Position(self._epoch, first, last, gaps, most)
+
+    def _learn(self, info: Mapping[str, Any]) -> None:
+        """Note what STREAM.INFO of the inbox stream says."""
+        epoch, last = _epoch(info), info["state"]["last_seq"]
+        if epoch == self._epoch and last < self._last:
+            self.cursors.forget_beyond(last)
+        self._epoch, self._last = epoch, last
+        self._max_age = info["config"].get("max_age", 0) / NANO
+
+    async def _first_young(self, info: Mapping[str, Any]) -> int:
+        """Return the offset of the oldest message that the stream's age limit has not reached.
+
+        The oldest of all may be older: it lives for ever, or the server is about to remove it.
+        """
+        state = info["state"]
+        now, oldest = (_time(text) for text in (info["ts"], state["first_ts"]))
+        since = now - dt.timedelta(seconds=self._max_age)
+        if oldest > since:
+            return int(state["first_seq"])
+        request = {
+            "start_time": since.isoformat(),
+            "next_by_subj": self.subjects.all_of("recv"),
+            "batch": 1,
+        }
+        found = await self.jetstream.direct(self._recv, request)
+        raw = found.replies[0].headers if found.replies else None
+        return hdrs.find_int(raw, _SEQUENCE) or int(state["last_seq"]) + 1
 
     @property
     def epoch(self) -> str:
@@ -317,43 +380,16 @@ class NatsBroker(Broker):
     # -- cursors -------------------------------------------------------------------------
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
-        key = self.subjects.cursor_key(inbox, device)
-        found = await self.jetstream.direct(
-            f"KV_{self._bucket}", {"last_by_subj": f"$KV.{self._bucket}.{key}"}
-        )
-        revision, epoch, offset = 0, "", 0
-        if found.replies:
-            revision, epoch, offset = _read_cursor(found.replies[0])
-        self._remember(key, revision, epoch, offset)
-        return offset if epoch == self._epoch else 0
+        return await self.cursors.load(inbox, device)
 
-    def _remember(self, key: str, revision: int, epoch: str, offset: int) -> None:
-        self._cursors[key] = (revision, epoch, offset)
-        self._cursors.move_to_end(key)
-        if len(self._cursors) > REMEMBERED_CURSORS:
-            self._cursors.popitem(last=False)
+    async def save_cursor(
+        self, inbox: Inbox, device: str, offset: int, *, epoch: str | None = None
+    ) -> None:
+        if epoch in (None, self._epoch):
+            await self.cursors.save(inbox, device, offset, self._epoch)
 
-    async def save_cursor(self, inbox: Inbox, device: str, offset: int) -> None:
-        key, epoch = self.subjects.cursor_key(inbox, device), self._epoch
-        subject, payload = f"$KV.{self._bucket}.{key}", f"{epoch} {offset}".encode()
-        for attempt in range(CURSOR_ATTEMPTS):
-            if key not in self._cursors:
-                await self.load_cursor(inbox, device)
-            revision, of_epoch, known = self._cursors[key]
-            if of_epoch == epoch and known >= offset:
-                return
-            try:
-                receipt = await self.jetstream.publish(subject, payload, expect_last=revision)
-            except ApiError as exc:
-                if exc.err_code != WRONG_LAST_SEQUENCE:
-                    raise
-                # Another gateway moved it (or our own retry did): the further one counts.
-                self._cursors.pop(key, None)
-                await asyncio.sleep(CURSOR_PAUSE * attempt)  # a replica may not know of it yet
-            else:
-                self._remember(key, receipt.offset, epoch, offset)
-                return
-        raise BrokerUnavailable("other gateways move this cursor all the time; save it again later")
+    async def drop_cursor(self, inbox: Inbox, device: str) -> None:
+        await self.cursors.drop(inbox, device)
 
     # -- gateway to gateway --------------------------------------------------------------
 
@@ -385,10 +421,8 @@ def _portions(subjects: Iterable[str]) -> Iterator[list[str]]:
         yield portion
 
 
-def _read_cursor(reply: Reply) -> tuple[int, str, int]:
-    epoch, _, offset = reply.data.decode("utf-8", "replace").rpartition(" ")
-    revision = hdrs.find_int(reply.headers, _SEQUENCE) or 0
-    return (revision, epoch, int(offset)) if offset.isdecimal() else (revision, "", 0)
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
 
 
 def _epoch(info: Mapping[str, Any]) -> str:
