@@ -90,7 +90,7 @@ class Client:
             self.timer = None
         if self.acked and self.awake and self.socket is not None:
             self.acked = 0
-            self.socket.send(f'{{"type":"ack","offset":{self.offset}}}')
+            self.socket.send(f'{{"type":"ack","offset":{self.offset},"epoch":"{self.epoch}"}}')
 
 
 class Crowd:

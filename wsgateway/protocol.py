@@ -70,7 +70,9 @@ REQUEST = '"request":true,'
 
 _ID = re.compile(r"[!-~]{1,64}\Z")
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
-_PLAIN_ACK = re.compile(r'\{"type":"ack","offset":(0|[1-9][0-9]{0,14})\}\Z')
+_PLAIN_ACK = re.compile(
+    r'\{"type":"ack","offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
+)
 """As both of our clients write it: most of what a gateway gets, so it is not parsed as JSON."""
 
 
@@ -110,7 +112,7 @@ class Reason(StrEnum):
     NEW = "new", "neither the client nor its device has a position yet"
     EPOCH = "epoch", "the stream is another one than the client's position belongs to"
     TRIMMED = "trimmed", "messages after the position may have expired or been trimmed"
-    AHEAD = "ahead", "the stream ends before the position: the broker lost its end"
+    AHEAD = "ahead", "the stream lost its end, and the position is beyond it"
 
 
 class ProtocolError(WsGatewayError, ValueError):
@@ -147,9 +149,13 @@ class ClientMessage:
 
 @dataclass(slots=True)
 class Ack:
-    """The client has everything up to *offset*. It may be more than was sent: clamp it."""
+    """The client has everything up to *offset*. It may be more than was sent: clamp it.
+
+    Without *epoch* nobody knows whether it is about the stream before, once that was replaced.
+    """
 
     offset: int
+    epoch: str | None = None
 
 
 @dataclass(slots=True)
@@ -340,8 +346,8 @@ def encode_welcome(
 ) -> str:
     """Return the first frame of a connection, see `Welcome`.
 
-    It may be sent again, when the stream was replaced or lost its end under an open socket:
-    the client then forgets its position and takes this one.
+    It may be sent again. When the stream was replaced or lost its end under an open socket, the
+    client then forgets its position and takes this one; with *reason* trimmed, it keeps its own.
     """
     fields: dict[str, object] = {
         "type": "welcome",
@@ -404,9 +410,9 @@ def encode_client_message(id: str, frame: Frame, *, request: bool = False) -> st
     return f'{head}"bytes":"{b64encode(frame.payload).decode()}"}}'
 
 
-def encode_client_ack(offset: int) -> str:
-    """Return the client's word that it has everything up to *offset*."""
-    return f'{{"type":"ack","offset":{offset}}}'
+def encode_client_ack(offset: int, epoch: str) -> str:
+    """Return the client's word that it has everything up to *offset* of *epoch*."""
+    return f'{{"type":"ack","offset":{offset},"epoch":{_quote(epoch)}}}'
 
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -423,11 +429,12 @@ def parse_client(text: str | bytes) -> ClientMessage | Ack | Ping | Pong:
     """
     plain = _PLAIN_ACK.match(text) if isinstance(text, str) else None
     if plain is not None:
-        return Ack(int(plain[1]))
+        return Ack(int(plain[1]), plain[2])
     fields = _load(text)
     kind = fields["type"]
     if kind == "ack":
-        return Ack(_integer(fields, "offset"))
+        epoch = None if fields.get("epoch") is None else _string(fields, "epoch")
+        return Ack(_integer(fields, "offset"), epoch)
     if kind == "message":
         return _client_message(fields)
     if kind == "pong":

@@ -437,13 +437,48 @@ test("acknowledges after ackEvery messages, or after ackInterval", async () => {
   const page = new FakePage();
   await page.opened({ ackEvery: 3, ackInterval: 200 });
   for (const offset of [1, 2, 3, 4]) page.socket.message(offset);
-  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 3 }]);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 3, epoch: "e1" }]);
   await page.tick(199);
   assert.equal(page.socket.frames("ack").length, 1);
   await page.tick(1);
-  assert.deepEqual(page.socket.frames("ack")[1], { type: "ack", offset: 4 });
+  assert.deepEqual(page.socket.frames("ack")[1], { type: "ack", offset: 4, epoch: "e1" });
   await page.tick(10_000);
   assert.equal(page.socket.frames("ack").length, 2);
+});
+
+test("a welcome that only says that messages are missing moves nothing", async () => {
+  const page = new FakePage();
+  const client = page.client({ autoAck: false });
+  const got = [];
+  const told = [];
+  client.on("message", (message) => got.push(message));
+  client.on("recovered", (event) => told.push(event));
+  client.connect();
+  await settle();
+  page.socket.welcome();
+  for (const offset of [1, 2, 3]) page.socket.message(offset);
+  got[0].ack();
+  page.socket.welcome({ offset: 0, recovered: false, reason: "trimmed" });
+  assert.deepEqual(told[1], { recovered: false, reason: "trimmed", epoch: "e1", offset: 0 });
+  assert.deepEqual(client.position, { epoch: "e1", offset: 1 });
+  got[1].ack();
+  await page.tick(1000);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 2, epoch: "e1" }]);
+  page.socket.message(60);
+  got[3].ack();
+  assert.deepEqual(client.position, { epoch: "e1", offset: 60 });
+});
+
+test("an acknowledgement names the epoch of the last welcome", async () => {
+  const page = new FakePage();
+  await page.opened({ ackEvery: 1 });
+  page.socket.message(1);
+  page.socket.welcome({ epoch: "e2", offset: 0, recovered: false, reason: "epoch" });
+  page.socket.message(1, "another", "2026-02-02T00:00:00Z");
+  assert.deepEqual(page.socket.frames("ack"), [
+    { type: "ack", offset: 1, epoch: "e1" },
+    { type: "ack", offset: 1, epoch: "e2" },
+  ]);
 });
 
 test("a small window is acknowledged by its half", async () => {
@@ -451,7 +486,7 @@ test("a small window is acknowledged by its half", async () => {
   await page.opened({}, { window: 4 });
   page.socket.message(1);
   page.socket.message(2);
-  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 2 }]);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 2, epoch: "e1" }]);
 });
 
 test("acknowledges before close, pagehide and when the page is hidden", async () => {
@@ -467,7 +502,7 @@ test("acknowledges before close, pagehide and when the page is hidden", async ()
     const client = await page.opened();
     page.socket.message(1);
     leave(page, client);
-    assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 1 }]);
+    assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 1, epoch: "e1" }]);
   }
 });
 
@@ -485,7 +520,7 @@ test("autoAck: false leaves it to the application, cumulatively", async () => {
   got[1].ack();
   got[0].ack();
   await page.tick(1000);
-  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 2 }]);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 2, epoch: "e1" }]);
   page.socket.end(1006);
   await page.tick(500);
   assert.equal(page.socket.query.offset, "2"); // so a crash of the page loses nothing
@@ -540,7 +575,7 @@ test("a loop acknowledges a message when it asks for the next", async () => {
   proceed();
   await page.tick(100);
   assert.deepEqual(seen, [1, 2]);
-  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 1 }]);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 1, epoch: "e1" }]);
   assert.throws(() => client[Symbol.asyncIterator](), /another loop/);
   proceed();
   await settle();
@@ -778,7 +813,7 @@ test("request resolves with the reply, which is no message", async () => {
   assert.deepEqual([message.offset, message.replyTo, message.json()], [4, frame.id, [1]]);
   assert.deepEqual(client.got, []);
   await page.tick(200);
-  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 4 }]);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 4, epoch: "e1" }]);
   assert.equal(page.timers.size, 1, "only the monitor's");
 });
 

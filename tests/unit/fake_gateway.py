@@ -33,6 +33,7 @@ class FakeGateway:
         self.stored: dict[str, Frame] = {}  # what clients sent, by id, in order
         self.arrivals: list[str] = []  # ids as they came, repetitions too
         self.acks: list[int] = []
+        self.ack_epochs: list[str | None] = []
         self.resumes: list[Resume] = []
         self.queries: list[str] = []
         self.most_unacked = 0
@@ -172,6 +173,7 @@ class FakeGateway:
     async def _read(self, connection: ServerConnection, frame: object, state: Any) -> None:
         if isinstance(frame, Ack):
             self.acks.append(frame.offset)
+            self.ack_epochs.append(frame.epoch)
             async with self._news:
                 state["acked"] = max(state["acked"], frame.offset)
                 self._news.notify_all()

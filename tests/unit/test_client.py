@@ -197,6 +197,40 @@ async def test_second_welcome_replaces_the_position(gateway: FakeGateway) -> Non
         assert client.position == Position("e1", 12)
 
 
+async def test_welcome_that_only_says_that_messages_are_missing(gateway: FakeGateway) -> None:
+    """What had arrived and was not processed was passed over: a crash would have lost it."""
+    welcomes: list[tuple[bool, str | None]] = []
+    await gateway.store("a", "b", "c")
+    async with client_of(
+        gateway, on_welcome=lambda w: welcomes.append((w.recovered, w.reason))
+    ) as client:
+        assert await take(client, 2) == ["a", "b"]
+        gateway.say(gateway.welcome(0, Reason.TRIMMED))
+        await until(lambda: len(welcomes) == 2)
+        assert welcomes[1] == (False, "trimmed")
+        assert client.position == Position("e1", 1)
+        await gateway.store("d", gap=50)
+        assert await take(client, 2) == ["c", "d"]
+        assert client.position == Position("e1", 3)
+        gateway.cut()
+        await until(lambda: len(gateway.resumes) == 2)
+        assert gateway.resumes[1].offset == 3
+
+
+async def test_acknowledgements_say_their_epoch(gateway: FakeGateway) -> None:
+    await gateway.store("a")
+    async with client_of(gateway, ack_interval=0.01) as client:
+        await take(client, 1)
+        gateway.epoch = "e2"
+        gateway.say(gateway.welcome(0, Reason.EPOCH))
+        await until(lambda: client.position == Position("e2", 0))
+        gateway.say(protocol.encode_message(1, "other", b"b", True))
+        gateway.say(protocol.encode_message(2, "other", b"c", True))
+        assert await take(client, 2) == ["b", "c"]
+        await until(lambda: gateway.ack_epochs[-1:] == ["e2"])
+    assert gateway.acks[-1] == 1
+
+
 async def test_silent_gateway_is_left(gateway: FakeGateway) -> None:
     gateway.ping = 0.1
     async with client_of(gateway, ping_timeout=0.2):

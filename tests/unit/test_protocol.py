@@ -166,6 +166,12 @@ def test_client_message(fields: dict[str, Any], frame: Frame) -> None:
 
 def test_client_ack_ping_pong() -> None:
     assert protocol.parse_client('{"type":"ack","offset":7}') == Ack(7)
+    for epoch in ("e1", "2026~3", 'a"\\b ü', ""):
+        for separators in ((",", ":"), (", ", ": ")):
+            fields = {"type": "ack", "offset": 7, "epoch": epoch}
+            text = json.dumps(fields, separators=separators)
+            assert protocol.parse_client(text) == Ack(7, epoch)
+    assert protocol.parse_client('{"type":"ack","offset":7,"epoch":null}') == Ack(7)
     assert protocol.parse_client('{"type":"ping"}') == Ping()
     assert protocol.parse_client('{"type":"pong","x":1}') == Pong()
 
@@ -188,6 +194,7 @@ def test_client_ack_ping_pong() -> None:
         '{"type":"ack","offset":"1"}',
         '{"type":"ack","offset":9007199254740992}',
         '{"type":"ack","offset":1,"offset":2}',
+        '{"type":"ack","offset":1,"epoch":2}',
         '{"type":"ack","offset":' + "1" * 5000 + "}",
         '{"type":"message","data":"x"}',
         '{"type":"message","id":"","data":"x"}',
@@ -292,10 +299,10 @@ def test_server_message_round_trip(offset: int, time: str, frame: Frame) -> None
     SERVER.validate(json.loads(text))
 
 
-@given(OFFSETS)
-def test_client_ack_round_trip(offset: int) -> None:
-    text = protocol.encode_client_ack(offset)
-    assert protocol.parse_client(text) == Ack(offset)
+@given(OFFSETS, TEXT.filter(lambda text: len(text) <= protocol.MAX_EPOCH))
+def test_client_ack_round_trip(offset: int, epoch: str) -> None:
+    text = protocol.encode_client_ack(offset, epoch)
+    assert protocol.parse_client(text) == Ack(offset, epoch)
     CLIENT.validate(json.loads(text))
 
 

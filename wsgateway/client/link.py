@@ -203,10 +203,10 @@ class Link:
                 await self._wake.wait()
 
     async def _write_ack(self, socket: websockets.asyncio.client.ClientConnection) -> None:
-        offset = self._inbox.take_ack() if self._ack_due else None
+        position = self._inbox.take_ack() if self._ack_due else None
         self._ack_due = False
-        if offset is not None:
-            await socket.send(encode_client_ack(offset))
+        if position is not None:
+            await socket.send(encode_client_ack(position.offset, position.epoch))
 
     def _write_soon(self, text: str) -> None:
         self._controls.append(text)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from wsgateway.codes import CloseCode
 from wsgateway.frames import Frame
-from wsgateway.protocol import ServerMessage, Welcome, encode_client_message
+from wsgateway.protocol import Reason, ServerMessage, Welcome, encode_client_message
 
 __all__ = ["ClientInbox", "ClientOutbox", "Position", "should_reconnect"]
 
@@ -72,8 +72,13 @@ class ClientInbox:
         return self._position
 
     def welcome(self, welcome: Welcome) -> None:
-        """Go on if it is what was asked for; else begin anew where it says."""
+        """Go on if it is what was asked for; else begin anew where it says.
+
+        On an open connection it may only say that messages are missing, and moves nothing.
+        """
         same = self._position is not None and welcome.epoch == self._position.epoch
+        if same and self._asked is None and welcome.reason == Reason.TRIMMED:
+            return
         if not same or welcome.offset != self._asked:
             self._restart(Position(welcome.epoch, welcome.offset))
         self._asked = None
@@ -127,12 +132,12 @@ class ClientInbox:
             self._untold += 1
         self._position = Position(epoch, offset)
 
-    def take_ack(self) -> int | None:
-        """Return the offset to acknowledge; None if there is nothing to tell."""
-        if not self._untold or self._position is None:
+    def take_ack(self) -> Position | None:
+        """Return what to acknowledge; None if there is nothing to tell."""
+        if not self._untold:
             return None
         self._untold = 0
-        return self._position.offset
+        return self._position
 
 
 @dataclass(slots=True)

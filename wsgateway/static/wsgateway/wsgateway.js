@@ -254,10 +254,13 @@ class Inbox {
     this.#asked = this.processed;
   }
 
-  welcome({ epoch, offset }) {
-    const continues = epoch === this.epoch && offset === this.#asked;
+  /** Return whether delivery begins here; else messages are missing, and nothing moves. */
+  welcome({ epoch, offset, reason }) {
+    const asked = this.#asked;
     this.#asked = null;
-    if (!continues) this.#restart(epoch, offset);
+    if (asked === null && epoch === this.epoch && reason === "trimmed") return false;
+    if (epoch !== this.epoch || offset !== asked) this.#restart(epoch, offset);
+    return true;
   }
 
   #restart(epoch, offset) {
@@ -724,9 +727,8 @@ export class WsGateway {
 
   #onWelcome(frame) {
     const { epoch, offset, recovered, reason = null } = frame;
-    this.#inbox.welcome(frame);
+    if (this.#inbox.welcome(frame)) this.#unacked = 0;
     this.#welcome = frame;
-    this.#unacked = 0;
     if (this.#state !== "open") {
       this.#clock.clearTimeout(this.#timer);
       this.#timer = null;
@@ -807,7 +809,8 @@ export class WsGateway {
     this.#ackTimer = null;
     if (!this.#unacked || this.#state !== "open") return;
     this.#unacked = 0;
-    this.#transport.send(`{"type":"ack","offset":${this.#inbox.processed}}`);
+    const { processed, epoch } = this.#inbox;
+    this.#transport.send(`{"type":"ack","offset":${processed},"epoch":${JSON.stringify(epoch)}}`);
   }
 
   // -- to the gateway --------------------------------------------------------------------
