@@ -30,6 +30,7 @@ class CloseCode(IntEnum):
     NO_PONG = 4012, "no pong", 1008
     RATE_LIMIT = 4013, "rate limit exceeded", 1008
     BROKER_UNAVAILABLE = 4014, "broker unavailable", 1013
+    STREAM_REPLACED = 4015, "stream replaced", 1013
     CREDENTIALS_CHANGED = 4016, "credentials changed", 1012
     BAD_REQUEST = 4500, "bad request", 1008
     NOT_AUTHENTICATED = 4501, "not authenticated", 1008

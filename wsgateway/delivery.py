@@ -15,14 +15,16 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsgateway.broker import get_broker
 from wsgateway.broker.base import (
     CONNECTION_HEADER,
     DEVICE_HEADER,
+    Batch,
     Broker,
     Closable,
+    Position,
     Receipt,
     Stored,
 )
@@ -40,7 +42,7 @@ from wsgateway.identity import Identity
 from wsgateway.inbox import InboxReader
 from wsgateway.lane import NONE, Lane
 from wsgateway.protocol import MAX_AFTER, Reason, Resume
-from wsgateway.recovery import Start, find_start
+from wsgateway.recovery import LIFE, Start, find_start, nothing_trimmed
 from wsgateway.revocation import Revocations
 from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.subjects import Inbox, encode_token
@@ -57,17 +59,30 @@ all together they would take so long that each one's time-outs pass, and all wou
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
+DOUBTS = 32
+"""Sockets whose newest message is gone, after which no further one is asked whether it changed."""
 
 
 class _Cursor:
     """A device's progress: the furthest that any of its sockets confirmed."""
 
-    __slots__ = ("confirmed", "saved", "sockets")
+    __slots__ = ("confirmed", "epoch", "saved", "sockets")
 
     def __init__(self) -> None:
+        self.epoch = ""  # life of the stream that both offsets belong to
         self.confirmed = 0
         self.saved = 0
         self.sockets = 0
+
+    def enter(self, epoch: str) -> None:
+        """Forget the offsets of another life."""
+        if self.epoch != epoch:
+            self.epoch = epoch
+            self.confirmed = self.saved = 0
+
+    def forget(self) -> None:
+        """Forget the offsets: the stream gives them to other messages now."""
+        self.confirmed = self.saved = 0
 
 
 class _Shared:
@@ -80,6 +95,14 @@ class _Shared:
         self.cursors: dict[str, _Cursor] = {}  # by device
         self.watch: Closable | None = None
         self.heard = False  # a live message came since the last sweep
+
+
+class _Reached(NamedTuple):
+    """How far a socket's reader has come: the offset and time of its newest message."""
+
+    offset: int
+    time: str  # empty if it was not read by this socket
+    delivery: Delivery
 
 
 class Delivery:
@@ -96,9 +119,14 @@ class Delivery:
         "_anew",
         "_cursor",
         "_hub",
+        "_lives",
+        "_proved",
         "_task",
+        "_told",
+        "_unnamed",
         "_wake",
         "connection",
+        "epoch",
         "identity",
         "inbox",
         "lane",
@@ -120,13 +148,23 @@ class Delivery:
         self._task: asyncio.Task[None] | None = None
         self._cursor: _Cursor | None = None  # the device's, once attached
         self._anew: Start | None = None  # where to begin again, because the stream changed
+        self.epoch = ""
+        """Life of the stream that the reader's offsets belong to; empty before the start."""
+        self._lives = 0  # how often delivery began again
+        self._unnamed = False  # the client sent an acknowledgement without an epoch
+        self._told = -1  # position at which the client knows that messages may be missing
+        self._proved = -1  # position at which it was proved that none are
 
     # -- life cycle ----------------------------------------------------------------------
 
     @property
-    def epoch(self) -> str:
-        """Names the life of the stream that offsets belong to."""
-        return self._hub.broker.epoch
+    def client_epoch(self) -> str:
+        """What the client calls `epoch`: another name each time that delivery began again.
+
+        A stream that loses its end keeps its epoch, and a late acknowledgement would confirm
+        messages of the same offsets. `recovery` takes the name for the epoch.
+        """
+        return f"{self.epoch}{LIFE}{self._lives}" if self._lives else self.epoch
 
     async def start(self, claim: Resume) -> None:
         """Find out where to begin, accept the socket, begin to deliver.
@@ -144,6 +182,7 @@ class Delivery:
         self._cursor = cursor = self._hub.attach(self)
         try:
             start = await self._find_start(cursor, claim)
+            self.epoch = start.epoch
             await self.socket.accept()
             await self.socket.begin(start)
         except SocketClosed:
@@ -153,23 +192,37 @@ class Delivery:
             self._hub.detach(self)
             raise
         self.reader.start(start.offset)
+        self._note(start)
         if claim.offset is not None:
             self._hub.confirmed(self, start.offset)
         self._task = asyncio.create_task(self._run(), name="wsgateway-delivery")
 
     async def _find_start(self, cursor: _Cursor, claim: Resume) -> Start:
-        broker, known = self._hub.broker, cursor.confirmed
+        broker, device, known = self._hub.broker, self.identity.device, 0
         if claim.offset is None:
-            loaded = await broker.load_cursor(self.inbox, self.identity.device)
+            loaded = known = await broker.load_cursor(self.inbox, device)
+            if cursor.confirmed > known:  # by another socket, and not saved yet
+                position = await broker.position()
+                if cursor.epoch == position.epoch and cursor.confirmed <= position.last:
+                    known = cursor.confirmed
+            cursor.enter(broker.epoch)
             cursor.saved = max(loaded, cursor.saved)
-            known = max(loaded, cursor.confirmed)
             if not self.socket.acknowledges:
-                return Start(known)
-        return await find_start(broker, self.inbox, claim, known, settings.INBOX_MAX_MESSAGES)
+                return Start(broker.epoch, known)
+        start = await find_start(broker, self.inbox, claim, known)
+        if start.reason is Reason.AHEAD:
+            await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
+        return start
 
-    def begin_anew(self, reason: Reason) -> None:
+    def _note(self, start: Start) -> None:
+        """Note what the client knows of its past."""
+        recovered = start.reason is None
+        self._told = -1 if recovered else start.offset
+        self._proved = start.offset if recovered else -1
+
+    def begin_anew(self, epoch: str, reason: Reason) -> None:
         """Begin at the start of the inbox: the client's offsets mean nothing any more."""
-        self._anew = Start(0, reason)
+        self._anew = Start(epoch, 0, reason)
         self.wake()
 
     async def stop(self) -> None:
@@ -198,14 +251,39 @@ class Delivery:
         """Take a message that has just been stored."""
         if self.reader.live(stored):
             self.wake()
+        elif self.reader.suspect is not None:
+            self._hub.resync()
 
     def announce(self, offset: int) -> None:
         """Take note that the inbox reaches to *offset*."""
         if self.reader.announce(offset):
             self.wake()
 
+    def check(self) -> None:
+        """Look again at what the inbox holds, and whether anything is missing."""
+        if self.reader.doubt():
+            self.wake()
+
+    def acknowledge(self, offset: int, epoch: str | None) -> None:
+        """Take the client's word that it has everything up to *offset* (cumulative).
+
+        Args:
+            offset: May be more than was sent.
+            epoch: Which *offset* belongs to, as the client calls it; None if it does not say.
+        """
+        if epoch is None:
+            self._unnamed = True
+            if self._lives:  # is it about the stream before?
+                self.close_soon(CloseCode.STREAM_REPLACED)
+                return
+        elif epoch != self.client_epoch:
+            return
+        self.confirm(offset)
+
     def confirm(self, offset: int) -> None:
         """Note that the client has everything up to *offset* (cumulative)."""
+        if self._changed():
+            return  # *offset* belongs to what was before
         if self.reader.confirm(offset):
             self._hub.confirmed(self, self.reader.confirmed)
             if self.reader.wants_fetch:
@@ -221,17 +299,19 @@ class Delivery:
         reader = self.reader
         try:
             while True:
-                if self._anew is not None:
-                    await self._begin_anew(self._anew)
                 await self._write_ready()
                 if self.socket.unsettled and reader.room <= 0:
                     await self.socket.transport.drained()
                     self.settle()
-                if reader.wants_fetch:
+                # Each wait may have been the one in which the stream changed: look at all that
+                # may wake this task, and then sleep at once.
+                if self._anew is not None:
+                    await self._begin_anew(self._anew)
+                elif reader.wants_fetch:
                     await self._fetch()
-                    continue
-                self._wake = loop.create_future()
-                await self._wake
+                else:
+                    self._wake = loop.create_future()
+                    await self._wake
         except asyncio.CancelledError:
             raise
         except SocketClosed:
@@ -243,17 +323,24 @@ class Delivery:
             with contextlib.suppress(Exception):
                 await self.socket.close(CloseCode.BROKER_UNAVAILABLE)
 
+    def _changed(self) -> bool:
+        """Whether offsets of the reader mean nothing any more; each wait may make it true."""
+        return self._anew is not None
+
     async def _begin_anew(self, start: Start) -> None:
         self._anew = None
-        if self._cursor is not None:
-            self._cursor.confirmed = self._cursor.saved = 0
+        self._lives += 1
+        self.epoch = start.epoch
         self.reader.restart(start.offset)
+        self._note(start)
         await self.socket.begin(start)
+        if self._unnamed:  # its acknowledgements may come too late to be told apart
+            await self.socket.close(CloseCode.STREAM_REPLACED)
 
     async def _write_ready(self) -> None:
         reader = self.reader
         write, acknowledges = self.socket.write, self.socket.acknowledges
-        while (message := reader.take()) is not None:
+        while not self._changed() and (message := reader.take()) is not None:
             assert isinstance(message, Stored)
             try:
                 await write(message)
@@ -281,15 +368,18 @@ class Delivery:
             self._hub.unsettled.discard(self)
 
     async def _fetch(self) -> None:
-        reader = self.reader
+        reader, broker, told = self.reader, self._hub.broker, self.socket.acknowledges
         pause = LAG_PAUSE
-        while reader.wants_fetch and self._anew is None:
+        while reader.wants_fetch and not self._changed():
             if reader.lagging:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAG_CAP)
             offset, room = reader.begin_fetch()
             try:
-                batch = await self._hub.broker.read_after(self.inbox, offset, limit=min(room, 1000))
+                batch = await broker.read_after(
+                    self.inbox, offset, limit=min(room, 1000), anchor=told
+                )
+                trimmed = told and await self._trimmed(offset, batch)
             except BrokerClosed:
                 raise
             except BrokerError as exc:
@@ -297,8 +387,27 @@ class Delivery:
                 logger.debug("cannot read an inbox now: %s", exc)
                 await self._hub.usable()
                 continue
+            if self._changed():
+                reader.fetch_failed()  # what was read may be of either stream
+                return
+            if trimmed:
+                self._hub.counts["trimmed"] += 1
+                # What is on its way stays there: the client goes on from what it confirmed.
+                await self.socket.begin(Start(self.epoch, reader.confirmed, Reason.TRIMMED))
             reader.fetched(batch.messages, more=batch.more)
             await self._write_ready()
+
+    async def _trimmed(self, offset: int, batch: Batch) -> bool:
+        """Whether messages between *offset* and *batch* may be missing, and the client not know."""
+        if batch.anchored or offset == self._told:
+            return False
+        if offset == self._proved and not batch.messages:
+            return False
+        if await nothing_trimmed(self._hub.broker, self.inbox, offset):
+            self._proved = offset
+            return False
+        self._told = offset
+        return True
 
     # -- from the client -----------------------------------------------------------------
 
@@ -338,7 +447,6 @@ class Hub:
         self._dirty: dict[tuple[Inbox, str], _Cursor] = {}  # cursors to write
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
-        self._epoch = ""
         self._swept = -1  # the stream's last offset at the last sweep
         self._resync = asyncio.Event()
         self._opened = False
@@ -351,7 +459,8 @@ class Hub:
         if self._opened:
             return
         self._opened = True
-        self.broker.on_ready(self._resync.set)
+        self.broker.on_ready(self.resync)
+        self.broker.on_lost(self._suspect_end)
         self._revocations.listen()
         self._tasks = [
             asyncio.create_task(self._watched(self._save_cursors), name="wsgateway-cursors"),
@@ -511,7 +620,10 @@ class Hub:
     def confirmed(self, delivery: Delivery, offset: int) -> None:
         """Note a device's progress; it is written within ``WSGATEWAY_CURSOR_INTERVAL``."""
         cursor = delivery._cursor
-        if cursor is not None and offset > cursor.confirmed:
+        if cursor is None:
+            return
+        cursor.enter(delivery.epoch)
+        if offset > cursor.confirmed:
             cursor.confirmed = offset
             self._dirty[delivery.inbox, delivery.identity.device] = cursor
 
@@ -539,11 +651,11 @@ class Hub:
                 self._dirty.setdefault(key, cursor)
 
     async def _save(self, inbox: Inbox, device: str, cursor: _Cursor) -> None:
-        offset = cursor.confirmed
-        if offset > cursor.saved and self._epoch in ("", self.broker.epoch):
-            # With another epoch the offset means nothing; the next sweep begins anew.
-            await self.broker.save_cursor(inbox, device, offset)
-            cursor.saved = max(offset, cursor.saved)
+        epoch, offset = cursor.epoch, cursor.confirmed
+        if offset > cursor.saved:
+            await self.broker.save_cursor(inbox, device, offset, epoch=epoch)
+            if cursor.epoch == epoch and cursor.confirmed >= offset:  # it is not about others now
+                cursor.saved = max(offset, cursor.saved)
 
     # -- what the live subscriptions missed ----------------------------------------------
 
@@ -566,21 +678,26 @@ class Hub:
         Args:
             everything: Look at every inbox, not only at those that were quiet.
         """
-        before = [(d, d.reader.position) for d in self._deliveries() if everything]
+        started = [d for d in self._deliveries() if d.epoch]
+        reached = [
+            _Reached(*(d.reader.suspect or (d.reader.position, d.reader.time)), d) for d in started
+        ]
         position = await self.broker.position()
-        if self._epoch and position.epoch != self._epoch:
-            logger.warning("the inbox stream is a new one; sockets begin at its start")
-            for delivery in self._deliveries():
-                delivery.begin_anew(Reason.EPOCH)
-        self._epoch = position.epoch
-        for delivery, reached in before:
-            if reached > position.last:
-                # The stream has lost its end (a server that loses power loses what it had not
-                # synced) and gives those offsets out again: some may be given out already.
-                logger.warning("the inbox stream lost its end; a socket begins at its start")
-                delivery.begin_anew(Reason.AHEAD)
+        replaced = [d for d in started if d.epoch != position.epoch]
+        if replaced:
+            logger.warning("the inbox stream is a new one; %s sockets begin again", len(replaced))
+        for delivery in replaced:
+            delivery.begin_anew(position.epoch, Reason.EPOCH)
+        same = [each for each in reached if each.delivery.epoch == position.epoch]
+        await self._forget_lost(same, position, thorough=everything)
+        for each in reached:
+            each.delivery.reader.suspect = None
         if position.last == self._swept and not everything:
             return
+        if everything and position.first > self._swept + 1 > 0:
+            # What came since the last sweep may have gone already, by its age.
+            for delivery in started:
+                delivery.check()
         quiet = [i for i, shared in self._users.items() if everything or not shared.heard]
         for shared in self._users.values():
             shared.heard = False
@@ -588,6 +705,63 @@ class Hub:
             for delivery in list(self._users[inbox].deliveries if inbox in self._users else ()):
                 delivery.announce(offset)
         self._swept = position.last
+
+    def resync(self) -> None:
+        """Look at every inbox soon, and at what the stream was."""
+        self._resync.set()
+
+    def _suspect_end(self) -> None:
+        """Note how far every socket is: the server may come back without its last messages."""
+        for delivery in self._deliveries():
+            if delivery.epoch:
+                delivery.reader.suspect_end()
+
+    async def _forget_lost(
+        self, reached: list[_Reached], position: Position, *, thorough: bool
+    ) -> None:
+        """Let sockets begin again whose newest message the stream has lost.
+
+        A server that loses power loses what it had not synced, and gives those offsets out again.
+        """
+        lost = await self._lost(reached, position, thorough=thorough)
+        if lost:
+            logger.warning("the inbox stream lost its end; %s sockets begin again", len(lost))
+        for delivery in lost:
+            if delivery._cursor is not None:
+                delivery._cursor.forget()
+            delivery.begin_anew(position.epoch, Reason.AHEAD)
+        for delivery in lost:
+            await self.broker.drop_cursor(delivery.inbox, delivery.identity.device)
+
+    async def _lost(
+        self, reached: list[_Reached], position: Position, *, thorough: bool
+    ) -> list[Delivery]:
+        """Return the sockets whose newest message is not, or may not be, the stream's any more.
+
+        Args:
+            reached: Where each socket was before *position* was asked for.
+            position: Where the stream stands.
+            thorough: The stream may be as long again as it was: compare messages. The furthest
+                one that is the same proves that nothing before it changed.
+        """
+        furthest = sorted(reached, key=lambda each: each.offset, reverse=True)
+        doubtful: list[Delivery] = []
+        certain = False
+        for offset, time, delivery in furthest:
+            if offset > position.last:
+                certain = True
+            elif not offset or not (thorough or certain):
+                break
+            elif time:
+                batch = await self.broker.read_after(delivery.inbox, offset - 1, limit=1)
+                found = next((m.time for m in batch.messages if m.offset == offset), "")
+                if found == time:
+                    break
+                certain = certain or bool(found)
+            doubtful.append(delivery)
+            if not certain and len(doubtful) >= DOUBTS:
+                break
+        return doubtful if certain else []
 
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()

@@ -24,6 +24,8 @@ class _Message(Protocol):
     def previous(self) -> int | None: ...
     @property
     def payload(self) -> bytes: ...
+    @property
+    def time(self) -> str: ...
 
 
 class InboxReader:
@@ -49,12 +51,18 @@ class InboxReader:
         "confirmed",
         "fetching",
         "position",
+        "suspect",
+        "time",
     )
 
     def __init__(self, window: int) -> None:
         self._window = window
         self.position = 0
         """Offset of the newest message queued for writing; everything up to it is."""
+        self.time = ""
+        """When that message was stored; empty if none was queued since the start."""
+        self.suspect: tuple[int, str] | None = None
+        """`position` and `time` when the stream's end was last in doubt; None: it is not."""
         self.confirmed = 0
         """Offset up to which the client has everything."""
         self.fetching = True
@@ -72,6 +80,8 @@ class InboxReader:
     def start(self, offset: int) -> None:
         """Begin after *offset*; a fetch is wanted next, whatever is known."""
         self.position = self.confirmed = offset
+        self.time = ""
+        self.suspect = None
         self.fetching = False
         self._behind = True
         self._reads_short = 0
@@ -106,6 +116,8 @@ class InboxReader:
     def live(self, message: _Message) -> bool:
         """Take note of a message that has just been stored; return whether to wake the writer."""
         if message.offset <= self.position:
+            if self.time and _later(message.time, self.time):
+                self.suspect_end()  # an old offset for a new message
             return False
         if self.fetching:
             if len(self._held) >= self._window:
@@ -118,12 +130,24 @@ class InboxReader:
             return self.room > 0
         return True
 
+    def suspect_end(self) -> None:
+        """Note where the reader stands, because the stream may have lost what is before it.
+
+        Those offsets may be given out again, and more: what comes then moves the reader on.
+        """
+        self.suspect = self.suspect or (self.position, self.time)
+
     def announce(self, offset: int) -> bool:
         """Take note that the inbox reaches to *offset*; return whether to wake the writer."""
         if offset <= max(self.position, self._announced):
             return self.wants_fetch
         self._announced = offset
         self._reads_short = 0
+        return self.wants_fetch
+
+    def doubt(self) -> bool:
+        """Want a fetch, whatever is known; return whether to wake the writer."""
+        self._behind = True
         return self.wants_fetch
 
     def begin_fetch(self) -> tuple[int, int]:
@@ -172,6 +196,7 @@ class InboxReader:
     def _append(self, message: _Message) -> None:
         size = len(message.payload)
         self.position = message.offset
+        self.time = message.time
         self._ready.append(message)
         self._in_flight.append((message.offset, size))
         self._in_flight_bytes += size
@@ -202,3 +227,8 @@ class InboxReader:
             count += 1
         self.confirmed = max(self.confirmed, offset)
         return count
+
+
+def _later(one: str, other: str) -> bool:
+    """Compare two times of the same server, which leaves out zeros at the end."""
+    return one.rstrip("Z") > other.rstrip("Z")

@@ -1,4 +1,9 @@
-"""Where delivery to a ``wsgateway.v1`` socket begins, and whether that can be proved complete."""
+"""Where delivery to a ``wsgateway.v1`` socket begins, and whether that can be proved complete.
+
+Something is *missing* when a limit of the stream removed it before the client had it: too many
+messages in the inbox, too old, too many bytes in the stream. What passed its own time to live, or
+was deleted by an operator, is not missing.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +13,80 @@ from wsgateway.broker.base import Broker
 from wsgateway.protocol import Reason, Resume
 from wsgateway.subjects import Inbox
 
-__all__ = ["Start", "find_start"]
+__all__ = ["LIFE", "Start", "find_start", "nothing_trimmed"]
+
+LIFE = "~"
+"""Joins an epoch and the number of times that an open socket began again; in no epoch itself."""
 
 
 class Start(NamedTuple):
     """Where delivery begins.
 
     Attributes:
+        epoch: Life of the stream that the offset belongs to.
         offset: The first message has a larger offset.
         reason: Why messages may be missing before it; None: nothing is.
     """
 
+    epoch: str
     offset: int
     reason: Reason | None = None
 
 
-async def find_start(
-    broker: Broker, inbox: Inbox, claim: Resume, cursor: int, max_messages: int
-) -> Start:
+async def find_start(broker: Broker, inbox: Inbox, claim: Resume, cursor: int) -> Start:
     """Return where to go on; a recovery is claimed only if it is proved.
-
-    The proof is either the message at the position itself (the oldest goes first, so what came
-    after it is there too), or a stream that still holds every offset after the position and an
-    inbox that has not reached its limit.
 
     Args:
         broker: Where the inbox is.
         inbox: Whose.
         claim: The client's own position, if it has one.
-        cursor: The device's cursor; 0 if it has none.
-        max_messages: Messages that an inbox keeps.
+        cursor: The device's cursor, which the stream reaches; 0 if it has none.
 
     Raises:
         BrokerUnavailable: Not known now.
     """
-    offset = claim.offset
+    position = await broker.position()
+    epoch, offset = position.epoch, claim.offset
     if offset is None:
         if not cursor:
-            return await _new(broker, inbox)
+            # Asked in this order, an empty inbox holds nothing up to the stream's end: to begin
+            # there proves more later.
+            empty = await broker.count(inbox) == 0
+            return Start(epoch, position.last if empty else 0, Reason.NEW)
         offset = cursor
-    elif claim.epoch != broker.epoch and claim.epoch != (await broker.position()).epoch:
-        return Start(0, Reason.EPOCH)
-    if offset and await _holds(broker, inbox, offset):
-        return Start(offset)
-    position = await broker.position()
-    if offset > position.last:
-        return Start(0, Reason.AHEAD)
-    if position.first <= offset + 1 and await broker.count(inbox) < max_messages:
-        return Start(offset)
-    return Start(offset, Reason.TRIMMED)
+    elif (claim.epoch or "").partition(LIFE)[0] != epoch:
+        return Start(epoch, 0, Reason.EPOCH)
+    elif offset > position.last:
+        return Start(epoch, 0, Reason.AHEAD)
+    batch = await broker.read_after(inbox, offset, limit=1, anchor=True)
+    if batch.anchored or await nothing_trimmed(broker, inbox, offset):
+        return Start(epoch, offset)
+    return Start(epoch, offset, Reason.TRIMMED)
 
 
-async def _new(broker: Broker, inbox: Inbox) -> Start:
-    """Begin with everything; an empty inbox begins at the stream's end, which proves more later.
+async def nothing_trimmed(broker: Broker, inbox: Inbox, offset: int) -> bool:
+    """Say whether it is proved that no limit has removed a message of *inbox* after *offset*.
 
-    Both answers come from the leader and in this order, so an inbox that is empty after the end
-    was asked for holds nothing up to that end.
+    For when the message at *offset* itself is gone, which would be proof enough. Two things are
+    to be shown: that no limit of the whole stream, its age limit included, has come beyond
+    *offset*; and that the inbox's own limit has not.
+
+    Raises:
+        BrokerUnavailable: Not known now.
     """
-    last = (await broker.position()).last
-    empty = await broker.count(inbox) == 0
-    return Start(last if empty else 0, Reason.NEW)
-
-
-async def _holds(broker: Broker, inbox: Inbox, offset: int) -> bool:
-    batch = await broker.read_after(inbox, offset - 1, limit=1)
-    return bool(batch.messages) and batch.messages[0].offset == offset
+    position = await broker.position()
+    if position.last < offset:
+        return False
+    whole = position.first <= offset + 1
+    oldest = (await broker.read_after(inbox, 0, limit=1)).messages
+    if oldest and oldest[0].offset <= offset:
+        # The inbox's limit removes the oldest first, so it has not come that far.
+        before = oldest[0].offset
+        return whole or (await broker.read_after(inbox, before, limit=1, anchor=True)).anchored
+    if not whole:
+        return False
+    if not position.max_messages or position.last - offset <= position.max_messages:
+        return True  # too few messages came since, whosever they are
+    count = await broker.count(inbox)
+    position = await broker.position()
+    return position.first <= offset + 1 and count + position.gaps <= position.max_messages

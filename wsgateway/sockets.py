@@ -268,7 +268,7 @@ class V1Socket(Socket):
                 service=identity.service,
                 user=identity.user,
                 device=identity.device,
-                epoch=delivery.epoch,
+                epoch=delivery.client_epoch,
                 offset=start.offset,
                 recovered=start.reason is None,
                 reason=start.reason,
@@ -369,7 +369,7 @@ class V1Socket(Socket):
                 self._answer(protocol.encode_error(exc.id, exc.code, exc.message))
             return
         if isinstance(message, Ack):
-            self.delivery.confirm(message.offset)
+            self.delivery.acknowledge(message.offset, message.epoch)
         elif isinstance(message, ClientMessage):
             await self._publish(self.delivery, message)
         elif isinstance(message, protocol.Ping):

@@ -20,6 +20,7 @@ def test_reconnect_follows_from_the_range() -> None:
         "NO_PONG",
         "RATE_LIMIT",
         "BROKER_UNAVAILABLE",
+        "STREAM_REPLACED",
         "CREDENTIALS_CHANGED",
     }
     for code in CloseCode:

@@ -16,6 +16,7 @@ class Message(NamedTuple):
     offset: int
     previous: int | None
     payload: bytes
+    time: str = ""
 
 
 BIG = bytes(WINDOW_BYTES)
@@ -303,6 +304,24 @@ def test_confirming_what_was_never_sent_counts_as_all() -> None:
     reader.take()
     assert reader.confirm(10**9) == 1
     assert reader.confirmed == reader.position == 11
+
+
+def test_time_is_that_of_the_message_at_the_position() -> None:
+    reader = started(3)
+    assert reader.time == ""
+    reader.live(Message(5, 3, b"x", "t5"))
+    assert (reader.position, reader.time) == (5, "t5")
+    reader.restart(0)
+    assert (reader.position, reader.time) == (0, "")
+
+
+def test_doubt_wants_a_fetch_though_nothing_is_known_to_be_behind() -> None:
+    reader = started(3)
+    assert not reader.wants_fetch
+    assert reader.doubt()
+    assert reader.begin_fetch() == (3, WINDOW)
+    reader.fetched([], more=False)
+    assert not reader.wants_fetch
 
 
 def test_dropped_message_at_the_end_counts_as_had() -> None:

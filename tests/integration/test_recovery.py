@@ -1,0 +1,522 @@
+"""Open sockets while their stream is replaced, loses its end, or trims what they have not had."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.support import until
+from wsgateway import protocol
+from wsgateway.broker import get_broker, reset_brokers
+from wsgateway.broker.base import Broker
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.memory import MemoryBroker, MemoryStore
+from wsgateway.codes import CloseCode
+from wsgateway.delivery import Delivery, Hub
+from wsgateway.identity import Identity
+from wsgateway.protocol import Reason, Resume, ServerMessage, Welcome
+from wsgateway.sockets import RawSocket, Socket, V1Socket
+from wsgateway.subjects import Inbox
+
+ANN = Inbox("service1", "ann")
+BOB = Inbox("service1", "bob")
+
+
+class Client:
+    """What an ASGI server would be told. While *reads* is cleared, each write waits."""
+
+    def __init__(self, hub: Hub, kind: type[Socket] = V1Socket, inbox: Inbox = ANN) -> None:
+        self.frames: list[Any] = []
+        self.closed_with: int | None = None
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.writing = 0
+        self.socket = kind(self._send)
+        self.delivery = Delivery(hub, Identity(inbox.service, inbox.user), self.socket)
+
+    async def _send(self, event: dict[str, Any]) -> None:
+        if event["type"] == "websocket.close":
+            self.closed_with = event["code"]
+        elif event["type"] == "websocket.send":
+            self.writing += 1
+            await self.reads.wait()
+            self.writing -= 1
+            raw = isinstance(self.socket, RawSocket)
+            self.frames.append(event["text"] if raw else protocol.parse_server(event["text"]))
+
+    async def start(self, claim: Resume | None = None) -> Client:
+        await self.delivery.start(claim or Resume())
+        return self
+
+    @property
+    def got(self) -> list[Any]:
+        """The payloads that came."""
+        if isinstance(self.socket, RawSocket):
+            return self.frames
+        return [f.frame.data for f in self.frames if isinstance(f, ServerMessage)]
+
+    @property
+    def welcomes(self) -> list[tuple[int, str | None]]:
+        """Offset and reason of each welcome."""
+        return [(f.offset, f.reason) for f in self.frames if isinstance(f, Welcome)]
+
+    @property
+    def last_offset(self) -> int:
+        return max([f.offset for f in self.frames if isinstance(f, ServerMessage)], default=0)
+
+    @property
+    def epoch(self) -> str:
+        return [f.epoch for f in self.frames if isinstance(f, Welcome)][-1]
+
+    async def say(self, text: str) -> None:
+        await self.socket.receive(text, None)
+
+    async def ack(self, offset: int, epoch: str | None = None) -> None:
+        await self.say(protocol.encode_client_ack(offset, epoch or self.epoch))
+
+    async def has(self, *expected: str) -> None:
+        await until(lambda: self.got == list(expected), what=f"{expected}, not {self.got}")
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+async def hub(store: MemoryStore) -> AsyncIterator[Hub]:
+    hub = Hub(MemoryBroker(store))
+    await hub.open()
+    yield hub
+    await hub.close()
+
+
+async def publish(broker: Broker, *data: str, inbox: Inbox = ANN) -> list[int]:
+    return [(await broker.publish(inbox, text.encode())).offset for text in data]
+
+
+async def idle(client: Client) -> None:
+    """Wait until the backlog is read."""
+    reader = client.delivery.reader
+    await until(lambda: not (reader.fetching or reader.wants_fetch), what="it is idle")
+
+
+# -- the stream is replaced --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [RawSocket, V1Socket])
+@pytest.mark.parametrize("waiting", [1, 3])
+async def test_stream_replaced_while_a_write_waits(
+    hub: Hub, store: MemoryStore, kind: type[Socket], waiting: int
+) -> None:
+    """The wake-up came while nobody slept: the socket was deaf from then on (uvicorn)."""
+    client = await Client(hub, kind).start()
+    await idle(client)
+    client.reads.clear()
+    await publish(hub.broker, *["old"] * waiting)
+    await until(lambda: client.writing, what="a write that waits")
+    store.start_anew()
+    await publish(hub.broker, "a", "b")
+    await hub._find_missed(everything=True)
+    client.reads.set()
+    await client.has("old", "a", "b")
+    await publish(hub.broker, "c")
+    await client.has("old", "a", "b", "c")
+
+
+async def test_write_that_outlasts_the_stream_confirms_nothing_of_the_next(
+    hub: Hub, store: MemoryStore
+) -> None:
+    client = await Client(hub, RawSocket).start()
+    await idle(client)
+    await publish(hub.broker, *"123")
+    await client.has(*"123")
+    client.reads.clear()
+    await publish(hub.broker, "4")
+    await until(lambda: client.writing, what="a write that waits")
+    store.start_anew()
+    await publish(hub.broker, *"abcdef")
+    await hub._find_missed(everything=True)
+    store.watchers[ANN].clear()
+    await hub.broker.drop_cursor(ANN, "default")
+    client.delivery._anew = client.delivery._anew and client.delivery._anew._replace(offset=6)
+    client.reads.set()
+    await until(lambda: len(client.got) == 4, what="the old message")
+    await idle(client)
+    await client.delivery.stop()
+    assert await hub.broker.load_cursor(ANN, "default") == 0
+
+
+async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
+    hub: Hub, store: MemoryStore
+) -> None:
+    """It was about offset 3 of the stream before, and took the new stream's first three with it."""
+    client = await Client(hub).start()
+    before = client.epoch
+    await publish(hub.broker, "old", "old", "old")
+    await client.has("old", "old", "old")
+    store.start_anew()
+    await publish(hub.broker, "a", "b", "c")
+    await hub._find_missed(everything=True)
+    await client.has("old", "old", "old", "a", "b", "c")
+    assert client.welcomes[1:] == [(0, Reason.EPOCH)]
+    assert client.epoch != before
+    await client.ack(3, before)
+    assert client.delivery.reader.confirmed == 0
+    await client.ack(2)
+    assert client.delivery.reader.confirmed == 2
+    assert client.closed_with is None
+    await client.delivery.stop()
+    again = await Client(hub).start()
+    await again.has("c")
+
+
+async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
+    hub: Hub, store: MemoryStore
+) -> None:
+    client = await Client(hub).start()
+    await publish(hub.broker, "old")
+    await client.has("old")
+    store.start_anew()
+    await publish(hub.broker, "a")
+    await hub._find_missed(everything=True)
+    await client.has("old", "a")
+    await client.say('{"type":"ack","offset":1}')
+    assert client.delivery.reader.confirmed == 0
+    await until(lambda: client.closed_with, what="closed")
+    assert client.closed_with == CloseCode.STREAM_REPLACED
+    assert CloseCode.STREAM_REPLACED.reconnect
+
+
+async def test_client_that_never_says_the_epoch_is_told_and_closed(
+    hub: Hub, store: MemoryStore
+) -> None:
+    client = await Client(hub).start()
+    await publish(hub.broker, "old")
+    await client.has("old")
+    await client.say('{"type":"ack","offset":1}')
+    assert client.delivery.reader.confirmed == 1
+    store.start_anew()
+    await hub._find_missed(everything=True)
+    await until(lambda: client.closed_with, what="closed")
+    assert client.closed_with == CloseCode.STREAM_REPLACED
+    assert client.welcomes[1:] == [(0, Reason.EPOCH)]
+
+
+async def test_socket_that_began_in_the_new_stream_does_not_begin_again(
+    hub: Hub, store: MemoryStore
+) -> None:
+    old = await Client(hub).start()
+    await hub._find_missed(everything=False)
+    store.start_anew()
+    new = await Client(hub).start()
+    await publish(hub.broker, "a")
+    await hub._find_missed(everything=False)
+    await until(lambda: len(old.welcomes) == 2, what="the old one heard of it")
+    await until(lambda: old.got[-1:] == new.got == ["a"], what="both have it")
+    assert len(new.welcomes) == 1
+
+
+async def test_cursor_of_two_sockets_in_two_streams(hub: Hub, store: MemoryStore) -> None:
+    """What the one confirmed of the stream before must not count for the other's."""
+    old = await Client(hub).start()
+    await publish(hub.broker, *"12345")
+    await old.has(*"12345")
+    store.watchers[ANN].clear()  # nothing tells the old one
+    store.start_anew()
+    await publish(hub.broker, *"abcdef")
+    new = await Client(hub).start()
+    await new.has(*"abcdef")
+    await new.ack(2)
+    await old.ack(5)  # has not heard yet
+    await new.ack(3)
+    await hub._flush_cursors()
+    assert await hub.broker.load_cursor(ANN, "default") == 3
+
+
+# -- the stream loses its end ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [RawSocket, V1Socket])
+@pytest.mark.parametrize("since", [1, 2, 4])
+async def test_stream_loses_its_end_under_an_open_socket(
+    hub: Hub, store: MemoryStore, kind: type[Socket], since: int
+) -> None:
+    """Raw sockets got nothing that was stored afterwards, until it was as much as they had had.
+
+    And once the stream was as long again, nobody noticed that its end is another one.
+    """
+    client = await Client(hub, kind).start()
+    await idle(client)
+    await publish(hub.broker, *"1234")
+    await client.has(*"1234")
+    store.lose_tail(2)
+    new = [f"new {number}" for number in range(since)]
+    await publish(hub.broker, *new)
+    await hub._find_missed(everything=True)
+    await until(lambda: client.got[-since:] == new, what="what was stored afterwards")
+    if kind is V1Socket:
+        assert client.welcomes[1:] == [(0, Reason.AHEAD)]
+
+
+async def test_stream_loses_its_end_while_no_connection_is_lost(
+    hub: Hub, store: MemoryStore
+) -> None:
+    client = await Client(hub, RawSocket).start()
+    await publish(hub.broker, *"1234")
+    await client.has(*"1234")
+    store.lose_tail(2)
+    await publish(hub.broker, "new")
+    await hub._find_missed(everything=False)
+    await until(lambda: client.got[-1] == "new", what="what was stored afterwards")
+
+
+async def test_sockets_before_the_end_that_was_lost_go_on(hub: Hub, store: MemoryStore) -> None:
+    before = await Client(hub, inbox=BOB).start()
+    await publish(hub.broker, "1", "2", inbox=BOB)
+    await before.has("1", "2")
+    beyond = await Client(hub).start()
+    await publish(hub.broker, *"3456")
+    await beyond.has(*"3456")
+    store.lose_tail(4)
+    await publish(hub.broker, *"abcdef")
+    await hub._find_missed(everything=True)
+    await until(lambda: beyond.got[-1] == "f", what="the new ones")
+    assert len(before.welcomes) == 1
+    assert before.got == ["1", "2"]
+
+
+async def test_nothing_begins_again_where_nothing_is_lost(hub: Hub, store: MemoryStore) -> None:
+    """Messages that are gone are no sign that the stream's end is another one."""
+    clients = [
+        await Client(hub, inbox=Inbox("service1", f"u{number}")).start() for number in range(3)
+    ]
+    for number in range(3):
+        await publish(hub.broker, "x", inbox=Inbox("service1", f"u{number}"))
+    await until(lambda: all(client.got for client in clients), what="all have one")
+    store.inboxes[Inbox("service1", "u2")].clear()
+    await hub._find_missed(everything=True)
+    await publish(hub.broker, "y", inbox=Inbox("service1", "u2"))
+    await clients[2].has("x", "y")
+    assert [len(client.welcomes) for client in clients] == [1, 1, 1]
+
+
+async def test_cursor_goes_back_with_the_stream(hub: Hub, store: MemoryStore) -> None:
+    """The bucket kept the old value, and a later connection skipped 44 of 60."""
+    client = await Client(hub).start()
+    await publish(hub.broker, *["old"] * 50)
+    await until(lambda: len(client.got) == 50, what="all")
+    await client.ack(50)
+    await client.delivery.stop()
+    assert await hub.broker.load_cursor(ANN, "default") == 50
+    store.lose_tail(6)
+    claim = Resume(None, client.epoch, 50)
+    client = await Client(hub).start(claim)  # hears it, and leaves
+    assert client.welcomes == [(0, Reason.AHEAD)]
+    await client.delivery.stop()
+    new = [f"new {number}" for number in range(60)]
+    await publish(hub.broker, *new)
+    again = await Client(hub).start()
+    await until(lambda: again.got[-60:] == new, what="what was stored afterwards")
+
+
+async def test_late_acknowledgement_after_the_stream_lost_its_end(
+    hub: Hub, store: MemoryStore
+) -> None:
+    """The epoch is the same, so the client gets another name for it."""
+    client = await Client(hub).start()
+    before = client.epoch
+    await publish(hub.broker, *"1234")
+    await client.has(*"1234")
+    await client.ack(4)
+    await hub._flush_cursors()
+    store.lose_tail(0)
+    await publish(hub.broker, *"abcde")
+    await hub._find_missed(everything=True)
+    await client.has(*"1234", *"abcde")
+    assert client.epoch != before
+    await client.ack(4, before)
+    assert client.delivery.reader.confirmed == 0
+    await client.ack(2)
+    await client.delivery.stop()
+    assert await hub.broker.load_cursor(ANN, "default") == 2
+    again = await Client(hub).start(Resume(None, client.epoch, 3))  # the name is good for this
+    assert again.welcomes == [(3, None)]
+    await again.has("d", "e")
+
+
+async def test_another_sockets_unsaved_progress_beyond_the_end(
+    hub: Hub, store: MemoryStore
+) -> None:
+    first = await Client(hub, RawSocket).start()
+    await publish(hub.broker, *"1234")
+    await first.has(*"1234")
+    store.lose_tail(1)
+    await publish(hub.broker, "new")
+    second = await Client(hub, RawSocket).start()  # before anybody noticed
+    await until(lambda: "new" in second.got, what="what was stored afterwards")
+
+
+# -- messages are trimmed ----------------------------------------------------------------
+
+
+async def test_slow_client_is_told_that_messages_were_trimmed(
+    settings: Any, hub: Hub, store: MemoryStore
+) -> None:
+    """Behind a limit of 50 it got 60 of 300, and heard nothing."""
+    settings.WSGATEWAY_WINDOW = 10
+    store.max_messages = 50
+    client = await Client(hub).start()
+    data = [str(number) for number in range(300)]
+    await publish(hub.broker, *data)
+    await client.has(*data[:10])
+    while client.got[-1] != data[-1]:
+        count = len(client.got)
+        await client.ack(client.last_offset)
+        await until(lambda count=count: len(client.got) > count, what="more")
+    assert client.got == data[:10] + data[250:]
+    assert client.welcomes[1:] == [(10, Reason.TRIMMED)]
+    # It came between what was before the gap and what was after.
+    at = [isinstance(frame, Welcome) for frame in client.frames].index(True, 1)
+    assert client.frames[at + 1].frame.data == data[250]
+
+
+async def test_welcome_on_the_way_confirms_nothing(
+    settings: Any, hub: Hub, store: MemoryStore
+) -> None:
+    """The client goes on from what it confirmed, so what it holds is not lost with it."""
+    settings.WSGATEWAY_WINDOW = 10
+    store.max_messages = 5
+    client = await Client(hub).start()
+    await publish(hub.broker, *map(str, range(30)))
+    await until(lambda: len(client.got) == 10, what="a window")
+    await client.ack(4)
+    await until(lambda: len(client.got) == 14, what="four more")
+    assert client.welcomes[1:] == [(4, Reason.TRIMMED)]
+    await client.delivery.stop()
+    assert await hub.broker.load_cursor(ANN, "default") == 4
+
+
+async def test_trimmed_again_is_told_again(settings: Any, hub: Hub, store: MemoryStore) -> None:
+    settings.WSGATEWAY_WINDOW = 2
+    store.max_messages = 4
+    client = await Client(hub).start()
+    await publish(hub.broker, *map(str, range(10)))
+    await client.has("0", "1")
+    await client.ack(2)
+    await client.has("0", "1", "6", "7")
+    await publish(hub.broker, *map(str, range(10, 20)))
+    await client.ack(8)
+    await client.has("0", "1", "6", "7", "16", "17")
+    assert [reason for _, reason in client.welcomes[1:]] == [Reason.TRIMMED] * 2
+
+
+async def test_all_that_came_is_gone_by_age(hub: Hub, store: MemoryStore) -> None:
+    """The connection to the broker was lost for longer than the stream keeps messages."""
+    client = await Client(hub).start()
+    await publish(hub.broker, "before")
+    await client.has("before")
+    await client.ack(1)
+    await hub._find_missed(everything=True)
+    watchers = dict(store.watchers[ANN])
+    store.watchers[ANN].clear()
+    await publish(hub.broker, "missed")
+    store.inboxes.clear()
+    store.watchers[ANN].update(watchers)
+    await hub._find_missed(everything=True)
+    await until(lambda: client.welcomes[1:] == [(1, Reason.TRIMMED)], what="it is told")
+    await publish(hub.broker, "after")
+    await client.has("before", "after")
+
+
+async def test_fast_client_costs_no_question(
+    monkeypatch: pytest.MonkeyPatch, hub: Hub, store: MemoryStore
+) -> None:
+    client = await Client(hub).start()
+    await publish(hub.broker, "0")
+    await client.has("0")
+    asked: list[str] = []
+    for name in ("position", "count", "read_after"):
+        monkeypatch.setattr(hub.broker, name, lambda *a, name=name, **k: asked.append(name))
+    data = [str(number) for number in range(1, 100)]
+    await publish(hub.broker, *data)
+    await client.has("0", *data)
+    assert asked == []
+
+
+# -- with a real server ------------------------------------------------------------------
+
+
+@pytest.fixture
+async def real(settings: Any, own_server: EmbeddedServer, prefix: str) -> AsyncIterator[Hub]:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    settings.WSGATEWAY_PREFIX = prefix
+    settings.WSGATEWAY_STORAGE = "file"
+    reset_brokers()
+    hub = Hub(get_broker())
+    await hub.open()
+    await hub.broker.wait_ready()
+    yield hub
+    await hub.close()
+
+
+@pytest.mark.parametrize("since", [2, 30])
+async def test_server_that_lost_the_streams_end(
+    real: Hub, own_server: EmbeddedServer, since: int
+) -> None:
+    """The same disk, an hour ago: the stream has the same epoch and is shorter."""
+    broker = real.broker
+    stream = broker.subjects.stream("recv")
+    clients = [await Client(real, kind).start() for kind in (RawSocket, V1Socket)]
+    before = ["before 0", "before 1"]
+    await publish(broker, *before)
+    for client in clients:
+        await client.has(*before)
+    (folder,) = own_server.store.rglob(stream)
+    copy = own_server.store / "copy"
+    await asyncio.to_thread(own_server.stop)
+    shutil.copytree(folder, copy)
+    await own_server.astart()
+    await broker.wait_ready(20)
+    lost = [f"lost {number}" for number in range(10)]
+    await publish(broker, *lost)
+    for client in clients:
+        await client.has(*before, *lost)
+    await clients[1].ack(12)
+    await real._flush_cursors()
+    epoch = broker.epoch
+    await asyncio.to_thread(own_server.stop)
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    await own_server.astart()
+    await broker.wait_ready(20)
+    assert broker.epoch == epoch
+    after = [f"after {number}" for number in range(since)]
+    await publish(broker, *after)
+    for client in clients:
+        await until(lambda client=client: client.got[-since:] == after, what="what came after")
+    assert clients[1].welcomes[-1] == (0, Reason.AHEAD)
+    for client in clients:
+        await client.delivery.stop()
+    assert await broker.load_cursor(ANN, "default") == 2 + since  # the raw one's
+    again = await Client(real).start()
+    assert again.welcomes == [(2 + since, None)]
+
+
+async def test_reconnect_alone_begins_nothing_again(real: Hub, own_server: EmbeddedServer) -> None:
+    """The time of a live message is the same text as that of the stored one."""
+    client = await Client(real).start()
+    await publish(real.broker, *"1234")
+    await client.has(*"1234")
+    await asyncio.to_thread(own_server.stop)
+    await own_server.astart()
+    await real.broker.wait_ready(20)
+    await publish(real.broker, "5")
+    await client.has(*"12345")
+    await real._find_missed(everything=True)
+    assert len(client.welcomes) == 1
