@@ -1,0 +1,294 @@
+"""The permissions that docs/deploy.md lists: each role can do its work, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+
+from tests.integration.layers import layers, receive
+from tests.integration.workers import answers, no_services, offer, serving
+from tests.support import ROOT, Gateway, Process, until
+from wsgateway import Message, asend
+from wsgateway.broker.embedded import find_server, free_port
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerForbidden
+from wsgateway.outbox import enqueue
+from wsgateway.outbox.models import OutboxMessage
+from wsgateway.outbox.relay import Relay
+from wsgateway.services import deadletters, registry
+from wsgateway.subjects import Inbox
+
+__all__ = ["no_services"]  # a fixture
+
+ANN = Inbox("orders", "ann")
+ROLES = ("gateway", "service", "publisher", "operator")
+PASSWORD = secrets.token_hex(8)
+
+
+def documented() -> str:
+    """Return the configuration in docs/deploy.md."""
+    found = re.search(r"```\n(authorization \{.*?)```", (ROOT / "docs/deploy.md").read_text(), re.S)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A server with exactly the documented permissions."""
+    folder, number = tmp_path_factory.mktemp("permissions"), free_port()
+    (folder / "nats.conf").write_text(
+        f'listen: "127.0.0.1:{number}"\n'
+        f'jetstream {{ store_dir: "{folder}", sync_interval: 10s }}\n{documented()}'
+    )
+    passwords = {f"{role.upper()}_PASSWORD": PASSWORD for role in ROLES}
+    command = [str(find_server()), "-c", str(folder / "nats.conf")]
+    process = Process(command, folder / "log", {**os.environ, **passwords})
+    process.spawn()
+    try:
+        process.wait_for_line("Server is ready")
+        yield number
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def url(port: int) -> Callable[[str], str]:
+    return lambda role: f"nats://{role}:{PASSWORD}@127.0.0.1:{port}"
+
+
+@pytest.fixture(autouse=True)
+def ws_settings(settings: Any) -> Any:
+    """The documented permissions are those for this prefix, and for the services that exist."""
+    settings.PUBSUB_BROKER = "nats"
+    settings.WSGATEWAY_PREFIX = "ws"
+    settings.WSGATEWAY_SERVICES = ["orders"]
+    settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
+    return settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_refused(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail if a role's work met a refusal that it did not notice."""
+    yield
+    assert [r.getMessage() for r in caplog.records if "NATS refuses" in r.getMessage()] == []
+
+
+@asynccontextmanager
+async def acting(settings: Any, url: str) -> AsyncIterator[NatsBroker]:
+    settings.NATS_BROKER_URL = url
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    try:
+        await broker.wait_ready()
+        yield broker
+    finally:
+        await broker.close()
+
+
+@pytest.fixture(autouse=True)
+async def clean(ws_settings: Any, url: Callable[[str], str]) -> None:
+    """The operator makes the streams and empties them."""
+    ws_settings.NATS_BROKER_URL = url("operator")
+    broker = broker_from_settings(wsgateway_settings)
+    try:
+        assert await broker.set_up()
+        for spec in broker.streams.specs:
+            await broker.jetstream.api(f"STREAM.PURGE.{spec.name}")
+    finally:
+        await broker.close()
+
+
+async def test_gateway_takes_frames_delivers_and_keeps_cursors(
+    ws_settings: Any, url: Callable[[str], str], gateway_factory: Callable[..., Gateway]
+) -> None:
+    gateway = gateway_factory(
+        NATS_BROKER_URL=url("gateway"), WSGATEWAY_PREFIX="ws", WSGATEWAY_SERVICES="orders"
+    )
+    async with acting(ws_settings, url("publisher")) as publisher:
+        await publisher.publish(ANN, b"waited")
+        async with gateway.connect(*ANN) as socket:
+            assert await asyncio.wait_for(socket.recv(), 20) == "waited"
+            await socket.send("from ann")
+            await publisher.publish(ANN, b"live")
+            assert await asyncio.wait_for(socket.recv(), 20) == "live"
+        async with gateway.connect(*ANN) as socket:
+            await publisher.publish(ANN, b"after the cursor")
+            assert await asyncio.wait_for(socket.recv(), 20) == "after the cursor"
+    async with acting(ws_settings, url("operator")) as operator:
+        [queue] = [s.name for s in operator.streams.specs if "SEND" in s.name]
+        info = await operator.jetstream.api(f"STREAM.INFO.{queue}")
+        assert info["state"]["messages"] == 1
+    assert "NATS refuses" not in gateway.output
+
+
+async def test_gateway_runs_consumers_of_the_channel_layer(
+    ws_settings: Any, url: Callable[[str], str]
+) -> None:
+    async with layers(url("gateway"), "ws") as make:
+        mine, other = make(), make()
+        channel = await mine.new_channel()
+        for group in ("room", "orders.ann"):
+            await mine.group_add(group, channel)
+            await other.group_send(group, {"type": "x", "n": group})
+            assert (await receive(mine, channel))["n"] == group
+        await other.send(channel, {"type": "x", "n": "direct"})
+        assert (await receive(mine, channel))["n"] == "direct"
+        for n in (1, "x" * 2_000_000):
+            await other.send("normal", {"type": "x", "n": n})
+            assert (await receive(mine, "normal"))["n"] == n
+        await mine.group_add("room", "normal")
+        await other.group_send("room", {"type": "x", "n": 2})
+        assert (await receive(mine, "normal"))["n"] == 2
+        await mine.group_discard("room", "normal")
+        await mine.flush()
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_service_takes_acknowledges_replies_and_sets_aside(
+    ws_settings: Any, url: Callable[[str], str]
+) -> None:
+    """Without $JS.ACK.> every message was handled again and again."""
+    handled: list[str] = []
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        handled.append(message.text)
+        if message.text == "bad":
+            raise RuntimeError("broken")
+        await message.reply(text="done")
+
+    ws_settings.WSGATEWAY_MAX_DELIVER = 1
+    ws_settings.WSGATEWAY_ACK_WAIT = 1.0
+    async with acting(ws_settings, url("gateway")) as gateway:
+        for text in ("good", "bad", "second"):
+            await offer(gateway, text, Ws_Client_Id=text, Ws_Request=text)
+        async with acting(ws_settings, url("service")) as service, serving(service) as worker:
+            await until(lambda: worker.counts.total() == 3, 20, "three")
+            await asyncio.sleep(1.5)  # longer than ACK_WAIT: what is not acknowledged comes again
+        assert handled == ["good", "bad", "second"]
+        assert [s.reply_to for s in await answers(gateway)] == ["good", "bad", "second"]
+    async with acting(ws_settings, url("operator")) as operator:
+        [letter] = [letter async for letter in deadletters.letters(operator)]
+        assert letter.payload == b"bad"
+        await deadletters.retry(operator, letter)
+        assert [letter async for letter in deadletters.letters(operator)] == []
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_publisher_sends_to_inboxes_and_groups_and_relays_the_outbox(
+    ws_settings: Any, url: Callable[[str], str]
+) -> None:
+    ws_settings.NATS_BROKER_URL = url("publisher")
+    await asend("orders", "ann", text="send")
+    async with layers(url("publisher"), "ws") as make, layers(url("gateway"), "ws") as gateways:
+        listener = gateways()
+        channel = await listener.new_channel()
+        await listener.group_add("room", channel)
+        await make().group_send("orders.ann", {"type": "ws.message", "text": "group_send"})
+        await make().group_send("room", {"type": "x", "n": 1})
+        assert (await receive(listener, channel))["n"] == 1
+        await make().send(channel, {"type": "x", "n": 2})
+        assert (await receive(listener, channel))["n"] == 2
+        await make().send("task", {"type": "x", "n": "x" * 2_000_000})
+        assert len((await receive(listener, "task"))["n"]) == 2_000_000
+    await asyncio.to_thread(_relay)
+    async with acting(ws_settings, url("gateway")) as gateway:
+        assert [s.payload for s in await answers(gateway)] == [b"send", b"group_send", b"outbox"]
+
+
+def _relay() -> None:
+    enqueue("orders", "ann", text="outbox")
+    Relay().step()
+    assert not OutboxMessage.objects.exists()
+
+
+@pytest.mark.django_db
+def test_operator_runs_the_commands(ws_settings: Any, url: Callable[[str], str]) -> None:
+    ws_settings.NATS_BROKER_URL = url("operator")
+    call_command("setup_streams")
+    call_command("deadletters", "list")
+
+
+FORBIDDEN: dict[str, list[str]] = {
+    "gateway": [
+        "ws.dead.orders.ann",
+        "ws.turn.orders",
+        "$JS.API.STREAM.DELETE.WS_RECV",
+        "$JS.API.STREAM.PURGE.WS_RECV",
+        "$JS.API.STREAM.UPDATE.WS_RECV",
+        "$JS.API.STREAM.CREATE.OTHER",
+        "$JS.API.STREAM.MSG.DELETE.WS_DEAD",
+        "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
+        "$KV.OTHER.key",
+        "other.subject",
+    ],
+    "service": [
+        "ws.send.orders.ann",
+        "ws.all.logout",
+        "$KV.WS_CURSORS.orders.ann.default",
+        "$JS.API.STREAM.DELETE.WS_RECV",
+        "$JS.API.STREAM.PURGE.WS_RECV",
+        "$JS.API.STREAM.UPDATE.WS_RECV",
+        "other.subject",
+    ],
+    "publisher": [
+        "ws.send.orders.ann",
+        "ws.dead.orders.ann",
+        "$JS.API.DIRECT.GET.WS_RECV",
+        "$JS.API.STREAM.MSG.GET.WS_RECV",
+        "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
+        "$JS.API.STREAM.DELETE.WS_RECV",
+        "$KV.WS_CURSORS.orders.ann.default",
+        "other.subject",
+    ],
+    "operator": ["other.subject"],
+}
+UNHEARD: dict[str, list[str]] = {
+    "gateway": ["ws.send.>", "ws.recv.*.*", "ws.dead.>", ">"],
+    "service": ["ws.live.>", "ws.recv.>", "ws.send.>", ">"],
+    "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", ">"],
+    "operator": ["ws.live.>", "ws.recv.>", "ws.send.>", ">"],
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_what_a_role_may_not_do_is_an_error_at_once_that_says_so(
+    ws_settings: Any, url: Callable[[str], str], role: str
+) -> None:
+    """NATS names the subject; the caller waited for its timeout and read nothing of it."""
+    async with acting(ws_settings, url(role)) as broker:
+        for subject in FORBIDDEN[role]:
+            with pytest.raises(BrokerForbidden) as error:
+                await broker.jetstream.publish(subject, b"x")
+            assert f'Permissions Violation for Publish to "{subject}"' in str(error.value)
+            with pytest.raises(BrokerForbidden):
+                await broker.jetstream.offer(subject, b"x", {"Nats-Msg-Id": "x"})
+        assert not broker.link._waiting
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_what_a_role_may_not_hear_is_an_error_of_confirm(
+    ws_settings: Any,
+    url: Callable[[str], str],
+    role: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with acting(ws_settings, url(role)) as broker:
+        for subject in UNHEARD[role]:
+            subscription = broker.link.subscribe(subject, lambda *_: None)
+            with pytest.raises(BrokerForbidden, match="Subscription to"):
+                await broker.link.confirm()
+            subscription.close()
+    said = [r.getMessage() for r in caplog.records if "NATS refuses" in r.getMessage()]
+    assert len(said) == len(UNHEARD[role])
+    caplog.clear()
