@@ -216,7 +216,7 @@ class Settings:
 
     # Services
     SERVICES_MODULE = _text("ws_services", "Module of each app that holds service handlers")
-    MAX_DELIVER = _count(5, "Deliveries of a client's message before it is set aside")
+    MAX_DELIVER = _count(5, "Tries that a client's message has before it is set aside")
     ACK_WAIT = _positive(30.0, "How long a worker may be silent before redelivery, seconds")
 
     # Embedded server

@@ -163,6 +163,14 @@ class Subjects:
         tokens = (encode_token(inbox.service), encode_token(inbox.user), encode_token(device))
         return ".".join(tokens)
 
+    def tries_key(self, service: str, message_id: str) -> str:
+        """Return the subject that holds the history of a client's message; see `services.tries`."""
+        return f"$KV.{self.upper}_TRIES.{encode_token(service)}.{message_id}"
+
+    def bucket(self, kind: str) -> str:
+        """Return the stream behind a key-value bucket, for example ``KV_WS_CURSORS``."""
+        return f"KV_{self.upper}_{kind.upper()}"
+
     def stream(self, kind: str) -> str:
         """Return the stream's name, for example ``WS_RECV``."""
         return f"{self.upper}_{kind.upper()}"

@@ -25,6 +25,7 @@ def offsets(nats_settings: Any) -> list[int]:
             headers = {"Ws-Client-Id": f"c{number}", "Ws-Frame": "text"}
             ack = f"$JS.ACK.S.C.5.{number}.1.0.0"
             job = Job(Inbox(service, "ann"), b"<b>poison</b>", headers, ack)
+            job.attempt = 5
             try:
                 raise ValueError(f"bad {number}")
             except ValueError as exc:

@@ -55,7 +55,11 @@ async def test_set_up_creates_changes_and_then_does_nothing(
 ) -> None:
     upper = prefix.upper()
     done = await asyncio.to_thread(set_up, capsys)
-    assert set(done) == {*(f"{upper}_{f}" for f in FAMILIES), f"KV_{upper}_CURSORS"}
+    assert set(done) == {
+        *(f"{upper}_{f}" for f in FAMILIES),
+        f"KV_{upper}_CURSORS",
+        f"KV_{upper}_TRIES",
+    }
     assert set(done.values()) == {"created"}
     assert set((await asyncio.to_thread(set_up, capsys)).values()) == {"up to date"}
     nats_settings.WSGATEWAY_INBOX_MAX_AGE = 3600.0

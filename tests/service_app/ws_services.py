@@ -27,3 +27,20 @@ async def counted(message: Message) -> None:
 def threaded(message: Message) -> None:
     time.sleep(0.01)
     note(f"end {os.getpid()} {message.user_name} {message.text} {message.attempt}")
+
+
+@service("deadly")
+async def deadly(message: Message) -> None:
+    note(f"begin {os.getpid()} {message.user_name} {message.text} {message.attempt}")
+    await asyncio.sleep(float(os.environ.get("SERVICE_PAUSE", "0.005")))
+    if message.text == "exit":
+        os._exit(1)
+    if message.text == "task-exits":
+        task = asyncio.create_task(exit_later())
+        await task
+    note(f"end {os.getpid()} {message.user_name} {message.text} {message.attempt}")
+
+
+async def exit_later() -> None:
+    """End the process from a task of the handler's own."""
+    raise SystemExit(1)

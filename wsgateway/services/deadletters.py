@@ -130,7 +130,7 @@ def _usable(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers that a dead letter keeps; the server's own would be commands to it."""
     found = {}
     for name, value in headers.items():
-        if name.startswith("Nats-") or name in OURS:
+        if name.lower().startswith("nats-") or name in OURS:
             continue
         value = " ".join(value.splitlines())
         try:

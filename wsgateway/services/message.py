@@ -44,7 +44,9 @@ class Message:
     Attributes:
         service: The service.
         user_name: The user's name.
-        attempt: How often it was delivered, this time included; the first is 1.
+        attempt: Which try this is: how many handlers failed before, and one.
+        deliveries: How often it was delivered to a worker, this time included. If it is above 1,
+            a handler may have begun before in a worker that died.
         offset: Its sequence in the stream.
         id: Names it for good; the offsets of a stream that is made again begin with 1.
         headers: Its NATS headers.
@@ -56,6 +58,7 @@ class Message:
         self._replies = 0
         self.service, self.user_name = job.inbox
         self.attempt = job.attempt
+        self.deliveries = job.deliveries
         self.offset = job.sequence
         self.id = job.id
         self.headers = job.headers

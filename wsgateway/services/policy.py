@@ -24,7 +24,7 @@ class RetryPolicy:
     """How often, and how soon, a message is tried again.
 
     Attributes:
-        attempts: Deliveries before it is set aside; None: ``WSGATEWAY_MAX_DELIVER``.
+        attempts: Tries before it is set aside; None: ``WSGATEWAY_MAX_DELIVER``.
         initial: Seconds before the second attempt.
         factor: By how much each pause exceeds the one before.
         cap: Longest pause, seconds.
@@ -96,7 +96,7 @@ def judge(
 
     Args:
         error: What its handler raised; None if it returned.
-        attempt: How often it was delivered, this time included.
+        attempt: Which try this was; the first is 1.
         policies: By type of exception; the first that fits counts.
         max_deliver: For policies that do not say.
     """

@@ -28,6 +28,7 @@ class Service:
         is_async: Whether it is a coroutine function; others run in threads.
         policies: When to try again, by type of exception.
         concurrency: Users served at once by one worker.
+        timeout: Seconds that a handler may take; None: any.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Service:
         is_async: bool,
         policies: Policies,
         concurrency: int,
+        timeout: float | None = None,
     ) -> None:
         self.name = name
         self.handler = handler
         self.is_async = is_async
         self.policies = policies
         self.concurrency = concurrency
+        self.timeout = timeout
 
     def __repr__(self) -> str:
         return f"<Service {self.name}>"
@@ -81,6 +84,7 @@ def service(
     *,
     retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None,
     concurrency: int = 16,
+    timeout: float | None = None,
 ) -> Callable[[F], F]:
     """Register a function, or a `JsonHandler`, as the service *name*.
 
@@ -97,16 +101,23 @@ def service(
         name: The service; clients name it when they connect.
         retry: When to try again: one policy, or one by type of exception (the first that fits).
         concurrency: Users served at once by one worker.
+        timeout: Seconds after which a handler is interrupted, which counts as a failure; None:
+            it may take any time. A synchronous one is interrupted when it runs Python code again,
+            not while it waits in a system call or a C library.
 
     Raises:
         NameRefused: *name* cannot be part of a subject.
-        ValueError: There is such a service already.
+        ValueError: There is such a service already, or a number is out of its range.
         TypeError: What is decorated cannot be called with a message.
     """
     encode_token(name)
     if isinstance(retry, RetryPolicy):
         retry = {Exception: retry}
     policies: Policies = dict(retry or {})
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency!r}, but must be 1 or more")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r}, but must be above 0 seconds, or None")
     for kind in policies:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise TypeError(f"retry has the key {kind!r}, which is not a class of exceptions")
@@ -117,7 +128,12 @@ def service(
             raise ValueError(f"service {name!r} has a handler already: {_home(known.handler)}")
         call, is_async = _callable(handler)
         _services[name] = Service(
-            name, call, is_async=is_async, policies=policies, concurrency=concurrency
+            name,
+            call,
+            is_async=is_async,
+            policies=policies,
+            concurrency=concurrency,
+            timeout=timeout,
         )
         return handler
 

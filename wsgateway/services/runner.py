@@ -12,6 +12,7 @@ from wsgateway.broker import get_broker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings
 from wsgateway.services.registry import Service
+from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
 
 __all__ = ["Runner"]
@@ -52,15 +53,22 @@ class Runner:
         """
         broker = cast(NatsBroker, get_broker())
         await broker.open()
-        workers = [Worker(s, broker, concurrency=self._concurrency) for s in self._services]
+        running = Running(settings.ACK_WAIT)
+        workers = [
+            Worker(service, broker, concurrency=self._concurrency, running=running)
+            for service in self._services
+        ]
         for worker in workers:
             worker.start()
         announcing = asyncio.create_task(self._announce(workers))
+        told = False
         try:
             await self._end.wait()
+            told = True
         finally:
             announcing.cancel()
-            await asyncio.gather(*(worker.stop(settings.CLOSE_TIMEOUT) for worker in workers))
+            limit = settings.CLOSE_TIMEOUT
+            await asyncio.gather(*(worker.stop(limit, in_order=told) for worker in workers))
             await broker.close()
             if self._ready_file is not None:
                 self._ready_file.unlink(missing_ok=True)

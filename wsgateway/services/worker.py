@@ -10,33 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import inspect
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
-
-from wsgateway.broker.nats.link import Backoff
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
 from wsgateway.conf import settings
-from wsgateway.exceptions import (
-    BrokerClosed,
-    BrokerError,
-    BrokerUnavailable,
-    QueueFull,
-    WsGatewayError,
-)
-from wsgateway.services.deadletters import set_aside
-from wsgateway.services.errors import Retry
-from wsgateway.services.failure import one_line
-from wsgateway.services.message import Message, SyncMessage
-from wsgateway.services.policy import Again, Dead, Done, Refuse, Verdict, judge
-from wsgateway.subjects import Inbox, encode_token
+from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.services.handling import UNMARK_WITHIN, Handling, turn_subject
+from wsgateway.services.running import Running
+from wsgateway.subjects import Inbox
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Closable
@@ -56,11 +39,6 @@ LAST_LOOK = 0.25
 """Pauses between two looks whether it is a message's turn, seconds; they double."""
 GIVEN_BACK_AFTER = 0.1
 GIVEN_BACK_AFTER_A_BUG = 10.0
-SETTLE_PAUSES = Backoff(0.1, 2.0, 5.0)
-"""Pauses between attempts to store what became of a message."""
-WARN_EACH = 20
-"""Of so many such attempts, the first is logged."""
-COUNTED = {Done: "done", Again: "retried", Refuse: "refused", Dead: "dead"}
 
 
 class _User:
@@ -88,6 +66,12 @@ class _User:
         """The oldest job."""
         return self.jobs[self.heap[0]]
 
+    @property
+    def second(self) -> Job | None:
+        """The job after the oldest; None if there is only one."""
+        following = self.heap[1:3]  # the root's children
+        return self.jobs[min(following)] if following else None
+
     def remove(self, job: Job) -> None:
         """Forget a job."""
         del self.jobs[job.sequence]
@@ -105,35 +89,36 @@ class Worker:
         service: What to run.
         broker: Open, in the running loop.
         concurrency: Users served at once; None: as the service says.
+        running: The handlers of the process's workers; None: it has no other worker.
     """
 
     def __init__(
-        self, service: Service, broker: NatsBroker, *, concurrency: int | None = None
+        self,
+        service: Service,
+        broker: NatsBroker,
+        *,
+        concurrency: int | None = None,
+        running: Running | None = None,
     ) -> None:
         self.service = service
-        self.counts: Counter[str] = Counter()
-        """Messages by what became of them: done, retried, refused, dead."""
         self._broker = broker
         self._concurrency = concurrency or service.concurrency
-        self._slots = asyncio.Semaphore(self._concurrency)
+        self._running = running or Running(settings.ACK_WAIT)
         self._queue = WorkQueue(broker, service.name, self._on_job, settings.ACK_WAIT)
         self._users: dict[Inbox, _User] = {}
         self._tasks: dict[Inbox, asyncio.Task[None]] = {}
         self._waiting = 0  # bytes of what is not counted as in hand
         self._ending = False
-        self._cancelled = False  # handlers that were not done in time are cancelled
         self._turns: Closable | None = None
-        self._turn = f"{broker.subjects.prefix}.turn.{encode_token(service.name)}"
         self._heart: asyncio.Task[None] | None = None
-        self._threads = ThreadPoolExecutor(
-            self._concurrency, thread_name_prefix=f"service-{service.name}"
-        )
+        self._handling = Handling(service, broker, self._queue, self._running, self._concurrency)
 
     # -- life cycle ----------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to take messages."""
-        self._turns = self._broker.link.subscribe(self._turn, self._on_turn)
+        turn = turn_subject(self._broker, self.service.name)
+        self._turns = self._broker.link.subscribe(turn, self._on_turn)
         self._heart = asyncio.create_task(self._beat(), name="wsgateway-heartbeat")
         self._queue.open(IN_HAND * self._concurrency)
 
@@ -141,26 +126,35 @@ class Worker:
         """Wait until messages come, if there are any."""
         await self._queue.ready.wait()
 
-    async def stop(self, timeout: float) -> None:
+    async def stop(self, timeout: float, *, in_order: bool = True) -> None:
         """Finish what is being handled, give back the rest.
 
         Args:
-            timeout: Seconds; what is not finished then is delivered again, to whomever.
+            timeout: Seconds; what is not finished then is delivered to another worker.
+            in_order: False if the process ends for a reason that one of its handlers may be.
         """
         self._ending = True
+        self._handling.ending = in_order
         await self._queue.close()
         for user in self._users.values():
             user.look.set()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=timeout)
-        self._cancelled = True
-        for task in list(self._tasks.values()):
-            task.cancel()
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=UNMARK_WITHIN + 0.5)
         if self._heart is not None:
             self._heart.cancel()
         if self._turns is not None:
             self._turns.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._handling.close()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Messages by what became of them: done, retried, refused, dead."""
+        return self._handling.counts
 
     @property
     def in_hand(self) -> int:
@@ -201,9 +195,13 @@ class Worker:
                 job = await self._next(user)
                 if job is None:
                     break
-                await self._handle(job)
+                heir = user.second
+                gone = await self._handling.handle(job, lambda: len(user.jobs) > 1)
                 user.remove(job)
                 self._leave(user, job)
+                if gone and heir is not None and user.heap and user.first is heir:
+                    # It was in hand while an older one was in the stream: nobody had begun with it
+                    heir.unstarted = True
         except BrokerClosed:
             return
         except Exception:
@@ -248,150 +246,17 @@ class Worker:
         return None
 
     async def _beat(self) -> None:
-        """Tell the server that what is in hand is being worked on."""
+        """Tell the server that what is in hand is being worked on, and say what hangs."""
         while True:
             await asyncio.sleep(settings.ACK_WAIT / 3)
             for user in self._users.values():
                 for job in user.jobs.values():
                     self._queue.extend(job)
-
-    # -- one message ---------------------------------------------------------------------
-
-    async def _handle(self, job: Job) -> None:
-        async with self._slots:
-            begin = time.perf_counter()
-            error = await self._call(job)
-        verdict = self._judge(job, error)
-        if error is not None:
-            self._log(job, verdict, error)
-        await self._settle(job, verdict)
-        self.counts[COUNTED[type(verdict)]] += 1
-        took = time.perf_counter() - begin
-        logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
-
-    def _name(self, job: Job) -> str:
-        return f"message {job.sequence} of service {self.service.name}, try {job.attempt}"
-
-    async def _call(self, job: Job) -> BaseException | None:
-        """Call the handler; return what it raised, SystemExit and the like included."""
-        if job.problem is not None:
-            return job.problem
-        try:
-            if self.service.is_async:
-                await self.service.handler(Message(job, self._broker))
-                return None
-            message = SyncMessage(job, self._broker, asyncio.get_running_loop())
-            call = sync_to_async(_in_thread, thread_sensitive=False, executor=self._threads)
-            return await call(self.service.handler, message)
-        except asyncio.CancelledError as exc:
-            if self._cancelled:
-                raise
-            return exc  # the handler's own: an error like any other
-        except BaseException as exc:
-            if isinstance(exc, GeneratorExit) and asyncio._get_running_loop() is None:
-                raise  # nobody will ever go on here
-            return exc
-
-    def _judge(self, job: Job, error: BaseException | None) -> Verdict:
-        if job.problem is not None:
-            return Dead(job.problem)
-        try:
-            return judge(error, job.attempt, self.service.policies, settings.MAX_DELIVER)
-        except Exception:  # an exception whose class or attributes are strange
-            logger.exception("%s: the retry policy cannot be applied", self._name(job))
-            assert error is not None
-            return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
-
-    def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
-        """Log what a handler raised: its traceback at the first try and the last."""
-        if isinstance(verdict, Refuse):
-            logger.info("%s is refused: %s", self._name(job), one_line(error))
-        elif isinstance(verdict, Dead):
-            _log_traceback(logging.ERROR, error, f"{self._name(job)} is set aside")
-        elif isinstance(verdict, Again):
-            text = f"{self._name(job)} failed, again in {verdict.after:.1f} s"
-            if job.attempt == 1 and not isinstance(error, Retry):
-                _log_traceback(logging.WARNING, error, text)
-            else:
-                logger.warning("%s: %s", text, one_line(error))
-
-    async def _settle(self, job: Job, verdict: Verdict) -> None:
-        """Carry *verdict* out, as often as it takes: the broker may be away, or a stream full.
-
-        Meanwhile the user's other messages wait, and nobody else's.
-        """
-        attempt = 0
-        while True:
-            try:
-                await self._carry_out(job, verdict)
-                return
-            except BrokerClosed:
-                raise
-            except Exception as exc:
-                if attempt % WARN_EACH == 0:
-                    logger.warning(
-                        "%s ended (%s), which cannot be stored yet; trying on: %s",
-                        self._name(job),
-                        COUNTED[type(verdict)],
-                        one_line(exc),
-                    )
-            await asyncio.sleep(SETTLE_PAUSES.delay(attempt))
-            attempt += 1
-
-    async def _carry_out(self, job: Job, verdict: Verdict) -> None:
-        if isinstance(verdict, Again):
-            self._queue.give_back(job, verdict.after)
-            return
-        if isinstance(verdict, Dead):
-            await set_aside(self._broker, job, verdict.error)
-            await self._tell(job, "failed", "the service could not handle the message")
-        elif isinstance(verdict, Refuse):
-            await self._tell(job, verdict.code, verdict.reason)
-        if len(self._users[job.inbox].jobs) > 1:
-            await self._queue.ack_now(job)  # so that the next look sees it
-        else:
-            self._queue.ack(job)
-        self._broker.link.publish(self._turn, job.inbox.user.encode())
-
-    async def _tell(self, job: Job, code: str, reason: str) -> None:
-        """Tell the client, if that is possible, that its message was refused or set aside.
-
-        Raises:
-            BrokerUnavailable: Not now.
-            QueueFull: Not now.
-        """
-        try:
-            await Message(job, self._broker).refuse(code, reason)
-        except (BrokerClosed, BrokerUnavailable, QueueFull):
-            raise
-        except Exception as exc:  # no frame, an id that no header can hold, …
-            logger.warning("%s: its client cannot be told: %s", self._name(job), one_line(exc))
-
-
-class _Strange(WsGatewayError):
-    """Stands for an exception that cannot be looked at."""
-
-
-def _log_traceback(level: int, error: BaseException, text: str) -> None:
-    """Log *error* with its traceback, for error trackers too, even if it cannot be shown."""
-    try:
-        logger.log(level, "%s", text, exc_info=error)
-    except BaseException:  # its __str__ may raise anything
-        logger.log(level, "%s: %s", text, one_line(error))
-
-
-def _in_thread(handler: Callable[[Message], object], message: Message) -> BaseException | None:
-    """Call a synchronous handler as Django calls a view: with usable database connections.
-
-    Returns what it raised, because a StopIteration cannot pass through a future.
-    """
-    try:
-        close_old_connections()
-        try:
-            if inspect.isawaitable(handler(message)):
-                raise TypeError("the handler returned an awaitable; declare it with async def")
-        finally:
-            close_old_connections()
-    except BaseException as exc:
-        return exc
-    return None
+            for run in self._running.overdue(settings.ACK_WAIT):
+                logger.warning(
+                    "%s: its handler has not returned for %.0f s; if it hangs, give the service a "
+                    "timeout. It is at:\n%s",
+                    run.name,
+                    settings.ACK_WAIT,
+                    run.stack(),
+                )

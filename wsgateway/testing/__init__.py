@@ -165,7 +165,7 @@ async def adeliver(
         bytes: A binary frame.
         json: Becomes a text frame.
         request: Whether the client waits for a reply.
-        attempt: How often it was delivered, this time included.
+        attempt: Which try this is; the first is 1.
         device: The user's device.
         headers: More headers.
 
@@ -224,7 +224,10 @@ def _job(
         **({REQUEST_HEADER: client_id} if request else {}),
         **(headers or {}),
     }
-    return Job(inbox, frame.payload, values, f"$JS.ACK.TEST.TEST.{attempt}.{sequence}.1.0.0")
+    ack_subject = f"$JS.ACK.TEST.TEST.{attempt}.{sequence}.1.0.0"
+    job = Job(inbox, frame.payload, values, ack_subject)
+    job.attempt = attempt
+    return job
 
 
 def deliver(service: str, user: str, **options: Any) -> Delivered:

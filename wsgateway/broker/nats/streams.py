@@ -133,11 +133,22 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "allow_direct": True,
         **common,
     }
+    tries = {  # small, and gone with its message; so the oldest goes first, and nothing is refused
+        "name": subjects.bucket("tries"),
+        "subjects": [f"$KV.{subjects.upper}_TRIES.>"],
+        "retention": "limits",
+        "discard": "old",
+        "max_age": int(settings.SEND_MAX_AGE * NANO),
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        **common,
+    }
     return [
         StreamSpec(inbox, "INBOX"),
         StreamSpec(send, "SEND"),
         StreamSpec(dead, "DEAD"),
         StreamSpec(cursors, "CURSOR"),
+        StreamSpec(tries, "SEND"),
     ]
 
 

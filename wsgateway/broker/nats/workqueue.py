@@ -53,20 +53,24 @@ class Job:
         payload: Its bytes.
         headers: All its NATS headers.
         sequence: Its stream sequence.
-        attempt: How often it was delivered, this time included.
+        deliveries: How often it was delivered, this time included.
+        attempt: Which try this is; the first is 1. Set by the worker.
         id: Names the message, also after its stream was made again and counts from 1.
         problem: Why no handler can have it; None if one can.
+        unstarted: Whether it is certain that no handler has begun with it.
     """
 
     __slots__ = (
         "ack_subject",
         "attempt",
+        "deliveries",
         "headers",
         "id",
         "inbox",
         "payload",
         "problem",
         "sequence",
+        "unstarted",
     )
 
     def __init__(
@@ -80,7 +84,9 @@ class Job:
         tokens = ack_subject.split(".")
         # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>…
         first = 4 if len(tokens) == 9 else 6
-        self.attempt = int(tokens[first])
+        self.deliveries = int(tokens[first])
+        self.attempt = 1
+        self.unstarted = self.deliveries == 1
         self.sequence = int(tokens[first + 1])
         self.id = f"{tokens[first - 2]}.{self.sequence}.{tokens[first + 3]}"
 

@@ -1,0 +1,159 @@
+"""Calls a handler, as Django calls a view, and returns what it raised, whatever that is."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+
+from wsgateway.exceptions import WsGatewayError
+from wsgateway.services.message import Message, SyncMessage
+
+if TYPE_CHECKING:
+    from wsgateway.broker.base import Broker
+    from wsgateway.broker.nats.workqueue import Job
+    from wsgateway.services.registry import Service
+    from wsgateway.services.running import Run
+
+__all__ = ["Caller", "HandlerTimeout"]
+
+
+class HandlerTimeout(WsGatewayError, TimeoutError):
+    """A handler took longer than its service's ``timeout``."""
+
+
+class Caller:
+    """Calls one service's handler.
+
+    Args:
+        service: Whose.
+        broker: Open, in the running loop.
+        concurrency: Synchronous handlers that run at once, each in a thread.
+    """
+
+    def __init__(self, service: Service, broker: Broker, concurrency: int) -> None:
+        self._service = service
+        self._broker = broker
+        self._threads = ThreadPoolExecutor(
+            concurrency, thread_name_prefix=f"service-{service.name}"
+        )
+
+    def close(self) -> None:
+        """Begin no more calls in threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def call(self, job: Job, run: Run) -> BaseException | None:
+        """Call the handler; return what it raised, SystemExit and the like included.
+
+        Raises:
+            CancelledError: The task was cancelled, not the handler by itself.
+        """
+        if job.problem is not None:
+            return job.problem
+        try:
+            if self._service.is_async:
+                await self._call_async(job, run)
+                return None
+            return await self._call_sync(job, run)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return exc  # the handler's own: an error like any other
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) and asyncio._get_running_loop() is None:
+                raise  # nobody will ever go on here
+            return exc
+
+    async def _call_async(self, job: Job, run: Run) -> None:
+        run.coroutine = self._service.handler(Message(job, self._broker))
+        limit = self._service.timeout
+        if limit is None:
+            await run.coroutine
+            return
+        deadline = asyncio.timeout(limit)
+        try:
+            async with deadline:
+                await run.coroutine
+        except TimeoutError as exc:
+            if deadline.expired():
+                raise self._too_late() from exc
+            raise
+
+    def _too_late(self) -> HandlerTimeout:
+        return HandlerTimeout(
+            f"the handler took longer than its timeout, {self._service.timeout} s"
+        )
+
+    async def _call_sync(self, job: Job, run: Run) -> BaseException | None:
+        loop = asyncio.get_running_loop()
+        thread = _Thread(self._service, SyncMessage(job, self._broker, loop), run)
+        call = sync_to_async(thread.call, thread_sensitive=False, executor=self._threads)
+        if self._service.timeout is None:
+            return await call()
+        timer = loop.call_later(self._service.timeout, thread.interrupt)
+        try:
+            error = await call()
+        finally:
+            timer.cancel()
+        if not isinstance(error, _Interrupted):
+            return error
+        late = self._too_late()
+        late.__cause__ = error  # says where it was
+        return late
+
+
+class _Interrupted(BaseException):
+    """Ends a synchronous handler that takes too long."""
+
+
+class _Thread:
+    """One synchronous handler's call in a thread."""
+
+    def __init__(self, service: Service, message: Message, run: Run) -> None:
+        self._service = service
+        self._message = message
+        self._run = run
+        self._lock = threading.Lock()  # held while the handler is interrupted, or ends
+
+    def call(self) -> BaseException | None:
+        """Call the handler as Django calls a view: with usable database connections.
+
+        Returns what it raised, because a StopIteration cannot pass through a future.
+        """
+        try:
+            close_old_connections()
+            try:
+                self._handle()
+            finally:
+                close_old_connections()
+        except BaseException as exc:
+            return exc
+        return None
+
+    def _handle(self) -> None:
+        self._run.thread = threading.get_ident()
+        try:
+            if inspect.isawaitable(self._service.handler(self._message)):
+                raise TypeError("the handler returned an awaitable; declare it with async def")
+        finally:
+            with self._lock:
+                _raise_in(self._run.thread, None)  # what was not raised yet hits nobody else
+                self._run.thread = None
+
+    def interrupt(self) -> None:
+        """Raise in the handler, as soon as it runs Python code again."""
+        with self._lock:
+            if self._run.thread is not None:
+                _raise_in(self._run.thread, _Interrupted)
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    argument = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)

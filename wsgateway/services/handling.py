@@ -1,0 +1,268 @@
+"""One message, from its turn until what became of it is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from wsgateway.broker.nats.link import Backoff
+from wsgateway.conf import settings
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerUnavailable,
+    MalformedMessage,
+    QueueFull,
+    WsGatewayError,
+)
+from wsgateway.services.calling import Caller
+from wsgateway.services.deadletters import set_aside
+from wsgateway.services.errors import Retry
+from wsgateway.services.failure import one_line
+from wsgateway.services.message import Message
+from wsgateway.services.policy import Again, Dead, Done, Refuse, Verdict, judge
+from wsgateway.services.running import Run, Running
+from wsgateway.services.tries import History, Tries, WorkerDied
+from wsgateway.subjects import encode_token
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from wsgateway.broker.nats.broker import NatsBroker
+    from wsgateway.broker.nats.workqueue import Job, WorkQueue
+    from wsgateway.services.registry import Service
+
+__all__ = ["Handling", "turn_subject"]
+
+logger = logging.getLogger("wsgateway.services")
+
+T = TypeVar("T")
+
+PAUSES = Backoff(0.1, 2.0, 5.0)
+"""Pauses between attempts to read or store something about a message."""
+WARN_EACH = 20
+"""Of so many such attempts, the first is logged."""
+UNMARK_WITHIN = 2.0
+"""Seconds that removing a mark may take when the worker ends."""
+COUNTED = {Done: "done", Again: "retried", Refuse: "refused", Dead: "dead"}
+
+
+def turn_subject(broker: NatsBroker, service: str) -> str:
+    """Return where workers tell each other whose message has left the queue."""
+    return f"{broker.subjects.prefix}.turn.{encode_token(service)}"
+
+
+class Handling:
+    """Handles messages of one service.
+
+    Args:
+        service: Whose.
+        broker: Open, in the running loop.
+        queue: Where the messages come from.
+        running: The handlers of this process.
+        concurrency: Handlers of this service that run at once.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        broker: NatsBroker,
+        queue: WorkQueue,
+        running: Running,
+        concurrency: int,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        """Messages by what became of them: done, retried, refused, dead."""
+        self.ending = False
+        """Whether the worker ends because it was told to; then an interrupted handler is not at
+        fault. Not set when the process ends for another reason, which a handler may be."""
+        self._service = service
+        self._broker = broker
+        self._queue = queue
+        self._running = running
+        self._slots = asyncio.Semaphore(concurrency)
+        self._caller = Caller(service, broker, concurrency)
+        self._tries = Tries(broker, service.name)
+        self._turn = turn_subject(broker, service.name)
+
+    def close(self) -> None:
+        """Begin no more handlers."""
+        self._caller.close()
+
+    async def handle(self, job: Job, crowded: Callable[[], bool]) -> bool:
+        """Handle a message whose turn it is; return whether it has left the queue.
+
+        Args:
+            job: The message.
+            crowded: Says whether other messages of its user wait in this worker.
+        """
+        history = History(0, job.deliveries)
+        if not job.unstarted:
+            history = await self._persist(job, "read", lambda: self._tries.load(job))
+        job.attempt = history.tries + 1
+        begin = time.perf_counter()
+        error = await self._run(job, history)
+        verdict = self._judge(job, error)
+        if error is not None:
+            self._log(job, verdict, error)
+        await self._persist(
+            job, COUNTED[type(verdict)], lambda: self._settle(job, history, verdict, crowded)
+        )
+        self.counts[COUNTED[type(verdict)]] += 1
+        took = time.perf_counter() - begin
+        logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
+        return not isinstance(verdict, Again)
+
+    def _name(self, job: Job) -> str:
+        return f"message {job.sequence} of service {self._service.name}, try {job.attempt}"
+
+    # -- the handler ---------------------------------------------------------------------
+
+    async def _run(self, job: Job, history: History) -> BaseException | None:
+        if history.started:
+            job.attempt = max(job.attempt, job.deliveries - 1)
+            return WorkerDied()
+        run = Run(self._name(job))
+        if self._suspect(job, history):
+            logger.warning(
+                "%s was delivered %d times, and no handler was heard of: it is handled alone",
+                self._name(job),
+                job.deliveries,
+            )
+            return await self._persist(job, "mark", lambda: self._run_alone(job, history, run))
+        async with self._slots, self._running.beside(run):
+            return await self._caller.call(job, run)
+
+    def _suspect(self, job: Job, history: History) -> bool:
+        unheard = job.deliveries - history.deliveries
+        return not job.unstarted and unheard >= max(2, settings.MAX_DELIVER)
+
+    async def _run_alone(self, job: Job, history: History, run: Run) -> BaseException | None:
+        async with self._running.alone(run):
+            await self._tries.save(job, History(history.tries, job.deliveries, started=True))
+            try:
+                return await self._caller.call(job, run)
+            except asyncio.CancelledError:
+                if self.ending:
+                    await asyncio.shield(self._unmark(job, history))
+                raise
+
+    async def _note(self, job: Job, tries: int) -> None:
+        """Remember that handlers failed *tries* times, and that none was lost since."""
+        await self._tries.save(job, History(tries, job.deliveries))
+
+    async def _unmark(self, job: Job, history: History) -> None:
+        try:
+            async with asyncio.timeout(UNMARK_WITHIN):
+                await self._note(job, history.tries)
+        except (WsGatewayError, TimeoutError) as exc:
+            logger.error(
+                "%s was interrupted, but its mark cannot be removed: if it stays, the message is "
+                "set aside: %s",
+                self._name(job),
+                one_line(exc),
+            )
+
+    # -- what becomes of it --------------------------------------------------------------
+
+    def _judge(self, job: Job, error: BaseException | None) -> Verdict:
+        if error is not None and isinstance(error, (WorkerDied, MalformedMessage)):
+            return Dead(error)  # a next try would find the same
+        try:
+            return judge(error, job.attempt, self._service.policies, settings.MAX_DELIVER)
+        except Exception:  # an exception whose class or attributes are strange
+            logger.exception("%s: the retry policy cannot be applied", self._name(job))
+            assert error is not None
+            return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
+
+    def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
+        """Log what a handler raised: its traceback at the first try and the last."""
+        if isinstance(verdict, Refuse):
+            logger.info("%s is refused: %s", self._name(job), one_line(error))
+        elif isinstance(verdict, Dead):
+            _log_traceback(logging.ERROR, error, f"{self._name(job)} is set aside")
+        elif isinstance(verdict, Again):
+            text = f"{self._name(job)} failed, again in {verdict.after:.1f} s"
+            if job.attempt == 1 and not isinstance(error, Retry):
+                _log_traceback(logging.WARNING, error, text)
+            else:
+                logger.warning("%s: %s", text, one_line(error))
+
+    async def _persist(self, job: Job, what: str, action: Callable[[], Awaitable[T]]) -> T:
+        """Do *action* as often as it takes: the broker may be away, or a stream full.
+
+        Meanwhile the user's other messages wait, and nobody else's.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await action()
+            except BrokerClosed:
+                raise
+            except Exception as exc:
+                if attempt % WARN_EACH == 0:
+                    logger.warning(
+                        "%s: cannot be stored yet (%s), trying on: %s",
+                        self._name(job),
+                        what,
+                        one_line(exc),
+                    )
+            await asyncio.sleep(PAUSES.delay(attempt))
+            attempt += 1
+
+    async def _settle(
+        self, job: Job, history: History, verdict: Verdict, crowded: Callable[[], bool]
+    ) -> None:
+        if isinstance(verdict, Again):
+            await self._note(job, history.tries + verdict.counted)
+            self._queue.give_back(job, verdict.after)
+            return
+        if self._suspect(job, history):  # before the message is acknowledged: that may get lost
+            await self._note(job, history.tries)
+        if isinstance(verdict, Dead):
+            await set_aside(self._broker, job, verdict.error)
+            await self._tell(job, "failed", "the service could not handle the message")
+        elif isinstance(verdict, Refuse):
+            await self._tell(job, verdict.code, verdict.reason)
+        if crowded():
+            await self._queue.ack_now(job)  # so that the next look sees it
+        else:
+            self._queue.ack(job)
+        self._broker.link.publish(self._turn, job.inbox.user.encode())
+        if not job.unstarted:
+            await self._forget(job)
+
+    async def _forget(self, job: Job) -> None:
+        try:
+            await self._tries.forget(job)
+        except WsGatewayError as exc:  # its age ends it
+            logger.debug("%s: its history stays: %s", self._name(job), exc)
+
+    async def _tell(self, job: Job, code: str, reason: str) -> None:
+        """Tell the client, if that is possible, that its message was refused or set aside.
+
+        Raises:
+            BrokerUnavailable: Not now.
+            QueueFull: Not now.
+        """
+        try:
+            await Message(job, self._broker).refuse(code, reason)
+        except (BrokerClosed, BrokerUnavailable, QueueFull):
+            raise
+        except Exception as exc:  # no frame, an id that no header can hold, …
+            logger.warning("%s: its client cannot be told: %s", self._name(job), one_line(exc))
+
+
+class _Strange(WsGatewayError):
+    """Stands for an exception that cannot be looked at."""
+
+
+def _log_traceback(level: int, error: BaseException, text: str) -> None:
+    """Log *error* with its traceback, for error trackers too, even if it cannot be shown."""
+    try:
+        logger.log(level, "%s", text, exc_info=error)
+    except BaseException:  # its __str__ may raise anything
+        logger.log(level, "%s: %s", text, one_line(error))

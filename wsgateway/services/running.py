@@ -1,0 +1,114 @@
+"""The handlers that run in one process: side by side, or one alone; and those that hang."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+__all__ = ["Run", "Running"]
+
+
+class Run:
+    """One call of a handler.
+
+    Attributes:
+        name: What is handled, for the log.
+        began: When, on the monotonic clock.
+        coroutine: An asynchronous handler's; None before it began.
+        thread: Identifies the thread of a synchronous handler; None before it began.
+        warned: Whether somebody was told that it takes long.
+    """
+
+    __slots__ = ("began", "coroutine", "name", "thread", "warned")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.began = monotonic()
+        self.coroutine: Any = None
+        self.thread: int | None = None
+        self.warned = False
+
+    def stack(self) -> str:
+        """Return where the handler is now, as a traceback shows it."""
+        frames: list[FrameType] = []
+        if self.thread is not None:
+            top = sys._current_frames().get(self.thread)
+            return "".join(traceback.format_stack(top)) if top is not None else ""
+        awaited = self.coroutine
+        while awaited is not None:
+            frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+            if frame is None:
+                break
+            frames.append(frame)
+            awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        lines = ((frame, frame.f_lineno) for frame in frames)
+        return "".join(traceback.StackSummary.extract(lines).format())
+
+
+class Running:
+    """The handlers that run in this process.
+
+    Args:
+        patience: Seconds that a handler which wants to be alone waits for those that run; one that
+            takes longer hangs, and counts as away.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._runs: set[Run] = set()
+        self._open = asyncio.Event()  # not set while a handler is, or waits to be, alone
+        self._open.set()
+        self._ended = asyncio.Event()  # set when a handler ends
+        self._one = asyncio.Lock()  # held by the handler that is, or waits to be, alone
+
+    @contextlib.contextmanager
+    def _enter(self, run: Run) -> Iterator[None]:
+        run.began = monotonic()
+        self._runs.add(run)
+        try:
+            yield
+        finally:
+            self._runs.discard(run)
+            self._ended.set()
+
+    @contextlib.asynccontextmanager
+    async def beside(self, run: Run) -> AsyncIterator[None]:
+        """Run with others, unless one is alone."""
+        if not self._open.is_set():
+            await self._open.wait()  # once: those who wait go before the next that is alone
+        with self._enter(run):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def alone(self, run: Run) -> AsyncIterator[None]:
+        """Run while no other handler does, as far as those that hang can be ignored."""
+        async with self._one:
+            self._open.clear()
+            try:
+                while (left := self._longest_wait()) > 0:
+                    self._ended.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(left):
+                            await self._ended.wait()
+                with self._enter(run):
+                    yield
+            finally:
+                self._open.set()
+
+    def _longest_wait(self) -> float:
+        now = monotonic()
+        return max((run.began + self._patience - now for run in self._runs), default=0.0)
+
+    def overdue(self, after: float) -> list[Run]:
+        """Return the handlers that have run for *after* seconds; each once."""
+        limit = monotonic() - after
+        found = [run for run in self._runs if run.began < limit and not run.warned]
+        for run in found:
+            run.warned = True
+        return found
