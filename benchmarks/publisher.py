@@ -49,7 +49,8 @@ async def publish(
         in_flight: Unconfirmed messages at most.
     """
     if not django_settings.configured:
-        django_settings.configure(**env.gateway_settings(os.environ))
+        ours = {"WSGATEWAY_SERVICES": ["bench"]}
+        django_settings.configure(**ours, **env.gateway_settings(os.environ))
     subjects = Subjects(prefix)
     specs = wanted_streams(subjects, settings)
     broker = NatsBroker(LinkOptions((url,), timeout=30.0), subjects, specs)

@@ -130,6 +130,7 @@ def measure(server: str, scale: float, sync_interval: str) -> list[Row]:
             env = {
                 "NATS_BROKER_URL": nats.url,
                 "WSGATEWAY_PREFIX": f"b{secrets.token_hex(4)}",
+                "WSGATEWAY_SERVICES": "bench",
                 "DATABASE_URL": f"sqlite:///{folder}/db.sqlite3",
             }
             gateway = Gateway(Path(folder), env, server).start()

@@ -83,6 +83,7 @@ class Bench:
         values = {
             "NATS_BROKER_URL": self.nats.url,
             "WSGATEWAY_PREFIX": prefix,
+            "WSGATEWAY_SERVICES": "bench",
             "DATABASE_URL": f"sqlite:///{self.folder}/db.sqlite3",
             **env,
         }
@@ -111,7 +112,7 @@ def _prefix() -> str:
 @contextlib.asynccontextmanager
 async def _broker(bench: Bench, prefix: str) -> AsyncIterator[NatsBroker]:
     if not django_settings.configured:
-        django_settings.configure()
+        django_settings.configure(WSGATEWAY_SERVICES=["bench"])
     broker = NatsBroker(LinkOptions((bench.nats.url,), timeout=30.0), Subjects(prefix), [])
     await broker.open()
     try:

@@ -146,6 +146,9 @@ else:
         "wsgateway.identity.TokenIdentity",
     ]
 
+# What clients may talk to: the demo's own service, and the one of the README's tour
+WSGATEWAY_SERVICES = ["demo", "service1"]
+
 # PUBSUB_BROKER, NATS_BROKER_URL and every WSGATEWAY_… setting may come from the environment
 globals().update(env.gateway_settings(os.environ))
 

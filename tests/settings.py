@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("DEBUG", "1")
 
 from project.settings import *  # noqa: F403
+from tests import SERVICES
 
+WSGATEWAY_SERVICES = SERVICES
 PUBSUB_BROKER = "memory"
 NATS_BROKER_URL = ""
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -18,6 +18,7 @@ import websockets.asyncio.client
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from tests import SERVICES
 from wsgateway.broker.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +187,8 @@ class Gateway(Process):
         }
         name, *options = server.split()
         command = [*commands[name], *options, application]
-        full = site_env(**{"DEBUG": "1", "SECRET_KEY": "tests", **env})
+        ours = {"DEBUG": "1", "SECRET_KEY": "tests", "WSGATEWAY_SERVICES": ",".join(SERVICES)}
+        full = site_env(**{**ours, **env})
         super().__init__(command, folder / f"gateway-{self.port}.log", full)
 
     def start(self, timeout: float = 30.0) -> Gateway:

@@ -20,7 +20,9 @@ from django.utils.module_loading import import_string
 from wsgateway.asgi import Application
 from wsgateway.broker.addresses import Address
 from wsgateway.conf import SETTINGS, settings
+from wsgateway.declared import ANY, declared_services
 from wsgateway.exceptions import NameRefused
+from wsgateway.services.registry import discover
 from wsgateway.subjects import Subjects
 
 __all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS"]
@@ -338,6 +340,47 @@ def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) ->
     ]
 
 
+def check_services(**kwargs: Any) -> list[CheckMessage]:
+    """E002: a service that no stream can have; W004: one that no client may name."""
+    if not _possible("WSGATEWAY_PREFIX", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
+        return []
+    try:
+        subjects = Subjects(settings.PREFIX)
+    except NameRefused:
+        return []
+    declared = declared_services()
+    found: list[CheckMessage] = []
+    for service in sorted(declared.services):
+        try:
+            subjects.require_service(service)
+        except NameRefused as exc:
+            hint = "Services need a stream and a consumer of their own."
+            found.append(Error(f"{exc}.", hint=hint, id="wsgateway.E002"))
+    unlisted = sorted(set() if declared.is_open else discover().keys() - declared.services)
+    if unlisted:
+        found.append(
+            Warning(
+                f"WSGATEWAY_SERVICES does not list {', '.join(unlisted)}.",
+                hint="Add what clients should reach; their handlers get nothing otherwise.",
+                id="wsgateway.W004",
+            )
+        )
+    return found
+
+
+def check_production_services(**kwargs: Any) -> list[CheckMessage]:
+    """W109: clients may name any service, and all of them share one queue."""
+    if not _possible("WSGATEWAY_SERVICES") or ANY not in (settings.SERVICES or ()):
+        return []
+    return [
+        Warning(
+            "WSGATEWAY_SERVICES is ['*']: one client can fill the queue of every service.",
+            hint="List your services, or unset it if @service declares all of them.",
+            id="wsgateway.W109",
+        )
+    ]
+
+
 CHECKS: list[Check] = [
     check_names,
     check_values,
@@ -346,6 +389,7 @@ CHECKS: list[Check] = [
     check_urls,
     check_apps,
     check_entry_point,
+    check_services,
 ]
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,
@@ -353,6 +397,7 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_replicas,
     check_production_identity,
     check_production_origins,
+    check_production_services,
 ]
 DATABASE_CHECKS: list[Check] = [check_demo_users]
 """Appear with ``check --deploy --database NAME`` only."""

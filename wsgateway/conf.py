@@ -151,8 +151,13 @@ class Settings:
     SEND_MAX_AGE = _positive(
         7 * 86400.0, "How long a client's message waits for a service, seconds"
     )
-    SEND_MAX_MESSAGES = _count(1_000_000, "Client messages that may wait for services")
-    SEND_MAX_BYTES = _count(-1, "Bytes of client messages that may wait; -1: no limit", least=-1)
+    SEND_MAX_MESSAGES = _count(1_000_000, "Client messages that may wait for one service")
+    SEND_MAX_MESSAGES_PER_USER = _count(
+        10_000, "Client messages that may wait for one service from one user"
+    )
+    SEND_MAX_BYTES = _count(
+        -1, "Bytes of client messages that may wait for one service; -1: no limit", least=-1
+    )
     DEAD_MAX_AGE = _positive(30 * 86400.0, "How long a dead letter is kept, seconds")
     DUPLICATE_WINDOW = _positive(120.0, "How long a message id is remembered, seconds")
     CURSOR_MAX_AGE = _positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
@@ -178,8 +183,10 @@ class Settings:
     )
     SERVICES: Setting[list[str] | None] = Setting(
         None,
-        "Services that clients may connect to; None: any",
+        "Services that clients may name; None: those that are declared; ['*']: any (not isolated)",
         kind=(list, tuple, type(None)),
+        valid=lambda v: v is None or all(isinstance(name, str) and name for name in v),
+        want="a list of names",
     )
     ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
         None,

@@ -13,7 +13,7 @@ from wsgateway import daphne, uvicorn
 from wsgateway.codes import CloseCode
 from wsgateway.delivery import Delivery, get_hub
 from wsgateway.exceptions import BrokerError, IdentityRefused
-from wsgateway.identity import resolve_identity
+from wsgateway.identity import require_service, resolve_identity
 from wsgateway.origins import origin_allowed
 from wsgateway.protocol import ProtocolError, Resume, choose_subprotocol, parse_resume
 from wsgateway.sockets import RawSocket, Socket, V1Socket
@@ -92,6 +92,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
             if v1:  # the welcome says when delivery begins; no server's handshake time-out passes
                 await socket.accept()
             await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
+            await require_service(hub.broker, identity.service)
             async with hub.starting:
                 if transport.gone:
                     return

@@ -18,8 +18,10 @@ from django.core import signing
 from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
 
+from wsgateway.broker.base import Broker
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
+from wsgateway.declared import ANY
 from wsgateway.exceptions import IdentityRefused, NameRefused
 from wsgateway.handshake import bearer_token, cookie, parameter, route
 from wsgateway.logins import account_of, logged_in_user, session_store
@@ -33,6 +35,7 @@ __all__ = [
     "SignedCookieIdentity",
     "TokenIdentity",
     "make_token",
+    "require_service",
     "resolve_identity",
     "set_identity_cookie",
 ]
@@ -120,9 +123,27 @@ def _resolver(path: str) -> Resolver:
 
 def _require_allowed(identity: Identity) -> None:
     allowed = settings.SERVICES
-    if allowed is not None and identity.service not in allowed:
+    if allowed is not None and ANY not in allowed and identity.service not in allowed:
         raise IdentityRefused(
             CloseCode.FORBIDDEN, f"service {identity.service!r} is not in WSGATEWAY_SERVICES"
+        )
+
+
+async def require_service(broker: Broker, service: str) -> None:
+    """Refuse a socket for a service that does not exist.
+
+    Raises:
+        IdentityRefused: There is no such service, or none can have this name.
+        BrokerUnavailable: Not known now.
+    """
+    try:
+        broker.subjects.require_service(service)
+    except NameRefused as exc:
+        raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
+    if not await broker.service_exists(service):
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN,
+            f"service {service!r} does not exist; declare it with @service or WSGATEWAY_SERVICES",
         )
 
 

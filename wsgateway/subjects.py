@@ -20,11 +20,14 @@ GROUP_SERVICE = "\0group"
 means it, so that no client can name it: its token is a bare ``=``, which no name encodes to."""
 _GROUP_TOKEN = "="  # noqa: S105 - a subject's token
 
+MAX_STREAM_NAME = 255
+"""Longest name of a stream or consumer that NATS takes."""
 MAX_NAME_BYTES = 255
 """Longest name, in UTF-8 bytes; escaping at most triples it and NATS takes 4,096 a line."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
+_UNSAFE_IN_STREAM = re.compile(rb"[^a-z0-9_-]")
 _ESCAPE = re.compile(rb"=([0-9A-F]{2})")
 _TOKEN = re.compile(rb"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+\Z")
 
@@ -158,6 +161,10 @@ class Subjects:
         service = GROUP_SERVICE if group else decode_token(tokens[-2])
         return tokens[self._skip - 1], Inbox(service, decode_token(tokens[-1]))
 
+    def move(self, inbox: Inbox) -> str:
+        """Where `setup_streams` publishes what it moves into a service's stream."""
+        return self._inbox("move", inbox)
+
     def cursor_key(self, inbox: Inbox, device: str) -> str:
         """Return the key-value key of a device's cursor."""
         tokens = (encode_token(inbox.service), encode_token(inbox.user), encode_token(device))
@@ -174,3 +181,56 @@ class Subjects:
     def stream(self, kind: str) -> str:
         """Return the stream's name, for example ``WS_RECV``."""
         return f"{self.upper}_{kind.upper()}"
+
+    def queue(self, service: str) -> str:
+        """Return the name of the stream that holds what clients send to *service*.
+
+        The server keeps a stream in a folder of its name, and not every file system tells upper
+        case from lower. So upper-case letters are escaped here, too.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        encode_token(service)
+        token = _UNSAFE_IN_STREAM.sub(lambda found: b"=%02X" % found.group()[0], service.encode())
+        return _short_enough(service, f"{self.upper}_SEND_{token.decode()}")
+
+    def consumer(self, service: str) -> str:
+        """Return the name of the consumer that all workers of *service* share.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        return _short_enough(service, f"service-{encode_token(service)}")
+
+    def require_service(self, service: str) -> None:
+        """Refuse a name that no stream, or no consumer, can have.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        self.queue(service)
+        self.consumer(service)
+
+    def service_of(self, queue: str) -> str | None:
+        """Return the service whose stream has this name; None if it is not a service's."""
+        prefix = f"{self.upper}_SEND_"
+        if not queue.startswith(prefix):
+            return None
+        try:
+            raw = _ESCAPE.sub(
+                lambda found: bytes([int(found.group(1), 16)]), queue[len(prefix) :].encode()
+            )
+            service = raw.decode()
+            return service if self.queue(service) == queue else None
+        except (NameRefused, UnicodeError):
+            return None
+
+
+def _short_enough(service: str, name: str) -> str:
+    if len(name) > MAX_STREAM_NAME:
+        raise NameRefused(
+            f"service name {service[:20]!r}… takes {len(name)} characters in NATS, which allows "
+            f"{MAX_STREAM_NAME}; use a shorter one of [a-z0-9_-]"
+        )
+    return name

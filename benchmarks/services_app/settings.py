@@ -20,3 +20,4 @@ if "BENCH_REDIS" in os.environ:
         }
     }
 LOGGING = {"version": 1, "disable_existing_loggers": False}
+WSGATEWAY_SERVICES = None  # those that `ws_services` declares

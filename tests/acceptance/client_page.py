@@ -11,7 +11,7 @@ from tests.faults.traffic import stored
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.subjects import Inbox
 
-INBOX = Inbox("acceptance", "ann")
+INBOX = Inbox("orders", "ann")
 
 # Any page of the site will do: the script needs its origin.
 PAGE = "/login/"

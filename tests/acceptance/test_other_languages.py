@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ from wsgateway.client import GatewayError, connect
 from wsgateway.subjects import encode_token
 
 PAGE = (ROOT / "docs/other-languages.md").read_text()
+
+
+@pytest.fixture
+def gateway(gateway_factory: Callable[..., Gateway]) -> Gateway:
+    """A gateway whose site lists the page's service."""
+    return gateway_factory(WSGATEWAY_SERVICES="prices")
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ async def test_service_in_javascript_answers_and_survives_sigkill(
     gateway: Gateway, service: Process, nats_server: EmbeddedServer, prefix: str
 ) -> None:
     async with client_of(gateway) as client, await nats.connect(nats_server.url) as connection:
-        stream = f"{prefix.upper()}_SEND"
+        stream = f"{prefix.upper()}_SEND_prices"
         # asked while there is no service: it waits in the queue
         asking = asyncio.create_task(client.request({"item": "tea"}))
         async with asyncio.timeout(20):

@@ -93,7 +93,7 @@ async def test_browser_to_other_language(gateway: Gateway, node: Node, prefix: s
     queue = await asyncio.to_thread(
         node,
         "consume",
-        stream=f"{prefix.upper()}_SEND",
+        stream=f"{prefix.upper()}_SEND_service1",
         filter=f"{prefix}.send.service1.*",
         count=len(sent),
     )

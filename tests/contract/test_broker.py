@@ -258,6 +258,64 @@ class TestOffer:
         with pytest.raises(BrokerUnavailable):
             brokers.new().offer(ANN, text("x"), "x")
 
+    async def test_full_queue_of_one_service_leaves_the_others_alone(
+        self, brokers: Brokers
+    ) -> None:
+        """One user who sent to a service that nobody ran filled the queue of all services."""
+        brokers.settings.WSGATEWAY_SEND_MAX_MESSAGES = 2
+        broker = await brokers.open()
+        for number in range(2):
+            await broker.offer(ANN, text(f"{number}"), f"{number}")
+        with pytest.raises(QueueFull):
+            await broker.offer(BOB, text("x"), "x")
+        other = Inbox("service1", "ann")
+        await broker.offer(other, text("y"), "y")
+        assert await brokers.sent(broker, other) == [b"y"]
+
+    async def test_full_queue_of_one_user_leaves_the_others_alone(self, brokers: Brokers) -> None:
+        """One user's backlog refused everybody's messages to the same service."""
+        brokers.settings.WSGATEWAY_SEND_MAX_MESSAGES_PER_USER = 2
+        broker = await brokers.open()
+        for number in range(2):
+            await broker.offer(ANN, text(f"{number}"), f"{number}")
+        with pytest.raises(QueueFull):
+            await broker.offer(ANN, text("2"), "2")
+        await broker.offer(BOB, text("x"), "x")
+        assert await brokers.sent(broker, ANN) == [b"0", b"1"]
+        assert await brokers.sent(broker, BOB) == [b"x"]
+
+
+class TestServices:
+    async def test_declared_ones_exist_and_others_do_not(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_SERVICES = ["orders", "Orders", "a.b", "a b", "ä"]
+        broker = await brokers.open()
+        for service in brokers.settings.WSGATEWAY_SERVICES:
+            assert broker.known_service(service) is True
+            assert await broker.service_exists(service)
+            inbox = Inbox(service, "ann")
+            await broker.offer(inbox, text(service), f"id {len(service)}")
+            assert await brokers.sent(broker, inbox) == [service.encode()]
+        for service in ("order", "ORDERS", "a", "*", "x" * 255, "a_b"):
+            assert not await broker.service_exists(service)
+            assert broker.known_service(service) is False
+
+    async def test_any_exists_where_the_setting_says_so(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_SERVICES = ["*"]
+        broker = await brokers.open()
+        assert broker.known_service("whatever") is True
+        inbox = Inbox("whatever", "ann")
+        await broker.offer(inbox, text("x"), "x")
+        assert await brokers.sent(broker, inbox) == [b"x"]
+
+    async def test_without_the_setting_what_is_registered_exists(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_SERVICES = None
+        broker = await brokers.open()
+        assert await broker.service_exists("demo")
+        assert not await broker.service_exists("orders")
+
+    async def test_inboxes_of_durable_groups_always_exist(self, broker: Broker) -> None:
+        assert broker.known_service(GROUP_SERVICE) is True
+
 
 class TestReadAfter:
     async def test_exclusive_and_oldest_first(self, broker: Broker, other: Broker) -> None:
@@ -477,7 +535,9 @@ class TestCursors:
         assert await other.load_cursor(ANN, device) == 5
         assert await other.load_cursor(ANN, "another") == 0
 
-    async def test_longest_names_that_need_most_escapes(self, broker: Broker) -> None:
+    async def test_longest_names_that_need_most_escapes(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_SERVICES = ["*"]  # a stream of its own could not have this name
+        broker = await brokers.open()
         longest = "*" * 255
         inbox = Inbox(longest, longest)
         await broker.save_cursor(inbox, longest, 5)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_service_workers import WorkerProcess, lines, worker
+from tests.faults.test_service_workers import WorkerProcess, lines, services, worker
 from tests.support import until
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.frames import Frame
 from wsgateway.services import deadletters
 from wsgateway.subjects import Inbox
 
-__all__ = ["worker"]  # a fixture
+__all__ = ["services", "worker"]  # fixtures
 
 
 async def offer(broker: NatsBroker, user: str, text: str) -> None:
@@ -29,7 +29,7 @@ async def dead(broker: NatsBroker) -> list[deadletters.DeadLetter]:
 
 
 async def waiting(broker: NatsBroker) -> int:
-    info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.stream('send')}")
+    info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.queue('deadly')}")
     return int(info["state"]["messages"])
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from asgiref.sync import async_to_sync
 
@@ -49,13 +50,15 @@ def whole_group(process: Process) -> Iterator[None]:
 
 
 def test_new_code_handles_what_comes_after_the_change(
-    tmp_path: Path, nats_server: EmbeddedServer, prefix: str, nats_settings: object
+    tmp_path: Path, nats_server: EmbeddedServer, prefix: str, nats_settings: Any
 ) -> None:
+    nats_settings.WSGATEWAY_SERVICES = ["changing"]
     log, app = tmp_path / "handled", tmp_path / "changing"
     app.mkdir()
     (app / "__init__.py").touch()
     (app / "settings.py").write_text(
         "from project.settings import *\nINSTALLED_APPS = [*INSTALLED_APPS, 'changing']\n"
+        "WSGATEWAY_SERVICES = None\n"
     )
     handler = app / "ws_services.py"
     handler.write_text(HANDLER.format(log=str(log), word="old"))

@@ -37,6 +37,12 @@ class WorkerProcess(Process):
         return self
 
 
+@pytest.fixture(autouse=True)
+def services(nats_settings: Any) -> None:
+    """Declare what the workers do."""
+    nats_settings.WSGATEWAY_SERVICES = ["counted", "deadly", "threaded"]
+
+
 @pytest.fixture
 def worker(
     tmp_path: Path, nats_server: EmbeddedServer, prefix: str
@@ -105,7 +111,7 @@ async def test_workers_killed_one_after_the_other(
     assert first == {f"u{user}": list(range(EACH)) for user in range(USERS)}
     twice = len(lines(tmp_path, "end")) - len(every)
     assert twice <= 2 * 16  # at most what two killed workers had finished, but not acknowledged
-    info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.stream('send')}")
+    info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.queue('counted')}")
     assert info["state"]["messages"] == 0
 
 

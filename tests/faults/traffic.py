@@ -33,11 +33,14 @@ async def broker_at(urls: Sequence[str], prefix: str) -> AsyncIterator[NatsBroke
 async def stored(broker: NatsBroker, kind: str, inbox: Inbox = INBOX) -> list[bytes]:
     """Return every payload that a stream holds for *inbox*, in order."""
     subject = getattr(broker.subjects, kind)(inbox)
+    stream = broker.subjects.stream(kind)
+    if kind == "send":
+        stream = await broker.services.queue(inbox.service)
     found: list[bytes] = []
     last = 0
     while True:
         request = {"seq": last + 1, "next_by_subj": subject, "batch": 1000, "max_bytes": 8_000_000}
-        batch = await broker.jetstream.direct(broker.subjects.stream(kind), request)
+        batch = await broker.jetstream.direct(stream, request)
         if not batch.replies:
             return found
         found += [reply.data for reply in batch.replies]

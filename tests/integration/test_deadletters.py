@@ -21,7 +21,7 @@ def offsets(nats_settings: Any) -> list[int]:
     """Two dead letters, of two services."""
 
     async def fill(broker: Any) -> None:
-        for number, service in ((1, "orders"), (2, "chat")):
+        for number, service in ((1, "orders"), (2, "service1")):
             headers = {"Ws-Client-Id": f"c{number}", "Ws-Frame": "text"}
             ack = f"$JS.ACK.S.C.5.{number}.1.0.0"
             job = Job(Inbox(service, "ann"), b"<b>poison</b>", headers, ack)
@@ -38,7 +38,7 @@ def offsets(nats_settings: Any) -> list[int]:
 
 def queue(prefix: str) -> dict[str, Any]:
     async def ask(broker: Any) -> Any:
-        return await broker.jetstream.api(f"STREAM.INFO.{prefix.upper()}_SEND")
+        return await broker.jetstream.api(f"STREAM.INFO.{prefix.upper()}_SEND_orders")
 
     return dict(portal.call_sync(ask)["state"])
 
@@ -55,7 +55,7 @@ def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix:
     lines = output(capsys, "list").splitlines()
     assert len(lines) == 2
     assert re.fullmatch(r"1\t\S+\torders\tann\t5 attempts\tValueError: bad 1", lines[0])
-    assert "\tchat\t" in output(capsys, "list", "--service", "chat")
+    assert "\tservice1\t" in output(capsys, "list", "--service", "service1")
     shown = output(capsys, "show", "1")
     assert "Ws-Client-Id: c1" in shown
     assert "Traceback (most recent call last)" in shown
@@ -78,7 +78,7 @@ def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
     page = client.get(url).content.decode()
     assert "ValueError: bad 1" in page
     assert "ValueError: bad 2" in page
-    page = client.get(url, {"service": "chat"}).content.decode()
+    page = client.get(url, {"service": "service1"}).content.decode()
     assert "bad 1" not in page
     page = client.get(f"{url}1/change/").content.decode()
     assert "&lt;b&gt;poison&lt;/b&gt;" in page

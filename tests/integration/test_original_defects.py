@@ -22,7 +22,7 @@ ANN = Inbox("service1", "ann")
 
 @pytest.fixture
 async def broker(gateway: Gateway, nats_server: EmbeddedServer, prefix: str) -> AsyncIterator[Any]:
-    async with gateway.connect("setup", "streams"), broker_at([nats_server.url], prefix) as broker:
+    async with gateway.connect("service1", "setup"), broker_at([nats_server.url], prefix) as broker:
         yield broker
 
 
@@ -167,8 +167,7 @@ async def test_thousand_users_need_no_consumer(gateway: Gateway, broker: NatsBro
         *(gateway.connect("service1", f"u{number}") for number in range(1100))
     )
     try:
-        for kind in ("recv", "send"):
-            name = broker.subjects.stream(kind)
+        for name in (broker.subjects.stream("recv"), broker.subjects.queue("service1")):
             info = await broker.jetstream.api(f"STREAM.INFO.{name}")
             assert info["state"]["consumer_count"] == 0
         await publish(broker, Inbox("service1", "u1099"), ["hello"])

@@ -339,7 +339,7 @@ async def test_traceback_is_logged_at_the_first_try_and_the_last(
 
 
 async def make_again(broker: NatsBroker, kind: str) -> None:
-    name = broker.subjects.stream(kind)
+    name = broker.subjects.queue("orders") if kind == "send" else broker.subjects.stream(kind)
     config = (await broker.jetstream.api(f"STREAM.INFO.{name}"))["config"]
     await broker.jetstream.api(f"STREAM.DELETE.{name}")
     await broker.jetstream.api(f"STREAM.CREATE.{name}", config)
@@ -378,5 +378,5 @@ async def test_dead_letters_and_their_retries_survive_new_streams(
             (letter,) = await letters(broker)
             assert letter.payload == payload
             await deadletters.retry(broker, letter)
-        await broker.jetstream.api(f"STREAM.PURGE.{broker.subjects.stream('send')}")
+        await broker.jetstream.api(f"STREAM.PURGE.{broker.subjects.queue('orders')}")
         await make_again(broker, kind)

@@ -41,7 +41,7 @@ async def test_async_handler_gets_everything_about_a_message(broker: NatsBroker)
     stored = await answers(broker)
     assert [json.loads(s.payload) for s in stored] == [{"ok": True, "was": {"n": 1}}]
     assert stored[0].reply_to is None
-    info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.stream('send')}")
+    info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.queue('orders')}")
     assert info["state"]["messages"] == 0
 
 

@@ -17,7 +17,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 
-FAMILIES = ("RECV", "SEND", "DEAD")
+FAMILIES = ("RECV", "DEAD", "SEND_orders", "SEND_=4Frders")
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ async def config(plain: NatsBroker, name: str) -> dict[str, Any]:
 async def test_set_up_creates_changes_and_then_does_nothing(
     nats_settings: Any, plain: NatsBroker, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    nats_settings.WSGATEWAY_SERVICES = ["orders", "Orders"]
     upper = prefix.upper()
     done = await asyncio.to_thread(set_up, capsys)
     assert set(done) == {

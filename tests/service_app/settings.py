@@ -5,3 +5,4 @@ from __future__ import annotations
 from project.settings import *  # noqa: F403
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.service_app"]  # type: ignore[name-defined]  # noqa: F405
+WSGATEWAY_SERVICES = None  # those that `ws_services` declares

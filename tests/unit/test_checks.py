@@ -233,3 +233,22 @@ def test_every_id_has_its_test_and_its_place_in_the_documentation() -> None:
     table = re.findall(r"^\| `wsgateway\.([EW]\d{3})`", (ROOT / "docs/errors.md").read_text(), re.M)
     assert ids == tests == set(table)
     assert len(table) == len(ids)
+
+
+def test_E002_service_that_no_stream_can_have(settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["demo", "A" * 90]
+    assert "takes 278 characters in NATS" in messages()["E002"]
+
+
+def test_W004_handler_of_a_service_that_is_not_listed(settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["orders"]
+    assert messages()["W004"] == "WSGATEWAY_SERVICES does not list demo."
+    settings.WSGATEWAY_SERVICES = None
+    assert "W004" not in messages()
+
+
+@pytest.mark.usefixtures("production")
+def test_W109_any_service(settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["*"]
+    assert "W109" not in messages()
+    assert "fill the queue of every service" in messages(deploy=True)["W109"]

@@ -45,6 +45,8 @@ def test_nothing_is_cached() -> None:
         ("WSGATEWAY_ACK_WAIT", 0, "WSGATEWAY_ACK_WAIT is 0, but must be above 0"),
         ("WSGATEWAY_RATE_LIMIT", -1, "WSGATEWAY_RATE_LIMIT is -1, but must be 0 or more"),
         ("WSGATEWAY_SERVICES", "a", "must be of type list or tuple or NoneType"),
+        ("WSGATEWAY_SERVICES", ["a", ""], "must be a list of names"),
+        ("WSGATEWAY_SERVICES", [1], "must be a list of names"),
     ],
 )
 def test_impossible_value_is_refused_on_use(name: str, value: object, text: str) -> None:

@@ -47,7 +47,7 @@ names = st.one_of(
     st.text(min_size=1, max_size=60),
     st.text(alphabet="=.*> aA0k2E_-é", min_size=1, max_size=6),
 ).filter(lambda name: name.encode("utf-8", "replace").decode() == name)
-KINDS = ("recv", "send", "live", "conn", "dead")
+KINDS = ("recv", "send", "live", "conn", "dead", "move")
 
 
 @given(names)
@@ -168,3 +168,41 @@ def test_names_below_a_prefix() -> None:
     assert subjects.group("a..b") == "acme.ws-1.recv.a=2E=2Eb"
     assert subjects.channel("x") == "acme.ws-1.chan.x"
     assert subjects.process("p!") == "acme.ws-1.proc.p=21"
+
+
+short_names = names.filter(lambda name: len(name.encode()) <= 60)
+
+
+@given(short_names, short_names)
+def test_two_services_never_share_a_stream_even_where_case_does_not_count(
+    one: str, other: str
+) -> None:
+    subjects = Subjects("acme.ws-1")
+    assume(one != other)
+    assert subjects.queue(one).lower() != subjects.queue(other).lower()
+
+
+@given(short_names)
+def test_service_is_read_back_from_its_stream(service: str) -> None:
+    subjects = Subjects("acme.ws-1")
+    queue = subjects.queue(service)
+    assert queue.startswith("ACME_WS_1_SEND_")
+    assert TOKEN.match(queue)
+    assert subjects.service_of(queue) == service
+    subjects.require_service(service)
+
+
+@given(st.text(max_size=20))
+def test_other_names_are_no_service(name: str) -> None:
+    subjects = Subjects()
+    service = subjects.service_of(name)
+    assert service is None or subjects.queue(service) == name
+    service = subjects.service_of(f"WS_SEND_{name}")
+    assert service is None or subjects.queue(service) == f"WS_SEND_{name}"
+
+
+@pytest.mark.parametrize("service", ["x" * 248, "A" * 83, "ä" * 42])
+def test_service_that_no_stream_or_consumer_can_have_is_refused(service: str) -> None:
+    """Such names were accepted, and their messages never served."""
+    with pytest.raises(NameRefused, match="NATS, which allows 255; use a shorter one"):
+        Subjects().require_service(service)

@@ -254,6 +254,24 @@ class Broker(ABC):
         """Call *callback* each time the connection is lost, before anything else is received."""
 
     @abstractmethod
+    def known_service(self, service: str) -> bool | None:
+        """Say whether *service* exists, without waiting; None if that has to be asked.
+
+        For hot paths: on None, await `service_exists`.
+        """
+
+    @abstractmethod
+    async def service_exists(self, service: str) -> bool:
+        """Say whether *service* exists: whether it is declared, here or by another process.
+
+        The streams are the registry, so a process that declares nothing knows, too. What exists
+        is remembered until the next connection; what does not, for a few seconds at most.
+
+        Raises:
+            BrokerUnavailable: No answer in time.
+        """
+
+    @abstractmethod
     async def publish(
         self,
         inbox: Inbox,

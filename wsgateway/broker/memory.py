@@ -23,9 +23,10 @@ from wsgateway.broker.base import (
     check_headers,
     check_published,
 )
+from wsgateway.declared import EVERYTHING, Declared, declared_services
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
@@ -73,10 +74,11 @@ class MemoryStore:
     Attributes:
         max_messages: Messages kept per inbox; the oldest goes first.
         max_age: Seconds that a message is kept.
-        max_waiting: Client messages that may wait for services.
+        max_waiting: Client messages that may wait for one service.
         duplicate_window: Seconds that a message id is remembered.
         max_size: Bytes in a payload.
         max_devices: Cursors of one user.
+        max_waiting_per_user: Client messages that may wait for one service from one user.
     """
 
     max_messages: int = 10_000
@@ -85,9 +87,10 @@ class MemoryStore:
     duplicate_window: float = 120.0
     max_size: int = 1_000_000
     max_devices: int = 100
+    max_waiting_per_user: int = 10_000
     epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
     received: _Sequence = field(default_factory=lambda: _Sequence())
-    sent: _Sequence = field(default_factory=lambda: _Sequence())
+    sent: dict[str, _Sequence] = field(default_factory=lambda: defaultdict(_Sequence))
     inboxes: dict[Inbox, list[_Kept]] = field(default_factory=lambda: defaultdict(list))
     accepted: list[tuple[Inbox, Frame]] = field(default_factory=list)
     cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
@@ -104,6 +107,17 @@ class MemoryStore:
         found = [kept for kept in self.inboxes[inbox] if kept.until > now]
         self.inboxes[inbox] = found[-self.max_messages :]
         return self.inboxes[inbox]
+
+    def is_full(self, inbox: Inbox) -> str:
+        """Return why a user's next message to the service is refused; "" if it is not."""
+        if len(self.accepted) < min(self.max_waiting, self.max_waiting_per_user):
+            return ""
+        waiting = [to for to, _ in self.accepted if to.service == inbox.service]
+        if len(waiting) >= self.max_waiting:
+            return f"{len(waiting)} client messages already wait for {inbox.service!r}"
+        if waiting.count(inbox) >= self.max_waiting_per_user:
+            return f"{waiting.count(inbox)} of this user's messages wait for {inbox.service!r}"
+        return ""
 
     def start_anew(self) -> None:
         """Forget the inboxes, as when the stream is deleted and made again."""
@@ -142,9 +156,17 @@ class MemoryBroker(Broker):
 
     Args:
         store: What to share with other brokers of this process; None: a store of its own.
+        subjects: Names below the installation's prefix.
+        declared: The services that exist.
     """
 
-    def __init__(self, store: MemoryStore | None = None, subjects: Subjects | None = None) -> None:
+    def __init__(
+        self,
+        store: MemoryStore | None = None,
+        subjects: Subjects | None = None,
+        declared: Declared = EVERYTHING,
+    ) -> None:
+        self._declared = declared
         self.store = store or MemoryStore()
         self.subjects = subjects or Subjects()
         self._open = False
@@ -156,7 +178,7 @@ class MemoryBroker(Broker):
     @classmethod
     def from_settings(cls, settings: Settings) -> MemoryBroker:
         """Return a broker with the settings' limits on the process's shared store."""
-        return cls(shared_store(settings), Subjects(settings.PREFIX))
+        return cls(shared_store(settings), Subjects(settings.PREFIX), declared_services())
 
     async def open(self) -> None:
         self._refuse_closed()
@@ -192,6 +214,14 @@ class MemoryBroker(Broker):
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
         return self._enter(self._on_lost, callback)
+
+    def known_service(self, service: str) -> bool:
+        declared = self._declared
+        return declared.is_open or service is GROUP_SERVICE or service in declared.services
+
+    async def service_exists(self, service: str) -> bool:
+        await self.wait_ready()
+        return self.known_service(service)
 
     async def publish(
         self,
@@ -238,17 +268,17 @@ class MemoryBroker(Broker):
             raise BrokerUnavailable("the broker is not open yet; call open()")
         check_headers({**(headers or {}), "Nats-Msg-Id": msg_id})
         result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        store, known = self.store, self.store.sent.known(msg_id)
+        store, sent = self.store, self.store.sent[inbox.service]
+        known = sent.known(msg_id)
         if len(frame.payload) > store.max_size:
             result.set_exception(MessageTooBig(len(frame.payload), store.max_size))
         elif known:
             result.set_result(known)
-        elif len(store.accepted) >= store.max_waiting:
-            text = f"{store.max_waiting} client messages already wait for services"
-            result.set_exception(QueueFull(text))
+        elif full := store.is_full(inbox):
+            result.set_exception(QueueFull(full))
         else:
             store.accepted.append((inbox, frame))
-            offset = store.sent.next(msg_id, store.duplicate_window)
+            offset = sent.next(msg_id, store.duplicate_window)
             result.set_result(Receipt(offset, False))
         return result
 
@@ -358,6 +388,7 @@ def shared_store(settings: Settings) -> MemoryStore:
             settings.DUPLICATE_WINDOW,
             settings.MAX_MESSAGE_SIZE,
             settings.MAX_DEVICES_PER_USER,
+            settings.SEND_MAX_MESSAGES_PER_USER,
         )
     return _shared
 

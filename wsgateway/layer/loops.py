@@ -26,6 +26,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions, LinkState, new_inbox
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
+from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
 from wsgateway.layer.fullness import FullChannels
@@ -83,9 +84,8 @@ class Node:
         self.loop = loop
         self.is_background = is_background
         self.subjects = Subjects(target.prefix)
-        self.broker = NatsBroker(
-            target.options, self.subjects, wanted_streams(self.subjects, settings)
-        )
+        specs = wanted_streams(self.subjects, settings)
+        self.broker = NatsBroker(target.options, self.subjects, specs, declared=declared_services())
         self.blobs = Blobs(self.broker)
         self.link = self.broker.link
         self.publish = self.link.publish

@@ -8,6 +8,7 @@ from wsgateway.broker.addresses import Address
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
+from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.subjects import Subjects
 
@@ -68,4 +69,5 @@ def broker_from_settings(settings: Settings) -> NatsBroker:
         subjects,
         wanted_streams(subjects, settings),
         settings.MAX_DEVICES_PER_USER,
+        declared_services(),
     )

@@ -25,8 +25,10 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.cursors import Cursors
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.link import Link, LinkOptions
+from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.streams import NANO, Streams, StreamSpec
+from wsgateway.declared import NOTHING, Declared
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, Subjects
@@ -96,6 +98,7 @@ class NatsBroker(Broker):
         subjects: Names below the installation's prefix.
         specs: The streams that must be there, as `streams.wanted_streams` makes them.
         max_devices: Cursors that one user keeps.
+        declared: The services among them.
     """
 
     def __init__(
@@ -104,11 +107,13 @@ class NatsBroker(Broker):
         subjects: Subjects,
         specs: Iterable[StreamSpec],
         max_devices: int = 100,
+        declared: Declared = NOTHING,
     ) -> None:
         self.subjects = subjects
         self.link = Link(options)
         self.jetstream = JetStream(self.link, options.timeout, options.publish_timeout)
-        self.streams = Streams(self.jetstream, specs)
+        self.streams = Streams(self.jetstream, subjects, specs)
+        self.services = Registry(self.jetstream, subjects, declared)
         self._timeout = options.timeout
         self._recv = subjects.stream("recv")
         self._epoch = ""
@@ -132,6 +137,7 @@ class NatsBroker(Broker):
             self._opened = True
             self.link.on_open(self._on_open)
             self.link.on_lost(self._on_lost)
+            self.listen(TOPIC, lambda _: self.services.doubt())
             if self.link.is_open:  # since `set_up`
                 self._on_open()
 
@@ -189,7 +195,10 @@ class NatsBroker(Broker):
 
     async def _check(self) -> None:
         self._require_server()
-        infos = await self.streams.ensure()
+        infos, created = await self.streams.ensure()
+        await self.services.refresh()
+        if created:
+            self.broadcast(TOPIC, b"")
         if self._recv in infos:
             self._learn(infos[self._recv])
 
@@ -211,7 +220,9 @@ class NatsBroker(Broker):
         self._require_server()
         patience = self.jetstream.publish_timeout  # an operator's command outlasts an election
         jetstream = JetStream(self.link, patience, patience)
-        return await Streams(jetstream, self.streams.specs).setup()
+        lines = await Streams(jetstream, self.subjects, self.streams.specs).setup()
+        self.broadcast(TOPIC, b"")
+        return lines
 
     @property
     def ready(self) -> bool:
@@ -245,6 +256,14 @@ class NatsBroker(Broker):
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
         return _Ended(self.link.on_lost(callback))
+
+    # -- services ------------------------------------------------------------------------
+
+    def known_service(self, service: str) -> bool | None:
+        return self.services.known(service)
+
+    async def service_exists(self, service: str) -> bool:
+        return await self.services.exists(service)
 
     # -- publish -------------------------------------------------------------------------
 

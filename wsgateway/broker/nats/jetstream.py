@@ -43,6 +43,7 @@ ITS_OWN_FAULT = frozenset({10097, 10165})
 ``Nats-…`` headers are missing here because `check_published` keeps them out."""
 NOT_ENABLED = (10039, 10076)
 """JetStream is off for the account, or for the server."""
+SUBJECTS_OVERLAP = 10065
 
 
 class ApiError(BrokerError):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError, JetStream
+from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiError, JetStream
+from wsgateway.declared import Declared, declared_services
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.subjects import Subjects
 
-__all__ = ["StreamSpec", "Streams", "wanted_streams"]
+__all__ = ["OWNER", "StreamSpec", "Streams", "require_own", "wanted_streams"]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -25,6 +27,9 @@ SETTING_OF = {
     "max_msgs": "_MAX_MESSAGES",
     "max_bytes": "_MAX_BYTES",
 }
+OWNER = "wsgateway.prefix"
+"""In a stream's metadata: the prefix of the installation that it belongs to."""
+MOVE = 'run "manage.py setup_streams" to give each service its own stream'
 NANO = 1_000_000_000
 
 
@@ -35,10 +40,12 @@ class StreamSpec:
     Attributes:
         config: The fields that matter, as in the JetStream API (durations in nanoseconds).
         family: Prefix of its settings, for messages: ``INBOX``, ``SEND`` …
+        service: Whose queue it is; None: another stream, or the queue that all share.
     """
 
     config: dict[str, Any] = field(hash=False)
     family: str
+    service: str | None = None
 
     @property
     def name(self) -> str:
@@ -47,7 +54,12 @@ class StreamSpec:
 
     def differences(self, real: dict[str, Any]) -> list[str]:
         """Return the fields in which *real* (a config from STREAM.INFO) differs."""
-        return [key for key, value in self.config.items() if _norm(real.get(key)) != _norm(value)]
+        return [key for key, value in self.config.items() if _differs(key, real.get(key), value)]
+
+    def changed(self, real: dict[str, Any]) -> dict[str, Any]:
+        """Return *real* with what the settings want; what they do not mention stays."""
+        metadata = {**(real.get("metadata") or {}), **self.config["metadata"]}
+        return {**real, **self.config, "metadata": metadata}
 
     def describe(self, name: str, real: dict[str, Any]) -> str:
         """Return a sentence about the differing field *name*, with the cure."""
@@ -64,6 +76,12 @@ class StreamSpec:
         return f"stream {self.name!r} has {name} {have}, settings want {want}; {cure}"
 
 
+def _differs(key: str, have: Any, want: Any) -> bool:
+    if key == "metadata":  # the server and operators have theirs
+        return not want.items() <= (have or {}).items()
+    return bool(_norm(have) != _norm(want))
+
+
 def _norm(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: item for key, item in value.items() if item not in (None, False, "")}
@@ -77,8 +95,17 @@ def _show(name: str, value: Any) -> str:
 
 
 def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
-    """Return every stream that *settings* (a `wsgateway.conf.Settings`) want."""
-    common = {"storage": settings.STORAGE, "num_replicas": settings.REPLICAS}
+    """Return every stream that *settings* (a `wsgateway.conf.Settings`) want; the inboxes' first.
+
+    Raises:
+        NameRefused: A service is declared that cannot have a stream.
+    """
+    declared = declared_services()
+    common = {
+        "storage": settings.STORAGE,
+        "num_replicas": settings.REPLICAS,
+        "metadata": {OWNER: subjects.prefix},
+    }
     window = min(settings.DUPLICATE_WINDOW, settings.INBOX_MAX_AGE, settings.SEND_MAX_AGE)
     duplicates = {"duplicate_window": int(window * NANO)}
     recv, live = subjects.all_of("recv"), f"{subjects.prefix}.live"
@@ -100,12 +127,12 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         **common,
     }
     send = {
-        "name": subjects.stream("send"),
-        "subjects": [subjects.all_of("send")],
         "retention": "workqueue",
         "discard": "new",
+        "discard_new_per_subject": True,
         "max_age": int(settings.SEND_MAX_AGE * NANO),
         "max_msgs": settings.SEND_MAX_MESSAGES,
+        "max_msgs_per_subject": settings.SEND_MAX_MESSAGES_PER_USER,
         "max_bytes": settings.SEND_MAX_BYTES,
         "allow_direct": True,
         **duplicates,
@@ -145,11 +172,48 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
     }
     return [
         StreamSpec(inbox, "INBOX"),
-        StreamSpec(send, "SEND"),
         StreamSpec(dead, "DEAD"),
         StreamSpec(cursors, "CURSOR"),
         StreamSpec(tries, "SEND"),
+        *_queues(subjects, declared, send),
     ]
+
+
+def _queues(subjects: Subjects, declared: Declared, config: dict[str, Any]) -> list[StreamSpec]:
+    """Return the streams that keep what clients send."""
+    if declared.is_open:
+        names = {"name": subjects.stream("send"), "subjects": [subjects.all_of("send")]}
+        return [StreamSpec({**config, **names}, "SEND")]
+    specs = []
+    for service in sorted(declared.services):
+        names = {"name": subjects.queue(service), "subjects": [subjects.all_of("send", service)]}
+        specs.append(StreamSpec({**config, **names}, "SEND", service))
+    return specs
+
+
+def require_own(real: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a stream of another installation: different prefixes can make the same name.
+
+    Args:
+        real: A config from STREAM.INFO.
+        prefix: This installation's.
+
+    Raises:
+        BrokerMisconfigured: It is another's.
+    """
+    name, subjects = real["name"], list(real.get("subjects") or ())
+    owner = (real.get("metadata") or {}).get(OWNER)
+    if owner is None:
+        shared_name = name.startswith("KV_")  # a bucket's subjects do not tell whose it is
+        ours = shared_name or any(subject.startswith(f"{prefix}.") for subject in subjects)
+        owner = prefix if ours else None
+    if owner != prefix:
+        whose = f"has the subjects {subjects}" if owner is None else f"has the prefix {owner!r}"
+        raise BrokerMisconfigured(
+            f"stream {name!r} belongs to another installation, which {whose}, but this one's "
+            f"prefix is {prefix!r}; choose a WSGATEWAY_PREFIX that differs in more than case, "
+            "'.', '-' and '_'"
+        )
 
 
 class Streams:
@@ -157,11 +221,15 @@ class Streams:
 
     Args:
         jetstream: Where.
-        specs: What is wanted.
+        subjects: Names below the installation's prefix.
+        specs: What is wanted; the inboxes' stream first, which tells whose the others are.
     """
 
-    def __init__(self, jetstream: JetStream, specs: Iterable[StreamSpec]) -> None:
+    def __init__(
+        self, jetstream: JetStream, subjects: Subjects, specs: Iterable[StreamSpec]
+    ) -> None:
         self._jetstream = jetstream
+        self._subjects = subjects
         self.specs = list(specs)
 
     async def info(self, name: str) -> dict[str, Any] | None:
@@ -173,31 +241,78 @@ class Streams:
                 return None
             raise
 
-    async def ensure(self) -> dict[str, dict[str, Any]]:
+    async def own_info(self, name: str) -> dict[str, Any] | None:
+        """Return STREAM.INFO of *name*; None if there is no such stream.
+
+        Raises:
+            BrokerMisconfigured: It belongs to another installation.
+        """
+        info = await self.info(name)
+        if info is not None:
+            require_own(info["config"], self._subjects.prefix)
+        return info
+
+    async def _infos(self) -> dict[str, dict[str, Any] | None]:
+        """Return STREAM.INFO of every stream that is wanted.
+
+        Raises:
+            BrokerMisconfigured: One belongs to another installation.
+        """
+        names = [spec.name for spec in self.specs]
+        infos = [await self.own_info(name) for name in names[:1]]
+        infos += await asyncio.gather(*(self.own_info(name) for name in names[1:]))
+        return dict(zip(names, infos, strict=True))
+
+    async def ensure(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """Create what is missing and check the rest; change no existing stream.
 
         A limit that differs is a logged warning.
 
         Returns:
-            STREAM.INFO by stream name.
+            STREAM.INFO by stream name, and the names of those that were created.
 
         Raises:
-            BrokerMisconfigured: A stream differs in what the gateway cannot do without.
+            BrokerMisconfigured: A stream differs in what the gateway cannot do without, or
+                belongs to another installation.
         """
-        found = {}
+        found, created = {}, []
+        infos = await self._infos()
         for spec in self.specs:
-            info = await self.info(spec.name)
+            info = infos[spec.name]
             if info is None:
-                info = await self._create(spec)
-            real = info["config"]
-            different = spec.differences(real)
-            essential = [key for key in different if key in ESSENTIAL]
-            if essential:
-                raise BrokerMisconfigured("; ".join(spec.describe(key, real) for key in essential))
-            for key in different:
-                logger.warning("%s", spec.describe(key, real))
+                info = await self._create_unless_shared(spec)
+                if info is None:
+                    continue
+                created.append(spec.name)
+            self._check(spec, info["config"])
             found[spec.name] = info
-        return found
+        return found, created
+
+    def _check(self, spec: StreamSpec, real: dict[str, Any]) -> None:
+        moving = spec.service and self._subjects.all_of("move", spec.service)
+        if real["subjects"] == [moving]:
+            logger.warning("stream %r is not moved yet; %s", spec.name, MOVE)
+            return
+        different = spec.differences(real)
+        essential = [key for key in different if key in ESSENTIAL]
+        if essential:
+            raise BrokerMisconfigured("; ".join(spec.describe(key, real) for key in essential))
+        for key in different:
+            if key != "metadata":
+                logger.warning("%s", spec.describe(key, real))
+
+    async def _create_unless_shared(self, spec: StreamSpec) -> dict[str, Any] | None:
+        """Create a stream; return None while the shared stream of 0.1 takes its subjects."""
+        try:
+            return await self._create(spec)
+        except BrokerMisconfigured as exc:
+            cause = exc.__cause__
+            overlaps = isinstance(cause, ApiError) and cause.err_code == SUBJECTS_OVERLAP
+            shared = self._subjects.stream("send")
+            if not (spec.service and overlaps) or await self.own_info(shared) is None:
+                raise
+            logger.warning("stream %r still takes what %r should; %s", shared, spec.name, MOVE)
+            return None
 
     async def setup(self) -> list[str]:
         """Create what is missing and bring the rest in line with the settings. Idempotent.
@@ -208,7 +323,7 @@ class Streams:
         Raises:
             BrokerMisconfigured: The server cannot change what differs. Nothing was changed.
         """
-        infos = {spec.name: await self.info(spec.name) for spec in self.specs}
+        infos = await self._infos()
         impossible = [
             spec.describe(key, info["config"])
             for spec in self.specs
@@ -228,9 +343,7 @@ class Streams:
         if not different:
             return f"{spec.name}: up to date"
         try:
-            await self._jetstream.api(
-                f"STREAM.UPDATE.{spec.name}", {**info["config"], **spec.config}
-            )
+            await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", spec.changed(info["config"]))
         except ApiError as exc:
             texts = "; ".join(spec.describe(key, info["config"]) for key in different)
             raise BrokerMisconfigured(f"{texts}; the server answered: {exc}") from exc
@@ -240,7 +353,7 @@ class Streams:
         try:
             return await self._jetstream.api(f"STREAM.CREATE.{spec.name}", spec.config)
         except ApiError as exc:
-            info = await self.info(spec.name)  # another process may have been faster
+            info = await self.own_info(spec.name)  # another process may have been faster
             if info is not None:
                 return info
             raise BrokerMisconfigured(f"cannot create stream {spec.name!r}: {exc}") from exc

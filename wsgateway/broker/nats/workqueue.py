@@ -23,7 +23,7 @@ from wsgateway.exceptions import (
     NameRefused,
 )
 from wsgateway.frames import FRAME_HEADER, Frame
-from wsgateway.subjects import Inbox, encode_token
+from wsgateway.subjects import Inbox
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.broker import NatsBroker
@@ -118,8 +118,8 @@ class WorkQueue:
         self._broker = broker
         self._on_job = on_job
         self._ack_wait = ack_wait
-        self._stream = broker.subjects.stream("send")
-        self._consumer = f"service-{encode_token(service)}"
+        self._stream = broker.subjects.queue(service)
+        self._consumer = broker.subjects.consumer(service)
         self._inbox = new_inbox()
         self._room = 0  # messages that may still be asked for
         self._asked = 0  # of those, how many a pull request is open for
@@ -211,6 +211,7 @@ class WorkQueue:
 
     async def _create(self) -> None:
         """Create the consumer, or bring it in line with the settings."""
+        self._stream = await self._broker.services.queue(self.service)
         subject = self._broker.subjects.all_of("send", self.service)
         config = {
             "durable_name": self._consumer,

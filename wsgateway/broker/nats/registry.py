@@ -1,0 +1,122 @@
+"""Which services exist: those that have a stream. The streams are the registry."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError, JetStream
+from wsgateway.declared import Declared
+from wsgateway.exceptions import BrokerUnavailable, NameRefused
+from wsgateway.subjects import GROUP_SERVICE, Subjects
+
+__all__ = ["TOPIC", "Registry"]
+
+TOPIC = "services"
+"""Where those who have made a service's stream say so."""
+ABSENT_VALID = 3.0
+"""Seconds that a service without a stream counts as one that does not exist."""
+
+
+class Registry:
+    """The services that have a stream, as far as this process has heard.
+
+    A name that has no stream costs at most one request in `ABSENT_VALID` seconds, however many
+    clients ask for however many names.
+
+    Args:
+        jetstream: Where the streams are.
+        subjects: Names below the installation's prefix.
+        declared: The services whose streams this process makes itself.
+    """
+
+    def __init__(self, jetstream: JetStream, subjects: Subjects, declared: Declared) -> None:
+        self.declared = declared
+        self._jetstream = jetstream
+        self._subjects = subjects
+        self._own: frozenset[str] = frozenset()  # services with a stream of their own
+        self._shared: frozenset[str] = frozenset()  # of the others, those in the shared stream
+        self._is_open = declared.is_open  # the shared stream takes any service
+        self._valid_until = 0.0  # until then what is not found does not exist
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def known(self, service: str) -> bool | None:
+        """Say whether *service* exists; None if that has to be asked."""
+        if service in self._own or service in self.declared.services:
+            return True
+        if self._is_open or service is GROUP_SERVICE or service in self._shared:
+            return True
+        return False if monotonic() < self._valid_until else None
+
+    async def exists(self, service: str) -> bool:
+        """Say whether *service* exists; asks the broker if that is not known.
+
+        Raises:
+            BrokerUnavailable: No answer in time.
+        """
+        known = self.known(service)
+        if known is None:
+            try:
+                self._subjects.require_service(service)
+            except NameRefused:
+                return False
+            await self.refresh()
+            known = self.known(service)
+        return bool(known)
+
+    async def queue(self, service: str) -> str:
+        """Return the stream that holds what clients send to *service* now.
+
+        Raises:
+            BrokerUnavailable: There is none yet.
+        """
+        await self.refresh()
+        if service in self._own:
+            return self._subjects.queue(service)
+        if self._is_open or service in self._shared:
+            return self._subjects.stream("send")
+        raise BrokerUnavailable(f"service {service!r} has no stream yet")
+
+    def doubt(self) -> None:
+        """Have the next look at a service that is not known ask the broker."""
+        self._valid_until = 0.0
+
+    async def refresh(self) -> None:
+        """Read from the broker which services exist; several calls at once share one look."""
+        task = self._refreshing
+        if task is None or task.done():
+            task = self._refreshing = asyncio.create_task(self._load(), name="wsgateway-services")
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(task)
+
+    async def _load(self) -> None:
+        names = await self._names()
+        services = (self._subjects.service_of(name) for name in names)
+        shared = await self._shared_subjects() if self._subjects.stream("send") in names else []
+        self._own = frozenset(service for service in services if service is not None)
+        self._is_open = self.declared.is_open or self._subjects.all_of("send") in shared
+        parsed = (self._subjects.parse(subject[:-1] + "x") for subject in shared)
+        self._shared = frozenset() if self._is_open else frozenset(i.service for _, i in parsed)
+        self._valid_until = monotonic() + ABSENT_VALID
+
+    async def _names(self) -> list[str]:
+        """Return the streams that take what clients send."""
+        found: list[str] = []
+        while True:
+            request = {"subject": self._subjects.all_of("send"), "offset": len(found)}
+            answer = await self._jetstream.api("STREAM.NAMES", request)
+            page = answer.get("streams") or []
+            found += page
+            if not page or len(found) >= answer["total"]:
+                return found
+
+    async def _shared_subjects(self) -> list[str]:
+        """Return what the shared stream still takes while `setup_streams` moves it."""
+        try:
+            info = await self._jetstream.api(f"STREAM.INFO.{self._subjects.stream('send')}")
+        except ApiError as exc:
+            if exc.err_code == NOT_FOUND:
+                return []
+            raise
+        prefix = f"{self._subjects.prefix}.send."
+        return [name for name in info["config"]["subjects"] if name.startswith(prefix)]
