@@ -167,6 +167,7 @@ class Settings:
     SWEEP_INTERVAL = _positive(10.0, "How often gateways look for missed messages, seconds")
     WINDOW = _count(256, "Messages in flight to one socket; more wait in the stream")
     SEND_WINDOW = _count(64, "Client frames that may wait for the broker's acknowledgement")
+    SEND_WINDOW_BYTES = _count(1024 * 1024, "The same in bytes; a larger frame goes alone")
     MAX_MESSAGE_SIZE = _count(1_000_000, "Largest websocket frame or payload, bytes")
     DRAIN_RATE = _positive(
         500.0, "Sockets per second that a stopping gateway asks to come back elsewhere"
@@ -204,13 +205,13 @@ class Settings:
     )
     MAX_CONNECTIONS_PER_USER = _count(0, "Sockets of one user in one process; 0: any", least=0)
     RATE_LIMIT = Setting(
-        0.0,
+        2000.0,
         "Frames that a client may send per second, on average; 0: any",
         kind=float,
         valid=lambda v: v >= 0,
         want="0 or more",
     )
-    RATE_BURST = _count(100, "Frames that a client may send at once within RATE_LIMIT")
+    RATE_BURST = _count(20_000, "Frames that a client may send at once within RATE_LIMIT")
     PING_INTERVAL = _positive(25.0, "How often wsgateway.v1 clients are pinged, seconds")
     PING_TIMEOUT = _positive(10.0, "How long a pong may take, seconds")
 

@@ -143,7 +143,13 @@ class Delivery:
         self.socket = socket
         socket.delivery = self
         self.reader = InboxReader(settings.WINDOW)
-        self.lane = Lane(self._offer, settings.SEND_WINDOW, settings.BROKER_TIMEOUT)
+        self.lane = Lane(
+            self._offer,
+            settings.SEND_WINDOW,
+            settings.SEND_WINDOW_BYTES,
+            settings.BROKER_TIMEOUT,
+            strict=not socket.acknowledges,
+        )
         self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
         self._task: asyncio.Task[None] | None = None
         self._cursor: _Cursor | None = None  # the device's, once attached
@@ -238,7 +244,8 @@ class Delivery:
             await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT)
 
     def close_soon(self, code: CloseCode) -> None:
-        """Close the socket from a callback."""
+        """Close the socket from a callback; nothing more is taken from it."""
+        self.socket.deaf = True
         self._hub.keep(self.socket.close(code))
 
     def reconnect_after(self) -> float:
@@ -264,8 +271,8 @@ class Delivery:
         if self.reader.doubt():
             self.wake()
 
-    def acknowledge(self, offset: int, epoch: str | None) -> None:
-        """Take the client's word that it has everything up to *offset* (cumulative).
+    def acknowledge(self, offset: int, epoch: str | None) -> bool:
+        """Take the client's word that it has everything up to *offset* (cumulative); say if that is news.
 
         Args:
             offset: May be more than was sent.
@@ -275,19 +282,21 @@ class Delivery:
             self._unnamed = True
             if self._lives:  # is it about the stream before?
                 self.close_soon(CloseCode.STREAM_REPLACED)
-                return
+                return False
         elif epoch != self.client_epoch:
-            return
-        self.confirm(offset)
+            return False
+        return self.confirm(offset)
 
-    def confirm(self, offset: int) -> None:
-        """Note that the client has everything up to *offset* (cumulative)."""
+    def confirm(self, offset: int) -> bool:
+        """Note that the client has everything up to *offset* (cumulative); say if that is news."""
         if self._changed():
-            return  # *offset* belongs to what was before
-        if self.reader.confirm(offset):
-            self._hub.confirmed(self, self.reader.confirmed)
-            if self.reader.wants_fetch:
-                self.wake()
+            return False  # *offset* belongs to what was before
+        if not self.reader.confirm(offset):
+            return False
+        self._hub.confirmed(self, self.reader.confirmed)
+        if self.reader.wants_fetch:
+            self.wake()
+        return True
 
     def wake(self) -> None:
         """Let the task look again."""

@@ -20,7 +20,7 @@ Offer = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
 NONE: Mapping[str, str] = {}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     frame: Frame
     msg_id: str
@@ -37,18 +37,41 @@ class Lane:
     offered again in their order. So frames are stored in order as long as the broker takes them
     in the order in which it gets them.
 
+    A *strict* lane ends with the first refusal: nothing behind the refused frame is offered any
+    more. What was offered before the refusal was known, a window at most, the broker may store.
+
     Args:
         offer: Tries once to store a frame, see `Broker.offer`.
         window: Frames that may wait for the broker; more wait in `put`.
+        window_bytes: Bytes that may wait for it; a single larger frame still goes.
         timeout: Seconds after which a frame is refused with `BrokerUnavailable`.
+        strict: Whether the first refusal ends the lane.
     """
 
-    __slots__ = ("_entries", "_holding", "_offer", "_room", "_runner", "_timeout", "_window")
+    __slots__ = (
+        "_bytes",
+        "_ended",
+        "_entries",
+        "_holding",
+        "_offer",
+        "_room",
+        "_runner",
+        "_strict",
+        "_timeout",
+        "_window",
+        "_window_bytes",
+    )
 
-    def __init__(self, offer: Offer, window: int, timeout: float) -> None:
+    def __init__(
+        self, offer: Offer, window: int, window_bytes: int, timeout: float, *, strict: bool = False
+    ) -> None:
         self._offer = offer
         self._window = window
+        self._window_bytes = window_bytes
         self._timeout = timeout
+        self._strict = strict
+        self._ended = False  # something was refused, and the lane is strict
+        self._bytes = 0  # of the entries
         self._entries: list[_Entry] = []  # oldest first; those in flight lead
         self._holding = False  # new entries wait until those before them were offered again
         self._runner: asyncio.Task[None] | None = None  # lives while there are entries
@@ -57,26 +80,45 @@ class Lane:
     async def put(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
     ) -> asyncio.Future[Receipt]:
-        """Send *frame*; wait while the window is full. Return the future of its receipt."""
-        while len(self._entries) >= self._window:
+        """Send *frame*; wait while the window is full. Return the future of its receipt.
+
+        The future is cancelled when a strict lane has ended.
+        """
+        size = len(frame.payload)
+        while not self._has_room(size):
             self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
         loop = asyncio.get_running_loop()
+        if self._ended:
+            nothing: asyncio.Future[Receipt] = loop.create_future()
+            nothing.cancel()
+            return nothing
         deadline = loop.time() + self._timeout
         entry = _Entry(frame, msg_id, headers, deadline, loop.create_future())
         hold = self._holding or any(self._waits(earlier) for earlier in self._entries)
         self._entries.append(entry)
+        self._bytes += size
         if not hold:
             self._try(entry)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run(), name="wsgateway-lane")
         return entry.result
 
+    def _has_room(self, size: int) -> bool:
+        if not self._entries or self._ended:
+            return True
+        return len(self._entries) < self._window and self._bytes + size <= self._window_bytes
+
     def _waits(self, entry: _Entry) -> bool:
-        """Whether *entry* will be offered again, though the runner may not have noticed yet."""
+        """Whether what comes behind *entry* must wait, though the runner may not know yet.
+
+        It will be offered again, or, in a strict lane, it was refused.
+        """
         attempt = entry.attempt
-        return attempt is None or (attempt.done() and self._for_now(attempt))
+        if attempt is None:
+            return True
+        return attempt.done() and (self._for_now(attempt) or (self._strict and _failed(attempt)))
 
     def _try(self, entry: _Entry) -> None:
         try:
@@ -100,15 +142,29 @@ class Lane:
         return attempt.cancelled() or isinstance(attempt.exception(), BrokerUnavailable)
 
     def _end(self, entry: _Entry, attempt: asyncio.Future[Receipt]) -> None:
-        self._entries.remove(entry)
+        at = self._entries.index(entry)
+        del self._entries[at]
+        self._bytes -= len(entry.frame.payload)
+        error = attempt.exception()
         if not entry.result.done():
-            error = attempt.exception()
             if error is None:
                 entry.result.set_result(attempt.result())
             else:
                 entry.result.set_exception(error)
+        if error is not None and self._strict:
+            self._end_behind(at)
         if self._room is not None:
             self._room.set()
+
+    def _end_behind(self, at: int) -> None:
+        """Forget the entries from index *at* on, and take no more."""
+        self._ended = True
+        for entry in self._entries[at:]:
+            self._bytes -= len(entry.frame.payload)
+            entry.result.cancel()
+            if entry.attempt is not None:
+                entry.attempt.cancel()
+        del self._entries[at:]
 
     async def _again(self) -> None:
         """Let all attempts settle, end those that are decided, offer the rest anew in order.
@@ -122,6 +178,8 @@ class Lane:
         late = asyncio.get_running_loop().time() >= self._entries[0].deadline
         for entry in list(self._entries):
             attempt = entry.attempt
+            if entry not in self._entries:  # it ended with a refused one before it
+                continue
             if attempt is not None and attempt.done() and not self._for_now(attempt):
                 self._end(entry, attempt)
             elif late:
@@ -140,3 +198,7 @@ class Lane:
             BrokerUnavailable(f"not stored within {self._timeout} s; send it again later")
         )
         return refusal
+
+
+def _failed(attempt: asyncio.Future[Receipt]) -> bool:
+    return attempt.exception() is not None

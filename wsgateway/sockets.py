@@ -32,8 +32,8 @@ __all__ = ["RateLimit", "RawSocket", "Socket", "SocketClosed", "V1Socket"]
 
 logger = logging.getLogger("wsgateway")
 
-MAX_ANSWERS = 10_000
-"""Answers that may wait for a client that sends but does not read."""
+MAX_ANSWERS = 1000
+"""Answers that may wait for a client before nothing more is taken from it."""
 JSON_GROWTH = 6
 """How many times larger than a message the frame around it can be: ``\\u0000``."""
 FRAME_OVERHEAD = 4096
@@ -46,7 +46,7 @@ class SocketClosed(Exception):
 
 
 class RateLimit:
-    """A token bucket.
+    """A token bucket that may be overdrawn by its size.
 
     Args:
         rate: Tokens per second; 0 means no limit.
@@ -66,16 +66,22 @@ class RateLimit:
         self._then = clock()
 
     def take(self) -> bool:
-        """Take one token; return False if there is none."""
+        """Take one token; return False if that overdraws."""
         if not self._rate:
             return True
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - 1
         self._then = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+        return self._tokens >= 0
+
+    def give_back(self) -> None:
+        """Undo one `take`."""
+        self._tokens += 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is overdrawn by as much as it holds when full."""
+        return self._tokens < -self._burst
 
 
 class Socket(ABC):
@@ -85,7 +91,7 @@ class Socket(ABC):
         transport: The websocket as its server holds it, or only what to call to send.
     """
 
-    __slots__ = ("_accepted", "_limit", "closed", "delivery", "transport")
+    __slots__ = ("_accepted", "_limit", "closed", "deaf", "delivery", "transport")
 
     acknowledges = False
     """Whether the client itself confirms offsets."""
@@ -96,8 +102,11 @@ class Socket(ABC):
         self._limit = RateLimit(settings.RATE_LIMIT, settings.RATE_BURST)
         self._accepted = False
         self.closed = False
+        self.deaf = False
+        """Whether nothing more is taken from the client."""
         self.delivery: Delivery | None = None
         """Set by the delivery."""
+        self.transport.on_ping = self._on_ping
 
     async def accept(self) -> None:
         """End the handshake. Idempotent."""
@@ -129,7 +138,7 @@ class Socket(ABC):
             return
         if self.delivery is not None:
             self.delivery.settle()  # before the close frame waits for the kernel, too
-        self.closed = True
+        self.closed = self.deaf = True
         text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
         try:
             await self.transport.close(self._code(code), int(code), text)
@@ -154,10 +163,16 @@ class Socket(ABC):
 
     def end(self) -> None:
         """Note that the socket is gone."""
-        self.closed = True
+        self.closed = self.deaf = True
 
     def _code(self, code: CloseCode) -> int:
         return int(code)
+
+    def _on_ping(self) -> None:
+        """Count a ping of the websocket protocol itself, which the server answers."""
+        self._limit.take()
+        if self._limit.exhausted and self.delivery is not None and not self.deaf:
+            self.delivery.close_soon(CloseCode.RATE_LIMIT)
 
     async def _write(self, key: str, data: str | bytes) -> bool:
         """Write one frame; return whether the kernel has everything before it."""
@@ -212,15 +227,16 @@ class RawSocket(Socket):
 
     async def receive(self, text: str | None, data: bytes | None) -> None:
         """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""
-        if self.closed:
+        if self.deaf:
+            return
+        if not self._limit.take():
+            await self.close(CloseCode.RATE_LIMIT)
             return
         frame = Frame.of(text if text is not None else data or b"")
         if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
             size = MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
             logger.info("refused a frame: %s", size)
             await self.close(CloseCode.MESSAGE_TOO_BIG)
-        elif not self._limit.take():
-            await self.close(CloseCode.RATE_LIMIT)
         elif self.delivery is not None:
             receipt = await self.delivery.put(frame, uuid.uuid4().hex)
             receipt.add_done_callback(self._on_receipt)
@@ -242,7 +258,7 @@ class RawSocket(Socket):
 class V1Socket(Socket):
     """The subprotocol ``wsgateway.v1``; see ``docs/protocol.md``."""
 
-    __slots__ = ("_answering", "_answers", "_heartbeat", "_timer")
+    __slots__ = ("_answering", "_answers", "_busy", "_heartbeat", "_timer", "_writing")
 
     acknowledges = True
     subprotocol = protocol.SUBPROTOCOL
@@ -251,6 +267,8 @@ class V1Socket(Socket):
         super().__init__(transport)
         self._answers: list[str] = []  # to be written beside the messages
         self._answering: asyncio.Task[None] | None = None  # lives while there are answers
+        self._writing = 0  # answers that this task has taken and not written
+        self._busy = False  # a frame is being taken; nothing is heard until that is done
         self._heartbeat: Heartbeat | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -309,6 +327,8 @@ class V1Socket(Socket):
         if self.closed or self._heartbeat is None:
             return
         loop = asyncio.get_running_loop()
+        if self._busy:
+            self._heartbeat.heard()
         beat = self._heartbeat.check(loop.time())
         if beat is Beat.DEAD:
             assert self.delivery is not None
@@ -330,10 +350,6 @@ class V1Socket(Socket):
         """Write *text* soon, in order with other answers."""
         if self.closed:
             return
-        if len(self._answers) >= MAX_ANSWERS:
-            assert self.delivery is not None
-            self.delivery.close_soon(CloseCode.TOO_SLOW)
-            return
         self._answers.append(text)
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._write_answers(), name="wsgateway-answers")
@@ -342,47 +358,79 @@ class V1Socket(Socket):
         try:
             while self._answers:
                 answers, self._answers = self._answers, []
+                self._writing = len(answers)
                 for text in answers:
                     await self._write("text", text)
+                    self._writing -= 1
         except SocketClosed:
             self._answers.clear()
+            self._writing = 0
 
     # -- from the client -----------------------------------------------------------------
 
     async def receive(self, text: str | None, data: bytes | None) -> None:
         """Do what the client's frame says, or answer why not."""
-        if self.closed or self._heartbeat is None or self.delivery is None:
+        if self.deaf or self._heartbeat is None or self.delivery is None:
             return
         self._heartbeat.heard()
-        if (
-            text is not None
-            and len(text) > JSON_GROWTH * settings.MAX_MESSAGE_SIZE + FRAME_OVERHEAD
-        ):
+        within_limit = self._limit.take()
+        if self._limit.exhausted:
+            await self.close(CloseCode.RATE_LIMIT)
+            return
+        self._busy = True
+        try:
+            if self._unwritten >= MAX_ANSWERS:
+                await self._answers_written()
+            frame = text if text is not None else data or b""
+            if not self.deaf:
+                await self._take(self.delivery, frame, within_limit)
+        finally:
+            self._busy = False
+
+    @property
+    def _unwritten(self) -> int:
+        return len(self._answers) + self._writing
+
+    async def _answers_written(self) -> None:
+        """Take nothing from a client that does not read its answers; in the end, close."""
+        while self._unwritten >= MAX_ANSWERS and not self.deaf and self._answering is not None:
+            before = self._unwritten
+            await asyncio.wait({self._answering}, timeout=settings.PING_TIMEOUT)
+            if self._unwritten >= before:
+                await self.close(CloseCode.TOO_SLOW)
+
+    async def _take(self, delivery: Delivery, frame: str | bytes, within_limit: bool) -> None:
+        if len(frame) > JSON_GROWTH * settings.MAX_MESSAGE_SIZE + FRAME_OVERHEAD:
             await self.close(CloseCode.MESSAGE_TOO_BIG)
             return
         try:
-            message = protocol.parse_client(text if text is not None else data or b"")
+            message = protocol.parse_client(frame)
         except ProtocolError as exc:
             if exc.fatal:
                 await self.close(CloseCode.BAD_REQUEST, exc.message)
-            else:
+            elif within_limit:
                 self._answer(protocol.encode_error(exc.id, exc.code, exc.message))
             return
         if isinstance(message, Ack):
-            self.delivery.acknowledge(message.offset, message.epoch)
+            if delivery.acknowledge(
+                message.offset, message.epoch
+            ):  # what the client must send does not count
+                self._limit.give_back()
         elif isinstance(message, ClientMessage):
-            await self._publish(self.delivery, message)
-        elif isinstance(message, protocol.Ping):
+            await self._publish(delivery, message, within_limit)
+        elif isinstance(message, protocol.Ping) and within_limit:
             self._answer(protocol.encode_pong())
 
-    async def _publish(self, delivery: Delivery, message: ClientMessage) -> None:
+    async def _publish(
+        self, delivery: Delivery, message: ClientMessage, within_limit: bool
+    ) -> None:
         size = len(message.frame.payload)
         if size > settings.MAX_MESSAGE_SIZE:
             text = str(MessageTooBig(size, settings.MAX_MESSAGE_SIZE))
             self._answer(protocol.encode_error(message.id, ErrorCode.TOO_BIG, text))
             return
-        if not self._limit.take():
-            text = f"more than {settings.RATE_LIMIT:g} messages per second; slow down"
+        if not within_limit:
+            text = f"more than {settings.RATE_LIMIT:g} frames per second; slow down"
             self._answer(protocol.encode_error(message.id, ErrorCode.RATE_LIMIT, text))
             return
         headers = {CLIENT_ID_HEADER: message.id}

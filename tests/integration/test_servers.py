@@ -8,7 +8,10 @@ server: the details that it uses are named there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import itertools
+import json
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support import Gateway, until
+from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.frames import Frame
 from wsgateway.subjects import Inbox
@@ -143,3 +147,92 @@ async def test_raw_client_that_does_not_read_costs_little_and_loses_little(
     assert rest == list(range(first + 1, count))
     # What the kernel and the client's own buffers held when the connection was cut is lost.
     assert first * size < 20_000_000
+
+
+# -- floods ----------------------------------------------------------------------------------
+
+
+def masked(frame: str | bytes) -> bytes:
+    """Return a small frame as it goes over the wire; "websocket ping" is one of the protocol."""
+    if frame == "websocket ping":
+        opcode, payload = 9, b"p" * 125
+    else:
+        opcode, payload = (1, frame.encode()) if isinstance(frame, str) else (2, frame)
+    return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+
+
+def message(number: int, size: int) -> str:
+    return json.dumps({"type": "message", "id": f"{number}", "data": "x" * size})
+
+
+async def flood(ws: Any, seconds: float) -> None:
+    """Send large messages, as many as the gateway takes; it may close the socket."""
+    frames = [message(number, 900_000) for number in range(4)]
+    with contextlib.suppress(ConnectionClosed, TimeoutError):
+        async with asyncio.timeout(seconds):
+            for frame in itertools.cycle(frames):
+                await ws.send(frame)
+
+
+async def flood_small(ws: Any, frame: str | bytes, seconds: float) -> None:
+    """Send small frames as fast as can be."""
+    wire = masked(frame) * 2000
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not ws.transport.is_closing():
+                ws.transport.write(wire)
+                while ws.transport.get_write_buffer_size() > 1_000_000:
+                    await asyncio.sleep(0.001)
+
+
+async def peak_memory(gateway: Gateway, work: Awaitable[Any]) -> int:
+    """Return the most memory that the gateway holds while *work* is done."""
+    task = asyncio.ensure_future(work)
+    peak = gateway.memory
+    while not task.done():
+        await asyncio.wait({task}, timeout=0.02)
+        peak = max(peak, gateway.memory)
+    await task
+    return peak
+
+
+@pytest.mark.parametrize("kind", ["raw", "v1", "tiny"])
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_clients_that_flood_a_frozen_broker_cost_little(
+    gateway_factory: Factory, own_server: EmbeddedServer, server: str, kind: str
+) -> None:
+    """Daphne queued all that came; on both, a socket's window was 64 frames of any size."""
+    gateway = gateway_factory(server, NATS_BROKER_URL=own_server.url)
+    options = V1 if kind == "v1" else {}
+    sockets = [
+        await gateway.connect("orders", f"u{n}", compression=None, **options) for n in range(4)
+    ]
+    for ws in sockets if kind == "v1" else ():
+        await ws.recv()
+    before = gateway.memory
+    own_server.pause()
+    floods = [flood_small(ws, b"x", 6) if kind == "tiny" else flood(ws, 6) for ws in sockets]
+    peak = await peak_memory(gateway, asyncio.gather(*floods))
+    own_server.resume()
+    for ws in sockets:
+        ws.transport.abort()
+    assert peak - before < 45_000_000
+
+
+@pytest.mark.parametrize(
+    ("server", "frame"),
+    [("daphne", "junk"), ("daphne", "websocket ping"), ("uvicorn", "websocket ping")],
+)
+async def test_client_that_does_not_read_what_it_asks_for_costs_little(
+    gateway_factory: Factory, server: str, frame: str
+) -> None:
+    """Answers and pongs waited in the server's buffer without an end."""
+    gateway = gateway_factory(server, WSGATEWAY_RATE_LIMIT="0")
+    async with gateway.connect("orders", "bob"):
+        before = gateway.memory
+    options = V1 if frame == "junk" else {}
+    async with gateway.connect(*ANN, compression=None, **options) as ws:
+        ws.transport.pause_reading()
+        peak = await peak_memory(gateway, flood_small(ws, frame, 10))
+        ws.transport.abort()
+    assert peak - before < 10_000_000

@@ -104,10 +104,15 @@ Results = list[Receipt | BaseException]
 
 
 async def drive(
-    server: Server, count: int, window: int, steps: list[str], timeout: float = 30.0
+    server: Server,
+    count: int,
+    window: int,
+    steps: list[str],
+    timeout: float = 30.0,
+    strict: bool = False,
 ) -> Results:
     """Send *count* frames while *server* does *steps*; return what became of each."""
-    lane = Lane(server.offer, window, timeout)
+    lane = Lane(server.offer, window, 1_000_000, timeout, strict=strict)
     work = asyncio.create_task(server.run(steps))
     try:
         async with asyncio.timeout(30):
@@ -159,9 +164,70 @@ def test_order_holds_when_some_are_refused_as_too_late(steps: list[str], window:
             assert isinstance(result, BrokerUnavailable)
 
 
+@settings(max_examples=60)
+@given(
+    count=st.integers(1, 30),
+    window=st.integers(1, 8),
+    steps=st.lists(st.sampled_from(STEPS), max_size=40),
+    refused=st.integers(0, 29),
+)
+def test_strict_lane_offers_nothing_after_it_knows_of_a_refusal(
+    count: int, window: int, steps: list[str], refused: int
+) -> None:
+    """A refused raw frame, 2 of 1 to 5, left 3 to 5 stored."""
+    server = Server({str(refused)})
+    results = asyncio.run(drive(server, count, window, steps, strict=True))
+    before = results[:refused]
+    assert all(isinstance(result, Receipt) for result in before)
+    assert list(server.stored)[: len(before)] == [str(number) for number in range(len(before))]
+    if refused < count:
+        assert isinstance(results[refused], QueueFull)
+        behind = results[refused + 1 :]
+        assert all(isinstance(result, asyncio.CancelledError) for result in behind)
+        # What was in flight when the refusal was made; nothing of it is offered again.
+        assert len(server.stored) <= refused + window - 1
+        assert all(int(msg_id) < refused + window for msg_id in server.tried)
+
+
+async def test_strict_lane_stores_nothing_behind_a_refusal_it_was_told_of() -> None:
+    server = Server({"1"})
+    lane = Lane(server.offer, 8, 1_000_000, 30.0, strict=True)
+    futures = [await lane.put(Frame.of("x"), str(number)) for number in range(2)]
+    server.store()
+    server.store()
+    futures += [await lane.put(Frame.of("x"), str(number)) for number in range(2, 5)]
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert isinstance(results[1], QueueFull)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[2:])
+    assert server.tried.keys() == {"0", "1"}
+    assert (await lane.put(Frame.of("x"), "5")).cancelled()
+
+
+async def test_put_waits_while_the_window_is_full_of_bytes() -> None:
+    """The window counted frames only: 64 frames of 1 MB for each socket."""
+    server = Server()
+    lane = Lane(server.offer, 64, 1000, 30.0)
+    await lane.put(Frame.of("x" * 5000), "0")  # larger than the window: it goes alone
+    second = asyncio.create_task(lane.put(Frame.of("x" * 600), "1"))
+    await asyncio.sleep(0.005)
+    assert not second.done()
+    server.store()
+    await second
+    third = asyncio.create_task(lane.put(Frame.of("x" * 401), "2"))
+    fits = asyncio.create_task(lane.put(Frame.of("x" * 400), "3"))
+    await fits
+    assert not third.done()
+    for _ in range(3):
+        server.store()
+        await asyncio.sleep(0.001)
+    await third
+    server.store()
+    assert (await third.result()).offset == 4
+
+
 async def test_put_waits_while_the_window_is_full() -> None:
     server = Server()
-    lane = Lane(server.offer, 2, 30.0)
+    lane = Lane(server.offer, 2, 1_000_000, 30.0)
     for number in range(2):
         await lane.put(Frame.of("x"), str(number))
     third = asyncio.create_task(lane.put(Frame.of("x"), "2"))
@@ -178,7 +244,7 @@ async def test_put_waits_while_the_window_is_full() -> None:
 
 async def test_put_that_is_cancelled_while_it_waits_sends_nothing() -> None:
     server = Server()
-    lane = Lane(server.offer, 1, 30.0)
+    lane = Lane(server.offer, 1, 1_000_000, 30.0)
     first = await lane.put(Frame.of("x"), "0")
     second = asyncio.create_task(lane.put(Frame.of("x"), "1"))
     await asyncio.sleep(0)
@@ -194,7 +260,7 @@ async def test_put_that_is_cancelled_while_it_waits_sends_nothing() -> None:
 
 async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_do() -> None:
     server = Server()
-    lane = Lane(server.offer, 4, 0.05)
+    lane = Lane(server.offer, 4, 1_000_000, 0.05)
     futures = [await lane.put(Frame.of("x"), str(number)) for number in range(3)]
     for future in futures:
         with pytest.raises(BrokerUnavailable, match=r"within 0\.05 s; send it again later"):
@@ -205,7 +271,7 @@ async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_d
 
 async def test_receipt_nobody_waits_for_any_more_harms_nothing() -> None:
     server = Server()
-    lane = Lane(server.offer, 4, 30.0)
+    lane = Lane(server.offer, 4, 1_000_000, 30.0)
     first = await lane.put(Frame.of("x"), "0")
     second = await lane.put(Frame.of("x"), "1")
     first.cancel()
@@ -218,6 +284,6 @@ async def test_error_of_the_offer_itself_is_the_answer() -> None:
     def offer(*_: Any) -> asyncio.Future[Receipt]:
         raise MessageTooBig(2, 1)
 
-    lane = Lane(offer, 4, 30.0)
+    lane = Lane(offer, 4, 1_000_000, 30.0)
     with pytest.raises(MessageTooBig):
         await (await lane.put(Frame.of("xx"), "0"))
