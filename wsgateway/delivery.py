@@ -272,7 +272,7 @@ class Delivery:
             self.wake()
 
     def acknowledge(self, offset: int, epoch: str | None) -> bool:
-        """Take the client's word that it has everything up to *offset* (cumulative); say if that is news.
+        """Take the client's word that it has everything up to *offset*; say if that is news.
 
         Args:
             offset: May be more than was sent.

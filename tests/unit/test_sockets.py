@@ -52,7 +52,7 @@ class Broker:
     """Stands in for the delivery: takes frames, and confirms offsets that rise."""
 
     connection = "c"
-    epoch = "e"
+    epoch = client_epoch = "e"
     identity = Identity("orders", "ann")
     inbox = identity.inbox
 
@@ -72,7 +72,7 @@ class Broker:
             answer.set_exception(self.error)
         return answer
 
-    def confirm(self, offset: int) -> bool:
+    def acknowledge(self, offset: int, epoch: str | None) -> bool:
         advanced = offset > self.confirmed
         self.confirmed = max(offset, self.confirmed)
         return advanced
@@ -96,7 +96,7 @@ async def v1_socket() -> tuple[V1Socket, Client, Broker]:
     client = Client()
     socket = V1Socket(client)
     broker = Broker(socket)
-    await socket.begin(Start(0))
+    await socket.begin(Start("e", 0))
     client.got.clear()
     return socket, client, broker
 
@@ -211,7 +211,7 @@ async def test_nothing_is_taken_from_a_raw_socket_after_a_refusal() -> None:
 async def test_raw_message_is_settled_when_the_kernel_has_it() -> None:
     client = Client()
     socket = RawSocket(client)
-    await socket.begin(Start(3))
+    await socket.begin(Start("e", 3))
     assert (socket.settled, socket.unsettled) == (3, False)
     await socket.write(Stored(4, 3, b"a", None))
     assert (socket.settled, socket.unsettled) == (4, False)
