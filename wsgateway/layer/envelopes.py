@@ -54,6 +54,7 @@ class Envelopes:
         if isinstance(serializer, BaseMessageSerializer) and serializer.is_plain:
             self.serialize = serializer.as_bytes
             self.deserialize = serializer.from_bytes
+        self._is_strict = isinstance(serializer, BaseMessageSerializer) and serializer.is_strict
         self.lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
         """Seconds from sending after which a message is dropped."""
         self._max_message_size = max_message_size
@@ -62,18 +63,32 @@ class Envelopes:
     # -- writing -------------------------------------------------------------------------
 
     def pack(self, message: dict[str, Any]) -> bytes:
-        """Return *message* as bytes.
+        """Return *message* as bytes that every process of the layer can read.
 
         Raises:
             MessageTooLarge: It exceeds the layer's limit.
+            TypeError: It holds what the serializer cannot carry.
+            ValueError: The same, or it could be written, but not be read again.
+            OverflowError: An int is too large.
         """
         content = self.serialize(message)
+        if not self._is_strict:
+            self._require_readable(content)
         if len(content) > self._max_message_size:
             raise MessageTooLarge(
                 f"message of {len(content)} bytes exceeds max_message_size "
                 f"({self._max_message_size} bytes)"
             )
         return content
+
+    def _require_readable(self, content: bytes) -> None:
+        try:
+            self.deserialize(content)
+        except Exception as exc:  # whatever the format raises
+            raise ValueError(
+                "the layer's serializer cannot read what it made of this message; "
+                f"deserialize raises {type(exc).__name__}"
+            ) from exc
 
     def seal(self, name: bytes, message: dict[str, Any]) -> bytes:
         """Return the envelope of *message*, sent now to the channel *name* (b"" for a group)."""

@@ -26,6 +26,15 @@ __all__ = [
 ]
 
 
+MAX_DEPTH = 256
+"""Containers within each other that a JSON message may have: what its decoder takes depends on
+how deep the receiver's stack is."""
+_KEY = "a dict in the message has a key of type {}; no receiver could read it: keys must be str"
+_SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
+_LARGE = 1024 * 1024
+"""Bytes of a message after which msgpack's buffer is given back."""
+
+
 class Serializer(Protocol):
     """What the layer needs of a serializer."""
 
@@ -79,6 +88,11 @@ class BaseMessageSerializer(ABC):
         return Fernet(base64.urlsafe_b64encode(hashlib.sha256(raw).digest()))
 
     @property
+    def is_strict(self) -> bool:
+        """Whether `serialize` is known to refuse whatever `deserialize` could not read."""
+        return type(self) in (JSONSerializer, MsgPackSerializer)
+
+    @property
     def is_plain(self) -> bool:
         """Whether `serialize` and `deserialize` do nothing but `as_bytes` and `from_bytes`."""
         ours, base = type(self), BaseMessageSerializer
@@ -115,22 +129,85 @@ class BaseMessageSerializer(ABC):
 
 
 class JSONSerializer(BaseMessageSerializer):
-    """JSON; cannot carry bytes."""
+    """JSON; cannot carry bytes, nor NaN and infinities."""
 
     def as_bytes(self, message: Any) -> bytes:
         """See the base class."""
-        return json.dumps(message).encode()
+        _require_str_keys(message, MAX_DEPTH)
+        return json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
 
     def from_bytes(self, message: bytes) -> Any:
         """See the base class."""
         return json.loads(message)
 
 
+def _require_str_keys(value: Any, depth: int) -> None:
+    """Refuse a dict with other keys, which JSON would turn into strings.
+
+    Raises:
+        TypeError: There is one.
+        ValueError: More than *depth* containers within each other.
+    """
+    values = value
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(_KEY.format(type(key).__name__))
+        values = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    if not depth:
+        raise ValueError(
+            f"the message has more than {MAX_DEPTH} containers within each other; send it flatter"
+        )
+    for inner in values:
+        _require_str_keys(inner, depth - 1)
+
+
 class MsgPackSerializer(BaseMessageSerializer):
     """msgpack; the default."""
 
-    as_bytes = staticmethod(msgpack.packb)
     from_bytes = staticmethod(msgpack.unpackb)
+
+    def as_bytes(self, message: Any) -> bytes:
+        """See the base class."""
+        try:
+            if _is_flat(message):
+                return _pack_flat(message)
+            data: bytes = msgpack.packb(message)
+        except OverflowError as exc:
+            raise OverflowError("an int in the message exceeds 64 bits; send it as a str") from exc
+        try:
+            msgpack.unpackb(data)  # it writes keys that it does not read
+        except ValueError as exc:
+            raise TypeError(_KEY.format(str(exc).partition(" is not allowed")[0])) from exc
+        return data
+
+
+_packer = msgpack.Packer()
+
+
+def _pack_flat(message: Any) -> bytes:
+    """Return the bytes of what is flat.
+
+    ``packb`` makes a packer each time, which costs more than the packing. All threads share this
+    one: for these types it runs no Python code, so it keeps the interpreter's lock.
+    """
+    global _packer
+    data: bytes = _packer.pack(message)
+    if len(data) > _LARGE:
+        _packer = msgpack.Packer()  # it never shrinks
+    return data
+
+
+def _is_flat(message: Any) -> bool:
+    """Say whether *message* is a dict of strings to scalars, as most are; no subclasses."""
+    if type(message) is not dict:
+        return False
+    for key, value in message.items():
+        if type(key) is not str or type(value) not in _SCALARS:
+            return False
+    return True
 
 
 class SerializersRegistry:
