@@ -46,6 +46,7 @@ from wsgateway.recovery import LIFE, Start, find_start, nothing_trimmed
 from wsgateway.revocation import Revocations
 from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.subjects import Inbox, encode_token
+from wsgateway.supervision import supervise
 
 __all__ = ["Delivery", "Hub", "get_hub"]
 
@@ -472,9 +473,9 @@ class Hub:
         self.broker.on_lost(self._suspect_end)
         self._revocations.listen()
         self._tasks = [
-            asyncio.create_task(self._watched(self._save_cursors), name="wsgateway-cursors"),
-            asyncio.create_task(self._watched(self._sweep), name="wsgateway-sweep"),
-            asyncio.create_task(self._watched(self._revocations.run), name="wsgateway-revocations"),
+            self._keep_doing(self._save_cursors, "wsgateway-cursors"),
+            self._keep_doing(self._sweep, "wsgateway-sweep"),
+            self._keep_doing(self._revocations.run, "wsgateway-revocations"),
         ]
         at_shutdown(self.close)
         quieten()
@@ -511,19 +512,21 @@ class Hub:
     def _deliveries(self) -> list[Delivery]:
         return [d for shared in self._users.values() for d in shared.deliveries]
 
-    async def _watched(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run *work* for ever; one that fails is logged and begins again."""
-        while True:
-            try:
-                await work()
-            except BrokerClosed:
-                return
-            except BrokerError as exc:
-                logger.debug("background work waits for the broker: %s", exc)
-                await self.usable()
-            except Exception:
-                logger.exception("background work failed; it begins again")
-                await asyncio.sleep(1.0)
+    def _keep_doing(self, work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
+        """Run *work* for ever, in a task; while the broker is away it waits."""
+
+        async def run() -> None:
+            with contextlib.suppress(BrokerClosed):
+                while True:
+                    try:
+                        await work()
+                    except BrokerClosed:
+                        raise
+                    except BrokerError as exc:
+                        logger.debug("%s waits for the broker: %s", name, exc)
+                        await self.usable()
+
+        return supervise(run, name)
 
     async def usable(self) -> None:
         """Wait until the broker is ready, however long that takes."""

@@ -16,6 +16,8 @@ __all__ = ["healthz", "readyz"]
 
 logger = logging.getLogger("wsgateway")
 
+_was_ready = True  # at the last probe
+
 READY_TIMEOUT = 1.0
 """Seconds that `readyz` gives a broker that is just connecting."""
 
@@ -29,12 +31,19 @@ async def healthz(request: HttpRequest) -> JsonResponse:
 @require_safe
 async def readyz(request: HttpRequest) -> JsonResponse:
     """Answer 200 if the broker can be reached, or else 503. The reason goes to the log only."""
+    global _was_ready
     try:
-        async with asyncio.timeout(READY_TIMEOUT):
-            await portal.call(_nothing)
+        async with asyncio.timeout(2 * READY_TIMEOUT):  # for a loop that stands still
+            await portal.call(_nothing, READY_TIMEOUT)
     except (WsGatewayError, TimeoutError) as exc:
-        logger.warning("not ready: %s", exc or "no answer in time")
+        # Probes come every few seconds: what they find is worth a line once
+        log = logger.warning if _was_ready else logger.debug
+        log("not ready: %s", exc if str(exc) else "no answer in time")
+        _was_ready = False
         return JsonResponse({"ready": False}, status=503)
+    if not _was_ready:
+        logger.info("ready again")
+    _was_ready = True
     return JsonResponse({"ready": True})
 
 

@@ -43,8 +43,12 @@ def _forget_target(**kwargs: Any) -> None:
 setting_changed.connect(_forget_target)
 
 
-async def call(action: Action[T]) -> T:
+async def call(action: Action[T], timeout: float | None = None) -> T:
     """Run *action* with a broker that is ready.
+
+    Args:
+        action: What to do.
+        timeout: Seconds that it may take to become ready; None: see `Broker.wait_ready`.
 
     Raises:
         BrokerUnavailable: Not ready in time.
@@ -52,10 +56,10 @@ async def call(action: Action[T]) -> T:
     broker = get_broker() if settings.BROKER == "memory" else known_broker()
     if broker is not None:  # a gateway's loop has one already
         await broker.open()
-        await broker.wait_ready()
+        await broker.wait_ready(timeout)
         return await action(broker)
     node = current_node(_current_target())
-    return await node.call(lambda: _run(node, action))
+    return await node.call(lambda: _run(node, action, timeout))
 
 
 def call_sync(action: Action[T], timeout: float | None = None) -> T:
@@ -107,7 +111,7 @@ def refuse_in_loop() -> None:
     raise RuntimeError("this call would block the event loop; await the asynchronous one")
 
 
-async def _run(node: Node, action: Action[T]) -> T:
-    await node.ready()
-    await node.broker.wait_ready()
+async def _run(node: Node, action: Action[T], timeout: float | None = None) -> T:
+    await node.ready(timeout)
+    await node.broker.wait_ready(timeout)
     return await action(node.broker)

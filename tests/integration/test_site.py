@@ -9,6 +9,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.test import AsyncClient, Client
 
+from wsgateway import health
 from wsgateway.broker import get_broker, reset_brokers
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.identity import Identity, TokenIdentity
@@ -159,6 +160,11 @@ async def test_health(async_client: AsyncClient) -> None:
     await get_broker().close()
 
 
+@pytest.fixture(autouse=True)
+def ready_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_was_ready", True)
+
+
 async def test_not_ready_without_servers(
     async_client: AsyncClient, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,11 +175,15 @@ async def test_not_ready_without_servers(
 
 
 async def test_not_ready_while_the_broker_is_away(
-    async_client: AsyncClient, settings: Any, free_port: int
+    async_client: AsyncClient, settings: Any, free_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The reason was lost with the probe's own time-out, and each probe logged a warning."""
     settings.PUBSUB_BROKER = "nats"
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
-    assert (await async_client.get("/readyz")).status_code == 503
+    for _ in range(2):
+        assert (await async_client.get("/readyz")).status_code == 503
+    [said] = [r.getMessage() for r in caplog.records if "not ready" in r.getMessage()]
+    assert f"cannot reach NATS at 127.0.0.1:{free_port}: connection refused" in said
     with pytest.raises(BrokerUnavailable):
         await get_broker().wait_ready(0.01)
     await get_broker().close()

@@ -19,6 +19,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
 from wsgateway.inbox import InboxReader
 from wsgateway.subjects import Inbox
+from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
     from wsgateway.layer.loops import Node
@@ -101,7 +102,7 @@ class _Watcher:
         watch.attachments.append(attachment)
         if self._sweeping is None:
             self._on_ready = self._node.broker.on_ready(self._look.set)
-            self._sweeping = asyncio.create_task(self._sweep(), name="wsgateway-layer-sweep")
+            self._sweeping = supervise(self._sweep, "wsgateway-layer-sweep")
 
     def remove(self, attachment: Attachment) -> None:
         inbox = attachment.feed.inbox

@@ -150,6 +150,10 @@ class Fetcher:
                 attempt += 1
                 if not self.mailbox.reading:
                     return
+            except Exception:  # readers wait for this task
+                logger.exception("reading channel %s failed; it begins again", self.channel)
+                await asyncio.sleep(self._backoff.delay(attempt))
+                attempt += 1
 
     async def _prepare(self) -> None:
         await self.node.ready()

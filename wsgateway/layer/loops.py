@@ -107,8 +107,11 @@ class Node:
         """Whether its loop runs now, and the connection is kept up."""
         return self.loop.is_running() and self.link.state is not LinkState.CLOSED
 
-    async def ready(self) -> None:
+    async def ready(self, timeout: float | None = None) -> None:
         """Connect if that is still to be done; wait until connected.
+
+        Args:
+            timeout: Seconds; None: ``WSGATEWAY_BROKER_TIMEOUT``.
 
         Raises:
             BrokerUnavailable: Not within the timeout.
@@ -117,7 +120,7 @@ class Node:
             self._opening = self.loop.create_task(self.broker.open())
         if not self.link.is_open:
             await asyncio.shield(self._opening)
-            await self.link.ready()
+            await self.link.ready(timeout)
 
     async def in_effect(self) -> None:
         """Return once the subscriptions made here are in effect, wherever somebody sends.
@@ -203,12 +206,17 @@ class _Background:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._ending = False
         self.thread = threading.Thread(target=self._run, name="wsgateway-background", daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while not self._ending:
+            try:
+                self.loop.run_forever()
+            except BaseException:  # SystemExit in a callback: every synchronous caller waits here
+                logger.exception("the background loop was left; it goes on")
 
     def stop(self) -> None:
         """Close every node of the loop, then end the thread."""
@@ -218,6 +226,7 @@ class _Background:
 
         with contextlib.suppress(Exception):
             asyncio.run_coroutine_threadsafe(close(), self.loop).result(EXIT_TIMEOUT)
+        self._ending = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(EXIT_TIMEOUT)
         if not self.thread.is_alive():

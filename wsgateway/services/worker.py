@@ -20,6 +20,7 @@ from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.services.handling import UNMARK_WITHIN, Handling, turn_subject
 from wsgateway.services.running import Running
 from wsgateway.subjects import Inbox
+from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Closable
@@ -119,7 +120,7 @@ class Worker:
         """Begin to take messages."""
         turn = turn_subject(self._broker, self.service.name)
         self._turns = self._broker.link.subscribe(turn, self._on_turn)
-        self._heart = asyncio.create_task(self._beat(), name="wsgateway-heartbeat")
+        self._heart = supervise(self._beat, "wsgateway-heartbeat")
         self._queue.open(IN_HAND * self._concurrency)
 
     async def ready(self) -> None:

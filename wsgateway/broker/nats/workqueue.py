@@ -24,6 +24,7 @@ from wsgateway.exceptions import (
 )
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox
+from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.broker import NatsBroker
@@ -133,7 +134,7 @@ class WorkQueue:
     def open(self, room: int) -> None:
         """Begin to take messages, *room* at first."""
         self._room = room
-        self._pump = asyncio.create_task(self._keep_pulling(), name="wsgateway-pull")
+        self._pump = supervise(self._keep_pulling, "wsgateway-pull")
 
     async def close(self) -> None:
         """Take no more."""

@@ -1,0 +1,144 @@
+"""Tasks that live long: what they did not expect is logged, and they begin again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+
+from tests.integration.layers import layers, receive
+from tests.integration.workers import answers, no_services, offer, serving
+from tests.support import until, wait_for
+from wsgateway import Message, publish
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.workqueue import WorkQueue
+from wsgateway.delivery import Hub
+from wsgateway.layer.fetcher import Fetcher
+from wsgateway.services import registry
+from wsgateway.services.worker import Worker
+
+__all__ = ["no_services"]  # a fixture
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    real, errors = getattr(owner, name), [KeyError("odd")]
+
+    async def fail(self: Any, *args: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await real(self, *args)
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+@pytest.mark.usefixtures("no_services")
+@pytest.mark.parametrize(("owner", "name"), [(WorkQueue, "_create"), (WorkQueue, "_pull")])
+async def test_worker_goes_on_pulling(
+    broker: NatsBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    name: str,
+) -> None:
+    """The service stood still, silently, until it was restarted."""
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        await message.reply(text="done")
+
+    failing_once(monkeypatch, owner, name)
+    await offer(broker, "x")
+    async with serving(broker) as worker:
+        await until(lambda: worker.counts["done"] == 1, what="the message")
+    assert len(await answers(broker)) == 1
+    assert "task wsgateway-pull failed" in caplog.text
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_worker_goes_on_with_its_heartbeat(
+    broker: NatsBroker, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Without it, what takes longer than ACK_WAIT is handled twice."""
+    settings.WSGATEWAY_ACK_WAIT = 0.9
+    begun: list[int] = []
+    beats: list[int] = []
+    real = WorkQueue.extend
+
+    def extend(self: WorkQueue, job: Any) -> None:
+        beats.append(1)
+        if len(beats) == 1:
+            raise KeyError("odd")
+        real(self, job)
+
+    monkeypatch.setattr(WorkQueue, "extend", extend)
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        begun.append(1)
+        await asyncio.sleep(2.5)
+
+    await offer(broker, "x")
+    async with serving(broker) as worker:
+        assert isinstance(worker, Worker)
+        await until(lambda: worker.counts["done"] == 1, what="the message")
+    assert begun == [1]
+    assert len(beats) > 2
+
+
+@pytest.mark.parametrize("name", ["_save_cursors", "_sweep"])
+async def test_hub_goes_on(
+    broker: NatsBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    runs: list[int] = []
+
+    async def work(self: Hub) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise KeyError("odd")
+        if len(runs) == 2:
+            raise asyncio.CancelledError  # of something that it waited for
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Hub, name, work)
+    hub = Hub(broker)
+    await hub.open()
+    try:
+        await until(lambda: len(runs) == 3, what="three runs")
+    finally:
+        await hub.close()
+    assert caplog.text.count("failed; it begins again") == 2
+
+
+async def test_reader_of_a_normal_channel_goes_on(
+    nats_server: EmbeddedServer,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who waited in receive() waited for ever."""
+    failing_once(monkeypatch, Fetcher, "_prepare")
+    async with layers(nats_server.url, prefix) as make:
+        await make().send("task", {"type": "x", "n": 1})
+        assert (await receive(make(), "task"))["n"] == 1
+    assert "reading channel task failed" in caplog.text
+
+
+def test_background_loop_survives_an_exit_in_a_callback(
+    nats_settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread ended, and every later call from synchronous code waited for ever."""
+    publish.send("orders", "ann", text="before")
+    from wsgateway.layer import loops
+
+    background = loops._background
+    assert background is not None
+    background.loop.call_soon_threadsafe(sys.exit, 3)
+    wait_for(lambda: "the background loop was left" in caplog.text, what="the log")
+    assert publish.send("orders", "ann", text="after").offset
+    assert loops._background is background
