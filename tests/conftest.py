@@ -6,9 +6,9 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from asgiref.sync import SyncToAsync
 
-from tests.support import Gateway, forget_connections, wait_for
+from tests.support import Gateway, PostgresServer, forget_connections
 from wsgateway.broker import embedded
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import broker_from_settings
@@ -143,47 +143,42 @@ def gateway(gateway_factory: Callable[..., Gateway]) -> Gateway:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL that runs for the tests; it refuses to run as root."""
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL that runs for the tests. Do not stop it: use `own_postgresql`."""
+    with new_postgresql() as server:
+        yield server.url
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[PostgresServer]:
+    """A PostgreSQL for this test alone: it may be stopped and started again."""
+    with new_postgresql() as server:
+        yield server
+
+
+@contextmanager
+def new_postgresql() -> Iterator[PostgresServer]:
+    """Run a PostgreSQL; it refuses to run as root.
+
+    Its data are not in pytest's temporary folders, which each pytest that starts makes private.
+    """
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (str(programs[-1]) if programs else None)
     if initdb is None:
         pytest.skip("PostgreSQL's programs (initdb, postgres) are not installed")
-    folder = tmp_path_factory.mktemp("postgres")
-    data, port, user = folder / "data", embedded.free_port(), None
-    if os.geteuid() == 0:
-        user = "postgres"
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="wsgateway-postgresql-") as folder:
+        if user:
+            try:
+                shutil.chown(folder, user)
+            except LookupError:
+                pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        server = PostgresServer(Path(folder), Path(initdb).resolve(), user)
+        server.start()
         try:
-            shutil.chown(folder, user)
-        except LookupError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        for parent in folder.parents:  # pytest's folders are private
-            if parent == Path(tempfile.gettempdir()):
-                break
-            parent.chmod(parent.stat().st_mode | 0o011)
-    subprocess.run(
-        [initdb, "-D", str(data), "-U", "tests", "-A", "trust", "--no-sync"],
-        user=user,
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-    with (folder / "log").open("ab") as log:
-        server = subprocess.Popen(
-            [str(Path(initdb).resolve().with_name("postgres")), "-D", str(data), *options],
-            user=user,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        text = "database system is ready to accept connections"
-        wait_for(lambda: text in (folder / "log").read_text(), 30, text)
-        yield f"postgresql://tests@127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture

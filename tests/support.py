@@ -160,6 +160,51 @@ class Process:
             self.popen.wait()
 
 
+class PostgresServer:
+    """A PostgreSQL.
+
+    Args:
+        folder: Where its data and its log are; *user* can write there.
+        initdb: The program; ``postgres`` is beside it.
+        user: Who runs it; None: who runs this.
+    """
+
+    def __init__(self, folder: Path, initdb: Path, user: str | None) -> None:
+        self._folder = folder
+        self._program = initdb.with_name("postgres")
+        self._user = user
+        self._port = free_port()
+        self.url = f"postgresql://tests@127.0.0.1:{self._port}"
+        subprocess.run(
+            [initdb, "-D", folder / "data", "-U", "tests", "-A", "trust", "--no-sync"],
+            user=user,
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        ready = "database system is ready to accept connections"
+        path = self._folder / "log"
+        before = path.read_text().count(ready) if path.exists() else 0
+        options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-F"]
+        with path.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [self._program, "-D", self._folder / "data", *options],
+                user=self._user,
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(lambda: path.read_text().count(ready) > before, 30, ready)
+
+    def stop(self) -> None:
+        """Stop it; it ends its connections."""
+        self._popen.send_signal(signal.SIGINT)
+        self._popen.wait(20)
+
+
 class Gateway(Process):
     """A gateway process: daphne, or uvicorn, with an ASGI application.
 

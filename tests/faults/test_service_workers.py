@@ -163,5 +163,8 @@ def test_unknown_service_is_named(worker: Callable[..., WorkerProcess]) -> None:
     process = worker("nonsense")
     process.spawn()
     assert process.wait(30) == 1
-    assert "no service 'nonsense'; known: counted, deadly, demo, threaded" in process.output
+    assert (
+        "no service 'nonsense'; known: async_queries, counted, deadly, demo, queries, threaded"
+        in process.output
+    )
     assert "Traceback" not in process.output

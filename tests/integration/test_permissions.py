@@ -16,7 +16,7 @@ from django.core.management import call_command
 from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import ROOT, Gateway, Process, until
-from wsgateway import Message, asend
+from wsgateway import Message, RetryPolicy, asend
 from wsgateway.broker.embedded import find_server, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -160,22 +160,22 @@ async def test_service_takes_acknowledges_replies_and_sets_aside(
     """Without $JS.ACK.> every message was handled again and again."""
     handled: list[str] = []
 
-    @registry.service("orders")
+    @registry.service("orders", retry=RetryPolicy(initial=0.01))
     async def handle(message: Message) -> None:
         handled.append(message.text)
         if message.text == "bad":
             raise RuntimeError("broken")
         await message.reply(text="done")
 
-    ws_settings.WSGATEWAY_MAX_DELIVER = 1
+    ws_settings.WSGATEWAY_MAX_DELIVER = 2
     ws_settings.WSGATEWAY_ACK_WAIT = 1.0
     async with acting(ws_settings, url("gateway")) as gateway:
         for text in ("good", "bad", "second"):
             await offer(gateway, text, Ws_Client_Id=text, Ws_Request=text)
         async with acting(ws_settings, url("service")) as service, serving(service) as worker:
-            await until(lambda: worker.counts.total() == 3, 20, "three")
+            await until(lambda: worker.counts.total() == 4, 20, "all")
             await asyncio.sleep(1.5)  # longer than ACK_WAIT: what is not acknowledged comes again
-        assert handled == ["good", "bad", "second"]
+        assert handled == ["good", "bad", "bad", "second"]
         assert [s.reply_to for s in await answers(gateway)] == ["good", "bad", "second"]
     async with acting(ws_settings, url("operator")) as operator:
         [letter] = [letter async for letter in deadletters.letters(operator)]

@@ -7,7 +7,10 @@ import os
 import time
 from pathlib import Path
 
-from wsgateway import Message, service
+from asgiref.sync import sync_to_async
+from django.db import connection
+
+from wsgateway import Message, RetryPolicy, service
 
 
 def note(text: str) -> None:
@@ -44,3 +47,21 @@ async def deadly(message: Message) -> None:
 async def exit_later() -> None:
     """End the process from a task of the handler's own."""
     raise SystemExit(1)
+
+
+def query(message: Message) -> None:
+    """Ask the database, and note its answer."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    note(f"end {pid} {message.user_name} {message.text} {message.attempt}")
+
+
+@service("queries", retry=RetryPolicy(initial=0.05, cap=0.1, attempts=3))
+def queries(message: Message) -> None:
+    query(message)
+
+
+@service("async_queries", retry=RetryPolicy(initial=0.05, cap=0.1, attempts=3))
+async def async_queries(message: Message) -> None:
+    await sync_to_async(query)(message)

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
 
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.services.database import close_old, usable_connections
 from wsgateway.services.message import Message, SyncMessage
 
 if TYPE_CHECKING:
@@ -72,19 +72,17 @@ class Caller:
             return exc
 
     async def _call_async(self, job: Job, run: Run) -> None:
-        run.coroutine = self._service.handler(Message(job, self._broker))
-        limit = self._service.timeout
-        if limit is None:
-            await run.coroutine
-            return
-        deadline = asyncio.timeout(limit)
-        try:
-            async with deadline:
-                await run.coroutine
-        except TimeoutError as exc:
-            if deadline.expired():
-                raise self._too_late() from exc
-            raise
+        message = Message(job, self._broker)
+        async with usable_connections():
+            run.coroutine = self._service.handler(message)
+            deadline = asyncio.timeout(self._service.timeout)
+            try:
+                async with deadline:
+                    await run.coroutine
+            except TimeoutError as exc:
+                if deadline.expired():
+                    raise self._too_late() from exc
+                raise
 
     def _too_late(self) -> HandlerTimeout:
         return HandlerTimeout(
@@ -128,11 +126,11 @@ class _Thread:
         Returns what it raised, because a StopIteration cannot pass through a future.
         """
         try:
-            close_old_connections()
+            close_old()
             try:
                 self._handle()
             finally:
-                close_old_connections()
+                close_old()
         except BaseException as exc:
             return exc
         return None
