@@ -230,6 +230,8 @@ class Worker:
             job = user.first
             if job.problem is not None:
                 return job
+            if not self._queue.holds(job):
+                return None  # `setup_streams` has moved it: it comes again
             try:
                 if await self._queue.is_oldest(job):
                     return user.jobs[job.sequence]

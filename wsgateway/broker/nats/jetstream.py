@@ -44,6 +44,8 @@ ITS_OWN_FAULT = frozenset({10097, 10165})
 NOT_ENABLED = (10039, 10076)
 """JetStream is off for the account, or for the server."""
 SUBJECTS_OVERLAP = 10065
+NO_MESSAGE = 10037
+WRONG_LAST_SEQUENCE_OF_STREAM = 10070
 
 
 class ApiError(BrokerError):

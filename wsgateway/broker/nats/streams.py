@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiError, JetStream
+from wsgateway.broker.nats.migration import Migration
 from wsgateway.declared import Declared, declared_services
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.subjects import Subjects
@@ -333,7 +334,11 @@ class Streams:
         ]
         if impossible:
             raise BrokerMisconfigured("; ".join(impossible))
-        return [await self._bring_in_line(spec, infos[spec.name]) for spec in self.specs]
+        lines = []
+        if self._subjects.stream("send") not in infos:
+            lines = await Migration(self._jetstream, self._subjects, self).run(self.specs)
+            infos = await self._infos() if lines else infos
+        return lines + [await self._bring_in_line(spec, infos[spec.name]) for spec in self.specs]
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:
         if info is None:
@@ -343,11 +348,39 @@ class Streams:
         if not different:
             return f"{spec.name}: up to date"
         try:
-            await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", spec.changed(info["config"]))
+            config = await self.update(spec)
         except ApiError as exc:
             texts = "; ".join(spec.describe(key, info["config"]) for key in different)
             raise BrokerMisconfigured(f"{texts}; the server answered: {exc}") from exc
-        return f"{spec.name}: changed {', '.join(different)}"
+        kept = [spec.describe(key, config) for key in spec.differences(config)]
+        return "; ".join([f"{spec.name}: changed {', '.join(different)}", *kept])
+
+    async def update(self, spec: StreamSpec) -> dict[str, Any]:
+        """Give a stream that exists the configuration that is wanted; return what it has then.
+
+        Lowering the limit per user would make some servers drop what exceeds it, so it stays
+        above what is stored.
+        """
+        info = await self._jetstream.api(f"STREAM.INFO.{spec.name}")
+        config = spec.changed(info["config"])
+        if spec.family == "SEND" and "discard_new_per_subject" in spec.config:
+            config.pop("subject_transform", None)  # of `Migration`
+            most = await self._most_per_subject(spec.name)
+            if most > config["max_msgs_per_subject"]:
+                config["max_msgs_per_subject"] = 2 * most
+        answer = await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", config)
+        return dict(answer["config"])
+
+    async def _most_per_subject(self, name: str) -> int:
+        """Return how many messages the subject has that has most."""
+        most, offset = 0, 0
+        while True:
+            request = {"subjects_filter": ">", "offset": offset}
+            info = await self._jetstream.api(f"STREAM.INFO.{name}", request)
+            page: dict[str, int] = info["state"].get("subjects") or {}
+            most, offset = max([most, *page.values()]), offset + len(page)
+            if not page or offset >= info["state"].get("num_subjects", 0):
+                return most
 
     async def _create(self, spec: StreamSpec) -> dict[str, Any]:
         try:

@@ -19,6 +19,7 @@ from wsgateway.exceptions import (
     BrokerClosed,
     BrokerError,
     BrokerMisconfigured,
+    BrokerUnavailable,
     MalformedMessage,
     NameRefused,
 )
@@ -162,7 +163,11 @@ class WorkQueue:
         Raises:
             BrokerUnavailable: Perhaps it does not.
         """
-        await self._link.request(job.ack_subject, ACK)
+        try:
+            await self._link.request(job.ack_subject, ACK)
+        except BrokerUnavailable:
+            if self.holds(job):  # otherwise it was moved, and comes again
+                raise
 
     def give_back(self, job: Job, delay: float) -> None:
         """Let *job* be delivered again after *delay* seconds."""
@@ -177,6 +182,10 @@ class WorkQueue:
             self._link.publish(job.ack_subject, answer)
         except BrokerError as exc:  # it will be delivered again
             logger.debug("an acknowledgement was not sent: %s", exc)
+
+    def holds(self, job: Job) -> bool:
+        """Say whether *job* is of the stream that the service has now, and was not moved."""
+        return job.id.startswith(f"{self._stream}.")
 
     async def is_oldest(self, job: Job) -> bool:
         """Say whether every earlier message of the same user has left the stream.
