@@ -148,7 +148,7 @@ class Delivery:
             self._offer,
             settings.SEND_WINDOW,
             settings.SEND_WINDOW_BYTES,
-            settings.BROKER_TIMEOUT,
+            self._patience,
             strict=not socket.acknowledges,
         )
         self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
@@ -172,6 +172,11 @@ class Delivery:
         messages of the same offsets. `recovery` takes the name for the epoch.
         """
         return f"{self.epoch}{LIFE}{self._lives}" if self._lives else self.epoch
+
+    def _patience(self) -> float:
+        """Return how long a client's frame may wait: an election passes, an outage may not."""
+        connected = self._hub.broker.connected
+        return settings.PUBLISH_TIMEOUT if connected else settings.BROKER_TIMEOUT
 
     async def start(self, claim: Resume) -> None:
         """Find out where to begin, accept the socket, begin to deliver.

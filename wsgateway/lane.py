@@ -17,6 +17,7 @@ ATTEMPT_TIMEOUT = 1.5
 RETRY_PAUSE = 0.1
 
 Offer = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
+Patience = Callable[[], float]
 NONE: Mapping[str, str] = {}
 
 
@@ -25,7 +26,7 @@ class _Entry:
     frame: Frame
     msg_id: str
     headers: Mapping[str, str]
-    deadline: float  # loop time after which it is refused
+    since: float  # loop time at which it came
     result: asyncio.Future[Receipt]
     attempt: asyncio.Future[Receipt] | None = None
 
@@ -44,7 +45,8 @@ class Lane:
         offer: Tries once to store a frame, see `Broker.offer`.
         window: Frames that may wait for the broker; more wait in `put`.
         window_bytes: Bytes that may wait for it; a single larger frame still goes.
-        timeout: Seconds after which a frame is refused with `BrokerUnavailable`.
+        patience: Returns the seconds after which a frame is refused with `BrokerUnavailable`, as
+            things are when that is asked.
         strict: Whether the first refusal ends the lane.
     """
 
@@ -54,21 +56,27 @@ class Lane:
         "_entries",
         "_holding",
         "_offer",
+        "_patience",
         "_room",
         "_runner",
         "_strict",
-        "_timeout",
         "_window",
         "_window_bytes",
     )
 
     def __init__(
-        self, offer: Offer, window: int, window_bytes: int, timeout: float, *, strict: bool = False
+        self,
+        offer: Offer,
+        window: int,
+        window_bytes: int,
+        patience: Patience,
+        *,
+        strict: bool = False,
     ) -> None:
         self._offer = offer
         self._window = window
         self._window_bytes = window_bytes
-        self._timeout = timeout
+        self._patience = patience
         self._strict = strict
         self._ended = False  # something was refused, and the lane is strict
         self._bytes = 0  # of the entries
@@ -94,8 +102,7 @@ class Lane:
             nothing: asyncio.Future[Receipt] = loop.create_future()
             nothing.cancel()
             return nothing
-        deadline = loop.time() + self._timeout
-        entry = _Entry(frame, msg_id, headers, deadline, loop.create_future())
+        entry = _Entry(frame, msg_id, headers, loop.time(), loop.create_future())
         hold = self._holding or any(self._waits(earlier) for earlier in self._entries)
         self._entries.append(entry)
         self._bytes += size
@@ -175,7 +182,7 @@ class Lane:
         self._holding = True
         attempts = {entry.attempt for entry in self._entries if entry.attempt is not None}
         await asyncio.wait(attempts, timeout=ATTEMPT_TIMEOUT)
-        late = asyncio.get_running_loop().time() >= self._entries[0].deadline
+        late = asyncio.get_running_loop().time() >= self._entries[0].since + self._patience()
         for entry in list(self._entries):
             attempt = entry.attempt
             if entry not in self._entries:  # it ended with a refused one before it
@@ -195,7 +202,7 @@ class Lane:
     def _refusal(self) -> asyncio.Future[Receipt]:
         refusal: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         refusal.set_exception(
-            BrokerUnavailable(f"not stored within {self._timeout} s; send it again later")
+            BrokerUnavailable(f"not stored within {self._patience():g} s; send it again later")
         )
         return refusal
 

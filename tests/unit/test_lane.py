@@ -112,7 +112,7 @@ async def drive(
     strict: bool = False,
 ) -> Results:
     """Send *count* frames while *server* does *steps*; return what became of each."""
-    lane = Lane(server.offer, window, 1_000_000, timeout, strict=strict)
+    lane = Lane(server.offer, window, 1_000_000, lambda: timeout, strict=strict)
     work = asyncio.create_task(server.run(steps))
     try:
         async with asyncio.timeout(30):
@@ -191,7 +191,7 @@ def test_strict_lane_offers_nothing_after_it_knows_of_a_refusal(
 
 async def test_strict_lane_stores_nothing_behind_a_refusal_it_was_told_of() -> None:
     server = Server({"1"})
-    lane = Lane(server.offer, 8, 1_000_000, 30.0, strict=True)
+    lane = Lane(server.offer, 8, 1_000_000, lambda: 30.0, strict=True)
     futures = [await lane.put(Frame.of("x"), str(number)) for number in range(2)]
     server.store()
     server.store()
@@ -206,7 +206,7 @@ async def test_strict_lane_stores_nothing_behind_a_refusal_it_was_told_of() -> N
 async def test_put_waits_while_the_window_is_full_of_bytes() -> None:
     """The window counted frames only: 64 frames of 1 MB for each socket."""
     server = Server()
-    lane = Lane(server.offer, 64, 1000, 30.0)
+    lane = Lane(server.offer, 64, 1000, lambda: 30.0)
     await lane.put(Frame.of("x" * 5000), "0")  # larger than the window: it goes alone
     second = asyncio.create_task(lane.put(Frame.of("x" * 600), "1"))
     await asyncio.sleep(0.005)
@@ -227,7 +227,7 @@ async def test_put_waits_while_the_window_is_full_of_bytes() -> None:
 
 async def test_put_waits_while_the_window_is_full() -> None:
     server = Server()
-    lane = Lane(server.offer, 2, 1_000_000, 30.0)
+    lane = Lane(server.offer, 2, 1_000_000, lambda: 30.0)
     for number in range(2):
         await lane.put(Frame.of("x"), str(number))
     third = asyncio.create_task(lane.put(Frame.of("x"), "2"))
@@ -244,7 +244,7 @@ async def test_put_waits_while_the_window_is_full() -> None:
 
 async def test_put_that_is_cancelled_while_it_waits_sends_nothing() -> None:
     server = Server()
-    lane = Lane(server.offer, 1, 1_000_000, 30.0)
+    lane = Lane(server.offer, 1, 1_000_000, lambda: 30.0)
     first = await lane.put(Frame.of("x"), "0")
     second = asyncio.create_task(lane.put(Frame.of("x"), "1"))
     await asyncio.sleep(0)
@@ -260,7 +260,7 @@ async def test_put_that_is_cancelled_while_it_waits_sends_nothing() -> None:
 
 async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_do() -> None:
     server = Server()
-    lane = Lane(server.offer, 4, 1_000_000, 0.05)
+    lane = Lane(server.offer, 4, 1_000_000, lambda: 0.05)
     futures = [await lane.put(Frame.of("x"), str(number)) for number in range(3)]
     for future in futures:
         with pytest.raises(BrokerUnavailable, match=r"within 0\.05 s; send it again later"):
@@ -271,7 +271,7 @@ async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_d
 
 async def test_receipt_nobody_waits_for_any_more_harms_nothing() -> None:
     server = Server()
-    lane = Lane(server.offer, 4, 1_000_000, 30.0)
+    lane = Lane(server.offer, 4, 1_000_000, lambda: 30.0)
     first = await lane.put(Frame.of("x"), "0")
     second = await lane.put(Frame.of("x"), "1")
     first.cancel()
@@ -284,6 +284,22 @@ async def test_error_of_the_offer_itself_is_the_answer() -> None:
     def offer(*_: Any) -> asyncio.Future[Receipt]:
         raise MessageTooBig(2, 1)
 
-    lane = Lane(offer, 4, 1_000_000, 30.0)
+    lane = Lane(offer, 4, 1_000_000, lambda: 30.0)
     with pytest.raises(MessageTooBig):
         await (await lane.put(Frame.of("xx"), "0"))
+
+
+async def test_patience_is_that_of_the_moment() -> None:
+    """A frame may wait for an election; if there is no server at all, its client hears earlier."""
+    patience = [30.0]
+
+    def offer(*_: Any) -> asyncio.Future[Receipt]:
+        raise BrokerUnavailable("no leader")
+
+    lane = Lane(offer, 4, 1_000_000, lambda: patience[0])
+    stored = await lane.put(Frame.of("x"), "x")
+    await asyncio.sleep(0.3)
+    assert not stored.done()
+    patience[0] = 0.2
+    with pytest.raises(BrokerUnavailable, match=r"not stored within 0\.2 s"):
+        await asyncio.wait_for(stored, 10)

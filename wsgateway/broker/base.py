@@ -229,6 +229,11 @@ class Broker(ABC):
 
     @property
     @abstractmethod
+    def connected(self) -> bool:
+        """Whether a server can be reached now, whatever its streams are doing."""
+
+    @property
+    @abstractmethod
     def ready(self) -> bool:
         """Whether the broker can be reached now and its streams are as the settings want."""
 

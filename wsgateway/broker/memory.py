@@ -201,6 +201,10 @@ class MemoryBroker(Broker):
         return ["memory: nothing to set up"]
 
     @property
+    def connected(self) -> bool:
+        return self._open
+
+    @property
     def ready(self) -> bool:
         return self._open
 

@@ -225,6 +225,10 @@ class NatsBroker(Broker):
         return lines
 
     @property
+    def connected(self) -> bool:
+        return self.link.is_open
+
+    @property
     def ready(self) -> bool:
         return self._settled.is_set() and self._problem is None and self.link.is_open
 
