@@ -98,6 +98,30 @@ def _resolver_problem(path: str) -> str | None:
     return None if callable(getattr(resolver, "resolve", None)) else "it has no method resolve"
 
 
+def check_user_names(**kwargs: Any) -> list[CheckMessage]:
+    """W005: a resolver that names users in its own way, but finds them as another one does."""
+    if not _possible("WSGATEWAY_IDENTITY"):
+        return []
+    return [
+        Warning(
+            f"{path!r} in WSGATEWAY_IDENTITY overrides user_name, but not get_user.",
+            hint="Add get_user(name), the inverse: without it, message.user finds nobody.",
+            id="wsgateway.W005",
+        )
+        for path in settings.IDENTITY
+        if not _resolver_problem(path) and _finds_otherwise(import_string(path))
+    ]
+
+
+def _finds_otherwise(resolver: type) -> bool:
+    for each in resolver.__mro__:
+        if "get_user" in vars(each):
+            return False
+        if "user_name" in vars(each):
+            return hasattr(resolver, "get_user")
+    return False
+
+
 def check_files(**kwargs: Any) -> list[CheckMessage]:
     """E004: a key or certificate that cannot be read; E005: a certificate without its pair."""
     if not _possible(*(f"WSGATEWAY_{name}" for name in FILES)):
@@ -385,6 +409,7 @@ CHECKS: list[Check] = [
     check_names,
     check_values,
     check_resolvers,
+    check_user_names,
     check_files,
     check_urls,
     check_apps,

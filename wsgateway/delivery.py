@@ -21,6 +21,7 @@ from wsgateway.broker import get_broker
 from wsgateway.broker.base import (
     CONNECTION_HEADER,
     DEVICE_HEADER,
+    RESOLVER_HEADER,
     Batch,
     Broker,
     Closable,
@@ -122,6 +123,7 @@ class Delivery:
         "_hub",
         "_lives",
         "_proved",
+        "_sender",
         "_task",
         "_told",
         "_unnamed",
@@ -141,6 +143,11 @@ class Delivery:
         self.inbox: Inbox = identity.inbox
         self.connection = uuid.uuid4().hex
         """Names this socket; part of what services get."""
+        self._sender = {  # headers of what the client sends
+            CONNECTION_HEADER: self.connection,
+            DEVICE_HEADER: encode_token(identity.device),
+            **({RESOLVER_HEADER: identity.resolver} if identity.resolver else {}),
+        }
         self.socket = socket
         socket.delivery = self
         self.reader = InboxReader(settings.WINDOW)
@@ -435,11 +442,7 @@ class Delivery:
     def _offer(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str]
     ) -> asyncio.Future[Receipt]:
-        ours = {
-            CONNECTION_HEADER: self.connection,
-            DEVICE_HEADER: encode_token(self.identity.device),
-        }
-        return self._hub.broker.offer(self.inbox, frame, msg_id, {**ours, **headers})
+        return self._hub.broker.offer(self.inbox, frame, msg_id, {**self._sender, **headers})
 
 
 class Hub:

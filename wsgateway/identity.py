@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 from channels.db import database_sync_to_async
+from django.contrib.auth import get_user_model
 from django.core import signing
 from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
@@ -34,6 +35,7 @@ __all__ = [
     "SessionIdentity",
     "SignedCookieIdentity",
     "TokenIdentity",
+    "get_resolver",
     "make_token",
     "require_service",
     "resolve_identity",
@@ -61,6 +63,7 @@ class Identity:
         auth_hash: The user's session auth hash: a new password ends the socket. None: it does not.
         backend: Dotted path of the backend that the user logged in with; None: not known.
         expires: Unix time at which the token or signed cookie behind it expires; None: never.
+        resolver: Dotted path of the resolver that made it, set by `resolve_identity`.
 
     Raises:
         IdentityRefused: A name is empty, too long, or no Unicode text.
@@ -74,6 +77,7 @@ class Identity:
     auth_hash: str | None = field(default=None, compare=False, repr=False)
     backend: str | None = field(default=None, compare=False, repr=False)
     expires: float | None = field(default=None, compare=False, repr=False)
+    resolver: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for part in ("service", "user", "device"):
@@ -91,7 +95,11 @@ class Identity:
 
 
 class Resolver(Protocol):
-    """What WSGATEWAY_IDENTITY lists: classes without arguments that have this method."""
+    """What WSGATEWAY_IDENTITY lists: classes without arguments that have this method.
+
+    One whose identities are Django users also has ``get_user(name)``, which returns the user whom
+    it named, for handlers of services (`Message.user`); synchronous, as it asks the database.
+    """
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """Return whose socket *scope* is; None if this resolver cannot tell.
@@ -108,15 +116,16 @@ async def resolve_identity(scope: Scope) -> Identity:
         IdentityRefused: Nobody knows, a resolver refuses, or the service is not allowed.
     """
     for path in settings.IDENTITY:
-        identity = await _resolver(path).resolve(scope)
+        identity = await get_resolver(path).resolve(scope)
         if identity is not None:
             _require_allowed(identity)
-            return identity
+            return replace(identity, resolver=path)
     raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the socket shows no identity; log in first")
 
 
 @lru_cache(maxsize=64)
-def _resolver(path: str) -> Resolver:
+def get_resolver(path: str) -> Resolver:
+    """Return the resolver with this dotted path, one for the process."""
     resolver: Resolver = import_string(path)()
     return resolver
 
@@ -168,8 +177,19 @@ class SessionIdentity:
     """
 
     def user_name(self, user: Any) -> str:
-        """Return the name that *user*'s inbox has; override it to use another field."""
+        """Return the name that *user*'s inbox has; override it, and `get_user`, for another field.
+
+        A name must belong to one user only, and should never pass to another one.
+        """
         return str(user.get_username())
+
+    def get_user(self, name: str) -> Any:
+        """Return the user whom `user_name` calls *name*.
+
+        Raises:
+            ObjectDoesNotExist: There is no such user.
+        """
+        return get_user_model()._default_manager.get_by_natural_key(name)
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """See `Resolver`; None when nobody is logged in."""

@@ -283,7 +283,9 @@ async def test_through_a_gateway_and_a_client(
     @registry.service("orders")
     async def handle(message: Message) -> None:
         if message.wants_reply:
-            await message.reply(json={"device": message.device, "echo": message.json()})
+            resolver = message.headers["Ws-Resolver"].rpartition(".")[2]
+            answer = {"device": message.device, "by": resolver, "echo": message.json()}
+            await message.reply(json=answer)
         else:
             raise Reject("only requests", code="no")
 
@@ -299,7 +301,11 @@ async def test_through_a_gateway_and_a_client(
         assert [m["id"] for m in got if m["type"] == "ack"] == ["q1", "q2"]
         reply, refusal = (m for m in got if m["type"] == "message")
         assert (reply["reply_to"], reply.get("error")) == ("q1", None)
-        assert json.loads(reply["data"]) == {"device": "d", "echo": {"n": 1}}
+        assert json.loads(reply["data"]) == {
+            "device": "d",
+            "by": "CookieIdentity",
+            "echo": {"n": 1},
+        }
         assert (refusal["reply_to"], refusal["error"]) == ("q2", "no")
         assert refusal["data"] == "only requests"
         with pytest.raises(TimeoutError):  # answers are not for raw sockets

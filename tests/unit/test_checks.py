@@ -13,7 +13,7 @@ from django.core.management.base import SystemCheckError
 
 from tests.support import ROOT
 from wsgateway import checks
-from wsgateway.identity import CookieIdentity
+from wsgateway.identity import CookieIdentity, SessionIdentity
 from wsgateway.launcher import create_demo_users
 
 COOKIES = "wsgateway.identity.CookieIdentity"
@@ -26,6 +26,27 @@ def messages(deploy: bool = False) -> dict[str, str]:
         assert message.hint, message
         assert message.msg.endswith("."), message
     return {str(message.id).removeprefix("wsgateway."): message.msg for message in found}
+
+
+class NamesOnly(SessionIdentity):
+    def user_name(self, user: Any) -> str:
+        return str(user.pk)
+
+
+class NamesAndFinds(NamesOnly):
+    def get_user(self, name: str) -> Any:
+        return get_user_model().objects.get(pk=name)
+
+
+def test_W005_user_name_without_its_inverse(settings: Any) -> None:
+    path = f"{__name__}.{NamesOnly.__name__}"
+    settings.WSGATEWAY_IDENTITY = [
+        path,
+        f"{__name__}.{NamesAndFinds.__name__}",
+        "wsgateway.identity.SessionIdentity",
+        "wsgateway.identity.TokenIdentity",
+    ]
+    assert [(m.id, path in m.msg) for m in checks.check_user_names()] == [("wsgateway.W005", True)]
 
 
 @pytest.fixture

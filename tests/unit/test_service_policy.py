@@ -140,3 +140,11 @@ def test_one_handler_for_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(NameRefused):
         registry.service("")
+
+
+def test_name_that_no_consumer_can_have_is_refused_where_it_is_declared() -> None:
+    """Such a service was accepted, and nothing ever served it."""
+    with pytest.raises(NameRefused, match="use a shorter one"):
+        registry.service("ä" * 100)  # 600 characters once escaped
+    with pytest.raises(NameRefused, match="use a shorter one"):
+        registry.service("a" * 250)

@@ -22,6 +22,7 @@ __all__ = [
     "ERROR_HEADER",
     "REPLY_TO_HEADER",
     "REQUEST_HEADER",
+    "RESOLVER_HEADER",
     "Batch",
     "Broker",
     "Closable",
@@ -42,6 +43,8 @@ CONNECTION_HEADER = "Ws-Connection"
 """On a client's message: names the socket that sent it."""
 DEVICE_HEADER = "Ws-Device"
 """On a client's message: the user's device that sent it."""
+RESOLVER_HEADER = "Ws-Resolver"
+"""On a client's message: the entry of ``WSGATEWAY_IDENTITY`` that named its sender."""
 CLIENT_ID_HEADER = "Ws-Client-Id"
 """On a message of a ``wsgateway.v1`` client: the id that the client gave it."""
 REQUEST_HEADER = "Ws-Request"

@@ -6,7 +6,7 @@ import asyncio
 import json as jsonlib
 from typing import TYPE_CHECKING, Any
 
-from django.contrib.auth import get_user_model
+from asgiref.sync import sync_to_async
 from django.utils.functional import SimpleLazyObject
 
 from wsgateway.broker.base import (
@@ -16,6 +16,7 @@ from wsgateway.broker.base import (
     ERROR_HEADER,
     REPLY_TO_HEADER,
     REQUEST_HEADER,
+    RESOLVER_HEADER,
     Receipt,
 )
 from wsgateway.exceptions import NameRefused
@@ -23,6 +24,7 @@ from wsgateway.frames import Frame
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.errors import Reject
 from wsgateway.services.failure import clip, code_word
+from wsgateway.services.users import find_user
 from wsgateway.subjects import decode_token
 
 if TYPE_CHECKING:
@@ -120,22 +122,23 @@ class Message:
 
     @property
     def user(self) -> Any:
-        """The Django user of that name, loaded when it is used; from synchronous code.
+        """The Django user who sent it, loaded when it is used; from synchronous code.
 
         Raises:
-            ObjectDoesNotExist: When used: the identity is no Django user.
+            ObjectDoesNotExist: When used: the sender is not a Django user.
         """
-        users = get_user_model()._default_manager
-        return SimpleLazyObject(lambda: users.get_by_natural_key(self.user_name))
+        return SimpleLazyObject(self._find_user)
 
     async def auser(self) -> Any:
-        """Return the Django user of that name.
+        """Return the Django user who sent it.
 
         Raises:
-            ObjectDoesNotExist: The identity is no Django user.
+            ObjectDoesNotExist: The sender is not a Django user.
         """
-        users = get_user_model()._default_manager
-        return await users.aget(**{get_user_model().USERNAME_FIELD: self.user_name})
+        return await sync_to_async(self._find_user)()
+
+    def _find_user(self) -> Any:
+        return find_user(self.user_name, self.headers.get(RESOLVER_HEADER) or None)
 
     async def reply(
         self,

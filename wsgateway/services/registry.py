@@ -12,7 +12,7 @@ from wsgateway.conf import settings
 from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
-from wsgateway.subjects import encode_token
+from wsgateway.subjects import Subjects
 
 __all__ = ["JsonHandler", "Service", "discover", "get_service", "service"]
 
@@ -106,11 +106,11 @@ def service(
             not while it waits in a system call or a C library.
 
     Raises:
-        NameRefused: *name* cannot be part of a subject.
+        NameRefused: *name* cannot be part of a subject, or is too long for a stream's name.
         ValueError: There is such a service already, or a number is out of its range.
         TypeError: What is decorated cannot be called with a message.
     """
-    encode_token(name)
+    Subjects(settings.PREFIX).require_service(name)
     if isinstance(retry, RetryPolicy):
         retry = {Exception: retry}
     policies: Policies = dict(retry or {})

@@ -20,6 +20,7 @@ from wsgateway.broker.base import (
     CONNECTION_HEADER,
     DEVICE_HEADER,
     REQUEST_HEADER,
+    RESOLVER_HEADER,
     Stored,
 )
 from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
@@ -30,6 +31,7 @@ from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Again, Dead, Done, Refuse, judge
 from wsgateway.services.registry import get_service
+from wsgateway.services.users import naming_path
 from wsgateway.subjects import Inbox, Subjects, encode_token
 
 __all__ = ["Delivered", "Sent", "adeliver", "assert_not_sent", "assert_sent", "deliver", "sent"]
@@ -215,11 +217,13 @@ def _job(
     headers: Mapping[str, str] | None,
 ) -> Job:
     sequence = next(_sequence)
+    resolver = naming_path()
     client_id = f"test-{sequence}"
     values = {
         FRAME_HEADER: frame.kind,
         CONNECTION_HEADER: "test",
         DEVICE_HEADER: encode_token(device),
+        **({RESOLVER_HEADER: resolver} if resolver else {}),
         CLIENT_ID_HEADER: client_id,
         **({REQUEST_HEADER: client_id} if request else {}),
         **(headers or {}),
