@@ -174,6 +174,36 @@ async def test_what_an_operator_deletes_is_not_missing(brokers: Brokers, broker:
         assert await resumed(broker, offset) is None
 
 
+@pytest.mark.parametrize("limit", ["messages", "age"])
+async def test_limit_that_was_raised_proves_nothing_of_before(brokers: Brokers, limit: str) -> None:
+    """After ``setup_streams`` the stream seemed to have had room for all."""
+    if brokers.settings.PUBSUB_BROKER == "memory":
+        pytest.skip("limits in memory never change")
+    brokers.settings.WSGATEWAY_INBOX_MAX_MESSAGES = 5 if limit == "messages" else 100
+    brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 1.0 if limit == "age" else 3600.0
+    small: Any = await brokers.open()
+    await small.jetstream.publish(small.subjects.recv(BOB), b"x", {"Nats-TTL": "never"})
+    begun = await beginning(small)
+    mine = await fill(small, ANN, 30)
+
+    async def trimmed() -> bool:
+        return await small.count(ANN) <= 5
+
+    await eventually(trimmed, "most are gone")
+    brokers.settings.WSGATEWAY_INBOX_MAX_MESSAGES = 10_000
+    brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 7200.0
+    broker = await brokers.open()
+    await broker.set_up()
+    assert (await broker.position()).max_messages == 10_000
+    for offset in (begun, mine[5]):
+        assert await resumed(broker, offset) is Reason.TRIMMED
+    since = await fill(broker, ANN, 20)
+    for offset in (begun, mine[5]):
+        assert await resumed(broker, offset) is Reason.TRIMMED
+    for offset in (mine[-1], since[0]):
+        assert await resumed(broker, offset) is None
+
+
 async def test_bytes_of_the_stream(nats: Any) -> None:
     """A limit of the whole stream removes the oldest messages, whosever they are."""
     stream = nats.subjects.stream("recv")

@@ -73,7 +73,8 @@ class Position(NamedTuple):
     Attributes:
         epoch: Names the life of the stream; offsets of another epoch mean nothing.
         first: No limit of the whole stream (age, bytes, messages) has removed anything from here
-            on. The oldest message kept, unless that one outlives the stream's age limit.
+            on, nor a limit that was lower than today's. The oldest message kept, unless that one
+            outlives the age limit, or a limit was raised since.
         last: Offset of the newest message, of any inbox; 0 if there never was one.
         gaps: How many offsets between the oldest message kept and *last* hold nothing.
         max_messages: How many messages an inbox keeps, as the stream itself says; 0: any number.

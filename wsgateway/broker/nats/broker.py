@@ -27,7 +27,7 @@ from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
-from wsgateway.broker.nats.streams import NANO, Streams, StreamSpec
+from wsgateway.broker.nats.streams import NANO, TRIMMED_UNTIL, Streams, StreamSpec
 from wsgateway.declared import NOTHING, Declared
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
 from wsgateway.frames import FRAME_HEADER, Frame
@@ -360,6 +360,9 @@ class NatsBroker(Broker):
         gaps = last + 1 - first - state["messages"]
         if state["messages"] and self._max_age:
             first = await self._first_young(info)
+        mark = (info["config"].get("metadata") or {}).get(TRIMMED_UNTIL, "")
+        if mark.isdecimal():
+            first = max(first, int(mark) + 1)
         most = max(info["config"].get("max_msgs_per_subject", 0), 0)
         return Position(self._epoch, first, last, gaps, most)
 

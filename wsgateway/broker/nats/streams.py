@@ -14,7 +14,7 @@ from wsgateway.declared import Declared, declared_services
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.subjects import Subjects
 
-__all__ = ["OWNER", "StreamSpec", "Streams", "require_own", "wanted_streams"]
+__all__ = ["OWNER", "TRIMMED_UNTIL", "StreamSpec", "Streams", "require_own", "wanted_streams"]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -30,6 +30,8 @@ SETTING_OF = {
 }
 OWNER = "wsgateway.prefix"
 """In a stream's metadata: the prefix of the installation that it belongs to."""
+TRIMMED_UNTIL = "wsgateway.trimmed-until"
+"""In its metadata: up to this sequence a lower limit than today's may have removed messages."""
 MOVE = 'run "manage.py setup_streams" to give each service its own stream'
 NANO = 1_000_000_000
 
@@ -93,6 +95,15 @@ def _show(name: str, value: Any) -> str:
     if name in ("max_age", "duplicate_window") and isinstance(value, int):
         return f"{value / NANO:g} s"
     return repr(value)
+
+
+def _raises_limit(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a stream keeps messages from now on that it would have removed before."""
+    pairs = [
+        (before.get(name) or 0, after.get(name) or 0)
+        for name in ("max_age", "max_msgs_per_subject")
+    ]
+    return any(old > 0 and (new <= 0 or new > old) for old, new in pairs)
 
 
 def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
@@ -368,7 +379,13 @@ class Streams:
             most = await self._most_per_subject(spec.name)
             if most > config["max_msgs_per_subject"]:
                 config["max_msgs_per_subject"] = 2 * most
-        answer = await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", config)
+        name = f"STREAM.UPDATE.{spec.name}"
+        answer = await self._jetstream.api(name, config)
+        if _raises_limit(info["config"], config):
+            # What the old limit removed is not to be seen in the new one: see `recovery`.
+            mark = {TRIMMED_UNTIL: str(answer["state"]["last_seq"])}
+            config["metadata"] = {**(config.get("metadata") or {}), **mark}
+            answer = await self._jetstream.api(name, config)
         return dict(answer["config"])
 
     async def _most_per_subject(self, name: str) -> int:
