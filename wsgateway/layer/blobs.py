@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
+from wsgateway.broker.nats.streams import OWNER
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
@@ -49,14 +50,18 @@ async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) 
         broker: Where.
         wanted: The configuration, as in the JetStream API.
         limit: The field that differs between processes with different settings.
+
+    Raises:
+        BrokerMisconfigured: The stream belongs to another installation.
     """
     name = wanted["name"]
-    info = await broker.streams.info(name)
+    wanted = {**wanted, "metadata": {OWNER: broker.subjects.prefix}}
+    info = await broker.streams.own_info(name)
     if info is None:
         try:
             info = await broker.jetstream.api(f"STREAM.CREATE.{name}", wanted)
         except ApiError:
-            info = await broker.streams.info(name)  # another process was faster
+            info = await broker.streams.own_info(name)  # another process was faster
             if info is None:
                 raise
     config = info["config"]

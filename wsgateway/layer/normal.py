@@ -91,7 +91,10 @@ class NormalChannels:
             return
         self._room.clear()
         try:
-            await node.broker.jetstream.api(f"STREAM.PURGE.{node.subjects.stream('chan')}")
+            await node.broker.jetstream.api(
+                f"STREAM.PURGE.{node.subjects.stream('chan')}",
+                {"filter": f"{node.subjects.prefix}.chan.*"},
+            )
         except ApiError as exc:
             if exc.err_code != NOT_FOUND:
                 raise
