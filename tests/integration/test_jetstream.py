@@ -21,7 +21,6 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, MessageTooBig
 from wsgateway.frames import Frame
@@ -207,28 +206,6 @@ async def test_offers_fail_with_the_connection(
         assert len(done) == 10
 
 
-async def test_deleted_stream_is_unavailable_and_made_again_on_the_next_connection(
-    settings: Any, own_server: EmbeddedServer, prefix: str
-) -> None:
-    settings.WSGATEWAY_PREFIX = prefix
-    async with connected(settings, own_server.url, 1.0) as broker:
-        await broker.wait_ready(20)
-        first = broker.epoch
-        await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
-        with pytest.raises(BrokerUnavailable, match="nobody"):
-            await broker.publish(ANN, b"x")
-        with pytest.raises(BrokerUnavailable, match="nobody serves direct gets"):
-            await broker.read_after(ANN, 0, limit=1)
-        with pytest.raises(ApiError, match="stream not found"):
-            await broker.position()
-        ready: list[int] = []
-        broker.on_ready(lambda: ready.append(1))
-        await asyncio.to_thread(own_server.restart)
-        await until(lambda: ready, 20, "ready again")
-        await broker.publish(ANN, b"x")
-        assert broker.epoch not in ("", first)
-
-
 # -- limits and headers ------------------------------------------------------------------
 
 
@@ -247,6 +224,27 @@ async def test_too_big_for_the_server_does_not_cost_the_connection(
                     await broker.offer(ANN, Frame(bytes(size), False), f"{size}")
             await broker.publish(ANN, bytes(65000))
             await broker.offer(ANN, Frame(bytes(65000), False), "fits")
+            assert broker.link.connections == 1
+
+
+async def test_lookups_of_many_inboxes_fit_a_small_max_payload(
+    settings: Any, tmp_path: Path, prefix: str
+) -> None:
+    """A lookup above max_payload ended the connection, with every sweep again."""
+    settings.WSGATEWAY_PREFIX = prefix
+    settings.WSGATEWAY_SERVICES = ["*"]
+    with EmbeddedServer(tmp_path, sync_interval="10s", max_payload=4096) as server:
+        async with connected(settings, server.url) as broker:
+            await broker.wait_ready()
+            inboxes = [Inbox("orders", f"{n}" + "*" * 250) for n in range(200)]
+            for inbox in inboxes[::2]:
+                await broker.publish(inbox, b"x")
+            assert len(await broker.last_offsets(inboxes)) == 100
+            assert await broker.count(inboxes[0]) == 1
+            with pytest.raises(MessageTooBig, match="max_payload"):
+                await broker.jetstream.api("STREAM.NAMES", {"subject": "x" * 5000})
+            with pytest.raises(MessageTooBig, match="max_payload"):
+                await broker.jetstream.direct("X", {"last_by_subj": "x" * 5000})
             assert broker.link.connections == 1
 
 

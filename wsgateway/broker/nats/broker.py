@@ -46,8 +46,14 @@ MULTI_LAST = 1024
 MULTI_LAST_BYTES = 256 * 1024
 """Bytes of subjects in one request; escaped names are long, and the server's max_payload ends
 the connection of whoever exceeds it."""
+MULTI_LAST_REST = 64
+"""Bytes of such a request that are no subjects."""
 RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
+LOOK_EACH = 30.0
+"""Seconds between two looks at the streams, if nothing gives reason to look sooner."""
+LOOK_PAUSE = 0.5
+"""Seconds between two looks, however much reason there is."""
 
 _SEQUENCE = b"Nats-Sequence"
 _PREVIOUS = b"Nats-Last-Sequence"
@@ -122,6 +128,10 @@ class NatsBroker(Broker):
         self._problem: BrokerMisconfigured | None = None  # why it will not become ready
         self._delay = ""  # why it is not ready yet, as far as known
         self._preparing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._doubt = asyncio.Event()  # a stream may be gone
+        self._created: dict[str, str] = {}  # stream to what names its life
+        self.jetstream.on_missing = self._doubt.set
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
         self._last = 0  # the stream's newest offset when it was last asked
@@ -138,15 +148,18 @@ class NatsBroker(Broker):
             self.link.on_open(self._on_open)
             self.link.on_lost(self._on_lost)
             self.listen(TOPIC, lambda _: self.services.doubt())
+            self._looking = supervise(self._look_after_streams, "wsgateway-streams")
             if self.link.is_open:  # since `set_up`
                 self._on_open()
 
     async def close(self) -> None:
         self._settled.clear()
         await self.link.close(min(2.0, self._timeout))
-        if self._preparing is not None:
-            self._preparing.cancel()
-            await asyncio.wait({self._preparing}, timeout=1.0)
+        tasks = {task for task in (self._preparing, self._looking) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
         self._problem = None
         self._settled.set()  # those who wait look, and find the link closed
 
@@ -193,9 +206,37 @@ class NatsBroker(Broker):
             log("the streams are not ready yet: %s", exc)
         self._delay = str(exc)
 
+    async def _look_after_streams(self) -> None:
+        """Notice streams that are gone or were replaced, and prepare again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EACH):
+                    await self._doubt.wait()
+            self._doubt.clear()
+            try:
+                if self.ready:
+                    await self._look()
+            except BrokerClosed:
+                return
+            except BrokerError as exc:
+                logger.debug("cannot look at the streams now: %s", exc)
+            await asyncio.sleep(LOOK_PAUSE)
+
+    async def _look(self) -> None:
+        infos = await self.streams.infos()
+        found = {name: info["created"] for name, info in infos.items() if info is not None}
+        changed = [name for name, created in self._created.items() if found.get(name) != created]
+        if not changed or not self.ready:
+            return
+        logger.error("streams are gone or were replaced: %s; setting up again", ", ".join(changed))
+        self._settled.clear()
+        self._delay = "a stream is gone"
+        self._on_open()
+
     async def _check(self) -> None:
         self._require_server()
         infos, created = await self.streams.ensure()
+        self._created = {name: info["created"] for name, info in infos.items()}
         await self.services.refresh()
         if created:
             self.broadcast(TOPIC, b"")
@@ -341,7 +382,8 @@ class NatsBroker(Broker):
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         found = {}
-        for subjects in _portions(self.subjects.recv(inbox) for inbox in inboxes):
+        room = min(MULTI_LAST_BYTES, self.link.max_payload) - MULTI_LAST_REST
+        for subjects in _portions((self.subjects.recv(inbox) for inbox in inboxes), room):
             batch = await self.jetstream.direct(self._recv, {"multi_last": subjects})
             for reply in batch.replies:
                 subject = hdrs.find(reply.headers, _SUBJECT) or b""
@@ -433,12 +475,12 @@ class NatsBroker(Broker):
         return self.link.subscribe(self._topic(topic), handle)
 
 
-def _portions(subjects: Iterable[str]) -> Iterator[list[str]]:
+def _portions(subjects: Iterable[str], room: int) -> Iterator[list[str]]:
     """Cut *subjects* into lists that fit one ``multi_last`` request, by number and by bytes."""
     portion: list[str] = []
     size = 0
     for subject in subjects:
-        if len(portion) == MULTI_LAST or size + len(subject) > MULTI_LAST_BYTES:
+        if portion and (len(portion) == MULTI_LAST or size + len(subject) + 4 > room):
             yield portion
             portion, size = [], 0
         portion.append(subject)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from wsgateway.exceptions import (
     BrokerUnavailable,
     MessageRefused,
     MessageTooBig,
+    NobodyAnswers,
     QueueFull,
 )
 
@@ -127,6 +128,8 @@ class JetStream:
         self.link = link
         self.timeout = timeout
         self.publish_timeout = publish_timeout
+        self.on_missing: Callable[[], None] = _nothing
+        """Called when an answer says that a stream may be gone."""
         self._backoff = Backoff(0.05, 2.0, 0.5)
 
     async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -140,6 +143,7 @@ class JetStream:
         """
         payload = json.dumps(request).encode() if request is not None else b""
         await self.link.ready(self.timeout)
+        self._check_size(len(payload))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout
         attempt = 0
@@ -149,6 +153,8 @@ class JetStream:
                 reply = await self.link.request(f"$JS.API.{name}", payload, timeout=limit)
                 answer: dict[str, Any] = json.loads(reply.data)
                 if "error" in answer:
+                    if answer["error"].get("err_code") == NOT_FOUND:
+                        self.on_missing()
                     raise error_of(answer["error"])
                 return answer
             except BrokerUnavailable:
@@ -199,7 +205,9 @@ class JetStream:
                     await link.pressure()
                 reply = await link.request(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
                 return _receipt(reply.data, len(payload))
-            except BrokerUnavailable:
+            except BrokerUnavailable as exc:
+                if isinstance(exc, NobodyAnswers):
+                    self.on_missing()
                 pause = self._backoff.delay(attempt)
                 if monotonic() - begin + pause >= self.publish_timeout:
                     raise
@@ -222,6 +230,7 @@ class JetStream:
             if result.done():
                 return
             if hdrs.status(headers) == 503:
+                self.on_missing()
                 result.set_exception(BrokerUnavailable(f"no stream takes {subject} now"))
                 return
             try:
@@ -250,17 +259,28 @@ class JetStream:
             ApiError: The request was refused.
         """
         await self.link.ready(self.timeout)
-        return await _DirectRead(self.link, stream, request).run(self.timeout)
+        payload = json.dumps(request).encode()
+        self._check_size(len(payload))
+        is_single = "batch" not in request and "multi_last" not in request
+        try:
+            return await _DirectRead(self.link, stream, payload, is_single).run(self.timeout)
+        except NobodyAnswers:
+            self.on_missing()
+            raise
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class _DirectRead:
     """One direct get: collects answers until the server says that there are no more."""
 
-    def __init__(self, link: Link, stream: str, request: Mapping[str, Any]) -> None:
+    def __init__(self, link: Link, stream: str, request: bytes, is_single: bool) -> None:
         self._link = link
         self._stream = stream
-        self._request = json.dumps(request).encode()
-        self._single = "batch" not in request and "multi_last" not in request
+        self._request = request
+        self._single = is_single
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[int] = self._loop.create_future()  # the pending count
         self._replies: list[Reply] = []
@@ -294,7 +314,7 @@ class _DirectRead:
         elif status == 404:
             self._finish(0)
         elif status == 503:
-            self._fail(BrokerUnavailable(f"nobody serves direct gets of {self._stream!r}"))
+            self._fail(NobodyAnswers(f"nobody serves direct gets of {self._stream!r}"))
         else:
             text = (raw or b"")[9:].partition(b"\r\n")[0].decode("utf-8", "replace")
             self._fail(ApiError(status, 0, f"direct get from {self._stream!r}: {text}"))

@@ -75,6 +75,7 @@ class Registry:
             return self._subjects.queue(service)
         if self._is_open or service in self._shared:
             return self._subjects.stream("send")
+        self._jetstream.on_missing()
         raise BrokerUnavailable(f"service {service!r} has no stream yet")
 
     def doubt(self) -> None:

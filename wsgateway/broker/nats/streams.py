@@ -264,7 +264,7 @@ class Streams:
             require_own(info["config"], self._subjects.prefix)
         return info
 
-    async def _infos(self) -> dict[str, dict[str, Any] | None]:
+    async def infos(self) -> dict[str, dict[str, Any] | None]:
         """Return STREAM.INFO of every stream that is wanted.
 
         Raises:
@@ -288,7 +288,7 @@ class Streams:
                 belongs to another installation.
         """
         found, created = {}, []
-        infos = await self._infos()
+        infos = await self.infos()
         for spec in self.specs:
             info = infos[spec.name]
             if info is None:
@@ -335,7 +335,7 @@ class Streams:
         Raises:
             BrokerMisconfigured: The server cannot change what differs. Nothing was changed.
         """
-        infos = await self._infos()
+        infos = await self.infos()
         impossible = [
             spec.describe(key, info["config"])
             for spec in self.specs
@@ -348,7 +348,7 @@ class Streams:
         lines = []
         if self._subjects.stream("send") not in infos:
             lines = await Migration(self._jetstream, self._subjects, self).run(self.specs)
-            infos = await self._infos() if lines else infos
+            infos = await self.infos() if lines else infos
         return lines + [await self._bring_in_line(spec, infos[spec.name]) for spec in self.specs]
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:

@@ -1,0 +1,152 @@
+"""Streams and buckets that are deleted while everything runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import AsyncClient
+
+from tests.faults.traffic import broker_at
+from tests.support import Gateway, until
+from wsgateway.broker import get_broker, reset_brokers
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.exceptions import BrokerError
+from wsgateway.frames import Frame
+from wsgateway.subjects import Inbox
+
+ANN = Inbox("orders", "ann")
+
+
+async def use(broker: NatsBroker, kind: str) -> None:
+    """Do what needs the stream."""
+    try:
+        async with asyncio.timeout(1.0):
+            if kind == "recv":
+                await broker.position()
+            elif kind == "send":
+                await broker.offer(ANN, Frame.of("x"), "x")
+            elif kind == "dead":
+                await broker.jetstream.publish(broker.subjects.dead(ANN), b"x")
+            else:
+                await broker.load_cursor(ANN, "phone")
+    except (BrokerError, TimeoutError):
+        pass
+
+
+def name_of(broker: NatsBroker, kind: str) -> str:
+    names = {"send": broker.subjects.queue("orders"), "cursors": broker.subjects.bucket("cursors")}
+    return names.get(kind) or broker.subjects.stream(kind)
+
+
+@pytest.mark.parametrize("kind", ["recv", "send", "dead", "cursors"])
+async def test_stream_that_is_deleted_is_made_again(broker: NatsBroker, kind: str) -> None:
+    """It was missing until the next connection, and `ready` said that all was well."""
+    ready: list[bool] = []
+    broker.on_ready(lambda: ready.append(True))
+    name, epoch = name_of(broker, kind), broker.epoch
+    await broker.jetstream.api(f"STREAM.DELETE.{name}")
+    await use(broker, kind)
+    await until(lambda: ready, 10, "it is ready again")
+    assert await broker.streams.info(name) is not None
+    await broker.publish(ANN, b"x")
+    await broker.offer(ANN, Frame.of("y"), "y")
+    await broker.save_cursor(ANN, "phone", 1)
+    assert (broker.epoch != epoch) is (kind == "recv")
+
+
+async def test_stream_that_nobody_uses_is_looked_at_now_and_then(
+    broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgateway.broker.nats.broker.LOOK_EACH", 0.05)
+    broker._doubt.set()  # begins the shorter wait
+    name = broker.subjects.stream("dead")
+    await broker.jetstream.api(f"STREAM.DELETE.{name}")
+    async with asyncio.timeout(10):
+        while await broker.streams.info(name) is None:
+            await asyncio.sleep(0.02)
+
+
+async def test_readyz_says_so_until_it_is_back(
+    nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset_brokers()
+    broker = get_broker()
+    assert isinstance(broker, NatsBroker)
+    await broker.open()
+    await broker.wait_ready()
+    client = AsyncClient()
+    assert (await client.get("/readyz")).status_code == 200
+    allowed, ensure = asyncio.Event(), broker.streams.ensure
+
+    async def held_up() -> Any:
+        await allowed.wait()
+        return await ensure()
+
+    monkeypatch.setattr(broker.streams, "ensure", held_up)
+    await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
+    await use(broker, "recv")
+    await until(lambda: not broker.ready, 10, "it is noticed")
+    assert (await client.get("/readyz")).status_code == 503
+    allowed.set()
+    await until(lambda: broker.ready, 10, "it is back")
+    assert (await client.get("/readyz")).status_code == 200
+    await broker.close()
+    reset_brokers()
+
+
+@pytest.mark.parametrize("protocol", [None, "wsgateway.v1"])
+async def test_sockets_get_on(
+    gateway_factory: Callable[..., Gateway],
+    nats_server: EmbeddedServer,
+    prefix: str,
+    protocol: str | None,
+) -> None:
+    gateway = gateway_factory(WSGATEWAY_SWEEP_INTERVAL="0.2")
+    options: dict[str, Any] = {"subprotocols": [protocol]} if protocol else {}
+    async with (
+        gateway.connect("orders", "ann", **options) as socket,
+        broker_at([nats_server.url], prefix) as broker,
+    ):
+        await broker.wait_ready()
+        await broker.publish(ANN, b"before")
+        async with asyncio.timeout(20):
+            while "before" not in str(await socket.recv()):
+                pass
+        await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
+        await broker.publish(ANN, b"after")  # tried until the gateway has made the stream again
+        async with asyncio.timeout(20):
+            while "after" not in str(await socket.recv()):
+                pass
+    assert "Traceback" not in gateway.output
+
+
+async def test_worker_gets_on(broker: NatsBroker) -> None:
+    got: list[bytes] = []
+
+    def take(job: Job) -> None:
+        got.append(job.payload)
+        queue.ack(job)
+
+    queue = WorkQueue(broker, "orders", take, 1.0)
+    queue.open(10)
+    await broker.offer(ANN, Frame.of("before"), "1")
+    await until(lambda: got == [b"before"])
+    await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.queue('orders')}")
+
+    async def stored() -> bool:
+        try:
+            await broker.offer(ANN, Frame.of("after"), "2")
+        except BrokerError:
+            return False
+        return True
+
+    async with asyncio.timeout(20):
+        while not await stored():
+            await asyncio.sleep(0.05)
+    await until(lambda: got == [b"before", b"after"], 20)
+    await queue.close()
