@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsgateway.group_names import inbox_group
     from wsgateway.publish import Outgoing, asend, asend_many, send, send_many, send_on_commit
     from wsgateway.services import JsonHandler, Message, Reject, Retry, RetryPolicy, service
 
@@ -24,17 +25,23 @@ __all__ = [
     "RetryPolicy",
     "asend",
     "asend_many",
+    "inbox_group",
     "send",
     "send_many",
     "send_on_commit",
     "service",
 ]
 
-_PUBLISH = {"Outgoing", "asend", "asend_many", "send", "send_many", "send_on_commit"}
+_HOMES = {
+    **dict.fromkeys(
+        ("Outgoing", "asend", "asend_many", "send", "send_many", "send_on_commit"),
+        "wsgateway.publish",
+    ),
+    "inbox_group": "wsgateway.group_names",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "wsgateway.publish" if name in _PUBLISH else "wsgateway.services"
-    return getattr(import_module(home), name)
+    return getattr(import_module(_HOMES.get(name, "wsgateway.services")), name)

@@ -218,7 +218,7 @@ class Settings:
     # Channel layer
     DURABLE_GROUPS: Setting[list[str]] = Setting(
         [],
-        "Glob patterns of groups that are stored, besides <service>.<user>",
+        "Glob patterns of groups that are stored, besides those that name an inbox",
         kind=(list, tuple),
     )
 

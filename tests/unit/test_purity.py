@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import ROOT
 
-PURE = ["subjects", "frames", "protocol", "inbox", "codes", "exceptions"]
+PURE = ["subjects", "group_names", "frames", "protocol", "inbox", "codes", "exceptions"]
 SHELLS = ["asyncio", "django", "channels", "nats", "daphne", "twisted", "websockets"]
 
 

@@ -23,6 +23,7 @@ from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
+from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.groups import Item
 from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
@@ -38,7 +39,7 @@ from wsgateway.layer.loops import (
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.serializers import registry
-from wsgateway.subjects import Subjects
+from wsgateway.subjects import Inbox, Subjects
 
 __all__ = ["NatsChannelLayer"]
 
@@ -119,7 +120,7 @@ class NatsChannelLayer(BaseChannelLayer):
         )
         self.envelopes = Envelopes(serializer, expiry, max_message_size, self._fetch)
         self._channels: dict[str, tuple[str, bytes]] = {}  # name -> subject, name on the wire
-        self._groups: dict[str, str] = {}  # ephemeral name -> subject
+        self._directory = Directory(lambda: Subjects(self.prefix))
         self._start()
         _layers.add(self)
 
@@ -137,6 +138,7 @@ class NatsChannelLayer(BaseChannelLayer):
             capacity=self.get_capacity,
             choose=self._node,
             forward=self._forward,
+            directory=self._directory,
             on_flush=self._normal.flushed,
             notice=self._notice,
         )
@@ -412,32 +414,33 @@ class NatsChannelLayer(BaseChannelLayer):
         await self._change(group, channel, "discard")
 
     async def _change(self, group: str, channel: str, action: str) -> None:
-        if group not in self._groups:
-            self._group(group)
+        name = self._directory.get(group) or self._name(group)
         if channel not in self._channels:
             self._address(channel)
         if "!" in channel and not channel.partition("!")[0].endswith(self.client_prefix):
             await self._change_elsewhere(group, channel, action)
             return
-        home = self._home
-        node = await home.settle()
+        node = await self._home.settle()
+        change = self._add_here if action == "add" else self._discard_here
         if self._nodes.get(asyncio.get_running_loop()) is node:
-            await self._change_here(node, group, channel, action)
+            await change(node, name, channel)
         else:
-            await node.call(lambda: self._change_here(node, group, channel, action))
+            await node.call(lambda: change(node, name, channel))
 
-    async def _change_here(self, node: Node, group: str, channel: str, action: str) -> None:
-        if action == "add":
-            if "!" not in channel:
-                await self._normal.ensure(node)  # else the group's first messages go nowhere
-            await self._home.add(node, group, channel)
-            return
-        self._home.discard(group, channel)
+    async def _add_here(self, node: Node, group: GroupName, channel: str) -> None:
+        if not node.link.is_open:
+            await node.ready()
+        if "!" not in channel:
+            await self._normal.ensure(node)  # else the group's first messages go nowhere
+        await self._home.add(node, group, channel)
+
+    async def _discard_here(self, node: Node, group: GroupName, channel: str) -> None:
+        self._home.discard(group.name, channel)
         if "!" not in channel:  # other processes may have added it, too
             await node.ready()
             with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
                 while True:
-                    await node.link.request(node.subjects.leave(group, channel), b"")
+                    await node.link.request(node.subjects.leave(group.name, channel), b"")
         elif node.is_breathless():
             await node.breathe()
 
@@ -454,20 +457,22 @@ class NatsChannelLayer(BaseChannelLayer):
 
         await self._run(ask)
 
-    def _group(self, group: str) -> str:
-        """Return an ephemeral group's subject; "" for a durable group."""
-        self.require_valid_group_name(group)
-        is_durable = durable.inbox_of(group) is not None
-        subject = "" if is_durable else Subjects(self.prefix).group(group)
-        if len(self._groups) >= NAMES_KEPT:
-            self._groups.clear()
-        self._groups[group] = subject
-        return subject
+    def _name(self, group: str) -> GroupName:
+        """Return what a new group's name says; in an event loop."""
+        try:
+            self.require_valid_group_name(group)
+        except TypeError as exc:
+            if isinstance(group, str) and "." in group:
+                raise TypeError(
+                    f"{exc} wsgateway.inbox_group(service, user) makes a valid name for every user."
+                ) from None
+            raise
+        return self._directory.add(self._node(), group)
 
-    def _group_subject(self, group: str, message: dict[str, Any]) -> str:
-        _require_message(message)
-        subject = self._groups.get(group)
-        return self._group(group) if subject is None else subject
+    async def _inbox_of(self, name: GroupName) -> Inbox | None:
+        """Return where a group is stored; None if it is not."""
+        is_known, inbox = self._directory.known(self._node(), name)
+        return inbox if is_known else await self._run(self._directory.find, name)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send *message* to every member of *group*.
@@ -479,19 +484,20 @@ class NatsChannelLayer(BaseChannelLayer):
                 exceeds what NATS takes at once.
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
-        subject = self._group_subject(group, message)
-        if subject:
-            await self._publish(subject, self.envelopes.seal(b"", message), False)
+        _require_message(message)
+        name = self._directory.get(group) or self._name(group)
+        inbox = name.kept if name.inbox is None else await self._inbox_of(name)
+        if inbox is None:
+            await self._publish(name.subject, self.envelopes.seal(b"", message), False)
             return
         payload, kind = durable.payload_of(message, self.envelopes.pack)
-        await self._run(durable.store, group, payload, kind)
+        await self._run(durable.store, inbox, payload, kind)
 
     def _notice(self, is_open: bool) -> bytes | None:
         kind = self.on_reconnect if is_open else self.on_disconnect
         return None if kind is None else self.envelopes.seal(b"", {"type": kind})
 
-    def _forward(self, node: Node, group: str, channel: str) -> Closable:
-        inbox = durable.inbox_of(group)
+    def _forward(self, node: Node, group: str, inbox: Inbox | None, channel: str) -> Closable:
         if inbox is None:
             subject = node.subjects.group(group)
             return self._normal.forward(
@@ -525,9 +531,19 @@ class NatsChannelLayer(BaseChannelLayer):
         each call.
         """
         self._require_no_loop()
-        subject = self._group_subject(group, message)
-        if not (subject and self._publish_soon(subject, self.envelopes.seal(b"", message), False)):
+        _require_message(message)
+        if not self._group_send_soon(group, message):
             self._sync(lambda: self.group_send(group, message))
+
+    def _group_send_soon(self, group: str, message: dict[str, Any]) -> bool:
+        """Hand a message that is not stored to the background; False: the caller has to wait."""
+        name = self._directory.get(group)
+        if name is None:
+            return False
+        is_known, inbox = self._directory.known(background_node(self.target), name)
+        if not is_known or inbox is not None:
+            return False
+        return self._publish_soon(name.subject, self.envelopes.seal(b"", message), False)
 
     @staticmethod
     def _require_no_loop() -> None:

@@ -2,43 +2,163 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fnmatch
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from channels.exceptions import MessageTooLarge
 
 from wsgateway.broker.base import Stored
 from wsgateway.conf import settings
-from wsgateway.exceptions import MessageTooBig
+from wsgateway.exceptions import BrokerError, MessageTooBig
 from wsgateway.frames import EVENT, Frame
+from wsgateway.group_names import inbox_of_group
 from wsgateway.layer import wire
-from wsgateway.subjects import GROUP_SERVICE, Inbox
+from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects
 
 if TYPE_CHECKING:
     from wsgateway.layer.loops import Node
 
 __all__ = [
+    "Directory",
+    "GroupName",
     "claim_of",
     "event_of",
     "frame_event",
-    "inbox_of",
     "payload_of",
     "store",
 ]
 
+logger = logging.getLogger("wsgateway.layer")
+
+NAMES_KEPT = 10_000
+"""Names of groups and services that are remembered."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks, in the background, at whether a service exists by now."""
 FRAME_TYPE = "ws.message"
 """The type of an event that is nothing but a websocket frame."""
 
 
-def inbox_of(group: str) -> Inbox | None:
-    """Return where a durable group is stored; None if *group* is not durable."""
-    service, dot, user = group.partition(".")
-    if dot and service and user and "." not in user:
-        return Inbox(service, user)
-    if any(fnmatch.fnmatchcase(group, pattern) for pattern in settings.DURABLE_GROUPS):
-        return Inbox(GROUP_SERVICE, group)
-    return None
+class GroupName(NamedTuple):
+    """What a group's name says about it.
+
+    Attributes:
+        name: The whole.
+        subject: Where its messages go if they are not stored.
+        inbox: Where they are stored if its service exists; None if it names no inbox.
+        kept: Where they are stored otherwise, because ``DURABLE_GROUPS`` says so; None: nowhere.
+    """
+
+    name: str
+    subject: str
+    inbox: Inbox | None
+    kept: Inbox | None
+
+    @property
+    def prefix(self) -> str:
+        """What is before the first dot, if it has one and names no inbox; else ""."""
+        first, dot, _ = self.name.partition(".")
+        return first if dot and self.inbox is None else ""
+
+
+class Directory:
+    """Which groups are durable, as far as one layer knows.
+
+    A group that names an inbox is durable if its service exists. What this process has once
+    found not to exist costs nobody a round trip any more: it is looked for in the background.
+
+    Args:
+        subjects: Returns the names below the layer's prefix.
+    """
+
+    def __init__(self, subjects: Callable[[], Subjects]) -> None:
+        self._subjects = subjects
+        self._names: dict[str, GroupName] = {}
+        self._absent: set[str] = set()  # services that did not exist when somebody looked
+        self._look_at = 0.0  # when the background may look next
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, group: str) -> GroupName | None:
+        """Return what is known of a group's name; None for a new one, or one long unused."""
+        return self._names.get(group)
+
+    def add(self, node: Node, group: str) -> GroupName:
+        """Return what a valid name says; warn if it looks like an inbox's and is not."""
+        is_kept = any(fnmatch.fnmatchcase(group, pattern) for pattern in settings.DURABLE_GROUPS)
+        kept = Inbox(GROUP_SERVICE, group) if is_kept else None
+        name = GroupName(group, self._subjects().group(group), inbox_of_group(group), kept)
+        if len(self._names) >= NAMES_KEPT:
+            self._names.clear()
+        self._names[group] = name
+        if name.prefix and not is_kept:
+            self._run(node, self._warn(node, name))
+        return name
+
+    def known(self, node: Node, name: GroupName) -> tuple[bool, Inbox | None]:
+        """Return whether it is known where a group is stored, and where; None: it is not."""
+        if name.inbox is None:
+            return True, name.kept
+        service = name.inbox.service
+        exists = node.broker.known_service(service)
+        if exists is None and service in self._absent:
+            self._look_again(node, service)
+            exists = False
+        elif exists is False and service not in self._absent:
+            if len(self._absent) >= NAMES_KEPT:
+                self._absent.clear()
+            self._absent.add(service)
+        return exists is not None, name.inbox if exists else name.kept
+
+    async def find(self, node: Node, name: GroupName) -> Inbox | None:
+        """Return where a group is stored, None if it is not; in the node's loop, connected.
+
+        Raises:
+            BrokerUnavailable: Not known, and the broker does not say.
+        """
+        if name.inbox is not None and await _exists(node, name.inbox.service):
+            return name.inbox
+        return name.kept
+
+    def _look_again(self, node: Node, service: str) -> None:
+        now = monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self._run(node, self._look(node, service))
+
+    async def _look(self, node: Node, service: str) -> None:
+        with contextlib.suppress(BrokerError):  # with a later send, again
+            await _exists(node, service)
+
+    async def _warn(self, node: Node, name: GroupName) -> None:
+        with contextlib.suppress(BrokerError):
+            await node.ready()
+            if await _exists(node, name.prefix):
+                logger.warning(
+                    "group %r begins with the service %r but names no inbox, so its messages are "
+                    "not stored; wsgateway.inbox_group(%r, user) makes the name for every user",
+                    name.name,
+                    name.prefix,
+                    name.prefix,
+                )
+
+    def _run(self, node: Node, coroutine: Coroutine[Any, Any, None]) -> None:
+        def start() -> None:
+            task = node.loop.create_task(coroutine, name="wsgateway-layer-groups")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        try:
+            node.loop.call_soon_threadsafe(start)
+        except RuntimeError:  # its loop is closed
+            coroutine.close()
+
+
+async def _exists(node: Node, service: str) -> bool:
+    return node.link.jetstream_offered and await node.broker.service_exists(service)
 
 
 def payload_of(
@@ -84,16 +204,13 @@ def frame_event(payload: bytes, kind: str | None) -> dict[str, Any]:
     return {"type": FRAME_TYPE, "text" if frame.text else "bytes": frame.data}
 
 
-async def store(node: Node, group: str, payload: bytes, kind: str) -> None:
+async def store(node: Node, inbox: Inbox, payload: bytes, kind: str) -> None:
     """Store a durable group's message; retried until the deadline, stored at most once.
 
     Raises:
         MessageTooLarge: It is a frame, which has to fit one message of the server.
         BrokerError: It is not stored, or nobody knows.
     """
-    inbox = inbox_of(group)
-    if inbox is None:
-        raise ValueError(f"group {group!r} is not durable any more")
     try:
         await node.broker.publish(inbox, payload, kind=kind)
     except MessageTooBig as exc:

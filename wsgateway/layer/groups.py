@@ -7,6 +7,7 @@ import logging
 from wsgateway.broker.base import Closable
 from wsgateway.layer.feed import DurableItem, Feed
 from wsgateway.layer.mailbox import Mailbox
+from wsgateway.subjects import Inbox
 
 __all__ = ["Group", "Item"]
 
@@ -21,12 +22,14 @@ class Group:
 
     Args:
         name: The group's.
+        inbox: Where its messages are stored; None if they are not.
     """
 
-    __slots__ = ("confirmed", "feeds", "interests", "members", "name", "normal")
+    __slots__ = ("confirmed", "feeds", "inbox", "interests", "members", "name", "normal")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, inbox: Inbox | None) -> None:
         self.name = name
+        self.inbox = inbox
         self.members: dict[bytes, Mailbox[Item]] = {}
         """Process-specific channels by name."""
         self.interests: dict[bytes, Closable] = {}

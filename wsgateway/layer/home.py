@@ -21,14 +21,16 @@ from typing import Any, NamedTuple
 import msgpack
 
 from wsgateway.broker.base import Closable
+from wsgateway.broker.nats.registry import TOPIC
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
-from wsgateway.layer.durable import inbox_of
+from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.feed import Feed
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
 from wsgateway.layer.loops import Node
 from wsgateway.layer.mailbox import Mailbox
+from wsgateway.subjects import Inbox
 
 __all__ = ["Home"]
 
@@ -51,6 +53,7 @@ class Home:
         capacity: Returns how many messages a channel holds.
         choose: Returns the running loop's node.
         forward: Opens a group's way to a normal channel.
+        directory: Knows which groups are durable.
         on_flush: Called when the layer is flushed.
         notice: Makes the envelope that each channel gets when the connection is lost (False) or
             is there again (True); None: they are not told.
@@ -65,7 +68,8 @@ class Home:
         is_expired: Callable[[bytes], bool],
         capacity: Callable[[str], int],
         choose: Callable[[], Node],
-        forward: Callable[[Node, str, str], Closable],
+        forward: Callable[[Node, str, Inbox | None, str], Closable],
+        directory: Directory,
         on_flush: Callable[[], None],
         notice: Callable[[bool], bytes | None],
     ) -> None:
@@ -90,6 +94,7 @@ class Home:
         self._moving = threading.Lock()
         self._sweeper: asyncio.TimerHandle | None = None
         self._forward = forward
+        self._directory = directory
         self._on_flush = on_flush
         self._notice = notice
 
@@ -158,6 +163,7 @@ class Home:
         return [
             node.link.subscribe(node.subjects.process(self.client), on_message),
             node.link.subscribe(flush_subject(node), on_flush),
+            node.broker.listen(TOPIC, lambda _: self._on_new_services(node)),
             _Hook(node.link.on_lost(partial(self._notify, node, False))),
             _Hook(node.link.on_open(partial(self._on_open, node))),
         ]
@@ -269,14 +275,16 @@ class Home:
 
     # -- groups --------------------------------------------------------------------------
 
-    async def add(self, node: Node, group_name: str, channel: str) -> None:
+    async def add(self, node: Node, group_name: GroupName, channel: str) -> None:
         """Make *channel* a member; return once it is. Call it in the home's loop. Idempotent.
 
         Raises:
             BrokerError: It did not become a member.
         """
-        is_new = self._add(node, group_name, channel)
-        group = self.groups[group_name]
+        known = self.groups.get(group_name.name)
+        inbox = known.inbox if known else await self._directory.find(node, group_name)
+        is_new = self._add(node, group_name.name, inbox, channel)
+        group = self.groups[group_name.name]
         name = channel.encode()
         feed = group.feeds.get(name)
         key = name if feed is not None or "!" not in channel else b""
@@ -290,16 +298,16 @@ class Home:
                 await node.in_effect()
         except BrokerError:
             if is_new:
-                self.discard(group_name, channel)
+                self.discard(group.name, channel)
             raise
         if self.node is node and (key in group.interests or key in group.feeds):
             group.confirmed[key] = connection
 
-    def _add(self, node: Node, group_name: str, channel: str) -> bool:
+    def _add(self, node: Node, group_name: str, inbox: Inbox | None, channel: str) -> bool:
         """Make *channel* a member, in effect some time later; return False if it was one."""
         group = self.groups.get(group_name)
         if group is None:
-            group = self.groups[group_name] = Group(group_name)
+            group = self.groups[group_name] = Group(group_name, inbox)
             self.is_new = False
         name = channel.encode()
         if "!" not in channel:
@@ -317,11 +325,10 @@ class Home:
         return True
 
     def _watch(self, node: Node, group: Group, name: bytes, mailbox: Mailbox[Item]) -> None:
-        inbox = inbox_of(group.name)
-        if inbox is not None:
+        if group.inbox is not None:
             feed = group.feeds.get(name)
             if feed is None:
-                feed = group.feeds[name] = Feed(inbox, mailbox)
+                feed = group.feeds[name] = Feed(group.inbox, mailbox)
             feed.attach(node)
         elif b"" not in group.interests:
             group.interests[b""] = self._watch_ephemeral(node, group)
@@ -338,7 +345,7 @@ class Home:
 
         subject = node.subjects.leave(group.name, channel)
         group.interests[name] = _Several(
-            self._forward(node, group.name, channel),
+            self._forward(node, group.name, group.inbox, channel),
             node.link.subscribe(subject, on_leave, queue="leave"),
         )
 
@@ -388,10 +395,37 @@ class Home:
 
     def _restore_groups(self, node: Node) -> None:
         for group in self.groups.values():
-            for name, mailbox in group.members.items():
-                self._watch(node, group, name, mailbox)
-            for channel in group.normal:
-                self._watch_for_normal(node, group, channel)
+            self._restore(node, group)
+
+    def _restore(self, node: Node, group: Group) -> None:
+        for name, mailbox in group.members.items():
+            self._watch(node, group, name, mailbox)
+        for channel in group.normal:
+            self._watch_for_normal(node, group, channel)
+
+    def _on_new_services(self, node: Node) -> None:
+        node.broker.services.doubt()  # it hears the same, but perhaps later
+        self._look_at_services(node)
+
+    def _look_at_services(self, node: Node) -> None:
+        if self.node is node and self.groups:
+            self._run(self._store_groups(node), "wsgateway-layer-services")
+
+    async def _store_groups(self, node: Node) -> None:
+        """Make groups durable whose service exists by now, as their senders do."""
+        for group in list(self.groups.values()):
+            name = self._directory.get(group.name) or self._directory.add(node, group.name)
+            if name.inbox is None or group.inbox == name.inbox:
+                continue
+            with contextlib.suppress(BrokerError):  # looked at again with the next sweep
+                inbox = await self._directory.find(node, name)
+                is_here = self.node is node and self.groups.get(group.name) is group
+                if inbox != group.inbox and is_here:
+                    for interest in group.pause():
+                        interest.close()
+                    group.feeds.clear()
+                    group.inbox = inbox
+                    self._restore(node, group)
 
     # -- control -------------------------------------------------------------------------
 
@@ -415,7 +449,8 @@ class Home:
     async def _join_for_other(self, node: Node, reply: bytes, group: str, channel: str) -> None:
         """Add a member for another process; answer once it is one."""
         try:
-            await self.add(node, group, channel)
+            name = self._directory.get(group) or self._directory.add(node, group)
+            await self.add(node, name, channel)
             if reply:
                 node.publish(reply.decode(), b"")
         except BrokerError as exc:
@@ -444,6 +479,7 @@ class Home:
         if self.node is not node:
             return
         self._sweep_later(node)
+        self._look_at_services(node)
         now = time.monotonic()
         for name, mailbox in list(self.mailboxes.items()):
             expired = mailbox.purge()
