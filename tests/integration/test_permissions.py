@@ -131,6 +131,19 @@ async def test_gateway_takes_frames_delivers_and_keeps_cursors(
     assert "NATS refuses" not in gateway.output
 
 
+async def test_gateway_limits_a_users_devices(ws_settings: Any, url: Callable[[str], str]) -> None:
+    ws_settings.WSGATEWAY_MAX_DEVICES_PER_USER = 1
+    async with acting(ws_settings, url("publisher")) as publisher:
+        last = (await publisher.publish(ANN, b"x")).offset
+    async with acting(ws_settings, url("gateway")) as gateway:
+        for device in ("phone", "laptop"):
+            await gateway.save_cursor(ANN, device, last)
+        assert await gateway.load_cursor(ANN, "phone") == 0
+        assert await gateway.load_cursor(ANN, "laptop") == last
+        await gateway.drop_cursor(ANN, "laptop")
+        assert await gateway.load_cursor(ANN, "laptop") == 0
+
+
 async def test_gateway_runs_consumers_of_the_channel_layer(
     ws_settings: Any, url: Callable[[str], str]
 ) -> None:
