@@ -31,6 +31,7 @@ from wsgateway.broker.base import (
 )
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
+from wsgateway.cursors import Cursor, Cursors
 from wsgateway.daphne import at_shutdown, quieten
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -53,8 +54,6 @@ __all__ = ["Delivery", "Hub", "get_hub"]
 
 logger = logging.getLogger("wsgateway")
 
-SAVES_IN_FLIGHT = 8
-"""Few, so that messages are not delayed behind a burst of cursors."""
 STARTS_AT_ONCE = 32
 """Sockets that find their beginning at the same time. When a gateway dies, thousands come at once;
 all together they would take so long that each one's time-outs pass, and all would come again."""
@@ -65,28 +64,6 @@ DOUBTS = 32
 """Sockets whose newest message is gone, after which no further one is asked whether it changed."""
 
 
-class _Cursor:
-    """A device's progress: the furthest that any of its sockets confirmed."""
-
-    __slots__ = ("confirmed", "epoch", "saved", "sockets")
-
-    def __init__(self) -> None:
-        self.epoch = ""  # life of the stream that both offsets belong to
-        self.confirmed = 0
-        self.saved = 0
-        self.sockets = 0
-
-    def enter(self, epoch: str) -> None:
-        """Forget the offsets of another life."""
-        if self.epoch != epoch:
-            self.epoch = epoch
-            self.confirmed = self.saved = 0
-
-    def forget(self) -> None:
-        """Forget the offsets: the stream gives them to other messages now."""
-        self.confirmed = self.saved = 0
-
-
 class _Shared:
     """What the sockets of one user share."""
 
@@ -94,7 +71,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.deliveries: set[Delivery] = set()
-        self.cursors: dict[str, _Cursor] = {}  # by device
+        self.cursors: dict[str, Cursor] = {}  # by device
         self.watch: Closable | None = None
         self.heard = False  # a live message came since the last sweep
 
@@ -160,7 +137,7 @@ class Delivery:
         )
         self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
         self._task: asyncio.Task[None] | None = None
-        self._cursor: _Cursor | None = None  # the device's, once attached
+        self._cursor: Cursor | None = None  # the device's, once attached
         self._anew: Start | None = None  # where to begin again, because the stream changed
         self.epoch = ""
         """Life of the stream that the reader's offsets belong to; empty before the start."""
@@ -216,7 +193,7 @@ class Delivery:
             self._hub.confirmed(self, start.offset)
         self._task = asyncio.create_task(self._run(), name="wsgateway-delivery")
 
-    async def _find_start(self, cursor: _Cursor, claim: Resume) -> Start:
+    async def _find_start(self, cursor: Cursor, claim: Resume) -> Start:
         broker, device, known = self._hub.broker, self.identity.device, 0
         if claim.offset is None:
             loaded = known = await broker.load_cursor(self.inbox, device)
@@ -458,11 +435,11 @@ class Hub:
         """Held by a socket while it starts; the others wait their turn."""
         self.counts: Counter[str] = Counter()
         """Messages skipped, by reason."""
+        self.cursors = Cursors(broker)
         self.unsettled: set[Delivery] = set()
         """Sockets whose last messages may wait for the kernel."""
         self._revocations = Revocations(broker)
         self._users: dict[Inbox, _Shared] = {}
-        self._dirty: dict[tuple[Inbox, str], _Cursor] = {}  # cursors to write
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
         self._swept = -1  # the stream's last offset at the last sweep
@@ -555,7 +532,7 @@ class Hub:
         """How many sockets are attached."""
         return len(self._deliveries())
 
-    def attach(self, delivery: Delivery) -> _Cursor:
+    def attach(self, delivery: Delivery) -> Cursor:
         """Add a socket; its live messages arrive from now on.
 
         Raises:
@@ -572,7 +549,7 @@ class Hub:
             shared.watch = self.broker.watch(delivery.inbox, self._live(shared))
         shared.deliveries.add(delivery)
         self._revocations.add(delivery)
-        cursor = shared.cursors.setdefault(delivery.identity.device, _Cursor())
+        cursor = shared.cursors.setdefault(delivery.identity.device, Cursor())
         cursor.sockets += 1
         return cursor
 
@@ -586,7 +563,7 @@ class Hub:
         self._revocations.discard(delivery)
         cursor = shared.cursors[delivery.identity.device]
         cursor.sockets -= 1
-        if cursor.sockets == 0 and cursor.confirmed > cursor.saved:
+        if cursor.sockets == 0 and cursor.due:
             return self.keep(self._save_and_forget(delivery.inbox, delivery.identity.device))
         self._forget(delivery.inbox, delivery.identity.device)
         return None
@@ -605,7 +582,7 @@ class Hub:
         if cursor is None:  # a socket that came and went meanwhile has done it
             return
         try:
-            await self._save(inbox, device, cursor)
+            await self.cursors.save((inbox, device), cursor)
         except BrokerError as exc:
             logger.info("a cursor was not written, its last messages may come twice: %s", exc)
         finally:
@@ -618,7 +595,7 @@ class Hub:
         cursor = shared.cursors.get(device)
         if cursor is not None and cursor.sockets == 0:
             del shared.cursors[device]
-            self._dirty.pop((inbox, device), None)
+            self.cursors.forget((inbox, device))
         if not shared.deliveries and not shared.cursors:
             if shared.watch is not None:
                 shared.watch.close()
@@ -645,7 +622,7 @@ class Hub:
         cursor.enter(delivery.epoch)
         if offset > cursor.confirmed:
             cursor.confirmed = offset
-            self._dirty[delivery.inbox, delivery.identity.device] = cursor
+            self.cursors.note((delivery.inbox, delivery.identity.device), cursor)
 
     async def _save_cursors(self) -> None:
         while True:
@@ -655,27 +632,7 @@ class Hub:
     async def _flush_cursors(self) -> None:
         for delivery in list(self.unsettled):
             delivery.settle()
-        dirty, self._dirty = self._dirty, {}
-        todo = list(dirty.items())
-        try:
-            while todo:
-                part = todo[-SAVES_IN_FLIGHT:]
-                saves = [self._save(inbox, device, cursor) for (inbox, device), cursor in part]
-                results = await asyncio.gather(*saves, return_exceptions=True)
-                for result in results:
-                    if isinstance(result, BaseException):
-                        raise result
-                del todo[-SAVES_IN_FLIGHT:]
-        finally:
-            for key, cursor in todo:
-                self._dirty.setdefault(key, cursor)
-
-    async def _save(self, inbox: Inbox, device: str, cursor: _Cursor) -> None:
-        epoch, offset = cursor.epoch, cursor.confirmed
-        if offset > cursor.saved:
-            await self.broker.save_cursor(inbox, device, offset, epoch=epoch)
-            if cursor.epoch == epoch and cursor.confirmed >= offset:  # it is not about others now
-                cursor.saved = max(offset, cursor.saved)
+        await self.cursors.flush()
 
     # -- what the live subscriptions missed ----------------------------------------------
 
@@ -748,10 +705,11 @@ class Hub:
             logger.warning("the inbox stream lost its end; %s sockets begin again", len(lost))
         for delivery in lost:
             if delivery._cursor is not None:
-                delivery._cursor.forget()
+                delivery._cursor.lose()
+                self.cursors.note((delivery.inbox, delivery.identity.device), delivery._cursor)
             delivery.begin_anew(position.epoch, Reason.AHEAD)
-        for delivery in lost:
-            await self.broker.drop_cursor(delivery.inbox, delivery.identity.device)
+        if lost:
+            await self._flush_cursors()
 
     async def _lost(
         self, reached: list[_Reached], position: Position, *, thorough: bool
