@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
 from django.core import signing
+from django.core.exceptions import ObjectDoesNotExist
 from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
 
@@ -25,7 +26,7 @@ from wsgateway.conf import settings
 from wsgateway.declared import ANY
 from wsgateway.exceptions import IdentityRefused, NameRefused
 from wsgateway.handshake import bearer_token, cookie, parameter, route
-from wsgateway.logins import account_of, logged_in_user, session_store
+from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
 from wsgateway.subjects import Inbox, encode_token
 
 __all__ = [
@@ -119,8 +120,20 @@ async def resolve_identity(scope: Scope) -> Identity:
         identity = await get_resolver(path).resolve(scope)
         if identity is not None:
             _require_allowed(identity)
-            return replace(identity, resolver=path)
+            return replace(await _bound(identity, get_resolver(path)), resolver=path)
     raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the socket shows no identity; log in first")
+
+
+async def _bound(identity: Identity, resolver: Resolver) -> Identity:
+    """Return *identity* with the Django user behind it, whose end ends the socket."""
+    get_user = getattr(resolver, "get_user", None)
+    if get_user is None or identity.user_id is not None or identity.session_key is not None:
+        return identity
+    try:
+        user = await database_sync_to_async(get_user)(identity.user)
+    except ObjectDoesNotExist:
+        return identity
+    return replace(identity, user_id=user_id_of(user))
 
 
 @lru_cache(maxsize=64)

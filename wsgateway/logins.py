@@ -41,11 +41,14 @@ __all__ = [
     "session_model",
     "session_store",
     "sessions_are_cookies",
+    "user_id_of",
     "user_models",
 ]
 
 logger = logging.getLogger("wsgateway")
 
+UNKNOWN = object()
+"""Stands for a user about whom the backend cannot say anything now."""
 UserKey = tuple[str | None, str]
 """Dotted path of the authentication backend, if known, and the primary key as text."""
 
@@ -83,17 +86,24 @@ def logged_in_user(session: Any) -> Any:
     return user
 
 
+def user_id_of(user: Any) -> str | None:
+    """Return a user's primary key as text; None if *user* is not stored as a Django user."""
+    if not isinstance(user, get_user_model()) or user.pk is None:
+        return None
+    return str(user._meta.pk.value_to_string(user))
+
+
 def account_of(user: Any, session: Any) -> dict[str, Any]:
     """Return what an `Identity` remembers of *user*, so that the socket ends with the log-in.
 
     Reads nothing: a session that nobody has looked at yet stays unread.
     """
-    if not isinstance(user, get_user_model()) or user.pk is None:
+    user_id = user_id_of(user)
+    if user_id is None:
         return {}
-    primary_key = user._meta.pk
     get_hash = getattr(user, "get_session_auth_hash", None)
     return {
-        "user_id": primary_key.value_to_string(user),
+        "user_id": user_id,
         "auth_hash": get_hash() if get_hash else None,
         "backend": session.get(BACKEND_SESSION_KEY) if session.accessed else None,
     }
@@ -138,11 +148,23 @@ def _reason(
             return CloseCode.NOT_AUTHENTICATED
     if identity.session_key is not None and identity.session_key in sessions:
         return sessions[identity.session_key]
-    if identity.auth_hash is None or user is None or _hash_holds(user, identity.auth_hash):
+    if user is None or user is UNKNOWN:
         return None
-    if sessions_are_cookies():  # the browser may have another one by now
-        return CloseCode.CREDENTIALS_CHANGED
-    return CloseCode.NOT_AUTHENTICATED
+    if identity.auth_hash is not None and not _hash_holds(user, identity.auth_hash):
+        # With sessions in cookies the browser may have another one by now
+        changed = sessions_are_cookies()
+        return CloseCode.CREDENTIALS_CHANGED if changed else CloseCode.NOT_AUTHENTICATED
+    return CloseCode.CREDENTIALS_CHANGED if _is_renamed(user, identity) else None
+
+
+def _is_renamed(user: Any, identity: Identity) -> bool:
+    """Say whether the resolver calls the user by another name now: this inbox may be another's."""
+    from wsgateway.identity import get_resolver  # which imports this module
+
+    if not identity.resolver:
+        return False
+    user_name = getattr(get_resolver(identity.resolver), "user_name", None)
+    return user_name is not None and user_name(user) != identity.user
 
 
 def _users(keys: Iterable[UserKey]) -> dict[UserKey, Any]:
@@ -188,7 +210,7 @@ def _ask(backend: Any, user_id: str) -> Any:
         return backend.get_user(_primary_key(user_id))
     except Exception:
         logger.warning("%s.get_user failed", type(backend).__name__, exc_info=True)
-        return object()
+        return UNKNOWN
 
 
 def _lost_sessions(keys: set[str]) -> dict[str, CloseCode]:

@@ -22,7 +22,13 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.delivery import Delivery, Hub
-from wsgateway.identity import Identity, SessionIdentity, TokenIdentity, make_token
+from wsgateway.identity import (
+    Identity,
+    SessionIdentity,
+    TokenIdentity,
+    make_token,
+    resolve_identity,
+)
 from wsgateway.logins import reasons_to_close, session_store
 from wsgateway.protocol import Resume
 from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
@@ -66,8 +72,7 @@ class Browser:
             "headers": [(b"cookie", f"sessionid={self.key}".encode())],
             "url_route": {"kwargs": {"service": "orders"}},
         }
-        identity = await SessionIdentity().resolve(scope)
-        assert identity is not None
+        identity = await resolve_identity(scope)
         for hub in self.world.hubs:
             await self.world.open(hub, identity, self.codes)
 
@@ -260,6 +265,40 @@ async def test_changes_that_end_no_log_in_close_nothing(world: World) -> None:
     await ann.asave()
     await until(lambda: sum(checks) == 4, 5, "both gateways have asked about ann's two sockets")
     assert world.ann.codes == world.laptop.codes == world.bob.codes == []
+
+
+async def test_renamed_user_comes_back_under_the_new_name(world: World) -> None:
+    """Somebody else may get the old name, and the inbox that goes with it."""
+    ann = world.users["ann"]
+    ann.username = "anna"
+    await ann.asave()
+    await world.ann.closed(CHANGED)
+    await world.laptop.closed(CHANGED)
+    assert world.bob.codes == []
+
+
+class ByHeader:
+    """Names Django users, and says nothing of how they logged in."""
+
+    async def resolve(self, scope: Any) -> Identity | None:
+        return Identity("orders", scope["name"])
+
+    def get_user(self, name: str) -> Any:
+        return get_user_model().objects.get(username=name)
+
+
+async def test_resolver_that_finds_users_needs_nothing_else(
+    world: World, nats_settings: Any
+) -> None:
+    nats_settings.WSGATEWAY_IDENTITY = [f"{__name__}.ByHeader"]
+    codes: dict[str, list[int]] = {"ann": [], "bob": [], "robot": []}
+    for name, found in codes.items():
+        identity = await resolve_identity({"name": name})
+        await world.open(world.hubs[0], identity, found)
+    await new_password(world.users["ann"])
+    await deactivate(world.users["bob"])
+    await until(lambda: codes["bob"], 5, "bob is closed")
+    assert codes == {"ann": [], "bob": [ENDED], "robot": []}
 
 
 def count_checks(world: World) -> list[int]:
