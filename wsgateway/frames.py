@@ -13,6 +13,8 @@ from wsgateway.exceptions import MalformedMessage
 __all__ = ["EVENT", "FRAME_HEADER", "Frame"]
 
 FRAME_HEADER = "Ws-Frame"
+MAX_SHOWN = 40
+"""Characters of an unknown kind that are shown."""
 EVENT = "event"
 """The kind of a payload that is a msgpack-encoded Channels event, not a frame."""
 
@@ -49,7 +51,9 @@ class Frame(NamedTuple):
         if kind == "binary":
             return cls(payload, False)
         if kind not in (None, "text"):
-            raise MalformedMessage(f"{FRAME_HEADER} header {kind!r} is neither text nor binary")
+            raise MalformedMessage(
+                f"{FRAME_HEADER} header {kind[:MAX_SHOWN]!r} is neither text nor binary"
+            )
         try:
             payload.decode()
         except UnicodeDecodeError as exc:

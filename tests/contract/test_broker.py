@@ -364,6 +364,19 @@ class TestReadAfter:
         age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(first.time)
         assert abs(age) < dt.timedelta(minutes=1)
 
+    @pytest.mark.parametrize("reply_to", ["", "a b", "x" * 65, "ä", "\x7f"])
+    async def test_reply_to_what_cannot_be_an_id_is_a_plain_message(
+        self, broker: Broker, reply_to: str
+    ) -> None:
+        """The protocol allows clients ids only; raw sockets skip replies."""
+        headers = {REPLY_TO_HEADER: reply_to, ERROR_HEADER: "rejected"}
+        await broker.publish(ANN, b"x", headers=headers)
+        await broker.publish(ANN, b"y", headers={ERROR_HEADER: "rejected"})
+        await broker.publish(ANN, b"z", headers={REPLY_TO_HEADER: "c", ERROR_HEADER: ""})
+        messages = (await broker.read_after(ANN, 0, limit=3)).messages
+        found = [(message.reply_to, message.error) for message in messages]
+        assert found == [(None, None), (None, None), ("c", None)]
+
     @pytest.mark.parametrize("user", ["a b", "*", ">", "ann@example.org", "jörg", "a..b", "=41"])
     async def test_any_name_is_one_inbox(self, broker: Broker, user: str) -> None:
         inbox = Inbox("orders", user)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from wsgateway.frames import Frame
+from wsgateway.protocol import valid_id
 from wsgateway.subjects import Inbox, Subjects
 
 __all__ = [
@@ -96,8 +97,10 @@ class Stored:
         payload: Its bytes.
         kind: Its ``Ws-Frame`` header; None without.
         time: When it was stored, as RFC 3339 text in UTC.
-        reply_to: Its ``Ws-Reply-To`` header: the client's message that it answers; None without.
-        error: Its ``Ws-Error`` header: why the service refused that message; None without.
+        reply_to: Its ``Ws-Reply-To`` header: the client's message that it answers; None without,
+            or if that cannot be a client's id.
+        error: Its ``Ws-Error`` header: why the service refused that message; None without, or
+            if it answers none.
     """
 
     __slots__ = ("_frame", "error", "kind", "offset", "payload", "previous", "reply_to", "time")
@@ -117,8 +120,9 @@ class Stored:
         self.payload = payload
         self.kind = kind
         self.time = time
-        self.reply_to = reply_to
-        self.error = error
+        # Anybody may have published them: what cannot be a client's id answers nothing
+        self.reply_to = reply_to if reply_to is not None and valid_id(reply_to) else None
+        self.error = (error or None) if self.reply_to is not None else None
         self._frame: Frame | None = None
 
     @property

@@ -505,8 +505,8 @@ class NatsChannelLayer(BaseChannelLayer):
             )
 
         def envelope(payload: bytes, raw: bytes | None) -> bytes | None:
-            kind = hdrs.find(raw, FRAME_HEADER.encode())
-            stored = Stored(0, None, payload, kind.decode() if kind else None)
+            kind = hdrs.find_text(raw, FRAME_HEADER.encode())
+            stored = Stored(0, None, payload, kind)
             claim = durable.claim_of(stored)
             if claim is not None:
                 return wire.stamp(claim, time.time())

@@ -211,7 +211,7 @@ class Fetcher:
         self.node.publish(subject, json.dumps(request).encode(), reply=self._inbox)
 
     def _on_answer(self, _s: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
-        status = hdrs.status(raw)
+        status = None if reply else hdrs.status(raw)  # a message may begin with a status, too
         if status is None:
             self._on_message(data, reply)
             if self._open == 0:

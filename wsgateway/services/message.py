@@ -21,6 +21,7 @@ from wsgateway.broker.base import (
 )
 from wsgateway.exceptions import NameRefused
 from wsgateway.frames import Frame
+from wsgateway.protocol import valid_id
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.errors import Reject
 from wsgateway.services.failure import clip, code_word
@@ -113,12 +114,13 @@ class Message:
     @property
     def client_id(self) -> str | None:
         """The id that a ``wsgateway.v1`` client gave it; None for a raw socket."""
-        return self.headers.get(CLIENT_ID_HEADER)
+        id = self.headers.get(CLIENT_ID_HEADER)
+        return id if valid_id(id) else None
 
     @property
     def wants_reply(self) -> bool:
         """Whether the client waits for a reply."""
-        return REQUEST_HEADER in self.headers
+        return valid_id(self.headers.get(REQUEST_HEADER))
 
     @property
     def user(self) -> Any:

@@ -84,16 +84,11 @@ def _stored(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
         # In a batch the header means "the one before in this batch", not in the inbox.
         hdrs.find_int(raw, _PREVIOUS) if live else None,
         payload,
-        _text(raw, _KIND),
+        hdrs.find_text(raw, _KIND),
         "" if stamp is None else stamp.decode(),
-        _text(raw, _REPLY_TO),
-        _text(raw, _ERROR),
+        hdrs.find_text(raw, _REPLY_TO),
+        hdrs.find_text(raw, _ERROR),
     )
-
-
-def _text(raw: bytes | None, name: bytes) -> str | None:
-    value = hdrs.find(raw, name)
-    return None if value is None else value.decode("utf-8", "replace")
 
 
 class NatsBroker(Broker):

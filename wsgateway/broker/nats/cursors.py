@@ -121,7 +121,7 @@ class Cursors:
             reply = found.replies[0]
             epoch, _, offset = reply.data.decode("utf-8", "replace").rpartition(" ")
             revision = hdrs.find_int(reply.headers, b"Nats-Sequence") or 0
-            known = offset.isdecimal()
+            known = offset.isdecimal() and len(offset) <= hdrs.MAX_DIGITS
             entry = _Entry(revision, epoch if known else "", int(offset) if known else 0)
         self._remember(subject, entry)
         return entry

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 
 from wsgateway.broker.base import check_headers
 
-__all__ = ["decode", "encode", "find", "find_int", "status"]
+__all__ = ["answer_status", "decode", "encode", "find", "find_int", "find_text", "status"]
 
 _LINE = b"NATS/1.0\r\n"
+_STATUS = b"NATS/1.0 "
+_SEQUENCE = b"\r\nNats-Sequence:"
+MAX_DIGITS = 20
+"""Digits of the longest number that the server writes, an unsigned one of 64 bits."""
 
 
 def encode(pairs: Mapping[str, str]) -> bytes:
@@ -47,18 +51,40 @@ def find(raw: bytes | None, name: bytes) -> bytes | None:
     return raw[start : raw.find(b"\r\n", start)].strip()
 
 
+def find_text(raw: bytes | None, name: bytes) -> str | None:
+    """Return the last value of header *name* as text, whatever its bytes; None without."""
+    value = find(raw, name)
+    return None if value is None else value.decode("utf-8", "replace")
+
+
 def find_int(raw: bytes | None, name: bytes) -> int | None:
     """Return the last value of header *name* as a number; None without."""
     value = find(raw, name)
-    return int(value) if value is not None and value.isdigit() else None
+    if value is None or not value.isdigit() or len(value) > MAX_DIGITS:
+        return None
+    return int(value)
 
 
 def status(raw: bytes | None) -> int | None:
-    """Return the status that the first line carries (``NATS/1.0 404 …``); None without."""
-    if raw is None or raw[8:9] != b" ":
+    """Return the status that the first line carries (``NATS/1.0 404 …``); None without.
+
+    Only an answer of the server's own has one. A publisher may begin a message's headers with
+    such a line too, and it is stored (NATS 2.11), so ask this only where no stored message
+    comes: see `answer_status`.
+    """
+    if raw is None or not raw.startswith(_STATUS):
         return None
     code = raw[9:12]
-    return int(code) if code.isdigit() else None
+    return int(code) if len(code) == 3 and code.isdigit() else None
+
+
+def answer_status(raw: bytes | None) -> int | None:
+    """Return the status of an answer to a direct get; None if it is a stored message.
+
+    The server appends ``Nats-Sequence`` to each stored message, and to nothing else.
+    """
+    code = status(raw)
+    return None if code is None or (raw is not None and _SEQUENCE in raw) else code
 
 
 def decode(raw: bytes | None) -> dict[str, str]:

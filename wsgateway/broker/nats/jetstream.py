@@ -304,7 +304,7 @@ class _DirectRead:
 
     def _on_reply(self, _subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
         self._heard = self._loop.time()
-        status = hdrs.status(raw)
+        status = hdrs.answer_status(raw)
         if status is None:
             self._replies.append(Reply(data, raw))
             if self._single:

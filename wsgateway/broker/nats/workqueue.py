@@ -101,6 +101,14 @@ class Job:
         """
         return Frame.parse(self.payload, self.headers.get(FRAME_HEADER))
 
+    def malformed(self) -> MalformedMessage | None:
+        """Return why the message is no frame, which no other try can change; None if it is one."""
+        try:
+            self.frame  # noqa: B018 - parses it
+        except MalformedMessage as exc:
+            return exc
+        return None
+
 
 class WorkQueue:
     """What waits for one service.
@@ -301,5 +309,5 @@ class WorkQueue:
             inbox = Inbox(self.service, user[:MAX_SHOWN])
             problem = MalformedMessage(f"nobody can have sent this: {exc}")
         job = Job(inbox, data, hdrs.decode(raw), reply.decode())
-        job.problem = problem
+        job.problem = problem or job.malformed()
         self._on_job(job)
