@@ -59,7 +59,7 @@ class BrokerMisconfigured(BrokerError):
 
 
 class BrokerForbidden(BrokerMisconfigured):
-    """The permissions of the NATS user do not allow it; an operator must act.
+    """The permissions of the NATS user, or its limits, do not allow it; an operator must act.
 
     Args:
         said: What the server said.
@@ -70,7 +70,10 @@ class BrokerForbidden(BrokerMisconfigured):
         self.said = said
 
     def __str__(self) -> str:
-        return f"NATS refuses: {self.said}; grant the permissions that docs/deploy.md lists"
+        cure = "raise that limit in the server's configuration"
+        if self.said.lower().startswith("permissions"):
+            cure = "grant the permissions that docs/deploy.md lists"
+        return f"NATS refuses: {self.said}; {cure}"
 
 
 class QueueFull(BrokerError):

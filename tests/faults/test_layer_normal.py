@@ -21,7 +21,6 @@ from wsgateway.layer import NatsChannelLayer
 @pytest.mark.timeout(120)
 async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, settings: Any) -> None:
     settings.WSGATEWAY_REPLICAS = 3
-    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
     async with layers(nats_cluster.urls, prefix, capacity=10_000) as make:
         sender, readers = make(), [make(), make()]
         accepted: list[int] = []
@@ -91,7 +90,6 @@ async def test_leader_lost_while_one_writer_sends(
 ) -> None:
     """All that `send` returned for comes, in order, once."""
     settings.WSGATEWAY_REPLICAS = 3
-    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
     async with layers(nats_cluster.urls, prefix, capacity=100_000) as make:
         sender = make()
         while True:
@@ -118,7 +116,6 @@ async def test_leader_lost_while_one_writer_sends(
 async def test_a_server_killed_while_one_writer_sends(
     own_server: EmbeddedServer, prefix: str, settings: Any
 ) -> None:
-    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
     async with layers(own_server.url, prefix, capacity=1_000_000) as make:
         writer = Writer(make())
         for _ in range(3):
@@ -134,7 +131,6 @@ async def test_a_server_killed_while_one_writer_sends(
 async def test_a_network_that_goes_silent_while_one_writer_sends(
     own_server: EmbeddedServer, prefix: str, settings: Any
 ) -> None:
-    settings.WSGATEWAY_BROKER_TIMEOUT = 30.0
     async with proxy_to(own_server.port) as proxy:
         url = f"nats://127.0.0.1:{proxy.port}"
         async with layers(url, prefix, capacity=1_000_000) as make:

@@ -31,6 +31,7 @@ from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.broker.nats.link import Backoff, Link, LinkOptions
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import (
+    BrokerForbidden,
     BrokerMisconfigured,
     BrokerUnavailable,
     MessageTooBig,
@@ -455,3 +456,30 @@ async def test_check_of_the_streams_that_fails_begins_again(
         assert "task wsgateway-prepare failed" in caplog.text
     finally:
         await broker.close()
+
+
+async def test_subscription_beyond_the_servers_limit_is_an_error(tmp_path: Path) -> None:
+    """The server says so, keeps the connection open, and the subscription hears nothing."""
+    with server(tmp_path, max_subscriptions=2) as nats:
+        async with linked(nats.url) as link:  # its own answers take the first
+            await link.ready()
+            link.subscribe("first", lambda *_: None)
+            await link.confirm()
+            link.subscribe("second", lambda *_: None)
+            with pytest.raises(BrokerForbidden, match="maximum subscriptions exceeded; raise"):
+                await link.confirm()
+            assert link.connections == 1
+
+
+async def test_lost_protocol_shows_no_payload(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with linked(own_server.url) as link:
+        await link.ready()
+        assert link._client is not None
+        assert link._client._socket is not None
+        protocol: Any = link._client._socket.get_protocol()
+        protocol.feed(b"MSG a 1 6\r\ns3cret\r\ns3cret\r\n")
+        await until(lambda: link.connections == 2, 20, "another connection")
+    assert "lost track of NATS' protocol (ValueError); reconnecting" in caplog.text
+    assert "s3cret" not in caplog.text

@@ -135,7 +135,7 @@ class ServerList:
         configured: Iterable[Address],
         *,
         discover: bool = True,
-        shuffle: Callable[[list[Address]], None] = random.shuffle,
+        shuffle: Callable[[list[Address]], None] = random.SystemRandom().shuffle,
     ) -> None:
         self.configured = list(configured)
         self.announced: list[Address] = []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
-from wsgateway.broker.nats.streams import OWNER
+from wsgateway.broker.nats.streams import OWNER, Streams
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
@@ -56,12 +56,14 @@ async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) 
     """
     name = wanted["name"]
     wanted = {**wanted, "metadata": {OWNER: broker.subjects.prefix}}
-    info = await broker.streams.own_info(name)
+    jetstream = broker.jetstream.patient
+    streams = Streams(jetstream, broker.subjects, ())
+    info = await streams.own_info(name)
     if info is None:
         try:
-            info = await broker.jetstream.api(f"STREAM.CREATE.{name}", wanted)
+            info = await jetstream.api(f"STREAM.CREATE.{name}", wanted)
         except ApiError:
-            info = await broker.streams.own_info(name)  # another process was faster
+            info = await streams.own_info(name)  # another process was faster
             if info is None:
                 raise
     config = info["config"]
@@ -71,7 +73,7 @@ async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) 
         value = changes[limit] = wanted[limit]
     if changes:
         try:
-            await broker.jetstream.api(f"STREAM.UPDATE.{name}", {**config, **changes})
+            await jetstream.api(f"STREAM.UPDATE.{name}", {**config, **changes})
         except BrokerError as exc:
             if limit in changes:
                 raise

@@ -151,7 +151,7 @@ class NormalChannels:
 
     async def _count(self, node: Node, channel: str) -> int:
         subject = node.subjects.channel(channel)
-        info = await node.broker.jetstream.api(
+        info = await node.broker.jetstream.patient.api(
             f"STREAM.INFO.{node.subjects.stream('chan')}", {"subjects_filter": subject}
         )
         return int((info["state"].get("subjects") or {}).get(subject, 0))

@@ -254,8 +254,7 @@ class NatsBroker(Broker):
         await self.link.open()
         await self.link.ready()
         self._require_server()
-        patience = self.jetstream.publish_timeout  # an operator's command outlasts an election
-        jetstream = JetStream(self.link, patience, patience)
+        jetstream = self.jetstream.patient  # an operator's command outlasts an election
         lines = await Streams(jetstream, self.subjects, self.streams.specs).setup()
         self.broadcast(TOPIC, b"")
         return lines

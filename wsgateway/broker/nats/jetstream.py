@@ -132,6 +132,11 @@ class JetStream:
         """Called when an answer says that a stream may be gone."""
         self._backoff = Backoff(0.05, 2.0, 0.5)
 
+    @property
+    def patient(self) -> JetStream:
+        """The same, with `publish_timeout` for every call: for what comes before a publish."""
+        return JetStream(self.link, self.publish_timeout, self.publish_timeout)
+
     async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer of ``$JS.API.<name>``; an idempotent request.
 

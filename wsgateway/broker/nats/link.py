@@ -291,7 +291,7 @@ class Link:
         if refusal.subscribed.startswith(self._inbox):  # no answer would ever come
             client.give_up(text)
             return
-        if refusal.subscribed:
+        if not refusal.published:
             self._refused[refusal.subscribed] = text  # for `confirm`
         concerned = [w for w in self._waiting.values() if w[0] == refusal.published]
         for waiter in concerned:

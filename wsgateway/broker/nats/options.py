@@ -16,6 +16,9 @@ from wsgateway.broker.addresses import Address
 
 __all__ = ["Backoff", "LinkOptions"]
 
+_random = random.SystemRandom()
+"""Jitter that no seed of the application, or of a forked process, makes the same for all."""
+
 _CREDENTIALS = re.compile(
     rb"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+"
     rb".*?-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+",
@@ -34,7 +37,7 @@ class Backoff:
     def delay(self, attempt: int) -> float:
         """Return seconds to wait before *attempt* (the first is 0)."""
         longest = min(self.cap, self.initial * self.factor ** min(attempt, 30))
-        return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, no secret
+        return _random.uniform(longest / 2, longest)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,9 @@ class Reader(asyncio.BufferedProtocol):
             self._chunks = []
         try:
             done, self._needed = self._parse(data)
-        except (ValueError, IndexError):
-            logger.error("lost track of NATS' protocol at %r; connecting anew", data[:80])
+        except (ValueError, IndexError) as exc:
+            # What it was may be a payload: not for the log
+            logger.error("lost track of NATS' protocol (%s); reconnecting", type(exc).__name__)
             self._needed = math.inf
             if isinstance(self._transport, asyncio.WriteTransport):
                 self._transport.abort()

@@ -6,6 +6,8 @@ import logging
 import re
 from typing import NamedTuple
 
+from wsgateway.exceptions import BrokerForbidden
+
 __all__ = ["Refusal", "RefusalLog"]
 
 logger = logging.getLogger("wsgateway.broker")
@@ -65,6 +67,4 @@ class RefusalLog:
             logger.debug("NATS refuses: %s", refusal.text)
             return
         self._kinds.add(refusal.kind)
-        logger.error(
-            "NATS refuses: %s; grant the permissions that docs/deploy.md lists", refusal.text
-        )
+        logger.error("%s", BrokerForbidden(refusal.text))
