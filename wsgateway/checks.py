@@ -22,6 +22,7 @@ from wsgateway.broker.addresses import Address
 from wsgateway.conf import SETTINGS, settings
 from wsgateway.declared import ANY, declared_services
 from wsgateway.exceptions import NameRefused
+from wsgateway.logins import user_models
 from wsgateway.services.registry import discover
 from wsgateway.subjects import Subjects
 
@@ -343,6 +344,8 @@ def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) ->
     """
     from wsgateway.launcher import DEMO_USERS  # only for this: it loads the broker
 
+    if not user_models():
+        return []
     model = get_user_model()
     alias = router.db_for_read(model)
     if alias not in (databases or ()):
