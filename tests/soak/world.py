@@ -7,6 +7,7 @@ a server, so that connections can be cut, slowed and made deaf without touching 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import secrets
 import signal
@@ -86,7 +87,7 @@ class World:
             "WSGATEWAY_PREFIX": self.prefix,
             "WSGATEWAY_REPLICAS": "3" if len(servers) > 1 else "1",
             "WSGATEWAY_INBOX_MAX_BYTES": str(INBOX_BYTES),
-            "WSGATEWAY_ACK_WAIT": "3",
+            "WSGATEWAY_ACK_WAIT": "10",
             "WSGATEWAY_SWEEP_INTERVAL": "2",
             "WSGATEWAY_PING_INTERVAL": "3",
             "WSGATEWAY_PING_TIMEOUT": "3",
@@ -203,10 +204,23 @@ class World:
             elif self._complete():
                 break
             await asyncio.sleep(0.5)
+        else:
+            await self._write_state()
         for member in (*self.clients, *self.raw_clients):
             member.send(signal.SIGINT)
         for member in (*self.clients, *self.raw_clients):
             await until(lambda member=member: not member.running, 30, member.log.name)  # type: ignore[misc]
+
+    async def _write_state(self) -> None:
+        """Keep what the servers say of streams and consumers, for whoever looks into a failure."""
+        state = []
+        async with self.broker() as broker:
+            streams = await broker.jetstream.api("STREAM.LIST")
+            for info in streams["streams"] or []:
+                name = info["config"]["name"]
+                consumers = await broker.jetstream.api(f"CONSUMER.LIST.{name}")
+                state.append({**info, "consumers": consumers["consumers"]})
+        (self.folder / "state.json").write_text(json.dumps(state, indent=1))
 
     def _sent(self, member: Member) -> bool:
         assert member.running, f"{member.command} has ended:\n{member.output[-2000:]}"
