@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -255,6 +256,39 @@ async def test_user_who_sends_much_keeps_nobody_out(broker: NatsBroker) -> None:
         assert worker._queue._room == 16
         assert worker._waiting == 0
     assert order["ann"] == list(range(100))
+
+
+async def test_backlog_of_a_user_is_not_told_of_message_by_message(
+    broker: NatsBroker, nats_settings: Any
+) -> None:
+    """Each message of a backlog got a heartbeat. With more than 1,024 messages in hand the server
+    then found no moment to redeliver what a killed worker had."""
+    nats_settings.WSGATEWAY_ACK_WAIT = 0.9
+    release = asyncio.Event()
+    attempts: list[int] = []
+
+    @registry.service("orders", concurrency=2)
+    async def handle(message: Message) -> None:
+        await release.wait()
+        attempts.append(message.attempt)
+
+    said: Counter[bytes] = Counter()
+
+    def count(_subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None) -> None:
+        said[data[:4]] += 1
+
+    for number in range(100):
+        await offer(broker, str(number))
+    listening = broker.link.subscribe("$JS.ACK.>", count)
+    async with serving(broker) as worker:
+        await until(lambda: worker.in_hand == 100)
+        await asyncio.sleep(3 * nats_settings.WSGATEWAY_ACK_WAIT)  # nine heartbeats
+        assert said[b"+WPI"] <= 12
+        assert said[b"-NAK"] <= 4 * 99  # one as each comes, and one every four heartbeats
+        release.set()
+        await until(lambda: len(attempts) == 100)
+    listening.close()
+    assert attempts == [1] * 100
 
 
 async def test_graceful_stop_finishes_and_gives_back(broker: NatsBroker) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import heapq
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
@@ -35,6 +36,8 @@ IN_HAND = 8
 """Messages in hand for each that may be handled; the others wait for their turn."""
 MAX_WAITING = 16 * 1024 * 1024
 """Bytes that may wait behind other messages of the same user without counting as in hand."""
+BEATS_A_HOLD = 4
+"""Heartbeats, a third of ACK_WAIT apart, between two holds of what waits behind other messages."""
 FIRST_LOOK = 0.005
 LAST_LOOK = 0.25
 """Pauses between two looks whether it is a message's turn, seconds; they double."""
@@ -72,6 +75,10 @@ class _User:
         """The job after the oldest; None if there is only one."""
         following = self.heap[1:3]  # the root's children
         return self.jobs[min(following)] if following else None
+
+    def behind(self) -> Iterator[Job]:
+        """Yield the jobs that wait behind the oldest."""
+        return (self.jobs[sequence] for sequence in self.heap[1:])
 
     def remove(self, job: Job) -> None:
         """Forget a job."""
@@ -175,6 +182,8 @@ class Worker:
             self._queue.add_room(1)
         elif len(user.jobs) > 1 and self._waiting < MAX_WAITING:
             # It cannot be handled yet: a user who sends much must not keep others out
+            if job is not user.first:
+                self._queue.hold(job)
             user.uncounted.add(job.sequence)
             self._waiting += len(job.payload)
             self._queue.add_room(1)
@@ -249,12 +258,23 @@ class Worker:
         return None
 
     async def _beat(self) -> None:
-        """Tell the server that what is in hand is being worked on, and say what hangs."""
+        """Tell the server that what is in hand is being worked on, and say what hangs.
+
+        About as few messages as possible: with more than 1,024 in hand, the server looks for
+        deliveries that nobody answered only in moments without acknowledgements (`checkPending`
+        in nats-server's consumer.go). When each message of a backlog got its heartbeat, there
+        were none, and what a killed worker had in hand did not come again.
+        """
+        beats = 0
         while True:
             await asyncio.sleep(settings.ACK_WAIT / 3)
+            beats += 1
             for user in self._users.values():
-                for job in user.jobs.values():
-                    self._queue.extend(job)
+                if user.heap:
+                    self._queue.extend(user.first)
+                if beats % BEATS_A_HOLD == 0:
+                    for job in user.behind():
+                        self._queue.hold(job)
             for run in self._running.overdue(settings.ACK_WAIT):
                 logger.warning(
                     "%s: its handler has not returned for %.0f s; if it hangs, give the service a "

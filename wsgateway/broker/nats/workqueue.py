@@ -38,6 +38,8 @@ PULL_EXPIRES = 10.0
 """Seconds that a pull request stays open."""
 PULL_GRACE = 3.0
 """Seconds after that in which the server should have said so; then it is taken for lost."""
+HOLD = 2.0
+"""How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
 NOT_UNIQUE = 10100
 MAX_SHOWN = 60
 """Characters that are kept of a user's token that stands for no name."""
@@ -184,6 +186,10 @@ class WorkQueue:
     def extend(self, job: Job) -> None:
         """Say that *job* is still being worked on."""
         self._answer(job, IN_PROGRESS)
+
+    def hold(self, job: Job) -> None:
+        """Say that *job* waits for its turn: it is not redelivered for `HOLD` times ACK_WAIT."""
+        self.give_back(job, HOLD * self._ack_wait)
 
     def _answer(self, job: Job, answer: bytes) -> None:
         try:
