@@ -21,6 +21,8 @@ __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "quieten", "tran
 
 CLOSED = 0
 """autobahn's ``STATE_CLOSED``."""
+CLOSING = 2
+"""autobahn's ``STATE_CLOSING``: one side has said so."""
 OPEN = 3
 """autobahn's ``STATE_OPEN``."""
 DAPHNES_CODES = frozenset((1000, *range(3000, 5000)))
@@ -145,8 +147,8 @@ class DaphneTransport(Transport):
 
     @property
     def gone(self) -> bool:
-        """Whether the connection is closed; ASGI tells by an event that waits in a queue."""
-        return bool(self._protocol.state == CLOSED)
+        """Whether the connection is closed or closing; ASGI tells by an event that waits."""
+        return self._protocol.state in (CLOSED, CLOSING)
 
     @property
     def pending(self) -> int:
@@ -161,10 +163,11 @@ class DaphneTransport(Transport):
         """See `Transport.send`. Daphne itself drops an empty frame."""
         if self._paused:
             await self.drained()
+        if self.gone:  # autobahn would raise an error of its own
+            raise ConnectionResetError
         handed = not self.pending
         if event["type"] == "websocket.send" and not (event.get("text") or event.get("bytes")):
-            if self._protocol.state == OPEN:
-                self._protocol.sendMessage(b"", "bytes" in event)
+            self._protocol.sendMessage(b"", "bytes" in event)
         else:
             await self._send(event)
         return handed

@@ -11,14 +11,17 @@ import asyncio
 import contextlib
 import itertools
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support import Gateway, until
+from tests.integration.test_auth_tls import Authority
+from tests.support import Gateway, listening, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.frames import Frame
@@ -92,6 +95,19 @@ async def test_entry_point_refuses_unknown_paths_without_a_traceback(
     assert "Traceback" not in gateway.output
 
 
+async def test_message_for_a_socket_that_daphne_is_closing_harms_nothing(
+    gateway_factory: Factory, broker: NatsBroker
+) -> None:
+    """Autobahn raised Disconnected into the delivery, which was logged with a traceback."""
+    gateway = gateway_factory("daphne --websocket_timeout 1")
+    async with gateway.connect(*ANN) as raw:
+        raw.transport.pause_reading()  # so that it does not answer the close frame
+        while "WSDISCONNECT" not in gateway.output:
+            await broker.publish(ANN, b"hello")
+        raw.transport.abort()
+    assert "Traceback" not in gateway.output
+
+
 # -- empty frames ----------------------------------------------------------------------------
 
 
@@ -125,13 +141,38 @@ async def test_raw_client_that_does_not_read_costs_little_and_loses_little(
     gateway_factory: Factory, broker: NatsBroker, server: str
 ) -> None:
     """Daphne's send never waits: the whole backlog was written into memory and confirmed."""
+    await stop_reading(gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="0.1"), broker)
+
+
+async def test_daphne_keeps_the_same_promises_over_tls(
+    gateway_factory: Factory, broker: NatsBroker, tmp_path: Path, free_port: int
+) -> None:
+    """With TLS, Twisted has two transports, and gathers small writes in the upper one."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("gateway")
+    endpoint = f"ssl:{free_port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+    gateway = gateway_factory(f"daphne -e {endpoint}", WSGATEWAY_CURSOR_INTERVAL="0.1")
+    await until(lambda: listening(free_port), what="daphne listens for TLS")
+    gateway.ws = lambda path: f"wss://127.0.0.1:{free_port}{path}"  # type: ignore[method-assign]
+    context = ssl.create_default_context(cafile=str(authority.path))
+    await stop_reading(gateway, broker, ssl=context)
+    async with gateway.connect(*ANN, ssl=context) as raw:
+        await broker.publish(ANN, b"", kind="text")
+        assert await asyncio.wait_for(raw.recv(), 10) == ""
+        gateway.stop(timeout=5.0)
+        assert await closed_with(raw) == 1001
+    assert "Traceback" not in gateway.output
+
+
+async def stop_reading(gateway: Gateway, broker: NatsBroker, **options: Any) -> None:
+    """Read 3 of 600 messages, no more for a while, come back, and see what is missing."""
     size, count = 100_000, 600
     for number in range(count):
         await broker.publish(ANN, number.to_bytes(4) + bytes(size - 4), kind="binary")
-    gateway = gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="0.1")
-    async with gateway.connect("orders", "bob"):
+    options["compression"] = None
+    async with gateway.connect("orders", "bob", **options):
         before = gateway.memory
-    async with gateway.connect(*ANN, max_queue=1, compression=None) as raw:
+    async with gateway.connect(*ANN, max_queue=1, **options) as raw:
         for number in range(3):
             assert int.from_bytes((await asyncio.wait_for(raw.recv(), 10))[:4]) == number
         # Nothing more happens; what would go wrong goes wrong within this time.
@@ -141,7 +182,7 @@ async def test_raw_client_that_does_not_read_costs_little_and_loses_little(
             await asyncio.sleep(0.05)
         raw.transport.abort()
     assert peak - before < 30_000_000
-    async with gateway.connect(*ANN, compression=None) as raw:
+    async with gateway.connect(*ANN, **options) as raw:
         first = int.from_bytes((await asyncio.wait_for(raw.recv(), 10))[:4])
         rest = [int.from_bytes((await raw.recv())[:4]) for _ in range(first + 1, count)]
     assert rest == list(range(first + 1, count))
