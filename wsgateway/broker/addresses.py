@@ -17,6 +17,7 @@ __all__ = ["Address", "ServerList"]
 DEFAULT_PORT = 4222
 MAX_ANNOUNCED = 64
 """Announced servers that are remembered."""
+RANDOM = random.SystemRandom()
 WEBSOCKETS = ("ws", "wss")
 
 
@@ -135,7 +136,7 @@ class ServerList:
         configured: Iterable[Address],
         *,
         discover: bool = True,
-        shuffle: Callable[[list[Address]], None] = random.SystemRandom().shuffle,
+        shuffle: Callable[[list[Address]], None] = RANDOM.shuffle,
     ) -> None:
         self.configured = list(configured)
         self.announced: list[Address] = []
