@@ -72,16 +72,21 @@ def on_log_out(request: Any = None, user: Any = None, **kwargs: Any) -> None:
 
 
 def on_log_in(request: Any = None, user: Any = None, **kwargs: Any) -> None:
-    """Tell that the session that the browser had before is another one now."""
+    """Tell that the session that the browser had before is another one now.
+
+    A log-in that has nothing to do with sessions, by a token for example, leaves it as it is.
+    """
     old = getattr(request, "COOKIES", {}).get(settings.session_cookie_name)
-    new = getattr(getattr(request, "session", None), "session_key", None)
-    if not old or old == new:
+    session = getattr(request, "session", None)
+    if not old or session is None or session.session_key == old:
         return
-    if not sessions_are_cookies():
+    before = session_store()(old)
+    if sessions_are_cookies():
+        if user_id := before.get(SESSION_KEY):
+            _tell(None, Notice.RETURN, user_digest(user_id))
+    elif not before.exists(old):
         digests = session_digest(old), user_digest(_text_key(user))
         _tell(_sessions_alias(), Notice.REPLACED, *digests)
-    elif user_id := session_store()(old).get(SESSION_KEY):
-        _tell(None, Notice.RETURN, user_digest(user_id))
 
 
 def on_user_saved(

@@ -11,6 +11,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model, login, update_session_auth_hash
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
 from django.db import connection, transaction
 from django.http import HttpRequest
@@ -199,6 +200,22 @@ async def test_log_in_as_the_same_user(world: World, engine: str) -> None:
     user = await get_user_model().objects.aget(username="ann")
     await log_in(world.laptop, user)
     await world.laptop.closed(CHANGED if engine in ("cache", "file") else ENDED)
+    assert world.ann.codes == world.bob.codes == []
+
+
+@on(*ON_THE_SERVER)
+async def test_log_in_without_a_session_leaves_the_one_in_the_cookie(
+    world: World, engine: str
+) -> None:
+    def log_in_by_token() -> None:
+        for session in (session_store()(), None):
+            request = world.ann.request
+            request.session = session
+            user_logged_in.send(sender=None, request=request, user=world.users["bob"])
+
+    await sync_to_async(log_in_by_token)()
+    await sync_to_async(world.laptop.client.post)("/logout/")
+    await world.laptop.closed(ENDED)
     assert world.ann.codes == world.bob.codes == []
 
 
