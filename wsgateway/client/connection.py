@@ -118,7 +118,8 @@ class Client:
         connect_timeout: Seconds until the welcome.
         ping_timeout: Seconds of silence after a due ping that mean that the gateway is gone.
         backoff: Delays between attempts.
-        on_state: Called with each new state.
+        on_state: Called with each new state. An exception in this or another callback is logged,
+            and changes nothing. Callbacks are plain functions: they must not wait.
         on_welcome: Called with each welcome; look at its ``recovered``.
         on_reply: Called with each reply that nobody here waits for: to another client of the
             user, or after a time-out.
@@ -218,13 +219,14 @@ class Client:
             self._opened = asyncio.get_running_loop().create_future()
             self._opened.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._runner = asyncio.create_task(self._run(), name="wsgateway-client")
+            self._runner.add_done_callback(self._ended)
         assert self._opened is not None
         await asyncio.shield(self._opened)
 
     async def close(self) -> None:
         """Acknowledge what was processed and disconnect. What is not confirmed is refused."""
         if self._runner is None:
-            self._finish(None)
+            self._finish()
             return
         self._runner.cancel()
         await asyncio.wait({self._runner})
@@ -250,21 +252,26 @@ class Client:
             return
         logger.debug("client %s: %s", self._state.value, state.value)
         self._state = state
-        if self._on_state is not None:
-            self._on_state(state)
+        _call(self._on_state, state)
 
     async def _run(self) -> None:
-        error = None
         try:
             await self._keep_connected()
         except Final as exc:
             text = f"the gateway closed the connection: {exc}"
-            error = GatewayError("closed", text, False, close_code=exc.code)
-        except Exception as exc:
-            logger.exception("the client failed")
-            error = GatewayError("closed", f"the client failed: {exc!r}", False)
-        finally:
-            self._finish(error)
+            self._error = GatewayError("closed", text, False, close_code=exc.code)
+
+    def _ended(self, runner: asyncio.Task[None]) -> None:
+        """Fail everybody who waits: nobody else will, whatever has ended the client's task.
+
+        It may have been cancelled before it began, so it cannot do that itself.
+        """
+        failure = None if runner.cancelled() else runner.exception()
+        if failure is not None:
+            logger.error("the client failed", exc_info=failure)
+            self._error = GatewayError("closed", f"the client failed: {failure!r}", False)
+            self._error.__cause__ = failure
+        self._finish()
 
     async def _keep_connected(self) -> None:
         attempt = 0
@@ -301,8 +308,7 @@ class Client:
     def _closed(self) -> GatewayError:
         return self._error or GatewayError("closed", "the client is already closed", True)
 
-    def _finish(self, error: GatewayError | None) -> None:
-        self._error = error
+    def _finish(self) -> None:
         self._set_state(ClientState.CLOSED)
         failure = self._closed()
         if self._opened is not None and not self._opened.done():
@@ -413,20 +419,18 @@ class Client:
                 request.result.set_exception(error)
         elif error is not None:
             self._say_error(error)
-        elif self._on_reply is not None:
-            self._on_reply(message)
+        else:
+            _call(self._on_reply, message)
 
     def _say_error(self, error: GatewayError) -> None:
-        if self._on_error is not None:
-            self._on_error(error)
+        _call(self._on_error, error)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         self._inbox.welcome(welcome)
         self._welcome = welcome
         for id, size in self._outbox.larger_than(welcome.max_message_size):
             self._refuse(id, "too_big", _too_big(size, welcome.max_message_size), False)
-        if self._on_welcome is not None:
-            self._on_welcome(welcome)
+        _call(self._on_welcome, welcome)
 
     def _settle(self, life: int, offset: int) -> None:
         self._inbox.settle(life, offset)
@@ -585,6 +589,16 @@ class Client:
 def connect(url: str, **options: Any) -> Client:
     """Return a client: ``async with connect(url) as client``. `Client` lists the options."""
     return Client(url, **options)
+
+
+def _call(callback: Callable[[T], object] | None, value: T) -> None:
+    """Call the user's function; what it raises is logged, and harms nobody else."""
+    if callback is None:
+        return
+    try:
+        callback(value)
+    except Exception:
+        logger.exception("a callback of the client failed")
 
 
 def _frame(data: Any) -> Frame:

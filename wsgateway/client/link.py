@@ -129,6 +129,8 @@ class Link:
             asyncio.create_task(self._write(socket), name="wsgateway-client-write"),
             asyncio.create_task(self._watch(socket, heartbeat), name="wsgateway-client-watch"),
         ]
+        for task in tasks:  # without it the connection would stay, and be deaf
+            task.add_done_callback(lambda task: _abort_if_failed(task, socket))
         try:
             async for text in socket:
                 heartbeat.heard()
@@ -148,7 +150,7 @@ class Link:
         self._stop_ack_timer()
         if self._socket is None:
             return
-        with contextlib.suppress(ConnectionClosed, TimeoutError):
+        with contextlib.suppress(ConnectionClosed, OSError):
             async with asyncio.timeout(LEAVE_TIMEOUT):
                 self._ack_due = True
                 await self._write_ack(self._socket)
@@ -211,3 +213,12 @@ class Link:
     def _write_soon(self, text: str) -> None:
         self._controls.append(text)
         self._wake.set()
+
+
+def _abort_if_failed(
+    task: asyncio.Task[None], socket: websockets.asyncio.client.ClientConnection
+) -> None:
+    """Cut the connection if a task that it needs has failed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s failed; connecting again", task.get_name(), exc_info=error)
+        socket.transport.abort()
