@@ -24,6 +24,8 @@ from benchmarks.layer_peers import NAMES, Servers, available, make_layer, server
 from benchmarks.layer_receiver import Receiver, RemoteReceiver
 
 MESSAGE = {"type": "bench.message", "text": "x" * 100}
+SERVICE = "service"
+"""One that exists with the tests' settings, so that its users' groups are durable."""
 PROBE = 40
 """Messages from which the number for the wanted duration is estimated."""
 MOST = {"sends": 60_000, "deliveries": 400_000}
@@ -131,14 +133,14 @@ def to_absent(
     """Return a case: store for *users* who are offline."""
 
     async def run(pair: Pair, seconds: float) -> tuple[float, int]:
-        tag = f"absent{next(_numbers)}"
+        tag = f"{SERVICE}.absent{next(_numbers)}"
 
         async def store(count: int) -> float:
             numbers = iter(range(count))
 
             async def sender() -> None:
                 for number in numbers:
-                    await pair.layer.group_send(f"{tag}.user{number % users}", MESSAGE)
+                    await pair.layer.group_send(f"{tag}-user{number % users}", MESSAGE)
 
             begin = time.perf_counter()
             await asyncio.gather(*(sender() for _ in range(at_once)))
@@ -167,8 +169,8 @@ def to_users(
     """Return a case: *users* groups with a member each, addressed in turn."""
 
     async def run(pair: Pair, seconds: float) -> tuple[float, int]:
-        tag = f"bench{next(_numbers)}" + ("." if durable else "-")
-        groups = [f"{tag}user{number}" for number in range(users)]
+        tag = (f"{SERVICE}." if durable else "") + f"bench{next(_numbers)}"
+        groups = [f"{tag}-user{number}" for number in range(users)]
         await pair.receiver.prepare(users, groups)
         send = pair.layer.group_send
         return await flood(

@@ -33,15 +33,15 @@ logger = logging.getLogger("wsgateway.layer")
 class DurableItem:
     """A stored message in a member's mailbox."""
 
-    __slots__ = ("_feed", "stored")
+    __slots__ = ("feed", "stored")
 
     def __init__(self, feed: Feed, stored: Stored) -> None:
-        self._feed = feed
+        self.feed = feed
         self.stored = stored
 
     def take(self) -> Stored:
         """Return the message and make room for another. Call it once, from any thread."""
-        self._feed.confirm(self.stored.offset)
+        self.feed.confirm(self.stored.offset)
         return self.stored
 
 
@@ -182,6 +182,7 @@ class Feed:
         self._task: asyncio.Task[None] | None = None  # starts or fetches
         self._started: asyncio.Future[None] | None = None  # done once the position is known
         self._origin = math.inf  # offset after which it begins; the first loop that asked counts
+        self._epoch = ""  # the stream's, while it rests
         self._taken = 0  # offset up to which the member has taken everything
         self._backoff = Backoff(0.02, 2.0, 1.0)
 
@@ -196,16 +197,31 @@ class Feed:
         if self._started is None or not self._started.done():
             self._started = node.loop.create_future()
             self._spawn(self._start(here))
+        elif self._epoch and self._epoch != node.broker.epoch:
+            self.restart(0)  # nobody told it that the stream is another one
         else:
             self.reader.confirm(self._taken)
             self.reader.fetch_failed()  # whatever was under way: fetch after the position
             self._step()
+        self._epoch = ""
 
     def detach(self) -> None:
         """Stop; `attach` goes on."""
         self.attachment = None
         if self._task is not None:
             self._task.cancel()
+
+    def end(self) -> None:
+        """Stop for good, and free what the member has not taken."""
+        if self.attachment is not None:
+            self.attachment.close()
+        self._mailbox.remove(lambda item: isinstance(item, DurableItem) and item.feed is self)
+
+    def rest(self) -> None:
+        """Stop and free what the member has not taken; `attach` brings it again."""
+        self._epoch = self.attachment.node.broker.epoch if self.attachment else self._epoch
+        self.end()
+        self.reader.restart(self._taken)
 
     async def started(self) -> None:
         """Wait until everything stored from now on is sure to come.
@@ -232,6 +248,7 @@ class Feed:
                 raise
             return
         self._origin = min(self._origin, position.last)
+        self._taken = max(self._taken, int(self._origin))
         if here.is_current():  # otherwise the loop where it is now begins there
             self.reader.start(int(self._origin))
             self._task = None

@@ -89,6 +89,7 @@ class Home:
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
         self._tasks: set[asyncio.Task[None]] = set()  # joins for others, notices
+        self._resting: set[bytes] = set()  # channels whose durable groups wait for a reader
         self._joiner = wire.Joiner()
         self.complaints = Complaints(self._tell)
         self._moving = threading.Lock()
@@ -219,6 +220,8 @@ class Home:
         while True:
             mailbox = self.mailboxes.get(name) or self.mailbox(name)
             self.by_channel[channel] = mailbox
+            if name in self._resting:
+                self._wake(name)
             if self.mailboxes.get(name) is mailbox:  # else it was just forgotten in its own loop
                 return mailbox
 
@@ -386,8 +389,9 @@ class Home:
         interest, feed = group.interests.pop(name, None), group.feeds.pop(name, None)
         if interest is not None:
             interest.close()
-        if feed is not None and feed.attachment is not None:
-            feed.attachment.close()
+        if feed is not None:
+            feed.end()
+            self.complaints.room(name)
         if group.is_empty:
             for left in group.close():
                 left.close()
@@ -488,14 +492,47 @@ class Home:
             if mailbox.reading:
                 continue
             idle = now - mailbox.used
-            if (expired and idle > ABANDONED * self._expiry) or idle > self._group_expiry:
+            is_abandoned = idle > ABANDONED * self._expiry
+            if (expired and is_abandoned) or idle > self._group_expiry:
                 self._leave_all(name)
+            elif is_abandoned and name in self._joined and mailbox.queue:
+                self._rest(name)
             if name not in self._joined and not mailbox.queue and idle > max(self._expiry, 60.0):
                 self._forget(name)
 
     def _forget(self, name: bytes) -> None:
         del self.mailboxes[name]
+        self._resting.discard(name)
         self.by_channel.pop(name.decode(), None)
+
+    def _rest(self, name: bytes) -> None:
+        """Free what a durable group has brought to a channel that nobody reads, until then."""
+        self._resting.add(name)
+        self.by_channel.pop(name.decode(), None)  # so that its next reader comes to `read`
+        for feed in self._feeds(name):
+            feed.rest()
+        self.complaints.room(name)
+
+    def _wake(self, name: bytes) -> None:
+        """Bring what `_rest` has freed. From any thread."""
+
+        node = self.node
+        if node is None:
+            return  # a new home attaches all
+
+        def wake() -> None:
+            if self.node is node and name in self._resting:
+                self._resting.discard(name)
+                for feed in self._feeds(name):
+                    if feed.attachment is None:
+                        feed.attach(node)
+
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            node.loop.call_soon_threadsafe(wake)
+
+    def _feeds(self, name: bytes) -> list[Feed]:
+        groups = [self.groups[group] for group in self._joined.get(name, ())]
+        return [group.feeds[name] for group in groups if name in group.feeds]
 
     def _leave_all(self, name: bytes) -> None:
         for group in list(self._joined.get(name, ())):

@@ -92,6 +92,13 @@ class Mailbox(Generic[T]):
             count += 1
         return count
 
+    def remove(self, unwanted: Callable[[T], bool]) -> None:
+        """Drop the messages that *unwanted* names, for the thread that puts."""
+        for item in list(self.queue):
+            if unwanted(item):
+                with contextlib.suppress(ValueError):  # taken in another thread
+                    self.queue.remove(item)
+
     async def get(self) -> T:
         """Return the next message; wait for one. May be cancelled without losing any.
 
