@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -93,6 +94,26 @@ def test_killed_launcher_takes_its_nats_server_along(launched: Launched) -> None
     launched.start()
     launched.kill()
     wait_for(lambda: not launched.nats_pids(), what="nats-server ends")
+
+
+async def test_sockets_stay_open_while_the_nats_server_is_started_again(
+    launched: Launched,
+) -> None:
+    """Also if a command that joins at that moment starts it, and takes it along when it ends."""
+    launched.start()
+    url = f"ws://127.0.0.1:{launched.port}/ws/notification/user001/"
+    headers = {"Cookie": "user=user001;service=service1"}
+    async with websockets.asyncio.client.connect(
+        url, additional_headers=headers, proxy=None
+    ) as socket:
+        for text in ("one", "two"):
+            for pid in launched.nats_pids():
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(launched.publish, text)
+            assert await asyncio.wait_for(socket.recv(), 30) == text
+    assert "the embedded nats-server had ended; it runs again" in launched.output
+    launched.stop()
+    assert launched.nats_pids() == []
 
 
 async def test_second_run_finds_its_data_again(launched: Launched) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -483,3 +484,31 @@ async def test_lost_protocol_shows_no_payload(
         await until(lambda: link.connections == 2, 20, "another connection")
     assert "lost track of NATS' protocol (ValueError); reconnecting" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+# -- permissions that keep a process from starting -----------------------------------------
+
+
+def restricted(publish: list[str], subscribe: list[str]) -> dict[str, Any]:
+    permissions = {"publish": publish, "subscribe": subscribe}
+    return {"users": [{"user": "u", "password": "p", "permissions": permissions}]}
+
+
+async def test_streams_that_may_not_be_looked_at_are_an_error_at_once(
+    settings: Any, tmp_path: Path
+) -> None:
+    """NATS names the subject; the caller read "not ready within 5 s"."""
+    settings.WSGATEWAY_BROKER_TIMEOUT = settings.WSGATEWAY_PUBLISH_TIMEOUT = 60.0
+    with server(tmp_path, authorization=restricted(["ws.>"], [">"])) as nats:
+        url = nats.url.replace("//", "//u:p@")
+        with pytest.raises(BrokerForbidden, match=r'Publish to "\$JS\.API\.STREAM\.'):
+            await works(settings, url)
+
+
+async def test_answers_that_may_not_be_heard_are_a_failed_attempt(tmp_path: Path) -> None:
+    """Every request would wait for its timeout, and nobody would know why."""
+    with server(tmp_path, authorization=restricted([">"], ["ws.>"])) as nats:
+        async with linked(nats.url.replace("//", "//u:p@")) as link:
+            text = await reason(link)
+            assert re.search(r'Permissions Violation for Subscription to "_INBOX\.\w+\.\*"', text)
+            assert not link.connections

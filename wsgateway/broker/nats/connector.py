@@ -137,6 +137,8 @@ class Connector:
             raise errors[0] if errors else exc from None
         except ConnectionError as exc:
             raise ConnectionError(client.last_words() or reason_of(exc)) from exc
+        if client.given_up:  # the error may have come together with the answer
+            raise ConnectionError(client.end_reason)
         if not answered:
             raise ConnectionError(client.end_reason if client.has_ended() else "no answer")
 
@@ -170,5 +172,5 @@ def reason_of(exc: Exception) -> str:
     if isinstance(exc, TimeoutError):
         return "no answer in time"
     if isinstance(exc, (NatsError, ValueError, OSError)) and str(exc):
-        return str(exc).removeprefix("nats: ").strip("'\" ")
+        return str(exc).removeprefix("nats: ").strip("' ")
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__

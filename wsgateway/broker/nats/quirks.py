@@ -57,6 +57,8 @@ class DirectClient(Client):
         """Called after the server has sent a new INFO."""
         self.end_reason = "the server closed the connection"
         """Why the connection ended, as far as the server said."""
+        self.given_up = False
+        """Whether the connection is about to end, though answers may still come."""
         self.subscribed: set[int] = set()
         """Ids that were sent to the server while the connection was restored."""
         self._socket: asyncio.WriteTransport | None = None
@@ -144,6 +146,7 @@ class DirectClient(Client):
     def give_up(self, reason: str) -> None:
         """End the connection from a callback."""
         self.end_reason = reason
+        self.given_up = True
         if self._socket is not None:
             self._socket.abort()
 
