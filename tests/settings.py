@@ -7,9 +7,10 @@ import os
 os.environ.setdefault("DEBUG", "1")
 
 from project.settings import *  # noqa: F403
-from tests import SERVICES
+from tests import LIMITS, SERVICES
 
 WSGATEWAY_SERVICES = SERVICES
+globals().update(LIMITS)
 PUBSUB_BROKER = "memory"
 NATS_BROKER_URL = ""
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

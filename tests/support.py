@@ -18,7 +18,7 @@ import websockets.asyncio.client
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from tests import SERVICES
+from tests import LIMITS, SERVICES
 from wsgateway.broker.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,7 +233,8 @@ class Gateway(Process):
         name, *options = server.split()
         command = [*commands[name], *options, application]
         ours = {"DEBUG": "1", "SECRET_KEY": "tests", "WSGATEWAY_SERVICES": ",".join(SERVICES)}
-        full = site_env(**{**ours, **env})
+        limits = {name: str(value) for name, value in LIMITS.items()}
+        full = site_env(**{**ours, **limits, **env})
         super().__init__(command, folder / f"gateway-{self.port}.log", full)
 
     def start(self, timeout: float = 30.0) -> Gateway:

@@ -86,6 +86,10 @@ def _count(default: int, doc: str, *, least: int = 1) -> Setting[int]:
     return Setting(default, doc, kind=int, valid=lambda v: v >= least, want=f"{least} or more")
 
 
+def _bytes(doc: str) -> Setting[int]:
+    return _count(0, f"{doc}; 0: a share of what NATS offers; -1: no limit", least=-1)
+
+
 def _text(default: str, doc: str) -> Setting[str]:
     return Setting(default, doc, kind=str)
 
@@ -147,7 +151,7 @@ class Settings:
     )
     INBOX_MAX_AGE = _positive(7 * 86400.0, "How long a user's message is kept, seconds")
     INBOX_MAX_MESSAGES = _count(10_000, "Messages kept per user; the oldest goes first")
-    INBOX_MAX_BYTES = _count(-1, "Bytes kept of all inboxes; -1: no limit", least=-1)
+    INBOX_MAX_BYTES = _bytes("Bytes of all inboxes; above, publishing is refused")
     SEND_MAX_AGE = _positive(
         7 * 86400.0, "How long a client's message waits for a service, seconds"
     )
@@ -155,9 +159,11 @@ class Settings:
     SEND_MAX_MESSAGES_PER_USER = _count(
         10_000, "Client messages that may wait for one service from one user"
     )
-    SEND_MAX_BYTES = _count(
-        -1, "Bytes of client messages that may wait for one service; -1: no limit", least=-1
-    )
+    SEND_MAX_BYTES = _bytes("Bytes of client messages that may wait for one service")
+    DEAD_MAX_BYTES = _bytes("Bytes of all dead letters; the oldest goes first")
+    CURSOR_MAX_BYTES = _bytes("Bytes of all cursors")
+    CHANNEL_MAX_BYTES = _bytes("Bytes in the layer's normal channels; above, they are full")
+    BLOB_MAX_BYTES = _bytes("Bytes of the layer's messages that are stored in parts")
     DEAD_MAX_AGE = _positive(30 * 86400.0, "How long a dead letter is kept, seconds")
     DUPLICATE_WINDOW = _positive(120.0, "How long a message id is remembered, seconds")
     CURSOR_MAX_AGE = _positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")

@@ -313,6 +313,17 @@ class TestServices:
         assert await broker.service_exists("demo")
         assert not await broker.service_exists("orders")
 
+    async def test_longest_names_that_need_most_escapes(self, brokers: Brokers) -> None:
+        brokers.settings.WSGATEWAY_SERVICES = ["*"]  # a stream of its own could not have this name
+        broker = await brokers.open()
+        longest = "*" * 255
+        inbox = Inbox(longest, longest)
+        receipt = await broker.publish(inbox, b"x", headers={REPLY_TO_HEADER: "x" * 255})
+        assert await offsets(broker, inbox) == [receipt.offset]
+        await broker.save_cursor(inbox, longest, receipt.offset)
+        assert await broker.load_cursor(inbox, longest) == receipt.offset
+        assert (await broker.offer(inbox, text("x"), "x" * 1000)).offset > 0
+
     async def test_inboxes_of_durable_groups_always_exist(self, broker: Broker) -> None:
         assert broker.known_service(GROUP_SERVICE) is True
 
@@ -547,17 +558,6 @@ class TestCursors:
         await broker.save_cursor(ANN, device, 5)
         assert await other.load_cursor(ANN, device) == 5
         assert await other.load_cursor(ANN, "another") == 0
-
-    async def test_longest_names_that_need_most_escapes(self, brokers: Brokers) -> None:
-        brokers.settings.WSGATEWAY_SERVICES = ["*"]  # a stream of its own could not have this name
-        broker = await brokers.open()
-        longest = "*" * 255
-        inbox = Inbox(longest, longest)
-        await broker.save_cursor(inbox, longest, 5)
-        assert await broker.load_cursor(inbox, longest) == 5
-        receipt = await broker.publish(inbox, b"x", headers={REPLY_TO_HEADER: "x" * 255})
-        assert await offsets(broker, inbox) == [receipt.offset]
-        assert (await broker.offer(inbox, text("x"), "x" * 1000)).offset > 0
 
     async def test_never_backwards(self, broker: Broker, other: Broker) -> None:
         """The broker that wrote the cursor itself once moved it back."""

@@ -294,6 +294,7 @@ class Broker(ABC):
         msg_id: str | None = None,
         ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
+        reserved: bool = False,
     ) -> Receipt:
         """Store a message in *inbox*; return once it is stored on a quorum.
 
@@ -308,6 +309,8 @@ class Broker(ABC):
             ttl: Seconds after which the message is gone, `MIN_TTL` to `MAX_TTL`; None: the
                 stream's limit.
             headers: More headers, for example ``traceparent``; none that begins with ``Nats-``.
+            reserved: May use the last room of a stream that is nearly full; for services' replies,
+                so that a full store can still drain.
 
         Raises:
             MessageTooBig: Nothing was stored.

@@ -236,6 +236,7 @@ class MemoryBroker(Broker):
         msg_id: str | None = None,
         ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
+        reserved: bool = False,
     ) -> Receipt:
         subject = self.subjects.recv(inbox)
         check_published(headers, ttl, msg_id)

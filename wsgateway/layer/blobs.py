@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
-from wsgateway.broker.nats.streams import OWNER, Streams
+from wsgateway.broker.nats.streams import OWNER, Streams, StreamSpec
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
@@ -41,7 +41,7 @@ KEPT = 2.0
 NANO = 1_000_000_000
 
 
-async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) -> int:
+async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str, family: str) -> int:
     """Create a stream, or raise its *limit* to what is wanted; return the limit.
 
     What is wanted to be allowed is allowed.
@@ -50,27 +50,26 @@ async def ensure_stream(broker: NatsBroker, wanted: dict[str, Any], limit: str) 
         broker: Where.
         wanted: The configuration, as in the JetStream API.
         limit: The field that differs between processes with different settings.
+        family: Prefix of its settings, as for `StreamSpec`.
 
     Raises:
         BrokerMisconfigured: The stream belongs to another installation.
     """
     name = wanted["name"]
-    wanted = {**wanted, "metadata": {OWNER: broker.subjects.prefix}}
     jetstream = broker.jetstream.patient
     streams = Streams(jetstream, broker.subjects, ())
-    info = await streams.own_info(name)
-    if info is None:
-        try:
-            info = await jetstream.api(f"STREAM.CREATE.{name}", wanted)
-        except ApiError:
-            info = await streams.own_info(name)  # another process was faster
-            if info is None:
-                raise
+    spec = StreamSpec({**wanted, "metadata": {OWNER: broker.subjects.prefix}}, family)
+    info = await streams.own_info(name) or await streams.create(spec)
+    broker.streams.watched.add(name)
     config = info["config"]
     value = int(config[limit])
-    changes = {key: True for key in wanted if key.startswith("allow_") and not config.get(key)}
+    changes: dict[str, Any] = {
+        key: True for key in wanted if key.startswith("allow_") and not config.get(key)
+    }
     if 0 < value < wanted[limit]:
         value = changes[limit] = wanted[limit]
+    if "max_bytes" in spec.differences(config):
+        changes["max_bytes"] = await streams.limit_in_bytes(spec, info)
     if changes:
         try:
             await jetstream.api(f"STREAM.UPDATE.{name}", {**config, **changes})
@@ -139,16 +138,16 @@ class Blobs:
             "name": self._stream,
             "subjects": [f"{self._broker.subjects.prefix}.blob.*"],
             "retention": "limits",
-            "discard": "old",
+            "discard": "new",  # a claim without its parts would be worth nothing
             "max_age": keep * NANO,
-            "max_bytes": settings.INBOX_MAX_BYTES,
+            "max_bytes": settings.BLOB_MAX_BYTES,
             "duplicate_window": int(min(settings.DUPLICATE_WINDOW, keep) * NANO),
             "allow_direct": True,
             "allow_msg_ttl": True,
             "storage": settings.STORAGE,
             "num_replicas": settings.REPLICAS,
         }
-        kept = await ensure_stream(self._broker, wanted, "max_age")
+        kept = await ensure_stream(self._broker, wanted, "max_age", "BLOB")
         self._keeps = keep if kept == 0 else kept // NANO
 
     # -- fetch ---------------------------------------------------------------------------

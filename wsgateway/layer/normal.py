@@ -56,6 +56,7 @@ class NormalChannels:
             "discard": "new",
             "discard_new_per_subject": True,
             "max_msgs_per_subject": self._layer.capacities[-1],
+            "max_bytes": settings.CHANNEL_MAX_BYTES,
             "allow_msg_ttl": True,
             "allow_direct": True,
             "storage": settings.STORAGE,
@@ -77,7 +78,7 @@ class NormalChannels:
         async with self._ensuring.setdefault(node, asyncio.Lock()):
             if node not in self._limits:
                 self._limits[node] = await ensure_stream(
-                    node.broker, self._config(node), "max_msgs_per_subject"
+                    node.broker, self._config(node), "max_msgs_per_subject", "CHANNEL"
                 )
         return self._limits[node]
 

@@ -186,6 +186,7 @@ class Message:
             msg_id=msg_id,
             ttl=ttl,
             headers=headers,
+            reserved=True,
         )
 
 

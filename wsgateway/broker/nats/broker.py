@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,9 +28,22 @@ from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
-from wsgateway.broker.nats.streams import NANO, TRIMMED_UNTIL, Streams, StreamSpec
+from wsgateway.broker.nats.streams import (
+    NANO,
+    TRIMMED_UNTIL,
+    WARN_LEVEL,
+    Streams,
+    StreamSpec,
+    fill_level,
+)
 from wsgateway.declared import NOTHING, Declared
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    BrokerMisconfigured,
+    BrokerUnavailable,
+    QueueFull,
+)
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, Subjects
 from wsgateway.supervision import supervise
@@ -52,6 +66,12 @@ RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
 LOOK_EACH = 30.0
 """Seconds between two looks at the streams, if nothing gives reason to look sooner."""
+LOOK_EACH_NEARLY_FULL = 2.0
+"""The same while one is nearly full: publishers notice that soon."""
+RESERVE = 0.05
+"""Part of the inbox stream's limit in bytes that is left for services' replies."""
+WARN_EACH = 600.0
+"""Seconds between two warnings about the same stream that is nearly full."""
 LOOK_PAUSE = 0.5
 """Seconds between two looks, however much reason there is."""
 
@@ -126,6 +146,8 @@ class NatsBroker(Broker):
         self._looking: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()  # a stream may be gone
         self._created: dict[str, str] = {}  # stream to what names its life
+        self._warned: dict[str, float] = {}  # nearly full stream to when that was logged
+        self._is_reserved = False  # what room the inboxes' stream has left is for replies
         self.jetstream.on_missing = self._doubt.set
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
@@ -205,7 +227,7 @@ class NatsBroker(Broker):
         """Notice streams that are gone or were replaced, and prepare again."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EACH):
+                async with asyncio.timeout(LOOK_EACH_NEARLY_FULL if self._warned else LOOK_EACH):
                     await self._doubt.wait()
             self._doubt.clear()
             try:
@@ -219,6 +241,11 @@ class NatsBroker(Broker):
 
     async def _look(self) -> None:
         infos = await self.streams.infos()
+        for name in self.streams.watched:
+            infos[name] = await self.streams.own_info(name)
+        for info in infos.values():
+            if info is not None:
+                self._note_level(info)
         found = {name: info["created"] for name, info in infos.items() if info is not None}
         changed = [name for name, created in self._created.items() if found.get(name) != created]
         if not changed or not self.ready:
@@ -228,10 +255,33 @@ class NatsBroker(Broker):
         self._delay = "a stream is gone"
         self._on_open()
 
+    def _note_level(self, info: Mapping[str, Any]) -> None:
+        """Warn about a stream that is nearly full, and leave the inboxes' last room to replies."""
+        name, level = info["config"]["name"], fill_level(info)
+        if name == self._recv:
+            self._is_reserved = level >= 1 - RESERVE
+        if level < WARN_LEVEL:
+            self._warned.pop(name, None)
+            return
+        now = asyncio.get_running_loop().time()
+        if now >= self._warned.get(name, -math.inf) + WARN_EACH:
+            self._warned[name] = now
+            self._doubt.set()  # the pauses between looks are shorter from now on
+            limit = info["config"]["max_bytes"]
+            logger.warning(
+                "stream %r is %.0f %% full (of %s bytes); above that it refuses messages or drops "
+                "the oldest: make it larger, or find out who does not read",
+                name,
+                100 * level,
+                limit,
+            )
+
     async def _check(self) -> None:
         self._require_server()
         infos, created = await self.streams.ensure()
         self._created = {name: info["created"] for name, info in infos.items()}
+        for info in infos.values():
+            self._note_level(info)
         await self.services.refresh()
         if created:
             self.broadcast(TOPIC, b"")
@@ -315,6 +365,7 @@ class NatsBroker(Broker):
         msg_id: str | None = None,
         ttl: float | None = None,
         headers: Mapping[str, str] | None = None,
+        reserved: bool = False,
     ) -> Receipt:
         subject = self.subjects.recv(inbox)
         check_published(headers, ttl, msg_id)
@@ -327,6 +378,11 @@ class NatsBroker(Broker):
             msg_id = f"{msg_id}@{subject}"
         if not self.ready:
             await self.wait_ready()
+        if self._is_reserved and not reserved:
+            raise QueueFull(
+                f"stream {self._recv!r} is full but for what replies need; nothing was stored, "
+                "try again later"
+            )
         return await self.jetstream.publish(subject, payload, pairs, msg_id=msg_id)
 
     def offer(
@@ -408,6 +464,7 @@ class NatsBroker(Broker):
         if epoch == self._epoch and last < self._last:
             self.cursors.forget_beyond(last)
         self._epoch, self._last = epoch, last
+        self._note_level(info)
         self._max_age = info["config"].get("max_age", 0) / NANO
 
     async def _first_young(self, info: Mapping[str, Any]) -> int:

@@ -45,6 +45,7 @@ ITS_OWN_FAULT = frozenset({10097, 10165})
 NOT_ENABLED = (10039, 10076)
 """JetStream is off for the account, or for the server."""
 SUBJECTS_OVERLAP = 10065
+NAME_IN_USE = 10058
 NO_MESSAGE = 10037
 WRONG_LAST_SEQUENCE_OF_STREAM = 10070
 

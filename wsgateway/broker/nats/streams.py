@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiError, JetStream
+from wsgateway.broker.nats.limits import AUTOMATIC, LEAST, Room, share_of
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.declared import Declared, declared_services
-from wsgateway.exceptions import BrokerMisconfigured
+from wsgateway.exceptions import BrokerMisconfigured, QueueFull
 from wsgateway.subjects import Subjects
 
 __all__ = ["OWNER", "TRIMMED_UNTIL", "StreamSpec", "Streams", "require_own", "wanted_streams"]
@@ -34,6 +35,10 @@ TRIMMED_UNTIL = "wsgateway.trimmed-until"
 """In its metadata: up to this sequence a lower limit than today's may have removed messages."""
 MOVE = 'run "manage.py setup_streams" to give each service its own stream'
 NANO = 1_000_000_000
+WARN_LEVEL = 0.8
+"""Part of its limit in bytes above which a stream is nearly full."""
+FREE_VALID = 5.0
+"""Seconds in which streams that are made get shares of the same free bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class StreamSpec:
     def describe(self, name: str, real: dict[str, Any]) -> str:
         """Return a sentence about the differing field *name*, with the cure."""
         have, want = _show(name, real.get(name)), _show(name, self.config[name])
+        if name == "max_bytes" and self.config[name] == AUTOMATIC:
+            want = "a limit"
         if name in FIXED:
             cure = (
                 "the server cannot change that: back the stream up and delete it, "
@@ -80,6 +87,8 @@ class StreamSpec:
 
 
 def _differs(key: str, have: Any, want: Any) -> bool:
+    if key == "max_bytes" and want == AUTOMATIC:  # any limit will do
+        return (have or -1) < 0
     if key == "metadata":  # the server and operators have theirs
         return not want.items() <= (have or {}).items()
     return bool(_norm(have) != _norm(want))
@@ -125,7 +134,8 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "name": subjects.stream("recv"),
         "subjects": [recv],
         "retention": "limits",
-        "discard": "old",
+        # Each inbox drops its own oldest message all the same, at its limit of messages
+        "discard": "new",
         "max_age": int(settings.INBOX_MAX_AGE * NANO),
         "max_msgs_per_subject": settings.INBOX_MAX_MESSAGES,
         "max_bytes": settings.INBOX_MAX_BYTES,
@@ -156,6 +166,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "retention": "limits",
         "discard": "old",
         "max_age": int(settings.DEAD_MAX_AGE * NANO),
+        "max_bytes": settings.DEAD_MAX_BYTES,
         "allow_direct": True,
         **common,
     }
@@ -166,6 +177,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "retention": "limits",
         "discard": "new",
         "max_age": int(settings.CURSOR_MAX_AGE * NANO),
+        "max_bytes": settings.CURSOR_MAX_BYTES,
         "max_msgs_per_subject": 1,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
@@ -178,6 +190,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "retention": "limits",
         "discard": "old",
         "max_age": int(settings.SEND_MAX_AGE * NANO),
+        "max_bytes": settings.CURSOR_MAX_BYTES,
         "max_msgs_per_subject": 1,
         "allow_direct": True,
         **common,
@@ -201,6 +214,12 @@ def _queues(subjects: Subjects, declared: Declared, config: dict[str, Any]) -> l
         names = {"name": subjects.queue(service), "subjects": [subjects.all_of("send", service)]}
         specs.append(StreamSpec({**config, **names}, "SEND", service))
     return specs
+
+
+def fill_level(info: Mapping[str, Any]) -> float:
+    """Return how much of its limit in bytes a stream (its STREAM.INFO) uses; 0 without limit."""
+    limit = info["config"].get("max_bytes", -1)
+    return float(info["state"]["bytes"] / limit) if limit > 0 else 0.0
 
 
 def require_own(real: Mapping[str, Any], prefix: str) -> None:
@@ -243,6 +262,9 @@ class Streams:
         self._jetstream = jetstream
         self._subjects = subjects
         self.specs = list(specs)
+        self.watched: set[str] = set()
+        """Other streams whose fill level counts: the layer's."""
+        self._free: tuple[float, int] | None = None  # until when; bytes
 
     async def info(self, name: str) -> dict[str, Any] | None:
         """Return STREAM.INFO of *name*; None if there is no such stream."""
@@ -316,7 +338,7 @@ class Streams:
     async def _create_unless_shared(self, spec: StreamSpec) -> dict[str, Any] | None:
         """Create a stream; return None while the shared stream of 0.1 takes its subjects."""
         try:
-            return await self._create(spec)
+            return await self.create(spec)
         except BrokerMisconfigured as exc:
             cause = exc.__cause__
             overlaps = isinstance(cause, ApiError) and cause.err_code == SUBJECTS_OVERLAP
@@ -353,18 +375,38 @@ class Streams:
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:
         if info is None:
-            await self._create(spec)
+            await self.create(spec)
             return f"{spec.name}: created"
         different = spec.differences(info["config"])
+        note = "" if fill_level(info) < WARN_LEVEL else f", {fill_level(info):.0%} full"
         if not different:
-            return f"{spec.name}: up to date"
+            return f"{spec.name}: up to date{note}"
         try:
             config = await self.update(spec)
         except ApiError as exc:
             texts = "; ".join(spec.describe(key, info["config"]) for key in different)
             raise BrokerMisconfigured(f"{texts}; the server answered: {exc}") from exc
         kept = [spec.describe(key, config) for key in spec.differences(config)]
-        return "; ".join([f"{spec.name}: changed {', '.join(different)}", *kept])
+        return "; ".join([f"{spec.name}: changed {', '.join(different)}{note}", *kept])
+
+    async def _size(self, spec: StreamSpec) -> int:
+        """Return the limit in bytes of a stream whose setting leaves that to us."""
+        loop = asyncio.get_running_loop()
+        if self._free is None or self._free[0] < loop.time():
+            storage, replicas = spec.config["storage"], spec.config["num_replicas"]
+            free = await Room(self._jetstream, self._subjects).free(storage, replicas)
+            self._free = (loop.time() + FREE_VALID, free)
+        family = "CURSOR" if spec.name.startswith("KV_") else spec.family
+        count = sum(1 for other in self.specs if other.service is not None)
+        return share_of(family, count, self._free[1])
+
+    async def limit_in_bytes(self, spec: StreamSpec, info: Mapping[str, Any]) -> int:
+        """Return what a stream that exists should have; never less than it holds, if it is ours."""
+        wanted, real = int(spec.config["max_bytes"]), int(info["config"]["max_bytes"])
+        if wanted != AUTOMATIC:
+            return wanted
+        used = info["state"]["bytes"]
+        return real if real > 0 else max(await self._size(spec), used + used // 4 + LEAST)
 
     async def update(self, spec: StreamSpec) -> dict[str, Any]:
         """Give a stream that exists the configuration that is wanted; return what it has then.
@@ -374,6 +416,7 @@ class Streams:
         """
         info = await self._jetstream.api(f"STREAM.INFO.{spec.name}")
         config = spec.changed(info["config"])
+        config["max_bytes"] = await self.limit_in_bytes(spec, info)
         if spec.family == "SEND" and "discard_new_per_subject" in spec.config:
             config.pop("subject_transform", None)  # of `Migration`
             most = await self._most_per_subject(spec.name)
@@ -399,11 +442,28 @@ class Streams:
             if not page or offset >= info["state"].get("num_subjects", 0):
                 return most
 
-    async def _create(self, spec: StreamSpec) -> dict[str, Any]:
-        try:
-            return await self._jetstream.api(f"STREAM.CREATE.{spec.name}", spec.config)
-        except ApiError as exc:
-            info = await self.own_info(spec.name)  # another process may have been faster
-            if info is not None:
-                return info
-            raise BrokerMisconfigured(f"cannot create stream {spec.name!r}: {exc}") from exc
+    async def create(self, spec: StreamSpec) -> dict[str, Any]:
+        """Create a stream, or find that another process was faster; return STREAM.INFO.
+
+        Raises:
+            BrokerMisconfigured: The server refuses it.
+        """
+        config = dict(spec.config)
+        is_ours = config.get("max_bytes") == AUTOMATIC
+        if is_ours:
+            config["max_bytes"] = await self._size(spec)
+        while True:
+            try:
+                return await self._jetstream.api(f"STREAM.CREATE.{spec.name}", config)
+            except QueueFull as exc:
+                if not is_ours or config["max_bytes"] <= LEAST:
+                    raise BrokerMisconfigured(
+                        f"cannot create stream {spec.name!r} of {config.get('max_bytes')} bytes: "
+                        f"{exc}; make room, or lower WSGATEWAY_{spec.family}_MAX_BYTES"
+                    ) from exc
+                config["max_bytes"] = max(LEAST, config["max_bytes"] // 2)  # others were faster
+            except ApiError as exc:
+                info = await self.own_info(spec.name)
+                if info is not None:
+                    return info
+                raise BrokerMisconfigured(f"cannot create stream {spec.name!r}: {exc}") from exc
