@@ -10,7 +10,6 @@ import atexit
 import concurrent.futures
 import logging
 import threading
-from collections import deque
 from collections.abc import Collection
 from contextvars import ContextVar
 from typing import Any
@@ -38,7 +37,7 @@ EXIT_TIMEOUT = 2.0
 LINES = 500
 """Notices in one broadcast."""
 MAX_PENDING = 50_000
-"""Notices that may wait for the broker; older ones are left to revalidation."""
+"""Notices that may wait for the broker; further ones are left to revalidation."""
 
 _created: ContextVar[Any] = ContextVar("wsgateway_created_session", default=None)
 """The session that this thread or task has stored last: `cycle_key` stores the new one and then
@@ -153,14 +152,18 @@ class _Announcer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lines: deque[str] = deque(maxlen=MAX_PENDING)
+        self._lines: list[str] = []
+        self._dropped = 0  # notices that found _lines full
         self._scheduled = False  # a broadcast will take what is in _lines
         self._last: concurrent.futures.Future[None] | None = None  # the broadcast begun last
 
     def say(self, line: str) -> None:
         """Broadcast *line* soon; never waits, never raises."""
         with self._lock:
-            self._lines.append(line)
+            if len(self._lines) < MAX_PENDING:
+                self._lines.append(line)
+            else:
+                self._dropped += 1
             if self._scheduled:
                 return
             self._scheduled = True
@@ -175,8 +178,10 @@ class _Announcer:
 
     def _take(self) -> list[str]:
         with self._lock:
-            lines, self._scheduled = list(self._lines), False
-            self._lines.clear()
+            lines, dropped, self._scheduled = self._lines, self._dropped, False
+            self._lines, self._dropped = [], 0
+        if dropped:
+            _warn(dropped, f"more than {MAX_PENDING} changes waited for the broker")
         return lines
 
     async def _broadcast(self, broker: Broker) -> None:
@@ -189,17 +194,21 @@ class _Announcer:
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
-        logger.warning(
-            "could not tell the gateways that %d log-ins changed; they find out within "
-            "WSGATEWAY_REVALIDATE_INTERVAL: %s",
-            len(self._take()),
-            error,
-        )
+        _warn(len(self._take()), error)
 
     def finish(self) -> None:
         """Wait a moment for what is still to be told."""
         if self._last is not None:
             concurrent.futures.wait([self._last], EXIT_TIMEOUT)
+
+
+def _warn(count: int, reason: object) -> None:
+    logger.warning(
+        "could not tell the gateways that %d log-ins changed; they find out within "
+        "WSGATEWAY_REVALIDATE_INTERVAL: %s",
+        count,
+        reason,
+    )
 
 
 def _has_gateways() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -414,6 +415,25 @@ def test_log_out_without_a_broker_succeeds_at_once(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert "abc" not in caplog.text
+
+
+def test_changes_that_wait_for_the_broker_are_bounded_and_none_is_dropped_in_silence(
+    settings: Any, free_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    settings.WSGATEWAY_BROKER_TIMEOUT = 0.5
+    monkeypatch.setattr(signals, "MAX_PENDING", 3)
+    announcer = signals._Announcer()
+    for number in range(8):
+        announcer.say(f"changed {number}")
+    announcer.finish()
+    deadline = time.monotonic() + 10
+    while not {"that 3 log-ins", "that 5 log-ins"} <= set(
+        re.findall(r"that \d log-ins", caplog.text)
+    ):
+        assert time.monotonic() < deadline, caplog.text
+        time.sleep(0.01)
 
 
 def test_saving_a_user_starts_no_server(settings: Any, tmp_path: Any) -> None:
