@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from wsgateway.broker.base import Receipt
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.frames import Frame
+from wsgateway.supervision import supervise
 
 __all__ = ["Lane", "Offer"]
 
@@ -109,7 +110,7 @@ class Lane:
         if not hold:
             self._try(entry)
         if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run(), name="wsgateway-lane")
+            self._runner = supervise(self._run, "wsgateway-lane")
         return entry.result
 
     def _has_room(self, size: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until, wait_for
 from wsgateway import Message, publish
+from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.workqueue import WorkQueue
 from wsgateway.delivery import Hub
+from wsgateway.frames import Frame
+from wsgateway.lane import Lane
 from wsgateway.layer.fetcher import Fetcher
 from wsgateway.services import registry
+from wsgateway.services.runner import Runner
 from wsgateway.services.worker import Worker
 
 __all__ = ["no_services"]  # a fixture
@@ -142,3 +147,31 @@ def test_background_loop_survives_an_exit_in_a_callback(
     wait_for(lambda: "the background loop was left" in caplog.text, what="the log")
     assert publish.send("orders", "ann", text="after").offset
     assert loops._background is background
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
+    nats_settings: Any, tmp_path: Path
+) -> None:
+    """It ran on, and whoever waited for the file waited for ever."""
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None: ...
+
+    runner = Runner(list(registry._services.values()), None, str(tmp_path / "no" / "file"), print)
+    with pytest.raises(FileNotFoundError):
+        await asyncio.wait_for(runner.run(), 20)
+
+
+async def test_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every frame behind the one that met a mistake waited for ever."""
+    failing_once(monkeypatch, Lane, "_run")
+    loop = asyncio.get_running_loop()
+
+    def offer(*_: Any) -> asyncio.Future[Receipt]:
+        stored: asyncio.Future[Receipt] = loop.create_future()
+        stored.set_result(Receipt(1, False))
+        return stored
+
+    lane = Lane(offer, 4, 1_000_000, lambda: 30.0)
+    assert await asyncio.wait_for(await lane.put(Frame.of("x"), "x"), 10) == (1, False)

@@ -128,7 +128,16 @@ def test_E005_key_without_certificate(settings: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://localhost", "nats://", "nats://h:port", "nats://h:99999", "nats://[::1"]
+    "url",
+    [
+        "redis://localhost",
+        "ws://h",
+        "wss://h",
+        "nats://",
+        "nats://h:port",
+        "nats://h:99999",
+        "nats://[::1",
+    ],
 )
 def test_E006_entry_that_is_no_url(settings: Any, url: str) -> None:
     settings.NATS_BROKER_URL = f"nats://ok:4222,{url}"

@@ -114,7 +114,7 @@ class Forward:
                         blobs = self._node.blobs
                         envelope = await blobs.store(envelope, self._lifetime, identity)
                     self._offer(envelope, identity)
-                except BrokerError as exc:
+                except Exception as exc:  # the others must go on
                     self._missed(exc)
         finally:
             self._storing = None

@@ -50,6 +50,7 @@ class Runner:
 
         Raises:
             BrokerMisconfigured: The settings name no usable broker.
+            OSError: The ready file cannot be made.
         """
         broker = cast(NatsBroker, get_broker())
         await broker.open()
@@ -60,13 +61,17 @@ class Runner:
         ]
         for worker in workers:
             worker.start()
-        announcing = asyncio.create_task(self._announce(workers))
+        announcing = asyncio.create_task(self._announce(workers), name="wsgateway-announce")
+        ending = asyncio.create_task(self._end.wait(), name="wsgateway-end")
         told = False
         try:
-            await self._end.wait()
-            told = True
+            await asyncio.wait({announcing, ending}, return_when=asyncio.FIRST_EXCEPTION)
+            if announcing.done():
+                announcing.result()  # a file that cannot be made: nobody would ever see us ready
+            told = self._end.is_set()
         finally:
             announcing.cancel()
+            ending.cancel()
             limit = settings.CLOSE_TIMEOUT
             await asyncio.gather(*(worker.stop(limit, in_order=told) for worker in workers))
             await broker.close()
