@@ -20,6 +20,8 @@ GROUP_SERVICE = "\0group"
 means it, so that no client can name it: its token is a bare ``=``, which no name encodes to."""
 _GROUP_TOKEN = "="  # noqa: S105 - a subject's token
 
+CONSUMER = "service-"
+"""How the name of a service's consumer begins."""
 MAX_STREAM_NAME = 255
 """Longest name of a stream or consumer that NATS takes."""
 MAX_NAME_BYTES = 255
@@ -170,6 +172,10 @@ class Subjects:
         tokens = (encode_token(inbox.service), encode_token(inbox.user), encode_token(device))
         return ".".join(tokens)
 
+    def turn(self, service: str) -> str:
+        """Where workers of *service* tell each other whose message has left the queue."""
+        return f"{self.prefix}.turn.{encode_token(service)}"
+
     def tries_key(self, service: str, message_id: str) -> str:
         """Return the subject that holds the history of a client's message; see `services.tries`."""
         return f"$KV.{self.upper}_TRIES.{encode_token(service)}.{message_id}"
@@ -201,7 +207,14 @@ class Subjects:
         Raises:
             NameRefused: No service can have this name.
         """
-        return _short_enough(service, f"service-{encode_token(service)}")
+        return _short_enough(service, f"{CONSUMER}{encode_token(service)}")
+
+    def service_of_consumer(self, name: str) -> str | None:
+        """Return the service whose workers share the consumer *name*; None if it is not one."""
+        try:
+            return decode_token(name.removeprefix(CONSUMER)) if name.startswith(CONSUMER) else None
+        except NameRefused:
+            return None
 
     def require_service(self, service: str) -> None:
         """Refuse a name that no stream, or no consumer, can have.

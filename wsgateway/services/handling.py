@@ -26,7 +26,6 @@ from wsgateway.services.message import Message
 from wsgateway.services.policy import Again, Dead, Done, Refuse, Verdict, judge
 from wsgateway.services.running import Run, Running
 from wsgateway.services.tries import History, Tries, WorkerDied
-from wsgateway.subjects import encode_token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from wsgateway.broker.nats.workqueue import Job, WorkQueue
     from wsgateway.services.registry import Service
 
-__all__ = ["Handling", "turn_subject"]
+__all__ = ["Handling"]
 
 logger = logging.getLogger("wsgateway.services")
 
@@ -48,11 +47,6 @@ WARN_EACH = 20
 UNMARK_WITHIN = 2.0
 """Seconds that removing a mark may take when the worker ends."""
 COUNTED = {Done: "done", Again: "retried", Refuse: "refused", Dead: "dead"}
-
-
-def turn_subject(broker: NatsBroker, service: str) -> str:
-    """Return where workers tell each other whose message has left the queue."""
-    return f"{broker.subjects.prefix}.turn.{encode_token(service)}"
 
 
 class Handling:
@@ -86,7 +80,7 @@ class Handling:
         self._slots = asyncio.Semaphore(concurrency)
         self._caller = Caller(service, broker, concurrency)
         self._tries = Tries(broker, service.name)
-        self._turn = turn_subject(broker, service.name)
+        self._turn = broker.subjects.turn(service.name)
 
     def close(self) -> None:
         """Begin no more handlers."""

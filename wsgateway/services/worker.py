@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
-from wsgateway.services.handling import UNMARK_WITHIN, Handling, turn_subject
+from wsgateway.services.handling import UNMARK_WITHIN, Handling
 from wsgateway.services.running import Running
 from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
@@ -125,7 +125,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to take messages."""
-        turn = turn_subject(self._broker, self.service.name)
+        turn = self._broker.subjects.turn(self.service.name)
         self._turns = self._broker.link.subscribe(turn, self._on_turn)
         self._heart = supervise(self._beat, "wsgateway-heartbeat")
         self._queue.open(IN_HAND * self._concurrency)
@@ -267,7 +267,7 @@ class Worker:
         """
         beats = 0
         while True:
-            await asyncio.sleep(settings.ACK_WAIT / 3)
+            await asyncio.sleep(self._queue.ack_wait / 3)
             beats += 1
             for user in self._users.values():
                 if user.heap:

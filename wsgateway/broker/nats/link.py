@@ -82,6 +82,19 @@ class Subscription:
         """End the interest; no message is handed over after this call. Idempotent."""
         self._link._unsubscribe(self)
 
+    async def drain(self, timeout: float) -> None:
+        """End the interest, and return once nothing more can come.
+
+        What is on its way is still handed over.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._link._drain(self)
+        except (BrokerUnavailable, BrokerForbidden, BrokerClosed, TimeoutError) as exc:
+            logger.debug("%s was not drained: %s", self.subject, exc)
+        finally:
+            self.close()
+
 
 class Link:
     """One connection to NATS that is kept up until `close`.
@@ -413,6 +426,11 @@ class Link:
         del self._subscriptions[subscription.sid]
         if self._client is not None:
             self._client.write(f"UNSUB {subscription.sid}\r\n".encode())
+
+    async def _drain(self, subscription: Subscription) -> None:
+        if self._client is not None:
+            self._client.write(f"UNSUB {subscription.sid}\r\n".encode())
+            await self.confirm()
 
     # -- requests ------------------------------------------------------------------------
 

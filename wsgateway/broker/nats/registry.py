@@ -91,7 +91,7 @@ class Registry:
         await asyncio.shield(task)
 
     async def _load(self) -> None:
-        names = await self._names()
+        names = await self.streams()
         services = (self._subjects.service_of(name) for name in names)
         shared = await self._shared_subjects() if self._subjects.stream("send") in names else []
         self._own = frozenset(service for service in services if service is not None)
@@ -100,8 +100,12 @@ class Registry:
         self._shared = frozenset() if self._is_open else frozenset(i.service for _, i in parsed)
         self._valid_until = monotonic() + ABSENT_VALID
 
-    async def _names(self) -> list[str]:
-        """Return the streams that take what clients send."""
+    async def streams(self) -> list[str]:
+        """Return the streams that take what clients send.
+
+        Raises:
+            BrokerUnavailable: No answer in time.
+        """
         found: list[str] = []
         while True:
             request = {"subject": self._subjects.all_of("send"), "offset": len(found)}

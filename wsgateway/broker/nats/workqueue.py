@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.jetstream import ApiError
+from wsgateway.broker.nats.consumers import ensure_consumer
 from wsgateway.broker.nats.link import Backoff, new_inbox
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -40,7 +40,13 @@ PULL_GRACE = 3.0
 """Seconds after that in which the server should have said so; then it is taken for lost."""
 HOLD = 2.0
 """How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
-NOT_UNIQUE = 10100
+DRAIN_WITHIN = 1.0
+"""Seconds that messages on their way may take when the worker ends; later ones are lost to it, and
+come again after ``ack_wait``."""
+SAID_EACH = 20
+"""Of so many attempts to begin, the log mentions one."""
+PATIENCE = 3
+"""Attempts that may fail before it does, unless an operator must act."""
 MAX_SHOWN = 60
 """Characters that are kept of a user's token that stands for no name."""
 NANO = 1_000_000_000
@@ -119,7 +125,8 @@ class WorkQueue:
         broker: Open, in the running loop.
         service: Whose queue.
         on_job: Called with each message, in the read path: must not wait.
-        ack_wait: Seconds without a sign of life after which a message goes to another worker.
+        ack_wait: Seconds without a sign of life after which a message goes to another worker; the
+            consumer may have been made with another number, which counts.
     """
 
     def __init__(
@@ -129,7 +136,9 @@ class WorkQueue:
         self._link = broker.link
         self._broker = broker
         self._on_job = on_job
-        self._ack_wait = ack_wait
+        self._wanted_ack_wait = ack_wait
+        self.ack_wait = ack_wait
+        """What the consumer has."""
         self._stream = broker.subjects.queue(service)
         self._consumer = broker.subjects.consumer(service)
         self._inbox = new_inbox()
@@ -148,13 +157,13 @@ class WorkQueue:
         self._pump = supervise(self._keep_pulling, "wsgateway-pull")
 
     async def close(self) -> None:
-        """Take no more."""
+        """Take no more, once what is on its way has come."""
         self._room = 0
         self._lost()
-        self._subscription.close()
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.wait({self._pump})
+        await self._subscription.drain(DRAIN_WITHIN)
 
     def add_room(self, count: int) -> None:
         """Let *count* more messages come."""
@@ -189,7 +198,7 @@ class WorkQueue:
 
     def hold(self, job: Job) -> None:
         """Say that *job* waits for its turn: it is not redelivered for `HOLD` times ACK_WAIT."""
-        self.give_back(job, HOLD * self._ack_wait)
+        self.give_back(job, HOLD * self.ack_wait)
 
     def _answer(self, job: Job, answer: bytes) -> None:
         try:
@@ -227,36 +236,27 @@ class WorkQueue:
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                log = logger.error if isinstance(exc, BrokerMisconfigured) else logger.debug
-                if attempt in (0, 10):
-                    log("service %s waits: %s", self.service, exc)
+                wrong = isinstance(exc, BrokerMisconfigured)
+                if attempt % SAID_EACH == (0 if wrong else PATIENCE):
+                    level = logging.ERROR if wrong else logging.WARNING
+                    logger.log(level, "service %s waits: %s", self.service, exc)
                 await asyncio.sleep(backoff.delay(attempt))
                 attempt += 1
 
     async def _create(self) -> None:
-        """Create the consumer, or bring it in line with the settings."""
-        self._stream = await self._broker.services.queue(self.service)
-        subject = self._broker.subjects.all_of("send", self.service)
-        config = {
-            "durable_name": self._consumer,
-            "name": self._consumer,
-            "ack_policy": "explicit",
-            "ack_wait": int(self._ack_wait * NANO),
-            "max_deliver": -1,  # the worker sets poison messages aside itself
-            "max_ack_pending": -1,
-            "filter_subject": subject,
-        }
-        name = f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{subject}"
-        try:
-            await self._broker.jetstream.api(name, {"stream_name": self._stream, "config": config})
-        except ApiError as exc:
-            if exc.err_code == NOT_UNIQUE:
-                raise BrokerMisconfigured(
-                    f"another consumer of stream {self._stream!r} takes the messages of service "
-                    f"{self.service!r} already (a service in another language?); a work queue has "
-                    "one consumer per service: delete it, or serve another service"
-                ) from exc
-            raise
+        """Make the consumer, or use it as it is."""
+        consumer = await ensure_consumer(self._broker, self.service, self._wanted_ack_wait)
+        self._stream = consumer.stream
+        if consumer.ack_wait not in (self.ack_wait, self._wanted_ack_wait):
+            logger.warning(
+                "service %s: messages come again after %g s without a sign of life, as its first "
+                "worker said, and not after WSGATEWAY_ACK_WAIT, %g s; to change it, run "
+                '"manage.py setup_streams"',
+                self.service,
+                consumer.ack_wait,
+                self._wanted_ack_wait,
+            )
+        self.ack_wait = consumer.ack_wait
         self.ready.set()
 
     async def _pull(self) -> None:

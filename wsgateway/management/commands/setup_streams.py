@@ -8,6 +8,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from wsgateway.broker import get_broker
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.consumers import set_up_consumers
+from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 
 
@@ -30,6 +33,9 @@ async def set_up() -> list[str]:
     """Return what was done, one line a stream."""
     broker = get_broker()
     try:
-        return await broker.set_up()
+        lines = await broker.set_up()
+        if isinstance(broker, NatsBroker):
+            lines += await set_up_consumers(broker, settings.ACK_WAIT)
+        return lines
     finally:
         await broker.close()

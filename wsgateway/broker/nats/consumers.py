@@ -1,0 +1,143 @@
+"""The consumer that all workers of a service share: made once, then used as it is.
+
+Workers with different settings must not change it under each other: one that sends its heartbeats
+every 10 seconds would lose its messages to others when a new worker makes the server wait for 5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wsgateway.broker.nats.jetstream import ApiError
+from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, NobodyAnswers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wsgateway.broker.nats.broker import NatsBroker
+
+__all__ = ["Consumer", "ensure_consumer", "set_up_consumers"]
+
+EXISTS = 10148
+NOT_UNIQUE = 10100
+ESSENTIAL = ("ack_policy", "max_deliver", "filter_subject")
+"""Without these, messages would be lost or handled side by side."""
+ASK_WORKERS = 0.5
+"""Seconds in which a server says that nobody listens."""
+NANO = 1_000_000_000
+
+
+class Consumer(NamedTuple):
+    """A service's consumer.
+
+    Attributes:
+        stream: Where it reads.
+        ack_wait: Seconds without a sign of life after which it delivers a message again.
+    """
+
+    stream: str
+    ack_wait: float
+
+
+def _wanted(broker: NatsBroker, service: str, ack_wait: float) -> dict[str, Any]:
+    name = broker.subjects.consumer(service)
+    return {
+        "durable_name": name,
+        "name": name,
+        "ack_policy": "explicit",
+        "ack_wait": int(ack_wait * NANO),
+        "max_deliver": -1,  # the worker sets poison messages aside itself
+        "max_ack_pending": -1,
+        "filter_subject": broker.subjects.all_of("send", service),
+    }
+
+
+async def ensure_consumer(broker: NatsBroker, service: str, ack_wait: float) -> Consumer:
+    """Return the consumer of *service*, made with *ack_wait* if there was none.
+
+    Raises:
+        BrokerUnavailable: The service has no stream yet, or no answer came.
+        BrokerMisconfigured: Workers cannot use the consumer that is there.
+    """
+    stream = await broker.services.queue(service)
+    wanted = _wanted(broker, service, ack_wait)
+    try:
+        answer = await _create(broker, stream, wanted, "create")
+    except ApiError as exc:
+        if exc.err_code == NOT_UNIQUE:
+            raise BrokerMisconfigured(
+                f"another consumer of stream {stream!r} takes the messages of service "
+                f"{service!r} already (a service in another language?); a work queue has "
+                "one consumer per service: delete it, or serve another service"
+            ) from exc
+        if exc.err_code != EXISTS:
+            raise
+        answer = await broker.jetstream.api(f"CONSUMER.INFO.{stream}.{wanted['name']}")
+    real = answer["config"]
+    for key in ESSENTIAL:
+        if real.get(key) != wanted[key]:
+            raise BrokerMisconfigured(
+                f"consumer {wanted['name']!r} of stream {stream!r} has {key} {real.get(key)!r}, "
+                f"workers need {wanted[key]!r}; stop its workers and delete it"
+            )
+    return Consumer(stream, _ack_wait(real))
+
+
+def _ack_wait(config: Mapping[str, Any]) -> float:
+    """Return the shortest time after which the server delivers again, in seconds."""
+    shortest: int = min([config["ack_wait"], *(config.get("backoff") or [])])
+    return shortest / NANO
+
+
+async def _create(
+    broker: NatsBroker, stream: str, config: Mapping[str, Any], action: str
+) -> dict[str, Any]:
+    name = f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}"
+    request = {"stream_name": stream, "config": config, "action": action}
+    return await broker.jetstream.api(name, request)
+
+
+async def set_up_consumers(broker: NatsBroker, ack_wait: float) -> list[str]:
+    """Give the consumers of all services *ack_wait*; return a line for each that differed.
+
+    It is not lowered while a service has workers, which send their heartbeats too rarely for it.
+    """
+    lines = []
+    for stream in await broker.services.streams():
+        for info in await _consumers(broker, stream):
+            config = info["config"]
+            service = broker.subjects.service_of_consumer(info["name"])
+            if service is None or _ack_wait(config) == ack_wait:
+                continue
+            if ack_wait < _ack_wait(config) and await _has_workers(broker, service):
+                lines.append(
+                    f"{info['name']}: ack_wait stays {_ack_wait(config):g} s; to lower it to "
+                    f"{ack_wait:g} s, stop the workers of {service!r} and run this again"
+                )
+                continue
+            changed = {**config, "ack_wait": int(ack_wait * NANO)}
+            changed.pop("backoff", None)
+            await _create(broker, stream, changed, "update")
+            lines.append(f"{info['name']}: changed ack_wait to {ack_wait:g} s")
+    return lines
+
+
+async def _consumers(broker: NatsBroker, stream: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = await broker.jetstream.api(f"CONSUMER.LIST.{stream}", {"offset": len(found)})
+        page = answer.get("consumers") or []
+        found += page
+        if not page or len(found) >= answer["total"]:
+            return found
+
+
+async def _has_workers(broker: NatsBroker, service: str) -> bool:
+    """Say whether a worker listens to where workers tell each other whose turn it is."""
+    try:
+        await broker.link.request(broker.subjects.turn(service), b"", timeout=ASK_WORKERS)
+    except NobodyAnswers:
+        return False
+    except BrokerUnavailable:  # they listen, but do not answer
+        pass
+    return True
