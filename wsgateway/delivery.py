@@ -57,6 +57,9 @@ logger = logging.getLogger("wsgateway")
 STARTS_AT_ONCE = 32
 """Sockets that find their beginning at the same time. When a gateway dies, thousands come at once;
 all together they would take so long that each one's time-outs pass, and all would come again."""
+NEW_COOKIE = (2.0, 4.0)
+"""Seconds that a client waits for its new cookie: the session is rotated while the response that
+brings it is still being made. One that came at once would be refused, and stop."""
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
@@ -238,8 +241,10 @@ class Delivery:
         self.socket.deaf = True
         self._hub.keep(self.socket.close(code))
 
-    def reconnect_after(self) -> float:
-        """Return the seconds after which this client is to come back, see `Hub.reconnect_after`."""
+    def reconnect_after(self, code: CloseCode) -> float:
+        """Return the seconds after which this client is to come back, random within bounds."""
+        if code is CloseCode.CREDENTIALS_CHANGED:
+            return random.uniform(*NEW_COOKIE)  # noqa: S311 - jitter, no secret
         return self._hub.reconnect_after()
 
     # -- to the client -------------------------------------------------------------------

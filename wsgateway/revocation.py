@@ -41,6 +41,9 @@ PAUSE = 0.3
 """Seconds between a broadcast and the question whether the log-in holds: Django says that a
 password has changed before it rotates the session of the browser that changed it. A new socket
 waits as long: it may have been let in just before a log-out, and have missed the broadcast."""
+ROTATION_PAUSE = 0.5
+"""Seconds that a socket stays open after its session was rotated: the browser does not have the new
+cookie yet, and a client that connects again at once would be refused."""
 RETRY = 5.0
 """Seconds until the database is asked again after it has failed."""
 
@@ -153,14 +156,13 @@ class Revocations:
         if notice == Notice.ENDED:
             _close(sockets, CloseCode.NOT_AUTHENTICATED)
         elif notice == Notice.ROTATED:
-            _close(sockets, CloseCode.CREDENTIALS_CHANGED)
+            _close_later(sockets)
         elif notice == Notice.REPLACED:
             same = self._named.get(user, set())
-            _close([s for s in sockets if s in same], CloseCode.CREDENTIALS_CHANGED)
+            _close_later([s for s in sockets if s in same])
             _close([s for s in sockets if s not in same], CloseCode.NOT_AUTHENTICATED)
         elif notice == Notice.RETURN:
-            with_session = [s for s in sockets if s.identity.session_key is not None]
-            _close(with_session, CloseCode.CREDENTIALS_CHANGED)
+            _close_later([s for s in sockets if s.identity.session_key is not None])
         elif notice == Notice.CHANGED:
             self._check_soon(sockets)
 
@@ -215,6 +217,11 @@ def _close(sockets: Collection[Revocable], code: CloseCode) -> None:
     for socket in sockets:
         logger.info("closing a socket: %s", code.reason, extra={"code": int(code)})
         socket.close_soon(code)
+
+
+def _close_later(sockets: Collection[Revocable]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_later(ROTATION_PAUSE, _close, sockets, CloseCode.CREDENTIALS_CHANGED)
 
 
 def _spread(seconds: float) -> float:

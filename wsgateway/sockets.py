@@ -37,6 +37,7 @@ MAX_ANSWERS = 1000
 JSON_GROWTH = 6
 """How many times larger than a message the frame around it can be: ``\\u0000``."""
 FRAME_OVERHEAD = 4096
+COME_BACK_LATER = (CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHANGED)
 MAX_REASON = 123
 """Bytes of a close frame's reason. Source: RFC 6455, 5.5."""
 
@@ -311,9 +312,9 @@ class V1Socket(Socket):
         )
 
     async def close(self, code: CloseCode, reason: str | None = None) -> None:
-        """Close the socket; if the gateway is being stopped, say first when to come back."""
-        if code is CloseCode.SHUTTING_DOWN and self._heartbeat is not None and self.delivery:
-            frame = protocol.encode_closing(self.delivery.reconnect_after())
+        """Close the socket; say first when to come back, if that must not be at once."""
+        if code in COME_BACK_LATER and self._heartbeat is not None and self.delivery:
+            frame = protocol.encode_closing(self.delivery.reconnect_after(code))
             with contextlib.suppress(SocketClosed, TimeoutError):
                 async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
                     await self._write("text", frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,6 +56,7 @@ class Browser:
         self.name = name
         self.client = Client()
         self.codes: list[int] = []
+        self.closing: list[float] = []
 
     @property
     def key(self) -> str:
@@ -76,7 +78,7 @@ class Browser:
         }
         identity = await resolve_identity(scope)
         for hub in self.world.hubs:
-            await self.world.open(hub, identity, self.codes)
+            await self.world.open(hub, identity, self.codes, self.closing)
 
     async def closed(self, code: CloseCode) -> None:
         """Wait until the socket of each gateway is closed; all with *code*."""
@@ -94,10 +96,15 @@ class World:
         self.laptop = Browser(self, "laptop")
         self.bob = Browser(self, "bob")
 
-    async def open(self, hub: Hub, identity: Identity, codes: list[int]) -> None:
+    async def open(
+        self, hub: Hub, identity: Identity, codes: list[int], closing: list[float] | None = None
+    ) -> None:
         async def send(event: Any) -> None:
             if event["type"] == "websocket.close":
                 codes.append(event["code"])
+            elif event["type"] == "websocket.send" and closing is not None:
+                frame = json.loads(event["text"])
+                closing.extend([frame["reconnect_after"]] if frame["type"] == "closing" else [])
 
         await Delivery(hub, identity, V1Socket(send)).start(Resume())
 
@@ -227,6 +234,20 @@ async def test_cycle_key(world: World, engine: str) -> None:
     await world.laptop.request.session.acycle_key()
     await world.laptop.closed(CHANGED)
     assert world.bob.codes == []
+
+
+async def test_rotated_client_waits_for_its_new_cookie(world: World) -> None:
+    """Django rotates the session while it makes the response with the new cookie. A client that
+    came back before that response was refused with 4501, and stopped."""
+    began = time.monotonic()
+    await sync_to_async(lambda: world.ann.request.session.cycle_key())()
+    await world.ann.closed(CHANGED)
+    assert 0.4 < time.monotonic() - began < 1.5
+    assert len(world.ann.closing) == 2
+    assert all(2.0 <= after <= 4.0 for after in world.ann.closing)
+    await sync_to_async(lambda: world.laptop.request.session.flush())()
+    await world.laptop.closed(ENDED)
+    assert world.laptop.closing == []
 
 
 @on(*IN_THE_DATABASE)
