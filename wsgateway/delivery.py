@@ -15,7 +15,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from wsgateway.broker import get_broker
 from wsgateway.broker.base import (
@@ -44,7 +44,7 @@ from wsgateway.identity import Identity
 from wsgateway.inbox import InboxReader
 from wsgateway.lane import NONE, Lane
 from wsgateway.protocol import MAX_AFTER, Reason, Resume
-from wsgateway.recovery import LIFE, Start, find_start, nothing_trimmed
+from wsgateway.recovery import LIFE, Reached, Start, find_lost, find_start, nothing_trimmed
 from wsgateway.revocation import Revocations
 from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.subjects import Inbox, encode_token
@@ -63,8 +63,6 @@ brings it is still being made. One that came at once would be refused, and stop.
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
-DOUBTS = 32
-"""Sockets whose newest message is gone, after which no further one is asked whether it changed."""
 
 
 class _Shared:
@@ -77,14 +75,6 @@ class _Shared:
         self.cursors: dict[str, Cursor] = {}  # by device
         self.watch: Closable | None = None
         self.heard = False  # a live message came since the last sweep
-
-
-class _Reached(NamedTuple):
-    """How far a socket's reader has come: the offset and time of its newest message."""
-
-    offset: int
-    time: str  # empty if it was not read by this socket
-    delivery: Delivery
 
 
 class Delivery:
@@ -661,19 +651,17 @@ class Hub:
             everything: Look at every inbox, not only at those that were quiet.
         """
         started = [d for d in self._deliveries() if d.epoch]
-        reached = [
-            _Reached(*(d.reader.suspect or (d.reader.position, d.reader.time)), d) for d in started
-        ]
+        reached = [Reached.of(d) for d in started]
         position = await self.broker.position()
         replaced = [d for d in started if d.epoch != position.epoch]
         if replaced:
             logger.warning("the inbox stream is a new one; %s sockets begin again", len(replaced))
         for delivery in replaced:
             delivery.begin_anew(position.epoch, Reason.EPOCH)
-        same = [each for each in reached if each.delivery.epoch == position.epoch]
+        same = [each for each in reached if each.owner.epoch == position.epoch]
         await self._forget_lost(same, position, thorough=everything)
         for each in reached:
-            each.delivery.reader.suspect = None
+            each.owner.reader.suspect = None
         if position.last == self._swept and not everything:
             return
         if everything and position.first > self._swept + 1 > 0:
@@ -699,13 +687,10 @@ class Hub:
                 delivery.reader.suspect_end()
 
     async def _forget_lost(
-        self, reached: list[_Reached], position: Position, *, thorough: bool
+        self, reached: list[Reached[Delivery]], position: Position, *, thorough: bool
     ) -> None:
-        """Let sockets begin again whose newest message the stream has lost.
-
-        A server that loses power loses what it had not synced, and gives those offsets out again.
-        """
-        lost = await self._lost(reached, position, thorough=thorough)
+        """Let sockets begin again whose newest message the stream has lost."""
+        lost = [each.owner for each in await find_lost(self.broker, reached, position, thorough)]
         if lost:
             logger.warning("the inbox stream lost its end; %s sockets begin again", len(lost))
         for delivery in lost:
@@ -715,36 +700,6 @@ class Hub:
             delivery.begin_anew(position.epoch, Reason.AHEAD)
         if lost:
             await self._flush_cursors()
-
-    async def _lost(
-        self, reached: list[_Reached], position: Position, *, thorough: bool
-    ) -> list[Delivery]:
-        """Return the sockets whose newest message is not, or may not be, the stream's any more.
-
-        Args:
-            reached: Where each socket was before *position* was asked for.
-            position: Where the stream stands.
-            thorough: The stream may be as long again as it was: compare messages. The furthest
-                one that is the same proves that nothing before it changed.
-        """
-        furthest = sorted(reached, key=lambda each: each.offset, reverse=True)
-        doubtful: list[Delivery] = []
-        certain = False
-        for offset, time, delivery in furthest:
-            if offset > position.last:
-                certain = True
-            elif not offset or not (thorough or certain):
-                break
-            elif time:
-                batch = await self.broker.read_after(delivery.inbox, offset - 1, limit=1)
-                found = next((m.time for m in batch.messages if m.offset == offset), "")
-                if found == time:
-                    break
-                certain = certain or bool(found)
-            doubtful.append(delivery)
-            if not certain and len(doubtful) >= DOUBTS:
-                break
-        return doubtful if certain else []
 
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()

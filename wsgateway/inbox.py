@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["InboxReader"]
+__all__ = ["InboxReader", "later"]
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Bytes in flight to one socket; a single larger message still goes."""
@@ -116,7 +116,7 @@ class InboxReader:
     def live(self, message: _Message) -> bool:
         """Take note of a message that has just been stored; return whether to wake the writer."""
         if message.offset <= self.position:
-            if self.time and _later(message.time, self.time):
+            if self.time and later(message.time, self.time):
                 self.suspect_end()  # an old offset for a new message
             return False
         if self.fetching:
@@ -229,6 +229,6 @@ class InboxReader:
         return count
 
 
-def _later(one: str, other: str) -> bool:
-    """Compare two times of the same server, which leaves out zeros at the end."""
+def later(one: str, other: str) -> bool:
+    """Say whether *one* is the later time; the server leaves out zeros at their end."""
     return one.rstrip("Z") > other.rstrip("Z")

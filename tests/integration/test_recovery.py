@@ -481,7 +481,7 @@ async def test_server_that_lost_the_streams_end(
     *blind*: the gateway comes back too late to see old offsets given out again.
     """
     if blind:
-        monkeypatch.setattr(inbox, "_later", lambda one, other: False)
+        monkeypatch.setattr(inbox, "later", lambda one, other: False)
     broker = real.broker
     stream = broker.subjects.stream("recv")
     clients = [await Client(real, kind).start() for kind in (RawSocket, V1Socket)]

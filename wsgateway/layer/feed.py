@@ -17,7 +17,8 @@ from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
-from wsgateway.inbox import InboxReader
+from wsgateway.inbox import InboxReader, later
+from wsgateway.recovery import Reached, find_lost
 from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
 
@@ -33,15 +34,16 @@ logger = logging.getLogger("wsgateway.layer")
 class DurableItem:
     """A stored message in a member's mailbox."""
 
-    __slots__ = ("feed", "stored")
+    __slots__ = ("feed", "life", "stored")
 
-    def __init__(self, feed: Feed, stored: Stored) -> None:
+    def __init__(self, feed: Feed, stored: Stored, life: int) -> None:
         self.feed = feed
         self.stored = stored
+        self.life = life
 
     def take(self) -> Stored:
         """Return the message and make room for another. Call it once, from any thread."""
-        self.feed.confirm(self.stored.offset)
+        self.feed.confirm(self.stored.offset, self.life)
         return self.stored
 
 
@@ -92,7 +94,8 @@ class _Watcher:
         self._epoch = ""
         self._sweeping: asyncio.Task[None] | None = None
         self._look = asyncio.Event()  # set on a reconnect
-        self._on_ready: Closable | None = None
+        self._thorough = False  # messages must be compared: the stream's end is in doubt
+        self._hooks: list[Closable] = []
 
     def add(self, attachment: Attachment) -> None:
         inbox = attachment.feed.inbox
@@ -101,7 +104,8 @@ class _Watcher:
             watch = self._watches[inbox] = _Watch(self._node, inbox)
         watch.attachments.append(attachment)
         if self._sweeping is None:
-            self._on_ready = self._node.broker.on_ready(self._look.set)
+            broker = self._node.broker
+            self._hooks = [broker.on_ready(self._look.set), broker.on_lost(self._suspect_end)]
             self._sweeping = supervise(self._sweep, "wsgateway-layer-sweep")
 
     def remove(self, attachment: Attachment) -> None:
@@ -116,8 +120,8 @@ class _Watcher:
         if not self._watches and self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-            if self._on_ready is not None:
-                self._on_ready.close()
+            for hook in self._hooks:
+                hook.close()
 
     async def _sweep(self) -> None:
         while True:
@@ -126,6 +130,7 @@ class _Watcher:
                     await self._look.wait()
             except TimeoutError:
                 pass
+            self._thorough = self._thorough or self._look.is_set()
             self._look.clear()
             try:
                 await self._find_missed()
@@ -136,20 +141,34 @@ class _Watcher:
                     self._look.set()
 
     async def _find_missed(self) -> None:
-        before = [(feed, feed.reader.position) for feed in self._feeds()]
-        position = await self._node.broker.position()
+        broker, thorough = self._node.broker, self._thorough
+        reached = [Reached.of(feed) for feed in self._feeds()]
+        position = await broker.position()
         if self._epoch and position.epoch != self._epoch:
             logger.warning("the inbox stream is a new one; durable groups begin at its start")
             for feed in self._feeds():
                 feed.restart(0)
-        self._epoch = position.epoch
-        for feed, reached in before:
-            if reached > position.last:  # the server has lost its end, with power for example
-                feed.restart(position.last)
+        else:
+            for offset, time, feed in await find_lost(broker, reached, position, thorough):
+                logger.warning("the inbox stream lost its end before %s", offset)
+                # Where offsets were given out again is not known, but what is newer is.
+                feed.restart(0 if time else position.last, since=time)
+        self._epoch, self._thorough = position.epoch, False
+        for each in reached:
+            each.owner.reader.suspect = None
         offsets = await self._node.broker.last_offsets(list(self._watches))
         for feed in self._feeds():
             if feed.inbox in offsets:
                 feed.announce(offsets[feed.inbox])
+
+    def look(self) -> None:
+        """Look for what is missing, and at what the stream was, soon."""
+        self._look.set()
+
+    def _suspect_end(self) -> None:
+        """Note how far each feed is: the server may come back without its last messages."""
+        for feed in self._feeds():
+            feed.reader.suspect_end()
 
     def _feeds(self) -> list[Feed]:
         return [
@@ -183,6 +202,8 @@ class Feed:
         self._started: asyncio.Future[None] | None = None  # done once the position is known
         self._origin = math.inf  # offset after which it begins; the first loop that asked counts
         self._epoch = ""  # the stream's, while it rests
+        self._life = 0  # changes when offsets begin to mean something else
+        self._since = ""  # what was stored until then, the member has had before
         self._taken = 0  # offset up to which the member has taken everything
         self._backoff = Backoff(0.02, 2.0, 1.0)
 
@@ -262,32 +283,45 @@ class Feed:
         """Take a message that was just stored."""
         if self.reader.live(stored):
             self._step()
+        elif self.reader.suspect is not None and self.attachment is not None:
+            watcher = _watchers.get(self.attachment.node)
+            if watcher is not None:
+                watcher.look()
 
     def announce(self, offset: int) -> None:
         """Take note that the group's messages reach to *offset*."""
         if self.reader.announce(offset):
             self._step()
 
-    def restart(self, offset: int) -> None:
-        """Begin anew after *offset*: the stream is another one."""
+    def restart(self, offset: int, since: str = "") -> None:
+        """Begin again after *offset*: the stream is another one, or has lost its end.
+
+        Args:
+            offset: Of the first message that is not wanted.
+            since: The member has had everything up to that time; empty: nothing.
+        """
+        self._life += 1
+        self._since = since
         self._taken = offset
         self.reader.restart(offset)
         self._step()
 
-    def confirm(self, offset: int) -> None:
+    def confirm(self, offset: int, life: int) -> None:
         """Make room: the member has taken the message at *offset*. From any thread."""
+        if life != self._life:
+            return  # it is of the stream before
         self._taken = max(self._taken, offset)
         here = self.attachment
         if here is None:
             return
         if asyncio._get_running_loop() is here.node.loop:
-            self._confirm(here, offset)
+            self._confirm(here, offset, life)
             return
         with contextlib.suppress(RuntimeError):  # its loop is closed; `attach` makes up for it
-            here.node.loop.call_soon_threadsafe(self._confirm, here, offset)
+            here.node.loop.call_soon_threadsafe(self._confirm, here, offset, life)
 
-    def _confirm(self, here: Attachment, offset: int) -> None:
-        if not here.is_current():
+    def _confirm(self, here: Attachment, offset: int, life: int) -> None:
+        if not here.is_current() or life != self._life:
             return
         self.reader.confirm(offset)
         if self.reader.wants_fetch:
@@ -309,6 +343,7 @@ class Feed:
         attempt = 0
         while here.is_current() and self.reader.wants_fetch:
             offset, limit = self.reader.begin_fetch()
+            life = self._life
             try:
                 batch = await read_after(self.inbox, offset, limit=min(limit, 1000))
             except BaseException as exc:
@@ -320,6 +355,9 @@ class Feed:
             else:
                 if not here.is_current():
                     return
+                if life != self._life:
+                    self.reader.fetch_failed()  # what was read may be of either stream
+                    continue
                 self.reader.fetched(batch.messages, more=batch.more)
                 self._deliver()
                 if not self.reader.lagging:
@@ -331,4 +369,9 @@ class Feed:
     def _deliver(self) -> None:
         while (stored := self.reader.take()) is not None:
             assert isinstance(stored, Stored)
-            self._mailbox.put_always(DurableItem(self, stored))
+            if self._since:
+                if not later(stored.time, self._since):
+                    self.reader.drop(stored.offset)
+                    continue
+                self._since = ""
+            self._mailbox.put_always(DurableItem(self, stored, self._life))

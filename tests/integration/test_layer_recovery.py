@@ -1,0 +1,139 @@
+"""Members of durable groups while the inbox stream is replaced, or loses its end."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import Any
+
+import pytest
+
+from tests.integration.layers import drain, layers, nothing_comes
+from wsgateway import inbox
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.layer import feed as feeds
+from wsgateway.layer import loops
+
+GROUP = "room"
+
+
+@pytest.fixture(autouse=True)
+def durable(settings: Any) -> None:
+    settings.WSGATEWAY_DURABLE_GROUPS = [GROUP]
+    settings.WSGATEWAY_STORAGE = "file"
+    settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
+
+
+def watcher() -> Any:
+    """The one that looks for what this loop's members missed."""
+    [found] = [
+        each for node, each in feeds._watchers.items() if node.loop is asyncio.get_running_loop()
+    ]
+    return found
+
+
+@pytest.mark.parametrize(("since", "blind"), [(2, False), (30, False), (30, True)])
+async def test_server_that_lost_the_streams_end(
+    monkeypatch: pytest.MonkeyPatch,
+    own_server: EmbeddedServer,
+    prefix: str,
+    since: int,
+    blind: bool,
+) -> None:
+    """What was stored between the lost end and the moment that this was noticed never arrived.
+
+    *blind*: the process comes back too late to see old offsets given out again.
+    """
+    if blind:
+        monkeypatch.setattr(inbox, "later", lambda one, other: False)
+    async with layers(own_server.url, prefix) as make:
+        mine, other = make(), make()
+        channel = await mine.new_channel()
+        await mine.group_add(GROUP, channel)
+        for number in range(2):
+            await other.group_send(GROUP, {"type": "x", "n": number})
+        assert await drain(mine, channel, 2) == [0, 1]
+        broker = watcher()._node.broker
+        (folder,) = own_server.store.rglob(broker.subjects.stream("recv"))
+        copy = own_server.store / "copy"
+        await asyncio.to_thread(own_server.stop)
+        shutil.copytree(folder, copy)
+        await own_server.astart()
+        for number in range(2, 12):
+            await other.group_send(GROUP, {"type": "x", "n": number})
+        assert await drain(mine, channel, 10) == list(range(2, 12))
+        if blind:
+            watcher()._sweeping.cancel()
+        await asyncio.to_thread(own_server.stop)
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+        await own_server.astart()
+        for number in range(100, 100 + since):
+            await other.group_send(GROUP, {"type": "x", "n": number})
+        if blind:
+            # Those beyond the old end come by themselves; the others after the look.
+            jumped = await drain(mine, channel, since - 10)
+            assert jumped == list(range(110, 100 + since))
+            watcher()._thorough = True
+            await watcher()._find_missed()
+            assert await drain(mine, channel, 10) == list(range(100, 110))
+            return
+        got: list[int] = []
+        while 100 + since - 1 not in got or 100 not in got:
+            got += await drain(mine, channel, 1)
+        assert set(got) == set(range(100, 100 + since))
+    loops._stop_background()
+
+
+async def test_fetch_that_outlasts_the_stream(
+    monkeypatch: pytest.MonkeyPatch, nats_settings: Any, prefix: str
+) -> None:
+    """What it read counted for the new stream, whose first messages were passed over."""
+    async with layers(nats_settings.NATS_BROKER_URL, prefix) as make:
+        mine, other = make(), make()
+        channel = await mine.new_channel()
+        await mine.group_add(GROUP, channel)
+        for number in range(3):
+            await other.group_send(GROUP, {"type": "x", "n": number})
+        assert await drain(mine, channel, 3) == [0, 1, 2]
+        [feed] = watcher()._feeds()
+        broker = watcher()._node.broker
+        read_after, held, asked = broker.read_after, asyncio.Event(), asyncio.Event()
+
+        async def slow(to: Any, offset: int, **options: Any) -> Any:
+            batch = await read_after(to, offset, **options)
+            if offset:
+                asked.set()
+                await held.wait()
+            return batch
+
+        for number in range(10, 16):
+            await other.group_send(GROUP, {"type": "x", "n": number})
+        assert await drain(mine, channel, 6) == list(range(10, 16))
+        monkeypatch.setattr(broker, "read_after", slow)
+        feed.reader.start(3)  # a fetch is under way when the stream is found to be another one
+        feed._step()
+        await asyncio.wait_for(asked.wait(), 10)
+        feed.restart(0)
+        held.set()
+        assert await drain(mine, channel, 9) == [0, 1, 2, *range(10, 16)]
+        await nothing_comes(mine, channel, "other")
+
+
+async def test_message_taken_late_makes_no_room_in_the_new_stream(
+    nats_settings: Any, prefix: str
+) -> None:
+    async with layers(nats_settings.NATS_BROKER_URL, prefix) as make:
+        mine, other = make(), make()
+        channel = await mine.new_channel()
+        await mine.group_add(GROUP, channel)
+        for number in range(5):
+            await other.group_send(GROUP, {"type": "x", "n": number})
+        assert await drain(mine, channel, 4) == [0, 1, 2, 3]
+        [feed] = watcher()._feeds()
+        assert feed._taken == 4
+        feed.restart(0)  # as if the stream were another one; 4 waits in the mailbox yet
+        assert await drain(mine, channel, 1) == [4]
+        assert feed._taken == 0
+        assert await drain(mine, channel, 5) == list(range(5))
+        assert feed._taken == 5
