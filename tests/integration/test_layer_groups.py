@@ -59,7 +59,8 @@ async def test_a_group_that_belongs_to_no_service_is_not_stored(
     api = JetStream.api
 
     async def counted(self: JetStream, name: str, *args: Any, **options: Any) -> Any:
-        asked.append(name)
+        if name == "STREAM.NAMES":
+            asked.append(name)
         return await api(self, name, *args, **options)
 
     monkeypatch.setattr(JetStream, "api", counted)
@@ -81,10 +82,13 @@ async def test_what_does_not_exist_is_looked_for_in_the_background(
     node = await layer.ready_node()
     node.broker.services.doubt()
     asked: list[str] = []
+    api = JetStream.api
 
     async def away(self: JetStream, name: str, *args: Any, **options: Any) -> Any:
+        if name != "STREAM.NAMES":
+            return await api(self, name, *args, **options)
         asked.append(name)
-        await asyncio.Event().wait()
+        return await asyncio.Event().wait()
 
     monkeypatch.setattr(JetStream, "api", away)
     for number in range(1, 5):

@@ -137,7 +137,7 @@ async def test_calls_at_once_share_a_round_trip(make: Make, pongs: list[bytes]) 
     channel = await layer.new_channel()
     pongs.clear()
     await asyncio.gather(*(layer.group_add(f"group-{number}", channel) for number in range(32)))
-    assert len(pongs) == 1
+    assert len(pongs) <= 2
 
 
 async def test_a_group_that_is_in_effect_costs_no_round_trip(

@@ -120,7 +120,7 @@ class NatsChannelLayer(BaseChannelLayer):
         )
         self.envelopes = Envelopes(serializer, expiry, max_message_size, self._fetch)
         self._channels: dict[str, tuple[str, bytes]] = {}  # name -> subject, name on the wire
-        self._directory = Directory(lambda: Subjects(self.prefix))
+        self._directory = Directory()
         self._start()
         _layers.add(self)
 

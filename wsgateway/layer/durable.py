@@ -18,7 +18,7 @@ from wsgateway.exceptions import BrokerError, MessageTooBig
 from wsgateway.frames import EVENT, Frame
 from wsgateway.group_names import inbox_of_group
 from wsgateway.layer import wire
-from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects
+from wsgateway.subjects import GROUP_SERVICE, Inbox
 
 if TYPE_CHECKING:
     from wsgateway.layer.loops import Node
@@ -70,13 +70,9 @@ class Directory:
 
     A group that names an inbox is durable if its service exists. What this process has once
     found not to exist costs nobody a round trip any more: it is looked for in the background.
-
-    Args:
-        subjects: Returns the names below the layer's prefix.
     """
 
-    def __init__(self, subjects: Callable[[], Subjects]) -> None:
-        self._subjects = subjects
+    def __init__(self) -> None:
         self._names: dict[str, GroupName] = {}
         self._absent: set[str] = set()  # services that did not exist when somebody looked
         self._look_at = 0.0  # when the background may look next
@@ -90,7 +86,7 @@ class Directory:
         """Return what a valid name says; warn if it looks like an inbox's and is not."""
         is_kept = any(fnmatch.fnmatchcase(group, pattern) for pattern in settings.DURABLE_GROUPS)
         kept = Inbox(GROUP_SERVICE, group) if is_kept else None
-        name = GroupName(group, self._subjects().group(group), inbox_of_group(group), kept)
+        name = GroupName(group, node.subjects.group(group), inbox_of_group(group), kept)
         if len(self._names) >= NAMES_KEPT:
             self._names.clear()
         self._names[group] = name

@@ -384,14 +384,14 @@ class Link:
     async def confirm(self) -> None:
         """Wait until the server has taken everything sent so far: messages, subscriptions.
 
-        Those who call it in the same turn of the loop share a round trip.
+        Those who call it in the same turn of the loop share a round trip, or two.
 
         Raises:
             BrokerUnavailable: Not within the options' timeout, or not connected.
             BrokerForbidden: NATS' permissions forbid a subscription made since the last call.
         """
         client = self._client
-        if client is None or not await asyncio.shield(client.confirmed(self.options.timeout)):
+        if client is None or not await client.ping(self.options.timeout):
             self._refuse_closed()
             raise self._unavailable()
         if self._refused:

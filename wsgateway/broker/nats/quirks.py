@@ -64,8 +64,9 @@ class DirectClient(Client):
         self._socket: asyncio.WriteTransport | None = None
         self._commands: list[bytes] = []  # what `send_now` will send
         self._commands_size = 0
-        self._answers: deque[asyncio.Future[bool]] = deque()  # to pings
-        self._asked: asyncio.Future[bool] | None = None  # of `confirmed`, in this turn
+        self._pings: deque[_Ping] = deque()  # sent, not answered
+        self._pinged = False  # in this turn of the loop
+        self._next_ping: _Ping | None = None  # for those who came after that one
         self._ended: asyncio.Future[None] | None = None
 
     async def connect(self, *args: Any, **options: Any) -> None:
@@ -109,10 +110,8 @@ class DirectClient(Client):
         if line == b"PING":
             self.write(b"PONG\r\n")
         elif line == b"PONG":
-            if self._answers:
-                answer = self._answers.popleft()
-                if not answer.done():
-                    answer.set_result(True)
+            if self._pings:
+                self._pings.popleft().end(True)
         elif line.startswith(b"INFO "):
             try:
                 self._take_info(json.loads(line[5:]))
@@ -153,9 +152,9 @@ class DirectClient(Client):
     def _on_end(self, exc: Exception | None) -> None:
         if exc is not None:
             self.end_reason = getattr(exc, "strerror", None) or repr(exc)
-        for answer in (*self._answers, self._asked):
-            if answer is not None and not answer.done():
-                answer.set_result(False)
+        for ping in (*self._pings, self._next_ping):
+            if ping is not None:
+                ping.end(False)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -173,7 +172,7 @@ class DirectClient(Client):
     def write(self, command: bytes) -> None:
         """Send *command* at the end of this turn of the loop, with what else it writes."""
         if not self._commands:
-            asyncio.get_running_loop().call_soon(self.send_now)
+            asyncio.get_running_loop().call_soon(self._end_turn)
         self._commands.append(command)
         self._commands_size += len(command)
 
@@ -181,12 +180,16 @@ class DirectClient(Client):
         """Send what was written, now."""
         commands, self._commands = self._commands, []
         self._commands_size = 0
-        if self._asked is not None:
+        if self._next_ping is not None:
             commands.append(b"PING\r\n")
-            self._answers.append(self._asked)
-            self._asked = None
+            self._pings.append(self._next_ping)
+            self._next_ping = None
         if commands and self._socket is not None and not self._socket.is_closing():
             self._socket.write(b"".join(commands))
+
+    def _end_turn(self) -> None:
+        self._pinged = False
+        self.send_now()
 
     @property
     def buffered(self) -> int:
@@ -208,30 +211,23 @@ class DirectClient(Client):
     async def ping(self, timeout: float) -> bool:
         """Return whether the server answered a PING within *timeout* seconds.
 
-        The answer also proves that everything written before has been processed.
+        The answer also proves that everything written before has been processed. The first who
+        asks in a turn of the loop has a PING sent at once, all others of this turn share one.
         """
         if self.has_ended():
             return False
-        answer = asyncio.get_running_loop().create_future()
-        self._answers.append(answer)
-        self.write(b"PING\r\n")
-        await asyncio.wait({answer}, timeout=timeout)
-        return answer.done() and answer.result()
-
-    def confirmed(self, timeout: float) -> asyncio.Future[bool]:
-        """As `ping`, shared by all who ask in the same turn of the loop; do not cancel it."""
-        answer = self._asked
-        if answer is None:
-            loop = asyncio.get_running_loop()
-            answer = loop.create_future()
-            if self.has_ended():
-                answer.set_result(False)
-                return answer
-            self._asked = answer
-            timer = loop.call_later(timeout, _give_up, answer)
-            answer.add_done_callback(lambda _: timer.cancel())
-            self.write(b"")
-        return answer
+        ping = self._next_ping
+        if ping is None:
+            ping = _Ping(timeout)
+            if self._pinged:
+                self._next_ping = ping
+                self.write(b"")
+            else:
+                self._pinged = True
+                self._pings.append(ping)
+                self.write(b"PING\r\n")
+                self.send_now()
+        return await ping.wait()
 
     # -- the end -------------------------------------------------------------------------
 
@@ -256,6 +252,27 @@ class DirectClient(Client):
             writer.transport.abort()
 
 
-def _give_up(answer: asyncio.Future[bool]) -> None:
-    if not answer.done():
-        answer.set_result(False)
+class _Ping:
+    """A PING and those who wait for its PONG.
+
+    Args:
+        timeout: Seconds that they wait.
+    """
+
+    __slots__ = ("_loop", "_timer", "_waiters")
+
+    def __init__(self, timeout: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(timeout, self.end, False)
+        self._waiters: list[asyncio.Future[bool]] = []
+
+    def end(self, answered: bool) -> None:
+        self._timer.cancel()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(answered)
+
+    async def wait(self) -> bool:
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiters.append(waiter)
+        return await waiter
