@@ -37,13 +37,11 @@ logger = logging.getLogger("wsgateway")
 TOPIC = "revoked"
 BATCH = 500
 """Log-ins in one question to the database. SQLite takes 999 parameters."""
-PAUSE = 0.3
-"""Seconds between a broadcast and the question whether the log-in holds: Django says that a
-password has changed before it rotates the session of the browser that changed it. A new socket
-waits as long: it may have been let in just before a log-out, and have missed the broadcast."""
-ROTATION_PAUSE = 0.5
-"""Seconds that a socket stays open after its session was rotated: the browser does not have the new
-cookie yet, and a client that connects again at once would be refused."""
+PAUSE = 0.5
+"""Seconds between a broadcast and what follows from it, unless a session has ended for good: Django
+says that a password has changed before it rotates the session of the browser that changed it, and
+rotates that before the browser gets the new cookie. A new socket waits as long until it is asked
+about: it may have been let in just before a log-out, and have missed the broadcast."""
 RETRY = 5.0
 """Seconds until the database is asked again after it has failed."""
 
@@ -221,7 +219,7 @@ def _close(sockets: Collection[Revocable], code: CloseCode) -> None:
 
 def _close_later(sockets: Collection[Revocable]) -> None:
     loop = asyncio.get_running_loop()
-    loop.call_later(ROTATION_PAUSE, _close, sockets, CloseCode.CREDENTIALS_CHANGED)
+    loop.call_later(PAUSE, _close, sockets, CloseCode.CREDENTIALS_CHANGED)
 
 
 def _spread(seconds: float) -> float:
