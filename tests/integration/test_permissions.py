@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
@@ -20,6 +21,8 @@ from wsgateway import Message, RetryPolicy, asend
 from wsgateway.broker.embedded import find_server, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.jetstream import ApiError
+from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerForbidden
 from wsgateway.layer import loops
@@ -75,6 +78,8 @@ def ws_settings(settings: Any) -> Any:
     settings.WSGATEWAY_PREFIX = "ws"
     settings.WSGATEWAY_SERVICES = ["orders"]
     settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
+    for name in ("INBOX", "SEND", "DEAD", "CURSOR", "CHANNEL", "BLOB"):
+        setattr(settings, f"WSGATEWAY_{name}_MAX_BYTES", AUTOMATIC)  # as users have it
     return settings
 
 
@@ -106,6 +111,9 @@ async def clean(ws_settings: Any, url: Callable[[str], str]) -> None:
         assert await broker.set_up()
         for spec in broker.streams.specs:
             await broker.jetstream.api(f"STREAM.PURGE.{spec.name}")
+        for kind in ("chan", "blob"):  # whoever needs these makes them
+            with contextlib.suppress(ApiError):
+                await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream(kind)}")
     finally:
         await broker.close()
 
