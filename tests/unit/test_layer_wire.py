@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -10,9 +11,11 @@ from django.core.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsgateway.broker.base import Stored
 from wsgateway.exceptions import MalformedMessage
-from wsgateway.layer import wire
+from wsgateway.layer import durable, wire
 from wsgateway.layer.config import server_urls
+from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.serializers import registry
 
 
@@ -98,6 +101,59 @@ def test_foreign_bytes_raise_nothing_else(data: bytes) -> None:
         wire.Joiner(1000).add(data)
     except MalformedMessage:
         pass
+
+
+envelopes = st.builds(
+    lambda flags, name, start, content: wire.pack(1.0, name, start + content, flags),
+    st.integers(0, 255),
+    st.binary(max_size=3),
+    st.sampled_from([b"", b"i" * 16, b"i" * 16 + b"\0\1\0\2", b"j" * 16 + b"\0\0\0\0"]),
+    st.binary(max_size=30),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.binary(max_size=9)), max_size=9))
+def test_parts_that_contradict_each_other_raise_nothing(
+    parts: list[tuple[int, int, bytes]],
+) -> None:
+    """Parts of the same name that disagreed about their number raised KeyError."""
+    joiner = wire.Joiner(20)
+    for index, count, content in parts:
+        part = b"i" * 16 + index.to_bytes(2) + count.to_bytes(2) + content
+        whole = joiner.add(wire.pack(1.0, b"", part, wire.PART))
+        assert whole is None or not wire.is_part(whole)
+    assert joiner._held == sum(len(p) for parts in joiner._open.values() for p in parts.values())
+    assert all(joiner._open.values())  # nothing is kept for what is no part
+
+
+def _reader(name: str) -> Envelopes:
+    async def fetch(claim: bytes) -> bytes | None:
+        wire.claimed(claim)
+        return None
+
+    return Envelopes(registry.get_serializer(name), 60, 1000, fetch)
+
+
+READERS = [_reader("msgpack"), _reader("json")]
+
+
+@given(st.one_of(st.binary(max_size=60), envelopes))
+def test_layer_reads_or_skips_whatever_comes(data: bytes) -> None:
+    for reader in READERS:
+        reader.open(wire.framed(data))
+        for kind in (None, "text", "binary", "event", "junk"):
+            stored = Stored(1, 0, data, kind)
+            durable.claim_of(stored)
+            reader.event_of(stored)
+
+
+@given(st.one_of(envelopes, st.binary(max_size=60)))
+def test_claim_is_read_or_malformed(data: bytes) -> None:
+    if not wire.is_enveloped(data):
+        return
+    with contextlib.suppress(MalformedMessage):
+        identity, count = wire.claimed(data)
+        assert (len(identity), count >= 0) == (16, True)
 
 
 def test_keys_rotate_without_a_limit_of_age(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgateway.broker.nats.reader import Reader
+from wsgateway.broker.nats.reader import MAX_LINE, Reader
 
 TOKEN = st.text("abc.$_-", min_size=1, max_size=8).map(str.encode)
 Message = tuple[bytes, bytes, bytes, bytes | None]
+
+
+class Abortable(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = 0
+
+    def abort(self) -> None:
+        self.aborted += 1
 
 
 class Wire:
@@ -20,6 +29,7 @@ class Wire:
     def __init__(self) -> None:
         self.seen: list[Message | bytes] = []
         self.ends: list[Exception | None] = []
+        self.transport = Abortable()
         self.reader = Reader(
             {7: lambda *message: self.seen.append(message)},
             self.seen.append,
@@ -28,7 +38,7 @@ class Wire:
         )
 
     def feed(self, *pieces: bytes) -> None:
-        self.reader.start(asyncio.Transport(), b"")
+        self.reader.start(self.transport, b"")
         for piece in pieces:
             self.reader.feed(piece)
 
@@ -112,21 +122,62 @@ def test_unknown_subscription_is_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"MSG\r\n", b"MSG a 7 x\r\n", b"HMSG a 7 y 3\r\nabc\r\n", b"MSG a seven 1\r\nx\r\n"]
+    "line",
+    [
+        b"MSG\r\n",
+        b"MSG a 7 x\r\n",
+        b"HMSG a 7 y 3\r\nabc\r\n",
+        b"MSG a seven 1\r\nx\r\n",
+        b"MSG a 7 -13\r\n",  # begins with itself again, for ever
+        b"MSG a 7 99999999999\r\n",  # waits, and keeps what comes
+        b"HMSG a 7 -1 3\r\nabc\r\n",
+        b"HMSG a 7 9 3\r\nabc\r\n",
+        b"x" * (MAX_LINE + 1),
+    ],
+    ids=lambda line: repr(line[:24]),
 )
 def test_nonsense_aborts_the_connection_and_is_read_no_further(line: bytes) -> None:
-    aborted: list[bool] = []
-
-    class Abortable(asyncio.Transport):
-        def abort(self) -> None:
-            aborted.append(True)
-
     wire = Wire()
-    wire.reader.start(Abortable(), b"")
-    wire.reader.feed(line)
-    wire.reader.feed(b"PING\r\n")
-    assert aborted == [True]
+    wire.feed(line, b"PING\r\n")
+    assert wire.transport.aborted == 1
     assert wire.seen == []
+
+
+numbers = st.one_of(
+    st.integers(-40, 40), st.sampled_from([2**31, 2**63, 10**30]), st.just("1_0"), st.just("+3")
+)
+junk = st.one_of(
+    st.binary(max_size=30),
+    st.sampled_from([b"\r\n", b"\r", b"\n", b" ", b"M", b"H", b"MSG ", b"HMSG ", b"PING\r\n"]),
+    st.builds(lambda size: b"MSG a 7 %b\r\n" % str(size).encode(), numbers),
+    st.builds(lambda a, b: f"HMSG a 7 {a} {b}\r\n".encode(), numbers, numbers),
+    messages.map(wire_form),
+)
+
+
+@given(st.lists(junk, max_size=10).map(b"".join), st.data())
+def test_junk_neither_raises_nor_hangs_and_its_pieces_do_not_matter(
+    stream: bytes, data: st.DataObject
+) -> None:
+    """``MSG a 7 -13`` made the reader begin with the same line again and again."""
+    whole, pieces = Wire(), Wire()
+    whole.feed(stream)
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8).map(sorted))
+    pieces.feed(*(stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)))
+    assert pieces.seen == whole.seen
+    assert pieces.transport.aborted == whole.transport.aborted
+
+
+def test_control_that_fails_aborts_the_connection() -> None:
+    """Only some exceptions were expected; the others left the reader in the middle of a line."""
+
+    def control(line: bytes) -> None:
+        raise KeyError(line)
+
+    reader = Reader({}, control, lambda error: None, asyncio.Protocol())
+    transport = Abortable()
+    reader.start(transport, b"INFO {}\r\n")
+    assert transport.aborted == 1
 
 
 def test_end_is_reported() -> None:

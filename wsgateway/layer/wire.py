@@ -222,13 +222,17 @@ class Joiner:
             identity, index, count = _PART.unpack_from(data, start)
         except struct.error as exc:
             raise MalformedMessage("a part of a channel message is cut short") from exc
-        parts = self._open.setdefault(identity, {})
-        if index >= count or index in parts:
+        if index >= count:
+            return None
+        # The number belongs to it: parts that disagree about that are not of the same message
+        key = identity + count.to_bytes(2)
+        parts = self._open.setdefault(key, {})
+        if index in parts:
             return None
         parts[index] = part = data[start + _PART.size :]
         self._held += len(part)
         if len(parts) == count:
-            del self._open[identity]
+            del self._open[key]
             self._held -= sum(map(len, parts.values()))
             beginning = data[:1] + bytes([data[1] & ~PART]) + data[2:start]
             return beginning + b"".join(parts[number] for number in range(count))

@@ -37,6 +37,10 @@ WRONG_LAST_SEQUENCE = 10071
 STORE_FAILED = 10077
 TOO_BIG = 10054
 CONSUMER_NOT_FOUND = 10014
+STRANGE = (
+    "something that is not JetStream answered; does another program subscribe to the subject "
+    "and reply?"
+)
 NO_ROOM = frozenset({10002, 10023, 10028, 10047})
 """The account's limits, the server's memory or disk: an operator, or time, makes room."""
 ITS_OWN_FAULT = frozenset({10097, 10165})
@@ -83,7 +87,9 @@ class DirectBatch(NamedTuple):
 
 def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
     """Return the exception for the ``error`` in an answer about *size* bytes."""
-    code, err_code = int(error.get("code", 500)), int(error.get("err_code", 0))
+    code, err_code = error.get("code", 500), error.get("err_code", 0)
+    if not isinstance(code, int) or not isinstance(err_code, int):
+        return BrokerUnavailable(STRANGE)
     text = str(error.get("description", "unknown error"))
     if err_code in NO_ROOM or (err_code == STORE_FAILED and "maximum" in text):
         return QueueFull(f"JetStream has no room: {text}; nothing was stored, try again later")
@@ -100,19 +106,29 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
     return ApiError(code, err_code, text)
 
 
-def _receipt(data: bytes, size: int) -> Receipt:
+def _fields(data: bytes) -> dict[str, Any]:
+    """Return JetStream's answer.
+
+    Raises:
+        BrokerUnavailable: It is not JetStream's.
+    """
     try:
         answer = json.loads(data.decode())  # which spares json the search for the encoding
-        if "error" in answer:
-            raise error_of(answer["error"], size)
-        return Receipt(answer["seq"], answer.get("duplicate", False))
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        if isinstance(exc, BrokerError):
-            raise
-        raise BrokerUnavailable(
-            "something that is not JetStream answered; does another program subscribe to the "
-            "subject and reply?"
-        ) from exc
+    except (ValueError, RecursionError) as exc:
+        raise BrokerUnavailable(STRANGE) from exc
+    if not isinstance(answer, dict) or not isinstance(answer.get("error", answer), dict):
+        raise BrokerUnavailable(STRANGE)
+    return answer
+
+
+def _receipt(data: bytes, size: int) -> Receipt:
+    answer = _fields(data)
+    if "error" in answer:
+        raise error_of(answer["error"], size)
+    offset = answer.get("seq")
+    if not isinstance(offset, int):
+        raise BrokerUnavailable(STRANGE)
+    return Receipt(offset, answer.get("duplicate") is True)
 
 
 class JetStream:
@@ -157,7 +173,7 @@ class JetStream:
             limit = min(ATTEMPT_TIMEOUT * 2**attempt, deadline - loop.time())
             try:
                 reply = await self.link.request(f"$JS.API.{name}", payload, timeout=limit)
-                answer: dict[str, Any] = json.loads(reply.data)
+                answer = _fields(reply.data)
                 if "error" in answer:
                     if answer["error"].get("err_code") == NOT_FOUND:
                         self.on_missing()

@@ -21,6 +21,10 @@ Handler = Callable[[bytes, bytes, bytes, bytes | None], None]
 
 READ_SIZE = 128 * 1024
 """Bytes that are read at once: others get their turn after them."""
+MAX_LINE = 1024 * 1024
+"""Bytes in a line; a server's INFO names every server of its cluster."""
+MAX_MESSAGE = 64 * 1024 * 1024
+"""Bytes in a message: no server can be configured to take more."""
 _MSG, _HMSG = b"MH"
 _END = b"\r\n"
 
@@ -95,7 +99,9 @@ class Reader(asyncio.BufferedProtocol):
             self._chunks = []
         try:
             done, self._needed = self._parse(data)
-        except (ValueError, IndexError) as exc:
+            if not self._needed and len(data) - done > MAX_LINE:
+                raise ValueError("a line that does not end")
+        except Exception as exc:  # whatever it is, nobody knows where the next message begins
             # What it was may be a payload: not for the log
             logger.error("lost track of NATS' protocol (%s); reconnecting", type(exc).__name__)
             self._needed = math.inf
@@ -126,7 +132,10 @@ class Reader(asyncio.BufferedProtocol):
             # [H]MSG <subject> <sid> [reply] [header size] <size>
             fields = data[start:end].split()
             body = end + 2
-            stop = body + int(fields[-1])
+            length = int(fields[-1])
+            if not 0 <= length <= MAX_MESSAGE:
+                raise ValueError("a size that no message has")
+            stop = body + length
             if stop + 2 > size:
                 return start, stop + 2 - start
             if kind == _MSG:
@@ -134,6 +143,8 @@ class Reader(asyncio.BufferedProtocol):
                 reply = fields[3] if len(fields) == 5 else b""
             else:
                 middle = body + int(fields[-2])
+                if not body <= middle <= stop:
+                    raise ValueError("headers that exceed their message")
                 headers = data[body:middle]
                 reply = fields[3] if len(fields) == 6 else b""
             handler = handlers.get(int(fields[2]))
