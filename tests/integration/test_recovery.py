@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from tests.support import until
+from tests.faults.traffic import broker_at
+from tests.support import Gateway, until
 from wsgateway import inbox, protocol
 from wsgateway.broker import get_broker, reset_brokers
 from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
+from wsgateway.client import connect
 from wsgateway.codes import CloseCode
 from wsgateway.delivery import Delivery, Hub
 from wsgateway.identity import Identity
@@ -29,14 +32,20 @@ BOB = Inbox("service1", "bob")
 class Client:
     """What an ASGI server would be told. Writes wait once *reads* frames were read."""
 
-    def __init__(self, hub: Hub, kind: type[Socket] = V1Socket, to: Inbox = ANN) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        kind: type[Socket] = V1Socket,
+        to: Inbox = ANN,
+        device: str = "default",
+    ) -> None:
         self.frames: list[Any] = []
         self.closed_with: int | None = None
         self.writing = 0
         self._reads = float("inf")
         self._news = asyncio.Event()
         self.socket = kind(self._send)
-        self.delivery = Delivery(hub, Identity(to.service, to.user), self.socket)
+        self.delivery = Delivery(hub, Identity(to.service, to.user, device), self.socket)
 
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] == "websocket.close":
@@ -526,6 +535,51 @@ async def test_server_that_lost_the_streams_end(
     assert await broker.load_cursor(ANN, "default") == 2 + since  # the raw one's
     again = await Client(real).start()
     assert again.welcomes == [(2 + since, None)]
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_slow_client_of_a_gateway_hears_of_every_gap(
+    gateway_factory: Callable[..., Gateway], nats_server: EmbeddedServer, prefix: str, server: str
+) -> None:
+    gateway = gateway_factory(
+        server, WSGATEWAY_INBOX_MAX_MESSAGES="50", WSGATEWAY_WINDOW="10", WSGATEWAY_STORAGE="memory"
+    )
+    welcomes: list[Welcome] = []
+    cookie = {"Cookie": f"service={ANN.service}; user={ANN.user}"}
+    url = gateway.ws(f"/ws/{ANN.service}/{ANN.user}/")
+    async with (
+        broker_at([nats_server.url], prefix) as broker,
+        connect(url, additional_headers=cookie, proxy=None, on_welcome=welcomes.append) as client,
+    ):
+        data = [str(number) for number in range(300)]
+        await publish(broker, *data)
+        async with asyncio.timeout(30):
+            got = [(await client.recv()).data]
+            while got[-1] != data[-1]:
+                got.append((await client.recv()).data)
+        assert got == sorted(got, key=int)
+        gaps = sum(int(one) + 1 < int(next) for one, next in itertools.pairwise(got))  # type: ignore[arg-type]
+        assert gaps >= 1
+        assert [w.reason for w in welcomes[1:]] == [Reason.TRIMMED] * gaps
+        assert "Traceback" not in gateway.output
+
+
+async def test_device_beyond_the_limit_is_a_new_one(hub: Hub, store: MemoryStore) -> None:
+    """It is never refused: the least recently used cursor goes, and its device hears so."""
+    store.max_devices = 2
+    await publish(hub.broker, "1", "2")
+    for device in ("a", "b", "c"):
+        client = Client(hub, device=device)
+        await client.start()
+        await client.has("1", "2")
+        await client.ack(2)
+        await client.delivery.stop()
+    welcomes = []
+    for device in ("b", "c", "a"):
+        client = await Client(hub, device=device).start()
+        welcomes += client.welcomes
+        await client.delivery.stop()
+    assert welcomes == [(2, None), (2, None), (0, Reason.NEW)]
 
 
 async def test_reconnect_alone_begins_nothing_again(real: Hub, own_server: EmbeddedServer) -> None:
