@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from typing import Any
@@ -12,12 +13,16 @@ import pytest
 from tests.integration.workers import no_services, offer, serving
 from tests.support import until
 from wsgateway import Message, RetryPolicy
+from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 from wsgateway.services import deadletters, registry
+from wsgateway.services.message import SyncMessage
 from wsgateway.services.running import Run, Running
 from wsgateway.services.tries import Tries
 from wsgateway.services.worker import Worker
+from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 
@@ -288,3 +293,21 @@ async def test_timeout_interrupts_a_handler(broker: NatsBroker, kind: str) -> No
     (letter,) = await letters(broker)
     assert "HandlerTimeout: the handler took longer than its timeout, 0.2 s" in letter.error
     assert "in endless" in letter.traceback
+
+
+def sync_message(loop: asyncio.AbstractEventLoop) -> SyncMessage:
+    job = Job(Inbox("orders", "ann"), b"", {}, "$JS.ACK.S.C.1.1.1.0.0")
+    return SyncMessage(job, MemoryBroker(), loop)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_reply_does_not_wait_for_a_loop_that_ended_or_stands_still(settings: Any) -> None:
+    """A thread waited for ever, and its process with it."""
+    settings.WSGATEWAY_PUBLISH_TIMEOUT = settings.WSGATEWAY_BROKER_TIMEOUT = 0.1
+    loop = asyncio.new_event_loop()
+    with pytest.raises(BrokerUnavailable, match=r"not stored within 0\.2 s"):
+        sync_message(loop).reply(text="x")
+    loop.close()
+    with pytest.raises(BrokerClosed, match="the worker has ended"):
+        sync_message(loop).reply(text="x")
+    gc.collect()  # warns

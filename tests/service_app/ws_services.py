@@ -65,3 +65,14 @@ def queries(message: Message) -> None:
 @service("async_queries", retry=RetryPolicy(initial=0.05, cap=0.1, attempts=3))
 async def async_queries(message: Message) -> None:
     await sync_to_async(query)(message)
+
+
+@service("hangs")
+def hangs(message: Message) -> None:
+    note(f"begin {os.getpid()} {message.user_name} {message.text} {message.attempt}")
+    time.sleep(1000)
+
+
+@service("async_hangs")
+async def async_hangs(message: Message) -> None:
+    await sync_to_async(hangs)(message)

@@ -19,7 +19,8 @@ from wsgateway.broker.base import (
     RESOLVER_HEADER,
     Receipt,
 )
-from wsgateway.exceptions import NameRefused
+from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NameRefused
 from wsgateway.frames import Frame
 from wsgateway.protocol import valid_id
 from wsgateway.publish import NOTHING, frame_of
@@ -199,4 +200,15 @@ class SyncMessage(Message):
 
     def reply(self, **options: Any) -> Receipt:  # type: ignore[override]
         """See `Message.reply`."""
-        return asyncio.run_coroutine_threadsafe(super().reply(**options), self._loop).result()
+        limit = settings.PUBLISH_TIMEOUT + settings.BROKER_TIMEOUT  # the loop may stand still
+        reply = super().reply(**options)
+        try:
+            future = asyncio.run_coroutine_threadsafe(reply, self._loop)
+        except RuntimeError as exc:
+            reply.close()
+            raise BrokerClosed("the worker has ended; the message comes again") from exc
+        try:
+            return future.result(limit)
+        except TimeoutError as exc:
+            future.cancel()
+            raise BrokerUnavailable(f"the reply was not stored within {limit:g} s") from exc

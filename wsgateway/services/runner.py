@@ -41,6 +41,11 @@ class Runner:
         self._say = say
         self._end = asyncio.Event()
 
+    @property
+    def ending(self) -> bool:
+        """Whether `end` was called."""
+        return self._end.is_set()
+
     def end(self) -> None:
         """Let `run` return; from its loop."""
         self._end.set()

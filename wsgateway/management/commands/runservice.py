@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
+import os
 import signal
+import threading
 from argparse import ArgumentParser
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +19,9 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.registry import Service, discover, get_service
 from wsgateway.services.runner import Runner
+
+THREADS_WITHIN = 1.0
+"""Seconds that threads may take to end after the workers have."""
 
 
 class Command(BaseCommand):
@@ -31,7 +37,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--noreload",
             action="store_true",
-            help="do not start anew when code changes (only DEBUG does)",
+            help="do not restart when code changes (only DEBUG does)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -67,10 +73,26 @@ class Command(BaseCommand):
         return found
 
     async def _run(self, runner: Runner) -> None:
+        """Run until a signal; a second one ends the process at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, runner.end)
+            loop.add_signal_handler(number, self._on_signal, runner, number)
         await runner.run()
+        # Python would wait for threads in which a handler hangs, however long that takes
+        watch = threading.Timer(THREADS_WITHIN, self._leave_threads)
+        watch.daemon = True
+        watch.start()
+
+    def _on_signal(self, runner: Runner, number: int) -> None:
+        if runner.ending:
+            self._say("ended by a second signal")
+            os._exit(128 + number)
+        runner.end()
+
+    def _leave_threads(self) -> None:
+        self._say("handlers still run in threads: the process ends without them")
+        logging.shutdown()
+        os._exit(0)
 
     def _run_in_thread(self, runner: Runner) -> None:
         """Run beside the reloader, which ends the process from the main thread."""
