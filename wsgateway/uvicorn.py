@@ -7,7 +7,6 @@ this leans on. It works with all of uvicorn's websocket implementations and with
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 from wsgateway.conf import settings
@@ -56,7 +55,10 @@ class UvicornTransport(Transport):
         self._pinged = False  # reading is paused, because pongs pile up
         for name, after in zip(HOOKED, (self._on_empty, self._on_lost, self._on_ping), strict=True):
             self._hook(name, after)
-        self._transport.set_write_buffer_limits(high=1, low=0)
+        # Pauses from the first byte on; but with TLS, a transport with nothing to write is paused
+        # if the limit is 0, and never resumed.
+        encrypted = self._transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
 
     def _hook(self, name: str, after: Any) -> None:
         """Let *after* run whenever the protocol's method *name* has run."""
@@ -81,7 +83,9 @@ class UvicornTransport(Transport):
         return self._transport.get_write_buffer_size() or self._transport.is_closing()
 
     async def send(self, event: Any) -> bool:
-        """See `Transport.send`."""
+        """See `Transport.send`. The websockets implementation cannot bear two sends that wait."""
+        if self._transport.get_write_buffer_size():
+            await self.drained()
         await self._send(event)
         return True
 
@@ -120,9 +124,10 @@ class UvicornTransport(Transport):
 
     async def close(self, code: int, fallback: int, reason: str) -> None:
         """See `Transport.close`. A client that does not read gets no close frame: it is cut."""
+        loop = asyncio.get_running_loop()
+        cut = loop.call_later(settings.CLOSE_TIMEOUT, self._transport.abort)
         try:
-            async with asyncio.timeout(settings.CLOSE_TIMEOUT):
-                await super().close(code, fallback, reason)
-        except TimeoutError:
-            with contextlib.suppress(RuntimeError):
-                self._transport.abort()
+            await self.drained()
+            await super().close(code, fallback, reason)
+        finally:
+            cut.cancel()

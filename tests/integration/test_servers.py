@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,23 +145,27 @@ async def test_raw_client_that_does_not_read_costs_little_and_loses_little(
     await stop_reading(gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="0.1"), broker)
 
 
-async def test_daphne_keeps_the_same_promises_over_tls(
-    gateway_factory: Factory, broker: NatsBroker, tmp_path: Path, free_port: int
+@pytest.mark.parametrize("server", ["daphne", "uvicorn --loop asyncio", "uvicorn --loop uvloop"])
+async def test_raw_sockets_keep_the_same_promises_over_tls(
+    gateway_factory: Factory, broker: NatsBroker, tmp_path: Path, free_port: int, server: str
 ) -> None:
-    """With TLS, Twisted has two transports, and gathers small writes in the upper one."""
+    """With TLS there are two transports, and Twisted gathers small writes in the upper one."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("gateway")
-    endpoint = f"ssl:{free_port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
-    gateway = gateway_factory(f"daphne -e {endpoint}", WSGATEWAY_CURSOR_INTERVAL="0.1")
-    await until(lambda: listening(free_port), what="daphne listens for TLS")
-    gateway.ws = lambda path: f"wss://127.0.0.1:{free_port}{path}"  # type: ignore[method-assign]
+    options = f"--ssl-certfile {certificate} --ssl-keyfile {key}"
+    if server == "daphne":
+        options = f"-e ssl:{free_port}:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+    gateway = gateway_factory(f"{server} {options}", WSGATEWAY_CURSOR_INTERVAL="0.1")
+    port = free_port if server == "daphne" else gateway.port
+    await until(lambda: listening(port), what="it listens for TLS")
+    gateway.ws = lambda path: f"wss://127.0.0.1:{port}{path}"  # type: ignore[method-assign]
     context = ssl.create_default_context(cafile=str(authority.path))
     await stop_reading(gateway, broker, ssl=context)
     async with gateway.connect(*ANN, ssl=context) as raw:
         await broker.publish(ANN, b"", kind="text")
         assert await asyncio.wait_for(raw.recv(), 10) == ""
-        gateway.stop(timeout=5.0)
-        assert await closed_with(raw) == 1001
+        await asyncio.to_thread(gateway.stop, 5.0)  # the client must end its TLS, too
+        assert await closed_with(raw) == (1001 if server == "daphne" else 1012)
     assert "Traceback" not in gateway.output
 
 
@@ -188,6 +193,41 @@ async def stop_reading(gateway: Gateway, broker: NatsBroker, **options: Any) -> 
     assert rest == list(range(first + 1, count))
     # What the kernel and the client's own buffers held when the connection was cut is lost.
     assert first * size < 20_000_000
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_client_that_does_not_read_is_cut_when_its_socket_is_closed(
+    gateway_factory: Factory, broker: NatsBroker, server: str
+) -> None:
+    """On uvicorn, closing waited for the client: after a log-out, for example, it stayed."""
+    for _ in range(200):
+        await broker.publish(ANN, bytes(100_000), kind="binary")
+    gateway = gateway_factory(server, WSGATEWAY_MAX_MESSAGE_SIZE="1000")
+    async with gateway.connect("orders", "bob"):
+        pass
+
+    def sockets() -> int:
+        return len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
+
+    await until(lambda: "connected to NATS" in gateway.output, what="connected")
+    idle = await settled(sockets)
+    async with gateway.connect(*ANN, compression=None) as raw:
+        raw.transport.pause_reading()
+        assert await settled(sockets) == idle + 1
+        await raw.send("x" * 1001)
+        await until(lambda: sockets() == idle, what="the socket is closed")
+        raw.transport.abort()
+    assert "Traceback" not in gateway.output
+
+
+async def settled(value: Callable[[], int]) -> int:
+    """Return *value* once it has not changed for half a second."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        await asyncio.sleep(0.05)
+        if (now := value()) != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 # -- floods ----------------------------------------------------------------------------------

@@ -61,9 +61,12 @@ class Broker:
         self.frames: list[Frame] = []
         self.confirmed = 0
         self.error: Exception | None = None
+        self.takes = asyncio.Event()
+        self.takes.set()
         socket.delivery = cast("Any", self)
 
     async def put(self, frame: Frame, msg_id: str, headers: Any = None) -> asyncio.Future[Receipt]:
+        await self.takes.wait()
         self.frames.append(frame)
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         if self.error is None:
@@ -190,6 +193,21 @@ async def test_client_that_never_reads_its_answers_is_closed(
         await asyncio.sleep(0)
     assert client.closed_with == CloseCode.TOO_SLOW
     socket.end()
+
+
+async def test_client_whose_frame_waits_for_the_broker_is_not_taken_for_dead(
+    settings: Settings,
+) -> None:
+    """While a frame is being taken nothing else is heard, its answers to pings included."""
+    settings.WSGATEWAY_PING_INTERVAL = settings.WSGATEWAY_PING_TIMEOUT = 0.01
+    socket, client, broker = await v1_socket()
+    broker.takes.clear()
+    waiting = asyncio.create_task(socket.receive(message(1), None))
+    await until(lambda: client.got.count('{"type":"ping"}') > 2, what="three pings")
+    assert client.closed_with is None
+    broker.takes.set()
+    await waiting
+    await until(lambda: client.closed_with == CloseCode.NO_PONG, what="closed, for it is silent")
 
 
 async def test_nothing_is_taken_from_a_raw_socket_after_a_refusal() -> None:
