@@ -286,7 +286,7 @@ UNHEARD: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_what_a_role_may_not_do_is_an_error_at_once_that_says_so(
-    ws_settings: Any, url: Callable[[str], str], role: str
+    ws_settings: Any, url: Callable[[str], str], role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """NATS names the subject; the caller waited for its timeout and read nothing of it."""
     async with acting(ws_settings, url(role)) as broker:
@@ -296,7 +296,11 @@ async def test_what_a_role_may_not_do_is_an_error_at_once_that_says_so(
             assert f'Permissions Violation for Publish to "{subject}"' in str(error.value)
             with pytest.raises(BrokerForbidden):
                 await broker.jetstream.offer(subject, b"x", {"Nats-Msg-Id": "x"})
+            # A client's frame: nobody else hears of it, so the operator does
+            said = [r for r in caplog.records if f'"{subject}"' in r.getMessage()]
+            assert [r.levelname for r in said] == ["ERROR"]
         assert not broker.link._waiting
+    caplog.clear()
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -309,7 +309,9 @@ class Link:
         concerned = [w for w in self._waiting.values() if w[0] == refusal.published]
         for waiter in concerned:
             _fail(waiter, BrokerForbidden(text))
-        if not concerned:
+        # An error that is raised reaches somebody; one that is handed to a callback may reach only
+        # a client, who cannot grant anything
+        if not concerned or any(waiter[1] is not None for waiter in concerned):
             self._refusals.add(refusal)
 
     def _drop(self, client: DirectClient | None) -> None:
