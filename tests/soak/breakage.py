@@ -198,6 +198,7 @@ async def full_store(world: World) -> None:
 async def replace_stream(world: World) -> None:
     """Delete the inbox stream: whoever needs it makes a new one, and every client is told."""
     stream = world.subjects.stream("recv")
+    told_from = time.time()
     async with world.broker() as broker:
         await broker.jetstream.api(f"STREAM.DELETE.{stream}")
         deadline = time.monotonic() + 60
@@ -209,7 +210,7 @@ async def replace_stream(world: World) -> None:
                 await asyncio.sleep(0.1)
         else:
             raise AssertionError(f"nobody made {stream} again within 60 s")
-    world.note("stream lost", stream="recv", since=0.0)
+    world.note("stream lost", stream="recv", since=0.0, told_from=told_from)
 
 
 async def lose_tail(world: World) -> None:
@@ -227,8 +228,9 @@ async def lose_tail(world: World) -> None:
     await asyncio.to_thread(server.stop)
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)
+    told_from = time.time()
     await asyncio.to_thread(server.start)
-    world.note("stream lost", stream="recv", since=since)
+    world.note("stream lost", stream="recv", since=since, told_from=told_from)
 
 
 _COMMON: list[Fault] = [

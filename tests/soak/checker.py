@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.soak.ledger import Entry
 
@@ -71,7 +72,9 @@ def check(entries: Iterable[Entry]) -> Report:
     for entry in sorted(entries, key=lambda entry: entry["at"]):
         by_kind[entry["kind"]].append(entry)
     report = Report(faults=len(by_kind["fault"]))
-    losses = [(e["since"], e["at"], e["stream"]) for e in by_kind["stream lost"]]
+    losses = [
+        Loss(e["since"], e["at"], e["stream"], e["told_from"]) for e in by_kind["stream lost"]
+    ]
     published = _published(by_kind["published"], report)
     _check_down(by_kind, published, losses, report)
     _check_raw(by_kind, published, losses, report)
@@ -83,7 +86,16 @@ def check(entries: Iterable[Entry]) -> Report:
 
 
 Published = dict[str, dict[int, Entry]]
-Losses = list[tuple[float, float, str]]
+Losses = list["Loss"]
+
+
+class Loss(NamedTuple):
+    """What was stored from *since* to *until* may be gone; clients hear of it from *told_from*."""
+
+    since: float
+    until: float
+    stream: str
+    told_from: float
 
 
 def _published(entries: list[Entry], report: Report) -> Published:
@@ -94,11 +106,11 @@ def _published(entries: list[Entry], report: Report) -> Published:
     return found
 
 
-def _excused(at: float, losses: Losses, stream: str) -> float | None:
-    """Return when the stream that held a message stored at *at* was lost; None: it was not."""
-    for since, lost_at, name in losses:
-        if name == stream and since <= at <= lost_at:
-            return lost_at
+def _excused(at: float, losses: Losses, stream: str) -> Loss | None:
+    """Return how the stream lost a message stored at *at*; None: it did not."""
+    for loss in losses:
+        if loss.stream == stream and loss.since <= at <= loss.until:
+            return loss
     return None
 
 
@@ -153,12 +165,12 @@ def _check_device(
     for number, entry in published.items():
         if number in seen:
             continue
-        lost_at = _excused(entry["at"], losses, "recv")
-        if lost_at is not None and any(at >= lost_at - 1.0 for at in told):
+        loss = _excused(entry["at"], losses, "recv")
+        if loss is not None and any(at >= loss.told_from for at in told):
             report.excused += 1
         else:
             report.lost += 1
-            silent = " and nobody told it" if lost_at is not None else ""
+            silent = " and nobody told it" if loss is not None else ""
             report.break_promise(f"{key} never got {number}{silent}")
 
 
@@ -214,7 +226,7 @@ def _check_raw_step(
 ) -> None:
     """Within one connection everything that is stored comes, in order."""
     if entry["n"] <= last["n"]:
-        if not any(last["at"] <= at <= entry["at"] + 1 for _, at, _ in losses):
+        if not any(last["at"] <= loss.until <= entry["at"] + 1 for loss in losses):
             report.out_of_order += 1
             report.break_promise(f"{key} (raw) got {entry['n']} after {last['n']}")
         return
@@ -242,7 +254,9 @@ def _check_up(by_kind: dict[str, list[Entry]], losses: Losses, report: Report) -
     done = {(e["user"], e["device"], e["n"]) for e in by_kind["handled"]}
     report.handled = len(done)
     for name, entries in tries.items():
-        if len({e["offset"] for e in entries}) > 1 and not any(s == "send" for *_, s in losses):
+        if len({e["offset"] for e in entries}) > 1 and not any(
+            loss.stream == "send" for loss in losses
+        ):
             report.break_promise(f"{name} was stored twice for its service")
     for entry in by_kind["accepted"]:
         report.accepted += 1

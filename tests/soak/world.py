@@ -212,7 +212,9 @@ class World:
             await until(lambda member=member: not member.running, 30, member.log.name)  # type: ignore[misc]
 
     async def _write_state(self) -> None:
-        """Keep what the servers say of streams and consumers, for whoever looks into a failure."""
+        """Keep what servers and workers say of themselves, for looking into a failure."""
+        for worker in self.workers:
+            worker.send(signal.SIGUSR1)
         state = []
         async with self.broker() as broker:
             streams = await broker.jetstream.api("STREAM.LIST")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
+from tests.soak import stacks
 from tests.soak.ledger import Ledger
 from wsgateway import Message, RetryPolicy, service
+
+if "SOAK_SERVICE_LEDGER" in os.environ and "runservice" in sys.argv:
+    stacks.install()
 
 
 @cache

@@ -100,7 +100,9 @@ def lost_stream(*, told: bool) -> Report:
     entries = good_run()
     without("got", 2)(entries)
     without("raw", 2)(entries)
-    entries.append({"kind": "stream lost", "at": 4.0, "since": 0.0, "stream": "recv"})
+    entries.append(
+        {"kind": "stream lost", "at": 4.0, "since": 0.0, "stream": "recv", "told_from": 4.0}
+    )
     if told:
         welcome = next(e for e in entries if e["kind"] == "welcome")
         entries.append({**welcome, "at": 4.05})
