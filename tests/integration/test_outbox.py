@@ -15,7 +15,9 @@ from django.db import transaction
 from tests.integration.test_publish import read
 from tests.support import ROOT, Process, running, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused, QueueFull
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
@@ -85,7 +87,7 @@ def test_broker_that_is_away_loses_nothing(settings: Any, own_server: EmbeddedSe
 def _fails(action: Any) -> bool:
     try:
         action()
-    except BrokerUnavailable:
+    except (BrokerUnavailable, QueueFull):
         return True
     return False
 
@@ -162,3 +164,36 @@ def test_relay_killed_again_and_again(
         assert "Traceback" not in relay.output
     for user in range(USERS):
         assert got(f"u{user}") == [str(number) for number in range(EACH)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_full_stream_makes_rows_wait_until_there_is_room(
+    settings: Any, nats_settings: Any, prefix: str
+) -> None:
+    """A real server at its limit: nothing is set aside, and all goes on in order."""
+    settings.WSGATEWAY_INBOX_MAX_BYTES = 200_000
+    settings.WSGATEWAY_BROKER_TIMEOUT = settings.WSGATEWAY_PUBLISH_TIMEOUT = 2.0
+    for number in range(40):
+        enqueue("orders", "ann", text=f"{number}".ljust(10_000))
+    relay = Relay()
+    steps: list[int] = []
+    while not _fails(lambda: steps.append(relay.step())):
+        assert steps[-1] > 0
+    relayed = sum(steps)
+    assert 10 <= relayed < 40
+    assert OutboxMessage.objects.filter(failed_at=None).count() == 40 - relayed
+    before = got("ann")
+
+    async def empty() -> None:
+        broker = broker_from_settings(wsgateway_settings)
+        await broker.open()
+        await broker.wait_ready()
+        await broker.jetstream.api(f"STREAM.PURGE.{broker.subjects.stream('recv')}")
+        await broker.close()
+
+    asyncio.run(empty())
+    wait_for(lambda: not _fails(relay.step), 20, "room")
+    after = got("ann")
+    assert [int(text) for text in (*before, *after)] == list(range(len(before) + len(after)))
+    assert after
+    assert not OutboxMessage.objects.exclude(failed_at=None).exists()
