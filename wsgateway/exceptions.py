@@ -9,6 +9,7 @@ WsGatewayError
 │   ├── MessageTooBig          also ValueError
 │   ├── MessageRefused         also ValueError; the server never stores this message
 │   └── BrokerClosed           the broker object is no longer open
+├── ServiceUnknown             also LookupError; nobody declares it
 ├── NameRefused                also ValueError; an identity or group that cannot be a subject
 ├── PartlySent                 an iterable of messages failed in the middle; says what is stored
 ├── MalformedMessage           also ValueError; bytes on a subject that mean nothing here
@@ -34,6 +35,7 @@ __all__ = [
     "NameRefused",
     "PartlySent",
     "QueueFull",
+    "ServiceUnknown",
     "WsGatewayError",
 ]
 
@@ -126,6 +128,24 @@ class PartlySent(WsGatewayError):
         return (
             f"{type(self.error).__name__} after {len(self.outcomes)} messages, of which "
             f"{self.stored} are stored; see its outcomes and __cause__, and send the others again"
+        )
+
+
+class ServiceUnknown(WsGatewayError, LookupError):
+    """The service does not exist, so nobody could read what is sent. Nothing was stored.
+
+    Args:
+        service: Its name.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__(service)
+        self.service = service
+
+    def __str__(self) -> str:
+        return (
+            f"service {self.service!r} does not exist; declare it with @service or "
+            "WSGATEWAY_SERVICES"
         )
 
 

@@ -24,7 +24,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.declared import ANY
-from wsgateway.exceptions import IdentityRefused, NameRefused
+from wsgateway.exceptions import IdentityRefused, NameRefused, ServiceUnknown
 from wsgateway.handshake import bearer_token, cookie, parameter, route
 from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
 from wsgateway.subjects import Inbox, encode_token
@@ -163,10 +163,7 @@ async def require_service(broker: Broker, service: str) -> None:
     except NameRefused as exc:
         raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
     if not await broker.service_exists(service):
-        raise IdentityRefused(
-            CloseCode.FORBIDDEN,
-            f"service {service!r} does not exist; declare it with @service or WSGATEWAY_SERVICES",
-        )
+        raise IdentityRefused(CloseCode.FORBIDDEN, str(ServiceUnknown(service)))
 
 
 def _require_path(scope: Scope, identity: Identity) -> Identity:

@@ -41,7 +41,7 @@ def production(
     folder = tmp_path_factory.mktemp("production")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return site_env(
-        WSGATEWAY_SERVICES="orders",
+        WSGATEWAY_SERVICES="demo,orders",
         PATH=path,
         SECRET_KEY=SECRET_KEY,
         ALLOWED_HOSTS="127.0.0.1",

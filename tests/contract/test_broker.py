@@ -28,6 +28,7 @@ from wsgateway.exceptions import (
     MessageTooBig,
     NameRefused,
     QueueFull,
+    ServiceUnknown,
 )
 from wsgateway.frames import Frame
 from wsgateway.subjects import GROUP_SERVICE, Inbox
@@ -299,6 +300,13 @@ class TestServices:
             assert not await broker.service_exists(service)
             assert broker.known_service(service) is False
 
+    async def test_publishing_to_one_that_does_not_exist_is_refused(self, broker: Broker) -> None:
+        """It was stored, and nobody could ever read it."""
+        with pytest.raises(ServiceUnknown, match="WSGATEWAY_SERVICES") as error:
+            await broker.publish(Inbox("ordres", "ann"), b"x")
+        assert error.value.service == "ordres"
+        assert (await broker.position()).last == 0
+
     async def test_any_exists_where_the_setting_says_so(self, brokers: Brokers) -> None:
         brokers.settings.WSGATEWAY_SERVICES = ["*"]
         broker = await brokers.open()
@@ -472,8 +480,10 @@ class TestLastOffsets:
         assert await other.last_offsets(empty) == {}
         assert await other.last_offsets([]) == {}
 
-    async def test_long_names(self, broker: Broker) -> None:
+    async def test_long_names(self, brokers: Brokers) -> None:
         """1,024 long names exceeded the server's max_payload, which ends the connection."""
+        brokers.settings.WSGATEWAY_SERVICES = ["*"]
+        broker = await brokers.open()
         names = [f"{number:04}" + "*" * 251 for number in range(1000)]
         inboxes = [Inbox("*" * 255, name) for name in names]
         receipt = await broker.publish(inboxes[-1], b"x")

@@ -116,6 +116,7 @@ def test_relay_killed_again_and_again(
         SECRET_KEY="tests",
         DATABASE_URL=f"sqlite:///{database}",
         NATS_BROKER_URL=nats_server.url,
+        WSGATEWAY_SERVICES="orders",
         WSGATEWAY_PREFIX=prefix,
     )
     migrate = manage(tmp_path, "migrate", env, "migrate", "wsgateway_outbox")

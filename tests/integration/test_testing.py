@@ -22,16 +22,16 @@ def test_sent_and_assertions(wsgateway_memory: Any) -> None:
     assert_not_sent()
     send("orders", "ann", json={"b": 1, "a": [2]})
     send("orders", "ann", bytes=b"\xff")
-    send("other", "bob", text="hi")
+    send("service1", "bob", text="hi")
     assert [message.data for message in sent("orders")] == ['{"b":1,"a":[2]}', b"\xff"]
     assert_sent("orders", "ann", json={"a": [2], "b": 1}, count=1)
     assert_sent("orders", "ann", bytes=b"\xff")
     assert_sent("orders", "ann", count=2)
     assert_not_sent("orders", "bob")
     with pytest.raises(AssertionError, match="it got: 'hi'"):
-        assert_sent("other", "bob", text="ho")
+        assert_sent("service1", "bob", text="ho")
     with pytest.raises(AssertionError, match="nothing should have been sent"):
-        assert_not_sent("other")
+        assert_not_sent("service1")
 
 
 def test_each_test_begins_with_nothing(wsgateway_memory: Any) -> None:

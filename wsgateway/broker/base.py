@@ -314,6 +314,7 @@ class Broker(ABC):
 
         Raises:
             MessageTooBig: Nothing was stored.
+            ServiceUnknown: Nobody declares the service. Nothing was stored.
             QueueFull: The stream, or the account or server that holds it, is at its limit.
                 Nothing was stored.
             MessageRefused: The server refuses this message, whenever it is sent.

@@ -24,7 +24,13 @@ from wsgateway.broker.base import (
     check_published,
 )
 from wsgateway.declared import EVERYTHING, Declared, declared_services
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, MessageTooBig, QueueFull
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerUnavailable,
+    MessageTooBig,
+    QueueFull,
+    ServiceUnknown,
+)
 from wsgateway.frames import Frame
 from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects
 
@@ -242,6 +248,8 @@ class MemoryBroker(Broker):
         check_published(headers, ttl, msg_id)
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
+        if not self.known_service(inbox.service):
+            raise ServiceUnknown(inbox.service)
         store, known = self.store, self.store.received.known(msg_id)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)

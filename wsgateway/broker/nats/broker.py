@@ -43,6 +43,7 @@ from wsgateway.exceptions import (
     BrokerMisconfigured,
     BrokerUnavailable,
     QueueFull,
+    ServiceUnknown,
 )
 from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox, Subjects
@@ -354,6 +355,10 @@ class NatsBroker(Broker):
     async def service_exists(self, service: str) -> bool:
         return await self.services.exists(service)
 
+    async def _require_service(self, service: str) -> None:
+        if not await self.services.exists(service):
+            raise ServiceUnknown(service)
+
     # -- publish -------------------------------------------------------------------------
 
     async def publish(
@@ -378,6 +383,8 @@ class NatsBroker(Broker):
             msg_id = f"{msg_id}@{subject}"
         if not self.ready:
             await self.wait_ready()
+        if self.services.known(inbox.service) is not True:
+            await self._require_service(inbox.service)
         if self._is_reserved and not reserved:
             raise QueueFull(
                 f"stream {self._recv!r} is full but for what replies need; nothing was stored, "
