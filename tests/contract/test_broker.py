@@ -661,6 +661,27 @@ class TestCursors:
         await other.save_cursor(ANN, "phone", 3)
         assert await broker.load_cursor(ANN, "phone") == 3
 
+    async def test_bucket_that_is_full_keeps_nobody_out(
+        self, brokers: Brokers, broker: Broker
+    ) -> None:
+        """What is full can still be dropped, so a cursor beyond the end refuses no connection."""
+        if brokers.settings.PUBSUB_BROKER == "memory":
+            pytest.skip("it has no limit")
+        last = (await broker.position()).last
+        await broker.save_cursor(ANN, "phone", last + 10)
+        await broker.save_cursor(ANN, "laptop", last)
+        stream = f"KV_{broker.subjects.upper}_CURSORS"
+        api = broker.jetstream.api  # type: ignore[attr-defined]
+        info = await api(f"STREAM.INFO.{stream}")
+        full = {**info["config"], "max_bytes": info["state"]["bytes"]}
+        await api(f"STREAM.UPDATE.{stream}", full)
+        with pytest.raises(QueueFull):
+            await broker.save_cursor(ANN, "tablet", last)
+        assert await broker.load_cursor(ANN, "phone") == 0
+        await broker.drop_cursor(ANN, "laptop")
+        assert await broker.load_cursor(ANN, "laptop") == 0
+        await broker.save_cursor(ANN, "tablet", last)
+
     async def test_least_recently_used_goes_at_the_limit(self, brokers: Brokers) -> None:
         """Any client could fill the bucket with devices that it made up."""
         brokers.settings.WSGATEWAY_MAX_DEVICES_PER_USER = 3

@@ -81,7 +81,10 @@ class Cursors:
         if entry.offset <= position.last:
             return entry.offset
         logger.warning("dropped a cursor at %s: the stream ends before it", entry.offset)
-        await self._write(subject, entry.epoch, 0, entry.revision)
+        try:
+            await self._purge(subject, entry.revision)
+        except BrokerError as exc:  # that must not keep its device out
+            logger.warning("it could not be removed: %s", exc)
         return 0
 
     async def save(self, inbox: Inbox, device: str, offset: int, epoch: str) -> None:
@@ -102,12 +105,9 @@ class Cursors:
     async def drop(self, inbox: Inbox, device: str) -> None:
         """See `Broker.drop_cursor`."""
         subject = self._subject(inbox, device)
-        for attempt in range(ATTEMPTS):
-            entry = await self._read(subject)
-            if not entry.offset or await self._write(subject, entry.epoch, 0, entry.revision):
-                return
-            await asyncio.sleep(PAUSE * attempt)
-        raise BrokerUnavailable("other gateways move this cursor all the time; drop it again later")
+        entry = await self._read(subject)
+        if entry.revision:
+            await self._purge(subject, entry.revision)
 
     def forget_beyond(self, offset: int) -> None:
         """Forget what is remembered of cursors beyond *offset*, where the stream ends now."""
@@ -139,6 +139,12 @@ class Cursors:
         self._remember(subject, _Entry(receipt.offset, epoch, offset))
         return True
 
+    async def _purge(self, subject: str, revision: int) -> None:
+        """Remove an entry, unless it was written over since; also from a bucket that is full."""
+        request = {"filter": subject, "seq": revision + 1}
+        await self._jetstream.api(f"STREAM.PURGE.{self._stream}", request)
+        self._known.pop(subject, None)
+
     def _remember(self, subject: str, entry: _Entry) -> None:
         self._known[subject] = entry
         self._known.move_to_end(subject)
@@ -161,7 +167,7 @@ class Cursors:
             found = await self._jetstream.direct(self._stream, request)
             for reply in found.replies:
                 subject = (hdrs.find(reply.headers, b"Nats-Subject") or b"").decode()
-                await self._jetstream.api(f"STREAM.PURGE.{self._stream}", {"filter": subject})
-                self._known.pop(subject, None)
+                revision = hdrs.find_int(reply.headers, b"Nats-Sequence") or 0
+                await self._purge(subject, revision)
         except BrokerError as exc:  # the cursor itself is written, and the next one tries again
             logger.warning("a user's oldest cursors could not be removed: %s", exc)
