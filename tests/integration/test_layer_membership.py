@@ -15,6 +15,7 @@ from tests.integration.layer_worker import WorkerProcess
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import Link
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.exceptions import BrokerUnavailable
@@ -138,6 +139,27 @@ async def test_calls_at_once_share_a_round_trip(make: Make, pongs: list[bytes]) 
     pongs.clear()
     await asyncio.gather(*(layer.group_add(f"group-{number}", channel) for number in range(32)))
     assert len(pongs) <= 2
+
+
+async def test_durable_memberships_at_once_share_a_round_trip(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make()
+    channel = await layer.new_channel()
+    asked: list[NatsBroker] = []
+    position = NatsBroker.position
+
+    async def counted(self: NatsBroker) -> Any:
+        asked.append(self)
+        return await position(self)
+
+    monkeypatch.setattr(NatsBroker, "position", counted)
+    groups = [f"service.user{number}" for number in range(32)]
+    await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
+    assert 1 <= len(asked) <= 2
+    for number, group in enumerate(groups):
+        await layer.group_send(group, {"type": "x", "n": number})
+    assert sorted(await drain(layer, channel, 32)) == list(range(32))
 
 
 async def test_a_group_that_is_in_effect_costs_no_round_trip(

@@ -563,7 +563,8 @@ class NatsChannelLayer(BaseChannelLayer):
     async def flush(self) -> None:
         """Drop every message and group of every process; durable messages stay stored.
 
-        Returns once every process has answered.
+        Returns once every process has answered; one that stays silent for a tenth of a second
+        after the last answer is not waited for.
         """
         await self._run(self._flush_at)
 

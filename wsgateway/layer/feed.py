@@ -18,6 +18,7 @@ from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
 from wsgateway.inbox import InboxReader, later
+from wsgateway.layer.rounds import Rounds
 from wsgateway.recovery import Reached, find_lost
 from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
@@ -90,6 +91,8 @@ class _Watcher:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.positions = Rounds(node.broker.position, "wsgateway-layer-position")
+        """Where the stream ends; members who join at once share the question."""
         self._watches: dict[Inbox, _Watch] = {}
         self._epoch = ""
         self._sweeping: asyncio.Task[None] | None = None
@@ -182,6 +185,13 @@ class _Watcher:
 _watchers: weakref.WeakKeyDictionary[Node, _Watcher] = weakref.WeakKeyDictionary()
 
 
+def _watcher_of(node: Node) -> _Watcher:
+    watcher = _watchers.get(node)
+    if watcher is None:
+        watcher = _watchers[node] = _Watcher(node)
+    return watcher
+
+
 class Feed:
     """Brings a durable group's messages into one member's mailbox, in order, none left out.
 
@@ -211,10 +221,7 @@ class Feed:
         """Begin, or go on where it was, in the running loop, which is *node*'s."""
         self.attachment = here = Attachment(self, node)
         self._task = None  # if it still runs, in a loop that stands still, it ends by itself
-        watcher = _watchers.get(node)
-        if watcher is None:
-            watcher = _watchers[node] = _Watcher(node)
-        watcher.add(here)
+        _watcher_of(node).add(here)
         if self._started is None or not self._started.done():
             self._started = node.loop.create_future()
             self._spawn(self._start(here))
@@ -258,7 +265,7 @@ class Feed:
         assert started is not None
         try:
             await here.node.broker.wait_ready()
-            position = await here.node.broker.position()
+            position = await _watcher_of(here.node).positions.join()
         except BaseException as exc:
             if self._started is started:
                 self._started = None

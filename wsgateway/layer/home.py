@@ -89,6 +89,7 @@ class Home:
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
         self._tasks: set[asyncio.Task[None]] = set()  # joins for others, notices
+        self._unstored: set[str] = set()  # groups that name an inbox whose service did not exist
         self._resting: set[bytes] = set()  # channels whose durable groups wait for a reader
         self._joiner = wire.Joiner()
         self.complaints = Complaints(self._tell)
@@ -286,6 +287,8 @@ class Home:
         """
         known = self.groups.get(group_name.name)
         inbox = known.inbox if known else await self._directory.find(node, group_name)
+        if group_name.inbox != inbox and group_name.inbox is not None:
+            self._unstored.add(group_name.name)
         is_new = self._add(node, group_name.name, inbox, channel)
         group = self.groups[group_name.name]
         name = channel.encode()
@@ -412,19 +415,21 @@ class Home:
         self._look_at_services(node)
 
     def _look_at_services(self, node: Node) -> None:
-        if self.node is node and self.groups:
+        if self.node is node and self._unstored:
             self._run(self._store_groups(node), "wsgateway-layer-services")
 
     async def _store_groups(self, node: Node) -> None:
         """Make groups durable whose service exists by now, as their senders do."""
-        for group in list(self.groups.values()):
-            name = self._directory.get(group.name) or self._directory.add(node, group.name)
-            if name.inbox is None or group.inbox == name.inbox:
-                continue
+        for group_name in list(self._unstored):
+            name = self._directory.get(group_name) or self._directory.add(node, group_name)
             with contextlib.suppress(BrokerError):  # looked at again with the next sweep
                 inbox = await self._directory.find(node, name)
-                is_here = self.node is node and self.groups.get(group.name) is group
-                if inbox != group.inbox and is_here:
+                if self.node is not node:
+                    return
+                group = self.groups.get(group_name)
+                if group is None or inbox == name.inbox:
+                    self._unstored.discard(group_name)
+                if group is not None and inbox != group.inbox:
                     for interest in group.pause():
                         interest.close()
                     group.feeds.clear()
