@@ -161,15 +161,18 @@ class DaphneTransport(Transport):
 
     async def send(self, event: Any) -> bool:
         """See `Transport.send`. Daphne itself drops an empty frame."""
+        if event["type"] != "websocket.send":
+            await self._send(event)
+            return True
         if self._paused:
             await self.drained()
         if self.gone:  # autobahn would raise an error of its own
             raise ConnectionResetError
         handed = not self.pending
-        if event["type"] == "websocket.send" and not (event.get("text") or event.get("bytes")):
-            self._protocol.sendMessage(b"", "bytes" in event)
-        else:
+        if event.get("text") or event.get("bytes"):
             await self._send(event)
+        else:
+            self._protocol.sendMessage(b"", "bytes" in event)
         return handed
 
     async def drained(self) -> None:

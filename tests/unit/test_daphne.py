@@ -1,0 +1,159 @@
+"""The socket on daphne, with autobahn's protocol and Twisted's transport faked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from twisted.internet.abstract import FileDescriptor
+
+from wsgateway.daphne import CLOSED, OPEN, READ_BYTES, READ_FRAMES, DaphneTransport
+
+
+class Descriptor(FileDescriptor):
+    """Holds what is written until `flush`."""
+
+    connected = 1
+
+    def __init__(self) -> None:
+        super().__init__(reactor=object())  # type: ignore[arg-type]
+        self.reading = True
+
+    def startWriting(self) -> None: ...
+    def stopWriting(self) -> None: ...
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def writeSomeData(self, data: bytes) -> int:
+        return len(data)
+
+    def flush(self) -> None:
+        while self.dataBuffer or self._tempDataBuffer:
+            self.doWrite()
+
+
+class Protocol:
+    """What `DaphneTransport` uses of daphne's protocol."""
+
+    def __init__(self) -> None:
+        self.state = OPEN
+        self.transport = Descriptor()
+        self.application_queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.registerProducer = self.transport.registerProducer
+        self.unregisterProducer = self.transport.unregisterProducer
+        self.pongs: list[bytes] = []
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.application_queue.put_nowait(payload)
+
+    def onPing(self, payload: bytes) -> None:
+        raise AssertionError("it is replaced")
+
+    def onClose(self, *args: Any) -> None: ...
+
+    def sendPong(self, payload: bytes) -> None:
+        self.pongs.append(payload)
+
+
+Made = tuple[DaphneTransport, Protocol]
+
+
+@pytest.fixture
+def made() -> Made:
+    protocol = Protocol()
+
+    async def send(event: Any) -> None:
+        protocol.transport.write(event.get("bytes") or b"")
+
+    return DaphneTransport(protocol, send), protocol
+
+
+def message(size: int) -> dict[str, Any]:
+    return {"type": "websocket.send", "bytes": bytes(size)}
+
+
+async def test_send_waits_until_the_kernel_has_what_was_sent_before(made: Made) -> None:
+    transport, protocol = made
+    assert await transport.send(message(1000))
+    assert transport.pending == 1000
+    assert not await transport.send(message(100_000))
+    third = asyncio.create_task(transport.send(message(1)))
+    await asyncio.sleep(0.01)
+    assert not third.done()
+    protocol.transport.flush()
+    assert await third
+    assert transport.pending == 1
+
+
+async def test_drained_waits_for_a_few_bytes_too(made: Made) -> None:
+    transport, protocol = made
+    await transport.send(message(1))
+    waiting = asyncio.create_task(transport.drained())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    protocol.transport.flush()
+    await waiting
+
+
+async def test_sender_that_waits_is_told_when_the_connection_is_lost(made: Made) -> None:
+    transport, protocol = made
+    await transport.send(message(100_000))
+    waiting = asyncio.create_task(transport.send(message(1)))
+    await asyncio.sleep(0)
+    protocol.unregisterProducer()  # as autobahn does
+    protocol.state = CLOSED
+    protocol.onClose()
+    with pytest.raises(ConnectionResetError):
+        await waiting
+    assert transport.pending, "what the kernel did not take is not forgotten"
+
+
+async def test_accepting_a_socket_that_is_gone_is_no_error(made: Made) -> None:
+    """Daphne ignores it; the event that tells of the end waits in its queue."""
+    transport, protocol = made
+    protocol.state = CLOSED
+    assert await transport.send({"type": "websocket.accept"})
+    await transport.close(1001, 4001, "")
+
+
+async def test_only_the_last_ping_is_answered_while_the_client_does_not_read(made: Made) -> None:
+    transport, protocol = made
+    protocol.onPing(b"1")
+    await transport.send(message(100_000))
+    for payload in (b"2", b"3", b"4"):
+        protocol.onPing(payload)
+    assert protocol.pongs == [b"1"]
+    protocol.transport.flush()
+    assert protocol.pongs == [b"1", b"4"]
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, READ_FRAMES), (READ_BYTES // 4, 4)])
+async def test_reading_pauses_until_all_that_came_is_taken(
+    made: Made, size: int, count: int
+) -> None:
+    transport, protocol = made
+    for number in range(count):
+        assert protocol.transport.reading, number
+        protocol.onMessage(bytes(size), True)
+    assert not protocol.transport.reading
+    for _ in range(count):
+        assert not protocol.transport.reading
+        protocol.application_queue.get_nowait()
+        await transport.taken()
+    assert protocol.transport.reading
+
+
+async def test_nothing_is_queued_after_closing(made: Made) -> None:
+    transport, protocol = made
+    for _ in range(READ_FRAMES):
+        protocol.onMessage(b"x", True)
+    protocol.state = CLOSED
+    await transport.close(1001, 4001, "")
+    protocol.onMessage(b"y", True)
+    assert protocol.application_queue.qsize() == READ_FRAMES
+    assert protocol.transport.reading, "for the answer to the close frame"
