@@ -198,13 +198,13 @@ async def test_handler_alone_waits_for_others_but_not_for_those_that_hang() -> N
     release = asyncio.Event()
 
     async def hang() -> None:
-        async with running.beside(Run("hangs")):
-            await release.wait()
+        await running.begin(Run(str))
+        await release.wait()
 
     task = asyncio.create_task(hang())
     await asyncio.sleep(0)
     begin = time.monotonic()
-    async with running.alone(Run("alone")):
+    async with running.alone(Run(str)):
         assert time.monotonic() - begin > 0.2
         other = asyncio.create_task(anext_to(running))
         await asyncio.sleep(0.05)
@@ -215,8 +215,7 @@ async def test_handler_alone_waits_for_others_but_not_for_those_that_hang() -> N
 
 
 async def anext_to(running: Running) -> None:
-    async with running.beside(Run("other")):
-        pass
+    await running.begin(Run(str))
 
 
 async def test_those_who_wait_go_before_the_next_that_is_alone() -> None:
@@ -224,14 +223,16 @@ async def test_those_who_wait_go_before_the_next_that_is_alone() -> None:
     order: list[str] = []
 
     async def alone(name: str) -> None:
-        async with running.alone(Run(name)):
+        async with running.alone(Run(str)):
             order.append(name)
             await asyncio.sleep(0.01)
 
     async def beside() -> None:
-        async with running.beside(Run("others")):
-            order.append("others")
-            await asyncio.sleep(0.01)
+        run = Run(str)
+        await running.begin(run)
+        order.append("others")
+        await asyncio.sleep(0.01)
+        running.end(run)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(alone("one"))

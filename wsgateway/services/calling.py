@@ -6,13 +6,14 @@ import asyncio
 import ctypes
 import inspect
 import threading
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
 
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.services.database import close_old, usable_connections
+from wsgateway.services import database
 from wsgateway.services.message import Message, SyncMessage
 
 if TYPE_CHECKING:
@@ -73,16 +74,31 @@ class Caller:
 
     async def _call_async(self, job: Job, run: Run) -> None:
         message = Message(job, self._broker)
-        async with usable_connections():
+        database.begin_handler()
+        try:
+            if database.refresh_needed():
+                await database.refresh()
             run.coroutine = self._service.handler(message)
-            deadline = asyncio.timeout(self._service.timeout)
+            if self._service.timeout is None:
+                await run.coroutine
+            else:
+                await self._in_time(run.coroutine, self._service.timeout)
+        finally:
             try:
-                async with deadline:
-                    await run.coroutine
-            except TimeoutError as exc:
-                if deadline.expired():
-                    raise self._too_late() from exc
-                raise
+                if database.refresh_needed():
+                    await database.refresh()
+            finally:
+                database.end_handler()
+
+    async def _in_time(self, handler: Awaitable[object], limit: float) -> None:
+        deadline = asyncio.timeout(limit)
+        try:
+            async with deadline:
+                await handler
+        except TimeoutError as exc:
+            if deadline.expired():
+                raise self._too_late() from exc
+            raise
 
     def _too_late(self) -> HandlerTimeout:
         return HandlerTimeout(
@@ -126,11 +142,11 @@ class _Thread:
         Returns what it raised, because a StopIteration cannot pass through a future.
         """
         try:
-            close_old()
+            database.close_old()
             try:
                 self._handle()
             finally:
-                close_old()
+                database.close_old()
         except BaseException as exc:
             return exc
         return None

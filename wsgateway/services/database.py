@@ -11,10 +11,8 @@ when no other handler runs, which may be in the middle of a cursor.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -22,7 +20,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-__all__ = ["close_old", "usable_connections"]
+__all__ = ["begin_handler", "close_old", "end_handler", "refresh", "refresh_needed"]
 
 logger = logging.getLogger("wsgateway.services")
 
@@ -71,21 +69,23 @@ def _refresh() -> None:
         _connected.discard(_thread)
 
 
-@contextlib.asynccontextmanager
-async def usable_connections() -> AsyncIterator[None]:
-    """Close connections of asynchronous code that failed or are too old, before and after."""
+def begin_handler() -> None:
+    """Count an asynchronous handler that begins."""
     global _handlers
     _handlers += 1
-    try:
-        await _refresh_if_needed()
-        yield
-    finally:
-        try:
-            await _refresh_if_needed()
-        finally:
-            _handlers -= 1
 
 
-async def _refresh_if_needed() -> None:
-    if _connected and (_thread is None or _thread in _connected):
-        await sync_to_async(_refresh)()
+def end_handler() -> None:
+    """Count it out."""
+    global _handlers
+    _handlers -= 1
+
+
+def refresh_needed() -> bool:
+    """Say whether `refresh` may find something to close, before or after a handler."""
+    return bool(_connected) and (_thread is None or _thread in _connected)
+
+
+async def refresh() -> None:
+    """Close connections of asynchronous code that failed or are too old."""
+    await sync_to_async(_refresh)()

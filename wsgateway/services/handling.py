@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from wsgateway.broker.nats.link import Backoff
@@ -99,15 +100,17 @@ class Handling:
         job.attempt = history.tries + 1
         begin = time.perf_counter()
         error = await self._run(job, history)
-        verdict = self._judge(job, error)
+        verdict: Verdict = Done()
         if error is not None:
+            verdict = self._judge(job, error)
             self._log(job, verdict, error)
         await self._persist(
             job, COUNTED[type(verdict)], lambda: self._settle(job, history, verdict, crowded)
         )
         self.counts[COUNTED[type(verdict)]] += 1
-        took = time.perf_counter() - begin
-        logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
+        if logger.isEnabledFor(logging.DEBUG):
+            took = time.perf_counter() - begin
+            logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
         return not isinstance(verdict, Again)
 
     def _name(self, job: Job) -> str:
@@ -119,7 +122,7 @@ class Handling:
         if history.started:
             job.attempt = max(job.attempt, job.deliveries - 1)
             return WorkerDied()
-        run = Run(self._name(job))
+        run = Run(partial(self._name, job))
         if self._suspect(job, history):
             logger.warning(
                 "%s was delivered %d times, and no handler was heard of: it is handled alone",
@@ -127,8 +130,12 @@ class Handling:
                 job.deliveries,
             )
             return await self._persist(job, "mark", lambda: self._run_alone(job, history, run))
-        async with self._slots, self._running.beside(run):
-            return await self._caller.call(job, run)
+        async with self._slots:
+            await self._running.begin(run)
+            try:
+                return await self._caller.call(job, run)
+            finally:
+                self._running.end(run)
 
     def _suspect(self, job: Job, history: History) -> bool:
         unheard = job.deliveries - history.deliveries
@@ -162,14 +169,13 @@ class Handling:
 
     # -- what becomes of it --------------------------------------------------------------
 
-    def _judge(self, job: Job, error: BaseException | None) -> Verdict:
-        if error is not None and isinstance(error, (WorkerDied, MalformedMessage)):
+    def _judge(self, job: Job, error: BaseException) -> Verdict:
+        if isinstance(error, (WorkerDied, MalformedMessage)):
             return Dead(error)  # a next try would find the same
         try:
             return judge(error, job.attempt, self._service.policies, settings.MAX_DELIVER)
         except Exception:  # an exception whose class or attributes are strange
             logger.exception("%s: the retry policy cannot be applied", self._name(job))
-            assert error is not None
             return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
 
     def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:

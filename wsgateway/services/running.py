@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -18,7 +18,7 @@ class Run:
     """One call of a handler.
 
     Attributes:
-        name: What is handled, for the log.
+        name: Says what is handled, for the log.
         began: When, on the monotonic clock.
         coroutine: An asynchronous handler's; None before it began.
         thread: Identifies the thread of a synchronous handler; None before it began.
@@ -27,7 +27,7 @@ class Run:
 
     __slots__ = ("began", "coroutine", "name", "thread", "warned")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: Callable[[], str]) -> None:
         self.name = name
         self.began = monotonic()
         self.coroutine: Any = None
@@ -67,23 +67,20 @@ class Running:
         self._ended = asyncio.Event()  # set when a handler ends
         self._one = asyncio.Lock()  # held by the handler that is, or waits to be, alone
 
-    @contextlib.contextmanager
-    def _enter(self, run: Run) -> Iterator[None]:
-        run.began = monotonic()
-        self._runs.add(run)
-        try:
-            yield
-        finally:
-            self._runs.discard(run)
-            self._ended.set()
-
-    @contextlib.asynccontextmanager
-    async def beside(self, run: Run) -> AsyncIterator[None]:
-        """Run with others, unless one is alone."""
+    async def begin(self, run: Run) -> None:
+        """Begin beside others, once no handler is alone; `end` it."""
         if not self._open.is_set():
             await self._open.wait()  # once: those who wait go before the next that is alone
-        with self._enter(run):
-            yield
+        self._enter(run)
+
+    def end(self, run: Run) -> None:
+        """Note that a handler has ended."""
+        self._runs.discard(run)
+        self._ended.set()
+
+    def _enter(self, run: Run) -> None:
+        run.began = monotonic()
+        self._runs.add(run)
 
     @contextlib.asynccontextmanager
     async def alone(self, run: Run) -> AsyncIterator[None]:
@@ -96,9 +93,10 @@ class Running:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(left):
                             await self._ended.wait()
-                with self._enter(run):
-                    yield
+                self._enter(run)
+                yield
             finally:
+                self.end(run)
                 self._open.set()
 
     def _longest_wait(self) -> float:

@@ -279,7 +279,7 @@ class Worker:
                 logger.warning(
                     "%s: its handler has not returned for %.0f s; if it hangs, give the service a "
                     "timeout. It is at:\n%s",
-                    run.name,
+                    run.name(),
                     settings.ACK_WAIT,
                     run.stack(),
                 )

@@ -71,6 +71,7 @@ class Job:
     """
 
     __slots__ = (
+        "_frame",
         "ack_subject",
         "attempt",
         "deliveries",
@@ -91,6 +92,7 @@ class Job:
         self.headers = headers
         self.ack_subject = ack_subject
         self.problem: MalformedMessage | None = None
+        self._frame: Frame | None = None
         tokens = ack_subject.split(".")
         # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>…
         first = 4 if len(tokens) == 9 else 6
@@ -98,7 +100,7 @@ class Job:
         self.attempt = 1
         self.unstarted = self.deliveries == 1
         self.sequence = int(tokens[first + 1])
-        self.id = f"{tokens[first - 2]}.{self.sequence}.{tokens[first + 3]}"
+        self.id = ".".join((tokens[first - 2], tokens[first + 1], tokens[first + 3]))
 
     @property
     def frame(self) -> Frame:
@@ -107,7 +109,9 @@ class Job:
         Raises:
             MalformedMessage: It is none.
         """
-        return Frame.parse(self.payload, self.headers.get(FRAME_HEADER))
+        if self._frame is None:
+            self._frame = Frame.parse(self.payload, self.headers.get(FRAME_HEADER))
+        return self._frame
 
     def malformed(self) -> MalformedMessage | None:
         """Return why the message is no frame, which no other try can change; None if it is one."""
