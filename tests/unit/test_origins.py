@@ -6,12 +6,15 @@ import logging
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from wsgateway import origins
 from wsgateway.origins import origin_allowed
 
 
-def allowed(*origins: str | bytes) -> bool:
-    raw = [o if isinstance(o, bytes) else o.encode() for o in origins]
+def allowed(*sent: str | bytes) -> bool:
+    raw = [o if isinstance(o, bytes) else o.encode() for o in sent]
     return origin_allowed({"type": "websocket", "headers": [(b"origin", o) for o in raw]})
 
 
@@ -82,3 +85,16 @@ def test_refusal_is_logged_with_the_origin(settings: Any, caplog: pytest.LogCapt
         allowed("https://evil.org")
     assert "'https://evil.org'" in caplog.text
     assert "WSGATEWAY_ALLOWED_ORIGINS" in caplog.text
+
+
+@given(st.one_of(st.text(max_size=40), st.text(max_size=20).map(lambda rest: f"https://{rest}")))
+def test_any_origin_is_allowed_or_not(origin: str) -> None:
+    assert origins._matches(origin, ["https://a.example", ".b.example", "c.example:8000"]) in (
+        True,
+        False,
+    )
+
+
+@given(st.lists(st.binary(max_size=30), max_size=3))
+def test_any_bytes_are_an_origin_or_none(sent: list[bytes]) -> None:
+    assert allowed(*sent) in (True, False)

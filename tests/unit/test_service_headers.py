@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rawnats import POISON
+from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Reply
 from wsgateway.broker.nats.workqueue import Job
@@ -75,3 +78,14 @@ def test_letter_that_somebody_else_wrote_is_read(raw: bytes, subject: str) -> No
 @given(st.binary(max_size=30) | st.lists(st.integers(), max_size=4).map(lambda n: str(n).encode()))
 def test_history_of_tries_is_read(data: bytes) -> None:
     _parse(data)
+
+
+@pytest.mark.parametrize("ttl", [0, 0.5, math.inf, math.nan])
+async def test_reply_with_an_impossible_ttl_is_refused(ttl: float) -> None:
+    """0 meant a minute, for a request; infinity was an error deep inside."""
+    broker: Any = MemoryBroker()
+    await broker.open()
+    job = Job(Inbox("orders", "ann"), b"x", {"Ws-Request": "r1"}, ACK)
+    with pytest.raises(ValueError, match="between 1 and"):
+        await Message(job, broker).reply(text="y", ttl=ttl)
+    assert await broker.count(job.inbox) == 0

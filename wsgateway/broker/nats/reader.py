@@ -132,18 +132,17 @@ class Reader(asyncio.BufferedProtocol):
             # [H]MSG <subject> <sid> [reply] [header size] <size>
             fields = data[start:end].split()
             body = end + 2
-            length = int(fields[-1])
-            if not 0 <= length <= MAX_MESSAGE:
-                raise ValueError("a size that no message has")
-            stop = body + length
+            stop = body + int(fields[-1])
+            if stop < body:
+                raise ValueError("a size below zero")
             if stop + 2 > size:
-                return start, stop + 2 - start
+                return start, _wanted(stop + 2 - start)
             if kind == _MSG:
                 middle, headers = body, None
                 reply = fields[3] if len(fields) == 5 else b""
             else:
                 middle = body + int(fields[-2])
-                if not body <= middle <= stop:
+                if middle < body or middle > stop:
                     raise ValueError("headers that exceed their message")
                 headers = data[body:middle]
                 reply = fields[3] if len(fields) == 6 else b""
@@ -155,3 +154,14 @@ class Reader(asyncio.BufferedProtocol):
                     logger.exception("a handler failed for a message on %r", fields[1])
             start = stop + 2
         return start, 0
+
+
+def _wanted(size: int) -> int:
+    """Return *size*, of a message that is not complete.
+
+    Raises:
+        ValueError: No message is that large, and waiting for it would fill the memory.
+    """
+    if size > MAX_LINE + MAX_MESSAGE:
+        raise ValueError("a size that no message has")
+    return size
