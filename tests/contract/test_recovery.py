@@ -163,6 +163,25 @@ async def test_message_that_lives_for_ever_proves_nothing(nats: Any, whose: Any)
     assert await resumed(nats, mine[-1]) is None
 
 
+async def test_message_that_lives_for_ever_once_the_age_limit_was_raised(
+    brokers: Brokers, nats: Any
+) -> None:
+    """It is younger than the limit now, but outlived what came after it before."""
+    subject = nats.subjects.recv(ANN)
+    eternal = await nats.jetstream.publish(subject, b"x", {"Nats-TTL": "never"})
+    await fill(nats, ANN, 3)
+
+    async def gone() -> bool:
+        return await offsets(nats, ANN, eternal.offset) == []
+
+    await eventually(gone, "the others are gone")
+    brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 3600.0
+    broker = await brokers.open()
+    await broker.set_up()
+    await broker.position()
+    assert await resumed(broker, eternal.offset) is Reason.TRIMMED
+
+
 async def test_what_an_operator_deletes_is_not_missing(brokers: Brokers, broker: Broker) -> None:
     if brokers.settings.PUBSUB_BROKER == "memory":
         pytest.skip("nobody deletes from memory")
