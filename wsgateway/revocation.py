@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
 from typing import Protocol
@@ -176,14 +176,23 @@ class Revocations:
                     await self._news.wait()
             if loop.time() >= due:
                 due = loop.time() + _spread(settings.REVALIDATE_INTERVAL)
-                self._unchecked.update(self._sockets)
-            else:
-                await asyncio.sleep(PAUSE)
+                # Asked twice: this may be the moment between a new password and a new session
+                await self._check(list(self._sockets), self._check_again)
+                continue
+            await asyncio.sleep(PAUSE)
             sockets, self._unchecked = self._unchecked, set()
             self._news.clear()
-            await self._check(sockets)
+            await self._check(sockets, _close)
 
-    async def _check(self, sockets: Collection[Revocable]) -> None:
+    def _check_again(self, sockets: Collection[Revocable], code: CloseCode) -> None:
+        self._check_soon(sockets)
+
+    async def _check(
+        self,
+        sockets: Collection[Revocable],
+        revoked: Callable[[Collection[Revocable], CloseCode], None],
+    ) -> None:
+        """Ask about *sockets*, and call *revoked* with those whose right has ended."""
         now = time.time()
         with_login = []
         for socket in sockets:
@@ -195,17 +204,17 @@ class Revocations:
         remaining = iter(with_login)
         while batch := list(islice(remaining, BATCH)):
             try:
-                await self._check_batch(batch)
+                for socket, code in await self._check_batch(batch):
+                    revoked([socket], code)
             except Exception as exc:
                 logger.warning("cannot check the log-ins of open sockets now: %s", exc)
                 self._check_soon(s for s in [*batch, *remaining] if s in self._sockets)
                 await asyncio.sleep(RETRY)
 
-    async def _check_batch(self, batch: list[Revocable]) -> None:
+    async def _check_batch(self, batch: list[Revocable]) -> list[tuple[Revocable, CloseCode]]:
         codes = await _reasons_to_close([socket.identity for socket in batch])
-        for socket, code in zip(batch, codes, strict=True):
-            if code is not None:
-                _close([socket], code)
+        pairs = zip(batch, codes, strict=True)
+        return [(socket, code) for socket, code in pairs if code is not None]
 
 
 _reasons_to_close = database_sync_to_async(reasons_to_close)

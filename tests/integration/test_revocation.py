@@ -20,7 +20,7 @@ from django.http import HttpRequest
 from django.test import Client
 
 from tests.support import until
-from wsgateway import signals
+from wsgateway import revocation, signals
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings as wsgateway_settings
@@ -346,9 +346,10 @@ def count_checks(world: World) -> list[int]:
     for hub in world.hubs:
         original = hub._revocations._check_batch
 
-        async def check(batch: Any, original: Any = original) -> None:
-            await original(batch)
+        async def check(batch: Any, original: Any = original) -> Any:
+            found = await original(batch)
             checks.append(len(batch))
+            return found
 
         hub._revocations._check_batch = check  # type: ignore[method-assign]
     return checks
@@ -497,6 +498,27 @@ class TestAsking:
         await get_user_model().objects.filter(username="ann").aupdate(password="x")
         await world.ann.closed(code)
         assert world.bob.codes == []
+
+    async def test_password_change_in_the_middle_of_asking(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the new password and the new session the old session looked revoked."""
+        request, user = world.ann.request, world.users["ann"]
+        asked: list[bool] = []
+        real = revocation._reasons_to_close
+
+        async def ask(identities: Any) -> Any:
+            found = await real(identities)
+            if not asked:
+                assert ENDED in found
+                await sync_to_async(update_session_auth_hash)(request, user)
+            asked.append(True)
+            return found
+
+        user.set_password("new")
+        monkeypatch.setattr(revocation, "_reasons_to_close", ask)
+        await get_user_model().objects.filter(pk=user.pk).aupdate(password=user.password)
+        await world.ann.closed(CHANGED)
 
     async def test_user_deleted_by_sql(self, world: World) -> None:
         await sync_to_async(sql)("delete from auth_user where username = 'ann'")
