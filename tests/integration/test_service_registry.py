@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from tests.faults.traffic import broker_at
 from tests.support import Gateway, until
@@ -100,3 +101,12 @@ async def test_shared_stream_of_an_earlier_version_goes_on(
         assert (await old.jetstream.api(f"STREAM.INFO.{name}"))["state"]["messages"] == 1
         assert await old.service_exists("whatever")
         await broker.close()
+
+
+def test_runservice_refuses_what_no_client_can_reach(nats_settings: Any) -> None:
+    """Its worker waited for ever for a stream that nobody makes, without a word."""
+    nats_settings.WSGATEWAY_SERVICES = ["orders"]
+    with pytest.raises(CommandError, match="WSGATEWAY_SERVICES does not list 'demo'"):
+        call_command("runservice", "demo", "--noreload")
+    with pytest.raises(CommandError, match="no app has a service"):
+        call_command("runservice", "--noreload")

@@ -16,6 +16,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import autoreload
 
 from wsgateway.conf import settings
+from wsgateway.declared import declared_services
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.registry import Service, discover, get_service
 from wsgateway.services.runner import Runner
@@ -65,7 +66,15 @@ class Command(BaseCommand):
 
     def _services(self, names: list[str]) -> list[Service]:
         try:
+            declared = declared_services()
             found = [get_service(name) for name in dict.fromkeys(names or discover())]
+            unlisted = [s for s in found if not (declared.is_open or s.name in declared.services)]
+            if names and unlisted:
+                raise CommandError(
+                    f"WSGATEWAY_SERVICES does not list {unlisted[0].name!r}, so no client can "
+                    "reach it; add it"
+                )
+            found = [service for service in found if service not in unlisted]
         except LookupError as exc:
             raise CommandError(exc.args[0]) from exc
         if not found:

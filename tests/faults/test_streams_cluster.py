@@ -1,0 +1,82 @@
+"""Streams with three copies: shares of a cluster's room, and the move to services' streams."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests import LIMITS
+from tests.faults.traffic import broker_at, stored
+from tests.integration.test_migration import USERS, expected, fill, old_config, set_up
+from tests.support import until
+from wsgateway.broker.cluster import Cluster
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.frames import Frame
+
+
+@pytest.fixture
+def replicated(settings: Any, nats_cluster: Cluster, prefix: str) -> Any:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = ",".join(nats_cluster.urls)
+    settings.WSGATEWAY_PREFIX = prefix
+    settings.WSGATEWAY_REPLICAS = 3
+    settings.WSGATEWAY_SERVICES = ["orders", "s", "service1"]
+    return settings
+
+
+@pytest.mark.timeout(120)
+async def test_each_stream_gets_a_share(replicated: Any, nats_cluster: Cluster) -> None:
+    for name in LIMITS:
+        setattr(replicated, name, 0)
+    lines = await set_up()
+    assert all(line.endswith(": created") for line in lines), lines
+    async with broker_at(nats_cluster.urls, replicated.WSGATEWAY_PREFIX) as broker:
+        await broker.wait_ready()
+        answer = await broker.jetstream.api("STREAM.LIST")
+        found = {s["config"]["name"]: s["config"]["max_bytes"] for s in answer["streams"]}
+        mine = [size for name, size in found.items() if name in " ".join(lines)]
+        assert len(mine) == len(lines)
+        assert min(mine) >= 2**20
+        assert not any("PROBE" in name for name in found)
+
+
+@pytest.mark.timeout(120)
+async def test_messages_move_while_an_old_gateway_publishes(
+    replicated: Any, nats_cluster: Cluster, prefix: str
+) -> None:
+    async with broker_at(nats_cluster.urls, prefix) as old:
+        await old.wait_ready()
+        config = {**old_config(prefix), "num_replicas": 3}
+        await old.jetstream.patient.api(f"STREAM.CREATE.{prefix.upper()}_SEND", config)
+        await fill(old, 50)
+        ended = asyncio.Event()
+        number = 50
+
+        async def send() -> None:
+            nonlocal number
+            while not ended.is_set():
+                for inbox in USERS:
+                    while True:
+                        try:
+                            text = f"{inbox.user} {number}"
+                            await old.offer(inbox, Frame.of(text), f"{inbox} {number}")
+                            break
+                        except BrokerUnavailable:
+                            await asyncio.sleep(0.01)
+                number += 1
+
+        sending = asyncio.create_task(send())
+        lines = await set_up()
+        assert "deleted" in lines[0]
+        reached = number
+        await until(lambda: number > reached + 5, 30, "it goes on in the new streams")
+        ended.set()
+        await sending
+        await old.services.refresh()
+        for inbox in USERS:
+            async with asyncio.timeout(20):  # a replica may lag behind; it answers, too
+                while len(found := await stored(old, "send", inbox)) < number:
+                    await asyncio.sleep(0.05)
+            assert found == expected(inbox, number)
