@@ -113,6 +113,9 @@ async def test_sockets_get_on(
         broker_at([nats_server.url], prefix) as broker,
     ):
         await broker.wait_ready()
+        async with asyncio.timeout(20):  # a v1 socket is accepted before its streams are made
+            while not await broker.service_exists("orders"):
+                await asyncio.sleep(0.05)
         await broker.publish(ANN, b"before")
         async with asyncio.timeout(20):
             while "before" not in str(await socket.recv()):

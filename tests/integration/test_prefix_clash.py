@@ -45,9 +45,13 @@ async def clash(request: pytest.FixtureRequest, nats_settings: Any, prefix: str)
 
 async def streams(broker: NatsBroker, first: str) -> dict[str, Any]:
     """Return each stream of the first installation: what it is, and what it holds."""
-    answer = await broker.jetstream.api("STREAM.LIST")
+    every: list[Any] = []
+    while (
+        page := (await broker.jetstream.api("STREAM.LIST", {"offset": len(every)}))["streams"] or ()
+    ):
+        every += page
     upper = broker.subjects.upper
-    found = [s for s in answer["streams"] if upper in s["config"]["name"]]
+    found = [s for s in every if upper in s["config"]["name"]]
     return {
         s["config"]["name"]: (s["created"], json.dumps(s["config"]), s["state"]["messages"])
         for s in found

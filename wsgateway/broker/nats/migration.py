@@ -101,11 +101,17 @@ class Migration:
 
     async def _pause(self) -> list[dict[str, Any]]:
         """Stop the old stream's consumers; return them."""
-        answer = await self._jetstream.api(f"CONSUMER.LIST.{self._old}", {"offset": 0})
+        consumers: list[dict[str, Any]] = []
+        while True:
+            request = {"offset": len(consumers)}
+            answer = await self._jetstream.api(f"CONSUMER.LIST.{self._old}", request)
+            if not answer["consumers"]:
+                break
+            consumers += answer["consumers"]
         until = (dt.datetime.now(dt.UTC) + PAUSE).isoformat()
-        for consumer in answer["consumers"] or ():
+        for consumer in consumers:
             await self._set_pause(consumer["name"], until)
-        return list(answer["consumers"] or ())
+        return consumers
 
     async def _set_pause(self, consumer: str, until: str | None) -> None:
         request = {} if until is None else {"pause_until": until}
