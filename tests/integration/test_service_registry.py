@@ -15,6 +15,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.frames import Frame
 from wsgateway.subjects import Inbox
 
@@ -110,3 +111,13 @@ def test_runservice_refuses_what_no_client_can_reach(nats_settings: Any) -> None
         call_command("runservice", "demo", "--noreload")
     with pytest.raises(CommandError, match="no app has a service"):
         call_command("runservice", "--noreload")
+
+
+async def test_open_mode_beside_streams_of_services_says_what_to_do(
+    broker: NatsBroker, nats_settings: Any, prefix: str
+) -> None:
+    nats_settings.WSGATEWAY_SERVICES = ["*"]
+    shared = broker_from_settings(wsgateway_settings)
+    with pytest.raises(BrokerMisconfigured, match=f"takes .*{prefix}.send.*delete it"):
+        await shared.set_up()
+    await shared.close()

@@ -466,4 +466,9 @@ class Streams:
                 info = await self.own_info(spec.name)
                 if info is not None:
                     return info
-                raise BrokerMisconfigured(f"cannot create stream {spec.name!r}: {exc}") from exc
+                cure = ""
+                if exc.err_code == SUBJECTS_OVERLAP:
+                    cure = f"; find the stream that takes {spec.config['subjects']}, and delete it"
+                raise BrokerMisconfigured(
+                    f"cannot create stream {spec.name!r}: {exc}{cure}"
+                ) from exc
