@@ -243,6 +243,21 @@ async def test_those_who_wait_go_before_the_next_that_is_alone() -> None:
     assert order == ["one", "others", "others", "others", "two"]
 
 
+async def test_handler_that_hangs_alone_keeps_others_out_for_a_while_only() -> None:
+    running = Running(patience=0.2)
+
+    async def next_alone() -> None:
+        async with running.alone(Run(str)):
+            pass
+
+    async with running.alone(Run(str)):  # and hangs
+        await asyncio.wait_for(running.begin(Run(str)), 2)
+        await asyncio.wait_for(next_alone(), 2)
+        assert running._open.is_set()
+    assert not running._one.locked()
+    assert running._open.is_set()
+
+
 async def deeper(release: asyncio.Event) -> None:
     await release.wait()
 

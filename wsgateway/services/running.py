@@ -84,20 +84,41 @@ class Running:
 
     @contextlib.asynccontextmanager
     async def alone(self, run: Run) -> AsyncIterator[None]:
-        """Run while no other handler does, as far as those that hang can be ignored."""
-        async with self._one:
+        """Run while no other handler does, as far as those that hang can be ignored.
+
+        If this one hangs, others run again after *patience* seconds.
+        """
+        await self._one.acquire()
+        release = self._release_once()
+        timer: asyncio.TimerHandle | None = None
+        try:
             self._open.clear()
-            try:
-                while (left := self._longest_wait()) > 0:
-                    self._ended.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(left):
-                            await self._ended.wait()
-                self._enter(run)
-                yield
-            finally:
-                self.end(run)
+            while (left := self._longest_wait()) > 0:
+                self._ended.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._ended.wait()
+            self._enter(run)
+            timer = asyncio.get_running_loop().call_later(self._patience, release)
+            yield
+        finally:
+            self.end(run)
+            if timer is not None:
+                timer.cancel()
+            release()
+
+    def _release_once(self) -> Callable[[], None]:
+        """Return what lets others run, at its first call."""
+        released = False
+
+        def release() -> None:
+            nonlocal released
+            if not released:
+                released = True
                 self._open.set()
+                self._one.release()
+
+        return release
 
     def _longest_wait(self) -> float:
         now = monotonic()
