@@ -41,6 +41,7 @@ class InboxReader:
 
     __slots__ = (
         "_announced",
+        "_announced_time",
         "_behind",
         "_held",
         "_in_flight",
@@ -62,12 +63,13 @@ class InboxReader:
         self.time = ""
         """When that message was stored; empty if none was queued since the start."""
         self.suspect: tuple[int, str] | None = None
-        """`position` and `time` when the stream's end was last in doubt; None: it is not."""
+        """`reached` when the stream's end was last in doubt; None: it is not."""
         self.confirmed = 0
         """Offset up to which the client has everything."""
         self.fetching = True
         """True before `start`, and while a fetch is under way; live messages are held."""
         self._announced = 0  # newest offset known to exist
+        self._announced_time = ""  # when it was stored; empty if not known
         self._behind = False  # there may be more behind position, whatever is announced
         # Lists, because an empty deque takes 0.7 KB, and most sockets are idle; each of them is
         # bounded by the window.
@@ -93,6 +95,7 @@ class InboxReader:
         self._in_flight.clear()
         self._in_flight_bytes = 0
         self._announced = 0
+        self._announced_time = ""
         self.start(offset)
 
     @property
@@ -123,25 +126,42 @@ class InboxReader:
             if len(self._held) >= self._window:
                 del self._held[0]
             self._held.append(message)
-            self._announced = max(self._announced, message.offset)
+            self._note_live(message)
             return False
         if not self._queue(message):
-            self._announced = max(self._announced, message.offset)
+            self._note_live(message)
             return self.room > 0
         return True
+
+    def _note_live(self, message: _Message) -> None:
+        """Note a message that waits in the stream."""
+        if message.offset > self._announced:
+            self._announced, self._announced_time = message.offset, message.time
+        elif self._announced_time and later(message.time, self._announced_time):
+            self.suspect_end()  # as in `live`
+
+    @property
+    def reached(self) -> tuple[int, str]:
+        """The newest message known to exist: its offset, and when it was stored if that is known.
+
+        If the stream ends before it, messages were lost that this reader may not have had yet.
+        """
+        if self._announced > self.position:
+            return self._announced, self._announced_time
+        return self.position, self.time
 
     def suspect_end(self) -> None:
         """Note where the reader stands, because the stream may have lost what is before it.
 
         Those offsets may be given out again, and more: what comes then moves the reader on.
         """
-        self.suspect = self.suspect or (self.position, self.time)
+        self.suspect = self.suspect or self.reached
 
     def announce(self, offset: int) -> bool:
         """Take note that the inbox reaches to *offset*; return whether to wake the writer."""
         if offset <= max(self.position, self._announced):
             return self.wants_fetch
-        self._announced = offset
+        self._announced, self._announced_time = offset, ""
         self._reads_short = 0
         return self.wants_fetch
 

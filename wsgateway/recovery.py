@@ -124,7 +124,7 @@ class Reached(NamedTuple, Generic[T]):
     def of(cls, owner: T) -> Self:
         """Return where the reader of *owner* is, or was when the stream's end came in doubt."""
         reader = owner.reader
-        offset, time = reader.suspect or (reader.position, reader.time)
+        offset, time = reader.suspect or reader.reached
         return cls(offset, time, owner)
 
 

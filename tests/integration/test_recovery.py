@@ -537,6 +537,35 @@ async def test_server_that_lost_the_streams_end(
     assert again.welcomes == [(2 + since, None)]
 
 
+async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
+    real: Hub, own_server: EmbeddedServer, settings: Any
+) -> None:
+    """Its own position was before the lost end, so nobody noticed: it skipped what was lost."""
+    settings.WSGATEWAY_WINDOW = 2
+    broker = real.broker
+    stream = broker.subjects.stream("recv")
+    client = await Client(real, V1Socket).start()
+    await publish(broker, "before 0", "before 1")
+    await client.has("before 0", "before 1")
+    (folder,) = own_server.store.rglob(stream)
+    copy = own_server.store / "copy"
+    await asyncio.to_thread(own_server.stop)
+    shutil.copytree(folder, copy)
+    await own_server.astart()
+    await broker.wait_ready(20)
+    await publish(broker, "lost 0", "lost 1")
+    await until(lambda: client.delivery.reader.reached[0] == 4, what="the lost ones are known of")
+    await asyncio.to_thread(own_server.stop)
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    await own_server.astart()
+    await broker.wait_ready(20)
+    await publish(broker, "after 0", "after 1")
+    await real._find_missed(everything=True)
+    await until(lambda: client.welcomes[-1] == (0, Reason.AHEAD), what="the client is told")
+    await client.delivery.stop()
+
+
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
 async def test_slow_client_of_a_gateway_hears_of_every_gap(
     gateway_factory: Callable[..., Gateway], nats_server: EmbeddedServer, prefix: str, server: str

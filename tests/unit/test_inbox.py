@@ -330,3 +330,17 @@ def test_dropped_message_at_the_end_counts_as_had() -> None:
     reader.take()
     reader.drop(1)
     assert (reader.room, reader.confirmed) == (WINDOW, 1)
+
+
+def test_reached_is_the_newest_message_known_of() -> None:
+    reader = started(offset=5, window=1)
+    reader.fetched([], more=False)
+    assert reader.reached == (5, "")
+    reader.live(live(6, 5))
+    assert reader.reached == (6, reader.time)
+    reader.live(live(9, 6))  # the window is full: it waits in the stream
+    assert reader.reached == (9, live(9, 6).time)
+    reader.announce(12)
+    assert reader.reached == (12, "")
+    reader.suspect_end()
+    assert reader.suspect == (12, "")
