@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tests.support import Gateway
+from tests.acceptance.proxy import Balancer, listening
+from tests.faults.traffic import INBOX, broker_at, stored
+from tests.soak.__main__ import soak
+from tests.support import ROOT, Gateway, Process, running, until
 from wsgateway.broker.base import Broker
+from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.client import Backoff, Client, GatewayError
+from wsgateway.exceptions import BrokerError
 from wsgateway.subjects import Inbox
 
 Gateways = Callable[..., Gateway]
@@ -81,3 +91,143 @@ async def test_clients_that_do_not_read_do_not_keep_a_gateway(
 async def cursor(broker: Broker, user: str) -> int:
     await broker.position()  # learns the epoch
     return await broker.load_cursor(Inbox("faults", user), "default")
+
+
+# -- two versions side by side ------------------------------------------------------------
+
+PREVIOUS = "20885d7c50dbb247394ce48b26bf761592f70b76"
+"""The last version that kept what clients sent to any service in one stream."""
+
+
+@pytest.fixture
+def previous(tmp_path: Path) -> Path:
+    """The tree of the previous version."""
+    folder = tmp_path / "previous"
+    folder.mkdir()
+    archive = subprocess.run(["git", "archive", PREVIOUS], cwd=ROOT, capture_output=True)
+    if archive.returncode != 0:
+        pytest.skip("the previous version is not in this clone's history")
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+    return folder
+
+
+class Conversation:
+    """A user who sends one message after the other, and is sent some, through *url*."""
+
+    def __init__(self, broker: NatsBroker, url: str) -> None:
+        self.broker = broker
+        self.accepted: list[bytes] = []
+        self.published: list[str] = []
+        self.received: list[Any] = []
+        cookie = {"Cookie": f"service={INBOX.service}; user={INBOX.user}"}
+        fast = Backoff(0.05, 0.5)
+        self.client = Client(url, additional_headers=cookie, proxy=None, backoff=fast)
+        self._stop = asyncio.Event()
+
+    async def send(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            text = f"up {number}"
+            try:
+                await self.client.send(text, id=f"id-{number}")
+            except GatewayError as exc:
+                if not exc.temporary:
+                    raise
+                await asyncio.sleep(0.1)
+                continue
+            self.accepted.append(text.encode())
+            number += 1
+
+    async def publish(self) -> None:
+        subject = self.broker.subjects.recv(INBOX)
+        number = 0
+        while not self._stop.is_set():
+            text = f"down {number}"
+            # As any program does that speaks NATS
+            await self.broker.jetstream.publish(subject, text.encode(), msg_id=text)
+            self.published.append(text)
+            number += 1
+            await asyncio.sleep(0.005)
+
+    async def receive(self) -> None:
+        async for message in self.client:
+            self.received.append(message.data)
+
+    async def __aenter__(self) -> Conversation:
+        await self.client.open()
+        works = (self.send(), self.publish(), self.receive())
+        self.tasks = [asyncio.create_task(work) for work in works]
+        return self
+
+    async def more(self, count: int = 50) -> None:
+        sent, got = len(self.accepted) + count, len(self.received) + count
+
+        def there() -> bool:
+            for task in self.tasks:
+                if task.done():
+                    task.result()
+            return len(self.accepted) >= sent and len(self.received) >= got
+
+        await until(there, 30, f"{count} more messages each way")
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        await asyncio.gather(*self.tasks[:2])
+        await until(lambda: len(self.received) >= len(self.published), 30, "the rest")
+        await self.client.close()
+        await self.tasks[2]
+
+
+@pytest.mark.timeout(180)
+async def test_two_versions_side_by_side(
+    previous: Path, nats_server: EmbeddedServer, prefix: str, tmp_path: Path
+) -> None:
+    """Deploy as docs/deploy.md says: new gateways beside old ones, `setup_streams`, old ones go."""
+    env = {
+        "NATS_BROKER_URL": nats_server.url,
+        "WSGATEWAY_PREFIX": prefix,
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'db.sqlite3'}",
+    }
+    listed = {**env, "WSGATEWAY_SERVICES": INBOX.service}
+    old, new = Gateway(tmp_path, env), Gateway(tmp_path, listed)
+    old.cwd = previous
+    setup = Process([sys.executable, "manage.py", "setup_streams"], tmp_path / "setup.log", new.env)
+    async with (
+        broker_at([nats_server.url], prefix) as broker,
+        listening(Balancer([], random.choice)) as balancer,
+    ):
+        with running(old), running(new), running(setup):
+            await asyncio.to_thread(old.start)
+            balancer.targets = [old.port]
+            url = f"ws://127.0.0.1:{balancer.port}/ws/{INBOX.service}/{INBOX.user}/"
+            async with Conversation(broker, url) as conversation:
+                await conversation.more()
+                await asyncio.to_thread(new.start)
+                for port in (new.port, old.port, new.port, old.port):
+                    balancer.targets = [port]
+                    await balancer.cut()
+                    await conversation.more()
+                setup.spawn()
+                assert await asyncio.to_thread(setup.wait, 60) == 0, setup.output
+                await conversation.more()
+                balancer.targets = [new.port]
+                await asyncio.to_thread(old.stop)
+                await conversation.more()
+        assert conversation.received == conversation.published
+        assert await stored(broker, "send") == conversation.accepted
+        with pytest.raises(BrokerError):
+            await broker.jetstream.api(f"STREAM.INFO.{prefix.upper()}_SEND")
+    assert "Traceback" not in old.output + new.output
+
+
+# -- a rolling restart ---------------------------------------------------------------------
+
+
+@pytest.mark.timeout(240)
+async def test_rolling_restart_under_load_loses_nothing(tmp_path: Path) -> None:
+    report = await soak(
+        tmp_path, 7, seconds=60, most=2, gateways=2, users=6, servers=1, only="roll_gateways"
+    )
+    assert report.broken == []
+    assert report.faults == 2
+    assert report.received >= report.published > 100
