@@ -14,10 +14,9 @@ from tests.soak.__main__ import soak
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("servers", "seed"), [(3, 1), (3, 13), (1, 22)])
-async def test_nothing_acknowledged_is_lost(servers: int, seed: int, tmp_path: Path) -> None:
-    report = await soak(tmp_path, seed, seconds=60, most=8, servers=servers, users=8)
-    print(f"seed {seed}\n{report}")
+@pytest.mark.parametrize("seed", [1, 13])
+async def test_nothing_acknowledged_is_lost(seed: int, tmp_path: Path) -> None:
+    report = await soak(tmp_path, seed, seconds=45, most=6, users=8)
     assert report.broken == []
     assert report.published > 100
     assert report.accepted > 100
