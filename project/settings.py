@@ -1,7 +1,7 @@
 """The site's settings. Only this module reads the environment; docs/settings.md lists what.
 
 Without DEBUG=1 this is production, however it is started: SECRET_KEY is required, HTTPS is
-enforced, and plain cookies identify nobody. `make run` sets DEBUG=1 where no SECRET_KEY is set.
+enforced, and plain cookies are not accepted. `make run` sets DEBUG=1 unless SECRET_KEY is set.
 """
 
 from __future__ import annotations

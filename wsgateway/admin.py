@@ -33,7 +33,7 @@ SHOWN = 200
 
 def _with_broker(action: Callable[[NatsBroker], Awaitable[T]]) -> T:
     if settings.BROKER != "nats":
-        raise DeadLetterMissing("the memory broker keeps no dead letters; PUBSUB_BROKER=nats")
+        raise DeadLetterMissing("the memory broker has no dead letters; set PUBSUB_BROKER=nats")
     return portal.call_sync(lambda broker: action(cast(NatsBroker, broker)))
 
 

@@ -50,7 +50,7 @@ def check_names(**kwargs: Any) -> list[CheckMessage]:
         hint = (
             f"Did you mean WSGATEWAY_{near[0]}?" if near else "docs/settings.md lists all settings."
         )
-        found.append(Error(f"{name} is no setting of wsgateway.", hint=hint, id="wsgateway.E001"))
+        found.append(Error(f"Unknown setting {name}.", hint=hint, id="wsgateway.E001"))
     return found
 
 
@@ -320,7 +320,7 @@ def _is_plain(path: str) -> bool:
 
 
 def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
-    """E107: pages of any site may open sockets with the cookies of whoever visits them."""
+    """E107: pages of any site may open sockets with their visitors' cookies."""
     if not _possible("WSGATEWAY_ALLOWED_ORIGINS"):
         return []
     origins, name = settings.ALLOWED_ORIGINS, "WSGATEWAY_ALLOWED_ORIGINS"

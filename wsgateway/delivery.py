@@ -247,7 +247,7 @@ class Delivery:
             self._hub.resync()
 
     def announce(self, offset: int) -> None:
-        """Take note that the inbox reaches to *offset*."""
+        """Record that the inbox reaches to *offset*."""
         if self.reader.announce(offset):
             self.wake()
 
@@ -579,7 +579,7 @@ class Hub:
         try:
             await self.cursors.save((inbox, device), cursor)
         except BrokerError as exc:
-            logger.info("a cursor was not written, its last messages may come twice: %s", exc)
+            logger.info("a cursor was not written, so messages may arrive twice: %s", exc)
         finally:
             self._forget(inbox, device)
 
@@ -655,7 +655,7 @@ class Hub:
         position = await self.broker.position()
         replaced = [d for d in started if d.epoch != position.epoch]
         if replaced:
-            logger.warning("the inbox stream is a new one; %s sockets begin again", len(replaced))
+            logger.warning("the inbox stream was replaced; %s sockets start again", len(replaced))
         for delivery in replaced:
             delivery.begin_anew(position.epoch, Reason.EPOCH)
         same = [each for each in reached if each.owner.epoch == position.epoch]
@@ -692,7 +692,7 @@ class Hub:
         """Let sockets begin again whose newest message the stream has lost."""
         lost = [each.owner for each in await find_lost(self.broker, reached, position, thorough)]
         if lost:
-            logger.warning("the inbox stream lost its end; %s sockets begin again", len(lost))
+            logger.warning("the inbox stream lost its end; %s sockets start again", len(lost))
         for delivery in lost:
             if delivery._cursor is not None:
                 delivery._cursor.lose()

@@ -59,7 +59,8 @@ class Frame(NamedTuple):
         except UnicodeDecodeError as exc:
             if kind is None:
                 return cls(payload, False)
-            raise MalformedMessage(f"{FRAME_HEADER} says text but the payload is no UTF-8") from exc
+            problem = f"{FRAME_HEADER} says text but the payload is not UTF-8"
+            raise MalformedMessage(problem) from exc
         return cls(payload, True)
 
     @property

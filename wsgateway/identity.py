@@ -86,7 +86,7 @@ class Identity:
                 encode_token(getattr(self, part))
             except NameRefused as exc:
                 raise IdentityRefused(
-                    CloseCode.BAD_REQUEST, f"{part} is no usable name: {exc}"
+                    CloseCode.BAD_REQUEST, f"{part} is not a usable name: {exc}"
                 ) from exc
 
     @property
@@ -121,7 +121,7 @@ async def resolve_identity(scope: Scope) -> Identity:
         if identity is not None:
             _require_allowed(identity)
             return replace(await _bound(identity, get_resolver(path)), resolver=path)
-    raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the socket shows no identity; log in first")
+    raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the socket has no identity; log in first")
 
 
 async def _bound(identity: Identity, resolver: Resolver) -> Identity:

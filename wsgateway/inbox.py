@@ -73,7 +73,7 @@ class InboxReader:
         self._behind = False  # there may be more behind position, whatever is announced
         # Lists, because an empty deque takes 0.7 KB, and most sockets are idle; each of them is
         # bounded by the window.
-        self._held: list[_Message] = []  # live ones that came meanwhile, the newest
+        self._held: list[_Message] = []  # live ones that came during a fetch, the newest
         self._ready: list[_Message] = []  # to be written
         self._in_flight: list[tuple[int, int]] = []  # (offset, bytes) not confirmed
         self._in_flight_bytes = 0
@@ -89,7 +89,7 @@ class InboxReader:
         self._reads_short = 0
 
     def restart(self, offset: int) -> None:
-        """Begin anew after *offset*: the stream behind is another one, or lost its end."""
+        """Start again after *offset*: the stream was replaced, or lost its end."""
         self._ready.clear()
         self._held.clear()
         self._in_flight.clear()
@@ -117,7 +117,7 @@ class InboxReader:
         return self._reads_short > 0
 
     def live(self, message: _Message) -> bool:
-        """Take note of a message that has just been stored; return whether to wake the writer."""
+        """Record a message that was just stored; return whether to wake the writer."""
         if message.offset <= self.position:
             if self.time and later(message.time, self.time):
                 self.suspect_end()  # an old offset for a new message
@@ -158,7 +158,7 @@ class InboxReader:
         self.suspect = self.suspect or self.reached
 
     def announce(self, offset: int) -> bool:
-        """Take note that the inbox reaches to *offset*; return whether to wake the writer."""
+        """Record that the inbox reaches to *offset*; return whether to wake the writer."""
         if offset <= max(self.position, self._announced):
             return self.wants_fetch
         self._announced, self._announced_time = offset, ""
@@ -182,7 +182,7 @@ class InboxReader:
         self._held.clear()
 
     def fetched(self, messages: Iterable[_Message], *, more: bool) -> None:
-        """End the fetch: queue *messages*, then whatever came meanwhile and fits on.
+        """End the fetch: queue *messages*, then whatever came during it and follows on.
 
         Args:
             messages: What was read, oldest first.
@@ -203,7 +203,7 @@ class InboxReader:
             return
         self._reads_short += 1
         if self._reads_short >= LAGGING_READS:
-            self._announced = self.position  # expired or trimmed meanwhile; sweeps go on
+            self._announced = self.position  # expired or trimmed in between; sweeps go on
             self._reads_short = 0
 
     def _queue(self, message: _Message) -> bool:

@@ -175,7 +175,7 @@ class Lane:
         del self._entries[at:]
 
     async def _again(self) -> None:
-        """Let all attempts settle, end those that are decided, offer the rest anew in order.
+        """Let all attempts settle, end those that are decided, offer the rest again in order.
 
         Once the oldest is too late all are refused: a client that sends them again does so in
         order.

@@ -61,8 +61,8 @@ def require_free_port(host: str, port: int) -> None:
             candidate.bind((host, port))
         except OSError as exc:
             raise PortTaken(
-                f"cannot listen on {host}:{port} ({exc.strerror}); end what does, "
-                "or choose another port: PORT=8001 make run"
+                f"cannot listen on {host}:{port} ({exc.strerror}); stop the "
+                "program that uses the port, or choose another one: make run PORT=8001"
             ) from exc
 
 

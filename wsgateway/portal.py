@@ -35,7 +35,7 @@ def _current_target() -> Target:
 
 
 def _forget_target(**kwargs: Any) -> None:
-    """Read the settings anew after a test has changed them."""
+    """Read the settings again after a test has changed them."""
     global _target
     _target = None
 

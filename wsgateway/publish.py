@@ -55,7 +55,7 @@ def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
 
     Raises:
         TypeError: None or several are given, or of the wrong type.
-        ValueError: A number that JSON does not have, as NaN; or text that is not valid Unicode.
+        ValueError: A number that JSON does not have, such as NaN, or invalid Unicode.
     """
     given = (text is not None) + (bytes is not None) + (json is not NOTHING)
     if given != 1:
@@ -279,9 +279,9 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
     """Send after the current transaction has committed; never if it is rolled back.
 
     At once if there is no transaction. It is sent at most once: a process that dies between
-    the commit and the sending has not sent it. What the broker does not take is logged as an
-    error and not raised, because the data is committed and other hooks are still to run. Use
-    `wsgateway.outbox` where that matters.
+    the commit and the sending has not sent it. If the broker does not take it, an error is
+    logged and not raised, because the data is committed and other hooks must still run. Use
+    `wsgateway.outbox` if that matters.
 
     Args:
         service: The service.

@@ -118,7 +118,7 @@ class Socket(ABC):
 
     @abstractmethod
     async def begin(self, start: Start) -> None:
-        """Tell the client where delivery begins, now or anew."""
+        """Tell the client where delivery begins, the first time or again."""
 
     @abstractmethod
     async def write(self, stored: Stored) -> None:

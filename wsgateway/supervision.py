@@ -41,9 +41,9 @@ async def _supervised(work: Callable[[], Coroutine[Any, Any, None]], name: str) 
             if task is None or task.cancelling():
                 raise
             # Nobody cancelled this task: something that it awaited was cancelled
-            logger.exception("task %s failed; it begins again in %.1f s", name, pause)
+            logger.exception("task %s failed; restarting in %.1f s", name, pause)
         except Exception:
-            logger.exception("task %s failed; it begins again in %.1f s", name, pause)
+            logger.exception("task %s failed; restarting in %.1f s", name, pause)
         await asyncio.sleep(pause)
         recovered = loop.time() - begin > LONGEST_PAUSE + pause
         pause = FIRST_PAUSE if recovered else min(2 * pause, LONGEST_PAUSE)

@@ -62,7 +62,7 @@ def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix:
     assert "raise ValueError" in shown
     with pytest.raises(CommandError, match="no dead letter 99"):
         output(capsys, "show", "99")
-    with pytest.raises(CommandError, match="name offsets, or give --all"):
+    with pytest.raises(CommandError, match="give offsets, or --all"):
         output(capsys, "purge")
     assert output(capsys, "retry", "1") == "1 put back\n"
     assert queue(prefix)["messages"] == 1

@@ -164,7 +164,7 @@ async def test_a_name_that_looks_meant_for_an_inbox_is_warned_about_once(
 
     def warned() -> list[str]:
         texts = [record.getMessage() for record in caplog.records]
-        return sorted(text.split("'")[1] for text in texts if "names no inbox" in text)
+        return sorted(text.split("'")[1] for text in texts if "does not name an inbox" in text)
 
     await until(lambda: len(warned()) >= 2, 10, "both are warned about")
     await until(lambda: not layer._directory._tasks, 10, "all names are looked at")

@@ -55,7 +55,7 @@ async def test_worker_with_another_ack_wait_uses_what_the_consumer_has(
             assert second._queue.ack_wait == 30.0
     assert calls == ["x"]
     assert (await config(broker))["ack_wait"] == 30_000_000_000
-    assert "come again after 30 s without a sign of life" in caplog.text
+    assert "redelivers messages after 30 s without a heartbeat" in caplog.text
     assert "WSGATEWAY_ACK_WAIT, 0.5 s" in caplog.text
 
 

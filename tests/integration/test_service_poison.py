@@ -293,7 +293,7 @@ async def test_full_dead_letter_stream_holds_back_that_user_only(
     await offer(broker, "poison")
     await offer(broker, "ann waits")
     async with serving(broker) as worker:
-        await until(lambda: "cannot be stored yet" in caplog.text)
+        await until(lambda: "waits for the broker (" in caplog.text)
         for number in range(20):
             await offer(broker, str(number), user="bob")
         await until(lambda: worker.counts["done"] == 20)

@@ -99,7 +99,7 @@ def test_user_is_found_by_the_username_that_named_them(
         ([SESSION], KEYS, "ann", "not in WSGATEWAY_IDENTITY"),
         ([SESSION], "os.system", "ann", "not in WSGATEWAY_IDENTITY"),
         ([SESSION, KEYS], None, "ann", "2 resolvers of WSGATEWAY_IDENTITY find users"),
-        ([NAMES_ONLY], NAMES_ONLY, "{pk}", "user_name calls otherwise; override both"),
+        ([NAMES_ONLY], NAMES_ONLY, "{pk}", "user_name gives another name; override both"),
         ([KEYS], KEYS, "ann", "ByPrimaryKey cannot have named 'ann'"),
         ([KEYS], KEYS, "0", "matching query does not exist"),
     ],

@@ -117,7 +117,7 @@ async def test_hub_goes_on(
         await until(lambda: len(runs) == 3, what="three runs")
     finally:
         await hub.close()
-    assert caplog.text.count("failed; it begins again") == 2
+    assert caplog.text.count("failed; restarting") == 2
 
 
 async def test_reader_of_a_normal_channel_goes_on(

@@ -48,8 +48,8 @@ def test_parse_returns_or_raises_malformed(payload: bytes, kind: str | None) -> 
 @pytest.mark.parametrize(
     ("payload", "kind", "text"),
     [
-        (b"\xff", "text", "says text but the payload is no UTF-8"),
-        (b"\xed\xa0\x80", "text", "says text but the payload is no UTF-8"),  # a surrogate
+        (b"\xff", "text", "says text but the payload is not UTF-8"),
+        (b"\xed\xa0\x80", "text", "says text but the payload is not UTF-8"),  # a surrogate
         (b"x", "TEXT", "'TEXT' is neither text nor binary"),
         (b"x", "", "'' is neither text nor binary"),
         (b"x", EVENT, "'event' is neither text nor binary"),

@@ -67,7 +67,7 @@ def test_identity_names_an_inbox_and_ignores_the_session_when_compared() -> None
 @pytest.mark.parametrize("part", ["service", "user", "device"])
 def test_identity_refuses_unusable_names(part: str, bad: str) -> None:
     names = {"service": "s", "user": "u", "device": "d", part: bad}
-    with pytest.raises(IdentityRefused, match=f"{part} is no usable name") as caught:
+    with pytest.raises(IdentityRefused, match=f"{part} is not a usable name") as caught:
         Identity(**names)
     assert caught.value.code == CloseCode.BAD_REQUEST
 

@@ -40,5 +40,5 @@ def known_broker() -> Broker | None:
 
 
 def reset_brokers() -> None:
-    """Forget every broker, so that the next call reads the settings anew. Closes none."""
+    """Forget every broker, so that the next call reads the settings again. Does not close them."""
     _brokers.clear()

@@ -155,7 +155,7 @@ class ServerList:
         """Replace what was announced before.
 
         Args:
-            announced: Hosts with ports, as in the server's INFO; what is none is skipped.
+            announced: Hosts with ports, as in the server's INFO; invalid entries are skipped.
             via: The server that says so; the others take its login.
         """
         if not self._discover:

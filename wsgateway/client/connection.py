@@ -36,7 +36,7 @@ __all__ = ["Client", "ClientState", "Message", "connect"]
 logger = logging.getLogger("wsgateway.client")
 
 STABLE = 5.0
-"""Seconds that a connection must last before the backoff begins anew."""
+"""Seconds that a connection must last before the backoff starts over."""
 MAX_FRAME = 16 * 1024 * 1024
 REQUEST_TIMEOUT = 30.0
 Token = str | Callable[[], str | Awaitable[str]]
@@ -405,7 +405,7 @@ class Client:
         self._take_reply(message, message.reply_to, received.error)
 
     def _take_reply(self, message: Message, id: str, code: str | None) -> None:
-        """Give a reply to whoever asked."""
+        """Give a reply to the call that waits for it."""
         self._confirm(id)  # what was answered is stored
         request = self._requests.get(id)
         error = None

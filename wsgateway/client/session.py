@@ -38,7 +38,7 @@ class ClientInbox:
     """Which messages are new, and up to where they were processed.
 
     Resuming asks for what follows the last *processed* message, so a client that dies loses
-    nothing that it held; what arrives again meanwhile is recognised by its offset.
+    nothing that it held; what arrives again is recognised by its offset.
 
     Args:
         position: Where to go on; None: where the gateway says.
@@ -72,7 +72,7 @@ class ClientInbox:
         return self._position
 
     def welcome(self, welcome: Welcome) -> None:
-        """Go on if it is what was asked for; else begin anew where it says.
+        """Continue if it is what was asked for; otherwise start where it says.
 
         On an open connection it may only say that messages are missing, and moves nothing.
         """

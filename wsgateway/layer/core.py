@@ -592,7 +592,7 @@ class NatsChannelLayer(BaseChannelLayer):
     async def close(self) -> None:
         """Leave this layer's groups and channels, and disconnect.
 
-        The next call connects anew, and so does a `receive` that is waiting: cancel it first.
+        The next call reconnects, and so does a `receive` that is waiting: cancel it first.
         """
         await self._home.close()
         await self._normal.close()

@@ -134,8 +134,8 @@ class Directory:
             await node.ready()
             if await _exists(node, name.prefix):
                 logger.warning(
-                    "group %r begins with the service %r but names no inbox, so its messages are "
-                    "not stored; wsgateway.inbox_group(%r, user) makes the name for every user",
+                    "group %r begins with the service %r but does not name an inbox, so its "
+                    "messages are not stored; wsgateway.inbox_group(%r, user) makes valid names",
                     name.name,
                     name.prefix,
                     name.prefix,

@@ -154,7 +154,7 @@ class Envelopes:
                 try:
                     found = await self._fetch(claim)
                 except BrokerUnavailable as exc:
-                    logger.debug("cannot fetch a large message: %s; trying on", exc)
+                    logger.debug("cannot fetch a large message: %s; retrying", exc)
                     await asyncio.sleep(_backoff.delay(attempt))
                     attempt += 1
                     continue

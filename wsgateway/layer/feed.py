@@ -49,7 +49,7 @@ class DurableItem:
 
 
 class Attachment:
-    """A feed at one node: until it is closed, or the feed is attached anew."""
+    """A feed at one node: until it is closed, or the feed is attached again."""
 
     __slots__ = ("feed", "node")
 
@@ -148,7 +148,7 @@ class _Watcher:
         reached = [Reached.of(feed) for feed in self._feeds()]
         position = await broker.position()
         if self._epoch and position.epoch != self._epoch:
-            logger.warning("the inbox stream is a new one; durable groups begin at its start")
+            logger.warning("the inbox stream was replaced; durable groups start at its beginning")
             for feed in self._feeds():
                 feed.restart(0)
         else:
@@ -296,7 +296,7 @@ class Feed:
                 watcher.look()
 
     def announce(self, offset: int) -> None:
-        """Take note that the group's messages reach to *offset*."""
+        """Record that the group's messages reach to *offset*."""
         if self.reader.announce(offset):
             self._step()
 

@@ -145,13 +145,13 @@ class Fetcher:
                     return
             except BrokerError as exc:
                 log = logger.warning if attempt == 3 else logger.debug
-                log("cannot read channel %s: %s; trying on", self.channel, exc)
+                log("cannot read channel %s: %s; retrying", self.channel, exc)
                 await asyncio.sleep(self._backoff.delay(attempt))
                 attempt += 1
                 if not self.mailbox.reading:
                     return
             except Exception:  # readers wait for this task
-                logger.exception("reading channel %s failed; it begins again", self.channel)
+                logger.exception("reading channel %s failed; retrying", self.channel)
                 await asyncio.sleep(self._backoff.delay(attempt))
                 attempt += 1
 

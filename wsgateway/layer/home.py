@@ -232,7 +232,7 @@ class Home:
 
     def _on_message(self, node: Node, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):
-            logger.warning("%d bytes that are no channel message came to %s", len(data), node)
+            logger.warning("skipped %d bytes at %s: not a channel message", len(data), node)
             return
         if wire.is_control(data):
             self._on_control(node, reply, data)
@@ -243,7 +243,7 @@ class Home:
         name = wire.name(whole)
         mailbox = self.mailboxes.get(name) or self.mailbox(name)
         if not mailbox.put(whole):
-            logger.info("channel %s is over capacity; a message is dropped", name.decode())
+            logger.info("channel %s is over capacity; dropped a message", name.decode())
         if reply and len(mailbox.queue) >= mailbox.capacity:
             self.complaints.full(name, reply)
 
@@ -254,7 +254,7 @@ class Home:
                 node.publish(sender, data)
 
     def taken(self, channel: str) -> None:
-        """Take note that a message was taken, in case somebody waits for room. From any thread."""
+        """Record that a message was taken, in case somebody waits for room. From any thread."""
         name, node = channel.encode(), self.node
         if name not in self.complaints.told or node is None:
             return

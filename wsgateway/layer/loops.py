@@ -61,7 +61,7 @@ class User(Protocol):
         """Give back what *node* has fetched, as long as it is connected."""
 
     def node_closed(self, node: Node) -> None:
-        """Take note that *node* is closed."""
+        """Record that *node* is closed."""
 
 
 class Target(NamedTuple):
@@ -150,7 +150,7 @@ class Node:
             reply: Where answers go; "" for none.
 
         Returns:
-            False if it is not connected, or the caller shall wait this time, so that it cannot
+            False if it is not connected, or the caller must wait this time, so that it cannot
             run ahead of the connection; then nothing was done.
         """
         if not self.link.is_open or next(self._soon) % YIELD_EVERY == 0:
@@ -216,7 +216,7 @@ class _Background:
             try:
                 self.loop.run_forever()
             except BaseException:  # SystemExit in a callback: every synchronous caller waits here
-                logger.exception("the background loop was left; it goes on")
+                logger.exception("the background loop stopped; restarting it")
 
     def stop(self) -> None:
         """Close every node of the loop, then end the thread."""

@@ -140,7 +140,7 @@ class Mailbox(Generic[T]):
             self._wake()
 
     def end_reading(self) -> None:
-        """Take note that a reader, counted in `reading`, has left, with a message or without."""
+        """Record that a reader, counted in `reading`, has left, with a message or without."""
         self.reading -= 1
         self.used = monotonic()
         self.pass_on()

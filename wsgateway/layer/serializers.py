@@ -146,7 +146,7 @@ def _require_str_keys(value: Any, depth: int) -> None:
 
     Raises:
         TypeError: There is one.
-        ValueError: More than *depth* containers within each other.
+        ValueError: Containers are nested more than *depth* levels deep.
     """
     values = value
     if isinstance(value, dict):
@@ -158,7 +158,7 @@ def _require_str_keys(value: Any, depth: int) -> None:
         return
     if not depth:
         raise ValueError(
-            f"the message has more than {MAX_DEPTH} containers within each other; send it flatter"
+            f"the message nests containers more than {MAX_DEPTH} levels deep; send a flatter one"
         )
     for inner in values:
         _require_str_keys(inner, depth - 1)
@@ -220,14 +220,14 @@ class SerializersRegistry:
         """Make *serializer_class* available as ``serializer_format``.
 
         Raises:
-            AssertionError: It is no class with ``serialize`` and ``deserialize``.
+            AssertionError: It is not a class with ``serialize`` and ``deserialize``.
         """
         wanted = ("serialize", "deserialize")
         if not isinstance(serializer_class, type) or not all(
             hasattr(serializer_class, name) for name in wanted
         ):
             raise AssertionError(
-                f"{serializer_class!r} is no class with the methods serialize and deserialize"
+                f"{serializer_class!r} is not a class with the methods serialize and deserialize"
             )
         self._classes[format] = serializer_class
 

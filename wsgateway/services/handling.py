@@ -125,7 +125,7 @@ class Handling:
         run = Run(partial(self._name, job))
         if self._suspect(job, history):
             logger.warning(
-                "%s was delivered %d times, and no handler was heard of: it is handled alone",
+                "%s was delivered %d times without a recorded result; handling it alone",
                 self._name(job),
                 job.deliveries,
             )
@@ -161,8 +161,8 @@ class Handling:
                 await self._note(job, history.tries)
         except (WsGatewayError, TimeoutError) as exc:
             logger.error(
-                "%s was interrupted, but its mark cannot be removed: if it stays, the message is "
-                "set aside: %s",
+                "%s was interrupted, but its mark cannot be removed; the message may be set "
+                "aside: %s",
                 self._name(job),
                 one_line(exc),
             )
@@ -194,7 +194,7 @@ class Handling:
     async def _persist(self, job: Job, what: str, action: Callable[[], Awaitable[T]]) -> T:
         """Do *action* as often as it takes: the broker may be away, or a stream full.
 
-        Meanwhile the user's other messages wait, and nobody else's.
+        Until it succeeds, the user's other messages wait, and nobody else's.
         """
         attempt = 0
         while True:
@@ -205,7 +205,7 @@ class Handling:
             except Exception as exc:
                 if attempt % WARN_EACH == 0:
                     logger.warning(
-                        "%s: cannot be stored yet (%s), trying on: %s",
+                        "%s: waits for the broker (%s), retrying: %s",
                         self._name(job),
                         what,
                         one_line(exc),
@@ -239,7 +239,7 @@ class Handling:
         try:
             await self._tries.forget(job)
         except WsGatewayError as exc:  # its age ends it
-            logger.debug("%s: its history stays: %s", self._name(job), exc)
+            logger.debug("%s: cannot remove its record of tries: %s", self._name(job), exc)
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
         """Tell the client, if that is possible, that its message was refused or set aside.
@@ -253,7 +253,7 @@ class Handling:
         except (BrokerClosed, BrokerUnavailable, QueueFull):
             raise
         except Exception as exc:  # no frame, an id that no header can hold, …
-            logger.warning("%s: its client cannot be told: %s", self._name(job), one_line(exc))
+            logger.warning("%s: cannot tell its client: %s", self._name(job), one_line(exc))
 
 
 class _Strange(WsGatewayError):

@@ -52,7 +52,7 @@ class Message:
         deliveries: How often it was delivered to a worker, this time included. If it is above 1,
             a handler may have begun before in a worker that died.
         offset: Its sequence in the stream.
-        id: Names it for good; the offsets of a stream that is made again begin with 1.
+        id: A unique id; offsets start from 1 again if the stream is recreated.
         headers: Its NATS headers.
     """
 
@@ -91,7 +91,7 @@ class Message:
         """Return the payload parsed as JSON.
 
         Raises:
-            Reject: It is no JSON; the client is told.
+            Reject: It is not JSON; the client is told.
         """
         try:
             return jsonlib.loads(self.frame.payload)

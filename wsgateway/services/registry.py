@@ -107,7 +107,7 @@ def service(
 
     Raises:
         NameRefused: *name* cannot be part of a subject, or is too long for a stream's name.
-        ValueError: There is such a service already, or a number is out of its range.
+        ValueError: There is such a service already, or a number is out of range.
         TypeError: What is decorated cannot be called with a message.
     """
     Subjects(settings.PREFIX).require_service(name)
@@ -159,7 +159,7 @@ def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
         raise TypeError(f"{handler!r} is not a function")
     function = handler if inspect.isroutine(handler) else type(handler).__call__
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{_home(handler)} has a yield: calling it would handle nothing")
+        raise TypeError(f"{_home(handler)} has a yield, so calling it would not handle anything")
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(function)
     return handler, is_async
 

@@ -45,8 +45,8 @@ def find_user(name: str, resolver: str | None) -> Any:
     user_name = getattr(found, "user_name", None)
     if user_name is not None and user_name(user) != name:
         raise UserNotFound(
-            f"{type(found).__name__}.get_user({name!r}) returns a user whom user_name calls "
-            "otherwise; override both"
+            f"{type(found).__name__}.get_user({name!r}) returns a user to whom user_name "
+            "gives another name; override both"
         )
     return user
 
@@ -58,14 +58,14 @@ def _named_by(path: str | None) -> Any:
         if len(found) == 1:
             return found.popitem()[1]
         raise UserNotFound(
-            f"{len(found)} resolvers of WSGATEWAY_IDENTITY find users, and the message does not "
-            "say which of them named its sender; a gateway's messages do"
+            f"{len(found)} resolvers of WSGATEWAY_IDENTITY find users, but the message does not "
+            "say which of them named its sender; only messages from a gateway do"
         )
     if path not in listed:
         raise UserNotFound(f"{path!r}, which named the sender, is not in WSGATEWAY_IDENTITY")
     finder = _finder(path)
     if finder is None:
-        raise UserNotFound(f"{path!r} named the sender, and has no method get_user(name)")
+        raise UserNotFound(f"{path!r} named the sender, but has no method get_user(name)")
     return finder
 
 

@@ -247,7 +247,7 @@ class Worker:
             except BrokerClosed:
                 raise
             except BrokerError as exc:
-                logger.debug("service %s cannot look now: %s", self.service.name, exc)
+                logger.debug("service %s cannot ask whose turn it is: %s", self.service.name, exc)
             try:
                 async with asyncio.timeout(pause):
                     await user.look.wait()

@@ -62,7 +62,7 @@ class Delivered:
 
     Attributes:
         outcome: ``done``, ``retry``, ``refused`` or ``dead``.
-        replies: What was published to the user meanwhile.
+        replies: What was published to the user while the handler ran.
         error: What the handler raised; None if it returned.
         after: Seconds until the next attempt, if the outcome is ``retry``.
     """

@@ -237,7 +237,7 @@ class NatsBroker(Broker):
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                logger.debug("cannot look at the streams now: %s", exc)
+                logger.debug("cannot check the streams now: %s", exc)
             await asyncio.sleep(LOOK_PAUSE)
 
     async def _look(self) -> None:
@@ -270,8 +270,8 @@ class NatsBroker(Broker):
             self._doubt.set()  # the pauses between looks are shorter from now on
             limit = info["config"]["max_bytes"]
             logger.warning(
-                "stream %r is %.0f %% full (of %s bytes); above that it refuses messages or drops "
-                "the oldest: make it larger, or find out who does not read",
+                "stream %r is %.0f %% full (limit %s bytes); when full, it refuses messages or "
+                "drops the oldest; raise its limit, or find out who does not read",
                 name,
                 100 * level,
                 limit,
@@ -387,8 +387,8 @@ class NatsBroker(Broker):
             await self._require_service(inbox.service)
         if self._is_reserved and not reserved:
             raise QueueFull(
-                f"stream {self._recv!r} is full but for what replies need; nothing was stored, "
-                "try again later"
+                f"stream {self._recv!r} is full except for the room kept for replies; nothing was "
+                "stored, try again later"
             )
         return await self.jetstream.publish(subject, payload, pairs, msg_id=msg_id)
 

@@ -66,8 +66,8 @@ async def ensure_consumer(broker: NatsBroker, service: str, ack_wait: float) -> 
     except ApiError as exc:
         if exc.err_code == NOT_UNIQUE:
             raise BrokerMisconfigured(
-                f"another consumer of stream {stream!r} takes the messages of service "
-                f"{service!r} already (a service in another language?); a work queue has "
+                f"another consumer of stream {stream!r} already takes the messages of "
+                f"service {service!r} (a service in another language?); a work queue has "
                 "one consumer per service: delete it, or serve another service"
             ) from exc
         if exc.err_code != EXISTS:

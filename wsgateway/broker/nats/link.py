@@ -166,7 +166,7 @@ class Link:
 
         Raises:
             BrokerUnavailable: Not within *timeout* (None: the options' timeout) seconds.
-            BrokerClosed: It was closed, before or meanwhile.
+            BrokerClosed: It was already closed, or was closed while waiting.
         """
         if self.state is LinkState.OPEN:
             return

@@ -325,7 +325,7 @@ class Streams:
     def _check(self, spec: StreamSpec, real: dict[str, Any]) -> None:
         moving = spec.service and self._subjects.all_of("move", spec.service)
         if real["subjects"] == [moving]:
-            logger.warning("stream %r is not moved yet; %s", spec.name, MOVE)
+            logger.warning("stream %r has not been moved yet; %s", spec.name, MOVE)
             return
         different = spec.differences(real)
         essential = [key for key in different if key in ESSENTIAL]

@@ -253,8 +253,8 @@ class WorkQueue:
         self._stream = consumer.stream
         if consumer.ack_wait not in (self.ack_wait, self._wanted_ack_wait):
             logger.warning(
-                "service %s: messages come again after %g s without a sign of life, as its first "
-                "worker said, and not after WSGATEWAY_ACK_WAIT, %g s; to change it, run "
+                "service %s: its consumer redelivers messages after %g s without a heartbeat, not "
+                "after WSGATEWAY_ACK_WAIT (%g s); to change it, run "
                 '"manage.py setup_streams"',
                 self.service,
                 consumer.ack_wait,

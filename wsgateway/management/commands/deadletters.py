@@ -41,7 +41,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Do it."""
         if settings.BROKER != "nats":
-            raise CommandError("the memory broker keeps no dead letters; PUBSUB_BROKER=nats")
+            raise CommandError("the memory broker has no dead letters; set PUBSUB_BROKER=nats")
         action: Coroutine[Any, Any, None] = getattr(self, f"_{options['action']}")(options)
         try:
             asyncio.run(self._with_broker(action))
@@ -85,7 +85,7 @@ class Command(BaseCommand):
 
     async def _chosen(self, options: dict[str, Any]) -> list[DeadLetter]:
         if options["all"] == bool(options["offsets"]):
-            raise CommandError("name offsets, or give --all")
+            raise CommandError("give offsets, or --all")
         if options["all"]:
             found = deadletters.letters(self.broker, options["service"])
             return [letter async for letter in found]

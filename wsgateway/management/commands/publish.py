@@ -23,7 +23,7 @@ class Command(BaseCommand):
         parser.add_argument("user")
         parser.add_argument("text", help="the message; - reads a binary frame from standard input")
         parser.add_argument("--id", help="message id: the same id is stored once only")
-        parser.add_argument("--ttl", type=float, help="seconds until it is gone if nobody reads it")
+        parser.add_argument("--ttl", type=float, help="seconds until the message is removed")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Publish."""
