@@ -537,7 +537,7 @@ class Hub:
         limit = settings.MAX_CONNECTIONS_PER_USER
         if limit and len(shared.deliveries) >= limit:
             raise IdentityRefused(
-                CloseCode.TOO_MANY_CONNECTIONS, f"the user has {limit} connections already"
+                CloseCode.TOO_MANY_CONNECTIONS, f"the user already has {limit} connections"
             )
         if shared.watch is None:
             self._users[delivery.inbox] = shared

@@ -153,7 +153,7 @@ def test_relay_killed_again_and_again(
                 second = manage(tmp_path, "second", env, "runoutbox", "--once")
                 second.spawn()
                 assert second.wait(30) == 1
-                assert "another relay works on" in second.output
+                assert "another relay uses" in second.output
             relay.kill()
     relay = manage(tmp_path, "last", env, "runoutbox")
     with running(relay):

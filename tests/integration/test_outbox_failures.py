@@ -281,7 +281,7 @@ def test_once_says_what_waits(broker: FailingBroker) -> None:
     write("full", "1")
     write("ann", "1")
     broker.fail = lambda inbox, payload: QueueFull("no room") if inbox.user == "full" else None
-    with pytest.raises(CommandError, match="1 relayed, others wait: no room"):
+    with pytest.raises(CommandError, match="1 relayed, the others wait: no room"):
         call_command("runoutbox", "--once")
     assert broker.stored == [("ann", b"1")]
 

@@ -294,7 +294,7 @@ class Client:
             if self._reconnect_after is not None:
                 delay, self._reconnect_after = self._reconnect_after, None
             attempt += 1
-            logger.info("connection lost (%s), next in %.1f s", lost, delay)
+            logger.info("connection lost (%s), reconnecting in %.1f s", lost, delay)
             self._set_state(ClientState.WAITING)
             await asyncio.sleep(delay)
 
@@ -369,7 +369,7 @@ class Client:
         except Exception as exc:
             if isinstance(exc, GatewayError) and not exc.temporary:
                 raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
-            logger.warning("there is no token now: %r", exc)
+            logger.warning("cannot get a token now: %r", exc)
             raise Lost(1006, "no token") from exc
         self._stale = False
 

@@ -247,6 +247,6 @@ def _only_one(database: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             raise AlreadyRelayed(
-                f"another relay works on {database}; SQLite takes one, PostgreSQL several"
+                f"another relay uses {database}; SQLite allows one relay, PostgreSQL several"
             ) from exc
         yield

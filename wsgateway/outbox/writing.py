@@ -30,7 +30,7 @@ def enqueue(service: str, user: str, *, using: str | None = None, **options: Any
             be written as UTF-8.
     """
     if "msg_id" in options:
-        raise TypeError("the outbox names its messages itself; leave msg_id out")
+        raise TypeError("the outbox sets msg_id itself; leave it out")
     message = Outgoing(service, user, **options)
     _, frame = message.prepare()
     for name in (service, user):

@@ -48,9 +48,9 @@ class Message:
     Attributes:
         service: The service.
         user_name: The user's name.
-        attempt: Which try this is: how many handlers failed before, and one.
+        attempt: Which try this is; the first is 1.
         deliveries: How often it was delivered to a worker, this time included. If it is above 1,
-            a handler may have begun before in a worker that died.
+            a handler may have started in a worker that died.
         offset: Its sequence in the stream.
         id: A unique id; offsets start from 1 again if the stream is recreated.
         headers: Its NATS headers.
@@ -153,8 +153,8 @@ class Message:
     ) -> Receipt:
         """Send something to the user; the answer, if the client waits for one.
 
-        Stored in the user's inbox, so it survives that the client reconnects. A handler that
-        is tried again does not send it twice.
+        It is stored in the user's inbox, so it still arrives if the client reconnects. A handler
+        that is retried does not send it twice.
 
         Args:
             text: A text frame.

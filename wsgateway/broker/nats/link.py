@@ -198,7 +198,7 @@ class Link:
         if self.state is LinkState.NEW:
             return BrokerUnavailable("the link to NATS is not open yet; call open()")
         return BrokerUnavailable(
-            f"{self._connector.problem()}; is the server running, and NATS_BROKER_URL right?"
+            f"{self._connector.problem()}; is the server running, and is NATS_BROKER_URL right?"
         )
 
     @property

@@ -59,7 +59,7 @@ class Command(BaseCommand):
             while done := relay.step():
                 total += done
         except WsGatewayError as exc:
-            raise CommandError(f"{total} relayed, others wait: {exc}") from exc
+            raise CommandError(f"{total} relayed, the others wait: {exc}") from exc
         self.stdout.write(f"{total} relayed")
 
     def _relay(self, relay: Any, interval: float) -> None:

@@ -48,8 +48,8 @@ class Command(BaseCommand):
         services = self._services(options["names"])
         if settings.BROKER != "nats":
             raise CommandError(
-                f"PUBSUB_BROKER is {settings.BROKER!r}, which lives in one process: a worker of "
-                "its own would find nothing; use nats"
+                f"PUBSUB_BROKER is {settings.BROKER!r}, which works within one process only: a "
+                "separate worker would get no messages; use nats"
             )
         runner = Runner(services, options["concurrency"], options["ready_file"], self._say)
         try:
