@@ -235,7 +235,7 @@ class Settings:
 
     # Embedded server
     EMBEDDED_STORE = _text(
-        "", "Folder of the embedded server's store; empty: .nats beside manage.py"
+        "", "Folder of the embedded server's store; empty: .nats next to manage.py"
     )
     EMBEDDED_PORT = _count(0, "Port of the embedded server; 0: a free one", least=0)
     EMBEDDED_SYNC_INTERVAL = _text(

@@ -109,9 +109,7 @@ def token(request: HttpRequest) -> HttpResponse:
     """Return a token for the second user of the page; nobody gets one in production."""
     guest = _guest(request)
     if guest is None:
-        return JsonResponse(
-            {"error": "only demo users get a second user, in development"}, status=403
-        )
+        return JsonResponse({"error": "only demo users have a second user"}, status=403)
     return JsonResponse({"token": make_token(SERVICE, guest, max_age=TOKEN_MAX_AGE)})
 
 
