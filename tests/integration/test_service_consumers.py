@@ -56,7 +56,7 @@ async def test_worker_with_another_ack_wait_uses_what_the_consumer_has(
     assert calls == ["x"]
     assert (await config(broker))["ack_wait"] == 30_000_000_000
     assert "redelivers messages after 30 s without a heartbeat" in caplog.text
-    assert "WSGATEWAY_ACK_WAIT, 0.5 s" in caplog.text
+    assert "WSGATEWAY_ACK_WAIT (0.5 s)" in caplog.text
 
 
 async def test_setup_streams_changes_ack_wait(broker: NatsBroker, nats_settings: Any) -> None:
