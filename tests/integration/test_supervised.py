@@ -144,7 +144,7 @@ def test_background_loop_survives_an_exit_in_a_callback(
     background = loops._background
     assert background is not None
     background.loop.call_soon_threadsafe(sys.exit, 3)
-    wait_for(lambda: "the background loop was left" in caplog.text, what="the log")
+    wait_for(lambda: "the background loop stopped" in caplog.text, what="the log")
     assert publish.send("orders", "ann", text="after").offset
     assert loops._background is background
 
