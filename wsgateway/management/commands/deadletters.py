@@ -26,17 +26,17 @@ class Command(BaseCommand):
         """Which of the four."""
         actions = parser.add_subparsers(dest="action", required=True)
         listing = actions.add_parser("list", help="one line each, the oldest first")
-        listing.add_argument("--service", help="of this service only")
+        listing.add_argument("--service", help="only of this service")
         show = actions.add_parser("show", help="everything about one, with its traceback")
         show.add_argument("offset", type=int)
         for name, text in (
             ("retry", "put back into the service's queue"),
-            ("purge", "forget"),
+            ("purge", "delete for good"),
         ):
             action = actions.add_parser(name, help=text)
             action.add_argument("offsets", type=int, nargs="*", metavar="OFFSET")
-            action.add_argument("--all", action="store_true", help="every one")
-            action.add_argument("--service", help="with --all: of this service only")
+            action.add_argument("--all", action="store_true", help="all dead letters")
+            action.add_argument("--service", help="with --all: only of this service")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do it."""

@@ -15,14 +15,14 @@ from wsgateway.publish import send
 class Command(BaseCommand):
     """Publishes one frame and prints its offset."""
 
-    help = "Stores a message for a user; prints its offset once it is safe."
+    help = "Stores a message for a user; prints its offset once it is stored."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Whom to send what."""
         parser.add_argument("service")
         parser.add_argument("user")
         parser.add_argument("text", help="the message; - reads a binary frame from standard input")
-        parser.add_argument("--id", help="message id: the same id is stored once only")
+        parser.add_argument("--id", help="message id: the same id is stored only once")
         parser.add_argument("--ttl", type=float, help="seconds until the message is removed")
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -26,10 +26,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Where, and how often."""
-        parser.add_argument("--database", help="the outbox' database; as the router says without")
-        parser.add_argument("--interval", type=float, default=0.2, help="seconds between looks")
-        parser.add_argument("--batch", type=int, default=1000, help="rows of one transaction")
-        parser.add_argument("--once", action="store_true", help="send what is there, and end")
+        parser.add_argument(
+            "--database", help="the outbox's database; default: the router's choice"
+        )
+        parser.add_argument(
+            "--interval", type=float, default=0.2, help="seconds between looks for new rows"
+        )
+        parser.add_argument("--batch", type=int, default=1000, help="rows per transaction")
+        parser.add_argument("--once", action="store_true", help="send what is there, and exit")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Relay."""

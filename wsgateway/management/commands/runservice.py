@@ -28,13 +28,15 @@ THREADS_WITHIN = 1.0
 class Command(BaseCommand):
     """Runs workers until SIGINT or SIGTERM."""
 
-    help = "Runs the handlers of services (see wsgateway.service) until a signal comes."
+    help = "Runs the handlers of services (see wsgateway.service) until it gets a signal."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Which services, and how."""
-        parser.add_argument("names", nargs="*", metavar="NAME", help="services; none: all of them")
+        parser.add_argument(
+            "names", nargs="*", metavar="NAME", help="services to run; default: all"
+        )
         parser.add_argument("--concurrency", type=int, help="users served at once, per service")
-        parser.add_argument("--ready-file", help="created once every service takes messages")
+        parser.add_argument("--ready-file", help="file to create once every service is ready")
         parser.add_argument(
             "--noreload",
             action="store_true",
