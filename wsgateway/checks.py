@@ -388,7 +388,7 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
         found.append(
             Warning(
                 f"WSGATEWAY_SERVICES does not list {', '.join(unlisted)}.",
-                hint="Add what clients should reach; their handlers get nothing otherwise.",
+                hint="Add the services that clients should reach: others get no messages.",
                 id="wsgateway.W004",
             )
         )

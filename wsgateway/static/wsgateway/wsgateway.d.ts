@@ -73,7 +73,7 @@ export interface Welcome extends Position {
 }
 
 export interface Recovered extends Position {
-  /** Nothing between the last position and what follows is missing. False may also come while open. */
+  /** True if no message since the last position is missing. False may also come while open. */
   recovered: boolean;
   reason: string | null;
 }
