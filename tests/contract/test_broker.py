@@ -480,6 +480,15 @@ class TestLastOffsets:
         assert await other.last_offsets(empty) == {}
         assert await other.last_offsets([]) == {}
 
+    async def test_messages_larger_than_one_answer_takes(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        """The server stops at 64 MiB of whole messages, and the inboxes behind counted as empty."""
+        inboxes = [Inbox("orders", f"u{number}") for number in range(70)]
+        receipts = [await broker.publish(inbox, bytes(1_000_000)) for inbox in inboxes]
+        expected = {i: r.offset for i, r in zip(inboxes, receipts, strict=True)}
+        assert await other.last_offsets(inboxes) == expected
+
     async def test_long_names(self, brokers: Brokers) -> None:
         """1,024 long names exceeded the server's max_payload, which ends the connection."""
         brokers.settings.WSGATEWAY_SERVICES = ["*"]

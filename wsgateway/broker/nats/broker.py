@@ -8,7 +8,7 @@ import datetime as dt
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from wsgateway.broker.base import (
@@ -61,7 +61,7 @@ MULTI_LAST = 1024
 MULTI_LAST_BYTES = 256 * 1024
 """Bytes of subjects in one request; escaped names are long, and the server's max_payload ends
 the connection of whoever exceeds it."""
-MULTI_LAST_REST = 64
+MULTI_LAST_REST = 128
 """Bytes of such a request that are no subjects."""
 RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
@@ -441,12 +441,26 @@ class NatsBroker(Broker):
         found = {}
         room = min(MULTI_LAST_BYTES, self.link.max_payload) - MULTI_LAST_REST
         for subjects in _portions((self.subjects.recv(inbox) for inbox in inboxes), room):
-            batch = await self.jetstream.direct(self._recv, {"multi_last": subjects})
-            for reply in batch.replies:
-                subject = hdrs.find(reply.headers, _SUBJECT) or b""
-                _, inbox = self.subjects.parse(subject.decode())
-                found[inbox] = hdrs.find_int(reply.headers, _SEQUENCE) or 0
+            async for subject, offset in self._last_offsets(subjects):
+                found[self.subjects.parse(subject)[1]] = offset
         return found
+
+    async def _last_offsets(self, subjects: list[str]) -> AsyncIterator[tuple[str, int]]:
+        """Yield the newest offset of each subject that has one.
+
+        The server sends whole messages, and stops at a limit in bytes.
+        """
+        while subjects:
+            request = {"multi_last": subjects, "max_bytes": READ_BYTES}
+            batch = await self.jetstream.direct(self._recv, request)
+            answered = set()
+            for reply in batch.replies:
+                subject = (hdrs.find(reply.headers, _SUBJECT) or b"").decode()
+                answered.add(subject)
+                yield subject, hdrs.find_int(reply.headers, _SEQUENCE) or 0
+            if not batch.pending or not answered:
+                return
+            subjects = [subject for subject in subjects if subject not in answered]
 
     async def position(self) -> Position:
         return await self._shared_position()
