@@ -59,6 +59,29 @@ async def test_worker_with_another_ack_wait_uses_what_the_consumer_has(
     assert "WSGATEWAY_ACK_WAIT (0.5 s)" in caplog.text
 
 
+async def test_heartbeat_keeps_to_the_consumers_ack_wait_from_the_start(
+    broker: NatsBroker, nats_settings: Any
+) -> None:
+    """The first one came when the worker's own, longer ACK_WAIT said; by then another worker had
+    the message, too.
+    """
+    calls: list[str] = []
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        calls.append(message.text)
+        await asyncio.sleep(2.0)
+
+    nats_settings.WSGATEWAY_ACK_WAIT = 0.5
+    async with serving(broker):
+        pass
+    nats_settings.WSGATEWAY_ACK_WAIT = 30.0
+    async with serving(broker) as first, serving(broker) as second:
+        await offer(broker, "x")
+        await until(lambda: first.counts["done"] + second.counts["done"] == 1)
+    assert calls == ["x"]
+
+
 async def test_setup_streams_changes_ack_wait(broker: NatsBroker, nats_settings: Any) -> None:
     @registry.service("orders")
     async def handle(message: Message) -> None:

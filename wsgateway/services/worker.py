@@ -275,6 +275,7 @@ class Worker:
                 if beats % BEATS_A_HOLD == 0:
                     for job in user.behind():
                         self._queue.hold(job)
+        await self._queue.ready.wait()  # before, nobody knows what ACK_WAIT the consumer has
             for run in self._running.overdue(settings.ACK_WAIT):
                 logger.warning(
                     "%s: its handler has not returned for %.0f s; if it hangs, give the service a "
