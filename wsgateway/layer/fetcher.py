@@ -143,6 +143,7 @@ class Fetcher:
                 attempt = 0
                 if await self._fetch():
                     return
+                await asyncio.sleep(self._backoff.delay(0))  # it may be refused again
             except BrokerError as exc:
                 log = logger.warning if attempt == 3 else logger.debug
                 log("cannot read channel %s: %s; retrying", self.channel, exc)

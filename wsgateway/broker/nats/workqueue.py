@@ -272,6 +272,7 @@ class WorkQueue:
             self._changed.clear()
             wanted = self._room - self._asked
             if wanted > 0 and (self._asked == 0 or wanted >= self._asked):
+                await asyncio.sleep(backoff.delay(0))  # a server that refuses may do so for long
                 self._request(wanted)
                 deadline = loop.time() + PULL_EXPIRES + PULL_GRACE
             try:
