@@ -14,8 +14,9 @@ from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until
 from wsgateway import Message, Reject, Retry, RetryPolicy
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.workqueue import Job
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
-from wsgateway.services import deadletters, registry
+from wsgateway.services import deadletters, handling, registry
 from wsgateway.services.deadletters import DeadLetter
 from wsgateway.subjects import Inbox
 
@@ -303,6 +304,37 @@ async def test_full_dead_letter_stream_holds_back_that_user_only(
         await until(lambda: worker.counts["done"] == 21)
     assert calls.count("poison") == 1
     assert [letter.payload for letter in await letters(broker)] == [b"fills it", b"poison"]
+
+
+async def test_dead_letter_is_stored_once_while_its_client_cannot_be_told(
+    broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt to tell the client stored it again; after the duplicate window, twice."""
+    stored: list[int] = []
+    failing = [QueueFull("full"), QueueFull("full")]
+    set_aside, publish = handling.set_aside, broker.publish
+
+    async def counting(broker: NatsBroker, job: Job, error: BaseException) -> None:
+        stored.append(job.sequence)
+        await set_aside(broker, job, error)
+
+    async def unwilling(*args: Any, **options: Any) -> Any:
+        if failing:
+            raise failing.pop()
+        return await publish(*args, **options)
+
+    monkeypatch.setattr(handling, "set_aside", counting)
+    monkeypatch.setattr(broker, "publish", unwilling)
+
+    @registry.service("orders", retry=RetryPolicy(attempts=1))
+    async def handle(message: Message) -> None:
+        raise ValueError("no")
+
+    await offer(broker, "poison", Ws_Client_Id="c1")
+    async with serving(broker) as worker:
+        await until(lambda: worker.counts["dead"] == 1)
+    assert not failing
+    assert stored == [1]
 
 
 @pytest.mark.parametrize("error", [QueueFull("full"), BrokerUnavailable("away")])

@@ -104,9 +104,7 @@ class Handling:
         if error is not None:
             verdict = self._judge(job, error)
             self._log(job, verdict, error)
-        await self._persist(
-            job, COUNTED[type(verdict)], lambda: self._settle(job, history, verdict, crowded)
-        )
+        await self._settle(job, history, verdict, crowded)
         self.counts[COUNTED[type(verdict)]] += 1
         if logger.isEnabledFor(logging.DEBUG):
             took = time.perf_counter() - begin
@@ -216,24 +214,33 @@ class Handling:
     async def _settle(
         self, job: Job, history: History, verdict: Verdict, crowded: Callable[[], bool]
     ) -> None:
+        # Each step until it has succeeded, and none twice: one that takes longer than the
+        # duplicate window would store what was stored before it again.
         if isinstance(verdict, Again):
-            await self._note(job, history.tries + verdict.counted)
+            tries = history.tries + verdict.counted
+            await self._persist(job, "retried", lambda: self._note(job, tries))
             self._queue.give_back(job, verdict.after)
             return
         if self._suspect(job, history):  # before the message is acknowledged: that may get lost
-            await self._note(job, history.tries)
+            await self._persist(job, "mark", lambda: self._note(job, history.tries))
         if isinstance(verdict, Dead):
-            await set_aside(self._broker, job, verdict.error)
-            await self._tell(job, "failed", "the service could not handle the message")
+            error = verdict.error
+            await self._persist(job, "dead", lambda: set_aside(self._broker, job, error))
+            text = "the service could not handle the message"
+            await self._persist(job, "notice", lambda: self._tell(job, "failed", text))
         elif isinstance(verdict, Refuse):
-            await self._tell(job, verdict.code, verdict.reason)
+            code, reason = verdict
+            await self._persist(job, "refused", lambda: self._tell(job, code, reason))
+        await self._persist(job, "done", lambda: self._acknowledge(job, crowded))
+        if not job.unstarted:
+            await self._forget(job)
+
+    async def _acknowledge(self, job: Job, crowded: Callable[[], bool]) -> None:
         if crowded():
             await self._queue.ack_now(job)  # so that the next look sees it
         else:
             self._queue.ack(job)
-        self._broker.link.publish(self._turn, job.inbox.user.encode())
-        if not job.unstarted:
-            await self._forget(job)
+        self._broker.link.publish(self._turn, job.inbox.user.encode())  # fails if that was lost
 
     async def _forget(self, job: Job) -> None:
         try:
