@@ -10,14 +10,19 @@ import pytest
 from django.test import AsyncClient
 
 from tests.faults.traffic import broker_at
+from tests.integration.workers import no_services, serving
 from tests.support import Gateway, until
+from wsgateway import Message
 from wsgateway.broker import get_broker, reset_brokers
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
 from wsgateway.exceptions import BrokerError
 from wsgateway.frames import Frame
+from wsgateway.services import registry
 from wsgateway.subjects import Inbox
+
+__all__ = ["no_services"]  # a fixture
 
 ANN = Inbox("orders", "ann")
 
@@ -153,3 +158,41 @@ async def test_worker_gets_on(broker: NatsBroker) -> None:
             await asyncio.sleep(0.05)
     await until(lambda: got == [b"before", b"after"], 20)
     await queue.close()
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_what_a_worker_holds_of_the_old_stream_keeps_nobody_waiting(
+    broker: NatsBroker,
+) -> None:
+    """It waited for its turn in the new stream, which never came, and the new messages of its
+    user behind it. One with the same sequence as a new message acknowledged that one.
+    """
+    calls: list[str] = []
+    go_on = asyncio.Event()
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        calls.append(message.text)
+        await go_on.wait()
+
+    async def send(text: str) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await broker.offer(ANN, Frame.of(text), text)
+                    return
+                except BrokerError:
+                    await asyncio.sleep(0.05)
+
+    for text in ("old 1", "old 2", "old 3", "old 4"):
+        await send(text)
+    async with serving(broker) as worker:
+        await until(lambda: worker.in_hand == 4)
+        await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.queue('orders')}")
+        for text in ("new 1", "new 2", "new 3"):
+            await send(text)
+        await until(lambda: worker.in_hand == 7, 20)
+        go_on.set()
+        await until(lambda: worker.counts["done"] == 4, 20)
+        await until(lambda: worker.in_hand == 0)
+    assert calls == ["old 1", "new 1", "new 2", "new 3"]

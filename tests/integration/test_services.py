@@ -344,3 +344,48 @@ async def test_through_a_gateway_and_a_client(
         assert refusal["data"] == "only requests"
         with pytest.raises(TimeoutError):  # answers are not for raw sockets
             await asyncio.wait_for(raw.recv(), 0.3)
+
+
+async def test_message_that_leaves_the_queue_unhandled_keeps_nobody_waiting(
+    broker: NatsBroker,
+) -> None:
+    """One that expired, or that another worker had handled meanwhile, waited for its turn for
+    ever, and all later messages of its user behind it.
+    """
+    calls: list[str] = []
+    go_on = asyncio.Event()
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        calls.append(message.text)
+        await go_on.wait()
+
+    for text in ("first", "gone", "last"):
+        await offer(broker, text)
+    async with serving(broker) as worker:
+        await until(lambda: worker.in_hand == 3)
+        stream = broker.subjects.queue("orders")
+        await broker.jetstream.api(f"STREAM.MSG.DELETE.{stream}", {"seq": 2})
+        go_on.set()
+        await until(lambda: worker.counts["done"] == 2)
+        assert worker.in_hand == 0
+        await broker.jetstream.api(f"STREAM.PURGE.{stream}")
+    assert calls == ["first", "last"]
+
+
+async def test_last_message_in_hand_that_leaves_the_queue_is_forgotten(broker: NatsBroker) -> None:
+    go_on = asyncio.Event()
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        await go_on.wait()
+
+    for text in ("first", "gone"):
+        await offer(broker, text)
+    async with serving(broker) as worker:
+        await until(lambda: worker.in_hand == 2)
+        stream = broker.subjects.queue("orders")
+        await broker.jetstream.api(f"STREAM.MSG.DELETE.{stream}", {"seq": 2})
+        go_on.set()
+        await until(lambda: worker.in_hand == 0)
+        assert worker.counts["done"] == 1

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.broker.nats.workqueue import Job, Turn, WorkQueue
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.services.handling import UNMARK_WITHIN, Handling
@@ -44,6 +44,9 @@ LAST_LOOK = 0.25
 GIVEN_BACK_AFTER = 0.1
 GIVEN_BACK_AFTER_A_BUG = 10.0
 
+Key = tuple[int, int]
+"""See `Job.key`."""
+
 
 class _User:
     """One user's messages in hand."""
@@ -51,17 +54,17 @@ class _User:
     __slots__ = ("heap", "jobs", "look", "uncounted")
 
     def __init__(self) -> None:
-        self.jobs: dict[int, Job] = {}  # by sequence; the latest delivery counts
-        self.heap: list[int] = []
-        self.uncounted: set[int] = set()  # of those, the ones that take no other user's place
+        self.jobs: dict[Key, Job] = {}  # the latest delivery counts
+        self.heap: list[Key] = []
+        self.uncounted: set[Key] = set()  # of those, the ones that take no other user's place
         self.look = asyncio.Event()  # set when it may be somebody's turn
 
     def add(self, job: Job) -> bool:
         """Take a job; return False if it was in hand already."""
-        new = job.sequence not in self.jobs
-        self.jobs[job.sequence] = job
+        new = job.key not in self.jobs
+        self.jobs[job.key] = job
         if new:
-            heapq.heappush(self.heap, job.sequence)
+            heapq.heappush(self.heap, job.key)
         self.look.set()
         return new
 
@@ -78,15 +81,15 @@ class _User:
 
     def behind(self) -> Iterator[Job]:
         """Yield the jobs that wait behind the oldest."""
-        return (self.jobs[sequence] for sequence in self.heap[1:])
+        return (self.jobs[key] for key in self.heap[1:])
 
     def remove(self, job: Job) -> None:
         """Forget a job."""
-        del self.jobs[job.sequence]
-        if self.heap[0] == job.sequence:
+        del self.jobs[job.key]
+        if self.heap[0] == job.key:
             heapq.heappop(self.heap)
         else:
-            self.heap.remove(job.sequence)
+            self.heap.remove(job.key)
             heapq.heapify(self.heap)
 
 
@@ -184,7 +187,7 @@ class Worker:
             # It cannot be handled yet: a user who sends much must not keep others out
             if job is not user.first:
                 self._queue.hold(job)
-            user.uncounted.add(job.sequence)
+            user.uncounted.add(job.key)
             self._waiting += len(job.payload)
             self._queue.add_room(1)
         if job.inbox not in self._tasks:
@@ -211,7 +214,7 @@ class Worker:
                 self._leave(user, job)
                 if gone and heir is not None and user.heap and user.first is heir:
                     # It was in hand while an older one was in the stream: nobody had begun with it
-                    heir.unstarted = True
+                    heir.unstarted = heir.unstarted or heir.key[0] == job.key[0]
         except BrokerClosed:
             return
         except Exception:
@@ -225,25 +228,32 @@ class Worker:
 
     def _leave(self, user: _User, job: Job) -> None:
         """Make room for another message."""
-        if job.sequence in user.uncounted:
-            user.uncounted.remove(job.sequence)
+        if job.key in user.uncounted:
+            user.uncounted.remove(job.key)
             self._waiting -= len(job.payload)
         else:
             self._queue.add_room(1)
 
     async def _next(self, user: _User) -> Job | None:
-        """Return the user's oldest message once it is its turn; None if the worker ends."""
+        """Return the user's oldest message once it is its turn; None if no message is left.
+
+        A message that has left the stream is dropped: nobody may handle it, and those behind it
+        would wait for ever.
+        """
         pause = FIRST_LOOK
-        while not self._ending:
+        while user.heap and not self._ending:
             user.look.clear()
             job = user.first
             if job.problem is not None:
                 return job
-            if not self._queue.holds(job):
-                return None  # `setup_streams` has moved it: it comes again
             try:
-                if await self._queue.is_oldest(job):
-                    return user.jobs[job.sequence]
+                turn = await self._queue.turn(job)
+                if turn is Turn.NOW:
+                    return user.jobs[job.key]
+                if turn is Turn.GONE:
+                    user.remove(job)
+                    self._leave(user, job)
+                    continue
             except BrokerClosed:
                 raise
             except BrokerError as exc:
@@ -265,6 +275,7 @@ class Worker:
         in nats-server's consumer.go). When each message of a backlog got its heartbeat, there
         were none, and what a killed worker had in hand did not come again.
         """
+        await self._queue.ready.wait()  # before, nobody knows what ACK_WAIT the consumer has
         beats = 0
         while True:
             await asyncio.sleep(self._queue.ack_wait / 3)
@@ -275,7 +286,6 @@ class Worker:
                 if beats % BEATS_A_HOLD == 0:
                     for job in user.behind():
                         self._queue.hold(job)
-        await self._queue.ready.wait()  # before, nobody knows what ACK_WAIT the consumer has
             for run in self._running.overdue(settings.ACK_WAIT):
                 logger.warning(
                     "%s: its handler has not returned for %.0f s; if it hangs, give the service a "

@@ -32,10 +32,12 @@ class Consumer(NamedTuple):
 
     Attributes:
         stream: Where it reads.
+        created: When that stream was made; names its life.
         ack_wait: Seconds without a sign of life after which it delivers a message again.
     """
 
     stream: str
+    created: str
     ack_wait: float
 
 
@@ -80,7 +82,8 @@ async def ensure_consumer(broker: NatsBroker, service: str, ack_wait: float) -> 
                 f"consumer {wanted['name']!r} of stream {stream!r} has {key} {real.get(key)!r}, "
                 f"workers need {wanted[key]!r}; stop its workers and delete it"
             )
-    return Consumer(stream, _ack_wait(real))
+    info = await broker.jetstream.api(f"STREAM.INFO.{stream}")
+    return Consumer(stream, info["created"], _ack_wait(real))
 
 
 def _ack_wait(config: Mapping[str, Any]) -> float:

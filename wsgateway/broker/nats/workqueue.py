@@ -7,6 +7,7 @@ say. Sources: NATS ADR-13 (pull subscriptions), ADR-15 (acknowledgements).
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from wsgateway.supervision import supervise
 if TYPE_CHECKING:
     from wsgateway.broker.nats.broker import NatsBroker
 
-__all__ = ["Job", "WorkQueue"]
+__all__ = ["Job", "Turn", "WorkQueue"]
 
 logger = logging.getLogger("wsgateway.services")
 
@@ -55,6 +56,17 @@ ACK = b"+ACK"
 IN_PROGRESS = b"+WPI"
 
 
+class Turn(enum.Enum):
+    """Whether a message may be handled."""
+
+    NOW = "now"
+    LATER = "later"
+    """An earlier message of the same user is still in the stream."""
+    GONE = "gone"
+    """It has left the stream: it expired, an operator removed it, another worker has handled it
+    while this one stood still, or the stream was made again."""
+
+
 class Job:
     """One message that a client sent.
 
@@ -63,6 +75,7 @@ class Job:
         payload: Its bytes.
         headers: All its NATS headers.
         sequence: Its stream sequence.
+        key: Which stream it is of, as the queue counts them, and its sequence there.
         deliveries: How often it was delivered, this time included.
         attempt: Which try this is; the first is 1. Set by the worker.
         id: Names the message, also after its stream was made again and counts from 1.
@@ -78,6 +91,7 @@ class Job:
         "headers",
         "id",
         "inbox",
+        "key",
         "payload",
         "problem",
         "sequence",
@@ -100,6 +114,7 @@ class Job:
         self.attempt = 1
         self.unstarted = self.deliveries == 1
         self.sequence = int(tokens[first + 1])
+        self.key = 0, self.sequence
         self.id = ".".join((tokens[first - 2], tokens[first + 1], tokens[first + 3]))
 
     @property
@@ -145,6 +160,8 @@ class WorkQueue:
         """What the consumer has."""
         self._stream = broker.subjects.queue(service)
         self._consumer = broker.subjects.consumer(service)
+        self._created = ""  # when the stream was made
+        self._life = 0  # how many streams there have been
         self._inbox = new_inbox()
         self._room = 0  # messages that may still be asked for
         self._asked = 0  # of those, how many a pull request is open for
@@ -186,6 +203,8 @@ class WorkQueue:
         Raises:
             BrokerUnavailable: Perhaps it does not.
         """
+        if not self.holds(job):
+            return
         try:
             await self._link.request(job.ack_subject, ACK)
         except BrokerUnavailable:
@@ -205,27 +224,43 @@ class WorkQueue:
         self.give_back(job, HOLD * self.ack_wait)
 
     def _answer(self, job: Job, answer: bytes) -> None:
+        if not self.holds(job):
+            return  # the server would take it for an answer to another message
         try:
             self._link.publish(job.ack_subject, answer)
         except BrokerError as exc:  # it will be delivered again
             logger.debug("an acknowledgement was not sent: %s", exc)
 
     def holds(self, job: Job) -> bool:
-        """Say whether *job* is of the stream that the service has now, and was not moved."""
-        return job.id.startswith(f"{self._stream}.")
+        """Say whether *job* is of the stream that the service has now.
 
-    async def is_oldest(self, job: Job) -> bool:
+        It is not if that was made again, or if `setup_streams` has moved it: then it comes again.
+        """
+        return job.key[0] == self._life
+
+    async def turn(self, job: Job) -> Turn:
         """Say whether every earlier message of the same user has left the stream.
 
-        A replica that lags may deny it for a while; never the other way round.
+        A replica that lags may say `LATER` for a while; never anything else that is wrong.
         """
+        if not self.holds(job):
+            return Turn.GONE
         subject = self._broker.subjects.send(job.inbox)
         batch = await self._broker.jetstream.direct(
             self._stream, {"seq": 1, "next_by_subj": subject}
         )
-        if not batch.replies:
-            return False
-        return hdrs.find_int(batch.replies[0].headers, b"Nats-Sequence") == job.sequence
+        if not batch.replies:  # a replica may not have the message yet
+            return Turn.LATER if await self._holds_any(subject) else Turn.GONE
+        oldest = hdrs.find_int(batch.replies[0].headers, b"Nats-Sequence") or 0
+        if oldest == job.sequence:
+            return Turn.NOW
+        return Turn.LATER if oldest < job.sequence else Turn.GONE
+
+    async def _holds_any(self, subject: str) -> bool:
+        """Say whether the stream holds a message of *subject*, as its leader knows it."""
+        request = {"subjects_filter": subject}
+        info = await self._broker.jetstream.api(f"STREAM.INFO.{self._stream}", request)
+        return bool(info["state"].get("subjects"))
 
     # -- pulling -------------------------------------------------------------------------
 
@@ -237,6 +272,7 @@ class WorkQueue:
                 await self._create()
                 attempt = 0
                 await self._pull()
+                await asyncio.sleep(backoff.delay(0))  # a server that refuses may do so for long
             except BrokerClosed:
                 return
             except BrokerError as exc:
@@ -250,7 +286,9 @@ class WorkQueue:
     async def _create(self) -> None:
         """Make the consumer, or use it as it is."""
         consumer = await ensure_consumer(self._broker, self.service, self._wanted_ack_wait)
-        self._stream = consumer.stream
+        if self._created != consumer.created:
+            self._created, self._stream = consumer.created, consumer.stream
+            self._life += 1
         if consumer.ack_wait not in (self.ack_wait, self._wanted_ack_wait):
             logger.warning(
                 "service %s: its consumer redelivers messages after %g s without a heartbeat, not "
@@ -272,7 +310,6 @@ class WorkQueue:
             self._changed.clear()
             wanted = self._room - self._asked
             if wanted > 0 and (self._asked == 0 or wanted >= self._asked):
-                await asyncio.sleep(backoff.delay(0))  # a server that refuses may do so for long
                 self._request(wanted)
                 deadline = loop.time() + PULL_EXPIRES + PULL_GRACE
             try:
@@ -320,5 +357,6 @@ class WorkQueue:
             inbox = Inbox(self.service, user[:MAX_SHOWN])
             problem = MalformedMessage(f"nobody can have sent this: {exc}")
         job = Job(inbox, data, hdrs.decode(raw), reply.decode())
+        job.key = self._life, job.sequence
         job.problem = problem or job.malformed()
         self._on_job(job)
