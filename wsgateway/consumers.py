@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -16,7 +17,7 @@ from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.identity import require_service, resolve_identity
 from wsgateway.origins import origin_allowed
 from wsgateway.protocol import ProtocolError, Resume, choose_subprotocol, parse_resume
-from wsgateway.sockets import RawSocket, Socket, V1Socket
+from wsgateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.transport import Transport, server_send
 
 __all__ = ["GatewayConsumer"]
@@ -113,5 +114,6 @@ def _transport(scope: Any, send: Any) -> Transport:
 
 async def _accept_and_close(socket: Socket, code: CloseCode, reason: str | None = None) -> None:
     """Refuse so that the client sees *code*; before the handshake it would see HTTP 403."""
-    await socket.accept()
-    await socket.close(code, reason)
+    with contextlib.suppress(SocketClosed):  # refused already
+        await socket.accept()
+        await socket.close(code, reason)

@@ -21,6 +21,8 @@ __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "quieten", "tran
 
 CLOSED = 0
 """autobahn's ``STATE_CLOSED``."""
+CONNECTING = 1
+"""autobahn's ``STATE_CONNECTING``."""
 CLOSING = 2
 """autobahn's ``STATE_CLOSING``: one side has said so."""
 OPEN = 3
@@ -211,6 +213,8 @@ class DaphneTransport(Transport):
         self._closing = True
         if self._protocol.state == OPEN:
             self._protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
+        elif self._protocol.state == CONNECTING:  # which refuses the handshake
+            await self._send({"type": "websocket.close"})
         self._read()
 
     # -- reading -------------------------------------------------------------------------

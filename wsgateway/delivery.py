@@ -531,7 +531,7 @@ class Hub:
         """Add a socket; its live messages arrive from now on.
 
         Raises:
-            IdentityRefused: The user has too many sockets here.
+            IdentityRefused: The user has too many sockets here, or the hub is being closed.
         """
         shared = self._users.get(delivery.inbox) or _Shared()
         limit = settings.MAX_CONNECTIONS_PER_USER
@@ -539,6 +539,8 @@ class Hub:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS, f"the user already has {limit} connections"
             )
+        if self.draining:  # since the handshake began; nobody would close the socket
+            raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
         if shared.watch is None:
             self._users[delivery.inbox] = shared
             shared.watch = self.broker.watch(delivery.inbox, self._live(shared))

@@ -110,7 +110,13 @@ class Socket(ABC):
         self.transport.on_ping = self._on_ping
 
     async def accept(self) -> None:
-        """End the handshake. Idempotent."""
+        """End the handshake. Idempotent.
+
+        Raises:
+            SocketClosed: It was closed before, its log-in may have been revoked meanwhile.
+        """
+        if self.closed:
+            raise SocketClosed
         if self._accepted:
             return
         self._accepted = True

@@ -11,7 +11,8 @@ import pytest
 from tests.support import until
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.codes import CloseCode
-from wsgateway.delivery import Delivery, Hub
+from wsgateway.delivery import REFUSED_PAUSE, Delivery, Hub
+from wsgateway.exceptions import BrokerForbidden, IdentityRefused
 from wsgateway.identity import Identity
 from wsgateway.protocol import Resume
 from wsgateway.revocation import TOPIC, Notice, session_digest
@@ -84,6 +85,54 @@ async def test_log_out_closes_the_sessions_sockets_and_no_others(hub: Hub) -> No
     await until(lambda: clients[0].closed_with and clients[1].closed_with, what="closed")
     assert [client.closed_with for client in clients[2:]] == [None, None]
     assert clients[0].closed_with == CloseCode.NOT_AUTHENTICATED.raw
+
+
+async def test_log_out_during_the_handshake_ends_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket was closed, and then accepted: on daphne it stayed, and nobody served it."""
+    accepted: list[bool] = []
+
+    async def accept() -> None:
+        accepted.append(True)
+
+    client = Client(hub, accept, session="mine")
+    load = hub.broker.load_cursor
+
+    async def log_out_first(*args: Any) -> int:
+        hub.broker.broadcast(TOPIC, f"{Notice.ENDED} {session_digest('mine')}".encode())
+        await until(lambda: client.closed_with, what="closed")
+        return await load(*args)
+
+    monkeypatch.setattr(hub.broker, "load_cursor", log_out_first)
+    await client.delivery.start(Resume())
+    assert not accepted
+    assert hub.sockets == 0
+
+
+async def test_handshake_that_has_begun_before_the_gateway_ends_is_refused(hub: Hub) -> None:
+    """Its socket was accepted, and cut without a word when the process was gone."""
+    hub.draining = True
+    with pytest.raises(IdentityRefused) as refused:
+        await Client(hub).delivery.start(Resume())
+    assert refused.value.code is CloseCode.SHUTTING_DOWN
+
+
+async def test_read_that_is_refused_is_tried_again_after_a_pause(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker was ready, so a read that its permissions forbid went round without a pause."""
+    tried: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def refuse(*args: Any, **options: Any) -> Any:
+        tried.append(clock())
+        raise BrokerForbidden("permissions violation for publish to …")
+
+    monkeypatch.setattr(hub.broker, "read_after", refuse)
+    await Client(hub).delivery.start(Resume())
+    await until(lambda: len(tried) >= 4, what="four attempts")
+    assert tried[3] - tried[0] >= 3 * REFUSED_PAUSE[0] * 0.9
 
 
 async def test_cursor_moves_with_the_furthest_socket_of_a_device(hub: Hub) -> None:

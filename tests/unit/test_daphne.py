@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.abstract import FileDescriptor
 
-from wsgateway.daphne import CLOSED, OPEN, READ_BYTES, READ_FRAMES, DaphneTransport
+from wsgateway.daphne import CLOSED, CONNECTING, OPEN, READ_BYTES, READ_FRAMES, DaphneTransport
 
 
 class Descriptor(FileDescriptor):
@@ -157,3 +157,15 @@ async def test_nothing_is_queued_after_closing(made: Made) -> None:
     protocol.onMessage(b"y", True)
     assert protocol.application_queue.qsize() == READ_FRAMES
     assert protocol.transport.reading, "for the answer to the close frame"
+
+
+async def test_closing_before_the_handshake_has_ended_refuses_it() -> None:
+    """Nothing happened: the handshake went on, and the client had a socket that nobody served."""
+    protocol, sent = Protocol(), []
+    protocol.state = CONNECTING
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    await DaphneTransport(protocol, send).close(4501, 4501, "revoked")
+    assert sent == [{"type": "websocket.close"}]

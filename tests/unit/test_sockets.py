@@ -16,7 +16,7 @@ from wsgateway.exceptions import QueueFull
 from wsgateway.frames import Frame
 from wsgateway.identity import Identity
 from wsgateway.recovery import Start
-from wsgateway.sockets import RateLimit, RawSocket, Socket, V1Socket
+from wsgateway.sockets import RateLimit, RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.transport import Transport
 
 Settings = Any
@@ -239,3 +239,11 @@ async def test_raw_message_is_settled_when_the_kernel_has_it() -> None:
     assert (socket.settled, socket.unsettled) == (4, True)
     client.waiting = 0
     assert (socket.settled, socket.unsettled) == (6, False)
+
+
+async def test_socket_that_was_closed_during_the_handshake_is_not_accepted() -> None:
+    """A log-out at that moment closed it, and then it was accepted all the same."""
+    socket = RawSocket(Client())
+    await socket.close(CloseCode.NOT_AUTHENTICATED)
+    with pytest.raises(SocketClosed):
+        await socket.accept()
