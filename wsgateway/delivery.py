@@ -63,6 +63,8 @@ brings it is still being made. One that came at once would be refused, and stop.
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
+REFUSED_PAUSE = (0.05, 0.25)
+"""Seconds after which something that failed is tried again, at the earliest."""
 
 
 class _Shared:
@@ -509,7 +511,11 @@ class Hub:
         return supervise(run, name)
 
     async def usable(self) -> None:
-        """Wait until the broker is ready, however long that takes."""
+        """Wait until the broker is ready, however long that takes; a moment at least.
+
+        A broker that is ready may refuse the same thing again, its permissions for example.
+        """
+        await asyncio.sleep(random.uniform(*REFUSED_PAUSE))  # noqa: S311 - jitter, no secret
         while True:
             try:
                 await self.broker.wait_ready(60.0)
@@ -533,14 +539,14 @@ class Hub:
         Raises:
             IdentityRefused: The user has too many sockets here, or the hub is being closed.
         """
+        if self.draining:  # since the handshake began; nobody would close the socket
+            raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
         shared = self._users.get(delivery.inbox) or _Shared()
         limit = settings.MAX_CONNECTIONS_PER_USER
         if limit and len(shared.deliveries) >= limit:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS, f"the user already has {limit} connections"
             )
-        if self.draining:  # since the handshake began; nobody would close the socket
-            raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
         if shared.watch is None:
             self._users[delivery.inbox] = shared
             shared.watch = self.broker.watch(delivery.inbox, self._live(shared))
