@@ -16,6 +16,8 @@ TOPIC = "services"
 """Where those who have made a service's stream say so."""
 ABSENT_VALID = 3.0
 """Seconds that a service without a stream counts as one that does not exist."""
+LOOKS = 3
+"""Looks for one answer at most, while others make streams."""
 
 
 class Registry:
@@ -38,6 +40,7 @@ class Registry:
         self._shared: frozenset[str] = frozenset()  # of the others, those in the shared stream
         self._is_open = declared.is_open  # the shared stream takes any service
         self._valid_until = 0.0  # until then what is not found does not exist
+        self._doubts = 0  # how often somebody has made a stream
         self._refreshing: asyncio.Task[None] | None = None
 
     def known(self, service: str) -> bool | None:
@@ -60,8 +63,11 @@ class Registry:
                 self._subjects.require_service(service)
             except NameRefused:
                 return False
-            await self.refresh()
-            known = self.known(service)
+            for _ in range(LOOKS):
+                await self.refresh()
+                known = self.known(service)
+                if known is not None:
+                    break
         return bool(known)
 
     async def queue(self, service: str) -> str:
@@ -81,6 +87,7 @@ class Registry:
     def doubt(self) -> None:
         """Have the next look at a service that is not known ask the broker."""
         self._valid_until = 0.0
+        self._doubts += 1
 
     async def refresh(self) -> None:
         """Read from the broker which services exist; several calls at once share one look."""
@@ -91,6 +98,7 @@ class Registry:
         await asyncio.shield(task)
 
     async def _load(self) -> None:
+        doubts = self._doubts
         names = await self.streams()
         services = (self._subjects.service_of(name) for name in names)
         shared = await self._shared_subjects() if self._subjects.stream("send") in names else []
@@ -98,7 +106,8 @@ class Registry:
         self._is_open = self.declared.is_open or self._subjects.all_of("send") in shared
         parsed = (self._subjects.parse(subject[:-1] + "x") for subject in shared)
         self._shared = frozenset() if self._is_open else frozenset(i.service for _, i in parsed)
-        self._valid_until = monotonic() + ABSENT_VALID
+        if doubts == self._doubts:  # otherwise a stream may have been made since it was asked
+            self._valid_until = monotonic() + ABSENT_VALID
 
     async def streams(self) -> list[str]:
         """Return the streams that take what clients send.
