@@ -12,10 +12,14 @@ import pytest
 import wsgateway
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
+from wsgateway.broker.base import Position
 from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer import feed as feeds
 from wsgateway.subjects import Inbox
 
 
@@ -188,3 +192,36 @@ async def test_a_socket_and_a_consumer_share_the_group(make: Make) -> None:
     await layer.group_add(wsgateway.inbox_group("orders", "ann@example.com"), channel)
     await wsgateway.asend("orders", "ann@example.com", text="hi")
     assert await receive(layer, channel) == {"type": "ws.message", "text": "hi"}
+
+
+async def test_a_member_that_could_not_begin_begins_later(
+    make: Make, settings: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker was away when its group became durable: it never heard anything again."""
+    layer = make()
+    channel = await layer.new_channel()
+    await layer.group_add("later.ann", channel)
+    group = layer._home.groups["later.ann"]
+    position, failed = NatsBroker.position, []
+
+    async def unavailable(broker: NatsBroker) -> Position:
+        if failed:
+            return await position(broker)
+        failed.append(True)
+        raise BrokerUnavailable("away")
+
+    monkeypatch.setattr(NatsBroker, "position", unavailable)
+    settings.WSGATEWAY_SERVICES = ["later"]
+    broker = broker_from_settings(wsgateway_settings)
+    try:
+        await broker.set_up()
+    finally:
+        await broker.close()
+    await until(lambda: failed, 20, "the first attempt")
+    node = await layer.ready_node()
+    feeds._watchers[node].look()
+    feed = group.feeds[channel.encode()]
+    await until(lambda: feed._started is not None and feed._started.done(), 20, "the next one")
+    await until(lambda: node.broker.known_service("later") is True, 20, "the sender follows")
+    await layer.group_send("later.ann", {"type": "x", "n": 1})
+    assert await drain(layer, channel, 1) == [1]

@@ -18,7 +18,6 @@ from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
 from wsgateway.inbox import InboxReader, later
-from wsgateway.layer.rounds import Rounds
 from wsgateway.recovery import Reached, find_lost
 from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
@@ -91,8 +90,6 @@ class _Watcher:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.positions = Rounds(node.broker.position, "wsgateway-layer-position")
-        """Where the stream ends; members who join at once share the question."""
         self._watches: dict[Inbox, _Watch] = {}
         self._epoch = ""
         self._sweeping: asyncio.Task[None] | None = None
@@ -161,6 +158,7 @@ class _Watcher:
             each.owner.reader.suspect = None
         offsets = await self._node.broker.last_offsets(list(self._watches))
         for feed in self._feeds():
+            feed.begin()
             if feed.inbox in offsets:
                 feed.announce(offsets[feed.inbox])
 
@@ -223,8 +221,8 @@ class Feed:
         self._task = None  # if it still runs, in a loop that stands still, it ends by itself
         _watcher_of(node).add(here)
         if self._started is None or not self._started.done():
-            self._started = node.loop.create_future()
-            self._spawn(self._start(here))
+            self._started = None
+            self.begin()
         elif self._epoch and self._epoch != node.broker.epoch:
             self.restart(0)  # nobody told it that the stream is another one
         else:
@@ -232,6 +230,13 @@ class Feed:
             self.reader.fetch_failed()  # whatever was under way: fetch after the position
             self._step()
         self._epoch = ""
+
+    def begin(self) -> None:
+        """Find out where to begin, if an earlier attempt has failed. Idempotent."""
+        here = self.attachment
+        if self._started is None and here is not None:
+            self._started = here.node.loop.create_future()
+            self._spawn(self._start(here))
 
     def detach(self) -> None:
         """Stop; `attach` goes on."""
@@ -257,6 +262,7 @@ class Feed:
         Raises:
             BrokerError: The stream could not be asked.
         """
+        self.begin()
         if self._started is not None:
             await asyncio.shield(self._started)
 
@@ -265,7 +271,7 @@ class Feed:
         assert started is not None
         try:
             await here.node.broker.wait_ready()
-            position = await _watcher_of(here.node).positions.join()
+            position = await here.node.broker.position()
         except BaseException as exc:
             if self._started is started:
                 self._started = None
