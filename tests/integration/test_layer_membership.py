@@ -15,7 +15,7 @@ from tests.integration.layer_worker import WorkerProcess
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.link import Link
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.exceptions import BrokerUnavailable
@@ -146,14 +146,16 @@ async def test_durable_memberships_at_once_share_a_round_trip(
 ) -> None:
     layer = make()
     channel = await layer.new_channel()
-    asked: list[NatsBroker] = []
-    position = NatsBroker.position
+    asked: list[str] = []
+    api = JetStream.api
 
-    async def counted(self: NatsBroker) -> Any:
-        asked.append(self)
-        return await position(self)
+    async def counted(self: JetStream, name: str, *args: Any) -> Any:
+        if name.startswith("STREAM.INFO.") and name.endswith("_RECV"):
+            asked.append(name)
+        return await api(self, name, *args)
 
-    monkeypatch.setattr(NatsBroker, "position", counted)
+    await (await layer.ready_node()).broker.wait_ready()
+    monkeypatch.setattr(JetStream, "api", counted)
     groups = [f"service.user{number}" for number in range(32)]
     await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
     assert 1 <= len(asked) <= 2

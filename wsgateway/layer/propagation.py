@@ -24,8 +24,8 @@ from typing import Any
 from wsgateway.broker.base import Closable
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Link
+from wsgateway.broker.nats.shared import Shared
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.layer.rounds import Rounds
 from wsgateway.subjects import Subjects
 
 __all__ = ["Propagation"]
@@ -53,7 +53,7 @@ class Propagation:
         self._link = link
         self._subject = subjects.probe
         self._reports = subjects.process(f"probe-{secrets.token_hex(8)}")
-        self._rounds = Rounds(self._probe, "wsgateway-layer-probe")
+        self._shared_probe = Shared(self._probe)
         self._interests: list[Closable] = []
         self._probes = 0
         self._current: _Probe | None = None
@@ -72,7 +72,7 @@ class Propagation:
         """
         await self._link.confirm()
         if self._interests and not self._untraced:
-            await self._rounds.join()
+            await self._shared_probe()
 
     def _join(self) -> None:
         self._untraced = False

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, NamedTuple
 
-from wsgateway.broker.nats.jetstream import ApiError
+from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
 from wsgateway.exceptions import WsGatewayError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from wsgateway.broker.nats.workqueue import Job
 
 __all__ = ["History", "Tries", "WorkerDied"]
-
-NO_MESSAGE = 10037
 
 
 class WorkerDied(WsGatewayError):

@@ -40,7 +40,7 @@ class Shared(Generic[T]):
         """Return the answer to a request that begins after this call."""
         current = self._next
         if current is None or current.task.done():
-            current = self._next = _Round(asyncio.create_task(self._run()))
+            current = self._next = _Round(asyncio.create_task(self._run(), name="wsgateway-shared"))
         current.waiters += 1
         try:
             return await asyncio.shield(current.task)
