@@ -18,6 +18,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 from wsgateway.services import deadletters, registry
+from wsgateway.services import worker as worker_module
 from wsgateway.services.message import SyncMessage
 from wsgateway.services.running import Run, Running
 from wsgateway.services.tries import Tries
@@ -164,6 +165,39 @@ async def test_what_waited_behind_another_message_is_not_suspect(
         await until(lambda: worker.counts["done"] == 20)
     assert texts == list(map(str, range(20)))
     assert caplog.text.count("handling it alone") == 1
+
+
+async def test_what_is_redelivered_behind_another_message_is_held_again(
+    broker: NatsBroker, nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came again and again until the next heartbeat for what waits, and became suspect."""
+    nats_settings.WSGATEWAY_ACK_WAIT = 1.0
+    monkeypatch.setattr(worker_module, "BEATS_A_HOLD", 10**9)
+    go_on = asyncio.Event()
+    came: list[tuple[int, float]] = []
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        await go_on.wait()
+
+    for text in ("first", "behind"):
+        await offer(broker, text)
+    async with serving(broker) as worker:
+        await until(lambda: worker.in_hand == 2)
+        take = worker._on_job
+
+        def noted(job: Job) -> None:
+            came.append((job.sequence, time.monotonic()))
+            take(job)
+
+        worker._queue._on_job = noted
+        (user,) = worker._users.values()
+        worker._queue.give_back(next(user.behind()), 0.0)
+        await until(lambda: len(came) == 2)
+        go_on.set()
+        await until(lambda: worker.counts["done"] == 2)
+    assert [sequence for sequence, _ in came] == [2, 2]
+    assert came[1][1] - came[0][1] > 1.5
 
 
 @pytest.mark.parametrize("in_order", [True, False])

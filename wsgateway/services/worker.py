@@ -181,12 +181,13 @@ class Worker:
         user = self._users.get(job.inbox)
         if user is None:
             user = self._users[job.inbox] = _User()
-        if not user.add(job):
+        is_new = user.add(job)
+        if job is not user.first:
+            self._queue.hold(job)
+        if not is_new:
             self._queue.add_room(1)
         elif len(user.jobs) > 1 and self._waiting < MAX_WAITING:
             # It cannot be handled yet: a user who sends much must not keep others out
-            if job is not user.first:
-                self._queue.hold(job)
             user.uncounted.add(job.key)
             self._waiting += len(job.payload)
             self._queue.add_room(1)
