@@ -160,6 +160,18 @@ async def test_graceful_end_and_broker_restart(
         await broker.close()
 
 
+def test_worker_that_never_became_ready_ends_when_it_is_told(
+    worker: Callable[..., WorkerProcess], free_port: int
+) -> None:
+    """It waited for its workers to be ready, and heard SIGTERM only then."""
+    process = worker("counted", NATS_BROKER_URL=f"nats://127.0.0.1:{free_port}")
+    process.spawn()
+    process.wait_for_line("cannot reach NATS", 30)
+    process.stop(8)
+    assert "counted: ended; no messages" in process.output
+    assert "Traceback" not in process.output
+
+
 def test_unknown_service_is_named(worker: Callable[..., WorkerProcess]) -> None:
     process = worker("nonsense")
     process.spawn()

@@ -70,9 +70,11 @@ class Runner:
         ending = asyncio.create_task(self._end.wait(), name="wsgateway-end")
         told = False
         try:
-            await asyncio.wait({announcing, ending}, return_when=asyncio.FIRST_EXCEPTION)
+            # Whichever is first: a worker that NATS keeps from becoming ready can be told to end
+            await asyncio.wait({announcing, ending}, return_when=asyncio.FIRST_COMPLETED)
             if announcing.done():
                 announcing.result()  # a file that cannot be made: nobody would ever see us ready
+                await ending
             told = self._end.is_set()
         finally:
             announcing.cancel()
