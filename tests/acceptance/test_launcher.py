@@ -31,7 +31,7 @@ class Launched(Process):
         env = site_env(
             DATABASE_URL=f"sqlite:///{self.database}", WSGATEWAY_EMBEDDED_STORE=str(self.store)
         )
-        run = [sys.executable, "manage.py", "rungateway", "--port", str(port)]
+        run = [sys.executable, "manage.py", "rungateway", "--demo", "--port", str(port)]
         super().__init__(command or run, folder / "launcher.log", env)
 
     def start(self) -> Launched:
@@ -132,6 +132,16 @@ async def test_second_run_finds_its_data_again(launched: Launched) -> None:
     assert users.execute(query).fetchall() == expected
     users.close()
     assert await launched.first_message() == "before"
+
+
+def test_without_demo_it_creates_no_users(launched: Launched) -> None:
+    """In a project of one's own, the command put admin/admin into the database."""
+    launched.command.remove("--demo")
+    launched.start()
+    with sqlite3.connect(launched.database) as database:
+        assert database.execute("select count(*) from auth_user").fetchone() == (0,)
+    database.close()
+    assert "demo users" not in launched.output
 
 
 def test_hints_are_commands_that_work(launched: Launched) -> None:

@@ -169,7 +169,7 @@ def test_rungateway_with_a_secret_key_creates_no_demo_users(
 ) -> None:
     path = tmp_path / "site.sqlite3"
     env = {**production, "DATABASE_URL": f"sqlite:///{path}", "HTTPS": "0"}
-    command = [sys.executable, "manage.py", "rungateway", "--port", str(free_port)]
+    command = [sys.executable, "manage.py", "rungateway", "--demo", "--port", str(free_port)]
     process = Process(command, tmp_path / "site.log", env)
     with running(process):
         process.spawn()
