@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -115,7 +114,6 @@ async def test_whatever_a_handler_raises_ends_in_the_dead_letters(
     assert [(s.reply_to, s.error) for s in await answers(broker)] == [("p1", "failed")]
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 async def test_coroutine_that_nobody_awaits_is_a_failure(broker: NatsBroker) -> None:
     """The message was acknowledged although nothing had handled it."""
 
@@ -126,8 +124,39 @@ async def test_coroutine_that_nobody_awaits_is_a_failure(broker: NatsBroker) -> 
     await offer(broker, "x")
     async with serving(broker) as worker:
         await until(lambda: worker.counts["dead"] == 1)
-    gc.collect()  # warns
     assert worker.counts == {"retried": 1, "dead": 1}
+
+
+async def test_generator_that_nobody_runs_is_a_failure(broker: NatsBroker) -> None:
+    """The message was acknowledged although nothing had handled it."""
+
+    def work(message: Message) -> Iterator[None]:
+        yield
+
+    registry.service("orders", retry=FAST)(lambda message: work(message))
+    await offer(broker, "x")
+    async with serving(broker) as worker:
+        await until(lambda: worker.counts["dead"] == 1)
+    assert worker.counts == {"retried": 1, "dead": 1}
+
+
+async def test_handler_cannot_change_the_headers(broker: NatsBroker) -> None:
+    """What it wrote there went into the dead letter; if no header can hold it, setting the message
+    aside failed for ever, and its user's other messages waited."""
+    handled: list[str] = []
+
+    @registry.service("orders", retry=FAST)
+    async def handle(message: Message) -> None:
+        if message.text == "bad":
+            message.headers["x-try"] = 7  # type: ignore[index]
+        handled.append(message.text)
+
+    await offer(broker, "bad")
+    await offer(broker, "good")
+    async with serving(broker):
+        await until(lambda: handled == ["good"])
+    (letter,) = await letters(broker)
+    assert "TypeError" in letter.error
 
 
 async def test_policy_that_cannot_be_applied_does_not_hold_the_message(broker: NatsBroker) -> None:

@@ -154,8 +154,13 @@ class _Thread:
     def _handle(self) -> None:
         self._run.thread = threading.get_ident()
         try:
-            if inspect.isawaitable(self._service.handler(self._message)):
+            returned = self._service.handler(self._message)
+            if inspect.iscoroutine(returned):
+                returned.close()  # or Python warns that nobody awaited it
+            if inspect.isawaitable(returned):
                 raise TypeError("the handler returned an awaitable; declare it with async def")
+            if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+                raise TypeError("the handler returned a generator, which nobody would run")
         finally:
             with self._lock:
                 _raise_in(self._run.thread, None)  # what was not raised yet hits nobody else

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
@@ -53,7 +55,7 @@ class Message:
             a handler may have started in a worker that died.
         offset: Its sequence in the stream.
         id: A unique id; offsets start from 1 again if the stream is recreated.
-        headers: Its NATS headers.
+        headers: Its NATS headers, read-only.
     """
 
     def __init__(self, job: Job, broker: Broker) -> None:
@@ -65,7 +67,7 @@ class Message:
         self.deliveries = job.deliveries
         self.offset = job.sequence
         self.id = job.id
-        self.headers = job.headers
+        self.headers: Mapping[str, str] = MappingProxyType(job.headers)
         self.frame: Frame = job.frame
 
     def __repr__(self) -> str:
@@ -154,7 +156,7 @@ class Message:
         """Send something to the user; the answer, if the client waits for one.
 
         It is stored in the user's inbox, so it still arrives if the client reconnects. A handler
-        that is retried does not send it twice.
+        that is retried within ``WSGATEWAY_DUPLICATE_WINDOW`` does not send it twice.
 
         Args:
             text: A text frame.
