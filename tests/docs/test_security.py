@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 import pytest
@@ -28,9 +27,8 @@ def test_every_threat_has_tests_that_exist(row: list[str]) -> None:
     assert named
     assert re.sub(NAME, "", tests).strip(", ") == ""
     for path, name in named:
-        tree = ast.parse((ROOT / path).read_text())
-        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        assert name in {node.name for node in ast.walk(tree) if isinstance(node, functions)}, name
+        source = (ROOT / path).read_text()
+        assert re.search(rf"^\s*(async )?def {name}\(", source, re.M), name
 
 
 def test_every_package_is_pinned() -> None:
