@@ -229,6 +229,37 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def check_duplicate_window(**kwargs: Any) -> list[CheckMessage]:
+    """W006: ids forgotten early in a stream; W007: ids forgotten while a message is retried."""
+    names = [f"WSGATEWAY_{family}_MAX_AGE" for family in ("INBOX", "SEND", "DEAD", "CURSOR")]
+    if not _possible("WSGATEWAY_DUPLICATE_WINDOW", "WSGATEWAY_PUBLISH_TIMEOUT", *names):
+        return []
+    window = settings.DUPLICATE_WINDOW
+    ages = [getattr(settings, _bare(name)) for name in names]
+    found: list[CheckMessage] = [
+        Warning(
+            f"WSGATEWAY_DUPLICATE_WINDOW is {window:g} s, but {name} is {age:g} s: that stream "
+            f"remembers message ids for {age:g} s only.",
+            hint=f"Lower WSGATEWAY_DUPLICATE_WINDOW, or raise {name}.",
+            id="wsgateway.W006",
+        )
+        for name, age in zip(names, ages, strict=True)
+        if age < window
+    ]
+    shortest = min(window, *ages)
+    if shortest <= settings.PUBLISH_TIMEOUT:
+        found.append(
+            Warning(
+                f"Message ids are remembered for {shortest:g} s, but publishing is retried for "
+                f"{settings.PUBLISH_TIMEOUT:g} s: a late retry may be stored twice.",
+                hint="Make WSGATEWAY_DUPLICATE_WINDOW, and the MAX_AGE of every stream, longer "
+                "than WSGATEWAY_PUBLISH_TIMEOUT.",
+                id="wsgateway.W007",
+            )
+        )
+    return found
+
+
 def check_production_broker(**kwargs: Any) -> list[CheckMessage]:
     """E101, E102, W103: where messages go in production."""
     if not _possible("PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_STORAGE"):
@@ -418,6 +449,7 @@ CHECKS: list[Check] = [
     check_apps,
     check_entry_point,
     check_services,
+    check_duplicate_window,
 ]
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,

@@ -165,7 +165,13 @@ class Settings:
     CHANNEL_MAX_BYTES = _bytes("Bytes in the layer's normal channels; above, they are full")
     BLOB_MAX_BYTES = _bytes("Bytes of the layer's messages that are stored in parts")
     DEAD_MAX_AGE = _positive(30 * 86400.0, "How long a dead letter is kept, seconds")
-    DUPLICATE_WINDOW = _positive(120.0, "How long a message id is remembered, seconds")
+    DUPLICATE_WINDOW = Setting(
+        120.0,
+        "How long a message id is remembered, seconds; never longer than a stream keeps messages",
+        kind=float,
+        valid=lambda v: v >= 0.1,  # the server's own limit
+        want="0.1 or more",
+    )
     CURSOR_MAX_AGE = _positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
 
     # Delivery

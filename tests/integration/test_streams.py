@@ -71,6 +71,35 @@ async def test_set_up_creates_changes_and_then_does_nothing(
     assert (real["max_age"], real["max_msgs_per_subject"]) == (3600 * 10**9, 7)
 
 
+async def test_each_stream_has_a_duplicate_window_of_its_own(
+    nats_settings: Any,
+    plain: NatsBroker,
+    prefix: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A short WSGATEWAY_SEND_MAX_AGE also shortened the inbox's window, and setup_streams failed
+    where it met the bucket of tries, whose window it left alone."""
+    nats_settings.WSGATEWAY_SERVICES = ["orders"]
+    upper = prefix.upper()
+    await asyncio.to_thread(set_up, capsys)
+    nats_settings.WSGATEWAY_SEND_MAX_AGE = 60.0
+    await ready()
+    assert "has duplicate_window 120 s, settings want 60 s; run" in caplog.text
+    done = await asyncio.to_thread(set_up, capsys)
+    for name in (f"{upper}_SEND_orders", f"KV_{upper}_TRIES"):
+        assert done.pop(name) == "changed max_age, duplicate_window"
+        assert (await config(plain, name))["duplicate_window"] == 60 * 10**9
+    assert set(done.values()) == {"up to date"}
+    nats_settings.WSGATEWAY_DUPLICATE_WINDOW = 300.0
+    await asyncio.to_thread(set_up, capsys)
+    windows = {name: (await config(plain, name))["duplicate_window"] for name in done}
+    assert windows == dict.fromkeys(done, 300 * 10**9)
+    caplog.clear()
+    await ready()
+    assert "duplicate_window" not in caplog.text
+
+
 async def test_first_use_creates_and_never_changes(
     nats_settings: Any, plain: NatsBroker, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,6 +83,11 @@ def test_E001_unknown_name_suggests_the_nearest(settings: Any) -> None:
         ("WSGATEWAY_IDENTITY", [], "WSGATEWAY_IDENTITY is [], but must be a list of dotted paths."),
         ("PUBSUB_BROKER", "redis", "PUBSUB_BROKER is 'redis', but must be 'nats' or 'memory'."),
         (
+            "WSGATEWAY_DUPLICATE_WINDOW",
+            0.05,
+            "WSGATEWAY_DUPLICATE_WINDOW is 0.05, but must be 0.1 or more.",
+        ),
+        (
             "WSGATEWAY_PREFIX",
             "a b",
             "WSGATEWAY_PREFIX: prefix 'a b' is not made of [A-Za-z0-9_-] tokens joined by dots.",
@@ -166,6 +171,29 @@ def test_W003_asgi_application_is_not_the_entry_point(settings: Any) -> None:
     assert set(messages()) == set()
     settings.ASGI_APPLICATION = "there.is.no.such"
     assert set(messages()) == set()
+
+
+@pytest.mark.parametrize("family", ["INBOX", "SEND", "DEAD", "CURSOR"])
+def test_W006_ids_are_forgotten_with_their_messages(settings: Any, family: str) -> None:
+    setattr(settings, f"WSGATEWAY_{family}_MAX_AGE", 60.0)
+    assert messages() == {
+        "W006": f"WSGATEWAY_DUPLICATE_WINDOW is 120 s, but WSGATEWAY_{family}_MAX_AGE is 60 s: "
+        "that stream remembers message ids for 60 s only."
+    }
+    settings.WSGATEWAY_DUPLICATE_WINDOW = 60.0
+    assert messages() == {}
+
+
+def test_W007_ids_are_forgotten_while_a_message_is_retried(settings: Any) -> None:
+    settings.WSGATEWAY_DUPLICATE_WINDOW = settings.WSGATEWAY_PUBLISH_TIMEOUT = 30.0
+    assert messages() == {
+        "W007": "Message ids are remembered for 30 s, but publishing is retried for 30 s: "
+        "a late retry may be stored twice."
+    }
+    settings.WSGATEWAY_DUPLICATE_WINDOW = 30.5
+    assert messages() == {}
+    settings.WSGATEWAY_INBOX_MAX_AGE = 10.0
+    assert set(messages()) == {"W006", "W007"}
 
 
 def test_E101_memory_broker_in_production(production: Any) -> None:

@@ -127,8 +127,12 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "num_replicas": settings.REPLICAS,
         "metadata": {OWNER: subjects.prefix},
     }
-    window = min(settings.DUPLICATE_WINDOW, settings.INBOX_MAX_AGE, settings.SEND_MAX_AGE)
-    duplicates = {"duplicate_window": int(window * NANO)}
+
+    def ages(max_age: float) -> dict[str, int]:
+        """The server refuses to remember ids for longer than the messages."""
+        window = min(settings.DUPLICATE_WINDOW, max_age)
+        return {"max_age": int(max_age * NANO), "duplicate_window": int(window * NANO)}
+
     recv, live = subjects.all_of("recv"), f"{subjects.prefix}.live"
     inbox = {
         "name": subjects.stream("recv"),
@@ -136,7 +140,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "retention": "limits",
         # Each inbox drops its own oldest message all the same, at its limit of messages
         "discard": "new",
-        "max_age": int(settings.INBOX_MAX_AGE * NANO),
+        **ages(settings.INBOX_MAX_AGE),
         "max_msgs_per_subject": settings.INBOX_MAX_MESSAGES,
         "max_bytes": settings.INBOX_MAX_BYTES,
         "allow_direct": True,
@@ -145,19 +149,17 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
             "src": recv,
             "dest": f"{live}.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
         },
-        **duplicates,
         **common,
     }
     send = {
         "retention": "workqueue",
         "discard": "new",
         "discard_new_per_subject": True,
-        "max_age": int(settings.SEND_MAX_AGE * NANO),
+        **ages(settings.SEND_MAX_AGE),
         "max_msgs": settings.SEND_MAX_MESSAGES,
         "max_msgs_per_subject": settings.SEND_MAX_MESSAGES_PER_USER,
         "max_bytes": settings.SEND_MAX_BYTES,
         "allow_direct": True,
-        **duplicates,
         **common,
     }
     dead = {
@@ -165,7 +167,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "subjects": [subjects.all_of("dead")],
         "retention": "limits",
         "discard": "old",
-        "max_age": int(settings.DEAD_MAX_AGE * NANO),
+        **ages(settings.DEAD_MAX_AGE),
         "max_bytes": settings.DEAD_MAX_BYTES,
         "allow_direct": True,
         **common,
@@ -176,7 +178,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "subjects": [f"$KV.{bucket}.>"],
         "retention": "limits",
         "discard": "new",
-        "max_age": int(settings.CURSOR_MAX_AGE * NANO),
+        **ages(settings.CURSOR_MAX_AGE),
         "max_bytes": settings.CURSOR_MAX_BYTES,
         "max_msgs_per_subject": 1,
         "allow_rollup_hdrs": True,
@@ -189,7 +191,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         "subjects": [f"$KV.{subjects.upper}_TRIES.>"],
         "retention": "limits",
         "discard": "old",
-        "max_age": int(settings.SEND_MAX_AGE * NANO),
+        **ages(settings.SEND_MAX_AGE),
         "max_bytes": settings.CURSOR_MAX_BYTES,
         "max_msgs_per_subject": 1,
         "allow_direct": True,
