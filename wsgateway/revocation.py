@@ -42,6 +42,8 @@ PAUSE = 0.5
 says that a password has changed before it rotates the session of the browser that changed it, and
 rotates that before the browser gets the new cookie. A new socket waits as long until it is asked
 about: it may have been let in just before a log-out, and have missed the broadcast."""
+UNTIL_COMMITTED = (0.0, 1.0, 3.0, 8.0, 20.0)
+"""Seconds after which the database is asked about a change that was not committed yet."""
 RETRY = 5.0
 """Seconds until the database is asked again after it has failed."""
 
@@ -57,6 +59,8 @@ class Notice(StrEnum):
     """A session, then a user: the browser goes on as that user under another key."""
     CHANGED = "changed"
     """A user: look whether they may still be logged in."""
+    UNCOMMITTED = "uncommitted"
+    """A session or a user: look now and again; nobody knows when the change is committed."""
     RETURN = "return"
     """A user: sockets with a session come back, because the gateway cannot tell which has ended."""
 
@@ -163,6 +167,13 @@ class Revocations:
             _close_later([s for s in sockets if s.identity.session_key is not None])
         elif notice == Notice.CHANGED:
             self._check_soon(sockets)
+        elif notice == Notice.UNCOMMITTED and sockets:
+            loop = asyncio.get_running_loop()
+            for delay in UNTIL_COMMITTED:
+                loop.call_later(delay, self._check_open, sockets)
+
+    def _check_open(self, sockets: Collection[Revocable]) -> None:
+        self._check_soon(s for s in sockets if s in self._sockets)
 
     # -- what nobody signals -----------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import Any
 from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db import connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_delete, post_save
 from django.utils import timezone
 
@@ -138,13 +139,31 @@ def _sessions_alias() -> str | None:
 
 
 def _tell(alias: str | None, notice: Notice, *digests: str) -> None:
-    """Tell every gateway, once the transaction on *alias* is committed."""
-    line = " ".join([notice, *digests])
+    """Tell every gateway, once the transaction on *alias* is committed.
+
+    Django does not run `on_commit` after a commit with autocommit off. There the gateways look
+    for themselves whether a session or user is gone, several times; other notices only make
+    clients come back, which they may do early.
+    """
     connection = None if alias is None else connections[alias]
+    if connection is not None and _commits_by_hand(connection):
+        if notice in (Notice.ENDED, Notice.CHANGED):
+            notice = Notice.UNCOMMITTED
+        connection = None
+    line = " ".join([notice, *digests])
     if connection is not None and connection.in_atomic_block:
         connection.on_commit(lambda: _announcer.say(line), robust=True)
     else:
         _announcer.say(line)
+
+
+def _commits_by_hand(connection: BaseDatabaseWrapper) -> bool:
+    """Say whether autocommit is off, other than by the outermost `atomic` block."""
+    if connection.connection is None:  # what it will be
+        return not connection.settings_dict["AUTOCOMMIT"]
+    if connection.in_atomic_block:
+        return not connection.commit_on_exit
+    return not connection.autocommit
 
 
 class _Announcer:

@@ -46,6 +46,23 @@ users["renewed"].save()
 Session.objects.get(pk=KEYS["flushed"]).delete()
 SessionStore(KEYS["rotated"]).cycle_key()
 """
+BY_HAND = """
+import time
+from django.db import transaction
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.models import Session
+transaction.set_autocommit(False)
+Session.objects.get(pk=KEYS["stays"]).delete()
+transaction.rollback()
+user = get_user_model().objects.get(username="deactivated")
+user.is_active = False
+user.save()
+Session.objects.get(pk=KEYS["left"]).delete()
+with transaction.atomic():
+    get_user_model().objects.get(username="deleted").delete()
+time.sleep(2)  # the gateway asks the database before the commit
+transaction.commit()
+"""
 SIGNALLED = {
     "deactivated": ENDED,
     "deleted": ENDED,
@@ -155,3 +172,25 @@ async def test_gateway_that_was_reconnecting_closes_what_the_others_closed(
         for gateway in (there, away):
             await sockets[gateway]["stays"].close()
             assert "Traceback" not in gateway.output
+
+
+async def test_commit_with_autocommit_off(
+    gateway_factory: Callable[..., Gateway], nats_server: EmbeddedServer, prefix: str
+) -> None:
+    """Gateways were told at once and asked the database once, before the commit: the sockets of a
+    deactivated user stayed open until the next revalidation. A session whose deletion was rolled
+    back lost its sockets."""
+    gateway = gateway_factory(WSGATEWAY_REVALIDATE_INTERVAL="3600")
+    env = {"DATABASE_URL": gateway.env["DATABASE_URL"], "NATS_BROKER_URL": nats_server.url}
+    site = Site({**env, "WSGATEWAY_PREFIX": prefix})
+    await asyncio.to_thread(site.prepare)
+    ends = {"deactivated": ENDED, "deleted": ENDED, "left": CHANGED}
+    sockets = {name: await site.connect(gateway, name) for name in (*ends, "stays")}
+    for socket in sockets.values():
+        assert json.loads(await asyncio.wait_for(socket.recv(), 10))["type"] == "welcome"
+    await asyncio.to_thread(site.run, f"KEYS = {site.keys!r}\n{BY_HAND}")
+    closed = [sockets[name].wait_closed() for name in ends]
+    await asyncio.wait_for(asyncio.gather(*closed), 20)
+    assert {name: sockets[name].close_code for name in ends} == ends
+    assert sockets["stays"].close_code is None
+    await sockets["stays"].close()
