@@ -12,7 +12,7 @@ from django.test import Client
 
 from wsgateway import portal
 from wsgateway.broker.nats.workqueue import Job
-from wsgateway.services.deadletters import set_aside
+from wsgateway.services.deadletters import letters, purge, retry, set_aside
 from wsgateway.subjects import Inbox
 
 
@@ -68,6 +68,22 @@ def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix:
     assert queue(prefix)["messages"] == 1
     assert output(capsys, "purge", "--all") == "1 purged\n"
     assert output(capsys, "list") == ""
+
+
+def test_retry_and_purge_are_idempotent(offsets: list[int], prefix: str) -> None:
+    """The second of two operators got a bare ApiError."""
+
+    async def act(broker: Any) -> None:
+        letter, other = [letter async for letter in letters(broker)]
+        await retry(broker, letter)
+        await retry(broker, letter)
+        await purge(broker, letter)
+        await purge(broker, other)
+        await purge(broker, other)
+        assert [letter async for letter in letters(broker)] == []
+
+    portal.call_sync(act)
+    assert queue(prefix)["messages"] == 1
 
 
 @pytest.mark.django_db

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from urllib.parse import unquote
 
 from wsgateway.broker.base import check_headers
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.jetstream import NOT_DELETED, ApiError
 from wsgateway.exceptions import MessageRefused, MessageTooBig, NameRefused, WsGatewayError
 from wsgateway.services import failure
 from wsgateway.subjects import Inbox
@@ -213,6 +215,8 @@ async def find(broker: NatsBroker, offset: int) -> DeadLetter:
 async def retry(broker: NatsBroker, letter: DeadLetter) -> None:
     """Put the message into its service's queue again, and forget the dead letter.
 
+    Idempotent within WSGATEWAY_DUPLICATE_WINDOW.
+
     Raises:
         DeadLetterShortened: It holds a part of the message only; nothing was changed.
         BrokerError: Nothing was lost; perhaps it is in both places.
@@ -233,4 +237,11 @@ async def purge(broker: NatsBroker, letter: DeadLetter) -> None:
     """Forget a dead letter. Idempotent."""
     stream = broker.subjects.stream("dead")
     request = {"seq": letter.offset, "no_erase": True}
-    await broker.jetstream.api(f"STREAM.MSG.DELETE.{stream}", request)
+    try:
+        await broker.jetstream.api(f"STREAM.MSG.DELETE.{stream}", request)
+    except ApiError as exc:
+        if exc.err_code not in NOT_DELETED:
+            raise
+        with contextlib.suppress(DeadLetterMissing):
+            await find(broker, letter.offset)
+            raise

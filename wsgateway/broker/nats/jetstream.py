@@ -51,6 +51,8 @@ NOT_ENABLED = (10039, 10076)
 SUBJECTS_OVERLAP = 10065
 NAME_IN_USE = 10058
 NO_MESSAGE = 10037
+NOT_DELETED = (10043, 10057)
+"""The message is gone already; or, only the second, the server could not delete it."""
 WRONG_LAST_SEQUENCE_OF_STREAM = 10070
 
 
