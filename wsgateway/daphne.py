@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from wsgateway.transport import Send, Transport
+from wsgateway.transport import LastBytes, Send, Transport
 
 __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "quieten", "transport"]
 
@@ -29,6 +29,8 @@ OPEN = 3
 """autobahn's ``STATE_OPEN``."""
 DAPHNES_CODES = frozenset((1000, *range(3000, 5000)))
 """Close codes that daphne's own way takes."""
+HOOKED = ("_dataReceived", "onClose", "onMessage", "onMessageFrame", "onPing", "onPong")
+"""Methods of autobahn's protocol that get a version of ours."""
 READ_FRAMES = 64
 """Frames that may wait for the application before reading pauses, besides those of one read."""
 READ_BYTES = 256 * 1024
@@ -139,7 +141,9 @@ class DaphneTransport(Transport):
         self._queued = 0  # bytes that the application has not taken
         self._reading = True
         protocol.onMessage = partial(self._on_message, protocol.onMessage)
+        protocol.onMessageFrame = partial(self._on_message_frame, protocol.onMessageFrame)
         protocol.onPing = self._on_ping
+        protocol.onPong = self._on_pong
         protocol.onClose = partial(self._on_close, protocol.onClose)
         # The HTTP channel that the socket came from is registered still, and does nothing.
         protocol.unregisterProducer()
@@ -210,7 +214,7 @@ class DaphneTransport(Transport):
         Daphne's own way raises an exception for every code but 1000 and 3000-4999, and drops the
         reason. A client that does not answer is cut after a second, by autobahn.
         """
-        self._closing = True
+        self.stop_parsing()
         if self._protocol.state == OPEN:
             self._protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
         elif self._protocol.state == CONNECTING:  # which refuses the handshake
@@ -218,6 +222,12 @@ class DaphneTransport(Transport):
         self._read()
 
     # -- reading -------------------------------------------------------------------------
+
+    def stop_parsing(self) -> None:
+        """See `Transport.stop_parsing`."""
+        if not self._closing:
+            self._closing = True
+            self._protocol._dataReceived = LastBytes(self._protocol._dataReceived)
 
     async def taken(self) -> None:
         """Read on when all that came is taken; see `Transport.taken`."""
@@ -242,17 +252,25 @@ class DaphneTransport(Transport):
 
     def _on_ping(self, payload: bytes) -> None:
         """Answer; but only the last ping while the client does not read (RFC 6455, 5.5.3)."""
-        self.on_ping()
+        self.on_hidden_frame()
         if self._paused:
             self._pong = payload
         else:
             self._protocol.sendPong(payload)
 
+    def _on_pong(self, payload: bytes) -> None:
+        self.on_hidden_frame()
+
+    def _on_message_frame(self, handle: Callable[..., None], payload: Any) -> None:
+        handle(payload)
+        if not self._protocol.current_frame.fin:  # with the last one comes the message
+            self.on_hidden_frame()
+
     def _on_close(self, handle: Callable[..., None], *args: Any) -> None:
         handle(*args)
         if self._empty is not None:
             self._empty.set()
-        for name in ("onMessage", "onPing", "onClose"):  # they hold the protocol
+        for name in HOOKED:  # they hold the protocol
             vars(self._protocol).pop(name, None)
 
 

@@ -107,7 +107,7 @@ class Socket(ABC):
         """Whether nothing more is taken from the client."""
         self.delivery: Delivery | None = None
         """Set by the delivery."""
-        self.transport.on_ping = self._on_ping
+        self.transport.on_hidden_frame = self._on_hidden_frame
 
     async def accept(self) -> None:
         """End the handshake. Idempotent.
@@ -175,10 +175,11 @@ class Socket(ABC):
     def _code(self, code: CloseCode) -> int:
         return int(code)
 
-    def _on_ping(self) -> None:
-        """Count a ping of the websocket protocol itself, which the server answers."""
+    def _on_hidden_frame(self) -> None:
+        """Count a frame that only the server sees, such as a ping, which it answers."""
         self._limit.take()
         if self._limit.exhausted and self.delivery is not None and not self.deaf:
+            self.transport.stop_parsing()  # uvloop reads many times before anything else runs
             self.delivery.close_soon(CloseCode.RATE_LIMIT)
 
     async def _write(self, key: str, data: str | bytes) -> bool:

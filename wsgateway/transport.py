@@ -11,14 +11,42 @@ from typing import Any
 
 from channels.sessions import InstanceSessionWrapper
 
-__all__ = ["SERVER_SEND", "WRITE_LIMIT", "Send", "Transport", "server_send"]
+__all__ = ["SERVER_SEND", "WRITE_LIMIT", "LastBytes", "Send", "Transport", "server_send"]
 
 SERVER_SEND = "wsgateway.send"
 """The scope's key for the server's own send, which `wsgateway.asgi.application` keeps."""
 WRITE_LIMIT = 64 * 1024
 """Bytes that may wait for the kernel before we stop writing; a single larger message still goes."""
 
+LAST_BYTES = 64 * 1024
+"""Bytes that a server parses after we began to close: the client's close frame is among them,
+unless it floods."""
+
 Send = Callable[[Any], Awaitable[None]]
+
+
+class LastBytes:
+    """Takes what comes on a socket that we close: a little is parsed, the rest is dropped.
+
+    A server parses until the client answers the close frame. A client that floods never does,
+    and would cost everybody else's time.
+
+    Args:
+        parse: The server's method that takes bytes.
+    """
+
+    __slots__ = ("_left", "_parse")
+
+    def __init__(self, parse: Callable[[bytes], None]) -> None:
+        self._parse = parse
+        self._left = LAST_BYTES
+
+    def __call__(self, data: bytes) -> None:
+        """Take *data* from the client."""
+        if self._left:
+            data = data[: self._left]
+            self._left -= len(data)
+            self._parse(data)
 
 
 def server_send(scope: Mapping[str, Any], send: Any) -> Any:
@@ -42,12 +70,14 @@ class Transport:
         send: What the consumer was given.
     """
 
-    __slots__ = ("_send", "on_ping")
+    __slots__ = ("_send", "on_hidden_frame")
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.on_ping: Callable[[], None] = _nothing
-        """Called for each protocol-level ping, if the server lets us see them."""
+        self.on_hidden_frame: Callable[[], None] = _nothing
+        """Called for each frame that is not an ASGI event of its own, if the server tells.
+
+        Those are pings, pongs and the parts of a message except one."""
 
     @property
     def gone(self) -> bool:
@@ -76,6 +106,9 @@ class Transport:
 
     async def taken(self) -> None:
         """Note that the application has handled a frame and wants the next one."""
+
+    def stop_parsing(self) -> None:
+        """Let the server parse little of what comes from now on; `close` follows. Idempotent."""
 
     async def close(self, code: int, fallback: int, reason: str) -> None:
         """Close the websocket.

@@ -7,15 +7,27 @@ this leans on. It works with all of uvicorn's websocket implementations and with
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from wsgateway.conf import settings
-from wsgateway.transport import WRITE_LIMIT, Send, Transport
+from wsgateway.transport import WRITE_LIMIT, LastBytes, Send, Transport
 
 __all__ = ["UvicornTransport", "transport"]
 
-HOOKED = ("resume_writing", "connection_lost", "handle_ping")
-"""Methods of the protocol; the websockets implementation has no ``handle_ping`` and needs none."""
+HOOKED = {
+    "connection_lost": "_on_lost",
+    "handle_cont": "_on_part",
+    "handle_message": "_on_event",
+    "handle_ping": "_on_ping",
+    "handle_pong": "_on_hidden",
+    "resume_writing": "_on_empty",
+}
+"""Methods of the protocol, and ours that run after them. Each implementation has only some."""
+CONTROL = frozenset((9, 10))
+"""The opcodes of pings and pongs."""
+REPLACED = ("data_received", "read_frame")
+"""Methods of the protocol that get a version of ours, if there are any."""
 
 
 def transport(server_send: Any, send: Send) -> UvicornTransport | None:
@@ -44,17 +56,20 @@ class UvicornTransport(Transport):
         send: What the consumer was given.
     """
 
-    __slots__ = ("_empty", "_lost", "_pinged", "_protocol", "_transport")
+    __slots__ = ("_cut", "_empty", "_lost", "_pinged", "_protocol", "_transport")
 
     def __init__(self, protocol: Any, send: Send) -> None:
         super().__init__(send)
+        self._cut: asyncio.TimerHandle | None = None  # the client's time to answer a close frame
         self._lost = False
         self._protocol = protocol
         self._transport: asyncio.Transport = protocol.transport
         self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
         self._pinged = False  # reading is paused, because pongs pile up
-        for name, after in zip(HOOKED, (self._on_empty, self._on_lost, self._on_ping), strict=True):
-            self._hook(name, after)
+        for name, after in HOOKED.items():
+            self._hook(name, getattr(self, after))
+        if hasattr(protocol, "read_frame"):
+            protocol.read_frame = partial(self._read_frame, protocol.read_frame)
         # Pauses from the first byte on; but with TLS, a transport with nothing to write is paused
         # if the limit is 0, and never resumed.
         encrypted = self._transport.get_extra_info("sslcontext") is not None
@@ -68,7 +83,7 @@ class UvicornTransport(Transport):
 
         def hooked(*args: Any) -> None:
             method(*args)
-            after()
+            after(*args)
 
         setattr(self._protocol, name, hooked)
 
@@ -109,25 +124,67 @@ class UvicornTransport(Transport):
         if self._empty is not None:
             self._empty.set()
 
-    def _on_lost(self) -> None:
+    def _on_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        for name in HOOKED:  # they hold the protocol
+        if self._cut is not None:
+            self._cut.cancel()
+        for name in (*HOOKED, *REPLACED):  # they hold the protocol
             vars(self._protocol).pop(name, None)
         if self._empty is not None:
             self._empty.set()
 
-    def _on_ping(self) -> None:
-        self.on_ping()
+    # -- frames that only uvicorn sees ---------------------------------------------------
+
+    def _on_ping(self, *_event: Any) -> None:
+        self.on_hidden_frame()
         if self._transport.get_write_buffer_size() > WRITE_LIMIT:
             self._pinged = True
             self._transport.pause_reading()
 
+    def _on_hidden(self, _event: Any) -> None:
+        self.on_hidden_frame()
+
+    def _on_part(self, frame: Any) -> None:
+        """Count a part of a message. With the last one comes the message."""
+        if not frame.fin:
+            self.on_hidden_frame()
+
+    def _on_event(self, event: Any) -> None:
+        """Count the same with wsproto, which also tells of parts of a frame."""
+        if event.frame_finished and not event.message_finished:
+            self.on_hidden_frame()
+
+    async def _read_frame(self, read: Any, *args: Any) -> Any:
+        """Count the same, and pings, with the websockets implementation."""
+        frame = await read(*args)
+        if frame.opcode in CONTROL or not frame.fin:
+            self.on_hidden_frame()
+        return frame
+
+    # -- closing -------------------------------------------------------------------------
+
     async def close(self, code: int, fallback: int, reason: str) -> None:
-        """See `Transport.close`. A client that does not read gets no close frame: it is cut."""
-        loop = asyncio.get_running_loop()
-        cut = loop.call_later(settings.CLOSE_TIMEOUT, self._transport.abort)
-        try:
-            await self.drained()
-            await super().close(code, fallback, reason)
-        finally:
-            cut.cancel()
+        """See `Transport.close`.
+
+        A client that does not read gets no close frame: it is cut. One that does not answer the
+        close frame is cut, too.
+        """
+        self.stop_parsing()
+        self._cut_later()
+        await self.drained()
+        self._cut_later()
+        await super().close(code, fallback, reason)
+
+    def stop_parsing(self) -> None:
+        """See `Transport.stop_parsing`."""
+        protocol = self._protocol
+        if not self._lost and not isinstance(protocol.data_received, LastBytes):
+            protocol.data_received = LastBytes(protocol.data_received)
+            self._transport.set_protocol(protocol)  # uvloop looks its methods up only here
+
+    def _cut_later(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        if not self._lost:
+            loop = asyncio.get_running_loop()
+            self._cut = loop.call_later(settings.CLOSE_TIMEOUT, self._transport.abort)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -317,3 +318,48 @@ async def test_client_that_does_not_read_what_it_asks_for_costs_little(
         peak = await peak_memory(gateway, flood_small(ws, frame, 10))
         ws.transport.abort()
     assert peak - before < 10_000_000
+
+
+HIDDEN = {"pong": b"\x8a\x80\0\0\0\0", "part": b"\x00\x80\0\0\0\0", "text": masked("x")}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+@pytest.mark.parametrize("server", SERVERS)
+async def test_client_that_floods_is_cut_and_does_not_keep_others_waiting(
+    gateway_factory: Factory, server: str, kind: str
+) -> None:
+    """Pongs and parts of a message cost nothing, and uvicorn parsed what followed our close."""
+    gateway = gateway_factory(server)
+    waits = []
+    async with gateway.connect(*ANN, ping_interval=None, **V1) as ann:
+        await ann.recv()
+        flood = asyncio.create_task(asyncio.to_thread(flood_blindly, gateway, kind, 15.0))
+        while not flood.done():
+            since = time.monotonic()
+            await ann.send('{"type":"ping"}')
+            assert json.loads(await asyncio.wait_for(ann.recv(), 20)) == {"type": "pong"}
+            waits.append(time.monotonic() - since)
+            await asyncio.sleep(0.02)
+        assert await flood, "the flood was not cut"
+    assert max(waits) < 2
+    assert "Traceback" not in gateway.output
+
+
+def flood_blindly(gateway: Gateway, kind: str, seconds: float) -> bool:
+    """Send frames and read nothing; return whether the connection ended within *seconds*."""
+    end = time.monotonic() + seconds
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=seconds) as raw:
+        raw.sendall(
+            b"GET /ws/orders/evil/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            b"Sec-WebSocket-Version: 13\r\nCookie: service=orders; user=evil\r\n\r\n"
+        )
+        assert b" 101 " in raw.recv(4096)
+        try:
+            if kind == "part":
+                raw.sendall(b"\x01\x81\0\0\0\0x")
+            while time.monotonic() < end:
+                raw.sendall(HIDDEN[kind] * 2000)
+        except OSError:
+            return True
+    return False

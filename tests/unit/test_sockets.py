@@ -127,11 +127,11 @@ async def test_every_frame_counts_against_the_rate_limit(frame: str) -> None:
     socket, client, _ = await v1_socket()
     for _ in range(8):
         if frame == "ping":
-            client.on_ping()
+            client.on_hidden_frame()
         else:
             await socket.receive(frame, None)
         assert client.closed_with is None
-    client.on_ping() if frame == "ping" else await socket.receive(frame, None)
+    client.on_hidden_frame() if frame == "ping" else await socket.receive(frame, None)
     await until(lambda: client.closed_with == CloseCode.RATE_LIMIT, what="closed")
     assert len(client.got) <= 4
     socket.end()
