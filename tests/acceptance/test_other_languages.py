@@ -78,7 +78,7 @@ async def test_service_in_javascript_answers_and_survives_sigkill(
 
 def test_escaping_example() -> None:
     assert encode_token("ann@example.com") == "ann=40example=2Ecom"
-    assert "`ann@example.com` is `ann=40example=2Ecom`" in PAGE
+    assert "`ann@example.com` becomes `ann=40example=2Ecom`" in PAGE
 
 
 async def test_publications_on_the_command_line_arrive(

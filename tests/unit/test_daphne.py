@@ -51,6 +51,10 @@ class Protocol:
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self.application_queue.put_nowait(payload)
 
+    def onMessageFrame(self, payload: list[bytes]) -> None: ...
+
+    def _dataReceived(self, data: bytes) -> None: ...
+
     def onPing(self, payload: bytes) -> None:
         raise AssertionError("it is replaced")
 
