@@ -561,7 +561,7 @@ class TestPosition:
 class TestCursors:
     @pytest.fixture(autouse=True)
     async def _messages(self, broker: Broker) -> None:
-        """A cursor beyond the stream's end is none."""
+        """A cursor beyond the stream's end does not count."""
         await fill(broker, CAROL, 150)
 
     async def test_saved_and_loaded_by_device(self, broker: Broker, other: Broker) -> None:

@@ -175,7 +175,7 @@ async def test_streams_without_limits_get_them_and_lose_nothing(
 
 
 async def test_full_inboxes_refuse_instead_of_evicting_others(nats_settings: Any) -> None:
-    """At the limit in bytes the oldest mail went, whoever's it was."""
+    """At the limit in bytes the oldest mail went, whichever user's it was."""
     nats_settings.WSGATEWAY_INBOX_MAX_BYTES = MIB
     nats_settings.WSGATEWAY_INBOX_MAX_MESSAGES = 3
     async with opened() as broker:
