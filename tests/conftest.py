@@ -18,6 +18,7 @@ import pytest
 from asgiref.sync import SyncToAsync
 
 from tests.support import Gateway, PostgresServer, forget_connections
+from tests.troubleshooting import Symptom
 from wsgateway.broker import embedded
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import broker_from_settings
@@ -36,6 +37,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A power loss during the tests costs nothing; fsync for each message would cost minutes.
 SYNC_INTERVAL = "10s"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a test that claims a row of the troubleshooting table and never looks at it."""
+    marked = item.get_closest_marker("troubleshooting") is not None
+    if marked != ("symptom" in getattr(item, "fixturenames", ())):
+        raise pytest.UsageError(
+            f"{item.nodeid}: pytest.mark.troubleshooting and the fixture symptom belong together"
+        )
+
+
+@pytest.fixture
+def symptom(request: pytest.FixtureRequest) -> Iterator[Symptom]:
+    """What the troubleshooting row shows that the test's marker names."""
+    marker = request.node.get_closest_marker("troubleshooting")
+    found = Symptom(*marker.args)
+    yield found
+    assert found.compared, "the test never compared what it provoked with its symptom"
 
 
 @pytest.fixture(autouse=True)
