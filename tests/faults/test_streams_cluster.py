@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from tests import LIMITS
-from tests.faults.traffic import broker_at, stored
+from tests.faults.traffic import broker_at, sending, stored
 from tests.integration.test_migration import USERS, expected, fill, old_config, set_up
 from tests.support import until
 from wsgateway.broker.cluster import Cluster
-from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.frames import Frame
 
 
 @pytest.fixture
@@ -51,32 +49,14 @@ async def test_messages_move_while_an_old_gateway_publishes(
         config = {**old_config(prefix), "num_replicas": 3}
         await old.jetstream.patient.api(f"STREAM.CREATE.{prefix.upper()}_SEND", config)
         await fill(old, 50)
-        ended = asyncio.Event()
-        number = 50
-
-        async def send() -> None:
-            nonlocal number
-            while not ended.is_set():
-                for inbox in USERS:
-                    while True:
-                        try:
-                            text = f"{inbox.user} {number}"
-                            await old.offer(inbox, Frame.of(text), f"{inbox} {number}")
-                            break
-                        except BrokerUnavailable:
-                            await asyncio.sleep(0.01)
-                number += 1
-
-        sending = asyncio.create_task(send())
-        lines = await set_up()
-        assert "deleted" in lines[0]
-        reached = number
-        await until(lambda: number > reached + 5, 30, "it goes on in the new streams")
-        ended.set()
-        await sending
+        async with sending(old, USERS, 50) as number:
+            lines = await set_up()
+            assert "deleted" in lines[0]
+            reached = number()
+            await until(lambda: number() > reached + 5, 30, "it goes on in the new streams")
         await old.services.refresh()
         for inbox in USERS:
             async with asyncio.timeout(20):  # a replica may lag behind; it answers, too
-                while len(found := await stored(old, "send", inbox)) < number:
+                while len(found := await stored(old, "send", inbox)) < number():
                     await asyncio.sleep(0.05)
-            assert found == expected(inbox, number)
+            assert found == expected(inbox, number())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -13,6 +13,8 @@ from wsgateway.broker.nats.headers import find_int
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.client import Backoff, Client
 from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.frames import Frame
+from wsgateway.lane import ATTEMPT_TIMEOUT
 from wsgateway.subjects import Inbox, Subjects
 
 INBOX = Inbox("faults", "ann")
@@ -28,6 +30,44 @@ async def broker_at(urls: Sequence[str], prefix: str) -> AsyncIterator[NatsBroke
         yield broker
     finally:
         await broker.close()
+
+
+@asynccontextmanager
+async def sending(
+    broker: NatsBroker, inboxes: Sequence[Inbox], number: int
+) -> AsyncIterator[Callable[[], int]]:
+    """Send from each user one message after the other, as a gateway does, and begin at *number*.
+
+    Yields:
+        Returns the number that comes next, until the block ends: then each user has sent those
+        below it.
+    """
+    ended = False
+
+    async def offer(inbox: Inbox) -> None:
+        while True:
+            try:  # an offer has no deadline: a cluster drops one that comes between two leaders
+                async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                    frame = Frame.of(f"{inbox.user} {number}")
+                    await broker.offer(inbox, frame, f"{inbox} {number}")
+                    return
+            except (BrokerUnavailable, TimeoutError):
+                await asyncio.sleep(0.01)
+
+    async def send() -> None:
+        nonlocal number
+        while not ended:
+            for inbox in inboxes:
+                await offer(inbox)
+            number += 1
+
+    task = asyncio.create_task(send())
+    try:
+        yield lambda: number
+        ended = True
+        await task
+    finally:
+        task.cancel()
 
 
 async def stored(broker: NatsBroker, kind: str, inbox: Inbox = INBOX) -> list[bytes]:

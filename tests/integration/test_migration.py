@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.traffic import broker_at, stored
+from tests.faults.traffic import broker_at, sending, stored
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings, migration
@@ -17,7 +17,6 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.broker.nats.workqueue import Job, WorkQueue
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.frames import Frame
 from wsgateway.services import Message, Service
 from wsgateway.services.worker import Worker
@@ -108,29 +107,11 @@ async def test_messages_move_in_order_and_the_old_stream_goes(old: NatsBroker, p
 async def test_old_gateway_goes_on_publishing_meanwhile(old: NatsBroker) -> None:
     """What it sends while its service moves is refused for now, and never lost or reordered."""
     await fill(old, 100)
-    ended = asyncio.Event()
-    number = 100
-
-    async def send() -> None:
-        nonlocal number
-        while not ended.is_set():
-            for inbox in USERS:
-                while True:
-                    try:
-                        text = f"{inbox.user} {number}"
-                        await old.offer(inbox, Frame.of(text), f"{inbox} {number}")
-                        break
-                    except BrokerUnavailable:
-                        await asyncio.sleep(0.005)
-            number += 1
-
-    sending = asyncio.create_task(send())
-    await set_up()
-    reached = number
-    await until(lambda: number > reached + 20, what="it goes on in the new streams")
-    ended.set()
-    await sending
-    await require_moved(old, number)
+    async with sending(old, USERS, 100) as number:
+        await set_up()
+        reached = number()
+        await until(lambda: number() > reached + 20, what="it goes on in the new streams")
+    await require_moved(old, number())
 
 
 STEPS = [
