@@ -1,0 +1,52 @@
+"""System checks: every unsafe or impossible setting, each with what to do about it.
+
+E is an error, W a warning. Those from 100 on appear with ``check --deploy`` only.
+``docs/errors.md`` is checked against them.
+"""
+
+from __future__ import annotations
+
+from wsgateway.checks.base import Check
+from wsgateway.checks.identity import check_resolvers, check_user_names
+from wsgateway.checks.installation import check_apps, check_entry_point
+from wsgateway.checks.production import (
+    check_demo_users,
+    check_production_broker,
+    check_production_identity,
+    check_production_origins,
+    check_production_replicas,
+    check_production_transport,
+)
+from wsgateway.checks.servers import check_urls
+from wsgateway.checks.services import check_production_services, check_services
+from wsgateway.checks.values import (
+    check_duplicate_window,
+    check_files,
+    check_names,
+    check_values,
+)
+
+__all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS"]
+
+CHECKS: list[Check] = [
+    check_names,
+    check_values,
+    check_resolvers,
+    check_user_names,
+    check_files,
+    check_urls,
+    check_apps,
+    check_entry_point,
+    check_services,
+    check_duplicate_window,
+]
+DEPLOY_CHECKS: list[Check] = [
+    check_production_broker,
+    check_production_transport,
+    check_production_replicas,
+    check_production_identity,
+    check_production_origins,
+    check_production_services,
+]
+DATABASE_CHECKS: list[Check] = [check_demo_users]
+"""Appear with ``check --deploy --database NAME`` only."""

@@ -1,0 +1,18 @@
+"""What several checks need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from django.core.checks import CheckMessage
+
+from wsgateway.conf import SETTINGS
+
+__all__ = ["Check", "possible"]
+
+Check = Callable[..., list[CheckMessage]]
+
+
+def possible(*names: str) -> bool:
+    """Say whether these settings can be read; `check_values` reports the others."""
+    return not any(SETTINGS[name].problem() for name in names)

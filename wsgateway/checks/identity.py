@@ -1,0 +1,62 @@
+"""WSGATEWAY_IDENTITY: who users are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.utils.module_loading import import_string
+
+from wsgateway.checks.base import possible
+from wsgateway.conf import settings
+
+__all__ = ["check_resolvers", "check_user_names", "resolver_problem"]
+
+
+def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
+    """E003: a resolver that cannot be imported, or is none."""
+    if not possible("WSGATEWAY_IDENTITY"):
+        return []
+    return [
+        Error(
+            f"WSGATEWAY_IDENTITY names {path!r}: {problem}.",
+            hint="List dotted paths of classes with an async method resolve(scope).",
+            id="wsgateway.E003",
+        )
+        for path in settings.IDENTITY
+        if (problem := resolver_problem(path))
+    ]
+
+
+def resolver_problem(path: str) -> str | None:
+    try:
+        resolver = import_string(path)
+    except ImportError as exc:
+        return str(exc)
+    if not isinstance(resolver, type):
+        return "it is not a class"
+    return None if callable(getattr(resolver, "resolve", None)) else "it has no method resolve"
+
+
+def check_user_names(**kwargs: Any) -> list[CheckMessage]:
+    """W005: a resolver that names users in its own way, but finds them as another one does."""
+    if not possible("WSGATEWAY_IDENTITY"):
+        return []
+    return [
+        Warning(
+            f"{path!r} in WSGATEWAY_IDENTITY overrides user_name, but not get_user.",
+            hint="Add get_user(name), the inverse: without it, message.user finds nobody.",
+            id="wsgateway.W005",
+        )
+        for path in settings.IDENTITY
+        if not resolver_problem(path) and _finds_otherwise(import_string(path))
+    ]
+
+
+def _finds_otherwise(resolver: type) -> bool:
+    for each in resolver.__mro__:
+        if "get_user" in vars(each):
+            return False
+        if "user_name" in vars(each):
+            return hasattr(resolver, "get_user")
+    return False

@@ -1,0 +1,169 @@
+"""What is safe in development only; ``check --deploy`` reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import check_password
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import DatabaseError, router
+from django.utils.module_loading import import_string
+
+from wsgateway.broker.addresses import Address
+from wsgateway.checks.base import possible
+from wsgateway.checks.identity import resolver_problem
+from wsgateway.checks.servers import url_problem, urls
+from wsgateway.conf import settings
+from wsgateway.logins import user_models
+
+__all__ = [
+    "check_demo_users",
+    "check_production_broker",
+    "check_production_identity",
+    "check_production_origins",
+    "check_production_replicas",
+    "check_production_transport",
+]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PLAIN_COOKIES = "wsgateway.identity.CookieIdentity"
+
+
+def check_production_broker(**kwargs: Any) -> list[CheckMessage]:
+    """E101, E102, W103: where messages go in production."""
+    if not possible("PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_STORAGE"):
+        return []
+    if settings.BROKER == "memory":
+        return [
+            Error(
+                "PUBSUB_BROKER is 'memory': one process, and nothing is kept.",
+                hint="Set PUBSUB_BROKER to 'nats'.",
+                id="wsgateway.E101",
+            )
+        ]
+    found: list[CheckMessage] = []
+    if not settings.URL.strip():
+        found.append(
+            Error(
+                "NATS_BROKER_URL is empty; the embedded server is for development only.",
+                hint="Set it to your NATS servers, for example 'tls://nats.example.com:4222'.",
+                id="wsgateway.E102",
+            )
+        )
+    if settings.STORAGE == "memory":
+        found.append(
+            Warning(
+                "WSGATEWAY_STORAGE is 'memory': messages do not survive a restart of NATS.",
+                hint="Set it to 'file'.",
+                id="wsgateway.W103",
+            )
+        )
+    return found
+
+
+def check_production_transport(**kwargs: Any) -> list[CheckMessage]:
+    """W104: messages that cross a network in clear."""
+    if not possible("NATS_BROKER_URL", "WSGATEWAY_NATS_TLS_CA", "WSGATEWAY_NATS_TLS_CERT"):
+        return []
+    if settings.NATS_TLS_CA or settings.NATS_TLS_CERT:
+        return []
+    hosts = [_plain_host(url) for url in urls() if not url_problem(url)]
+    far = sorted({host for host in hosts if host})
+    if not far:
+        return []
+    return [
+        Warning(
+            f"NATS_BROKER_URL reaches {', '.join(far)} without TLS.",
+            hint="Use tls:// URLs, or silence this where the network itself is encrypted.",
+            id="wsgateway.W104",
+        )
+    ]
+
+
+def _plain_host(url: str) -> str | None:
+    address = Address.parse(url)
+    return None if address.tls or address.host in LOOPBACK else address.host
+
+
+def check_production_replicas(**kwargs: Any) -> list[CheckMessage]:
+    """W105: several servers, but one copy of each message."""
+    if not possible("NATS_BROKER_URL", "WSGATEWAY_REPLICAS"):
+        return []
+    if len(urls()) < 3 or settings.REPLICAS > 1:
+        return []
+    return [
+        Warning(
+            f"NATS_BROKER_URL lists {len(urls())} servers, but WSGATEWAY_REPLICAS is 1.",
+            hint="Set WSGATEWAY_REPLICAS to 3, so that no message depends on one server.",
+            id="wsgateway.W105",
+        )
+    ]
+
+
+def check_production_identity(**kwargs: Any) -> list[CheckMessage]:
+    """E106: identities that anybody can claim."""
+    if not possible("WSGATEWAY_IDENTITY") or not any(map(_is_plain, settings.IDENTITY)):
+        return []
+    return [
+        Error(
+            "WSGATEWAY_IDENTITY holds CookieIdentity: everybody can read everybody's messages.",
+            hint="Use SessionIdentity, SignedCookieIdentity or TokenIdentity.",
+            id="wsgateway.E106",
+        )
+    ]
+
+
+def _is_plain(path: str) -> bool:
+    if path == PLAIN_COOKIES or resolver_problem(path):
+        return path == PLAIN_COOKIES
+    return issubclass(import_string(path), import_string(PLAIN_COOKIES))
+
+
+def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
+    """E107: pages of any site may open sockets with their visitors' cookies."""
+    if not possible("WSGATEWAY_ALLOWED_ORIGINS"):
+        return []
+    origins, name = settings.ALLOWED_ORIGINS, "WSGATEWAY_ALLOWED_ORIGINS"
+    if origins is None:
+        origins, name = settings.allowed_hosts, "ALLOWED_HOSTS"
+    if "*" not in origins:
+        return []
+    return [
+        Error(
+            f"{name} holds '*': any web site may open sockets as its visitors.",
+            hint="List your own origins in WSGATEWAY_ALLOWED_ORIGINS.",
+            id="wsgateway.E107",
+        )
+    ]
+
+
+def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """E108: the users that ``rungateway --demo`` creates, whose passwords are their names.
+
+    Reads the database only if it is asked to: ``check --deploy --database default``.
+    """
+    from wsgateway.launcher import DEMO_USERS  # only for this: it loads the broker
+
+    if not user_models():
+        return []
+    model = get_user_model()
+    alias = router.db_for_read(model)
+    if alias not in (databases or ()):
+        return []
+    named = {f"{model.USERNAME_FIELD}__in": list(DEMO_USERS)}
+    try:
+        users = list(model._default_manager.using(alias).filter(**named))
+    except DatabaseError:  # there are no tables yet
+        return []
+    found = sorted(u.get_username() for u in users if check_password(u.get_username(), u.password))
+    if not found:
+        return []
+    return [
+        Error(
+            f"The database has demo users whose passwords are their names: {', '.join(found)}.",
+            hint="Delete them, or give them other passwords: manage.py changepassword NAME.",
+            id="wsgateway.E108",
+        )
+    ]

@@ -1,0 +1,42 @@
+"""NATS_BROKER_URL: where NATS is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Error
+
+from wsgateway.broker.addresses import Address
+from wsgateway.checks.base import possible
+from wsgateway.conf import settings
+
+__all__ = ["check_urls", "url_problem", "urls"]
+
+
+def check_urls(**kwargs: Any) -> list[CheckMessage]:
+    """E006: an entry of NATS_BROKER_URL that is not the URL of a NATS server."""
+    if not possible("NATS_BROKER_URL"):
+        return []
+    return [
+        Error(
+            f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}.",
+            hint="Use nats://host:4222 or tls://host:4222; separate several by commas. "
+            "Percent-encode special characters in a password (, is %2C, / is %2F).",
+            id="wsgateway.E006",
+        )
+        for url in urls()
+        if (problem := url_problem(url))
+    ]
+
+
+def urls() -> list[str]:
+    return [url.strip() for url in settings.URL.split(",") if url.strip()]
+
+
+def url_problem(url: str) -> str | None:
+    """Return what is wrong with *url*, without the password that it may hold."""
+    try:
+        Address.parse(url)
+    except ValueError as exc:
+        return str(exc)
+    return None

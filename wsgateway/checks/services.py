@@ -1,0 +1,57 @@
+"""WSGATEWAY_SERVICES and what ``@service`` declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+
+from wsgateway.checks.base import possible
+from wsgateway.conf import settings
+from wsgateway.declared import ANY, declared_services
+from wsgateway.exceptions import NameRefused
+from wsgateway.services.registry import discover
+from wsgateway.subjects import Subjects
+
+__all__ = ["check_production_services", "check_services"]
+
+
+def check_services(**kwargs: Any) -> list[CheckMessage]:
+    """E002: a service that no stream can have; W004: one that no client may name."""
+    if not possible("WSGATEWAY_PREFIX", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
+        return []
+    try:
+        subjects = Subjects(settings.PREFIX)
+    except NameRefused:
+        return []
+    declared = declared_services()
+    found: list[CheckMessage] = []
+    for service in sorted(declared.services):
+        try:
+            subjects.require_service(service)
+        except NameRefused as exc:
+            hint = "Services need a stream and a consumer of their own."
+            found.append(Error(f"{exc}.", hint=hint, id="wsgateway.E002"))
+    unlisted = sorted(set() if declared.is_open else discover().keys() - declared.services)
+    if unlisted:
+        found.append(
+            Warning(
+                f"WSGATEWAY_SERVICES does not list {', '.join(unlisted)}.",
+                hint="Add the services that clients should reach: others get no messages.",
+                id="wsgateway.W004",
+            )
+        )
+    return found
+
+
+def check_production_services(**kwargs: Any) -> list[CheckMessage]:
+    """W109: clients may name any service, and all of them share one queue."""
+    if not possible("WSGATEWAY_SERVICES") or ANY not in (settings.SERVICES or ()):
+        return []
+    return [
+        Warning(
+            "WSGATEWAY_SERVICES is ['*']: one client can fill the queue of every service.",
+            hint="List your services, or unset it if @service declares all of them.",
+            id="wsgateway.W109",
+        )
+    ]

@@ -1,0 +1,117 @@
+"""Settings on their own: names and values."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+
+from wsgateway.checks.base import possible
+from wsgateway.conf import SETTINGS, settings
+from wsgateway.exceptions import NameRefused
+from wsgateway.subjects import Subjects
+
+__all__ = ["check_duplicate_window", "check_files", "check_names", "check_values"]
+
+FILES = ("NATS_CREDENTIALS", "NATS_NKEY_SEED", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY")
+
+
+def check_names(**kwargs: Any) -> list[CheckMessage]:
+    """E001: a ``WSGATEWAY_…`` name that does not exist, so that a typo has no silent effect."""
+    found: list[CheckMessage] = []
+    for name in settings.names_set():
+        if name in SETTINGS:
+            continue
+        near = difflib.get_close_matches(bare(name), map(bare, SETTINGS), n=1)
+        hint = (
+            f"Did you mean WSGATEWAY_{near[0]}?" if near else "docs/settings.md lists all settings."
+        )
+        found.append(Error(f"Unknown setting {name}.", hint=hint, id="wsgateway.E001"))
+    return found
+
+
+def bare(name: str) -> str:
+    return name.removeprefix("WSGATEWAY_")
+
+
+def check_values(**kwargs: Any) -> list[CheckMessage]:
+    """E002: a value that is impossible."""
+    found: list[CheckMessage] = [
+        Error(f"{problem}.", hint=f"{setting.doc}.", id="wsgateway.E002")
+        for setting in SETTINGS.values()
+        if (problem := setting.problem())
+    ]
+    if possible("WSGATEWAY_PREFIX"):
+        try:
+            Subjects(settings.PREFIX)
+        except NameRefused as exc:
+            hint = "For example 'ws' or 'acme.ws'."
+            found.append(Error(f"WSGATEWAY_PREFIX: {exc}.", hint=hint, id="wsgateway.E002"))
+    return found
+
+
+def check_files(**kwargs: Any) -> list[CheckMessage]:
+    """E004: a key or certificate that cannot be read; E005: a certificate without its pair."""
+    if not possible(*(f"WSGATEWAY_{name}" for name in FILES)):
+        return []
+    found: list[CheckMessage] = []
+    for name in FILES:
+        path = getattr(settings, name)
+        if path and not _readable(path):
+            found.append(
+                Error(
+                    f"WSGATEWAY_{name} is {path!r}, which cannot be read.",
+                    hint="Give the path of a file that the server's user may read.",
+                    id="wsgateway.E004",
+                )
+            )
+    if settings.NATS_TLS_KEY and not settings.NATS_TLS_CERT:
+        found.append(
+            Error(
+                "WSGATEWAY_NATS_TLS_KEY is set without WSGATEWAY_NATS_TLS_CERT.",
+                hint="Set both, or neither.",
+                id="wsgateway.E005",
+            )
+        )
+    return found
+
+
+def _readable(path: str) -> bool:
+    try:
+        with Path(path).open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def check_duplicate_window(**kwargs: Any) -> list[CheckMessage]:
+    """W006: ids forgotten early in a stream; W007: ids forgotten while a message is retried."""
+    names = [f"WSGATEWAY_{family}_MAX_AGE" for family in ("INBOX", "SEND", "DEAD", "CURSOR")]
+    if not possible("WSGATEWAY_DUPLICATE_WINDOW", "WSGATEWAY_PUBLISH_TIMEOUT", *names):
+        return []
+    window = settings.DUPLICATE_WINDOW
+    ages = [getattr(settings, bare(name)) for name in names]
+    found: list[CheckMessage] = [
+        Warning(
+            f"WSGATEWAY_DUPLICATE_WINDOW is {window:g} s, but {name} is {age:g} s: that stream "
+            f"remembers message ids for {age:g} s only.",
+            hint=f"Lower WSGATEWAY_DUPLICATE_WINDOW, or raise {name}.",
+            id="wsgateway.W006",
+        )
+        for name, age in zip(names, ages, strict=True)
+        if age < window
+    ]
+    shortest = min(window, *ages)
+    if shortest <= settings.PUBLISH_TIMEOUT:
+        found.append(
+            Warning(
+                f"Message ids are remembered for {shortest:g} s, but publishing is retried for "
+                f"{settings.PUBLISH_TIMEOUT:g} s: a late retry may be stored twice.",
+                hint="Make WSGATEWAY_DUPLICATE_WINDOW, and the MAX_AGE of every stream, longer "
+                "than WSGATEWAY_PUBLISH_TIMEOUT.",
+                id="wsgateway.W007",
+            )
+        )
+    return found
