@@ -100,3 +100,15 @@ def test_unknown_setting(symptom: Symptom, settings: Any) -> None:
         call_command("check")
     symptom.must_show_in(str(error.value))
     assert "Did you mean WSGATEWAY_REPLICAS?" in str(error.value)
+
+
+@pytest.mark.troubleshooting(
+    "NATS_BROKER_URL has an entry that is not the URL of a NATS server: "
+    "scheme 'ws': NATS over websockets is not supported"
+)
+def test_websocket_url(symptom: Symptom, settings: Any) -> None:
+    settings.NATS_BROKER_URL = "ws://localhost:8080"
+    with pytest.raises(SystemCheckError) as error:
+        call_command("check")
+    symptom.must_show_in(str(error.value))
+    assert "Use nats://host:4222" in str(error.value)

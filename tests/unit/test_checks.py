@@ -13,10 +13,13 @@ from django.core.management.base import SystemCheckError
 
 from tests.support import ROOT
 from wsgateway import checks
+from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
 from wsgateway.checks.production import check_demo_users
 from wsgateway.checks.values import check_names
 from wsgateway.conf import SETTINGS
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.identity import CookieIdentity, SessionIdentity
 from wsgateway.launcher import create_demo_users
 
@@ -137,20 +140,29 @@ def test_E005_key_without_certificate(settings: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "why"),
     [
-        "redis://localhost",
-        "ws://h",
-        "wss://h",
-        "nats://",
-        "nats://h:port",
-        "nats://h:99999",
-        "nats://[::1",
+        ("redis://localhost", "that is a Redis server"),
+        ("localhost:6379", "port 6379 is where Redis listens"),
+        ("ws://h", "NATS over websockets is not supported"),
+        ("wss://h", "NATS over websockets is not supported"),
+        ("http://h:8222", "NATS' port for clients is 4222"),
+        ("nats:h", "// is missing after nats:"),
+        ("nats://", "no host"),
+        ("nats://h:port", "the port is not a number"),
+        ("nats://h:99999", "the port is not a number"),
+        ("nats://[::1", "the host is not valid"),
     ],
 )
-def test_E006_entry_that_is_no_url(settings: Any, url: str) -> None:
+def test_E006_entry_that_is_no_url(settings: Any, url: str, why: str) -> None:
+    """The check and the first connection say the same."""
     settings.NATS_BROKER_URL = f"nats://ok:4222,{url}"
-    assert set(messages()) == {"E006"}
+    found = messages()
+    assert set(found) == {"E006"}
+    assert why in found["E006"]
+    with pytest.raises(BrokerMisconfigured) as error:
+        broker_from_settings(wsgateway_settings)
+    assert str(error.value).startswith(f"{found['E006'].removesuffix('.')}; use nats://host:4222")
 
 
 def test_E006_keeps_the_password_out(settings: Any) -> None:

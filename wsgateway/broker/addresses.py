@@ -8,17 +8,44 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-__all__ = ["Address", "ServerList"]
+__all__ = ["URL_CURE", "Address", "ServerList", "split_urls"]
 
 DEFAULT_PORT = 4222
 MAX_ANNOUNCED = 64
 """Announced servers that are remembered."""
 RANDOM = random.SystemRandom()
-WEBSOCKETS = ("ws", "wss")
+URL_CURE = (
+    "use nats://host:4222 or tls://host:4222; separate several by commas; percent-encode special "
+    "characters in a password (, is %2C, / is %2F)"
+)
+"""What to do about an entry that `Address.parse` refuses."""
+FOREIGN_SCHEMES = {
+    "amqp": "that is a RabbitMQ server",
+    "amqps": "that is a RabbitMQ server",
+    "http": "that is a web address; NATS' port for clients is 4222",
+    "https": "that is a web address; NATS' port for clients is 4222",
+    "redis": "that is a Redis server",
+    "rediss": "that is a Redis server",
+    "unix": "NATS does not listen on Unix sockets",
+    "valkey": "that is a Valkey server",
+    "valkeys": "that is a Valkey server",
+    "ws": "NATS over websockets is not supported",
+    "wss": "NATS over websockets is not supported",
+}
+REDIS_PORTS = (6379, 26379)
+_SPACE = re.compile(r"[\s;]")
+_SECOND_URL = re.compile(r"[\s;]+\w+://")
+_HALF_SCHEME = re.compile(r"(nats|tls):/?(?!\d+/?$)[^/@]+$", re.IGNORECASE)
+
+
+def split_urls(urls: str) -> list[str]:
+    """Return the entries of a comma-separated list."""
+    return [url.strip() for url in urls.split(",") if url.strip()]
 
 
 @dataclass(frozen=True)
@@ -50,14 +77,7 @@ class Address:
         Raises:
             ValueError: It names none; the text holds no password.
         """
-        try:
-            parts = urlsplit(url if "://" in url else f"nats://{url}")
-        except ValueError as exc:  # its text may hold the password
-            raise ValueError("the host is not valid") from exc
-        if parts.scheme in WEBSOCKETS:
-            raise ValueError(f"scheme {parts.scheme!r}: NATS over websockets is not supported")
-        if parts.scheme not in ("nats", "tls"):
-            raise ValueError(f"scheme {parts.scheme!r}")
+        parts = _split(url)
         if parts.path.strip("/") or parts.query or parts.fragment:
             # A "/", "?" or "#" in a password ends the address, and the rest is half a password
             raise ValueError(
@@ -69,8 +89,14 @@ class Address:
             raise ValueError("the port is not a number from 1 to 65535") from exc
         if not parts.hostname:
             raise ValueError("no host")
+        if _SPACE.search(parts.hostname):
+            raise ValueError("the host is not valid")
         if port == 0:
             raise ValueError("the port is not a number from 1 to 65535")
+        if port in REDIS_PORTS and "://" not in url:
+            raise ValueError(
+                f"port {port} is where Redis listens; if NATS does, write nats:// before the host"
+            )
         user, password = unquote(parts.username or ""), parts.password
         return cls(
             host=parts.hostname,
@@ -114,12 +140,34 @@ class Address:
         Raises:
             ValueError: That is no address.
         """
-        other = Address.parse(netloc)
+        other = Address.parse(f"nats://{netloc}")
         # Certificates name hosts; a cluster announces IP addresses
         known = self.tls_name or ("" if self.is_ip else self.host)
         return replace(
             self, host=other.host, port=other.port, tls_name=known if other.is_ip else ""
         )
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of *url*, whose scheme is NATS'.
+
+    Raises:
+        ValueError: It is another one's, or it cannot be told where the parts are.
+    """
+    if _SECOND_URL.search(url):
+        raise ValueError("it holds two URLs without a comma between them")
+    if url.startswith("//"):
+        raise ValueError("nats: is missing before //")
+    if _HALF_SCHEME.match(url):
+        raise ValueError(f"// is missing after {url.partition(':')[0]}:")
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+    except ValueError as exc:  # its text may hold the password
+        raise ValueError("the host is not valid") from exc
+    if parts.scheme not in ("nats", "tls"):
+        why = FOREIGN_SCHEMES.get(parts.scheme)
+        raise ValueError(f"scheme {parts.scheme!r}" + (f": {why}" if why else ""))
+    return parts
 
 
 class ServerList:

@@ -11,10 +11,10 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import DatabaseError, router
 from django.utils.module_loading import import_string
 
-from wsgateway.broker.addresses import Address
+from wsgateway.broker.addresses import Address, split_urls
 from wsgateway.checks.base import possible
 from wsgateway.checks.identity import resolver_problem
-from wsgateway.checks.servers import url_problem, urls
+from wsgateway.checks.servers import url_problem
 from wsgateway.conf import settings
 from wsgateway.logins import user_models
 
@@ -69,7 +69,7 @@ def check_production_transport(**kwargs: Any) -> list[CheckMessage]:
         return []
     if settings.NATS_TLS_CA or settings.NATS_TLS_CERT:
         return []
-    hosts = [_plain_host(url) for url in urls() if not url_problem(url)]
+    hosts = [_plain_host(url) for url in split_urls(settings.URL) if not url_problem(url)]
     far = sorted({host for host in hosts if host})
     if not far:
         return []
@@ -91,11 +91,12 @@ def check_production_replicas(**kwargs: Any) -> list[CheckMessage]:
     """W105: several servers, but one copy of each message."""
     if not possible("NATS_BROKER_URL", "WSGATEWAY_REPLICAS"):
         return []
-    if len(urls()) < 3 or settings.REPLICAS > 1:
+    count = len(split_urls(settings.URL))
+    if count < 3 or settings.REPLICAS > 1:
         return []
     return [
         Warning(
-            f"NATS_BROKER_URL lists {len(urls())} servers, but WSGATEWAY_REPLICAS is 1.",
+            f"NATS_BROKER_URL lists {count} servers, but WSGATEWAY_REPLICAS is 1.",
             hint="Set WSGATEWAY_REPLICAS to 3, so that no message depends on one server.",
             id="wsgateway.W105",
         )

@@ -6,11 +6,11 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error
 
-from wsgateway.broker.addresses import Address
+from wsgateway.broker.addresses import URL_CURE, Address, split_urls
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 
-__all__ = ["check_urls", "url_problem", "urls"]
+__all__ = ["check_urls", "url_problem"]
 
 
 def check_urls(**kwargs: Any) -> list[CheckMessage]:
@@ -20,17 +20,12 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}.",
-            hint="Use nats://host:4222 or tls://host:4222; separate several by commas. "
-            "Percent-encode special characters in a password (, is %2C, / is %2F).",
+            hint=f"{URL_CURE[0].upper()}{URL_CURE[1:]}.",
             id="wsgateway.E006",
         )
-        for url in urls()
+        for url in split_urls(settings.URL)
         if (problem := url_problem(url))
     ]
-
-
-def urls() -> list[str]:
-    return [url.strip() for url in settings.URL.split(",") if url.strip()]
 
 
 def url_problem(url: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.addresses import Address
+from wsgateway.broker.addresses import URL_CURE, Address, split_urls
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
@@ -30,7 +30,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
             embedded one may not start.
     """
     if not servers:
-        servers = tuple(url.strip() for url in settings.URL.split(",") if url.strip())
+        servers = tuple(split_urls(settings.URL))
     if not servers:
         from wsgateway.broker.embedded import embedded_url_from_settings
 
@@ -41,7 +41,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         except ValueError as exc:
             raise BrokerMisconfigured(
                 f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {exc}; "
-                "use nats://host:4222 or tls://host:4222, separate several by commas"
+                f"{URL_CURE}"
             ) from None
     return LinkOptions(
         servers=servers,
