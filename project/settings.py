@@ -121,7 +121,6 @@ WHITENOISE_USE_FINDERS = True
 
 if HTTPS:
     SECURE_SSL_REDIRECT = True
-    SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]
     # The platform's router (Heroku's, or yours) ends TLS and must set this header itself
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SECURE_HSTS_SECONDS = env.number(os.environ, "SECURE_HSTS_SECONDS", 3600)

@@ -1,38 +1,53 @@
 """The outermost ASGI application of a project: ``daphne project.asgi:application``.
 
 It keeps the server's own ``send`` where the gateway finds it, so that middleware that wraps
-``send`` cannot break closing or back-pressure. It answers the lifespan protocol, and refuses
-websockets that no route wants.
+``send`` cannot break closing or back-pressure. It answers the lifespan protocol and the probes,
+and refuses websockets that no route wants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from wsgateway.conf import settings
 from wsgateway.transport import SERVER_SEND
+
+if TYPE_CHECKING:
+    from django.http import HttpResponse
 
 __all__ = ["Application", "application"]
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Probe = Callable[[], Awaitable["HttpResponse"]]
 
 
-def application(*, http: App | None = None, websocket: App | None = None) -> Application:
+def application(
+    *,
+    http: App | None = None,
+    websocket: App | None = None,
+    healthz: str | None = "/healthz",
+    readyz: str | None = "/readyz",
+) -> Application:
     """Return the ASGI application of a project, for its ``asgi.py``.
 
     Args:
         http: Answers requests; None: Django does.
         websocket: Serves websockets, for example
             ``AuthMiddlewareStack(URLRouter(websocket_urlpatterns))``; None: the gateway does.
+        healthz: Path of the liveness probe, which no middleware sees; None: *http* answers it.
+        readyz: The same for the readiness probe.
     """
     from django.core.asgi import get_asgi_application
 
     http = http or get_asgi_application()  # first: what follows imports models
     from channels.routing import URLRouter
 
+    from wsgateway.health import alive, ready
     from wsgateway.routing import lifespan, websocket_urlpatterns
 
-    return Application(http, websocket or URLRouter(websocket_urlpatterns), lifespan)
+    probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
+    return Application(http, websocket or URLRouter(websocket_urlpatterns), lifespan, probes)
 
 
 class Application:
@@ -42,15 +57,20 @@ class Application:
         http: Answers requests.
         websocket: Serves websockets.
         lifespan: Speaks ASGI's lifespan.
+        probes: What answers GET and HEAD of a path below the site's, before *http*.
     """
 
-    def __init__(self, http: App, websocket: App, lifespan: App) -> None:
+    def __init__(
+        self, http: App, websocket: App, lifespan: App, probes: Mapping[str, Probe]
+    ) -> None:
         self._applications = {
-            "http": http,
+            "http": self._serve_http,
             "websocket": self._serve_websocket,
             "lifespan": lifespan,
         }
+        self._http = http
         self._websocket = websocket
+        self.probes = probes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
@@ -60,13 +80,46 @@ class Application:
             raise ValueError(f"no application serves the type {scope['type']!r}") from None
         await serve(scope, receive, send)
 
+    async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
+        probe = self.probes.get(_below_root(scope)[1])
+        if probe is None or scope["method"] not in ("GET", "HEAD"):
+            await self._http(scope, receive, send)
+            return
+        response = await probe()
+        content = response.content
+        headers = {**response.headers, "Content-Length": str(len(content))}
+        await send(
+            {
+                "type": "http.response.start",
+                "status": response.status_code,
+                "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            }
+        )
+        body = content if scope["method"] == "GET" else b""
+        await send({"type": "http.response.body", "body": body})
+
     async def _serve_websocket(self, scope: Any, receive: Any, send: Any) -> None:
         from wsgateway.routing import refuse_unknown_path
 
+        root, path = _below_root(scope)
+        # As Channels' router wants it: the path begins with the root path
+        scope = {**scope, "root_path": root, "path": root + path, SERVER_SEND: send}
         try:
-            await self._websocket({**scope, SERVER_SEND: send}, receive, send)
+            await self._websocket(scope, receive, send)
         except ValueError as exc:
             # Channels' router raises this before it has received anything.
             if not str(exc).startswith("No route found for path"):
                 raise
             await refuse_unknown_path(scope, receive, send)
+
+
+def _below_root(scope: Any) -> tuple[str, str]:
+    """Return the path that the site is below, and the rest, as Django sees them.
+
+    The root is FORCE_SCRIPT_NAME or the server's root path. Some proxies remove it from the path
+    and some do not; some servers add it again.
+    """
+    root = (settings.script_name or scope.get("root_path") or "").rstrip("/")
+    path: str = scope["path"]
+    inside = path == root or path.startswith(f"{root}/")
+    return root, path[len(root) :] if root and inside else path

@@ -276,6 +276,16 @@ class Settings:
         return sorted(name for name in dir(django_settings) if name.startswith(PREFIX))
 
     @property
+    def root_urlconf(self) -> str | None:
+        """ROOT_URLCONF."""
+        return getattr(django_settings, "ROOT_URLCONF", None)
+
+    @property
+    def script_name(self) -> str:
+        """FORCE_SCRIPT_NAME: the path that the site is below; empty if the server says so."""
+        return django_settings.FORCE_SCRIPT_NAME or ""
+
+    @property
     def session_cookie_name(self) -> str:
         """SESSION_COOKIE_NAME."""
         return str(django_settings.SESSION_COOKIE_NAME)

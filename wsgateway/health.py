@@ -1,35 +1,39 @@
-"""Probes for load balancers: is the process alive, can it take sockets?"""
+"""Probes for load balancers: is the process alive, can it take sockets?
+
+`wsgateway.asgi.application` answers them itself, before any middleware. The views are for projects
+with another outermost application.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_safe
 
 from wsgateway import portal
 from wsgateway.broker.base import Broker
+from wsgateway.decorators import never_atomic
 from wsgateway.exceptions import WsGatewayError
 
-__all__ = ["healthz", "readyz"]
+__all__ = ["alive", "healthz", "ready", "readyz"]
 
 logger = logging.getLogger("wsgateway")
 
 _was_ready = True  # at the last probe
 
 READY_TIMEOUT = 1.0
-"""Seconds that `readyz` gives a broker that is just connecting."""
+"""Seconds that `ready` gives a broker that is just connecting."""
 
 
-@require_safe
-async def healthz(request: HttpRequest) -> JsonResponse:
+async def alive() -> JsonResponse:
     """Answer 200 as long as the event loop runs."""
     return JsonResponse({"alive": True})
 
 
-@require_safe
-async def readyz(request: HttpRequest) -> JsonResponse:
+async def ready() -> JsonResponse:
     """Answer 200 if the broker can be reached, or else 503. The reason goes to the log only."""
     global _was_ready
     try:
@@ -45,6 +49,22 @@ async def readyz(request: HttpRequest) -> JsonResponse:
         logger.info("ready again")
     _was_ready = True
     return JsonResponse({"ready": True})
+
+
+@never_atomic
+@login_not_required
+@require_safe
+async def healthz(request: HttpRequest) -> JsonResponse:
+    """See `alive`."""
+    return await alive()
+
+
+@never_atomic
+@login_not_required
+@require_safe
+async def readyz(request: HttpRequest) -> JsonResponse:
+    """See `ready`."""
+    return await ready()
 
 
 async def _nothing(broker: Broker) -> None:

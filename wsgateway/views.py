@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from django import forms
 from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -16,6 +17,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from wsgateway.broker.base import Receipt
 from wsgateway.conf import settings
+from wsgateway.decorators import never_atomic
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
 from wsgateway.launcher import DEMO_USERS
@@ -103,6 +105,7 @@ def demo(request: HttpRequest) -> HttpResponse:
     return render(request, "wsgateway/demo.html", context)
 
 
+@login_not_required  # the page's script wants JSON, also when the session is over
 @never_cache
 @require_POST
 def token(request: HttpRequest) -> HttpResponse:
@@ -113,6 +116,8 @@ def token(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"token": make_token(SERVICE, guest, max_age=TOKEN_MAX_AGE)})
 
 
+@never_atomic
+@login_not_required
 @require_POST
 async def publish(request: HttpRequest) -> HttpResponseBase:
     """Publish the form's message; answer JSON to scripts, a redirect to the page otherwise."""

@@ -10,8 +10,12 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path, re_path
 
+import wsgateway.asgi
 from tests.support import ROOT
+from tests.troubleshooting import Symptom
 from wsgateway import checks
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
@@ -187,6 +191,38 @@ def test_W003_asgi_application_is_not_the_entry_point(settings: Any) -> None:
     assert set(messages()) == set()
     settings.ASGI_APPLICATION = "there.is.no.such"
     assert set(messages()) == set()
+
+
+def probe_of_our_own(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("fine")
+
+
+@pytest.mark.parametrize(
+    ("view", "warned"),
+    [
+        (path("healthz", probe_of_our_own), {"W008"}),
+        (re_path(r"^healthz/?$", probe_of_our_own), {"W008"}),
+        (re_path("", probe_of_our_own), set()),  # a page for every path, as single-page sites have
+        (path("", include("wsgateway.urls")), set()),
+    ],
+)
+def test_W008_probe_hides_a_view(settings: Any, view: Any, warned: set[str]) -> None:
+    settings.ROOT_URLCONF = (view,)
+    assert set(messages()) == warned
+    settings.ASGI_APPLICATION = f"{__name__}.without_probes"
+    assert set(messages()) == set()
+
+
+@pytest.mark.troubleshooting("(wsgateway.W008) Your URLconf has a view for …")
+def test_hidden_view_shows_in_check(
+    symptom: Symptom, settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.ROOT_URLCONF = (path("readyz", probe_of_our_own),)
+    call_command("check")
+    symptom.must_show_in(capsys.readouterr().err)
+
+
+without_probes = wsgateway.asgi.application(healthz=None, readyz=None)
 
 
 @pytest.mark.parametrize("family", ["INBOX", "SEND", "DEAD", "CURSOR"])

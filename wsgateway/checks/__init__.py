@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wsgateway.checks.base import Check
 from wsgateway.checks.identity import check_resolvers, check_user_names
-from wsgateway.checks.installation import check_apps, check_entry_point
+from wsgateway.checks.installation import check_apps, check_entry_point, check_probes
 from wsgateway.checks.production import (
     check_demo_users,
     check_production_broker,
@@ -37,6 +37,7 @@ CHECKS: list[Check] = [
     check_urls,
     check_apps,
     check_entry_point,
+    check_probes,
     check_services,
     check_duplicate_window,
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.checks import CheckMessage, Warning
+from django.urls import Resolver404, resolve
 from django.utils.module_loading import import_string
 
 from wsgateway.asgi import Application
 from wsgateway.conf import settings
+from wsgateway.health import healthz, readyz
 
-__all__ = ["check_apps", "check_entry_point"]
+__all__ = ["check_apps", "check_entry_point", "check_probes"]
 
 
 def check_apps(**kwargs: Any) -> list[CheckMessage]:
@@ -35,22 +37,52 @@ def check_apps(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+def _outermost_application() -> Any:
+    """Return what ASGI_APPLICATION names; None if it does not, or cannot be imported."""
+    try:
+        return import_string(settings.asgi_application or "")
+    except (Exception, SystemExit):  # the server that loads it says so, and better
+        return None
+
+
 def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
     """W003: another outermost application than ours, which middleware can hide from the gateway."""
-    path = settings.asgi_application
-    if not path:
-        return []
-    try:
-        found = import_string(path)
-    except (Exception, SystemExit):  # the server that loads it says so, and better
-        return []
-    if isinstance(found, Application):
+    found = _outermost_application()
+    if found is None or isinstance(found, Application):
         return []
     return [
         Warning(
-            f"ASGI_APPLICATION is {path!r}, which wsgateway.asgi.application() did not make.",
+            f"ASGI_APPLICATION is {settings.asgi_application!r}, which "
+            "wsgateway.asgi.application() did not make.",
             hint="Middleware that wraps send then hides the server's socket from the gateway. "
             "Use wsgateway.asgi.application(http=..., websocket=...) in asgi.py.",
             id="wsgateway.W003",
         )
     ]
+
+
+def check_probes(**kwargs: Any) -> list[CheckMessage]:
+    """W008: a view that is never called, because the entry point answers its path as a probe."""
+    application = _outermost_application()
+    if not isinstance(application, Application) or not settings.root_urlconf:
+        return []
+    return [
+        Warning(
+            f"Your URLconf has a view for {path!r}, but wsgateway.asgi.application() answers "
+            "that path itself.",
+            hint="To keep your view, pass healthz=None or readyz=None, or another path. "
+            "Otherwise remove it.",
+            id="wsgateway.W008",
+        )
+        for path in application.probes
+        if _has_own_view(path)
+    ]
+
+
+def _has_own_view(path: str) -> bool:
+    """Say whether the project has a view for *path*, and not only one for every path."""
+    try:
+        match = resolve(path)
+    except Resolver404:
+        return False
+    return path.strip("/") in match.route and match.func not in (healthz, readyz)
