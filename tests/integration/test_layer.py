@@ -14,11 +14,12 @@ from typing import Any
 
 import nats
 import pytest
+from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, MessageTooLarge
 
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
-from wsgateway.layer import NatsChannelLayer, fullness
+from wsgateway.layer import NatsChannelLayer, fullness, mailbox
 from wsgateway.layer.loops import full_channels
 
 ALL_TYPES = {
@@ -234,6 +235,91 @@ async def test_full_process_channel_refuses_and_others_do_not_suffer(make: Make)
     await layer.send(free, {"type": "x", "n": 7})
     assert await drain(layer, free, 1) == [7]
     assert await drain(layer, full, 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["sync", "async_to_sync", "gather"])
+async def test_a_burst_to_ones_own_channel_is_refused_however_it_is_sent(
+    make: Make, way: str
+) -> None:
+    """What did not fit was dropped: none of the burst had come back when the last was sent."""
+    layer = make(capacity=3)
+    channel = await layer.new_channel()
+    sends = {"sync": layer.send_sync, "async_to_sync": async_to_sync(layer.send)}
+
+    def burst() -> list[BaseException | None]:
+        results: list[BaseException | None] = []
+        for number in range(10):
+            try:
+                results.append(sends[way](channel, {"type": "x", "n": number}))
+            except ChannelFull as exc:
+                results.append(exc)
+        return results
+
+    if way == "gather":
+        messages = [{"type": "x", "n": number} for number in range(10)]
+        results = await asyncio.gather(
+            *(layer.send(channel, message) for message in messages), return_exceptions=True
+        )
+    else:
+        results = await asyncio.to_thread(burst)
+    assert [type(result) for result in results] == [type(None)] * 3 + [ChannelFull] * 7
+    assert await drain(layer, channel, 3) == [0, 1, 2]
+
+
+async def test_a_burst_to_ones_own_channel_is_taken_while_somebody_reads(make: Make) -> None:
+    layer = make(capacity=3)
+    channel = await layer.new_channel()
+    reading = asyncio.create_task(drain(layer, channel, 1000))
+    await asyncio.sleep(0)
+    for number in range(1000):
+        await layer.send(channel, {"type": "x", "n": number})
+    assert await reading == list(range(1000))
+
+
+async def test_what_is_lost_on_its_way_takes_no_room_for_long(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "COMING_VALID", 0.2)
+    layer = make(capacity=1)
+    channel = await layer.new_channel()
+    node = layer._node()
+    with monkeypatch.context() as context:
+        context.setattr(node, "publish", lambda *args: None)
+        await layer.send(channel, {"type": "x", "n": 0})
+    with pytest.raises(ChannelFull):
+        await layer.send(channel, {"type": "x", "n": 1})
+    box = layer._home.mailboxes[channel.encode()]
+    await until(box.has_room, 10, "it counts as lost")
+    await layer.send(channel, {"type": "x", "n": 2})
+    assert await drain(layer, channel, 1) == [2]
+
+
+async def test_a_new_prefix_takes_readers_and_groups_along(make: Make, prefix: str) -> None:
+    layer, before, after = make(), make(), make(prefix=f"{prefix}-new")
+    layer.group_expiry = 3600
+    channel = await layer.new_channel()
+    groups = ("group", "service.user")
+    for group in groups:
+        await layer.group_add(group, channel)
+    waiting = [
+        asyncio.create_task(receive(layer, channel)),
+        asyncio.create_task(receive(layer, "normal")),
+    ]
+    await asyncio.sleep(0.1)
+    layer.prefix = f"{prefix}-new"
+    other = await layer.new_channel()  # the layer has moved when this returns
+    for number, sender in enumerate((before, after)):
+        for group in groups:
+            await sender.group_send(group, {"type": "x", "n": group, "new": number})
+        await sender.send("normal", {"type": "x", "n": "normal", "new": number})
+    got = [await waiting[0], await receive(layer, channel)]
+    assert sorted((message["n"], message["new"]) for message in got) == [
+        ("group", 1),
+        ("service.user", 1),
+    ]
+    assert (await waiting[1])["new"] == 1
+    await layer.send(other, {"type": "x", "n": 1})
+    assert await drain(layer, other, 1) == [1]
 
 
 @pytest.mark.parametrize("capacity", [1, 3])

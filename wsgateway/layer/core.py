@@ -10,10 +10,11 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer
+from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
@@ -36,7 +37,7 @@ from wsgateway.layer.loops import (
     is_short_lived,
     on_fork,
 )
-from wsgateway.layer.mailbox import Mailbox
+from wsgateway.layer.mailbox import COMING_VALID, Mailbox
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.serializers import registry
 from wsgateway.subjects import Inbox, Subjects
@@ -56,25 +57,43 @@ NAMES_KEPT = 10_000
 """Valid names that are remembered, so that they are not checked again."""
 
 
+class _Address(NamedTuple):
+    """Where messages to a channel go.
+
+    Attributes:
+        subject: Its process's; "" for a normal channel.
+        name: The channel's on the wire.
+        is_own: Whether the channel is this process's.
+    """
+
+    subject: str
+    name: bytes
+    is_own: bool
+
+
 class NatsChannelLayer(BaseChannelLayer):
     """Channels on NATS; a drop-in for ``channels_redis``.
 
     Args:
         servers: Where NATS is: URLs, or (host, port) pairs, or dicts with an ``address``; None
             means ``NATS_BROKER_URL``.
-        hosts: Another name for *servers*, as in channels_redis.
         prefix: First token of every subject; None means ``WSGATEWAY_PREFIX``.
         expiry: Seconds from sending after which a message is dropped unread.
         group_expiry: Seconds after which a channel that nobody reads leaves its groups.
         capacity: Messages that a channel holds.
         channel_capacity: Other capacities, by glob or compiled pattern; the first match counts.
         symmetric_encryption_keys: The first one encrypts, each of them decrypts.
-        serializer_format: A name in `wsgateway.layer.serializers.registry`.
         random_prefix_length: Accepted for channels_redis' sake; nothing needs it here.
+        serializer_format: A name in `wsgateway.layer.serializers.registry`.
+        hosts: Another name for *servers*, as in channels_redis.
         max_message_size: Bytes of a serialized message above which it is `MessageTooLarge`.
         on_disconnect: Type of a message that each process-specific channel that is in use gets
             when the connection is lost: what is not durable may be missed. None: none.
         on_reconnect: The same for when it is there again.
+
+    The order of the arguments is that of channels_redis. What is an attribute here may also be
+    set later: ``expiry``, ``group_expiry``, ``capacity``, ``channel_capacity``, ``prefix``,
+    ``max_message_size``, ``on_disconnect``, ``on_reconnect``.
     """
 
     extensions = ["groups", "flush"]  # noqa: RUF012 - as the specification spells it
@@ -84,8 +103,6 @@ class NatsChannelLayer(BaseChannelLayer):
     def __init__(
         self,
         servers: Any = None,
-        *,
-        hosts: Any = None,
         prefix: str | None = None,
         expiry: float = 60,
         group_expiry: float = 86400,
@@ -94,19 +111,15 @@ class NatsChannelLayer(BaseChannelLayer):
         symmetric_encryption_keys: Iterable[str | bytes] | None = None,
         random_prefix_length: int = 0,
         serializer_format: str = "msgpack",
+        *,
+        hosts: Any = None,
         max_message_size: int = DEFAULT_MAX_MESSAGE,
         on_disconnect: str | None = None,
         on_reconnect: str | None = None,
     ) -> None:
-        super().__init__(expiry=expiry, capacity=capacity)  # type: ignore[arg-type]
-        # Pairs, which get_capacity wants; the base class is annotated for its own default
-        self.channel_capacity = self.compile_capacities(  # type: ignore[assignment]
-            dict(channel_capacity or {})
-        )
-        self.capacities = sorted({capacity, *(channel_capacity or {}).values()})
-        """Every capacity that a channel may have."""
+        if servers is not None and hosts is not None:
+            raise ImproperlyConfigured("give servers or hosts, which mean the same; not both")
         self.group_expiry = group_expiry
-        self.max_message_size = max_message_size
         self.on_disconnect = on_disconnect
         self.on_reconnect = on_reconnect
         self._servers = server_urls(servers if servers is not None else hosts)
@@ -119,9 +132,15 @@ class NatsChannelLayer(BaseChannelLayer):
             expiry=None,
         )
         self.envelopes = Envelopes(serializer, expiry, max_message_size, self._fetch)
-        self._channels: dict[str, tuple[str, bytes]] = {}  # name -> subject, name on the wire
+        self._channels: dict[str, _Address] = {}
         self._directory = Directory()
         self._start()
+        # Only now: setting its attributes changes what was made above
+        super().__init__(
+            expiry=expiry,  # type: ignore[arg-type]
+            capacity=capacity,
+            channel_capacity=channel_capacity,  # type: ignore[arg-type]
+        )
         _layers.add(self)
 
     def _start(self) -> None:
@@ -132,10 +151,8 @@ class NatsChannelLayer(BaseChannelLayer):
         self._normal = NormalChannels(self)
         self._home = Home(
             self.client_prefix,
-            expiry=self.expiry,
-            group_expiry=self.group_expiry,
+            options=self,
             is_expired=self.envelopes.is_expired,
-            capacity=self.get_capacity,
             choose=self._node,
             forward=self._forward,
             directory=self._directory,
@@ -146,10 +163,81 @@ class NatsChannelLayer(BaseChannelLayer):
     def __str__(self) -> str:
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
 
+    # -- options that may change ---------------------------------------------------------
+
+    @property  # type: ignore[override]
+    def expiry(self) -> float:
+        """Seconds from sending after which a message is dropped unread."""
+        return self.envelopes.expiry
+
+    @expiry.setter
+    def expiry(self, expiry: float) -> None:
+        self.envelopes.expiry = expiry
+
+    @property
+    def max_message_size(self) -> int:
+        """Bytes of a serialized message above which it is refused."""
+        return self.envelopes.max_message_size
+
+    @max_message_size.setter
+    def max_message_size(self, size: int) -> None:
+        self.envelopes.max_message_size = size
+
+    @property
+    def capacity(self) -> int:
+        """Messages that a channel holds."""
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._resize()
+
+    @property  # type: ignore[override]  # pairs, which get_capacity wants
+    def channel_capacity(self) -> list[tuple[re.Pattern[str], int]]:
+        """Other capacities; give a dict or what `compile_capacities` returns."""
+        return self._channel_capacity
+
+    @channel_capacity.setter
+    def channel_capacity(self, capacities: Any) -> None:
+        if isinstance(capacities, Mapping):
+            capacities = self.compile_capacities(dict(capacities))
+        self._channel_capacity: list[tuple[re.Pattern[str], int]] = list(capacities)
+        self._resize()
+
+    @property
+    def largest_capacity(self) -> int:
+        """The most messages that any channel may hold."""
+        return max([self._capacity, *(capacity for _, capacity in self._channel_capacity)])
+
+    def _resize(self) -> None:
+        self._home.resize()
+        self._normal.resize()
+
     @property
     def prefix(self) -> str:
-        """First token of every subject."""
+        """First token of every subject. To set it is to move to other subjects and streams."""
         return settings.PREFIX if self._prefix is None else self._prefix
+
+    @prefix.setter
+    def prefix(self, prefix: str | None) -> None:
+        before, self._prefix = self.prefix, prefix
+        if self.prefix == before:
+            return
+        self._target = None
+        self._channels.clear()
+        self._directory.clear()
+        self._home.leave()
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            if node.usable:
+                asyncio.run_coroutine_threadsafe(self._depart(node), node.loop)
+
+    async def _depart(self, node: Node) -> None:
+        await self._normal.close(node)
+        if not node.is_background:
+            await self._leave(node)
+        self._move_readers()
 
     # -- connections ---------------------------------------------------------------------
 
@@ -231,7 +319,7 @@ class NatsChannelLayer(BaseChannelLayer):
         Args:
             subject: A process's or a group's.
             data: An envelope.
-            has_owner: Whether there is one process that may answer that the channel is full.
+            has_owner: Whether another process owns the channel, and may answer that it is full.
         """
         loop = asyncio.get_running_loop()
         here = self._nodes.get(loop)
@@ -279,37 +367,60 @@ class NatsChannelLayer(BaseChannelLayer):
             MessageTooLarge: The message exceeds ``max_message_size``.
             BrokerUnavailable: No connection to NATS.
         """
-        subject, data = self._addressed(channel, message)
-        if subject:
-            await self._publish(subject, data, True)
-        else:
+        subject, data, mailbox = self._addressed(channel, message)
+        if not subject:
             await self._run(self._normal.send, channel, data)
+            return
+        if mailbox is not None:
+            if not mailbox.has_room():
+                await self._let_arrive()
+                if not mailbox.has_room():
+                    raise ChannelFull(channel)
+            mailbox.announce()
+        await self._publish(subject, data, mailbox is None)
 
-    def _addressed(self, channel: str, message: dict[str, Any]) -> tuple[str, bytes]:
-        """Return subject ("" for a normal channel) and envelope.
+    def _addressed(
+        self, channel: str, message: dict[str, Any]
+    ) -> tuple[str, bytes, Mailbox[Item] | None]:
+        """Return subject ("" for a normal channel), envelope, and the mailbox if it is here.
 
         Raises:
             ChannelFull: The channel is one process's, and known to be full.
         """
         _require_message(message)
-        subject, name = self._channels.get(channel) or self._address(channel)
+        subject, name, is_own = self._channels.get(channel) or self._address(channel)
         data = self.envelopes.seal(name, message)
-        if subject:
-            mailbox = self._home.mailboxes.get(name)
-            if mailbox is not None and mailbox.is_full():
+        mailbox = None
+        if is_own:
+            mailbox = self._home.mailboxes.get(name) or self._home.mailbox(name)
+            if mailbox.is_full():
                 raise ChannelFull(channel)
-            if full_channels.until and name in full_channels:
-                raise ChannelFull(channel)
-        return subject, data
+        elif full_channels.until and name in full_channels:
+            raise ChannelFull(channel)
+        return subject, data, mailbox
 
-    def _address(self, channel: str) -> tuple[str, bytes]:
-        """Return where messages to *channel* go; no subject for a normal one."""
+    async def _let_arrive(self) -> None:
+        """Wait until this process has received what it has sent to its own channels."""
+
+        async def confirm(node: Node) -> None:
+            await node.link.confirm()
+
+        with contextlib.suppress(TimeoutError):  # the home's loop is busy
+            async with asyncio.timeout(COMING_VALID):
+                await self._run(confirm)
+                home = self._home.node
+                if home is not None and home.usable and home is not self._node():
+                    await home.call(home.link.confirm)
+
+    def _address(self, channel: str) -> _Address:
+        """Return where messages to *channel* go."""
         self.require_valid_channel_name(channel)
         if "!" in channel:
             owner = channel.partition("!")[0].rpartition(".")[2]
-            known = (Subjects(self.prefix).process(owner or "-"), channel.encode())
+            subject = Subjects(self.prefix).process(owner or "-")
+            known = _Address(subject, channel.encode(), owner == self.client_prefix)
         else:
-            known = ("", channel.encode())
+            known = _Address("", channel.encode(), False)
         if len(self._channels) >= NAMES_KEPT:
             self._channels.clear()
         self._channels[channel] = known
@@ -342,10 +453,10 @@ class NatsChannelLayer(BaseChannelLayer):
 
     def _own_mailbox(self, channel: str) -> Mailbox[Item] | None:
         """Return the mailbox of a channel of this process; None if *channel* is a normal one."""
-        subject, name = self._channels.get(channel) or self._address(channel)
+        subject, name, is_own = self._channels.get(channel) or self._address(channel)
         if not subject:
             return None
-        if not channel.partition("!")[0].endswith(self.client_prefix):
+        if not is_own:
             raise AssertionError("Wrong client prefix")
         return self._home.read(channel, name)
 
@@ -415,10 +526,9 @@ class NatsChannelLayer(BaseChannelLayer):
 
     async def _change(self, group: str, channel: str, action: str) -> None:
         name = self._directory.get(group) or self._name(group)
-        if channel not in self._channels:
-            self._address(channel)
-        if "!" in channel and not channel.partition("!")[0].endswith(self.client_prefix):
-            await self._change_elsewhere(group, channel, action)
+        subject, _, is_own = self._channels.get(channel) or self._address(channel)
+        if subject and not is_own:
+            await self._change_elsewhere(group, channel, subject, action)
             return
         node = await self._home.settle()
         change = self._add_here if action == "add" else self._discard_here
@@ -444,9 +554,8 @@ class NatsChannelLayer(BaseChannelLayer):
         elif node.is_breathless():
             await node.breathe()
 
-    async def _change_elsewhere(self, group: str, channel: str, action: str) -> None:
+    async def _change_elsewhere(self, group: str, channel: str, subject: str, action: str) -> None:
         """Ask the channel's owner; if it is gone, so is the channel."""
-        subject, _ = self._channels[channel]
         data = control_message(action, group, channel)
 
         async def ask(node: Node) -> None:
@@ -520,9 +629,16 @@ class NatsChannelLayer(BaseChannelLayer):
     def send_sync(self, channel: str, message: dict[str, Any]) -> None:
         """As `send`, from a thread without an event loop, over the shared connection."""
         self._require_no_loop()
-        subject, data = self._addressed(channel, message)
-        if not (subject and self._publish_soon(subject, data, True)):
-            self._sync(lambda: self.send(channel, message))
+        subject, data, mailbox = self._addressed(channel, message)
+        if mailbox is not None:
+            if mailbox.has_room():
+                mailbox.announce()
+                if self._publish_soon(subject, data, False):
+                    return
+                mailbox.came()
+        elif subject and self._publish_soon(subject, data, True):
+            return
+        self._sync(lambda: self.send(channel, message))
 
     def group_send_sync(self, group: str, message: dict[str, Any]) -> None:
         """As `group_send`, from a thread without an event loop, over the shared connection.
@@ -594,7 +710,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
         The next call reconnects, and so does a `receive` that is waiting: cancel it first.
         """
-        await self._home.close()
+        self._home.leave()
         await self._normal.close()
         nodes, self._nodes = self._nodes, {}
         for node in nodes.values():
@@ -613,10 +729,8 @@ class NatsChannelLayer(BaseChannelLayer):
         if node is None or node.is_background:
             return
         if self._home.node is node:
-            await self._home.close()
-        await self._normal.close(node)
-        await self._leave(node)
-        self._move_readers()
+            self._home.leave()
+        await self._depart(node)
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""

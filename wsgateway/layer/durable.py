@@ -82,6 +82,11 @@ class Directory:
         """Return what is known of a group's name; None for a new one, or one long unused."""
         return self._names.get(group)
 
+    def clear(self) -> None:
+        """Forget everything, as when the groups' subjects change."""
+        self._names.clear()
+        self._absent.clear()
+
     def add(self, node: Node, group: str) -> GroupName:
         """Return what a valid name says; warn if it looks like an inbox's and is not."""
         is_kept = any(fnmatch.fnmatchcase(group, pattern) for pattern in settings.DURABLE_GROUPS)

@@ -55,10 +55,19 @@ class Envelopes:
             self.serialize = serializer.as_bytes
             self.deserialize = serializer.from_bytes
         self._is_strict = isinstance(serializer, BaseMessageSerializer) and serializer.is_strict
-        self.lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
-        """Seconds from sending after which a message is dropped."""
-        self._max_message_size = max_message_size
+        self.expiry = expiry
+        self.max_message_size = max_message_size
         self._fetch = fetch
+
+    @property
+    def expiry(self) -> float:
+        """Seconds from sending after which a message is not read any more."""
+        return self._expiry
+
+    @expiry.setter
+    def expiry(self, expiry: float) -> None:
+        self._expiry = expiry
+        self._lifetime = expiry + (CLOCK_TOLERANCE if expiry >= 1 else 0.0)
 
     # -- writing -------------------------------------------------------------------------
 
@@ -74,10 +83,10 @@ class Envelopes:
         content = self.serialize(message)
         if not self._is_strict:
             self._require_readable(content)
-        if len(content) > self._max_message_size:
+        if len(content) > self.max_message_size:
             raise MessageTooLarge(
                 f"message of {len(content)} bytes exceeds max_message_size "
-                f"({self._max_message_size} bytes)"
+                f"({self.max_message_size} bytes)"
             )
         return content
 
@@ -100,18 +109,18 @@ class Envelopes:
 
     def is_expired(self, envelope: bytes) -> bool:
         """Say whether a message is too old to be given out."""
-        return wire.sent_at(envelope) < clock() - self.lifetime
+        return wire.sent_at(envelope) < clock() - self._lifetime
 
     def open(self, envelope: bytes) -> dict[str, Any] | None:
         """Return the message in *envelope*; None if it is expired or damaged."""
         _, flags, sent_at, size = head(envelope)
-        if sent_at < clock() - self.lifetime:
+        if sent_at < clock() - self._lifetime:
             return None
         try:
             if not flags:
                 message: dict[str, Any] = self.deserialize(envelope[HEAD + size :])
                 return message
-            content = wire.body(envelope, self._max_message_size)
+            content = wire.body(envelope, self.max_message_size)
             if flags & wire.FRAME:
                 return durable.frame_event(content, None)
             message = self.deserialize(content)
@@ -123,7 +132,7 @@ class Envelopes:
     def event_of(self, stored: Stored) -> dict[str, Any] | None:
         """Return the event that a durable group's message means; None if it is damaged."""
         try:
-            return durable.event_of(stored, self.deserialize, self._max_message_size)
+            return durable.event_of(stored, self.deserialize, self.max_message_size)
         except Exception as exc:  # whatever the format raises for foreign bytes
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None

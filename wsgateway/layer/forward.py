@@ -17,6 +17,7 @@ from wsgateway.layer.blobs import HEADERS
 from wsgateway.subjects import encode_token
 
 if TYPE_CHECKING:
+    from wsgateway.layer.home import Options
     from wsgateway.layer.loops import Node
 
 __all__ = ["DataOf", "Forward"]
@@ -39,8 +40,7 @@ class Forward:
         group: Its name, for the log.
         channel: A normal channel.
         data_of: Makes the envelope to store.
-        lifetime: Seconds that it is kept.
-        capacity: Messages that may wait for a large one to be stored.
+        options: The layer's, for expiry and capacity.
     """
 
     def __init__(
@@ -51,8 +51,7 @@ class Forward:
         channel: str,
         data_of: DataOf,
         *,
-        lifetime: float,
-        capacity: int,
+        options: Options,
     ) -> None:
         self._node = node
         self._group = group
@@ -60,9 +59,7 @@ class Forward:
         self._token = encode_token(channel)
         self._target = node.subjects.channel(channel)
         self._data_of = data_of
-        self._lifetime = lifetime
-        self._headers = {"Nats-TTL": f"{max(1, math.ceil(lifetime))}s"}
-        self._capacity = capacity
+        self._options = options
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
@@ -97,7 +94,7 @@ class Forward:
     def _put(self, envelope: bytes, identity: bytes | None) -> None:
         if self._storing is None and identity is None:
             self._offer(envelope, None)
-        elif len(self._waiting) >= self._capacity:
+        elif len(self._waiting) >= self._options.get_capacity(self._channel):
             self._missed(QueueFull(self._channel))
         else:
             self._waiting.append((envelope, identity))
@@ -112,7 +109,7 @@ class Forward:
                 try:
                     if identity is not None:
                         blobs = self._node.blobs
-                        envelope = await blobs.store(envelope, self._lifetime, identity)
+                        envelope = await blobs.store(envelope, self._options.expiry, identity)
                     self._offer(envelope, identity)
                 except Exception as exc:  # the others must go on
                     self._missed(exc)
@@ -120,9 +117,9 @@ class Forward:
             self._storing = None
 
     def _offer(self, envelope: bytes, identity: bytes | None) -> None:
-        headers = self._headers
+        headers = {"Nats-TTL": f"{max(1, math.ceil(self._options.expiry))}s"}
         if identity is not None:
-            headers = {**headers, "Nats-Msg-Id": f"{identity.hex()}.{self._token}"}
+            headers["Nats-Msg-Id"] = f"{identity.hex()}.{self._token}"
         try:
             result = self._node.broker.jetstream.offer(self._target, envelope, headers)
         except BrokerError as exc:

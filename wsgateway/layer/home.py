@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -32,7 +32,7 @@ from wsgateway.layer.loops import Node
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.subjects import Inbox
 
-__all__ = ["Home"]
+__all__ = ["Home", "Options"]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -42,15 +42,28 @@ reader any more: a consumer ended without leaving its groups."""
 FLUSHED = b"flushed"
 
 
+class Options(Protocol):
+    """What a layer's mailboxes and groups go by; read at each use."""
+
+    @property
+    def expiry(self) -> float:
+        """Seconds that a message lives."""
+
+    @property
+    def group_expiry(self) -> float:
+        """Seconds after which a channel that nobody reads leaves its groups."""
+
+    def get_capacity(self, channel: str) -> int:
+        """Return how many messages *channel* holds."""
+
+
 class Home:
     """See the module.
 
     Args:
         client: The part of the channels' names that says whose they are.
-        expiry: Seconds that a message lives.
-        group_expiry: Seconds after which a channel that nobody reads leaves its groups.
+        options: The layer's, which may change.
         is_expired: Says whether an envelope is too old.
-        capacity: Returns how many messages a channel holds.
         choose: Returns the running loop's node.
         forward: Opens a group's way to a normal channel.
         directory: Knows which groups are durable.
@@ -63,10 +76,8 @@ class Home:
         self,
         client: str,
         *,
-        expiry: float,
-        group_expiry: float,
+        options: Options,
         is_expired: Callable[[bytes], bool],
-        capacity: Callable[[str], int],
         choose: Callable[[], Node],
         forward: Callable[[Node, str, Inbox | None, str], Closable],
         directory: Directory,
@@ -81,10 +92,8 @@ class Home:
         self.groups: dict[str, Group] = {}
         self.unconfirmed = False  # it has moved, and its subscriptions may not be in effect yet
         self.is_new = True  # until somebody may send to a channel of this process
-        self._expiry = expiry
-        self._group_expiry = group_expiry
+        self._options = options
         self._is_expired = is_expired
-        self._capacity = capacity
         self._choose = choose
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joined: dict[bytes, set[str]] = {}  # channel -> its groups
@@ -192,7 +201,7 @@ class Home:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def close(self) -> None:
+    def leave(self) -> None:
         """Give up the node; mailboxes and memberships stay for the next one."""
         with self._moving:
             node, self.node = self.node, None
@@ -210,11 +219,17 @@ class Home:
         """Return the channel's mailbox; made at the first call."""
         mailbox = self.mailboxes.get(name)
         if mailbox is None:
-            new: Mailbox[Item] = Mailbox(self._capacity(name.decode()), self.is_expired)
+            new: Mailbox[Item] = Mailbox(self._options.get_capacity(name.decode()), self.is_expired)
             new.used = time.monotonic()
             self.is_new = False
             mailbox = self.mailboxes.setdefault(name, new)
         return mailbox
+
+    def resize(self) -> None:
+        """Have each mailbox hold what the options say now."""
+        for name, mailbox in list(self.mailboxes.items()):
+            mailbox.capacity = self._options.get_capacity(name.decode())
+            self.taken(name.decode())
 
     def read(self, channel: str, name: bytes) -> Mailbox[Item]:
         """Return the mailbox of *channel* for a reader, and find it faster the next time."""
@@ -242,6 +257,8 @@ class Home:
             return
         name = wire.name(whole)
         mailbox = self.mailboxes.get(name) or self.mailbox(name)
+        if not reply:  # from this process itself
+            mailbox.came()
         if not mailbox.put(whole):
             logger.info("channel %s is over capacity; dropped a message", name.decode())
         if reply and len(mailbox.queue) >= mailbox.capacity:
@@ -481,7 +498,8 @@ class Home:
     # -- what nobody reads ---------------------------------------------------------------
 
     def _sweep_later(self, node: Node) -> None:
-        pause = min(max(min(self._expiry, self._group_expiry), 1.0), 60.0)
+        options = self._options
+        pause = min(max(min(options.expiry, options.group_expiry), 1.0), 60.0)
         self._sweeper = node.loop.call_later(pause, self._sweep, node)
 
     def _sweep(self, node: Node) -> None:
@@ -490,6 +508,7 @@ class Home:
         self._sweep_later(node)
         self._look_at_services(node)
         now = time.monotonic()
+        expiry, group_expiry = self._options.expiry, self._options.group_expiry
         for name, mailbox in list(self.mailboxes.items()):
             expired = mailbox.purge()
             if expired:
@@ -497,12 +516,12 @@ class Home:
             if mailbox.reading:
                 continue
             idle = now - mailbox.used
-            is_abandoned = idle > ABANDONED * self._expiry
-            if (expired and is_abandoned) or idle > self._group_expiry:
+            is_abandoned = idle > ABANDONED * expiry
+            if (expired and is_abandoned) or idle > group_expiry:
                 self._leave_all(name)
             elif is_abandoned and name in self._joined and mailbox.queue:
                 self._rest(name)
-            if name not in self._joined and not mailbox.queue and idle > max(self._expiry, 60.0):
+            if name not in self._joined and not mailbox.queue and idle > max(expiry, 60.0):
                 self._forget(name)
 
     def _forget(self, name: bytes) -> None:

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Generic, TypeVar
 
-__all__ = ["Mailbox"]
+__all__ = ["COMING_VALID", "Mailbox"]
 
 T = TypeVar("T")
+
+COMING_VALID = 1.0
+"""Seconds after which a message that was announced and has not come counts as lost."""
 
 
 class Mailbox(Generic[T]):
@@ -29,11 +32,15 @@ class Mailbox(Generic[T]):
         expired: Says whether a message is too old to be given out.
     """
 
-    __slots__ = ("_error", "_expired", "_waiters", "capacity", "queue", "reading", "used")
+    __slots__ = (
+        *("_coming", "_error", "_expired", "_waiters"),
+        *("capacity", "queue", "reading", "used"),
+    )
 
     def __init__(self, capacity: int, expired: Callable[[T], bool]) -> None:
         self.capacity = capacity
         self.queue: deque[T] = deque()
+        self._coming: deque[float] = deque()  # when each message was announced
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._expired = expired
         self._error: Exception | None = None  # set by `close`
@@ -66,6 +73,26 @@ class Mailbox(Generic[T]):
             return False
         self.purge()
         return len(self.queue) >= self.capacity
+
+    def has_room(self) -> bool:
+        """Say whether one more fits beside what is here and what is announced."""
+        if len(self.queue) + len(self._coming) < self.capacity:
+            return True
+        self.purge()
+        lost_before = monotonic() - COMING_VALID
+        with contextlib.suppress(IndexError):  # the last one came just now
+            while self._coming and self._coming[0] < lost_before:
+                self._coming.popleft()
+        return len(self.queue) + len(self._coming) < self.capacity
+
+    def announce(self) -> None:
+        """Keep room for a message that this process sends now. From any thread."""
+        self._coming.append(monotonic())
+
+    def came(self) -> None:
+        """Give up the room that was kept for a message: it is here, or was not sent."""
+        with contextlib.suppress(IndexError):  # it took too long
+            self._coming.popleft()
 
     def take(self) -> T | None:
         """Return the next message; None if there is none."""

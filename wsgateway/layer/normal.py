@@ -55,7 +55,7 @@ class NormalChannels:
             "retention": "workqueue",
             "discard": "new",
             "discard_new_per_subject": True,
-            "max_msgs_per_subject": self._layer.capacities[-1],
+            "max_msgs_per_subject": self._layer.largest_capacity,
             "max_bytes": settings.CHANNEL_MAX_BYTES,
             "allow_msg_ttl": True,
             "allow_direct": True,
@@ -85,6 +85,11 @@ class NormalChannels:
     def doubt(self, node: Node) -> None:
         """Have the next `ensure` look again: the stream may have been deleted."""
         self._limits.pop(node, None)
+
+    def resize(self) -> None:
+        """Have the stream, and what is counted, follow the options that the layer has now."""
+        self._limits.clear()
+        self._room.clear()
 
     async def purge(self, node: Node) -> None:
         """Drop every message of every normal channel."""
@@ -167,8 +172,7 @@ class NormalChannels:
             group,
             channel,
             data_of,
-            lifetime=self._layer.expiry,
-            capacity=self._layer.get_capacity(channel),
+            options=self._layer,
         )
 
     # -- receive -------------------------------------------------------------------------
