@@ -25,8 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
-    """Return the first true result of *condition*; fail after *timeout* seconds. Blocking."""
+def wait_for(condition: Callable[..., Any], timeout: float = 10.0, what: str = "") -> Any:
+    """Return the first true result of *condition*; fail after *timeout* seconds. Blocking.
+
+    *condition* is called without arguments; a lambda in a loop keeps its variables as defaults.
+    """
     deadline = time.monotonic() + timeout
     while True:
         result = condition()
@@ -37,8 +40,8 @@ def wait_for(condition: Callable[[], Any], timeout: float = 10.0, what: str = ""
         time.sleep(0.02)
 
 
-async def until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
-    """Return the first true result of *condition*; fail after *timeout* seconds."""
+async def until(condition: Callable[..., Any], timeout: float = 10.0, what: str = "") -> Any:
+    """Do the same without blocking."""
     deadline = time.monotonic() + timeout
     while True:
         result = condition()

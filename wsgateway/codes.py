@@ -18,7 +18,8 @@ class CloseCode(IntEnum):
     reason: str
     raw: int
 
-    def __new__(cls, value: int, reason: str, raw: int) -> CloseCode:
+    # The defaults are for the lookup by number, `CloseCode(4500)`; every member has all three
+    def __new__(cls, value: int, reason: str = "", raw: int = 1008) -> CloseCode:
         member = int.__new__(cls, value)
         member._value_ = value
         member.reason = reason

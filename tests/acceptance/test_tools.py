@@ -147,6 +147,7 @@ def test_django_group_send_arrives(gateway: Gateway, nats_settings: Any) -> None
     assert client.stdout
     try:
         layer = get_channel_layer()
+        assert layer is not None
         event = {"type": "ws.message", "text": "hi"}
         async_to_sync(layer.group_send)("service1.user001", event)
         assert client.stdout.readline() == b"hi\n"

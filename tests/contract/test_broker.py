@@ -790,13 +790,13 @@ class TestLife:
         ended = broker.on_ready(lambda: calls.append("ended"))
         ended.close()
         ended.close()
-        assert not broker.ready
+        before = broker.ready
         await broker.open()
         await broker.open()
         await broker.wait_ready()
         await broker.open()
         await until(lambda: calls, what="the callback")
-        assert broker.ready
+        assert (before, broker.ready) == (False, True)
         await broker.position()
         assert calls == ["kept"]
 

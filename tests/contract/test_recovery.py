@@ -206,7 +206,7 @@ async def test_limit_that_was_raised_proves_nothing_of_before(brokers: Brokers, 
     mine = await fill(small, ANN, 30)
 
     async def trimmed() -> bool:
-        return await small.count(ANN) <= 5
+        return int(await small.count(ANN)) <= 5
 
     await eventually(trimmed, "most are gone")
     brokers.settings.WSGATEWAY_INBOX_MAX_MESSAGES = 10_000

@@ -208,13 +208,14 @@ async def test_memberships_are_in_effect_after_the_server_is_lost(
 async def test_a_connection_lost_under_a_probe_is_no_membership_lost(
     nats_cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe, failed = Propagation._probe, []
+    probe = Propagation._probe
+    failed: list[BaseException] = []
     armed = False
 
     async def cut(self: Propagation) -> None:
         if armed and not failed:
-            transport: Any = self._link._client._transport  # type: ignore[union-attr]
-            transport._io_writer.transport.abort()
+            link: Any = self._link
+            link._client._transport._io_writer.transport.abort()
         try:
             await probe(self)
         except BrokerUnavailable as exc:

@@ -83,7 +83,7 @@ async def test_killed_relays(
     assert await asyncio.to_thread(migrate.wait, 30) == 0, migrate.output
     running = [start(env, *RELAY) for _ in range(relays)]
     for relay in running:
-        await until(lambda relay=relay: "outbox: ready" in relay.output, 20)  # type: ignore[misc]
+        await until(lambda relay=relay: "outbox: ready" in relay.output, 20)
     writer = start(env, "-m", "tests.service_app.write_outbox", str(USERS), str(EACH))
     kills = 0
     while (last := (await broker.position()).last) < TOTAL:
@@ -95,7 +95,7 @@ async def test_killed_relays(
         await asyncio.sleep(0.005)
     assert await asyncio.to_thread(writer.wait, 30) == 0, writer.output
     for relay in running:
-        await until(lambda relay=relay: "outbox: ready" in relay.output, 20)  # type: ignore[misc]
+        await until(lambda relay=relay: "outbox: ready" in relay.output, 20)
         await asyncio.to_thread(relay.stop)
         assert "Traceback" not in relay.output
     assert kills >= 1

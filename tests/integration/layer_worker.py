@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import threading
+from re import Pattern
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -38,7 +39,7 @@ class Worker:
     async def open(self, prefix: str) -> str:
         from wsgateway.layer import NatsChannelLayer
 
-        capacities = {"work*": 10_000}
+        capacities: dict[str | Pattern[str], int] = {"work*": 10_000}
         self.layer = NatsChannelLayer(
             self.url, prefix=prefix, capacity=CAPACITY, channel_capacity=capacities
         )
@@ -78,12 +79,8 @@ class Worker:
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
-        [result] = await asyncio.gather(task, return_exceptions=True)
-        if isinstance(result, asyncio.CancelledError):
-            return None
-        if isinstance(result, BaseException):
-            raise result
-        return int(result["n"])
+        await asyncio.wait({task})
+        return None if task.cancelled() else int(task.result()["n"])
 
     async def flush(self) -> None:
         await self.layer.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -16,7 +17,7 @@ from wsgateway.broker.nats.headers import encode
 from wsgateway.subjects import Inbox
 
 ANN = Inbox("service1", "ann")
-V1 = {"subprotocols": ["wsgateway.v1"]}
+V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
 
 
 async def test_malformed_message_is_skipped_logged_and_the_next_arrives(

@@ -89,7 +89,7 @@ def test_retry_and_purge_are_idempotent(offsets: list[int], prefix: str) -> None
 @pytest.mark.django_db
 def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
     users = get_user_model()._default_manager
-    client.force_login(users.create_superuser("root"))  # type: ignore[attr-defined]
+    client.force_login(users.create_superuser("root"))
     url = "/admin/wsgateway/deadletterentry/"
     page = client.get(url).content.decode()
     assert "ValueError: bad 1" in page
@@ -113,7 +113,7 @@ def test_admin_wants_permissions(offsets: list[int], client: Client) -> None:
     from django.contrib.auth.models import Permission
 
     users = get_user_model()._default_manager
-    staff = users.create_user("staff", is_staff=True)  # type: ignore[attr-defined]
+    staff = users.create_user("staff", is_staff=True)
     client.force_login(staff)
     url = "/admin/wsgateway/deadletterentry/"
     assert client.get(url).status_code == 403
@@ -131,7 +131,7 @@ def test_admin_says_when_the_broker_is_away(client: Client, settings: Any, free_
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
     settings.WSGATEWAY_BROKER_TIMEOUT = 0.3
     users = get_user_model()._default_manager
-    client.force_login(users.create_superuser("root"))  # type: ignore[attr-defined]
+    client.force_login(users.create_superuser("root"))
     page = client.get("/admin/wsgateway/deadletterentry/")
     assert page.status_code == 200
     content = page.content.decode()

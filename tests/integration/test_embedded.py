@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,9 +90,9 @@ def test_chosen_port_that_is_taken_meanwhile_is_replaced(
 
 def test_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
-        raise embedded.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(embedded.metadata, "distribution", absent)
+    monkeypatch.setattr(metadata, "distribution", absent)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(BrokerMisconfigured, match=r"wsgateway\[embedded\]"):
         embedded.find_server()

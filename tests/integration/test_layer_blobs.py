@@ -118,7 +118,9 @@ async def test_cancelled_receivers_lose_nothing(make: Make, way: str) -> None:
     assert cancelled > 0
 
 
-async def test_members_in_one_process_share_what_is_fetched(make: Make) -> None:
+async def test_members_in_one_process_share_what_is_fetched(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sender, receiver = make(), make()
     channels = [await receiver.new_channel() for _ in range(30)]
     for channel in channels:
@@ -132,7 +134,7 @@ async def test_members_in_one_process_share_what_is_fetched(make: Make) -> None:
         fetched += 1
         return await original(*args)
 
-    node.blobs._parts = count  # type: ignore[method-assign]
+    monkeypatch.setattr(node.blobs, "_parts", count)
     await sender.group_send("service.user", large())
     got = await asyncio.gather(*(receive(receiver, channel) for channel in channels))
     assert all(message == large() for message in got)

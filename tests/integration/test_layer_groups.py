@@ -202,7 +202,8 @@ async def test_a_member_that_could_not_begin_begins_later(
     channel = await layer.new_channel()
     await layer.group_add("later.ann", channel)
     group = layer._home.groups["later.ann"]
-    position, failed = NatsBroker.position, []
+    position = NatsBroker.position
+    failed: list[bool] = []
 
     async def unavailable(broker: NatsBroker) -> Position:
         if failed:

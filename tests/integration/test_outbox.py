@@ -148,7 +148,7 @@ def test_relay_killed_again_and_again(
         with running(relay):
             relay.spawn()
             goal = total - (number + 1) * 200
-            wait_for(lambda goal=goal: left() <= goal, 30, "some rows")  # type: ignore[misc]
+            wait_for(lambda goal=goal: left() <= goal, 30, "some rows")
             if number == 0:
                 second = manage(tmp_path, "second", env, "runoutbox", "--once")
                 second.spawn()

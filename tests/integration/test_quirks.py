@@ -85,9 +85,8 @@ async def test_nats_py_lets_go_of_the_socket(client: DirectClient) -> None:
     for name in ("_reading_task", "_flusher_task", "_ping_interval_task"):
         assert getattr(client, name).done(), changed(f"how {name} ends", "connect")
     assert isinstance(client._ps.buf, bytearray), changed("the parser's buffer", "connect")
-    assert isinstance(client._transport._io_reader, asyncio.StreamReader), changed(
-        "Transport._io_reader", "connect"
-    )
+    reader = getattr(client._transport, "_io_reader", None)
+    assert isinstance(reader, asyncio.StreamReader), changed("Transport._io_reader", "connect")
 
 
 async def test_transport_has_a_writer_with_a_socket(client: DirectClient) -> None:

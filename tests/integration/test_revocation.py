@@ -147,11 +147,11 @@ async def world(engine: str) -> AsyncIterator[World]:
     await world.end()
 
 
-def on(*names: str) -> Any:
+def on(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("engine", names, indirect=True)
 
 
-def each_engine(server: CloseCode) -> Any:
+def each_engine(server: CloseCode) -> pytest.MarkDecorator:
     """Every engine; where the session is the cookie itself, clients are told to come back."""
     codes = [(name, CHANGED if name == "signed_cookies" else server) for name in ENGINES]
     return pytest.mark.parametrize(("engine", "code"), codes, indirect=["engine"])

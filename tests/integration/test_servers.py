@@ -170,6 +170,11 @@ async def test_raw_sockets_keep_the_same_promises_over_tls(
     assert "Traceback" not in gateway.output
 
 
+def number_of(frame: str | bytes) -> int:
+    assert isinstance(frame, bytes)
+    return int.from_bytes(frame[:4])
+
+
 async def stop_reading(gateway: Gateway, broker: NatsBroker, **options: Any) -> None:
     """Read 3 of 600 messages, no more for a while, come back, and see what is missing."""
     size, count = 100_000, 600
@@ -180,7 +185,7 @@ async def stop_reading(gateway: Gateway, broker: NatsBroker, **options: Any) -> 
         before = gateway.memory
     async with gateway.connect(*ANN, max_queue=1, **options) as raw:
         for number in range(3):
-            assert int.from_bytes((await asyncio.wait_for(raw.recv(), 10))[:4]) == number
+            assert number_of(await asyncio.wait_for(raw.recv(), 10)) == number
         # Nothing more happens; what would go wrong goes wrong within this time.
         peak = before
         for _ in range(30):
@@ -189,8 +194,8 @@ async def stop_reading(gateway: Gateway, broker: NatsBroker, **options: Any) -> 
         raw.transport.abort()
     assert peak - before < 30_000_000
     async with gateway.connect(*ANN, **options) as raw:
-        first = int.from_bytes((await asyncio.wait_for(raw.recv(), 10))[:4])
-        rest = [int.from_bytes((await raw.recv())[:4]) for _ in range(first + 1, count)]
+        first = number_of(await asyncio.wait_for(raw.recv(), 10))
+        rest = [number_of(await raw.recv()) for _ in range(first + 1, count)]
     assert rest == list(range(first + 1, count))
     # What the kernel and the client's own buffers held when the connection was cut is lost.
     assert first * size < 20_000_000

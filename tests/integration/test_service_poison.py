@@ -341,7 +341,7 @@ async def test_dead_letter_is_stored_once_while_its_client_cannot_be_told(
     """Each attempt to tell the client stored it again; after the duplicate window, twice."""
     stored: list[int] = []
     failing = [QueueFull("full"), QueueFull("full")]
-    set_aside, publish = handling.set_aside, broker.publish
+    set_aside, publish = deadletters.set_aside, broker.publish
 
     async def counting(broker: NatsBroker, job: Job, error: BaseException) -> None:
         stored.append(job.sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from django.contrib.auth import login
 from django.contrib.sessions.backends.db import SessionStore
@@ -22,7 +23,8 @@ def main() -> None:
     for alias in ("default", "people", "people_replica"):
         call_command("migrate", run_syncdb=True, database=alias, verbosity=0)
     told: list[str] = []
-    signals._announcer.say = told.append  # type: ignore[method-assign]
+    announcer: Any = signals._announcer
+    announcer.say = told.append
     ann = Person.objects.db_manager("people").create_user("ann@example.com", "ann")
     bob = Employee(email="bob@example.com", office="9")
     bob.set_password("bob")
@@ -60,7 +62,8 @@ def main() -> None:
 def log_in(person: Person) -> Identity:
     request = HttpRequest()
     request.session = SessionStore()
-    login(request, person, "django.contrib.auth.backends.ModelBackend")
+    user: Any = person  # the stubs take Django's own class only
+    login(request, user, "django.contrib.auth.backends.ModelBackend")
     request.session.save()
     user = logged_in_user(request.session)
     assert user == person

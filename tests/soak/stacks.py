@@ -15,7 +15,7 @@ def show(_number: int, _frame: FrameType | None) -> None:
     except RuntimeError:
         return
     for task in tasks:
-        coroutine = task.get_coro()
+        coroutine: object = task.get_coro()
         print(f"task {task.get_name()}", file=sys.stderr)
         while coroutine is not None:
             frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)

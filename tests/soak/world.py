@@ -132,7 +132,7 @@ class World:
             module("publisher", "publisher1", "group", *names[half:], SOAK_PAUSE=str(pause)),
         ]
         for member in self.publishers:
-            await until(lambda member=member: self._began(member), 60, member.log.name)  # type: ignore[misc]
+            await until(lambda member=member: self._began(member), 60, member.log.name)
 
     def _began(self, member: Member) -> bool:
         self.require_alive()
@@ -190,12 +190,12 @@ class World:
         for member in self.publishers:
             member.send(signal.SIGTERM)
         for member in self.publishers:
-            await until(lambda member=member: not member.running, 60, member.log.name)  # type: ignore[misc]
+            await until(lambda member=member: not member.running, 60, member.log.name)
             assert member.wait() == 0, member.output[-2000:]
         for member in self.clients:
             member.send(signal.SIGTERM)
         for member in self.clients:
-            await until(lambda member=member: self._sent(member), 90, member.log.name)  # type: ignore[misc]
+            await until(lambda member=member: self._sent(member), 90, member.log.name)
         sizes, since = -1, asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() - since < quiet:
             now = sum(path.stat().st_size for path in self.folder.glob("*.ledger"))
@@ -209,7 +209,7 @@ class World:
         for member in (*self.clients, *self.raw_clients):
             member.send(signal.SIGINT)
         for member in (*self.clients, *self.raw_clients):
-            await until(lambda member=member: not member.running, 30, member.log.name)  # type: ignore[misc]
+            await until(lambda member=member: not member.running, 30, member.log.name)
 
     async def _write_state(self) -> None:
         """Keep what servers and workers say of themselves, for looking into a failure."""

@@ -34,7 +34,7 @@ class Descriptor(FileDescriptor):
 
     def flush(self) -> None:
         while self.dataBuffer or self._tempDataBuffer:
-            self.doWrite()
+            self.doWrite()  # type: ignore[no-untyped-call]
 
 
 class Protocol:

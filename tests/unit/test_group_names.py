@@ -93,4 +93,4 @@ def test_a_name_too_long_for_channels_names_the_other_way() -> None:
 def test_names_that_the_gateway_refuses(name: object) -> None:
     for names in ((name, "ann"), ("orders", name)):
         with pytest.raises(NameRefused):
-            inbox_group(*names)  # type: ignore[arg-type]
+            inbox_group(*names)

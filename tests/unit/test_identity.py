@@ -66,7 +66,7 @@ def test_identity_names_an_inbox_and_ignores_the_session_when_compared() -> None
 @pytest.mark.parametrize("bad", ["", "x" * 256, "\udc80"])
 @pytest.mark.parametrize("part", ["service", "user", "device"])
 def test_identity_refuses_unusable_names(part: str, bad: str) -> None:
-    names = {"service": "s", "user": "u", "device": "d", part: bad}
+    names: dict[str, Any] = {"service": "s", "user": "u", "device": "d", part: bad}
     with pytest.raises(IdentityRefused, match=f"{part} is not a usable name") as caught:
         Identity(**names)
     assert caught.value.code == CloseCode.BAD_REQUEST
@@ -98,7 +98,7 @@ def test_identity_refuses_unusable_names(part: str, bad: str) -> None:
     ],
 )
 async def test_plain_cookies_win_over_the_path(
-    cookies: str, query: str, route: dict[str, str], expected: Identity | None
+    cookies: str, query: str, route: dict[str, Any], expected: Identity | None
 ) -> None:
     found = await CookieIdentity().resolve(scope(cookies=cookies, query=query, **route))
     assert found == expected
@@ -145,7 +145,7 @@ def test_resolvers_answer_or_refuse_whatever_they_are_sent(
     )
     step = resolver.resolve(handshake)
     try:
-        step.send(None)  # type: ignore[attr-defined]
+        step.send(None)
     except (StopIteration, IdentityRefused):
         return
     raise AssertionError("resolvers without a session wait for nothing")
@@ -196,7 +196,7 @@ async def test_bad_tokens_are_not_authenticated(token: str) -> None:
 
 
 @pytest.mark.parametrize("route", [{"service": "other"}, {"service": "s", "user": "bob"}])
-async def test_path_may_not_contradict_a_token(route: dict[str, str]) -> None:
+async def test_path_may_not_contradict_a_token(route: dict[str, Any]) -> None:
     handshake = scope(query=f"token={make_token('s', 'u')}", **route)
     assert await refusal(TokenIdentity(), handshake) == CloseCode.FORBIDDEN
 

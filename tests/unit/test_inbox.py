@@ -209,10 +209,9 @@ def started(offset: int = 0, window: int = WINDOW) -> InboxReader:
 
 def test_nothing_is_queued_before_the_start() -> None:
     reader = InboxReader(WINDOW)
-    assert not reader.live(live(1, 0))
-    assert not reader.wants_fetch
+    wanted = [reader.live(live(1, 0)), reader.wants_fetch]
     reader.start(0)
-    assert reader.wants_fetch
+    assert [*wanted, reader.wants_fetch] == [False, False, True]
     assert reader.take() is None
 
 
@@ -266,8 +265,7 @@ def test_full_window_leaves_messages_in_the_stream() -> None:
     reader = started(window=2)
     for offset in range(1, 6):
         reader.live(live(offset, offset - 1))
-    assert reader.room == 0
-    assert not reader.wants_fetch
+    assert (reader.room, reader.wants_fetch) == (0, False)
     assert [reader.take().offset for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
     assert reader.take() is None
     reader.confirm(1)

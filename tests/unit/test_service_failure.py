@@ -38,13 +38,15 @@ def too_deep() -> BaseException:
     raise AssertionError
 
 
+NO_POSITION: Any = ("\ud800", "no number", None, 7)
+"""What no parser would say of where an error is."""
 STRANGE: list[Any] = [
     ValueError("\ud800"),
     ValueError("x" * 600_000),
     ValueError("one\r\ntwo\x1b[2J"),
     Unshowable(),
     BaseExceptionGroup("many", [ValueError("\udfff"), SystemExit(1)]),
-    SyntaxError("odd", ("\ud800", "no number", None, 7)),
+    SyntaxError("odd", NO_POSITION),
     too_deep(),
 ]
 

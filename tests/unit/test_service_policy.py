@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from wsgateway.exceptions import NameRefused
 from wsgateway.services import JsonHandler, Reject, Retry, RetryPolicy, registry
-from wsgateway.services.policy import Again, Dead, Done, Refuse, judge
+from wsgateway.services.policy import Again, Dead, Done, Policies, Refuse, judge
 
 QUICK = RetryPolicy(attempts=2, initial=0.5, jitter=0)
+POLICIES: Policies = {OSError: QUICK}
 
 
 @pytest.mark.parametrize(
@@ -27,19 +28,18 @@ QUICK = RetryPolicy(attempts=2, initial=0.5, jitter=0)
     ],
 )
 def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> None:
-    assert judge(error, attempt, {OSError: QUICK}, 5) == expected
+    assert judge(error, attempt, POLICIES, 5) == expected
 
 
 @pytest.mark.parametrize(("error", "last"), [(OSError(), 2), (ValueError(), 5), (Retry(), 5)])
 def test_last_attempt(error: Exception, last: int) -> None:
-    policies = {OSError: QUICK}
-    assert isinstance(judge(error, last - 1, policies, 5), Again)
-    assert judge(error, last, policies, 5) == Dead(error)
+    assert isinstance(judge(error, last - 1, POLICIES, 5), Again)
+    assert judge(error, last, POLICIES, 5) == Dead(error)
 
 
 def test_first_policy_that_fits_counts() -> None:
     slow = RetryPolicy(initial=9.0, jitter=0)
-    both = {ConnectionError: slow, OSError: QUICK}
+    both: Policies = {ConnectionError: slow, OSError: QUICK}
     assert judge(ConnectionResetError(), 1, both, 5) == Again(9.0)
     assert judge(FileNotFoundError(), 1, both, 5) == Again(0.5)
 

@@ -113,11 +113,9 @@ def test_rate_limit_is_exhausted_when_it_is_overdrawn_by_its_size() -> None:
     limit = RateLimit(1.0, 2, lambda: now)
     assert [limit.take() for _ in range(4)] == [True, True, False, False]
     assert not limit.exhausted
-    assert not limit.take()
-    assert limit.exhausted
+    assert (limit.take(), limit.exhausted) == (False, True)
     now = 4.0
-    assert limit.take()
-    assert not limit.exhausted
+    assert (limit.take(), limit.exhausted) == (True, False)
 
 
 @pytest.mark.usefixtures("limited")

@@ -59,7 +59,7 @@ async def test_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:
         pauses.append(delay)
         await real(0)
 
-    monkeypatch.setattr(supervision.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(supervision, "LONGEST_PAUSE", 0.004)
 
     async def work() -> None:
