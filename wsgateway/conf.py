@@ -7,7 +7,7 @@ works. Durations are float seconds, sizes int bytes. ``docs/settings.md`` is che
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -263,6 +263,12 @@ class Settings:
     def asgi_application(self) -> str | None:
         """ASGI_APPLICATION."""
         return getattr(django_settings, "ASGI_APPLICATION", None)
+
+    @property
+    def channel_layers(self) -> Mapping[str, Any]:
+        """CHANNEL_LAYERS; empty if it is not a dict, which Channels cannot read."""
+        layers = getattr(django_settings, "CHANNEL_LAYERS", {})
+        return layers if isinstance(layers, Mapping) else {}
 
     def is_installed(self, app: str) -> bool:
         """Say whether *app* is in INSTALLED_APPS, by name or by its configuration class."""

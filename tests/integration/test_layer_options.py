@@ -16,6 +16,7 @@ from tests.faults.test_layer_failover import cut
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer.config import OptionRefused
 from wsgateway.layer.serializers import (
     BaseMessageSerializer,
     JSONSerializer,
@@ -157,8 +158,10 @@ async def test_consumers_hear_of_a_lost_connection(make: Make) -> None:
 
 
 def test_an_unknown_format_is_refused_by_name(prefix: str) -> None:
-    with pytest.raises(SerializerDoesNotExist, match="yaml"):
+    with pytest.raises(OptionRefused, match="'yaml', but must be 'json' or 'msgpack'"):
         NatsChannelLayer(prefix=prefix, serializer_format="yaml")
+    with pytest.raises(SerializerDoesNotExist, match="yaml"):
+        registry.get_serializer("yaml")
     assert isinstance(registry.get_serializer("json"), JSONSerializer)
 
 

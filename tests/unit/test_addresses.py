@@ -68,6 +68,7 @@ def test_any_password_can_be_written(user: str, password: str) -> None:
         ("nats://u:s3cret@a;nats://b", "two URLs without a comma"),
         ("a b", "the host is not valid"),
         ("nats://", "no host"),
+        ("4222", "no host"),
         ("nats://u:s3cret@", "no host"),
         ("nats://h:port", "the port is not a number from 1 to 65535"),
         ("nats://h:0", "the port is not a number from 1 to 65535"),

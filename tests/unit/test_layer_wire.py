@@ -7,14 +7,12 @@ import time
 from typing import Any
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.broker.base import Stored
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.layer import durable, wire
-from wsgateway.layer.config import server_urls
 from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.serializers import registry
 
@@ -168,24 +166,3 @@ def test_keys_rotate_without_a_limit_of_age(monkeypatch: pytest.MonkeyPatch) -> 
     assert both.deserialize(data) == {"a": 1}
     with pytest.raises(InvalidToken):
         old.deserialize(both.serialize({"a": 1}))
-
-
-@pytest.mark.parametrize(
-    ("given", "urls"),
-    [
-        (None, []),
-        ("nats://a:1", ["nats://a:1"]),
-        (("a", 1), ["nats://a:1"]),
-        (("::1", 1), ["nats://[::1]:1"]),
-        ([("a", 1), "tls://b"], ["nats://a:1", "tls://b"]),
-        ([{"address": "nats://a:1"}, {"host": "b", "port": 2}], ["nats://a:1", "nats://b:2"]),
-    ],
-)
-def test_servers_in_the_spellings_of_channels_redis(given: Any, urls: list[str]) -> None:
-    assert server_urls(given) == urls
-
-
-@pytest.mark.parametrize("given", ["redis://a:6379", [{"address": "unix:///x"}], [5]])
-def test_what_is_no_nats_server_is_refused(given: Any) -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"not (the URL of )?a NATS server"):
-        server_urls(given)

@@ -87,7 +87,7 @@ class Address:
             port = parts.port
         except ValueError as exc:
             raise ValueError("the port is not a number from 1 to 65535") from exc
-        if not parts.hostname:
+        if not parts.hostname or parts.hostname.isdigit():
             raise ValueError("no host")
         if _SPACE.search(parts.hostname):
             raise ValueError("the host is not valid")

@@ -8,7 +8,7 @@ from django.core.checks import CheckMessage
 
 from wsgateway.conf import SETTINGS
 
-__all__ = ["Check", "possible"]
+__all__ = ["Check", "possible", "sentence"]
 
 Check = Callable[..., list[CheckMessage]]
 
@@ -16,3 +16,8 @@ Check = Callable[..., list[CheckMessage]]
 def possible(*names: str) -> bool:
     """Say whether these settings can be read; `check_values` reports the others."""
     return not any(SETTINGS[name].problem() for name in names)
+
+
+def sentence(text: str) -> str:
+    """Return an error's *text* as a sentence."""
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"

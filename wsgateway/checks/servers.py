@@ -7,7 +7,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error
 
 from wsgateway.broker.addresses import URL_CURE, Address, split_urls
-from wsgateway.checks.base import possible
+from wsgateway.checks.base import possible, sentence
 from wsgateway.conf import settings
 
 __all__ = ["check_urls", "url_problem"]
@@ -20,7 +20,7 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}.",
-            hint=f"{URL_CURE[0].upper()}{URL_CURE[1:]}.",
+            hint=sentence(URL_CURE),
             id="wsgateway.E006",
         )
         for url in split_urls(settings.URL)

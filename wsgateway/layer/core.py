@@ -10,11 +10,10 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, Never, ParamSpec, TypeVar
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer
-from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
@@ -23,7 +22,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
-from wsgateway.layer.config import server_urls
+from wsgateway.layer.config import require_possible, server_urls
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.groups import Item
@@ -94,6 +93,9 @@ class NatsChannelLayer(BaseChannelLayer):
     The order of the arguments is that of channels_redis. What is an attribute here may also be
     set later: ``expiry``, ``group_expiry``, ``capacity``, ``channel_capacity``, ``prefix``,
     ``max_message_size``, ``on_disconnect``, ``on_reconnect``.
+
+    Raises:
+        OptionRefused: An option is unknown, or cannot have this value.
     """
 
     extensions = ["groups", "flush"]  # noqa: RUF012 - as the specification spells it
@@ -116,9 +118,23 @@ class NatsChannelLayer(BaseChannelLayer):
         max_message_size: int = DEFAULT_MAX_MESSAGE,
         on_disconnect: str | None = None,
         on_reconnect: str | None = None,
+        **unknown: Never,
     ) -> None:
-        if servers is not None and hosts is not None:
-            raise ImproperlyConfigured("give servers or hosts, which mean the same; not both")
+        require_possible(
+            servers=servers,
+            hosts=hosts,
+            prefix=prefix,
+            expiry=expiry,
+            group_expiry=group_expiry,
+            capacity=capacity,
+            channel_capacity=channel_capacity,
+            symmetric_encryption_keys=symmetric_encryption_keys,
+            serializer_format=serializer_format,
+            max_message_size=max_message_size,
+            on_disconnect=on_disconnect,
+            on_reconnect=on_reconnect,
+            **unknown,
+        )
         self.group_expiry = group_expiry
         self.on_disconnect = on_disconnect
         self.on_reconnect = on_reconnect
@@ -172,6 +188,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
     @expiry.setter
     def expiry(self, expiry: float) -> None:
+        require_possible(expiry=expiry)
         self.envelopes.expiry = expiry
 
     @property
@@ -181,6 +198,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
     @max_message_size.setter
     def max_message_size(self, size: int) -> None:
+        require_possible(max_message_size=size)
         self.envelopes.max_message_size = size
 
     @property
@@ -190,6 +208,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
     @capacity.setter
     def capacity(self, capacity: int) -> None:
+        require_possible(capacity=capacity)
         self._capacity = capacity
         self._resize()
 
@@ -201,6 +220,7 @@ class NatsChannelLayer(BaseChannelLayer):
     @channel_capacity.setter
     def channel_capacity(self, capacities: Any) -> None:
         if isinstance(capacities, Mapping):
+            require_possible(channel_capacity=capacities)
             capacities = self.compile_capacities(dict(capacities))
         self._channel_capacity: list[tuple[re.Pattern[str], int]] = list(capacities)
         self._resize()
@@ -221,6 +241,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
     @prefix.setter
     def prefix(self, prefix: str | None) -> None:
+        require_possible(prefix=prefix)
         before, self._prefix = self.prefix, prefix
         if self.prefix == before:
             return

@@ -216,6 +216,11 @@ class SerializersRegistry:
     def __init__(self) -> None:
         self._classes: dict[str, type[Any]] = {}
 
+    @property
+    def formats(self) -> list[str]:
+        """What ``serializer_format`` may be."""
+        return sorted(self._classes)
+
     def register_serializer(self, format: str, serializer_class: type[Any]) -> None:
         """Make *serializer_class* available as ``serializer_format``.
 
