@@ -12,7 +12,7 @@ from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
 
 from tests.troubleshooting import Symptom
-from wsgateway.checks.layers import check_layers
+from wsgateway.checks.layers import check_layer_differences, check_layers
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.config import OPTIONS, OptionRefused, find_problems, server_urls
 from wsgateway.layer.serializers import MsgPackSerializer, registry
@@ -237,6 +237,95 @@ def test_E007_misspelt_backend(settings: Any, backend: str) -> None:
     assert found.hint == f"Use '{BACKEND}'."
 
 
+@pytest.fixture
+def nats(settings: Any) -> Any:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = "nats://u:hunter2@127.0.0.1:4222,tls://b"
+    return settings
+
+
+SAME = [
+    {},
+    {"prefix": None},
+    {"prefix": "ws"},
+    {"servers": []},
+    {"hosts": [("localhost", 4222)]},
+    {"servers": "nats://x,b"},
+]
+
+
+@pytest.mark.parametrize("config", SAME)
+def test_layer_where_the_gateway_is(
+    nats: Any, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    nats.CHANNEL_LAYERS = {"default": {"BACKEND": BACKEND, "CONFIG": config}}
+    assert check_layer_differences() == []
+    assert layer_of_settings().target
+    assert caplog.records == []
+
+
+DIFFERENT = [
+    (
+        {"prefix": "asgi"},
+        "prefix is 'asgi', but WSGATEWAY_PREFIX is 'ws', so what this layer sends to users does "
+        "not reach their sockets",
+    ),
+    (
+        {"hosts": ["nats://u:hunter2@x", ("c", 1)]},
+        "servers are c:1, x:4222, but NATS_BROKER_URL names b:4222, localhost:4222, so what this "
+        "layer sends to users does not reach their sockets",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "text"), DIFFERENT)
+def test_W009_layer_elsewhere_than_the_gateway(
+    nats: Any, config: dict[str, Any], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``prefix: "asgi"``, as in channels_redis, lost every message to sockets in silence."""
+    nats.CHANNEL_LAYERS = {"default": {"BACKEND": BACKEND, "CONFIG": config}}
+    (found,) = check_layer_differences()
+    assert (found.id, found.msg) == ("wsgateway.W009", f"CHANNEL_LAYERS['default']: {text}.")
+    assert found.hint
+    assert found.hint.startswith("Leave ")
+    layer = layer_of_settings()
+    assert caplog.records == []
+    assert layer.target
+    assert layer.target
+    (record,) = caplog.records
+    assert text in record.getMessage()
+    assert record.levelname == "WARNING"
+    assert SECRET not in f"{found.msg}{found.hint}{record.getMessage()}"
+
+
+def test_W009_servers_but_an_embedded_server(nats: Any) -> None:
+    nats.NATS_BROKER_URL = ""
+    config = {"servers": ["nats://127.0.0.1:4222"]}
+    nats.CHANNEL_LAYERS = {"default": {"BACKEND": BACKEND, "CONFIG": config}}
+    assert "but NATS_BROKER_URL is empty, so" in check_layer_differences()[0].msg
+
+
+def test_W009_needs_a_gateway_and_settings_that_can_be_read(nats: Any) -> None:
+    other = {"BACKEND": BACKEND, "CONFIG": {"prefix": "asgi"}}
+    nats.CHANNEL_LAYERS = {"default": other, "wrong": {**other, "x": 1}, "none": {}}
+    assert len(check_layer_differences()) == 1
+    nats.NATS_BROKER_URL = "redis://localhost"
+    assert check_layer_differences() == []
+    nats.NATS_BROKER_URL = ""
+    nats.PUBSUB_BROKER = "memory"
+    assert check_layer_differences() == []
+    nats.PUBSUB_BROKER = "nats"
+    nats.INSTALLED_APPS = [app for app in nats.INSTALLED_APPS if "wsgateway" not in app]
+    assert check_layer_differences() == []
+
+
+def layer_of_settings() -> NatsChannelLayer:
+    """Return the default channel layer."""
+    layer = channel_layers["default"]
+    assert isinstance(layer, NatsChannelLayer)
+    return layer
+
+
 class Sized(NatsChannelLayer):
     """With the options of its base class."""
 
@@ -324,3 +413,14 @@ def test_prefix_of_redis_keys(symptom: Symptom) -> None:
     with pytest.raises(OptionRefused) as error:
         NatsChannelLayer(prefix="app:0:asgi:")
     symptom.must_show_in(str(error.value))
+
+
+@pytest.mark.troubleshooting(
+    "channel layer: prefix is 'asgi', but WSGATEWAY_PREFIX is 'ws', so what this layer sends to "
+    "users does not reach their sockets"
+)
+def test_prefix_of_channels_redis(
+    symptom: Symptom, nats: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert NatsChannelLayer(prefix="asgi").target
+    symptom.must_show_in(caplog.text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from wsgateway.checks.base import Check
 from wsgateway.checks.identity import check_resolvers, check_user_names
 from wsgateway.checks.installation import check_apps, check_entry_point, check_probes
-from wsgateway.checks.layers import check_layers
+from wsgateway.checks.layers import check_layer_differences, check_layers
 from wsgateway.checks.production import (
     check_demo_users,
     check_production_broker,
@@ -40,6 +40,7 @@ CHECKS: list[Check] = [
     check_entry_point,
     check_probes,
     check_layers,  # after it: importing the application may register serializers
+    check_layer_differences,
     check_services,
     check_duplicate_window,
 ]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Warning
 from django.utils.module_loading import import_string
 
-from wsgateway.checks.base import sentence
+from wsgateway.broker.addresses import split_urls
+from wsgateway.checks.base import possible, sentence
+from wsgateway.checks.servers import url_problem
 from wsgateway.conf import settings
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.config import OptionRefused, find_problems
+from wsgateway.layer.config import OptionRefused, find_differences, find_problems, server_urls
 
-__all__ = ["check_layers"]
+__all__ = ["check_layer_differences", "check_layers"]
 
 BACKEND = f"{NatsChannelLayer.__module__.removesuffix('.core')}.{NatsChannelLayer.__name__}"
 KEYS = {"BACKEND", "CONFIG", "TEST_CONFIG"}
@@ -33,23 +35,58 @@ def check_layers(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def check_layer_differences(**kwargs: Any) -> list[CheckMessage]:
+    """W009: a channel layer that is elsewhere than the gateway, whose sockets get nothing."""
+    needed = ("PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_PREFIX")
+    if not possible(*needed) or any(map(url_problem, split_urls(settings.URL))):
+        return []
+    return [
+        Warning(f"CHANNEL_LAYERS[{alias!r}]: {problem}.", hint=sentence(cure), id="wsgateway.W009")
+        for alias, layer in settings.channel_layers.items()
+        if (config := _config(layer)) is not None
+        for problem, cure in find_differences(
+            server_urls(config.get("servers") or config.get("hosts")), config.get("prefix")
+        )
+    ]
+
+
+def _config(layer: Any) -> Mapping[str, Any] | None:
+    """Return the options of an entry; None if it is not ours, or cannot work."""
+    if not _takes_options(_backend(layer)) or any(True for _ in _problems(layer)):
+        return None
+    config: Mapping[str, Any] = layer.get("CONFIG", {})
+    return config
+
+
+def _takes_options(backend: type | None) -> bool:
+    """Say whether CONFIG are our options; a subclass may have its own."""
+    return getattr(backend, "__init__", None) is NatsChannelLayer.__init__
+
+
+def _backend(layer: Any) -> type[NatsChannelLayer] | None:
+    """Return the class of an entry; None if it is not ours."""
+    path = layer.get("BACKEND") if isinstance(layer, Mapping) else None
+    try:
+        backend = import_string(path) if isinstance(path, str) else None
+    except Exception:  # whatever a project's own module raises
+        return None
+    is_ours = isinstance(backend, type) and issubclass(backend, NatsChannelLayer)
+    return backend if is_ours else None
+
+
 def _problems(layer: Any) -> Iterator[tuple[str, OptionRefused]]:
     """Return what is wrong in one entry, and below which key; nothing for other backends."""
-    if not isinstance(layer, Mapping):
-        return
-    backend = layer.get("BACKEND")
-    try:
-        backend = import_string(backend) if isinstance(backend, str) else None
-    except Exception as exc:  # whatever a project's own module raises
-        if str(backend).startswith("wsgateway."):
-            yield "", OptionRefused(f"BACKEND is {backend!r}: {exc}", f"use {BACKEND!r}")
-        return
-    if not (isinstance(backend, type) and issubclass(backend, NatsChannelLayer)):
+    backend = _backend(layer)
+    if backend is None:
+        path = str(layer.get("BACKEND")) if isinstance(layer, Mapping) else ""
+        if path.startswith("wsgateway."):
+            problem = f"BACKEND is {path!r}, which is not a channel layer"
+            yield "", OptionRefused(problem, f"use {BACKEND!r}")
         return
     for key in sorted(layer.keys() - KEYS, key=str):
         yield "", OptionRefused(f"Channels ignores the key {key!r}", "move it into CONFIG")
-    if backend.__init__ is not NatsChannelLayer.__init__:
-        return  # which may have options of its own
+    if not _takes_options(backend):
+        return
     for key in ("CONFIG", "TEST_CONFIG"):
         config = layer.get(key, {})
         if isinstance(config, Mapping):

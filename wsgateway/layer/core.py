@@ -22,7 +22,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
-from wsgateway.layer.config import require_possible, server_urls
+from wsgateway.layer.config import find_differences, require_possible, server_urls
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.groups import Item
@@ -266,6 +266,8 @@ class NatsChannelLayer(BaseChannelLayer):
     def target(self) -> Target:
         """Where this layer connects to; chosen at the first use."""
         if self._target is None:
+            for problem, cure in find_differences(self._servers, self._prefix):
+                logger.warning("channel layer: %s; %s", problem, cure)
             options = options_from_settings(settings, tuple(self._servers))
             self._target = Target(options, self.prefix)
         return self._target
