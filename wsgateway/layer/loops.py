@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import itertools
 import logging
@@ -30,6 +31,7 @@ from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
 from wsgateway.layer.fullness import FullChannels
+from wsgateway.layer.native import start_native_thread, wait_for
 from wsgateway.layer.propagation import Propagation
 from wsgateway.subjects import Subjects
 
@@ -187,7 +189,7 @@ class Node:
 
     def call_sync(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float | None) -> T:
         """Run a coroutine in the node's loop; from a thread without a loop."""
-        return asyncio.run_coroutine_threadsafe(function(), self.loop).result(timeout)
+        return wait_for(asyncio.run_coroutine_threadsafe(function(), self.loop), timeout)
 
     async def close(self) -> None:
         """Send what is buffered and disconnect. Idempotent."""
@@ -205,18 +207,24 @@ class _Background:
     """A thread with a loop that lives as long as the process."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
         self._ending = False
-        self.thread = threading.Thread(target=self._run, name="wsgateway-background", daemon=True)
-        self.thread.start()
+        self._started: concurrent.futures.Future[Loop] = concurrent.futures.Future()
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        start_native_thread(self._run, "wsgateway-background")
+        self.loop = wait_for(self._started)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
+        loop = (
+            asyncio.new_event_loop()
+        )  # here: gevent's sockets belong to the thread they are made in
+        asyncio.set_event_loop(loop)
+        self._started.set_result(loop)
         while not self._ending:
             try:
-                self.loop.run_forever()
+                loop.run_forever()
             except BaseException:  # SystemExit in a callback: every synchronous caller waits here
                 logger.exception("the background loop stopped; restarting it")
+        self._ended.set_result(None)
 
     def stop(self) -> None:
         """Close every node of the loop, then end the thread."""
@@ -225,11 +233,11 @@ class _Background:
             await asyncio.gather(*(node.close() for node in _nodes_of(self.loop)))
 
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(close(), self.loop).result(EXIT_TIMEOUT)
+            wait_for(asyncio.run_coroutine_threadsafe(close(), self.loop), EXIT_TIMEOUT)
         self._ending = True
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(EXIT_TIMEOUT)
-        if not self.thread.is_alive():
+        with contextlib.suppress(TimeoutError):
+            wait_for(self._ended, EXIT_TIMEOUT)
             self.loop.close()
 
 
