@@ -8,11 +8,12 @@ well-formed: junk is refused. Everything here runs once per connection.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+from asgiref.sync import iscoroutinefunction
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
 from django.core import signing
@@ -26,6 +27,7 @@ from wsgateway.conf import settings
 from wsgateway.declared import ANY
 from wsgateway.exceptions import IdentityRefused, NameRefused, ServiceUnknown
 from wsgateway.handshake import bearer_token, cookie, parameter, route
+from wsgateway.hooks import call_hook
 from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
 from wsgateway.subjects import Inbox, encode_token
 
@@ -99,10 +101,12 @@ class Resolver(Protocol):
     """What WSGATEWAY_IDENTITY lists: classes without arguments that have this method.
 
     One whose identities are Django users also has ``get_user(name)``, which returns the user whom
-    it named, for handlers of services (`Message.user`); synchronous, as it asks the database.
+    it named, for handlers of services (`Message.user`).
+
+    Methods may use the database: synchronous ones run in a thread, ``async def`` is awaited.
     """
 
-    async def resolve(self, scope: Scope) -> Identity | None:
+    def resolve(self, scope: Scope) -> Identity | Awaitable[Identity | None] | None:
         """Return whose socket *scope* is; None if this resolver cannot tell.
 
         Raises:
@@ -117,7 +121,7 @@ async def resolve_identity(scope: Scope) -> Identity:
         IdentityRefused: Nobody knows, a resolver refuses, or the service is not allowed.
     """
     for path in settings.IDENTITY:
-        identity = await get_resolver(path).resolve(scope)
+        identity: Identity | None = await call_hook(get_resolver(path).resolve, scope)
         if identity is not None:
             _require_allowed(identity)
             return replace(await _bound(identity, get_resolver(path)), resolver=path)
@@ -130,7 +134,7 @@ async def _bound(identity: Identity, resolver: Resolver) -> Identity:
     if get_user is None or identity.user_id is not None or identity.session_key is not None:
         return identity
     try:
-        user = await database_sync_to_async(get_user)(identity.user)
+        user = await call_hook(get_user, identity.user)
     except ObjectDoesNotExist:
         return identity
     return replace(identity, user_id=user_id_of(user))
@@ -186,10 +190,13 @@ class SessionIdentity:
     when there is a session cookie, and nothing of it costs anything after the handshake.
     """
 
-    def user_name(self, user: Any) -> str:
+    def user_name(self, user: Any) -> str | Awaitable[str]:
         """Return the name that *user*'s inbox has; override it, and `get_user`, for another field.
 
         A name must belong to one user only, and should never pass to another one.
+
+        Raises:
+            ObjectDoesNotExist: The user has no name, so that the socket is refused.
         """
         return str(user.get_username())
 
@@ -206,16 +213,31 @@ class SessionIdentity:
         session = scope["session"] if "session" in scope else self._session(scope)
         if session is None:
             return None
-        user = scope["user"] if "user" in scope else await _load_user(session)
-        if user is None or not user.is_authenticated:
+        login = await self._find_login(scope, session)
+        if login is None:
             return None
+        name, account = login
         service = route(scope).get("service")
         if not service:
             raise IdentityRefused(CloseCode.BAD_REQUEST, "the path names no service")
         device = parameter(scope, "device") or DEFAULT_DEVICE
-        name = self.user_name(user)
-        account = account_of(user, session)
         return _require_path(scope, Identity(service, name, device, session.session_key, **account))
+
+    async def _find_login(self, scope: Scope, session: Any) -> tuple[str, dict[str, Any]] | None:
+        """Return the user's name and account; None if nobody is logged in.
+
+        Visits the thread for the database once, whatever `user_name` and the user's own methods
+        ask there.
+        """
+        is_async = iscoroutinefunction(self.user_name)
+        try:
+            found = await _read_login(scope, session, None if is_async else self.user_name)
+            if found is None:
+                return None
+            user, name, account = found
+            return (await call_hook(self.user_name, user) if is_async else name), account
+        except ObjectDoesNotExist as exc:
+            raise IdentityRefused(CloseCode.FORBIDDEN, f"the user has no inbox: {exc}") from exc
 
     def _session(self, scope: Scope) -> Any:
         key = cookie(scope, settings.session_cookie_name)
@@ -224,7 +246,21 @@ class SessionIdentity:
         return session_store()(key)
 
 
-_load_user = database_sync_to_async(logged_in_user)
+@database_sync_to_async
+def _read_login(
+    scope: Scope, session: Any, user_name: Callable[[Any], Any] | None
+) -> tuple[Any, Any, dict[str, Any]] | None:
+    """Return the user, their name and what `Identity` remembers; None if nobody is logged in.
+
+    Args:
+        scope: Has the user if middleware looked for one, perhaps not loaded yet.
+        session: The session.
+        user_name: Returns the name; None if that has to be awaited.
+    """
+    user = scope["user"] if "user" in scope else logged_in_user(session)
+    if user is None or not user.is_authenticated:
+        return None
+    return user, user_name(user) if user_name else None, account_of(user, session)
 
 
 class SignedCookieIdentity:

@@ -23,13 +23,14 @@ from django.contrib.auth import (
 )
 from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
 from django.core.cache import caches
-from django.core.exceptions import ImproperlyConfigured, ValidationError
-from django.db import router
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist, ValidationError
+from django.db import InterfaceError, OperationalError, router
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
+from wsgateway.hooks import call_hook_in_thread
 
 if TYPE_CHECKING:
     from wsgateway.identity import Identity
@@ -164,7 +165,17 @@ def _is_renamed(user: Any, identity: Identity) -> bool:
     if not identity.resolver:
         return False
     user_name = getattr(get_resolver(identity.resolver), "user_name", None)
-    return user_name is not None and user_name(user) != identity.user
+    if user_name is None:
+        return False
+    try:
+        return bool(call_hook_in_thread(user_name, user) != identity.user)
+    except ObjectDoesNotExist:  # they have no name any more
+        return True
+    except (InterfaceError, OperationalError):  # asked again later
+        raise
+    except Exception:  # one user's must not keep the others from being asked about
+        logger.warning("%s.user_name failed", identity.resolver, exc_info=True)
+        return False
 
 
 def _users(keys: Iterable[UserKey]) -> dict[UserKey, Any]:

@@ -20,7 +20,7 @@ def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"WSGATEWAY_IDENTITY names {path!r}: {problem}.",
-            hint="List dotted paths of classes with an async method resolve(scope).",
+            hint="List dotted paths of classes with a method resolve(scope).",
             id="wsgateway.E003",
         )
         for path in settings.IDENTITY

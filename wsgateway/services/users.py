@@ -8,6 +8,7 @@ from django.core.exceptions import ObjectDoesNotExist
 
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.hooks import call_hook_in_thread
 from wsgateway.identity import (
     CookieIdentity,
     SessionIdentity,
@@ -39,11 +40,11 @@ def find_user(name: str, resolver: str | None) -> Any:
     """
     found = _named_by(resolver)
     try:
-        user = found.get_user(name)
+        user = call_hook_in_thread(found.get_user, name)
     except ValueError as exc:  # a key that is not a number, for example
         raise UserNotFound(f"{type(found).__name__} cannot have named {name!r}: {exc}") from exc
     user_name = getattr(found, "user_name", None)
-    if user_name is not None and user_name(user) != name:
+    if user_name is not None and call_hook_in_thread(user_name, user) != name:
         raise UserNotFound(
             f"{type(found).__name__}.get_user({name!r}) returns a user to whom user_name "
             "gives another name; override both"

@@ -1,0 +1,42 @@
+"""Resolvers as projects write them: what they override asks the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+
+from wsgateway.identity import Identity, SessionIdentity
+
+
+class ByGroup(SessionIdentity):
+    """Names a user by their group, which stands for a profile: a row of another table."""
+
+    def user_name(self, user: Any) -> str:
+        return str(user.groups.get().name)
+
+    def get_user(self, name: str) -> Any:
+        return Group.objects.get(name=name).user_set.get()
+
+
+class ByGroupAsync(SessionIdentity):
+    """The same, without threads of its own."""
+
+    async def user_name(self, user: Any) -> str:
+        return str((await user.groups.aget()).name)
+
+    async def get_user(self, name: str) -> Any:
+        return await (await Group.objects.aget(name=name)).user_set.aget()
+
+
+class ByKey:
+    """Knows everybody who sends a key, which is their user name here; all of it synchronous."""
+
+    def resolve(self, scope: Mapping[str, Any]) -> Identity | None:
+        keys = [value.decode() for name, value in scope["headers"] if name == b"x-key"]
+        if not keys:
+            return None
+        user = get_user_model().objects.get(username=keys[0])
+        return Identity("orders", user.groups.get().name, user_id=str(user.pk))
