@@ -38,6 +38,7 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4503, "forbidden", 1008
     TOO_MANY_CONNECTIONS = 4504, "too many connections", 1008
     DISCONNECTED_BY_OPERATOR = 4505, "disconnected by an operator", 1008
+    UNKNOWN_PATH = 4506, "unknown path", 1008
     MESSAGE_TOO_BIG = 4509, "message too big", 1009
 
     @property

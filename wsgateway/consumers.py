@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 from typing import Any
 
 from channels.exceptions import StopConsumer
@@ -15,14 +13,13 @@ from wsgateway.codes import CloseCode
 from wsgateway.delivery import Delivery, get_hub
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.identity import require_service, resolve_identity
-from wsgateway.origins import origin_allowed
+from wsgateway.origins import require_origin
 from wsgateway.protocol import ProtocolError, Resume, choose_subprotocol, parse_resume
-from wsgateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
+from wsgateway.refusals import refuse
+from wsgateway.sockets import RawSocket, Socket, V1Socket
 from wsgateway.transport import Transport, server_send
 
-__all__ = ["GatewayConsumer"]
-
-logger = logging.getLogger("wsgateway")
+__all__ = ["GatewayConsumer", "socket_of"]
 
 READY_TIMEOUT = 2.0
 """Seconds that a handshake waits for a broker that is just reconnecting."""
@@ -67,53 +64,54 @@ class GatewayConsumer(AsyncWebsocketConsumer):
 
     async def connect(self) -> None:
         """Find out whose socket this is; accept or refuse it; begin to deliver."""
-        self.transport = transport = _transport(self.scope, self.base_send)
-        v1 = choose_subprotocol(self.scope.get("subprotocols", ())) is not None
-        socket: Socket = V1Socket(transport) if v1 else RawSocket(transport)
+        socket = socket_of(self.scope, self.base_send)
+        self.transport = socket.transport
         try:
-            if not origin_allowed(self.scope):
-                raise IdentityRefused(CloseCode.FORBIDDEN, "this origin may not connect")
-            identity = await resolve_identity(self.scope)
-            claim = parse_resume(self.scope.get("query_string", b"")) if v1 else Resume()
-        except (IdentityRefused, ProtocolError) as exc:
-            code = exc.code if isinstance(exc, IdentityRefused) else CloseCode.BAD_REQUEST
-            logger.info("refused a socket: %s", exc, extra={"code": int(code)})
-            if v1:
-                await _accept_and_close(socket, code, str(exc))
-            else:
-                await transport.send({"type": "websocket.close"})
-            return
+            await self._begin(socket)
+        except IdentityRefused as exc:
+            await refuse(socket, exc, self.scope["path"])
+        except BrokerError as exc:
+            code = CloseCode.BROKER_UNAVAILABLE
+            await refuse(socket, IdentityRefused(code, code.reason, str(exc)), self.scope["path"])
+
+    async def _begin(self, socket: Socket) -> None:
+        require_origin(self.scope)
+        identity = await resolve_identity(self.scope)
+        claim = _claim(self.scope) if socket.acknowledges else Resume()
         hub = get_hub()
-        if hub.draining:
-            await _accept_and_close(socket, CloseCode.SHUTTING_DOWN)
-            return
+        hub.require_open()
         await hub.open()
         delivery = Delivery(hub, identity, socket)
-        try:
-            if v1:  # the welcome says when delivery begins; no server's handshake time-out passes
-                await socket.accept()
-            await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
-            await require_service(hub.broker, identity.service)
-            async with hub.starting:
-                if transport.gone:
-                    return
+        if socket.acknowledges:
+            # The welcome says when delivery begins; no server's handshake time-out passes
+            await socket.accept()
+        await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
+        await require_service(hub.broker, identity.service)
+        async with hub.starting:
+            if not socket.transport.gone:
                 await delivery.start(claim)
-        except IdentityRefused as exc:
-            await _accept_and_close(socket, exc.code, exc.reason)
-        except BrokerError as exc:
-            logger.warning("refused a socket: %s", exc)
-            await _accept_and_close(socket, CloseCode.BROKER_UNAVAILABLE)
-        else:
-            self.delivery = delivery
+                self.delivery = delivery
+
+
+def socket_of(scope: Any, send: Any) -> Socket:
+    """Return the socket of a handshake: raw, or with the subprotocol that it offers.
+
+    Args:
+        scope: The connection's scope.
+        send: What the application was given.
+    """
+    transport = _transport(scope, send)
+    v1 = choose_subprotocol(scope.get("subprotocols", ())) is not None
+    return V1Socket(transport) if v1 else RawSocket(transport)
+
+
+def _claim(scope: Any) -> Resume:
+    try:
+        return parse_resume(scope.get("query_string", b""))
+    except ProtocolError as exc:
+        raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
 
 
 def _transport(scope: Any, send: Any) -> Transport:
     servers = server_send(scope, send)
     return daphne.transport(servers, send) or uvicorn.transport(servers, send) or Transport(send)
-
-
-async def _accept_and_close(socket: Socket, code: CloseCode, reason: str | None = None) -> None:
-    """Refuse so that the client sees *code*; before the handshake it would see HTTP 403."""
-    with contextlib.suppress(SocketClosed):  # refused already
-        await socket.accept()
-        await socket.close(code, reason)

@@ -533,19 +533,29 @@ class Hub:
         """How many sockets are attached."""
         return len(self._deliveries())
 
+    def require_open(self) -> None:
+        """Refuse a socket that comes too late.
+
+        Raises:
+            IdentityRefused: The hub is being closed.
+        """
+        if self.draining:
+            raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
+
     def attach(self, delivery: Delivery) -> Cursor:
         """Add a socket; its live messages arrive from now on.
 
         Raises:
             IdentityRefused: The user has too many sockets here, or the hub is being closed.
         """
-        if self.draining:  # since the handshake began; nobody would close the socket
-            raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
+        self.require_open()  # since the handshake began; nobody would close the socket
         shared = self._users.get(delivery.inbox) or _Shared()
         limit = settings.MAX_CONNECTIONS_PER_USER
         if limit and len(shared.deliveries) >= limit:
             raise IdentityRefused(
-                CloseCode.TOO_MANY_CONNECTIONS, f"the user already has {limit} connections"
+                CloseCode.TOO_MANY_CONNECTIONS,
+                f"the user already has {limit} connections",
+                "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
             )
         if shared.watch is None:
             self._users[delivery.inbox] = shared

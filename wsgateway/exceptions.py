@@ -162,13 +162,20 @@ class IdentityRefused(WsGatewayError):
 
     Args:
         code: The ``codes.CloseCode`` to refuse with.
-        reason: Short text for the client; never holds a secret.
+        reason: Short text for the client; never holds a secret, nor whether another user exists.
+        cure: What else the log says: values, and what to do.
     """
 
-    def __init__(self, code: CloseCode, reason: str) -> None:
-        super().__init__(code, reason)
+    def __init__(self, code: CloseCode, reason: str, cure: str = "") -> None:
+        super().__init__(code, reason, cure)
         self.code = code
         self.reason = reason
+        self.cure = cure
+
+    @property
+    def explanation(self) -> str:
+        """The reason and the cure, for the log."""
+        return f"{self.reason}; {self.cure}" if self.cure else self.reason
 
     def __str__(self) -> str:
         return self.reason

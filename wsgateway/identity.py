@@ -50,6 +50,10 @@ Scope = Mapping[str, Any]
 DEFAULT_DEVICE = "default"
 TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
 COOKIE_SALT = "wsgateway.cookie"
+OTHER_PATH = (
+    "correct the client's path; if the path is that of a consumer of your own, put its route "
+    "before the gateway's"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,25 @@ async def resolve_identity(scope: Scope) -> Identity:
         if identity is not None:
             _require_allowed(identity)
             return replace(await _bound(identity, get_resolver(path)), resolver=path)
-    raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the socket has no identity; log in first")
+    raise _nobody(scope)
+
+
+def _nobody(scope: Scope) -> IdentityRefused:
+    """Return what a socket that no resolver knows lacks, and what to do."""
+    resolvers = [get_resolver(path) for path in settings.IDENTITY]
+    takes_tokens = any(isinstance(resolver, TokenIdentity) for resolver in resolvers)
+    takes_sessions = any(isinstance(resolver, SessionIdentity) for resolver in resolvers)
+    if not takes_tokens and _token(scope):
+        reason = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"
+    elif takes_sessions and cookie(scope, settings.session_cookie_name):
+        reason = "nobody is logged in with this session cookie, or no longer; log in again"
+    elif takes_tokens:
+        reason = "not logged in; log in first, or send a token"
+    else:
+        reason = "not logged in; log in first, or add TokenIdentity to WSGATEWAY_IDENTITY"
+        reason += " and send a token"
+    asked = ", ".join(settings.IDENTITY)
+    return IdentityRefused(CloseCode.NOT_AUTHENTICATED, reason, f"WSGATEWAY_IDENTITY lists {asked}")
 
 
 async def _bound(identity: Identity, resolver: Resolver) -> Identity:
@@ -151,7 +173,9 @@ def _require_allowed(identity: Identity) -> None:
     allowed = settings.SERVICES
     if allowed is not None and ANY not in allowed and identity.service not in allowed:
         raise IdentityRefused(
-            CloseCode.FORBIDDEN, f"service {identity.service!r} is not in WSGATEWAY_SERVICES"
+            CloseCode.FORBIDDEN,
+            f"service {identity.service!r} is not in WSGATEWAY_SERVICES",
+            f"add it there, or {OTHER_PATH}",
         )
 
 
@@ -167,7 +191,7 @@ async def require_service(broker: Broker, service: str) -> None:
     except NameRefused as exc:
         raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
     if not await broker.service_exists(service):
-        raise IdentityRefused(CloseCode.FORBIDDEN, str(ServiceUnknown(service)))
+        raise IdentityRefused(CloseCode.FORBIDDEN, str(ServiceUnknown(service)), OTHER_PATH)
 
 
 def _require_path(scope: Scope, identity: Identity) -> Identity:
@@ -179,7 +203,11 @@ def _require_path(scope: Scope, identity: Identity) -> Identity:
     named = route(scope)
     for part in ("service", "user"):
         if named.get(part) not in (None, getattr(identity, part)):
-            raise IdentityRefused(CloseCode.FORBIDDEN, f"the path names another {part}")
+            raise IdentityRefused(
+                CloseCode.FORBIDDEN,
+                f"the path names another {part}",
+                f"connect as that {part}, or without a {part} in the path",
+            )
     return identity
 
 
@@ -286,7 +314,7 @@ class TokenIdentity:
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """See `Resolver`; an invalid or expired token is refused."""
-        token = parameter(scope, settings.TOKEN_PARAMETER) or bearer_token(scope)
+        token = _token(scope)
         if not token:
             return None
         try:
@@ -296,7 +324,11 @@ class TokenIdentity:
                 CloseCode.NOT_AUTHENTICATED, "the token has expired; get a new one"
             ) from exc
         except signing.BadSignature as exc:
-            raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "the token is not valid") from exc
+            raise IdentityRefused(
+                CloseCode.NOT_AUTHENTICATED,
+                "the token is not valid",
+                "make it with make_token and the gateway's SECRET_KEY, and send all of it",
+            ) from exc
         return _require_path(scope, identity)
 
 
@@ -373,6 +405,11 @@ def _make_token(
     return signing.dumps([service, user, device, time.time() + age], salt=salt)
 
 
+def _token(scope: Scope) -> str | None:
+    """Return the token that a client sent; None without."""
+    return parameter(scope, settings.TOKEN_PARAMETER) or bearer_token(scope)
+
+
 def _read_token(token: str, salt: str, device: str | None) -> Identity:
     """Return whom *token* names.
 
@@ -389,5 +426,9 @@ def _read_token(token: str, salt: str, device: str | None) -> Identity:
     if time.time() >= expires:
         raise signing.SignatureExpired("expired")
     if bound and device not in (None, bound):
-        raise IdentityRefused(CloseCode.FORBIDDEN, "the token names another device")
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN,
+            "the token names another device",
+            "connect without ?device=, or make a token for that device",
+        )
     return Identity(service, user, bound or device or DEFAULT_DEVICE, expires=expires)

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
 from channels.security.websocket import OriginValidator
 
+from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
+from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import header
 
-__all__ = ["origin_allowed"]
-
-logger = logging.getLogger("wsgateway")
+__all__ = ["require_origin"]
 
 LOCAL_HOSTS = [".localhost", "localhost", "127.0.0.1", "[::1]"]
+MAX_SHOWN = 100
+"""Characters of foreign origins that the client and the log are told."""
 
 
-def origin_allowed(scope: Mapping[str, Any]) -> bool:
-    """Say whether the page behind a handshake may connect; log it if not.
+def require_origin(scope: Mapping[str, Any]) -> None:
+    """Refuse a handshake that comes from a page which may not connect.
 
-    Browsers always send ``Origin``. A client without it is no browser, carries nobody's cookies by
-    accident, and may connect.
+    Browsers always send ``Origin``. A client without it is not a browser, carries nobody's cookies
+    by accident, and may connect.
+
+    Raises:
+        IdentityRefused: The page's origin is not one of those allowed.
     """
     origins = [value.decode("latin-1") for value in header(scope, b"origin")]
     allowed = _allowed_origins()
     if "*" in allowed or all(_matches(origin, allowed) for origin in origins):
-        return True
-    logger.warning(
-        "refused a websocket from origin %s; allowed are %s (WSGATEWAY_ALLOWED_ORIGINS, or else "
-        "ALLOWED_HOSTS)",
-        ", ".join(map(repr, origins))[:200],
-        allowed,
+        return
+    sent = ", ".join(map(repr, origins))[:MAX_SHOWN]
+    raise IdentityRefused(
+        CloseCode.FORBIDDEN,
+        f"origin {sent} may not connect",
+        f"allowed are {allowed}; add it to WSGATEWAY_ALLOWED_ORIGINS (without that setting, "
+        "ALLOWED_HOSTS counts) if the page is yours",
     )
-    return False
 
 
 def _allowed_origins() -> list[str]:

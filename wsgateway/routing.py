@@ -6,8 +6,11 @@ from typing import Any
 
 from django.urls import re_path
 
-from wsgateway.consumers import GatewayConsumer
+from wsgateway.codes import CloseCode
+from wsgateway.consumers import GatewayConsumer, socket_of
 from wsgateway.delivery import get_hub
+from wsgateway.exceptions import IdentityRefused
+from wsgateway.refusals import refuse
 
 __all__ = ["lifespan", "refuse_unknown_path", "websocket_urlpatterns"]
 
@@ -21,12 +24,17 @@ websocket_urlpatterns: list[Any] = [
 
 
 async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:
-    """End the handshake with HTTP 403; Channels' router would end it with a traceback.
+    """Close with 4506 and log what to do; Channels' router would end in a traceback.
 
-    The last route of a project: ``re_path(r"", refuse_unknown_path)``.
+    `wsgateway.asgi.application` does this for every path without a route. With another outermost
+    application, make it the last route: ``re_path(r"", refuse_unknown_path)``.
     """
     await receive()
-    await send({"type": "websocket.close"})
+    code, path = CloseCode.UNKNOWN_PATH, scope["path"]
+    cure = "add a route to the URLRouter in asgi.py, or correct the client's path"
+    if not path.endswith("/"):
+        cure += "; the gateway's own end with a slash"
+    await refuse(socket_of(scope, send), IdentityRefused(code, code.reason, cure), path)
 
 
 async def lifespan(scope: Any, receive: Any, send: Any) -> None:

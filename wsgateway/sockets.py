@@ -117,10 +117,12 @@ class Socket(ABC):
         """
         if self.closed:
             raise SocketClosed
-        if self._accepted:
-            return
-        self._accepted = True
-        await self.transport.send({"type": "websocket.accept", "subprotocol": self.subprotocol})
+        await self._accept()
+
+    async def _accept(self) -> None:
+        if not self._accepted:
+            self._accepted = True
+            await self.transport.send({"type": "websocket.accept", "subprotocol": self.subprotocol})
 
     @abstractmethod
     async def begin(self, start: Start) -> None:
@@ -140,7 +142,10 @@ class Socket(ABC):
         """Take a frame from the client; exactly one of both is given."""
 
     async def close(self, code: CloseCode, reason: str | None = None) -> None:
-        """Close the socket from our side; nothing is taken from it any more. Idempotent."""
+        """Close the socket from our side; nothing is taken from it any more. Idempotent.
+
+        A handshake under way is accepted first: only then does the client learn code and reason.
+        """
         if self.closed:
             return
         if self.delivery is not None:
@@ -148,6 +153,7 @@ class Socket(ABC):
         self.closed = self.deaf = True
         text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
         try:
+            await self._accept()
             await self.transport.close(self._code(code), int(code), text)
         except OSError:
             pass  # the client is gone already

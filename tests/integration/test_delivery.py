@@ -94,7 +94,7 @@ async def test_log_out_during_the_handshake_ends_it(
     accepted: list[bool] = []
 
     async def accept() -> None:
-        accepted.append(True)
+        accepted.append(client.closed_with is None)
 
     client = Client(hub, accept, session="mine")
     load = hub.broker.load_cursor
@@ -106,7 +106,8 @@ async def test_log_out_during_the_handshake_ends_it(
 
     monkeypatch.setattr(hub.broker, "load_cursor", log_out_first)
     await client.delivery.start(Resume())
-    assert not accepted
+    assert client.closed_with == CloseCode.NOT_AUTHENTICATED.raw
+    assert accepted == [True], "once, so that the client learns the code"
     assert hub.sockets == 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from tests.integration.test_auth_tls import Authority
 from tests.support import Gateway, listening, until
@@ -83,17 +83,6 @@ async def test_middleware_that_wraps_send_does_not_keep_sockets_from_closing(
     gateway.stop(timeout=5.0)
     ends = {"daphne": [4001 if hidden else 1001, 4001], "uvicorn": [1012, 1012]}[server]
     assert [await closed_with(raw), await closed_with(v1)] == ends
-    assert "Traceback" not in gateway.output
-
-
-@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
-async def test_entry_point_refuses_unknown_paths_without_a_traceback(
-    gateway_factory: Factory, server: str
-) -> None:
-    gateway = gateway_factory(server, application="tests.asgi_apps:entry_point")
-    with pytest.raises(InvalidStatus) as refused:
-        await gateway.connect(*ANN, path="/nowhere/")
-    assert refused.value.response.status_code == 403
     assert "Traceback" not in gateway.output
 
 

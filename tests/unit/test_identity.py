@@ -26,6 +26,7 @@ from wsgateway.identity import (
     resolve_identity,
     set_identity_cookie,
 )
+from wsgateway.sockets import MAX_REASON
 from wsgateway.subjects import Inbox
 
 REFUSED = IdentityRefused
@@ -343,3 +344,42 @@ async def test_service_that_is_not_listed_is_forbidden(resolvers: Any) -> None:
     with pytest.raises(IdentityRefused) as caught:
         await resolve_identity(scope(cookies="user=bob; service=s"))
     assert caught.value.code == CloseCode.FORBIDDEN
+
+
+# -- nobody ----------------------------------------------------------------------------------
+
+NO_SESSION = "nobody is logged in with this session cookie, or no longer; log in again"
+NO_READER = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"
+
+
+@pytest.mark.parametrize(
+    ("resolver", "handshake", "reason"),
+    [
+        (
+            "SessionIdentity",
+            {},
+            "not logged in; log in first, or add TokenIdentity to WSGATEWAY_IDENTITY and send a "
+            "token",
+        ),
+        ("SessionIdentity", {"query": "token=x"}, NO_READER),
+        ("SessionIdentity", {"headers": [(b"authorization", b"Bearer x")]}, NO_READER),
+        ("SessionIdentity", {"cookies": f"sessionid={'k' * 32}"}, NO_SESSION),
+        (
+            "TokenIdentity",
+            {"cookies": f"sessionid={'k' * 32}"},
+            "not logged in; log in first, or send a token",
+        ),
+    ],
+)
+async def test_socket_without_identity_reads_what_to_send_and_what_to_set(
+    settings: Any, resolver: str, handshake: dict[str, Any], reason: str
+) -> None:
+    """With a token and the default setting, the text was "the socket has no identity; log in"."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    settings.WSGATEWAY_IDENTITY = [f"wsgateway.identity.{resolver}"]
+    with pytest.raises(IdentityRefused) as refused:
+        await resolve_identity(scope(**handshake, service="orders"))
+    assert refused.value.code is CloseCode.NOT_AUTHENTICATED
+    assert refused.value.reason == reason
+    assert len(reason.encode()) <= MAX_REASON
+    assert refused.value.cure == f"WSGATEWAY_IDENTITY lists wsgateway.identity.{resolver}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -10,12 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway import origins
-from wsgateway.origins import origin_allowed
+from wsgateway.codes import CloseCode
+from wsgateway.exceptions import IdentityRefused
+from wsgateway.origins import require_origin
 
 
 def allowed(*sent: str | bytes) -> bool:
     raw = [o if isinstance(o, bytes) else o.encode() for o in sent]
-    return origin_allowed({"type": "websocket", "headers": [(b"origin", o) for o in raw]})
+    try:
+        require_origin({"type": "websocket", "headers": [(b"origin", o) for o in raw]})
+    except IdentityRefused:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -79,12 +84,15 @@ def test_two_origins_must_both_be_allowed(settings: Any) -> None:
     assert not allowed("https://a.org", "https://b.org")
 
 
-def test_refusal_is_logged_with_the_origin(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_refusal_names_the_origin_and_the_setting(settings: Any) -> None:
     settings.WSGATEWAY_ALLOWED_ORIGINS = ["https://a.org"]
-    with caplog.at_level(logging.WARNING, "wsgateway"):
-        allowed("https://evil.org")
-    assert "'https://evil.org'" in caplog.text
-    assert "WSGATEWAY_ALLOWED_ORIGINS" in caplog.text
+    scope = {"headers": [(b"origin", b"https://evil.org")]}
+    with pytest.raises(IdentityRefused) as refused:
+        require_origin(scope)
+    assert refused.value.code is CloseCode.FORBIDDEN
+    assert refused.value.reason == "origin 'https://evil.org' may not connect"
+    assert "['https://a.org']" in refused.value.cure
+    assert "WSGATEWAY_ALLOWED_ORIGINS" in refused.value.cure
 
 
 @given(st.one_of(st.text(max_size=40), st.text(max_size=20).map(lambda rest: f"https://{rest}")))

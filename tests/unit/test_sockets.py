@@ -99,6 +99,7 @@ async def v1_socket() -> tuple[V1Socket, Client, Broker]:
     client = Client()
     socket = V1Socket(client)
     broker = Broker(socket)
+    await socket.accept()
     await socket.begin(Start("e", 0))
     client.got.clear()
     return socket, client, broker
@@ -239,9 +240,27 @@ async def test_raw_message_is_settled_when_the_kernel_has_it() -> None:
     assert (socket.settled, socket.unsettled) == (6, False)
 
 
-async def test_socket_that_was_closed_during_the_handshake_is_not_accepted() -> None:
-    """A log-out at that moment closed it, and then it was accepted all the same."""
+async def test_socket_that_is_closed_during_the_handshake_is_not_used() -> None:
+    """A log-out at that moment closed it, and then it was accepted and served all the same."""
     socket = RawSocket(Client())
     await socket.close(CloseCode.NOT_AUTHENTICATED)
     with pytest.raises(SocketClosed):
         await socket.accept()
+
+
+@pytest.mark.parametrize("kind", [RawSocket, V1Socket])
+async def test_closing_during_the_handshake_accepts_first_and_once(kind: type[Socket]) -> None:
+    """The client of a raw socket got HTTP 403, and a browser cannot tell that from an outage."""
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append((event["type"], event.get("code"), event.get("reason")))
+
+    socket = kind(send)
+    await socket.close(CloseCode.NOT_AUTHENTICATED)
+    await socket.close(CloseCode.FORBIDDEN)
+    code = 1008 if kind is RawSocket else 4501
+    assert sent == [
+        ("websocket.accept", None, None),
+        ("websocket.close", code, "not authenticated"),
+    ]

@@ -1,0 +1,260 @@
+"""Refused sockets: one rule for raw and v1 sockets, on every server, and a log that helps."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.integration.test_servers import SERVERS, V1
+from tests.support import Gateway, until
+from tests.troubleshooting import Symptom
+from wsgateway.broker.embedded import free_port
+from wsgateway.identity import make_token
+
+Factory = Callable[..., Gateway]
+COOKIES = {"Cookie": "service=orders; user=ann"}
+
+
+class Refused(NamedTuple):
+    """How a refused socket ends, and what the log says of it.
+
+    Attributes:
+        path: Where the client connects; TOKEN stands for ann's.
+        headers: What it sends.
+        codes: Close codes of a raw and a v1 client.
+        reason: What the client reads.
+        cure: What only the log says.
+        origin: The page behind it.
+    """
+
+    path: str
+    headers: dict[str, str]
+    codes: tuple[int, int]
+    reason: str
+    cure: str
+    origin: str | None = None
+
+    async def meet(self, gateway: Gateway, token: str, **options: Any) -> tuple[int, str]:
+        """Connect so, and return the close frame's code and reason."""
+        if self.origin:
+            options["origin"] = self.origin
+        path = self.path.replace("TOKEN", token)
+        return await end_of(gateway, path, additional_headers=self.headers, **options)
+
+
+REFUSED = {
+    "not logged in": Refused(
+        "/ws/orders/",
+        {},
+        (1008, 4501),
+        "not logged in; log in first, or send a token",
+        "WSGATEWAY_IDENTITY lists wsgateway.identity.TokenIdentity, ",
+    ),
+    "cut token": Refused(
+        "/ws/orders/?token=TOKENx", {}, (1008, 4501), "the token is not valid", "SECRET_KEY"
+    ),
+    "another user's name": Refused(
+        "/ws/orders/bob/?token=TOKEN",
+        {},
+        (1008, 4503),
+        "the path names another user",
+        "connect as that user, or without a user in the path",
+    ),
+    "another service": Refused(
+        "/ws/demo/?token=TOKEN",
+        {},
+        (1008, 4503),
+        "the path names another service",
+        "connect as that service, or without a service in the path",
+    ),
+    "unknown service": Refused(
+        "/ws/chat/lobby/",
+        {"Cookie": "user=ann"},
+        (1008, 4503),
+        "service 'chat' is not in WSGATEWAY_SERVICES",
+        "add it there, or correct the client's path; if the path is that of a consumer of your "
+        "own, put its route before the gateway's",
+    ),
+    "not a name": Refused(
+        "/ws/orders/",
+        {"Cookie": f"user={'x' * 256}"},
+        (1008, 4500),
+        "user is not a usable name: name of 256 bytes exceeds 255 bytes: ",
+        "",
+    ),
+    "two users": Refused(
+        "/ws/orders/",
+        {"Cookie": "user=ann; user=bob"},
+        (1008, 4500),
+        "cookie 'user' has 2 different values; send one",
+        "",
+    ),
+    "too many sockets": Refused(
+        "/ws/orders/",
+        COOKIES,
+        (1008, 4504),
+        "the user already has 1 connections",
+        "raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
+    ),
+    "another page": Refused(
+        "/ws/orders/",
+        COOKIES,
+        (1008, 4503),
+        "origin 'https://evil.example' may not connect",
+        "WSGATEWAY_ALLOWED_ORIGINS",
+        origin="https://evil.example",
+    ),
+    "unknown path": Refused(
+        "/nowhere",
+        COOKIES,
+        (1008, 4506),
+        "unknown path",
+        "add a route to the URLRouter in asgi.py, or correct the client's path; the gateway's own "
+        "end with a slash",
+    ),
+}
+
+
+@pytest.fixture
+def token(settings: Any) -> str:
+    """A token of ann's for the service orders, which gateways in tests take."""
+    settings.SECRET_KEY = "tests"
+    return make_token("orders", "ann")
+
+
+async def end_of(gateway: Gateway, path: str, **options: Any) -> tuple[int, str]:
+    """Return the close frame's code and reason."""
+    options.setdefault("additional_headers", {})
+    async with gateway.connect("", "", path=path, **options) as ws:
+        with pytest.raises(ConnectionClosed) as ended:
+            await asyncio.wait_for(ws.recv(), 10)
+    assert ended.value.rcvd is not None, "cut without a close frame"
+    return ended.value.rcvd.code, ended.value.rcvd.reason
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_refused_clients_learn_code_and_reason_and_the_log_names_the_cure(
+    gateway_factory: Factory, token: str, server: str
+) -> None:
+    """A raw client got HTTP 403, which a browser cannot read, or 1008, as it came; most reasons
+    were logged at INFO, which Django does not show."""
+    gateway = gateway_factory(server, WSGATEWAY_MAX_CONNECTIONS_PER_USER="1")
+    async with gateway.connect("orders", "ann"):
+        for refused in REFUSED.values():
+            raw = await refused.meet(gateway, token)
+            v1 = await refused.meet(gateway, token, **V1)
+            assert (raw[0], v1[0]) == refused.codes
+            assert raw[1] == v1[1]
+            assert raw[1].startswith(refused.reason)
+            path = refused.path.partition("?")[0]
+            want = f"WARNING wsgateway: refused a websocket at {path!r} with"
+            await until(lambda want=want: want in gateway.output, what=want)
+            line = next(line for line in gateway.output.splitlines()[::-1] if want in line)
+            assert f"with {refused.codes[1]}: {refused.reason}" in line
+            assert refused.cure in line
+    assert "Traceback" not in gateway.output
+    assert token not in "".join(
+        line for line in gateway.output.splitlines(True) if "wsgateway:" in line
+    )
+
+
+async def test_another_users_path_does_not_tell_whether_there_is_such_a_user(
+    gateway: Gateway, token: str
+) -> None:
+    async with gateway.connect("orders", "bob"):
+        ends = {
+            await end_of(gateway, f"/ws/orders/{name}/?token={token}", **options)
+            for name in ("bob", "nobody")
+            for options in ({}, {"subprotocols": ["chat"]})
+        }
+    assert ends == {(1008, "the path names another user")}
+
+
+async def test_flood_of_refused_clients_does_not_flood_the_log(gateway: Gateway) -> None:
+    await asyncio.gather(*(end_of(gateway, "/ws/orders/") for _ in range(200)))
+    assert gateway.output.count("refused a websocket") == 1
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_broker_that_is_away_costs_a_line_with_its_reason(
+    gateway_factory: Factory, server: str
+) -> None:
+    """Each socket logged a line of its own while the broker was away."""
+    gateway = gateway_factory(
+        server,
+        NATS_BROKER_URL=f"nats://127.0.0.1:{free_port()}",
+        WSGATEWAY_BROKER_TIMEOUT="0.5",
+    )
+    clients = (end_of(gateway, "/ws/orders/", additional_headers=COOKIES) for _ in range(20))
+    assert set(await asyncio.gather(*clients)) == {(1013, "broker unavailable")}
+    assert len(re.findall("refused .* websocket.*; cannot reach NATS at", gateway.output)) == 1
+
+
+UNREAD = Refused("/ws/orders/?token=TOKEN", {}, (1008, 4501), "nothing reads the token", "")
+UNDECLARED = Refused(
+    "/ws/chat/lobby/", {"Cookie": "user=ann"}, (1008, 4503), "service 'chat' does not exist", ""
+)
+
+
+@pytest.mark.parametrize(
+    ("refused", "env"),
+    [
+        pytest.param(
+            REFUSED["not logged in"],
+            {},
+            marks=pytest.mark.troubleshooting("refused a websocket at … with 4501: not logged in;"),
+        ),
+        pytest.param(
+            UNREAD,
+            {"WSGATEWAY_IDENTITY": "wsgateway.identity.CookieIdentity"},
+            marks=pytest.mark.troubleshooting("with 4501: nothing reads the token;"),
+        ),
+        pytest.param(
+            REFUSED["cut token"],
+            {},
+            marks=pytest.mark.troubleshooting("with 4501: the token is not valid;"),
+        ),
+        pytest.param(
+            REFUSED["another user's name"],
+            {},
+            marks=pytest.mark.troubleshooting("with 4503: the path names another user;"),
+        ),
+        pytest.param(
+            REFUSED["unknown service"],
+            {},
+            marks=pytest.mark.troubleshooting("with 4503: service … is not in WSGATEWAY_SERVICES;"),
+        ),
+        pytest.param(
+            UNDECLARED,
+            {"DJANGO_SETTINGS_MODULE": "tests.service_app.settings"},
+            marks=pytest.mark.troubleshooting("with 4503: service … does not exist;"),
+        ),
+        pytest.param(
+            REFUSED["another page"],
+            {},
+            marks=pytest.mark.troubleshooting("with 4503: origin … may not connect;"),
+        ),
+        pytest.param(
+            REFUSED["too many sockets"],
+            {"WSGATEWAY_MAX_CONNECTIONS_PER_USER": "1"},
+            marks=pytest.mark.troubleshooting("with 4504: the user already has … connections;"),
+        ),
+        pytest.param(
+            REFUSED["unknown path"],
+            {},
+            marks=pytest.mark.troubleshooting("with 4506: unknown path;"),
+        ),
+    ],
+)
+async def test_row_of_the_troubleshooting_page(
+    symptom: Symptom, gateway_factory: Factory, token: str, refused: Refused, env: dict[str, str]
+) -> None:
+    gateway = gateway_factory(**env)
+    async with gateway.connect("orders", "ann"):
+        await refused.meet(gateway, token)
+    symptom.must_show_in(gateway.output)

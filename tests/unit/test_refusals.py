@@ -1,0 +1,111 @@
+"""The log of refused sockets: each reason at once, and a flood in few lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support import until
+from wsgateway import refusals
+from wsgateway.codes import CloseCode
+from wsgateway.exceptions import IdentityRefused
+from wsgateway.refusals import INTERVAL, MAX_PATH, MAX_REASONS, RefusalLog, refuse
+from wsgateway.sockets import RawSocket
+
+
+def refusal(reason: str = "not logged in", cure: str = "log in") -> IdentityRefused:
+    return IdentityRefused(CloseCode.NOT_AUTHENTICATED, reason, cure)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    """What was logged since the last call."""
+
+    def take() -> list[str]:
+        assert all(record.levelname == "WARNING" for record in caplog.records)
+        messages = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return messages
+
+    return take
+
+
+async def test_first_refusal_is_logged_at_once_with_path_code_and_cure(
+    clock: Clock, lines: Any
+) -> None:
+    RefusalLog(clock).add(refusal(), "/ws/orders/")
+    assert lines() == ["refused a websocket at '/ws/orders/' with 4501: not logged in; log in"]
+
+
+async def test_same_reason_is_counted_and_told_once_a_minute(clock: Clock, lines: Any) -> None:
+    log = RefusalLog(clock)
+    for _ in range(1000):
+        log.add(refusal(), "/ws/orders/")
+    assert len(lines()) == 1
+    clock.now += INTERVAL
+    log.add(refusal(), "/ws/orders/")
+    assert lines() == ["refused 999 more websockets in 60 s with 4501: not logged in; log in"]
+    clock.now += INTERVAL
+    log.add(refusal("the token is not valid"), "/ws/orders/")
+    assert lines() == [
+        "refused 1 more websockets in 60 s with 4501: not logged in; log in",
+        "refused a websocket at '/ws/orders/' with 4501: the token is not valid; log in",
+    ]
+
+
+async def test_reason_that_has_ended_is_logged_in_full_when_it_comes_back(
+    clock: Clock, lines: Any
+) -> None:
+    log = RefusalLog(clock)
+    for _ in range(2):
+        log.add(refusal(), "/ws/orders/")
+        clock.now += INTERVAL
+    assert lines() == 2 * ["refused a websocket at '/ws/orders/' with 4501: not logged in; log in"]
+
+
+async def test_names_that_clients_make_up_cannot_flood_the_log(clock: Clock, lines: Any) -> None:
+    log = RefusalLog(clock)
+    for number in range(5000):
+        log.add(refusal(f"service 's{number}' does not exist"), f"/ws/s{number}/{'x' * 5000}/")
+    found = lines()
+    assert len(found) == MAX_REASONS
+    assert max(map(len, found)) < 2 * MAX_PATH
+    clock.now += INTERVAL
+    log.add(refusal(), "/ws/orders/")
+    assert lines()[0] == f"refused {5000 - MAX_REASONS} more websockets for other reasons"
+
+
+async def test_count_is_told_when_the_minute_ends_even_if_nobody_comes_any_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(refusals, "INTERVAL", 0.05)
+    log = RefusalLog()
+    for _ in range(3):
+        log.add(refusal(), "/ws/orders/")
+    await until(lambda: "refused 2 more websockets" in caplog.text)
+    await until(lambda: not log._reasons, what="nothing is kept")
+
+
+async def test_gateway_that_ends_is_not_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append((event["type"], event.get("code")))
+
+    code = CloseCode.SHUTTING_DOWN
+    await refuse(RawSocket(send), IdentityRefused(code, code.reason), "/ws/orders/")
+    assert sent == [("websocket.accept", None), ("websocket.close", 1001)]
+    assert [record.levelname for record in caplog.records] == ["INFO"]
