@@ -18,7 +18,8 @@ WsGatewayError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 from wsgateway.codes import CloseCode
 
@@ -136,17 +137,19 @@ class ServiceUnknown(WsGatewayError, LookupError):
 
     Args:
         service: Its name.
+        services: The names of those that exist, as far as is known.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, services: Iterable[str] = ()) -> None:
         super().__init__(service)
         self.service = service
+        self.nearest = difflib.get_close_matches(service, sorted(services), n=1)
 
     def __str__(self) -> str:
-        return (
-            f"service {self.service!r} does not exist; declare it with @service or "
-            "WSGATEWAY_SERVICES"
-        )
+        cure = "declare it with @service or WSGATEWAY_SERVICES"
+        if self.nearest:
+            cure = f"did you mean {self.nearest[0]!r}? Otherwise {cure}"
+        return f"service {self.service!r} does not exist; {cure}"
 
 
 class NameRefused(WsGatewayError, ValueError):

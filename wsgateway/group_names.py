@@ -12,22 +12,34 @@ from __future__ import annotations
 from wsgateway.exceptions import NameRefused
 from wsgateway.subjects import Inbox, decode_token, encode_token
 
-__all__ = ["MAX_GROUP_NAME", "inbox_group", "inbox_of_group"]
+__all__ = ["MAX_GROUP_NAME", "inbox_group", "inbox_of_group", "meant_services"]
 
 MAX_GROUP_NAME = 99
 """Characters in a group's name that Channels allows."""
+SERVICES_KEPT = 1000
+meant_services: set[str] = set()
+"""Services that this process has named in `inbox_group`: a group of theirs is meant to be stored,
+whereas ``chat.lobby`` may be an application's own. `SERVICES_KEPT` at most."""
 
 
 def inbox_group(service: str, user: str) -> str:
     """Return the name of the Channels group whose messages are stored for *user*.
 
     For every service and user that the gateway accepts, but for the longest: ``"orders.ann"``,
-    ``"orders..ann.2Esmith"``.
+    ``"orders..ann.2Esmith"``. If the service does not exist, the channel layer warns about the
+    group, once for each service, and does not store its messages.
 
     Raises:
         NameRefused: The gateway does not accept these names, or they are too long for a group's
             name; `wsgateway.send` takes them.
     """
+    name = _group_name(service, user)
+    if service not in meant_services and len(meant_services) < SERVICES_KEPT:
+        meant_services.add(service)
+    return name
+
+
+def _group_name(service: str, user: str) -> str:
     tokens = encode_token(service), encode_token(user)
     is_plain = tokens == (service, user)
     name = ("." if is_plain else "..").join(token.replace("=", ".") for token in tokens)
@@ -46,7 +58,7 @@ def inbox_of_group(group: str) -> Inbox | None:
         try:
             inbox = Inbox(_name(service), _name(user))
             # What needs no escape has the short form only
-            return inbox if inbox_group(*inbox) == group else None
+            return inbox if _group_name(*inbox) == group else None
         except NameRefused:
             return None
     service, dot, user = group.partition(".")

@@ -12,13 +12,15 @@ import pytest
 import wsgateway
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
+from tests.troubleshooting import Symptom
+from wsgateway import group_names
 from wsgateway.broker.base import Position
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer import NatsChannelLayer, durable
 from wsgateway.layer import feed as feeds
 from wsgateway.subjects import Inbox
 
@@ -173,6 +175,73 @@ async def test_a_name_that_looks_meant_for_an_inbox_is_warned_about_once(
     await until(lambda: len(warned()) >= 2, 10, "both are warned about")
     await until(lambda: not layer._directory._tasks, 10, "all names are looked at")
     assert warned() == ["orders..ann", "orders.ann.smith"]
+
+
+@pytest.mark.parametrize("call", ["group_send", "group_add", "group_send_sync"])
+@pytest.mark.troubleshooting("group … names an inbox, but its messages are not stored")
+async def test_an_inbox_of_a_service_that_does_not_exist_is_warned_about_once(
+    symptom: Symptom,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """``inbox_group("oders", …)`` was an ephemeral group, in silence."""
+    caplog.set_level(logging.WARNING, "wsgateway.layer")
+    monkeypatch.setattr(group_names, "meant_services", set())
+    monkeypatch.setattr(durable, "meant_services", group_names.meant_services)
+    layer = make()
+    channel = await layer.new_channel()
+    names = [wsgateway.inbox_group("oders", user) for user in ("ann", "bob", "ann@example.com")]
+    names += [wsgateway.inbox_group("orders", "ann"), "chat.lobby", "wrong..ann.40example"]
+    for group in names:
+        if call == "group_add":
+            await layer.group_add(group, channel)
+        elif call == "group_send":
+            await layer.group_send(group, {"type": "x"})
+        else:
+            await asyncio.to_thread(layer.group_send_sync, group, {"type": "x"})
+
+    def warned() -> list[str]:
+        return [record.getMessage() for record in caplog.records]
+
+    await until(lambda: len(warned()) >= 2, 10, "both are warned about")
+    await until(lambda: not layer._directory._tasks, 10, "all names are looked at")
+    assert warned() == [
+        "group 'oders.ann' names an inbox, but its messages are not stored: service 'oders' does "
+        "not exist; did you mean 'orders'? Otherwise declare it with @service or "
+        "WSGATEWAY_SERVICES",
+        "group 'wrong..ann.40example' names an inbox, but its messages are not stored: service "
+        "'wrong' does not exist; declare it with @service or WSGATEWAY_SERVICES",
+    ]
+    symptom.must_show_in(caplog.text)
+
+
+@pytest.mark.parametrize("call", ["group_send", "group_send_sync"])
+async def test_a_service_that_only_another_process_declares_has_durable_groups(
+    make: Make, settings: Any, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """Whether a message is stored does not depend on who publishes it."""
+    caplog.set_level(logging.WARNING, "wsgateway.layer")
+    settings.WSGATEWAY_SERVICES = ["elsewhere"]
+    broker = broker_from_settings(wsgateway_settings)
+    try:
+        await broker.set_up()
+    finally:
+        await broker.close()
+    settings.WSGATEWAY_SERVICES = []
+    sender, member = make(), make()
+    group = wsgateway.inbox_group("elsewhere", "ann")
+    if call == "group_send":
+        await sender.group_send(group, {"type": "x", "n": 1})
+    else:
+        await asyncio.to_thread(sender.group_send_sync, group, {"type": "x", "n": 1})
+    assert await stored(sender, Inbox("elsewhere", "ann")) == 1
+    channel = await member.new_channel()
+    await member.group_add(group, channel)
+    assert member._home.groups[group].inbox == Inbox("elsewhere", "ann")
+    await until(lambda: not sender._directory._tasks, 10, "the name is looked at")
+    assert "not stored" not in caplog.text
 
 
 async def test_an_invalid_name_says_how_to_make_a_valid_one(make: Make) -> None:

@@ -249,7 +249,7 @@ class MemoryBroker(Broker):
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
         if not self.known_service(inbox.service):
-            raise ServiceUnknown(inbox.service)
+            raise ServiceUnknown(inbox.service, self._declared.services)
         store, known = self.store, self.store.received.known(msg_id)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)

@@ -14,9 +14,9 @@ from channels.exceptions import MessageTooLarge
 
 from wsgateway.broker.base import Stored
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerError, MessageTooBig
+from wsgateway.exceptions import BrokerError, MessageTooBig, ServiceUnknown
 from wsgateway.frames import EVENT, Frame
-from wsgateway.group_names import inbox_of_group
+from wsgateway.group_names import inbox_of_group, meant_services
 from wsgateway.layer import wire
 from wsgateway.subjects import GROUP_SERVICE, Inbox
 
@@ -76,6 +76,7 @@ class Directory:
         self._names: dict[str, GroupName] = {}
         self._absent: set[str] = set()  # services that did not exist when somebody looked
         self._look_at = 0.0  # when the background may look next
+        self._warned: set[str] = set()  # services that do not exist, although somebody means them
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, group: str) -> GroupName | None:
@@ -96,7 +97,12 @@ class Directory:
             self._names.clear()
         self._names[group] = name
         if name.prefix and not is_kept:
-            self._run(node, self._warn(node, name))
+            self._run(node, self._warn_of_form(node, name))
+        elif name.inbox is not None and not is_kept:
+            service = name.inbox.service
+            is_meant = service in meant_services or ".." in group
+            if is_meant and service not in self._warned and not node.broker.known_service(service):
+                self._run(node, self._warn_of_service(node, group, service))
         return name
 
     def known(self, node: Node, name: GroupName) -> tuple[bool, Inbox | None]:
@@ -134,7 +140,7 @@ class Directory:
         with contextlib.suppress(BrokerError):  # with a later send, again
             await _exists(node, service)
 
-    async def _warn(self, node: Node, name: GroupName) -> None:
+    async def _warn_of_form(self, node: Node, name: GroupName) -> None:
         with contextlib.suppress(BrokerError):
             await node.ready()
             if await _exists(node, name.prefix):
@@ -144,6 +150,19 @@ class Directory:
                     name.name,
                     name.prefix,
                     name.prefix,
+                )
+
+    async def _warn_of_service(self, node: Node, group: str, service: str) -> None:
+        with contextlib.suppress(BrokerError):
+            await node.ready()
+            if not await _exists(node, service) and service not in self._warned:
+                if len(self._warned) >= NAMES_KEPT:
+                    self._warned.clear()
+                self._warned.add(service)
+                logger.warning(
+                    "group %r names an inbox, but its messages are not stored: %s",
+                    group,
+                    ServiceUnknown(service, node.broker.services.names),
                 )
 
     def _run(self, node: Node, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -357,7 +357,7 @@ class NatsBroker(Broker):
 
     async def _require_service(self, service: str) -> None:
         if not await self.services.exists(service):
-            raise ServiceUnknown(service)
+            raise ServiceUnknown(service, self.services.names)
 
     # -- publish -------------------------------------------------------------------------
 

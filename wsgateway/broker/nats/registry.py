@@ -51,6 +51,11 @@ class Registry:
             return True
         return False if monotonic() < self._valid_until else None
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The services that exist, as far as this process has heard."""
+        return self._own | self._shared | self.declared.services
+
     async def exists(self, service: str) -> bool:
         """Say whether *service* exists; asks the broker if that is not known.
 
