@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.core.checks import Tags, register
+from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["WsGatewayConfig"]
+__all__ = ["WsGatewayConfig", "require_installed"]
+
+
+def require_installed() -> None:
+    """Return if the project has this app.
+
+    Raises:
+        ImproperlyConfigured: It has not; then nobody has registered checks and receivers.
+    """
+    if not apps.is_installed(WsGatewayConfig.name):
+        raise ImproperlyConfigured(
+            "'wsgateway' is not in INSTALLED_APPS; add it there: commands, system checks, "
+            "templates and the closing of sockets at log-out need the app"
+        )
 
 
 class WsGatewayConfig(AppConfig):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from wsgateway.apps import require_installed
 from wsgateway.conf import settings
 from wsgateway.transport import SERVER_SEND
 
@@ -37,10 +38,14 @@ def application(
             ``AuthMiddlewareStack(URLRouter(websocket_urlpatterns))``; None: the gateway does.
         healthz: Path of the liveness probe, which no middleware sees; None: *http* answers it.
         readyz: The same for the readiness probe.
+
+    Raises:
+        ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS.
     """
     from django.core.asgi import get_asgi_application
 
     http = http or get_asgi_application()  # first: what follows imports models
+    require_installed()
     from channels.routing import URLRouter
 
     from wsgateway.health import alive, ready
@@ -69,7 +74,7 @@ class Application:
             "lifespan": lifespan,
         }
         self._http = http
-        self._websocket = websocket
+        self.websocket = websocket
         self.probes = probes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -105,7 +110,7 @@ class Application:
         # As Channels' router wants it: the path begins with the root path
         scope = {**scope, "root_path": root, "path": root + path, SERVER_SEND: send}
         try:
-            await self._websocket(scope, receive, send)
+            await self.websocket(scope, receive, send)
         except ValueError as exc:
             # Channels' router raises this before it has received anything.
             if not str(exc).startswith("No route found for path"):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
@@ -271,11 +272,8 @@ class Settings:
         return layers if isinstance(layers, Mapping) else {}
 
     def is_installed(self, app: str) -> bool:
-        """Say whether *app* is in INSTALLED_APPS, by name or by its configuration class."""
-        return any(
-            name == app or name.startswith(f"{app}.apps.")
-            for name in django_settings.INSTALLED_APPS
-        )
+        """Say whether *app* is in INSTALLED_APPS; not before Django has loaded it."""
+        return apps.apps_ready and apps.is_installed(app)
 
     def names_set(self) -> list[str]:
         """Return every ``WSGATEWAY_…`` name that the project sets, known or not."""

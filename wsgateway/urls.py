@@ -5,6 +5,9 @@ from __future__ import annotations
 from django.urls import path
 
 from wsgateway import health, views
+from wsgateway.apps import require_installed
+
+require_installed()
 
 app_name = "wsgateway"
 

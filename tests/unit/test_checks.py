@@ -174,25 +174,6 @@ def test_E006_keeps_the_password_out(settings: Any) -> None:
     assert "secret" not in messages()["E006"]
 
 
-def test_W001_channels_is_missing(settings: Any) -> None:
-    settings.INSTALLED_APPS = ["wsgateway"]
-    assert set(messages()) == {"W001"}
-
-
-def test_W002_asgi_application_is_missing(settings: Any) -> None:
-    settings.ASGI_APPLICATION = None
-    assert set(messages()) == {"W002"}
-
-
-def test_W003_asgi_application_is_not_the_entry_point(settings: Any) -> None:
-    settings.ASGI_APPLICATION = "channels.routing.ProtocolTypeRouter"
-    assert set(messages()) == {"W003"}
-    settings.ASGI_APPLICATION = "project.asgi.application"
-    assert set(messages()) == set()
-    settings.ASGI_APPLICATION = "there.is.no.such"
-    assert set(messages()) == set()
-
-
 def probe_of_our_own(request: HttpRequest) -> HttpResponse:
     return HttpResponse("fine")
 

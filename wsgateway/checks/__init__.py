@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from wsgateway.checks.base import Check
 from wsgateway.checks.identity import check_resolvers, check_user_names
-from wsgateway.checks.installation import check_apps, check_entry_point, check_probes
+from wsgateway.checks.installation import (
+    check_apps,
+    check_entry_point,
+    check_probes,
+    check_runserver,
+)
 from wsgateway.checks.layers import check_layer_differences, check_layers
 from wsgateway.checks.production import (
     check_demo_users,
@@ -37,6 +42,7 @@ CHECKS: list[Check] = [
     check_files,
     check_urls,
     check_apps,
+    check_runserver,
     check_entry_point,
     check_probes,
     check_layers,  # after it: importing the application may register serializers

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from django.core.checks import CheckMessage, Warning
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.apps import apps
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.handlers.asgi import ASGIHandler
+from django.core.management import find_commands
 from django.urls import Resolver404, resolve
 from django.utils.module_loading import import_string
 
@@ -12,7 +18,32 @@ from wsgateway.asgi import Application
 from wsgateway.conf import settings
 from wsgateway.health import healthz, readyz
 
-__all__ = ["check_apps", "check_entry_point", "check_probes"]
+__all__ = [
+    "check_apps",
+    "check_entry_point",
+    "check_outbox",
+    "check_probes",
+    "check_runserver",
+    "has_gateway",
+]
+
+INNER = ("websocket", "inner", "application", "app")
+"""Where applications keep the one that they wrap."""
+WSGI_RUNSERVERS = ("whitenoise.runserver_nostatic",)
+"""Apps whose ``runserver`` is Django's with something added."""
+
+
+def check_outbox(**kwargs: Any) -> list[CheckMessage]:
+    """E008: the outbox without the app whose settings and checks it needs; it registers this."""
+    if settings.is_installed("wsgateway"):
+        return []
+    return [
+        Error(
+            "'wsgateway.outbox' is in INSTALLED_APPS, but 'wsgateway' is not.",
+            hint="Add 'wsgateway' before it.",
+            id="wsgateway.E008",
+        )
+    ]
 
 
 def check_apps(**kwargs: Any) -> list[CheckMessage]:
@@ -26,39 +57,122 @@ def check_apps(**kwargs: Any) -> list[CheckMessage]:
                 id="wsgateway.W001",
             )
         )
-    if settings.is_installed("daphne") and not settings.asgi_application:
+    if not settings.asgi_application:
         found.append(
             Warning(
-                "ASGI_APPLICATION is not set.",
-                hint="Name the application whose websockets wsgateway.routing serves.",
+                "ASGI_APPLICATION is not set, so no command of this project serves websockets.",
+                hint=f"{_example()} Silence this if another project has the gateway.",
                 id="wsgateway.W002",
             )
         )
     return found
 
 
-def _outermost_application() -> Any:
-    """Return what ASGI_APPLICATION names; None if it does not, or cannot be imported."""
-    try:
-        return import_string(settings.asgi_application or "")
-    except (Exception, SystemExit):  # the server that loads it says so, and better
-        return None
+def check_runserver(**kwargs: Any) -> list[CheckMessage]:
+    """W012: in development, ``runserver`` is Django's own, which knows nothing but WSGI.
 
-
-def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
-    """W003: another outermost application than ours, which middleware can hide from the gateway."""
-    found = _outermost_application()
-    if found is None or isinstance(found, Application):
+    That daphne comes too late in INSTALLED_APPS is daphne.E001.
+    """
+    if not settings.debug or settings.is_installed("daphne") or _own_runserver():
         return []
     return [
         Warning(
-            f"ASGI_APPLICATION is {settings.asgi_application!r}, which "
-            "wsgateway.asgi.application() did not make.",
+            "'daphne' is not in INSTALLED_APPS, so runserver serves no websockets.",
+            hint="Add it as the first entry. Silence this if you start another server, such as "
+            "rungateway or uvicorn.",
+            id="wsgateway.W012",
+        )
+    ]
+
+
+def _own_runserver() -> bool:
+    """Say whether an app that we do not know has its own command ``runserver``."""
+    for app in apps.get_app_configs():
+        if app.name in WSGI_RUNSERVERS or app.name.partition(".")[0] == "django":
+            continue
+        if "runserver" in find_commands(str(Path(app.path) / "management")):
+            return True
+    return False
+
+
+def _example() -> str:
+    """Return how ASGI_APPLICATION is set in this project."""
+    package = (settings.root_urlconf or "mysite.urls").rpartition(".")[0]
+    path = ".".join(filter(None, (package, "asgi.application")))
+    return f"Name the application in your asgi.py, for example {path!r}."
+
+
+def _outermost_application() -> Any:
+    """Return what ASGI_APPLICATION names; None if it does not, or cannot be imported."""
+    return None if _import_problem() else import_string(settings.asgi_application or "")
+
+
+def _import_problem() -> str | None:
+    """Return why ASGI_APPLICATION cannot be used."""
+    path: Any = settings.asgi_application
+    if not isinstance(path, str):
+        return f"it is of type {type(path).__name__}, not a dotted path"
+    try:
+        application = import_string(path)
+    except (Exception, SystemExit) as exc:  # whatever asgi.py does
+        return f"{type(exc).__name__}: {exc}".rstrip(". :")
+    return None if callable(application) else f"it is of type {type(application).__name__}"
+
+
+def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
+    """W010: no application; W011: one without the gateway; W003: one that is not ours.
+
+    Middleware of an application that is not ours can hide the server from the gateway.
+    """
+    path = settings.asgi_application
+    if not path:
+        return []  # W002
+    if problem := _import_problem():
+        text = f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}."
+        return [Warning(text, hint=_example(), id="wsgateway.W010")]
+    application = _outermost_application()
+    if has_gateway(application) is False:
+        return [
+            Warning(
+                f"ASGI_APPLICATION is {path!r}, where no websocket reaches the gateway.",
+                hint="In asgi.py: application = wsgateway.asgi.application(). If you have routes "
+                "of your own, add wsgateway.routing.websocket_urlpatterns to your URLRouter.",
+                id="wsgateway.W011",
+            )
+        ]
+    if isinstance(application, Application):
+        return []
+    return [
+        Warning(
+            f"ASGI_APPLICATION is {path!r}, which wsgateway.asgi.application() did not make.",
             hint="Middleware that wraps send then hides the server's socket from the gateway. "
             "Use wsgateway.asgi.application(http=..., websocket=...) in asgi.py.",
             id="wsgateway.W003",
         )
     ]
+
+
+def has_gateway(application: Any) -> bool | None:
+    """Say whether websockets can reach the gateway; None if it cannot be told."""
+    from wsgateway.consumers import GatewayConsumer  # an application has loaded it, if any
+    from wsgateway.routing import refuse_unknown_path
+
+    consumer = getattr(application, "consumer_class", None)
+    if consumer is not None:
+        return isinstance(consumer, type) and issubclass(consumer, GatewayConsumer)
+    if isinstance(application, ProtocolTypeRouter):
+        inner = application.application_mapping.get("websocket")
+        return inner is not None and has_gateway(inner)
+    if isinstance(application, URLRouter):
+        routes: Iterable[Any] = application.routes
+        answers = {has_gateway(route.callback) for route in routes}
+        return True if True in answers else None if None in answers else False
+    for name in INNER:
+        if callable(inner := getattr(application, name, None)):
+            return has_gateway(inner)
+    if isinstance(application, ASGIHandler) or application is refuse_unknown_path:
+        return False
+    return None
 
 
 def check_probes(**kwargs: Any) -> list[CheckMessage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core.checks import register
 
 __all__ = ["OutboxConfig"]
 
@@ -14,3 +15,9 @@ class OutboxConfig(AppConfig):
     label = "wsgateway_outbox"
     verbose_name = "Outbox"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the check that cannot be left to the app that it misses."""
+        from wsgateway.checks.installation import check_outbox
+
+        register(check_outbox, "wsgateway")
