@@ -48,6 +48,10 @@ def test_W002_asgi_application_is_missing(settings: Any, value: str | None) -> N
     found = check_apps()
     assert [m.id for m in found] == ["wsgateway.W002"]
     assert "'mysite.asgi.application'" in str(found[0].hint)
+    settings.INSTALLED_APPS = ["channels", "wsgateway"]
+    assert check_apps() == []  # in production, a project that only sends
+    settings.DEBUG = True
+    assert [m.id for m in check_apps()] == ["wsgateway.W002"]
 
 
 def test_W003_asgi_application_is_not_the_entry_point(settings: Any) -> None:

@@ -57,7 +57,8 @@ def check_apps(**kwargs: Any) -> list[CheckMessage]:
                 id="wsgateway.W001",
             )
         )
-    if not settings.asgi_application:
+    # Without either, the project may be one that only sends
+    if (settings.debug or settings.is_installed("daphne")) and not settings.asgi_application:
         found.append(
             Warning(
                 "ASGI_APPLICATION is not set, so no command of this project serves websockets.",
