@@ -74,14 +74,16 @@ def rows() -> list[Row]:
 
 
 def marked() -> Iterator[tuple[str, Path]]:
-    """Return each ``pytest.mark.troubleshooting`` in the tests: its text, and where it is."""
+    """Return each ``pytest.mark.troubleshooting`` in the tests: its text, and where it is.
+
+    A file with many of them may call it ``MARK``.
+    """
     for path in TESTS.rglob("test_*.py"):
-        if "troubleshooting(" not in path.read_text():
+        if "mark.troubleshooting" not in path.read_text():
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "troubleshooting"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "pytest.mark.troubleshooting",
+                "MARK",
             ):
                 yield ast.literal_eval(node.args[0]), path

@@ -6,13 +6,19 @@ Rows whose test is beside the tests of its part are found by their marker.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import socketserver
+import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
+from tests.integration.test_auth_tls import Authority, server
 from tests.integration.test_jetstream import pretender
 from tests.troubleshooting import Symptom, marked, rows
 from wsgateway.broker.embedded import free_port
@@ -32,13 +38,16 @@ def test_each_row_has_a_test_and_each_test_has_a_row() -> None:
 
 
 async def first_error() -> str:
-    """Return what the first use of the broker raises."""
+    """Return what use of the broker raises once the cause is known: within ten seconds."""
     broker = broker_from_settings(wsgateway_settings)
     await broker.open()
     try:
-        with pytest.raises(WsGatewayError) as error:
-            await broker.wait_ready(5.0)
-        return str(error.value)
+        async with asyncio.timeout(10):
+            while True:
+                with pytest.raises(WsGatewayError) as error:
+                    await broker.wait_ready(0.5)
+                if not str(error.value).endswith("not connected yet; connecting"):
+                    return str(error.value)
     finally:
         await broker.close()
 
@@ -59,6 +68,178 @@ async def is_ready() -> None:
 @pytest.mark.troubleshooting("cannot reach NATS at …: connection refused")
 async def test_nothing_listens(symptom: Symptom, nats_settings: Any) -> None:
     nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port()}"
+    symptom.must_show_in(await first_error())
+
+
+@pytest.mark.troubleshooting("cannot reach NATS at …: the name … does not resolve")
+async def test_unknown_host(symptom: Symptom, nats_settings: Any) -> None:
+    nats_settings.NATS_BROKER_URL = "nats://nats.invalid:4222"
+    symptom.must_show_in(await first_error())
+
+
+WANTS_LOGIN = {"authorization": {"user": "gate", "password": "s3cret"}}
+MARK = pytest.mark.troubleshooting
+LOGINS = [
+    pytest.param(
+        "//",
+        {},
+        marks=MARK(
+            "cannot reach NATS at …: Authorization Violation … the server wants a login and none "
+            "is set"
+        ),
+        id="none",
+    ),
+    pytest.param(
+        "//gate:wr0ng@",
+        {},
+        marks=MARK(
+            "cannot reach NATS at …: Authorization Violation … correct user and password in "
+            "NATS_BROKER_URL, and percent-encode special characters there"
+        ),
+        id="in the URL",
+    ),
+    pytest.param(
+        "//",
+        {"USER": "gate", "PASSWORD": "wr0ng"},
+        marks=MARK(
+            "cannot reach NATS at …: Authorization Violation … correct WSGATEWAY_NATS_USER and "
+            "WSGATEWAY_NATS_PASSWORD"
+        ),
+        id="in the settings",
+    ),
+]
+
+
+@pytest.mark.parametrize(("start", "values"), LOGINS)
+async def test_wrong_login(
+    symptom: Symptom, nats_settings: Any, tmp_path: Path, start: str, values: dict[str, str]
+) -> None:
+    """All of them asked "is the server running"."""
+    for name, value in values.items():
+        setattr(nats_settings, f"WSGATEWAY_NATS_{name}", value)
+    with server(tmp_path, **WANTS_LOGIN) as nats:
+        nats_settings.NATS_BROKER_URL = nats.url.replace("//", start)
+        text = await first_error()
+    symptom.must_show_in(text)
+    assert "wr0ng" not in text
+
+
+@pytest.mark.troubleshooting(
+    'cannot reach NATS at …: Permissions Violation for Subscription to "_INBOX.…"'
+)
+async def test_user_who_may_not_receive_answers(
+    symptom: Symptom, nats_settings: Any, tmp_path: Path
+) -> None:
+    user = {"user": "gate", "password": "s3cret", "permissions": {"subscribe": ["ws.>"]}}
+    with server(tmp_path, authorization={"users": [user]}) as nats:
+        nats_settings.NATS_BROKER_URL = nats.url.replace("//", "//gate:s3cret@")
+        symptom.must_show_in(await first_error())
+
+
+@pytest.mark.troubleshooting("cannot reach NATS at …: maximum connections exceeded")
+async def test_too_many_connections(symptom: Symptom, nats_settings: Any, tmp_path: Path) -> None:
+    with server(tmp_path, max_connections=1) as nats:
+        nats_settings.NATS_BROKER_URL = nats.url
+        with socket.create_connection(("127.0.0.1", nats.port)) as other:
+            assert other.recv(5) == b"INFO "
+            symptom.must_show_in(await first_error())
+
+
+STRANGERS = [
+    pytest.param(
+        b"+PONG\r\n",
+        marks=MARK("cannot reach NATS at …: a Redis server answers there, not NATS"),
+        id="redis",
+    ),
+    pytest.param(
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        marks=MARK("cannot reach NATS at …: an HTTP server answers there, not NATS"),
+        id="http",
+    ),
+    pytest.param(
+        b"",
+        marks=MARK(
+            "cannot reach NATS at …: no answer in time … something accepts connections there and "
+            "says nothing"
+        ),
+        id="silence",
+    ),
+]
+
+
+@pytest.mark.parametrize("answer", STRANGERS)
+async def test_another_program_listens(symptom: Symptom, nats_settings: Any, answer: bytes) -> None:
+    class Stranger(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                if self.request.recv(64):
+                    self.request.sendall(answer)
+                self.request.recv(64)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stranger) as stranger:
+        serving = threading.Thread(target=stranger.serve_forever, args=(0.05,))
+        serving.start()
+        nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{stranger.server_address[1]}"
+        symptom.must_show_in(await first_error())
+        stranger.shutdown()
+        serving.join()
+
+
+@pytest.mark.troubleshooting("cannot reach NATS at …: attempted to connect to leaf node port")
+async def test_port_for_other_servers(
+    symptom: Symptom, nats_settings: Any, tmp_path: Path, free_port: int
+) -> None:
+    with server(tmp_path, leafnodes={"listen": f"127.0.0.1:{free_port}"}):
+        nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+        symptom.must_show_in(await first_error())
+
+
+CERTIFICATES = [
+    pytest.param(
+        "localhost",
+        False,
+        marks=MARK(
+            "cannot reach NATS at …: the server's certificate is not accepted: unable to get "
+            "local issuer certificate"
+        ),
+        id="no CA",
+    ),
+    pytest.param(
+        "127.0.0.1",
+        True,
+        marks=MARK("cannot reach NATS at …: the server's certificate is not accepted: … mismatch"),
+        id="another name",
+    ),
+    pytest.param(
+        "localhost",
+        True,
+        marks=MARK(
+            "cannot reach NATS at …: the server refuses the TLS handshake … it wants a client "
+            "certificate"
+        ),
+        id="no client certificate",
+    ),
+]
+
+
+@pytest.mark.parametrize(("host", "ca"), CERTIFICATES)
+async def test_certificates(
+    symptom: Symptom, nats_settings: Any, tmp_path: Path, host: str, ca: bool
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server", ip=False)
+    tls = {"cert_file": certificate, "key_file": key, "ca_file": str(authority.path)}
+    nats_settings.WSGATEWAY_NATS_TLS_CA = str(authority.path) if ca else ""
+    with server(tmp_path, tls={**tls, "verify": True}) as nats:
+        nats_settings.NATS_BROKER_URL = f"tls://{host}:{nats.port}"
+        symptom.must_show_in(await first_error())
+
+
+@pytest.mark.troubleshooting(
+    "cannot reach NATS at …: the server offers no TLS, but the settings or its URL demand it"
+)
+async def test_server_without_tls(symptom: Symptom, nats_settings: Any) -> None:
+    nats_settings.NATS_BROKER_URL = nats_settings.NATS_BROKER_URL.replace("nats:", "tls:")
     symptom.must_show_in(await first_error())
 
 

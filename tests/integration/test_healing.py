@@ -53,7 +53,7 @@ async def linked(*urls: str, **options: Any) -> AsyncIterator[Link]:
 
 async def reason(link: Link) -> str:
     """Return why *link* cannot connect, once it has tried."""
-    await until(lambda: link._connector._errors, what="an attempt")
+    await until(lambda: link._connector._causes, what="an attempt")
     with pytest.raises(BrokerUnavailable) as error:
         await link.ready(0)
     return str(error.value)
@@ -268,7 +268,7 @@ async def test_every_server_that_refuses_is_named(tmp_path: Path) -> None:
     with server(tmp_path, authorization={"user": "gate", "password": "s3cret"}) as nats:
         dead = f"127.0.0.1:{free_port()}"
         async with linked(nats.url, f"nats://{dead}") as link:
-            await until(lambda: len(link._connector._errors) == 2, what="both")
+            await until(lambda: len(link._connector._causes) == 2, what="both")
             text = await reason(link)
             assert f"127.0.0.1:{nats.port}: Authorization Violation" in text
             assert f"{dead}: connection refused" in text

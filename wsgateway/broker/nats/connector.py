@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
 from wsgateway.broker.addresses import Address, ServerList
+from wsgateway.broker.nats.causes import Cause, cause_of, find_stranger
 from wsgateway.broker.nats.options import LinkOptions
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.broker.nats.reader import Handler
@@ -48,13 +48,13 @@ class Connector:
         self._attempts = 0  # since the connection was lost
         self._since = time.monotonic()  # when it was lost
         self._lost = "not connected yet"  # why
-        self._errors: dict[str, str] = {}  # by address, since then
-        self._warned: set[str] = set()  # what was said about it
+        self._causes: dict[str, Cause] = {}  # by address, since then
+        self._warned: set[Cause] = set()  # those that were logged
 
     def lost(self, reason: str) -> None:
         """Note that the connection is gone."""
         self._attempts, self._since, self._lost = 0, time.monotonic(), reason
-        self._errors.clear()
+        self._causes.clear()
         self._warned.clear()
 
     @property
@@ -64,19 +64,23 @@ class Connector:
 
     def problem(self) -> str:
         """Return why there is no connection, for errors and the log."""
-        if not self._errors:
+        if not self._causes:
             return f"cannot reach NATS at {self.address}: {self._lost}; connecting"
-        return f"cannot reach NATS at {self.address}: {self._reasons()} ({self._effort()})"
+        text = f"cannot reach NATS at {self.address}: {self._reasons()} ({self._effort()})"
+        cures = dict.fromkeys(cause.cure for cause in self._shown().values() if cause.cure)
+        return "; ".join((text, *cures))
 
     def _effort(self) -> str:
         tries = "1 attempt" if self._attempts == 1 else f"{self._attempts} attempts"
         return f"{tries} in {time.monotonic() - self._since:.1f} s"
 
     def _reasons(self) -> str:
-        if len(self._errors) == 1 and len(self.servers.configured) == 1:
-            return next(iter(self._errors.values()))
-        shown = [f"{server}: {error}" for server, error in list(self._errors.items())[:SHOWN]]
-        return "; ".join(shown)
+        if len(self._causes) == 1 and len(self.servers.configured) == 1:
+            return next(iter(self._causes.values())).reason
+        return "; ".join(f"{server}: {cause.reason}" for server, cause in self._shown().items())
+
+    def _shown(self) -> dict[str, Cause]:
+        return dict(list(self._causes.items())[:SHOWN])
 
     async def connect(self, restore: Callable[[DirectClient], None]) -> DirectClient | None:
         """Try every known server once, until one takes us.
@@ -97,7 +101,7 @@ class Connector:
                 await self._try(client, address, restore)
             except Exception as exc:  # whatever it is, the next attempt may go well
                 client.abandon()
-                self._note(address, exc)
+                await self._note(address, client, exc)
             except BaseException:
                 client.abandon()
                 raise
@@ -136,41 +140,33 @@ class Connector:
         except NoServersError as exc:
             raise errors[0] if errors else exc from None
         except ConnectionError as exc:
-            raise ConnectionError(client.last_words() or reason_of(exc)) from exc
+            words = client.last_words()
+            if not words:
+                raise
+            raise NatsError(words) from exc
         if client.given_up:  # the error may have come together with the answer
-            raise ConnectionError(client.end_reason)
+            raise NatsError(client.end_reason)
         if not answered:
-            raise ConnectionError(client.end_reason if client.has_ended() else "no answer")
+            if not client.has_ended():
+                raise TimeoutError
+            raise NatsError(client.end_reason)
 
-    def _note(self, address: Address, exc: Exception) -> None:
-        reason = reason_of(exc)
-        self._errors.pop(address.netloc, None)
-        self._errors[address.netloc] = reason
-        logger.debug("cannot connect to NATS at %s: %s", address.netloc, reason, exc_info=exc)
+    async def _note(self, address: Address, client: DirectClient, exc: Exception) -> None:
+        cause = cause_of(exc, address, self._options, client.server_info)
+        if client.was_ignored:
+            cause = await find_stranger(address) or cause
+        self._causes.pop(address.netloc, None)
+        self._causes[address.netloc] = cause
+        logger.debug("cannot connect to NATS at %s: %s", address.netloc, cause, exc_info=exc)
 
     def _warn(self) -> None:
         """Warn once an outage for each reason, not once an attempt."""
-        reasons = set(self._errors.values())
-        if not reasons <= self._warned:
-            self._warned |= reasons
+        causes = set(self._causes.values())
+        if not causes <= self._warned:
+            self._warned |= causes
             logger.warning("%s; retrying", self.problem())
 
     def _say_connected(self) -> None:
         assert self.current is not None
-        after = f" after {self._effort()}" if self._errors else ""
+        after = f" after {self._effort()}" if self._causes else ""
         logger.info("connected to NATS at %s%s", self.current.netloc, after)
-
-
-def reason_of(exc: Exception) -> str:
-    """Return why an attempt to connect failed, in a few words and without a secret."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not accepted: {exc.verify_message}"
-    if isinstance(exc, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(exc, OSError) and exc.strerror:
-        return f"{exc.strerror}: {exc.filename!r}" if exc.filename else exc.strerror
-    if isinstance(exc, TimeoutError):
-        return "no answer in time"
-    if isinstance(exc, (NatsError, ValueError, OSError)) and str(exc):
-        return str(exc).removeprefix("nats: ").strip("' ")
-    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__

@@ -197,9 +197,7 @@ class Link:
     def _unavailable(self) -> BrokerUnavailable:
         if self.state is LinkState.NEW:
             return BrokerUnavailable("the link to NATS is not open yet; call open()")
-        return BrokerUnavailable(
-            f"{self._connector.problem()}; is the server running, and is NATS_BROKER_URL right?"
-        )
+        return BrokerUnavailable(self._connector.problem())
 
     @property
     def address(self) -> str:

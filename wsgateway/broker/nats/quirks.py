@@ -97,6 +97,11 @@ class DirectClient(Client):
         _, error, text = bytes(getattr(stream, "_buffer", b"")).partition(b"-ERR")
         return text.partition(b"\r\n")[0].decode("utf-8", "replace").strip(" '") if error else ""
 
+    @property
+    def was_ignored(self) -> bool:
+        """Whether something accepted the connection that did not greet as NATS does."""
+        return self._writer() is not None and not self._server_info
+
     def _writer(self) -> asyncio.StreamWriter | None:
         return getattr(self._transport, "_io_writer", None)
 
