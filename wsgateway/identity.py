@@ -50,10 +50,8 @@ Scope = Mapping[str, Any]
 DEFAULT_DEVICE = "default"
 TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
 COOKIE_SALT = "wsgateway.cookie"
-OTHER_PATH = (
-    "correct the client's path; if the path is that of a consumer of your own, put its route "
-    "before the gateway's"
-)
+OWN_ROUTE = "if the path is that of a consumer of your own, put its route before the gateway's"
+OTHER_PATH = f"correct the client's path; {OWN_ROUTE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +145,9 @@ def _nobody(scope: Scope) -> IdentityRefused:
         reason = "not logged in; log in first, or add TokenIdentity to WSGATEWAY_IDENTITY"
         reason += " and send a token"
     asked = ", ".join(settings.IDENTITY)
-    return IdentityRefused(CloseCode.NOT_AUTHENTICATED, reason, f"WSGATEWAY_IDENTITY lists {asked}")
+    return IdentityRefused(
+        CloseCode.NOT_AUTHENTICATED, reason, f"WSGATEWAY_IDENTITY lists {asked}; {OWN_ROUTE}"
+    )
 
 
 async def _bound(identity: Identity, resolver: Resolver) -> Identity:
@@ -206,7 +206,7 @@ def _require_path(scope: Scope, identity: Identity) -> Identity:
             raise IdentityRefused(
                 CloseCode.FORBIDDEN,
                 f"the path names another {part}",
-                f"connect as that {part}, or without a {part} in the path",
+                f"connect as that {part}, or without a {part} in the path; {OWN_ROUTE}",
             )
     return identity
 

@@ -1,10 +1,14 @@
-"""The websocket routes, for a project's ``URLRouter``; and the server's lifespan."""
+"""The websocket routes, for a project's ``URLRouter``; and the server's lifespan.
+
+The gateway's routes match any name, so list routes of your own before them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from django.urls import re_path
+from channels.routing import URLRouter
+from django.urls import path, re_path
 
 from wsgateway.codes import CloseCode
 from wsgateway.consumers import GatewayConsumer, socket_of
@@ -12,15 +16,20 @@ from wsgateway.delivery import get_hub
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.refusals import refuse
 
-__all__ = ["lifespan", "refuse_unknown_path", "websocket_urlpatterns"]
+__all__ = ["gateway_router", "lifespan", "refuse_unknown_path", "websocket_urlpatterns"]
 
 gateway: Any = GatewayConsumer.as_asgi()
 
-websocket_urlpatterns: list[Any] = [
-    re_path(r"^ws/(?P<service>[^/]+)/(?P<user>[^/]+)/$", gateway),
-    re_path(r"^ws/(?P<service>[^/]+)/$", gateway),
-]
-"""The gateway's routes."""
+gateway_router: Any = URLRouter(
+    [
+        re_path(r"^(?P<service>[^/]+)/(?P<user>[^/]+)/$", gateway),
+        re_path(r"^(?P<service>[^/]+)/$", gateway),
+    ]
+)
+"""The gateway, for a prefix of your choice: ``path("live/", gateway_router)``."""
+
+websocket_urlpatterns: list[Any] = [path("ws/", gateway_router)]
+"""The same below ``ws/``."""
 
 
 async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:

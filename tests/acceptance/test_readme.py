@@ -1,0 +1,164 @@
+"""The README's own code in a project that ``django-admin startproject`` has made."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets.asyncio.client
+from websockets.exceptions import ConnectionClosed
+
+from tests import LIMITS
+from tests.acceptance.test_package import run
+from tests.support import ROOT, Process, listening, running, site_env, wait_for
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.client import connect
+from wsgateway.launcher import tour
+
+README = (ROOT / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.S)
+
+CONSUMER = """
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.contrib.auth.models import User  # asgi.py must have set Django up
+
+
+class ChatConsumer(AsyncWebsocketConsumer):
+    async def receive(self, text_data=None, bytes_data=None):
+        await self.send(f"{self.scope['url_route']['kwargs']['room']}: {text_data}")
+"""
+LOG_IN = """
+from django.contrib.auth.models import User
+from django.test import Client
+client = Client()
+client.force_login(User.objects.create_user("ann"))
+print("session:", client.cookies["sessionid"].value)
+"""
+
+
+def block(text: str) -> str:
+    """Return the one block of the README's Python that has *text* in it."""
+    found: list[str] = [code for code in CODE if text in code]
+    assert len(found) == 1, f"{text!r} is in {len(found)} blocks"
+    return found[0]
+
+
+class Site:
+    """The project.
+
+    Args:
+        folder: Where it is made.
+        server: Its broker.
+    """
+
+    def __init__(self, folder: Path, server: EmbeddedServer, prefix: str) -> None:
+        self.folder = folder
+        self.env = site_env(PYTHONPATH=str(ROOT))
+        run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
+        self.manage("startapp", "chat")
+        (folder / "chat/consumers.py").write_text(CONSUMER)
+        (folder / "chat/ws_services.py").write_text(block("@service"))
+        ours = {"NATS_BROKER_URL": server.url, "WSGATEWAY_PREFIX": prefix, **LIMITS}
+        with (folder / "mysite/settings.py").open("a") as settings:
+            settings.write(block("INSTALLED_APPS"))
+            settings.write("INSTALLED_APPS.append('chat')\n")
+            settings.writelines(f"{name} = {value!r}\n" for name, value in ours.items())
+        self.manage("migrate")
+        output = self.manage("shell", "-c", LOG_IN)
+        self.session = re.findall(r"session: (\w+)", output)[0]
+
+    def manage(self, *arguments: str) -> str:
+        """Run ``manage.py``."""
+        return run(sys.executable, "manage.py", *arguments, cwd=self.folder, PYTHONPATH=str(ROOT))
+
+    def start(self, *command: str) -> Process:
+        """Run a program of the virtual environment in the project."""
+        log = self.folder / f"{command[0]}.log"
+        log.unlink(missing_ok=True)
+        process = Process([sys.executable, "-m", *command], log, self.env, self.folder)
+        process.spawn()
+        return process
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, nats_server: EmbeddedServer) -> Iterator[Site]:
+    """The project, with ann, who is logged in, and the service running."""
+    made = Site(tmp_path_factory.mktemp("readme"), nats_server, "readme")
+    with running(made.start("django", "runservice", "orders", "--settings=mysite.settings")):
+        yield made
+
+
+SERVERS: dict[str, Callable[[int], list[str]]] = {
+    "daphne": lambda port: ["daphne", "-p", str(port), "mysite.asgi:application"],
+    "uvicorn": lambda port: ["uvicorn", "--port", str(port), "mysite.asgi:application"],
+    "runserver": lambda port: [
+        "django", "runserver", str(port), "--noreload", "--settings=mysite.settings"
+    ],
+}  # fmt: skip
+
+
+SHORT, LONG = "application = wsgateway.asgi.application()", "gateway_router"
+
+
+@pytest.mark.parametrize(
+    ("server", "entry_point", "prefix"),
+    [
+        ("daphne", SHORT, "/ws"),
+        ("runserver", SHORT, "/ws"),
+        ("daphne", LONG, "/live"),
+        ("uvicorn", LONG, "/live"),
+    ],
+)
+async def test_code_of_the_readme_works_as_it_stands(
+    site: Site, free_port: int, server: str, entry_point: str, prefix: str
+) -> None:
+    """The gateway's URLs could not be below a prefix, and swallowed those of other consumers."""
+    (site.folder / "mysite/asgi.py").write_text(block(entry_point))
+    cookie = {"Cookie": f"sessionid={site.session}"}
+    base = f"ws://127.0.0.1:{free_port}"
+
+    def ws(path: str) -> Any:
+        return websockets.asyncio.client.connect(base + path, additional_headers=cookie, proxy=None)
+
+    async def end_of(path: str) -> tuple[int, str]:
+        async with ws(path) as socket:
+            with pytest.raises(ConnectionClosed) as ended:
+                await asyncio.wait_for(socket.recv(), 10)
+        assert ended.value.rcvd is not None
+        return ended.value.rcvd.code, ended.value.rcvd.reason
+
+    with running(site.start(*SERVERS[server](free_port))) as gateway:
+        wait_for(lambda: listening(free_port), 30, "it listens")
+        async with ws(f"{prefix}/orders/") as ann:
+            await asyncio.to_thread(site.manage, "shell", "-c", block("group_send"))
+            assert await asyncio.wait_for(ann.recv(), 10) == "your order has shipped"
+        url = f"{base}{prefix}/orders/ann/"
+        async with connect(url, additional_headers=cookie, proxy=None) as client:
+            reply = await client.request({"buy": 3})
+            assert reply.json() == {"ok": True, "bought": 3}
+        if prefix == "/ws":
+            assert await end_of("/ws/chat/lobby/") == (1008, "the path names another user")
+            code, reason = await end_of("/ws/chat/")
+            assert (code, reason.startswith("service 'chat' does not exist")) == (1008, True)
+            assert "put its route before the gateway's" in gateway.output
+        else:
+            async with ws("/ws/chat/lobby/") as chat:
+                await chat.send("hello")
+                assert await asyncio.wait_for(chat.recv(), 10) == "lobby: hello"
+            assert await end_of("/ws/orders/") == (1008, "unknown path")
+            assert "add a route to the URLRouter in asgi.py" in gateway.output
+        assert "Traceback" not in gateway.output
+
+
+def test_tour_is_the_one_that_make_run_prints() -> None:
+    """`tests.acceptance.test_launcher` runs what it prints."""
+    printed = tour("127.0.0.1", 8000, [])
+    (listen,) = re.findall(r"^websocat .*", README, re.M)
+    (publish,) = re.findall(r"manage.py (publish .*) '", README)
+    assert f"  {listen}\n" in printed
+    assert f"manage.py {publish} '" in printed
