@@ -10,14 +10,17 @@ that this leans on. With another server nothing here does anything.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from wsgateway.transport import LastBytes, Send, Transport
+from wsgateway.transport import MAX_REASON, LastBytes, Send, Transport
 
 __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "quieten", "transport"]
+
+logger = logging.getLogger("wsgateway")
 
 CLOSED = 0
 """autobahn's ``STATE_CLOSED``."""
@@ -29,7 +32,16 @@ OPEN = 3
 """autobahn's ``STATE_OPEN``."""
 DAPHNES_CODES = frozenset((1000, *range(3000, 5000)))
 """Close codes that daphne's own way takes."""
-HOOKED = ("_dataReceived", "onClose", "onMessage", "onMessageFrame", "onPing", "onPong")
+HOOKED = (
+    "_closeConnection",
+    "_dataReceived",
+    "_fail_connection",
+    "onClose",
+    "onMessage",
+    "onMessageFrame",
+    "onPing",
+    "onPong",
+)
 """Methods of autobahn's protocol that get a version of ours."""
 READ_FRAMES = 64
 """Frames that may wait for the application before reading pauses, besides those of one read."""
@@ -76,6 +88,10 @@ def quieten() -> None:
 
 def _nothing(value: object) -> str:
     return ""
+
+
+def _discard(data: bytes) -> None:
+    return
 
 
 def transport(server_send: Any, send: Send) -> Transport | None:
@@ -145,6 +161,9 @@ class DaphneTransport(Transport):
         protocol.onPing = self._on_ping
         protocol.onPong = self._on_pong
         protocol.onClose = partial(self._on_close, protocol.onClose)
+        protocol._closeConnection = partial(self._on_end, protocol._closeConnection)
+        protocol._fail_connection = self._on_failure
+        protocol.echoCloseCodeReason = True  # a browser's close event has the code that it gets
         # The HTTP channel that the socket came from is registered still, and does nothing.
         protocol.unregisterProducer()
         protocol.registerProducer(self, True)
@@ -265,6 +284,32 @@ class DaphneTransport(Transport):
         handle(payload)
         if not self._protocol.current_frame.fin:  # with the last one comes the message
             self.on_hidden_frame()
+
+    def _on_failure(self, code: int, reason: str) -> None:
+        """Close with *code*, without parsing what follows. Source: RFC 6455, 7.1.7 and 7.1.1.
+
+        Autobahn would reset the connection, and the client would not learn the code. What the
+        client still sends is read until it closes its side: closing a connection with unread bytes
+        resets it, too. Autobahn cuts a client that does not close within a second.
+        """
+        protocol = self._protocol
+        if protocol.state != OPEN:
+            return
+        logger.info("closed a socket: %s", reason, extra={"code": code})
+        self._closing = protocol.failedByMe = True
+        protocol._dataReceived = _discard
+        protocol.data = b""
+        protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:MAX_REASON], isReply=False)
+        protocol.unregisterProducer()  # which half-closing would wait for
+        if self._empty is not None:
+            self._empty.set()
+        if self._gathers is None:  # TLS has no half-closed connections
+            self._descriptor.loseWriteConnection()
+        self._read()
+
+    def _on_end(self, handle: Callable[..., None], abort: bool = False) -> None:
+        """Close the connection; autobahn resets it even if the client answered our close frame."""
+        handle(abort and not self._protocol.wasClean)
 
     def _on_close(self, handle: Callable[..., None], *args: Any) -> None:
         handle(*args)

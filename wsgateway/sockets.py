@@ -23,7 +23,7 @@ from wsgateway.frames import Frame
 from wsgateway.protocol import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
 from wsgateway.recovery import Start
 from wsgateway.subjects import encode_token
-from wsgateway.transport import Send, Transport
+from wsgateway.transport import MAX_REASON, Send, Transport
 
 if TYPE_CHECKING:
     from wsgateway.delivery import Delivery
@@ -38,8 +38,6 @@ JSON_GROWTH = 6
 """How many times larger than a message the frame around it can be: ``\\u0000``."""
 FRAME_OVERHEAD = 4096
 COME_BACK_LATER = (CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHANGED)
-MAX_REASON = 123
-"""Bytes of a close frame's reason. Source: RFC 6455, 5.5."""
 
 
 class SocketClosed(Exception):

@@ -11,8 +11,18 @@ from typing import Any
 
 from channels.sessions import InstanceSessionWrapper
 
-__all__ = ["SERVER_SEND", "WRITE_LIMIT", "LastBytes", "Send", "Transport", "server_send"]
+__all__ = [
+    "MAX_REASON",
+    "SERVER_SEND",
+    "WRITE_LIMIT",
+    "LastBytes",
+    "Send",
+    "Transport",
+    "server_send",
+]
 
+MAX_REASON = 123
+"""Bytes of a close frame's reason. Source: RFC 6455, 5.5."""
 SERVER_SEND = "wsgateway.send"
 """The scope's key for the server's own send, which `wsgateway.asgi.application` keeps."""
 WRITE_LIMIT = 64 * 1024

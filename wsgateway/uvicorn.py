@@ -7,6 +7,7 @@ this leans on. It works with all of uvicorn's websocket implementations and with
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["UvicornTransport", "transport"]
 
 HOOKED = {
     "connection_lost": "_on_lost",
+    "fail_connection": "_on_failure",
     "handle_cont": "_on_part",
     "handle_message": "_on_event",
     "handle_ping": "_on_ping",
@@ -24,9 +26,11 @@ HOOKED = {
     "resume_writing": "_on_empty",
 }
 """Methods of the protocol, and ours that run after them. Each implementation has only some."""
+LINGER = 1.0
+"""Seconds that a client has to close its side after we have closed ours; autobahn's value."""
 CONTROL = frozenset((9, 10))
 """The opcodes of pings and pongs."""
-REPLACED = ("data_received", "read_frame")
+REPLACED = ("data_received", "handle_close", "read_frame")
 """Methods of the protocol that get a version of ours, if there are any."""
 
 
@@ -42,6 +46,53 @@ def transport(server_send: Any, send: Send) -> UvicornTransport | None:
     if isinstance(protocol, asyncio.Protocol) and hasattr(held, "set_write_buffer_limits"):
         return UvicornTransport(protocol, send)
     return None
+
+
+class HalfClosing(asyncio.Protocol):
+    """The transport that uvicorn closes: what was written arrives. Source: RFC 6455, 7.1.1.
+
+    Uvicorn closes the connection right after a close frame. If it has not read all that the client
+    has sent, that resets the connection, and the client may not learn the code. So this ends our
+    side only, and reads until the client ends its side. For uvicorn, the connection is lost.
+
+    Args:
+        transport: The connection; without TLS, which has no half-closed connections.
+        protocol: Uvicorn's protocol.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: Any) -> None:
+        self._transport = transport
+        self._cut: asyncio.TimerHandle | None = None
+        self.protocol = protocol  # None once the connection is closed or lost
+        # What uvicorn calls for each message, so that it costs no `__getattr__`
+        self.write = transport.write
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Say whether it is closed, or has begun to be."""
+        return self.protocol is None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Send what is written, then end our side; after `LINGER` seconds cut the client."""
+        if self.is_closing():
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.protocol.connection_lost, None)
+        self.protocol = None
+        self._transport.set_protocol(self)
+        with contextlib.suppress(OSError, RuntimeError):  # it is lost, or our side has ended
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        self._cut = loop.call_later(LINGER, self._transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the client has ended its side, too. Called by asyncio."""
+        if self._cut is not None:
+            self._cut.cancel()
 
 
 class UvicornTransport(Transport):
@@ -68,11 +119,15 @@ class UvicornTransport(Transport):
         self._pinged = False  # reading is paused, because pongs pile up
         for name, after in HOOKED.items():
             self._hook(name, getattr(self, after))
+        if hasattr(protocol, "handle_close"):
+            protocol.handle_close = partial(self._on_close_event, protocol.handle_close)
         if hasattr(protocol, "read_frame"):
             protocol.read_frame = partial(self._read_frame, protocol.read_frame)
         # Pauses from the first byte on; but with TLS, a transport with nothing to write is paused
         # if the limit is 0, and never resumed.
         encrypted = self._transport.get_extra_info("sslcontext") is not None
+        if not encrypted:
+            protocol.transport = HalfClosing(self._transport, protocol)
         self._transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
 
     def _hook(self, name: str, after: Any) -> None:
@@ -130,6 +185,8 @@ class UvicornTransport(Transport):
             self._cut.cancel()
         for name in (*HOOKED, *REPLACED):  # they hold the protocol
             vars(self._protocol).pop(name, None)
+        if isinstance(self._protocol.transport, HalfClosing):
+            self._protocol.transport.protocol = None
         if self._empty is not None:
             self._empty.set()
 
@@ -175,10 +232,23 @@ class UvicornTransport(Transport):
         self._cut_later()
         await super().close(code, fallback, reason)
 
+    def _on_failure(self, *_args: Any) -> None:
+        """Read what still comes; the websockets implementation stops reading for ten seconds."""
+        self._protocol.transport.close()
+
+    def _on_close_event(self, handle: Any, event: Any) -> None:
+        """Say with which code we close; with wsproto, uvicorn only hangs up on protocol errors."""
+        connection = self._protocol.conn
+        if connection.state.name == "OPEN":  # so the event is not the client's close frame
+            self._protocol.transport.write(connection.send(event))
+        handle(event)
+
     def stop_parsing(self) -> None:
         """See `Transport.stop_parsing`."""
         protocol = self._protocol
-        if not self._lost and not isinstance(protocol.data_received, LastBytes):
+        if not protocol.transport.is_closing() and not isinstance(
+            protocol.data_received, LastBytes
+        ):
             protocol.data_received = LastBytes(protocol.data_received)
             self._transport.set_protocol(protocol)  # uvloop looks its methods up only here
 

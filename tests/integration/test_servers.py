@@ -154,6 +154,9 @@ async def test_raw_sockets_keep_the_same_promises_over_tls(
     async with gateway.connect(*ANN, ssl=context) as raw:
         await broker.publish(ANN, b"", kind="text")
         assert await asyncio.wait_for(raw.recv(), 10) == ""
+        async with gateway.connect("orders", "bob", ssl=context) as bob:
+            await bob.send(bytes(2_000_000))  # above daphne's limit and ours
+            assert await closed_with(bob) == 1009
         await asyncio.to_thread(gateway.stop, 5.0)  # the client must end its TLS, too
         assert await closed_with(raw) == (1001 if server == "daphne" else 1012)
     assert "Traceback" not in gateway.output

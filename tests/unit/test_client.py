@@ -288,7 +288,9 @@ async def test_a_gateway_that_stops_says_when_to_come_back(gateway: FakeGateway)
         await until(lambda: client.state is ClientState.OPEN)
 
 
-@pytest.mark.parametrize("code", [1008, 1009, *(c for c in CloseCode if not c.reconnect)])
+@pytest.mark.parametrize(
+    "code", [1002, 1007, 1008, 1009, *(c for c in CloseCode if not c.reconnect)]
+)
 async def test_close_codes_that_are_final(gateway: FakeGateway, code: int) -> None:
     async with client_of(gateway) as client:
         gateway.confirm = False

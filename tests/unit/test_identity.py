@@ -26,8 +26,8 @@ from wsgateway.identity import (
     resolve_identity,
     set_identity_cookie,
 )
-from wsgateway.sockets import MAX_REASON
 from wsgateway.subjects import Inbox
+from wsgateway.transport import MAX_REASON
 
 REFUSED = IdentityRefused
 

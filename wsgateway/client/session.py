@@ -16,7 +16,7 @@ from wsgateway.protocol import Reason, ServerMessage, Welcome, encode_client_mes
 
 __all__ = ["ClientInbox", "ClientOutbox", "Position", "should_reconnect"]
 
-_FINAL = frozenset({1003, 1007, 1008, 1009, 1010})
+_FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 """Standard close codes after which the same client would only be refused again."""
 
 

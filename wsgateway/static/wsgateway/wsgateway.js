@@ -28,7 +28,7 @@ const DEFAULTS = {
 };
 
 /** Close codes outside 4000-4999 after which the same client would only be refused again. */
-const FINAL = new Set([1003, 1007, 1008, 1009, 1010]);
+const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const CREDENTIALS_CHANGED = 4016;
 const NOT_AUTHENTICATED = 4501;
 const ID = /^[!-~]{1,64}$/;
