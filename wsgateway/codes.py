@@ -33,6 +33,7 @@ class CloseCode(IntEnum):
     BROKER_UNAVAILABLE = 4014, "broker unavailable", 1013
     STREAM_REPLACED = 4015, "stream replaced", 1013
     CREDENTIALS_CHANGED = 4016, "credentials changed", 1012
+    QUEUE_FULL = 4017, "queue full", 1013
     BAD_REQUEST = 4500, "bad request", 1008
     NOT_AUTHENTICATED = 4501, "not authenticated", 1008
     FORBIDDEN = 4503, "forbidden", 1008

@@ -259,7 +259,9 @@ class RawSocket(Socket):
             return
         logger.warning("a client's frame was refused: %s", error)
         code = CloseCode.BROKER_UNAVAILABLE
-        if isinstance(error, MessageTooBig):
+        if isinstance(error, QueueFull):
+            code = CloseCode.QUEUE_FULL
+        elif isinstance(error, MessageTooBig):
             code = CloseCode.MESSAGE_TOO_BIG
         elif not isinstance(error, WsGatewayError):
             logger.error("a client's frame failed", exc_info=error)

@@ -44,6 +44,18 @@ async def test_raw_sockets_get_standard_codes_with_a_reason(
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_raw_sockets_learn_that_the_queue_is_full(
+    gateway_factory: Callable[..., Gateway], server: str
+) -> None:
+    """The reason was "broker unavailable"."""
+    gateway = gateway_factory(server, WSGATEWAY_SEND_MAX_MESSAGES_PER_USER="1")
+    async with gateway.connect("s", "u") as ws:
+        await ws.send("1")
+        await ws.send("2")
+        assert await closed_with(ws) == (1013, "queue full")
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
 async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
     gateway_factory: Callable[..., Gateway], server: str, prefix: str, nats_server: Any
 ) -> None:

@@ -22,6 +22,7 @@ def test_reconnect_follows_from_the_range() -> None:
         "BROKER_UNAVAILABLE",
         "STREAM_REPLACED",
         "CREDENTIALS_CHANGED",
+        "QUEUE_FULL",
     }
     for code in CloseCode:
         assert code.reconnect is (4000 <= code <= 4499)

@@ -222,7 +222,7 @@ async def test_nothing_is_taken_from_a_raw_socket_after_a_refusal() -> None:
     for frame in "345":
         await socket.receive(frame, None)
     assert [frame.payload for frame in broker.frames] == [b"1", b"2"]
-    await until(lambda: client.closed_with == CloseCode.BROKER_UNAVAILABLE.raw, what="closed")
+    await until(lambda: client.closed_with == CloseCode.QUEUE_FULL.raw, what="closed")
 
 
 async def test_raw_message_is_settled_when_the_kernel_has_it() -> None:
