@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from wsgateway.conf import SETTINGS
+from wsgateway.conf import SETTINGS, misspelt_setting
 
 __all__ = ["flag", "gateway_settings", "items", "number", "required"]
 
@@ -45,9 +45,14 @@ def required(environ: Mapping[str, str], name: str, cure: str) -> str:
 def gateway_settings(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return every wsgateway setting that *environ* sets, each as its own type.
 
-    An unknown ``WSGATEWAY_…`` name is kept as it is, for the system check E001 to report.
+    An unknown ``WSGATEWAY_…`` name, and one that resembles a setting, are kept as they are, for
+    the system checks E001 and W013 to report.
     """
-    names = [name for name in environ if name in SETTINGS or name.startswith("WSGATEWAY_")]
+    names = [
+        name
+        for name in environ
+        if name in SETTINGS or name.startswith("WSGATEWAY_") or misspelt_setting(name)
+    ]
     kinds = {name: SETTINGS[name].kind if name in SETTINGS else (str,) for name in names}
     return {name: _convert(name, environ[name], kinds[name]) for name in names}
 

@@ -7,6 +7,7 @@ works. Durations are float seconds, sizes int bytes. ``docs/settings.md`` is che
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -15,7 +16,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["SETTINGS", "Settings", "settings"]
+__all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
 
 T = TypeVar("T")
 
@@ -276,8 +277,8 @@ class Settings:
         return apps.apps_ready and apps.is_installed(app)
 
     def names_set(self) -> list[str]:
-        """Return every ``WSGATEWAY_…`` name that the project sets, known or not."""
-        return sorted(name for name in dir(django_settings) if name.startswith(PREFIX))
+        """Return the name of every setting of the project, of Django and of all apps."""
+        return sorted(name for name in dir(django_settings) if name.isupper())
 
     @property
     def root_urlconf(self) -> str | None:
@@ -322,3 +323,31 @@ SETTINGS: dict[str, Setting[Any]] = {
 """Every setting by its name in Django's settings."""
 
 settings = Settings()
+
+
+def nearest_setting(name: str) -> str | None:
+    """Return the setting whose name *name* resembles; None without one."""
+    names = {known.removeprefix(PREFIX): known for known in SETTINGS}
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+    return names[near[0]] if near else None
+
+
+def _resemble(names: tuple[str, str]) -> bool:
+    return difflib.SequenceMatcher(None, *names).ratio() >= 0.9
+
+
+def misspelt_setting(name: str) -> str | None:
+    """Return the setting that is meant by a name without our prefix; None for another app's."""
+    if name in SETTINGS or name.startswith(PREFIX):
+        return None
+    for known in SETTINGS:
+        pairs = (name, known), (name.removesuffix("_URL"), known.removesuffix("_URL"))
+        if not known.startswith(PREFIX) and any(map(_resemble, pairs)):
+            return known
+    # Our prefix with a typo in it. Without the W, it may be another's gateway
+    first = name.partition("_")[0]
+    is_prefix = name.replace("_", "").startswith("WSGATEWAY") or (
+        first.startswith("W") and difflib.get_close_matches(first, ["WSGATEWAY"], cutoff=0.88)
+    )
+    near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.85) if is_prefix else []
+    return near[0] if near else None

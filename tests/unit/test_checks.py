@@ -20,7 +20,7 @@ from wsgateway import checks
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
 from wsgateway.checks.production import check_demo_users
-from wsgateway.checks.values import check_names
+from wsgateway.checks.values import check_misspelt_names, check_names
 from wsgateway.conf import SETTINGS
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
@@ -84,6 +84,57 @@ def test_E001_unknown_name_suggests_the_nearest(settings: Any) -> None:
         "docs/settings.md lists all settings.",
     ]
     assert {m.id for m in found} == {"wsgateway.E001"}
+
+
+def test_E001_suggests_names_that_exist(settings: Any) -> None:
+    """It suggested WSGATEWAY_NATS_BROKER_URL, which does not exist either."""
+    settings.WSGATEWAY_NATS_BROKER_URL = "nats://h"
+    settings.WSGATEWAY_PUBSUB_BROKER = "nats"
+    assert [m.hint for m in check_names()] == [
+        "Did you mean NATS_BROKER_URL?",
+        "Did you mean PUBSUB_BROKER?",
+    ]
+
+
+MISSPELT = {
+    "NATS_BROKER_URLS": "NATS_BROKER_URL",
+    "NATS_BROKER_URI": "NATS_BROKER_URL",
+    "NATS_BROKER": "NATS_BROKER_URL",
+    "NAT_BROKER_URL": "NATS_BROKER_URL",
+    "PUB_SUB_BROKER": "PUBSUB_BROKER",
+    "PUBSUB_BROKER_URL": "PUBSUB_BROKER",
+    "PUBSUB_BORKER": "PUBSUB_BROKER",
+    "WS_GATEWAY_SERVICES": "WSGATEWAY_SERVICES",
+    "WSGATWAY_SERVICE": "WSGATEWAY_SERVICES",
+    "WSGATEWAYS_REPLICAS": "WSGATEWAY_REPLICAS",
+}
+
+
+@pytest.mark.parametrize(("name", "meant"), MISSPELT.items())
+def test_W013_misspelt_name(settings: Any, name: str, meant: str) -> None:
+    if hasattr(settings, meant):
+        delattr(settings, meant)
+    setattr(settings, name, "x")
+    (found,) = check_misspelt_names()
+    assert (found.id, found.msg) == ("wsgateway.W013", f"{name} is not a setting of wsgateway.")
+    assert f"Did you mean {meant}?" in str(found.hint)
+    setattr(settings, meant, "x")  # then the other one is no typo
+    assert check_misspelt_names() == []
+
+
+OTHERS = """NATS_URL NATS_SERVERS NATS_BUCKET BROKER_URL CELERY_BROKER_URL MQTT_BROKER_URL PUBSUB
+    NATS_BROKER_PORT NATS_BROKER_SERVICE_HOST NSQ_BROKER_URL
+    KAFKA_BROKER_URL PUBSUB_BACKEND REDIS_URL GATEWAY_SERVICES API_GATEWAY_PREFIX
+    PAYMENT_GATEWAY_PREFIX WEBSOCKET_WINDOW WS_URL WAGTAIL_SITE_NAME CHANNEL_LAYERS REPLICAS"""
+
+
+def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
+    del settings.NATS_BROKER_URL
+    del settings.PUBSUB_BROKER
+    for name in OTHERS.split():
+        setattr(settings, name, "x")
+    assert check_misspelt_names() == []
+    assert check_names() == []
 
 
 @pytest.mark.parametrize(
@@ -345,3 +396,11 @@ def test_W109_any_service(settings: Any) -> None:
     settings.WSGATEWAY_SERVICES = ["*"]
     assert "W109" not in messages()
     assert "fill the queue of every service" in messages(deploy=True)["W109"]
+
+
+@pytest.mark.troubleshooting("(wsgateway.W013) NATS_BROKER_URLS is not a setting of wsgateway")
+def test_misspelt_url(symptom: Symptom, settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    del settings.NATS_BROKER_URL
+    settings.NATS_BROKER_URLS = "nats://h"
+    call_command("check")
+    symptom.must_show_in(capsys.readouterr().err)

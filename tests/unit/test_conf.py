@@ -84,6 +84,7 @@ class TestEnvironment:
                 "WSGATEWAY_SERVICES": "orders, chat",
                 "WSGATEWAY_IDENTITY": "a.B",
                 "WSGATEWAY_TYPO": "for wsgateway.E001 to find",
+                "NATS_BROKER_URLS": "for wsgateway.W013 to find",
                 "OTHER": "x",
             }
         )
@@ -95,6 +96,7 @@ class TestEnvironment:
             "WSGATEWAY_SERVICES": ["orders", "chat"],
             "WSGATEWAY_IDENTITY": ["a.B"],
             "WSGATEWAY_TYPO": "for wsgateway.E001 to find",
+            "NATS_BROKER_URLS": "for wsgateway.W013 to find",
         }
 
     @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from wsgateway.checks.services import check_production_services, check_services
 from wsgateway.checks.values import (
     check_duplicate_window,
     check_files,
+    check_misspelt_names,
     check_names,
     check_values,
 )
@@ -36,6 +37,7 @@ __all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS"]
 
 CHECKS: list[Check] = [
     check_names,
+    check_misspelt_names,
     check_values,
     check_resolvers,
     check_user_names,

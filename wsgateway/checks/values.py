@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 
 from wsgateway.checks.base import possible
-from wsgateway.conf import SETTINGS, settings
+from wsgateway.conf import SETTINGS, misspelt_setting, nearest_setting, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.subjects import Subjects
 
-__all__ = ["check_duplicate_window", "check_files", "check_names", "check_values"]
+__all__ = [
+    "check_duplicate_window",
+    "check_files",
+    "check_misspelt_names",
+    "check_names",
+    "check_values",
+]
 
 FILES = ("NATS_CREDENTIALS", "NATS_NKEY_SEED", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY")
 
 
 def check_names(**kwargs: Any) -> list[CheckMessage]:
     """E001: a ``WSGATEWAY_…`` name that does not exist, so that a typo has no silent effect."""
-    found: list[CheckMessage] = []
-    for name in settings.names_set():
-        if name in SETTINGS:
-            continue
-        near = difflib.get_close_matches(bare(name), map(bare, SETTINGS), n=1)
-        hint = (
-            f"Did you mean WSGATEWAY_{near[0]}?" if near else "docs/settings.md lists all settings."
+    return [
+        Error(
+            f"Unknown setting {name}.",
+            hint=f"Did you mean {near}?" if near else "docs/settings.md lists all settings.",
+            id="wsgateway.E001",
         )
-        found.append(Error(f"Unknown setting {name}.", hint=hint, id="wsgateway.E001"))
-    return found
+        for name in settings.names_set()
+        if name.startswith("WSGATEWAY_") and name not in SETTINGS
+        for near in [nearest_setting(name)]
+    ]
 
 
-def bare(name: str) -> str:
-    return name.removeprefix("WSGATEWAY_")
+def check_misspelt_names(**kwargs: Any) -> list[CheckMessage]:
+    """W013: a name that resembles one of ours, which is not set itself."""
+    names = settings.names_set()
+    return [
+        Warning(
+            f"{name} is not a setting of wsgateway.",
+            hint=f"Did you mean {meant}? Silence this if the setting is another app's.",
+            id="wsgateway.W013",
+        )
+        for name in names
+        if (meant := misspelt_setting(name)) and meant not in names
+    ]
 
 
 def check_values(**kwargs: Any) -> list[CheckMessage]:
@@ -92,7 +107,7 @@ def check_duplicate_window(**kwargs: Any) -> list[CheckMessage]:
     if not possible("WSGATEWAY_DUPLICATE_WINDOW", "WSGATEWAY_PUBLISH_TIMEOUT", *names):
         return []
     window = settings.DUPLICATE_WINDOW
-    ages = [getattr(settings, bare(name)) for name in names]
+    ages = [getattr(settings, name.removeprefix("WSGATEWAY_")) for name in names]
     found: list[CheckMessage] = [
         Warning(
             f"WSGATEWAY_DUPLICATE_WINDOW is {window:g} s, but {name} is {age:g} s: that stream "
