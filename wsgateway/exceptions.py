@@ -41,6 +41,11 @@ __all__ = [
 ]
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the text of *error*, for a log line; its type if it has none, as time-outs."""
+    return str(error) or type(error).__name__
+
+
 class WsGatewayError(Exception):
     """Base of every error this package raises on purpose."""
 

@@ -27,6 +27,7 @@ from django.utils.crypto import salted_hmac
 from wsgateway.broker.base import Broker
 from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
+from wsgateway.exceptions import reason_of
 from wsgateway.identity import Identity
 from wsgateway.logins import reasons_to_close
 
@@ -218,7 +219,7 @@ class Revocations:
                 for socket, code in await self._check_batch(batch):
                     revoked([socket], code)
             except Exception as exc:
-                logger.warning("cannot check the log-ins of open sockets now: %s", exc)
+                logger.warning("cannot check the log-ins of open sockets now: %s", reason_of(exc))
                 self._check_soon(s for s in [*batch, *remaining] if s in self._sockets)
                 await asyncio.sleep(RETRY)
 

@@ -25,6 +25,7 @@ from wsgateway import portal
 from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import embedded_is_running
 from wsgateway.conf import settings
+from wsgateway.exceptions import reason_of
 from wsgateway.layer.loops import on_fork
 from wsgateway.logins import session_model, session_store, sessions_are_cookies, user_models
 from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
@@ -213,7 +214,7 @@ class _Announcer:
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
-        _warn(len(self._take()), error)
+        _warn(len(self._take()), reason_of(error))
 
     def finish(self) -> None:
         """Wait a moment for what is still to be told."""
@@ -221,7 +222,7 @@ class _Announcer:
             concurrent.futures.wait([self._last], EXIT_TIMEOUT)
 
 
-def _warn(count: int, reason: object) -> None:
+def _warn(count: int, reason: str) -> None:
     logger.warning(
         "could not tell the gateways that %d log-ins changed; they find out within "
         "WSGATEWAY_REVALIDATE_INTERVAL: %s",

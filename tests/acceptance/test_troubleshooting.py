@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -20,6 +22,7 @@ from django.core.management.base import SystemCheckError
 
 from tests.integration.test_auth_tls import Authority, server
 from tests.integration.test_jetstream import pretender
+from tests.support import ROOT, site_env
 from tests.troubleshooting import Symptom, marked, rows
 from wsgateway.broker.embedded import free_port
 from wsgateway.broker.nats import broker_from_settings
@@ -50,6 +53,18 @@ async def first_error() -> str:
                     return str(error.value)
     finally:
         await broker.close()
+
+
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Python beside the site; ``run("manage.py", "check")``."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=site_env(**{"DEBUG": "1", **env}),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
 
 
 async def is_ready() -> None:
@@ -293,3 +308,22 @@ def test_websocket_url(symptom: Symptom, settings: Any) -> None:
         call_command("check")
     symptom.must_show_in(str(error.value))
     assert "Use nats://host:4222" in str(error.value)
+
+
+# -- sending and services ----------------------------------------------------------------------
+
+ENQUEUE = """
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["wsgateway"])
+import django
+django.setup()
+from wsgateway.outbox import enqueue
+"""
+
+
+@pytest.mark.troubleshooting("the outbox has no table: add 'wsgateway.outbox' to INSTALLED_APPS")
+def test_outbox_that_is_not_installed(symptom: Symptom) -> None:
+    """Django's error spoke of an explicit app_label."""
+    done = run("-c", ENQUEUE)
+    assert done.returncode == 1
+    symptom.must_show_in(done.stderr)

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
+from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, reason_of
 
 __all__ = [
     "EmbeddedServer",
@@ -462,7 +462,7 @@ class _Watch:
         except Exception as exc:  # the next try may go well: a full disk, for example
             logger.error(
                 "the embedded nats-server has ended and cannot be started: %s; next try in %.0f s",
-                exc,
+                reason_of(exc),
                 pause,
             )
             return pause

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import uuid
 
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
 __all__ = ["OutboxMessage"]
+
+if not apps.is_installed("wsgateway.outbox"):  # Django's own error speaks of an app_label
+    raise ImproperlyConfigured(
+        "the outbox has no table: add 'wsgateway.outbox' to INSTALLED_APPS, and run "
+        '"manage.py migrate"'
+    )
 
 
 class OutboxMessage(models.Model):

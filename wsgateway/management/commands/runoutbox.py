@@ -12,7 +12,7 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import InterfaceError, OperationalError, ProgrammingError
 
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.exceptions import WsGatewayError, reason_of
 
 logger = logging.getLogger("wsgateway.outbox")
 
@@ -78,7 +78,7 @@ class Command(BaseCommand):
             except Exception as exc:  # whatever it is, it may pass
                 expected = isinstance(exc, (WsGatewayError, OperationalError, InterfaceError))
                 text = "the outbox waits %.1f s: %s"
-                logger.warning(text, pause, exc, exc_info=None if expected else exc)
+                logger.warning(text, pause, reason_of(exc), exc_info=None if expected else exc)
                 self._end.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
