@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from wsgateway.broker.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")
+SERVERS = ["daphne", "uvicorn --loop uvloop", "uvicorn --loop asyncio"]
+# Uvicorn's other implementations. Without wsproto, uvicorn cannot choose that.
+SERVERS += [f"uvicorn --ws {name}" for name in ("websockets", "wsproto") if find_spec(name)]
+"""ASGI servers, as `Gateway` takes them: each that the product knows, in all its ways."""
 
 
 def wait_for(condition: Callable[..., Any], timeout: float = 10.0, what: str = "") -> Any:
@@ -276,6 +282,37 @@ class Gateway(Process):
         options.setdefault("proxy", None)
         url = self.ws(path or f"/ws/{service}/{user}/") + query
         return websockets.asyncio.client.connect(url, **options)
+
+
+def masked(frame: str | bytes) -> bytes:
+    """Return a small frame as it goes over the wire; "websocket ping" is one of the protocol."""
+    if frame == "websocket ping":
+        opcode, payload = 9, b"p" * 125
+    else:
+        opcode, payload = (1, frame.encode()) if isinstance(frame, str) else (2, frame)
+    return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+
+
+def deaf_socket(gateway: Gateway, service: str, user: str, *, v1: bool = False) -> socket.socket:
+    """Return an open websocket whose kernel takes little, as a bare TCP socket."""
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.settimeout(10)
+    deaf.connect(("127.0.0.1", gateway.port))
+    subprotocol = "Sec-WebSocket-Protocol: wsgateway.v1\r\n" if v1 else ""
+    deaf.sendall(
+        f"GET /ws/{service}/{user}/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        f"Sec-WebSocket-Version: 13\r\n{subprotocol}"
+        f"Cookie: service={service}; user={user}\r\n\r\n".encode()
+    )
+    assert b" 101 " in deaf.recv(1024)
+    return deaf
+
+
+def unread(deaf: socket.socket) -> bool:
+    """Say whether something waits to be read."""
+    return bool(select.select([deaf], [], [], 0)[0])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from channels.exceptions import StopConsumer
@@ -16,7 +17,7 @@ from wsgateway.identity import require_service, resolve_identity
 from wsgateway.origins import require_origin
 from wsgateway.protocol import ProtocolError, Resume, choose_subprotocol, parse_resume
 from wsgateway.refusals import refuse
-from wsgateway.sockets import RawSocket, Socket, V1Socket
+from wsgateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.transport import Transport, server_send
 
 __all__ = ["GatewayConsumer", "socket_of"]
@@ -57,7 +58,8 @@ class GatewayConsumer(AsyncWebsocketConsumer):
                 await self.delivery.socket.receive(message.get("text"), message.get("bytes"))
             await self.transport.taken()
         elif kind == "websocket.connect":
-            await self.connect()
+            with contextlib.suppress(SocketClosed):  # the client is gone
+                await self.connect()
             await self.transport.taken()
         elif kind == "websocket.disconnect":
             raise StopConsumer

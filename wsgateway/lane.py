@@ -79,7 +79,7 @@ class Lane:
         self._window_bytes = window_bytes
         self._patience = patience
         self._strict = strict
-        self._ended = False  # something was refused, and the lane is strict
+        self._ended = False  # given up, or something was refused and the lane is strict
         self._bytes = 0  # of the entries
         self._entries: list[_Entry] = []  # oldest first; those in flight lead
         self._holding = False  # new entries wait until those before them were offered again
@@ -91,7 +91,7 @@ class Lane:
     ) -> asyncio.Future[Receipt]:
         """Send *frame*; wait while the window is full. Return the future of its receipt.
 
-        The future is cancelled when a strict lane has ended.
+        The future is cancelled when the lane has ended.
         """
         size = len(frame.payload)
         while not self._has_room(size):
@@ -112,6 +112,14 @@ class Lane:
         if self._runner is None or self._runner.done():
             self._runner = supervise(self._run, "wsgateway-lane")
         return entry.result
+
+    def give_up(self) -> None:
+        """Forget what is not stored, and take no more. Idempotent."""
+        if self._runner is not None:
+            self._runner.cancel()
+        self._end_behind(0)
+        if self._room is not None:
+            self._room.set()
 
     def _has_room(self, size: int) -> bool:
         if not self._entries or self._ended:

@@ -106,16 +106,21 @@ class Socket(ABC):
         self.delivery: Delivery | None = None
         """Set by the delivery."""
         self.transport.on_hidden_frame = self._on_hidden_frame
+        self.transport.on_end = self._on_end
 
     async def accept(self) -> None:
         """End the handshake. Idempotent.
 
         Raises:
-            SocketClosed: It was closed before, its log-in may have been revoked meanwhile.
+            SocketClosed: It was closed before (its log-in may have been revoked), or the client
+                is gone.
         """
         if self.closed:
             raise SocketClosed
-        await self._accept()
+        try:
+            await self._accept()
+        except OSError as exc:  # the client is gone, and the server has noticed
+            raise SocketClosed from exc
 
     async def _accept(self) -> None:
         if not self._accepted:
@@ -185,6 +190,12 @@ class Socket(ABC):
         if self._limit.exhausted and self.delivery is not None and not self.deaf:
             self.transport.stop_parsing()  # uvloop reads many times before anything else runs
             self.delivery.close_soon(CloseCode.RATE_LIMIT)
+
+    def _on_end(self) -> None:
+        """Take nothing more, not even what the server has read already."""
+        self.deaf = True
+        if self.delivery is not None:
+            self.delivery.lane.give_up()
 
     async def _write(self, key: str, data: str | bytes) -> bool:
         """Write one frame; return whether the kernel has everything before it."""

@@ -80,7 +80,7 @@ class Transport:
         send: What the consumer was given.
     """
 
-    __slots__ = ("_send", "on_hidden_frame")
+    __slots__ = ("_send", "on_end", "on_hidden_frame")
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -88,6 +88,8 @@ class Transport:
         """Called for each frame that is not an ASGI event of its own, if the server tells.
 
         Those are pings, pongs and the parts of a message except one."""
+        self.on_end: Callable[[], None] = _nothing
+        """Called when a server that ends waits no longer for the application, if it tells."""
 
     @property
     def gone(self) -> bool:

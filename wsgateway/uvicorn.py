@@ -1,4 +1,4 @@
-"""What uvicorn does not offer through ASGI: when the kernel has what was sent.
+"""What uvicorn does not offer through ASGI: when the kernel has what was sent, and an end in time.
 
 ``tests/integration/test_servers.py`` fails when a new version of uvicorn changes a detail that
 this leans on. It works with all of uvicorn's websocket implementations and with uvloop.
@@ -24,13 +24,14 @@ HOOKED = {
     "handle_ping": "_on_ping",
     "handle_pong": "_on_hidden",
     "resume_writing": "_on_empty",
+    "shutdown": "_on_shutdown",
 }
 """Methods of the protocol, and ours that run after them. Each implementation has only some."""
 LINGER = 1.0
 """Seconds that a client has to close its side after we have closed ours; autobahn's value."""
 CONTROL = frozenset((9, 10))
 """The opcodes of pings and pongs."""
-REPLACED = ("data_received", "handle_close", "read_frame")
+REPLACED = ("data_received", "drain", "handle_close", "read_frame")
 """Methods of the protocol that get a version of ours, if there are any."""
 
 
@@ -123,6 +124,8 @@ class UvicornTransport(Transport):
             protocol.handle_close = partial(self._on_close_event, protocol.handle_close)
         if hasattr(protocol, "read_frame"):
             protocol.read_frame = partial(self._read_frame, protocol.read_frame)
+        if hasattr(protocol, "drain"):
+            protocol.drain = partial(self._drain, protocol.drain)
         # Pauses from the first byte on; but with TLS, a transport with nothing to write is paused
         # if the limit is 0, and never resumed.
         encrypted = self._transport.get_extra_info("sslcontext") is not None
@@ -144,8 +147,15 @@ class UvicornTransport(Transport):
 
     @property
     def gone(self) -> bool:
-        """Whether the connection is closed already."""
-        return self._lost
+        """Whether nothing can be written any more.
+
+        Uvicorn closes by itself, too: when it stops, after a protocol error, and when a client
+        does not answer its pings. What is sent after that raises RuntimeError.
+        """
+        if self._lost or self._transport.is_closing():
+            return True
+        closed = getattr(self._protocol, "closed_event", None)  # the websockets implementation
+        return bool(self._protocol.close_sent if closed is None else closed.is_set())
 
     @property
     def pending(self) -> int:
@@ -153,11 +163,24 @@ class UvicornTransport(Transport):
         return self._transport.get_write_buffer_size() or self._transport.is_closing()
 
     async def send(self, event: Any) -> bool:
-        """See `Transport.send`. The websockets implementation cannot bear two sends that wait."""
+        """See `Transport.send`."""
         if self._transport.get_write_buffer_size():
             await self.drained()
-        await self._send(event)
+        try:
+            await self._send(event)
+        except RuntimeError as exc:
+            if not self.gone:
+                raise
+            raise ConnectionResetError from exc
         return True
+
+    async def _drain(self, drain: Any) -> None:
+        """Wait for the kernel; *drain* of the websockets implementation lets only one task wait.
+
+        Its pings, and its answer to a close frame, wait beside what we send.
+        """
+        await self.drained()
+        await drain()
 
     async def drained(self) -> None:
         """See `Transport.drained`."""
@@ -230,7 +253,20 @@ class UvicornTransport(Transport):
         self._cut_later()
         await self.drained()
         self._cut_later()
-        await super().close(code, fallback, reason)
+        if not self.gone:
+            await self.send({"type": "websocket.close", "code": code, "reason": reason})
+
+    def _on_shutdown(self) -> None:
+        """End in time: uvicorn, which stops, waits for ever for a client that does not read.
+
+        It waits for the application too, and that may wait for the broker.
+        """
+        loop = asyncio.get_running_loop()
+        loop.call_later(settings.CLOSE_TIMEOUT / 4, self._end)
+
+    def _end(self) -> None:
+        self._transport.abort()
+        self.on_end()
 
     def _on_failure(self, *_args: Any) -> None:
         """Read what still comes; the websockets implementation stops reading for ten seconds."""

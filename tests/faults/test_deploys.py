@@ -19,7 +19,17 @@ from websockets.exceptions import ConnectionClosed
 from tests.acceptance.proxy import Balancer, listening
 from tests.faults.traffic import INBOX, broker_at, stored
 from tests.soak.__main__ import soak
-from tests.support import ROOT, Gateway, Process, running, until
+from tests.support import (
+    ROOT,
+    SERVERS,
+    Gateway,
+    Process,
+    deaf_socket,
+    masked,
+    running,
+    unread,
+    until,
+)
 from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
@@ -64,28 +74,57 @@ async def test_clients_are_told_to_come_back_spread_over_a_time(gateway_factory:
     assert "Traceback" not in gateway.output
 
 
-@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+@pytest.mark.parametrize("server", SERVERS)
 async def test_clients_that_do_not_read_do_not_keep_a_gateway(
     server: str, gateway_factory: Gateways, broker: NatsBroker
 ) -> None:
-    """Closing waited for sockets and wrote the cursors after them, within one time-out."""
+    """Uvicorn waited for ever until the kernel had taken what waited for such a client."""
     gateway = gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="3600")
-    deaf = await gateway.connect("faults", "deaf", max_queue=1, ping_interval=None)
-    deaf.transport.pause_reading()
-    for number in range(40):
-        await broker.publish(Inbox("faults", "deaf"), b"x" * 500_000, msg_id=f"deaf{number}")
-    async with gateway.connect("faults", "ann", **V1) as ann:
-        assert json.loads(await ann.recv())["type"] == "welcome"
-        receipt = await broker.publish(Inbox("faults", "ann"), b"hello")
-        assert json.loads(await ann.recv())["data"] == "hello"
-        await ann.send(json.dumps({"type": "ack", "offset": receipt.offset}))
-        await ann.send(json.dumps({"type": "ping"}))
-        assert json.loads(await ann.recv()) == {"type": "pong"}
+    for user in ("raw", "v1"):
+        for number in range(20):
+            await broker.publish(Inbox("faults", user), b"x" * 500_000, msg_id=f"{user}{number}")
+    with (
+        deaf_socket(gateway, "faults", "raw") as raw,
+        deaf_socket(gateway, "faults", "v1", v1=True) as v1,
+    ):
+        for deaf in (raw, v1):
+            await until(lambda deaf=deaf: unread(deaf), what="the backlog begins to arrive")
+        async with gateway.connect("faults", "ann", **V1) as ann:
+            assert json.loads(await ann.recv())["type"] == "welcome"
+            receipt = await broker.publish(Inbox("faults", "ann"), b"hello")
+            assert json.loads(await ann.recv())["data"] == "hello"
+            await ann.send(json.dumps({"type": "ack", "offset": receipt.offset}))
+            await ann.send(json.dumps({"type": "ping"}))
+            assert json.loads(await ann.recv()) == {"type": "pong"}
+            began = time.monotonic()
+            await asyncio.to_thread(gateway.stop, 3 * DEADLINE)
+            assert time.monotonic() - began < DEADLINE
+    assert await cursor(broker, "ann") == receipt.offset
+    assert "Traceback" not in gateway.output
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_frames_that_a_frozen_broker_does_not_take_do_not_keep_a_gateway(
+    server: str, gateway_factory: Gateways, own_server: EmbeddedServer
+) -> None:
+    """Uvicorn waited for the consumer, and that for NATS, as long as a frame is retried: 25 s."""
+    gateway = gateway_factory(server, NATS_BROKER_URL=own_server.url, WSGATEWAY_SEND_WINDOW="1")
+    with (
+        deaf_socket(gateway, "faults", "raw") as raw,
+        deaf_socket(gateway, "faults", "v1", v1=True) as v1,
+    ):
+        message = '{"type":"message","id":"%d","data":"x"}'
+        v1.sendall(masked(message % 1))
+        await until(lambda: b'"ack"' in v1.recv(4096), what="the first frame is stored")
+        own_server.pause()
+        raw.sendall(masked("x") * 5)
+        v1.sendall(b"".join(masked(message % number) for number in range(2, 7)))
+        v1.sendall(masked("websocket ping"))
         began = time.monotonic()
         await asyncio.to_thread(gateway.stop, 3 * DEADLINE)
         assert time.monotonic() - began < DEADLINE
-    assert await cursor(broker, "ann") == receipt.offset
-    deaf.transport.abort()
+    own_server.resume()
+    assert "Traceback" not in gateway.output
 
 
 async def cursor(broker: Broker, user: str) -> int:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.integration.test_servers import SERVERS, V1
-from tests.support import Gateway, until
+from tests.integration.test_servers import V1
+from tests.support import SERVERS, Gateway, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import free_port
 from wsgateway.identity import make_token

@@ -13,17 +13,18 @@ import itertools
 import json
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Awaitable, Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from tests.faults.traffic import broker_at
 from tests.integration.test_auth_tls import Authority
-from tests.support import Gateway, listening, until
+from tests.support import SERVERS, Gateway, deaf_socket, listening, masked, unread, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.frames import Frame
@@ -31,9 +32,6 @@ from wsgateway.subjects import Inbox
 
 ANN = Inbox("orders", "ann")
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
-SERVERS = ["daphne", "uvicorn --loop uvloop", "uvicorn --loop asyncio"]
-# Uvicorn's other implementations. Without wsproto, uvicorn cannot choose that.
-SERVERS += [f"uvicorn --ws {name}" for name in ("websockets", "wsproto") if find_spec(name)]
 APPLICATIONS = ["entry_point", "auth_stack", "unknown_middleware"]
 
 Factory = Callable[..., Gateway]
@@ -218,6 +216,63 @@ async def test_client_that_does_not_read_is_cut_when_its_socket_is_closed(
     assert "Traceback" not in gateway.output
 
 
+@pytest.mark.parametrize("server", [name for name in SERVERS if name.startswith("uvicorn")])
+async def test_clients_that_vanish_while_we_write_are_not_errors(
+    gateway_factory: Factory, own_server: EmbeddedServer, server: str
+) -> None:
+    """Uvicorn closes by itself, and raises RuntimeError for what is sent after that.
+
+    While the consumer waits for the broker, it does not hear of the end. The deprecated
+    implementation raised AssertionError when a ping, or the answer to a close frame, waited for
+    the kernel beside a message.
+    """
+    gateway = gateway_factory(
+        f"{server} --ws-ping-interval 0.3 --ws-ping-timeout 0.3",
+        NATS_BROKER_URL=own_server.url,
+        WSGATEWAY_SEND_WINDOW="1",
+    )
+    ends = ("silent", "close", "reset")
+    users = [(f"{end}-{kind}", end, kind == "v1") for end in ends for kind in ("raw", "v1")]
+    async with gateway.connect(*ANN) as ann:
+        await ann.send("now the streams exist")
+    async with broker_at([own_server.url], gateway.env["WSGATEWAY_PREFIX"]) as broker:
+        for user, _, _ in users:
+            for _ in range(20):
+                await broker.publish(Inbox("orders", user), bytes(300_000), kind="binary")
+    with contextlib.ExitStack() as stack:
+        open_sockets = {
+            user: stack.enter_context(deaf_socket(gateway, "orders", user, v1=v1))
+            for user, _, v1 in users
+        }
+        for deaf in open_sockets.values():
+            await until(lambda deaf=deaf: unread(deaf), what="the backlog begins to arrive")
+        own_server.pause()
+        for user, end, v1 in users:
+            deaf = open_sockets[user]
+            frame = message(1, 1) if v1 else "x"
+            deaf.sendall(masked(frame) * 3)
+            if end == "close":
+                deaf.sendall(CLOSE)
+            if end == "reset":
+                deaf.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                deaf.close()
+        await asyncio.sleep(1.5)  # uvicorn tells nobody that it has given up a silent client
+        for user, end, _ in users:
+            if end != "reset":
+                await asyncio.to_thread(read_to_the_end, open_sockets[user])
+    own_server.resume()
+    gateway.stop()
+    assert "ERROR" not in gateway.output
+    assert "Traceback" not in gateway.output
+
+
+def read_to_the_end(deaf: socket.socket) -> None:
+    """Read until the connection ends."""
+    with contextlib.suppress(ConnectionError):
+        while deaf.recv(1_000_000):
+            pass
+
+
 async def settled(value: Callable[[], int]) -> int:
     """Return *value* once it has not changed for half a second."""
     last, since = value(), time.monotonic()
@@ -229,15 +284,6 @@ async def settled(value: Callable[[], int]) -> int:
 
 
 # -- floods ----------------------------------------------------------------------------------
-
-
-def masked(frame: str | bytes) -> bytes:
-    """Return a small frame as it goes over the wire; "websocket ping" is one of the protocol."""
-    if frame == "websocket ping":
-        opcode, payload = 9, b"p" * 125
-    else:
-        opcode, payload = (1, frame.encode()) if isinstance(frame, str) else (2, frame)
-    return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
 
 def message(number: int, size: int) -> str:
@@ -317,6 +363,7 @@ async def test_client_that_does_not_read_what_it_asks_for_costs_little(
     assert peak - before < 10_000_000
 
 
+CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
 HIDDEN = {"pong": b"\x8a\x80\0\0\0\0", "part": b"\x00\x80\0\0\0\0", "text": masked("x")}
 
 

@@ -258,6 +258,18 @@ async def test_put_that_is_cancelled_while_it_waits_sends_nothing() -> None:
     assert list(server.stored) == ["0", "2"]
 
 
+async def test_lane_that_is_given_up_lets_nobody_wait() -> None:
+    server = Server()
+    lane = Lane(server.offer, 1, 1_000_000, lambda: 30.0)
+    first = await lane.put(Frame.of("x"), "0")
+    second = asyncio.create_task(lane.put(Frame.of("x"), "1"))
+    await asyncio.sleep(0)
+    lane.give_up()
+    assert (await second).cancelled()
+    assert first.cancelled()
+    assert server.tried.keys() == {"0"}
+
+
 async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_do() -> None:
     server = Server()
     lane = Lane(server.offer, 4, 1_000_000, lambda: 0.05)
