@@ -151,7 +151,10 @@ class ServiceUnknown(WsGatewayError, LookupError):
         self.nearest = difflib.get_close_matches(service, sorted(services), n=1)
 
     def __str__(self) -> str:
-        cure = "declare it with @service or WSGATEWAY_SERVICES"
+        cure = (
+            "declare it with @service or WSGATEWAY_SERVICES, then restart, or run "
+            '"manage.py setup_streams"'
+        )
         if self.nearest:
             cure = f"did you mean {self.nearest[0]!r}? Otherwise {cure}"
         return f"service {self.service!r} does not exist; {cure}"

@@ -24,10 +24,11 @@ from tests.integration.test_auth_tls import Authority, server
 from tests.integration.test_jetstream import pretender
 from tests.support import ROOT, site_env
 from tests.troubleshooting import Symptom, marked, rows
+from wsgateway import send
 from wsgateway.broker.embedded import free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.exceptions import ServiceUnknown, WsGatewayError
 
 
 def test_each_row_has_a_test_and_each_test_has_a_row() -> None:
@@ -327,3 +328,12 @@ def test_outbox_that_is_not_installed(symptom: Symptom) -> None:
     done = run("-c", ENQUEUE)
     assert done.returncode == 1
     symptom.must_show_in(done.stderr)
+
+
+@pytest.mark.troubleshooting("service … does not exist; did you mean …? Otherwise declare it")
+def test_service_that_does_not_exist(symptom: Symptom, settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["orders"]
+    with pytest.raises(ServiceUnknown) as error:
+        send("ordres", "ann", text="x")
+    symptom.must_show_in(str(error.value))
+    assert send("orders", "ann", text="x").offset

@@ -305,6 +305,8 @@ class TestServices:
         with pytest.raises(ServiceUnknown, match="WSGATEWAY_SERVICES") as error:
             await broker.publish(Inbox("ordres", "ann"), b"x")
         assert error.value.service == "ordres"
+        assert "did you mean 'orders'?" in str(error.value)
+        assert 'restart, or run "manage.py setup_streams"' in str(error.value)
         assert (await broker.position()).last == 0
 
     async def test_any_exists_where_the_setting_says_so(self, brokers: Brokers) -> None:

@@ -210,9 +210,10 @@ async def test_an_inbox_of_a_service_that_does_not_exist_is_warned_about_once(
     assert warned() == [
         "group 'oders.ann' names an inbox, but its messages are not stored: service 'oders' does "
         "not exist; did you mean 'orders'? Otherwise declare it with @service or "
-        "WSGATEWAY_SERVICES",
+        'WSGATEWAY_SERVICES, then restart, or run "manage.py setup_streams"',
         "group 'wrong..ann.40example' names an inbox, but its messages are not stored: service "
-        "'wrong' does not exist; declare it with @service or WSGATEWAY_SERVICES",
+        "'wrong' does not exist; declare it with @service or WSGATEWAY_SERVICES, then restart, or "
+        'run "manage.py setup_streams"',
     ]
     symptom.must_show_in(caplog.text)
 
