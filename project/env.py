@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.conf import SETTINGS, misspelt_setting
 
-__all__ = ["flag", "gateway_settings", "items", "number", "required"]
+__all__ = ["flag", "gateway_settings", "items", "number", "required", "site_path"]
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
@@ -33,6 +33,12 @@ def items(environ: Mapping[str, str], name: str, default: str = "") -> list[str]
 def number(environ: Mapping[str, str], name: str, default: int) -> int:
     """Return a whole number."""
     return int(_convert(name, environ.get(name, str(default)), (int,)))
+
+
+def site_path(environ: Mapping[str, str], name: str) -> str | None:
+    """Return a path without a slash at its end; None if it is empty, or only a slash."""
+    path = environ.get(name, "").strip("/ ")
+    return f"/{path}" if path else None
 
 
 def required(environ: Mapping[str, str], name: str, cure: str) -> str:

@@ -33,6 +33,10 @@ SECRET_KEY = (
 ALLOWED_HOSTS = env.items(os.environ, "ALLOWED_HOSTS")
 CSRF_TRUSTED_ORIGINS = env.items(os.environ, "CSRF_TRUSTED_ORIGINS")
 
+# The path that the site is below, if it does not have the host to itself
+FORCE_SCRIPT_NAME = env.site_path(os.environ, "FORCE_SCRIPT_NAME")
+SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = FORCE_SCRIPT_NAME or "/"
+
 INSTALLED_APPS = [
     "daphne",
     "channels",
@@ -103,7 +107,7 @@ USE_TZ = True
 
 # -- Static files --------------------------------------------------------------------------
 
-STATIC_URL = "/static/"
+STATIC_URL = f"{FORCE_SCRIPT_NAME or ''}/static/"
 STATIC_ROOT = Path(os.environ.get("STATIC_ROOT") or BASE_DIR / "staticfiles")
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

@@ -86,7 +86,8 @@ class Application:
         await serve(scope, receive, send)
 
     async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
-        probe = self.probes.get(_below_root(scope)[1])
+        scope, path = _below_root(scope)
+        probe = self.probes.get(path)
         if probe is None or scope["method"] not in ("GET", "HEAD"):
             await self._http(scope, receive, send)
             return
@@ -106,11 +107,9 @@ class Application:
     async def _serve_websocket(self, scope: Any, receive: Any, send: Any) -> None:
         from wsgateway.routing import refuse_unknown_path
 
-        root, path = _below_root(scope)
-        # As Channels' router wants it: the path begins with the root path
-        scope = {**scope, "root_path": root, "path": root + path, SERVER_SEND: send}
+        scope, _ = _below_root(scope)
         try:
-            await self.websocket(scope, receive, send)
+            await self.websocket({**scope, SERVER_SEND: send}, receive, send)
         except ValueError as exc:
             # Channels' router raises this before it has received anything.
             if not str(exc).startswith("No route found for path"):
@@ -118,13 +117,17 @@ class Application:
             await refuse_unknown_path(scope, receive, send)
 
 
-def _below_root(scope: Any) -> tuple[str, str]:
-    """Return the path that the site is below, and the rest, as Django sees them.
+def _below_root(scope: Any) -> tuple[Any, str]:
+    """Return *scope* with a path that begins with the root path, and the rest of that path.
 
-    The root is FORCE_SCRIPT_NAME or the server's root path. Some proxies remove it from the path
-    and some do not; some servers add it again.
+    The root is FORCE_SCRIPT_NAME or the server's root path. Some proxies remove it from the path,
+    and some servers add it again. Where it is missing, Channels' router refuses sockets, and Django
+    leads visitors out of the site after the log-in.
     """
     root = (settings.script_name or scope.get("root_path") or "").rstrip("/")
     path: str = scope["path"]
-    inside = path == root or path.startswith(f"{root}/")
-    return root, path[len(root) :] if root and inside else path
+    if not root:
+        return scope, path
+    if path == root or path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    return {**scope, "root_path": root, "path": root + path}, path

@@ -296,6 +296,11 @@ class Settings:
         return str(django_settings.SESSION_COOKIE_NAME)
 
     @property
+    def session_cookie_path(self) -> str:
+        """SESSION_COOKIE_PATH."""
+        return str(django_settings.SESSION_COOKIE_PATH)
+
+    @property
     def session_engine(self) -> str:
         """SESSION_ENGINE, a dotted path."""
         return str(django_settings.SESSION_ENGINE)

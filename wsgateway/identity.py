@@ -380,7 +380,8 @@ def set_identity_cookie(
     """Set the cookie that `SignedCookieIdentity` reads.
 
     Args:
-        response: Gets the cookie: HttpOnly, SameSite=Lax, and Secure unless DEBUG is on.
+        response: Gets the cookie: HttpOnly, SameSite=Lax, Secure unless DEBUG is on, and for the
+            path of session cookies, SESSION_COOKIE_PATH.
         service: See `make_token`, as for the other arguments.
         user: The user's name.
         device: The device's name.
@@ -390,6 +391,7 @@ def set_identity_cookie(
     age = settings.TOKEN_MAX_AGE if max_age is None else max_age
     value = _make_token(COOKIE_SALT, service, user, device, age)
     defaults: MutableMapping[str, Any] = {
+        "path": settings.session_cookie_path,
         "httponly": True,
         "samesite": "Lax",
         "secure": not settings.debug,

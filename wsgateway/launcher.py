@@ -120,7 +120,7 @@ def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
 def greeting(host: str, port: int, url: str) -> str:
     """Return what runs, and where."""
     return f"""
-wsgateway runs on http://{host}:{port}/    (Ctrl-C ends it)
+wsgateway runs on http://{host}:{port}{settings.script_name}/    (Ctrl-C ends it)
 
   broker      {_without_password(url) or "in memory"}
 """

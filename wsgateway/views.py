@@ -10,7 +10,7 @@ from django.contrib import messages
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
+from django.urls import get_script_prefix, reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
@@ -48,7 +48,7 @@ class Panel:
     @property
     def path(self) -> str:
         """Where the websocket connects."""
-        return f"/ws/{SERVICE}/{quote(self.user, safe='')}/"
+        return f"{get_script_prefix()}ws/{SERVICE}/{quote(self.user, safe='')}/"
 
 
 class PublishForm(forms.Form):

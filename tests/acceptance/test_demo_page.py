@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.browser import Page, browser
-from tests.support import ROOT, Gateway, Process, running, site_env
+from tests.support import ROOT, Gateway, Process, running
 
 CONTRAST = """
 (() => {
@@ -44,21 +44,10 @@ CONTRAST = """
 """
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that knows the demo users, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("database") / "db.sqlite3"
-    env = site_env(DEBUG="1", SECRET_KEY="tests", DATABASE_URL=f"sqlite:///{path}")
-    script = "from wsgateway.launcher import create_demo_users as c; c()"
-    for command in (["migrate", "-v0"], ["shell", "-v0", "-c", script]):
-        subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
-    return path
-
-
 @pytest.fixture
-def site(gateway_factory: Callable[..., Gateway], database: Path, tmp_path: Path) -> Gateway:
-    """A gateway with a copy of `database`."""
-    copy = shutil.copy(database, tmp_path / "site.sqlite3")
+def site(gateway_factory: Callable[..., Gateway], demo_database: Path, tmp_path: Path) -> Gateway:
+    """A gateway with a copy of `demo_database`."""
+    copy = shutil.copy(demo_database, tmp_path / "site.sqlite3")
     return gateway_factory(DATABASE_URL=f"sqlite:///{copy}")
 
 

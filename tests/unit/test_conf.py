@@ -122,6 +122,14 @@ class TestEnvironment:
         with pytest.raises(ImproperlyConfigured, match="use 1 or 0"):
             env.flag({"DEBUG": "maybe"}, "DEBUG", False)
 
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [("/chat", "/chat"), ("chat/", "/chat"), ("/a/b/", "/a/b"), ("/", None), ("", None)],
+    )
+    def test_site_path(self, value: str, expected: str | None) -> None:
+        assert env.site_path({"FORCE_SCRIPT_NAME": value}, "FORCE_SCRIPT_NAME") == expected
+        assert env.site_path({}, "FORCE_SCRIPT_NAME") is None
+
     def test_required(self) -> None:
         assert env.required({"KEY": "x"}, "KEY", "set it") == "x"
         with pytest.raises(ImproperlyConfigured, match=r"KEY is not set.*set it"):

@@ -234,9 +234,11 @@ def test_signed_cookie_is_out_of_reach_of_scripts(
     settings: Any, debug: bool, secure: bool | str
 ) -> None:
     settings.DEBUG = debug
+    settings.SESSION_COOKIE_PATH = "/chat"
     response = HttpResponse()
     set_identity_cookie(response, "orders", "ann", max_age=60)
     morsel = response.cookies["wsgateway"]
+    assert morsel["path"] == "/chat"
     assert (morsel["httponly"], morsel["samesite"], morsel["max-age"]) == (True, "Lax", 60)
     assert morsel["secure"] == secure
 
