@@ -66,5 +66,5 @@ docs: .venv/.dev  ## check that the documents are true
 	$(WITH_BIN) $(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
 
 clean:  ## remove what the other targets made, but not the data of `make run`
-	rm -rf .venv build dist *.egg-info staticfiles tests/js/node_modules
+	rm -rf .venv .cache build dist *.egg-info staticfiles tests/js/node_modules
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -7,7 +7,6 @@ of them is kept in this repository. What they import of their own package is rep
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -22,9 +21,10 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull
 
+from tests.support import ROOT
 from wsgateway.layer import NatsChannelLayer, serializers
 
-CACHE = Path(os.environ.get("PEERS_CACHE") or Path(tempfile.gettempdir()) / "wsgateway-peers")
+CACHE = ROOT / ".cache" / "peers"
 
 
 class Target:
@@ -84,16 +84,22 @@ async def cut_connection(layer: NatsChannelLayer) -> None:
 
 def source(requirement: str) -> Path:
     """Return the unpacked source distribution of *requirement*, downloaded at the first call."""
-    folder = CACHE / requirement.replace("==", "-")
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--no-binary", ":all:", "-d", str(folder)]
-        subprocess.run([*command, requirement], check=True, timeout=120)
-        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
-            archive.extractall(folder, filter="data")
-        (folder / "done").touch()
-    return next(path for path in folder.iterdir() if path.is_dir())
+    folder = CACHE / requirement
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as new:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--disable-pip-version-check", "--no-binary", ":all:", "-d", new]
+            subprocess.run([*command, requirement], check=True, timeout=120)
+            with tarfile.open(next(Path(new).glob("*.tar.gz"))) as archive:
+                archive.extractall(new, filter="data")
+            unpacked = next(path for path in Path(new).iterdir() if path.is_dir())
+            try:
+                unpacked.rename(folder)
+            except OSError:  # another of xdist's processes was quicker
+                if not folder.exists():
+                    raise
+    return folder
 
 
 def _module(name: str, **names: Any) -> types.ModuleType:
