@@ -31,8 +31,6 @@ logger = logging.getLogger("wsgateway.broker")
 
 OUTBOUND_LIMIT = 64 * 1024 * 1024
 """Bytes that may wait for the server before publishing is refused."""
-OUTBOUND_HIGH = 1024 * 1024
-"""Bytes above which `Link.pressure` waits."""
 FINISH_WITHIN = 1.0
 """Seconds that what is still to be sent has when the loop ends."""
 ALREADY_CLOSED = "the link is already closed; open a new one"
@@ -373,13 +371,13 @@ class Link:
     @property
     def is_crowded(self) -> bool:
         """Whether `pressure` would wait."""
-        return self._client is not None and self._client.buffered > OUTBOUND_HIGH
+        return self._client is not None and self._client.is_crowded
 
     async def pressure(self) -> None:
         """Wait while more than a megabyte waits for the server; returns when the link is lost."""
         client = self._client
-        while client is self._client and client and client.buffered > OUTBOUND_HIGH:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        while client is self._client and client and client.is_crowded:
+            await client.writable()
 
     async def confirm(self) -> None:
         """Wait until the server has taken everything sent so far: messages, subscriptions.

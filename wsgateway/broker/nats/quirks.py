@@ -29,6 +29,8 @@ __all__ = ["DirectClient"]
 
 logger = logging.getLogger("wsgateway.broker")
 
+OUTBOUND_HIGH = 1024 * 1024
+"""Bytes waiting for the server above which `DirectClient.writable` waits."""
 REFUSALS = ("permissions violation", "maximum subscriptions exceeded", "invalid ")
 """How those errors begin after which the server keeps the connection open."""
 
@@ -62,6 +64,7 @@ class DirectClient(Client):
         self.subscribed: set[int] = set()
         """Ids that were sent to the server while the connection was restored."""
         self._socket: asyncio.WriteTransport | None = None
+        self._reader: Reader | None = None
         self._commands: list[bytes] = []  # what `send_now` will send
         self._commands_size = 0
         self._pings: deque[_Ping] = deque()  # sent, not answered
@@ -80,12 +83,13 @@ class DirectClient(Client):
         self._ended = asyncio.get_running_loop().create_future()
         reader = Reader(self._handlers, self._on_control, self._on_end, transport.get_protocol())
         transport.set_protocol(reader)
+        transport.set_write_buffer_limits(OUTBOUND_HIGH)
         tasks = self._own_tasks()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         stream.feed_eof()  # so that reading ends with what is there
-        self._socket = transport
+        self._socket, self._reader = transport, reader
         reader.start(transport, bytes(self._ps.buf) + await stream.read())
 
     def last_words(self) -> str:
@@ -201,6 +205,20 @@ class DirectClient(Client):
         """Bytes that wait for the socket."""
         size = self._commands_size
         return size if self._socket is None else size + self._socket.get_write_buffer_size()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so much waits for the socket that `writable` would wait, too."""
+        return self.buffered > OUTBOUND_HIGH
+
+    async def writable(self) -> None:
+        """Wait while the transport takes nothing more; a turn of the loop at least.
+
+        Returns when the connection ends.
+        """
+        await asyncio.sleep(0)  # what this turn wrote goes to the transport, which then knows
+        if self._reader is not None:
+            await self._reader.writable.wait()
 
     @property
     def server_info(self) -> dict[str, object]:

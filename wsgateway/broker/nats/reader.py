@@ -37,6 +37,9 @@ class Reader(asyncio.BufferedProtocol):
         on_control: Takes a line that is no message, without its end.
         on_end: Called once the connection has ended, with the reason if there was one.
         before: The transport's protocol until now; told of pauses and of the end.
+
+    Attributes:
+        writable: Clear while the transport asks for a pause in writing; set for good at the end.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Reader(asyncio.BufferedProtocol):
         self._on_control = on_control
         self._on_end = on_end
         self._before = before
+        self.writable = asyncio.Event()
+        self.writable.set()
         self._transport: asyncio.BaseTransport | None = None
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._chunks: list[bytes] = []  # of what is not complete
@@ -74,15 +79,18 @@ class Reader(asyncio.BufferedProtocol):
         self.feed(self._buffer[:nbytes].tobytes())
 
     def pause_writing(self) -> None:
-        """Pass it on."""
+        """Pass it on, and have writers wait."""
+        self.writable.clear()
         self._before.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on."""
+        """Pass it on, and let writers go on."""
+        self.writable.set()
         self._before.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass it on, and say so."""
+        self.writable.set()
         self._before.connection_lost(exc)
         self._on_end(exc)
 

@@ -1,0 +1,91 @@
+"""Publishers wait for a server that reads too slowly, and hear from the transport when to go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from tests.integration.test_auth_tls import Authority, server
+from tests.support import until
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.link import Link, LinkOptions
+from wsgateway.broker.nats.quirks import DirectClient
+
+AT_ONCE = 100_000
+"""Bytes of a message."""
+
+
+@pytest.fixture(params=["clear", "tls"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[EmbeddedServer, Link]]:
+    """A server, and a link to it that is not open."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server")
+    tls = request.param == "tls"
+    config = {"tls": {"cert_file": certificate, "key_file": key}} if tls else {}
+    with server(tmp_path, **config) as nats:
+        trusted = str(authority.path) if tls else ""
+        yield nats, Link(LinkOptions((nats.url,), timeout=20.0, tls_ca=trusted))
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each look into the connection's buffers found."""
+    found: list[int] = []
+    buffered: property = vars(DirectClient)["buffered"]
+
+    def look(client: DirectClient) -> int:
+        found.append(buffered.__get__(client))
+        return found[-1]
+
+    monkeypatch.setattr(DirectClient, "buffered", property(look))
+    return found
+
+
+async def fill(link: Link, subject: str) -> None:
+    """Publish until the kernel takes nothing more and much waits."""
+    while not link.is_crowded:
+        link.publish(subject, bytes(AT_ONCE))
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+@pytest.mark.parametrize("then", ["reads", "dies"])
+def test_pressure_waits_for_the_transport(
+    served: tuple[EmbeddedServer, Link],
+    looks: list[int],
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    then: str,
+) -> None:
+    """It looked at the buffers every millisecond, once for each who waited."""
+    nats, link = served
+
+    async def wait() -> None:
+        await link.open()
+        await link.ready()
+        nats.pause()
+        await fill(link, "x")
+        waiting = [asyncio.create_task(link.pressure()) for _ in range(3)]
+        await until(lambda: len(looks) > 3, what="all have begun to wait")
+        looks.clear()
+        await asyncio.sleep(0.3)  # nothing happens; a poll would look some hundred times
+        assert not any(task.done() for task in waiting)
+        assert len(looks) <= 6
+        if then == "reads":
+            nats.resume()
+        else:
+            await asyncio.to_thread(nats.kill)
+        await asyncio.wait_for(asyncio.gather(*waiting), 20)
+        if then == "reads":
+            assert not link.is_crowded
+            await link.confirm()
+            assert link.connections == 1
+        await link.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(wait())
