@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
+
 from wsgateway.apps import require_installed
+from wsgateway.broker.addresses import split_urls
 from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.transport import SERVER_SEND
 
 if TYPE_CHECKING:
@@ -40,12 +44,14 @@ def application(
         readyz: The same for the readiness probe.
 
     Raises:
-        ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS.
+        ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS, or every socket would fail
+            with these settings. Servers run no system checks.
     """
     from django.core.asgi import get_asgi_application
 
     http = http or get_asgi_application()  # first: what follows imports models
     require_installed()
+    _require_usable_settings()
     from channels.routing import URLRouter
 
     from wsgateway.health import alive, ready
@@ -53,6 +59,20 @@ def application(
 
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
     return Application(http, websocket or URLRouter(websocket_urlpatterns), lifespan, probes)
+
+
+def _require_usable_settings() -> None:
+    from wsgateway.broker.embedded import require_embedded
+    from wsgateway.checks import START_CHECKS
+
+    problems = [f"{error.msg} {error.hint}" for check in START_CHECKS for error in check()]
+    if not problems and settings.BROKER == "nats" and not split_urls(settings.URL):
+        try:
+            require_embedded()
+        except BrokerMisconfigured as exc:
+            problems.append(str(exc))
+    if problems:
+        raise ImproperlyConfigured(" ".join(problems))
 
 
 class Application:

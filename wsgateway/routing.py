@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from channels.routing import URLRouter
+from django.core.exceptions import ImproperlyConfigured
 from django.urls import path, re_path
 
 from wsgateway.codes import CloseCode
 from wsgateway.consumers import GatewayConsumer, socket_of
 from wsgateway.delivery import get_hub
-from wsgateway.exceptions import IdentityRefused
+from wsgateway.exceptions import IdentityRefused, WsGatewayError
 from wsgateway.refusals import refuse
 
 __all__ = ["gateway_router", "lifespan", "refuse_unknown_path", "websocket_urlpatterns"]
@@ -55,7 +56,11 @@ async def lifespan(scope: Any, receive: Any, send: Any) -> None:
     while True:
         event = await receive()
         if event["type"] == "lifespan.startup":
-            await get_hub().open()
+            try:
+                await get_hub().open()
+            except (WsGatewayError, ImproperlyConfigured) as exc:
+                await send({"type": "lifespan.startup.failed", "message": str(exc)})
+                return
             await send({"type": "lifespan.startup.complete"})
         elif event["type"] == "lifespan.shutdown":
             await get_hub().close()

@@ -142,6 +142,30 @@ def test_no_secret_key_no_start(production: dict[str, str], free_port: int) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({"NATS_BROKER_URL": ""}, "NATS_BROKER_URL is empty and DEBUG is off; set NATS_BROKER_URL"),
+        (
+            {"NATS_BROKER_URL": "redis://127.0.0.1:6379"},
+            "NATS_BROKER_URL has an entry that is not the URL of a NATS server: scheme 'redis'",
+        ),
+        ({"WSGATEWAY_WINDOW": "0"}, "WSGATEWAY_WINDOW is 0, but must be 1 or more"),
+        ({"WSGATEWAY_IDENTITY": "mysite.Own"}, "WSGATEWAY_IDENTITY names 'mysite.Own': No module"),
+    ],
+)
+@pytest.mark.parametrize("server", ["daphne -p", "uvicorn --port"])
+def test_settings_that_no_socket_can_use_no_start(
+    production: dict[str, str], free_port: int, server: str, env: dict[str, str], text: str
+) -> None:
+    """The server started, and every socket ended in HTTP 500 and a traceback."""
+    command = f"python -m {server} {free_port} project.asgi:application"
+    done = shell(command, {**production, **env})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"cannot start: {text}")
+    assert "Traceback" not in done.stderr
+
+
 def test_bad_value_in_the_environment_no_start(production: dict[str, str], free_port: int) -> None:
     env = {**production, "PORT": str(free_port), "WSGATEWAY_REPLICAS": "three"}
     done = shell(procfile("web"), env)

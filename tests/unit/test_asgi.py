@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib import metadata
 from typing import Any
 
 import pytest
+from channels.routing import URLRouter
+from channels.testing import WebsocketCommunicator
+from django.core.exceptions import ImproperlyConfigured
 
 import wsgateway.asgi
+from tests.troubleshooting import Symptom
+from wsgateway import refusals
 from wsgateway.asgi import Application
+from wsgateway.routing import lifespan, websocket_urlpatterns
 from wsgateway.transport import SERVER_SEND
 
 
@@ -83,3 +91,89 @@ async def test_probe_is_below_the_sites_path_or_not(settings: Any, path: str) ->
     scope = {"type": "http", "method": "GET", "path": path}
     await wsgateway.asgi.application()(scope, None, send)
     assert [event.get("status") or event["body"] for event in sent] == [200, b'{"alive": true}']
+
+
+# -- settings with which every socket would fail -------------------------------------------------
+
+
+@pytest.fixture
+def no_servers(settings: Any) -> Any:
+    """Settings of a project that has not set NATS_BROKER_URL."""
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = ""
+    settings.DEBUG = False
+    return settings
+
+
+def without_nats_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+@pytest.mark.troubleshooting("NATS_BROKER_URL is empty and DEBUG is off;")
+def test_no_servers_in_production(symptom: Symptom, no_servers: Any) -> None:
+    with pytest.raises(ImproperlyConfigured) as error:
+        wsgateway.asgi.application()
+    symptom.must_show_in(str(error.value))
+    no_servers.PUBSUB_BROKER = "memory"
+    wsgateway.asgi.application()
+    no_servers.PUBSUB_BROKER, no_servers.NATS_BROKER_URL = "nats", "nats://127.0.0.1:4222"
+    wsgateway.asgi.application()
+
+
+@pytest.mark.troubleshooting("the program nats-server was not found;")
+def test_no_nats_server_in_development(
+    symptom: Symptom, no_servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_servers.DEBUG = True
+    wsgateway.asgi.application()
+    without_nats_server(monkeypatch)
+    with pytest.raises(ImproperlyConfigured) as error:
+        wsgateway.asgi.application()
+    symptom.must_show_in(str(error.value))
+    no_servers.NATS_BROKER_URL = "nats://127.0.0.1:4222"
+    wsgateway.asgi.application()
+
+
+def test_every_impossible_setting_is_named_with_its_cure(settings: Any) -> None:
+    settings.WSGATEWAY_WINDOW = 0
+    settings.WSGATEWAY_PREFIX = "a b"
+    settings.WSGATEWAY_IDENTITY = ["mysite.identity.Own"]
+    with pytest.raises(ImproperlyConfigured) as error:
+        wsgateway.asgi.application()
+    for text in ("WSGATEWAY_WINDOW is 0, but must be 1 or more", "'a b'", "mysite.identity.Own"):
+        assert text in str(error.value)
+
+
+async def test_server_that_speaks_lifespan_does_not_start_without_a_broker(no_servers: Any) -> None:
+    """Uvicorn took the exception for "lifespan is not supported", and served."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    await lifespan({"type": "lifespan"}, receive, send)
+    assert sent[0]["type"] == "lifespan.startup.failed"
+    assert "NATS_BROKER_URL is empty and DEBUG is off" in sent[0]["message"]
+
+
+async def test_without_the_entry_point_a_socket_is_refused_not_failed(
+    no_servers: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each socket ended in HTTP 500 and a traceback."""
+    monkeypatch.setattr(refusals, "_log", refusals.RefusalLog())
+    no_servers.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
+    router: Any = URLRouter(websocket_urlpatterns)
+    cookies = [(b"cookie", b"user=ann")]
+    client = WebsocketCommunicator(router, "/ws/orders/", headers=cookies)
+    assert await client.connect() == (True, None)
+    closed = await client.receive_output()
+    assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
+    assert "with 4014: broker unavailable; NATS_BROKER_URL is empty" in caplog.text
+    await client.disconnect()

@@ -479,17 +479,29 @@ def _watch(store: Path, port: int, join: Callable[[int], str]) -> None:
         _watches[store] = _Watch(port, join)
 
 
-def embedded_url_from_settings() -> str:
-    """Return the URL of the project's embedded server; start it if no process has. Blocking.
+def require_embedded() -> None:
+    """Refuse to go on if no embedded server can be started here. Starts nothing.
 
     Raises:
-        BrokerMisconfigured: DEBUG is off, so this is no place for an embedded server.
+        BrokerMisconfigured: DEBUG is off, so this is not the place for one, or the program
+            nats-server is not installed.
     """
     if not settings.debug:
         raise BrokerMisconfigured(
             "NATS_BROKER_URL is empty and DEBUG is off; set NATS_BROKER_URL to your NATS servers, "
-            "for example 'nats://10.0.0.1:4222,nats://10.0.0.2:4222'"
+            "for example 'nats://10.0.0.1:4222,nats://10.0.0.2:4222', or, in tests, "
+            "PUBSUB_BROKER to 'memory'"
         )
+    find_server()
+
+
+def embedded_url_from_settings() -> str:
+    """Return the URL of the project's embedded server; start it if no process has. Blocking.
+
+    Raises:
+        BrokerMisconfigured: See `require_embedded`.
+    """
+    require_embedded()
     return embedded_url(
         settings.embedded_store,
         port=settings.EMBEDDED_PORT,

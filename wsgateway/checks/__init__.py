@@ -33,7 +33,7 @@ from wsgateway.checks.values import (
     check_values,
 )
 
-__all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS"]
+__all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS", "START_CHECKS"]
 
 CHECKS: list[Check] = [
     check_names,
@@ -52,6 +52,8 @@ CHECKS: list[Check] = [
     check_services,
     check_duplicate_window,
 ]
+START_CHECKS: list[Check] = [check_values, check_resolvers, check_urls]
+"""What would make every socket fail: `wsgateway.asgi.application` raises it."""
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,
     check_production_transport,

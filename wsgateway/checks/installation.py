@@ -130,7 +130,8 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
         return []  # W002
     if problem := _import_problem():
         text = f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}."
-        return [Warning(text, hint=_example(), id="wsgateway.W010")]
+        hint = f"Correct what this says, or the path. {_example()}"
+        return [Warning(text, hint=hint, id="wsgateway.W010")]
     application = _outermost_application()
     if has_gateway(application) is False:
         return [
