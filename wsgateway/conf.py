@@ -21,6 +21,9 @@ __all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "setti
 T = TypeVar("T")
 
 PREFIX = "WSGATEWAY_"
+MAX_INT = 2**63 - 1
+MAX_SECONDS = 9_000_000_000
+"""NATS counts nanoseconds in 64 bits."""
 
 
 class Setting(Generic[T]):
@@ -33,6 +36,7 @@ class Setting(Generic[T]):
         valid: Says whether a value is possible.
         want: What *valid* wants, for the error text.
         name: The name in Django's settings; None means ``WSGATEWAY_`` and the attribute's name.
+        is_secret: Whether the value may hold a password, which no text may show.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Setting(Generic[T]):
         valid: Callable[[Any], bool] = lambda value: True,
         want: str = "",
         name: str | None = None,
+        is_secret: bool = False,
     ) -> None:
         self.default = default
         self.doc = doc
@@ -51,6 +56,7 @@ class Setting(Generic[T]):
         self.valid = valid
         self.want = want
         self.name = name or ""
+        self.is_secret = is_secret
 
     def __set_name__(self, owner: type, attribute: str) -> None:
         self.name = self.name or PREFIX + attribute
@@ -61,7 +67,8 @@ class Setting(Generic[T]):
         kinds = (*self.kind, int) if float in self.kind else self.kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in self.kind):
             names = " or ".join(kind.__name__ for kind in self.kind)
-            return f"{self.name} is {value!r}, but must be of type {names}"
+            shown = f"of type {type(value).__name__}" if self.is_secret else repr(value)
+            return f"{self.name} is {shown}, but must be of type {names}"
         if not self.valid(value):
             return f"{self.name} is {value!r}, but must be {self.want}"
         return None
@@ -81,19 +88,25 @@ class Setting(Generic[T]):
 
 
 def _positive(default: float, doc: str) -> Setting[float]:
-    return Setting(default, doc, kind=float, valid=lambda v: v > 0, want="above 0")
+    want = f"above 0, at most {MAX_SECONDS}"
+    return Setting(default, doc, kind=float, valid=lambda v: 0 < v <= MAX_SECONDS, want=want)
 
 
 def _count(default: int, doc: str, *, least: int = 1) -> Setting[int]:
-    return Setting(default, doc, kind=int, valid=lambda v: v >= least, want=f"{least} or more")
+    want = f"{least} or more, at most {MAX_INT}"
+    return Setting(default, doc, kind=int, valid=lambda v: least <= v <= MAX_INT, want=want)
 
 
 def _bytes(doc: str) -> Setting[int]:
     return _count(0, f"{doc}; 0: a share of what NATS offers; -1: no limit", least=-1)
 
 
-def _text(default: str, doc: str) -> Setting[str]:
-    return Setting(default, doc, kind=str)
+def _text(default: str, doc: str, *, is_secret: bool = False) -> Setting[str]:
+    return Setting(default, doc, kind=str, is_secret=is_secret)
+
+
+def _are_names(values: Any) -> bool:
+    return all(isinstance(value, str) and value for value in values)
 
 
 class Settings:
@@ -112,13 +125,14 @@ class Settings:
         "NATS servers, comma-separated URLs; empty: an embedded server, in development only",
         kind=str,
         name="NATS_BROKER_URL",
+        is_secret=True,
     )
     PREFIX = _text("ws", "First token(s) of every subject; names the streams too")
 
     # The connection to NATS
     NATS_USER = _text("", "User name for NATS, unless the URL has one")
-    NATS_PASSWORD = _text("", "Password for NATS, unless the URL has one")
-    NATS_TOKEN = _text("", "Token for NATS")
+    NATS_PASSWORD = _text("", "Password for NATS, unless the URL has one", is_secret=True)
+    NATS_TOKEN = _text("", "Token for NATS", is_secret=True)
     NATS_CREDENTIALS = _text("", "Path of a .creds file (JWT and nkey seed)")
     NATS_NKEY_SEED = _text("", "Path of a file that holds an nkey seed")
     NATS_TLS_CA = _text("", "Path of the CA certificate that signed the servers' certificates")
@@ -171,8 +185,8 @@ class Settings:
         120.0,
         "How long a message id is remembered, seconds; never longer than a stream keeps messages",
         kind=float,
-        valid=lambda v: v >= 0.1,  # the server's own limit
-        want="0.1 or more",
+        valid=lambda v: 0.1 <= v <= MAX_SECONDS,  # the server's own limits
+        want=f"0.1 or more, at most {MAX_SECONDS}",
     )
     CURSOR_MAX_AGE = _positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
 
@@ -200,13 +214,16 @@ class Settings:
         None,
         "Services that clients may name; None: those that are declared; ['*']: any (not isolated)",
         kind=(list, tuple, type(None)),
-        valid=lambda v: v is None or all(isinstance(name, str) and name for name in v),
+        valid=lambda v: v is None or _are_names(v),
         want="a list of names",
     )
     ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
         None,
         "Origins that browsers may connect from; None: hosts in ALLOWED_HOSTS; ['*']: any",
         kind=(list, tuple, type(None)),
+        valid=lambda v: v is None or (_are_names(v) and not any("*" in o for o in v if o != "*")),
+        want="a list of origins such as 'https://example.com' or, with all subdomains, "
+        "'.example.com'",
     )
     COOKIE_NAME = _text("wsgateway", "Name of SignedCookieIdentity's cookie")
     TOKEN_PARAMETER = _text("token", "Query parameter that TokenIdentity reads")
@@ -222,8 +239,8 @@ class Settings:
         2000.0,
         "Frames that a client may send per second, on average; 0: any",
         kind=float,
-        valid=lambda v: v >= 0,
-        want="0 or more",
+        valid=lambda v: 0 <= v <= MAX_INT,
+        want=f"0 or more, at most {MAX_INT}",
     )
     RATE_BURST = _count(20_000, "Frames that a client may send at once within RATE_LIMIT")
     PING_INTERVAL = _positive(25.0, "How often wsgateway.v1 clients are pinged, seconds")
@@ -234,6 +251,8 @@ class Settings:
         [],
         "Glob patterns of groups that are stored, besides those that name an inbox",
         kind=(list, tuple),
+        valid=_are_names,
+        want="a list of glob patterns",
     )
 
     # Services

@@ -147,7 +147,7 @@ def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
         (
             "WSGATEWAY_DUPLICATE_WINDOW",
             0.05,
-            "WSGATEWAY_DUPLICATE_WINDOW is 0.05, but must be 0.1 or more.",
+            "WSGATEWAY_DUPLICATE_WINDOW is 0.05, but must be 0.1 or more, at most 9000000000.",
         ),
         (
             "WSGATEWAY_PREFIX",

@@ -44,6 +44,13 @@ def test_nothing_is_cached() -> None:
         ("WSGATEWAY_WINDOW", 1.5, "WSGATEWAY_WINDOW is 1.5, but must be of type int"),
         ("WSGATEWAY_ACK_WAIT", 0, "WSGATEWAY_ACK_WAIT is 0, but must be above 0"),
         ("WSGATEWAY_RATE_LIMIT", -1, "WSGATEWAY_RATE_LIMIT is -1, but must be 0 or more"),
+        ("WSGATEWAY_ACK_WAIT", float("inf"), "is inf, but must be above 0, at most 9000000000"),
+        ("WSGATEWAY_ACK_WAIT", float("nan"), "is nan, but must be above 0"),
+        ("WSGATEWAY_RATE_LIMIT", float("inf"), "is inf, but must be 0 or more, at most"),
+        ("WSGATEWAY_INBOX_MAX_BYTES", 2**63, f"is {2**63}, but must be -1 or more, at most"),
+        ("WSGATEWAY_ALLOWED_ORIGINS", [None], "must be a list of origins"),
+        ("WSGATEWAY_ALLOWED_ORIGINS", ["*.example.com"], "with all subdomains, '.example.com'"),
+        ("WSGATEWAY_DURABLE_GROUPS", [5], "must be a list of glob patterns"),
         ("WSGATEWAY_SERVICES", "a", "must be of type list or tuple or NoneType"),
         ("WSGATEWAY_SERVICES", ["a", ""], "must be a list of names"),
         ("WSGATEWAY_SERVICES", [1], "must be a list of names"),
@@ -53,6 +60,22 @@ def test_impossible_value_is_refused_on_use(name: str, value: object, text: str)
     attribute = name.removeprefix("WSGATEWAY_")
     with override_settings(**{name: value}), pytest.raises(ImproperlyConfigured, match=text):
         getattr(conf, attribute)
+
+
+@pytest.mark.parametrize("origins", [None, [], ["*"], (".example.com", "https://example.com:8000")])
+def test_origins_that_are_possible(origins: Any) -> None:
+    with override_settings(WSGATEWAY_ALLOWED_ORIGINS=origins):
+        assert origins == conf.ALLOWED_ORIGINS
+
+
+@pytest.mark.parametrize(
+    "name", ["NATS_BROKER_URL", "WSGATEWAY_NATS_PASSWORD", "WSGATEWAY_NATS_TOKEN"]
+)
+def test_value_that_may_hold_a_password_is_not_shown(name: str) -> None:
+    """A list of URLs was refused with the password in the text."""
+    with override_settings(**{name: ["nats://u:hunter2@h"]}):
+        text = f"{name} is of type list, but must be of type str"
+        assert SETTINGS[name].problem() == text
 
 
 def test_whole_number_will_do_for_seconds() -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.broker.addresses import REDIS_PORTS, URL_CURE, Address, split_urls
-from wsgateway.conf import settings
+from wsgateway.conf import MAX_INT, MAX_SECONDS, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.layer.serializers import registry
 from wsgateway.subjects import Subjects
@@ -30,9 +30,6 @@ __all__ = [
     "server_urls",
 ]
 
-MAX_INT = 2**63 - 1
-MAX_SECONDS = 9_000_000_000
-"""NATS counts nanoseconds in 64 bits."""
 LOOPBACK = ("127.0.0.1", "::1")
 SERVER_KEYS = {"address", "host", "port"}
 SENTINEL_KEYS = {"master_name", "sentinels", "sentinel_kwargs", "service_name"}
