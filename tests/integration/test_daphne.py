@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.support import Gateway, until
+from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.delivery import STARTS_AT_ONCE
 
@@ -43,16 +44,35 @@ async def test_raw_sockets_get_standard_codes_with_a_reason(
     assert "Traceback" not in gateway.output
 
 
+@pytest.mark.troubleshooting("1013 queue full")
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
 async def test_raw_sockets_learn_that_the_queue_is_full(
-    gateway_factory: Callable[..., Gateway], server: str
+    symptom: Symptom, gateway_factory: Callable[..., Gateway], server: str
 ) -> None:
     """The reason was "broker unavailable"."""
     gateway = gateway_factory(server, WSGATEWAY_SEND_MAX_MESSAGES_PER_USER="1")
     async with gateway.connect("s", "u") as ws:
         await ws.send("1")
         await ws.send("2")
-        assert await closed_with(ws) == (1013, "queue full")
+        symptom.must_show_in("{} {}".format(*await closed_with(ws)))
+
+
+@pytest.mark.troubleshooting("1009 message too big")
+async def test_raw_sockets_learn_that_a_message_is_too_big(
+    symptom: Symptom, gateway: Gateway
+) -> None:
+    async with gateway.connect("s", "u", compression=None) as ws:
+        await ws.send(bytes(1_000_001))
+        symptom.must_show_in("{} {}".format(*await closed_with(ws)))
+
+
+@pytest.mark.troubleshooting("1007")
+async def test_clients_learn_that_their_text_is_not_utf8(
+    symptom: Symptom, gateway: Gateway
+) -> None:
+    async with gateway.connect("s", "u") as ws:
+        await ws.send(b"\xff", text=True)
+        symptom.must_show_in(str((await closed_with(ws))[0]))
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])

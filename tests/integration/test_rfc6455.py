@@ -35,13 +35,14 @@ SERVER_LIMIT = 1_048_576
 SERVERS = {
     "daphne": "daphne",
     "uvicorn": f"uvicorn --ws websockets-sansio --ws-max-size {SERVER_LIMIT}",
-    "uvicorn-legacy": f"uvicorn --ws websockets --ws-max-size {SERVER_LIMIT}",
-    "uvicorn-wsproto": f"uvicorn --ws wsproto --ws-max-size {SERVER_LIMIT}",
+    "uvicorn-legacy": f"uvicorn --loop asyncio --ws websockets --ws-max-size {SERVER_LIMIT}",
+    "uvicorn-wsproto": f"uvicorn --loop asyncio --ws wsproto --ws-max-size {SERVER_LIMIT}",
 }
 WITHOUT_WSPROTO = pytest.mark.skipif(
     find_spec("wsproto") is None, reason="wsproto is not installed (requirements-dev.txt)"
 )
-TIMEOUT = 10.0
+TIMEOUT = 8.0
+"""Below the time for which an implementation that closes badly waits for the client."""
 
 counter = itertools.count()
 
@@ -92,7 +93,12 @@ def closed(code: int, reason: bytes = b"") -> Message:
 
 
 class Peer:
-    """A client that sends what it is told."""
+    """A client that sends what it is told.
+
+    Args:
+        port: Where the server listens.
+        headers: Of the handshake, with ``_`` for ``-``; None leaves one out.
+    """
 
     def __init__(self, port: int, **headers: str | None) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), TIMEOUT)
@@ -179,6 +185,10 @@ class Echo:
         self._socket.close()
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # `close` was called
+            self._echo()
+
+    def _echo(self) -> None:
         while line := self._file.readline():
             words = line.decode().split()
             if words[0] == "PING":

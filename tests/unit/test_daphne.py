@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from twisted.internet.abstract import FileDescriptor
 
-from wsgateway.daphne import CLOSED, CONNECTING, OPEN, READ_BYTES, READ_FRAMES, DaphneTransport
+from wsgateway.daphne import (
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    OPEN,
+    READ_BYTES,
+    READ_FRAMES,
+    DaphneTransport,
+)
 
 
 class Descriptor(FileDescriptor):
@@ -19,9 +27,13 @@ class Descriptor(FileDescriptor):
     def __init__(self) -> None:
         super().__init__(reactor=object())  # type: ignore[arg-type]
         self.reading = True
+        self.half_closed = False
 
     def startWriting(self) -> None: ...
     def stopWriting(self) -> None: ...
+
+    def _closeWriteConnection(self) -> None:
+        self.half_closed = True
 
     def pauseProducing(self) -> None:
         self.reading = False
@@ -47,6 +59,7 @@ class Protocol:
         self.registerProducer = self.transport.registerProducer
         self.unregisterProducer = self.transport.unregisterProducer
         self.pongs: list[bytes] = []
+        self.data = b"what came behind the broken frame"
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self.application_queue.put_nowait(payload)
@@ -55,7 +68,14 @@ class Protocol:
 
     def _closeConnection(self, abort: bool = False) -> None: ...
 
+    def _fail_connection(self, code: int, reason: str) -> None:
+        raise AssertionError("it is replaced")
+
     def _dataReceived(self, data: bytes) -> None: ...
+
+    def sendCloseFrame(self, code: int, reasonUtf8: bytes, isReply: bool) -> None:
+        self.transport.write(code.to_bytes(2) + reasonUtf8)
+        self.state = CLOSING
 
     def onPing(self, payload: bytes) -> None:
         raise AssertionError("it is replaced")
@@ -175,3 +195,22 @@ async def test_closing_before_the_handshake_has_ended_refuses_it() -> None:
 
     await DaphneTransport(protocol, send).close(4501, 4501, "revoked")
     assert sent == [{"type": "websocket.close"}]
+
+
+async def test_broken_protocol_is_told_after_what_waits_for_the_client(made: Made) -> None:
+    """Twisted half-closes only after a producer has nothing more to give, which never came."""
+    transport, protocol = made
+    for _ in range(READ_FRAMES):
+        protocol.onMessage(b"x", True)
+    await transport.send(message(100_000))
+    waiting = asyncio.create_task(transport.send(message(1)))
+    await asyncio.sleep(0)
+    protocol._fail_connection(1002, "reserved opcode 3")
+    protocol._fail_connection(1007, "what follows is not looked at")
+    with pytest.raises(ConnectionResetError):
+        await waiting
+    assert protocol.transport.reading, "or the rest would be unread, and reset the connection"
+    assert transport.pending == 100_000 + 2 + len("reserved opcode 3")
+    protocol.transport.flush()
+    assert protocol.transport.half_closed
+    assert protocol.data == b""
