@@ -75,6 +75,16 @@ def test_pages_allow_no_foreign_and_no_inline_code(client: Client, path: str) ->
     assert b"style=" not in answer.content
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_error_pages_have_the_policy_except_for_those_of_debug(
+    client: Client, settings: Any, debug: bool
+) -> None:
+    settings.DEBUG = debug
+    answer = client.get("/nowhere/")
+    assert answer.status_code == 404
+    assert ("Content-Security-Policy" in answer.headers) == (not debug)
+
+
 def test_second_user_of_the_page_gets_a_token_that_is_good_for_nobody_else(
     client: Client, settings: Any
 ) -> None:
