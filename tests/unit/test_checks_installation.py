@@ -32,7 +32,7 @@ from wsgateway.checks.installation import (
     check_runserver,
     has_gateway,
 )
-from wsgateway.routing import refuse_unknown_path, websocket_urlpatterns
+from wsgateway.routing import gateway_router, refuse_unknown_path, websocket_urlpatterns
 
 
 def test_W001_channels_is_missing(settings: Any) -> None:
@@ -89,6 +89,22 @@ def test_W010_asgi_application_cannot_be_imported(
     assert why in found["W010"]
 
 
+def test_W010_does_not_repeat_what_another_check_says(settings: Any) -> None:
+    """The entry point raises it as well, so that servers say it, which run no checks."""
+    settings.ASGI_APPLICATION = f"{__name__}.entry_point"
+    settings.WSGATEWAY_SERVICES = "demo"
+    assert set(messages()) == {"E002"}
+    settings.WSGATEWAY_SERVICES = ["demo"]
+    assert messages() == {}
+
+
+def __getattr__(name: str) -> Any:
+    """As an ``asgi.py`` that is imported now."""
+    if name == "entry_point":
+        return wsgateway.asgi.application()
+    raise AttributeError(name)
+
+
 async def hidden(scope: Any, receive: Any, send: Any) -> None:
     """An application of which nobody can see what is in it."""
 
@@ -100,8 +116,7 @@ opaque: Any = hidden
 refuse: Any = refuse_unknown_path
 ours: Any = wsgateway.asgi.application()
 routed: Any = URLRouter([re_path("^chat/", chat), *websocket_urlpatterns])
-inner: Any = URLRouter(websocket_urlpatterns)
-below: Any = URLRouter([path("live/", inner)])
+below: Any = URLRouter([path("chat/", chat), path("live/", gateway_router)])
 WITH_GATEWAY: list[Any] = [
     ours,
     wsgateway.asgi.application(http=pages, websocket=with_login(routed)),

@@ -307,7 +307,18 @@ def test_W009_servers_but_an_embedded_server(nats: Any) -> None:
 
 def test_W009_needs_a_gateway_and_settings_that_can_be_read(nats: Any) -> None:
     other = {"BACKEND": BACKEND, "CONFIG": {"prefix": "asgi"}}
-    nats.CHANNEL_LAYERS = {"default": other, "wrong": {**other, "x": 1}, "none": {}}
+    impossible = {"prefix": "a:", "servers": "nats://x:port"}
+    nats.CHANNEL_LAYERS = {
+        "wrong": {"BACKEND": BACKEND, "CONFIG": impossible},
+        "half": {"BACKEND": BACKEND, "CONFIG": {**impossible, "prefix": "asgi"}},
+        "list": {"BACKEND": BACKEND, "CONFIG": []},
+        "none": {},
+        "number": 5,
+    }
+    assert [m.msg.partition(":")[0] for m in check_layer_differences()] == [
+        "CHANNEL_LAYERS['half']"
+    ]
+    nats.CHANNEL_LAYERS = {"default": other}
     assert len(check_layer_differences()) == 1
     nats.NATS_BROKER_URL = "redis://localhost"
     assert check_layer_differences() == []

@@ -129,6 +129,10 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
     if not path:
         return []  # W002
     if problem := _import_problem():
+        from wsgateway.checks import START_CHECKS  # which lists this check too
+
+        if any(check() for check in START_CHECKS):
+            return []  # they have said it: our entry point raises what they find
         text = f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}."
         hint = f"Correct what this says, or the path. {_example()}"
         return [Warning(text, hint=hint, id="wsgateway.W010")]
@@ -138,7 +142,7 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
             Warning(
                 f"ASGI_APPLICATION is {path!r}, where no websocket reaches the gateway.",
                 hint="In asgi.py: application = wsgateway.asgi.application(). If you have routes "
-                "of your own, add wsgateway.routing.websocket_urlpatterns to your URLRouter.",
+                "of your own, add path('ws/', wsgateway.routing.gateway_router) to your URLRouter.",
                 id="wsgateway.W011",
             )
         ]

@@ -43,19 +43,22 @@ def check_layer_differences(**kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(f"CHANNEL_LAYERS[{alias!r}]: {problem}.", hint=sentence(cure), id="wsgateway.W009")
         for alias, layer in settings.channel_layers.items()
-        if (config := _config(layer)) is not None
-        for problem, cure in find_differences(
-            server_urls(config.get("servers") or config.get("hosts")), config.get("prefix")
-        )
+        for problem, cure in find_differences(*_where(layer))
     ]
 
 
-def _config(layer: Any) -> Mapping[str, Any] | None:
-    """Return the options of an entry; None if it is not ours, or cannot work."""
-    if not _takes_options(_backend(layer)) or any(True for _ in _problems(layer)):
-        return None
-    config: Mapping[str, Any] = layer.get("CONFIG", {})
-    return config
+def _where(layer: Any) -> tuple[list[str], str | None]:
+    """Return servers and prefix of an entry, as far as they are possible; else the settings'."""
+    config = layer.get("CONFIG") if _takes_options(_backend(layer)) else None
+    if not isinstance(config, Mapping):
+        return [], None
+    prefix = config.get("prefix")
+    if any(True for _ in find_problems({"prefix": prefix})):
+        prefix = None
+    try:
+        return server_urls(config.get("servers") or config.get("hosts")), prefix
+    except OptionRefused:
+        return [], prefix
 
 
 def _takes_options(backend: type | None) -> bool:
