@@ -1,4 +1,4 @@
-"""The example of docs/testing.md, run as it stands there."""
+"""The examples of docs/testing.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from tests.support import ROOT, site_env
 
 
-def test_example_passes(tmp_path: Path) -> None:
-    found = re.search(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.S)
-    assert found
-    (tmp_path / "test_example.py").write_text(found[1])
+def test_examples_pass(tmp_path: Path) -> None:
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.S)
+    for number, example in enumerate(found):
+        (tmp_path / f"test_example_{number}.py").write_text(example)
     plugin = ["-p", "wsgateway.testing.plugin"]  # the entry point, once the package is installed
     done = subprocess.run(
         [
@@ -26,4 +26,4 @@ def test_example_passes(tmp_path: Path) -> None:
         text=True,
         timeout=50,
     )
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
+    assert "4 passed" in done.stdout, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from tests.troubleshooting import Symptom
 from wsgateway.checks.layers import check_layer_differences, check_layers
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.config import OPTIONS, OptionRefused, find_problems, server_urls
+from wsgateway.layer.options import ConfiguredLayer
 from wsgateway.layer.serializers import MsgPackSerializer, registry
 
 BACKEND = "wsgateway.layer.NatsChannelLayer"
@@ -113,7 +114,7 @@ GOOD = [
 def test_good_options_pass(settings: Any, options: dict[str, Any]) -> None:
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": BACKEND, "CONFIG": options}}
     assert check_layers() == []
-    assert isinstance(channel_layers["default"], NatsChannelLayer)
+    assert isinstance(channel_layers["default"], ConfiguredLayer)
 
 
 COUNT = "a whole number from 1 to 9223372036854775807"
@@ -397,7 +398,7 @@ def test_what_is_set_later_is_checked_too(name: str, value: Any) -> None:
 
 
 def test_every_option_has_a_rule() -> None:
-    parameters = inspect.signature(NatsChannelLayer).parameters.values()
+    parameters = inspect.signature(ConfiguredLayer).parameters.values()
     named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     assert named == set(OPTIONS)
 

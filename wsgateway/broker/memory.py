@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from django.core import mail
+
 from wsgateway.broker.base import (
     ERROR_HEADER,
     REPLY_TO_HEADER,
@@ -106,6 +108,14 @@ class MemoryStore:
     listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
+
+    layers: dict[str, object] = field(default_factory=dict)
+    """What the channel layers with each prefix hold."""
+    entries: set[_Entry] = field(default_factory=set)
+
+    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+        """Call *on_message* with each message that is stored, in its publisher's thread."""
+        return _Entry(self.watchers[inbox], on_message, self.entries)
 
     def kept(self, inbox: Inbox) -> list[_Kept]:
         """Return what *inbox* still holds."""
@@ -225,6 +235,11 @@ class MemoryBroker(Broker):
     def on_lost(self, callback: Callable[[], None]) -> Closable:
         return self._enter(self._on_lost, callback)
 
+    @property
+    def services(self) -> frozenset[str]:
+        """The services that are declared."""
+        return self._declared.services
+
     def known_service(self, service: str) -> bool:
         declared = self._declared
         return declared.is_open or service is GROUP_SERVICE or service in declared.services
@@ -249,7 +264,7 @@ class MemoryBroker(Broker):
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
         if not self.known_service(inbox.service):
-            raise ServiceUnknown(inbox.service, self._declared.services)
+            raise ServiceUnknown(inbox.service, self.services)
         store, known = self.store, self.store.received.known(msg_id)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
@@ -393,6 +408,10 @@ _shared: MemoryStore | None = None
 def shared_store(settings: Settings) -> MemoryStore:
     """Return what the brokers of this process share, with the settings' limits."""
     global _shared
+    if hasattr(mail, "outbox"):  # Django's tests run: it is where they find sent mail
+        from wsgateway.testing.isolation import begin_each_test_empty
+
+        begin_each_test_empty()
     if _shared is None:
         _shared = MemoryStore(
             settings.INBOX_MAX_MESSAGES,

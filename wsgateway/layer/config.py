@@ -369,7 +369,15 @@ def find_differences(urls: Collection[str], prefix: str | None) -> Iterator[Diff
         urls: The layer's servers; empty: as the settings say.
         prefix: The layer's; None: as the settings say.
     """
-    if not settings.is_installed("wsgateway") or settings.BROKER != "nats":
+    if not settings.is_installed("wsgateway"):
+        return
+    if settings.BROKER == "memory":
+        if urls:
+            yield Difference(
+                "servers are named, so this layer connects to NATS, although PUBSUB_BROKER is "
+                "'memory'",
+                "leave servers out, and the layer is in memory too",
+            )
         return
     if prefix is not None and prefix != settings.PREFIX:
         yield Difference(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Concatenate, NamedTuple, Never, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast
 
-from channels.exceptions import ChannelFull, MessageTooLarge
-from channels.layers import BaseChannelLayer
+from channels.exceptions import ChannelFull
+from channels.layers import channel_layers
+from django.core.signals import setting_changed
 
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
@@ -22,9 +22,8 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
-from wsgateway.layer.config import find_differences, require_possible, server_urls
+from wsgateway.layer.config import find_differences
 from wsgateway.layer.durable import Directory, GroupName
-from wsgateway.layer.envelopes import Envelopes
 from wsgateway.layer.groups import Item
 from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
 from wsgateway.layer.loops import (
@@ -37,8 +36,9 @@ from wsgateway.layer.loops import (
     on_fork,
 )
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
+from wsgateway.layer.memory import MemoryChannelLayer
 from wsgateway.layer.normal import NormalChannels
-from wsgateway.layer.serializers import registry
+from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
 from wsgateway.subjects import Inbox, Subjects
 
 __all__ = ["NatsChannelLayer"]
@@ -48,8 +48,6 @@ logger = logging.getLogger("wsgateway.layer")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DEFAULT_MAX_MESSAGE = 16 * 1024 * 1024
-"""Bytes that a serialized message may have."""
 FLUSH_QUIET = 0.1
 """Seconds without another answer after which every process has flushed."""
 NAMES_KEPT = 10_000
@@ -70,93 +68,23 @@ class _Address(NamedTuple):
     is_own: bool
 
 
-class NatsChannelLayer(BaseChannelLayer):
+class NatsChannelLayer(ConfiguredLayer):
     """Channels on NATS; a drop-in for ``channels_redis``.
 
-    Args:
-        servers: Where NATS is: URLs, or (host, port) pairs, or dicts with an ``address``; None
-            means ``NATS_BROKER_URL``.
-        prefix: First token of every subject; None means ``WSGATEWAY_PREFIX``.
-        expiry: Seconds from sending after which a message is dropped unread.
-        group_expiry: Seconds after which a channel that nobody reads leaves its groups.
-        capacity: Messages that a channel holds.
-        channel_capacity: Other capacities, by glob or compiled pattern; the first match counts.
-        symmetric_encryption_keys: The first one encrypts, each of them decrypts.
-        random_prefix_length: Accepted for channels_redis' sake; nothing needs it here.
-        serializer_format: A name in `wsgateway.layer.serializers.registry`.
-        hosts: Another name for *servers*, as in channels_redis.
-        max_message_size: Bytes of a serialized message above which it is `MessageTooLarge`.
-        on_disconnect: Type of a message that each process-specific channel that is in use gets
-            when the connection is lost: what is not durable may be missed. None: none.
-        on_reconnect: The same for when it is there again.
-
-    The order of the arguments is that of channels_redis. What is an attribute here may also be
-    set later: ``expiry``, ``group_expiry``, ``capacity``, ``channel_capacity``, ``prefix``,
-    ``max_message_size``, ``on_disconnect``, ``on_reconnect``.
-
-    Raises:
-        OptionRefused: An option is unknown, or cannot have this value.
+    `ConfiguredLayer` describes the arguments. With ``PUBSUB_BROKER = "memory"`` and without
+    servers of its own, the layer is a `MemoryChannelLayer`.
     """
 
-    extensions = ["groups", "flush"]  # noqa: RUF012 - as the specification spells it
-    ChannelFull = ChannelFull
-    MessageTooLarge = MessageTooLarge
+    def __new__(cls, servers: Any = None, *args: Any, hosts: Any = None, **options: Any) -> Self:
+        """Return a layer in memory where the settings say so."""
+        if cls is NatsChannelLayer and not servers and not hosts and settings.BROKER == "memory":
+            return cast("Self", MemoryChannelLayer(servers, *args, hosts=hosts, **options))
+        return super().__new__(cls)
 
-    def __init__(
-        self,
-        servers: Any = None,
-        prefix: str | None = None,
-        expiry: float = 60,
-        group_expiry: float = 86400,
-        capacity: int = 100,
-        channel_capacity: Mapping[str | re.Pattern[str], int] | None = None,
-        symmetric_encryption_keys: Iterable[str | bytes] | None = None,
-        random_prefix_length: int = 0,
-        serializer_format: str = "msgpack",
-        *,
-        hosts: Any = None,
-        max_message_size: int = DEFAULT_MAX_MESSAGE,
-        on_disconnect: str | None = None,
-        on_reconnect: str | None = None,
-        **unknown: Never,
-    ) -> None:
-        require_possible(
-            servers=servers,
-            hosts=hosts,
-            prefix=prefix,
-            expiry=expiry,
-            group_expiry=group_expiry,
-            capacity=capacity,
-            channel_capacity=channel_capacity,
-            symmetric_encryption_keys=symmetric_encryption_keys,
-            serializer_format=serializer_format,
-            max_message_size=max_message_size,
-            on_disconnect=on_disconnect,
-            on_reconnect=on_reconnect,
-            **unknown,
-        )
-        self.group_expiry = group_expiry
-        self.on_disconnect = on_disconnect
-        self.on_reconnect = on_reconnect
-        self._servers = server_urls(servers if servers is not None else hosts)
-        self._prefix = prefix
-        self.random_prefix_length = random_prefix_length
-        serializer = registry.get_serializer(
-            serializer_format,
-            symmetric_encryption_keys=symmetric_encryption_keys,
-            random_prefix_length=0,
-            expiry=None,
-        )
-        self.envelopes = Envelopes(serializer, expiry, max_message_size, self._fetch)
+    def _begin(self) -> None:
         self._channels: dict[str, _Address] = {}
         self._directory = Directory()
         self._start()
-        # Only now: setting its attributes changes what was made above
-        super().__init__(
-            expiry=expiry,  # type: ignore[arg-type]
-            capacity=capacity,
-            channel_capacity=channel_capacity,  # type: ignore[arg-type]
-        )
         _layers.add(self)
 
     def _start(self) -> None:
@@ -179,72 +107,11 @@ class NatsChannelLayer(BaseChannelLayer):
     def __str__(self) -> str:
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
 
-    # -- options that may change ---------------------------------------------------------
-
-    @property  # type: ignore[override]
-    def expiry(self) -> float:
-        """Seconds from sending after which a message is dropped unread."""
-        return self.envelopes.expiry
-
-    @expiry.setter
-    def expiry(self, expiry: float) -> None:
-        require_possible(expiry=expiry)
-        self.envelopes.expiry = expiry
-
-    @property
-    def max_message_size(self) -> int:
-        """Bytes of a serialized message above which it is refused."""
-        return self.envelopes.max_message_size
-
-    @max_message_size.setter
-    def max_message_size(self, size: int) -> None:
-        require_possible(max_message_size=size)
-        self.envelopes.max_message_size = size
-
-    @property
-    def capacity(self) -> int:
-        """Messages that a channel holds."""
-        return self._capacity
-
-    @capacity.setter
-    def capacity(self, capacity: int) -> None:
-        require_possible(capacity=capacity)
-        self._capacity = capacity
-        self._resize()
-
-    @property  # type: ignore[override]  # pairs, which get_capacity wants
-    def channel_capacity(self) -> list[tuple[re.Pattern[str], int]]:
-        """Other capacities; give a dict or what `compile_capacities` returns."""
-        return self._channel_capacity
-
-    @channel_capacity.setter
-    def channel_capacity(self, capacities: Any) -> None:
-        if isinstance(capacities, Mapping):
-            require_possible(channel_capacity=capacities)
-            capacities = self.compile_capacities(dict(capacities))
-        self._channel_capacity: list[tuple[re.Pattern[str], int]] = list(capacities)
-        self._resize()
-
-    @property
-    def largest_capacity(self) -> int:
-        """The most messages that any channel may hold."""
-        return max([self._capacity, *(capacity for _, capacity in self._channel_capacity)])
-
-    def _resize(self) -> None:
+    def _resized(self) -> None:
         self._home.resize()
         self._normal.resize()
 
-    @property
-    def prefix(self) -> str:
-        """First token of every subject. To set it is to move to other subjects and streams."""
-        return settings.PREFIX if self._prefix is None else self._prefix
-
-    @prefix.setter
-    def prefix(self, prefix: str | None) -> None:
-        require_possible(prefix=prefix)
-        before, self._prefix = self.prefix, prefix
-        if self.prefix == before:
-            return
+    def _moved(self) -> None:
         self._target = None
         self._channels.clear()
         self._directory.clear()
@@ -321,14 +188,6 @@ class NatsChannelLayer(BaseChannelLayer):
             await home.confirm()
 
     # -- messages ------------------------------------------------------------------------
-
-    def serialize(self, message: Any) -> bytes:
-        """Return *message* as bytes."""
-        return self.envelopes.serialize(message)
-
-    def deserialize(self, message: bytes) -> Any:
-        """Return what `serialize` was given."""
-        return self.envelopes.deserialize(message)
 
     async def _fetch(self, claim: bytes) -> bytes | None:
         async def fetch(node: Node) -> bytes | None:
@@ -410,7 +269,7 @@ class NatsChannelLayer(BaseChannelLayer):
         Raises:
             ChannelFull: The channel is one process's, and known to be full.
         """
-        _require_message(message)
+        require_message(message)
         subject, name, is_own = self._channels.get(channel) or self._address(channel)
         data = self.envelopes.seal(name, message)
         mailbox = None
@@ -616,7 +475,7 @@ class NatsChannelLayer(BaseChannelLayer):
                 exceeds what NATS takes at once.
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
-        _require_message(message)
+        require_message(message)
         name = self._directory.get(group) or self._name(group)
         inbox = name.kept if name.inbox is None else await self._inbox_of(name)
         if inbox is None:
@@ -651,7 +510,7 @@ class NatsChannelLayer(BaseChannelLayer):
 
     def send_sync(self, channel: str, message: dict[str, Any]) -> None:
         """As `send`, from a thread without an event loop, over the shared connection."""
-        self._require_no_loop()
+        require_no_loop()
         subject, data, mailbox = self._addressed(channel, message)
         if mailbox is not None:
             if mailbox.has_room():
@@ -669,8 +528,8 @@ class NatsChannelLayer(BaseChannelLayer):
         Several times faster than ``async_to_sync(layer.group_send)``, which makes a loop for
         each call.
         """
-        self._require_no_loop()
-        _require_message(message)
+        require_no_loop()
+        require_message(message)
         if not self._group_send_soon(group, message):
             self._sync(lambda: self.group_send(group, message))
 
@@ -683,11 +542,6 @@ class NatsChannelLayer(BaseChannelLayer):
         if not is_known or inbox is not None:
             return False
         return self._publish_soon(name.subject, self.envelopes.seal(b"", message), False)
-
-    @staticmethod
-    def _require_no_loop() -> None:
-        if asyncio._get_running_loop() is not None:
-            raise RuntimeError("this thread runs an event loop: await the async method instead")
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         node = background_node(self.target)
@@ -759,15 +613,20 @@ class NatsChannelLayer(BaseChannelLayer):
         """Return at once: nothing is received in the background that could be waited for."""
 
 
-def _require_message(message: Any) -> None:
-    # AssertionError, because that is what the other layers raise
-    if not isinstance(message, dict):
-        raise AssertionError("message is not a dict")
-    if "__asgi_channel__" in message:
-        raise AssertionError("message holds the reserved key __asgi_channel__")
-
-
 _layers: weakref.WeakSet[NatsChannelLayer] = weakref.WeakSet()
+CHOOSING = {"PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_PREFIX"}
+"""Settings that decide what a layer works with."""
+
+
+def _forget_layers(*, setting: str, **kwargs: Any) -> None:
+    """Have the next `get_channel_layer` make a layer of ours again; for tests."""
+    if setting in CHOOSING:
+        for alias, layer in list(channel_layers.backends.items()):
+            if isinstance(layer, ConfiguredLayer):
+                del channel_layers.backends[alias]
+
+
+setting_changed.connect(_forget_layers)
 
 
 def _restart_layers() -> None:

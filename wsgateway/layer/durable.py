@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from wsgateway.layer.loops import Node
 
 __all__ = [
+    "UNKNOWN_SERVICE",
     "Directory",
     "GroupName",
     "claim_of",
     "event_of",
     "frame_event",
+    "kept_inbox",
     "payload_of",
     "store",
 ]
@@ -39,6 +41,7 @@ NAMES_KEPT = 10_000
 """Names of groups and services that are remembered."""
 LOOK_EVERY = 1.0
 """Seconds between two looks, in the background, at whether a service exists by now."""
+UNKNOWN_SERVICE = "group %r names an inbox, but its messages are not stored: %s"
 FRAME_TYPE = "ws.message"
 """The type of an event that is nothing but a websocket frame."""
 
@@ -90,15 +93,14 @@ class Directory:
 
     def add(self, node: Node, group: str) -> GroupName:
         """Return what a valid name says; warn if it looks like an inbox's and is not."""
-        is_kept = any(fnmatch.fnmatchcase(group, pattern) for pattern in settings.DURABLE_GROUPS)
-        kept = Inbox(GROUP_SERVICE, group) if is_kept else None
+        kept = kept_inbox(group)
         name = GroupName(group, node.subjects.group(group), inbox_of_group(group), kept)
         if len(self._names) >= NAMES_KEPT:
             self._names.clear()
         self._names[group] = name
-        if name.prefix and not is_kept:
+        if name.prefix and kept is None:
             self._run(node, self._warn_of_form(node, name))
-        elif name.inbox is not None and not is_kept:
+        elif name.inbox is not None and kept is None:
             service = name.inbox.service
             is_meant = service in meant_services or ".." in group
             if is_meant and service not in self._warned and not node.broker.known_service(service):
@@ -160,7 +162,7 @@ class Directory:
                     self._warned.clear()
                 self._warned.add(service)
                 logger.warning(
-                    "group %r names an inbox, but its messages are not stored: %s",
+                    UNKNOWN_SERVICE,
                     group,
                     ServiceUnknown(service, node.broker.services.names),
                 )
@@ -175,6 +177,12 @@ class Directory:
             node.loop.call_soon_threadsafe(start)
         except RuntimeError:  # its loop is closed
             coroutine.close()
+
+
+def kept_inbox(group: str) -> Inbox | None:
+    """Return where ``DURABLE_GROUPS`` has a group's messages stored; None: nowhere."""
+    is_kept = any(fnmatch.fnmatchcase(group, pattern) for pattern in settings.DURABLE_GROUPS)
+    return Inbox(GROUP_SERVICE, group) if is_kept else None
 
 
 async def _exists(node: Node, service: str) -> bool:

@@ -1,7 +1,7 @@
 """For tests of your own project: no broker needed, or a real one started for you.
 
 With pytest the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` come by themselves (see
-`wsgateway.testing.plugin`); elsewhere call `use_memory` and set ``PUBSUB_BROKER = "memory"``.
+`wsgateway.testing.plugin`); elsewhere set ``PUBSUB_BROKER = "memory"``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
+from channels.layers import get_channel_layer
 
 from wsgateway.broker.base import (
     CLIENT_ID_HEADER,
@@ -26,7 +27,8 @@ from wsgateway.broker.base import (
 from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
 from wsgateway.broker.nats.workqueue import Job
 from wsgateway.conf import settings
-from wsgateway.frames import FRAME_HEADER, Frame
+from wsgateway.frames import EVENT, FRAME_HEADER, Frame
+from wsgateway.layer.options import ConfiguredLayer
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Again, Dead, Done, Refuse, judge
@@ -48,8 +50,16 @@ class Sent:
 
     @property
     def data(self) -> str | bytes:
-        """The frame: str for text, bytes for binary."""
-        return self.stored.frame.data
+        """The frame: str for text, bytes for binary, and for an event as it is stored."""
+        return self.stored.payload if self.stored.kind == EVENT else self.stored.frame.data
+
+    @property
+    def event(self) -> dict[str, Any] | None:
+        """The event that the default channel layer's `group_send` stored; None for a frame."""
+        layer = get_channel_layer()
+        if self.stored.kind != EVENT or not isinstance(layer, ConfiguredLayer):
+            return None
+        return layer.envelopes.event_of(self.stored)
 
     def json(self) -> Any:
         """Return the payload parsed as JSON."""
@@ -101,6 +111,7 @@ def assert_sent(
     text: str | None = None,
     bytes: bytes | None = None,
     json: Any = NOTHING,
+    event: dict[str, Any] | None = None,
     count: int | None = None,
 ) -> Sent:
     """Return the newest message to a user that fits; fail if there is none.
@@ -111,21 +122,26 @@ def assert_sent(
         text: Its text.
         bytes: Its bytes, of a binary frame.
         json: What its payload means as JSON; key order and spaces do not matter.
+        event: The event, for a ``group_send`` of something else than a ``ws.message``.
         count: How many must fit; None: at least one.
     """
     everything = sent(service, user)
-    fitting = [message for message in everything if _fits(message, text, bytes, json)]
+    fitting = [message for message in everything if _fits(message, text, bytes, json, event)]
     if (count is None and fitting) or (count is not None and len(fitting) == count):
         return fitting[-1] if fitting else everything[-1]
     wanted = "a message" if count is None else f"{count} message(s)"
-    shown = ", ".join(repr(message.data) for message in everything) or "nothing"
+    shown = ", ".join(repr(message.event or message.data) for message in everything) or "nothing"
     raise AssertionError(
         f"{service}.{user} should have got {wanted} that fits, but {len(fitting)} do; "
         f"it got: {shown}"
     )
 
 
-def _fits(message: Sent, text: str | None, data: bytes | None, json: Any) -> bool:
+def _fits(
+    message: Sent, text: str | None, data: bytes | None, json: Any, event: dict[str, Any] | None
+) -> bool:
+    if event is not None and message.event != event:
+        return False
     if text is not None and message.data != text:
         return False
     if data is not None and message.data != data:
@@ -142,7 +158,7 @@ def assert_not_sent(service: str | None = None, user: str | None = None) -> None
     """Fail if anything was published to *service* and *user*, or to anybody."""
     found = sent(service, user)
     if found:
-        shown = ", ".join(f"{message.inbox}: {message.data!r}" for message in found)
+        shown = ", ".join(f"{sent.inbox}: {sent.event or sent.data!r}" for sent in found)
         raise AssertionError(f"nothing should have been sent, but this was: {shown}")
 
 

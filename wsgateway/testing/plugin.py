@@ -1,5 +1,7 @@
 """pytest fixtures; pytest finds them by itself once the package is installed.
 
+With ``PUBSUB_BROKER = "memory"`` each test begins with an empty store.
+
 ``wsgateway_memory``
     The memory broker, empty: `wsgateway.testing.sent`, `assert_sent` and `deliver` use it.
 ``wsgateway_nats``
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from django.conf import settings as django_settings
 from django.test import override_settings
 
 if TYPE_CHECKING:
@@ -23,19 +26,27 @@ if TYPE_CHECKING:
 __all__ = ["wsgateway_memory", "wsgateway_nats", "wsgateway_nats_server"]
 
 
+@pytest.fixture(autouse=True)
+def _wsgateway_empty_store() -> None:
+    """Begin with nothing in the memory broker."""
+    broker = getattr(django_settings, "PUBSUB_BROKER", None) if django_settings.configured else None
+    if broker == "memory":
+        from wsgateway.testing.isolation import empty_store
+
+        empty_store()
+
+
 @pytest.fixture
-def wsgateway_memory() -> Iterator[MemoryStore]:
+def wsgateway_memory(_wsgateway_empty_store: None) -> Iterator[MemoryStore]:
     """Use the memory broker, and begin with nothing in it."""
-    from wsgateway.broker import reset_brokers
-    from wsgateway.broker.memory import reset_shared_store, shared_store
+    from wsgateway.broker.memory import shared_store
     from wsgateway.conf import settings
+    from wsgateway.testing.isolation import empty_store
 
     with override_settings(PUBSUB_BROKER="memory"):
-        reset_brokers()
-        reset_shared_store()
+        empty_store()
         yield shared_store(settings)
-        reset_brokers()
-        reset_shared_store()
+        empty_store()
 
 
 @pytest.fixture(scope="session")

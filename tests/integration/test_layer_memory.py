@@ -1,0 +1,203 @@
+"""The channel layer with ``PUBSUB_BROKER = "memory"``: as on NATS, within one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+import pytest
+from channels.exceptions import ChannelFull, MessageTooLarge
+from channels.layers import get_channel_layer
+
+import wsgateway
+from tests.integration.layers import drain, receive
+from tests.troubleshooting import Symptom
+from wsgateway import group_names
+from wsgateway.layer import NatsChannelLayer, memory
+from wsgateway.layer.config import OptionRefused
+from wsgateway.layer.memory import MemoryChannelLayer
+from wsgateway.testing import assert_not_sent, assert_sent, sent
+from wsgateway.testing.isolation import empty_store
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> None:
+    empty_store()
+
+
+def make(**options: Any) -> Any:
+    layer: Any = NatsChannelLayer(**options)
+    assert isinstance(layer, MemoryChannelLayer)
+    return layer
+
+
+async def test_the_settings_decide_where_a_layer_is(settings: Any) -> None:
+    """With the memory broker it looked for a NATS server, and failed after five seconds."""
+
+    class Own(NatsChannelLayer):
+        pass
+
+    first: Any = get_channel_layer()
+    assert isinstance(first, MemoryChannelLayer)
+    assert isinstance(NatsChannelLayer("nats://127.0.0.1:1"), NatsChannelLayer)
+    assert isinstance(Own(), NatsChannelLayer)
+    settings.PUBSUB_BROKER = "nats"
+    assert isinstance(get_channel_layer(), NatsChannelLayer)
+    settings.PUBSUB_BROKER = "memory"
+    assert isinstance(get_channel_layer(), MemoryChannelLayer)
+    with pytest.raises(OptionRefused, match="capacity"):
+        NatsChannelLayer(capacity="100")
+
+
+@pytest.mark.troubleshooting(
+    "servers are named, so this layer connects to NATS, although PUBSUB_BROKER is 'memory'"
+)
+def test_servers_beside_the_memory_broker_are_warned_about(
+    symptom: Symptom, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert NatsChannelLayer("nats://127.0.0.1:1").target
+    symptom.must_show_in(caplog.text)
+    assert "leave servers out" in caplog.text
+    caplog.clear()
+    make()
+    assert not caplog.records
+
+
+async def test_channels(settings: Any) -> None:
+    layer, other = make(capacity=3, channel_capacity={"small*": 1}), make()
+    mine, small = await layer.new_channel(), await layer.new_channel("small")
+    for number in range(3):
+        await layer.send(mine, {"type": "x", "n": number})
+        await other.send("normal", {"type": "x", "n": number})
+    await other.send(small, {"type": "x", "n": 7})
+    for channel in (mine, "normal", small):
+        with pytest.raises(ChannelFull, match=channel):
+            await layer.send(channel, {"type": "x"})
+    for channel in (mine, "normal"):
+        assert await drain(layer, channel, 3) == [0, 1, 2]
+    assert await drain(layer, small, 1) == [7]
+    assert not layer._state.mailboxes
+    with pytest.raises(AssertionError, match="Wrong client prefix"):
+        await other.receive(mine)
+    with pytest.raises(TypeError, match="Channel name"):
+        await layer.send("¯\\_(ツ)_/¯", {"type": "x"})
+    with pytest.raises(TypeError, match="serialize"):
+        await layer.send("normal", {"type": "x", "n": {1}})
+    with pytest.raises(AssertionError, match="not a dict"):
+        await layer.group_send("room", "x")
+    elsewhere = make(prefix="other")
+    await elsewhere.send("normal", {"type": "x", "n": 1})
+    assert await drain(elsewhere, "normal", 1) == [1]
+
+
+async def test_a_cancelled_receive_loses_nothing_and_a_message_is_a_copy() -> None:
+    layer = make()
+    waiting = asyncio.create_task(layer.receive("work"))
+    await asyncio.sleep(0)
+    message = {"type": "x", "n": [1]}
+    await layer.send("work", message)
+    waiting.cancel()
+    message["n"] = []
+    assert (await receive(layer, "work"))["n"] == [1]
+
+
+async def test_messages_expire() -> None:
+    layer = make(expiry=0.1)
+    await layer.send("work", {"type": "x", "n": 1})
+    await asyncio.sleep(0.15)
+    await layer.send("work", {"type": "x", "n": 2})
+    assert await drain(layer, "work", 1) == [2]
+
+
+async def test_groups(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "wsgateway.layer")
+    layer, other = make(capacity=1), make(capacity=1)
+    full, free = await layer.new_channel(), await other.new_channel()
+    for name in (full, free, "normal"):
+        await layer.group_add("room", name)
+    await layer.send(full, {"type": "x", "n": 0})
+    await other.group_send("room", {"type": "x", "n": 1})
+    assert await drain(other, free, 1) == [1]
+    assert await drain(layer, "normal", 1) == [1]
+    assert await drain(layer, full, 1) == [0]
+    assert "1 of 3 channels over capacity in group room" in caplog.text
+    await layer.group_discard("room", full)
+    await layer.group_discard("room", "never-added")
+    await layer.group_send("room", {"type": "x", "n": 2})
+    assert await drain(layer, "normal", 1) == [2]
+    await layer.flush()
+    await layer.group_send("room", {"type": "x", "n": 3})
+    assert not layer._state.groups
+    assert not layer._state.mailboxes.get(full)
+
+
+async def test_durable_groups_reach_inboxes_and_inboxes_reach_them() -> None:
+    layer = make(capacity=1)
+    group = wsgateway.inbox_group("orders", "ann@example.com")
+    channel = await layer.new_channel()
+    await layer.group_add(group, channel)
+    await layer.group_send(group, {"type": "ws.message", "text": "hi"})
+    await layer.group_send(group, {"type": "order.paid", "id": 7})
+    await wsgateway.asend("orders", "ann@example.com", bytes=b"\xff")
+    assert_sent("orders", "ann@example.com", text="hi", count=1)
+    event = {"type": "order.paid", "id": 7}
+    assert assert_sent("orders", "ann@example.com", event=event).event == event
+    with pytest.raises(AssertionError, match=r"it got: 'hi', \{'type': .*, 'id': 7\}, b"):
+        assert_sent("orders", "ann@example.com", event={"type": "x"})
+    assert [await receive(layer, channel) for _ in range(3)] == [
+        {"type": "ws.message", "text": "hi"},
+        event,
+        {"type": "ws.message", "bytes": b"\xff"},
+    ]
+    await layer.group_discard(group, channel)
+    await layer.group_send(group, {"type": "x"})
+    assert not layer._state.mailboxes
+    assert len(sent("orders")) == 4
+    with pytest.raises(MessageTooLarge):
+        await layer.group_send(group, {"type": "ws.message", "text": "x" * 2_000_000})
+
+
+async def test_only_groups_of_services_are_durable(
+    settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meant: set[str] = set()
+    monkeypatch.setattr(memory, "meant_services", meant)
+    monkeypatch.setattr(group_names, "meant_services", meant)
+    layer = make()
+    await layer.group_send("chat.lobby", {"type": "x"})
+    assert not caplog.records
+    for _ in range(2):
+        await layer.group_send(wsgateway.inbox_group("oders", "ann"), {"type": "x"})
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "did you mean 'orders'?" in caplog.text
+    assert_not_sent()
+    settings.WSGATEWAY_DURABLE_GROUPS = ["chat.*"]
+    channel = await layer.new_channel()
+    await layer.group_add("chat.lobby", channel)
+    await layer.group_send("chat.lobby", {"type": "x", "n": 1})
+    assert await drain(layer, channel, 1) == [1]
+    assert len(sent()) == 1
+
+
+async def test_synchronous_code_in_threads_wakes_readers() -> None:
+    layer = make(capacity=1000)
+    reading = asyncio.create_task(drain(layer, "work", 400))
+    await asyncio.sleep(0)
+
+    def send(number: int) -> None:
+        for _ in range(100):
+            layer.send_sync("work", {"type": "x", "n": number})
+        layer.group_send_sync("orders.ann", {"type": "x", "n": number})
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    got = await asyncio.wait_for(reading, 20)
+    assert sorted(got) == sorted(list(range(4)) * 100)
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert len(sent("orders", "ann")) == 4
+    with pytest.raises(RuntimeError, match="event loop"):
+        layer.send_sync("work", {"type": "x"})
