@@ -1,10 +1,11 @@
-"""``pip install .`` in another Django project."""
+"""``pip install wsgateway`` in another Django project and an environment without anything else."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -12,9 +13,88 @@ import pytest
 
 from tests.support import ROOT, site_env
 
+pytestmark = pytest.mark.timeout(300)  # pip downloads
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = sorted(PROJECT["optional-dependencies"])
+WITHOUT_EXTRAS = {"websockets", "pytest"}
+"""What modules import at their top that only extras, and projects' tests, need."""
+
 SETTINGS = """
 SECRET_KEY = "x"
-INSTALLED_APPS = ["channels", "wsgateway"]
+ALLOWED_HOSTS = ["*"]
+INSTALLED_APPS = [
+    "django.contrib.staticfiles", "channels", "wsgateway", "wsgateway.outbox",
+    "django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions",
+    "django.contrib.messages", "django.contrib.admin",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates",
+    "APP_DIRS": True,
+    "OPTIONS": {"context_processors": [
+        "django.template.context_processors.request",
+        "django.contrib.auth.context_processors.auth",
+        "django.contrib.messages.context_processors.messages",
+    ]},
+}]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "/static/"
+ROOT_URLCONF = "wsgateway.urls"
+ASGI_APPLICATION = "minimal_asgi.application"
+PUBSUB_BROKER = "memory"
+WSGATEWAY_SERVICES = ["orders"]
+CHANNEL_LAYERS = {"default": {"BACKEND": "wsgateway.layer.NatsChannelLayer"}}
+"""
+ASGI = "import wsgateway.asgi\n\napplication = wsgateway.asgi.application()\n"
+USE = """
+import importlib, pkgutil
+from importlib import metadata
+from pathlib import Path
+
+import django
+
+django.setup()
+
+from django.contrib.staticfiles import finders
+from django.template.loader import get_template
+
+import wsgateway
+
+root = Path(wsgateway.__file__).parent
+assert (root / "py.typed").exists()
+for path in root.glob("templates/**/*.html"):
+    get_template(str(path.relative_to(root / "templates")))
+for path in root.glob("static/**/*.*"):
+    assert finders.find(str(path.relative_to(root / "static")), find_all=False), path
+[plugin] = [e for e in metadata.entry_points(group="pytest11") if e.name == "wsgateway"]
+assert plugin.value == "wsgateway.testing.plugin"
+
+missing = set()
+for module in pkgutil.walk_packages([str(root)], "wsgateway.", onerror=lambda name: None):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as exc:
+        missing.add(exc.name)
+print(wsgateway.__file__, *sorted(missing))
+"""
+THEIR_TESTS = """
+from wsgateway import send
+from wsgateway.testing import assert_sent
+
+
+def test_memory(wsgateway_memory):
+    send("orders", "ann", text="hello")
+    assert_sent("orders", "ann", text="hello")
+
+
+def test_nats(wsgateway_nats):
+    assert send("orders", "ann", text="hello").offset == 1
 """
 
 
@@ -28,6 +108,33 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+class Environment:
+    """A virtual environment that holds a wheel and what it declares, with a minimal project.
+
+    Versions are those with which the suite runs.
+    """
+
+    def __init__(self, folder: Path, *requirements: str) -> None:
+        self.folder = folder
+        self.python = folder / "venv" / "bin" / "python"
+        uv = (sys.executable, "-m", "uv", "--quiet")
+        run(*uv, "venv", "--python", sys.executable, folder / "venv", cwd=folder)
+        install = (*uv, "pip", "install", "--python", self.python)
+        run(*install, "-c", ROOT / "requirements-dev.txt", *requirements, cwd=folder)
+        (folder / "minimal.py").write_text(SETTINGS)
+        (folder / "minimal_asgi.py").write_text(ASGI)
+
+    def run(self, *args: str) -> str:
+        names = {"DJANGO_SETTINGS_MODULE": "minimal", "PYTHONPATH": str(self.folder)}
+        return run(self.python, "-W", "error", *args, cwd=self.folder, **names)
+
+    def missing_modules(self) -> set[str]:
+        """Use everything that is installed; return the modules that it would import besides."""
+        where, *missing = self.run("-c", USE).split()
+        assert where.startswith(str(self.folder))
+        return set(missing)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +160,20 @@ def test_wheel_holds_what_the_app_needs(wheel: Path) -> None:
     }
     assert held == kept
     assert "wsgateway/py.typed" in held
-    assert "wsgateway/templates/wsgateway/demo.html" in held
-    assert "wsgateway/static/wsgateway/demo.css" in held
     assert [name for name in others if not name.endswith(".dist-info")] == []
 
 
-def test_installed_app_passes_the_checks_of_a_minimal_project(wheel: Path, tmp_path: Path) -> None:
-    target = tmp_path / "site-packages"
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
-    run(*pip, "--target", target, wheel, cwd=tmp_path)
-    (tmp_path / "minimal.py").write_text(SETTINGS)
-    env = {"PYTHONPATH": f"{target}:{tmp_path}", "DJANGO_SETTINGS_MODULE": "minimal"}
-    django = (sys.executable, "-W", "error", "-m", "django")
-    assert "no issues" in run(*django, "check", cwd=tmp_path, **env)
-    where = "import wsgateway; print(wsgateway.__file__)"
-    assert run(sys.executable, "-c", where, cwd=tmp_path, **env).startswith(str(target))
+def test_declared_dependencies_suffice(wheel: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path, str(wheel))
+    assert "no issues" in environment.run("-m", "django", "check")
+    assert environment.missing_modules() == WITHOUT_EXTRAS
+
+
+def test_extras_bring_the_rest_and_pytest_finds_the_fixtures(wheel: Path, tmp_path: Path) -> None:
+    extras = f"{wheel}[{','.join(EXTRAS)}]"
+    environment = Environment(tmp_path, extras, "pytest", "pytest-django")
+    assert environment.missing_modules() == set()
+    (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
+    # Twisted warns of itself
+    done = environment.run("-W", "default", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "2 passed" in done
