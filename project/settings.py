@@ -167,5 +167,8 @@ LOGGING = {
     },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
-    "loggers": {"wsgateway": {"level": "INFO"}},
+    "loggers": {
+        "wsgateway": {"level": "INFO"},
+        "daphne.server": {"level": "INFO"},  # where it listens
+    },
 }

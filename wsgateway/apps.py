@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from django.apps import AppConfig, apps
 from django.core.checks import Tags, register
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["WsGatewayConfig", "require_installed"]
+from wsgateway.conf import settings
+
+__all__ = ["WsGatewayConfig", "require_installed", "show_log_in_development"]
 
 
 def require_installed() -> None:
@@ -22,6 +26,20 @@ def require_installed() -> None:
         )
 
 
+def show_log_in_development() -> None:
+    """Print what the gateway logs while DEBUG is on, as Django does with its own log.
+
+    Only where nothing else would: not if the project or the server has set up logging.
+    """
+    logger = logging.getLogger("wsgateway")
+    if not settings.debug or logger.hasHandlers():
+        return
+    console = logging.StreamHandler()
+    console.addFilter(lambda record: not logging.root.handlers)  # set up since then
+    logger.addHandler(console)
+    logger.setLevel(logging.INFO)
+
+
 class WsGatewayConfig(AppConfig):
     """Registers system checks, and what happens when log-ins end."""
 
@@ -34,6 +52,7 @@ class WsGatewayConfig(AppConfig):
         from wsgateway import checks, signals
 
         signals.connect()
+        show_log_in_development()
 
         for check in checks.CHECKS:
             register(check, "wsgateway")

@@ -54,9 +54,11 @@ def application(
     _require_usable_settings()
     from channels.routing import URLRouter
 
+    from wsgateway import daphne
     from wsgateway.health import alive, ready
-    from wsgateway.routing import lifespan, websocket_urlpatterns
+    from wsgateway.routing import lifespan, open_gateway, websocket_urlpatterns
 
+    daphne.at_start(open_gateway)
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
     return Application(http, websocket or URLRouter(websocket_urlpatterns), lifespan, probes)
 

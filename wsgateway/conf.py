@@ -264,7 +264,9 @@ class Settings:
     EMBEDDED_STORE = _text(
         "", "Folder of the embedded server's store; empty: .nats next to manage.py"
     )
-    EMBEDDED_PORT = _count(0, "Port of the embedded server; 0: a free one", least=0)
+    EMBEDDED_PORT = _count(
+        0, "Port of the embedded server; 0: one that stays the same while it is free", least=0
+    )
     EMBEDDED_SYNC_INTERVAL = _text(
         "always", "When the embedded server calls fsync: always, or a duration such as 10s"
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 from wsgateway.transport import MAX_REASON, LastBytes, Send, Transport
 
-__all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "quieten", "transport"]
+__all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "at_start", "quieten", "transport"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -54,6 +54,27 @@ def _reactor() -> Any:
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     loop = getattr(reactor, "_asyncioEventloop", None)
     return reactor if loop is asyncio.get_running_loop() else None
+
+
+def at_start(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Run *work* once daphne's loop runs: it does not speak ASGI's lifespan.
+
+    Where that loop never runs, as with other servers and commands, nothing happens.
+
+    Args:
+        work: Called once, in that loop.
+    """
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    loop = getattr(reactor, "_asyncioEventloop", None)
+    if loop is None:
+        return
+
+    def begin() -> None:
+        tasks.add(task := loop.create_task(work(), name="wsgateway-start"))
+        task.add_done_callback(tasks.discard)
+
+    tasks: set[asyncio.Task[object]] = set()  # kept from collection
+    reactor.callWhenRunning(loop.call_soon, begin)
 
 
 def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

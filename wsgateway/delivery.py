@@ -451,6 +451,7 @@ class Hub:
         if self._opened:
             return
         self._opened = True
+        logger.info("the gateway starts; its broker is %s", self.broker.where)
         self.broker.on_ready(self.resync)
         self.broker.on_lost(self._suspect_end)
         self._revocations.listen()

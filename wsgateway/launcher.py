@@ -14,7 +14,11 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.utils.module_loading import import_string
 
-from wsgateway.broker.embedded import bound_to_parent, embedded_url_from_settings
+from wsgateway.broker.embedded import (
+    bound_to_parent,
+    embedded_url_from_settings,
+    look_inside,
+)
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.registry import discover
@@ -119,10 +123,13 @@ def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
 
 def greeting(host: str, port: int, url: str) -> str:
     """Return what runs, and where."""
+    broker = _without_password(url) or "in memory"
+    if url and not settings.URL:
+        broker += f"    (to look inside: {look_inside(url)})"
     return f"""
 wsgateway runs on http://{host}:{port}{settings.script_name}/    (Ctrl-C ends it)
 
-  broker      {_without_password(url) or "in memory"}
+  broker      {broker}
 """
 
 

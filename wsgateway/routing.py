@@ -5,6 +5,7 @@ The gateway's routes match any name, so list routes of your own before them.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from channels.routing import URLRouter
@@ -17,7 +18,15 @@ from wsgateway.delivery import get_hub
 from wsgateway.exceptions import IdentityRefused, WsGatewayError
 from wsgateway.refusals import refuse
 
-__all__ = ["gateway_router", "lifespan", "refuse_unknown_path", "websocket_urlpatterns"]
+__all__ = [
+    "gateway_router",
+    "lifespan",
+    "open_gateway",
+    "refuse_unknown_path",
+    "websocket_urlpatterns",
+]
+
+logger = logging.getLogger("wsgateway")
 
 gateway: Any = GatewayConsumer.as_asgi()
 
@@ -47,11 +56,19 @@ async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:
     await refuse(socket_of(scope, send), IdentityRefused(code, code.reason, cure), path)
 
 
+async def open_gateway() -> None:
+    """Connect as the server starts, so that the log says at once what is wrong; never raises."""
+    try:
+        await get_hub().open()
+    except (WsGatewayError, ImproperlyConfigured) as exc:
+        logger.error("the gateway refuses every socket: %s", exc)
+
+
 async def lifespan(scope: Any, receive: Any, send: Any) -> None:
     """Connect to the broker when the server starts, and close the connection when it ends.
 
-    For servers that speak ASGI's lifespan, as uvicorn does; daphne does not, and connects with
-    the first socket.
+    For servers that speak ASGI's lifespan, as uvicorn does; for daphne, which does not,
+    `wsgateway.asgi.application` connects.
     """
     while True:
         event = await receive()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -227,6 +229,21 @@ def test_many_starters_at_once_start_one_server(tmp_path: Path) -> None:
 def test_record_of_a_server_that_is_gone_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "server.json").write_text('{"port": "what"')
     assert embedded_url(tmp_path).startswith("nats://127.0.0.1:")
+    embedded.stop_embedded()
+
+
+def test_port_follows_from_the_store_unless_it_is_taken(tmp_path: Path) -> None:
+    """It was another one after each `rm -r .nats`; commands in the shell's history failed."""
+    url = embedded_url(tmp_path / "a")
+    embedded.stop_embedded()
+    shutil.rmtree(tmp_path / "a")
+    assert embedded_url(tmp_path / "a") == url
+    embedded.stop_embedded()
+    shutil.rmtree(tmp_path / "a")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+        other.listen()
+        assert embedded_url(tmp_path / "a") != url
     embedded.stop_embedded()
 
 

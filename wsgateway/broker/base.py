@@ -237,6 +237,11 @@ class Broker(ABC):
 
     @property
     @abstractmethod
+    def where(self) -> str:
+        """What it is and where, for messages; without a login."""
+
+    @property
+    @abstractmethod
     def connected(self) -> bool:
         """Whether a server can be reached now, whatever its streams are doing."""
 

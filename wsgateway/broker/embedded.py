@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,8 @@ START_TIMEOUT = 15.0
 STOP_TIMEOUT = 5.0
 HEADER_ROOM = 64 * 1024
 PORT_ATTEMPTS = 5
+FIRST_PORT, LAST_PORT = 15000, 32000
+"""Where free ports are looked for: below those of outgoing connections."""
 WATCH_INTERVAL = 0.5
 """Seconds between two looks whether the shared server still listens."""
 LONGEST_WATCH_PAUSE = 30.0
@@ -87,11 +90,14 @@ def find_server() -> Path:
 def free_port() -> int:
     """Return a port that is free now, below the range that outgoing connections use."""
     for _ in range(100):
-        port = random.randint(15000, 32000)  # noqa: S311 - no secret
+        port = random.randint(FIRST_PORT, LAST_PORT)  # noqa: S311 - no secret
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind((HOST, port))
             return port
-    raise BrokerUnavailable("no free port found on 127.0.0.1 between 15000 and 32000")
+    raise BrokerUnavailable(
+        f"no free port found on {HOST} between {FIRST_PORT} and {LAST_PORT}; "
+        "set WSGATEWAY_EMBEDDED_PORT"
+    )
 
 
 def probe(port: int, timeout: float = 1.0) -> str | None:
@@ -391,7 +397,8 @@ def embedded_url(
 
     Args:
         store: See `EmbeddedServer`, as for the other arguments.
-        port: 0 means the port of the last time if that is free, or else a free one.
+        port: 0 means the port of the last time, or else one that follows from *store*, if that is
+            free; any free one otherwise.
         sync_interval: For a server that is started here.
         max_payload: For a server that is started here.
     """
@@ -411,8 +418,9 @@ def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int)
         record = _read_record(store)
         if record is not None and probe(record["port"]) == record["name"]:
             return f"nats://{HOST}:{record['port']}"
-        if port == 0 and record is not None and _is_free(record["port"]):
-            port = record["port"]
+        if port == 0:
+            usual = (record["port"],) if record is not None else ()
+            port = next(filter(_is_free, (*usual, _port_of(store))), 0)
         server = EmbeddedServer(
             store, port=port, sync_interval=sync_interval, max_payload=max_payload
         ).start()
@@ -420,6 +428,11 @@ def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int)
         record = {"port": server.port, "name": server.name, "pid": server.pid}
         (store / "server.json").write_text(json.dumps(record))
         return server.url
+
+
+def _port_of(store: Path) -> int:
+    """Return the port that a server on *store* has unless it is taken, whoever starts it."""
+    return FIRST_PORT + zlib.crc32(os.fsencode(store)) % (LAST_PORT - FIRST_PORT)
 
 
 class _Watch:
@@ -502,12 +515,27 @@ def embedded_url_from_settings() -> str:
         BrokerMisconfigured: See `require_embedded`.
     """
     require_embedded()
-    return embedded_url(
-        settings.embedded_store,
+    store = settings.embedded_store.resolve()
+    is_first = store not in _watches
+    url = embedded_url(
+        store,
         port=settings.EMBEDDED_PORT,
         sync_interval=settings.EMBEDDED_SYNC_INTERVAL,
         max_payload=max(DEFAULT_MAX_PAYLOAD, settings.MAX_MESSAGE_SIZE + HEADER_ROOM),
     )
+    if is_first:
+        logger.info(
+            "the embedded nats-server listens on %s; its data are in %s; to look inside: %s",
+            url,
+            store,
+            look_inside(url),
+        )
+    return url
+
+
+def look_inside(url: str) -> str:
+    """Return the command that shows what goes through the server at *url*."""
+    return f"nats --server {url} subscribe '{settings.PREFIX}.>'"
 
 
 def embedded_is_running() -> bool:

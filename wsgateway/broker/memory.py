@@ -217,6 +217,10 @@ class MemoryBroker(Broker):
         return ["memory: nothing to set up"]
 
     @property
+    def where(self) -> str:
+        return "the memory of this process"
+
+    @property
     def connected(self) -> bool:
         return self._open
 

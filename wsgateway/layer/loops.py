@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from asgiref.sync import AsyncToSync
 
+from wsgateway.broker import embedded  # noqa: F401 - so that its server outlives our connections
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions, LinkState, new_inbox
 from wsgateway.broker.nats.streams import wanted_streams

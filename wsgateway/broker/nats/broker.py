@@ -311,6 +311,10 @@ class NatsBroker(Broker):
         return lines
 
     @property
+    def where(self) -> str:
+        return f"NATS at {self.link.address}"
+
+    @property
     def connected(self) -> bool:
         return self.link.is_open
 

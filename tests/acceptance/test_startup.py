@@ -1,0 +1,154 @@
+"""What processes say when they start, and do not say when they end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nats
+import pytest
+
+from tests.support import ROOT, Gateway, Process, running, site_env
+from wsgateway.broker.embedded import EmbeddedServer, free_port
+
+LISTENS = {"daphne": "Listening on TCP address 127.0.0.1:{}", "uvicorn": "127.0.0.1:{} (Press"}
+
+
+@pytest.mark.parametrize("server", LISTENS)
+def test_web_process_says_where_it_listens_and_which_broker_it_uses(
+    gateway_factory: Callable[..., Gateway], nats_server: EmbeddedServer, server: str
+) -> None:
+    """On daphne it said nothing at all before the first socket."""
+    url = nats_server.url.replace("//", "//gate:s3cret@")
+    gateway = gateway_factory(server, NATS_BROKER_URL=url)
+    gateway.wait_for_line(f"its broker is NATS at 127.0.0.1:{nats_server.port}\n")
+    gateway.wait_for_line(f"connected to NATS at 127.0.0.1:{nats_server.port}\n")
+    gateway.wait_for_line(LISTENS[server].format(gateway.port))
+    assert "s3cret" not in gateway.output
+
+
+@pytest.mark.parametrize("server", LISTENS)
+def test_web_process_says_within_ten_seconds_that_the_broker_is_away(
+    gateway_factory: Callable[..., Gateway], server: str
+) -> None:
+    """On daphne, the first socket's user noticed before its operator."""
+    gateway = gateway_factory(server, NATS_BROKER_URL=f"nats://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    gateway.wait_for_line("connection refused (1 attempt in ")
+    assert time.monotonic() - began < 10
+
+
+SETTINGS = """
+    from pathlib import Path
+
+    DEBUG = True
+    SECRET_KEY = "x"
+    BASE_DIR = Path(__file__).resolve().parent
+    INSTALLED_APPS = [
+        "daphne",
+        "channels",
+        "wsgateway",
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.sessions",
+    ]
+    ROOT_URLCONF = "mysite"
+    urlpatterns = []
+    ASGI_APPLICATION = "mysite_asgi.application"
+    CHANNEL_LAYERS = {"default": {"BACKEND": "wsgateway.layer.NatsChannelLayer"}}
+    WSGATEWAY_SERVICES = ["orders"]
+    DATABASES = {
+        "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": BASE_DIR / "db.sqlite3"}
+    }
+"""
+ASGI = """
+    import os
+
+    import wsgateway.asgi
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite")
+    application = wsgateway.asgi.application()
+"""
+
+
+class Project:
+    """An ordinary project in development, as the README makes one; it has no LOGGING."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        (folder / "mysite.py").write_text(textwrap.dedent(SETTINGS))
+        (folder / "mysite_asgi.py").write_text(textwrap.dedent(ASGI))
+        path = f"{folder}:{ROOT}"
+        self.env = site_env(PYTHONPATH=path, DJANGO_SETTINGS_MODULE="mysite")
+
+    def run(self, *arguments: str) -> str:
+        """Run a command; return all it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "django", *arguments],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=50,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def start(self, *arguments: str) -> Process:
+        command = [sys.executable, "-m", "django", *arguments]
+        process = Process(command, self.folder / f"{arguments[0]}.log", self.env, self.folder)
+        process.spawn()
+        return process
+
+    def runserver(self, *options: str) -> Process:
+        return self.start("runserver", str(self.port), *options)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+async def test_runserver_shows_the_embedded_server_with_a_command_that_works(
+    project: Project,
+) -> None:
+    """Without LOGGING, nothing that the gateway logs was seen; the port had to be guessed."""
+    with running(project.runserver("--noreload")) as process:
+        process.wait_for_line("connected to NATS at ", 40)
+        port = re.search(r"its broker is NATS at 127\.0\.0\.1:(\d+)\n", process.output)
+        shown = re.search(r"nats --server (\S+) subscribe 'ws\.>'", process.output)
+        assert port
+        assert shown
+        assert shown[1] == f"nats://127.0.0.1:{port[1]}"
+        client = await nats.connect(shown[1])
+        heard = await client.subscribe("ws.>")
+        await client.flush()
+        project.run("shell", "-c", "import wsgateway; wsgateway.send('orders', 'ann', text='hi')")
+        while (await heard.next_msg(10)).data != b"hi":
+            pass  # what gateways tell each other
+        await client.close()
+        process.stop()
+
+
+COMMANDS = [
+    ["migrate"],
+    ["check"],
+    ["setup_streams"],
+    ["publish", "orders", "ann", "hi"],
+    ["shell", "-c", "import wsgateway; wsgateway.send('orders', 'ann', text='hi')"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_commands_end_without_a_lost_connection(project: Project, command: list[str]) -> None:
+    """The embedded server ended before the connection to it: "lost the connection to NATS"."""
+    output = project.run(*command)
+    assert "lost the connection" not in output
+    assert "Traceback" not in output
