@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from wsgateway.exceptions import MalformedMessage
 from wsgateway.transport import MAX_REASON, LastBytes, Send, Transport
 
 __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "at_start", "quieten", "transport"]
@@ -32,6 +33,8 @@ OPEN = 3
 """autobahn's ``STATE_OPEN``."""
 DAPHNES_CODES = frozenset((1000, *range(3000, 5000)))
 """Close codes that daphne's own way takes."""
+DAPHNES_LIMIT = 1024 * 1024
+"""Bytes of a frame that daphne takes, unless it is told otherwise."""
 HOOKED = (
     "_closeConnection",
     "_dataReceived",
@@ -137,6 +140,25 @@ class HiddenTransport(Transport):
 
     __slots__ = ()
 
+    def take_frames(self, size: int) -> int:
+        """See `Transport.take_frames`. Daphne's options cannot be seen; this is their default."""
+        return min(size, DAPHNES_LIMIT)
+
+    async def send(self, event: Any) -> bool:
+        """See `Transport.send`.
+
+        Raises:
+            MalformedMessage: The frame is larger than daphne sends.
+        """
+        from autobahn.exception import PayloadExceededError
+
+        try:
+            return await super().send(event)
+        except PayloadExceededError as exc:
+            raise MalformedMessage(
+                f"daphne sends no frame that large ({exc}); use wsgateway.asgi.application()"
+            ) from exc
+
     async def close(self, code: int, fallback: int, reason: str) -> None:
         """See `Transport.close`. Daphne raises for codes but 1000 and 3000-4999."""
         await super().close(code if code in DAPHNES_CODES else fallback, fallback, reason)
@@ -158,6 +180,7 @@ class DaphneTransport(Transport):
         "_closing",
         "_descriptor",
         "_empty",
+        "_frame_limit",
         "_gathers",
         "_paused",
         "_pong",
@@ -173,6 +196,7 @@ class DaphneTransport(Transport):
         self._gathers = getattr(protocol.transport, "_aggregator", None)  # with TLS only
         self._closing = False  # nothing that comes is of interest any more
         self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
+        self._frame_limit = protocol.maxMessagePayloadSize  # bytes that the client may send
         self._paused = False  # much waits for the kernel
         self._pong: bytes | None = None  # owed to the last ping that came meanwhile
         self._queued = 0  # bytes that the application has not taken
@@ -188,6 +212,15 @@ class DaphneTransport(Transport):
         # The HTTP channel that the socket came from is registered still, and does nothing.
         protocol.unregisterProducer()
         protocol.registerProducer(self, True)
+
+    def take_frames(self, size: int) -> int:
+        """See `Transport.take_frames`: daphne's own limit is for all websockets of a project."""
+        protocol = self._protocol
+        for limit in ("maxMessagePayloadSize", "maxFramePayloadSize"):
+            if 0 < getattr(protocol, limit) < size:  # 0: none
+                setattr(protocol, limit, size)
+        self._frame_limit = protocol.maxMessagePayloadSize
+        return size
 
     # -- writing -------------------------------------------------------------------------
 
@@ -216,7 +249,11 @@ class DaphneTransport(Transport):
             raise ConnectionResetError
         handed = not self.pending
         if event.get("text") or event.get("bytes"):
-            await self._send(event)
+            self._protocol.maxMessagePayloadSize = 0  # autobahn limits what it sends, too
+            try:
+                await self._send(event)
+            finally:
+                self._protocol.maxMessagePayloadSize = self._frame_limit
         else:
             self._protocol.sendMessage(b"", "bytes" in event)
         return handed

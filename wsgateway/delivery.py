@@ -152,6 +152,11 @@ class Delivery:
         """
         return f"{self.epoch}{LIFE}{self._lives}" if self._lives else self.epoch
 
+    @property
+    def largest_message(self) -> int:
+        """Bytes of the largest message that the broker takes from a client now."""
+        return self._hub.broker.largest_offer
+
     def _patience(self) -> float:
         """Return how long a client's frame may wait: an election passes, an outage may not."""
         connected = self._hub.broker.connected

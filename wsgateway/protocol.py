@@ -50,6 +50,8 @@ __all__ = [
     "encode_ping",
     "encode_pong",
     "encode_welcome",
+    "largest_frame",
+    "largest_message",
     "parse_client",
     "parse_resume",
     "parse_server",
@@ -67,6 +69,10 @@ MAX_AFTER = 3600
 """Longest delay, in seconds, that a gateway asks for."""
 MAX_QUERY_FIELDS = 32
 REQUEST = '"request":true,'
+GROWTH = 6
+"""How many times larger than a message the text in its frame can be: ``\\u0000``."""
+OVERHEAD = 4096
+"""Bytes of a frame that are not its message, at most."""
 
 _ID = re.compile(r"[!-~]{1,64}\Z")
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
@@ -178,7 +184,7 @@ class Welcome:
         reason: Why *recovered* is false, see `Reason`; None if it is true.
         ping: Seconds between the gateway's pings.
         window: Messages that the gateway sends without acknowledgement.
-        max_message_size: Largest payload that the gateway takes, bytes.
+        max_message_size: Largest payload that the gateway takes, bytes, however it is encoded.
     """
 
     connection: str
@@ -293,6 +299,16 @@ def parse_resume(query_string: bytes) -> Resume:
     if not _DIGITS.match(offset) or int(offset) > MAX_OFFSET:
         raise _fatal(f"offset must be an integer from 0 to {MAX_OFFSET}")
     return Resume(fields.get("device") or None, epoch, int(offset))
+
+
+def largest_frame(size: int) -> int:
+    """Return the bytes of a frame around a message of *size* bytes, however it is encoded."""
+    return GROWTH * size + OVERHEAD
+
+
+def largest_message(size: int) -> int:
+    """Return the bytes of a message that fits a frame of *size* bytes, however it is encoded."""
+    return max(0, (size - OVERHEAD) // GROWTH)
 
 
 def _fatal(message: str) -> ProtocolError:

@@ -12,6 +12,7 @@ from channels.routing import URLRouter
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import path, re_path
 
+from wsgateway import uvicorn
 from wsgateway.codes import CloseCode
 from wsgateway.consumers import GatewayConsumer, socket_of
 from wsgateway.delivery import get_hub
@@ -78,6 +79,7 @@ async def lifespan(scope: Any, receive: Any, send: Any) -> None:
             except (WsGatewayError, ImproperlyConfigured) as exc:
                 await send({"type": "lifespan.startup.failed", "message": str(exc)})
                 return
+            uvicorn.warn_of_limit(receive)
             await send({"type": "lifespan.startup.complete"})
         elif event["type"] == "lifespan.shutdown":
             await get_hub().close()

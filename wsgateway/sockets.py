@@ -12,7 +12,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wsgateway import protocol
 from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
@@ -34,9 +34,6 @@ logger = logging.getLogger("wsgateway")
 
 MAX_ANSWERS = 1000
 """Answers that may wait for a client before nothing more is taken from it."""
-JSON_GROWTH = 6
-"""How many times larger than a message the frame around it can be: ``\\u0000``."""
-FRAME_OVERHEAD = 4096
 COME_BACK_LATER = (CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHANGED)
 
 
@@ -83,6 +80,22 @@ class RateLimit:
         return self._tokens < -self._burst
 
 
+class SizeLimit(NamedTuple):
+    """How large a client's message may be.
+
+    Attributes:
+        limit: Bytes.
+        setting: What says so.
+    """
+
+    limit: int
+    setting: str
+
+    def exceeded_by(self, size: int) -> MessageTooBig | None:
+        """Return why a message of *size* bytes is too big; None if it is not."""
+        return MessageTooBig(size, *self) if size > self.limit else None
+
+
 class Socket(ABC):
     """One accepted websocket.
 
@@ -90,7 +103,16 @@ class Socket(ABC):
         transport: The websocket as its server holds it, or only what to call to send.
     """
 
-    __slots__ = ("_accepted", "_limit", "closed", "deaf", "delivery", "transport")
+    __slots__ = (
+        "_accepted",
+        "_frame_size",
+        "_limit",
+        "_size",
+        "closed",
+        "deaf",
+        "delivery",
+        "transport",
+    )
 
     acknowledges = False
     """Whether the client itself confirms offsets."""
@@ -99,6 +121,13 @@ class Socket(ABC):
     def __init__(self, transport: Transport | Send) -> None:
         self.transport = transport if isinstance(transport, Transport) else Transport(transport)
         self._limit = RateLimit(settings.RATE_LIMIT, settings.RATE_BURST)
+        size = settings.MAX_MESSAGE_SIZE
+        self._frame_size = self.transport.take_frames(self._frame_of(size))
+        """Bytes of a frame that a client may send."""
+        self._size = SizeLimit(size, "WSGATEWAY_MAX_MESSAGE_SIZE")
+        """Bytes of a message that a client may send, and be sure that it is taken."""
+        if (size := self._message_in(self._frame_size)) < self._size.limit:
+            self._size = SizeLimit(size, "what the web server takes")
         self._accepted = False
         self.closed = False
         self.deaf = False
@@ -184,6 +213,22 @@ class Socket(ABC):
     def _code(self, code: CloseCode) -> int:
         return int(code)
 
+    @staticmethod
+    def _frame_of(size: int) -> int:
+        """Return the bytes of a frame that holds a message of *size* bytes, at most."""
+        return size
+
+    @staticmethod
+    def _message_in(size: int) -> int:
+        """Return the bytes of a message that fits into a frame of *size* bytes for sure."""
+        return size
+
+    def _fit_broker(self) -> None:
+        """Promise no more than the broker stores; called when it is connected."""
+        largest = self._size.limit if self.delivery is None else self.delivery.largest_message
+        if largest < self._size.limit:
+            self._size = SizeLimit(largest, "what NATS' max_payload leaves beside the headers")
+
     def _on_hidden_frame(self) -> None:
         """Count a frame that only the server sees, such as a ping, which it answers."""
         self._limit.take()
@@ -238,6 +283,7 @@ class RawSocket(Socket):
 
     async def begin(self, start: Start) -> None:
         """Say nothing: there is no way to."""
+        self._fit_broker()
         self._written = self._settled = start.offset
 
     async def write(self, stored: Stored) -> None:
@@ -256,8 +302,7 @@ class RawSocket(Socket):
             await self.close(CloseCode.RATE_LIMIT)
             return
         frame = Frame.of(text if text is not None else data or b"")
-        if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
-            size = MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
+        if size := self._size.exceeded_by(len(frame.payload)):
             logger.info("refused a frame: %s", size)
             await self.close(CloseCode.MESSAGE_TOO_BIG)
         elif self.delivery is not None:
@@ -297,6 +342,9 @@ class V1Socket(Socket):
         self._heartbeat: Heartbeat | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    _frame_of = staticmethod(protocol.largest_frame)
+    _message_in = staticmethod(protocol.largest_message)
+
     # -- to the client -------------------------------------------------------------------
 
     async def begin(self, start: Start) -> None:
@@ -304,6 +352,7 @@ class V1Socket(Socket):
         delivery = self.delivery
         assert delivery is not None
         identity = delivery.identity
+        self._fit_broker()
         await self._write(
             "text",
             protocol.encode_welcome(
@@ -317,7 +366,7 @@ class V1Socket(Socket):
                 reason=start.reason,
                 ping=settings.PING_INTERVAL,
                 window=settings.WINDOW,
-                max_message_size=settings.MAX_MESSAGE_SIZE,
+                max_message_size=self._size.limit,
             ),
         )
         if self._heartbeat is None:
@@ -425,7 +474,7 @@ class V1Socket(Socket):
                 await self.close(CloseCode.TOO_SLOW)
 
     async def _take(self, delivery: Delivery, frame: str | bytes, within_limit: bool) -> None:
-        if len(frame) > JSON_GROWTH * settings.MAX_MESSAGE_SIZE + FRAME_OVERHEAD:
+        if len(frame) > self._frame_size:
             await self.close(CloseCode.MESSAGE_TOO_BIG)
             return
         try:
@@ -449,10 +498,8 @@ class V1Socket(Socket):
     async def _publish(
         self, delivery: Delivery, message: ClientMessage, within_limit: bool
     ) -> None:
-        size = len(message.frame.payload)
-        if size > settings.MAX_MESSAGE_SIZE:
-            text = str(MessageTooBig(size, settings.MAX_MESSAGE_SIZE))
-            self._answer(protocol.encode_error(message.id, ErrorCode.TOO_BIG, text))
+        if size := self._size.exceeded_by(len(message.frame.payload)):
+            self._answer(protocol.encode_error(message.id, ErrorCode.TOO_BIG, str(size)))
             return
         if not within_limit:
             text = f"more than {settings.RATE_LIMIT:g} frames per second; slow down"

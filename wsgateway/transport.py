@@ -101,6 +101,14 @@ class Transport:
         """Bytes that the kernel has not taken yet; 0 also if the server does not tell."""
         return 0
 
+    def take_frames(self, size: int) -> int:
+        """Let the server take frames of *size* bytes from the client, if that can be told.
+
+        Returns:
+            Bytes of the largest frame that it takes, at most *size*.
+        """
+        return size
+
     async def send(self, event: Any) -> bool:
         """Send *event* to the server, after waiting while the client does not read.
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import partial
 from typing import Any
 
 from wsgateway.conf import settings
+from wsgateway.protocol import largest_frame, largest_message
 from wsgateway.transport import WRITE_LIMIT, LastBytes, Send, Transport
 
-__all__ = ["UvicornTransport", "transport"]
+__all__ = ["UvicornTransport", "transport", "warn_of_limit"]
+
+logger = logging.getLogger("wsgateway")
 
 HOOKED = {
     "connection_lost": "_on_lost",
@@ -47,6 +51,27 @@ def transport(server_send: Any, send: Send) -> UvicornTransport | None:
     if isinstance(protocol, asyncio.Protocol) and hasattr(held, "set_write_buffer_limits"):
         return UvicornTransport(protocol, send)
     return None
+
+
+def warn_of_limit(receive: Any) -> None:
+    """Warn if the server's limit for a frame is below what our setting needs.
+
+    Args:
+        receive: What the lifespan was given; with uvicorn, a method of what has its options.
+    """
+    config = getattr(getattr(receive, "__self__", None), "config", None)
+    limit = getattr(config, "ws_max_size", None)
+    needed = largest_frame(settings.MAX_MESSAGE_SIZE)
+    if isinstance(limit, int) and limit < needed:
+        logger.warning(
+            "uvicorn takes websocket frames of %s bytes, so wsgateway.v1 clients may send messages "
+            "of %s bytes only, not of WSGATEWAY_MAX_MESSAGE_SIZE (%s): start uvicorn with "
+            "--ws-max-size %s, or lower the setting",
+            limit,
+            largest_message(limit),
+            settings.MAX_MESSAGE_SIZE,
+            needed,
+        )
 
 
 class HalfClosing(asyncio.Protocol):
@@ -161,6 +186,11 @@ class UvicornTransport(Transport):
     def pending(self) -> int:
         """Bytes that the kernel has not taken yet. A lost connection forgets what waited."""
         return self._transport.get_write_buffer_size() or self._transport.is_closing()
+
+    def take_frames(self, size: int) -> int:
+        """See `Transport.take_frames`; `warn_of_limit` tells the operator."""
+        limit: int = self._protocol.config.ws_max_size
+        return min(size, limit)
 
     async def send(self, event: Any) -> bool:
         """See `Transport.send`."""

@@ -54,6 +54,7 @@ class Protocol:
 
     def __init__(self) -> None:
         self.state = OPEN
+        self.maxMessagePayloadSize = self.maxFramePayloadSize = 1000
         self.transport = Descriptor()
         self.application_queue: asyncio.Queue[Any] = asyncio.Queue()
         self.registerProducer = self.transport.registerProducer
@@ -101,6 +102,17 @@ def made() -> Made:
 
 def message(size: int) -> dict[str, Any]:
     return {"type": "websocket.send", "bytes": bytes(size)}
+
+
+async def test_limit_for_what_comes_is_raised_for_what_the_gateway_takes(made: Made) -> None:
+    transport, protocol = made
+    assert transport.take_frames(5000) == 5000
+    assert (protocol.maxMessagePayloadSize, protocol.maxFramePayloadSize) == (5000, 5000)
+    assert transport.take_frames(2000) == 2000
+    assert (protocol.maxMessagePayloadSize, protocol.maxFramePayloadSize) == (5000, 5000)
+    protocol.maxFramePayloadSize = 0  # no limit
+    transport.take_frames(6000)
+    assert (protocol.maxMessagePayloadSize, protocol.maxFramePayloadSize) == (6000, 0)
 
 
 async def test_send_waits_until_the_kernel_has_what_was_sent_before(made: Made) -> None:

@@ -52,6 +52,7 @@ class Broker:
     """Stands in for the delivery: takes frames, and confirms offsets that rise."""
 
     connection = "c"
+    largest_message = 1_000_000
     epoch = client_epoch = "e"
     identity = Identity("orders", "ann")
     inbox = identity.inbox

@@ -329,6 +329,11 @@ class Broker(ABC):
                 So is each of the others that another try cannot change.
         """
 
+    @property
+    @abstractmethod
+    def largest_offer(self) -> int:
+        """Bytes of the largest payload that `offer` takes, as of the last connection."""
+
     @abstractmethod
     def offer(
         self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None

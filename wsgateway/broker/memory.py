@@ -341,6 +341,10 @@ class MemoryBroker(Broker):
         return Position(store.epoch, first, last, gaps, store.max_messages)
 
     @property
+    def largest_offer(self) -> int:
+        return self.store.max_size
+
+    @property
     def epoch(self) -> str:
         return self.store.epoch
 

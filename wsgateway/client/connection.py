@@ -37,7 +37,6 @@ logger = logging.getLogger("wsgateway.client")
 
 STABLE = 5.0
 """Seconds that a connection must last before the backoff starts over."""
-MAX_FRAME = 16 * 1024 * 1024
 REQUEST_TIMEOUT = 30.0
 Token = str | Callable[[], str | Awaitable[str]]
 T = TypeVar("T")
@@ -164,7 +163,7 @@ class Client:
         self._on_reply = on_reply
         self._on_error = on_error
         self._queue_limit = queue_limit
-        self._options = {"max_size": MAX_FRAME, "ping_interval": None, **options}
+        self._options = {"max_size": None, "ping_interval": None, **options}
         self._inbox = ClientInbox(position)
         self._outbox = ClientOutbox(queue_limit, send_window)
         self._pending: dict[str, _Pending[None]] = {}  # by id, of what is in the outbox

@@ -62,6 +62,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except ConnectionClosed as exc:
+        if exc.sent is not None and not exc.rcvd_then_sent:  # `websockets` gave up first
+            raise Lost(exc.sent.code, f"{exc.sent.reason} (max_size)") from exc
         code, reason = (exc.rcvd.code, exc.rcvd.reason) if exc.rcvd else (1006, "")
         raise Lost(code, reason) from exc
     except InvalidStatus as exc:

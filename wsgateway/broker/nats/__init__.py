@@ -70,4 +70,5 @@ def broker_from_settings(settings: Settings) -> NatsBroker:
         wanted_streams(subjects, settings),
         settings.MAX_DEVICES_PER_USER,
         declared_services(),
+        settings.MAX_MESSAGE_SIZE,
     )

@@ -63,6 +63,8 @@ MULTI_LAST_BYTES = 256 * 1024
 the connection of whoever exceeds it."""
 MULTI_LAST_REST = 128
 """Bytes of such a request that are no subjects."""
+OFFER_HEADERS = 4096
+"""Bytes of headers that a client's message has at most: its ids, device and resolver, escaped."""
 RECHECK = 5.0
 """Seconds until a misconfigured server is checked again."""
 LOOK_EACH = 30.0
@@ -121,6 +123,7 @@ class NatsBroker(Broker):
         specs: The streams that must be there, as `streams.wanted_streams` makes them.
         max_devices: Cursors that one user keeps.
         declared: The services among them.
+        max_message_size: Bytes of a client's message that the server should take.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class NatsBroker(Broker):
         specs: Iterable[StreamSpec],
         max_devices: int = 100,
         declared: Declared = NOTHING,
+        max_message_size: int = 0,
     ) -> None:
         self.subjects = subjects
         self.link = Link(options)
@@ -137,6 +141,8 @@ class NatsBroker(Broker):
         self.streams = Streams(self.jetstream, subjects, specs)
         self.services = Registry(self.jetstream, subjects, declared)
         self._timeout = options.timeout
+        self._max_message_size = max_message_size
+        self._told = -1  # `largest_offer` that the log has a warning of
         self._recv = subjects.stream("recv")
         self._epoch = ""
         self._opened = False
@@ -193,6 +199,7 @@ class NatsBroker(Broker):
 
     async def _prepare(self) -> None:
         """Check server and streams until they are as wanted; then announce ready."""
+        self._warn_of_limit()
         while True:
             try:
                 await self._check()
@@ -301,10 +308,26 @@ class NatsBroker(Broker):
                 f"NATS at {self.link.address} runs without JetStream; start it with -js"
             )
 
+    def _warn_of_limit(self) -> None:
+        """Say so if the server takes less than the settings promise to clients."""
+        if self.largest_offer < self._max_message_size and self._told != self.largest_offer:
+            self._told = self.largest_offer
+            logger.warning(
+                "NATS at %s takes messages of %s bytes with their headers, so clients may send %s "
+                "bytes only, not WSGATEWAY_MAX_MESSAGE_SIZE (%s): set max_payload to %s or more in "
+                "the server's configuration, or lower the setting",
+                self.link.address,
+                self.link.max_payload,
+                self.largest_offer,
+                self._max_message_size,
+                self._max_message_size + OFFER_HEADERS,
+            )
+
     async def set_up(self) -> list[str]:
         await self.link.open()
         await self.link.ready()
         self._require_server()
+        self._warn_of_limit()
         jetstream = self.jetstream.patient  # an operator's command outlasts an election
         lines = await Streams(jetstream, self.subjects, self.streams.specs).setup()
         self.broadcast(TOPIC, b"")
@@ -510,6 +533,10 @@ class NatsBroker(Broker):
         found = await self.jetstream.direct(self._recv, request)
         raw = found.replies[0].headers if found.replies else None
         return hdrs.find_int(raw, _SEQUENCE) or int(state["last_seq"]) + 1
+
+    @property
+    def largest_offer(self) -> int:
+        return max(0, self.link.max_payload - OFFER_HEADERS)
 
     @property
     def epoch(self) -> str:
