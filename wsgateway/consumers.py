@@ -90,9 +90,12 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
         await require_service(hub.broker, identity.service)
         async with hub.starting:
-            if not socket.transport.gone:
-                await delivery.start(claim)
-                self.delivery = delivery
+            if socket.transport.gone:
+                # Nobody reads it, but uvicorn's websockets implementation wants an answer
+                await socket.close(CloseCode.BAD_REQUEST)
+                return
+            await delivery.start(claim)
+            self.delivery = delivery
 
 
 def socket_of(scope: Any, send: Any) -> Socket:

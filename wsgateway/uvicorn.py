@@ -138,11 +138,13 @@ class UvicornTransport(Transport):
     def __init__(self, protocol: Any, send: Send) -> None:
         super().__init__(send)
         self._cut: asyncio.TimerHandle | None = None  # the client's time to answer a close frame
-        self._lost = False
         self._protocol = protocol
         self._transport: asyncio.Transport = protocol.transport
+        self._lost = self._transport.is_closing()
         self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
         self._pinged = False  # reading is paused, because pongs pile up
+        if self._lost:  # within the handshake; uvloop's transport bears no call any more
+            return
         for name, after in HOOKED.items():
             self._hook(name, getattr(self, after))
         if hasattr(protocol, "handle_close"):

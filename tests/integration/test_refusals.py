@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -193,6 +195,30 @@ async def test_broker_that_is_away_costs_a_line_with_its_reason(
     clients = (end_of(gateway, "/ws/orders/", additional_headers=COOKIES) for _ in range(20))
     assert set(await asyncio.gather(*clients)) == {(1013, "broker unavailable")}
     assert len(re.findall("refused .* websocket.*; cannot reach NATS at", gateway.output)) == 1
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_client_that_vanishes_within_its_handshake_is_no_error(
+    gateway_factory: Factory, server: str
+) -> None:
+    """On uvicorn with uvloop it was: "unable to perform operation; the handler is closed"."""
+    gateway = gateway_factory(server)
+    for number in range(120):
+        path = ("/nowhere/", "/ws/orders/")[number % 2]
+        cookie = ("", "Cookie: user=ann\r\n")[number // 2 % 2]
+        protocol = ("", "Sec-WebSocket-Protocol: wsgateway.v1\r\n")[number // 4 % 2]
+        with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+            client.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+                f"Sec-WebSocket-Version: 13\r\n{cookie}{protocol}\r\n".encode()
+            )
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    async with gateway.connect("orders", "ann") as ws:  # all of them have been served
+        await (await ws.ping())
+    gateway.stop()
+    assert "Traceback" not in gateway.output
+    assert "ERROR" not in gateway.output
 
 
 UNREAD = Refused("/ws/orders/?token=TOKEN", {}, (1008, 4501), "nothing reads the token", "")
