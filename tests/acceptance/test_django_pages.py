@@ -9,6 +9,10 @@ from pathlib import Path
 
 from tests.acceptance.browser import Page, browser
 from tests.support import Gateway
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.workqueue import Job
+from wsgateway.services.deadletters import set_aside
+from wsgateway.subjects import Inbox
 
 Factory = Callable[..., Gateway]
 
@@ -25,6 +29,7 @@ ADMIN_PAGES = (
     "auth/user/1/change/",
     "auth/user/1/password/",
     "wsgateway/deadletterentry/",
+    "wsgateway/deadletterentry/1/change/",
     "wsgateway_outbox/outboxmessage/",
 )
 FORGE = """
@@ -74,8 +79,11 @@ async def test_debug_pages_look_as_django_made_them(
 
 
 async def test_pages_of_the_admin_need_nothing_inline(
-    gateway_factory: Factory, demo_database: Path, tmp_path: Path
+    gateway_factory: Factory, broker: NatsBroker, demo_database: Path, tmp_path: Path
 ) -> None:
+    job = Job(Inbox("orders", "ann"), b"<style>", {"Ws-Frame": "text"}, "$JS.ACK.S.C.5.1.1.0.0")
+    job.attempt = 5
+    await set_aside(broker, job, ValueError("bad"))
     copy = shutil.copy(demo_database, tmp_path / "site.sqlite3")
     gateway = gateway_factory(DATABASE_URL=f"sqlite:///{copy}")
     async with browser(tmp_path) as page:
