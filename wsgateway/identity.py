@@ -51,6 +51,11 @@ DEFAULT_DEVICE = "default"
 TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
 COOKIE_SALT = "wsgateway.cookie"
 OWN_ROUTE = "if the path is that of a consumer of your own, put its route before the gateway's"
+OTHER_NAME = {
+    "service": "make the token or cookie for that service, or connect to its own",
+    "user": "connect as that user, or without a user in the path",
+}
+"""What to do if the path names another one than the log-in, cookie or token."""
 OTHER_PATH = f"correct the client's path; {OWN_ROUTE}"
 
 
@@ -206,7 +211,7 @@ def _require_path(scope: Scope, identity: Identity) -> Identity:
             raise IdentityRefused(
                 CloseCode.FORBIDDEN,
                 f"the path names another {part}",
-                f"connect as that {part}, or without a {part} in the path; {OWN_ROUTE}",
+                f"{OTHER_NAME[part]}; {OWN_ROUTE}",
             )
     return identity
 
@@ -247,7 +252,11 @@ class SessionIdentity:
         name, account = login
         service = route(scope).get("service")
         if not service:
-            raise IdentityRefused(CloseCode.BAD_REQUEST, "the path names no service")
+            raise IdentityRefused(
+                CloseCode.BAD_REQUEST,
+                "the path names no service",
+                "its route lacks <service>; use wsgateway.routing.gateway_router",
+            )
         device = parameter(scope, "device") or DEFAULT_DEVICE
         return _require_path(scope, Identity(service, name, device, session.session_key, **account))
 

@@ -72,7 +72,7 @@ REFUSED = {
         {},
         (1008, 4503),
         "the path names another service",
-        "connect as that service, or without a service in the path",
+        "make the token or cookie for that service, or connect to its own",
     ),
     "unknown service": Refused(
         "/ws/chat/lobby/",
