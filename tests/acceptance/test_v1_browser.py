@@ -154,3 +154,31 @@ async def test_node_survives_the_same(gateway: Gateway, broker: NatsBroker, sett
     assert "waiting" in report["states"]
     sent = [payload.decode() for payload in await stored(broker, "send", INBOX)]
     assert sent == [f"from node {number}" for number in range(100)]
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_page_reads_why_its_socket_is_refused(
+    gateway_factory: Callable[..., Gateway], tmp_path: Path, server: str
+) -> None:
+    """A raw socket got HTTP 403, of which a page learns no more than 1006, as in an outage."""
+    gateway = gateway_factory(server)
+    strict = gateway_factory(server, WSGATEWAY_ALLOWED_ORIGINS="https://other.example")
+    async with browser(tmp_path) as page:
+        await page.open(gateway.http("/healthz"))
+
+        async def end_of(url: str, protocols: list[str]) -> Any:
+            return await page.run(
+                "new Promise((done) => {"
+                f"  const socket = new WebSocket({json.dumps(url)}, {json.dumps(protocols)});"
+                "  socket.onclose = (event) => done([event.code, event.reason]);"
+                "})"
+            )
+
+        code, reason = await end_of(gateway.ws("/ws/orders/"), [])
+        assert (code, reason) == (1008, "not logged in; log in first, or send a token")
+        assert await end_of(gateway.ws("/ws/orders/"), ["wsgateway.v1"]) == [4501, reason]
+        assert await end_of(gateway.ws("/nowhere/"), []) == [1008, "unknown path"]
+        assert await end_of(gateway.ws("/nowhere/"), ["wsgateway.v1"]) == [4506, "unknown path"]
+        origin = gateway.http("")
+        foreign = f"origin '{origin}' may not connect"
+        assert await end_of(strict.ws("/ws/orders/"), []) == [1008, foreign]
