@@ -75,6 +75,12 @@ told["others ran"] = bool(ticks)
 """
 
 
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip a test without *package*."""
+    is_missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(is_missing, reason=f"{package} is not installed")
+
+
 def run(nats_settings: Any, patch: str, more: str = "", count: int = 2) -> dict[str, Any]:
     env = site_env(
         DEBUG="1",
@@ -96,9 +102,9 @@ def run(nats_settings: Any, patch: str, more: str = "", count: int = 2) -> dict[
     return told
 
 
+@needs("gevent")
 def test_gevent(nats_settings: Any) -> None:
     """One `send` ran a loop for ever in the only thread; every later async_to_sync failed."""
-    pytest.importorskip("gevent", reason="gevent is not installed")
     told = run(nats_settings, GEVENT, TOGETHER, count=12)
     assert told == {
         "before": "works",
@@ -121,9 +127,9 @@ gevent.joinall(jobs, timeout=30)
 """
 
 
+@needs("gevent")
 @pytest.mark.troubleshooting("asyncio.run() cannot be called from a running event loop")
 def test_async_to_sync_in_two_greenlets(symptom: Symptom, nats_settings: Any) -> None:
-    pytest.importorskip("gevent", reason="gevent is not installed")
     told = run(nats_settings, GEVENT, AT_ONCE, count=3)
     assert told["a"] is None
     symptom.must_show_in(told["b"])
@@ -131,14 +137,12 @@ def test_async_to_sync_in_two_greenlets(symptom: Symptom, nats_settings: Any) ->
 
 
 @pytest.mark.troubleshooting("eventlet has replaced Python's threads")
-@pytest.mark.parametrize("kind", ["eventlet", "stand-in"])
+@pytest.mark.parametrize("kind", [pytest.param("eventlet", marks=needs("eventlet")), "stand-in"])
 def test_eventlet_is_refused_with_the_reason(
     symptom: Symptom, nats_settings: Any, kind: str
 ) -> None:
     patch = EVENTLET_STAND_IN
     if kind == "eventlet":
-        if importlib.util.find_spec("eventlet") is None:
-            pytest.skip("eventlet is not installed")
         patch = "import warnings; warnings.simplefilter('ignore')\n"
         patch += "import eventlet; eventlet.monkey_patch()"
     told = run(nats_settings, patch)
