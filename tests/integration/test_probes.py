@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from django.core.handlers.base import BaseHandler
-from django.db import connections
+from django.db import connections, transaction
+from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient
 from django.urls import URLPattern
 
 from tests.support import Gateway
 from tests.troubleshooting import Symptom
-from wsgateway import urls
+from wsgateway import asend, urls
 
 Factory = Callable[..., Gateway]
 Answer = tuple[int, str, bytes]
@@ -96,6 +97,20 @@ def test_views_bear_atomic_requests_on_every_database(
     for alias in connections:
         monkeypatch.setitem(connections.settings[alias], "ATOMIC_REQUESTS", True)
     BaseHandler().make_view_atomic(pattern.callback)  # raises for an async view that is atomic
+
+
+@pytest.mark.troubleshooting("You cannot use ATOMIC_REQUESTS with async views")
+def test_async_views_of_the_projects_own(symptom: Symptom, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def order(request: HttpRequest) -> HttpResponse:
+        await asend("orders", "ann", text="hello")
+        return HttpResponse()
+
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+    make_atomic: Any = BaseHandler().make_view_atomic
+    with pytest.raises(RuntimeError) as caught:
+        make_atomic(order)
+    symptom.must_show_in(str(caught.value))
+    make_atomic(transaction.non_atomic_requests(order))
 
 
 @pytest.mark.django_db

@@ -14,6 +14,7 @@ from channels.db import DatabaseSyncToAsync
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.contrib.sessions.backends.db import SessionStore
+from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import SimpleLazyObject
 from websockets.exceptions import ConnectionClosed
 
@@ -183,6 +184,24 @@ class Fragile(resolvers.ByGroup):
         if name == "broken":
             raise RuntimeError("a mistake")
         return name
+
+
+@pytest.mark.troubleshooting("You cannot call this from an async context")
+@pytest.mark.django_db(transaction=True)
+async def test_synchronous_query_in_an_async_method(symptom: Symptom, settings: Any) -> None:
+    settings.WSGATEWAY_IDENTITY = [f"{__name__}.{Blocking.__name__}"]
+    await sync_to_async(make_user)("ann", "crew")
+    handshake = scope(headers=[(b"x-key", b"ann")])
+    with pytest.raises(SynchronousOnlyOperation) as caught:
+        await resolve_identity(handshake)
+    symptom.must_show_in(str(caught.value))
+    settings.WSGATEWAY_IDENTITY = ["tests.resolvers.ByKey"]
+    assert await resolve_identity(handshake) == Identity("orders", "crew")
+
+
+class Blocking(resolvers.ByKey):
+    async def resolve(self, scope: Any) -> Identity | None:  # type: ignore[override]
+        return super().resolve(scope)
 
 
 async def test_async_name_that_does_not_exist_is_a_refusal() -> None:
