@@ -17,6 +17,7 @@ from tests.acceptance.browser import Page, browser
 from tests.acceptance.proxy import Proxy, listening
 from tests.acceptance.test_demo_page import part, state, texts, write
 from tests.support import Gateway
+from wsgateway.launcher import greeting
 
 Factory = Callable[..., Gateway]
 
@@ -110,6 +111,11 @@ async def test_pages_sockets_and_cookies_stay_below_the_path(
         )
         await page.run("id_username.value = id_password.value = 'admin'")
         await arrives("/chat/admin/", "document.querySelector('form').submit()")
+
+
+def test_rungateway_says_where_the_site_is(settings: Any) -> None:
+    settings.FORCE_SCRIPT_NAME = "/chat"
+    assert "runs on http://127.0.0.1:8000/chat/ " in greeting("127.0.0.1", 8000, "")
 
 
 async def cookies(page: Page) -> set[tuple[str, str]]:
