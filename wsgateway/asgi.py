@@ -44,11 +44,18 @@ def application(
         readyz: The same for the readiness probe.
 
     Raises:
+        TypeError: An argument is not an application, but a list of routes, for example.
         ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS, or every socket would fail
             with these settings. Servers run no system checks.
     """
     from django.core.asgi import get_asgi_application
 
+    for name, app in (("http", http), ("websocket", websocket)):
+        if app is not None and not callable(app):
+            raise TypeError(
+                f"{name} must be an ASGI application, not {type(app).__name__}; "
+                "wrap routes in channels.routing.URLRouter"
+            )
     http = http or get_asgi_application()  # first: what follows imports models
     require_installed()
     _require_usable_settings()

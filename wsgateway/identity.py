@@ -52,7 +52,7 @@ TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cooki
 COOKIE_SALT = "wsgateway.cookie"
 OWN_ROUTE = "if the path is that of a consumer of your own, put its route before the gateway's"
 OTHER_NAME = {
-    "service": "make the token or cookie for that service, or connect to its own",
+    "service": "correct the path, or make a token or cookie for that service",
     "user": "connect as that user, or without a user in the path",
 }
 """What to do if the path names another one than the log-in, cookie or token."""

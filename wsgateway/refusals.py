@@ -87,15 +87,17 @@ class RefusalLog:
         for (code, _), reason in self._reasons.items():
             if reason.more:
                 logger.warning(
-                    "refused %d more websockets in %g s with %d: %s",
+                    "refused more websockets with %d (%d in %g s): %s",
+                    code,
                     reason.more,
                     INTERVAL,
-                    code,
                     reason.text,
                     extra={"code": int(code)},
                 )
         if self._others:
-            logger.warning("refused %d more websockets for other reasons", self._others)
+            logger.warning(
+                "refused more websockets for other reasons (%d in %g s)", self._others, INTERVAL
+            )
         self._others = 0
         self._reasons = {
             key: _Reason(reason.text) for key, reason in self._reasons.items() if reason.more

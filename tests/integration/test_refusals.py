@@ -72,7 +72,7 @@ REFUSED = {
         {},
         (1008, 4503),
         "the path names another service",
-        "make the token or cookie for that service, or connect to its own",
+        "correct the path, or make a token or cookie for that service",
     ),
     "unknown service": Refused(
         "/ws/chat/lobby/",

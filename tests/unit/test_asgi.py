@@ -93,6 +93,13 @@ async def test_probe_is_below_the_sites_path_or_not(settings: Any, path: str) ->
     assert [event.get("status") or event["body"] for event in sent] == [200, b'{"alive": true}']
 
 
+def test_routes_without_a_router_are_refused_at_once() -> None:
+    """Each socket ended in HTTP 500: 'list' object is not callable."""
+    routes: Any = websocket_urlpatterns
+    with pytest.raises(TypeError, match="not list; wrap routes in"):
+        wsgateway.asgi.application(websocket=routes)
+
+
 # -- settings with which every socket would fail -------------------------------------------------
 
 

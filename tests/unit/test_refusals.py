@@ -57,11 +57,11 @@ async def test_same_reason_is_counted_and_told_once_a_minute(clock: Clock, lines
     assert len(lines()) == 1
     clock.now += INTERVAL
     log.add(refusal(), "/ws/orders/")
-    assert lines() == ["refused 999 more websockets in 60 s with 4501: not logged in; log in"]
+    assert lines() == ["refused more websockets with 4501 (999 in 60 s): not logged in; log in"]
     clock.now += INTERVAL
     log.add(refusal("the token is not valid"), "/ws/orders/")
     assert lines() == [
-        "refused 1 more websockets in 60 s with 4501: not logged in; log in",
+        "refused more websockets with 4501 (1 in 60 s): not logged in; log in",
         "refused a websocket at '/ws/orders/' with 4501: the token is not valid; log in",
     ]
 
@@ -85,7 +85,7 @@ async def test_names_that_clients_make_up_cannot_flood_the_log(clock: Clock, lin
     assert max(map(len, found)) < 2 * MAX_PATH
     clock.now += INTERVAL
     log.add(refusal(), "/ws/orders/")
-    assert lines()[0] == f"refused {5000 - MAX_REASONS} more websockets for other reasons"
+    assert lines()[0] == f"refused more websockets for other reasons ({5000 - MAX_REASONS} in 60 s)"
 
 
 async def test_count_is_told_when_the_minute_ends_even_if_nobody_comes_any_more(
@@ -95,7 +95,7 @@ async def test_count_is_told_when_the_minute_ends_even_if_nobody_comes_any_more(
     log = RefusalLog()
     for _ in range(3):
         log.add(refusal(), "/ws/orders/")
-    await until(lambda: "refused 2 more websockets" in caplog.text)
+    await until(lambda: "(2 in 0.05 s): not logged in" in caplog.text)
     await until(lambda: not log._reasons, what="nothing is kept")
 
 
