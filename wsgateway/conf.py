@@ -16,6 +16,8 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
+from wsgateway.protocol import MAX_PING
+
 __all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
 
 T = TypeVar("T")
@@ -243,7 +245,13 @@ class Settings:
         want=f"0 or more, at most {MAX_INT}",
     )
     RATE_BURST = _count(20_000, "Frames that a client may send at once within RATE_LIMIT")
-    PING_INTERVAL = _positive(25.0, "How often wsgateway.v1 clients are pinged, seconds")
+    PING_INTERVAL = Setting(
+        25.0,
+        "How often wsgateway.v1 clients are pinged, seconds",
+        kind=float,
+        valid=lambda v: 0 < v < MAX_PING,
+        want=f"above 0 and below {MAX_PING}",
+    )
     PING_TIMEOUT = _positive(10.0, "How long a pong may take, seconds")
 
     # Channel layer

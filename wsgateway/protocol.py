@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.frames import Frame
+from wsgateway.strict_json import refuse_constant, unique
 
 __all__ = [
     "SUBPROTOCOL",
@@ -67,6 +68,8 @@ MAX_OFFSET = 2**53 - 1
 MAX_EPOCH = 128
 MAX_AFTER = 3600
 """Longest delay, in seconds, that a gateway asks for."""
+MAX_PING = 86400
+"""What a welcome's ``ping`` is below, seconds."""
 MAX_QUERY_FIELDS = 32
 REQUEST = '"request":true,'
 GROWTH = 6
@@ -495,7 +498,7 @@ def _welcome(fields: dict[str, Any]) -> Welcome:
     recovered, ping = fields.get("recovered"), fields.get("ping")
     if not isinstance(recovered, bool):
         _bad("recovered must be true or false")
-    if isinstance(ping, bool) or not isinstance(ping, int | float) or not 0 < ping < 86400:
+    if isinstance(ping, bool) or not isinstance(ping, int | float) or not 0 < ping < MAX_PING:
         _bad("ping must be a number of seconds")
     reason = None if fields.get("reason") is None else _string(fields, "reason")
     return Welcome(
@@ -547,18 +550,7 @@ def _bad(message: str, id: str | None = None) -> NoReturn:
     raise ProtocolError(ErrorCode.BAD_REQUEST, message, id)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a field is given twice")
-    return fields
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+_decode = json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse_constant).decode
 
 
 def _load(text: str | bytes) -> dict[str, Any]:

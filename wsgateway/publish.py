@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json as jsonlib
 import logging
 from collections.abc import (
     AsyncIterable,
@@ -48,6 +47,7 @@ IN_FLIGHT = 256
 """Messages of one `send_many` that wait for the broker at once."""
 NOTHING: Any = object()
 Binary = bytes  # the name is an argument's below
+_dumps = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
@@ -61,9 +61,8 @@ def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
     if given != 1:
         raise TypeError(f"give exactly one of text, bytes and json; got {given}")
     if json is not NOTHING:
-        return Frame.of(
-            jsonlib.dumps(json, cls=DjangoJSONEncoder, separators=(",", ":"), allow_nan=False)
-        )
+        # Not as ASCII: half a surrogate pair would pass, and no reader could store it.
+        return Frame.of(_dumps(json))
     data = text if text is not None else bytes
     if text is not None and not isinstance(text, str):
         raise TypeError(f"text must be str, not {type(text).__name__}; use bytes or json")

@@ -102,6 +102,9 @@ def test_ttl_expires(nats_settings: Any) -> None:
         ({"text": "a", "msg_id": "a\nb"}, ValueError),
         ({"text": "\ud800"}, ValueError),
         ({"json": float("nan")}, ValueError),
+        ({"json": [float("-inf")]}, ValueError),
+        ({"json": {"\ud800": 1}}, ValueError),
+        ({"json": ["half \ud83d"]}, ValueError),
     ],
 )
 def test_mistakes_are_refused(nats_settings: Any, options: Any, error: type[Exception]) -> None:

@@ -87,17 +87,19 @@ async def test_request_gets_its_reply_and_refusal_its_reason(broker: NatsBroker)
 
 
 async def test_payload_that_is_no_json_is_refused_not_retried(broker: NatsBroker) -> None:
+    """Python reads NaN, 1e999 and ``"\\ud800"``; a reply that quoted them failed at every try."""
+
     @registry.service("orders")
     async def handle(message: Message) -> None:
-        message.json()
+        await message.reply(json=message.json())
 
-    await offer(broker, "{", Ws_Client_Id="i1")
-    await offer(broker, b"\xff", Ws_Client_Id="i2")
+    payloads: list[str | bytes] = ["{", b"\xff", "NaN", '{"n":1e999}', '{"a":1,"a":2}', '"\\ud800"']
+    for number, payload in enumerate(payloads):
+        await offer(broker, payload, Ws_Client_Id=f"i{number}")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["refused"] == 2)
+        await until(lambda: worker.counts["refused"] == len(payloads))
     assert [(s.reply_to, s.error) for s in await answers(broker)] == [
-        ("i1", "bad_request"),
-        ("i2", "bad_request"),
+        (f"i{number}", "bad_request") for number in range(len(payloads))
     ]
 
 

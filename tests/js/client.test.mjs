@@ -637,6 +637,24 @@ test("send resolves when it is confirmed", async () => {
   assert.equal(client.pending, 0);
 });
 
+test("what JSON does not have, and half a surrogate pair, is refused alone", async () => {
+  // NaN and Infinity arrived as null, and half of an emoji as U+FFFD.
+  const page = new FakePage();
+  const client = await page.opened();
+  const impossible = [
+    NaN, { a: [-Infinity] }, [new Date(NaN)], "cut \ud83d", { a: "\ude00" }, { "\ud83d": 1 },
+  ];
+  for (const data of impossible) {
+    const error = await outcome(client.send(data));
+    assert.ok(error instanceof TypeError);
+    assert.match(error.message, /cannot be sent/);
+  }
+  assert.equal(client.pending, 0);
+  client.send({ n: null, e: "😀", u: undefined, d: new Date(0) }, { id: "fine" });
+  const [frame] = page.socket.frames("message");
+  assert.equal(frame.data, '{"n":null,"e":"😀","d":"1970-01-01T00:00:00.000Z"}');
+});
+
 test("what is sent: text as it is, bytes as base64, the rest as JSON", async () => {
   const page = new FakePage();
   const client = await page.opened({}, { max_message_size: 1_000_000 });

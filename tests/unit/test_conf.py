@@ -45,6 +45,7 @@ def test_nothing_is_cached() -> None:
         ("WSGATEWAY_ACK_WAIT", 0, "WSGATEWAY_ACK_WAIT is 0, but must be above 0"),
         ("WSGATEWAY_RATE_LIMIT", -1, "WSGATEWAY_RATE_LIMIT is -1, but must be 0 or more"),
         ("WSGATEWAY_ACK_WAIT", float("inf"), "is inf, but must be above 0, at most 9000000000"),
+        ("WSGATEWAY_PING_INTERVAL", 86400, "is 86400, but must be above 0 and below 86400"),
         ("WSGATEWAY_ACK_WAIT", float("nan"), "is nan, but must be above 0"),
         ("WSGATEWAY_RATE_LIMIT", float("inf"), "is inf, but must be 0 or more, at most"),
         ("WSGATEWAY_INBOX_MAX_BYTES", 2**63, f"is {2**63}, but must be -1 or more, at most"),

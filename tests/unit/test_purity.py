@@ -9,7 +9,16 @@ import pytest
 
 from tests.support import ROOT
 
-PURE = ["subjects", "group_names", "frames", "protocol", "inbox", "codes", "exceptions"]
+PURE = [
+    "subjects",
+    "group_names",
+    "frames",
+    "protocol",
+    "inbox",
+    "codes",
+    "exceptions",
+    "strict_json",
+]
 SHELLS = ["asyncio", "django", "channels", "nats", "daphne", "twisted", "websockets"]
 
 

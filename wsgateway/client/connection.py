@@ -15,6 +15,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
+from wsgateway import strict_json
 from wsgateway.client.backoff import Backoff
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.link import Final, Link, Lost, address, translated
@@ -76,8 +77,12 @@ class Message:
         return f"<Message offset={self.offset} {type(self.data).__name__}[{len(self.data)}]>"
 
     def json(self) -> Any:
-        """Return the payload parsed as JSON."""
-        return json.loads(self.data)
+        """Return the payload parsed as JSON.
+
+        Raises:
+            ValueError: It is not JSON, or not JSON that every parser reads alike, see RFC 7493.
+        """
+        return strict_json.loads(self.data)
 
     def ack(self) -> None:
         """Acknowledge this message and all before it; only needed with ``auto_ack=False``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.utils.functional import SimpleLazyObject
 
+from wsgateway import strict_json
 from wsgateway.broker.base import (
     CLIENT_ID_HEADER,
     CONNECTION_HEADER,
@@ -93,10 +93,11 @@ class Message:
         """Return the payload parsed as JSON.
 
         Raises:
-            Reject: It is not JSON; the client is told.
+            Reject: It is not JSON, or holds NaN, a number beyond a double, a name twice, or half a
+                surrogate pair; the client is told.
         """
         try:
-            return jsonlib.loads(self.frame.payload)
+            return strict_json.loads(self.frame.payload)
         except (ValueError, RecursionError) as exc:
             raise Reject("the payload is not JSON", code="bad_request") from exc
 

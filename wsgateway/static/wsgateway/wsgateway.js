@@ -96,6 +96,21 @@ function utf8Length(text) {
   return new TextEncoder().encode(text).length;
 }
 
+const LONE = /\p{Surrogate}/u;
+
+/** JSON.stringify would send null for what JSON does not have, and a surrogate that nobody can store. */
+function onlyJson(key, value) {
+  const lost = typeof value === "number" ? !Number.isFinite(value) : value === null && this[key] instanceof Date;
+  if (lost) throw new TypeError(`${this[key]} cannot be sent: JSON has no such value`);
+  requireText(key);
+  if (typeof value === "string") requireText(value);
+  return value;
+}
+
+function requireText(text) {
+  if (LONE.test(text)) throw new TypeError("text with half a surrogate pair cannot be sent");
+}
+
 /** The fields that carry *data*, and its size in bytes. */
 function encode(data) {
   if (data instanceof ArrayBuffer) data = new Uint8Array(data);
@@ -104,11 +119,10 @@ function encode(data) {
     return { fields: `"bytes":"${toBase64(bytes)}"`, size: bytes.length };
   }
   // An object goes as the text that JSON.stringify makes: no second parser changes its numbers.
-  const text = typeof data === "string" ? data : JSON.stringify(data);
+  const text = typeof data === "string" ? data : JSON.stringify(data, onlyJson);
   if (text === undefined) throw new TypeError(`${typeof data} cannot be sent`);
-  // Half a surrogate pair is no text; the gateway would refuse it.
-  const whole = text.toWellFormed ? text.toWellFormed() : text;
-  return { fields: `"data":${JSON.stringify(whole)}`, size: utf8Length(whole) };
+  requireText(text);
+  return { fields: `"data":${JSON.stringify(text)}`, size: utf8Length(text) };
 }
 
 function tooBig(id, size, limit) {
