@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.troubleshooting import Symptom
 from wsgateway.checks.layers import check_layer_differences, check_layers
@@ -377,6 +379,45 @@ def test_a_format_of_ones_own_is_known() -> None:
         assert list(find_problems({"serializer_format": "own"})) == []
     finally:
         del registry._classes["own"]
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.sampled_from(["localhost", "nats://h", "redis://h", 6379, 4222, "ws", "json", "address"]),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(
+            st.one_of(st.sampled_from(["address", "host", "port", "sentinels"]), LEAVES),
+            inner,
+            max_size=3,
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), VALUES, max_size=3))
+def test_any_options_make_a_layer_or_are_refused_by_name(options: dict[str, Any]) -> None:
+    problems = list(find_problems(options))
+    if problems:
+        with pytest.raises(OptionRefused) as error:
+            NatsChannelLayer(**options)
+        assert str(error.value) == str(problems[0])
+        for problem in problems:
+            assert problem.problem
+            assert problem.cure
+    else:
+        layer = NatsChannelLayer(**options)
+        assert layer.get_capacity("a.b") >= 1
 
 
 @pytest.mark.parametrize(
