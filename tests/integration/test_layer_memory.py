@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import get_channel_layer
+from channels.routing import URLRouter
+from channels.testing import WebsocketCommunicator
 
 import wsgateway
 from tests.integration.layers import drain, receive
@@ -18,6 +20,7 @@ from wsgateway import group_names
 from wsgateway.layer import NatsChannelLayer, memory
 from wsgateway.layer.config import OptionRefused
 from wsgateway.layer.memory import MemoryChannelLayer
+from wsgateway.routing import websocket_urlpatterns
 from wsgateway.testing import assert_not_sent, assert_sent, sent
 from wsgateway.testing.isolation import empty_store
 
@@ -157,6 +160,19 @@ async def test_durable_groups_reach_inboxes_and_inboxes_reach_them() -> None:
     assert len(sent("orders")) == 4
     with pytest.raises(MessageTooLarge):
         await layer.group_send(group, {"type": "ws.message", "text": "x" * 2_000_000})
+
+
+async def test_a_socket_gets_what_is_sent_to_its_users_group(settings: Any) -> None:
+    settings.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
+    layer: Any = get_channel_layer()
+    await layer.group_send("orders.ann", {"type": "ws.message", "text": "before"})
+    client = WebsocketCommunicator(
+        URLRouter(websocket_urlpatterns), "/ws/orders/", headers=[(b"cookie", b"user=ann")]
+    )
+    assert await client.connect() == (True, None)
+    await layer.group_send("orders.ann", {"type": "ws.message", "text": "after"})
+    assert [await client.receive_from(), await client.receive_from()] == ["before", "after"]
+    await client.disconnect()
 
 
 async def test_only_groups_of_services_are_durable(
