@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,7 +16,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from tests.support import ROOT, Gateway, Process, running, site_env
+from tests.support import ROOT, Gateway, Process, listening, running, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 
 LISTENS = {"daphne": "Listening on TCP address 127.0.0.1:{}", "uvicorn": "127.0.0.1:{} (Press"}
@@ -101,14 +104,21 @@ class Project:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def start(self, *arguments: str) -> Process:
+    def process(self, *arguments: str) -> Process:
+        """Return a command that is not started yet."""
         command = [sys.executable, "-m", "django", *arguments]
-        process = Process(command, self.folder / f"{arguments[0]}.log", self.env, self.folder)
-        process.spawn()
-        return process
+        return Process(command, self.folder / f"{arguments[0]}.log", self.env, self.folder)
+
+    def touch(self) -> None:
+        """Change a module; the reloader misses what happens before its first look."""
+        path = self.folder / "mysite.py"
+        if time.time() - path.stat().st_mtime > 2:
+            path.touch()
 
     def runserver(self, *options: str) -> Process:
-        return self.start("runserver", str(self.port), *options)
+        process = self.process("runserver", str(self.port), *options)
+        process.spawn()
+        return process
 
 
 @pytest.fixture
@@ -152,3 +162,40 @@ def test_commands_end_without_a_lost_connection(project: Project, command: list[
     output = project.run(*command)
     assert "lost the connection" not in output
     assert "Traceback" not in output
+
+
+STAY = """
+import time, wsgateway
+wsgateway.send("orders", "ann", text="hi")
+time.sleep(120)
+"""
+
+
+def test_reload_keeps_the_embedded_server(project: Project) -> None:
+    """Each change of a file restarted it: whoever used it "lost the connection to NATS"."""
+
+    def reloads() -> bool:
+        project.touch()
+        return "reloading" in site.output
+
+    with (
+        running(project.runserver()) as site,
+        running(project.process("shell", "-c", STAY)) as other,
+    ):
+        try:
+            site.wait_for_line("connected to NATS at ", 50)  # it has started the server
+            other.spawn()
+            other.wait_for_line("connected to NATS at ", 50)
+            record = project.folder / ".nats" / "server.json"
+            before = record.read_text()
+            wait_for(reloads, 50, "a reload")
+            wait_for(lambda: site.output.count("connected to NATS at ") == 2, 50, "the reload")
+            assert record.read_text() == before
+            for process in (site, other):
+                assert "lost the connection" not in process.output
+                assert "Traceback" not in process.output
+        finally:
+            os.killpg(site.pid, signal.SIGINT)  # as a terminal's Ctrl-C
+            site.wait(20)
+    port = json.loads(before)["port"]
+    wait_for(lambda: not listening(port), what="the server ends with the reloader")

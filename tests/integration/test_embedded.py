@@ -232,6 +232,16 @@ def test_record_of_a_server_that_is_gone_is_replaced(tmp_path: Path) -> None:
     embedded.stop_embedded()
 
 
+def test_server_ends_with_the_process_that_it_is_bound_to(tmp_path: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with EmbeddedServer(tmp_path, bound_to=owner.pid) as server:
+        owner.kill()
+        assert listening(server.port)
+        owner.communicate()  # until then it is a zombie
+        wait_for(lambda: not server.running, what="the server ends")
+        assert not listening(server.port)
+
+
 def test_port_follows_from_the_store_unless_it_is_taken(tmp_path: Path) -> None:
     """It was another one after each `rm -r .nats`; commands in the shell's history failed."""
     url = embedded_url(tmp_path / "a")

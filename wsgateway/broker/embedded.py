@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
+
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, reason_of
 
@@ -63,6 +65,25 @@ ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+# The same for any process: this one stays between, and looks whether that one still runs.
+_BOUND_TO_PROCESS = """
+import ctypes, os, signal, subprocess, sys, time
+owner, command = int(sys.argv[1]), sys.argv[2:]
+def die_with_this():
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)
+server = subprocess.Popen(command, preexec_fn=die_with_this)
+signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+while server.poll() is None:
+    time.sleep(0.2)
+    try:
+        os.kill(owner, 0)
+    except ProcessLookupError:
+        server.terminate()
+        server.wait()
+sys.exit(server.returncode)
 """
 
 
@@ -153,6 +174,7 @@ class EmbeddedServer:
             to which a power loss (not a crash) may lose what was acknowledged.
         max_payload: Bytes in a message, headers included.
         name: The server's name; None makes one up.
+        bound_to: The id of the process with which it ends; None: this one.
         config: More entries of the server's configuration, for example ``cluster``.
     """
 
@@ -164,10 +186,12 @@ class EmbeddedServer:
         sync_interval: str = "always",
         max_payload: int = DEFAULT_MAX_PAYLOAD,
         name: str | None = None,
+        bound_to: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.store = Path(store).resolve()
         self.name = name or f"wsgateway-{secrets.token_hex(6)}"
+        self._bound_to = bound_to
         self._fixed_port = port
         self._port = port
         self._config = {
@@ -250,7 +274,12 @@ class EmbeddedServer:
         path = self.store / "nats-server.json"
         path.write_text(json.dumps({**self._config, "port": self._port}, indent=2))
         command = [str(program), "-c", str(path)]
-        self._process = self._run_in_keeper(bound_to_parent(command))
+        if self._bound_to is None:
+            command = bound_to_parent(command)
+        else:
+            watch = [sys.executable, "-I", "-S", "-c", _BOUND_TO_PROCESS, str(self._bound_to)]
+            command = [*watch, *command]
+        self._process = self._run_in_keeper(command)
 
     def _run_in_keeper(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start *command* in a thread that lives as long as the process does.
@@ -392,8 +421,9 @@ def embedded_url(
 ) -> str:
     """Return the URL of the one server on *store*; start it if no process has. Blocking.
 
-    The process that starts it owns it: the server ends with that process. Every process that
-    called this watches it and starts it again, on its port, if it has ended.
+    The process that starts it owns it: the server ends with that process, or with Django's
+    reloader if that started the process. Every process that called this watches it and starts it
+    again, on its port, if it has ended.
 
     Args:
         store: See `EmbeddedServer`, as for the other arguments.
@@ -421,13 +451,25 @@ def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int)
         if port == 0:
             usual = (record["port"],) if record is not None else ()
             port = next(filter(_is_free, (*usual, _port_of(store))), 0)
+        reloader = _reloader()
         server = EmbeddedServer(
-            store, port=port, sync_interval=sync_interval, max_payload=max_payload
+            store,
+            port=port,
+            sync_interval=sync_interval,
+            max_payload=max_payload,
+            bound_to=reloader,
         ).start()
-        _shared[store] = (os.getpid(), server)
+        if reloader is None:
+            _shared[store] = (os.getpid(), server)
         record = {"port": server.port, "name": server.name, "pid": server.pid}
         (store / "server.json").write_text(json.dumps(record))
         return server.url
+
+
+def _reloader() -> int | None:
+    """Return the id of Django's reloader, if that started this process; it outlives reloads."""
+    is_reloaded = os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" and sys.platform != "win32"
+    return os.getppid() if is_reloaded else None
 
 
 def _port_of(store: Path) -> int:
