@@ -45,8 +45,8 @@ def application(
 
     Raises:
         TypeError: An argument is not an application, but a list of routes, for example.
-        ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS, or every socket would fail
-            with these settings. Servers run no system checks.
+        ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS, or every socket or
+            ``group_send`` would fail with these settings. Servers run no system checks.
     """
     from django.core.asgi import get_asgi_application
 

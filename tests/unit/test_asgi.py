@@ -155,6 +155,17 @@ def test_every_impossible_setting_is_named_with_its_cure(settings: Any) -> None:
         assert text in str(error.value)
 
 
+def test_channel_layer_that_cannot_work_is_named_with_its_cure(settings: Any) -> None:
+    """The first consumer or `group_send` failed, in a server that had started."""
+    config = {"hosts": [("localhost", 6379)]}
+    layer = {"BACKEND": "wsgateway.layer.NatsChannelLayer", "CONFIG": config}
+    settings.CHANNEL_LAYERS = {"default": layer}
+    with pytest.raises(ImproperlyConfigured, match=r"port 6379, where Redis listens\. List the"):
+        wsgateway.asgi.application()
+    settings.CHANNEL_LAYERS = {"default": {**layer, "CONFIG": {"hosts": [("localhost", 4222)]}}}
+    wsgateway.asgi.application()
+
+
 async def test_server_that_speaks_lifespan_does_not_start_without_a_broker(no_servers: Any) -> None:
     """Uvicorn took the exception for "lifespan is not supported", and served."""
     sent: list[Any] = []

@@ -52,8 +52,8 @@ CHECKS: list[Check] = [
     check_services,
     check_duplicate_window,
 ]
-START_CHECKS: list[Check] = [check_values, check_resolvers, check_urls]
-"""What would make every socket fail: `wsgateway.asgi.application` raises it."""
+START_CHECKS: list[Check] = [check_values, check_resolvers, check_urls, check_layers]
+"""What would make every socket or `group_send` fail: `wsgateway.asgi.application` raises it."""
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,
     check_production_transport,
