@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.integration.test_servers import V1
+from tests.integration.test_servers import APPLICATIONS, V1
 from tests.support import SERVERS, Gateway, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import free_port
@@ -163,6 +163,23 @@ async def test_refused_clients_learn_code_and_reason_and_the_log_names_the_cure(
     assert token not in "".join(
         line for line in gateway.output.splitlines(True) if "wsgateway:" in line
     )
+
+
+@pytest.mark.parametrize("application", APPLICATIONS)
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_every_entry_point_of_a_project_refuses_with_a_code(
+    gateway_factory: Factory, server: str, application: str
+) -> None:
+    gateway = gateway_factory(
+        server,
+        application=f"tests.asgi_apps:{application}",
+        WSGATEWAY_IDENTITY="wsgateway.identity.CookieIdentity",
+    )
+    hidden = server == "daphne" and application == "unknown_middleware"
+    code, reason = await end_of(gateway, "/ws/orders/")
+    assert (code, reason.partition(";")[0]) == ((4501, "") if hidden else (1008, "not logged in"))
+    assert "with 4501: not logged in;" in gateway.output
+    assert "Traceback" not in gateway.output
 
 
 async def test_another_users_path_does_not_tell_whether_there_is_such_a_user(
