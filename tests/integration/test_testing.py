@@ -15,6 +15,7 @@ pytest_plugins = ["wsgateway.testing.plugin"]
 
 @pytest.fixture(autouse=True)
 def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.discover()  # now: what is imported only once must not be registered in vain
     monkeypatch.setattr(registry, "_services", {})
 
 

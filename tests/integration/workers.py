@@ -18,6 +18,7 @@ from wsgateway.subjects import Inbox
 @pytest.fixture
 def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what other tests and the project have registered."""
+    registry.discover()  # now: what is imported only once must not be registered in vain
     monkeypatch.setattr(registry, "_services", {})
 
 
