@@ -18,6 +18,7 @@ import pytest
 import websockets.asyncio.client
 
 from tests.support import ROOT, Process, listening, process_alive, running, site_env, wait_for
+from tests.troubleshooting import Symptom
 from wsgateway.broker import embedded
 
 
@@ -68,7 +69,7 @@ class Launched(Process):
         url = f"ws://127.0.0.1:{self.port}/ws/notification/user001/"
         headers = {"Cookie": "user=user001;service=service1"}
         async with websockets.asyncio.client.connect(
-            url, additional_headers=headers, proxy=None
+            url, additional_headers=headers, proxy=None, open_timeout=30
         ) as socket:
             return await socket.recv()
 
@@ -116,12 +117,13 @@ async def test_sockets_stay_open_while_the_nats_server_is_started_again(
     assert launched.nats_pids() == []
 
 
+@pytest.mark.timeout(120)  # two starts on a machine that may be busy
 async def test_second_run_finds_its_data_again(launched: Launched) -> None:
     launched.start()
     assert launched.publish("before") == "stored at offset 1"
     with urllib.request.urlopen(f"http://127.0.0.1:{launched.port}/") as page:
         assert "Log in to try it" in page.read().decode()
-    launched.stop()
+    launched.stop(30)
     users = sqlite3.connect(launched.database)
     query = "select username, is_superuser from auth_user order by id"
     expected = [("ann", 0), ("bob", 0), ("admin", 1)]
@@ -169,7 +171,8 @@ def test_hints_are_commands_that_work(launched: Launched) -> None:
     client.stdout.close()
 
 
-def test_taken_port_gives_one_line(launched: Launched) -> None:
+@pytest.mark.troubleshooting("cannot listen on … stop the program that uses the port")
+def test_taken_port_gives_one_line(symptom: Symptom, launched: Launched) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", launched.port))
         other.listen()
@@ -177,6 +180,7 @@ def test_taken_port_gives_one_line(launched: Launched) -> None:
         assert launched.wait(20) == 1
     assert len(launched.output.splitlines()) == 1
     assert f"cannot listen on 127.0.0.1:{launched.port}" in launched.output
+    symptom.must_show_in(launched.output)
     assert not launched.store.exists()
     assert not launched.database.exists()
 

@@ -22,10 +22,10 @@ from django.core.management.base import SystemCheckError
 
 from tests.integration.test_auth_tls import Authority, server
 from tests.integration.test_jetstream import pretender
-from tests.support import ROOT, site_env
+from tests.support import ROOT, site_env, until
 from tests.troubleshooting import Symptom, marked, rows
 from wsgateway import send
-from wsgateway.broker.embedded import free_port
+from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import ServiceUnknown, WsGatewayError
@@ -309,6 +309,31 @@ def test_websocket_url(symptom: Symptom, settings: Any) -> None:
         call_command("check")
     symptom.must_show_in(str(error.value))
     assert "Use nats://host:4222" in str(error.value)
+
+
+# -- starting and stopping ---------------------------------------------------------------------
+
+
+@pytest.mark.troubleshooting("lost the connection to NATS: … reconnecting")
+async def test_server_that_restarts(
+    symptom: Symptom,
+    nats_settings: Any,
+    own_server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nats_settings.NATS_BROKER_URL = own_server.url
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    try:
+        await broker.wait_ready()
+        await asyncio.to_thread(own_server.stop)
+        await until(lambda: symptom.is_in(caplog.text), what="the warning")
+        caplog.clear()
+        await own_server.astart()
+        await broker.wait_ready()
+        assert not symptom.is_in(caplog.text)
+    finally:
+        await broker.close()
 
 
 # -- sending and services ----------------------------------------------------------------------
