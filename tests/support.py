@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -293,12 +294,21 @@ def masked(frame: str | bytes) -> bytes:
     return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
 
-def deaf_socket(gateway: Gateway, service: str, user: str, *, v1: bool = False) -> socket.socket:
-    """Return an open websocket whose kernel takes little, as a bare TCP socket."""
+def deaf_socket(
+    gateway: Gateway,
+    service: str,
+    user: str,
+    *,
+    v1: bool = False,
+    context: ssl.SSLContext | None = None,
+) -> socket.socket:
+    """Return an open websocket whose kernel takes little, as a bare TCP or TLS socket."""
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.settimeout(10)
     deaf.connect(("127.0.0.1", gateway.port))
+    if context is not None:
+        deaf = context.wrap_socket(deaf, server_hostname="127.0.0.1")
     subprotocol = "Sec-WebSocket-Protocol: wsgateway.v1\r\n" if v1 else ""
     deaf.sendall(
         f"GET /ws/{service}/{user}/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"

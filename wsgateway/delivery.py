@@ -231,7 +231,7 @@ class Delivery:
         self.settle()
         saving = self._hub.detach(self)
         if saving is not None:
-            await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT)
+            await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT / 4)  # the hub keeps it
 
     def close_soon(self, code: CloseCode) -> None:
         """Close the socket from a callback; nothing more is taken from it."""
@@ -470,7 +470,10 @@ class Hub:
         await self.broker.open()
 
     async def close(self) -> None:
-        """Close the sockets, write the cursors, end the tasks, close the broker. Idempotent."""
+        """Close the sockets, write the cursors, end the tasks, close the broker. Idempotent.
+
+        Each step has a quarter of ``WSGATEWAY_CLOSE_TIMEOUT``; the last one is the server's.
+        """
         if not self._opened:
             return
         self.draining = True
@@ -485,7 +488,9 @@ class Hub:
                 await self._flush_cursors()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
-        await self.broker.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not answer
+                await self.broker.close()
 
     def reconnect_after(self) -> float:
         """Return the seconds after which a client is to come back: random, by the rate allowed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.acceptance.proxy import Balancer, listening
 from tests.faults.traffic import INBOX, broker_at, stored
+from tests.integration.test_auth_tls import Authority
 from tests.soak.__main__ import soak
 from tests.support import (
     ROOT,
@@ -103,12 +105,52 @@ async def test_clients_that_do_not_read_do_not_keep_a_gateway(
     assert "Traceback" not in gateway.output
 
 
+async def test_client_over_tls_that_does_not_read_does_not_keep_a_gateway(
+    gateway_factory: Gateways, broker: NatsBroker, tmp_path: Path
+) -> None:
+    """TLS has no half-closed connections, so uvicorn waits until everything is read."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("gateway")
+    gateway = gateway_factory(f"uvicorn --ssl-certfile {certificate} --ssl-keyfile {key}")
+    context = ssl.create_default_context(cafile=str(authority.path))
+    for number in range(20):
+        await broker.publish(Inbox("faults", "raw"), b"x" * 500_000, msg_id=f"{number}")
+    with deaf_socket(gateway, "faults", "raw", context=context) as deaf:
+        await until(lambda: unread(deaf), what="the backlog begins to arrive")
+        began = time.monotonic()
+        await asyncio.to_thread(gateway.stop, 3 * DEADLINE)
+        assert time.monotonic() - began < DEADLINE
+
+
 @pytest.mark.parametrize("server", SERVERS)
 async def test_frames_that_a_frozen_broker_does_not_take_do_not_keep_a_gateway(
     server: str, gateway_factory: Gateways, own_server: EmbeddedServer
 ) -> None:
-    """Uvicorn waited for the consumer, and that for NATS, as long as a frame is retried: 25 s."""
-    gateway = gateway_factory(server, NATS_BROKER_URL=own_server.url, WSGATEWAY_SEND_WINDOW="1")
+    """Uvicorn waited for the consumer, and that for NATS, as long as a frame is retried: 25 s.
+
+    Then it waited for cursors and the connection to NATS, each for its own time.
+    """
+    gateway = gateway_factory(
+        server,
+        NATS_BROKER_URL=own_server.url,
+        WSGATEWAY_SEND_WINDOW="1",
+        WSGATEWAY_CURSOR_INTERVAL="3600",
+    )
+    prefix = gateway.env["WSGATEWAY_PREFIX"]
+    async with (
+        gateway.connect("faults", "ann", **V1) as ann,
+        broker_at([own_server.url], prefix) as broker,
+    ):
+        assert json.loads(await ann.recv())["type"] == "welcome"
+        receipt = await broker.publish(Inbox("faults", "ann"), b"hello")
+        assert json.loads(await ann.recv())["data"] == "hello"
+        await ann.send(json.dumps({"type": "ack", "offset": receipt.offset}))
+        await ann.send(json.dumps({"type": "ping"}))
+        assert json.loads(await ann.recv()) == {"type": "pong"}
+        await stop_with_frozen_broker(gateway, own_server)
+
+
+async def stop_with_frozen_broker(gateway: Gateway, own_server: EmbeddedServer) -> None:
     with (
         deaf_socket(gateway, "faults", "raw") as raw,
         deaf_socket(gateway, "faults", "v1", v1=True) as v1,
