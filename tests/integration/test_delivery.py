@@ -71,8 +71,7 @@ async def test_socket_that_is_lost_within_its_handshake_leaves_nothing(hub: Hub)
     async def vanish() -> None:
         raise ConnectionResetError
 
-    with pytest.raises(ConnectionResetError):
-        await Client(hub, vanish).delivery.start(Resume())
+    await Client(hub, vanish).delivery.start(Resume())
     assert hub.sockets == 0
     assert not hub._users
 
