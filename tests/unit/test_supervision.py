@@ -60,11 +60,13 @@ async def test_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:
         await real(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(supervision, "LONGEST_PAUSE", 0.004)
+    # Far beyond what this takes: a task that ran for so long would begin with the first pause
+    monkeypatch.setattr(supervision, "FIRST_PAUSE", 100.0)
+    monkeypatch.setattr(supervision, "LONGEST_PAUSE", 400.0)
 
     async def work() -> None:
         if len(pauses) < 5:
             raise ValueError
 
     await asyncio.wait_for(supervise(work, "w"), 10)
-    assert pauses == [0.001, 0.002, 0.004, 0.004, 0.004]
+    assert pauses == [100.0, 200.0, 400.0, 400.0, 400.0]
