@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -39,10 +40,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SYNC_INTERVAL = "10s"
 
 
+def pytest_report_header() -> str:
+    """Say which nats-server the tests run with."""
+    server = embedded.find_server()
+    return subprocess.run([server, "--version"], capture_output=True, text=True).stdout.strip()
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Refuse a test that claims a row of the troubleshooting table and never looks at it."""
+    """Mark tests that start gateways.
+
+    Refuse a test that claims a row of the troubleshooting table and never looks at it.
+    """
+    fixtures = getattr(item, "fixturenames", ())
+    if "gateway_factory" in fixtures:
+        item.add_marker("gateway")
     marked = item.get_closest_marker("troubleshooting") is not None
-    if marked != ("symptom" in getattr(item, "fixturenames", ())):
+    if marked != ("symptom" in fixtures):
         raise pytest.UsageError(
             f"{item.nodeid}: pytest.mark.troubleshooting and the fixture symptom belong together"
         )
