@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wsgateway.client.backoff import Backoff
     from wsgateway.client.connection import Client, ClientState, Message, connect
     from wsgateway.client.errors import GatewayError
-    from wsgateway.client.session import Position
+    from wsgateway.client.inbox import Position
 
 __all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
 
@@ -23,7 +23,7 @@ _HOMES = {
     "ClientState": "connection",
     "GatewayError": "errors",
     "Message": "connection",
-    "Position": "session",
+    "Position": "inbox",
     "connect": "connection",
 }
 
