@@ -491,6 +491,8 @@ def _server_message(fields: dict[str, Any]) -> ServerMessage:
         None if fields.get(name) is None else _string(fields, name)
         for name in ("time", "reply_to", "error")
     )
+    if not isinstance(fields.get("data", ""), str):
+        _bad("data must be a string")
     return ServerMessage(_integer(fields, "offset"), time, _frame(fields, None), reply_to, error)
 
 

@@ -39,6 +39,7 @@ class FakeGateway:
         self.most_unacked = 0
         self.connections: set[ServerConnection] = set()
         self.refusals: dict[str, ErrorCode] = {}  # by id
+        self.before_welcome: list[str] = []  # frames
         self.close_with: list[int] = []  # codes for the next connections, instead of a welcome
         self.status: list[int] = []  # HTTP statuses for the next connections
         self.mute = False  # answer nothing, read nothing
@@ -128,6 +129,8 @@ class FakeGateway:
             position = resume.offset
             if resume.epoch != self.epoch:
                 position, reason = 0, protocol.Reason.EPOCH
+        for text in self.before_welcome:
+            await connection.send(text)
         await connection.send(self.welcome(position, reason))
         return position
 

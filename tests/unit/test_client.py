@@ -16,7 +16,7 @@ from tests.support import ROOT, until
 from tests.unit.fake_gateway import FakeGateway
 from wsgateway import protocol
 from wsgateway.client import Backoff, Client, ClientState, GatewayError, Position, connect
-from wsgateway.client.session import ClientOutbox
+from wsgateway.client.session import ClientSession
 from wsgateway.codes import CloseCode
 from wsgateway.frames import Frame
 from wsgateway.protocol import ErrorCode, Reason
@@ -250,6 +250,20 @@ async def test_answering_gateway_is_not_left(gateway: FakeGateway) -> None:
     assert len(gateway.resumes) == 1
 
 
+async def test_welcome_need_not_be_the_first_frame(gateway: FakeGateway) -> None:
+    """A ping, or a type of a later version, before the welcome closed the client for good."""
+    gateway.before_welcome = ['{"type":"weather"}', protocol.encode_ping()]
+    async with client_of(gateway) as client:
+        await until(lambda: gateway.pongs)
+        assert client.state is ClientState.OPEN
+
+
+async def test_message_instead_of_a_welcome_is_final(gateway: FakeGateway) -> None:
+    gateway.before_welcome = [protocol.encode_message(1, "", b"x", True)]
+    with pytest.raises(GatewayError, match="did not begin with a welcome"):
+        await client_of(gateway).open()
+
+
 async def test_gateway_without_welcome_is_tried_again(gateway: FakeGateway) -> None:
     gateway.mute = True
     async with asyncio.TaskGroup() as tasks:
@@ -301,7 +315,7 @@ async def test_close_codes_that_are_final(gateway: FakeGateway, code: int) -> No
             await client.recv()
         with pytest.raises(GatewayError) as caught:
             await sending
-        assert caught.value.code == "closed"
+        assert (caught.value.code, caught.value.close_code) == ("closed", code)
         with pytest.raises(GatewayError) as caught:
             await client.send("y")
         assert caught.value.code == "closed"
@@ -419,6 +433,15 @@ async def test_refusal_raises_its_code(gateway: FakeGateway) -> None:
             error = caught.value
             assert (error.id, error.code, error.temporary) == (id, gateway.refusals[id], temporary)
         assert client.pending == 0
+
+
+async def test_refusal_that_no_send_waits_for_goes_to_on_error(gateway: FakeGateway) -> None:
+    """If the message had been given up, nobody learned that it was refused."""
+    errors: list[GatewayError] = []
+    async with client_of(gateway, on_error=errors.append):
+        gateway.say(protocol.encode_error("gone", ErrorCode.QUEUE_FULL, "full"))
+        await until(lambda: errors)
+    assert (errors[0].id, errors[0].code, errors[0].temporary) == ("gone", "queue_full", True)
 
 
 async def test_same_id_twice_is_one_message(gateway: FakeGateway) -> None:
@@ -722,14 +745,14 @@ async def test_writer_that_fails_costs_the_connection_only(
 ) -> None:
     """It ended alone: messages came, and nothing went out any more."""
     failures = [Mine("a bug")]
-    due = ClientOutbox.due
+    next_frame = ClientSession.next_frame
 
-    def fails_once(outbox: ClientOutbox) -> Any:
-        if len(outbox) and failures:
+    def fails_once(session: ClientSession, now: float) -> str | None:
+        if session.pending and failures:
             raise failures.pop()
-        return due(outbox)
+        return next_frame(session, now)
 
-    monkeypatch.setattr(ClientOutbox, "due", fails_once)
+    monkeypatch.setattr(ClientSession, "next_frame", fails_once)
     async with asyncio.timeout(10), client_of(gateway) as client:
         await client.send("a")
     assert not failures

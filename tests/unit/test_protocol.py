@@ -407,6 +407,7 @@ def test_closing(after: float) -> None:
     parsed = protocol.parse_server(protocol.encode_closing(after))
     assert isinstance(parsed, protocol.Closing)
     assert parsed.reconnect_after == pytest.approx(after, abs=0.001)
+    SERVER.validate(json.loads(protocol.encode_closing(after)))
 
 
 @pytest.mark.parametrize("after", [None, True, "1", -1, 3601])

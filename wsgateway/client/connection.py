@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from enum import Enum
 from itertools import count
 from types import TracebackType
@@ -18,26 +18,26 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 from wsgateway import strict_json
 from wsgateway.client.backoff import Backoff
 from wsgateway.client.errors import GatewayError
+from wsgateway.client.events import (
+    Answered,
+    Confirmed,
+    Delivered,
+    Event,
+    Failed,
+    Unclaimed,
+    Welcomed,
+)
+from wsgateway.client.inbox import Position
 from wsgateway.client.link import Final, Link, Lost, address, translated
-from wsgateway.client.session import ClientInbox, ClientOutbox, Position, should_reconnect
+from wsgateway.client.session import ClientSession
 from wsgateway.codes import CloseCode
 from wsgateway.frames import Frame
-from wsgateway.protocol import (
-    Accepted,
-    Closing,
-    Heartbeat,
-    Refused,
-    ServerMessage,
-    Welcome,
-    valid_id,
-)
+from wsgateway.protocol import ServerMessage, Welcome
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 
 logger = logging.getLogger("wsgateway.client")
 
-STABLE = 5.0
-"""Seconds that a connection must last before the backoff starts over."""
 REQUEST_TIMEOUT = 30.0
 Token = str | Callable[[], str | Awaitable[str]]
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class Message:
     def ack(self) -> None:
         """Acknowledge this message and all before it; only needed with ``auto_ack=False``."""
         if self.reply_to is None:  # a reply has been acknowledged, and overtakes what waits
-            self._client._settle(self._life, self.offset)
+            self._client._processed(self._life, self.offset)
 
 
 class _Pending(Generic[T]):
@@ -158,19 +158,22 @@ class Client:
         self._token_source = token
         self._token_parameter = token_parameter
         self._auto_ack = auto_ack
-        self._ack_every = ack_every
-        self._ack_interval = ack_interval
         self._connect_timeout = connect_timeout
-        self._ping_timeout = ping_timeout
-        self._backoff = backoff or Backoff()
         self._on_state = on_state
         self._on_welcome = on_welcome
         self._on_reply = on_reply
         self._on_error = on_error
-        self._queue_limit = queue_limit
         self._options = {"max_size": None, "ping_interval": None, **options}
-        self._inbox = ClientInbox(position)
-        self._outbox = ClientOutbox(queue_limit, send_window)
+        self._session = ClientSession(
+            position=position,
+            ack_every=ack_every,
+            ack_interval=ack_interval,
+            queue_limit=queue_limit,
+            send_window=send_window,
+            ping_timeout=ping_timeout,
+            backoff=backoff,
+            renewable=callable(token),
+        )
         self._pending: dict[str, _Pending[None]] = {}  # by id, of what is in the outbox
         self._requests: dict[str, _Pending[Message]] = {}  # by id, whose reply has not come
         self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
@@ -180,11 +183,7 @@ class Client:
         self._opened: asyncio.Future[None] | None = None  # set at the first welcome
         self._runner: asyncio.Task[None] | None = None
         self._state = ClientState.IDLE
-        self._welcome: Welcome | None = None  # the last one
         self._token: str | None = None
-        self._stale = True  # the token must be asked for before the next attempt
-        self._renewed = False  # it was, because of a refusal; since then no welcome
-        self._reconnect_after: float | None = None  # what the gateway asked for, of this loss
         self._error: GatewayError | None = None  # why it is closed, unless by the caller
         self._ids = count(1)
         self._prefix = secrets.token_urlsafe(9)
@@ -199,17 +198,17 @@ class Client:
     @property
     def position(self) -> Position | None:
         """Up to where messages were processed; save it, and pass it to `connect` later."""
-        return self._inbox.position
+        return self._session.position
 
     @property
     def welcome(self) -> Welcome | None:
         """The gateway's last welcome; None before."""
-        return self._welcome
+        return self._session.welcome
 
     @property
     def pending(self) -> int:
         """How many messages were sent and are not confirmed."""
-        return len(self._outbox)
+        return self._session.pending
 
     async def open(self) -> None:
         """Connect, and wait for the welcome however long that takes. Idempotent.
@@ -278,36 +277,20 @@ class Client:
         self._finish()
 
     async def _keep_connected(self) -> None:
-        attempt = 0
         while True:
             self._set_state(ClientState.CONNECTING)
-            began = time.monotonic()
             try:
                 await self._connection()
+            except Final:
+                raise
             except Lost as exc:
                 lost = exc
-            if self._state is ClientState.OPEN and time.monotonic() - began >= STABLE:
-                attempt = 0
-            if self._state is not ClientState.OPEN or lost.code == CloseCode.CREDENTIALS_CHANGED:
-                self._stale = True
-            if isinstance(lost, Final):
-                raise lost
-            if not should_reconnect(lost.code) and not self._renew(lost.code):
+            delay = self._session.lost(lost.code, time.monotonic())
+            if delay is None:
                 raise Final(lost.code, lost.reason)
-            delay = self._backoff.delay(attempt)
-            if self._reconnect_after is not None:
-                delay, self._reconnect_after = self._reconnect_after, None
-            attempt += 1
             logger.info("connection lost (%s), reconnecting in %.1f s", lost, delay)
             self._set_state(ClientState.WAITING)
             await asyncio.sleep(delay)
-
-    def _renew(self, code: int) -> bool:
-        """Say whether another token may help."""
-        if code != CloseCode.NOT_AUTHENTICATED or self._renewed:
-            return False
-        self._renewed = self._stale = True
-        return callable(self._token_source)
 
     def _closed(self) -> GatewayError:
         return self._error or GatewayError("closed", "the client is already closed", True)
@@ -317,11 +300,7 @@ class Client:
         failure = self._closed()
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(failure)
-        for id in list(self._pending):
-            self._refuse(id, "closed", str(failure), True)
-        for request in self._requests.values():
-            if not request.result.done():
-                request.result.set_exception(failure)
+        self._apply(self._session.end(str(failure), failure.close_code))
         self._arrived.set()
 
     # -- one connection ------------------------------------------------------------------
@@ -332,24 +311,19 @@ class Client:
         Raises:
             Lost: It has ended, or did not come about.
         """
-        if self._stale:
+        if self._session.stale:
             await self._ask_token()
-        link = Link(self._inbox, self._outbox)
+        link = Link(self._session, self._on_text)
         url = self._address()
-        self._outbox.connecting()
         try:
             with translated():
                 async with asyncio.timeout(self._connect_timeout):
-                    welcome = await link.dial(url, self._options)
+                    await link.dial(url, self._options)
                 self._link = link
-                self._renewed = False
-                self._take_welcome(welcome)
                 self._set_state(ClientState.OPEN)
                 if self._opened is not None and not self._opened.done():
                     self._opened.set_result(None)
-                half = self._ping_timeout / 2
-                heartbeat = Heartbeat(welcome.ping + half, half, time.monotonic())
-                await link.serve(heartbeat, self._on_frame)
+                await link.serve()
         finally:
             self._link = None
             await link.leave()
@@ -360,7 +334,7 @@ class Client:
             fields[self._token_parameter] = self._token
         if self._device:
             fields["device"] = self._device
-        position = self._inbox.connecting()
+        position = self._session.connecting()
         if position is not None:
             fields |= {"epoch": position.epoch, "offset": str(position.offset)}
         return address(self._url, fields)
@@ -375,76 +349,45 @@ class Client:
                 raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
             logger.warning("cannot get a token now: %r", exc)
             raise Lost(1006, "no token") from exc
-        self._stale = False
+        self._session.stale = False
 
     # -- from the gateway ----------------------------------------------------------------
 
-    def _on_frame(self, frame: object) -> None:
-        match frame:
-            case ServerMessage():
-                life = self._inbox.accept(frame)
-                if life is not None:
-                    self._on_message(life, frame)
-            case Accepted(id):
-                self._confirm(id)
-            case Refused(id=None):
-                logger.warning("the gateway refused a frame: %s (%s)", frame.message, frame.code)
-                self._say_error(GatewayError(frame.code, frame.message, frame.temporary))
-            case Refused(str(id)):
-                self._refuse(id, frame.code, frame.message, frame.temporary)
-            case Welcome():
-                self._take_welcome(frame)
-            case Closing(after):
-                self._reconnect_after = after
+    def _on_text(self, text: str | bytes) -> None:
+        self._apply(self._session.receive(text, time.monotonic()))
 
-    def _on_message(self, life: int, received: ServerMessage) -> None:
-        message = Message(self, life, received)
-        if message.reply_to is None:
-            self._queue.append(message)
-            self._arrived.set()
+    def _apply(self, events: Iterable[Event]) -> None:
+        """Tell the application what happened."""
+        for event in events:
+            match event:
+                case Delivered(received, life):
+                    self._queue.append(Message(self, life, received))
+                    self._arrived.set()
+                case Confirmed(id):
+                    _resolve(self._pending.get(id), None)
+                case Failed(id, error):
+                    _resolve(self._pending.get(id), error)
+                case Answered(id, answer):
+                    _resolve(self._requests.get(id), self._answer(answer))
+                case Unclaimed(answer):
+                    self._unclaimed(self._answer(answer))
+                case Welcomed(welcome):
+                    _call(self._on_welcome, welcome)
+
+    def _answer(self, answer: ServerMessage | GatewayError) -> Message | GatewayError:
+        return Message(self, 0, answer) if isinstance(answer, ServerMessage) else answer
+
+    def _unclaimed(self, answer: Message | GatewayError) -> None:
+        if isinstance(answer, Message):
+            _call(self._on_reply, answer)
             return
-        # A reply overtakes what waits for recv: acknowledging it must not acknowledge that
-        self._inbox.settle_one(life, message.offset)
-        self._ack_soon()
-        self._take_reply(message, message.reply_to, received.error)
+        if answer.id is None:
+            logger.warning("the gateway refused a frame: %s (%s)", answer, answer.code)
+        _call(self._on_error, answer)
 
-    def _take_reply(self, message: Message, id: str, code: str | None) -> None:
-        """Give a reply to the call that waits for it."""
-        self._confirm(id)  # what was answered is stored
-        request = self._requests.get(id)
-        error = None
-        if code is not None:
-            text = message.data if isinstance(message.data, str) else ""
-            error = GatewayError(code, text or "the service refused it", False, id=id)
-        if request is not None and not request.result.done():
-            if error is None:
-                request.result.set_result(message)
-            else:
-                request.result.set_exception(error)
-        elif error is not None:
-            self._say_error(error)
-        else:
-            _call(self._on_reply, message)
-
-    def _say_error(self, error: GatewayError) -> None:
-        _call(self._on_error, error)
-
-    def _take_welcome(self, welcome: Welcome) -> None:
-        self._inbox.welcome(welcome)
-        self._welcome = welcome
-        for id, size in self._outbox.larger_than(welcome.max_message_size):
-            self._refuse(id, "too_big", _too_big(size, welcome.max_message_size), False)
-        _call(self._on_welcome, welcome)
-
-    def _settle(self, life: int, offset: int) -> None:
-        self._inbox.settle(life, offset)
-        self._ack_soon()
-
-    def _ack_soon(self) -> None:
-        if self._link is None or not self._inbox.untold or self._welcome is None:
-            return
-        every = min(self._ack_every, (self._welcome.window + 1) // 2)
-        self._link.ack_soon(0 if self._inbox.untold >= every else self._ack_interval)
+    def _processed(self, life: int, offset: int) -> None:
+        self._session.processed(life, offset, time.monotonic())
+        self._wake()
 
     # -- for the caller ------------------------------------------------------------------
 
@@ -496,7 +439,7 @@ class Client:
             GatewayError: It was refused, ``.code`` and ``.temporary`` say why; or too many wait.
             ValueError: *id* or *data* cannot be sent.
         """
-        id = self._new_id(id)
+        id = id if id is not None else self._new_id()
         await self._send(id, _frame(data))
         return id
 
@@ -521,10 +464,8 @@ class Client:
             ValueError: *id* or *data* cannot be sent.
         """
         frame = _frame(data)
-        id = self._new_id(id)
-        if id not in self._requests and len(self._requests) >= self._queue_limit:
-            text = f"{len(self._requests)} requests wait for their replies already (queue_limit)"
-            raise GatewayError("queue_limit", text, True, id=id)
+        id = id if id is not None else self._new_id()
+        self._session.expect_reply(id)
         request = self._requests.setdefault(id, _Pending())
         request.callers += 1
         try:
@@ -536,13 +477,13 @@ class Client:
             if not request.callers:
                 request.give_up()
                 del self._requests[id]
+                self._session.expect_no_reply(id)
 
     async def _send(self, id: str, frame: Frame, *, request: bool = False) -> None:
         pending = self._pending.get(id)
         if pending is None:
-            self._check(id, frame)
+            self._session.send(id, frame, request=request)
             pending = self._pending[id] = _Pending()
-            self._outbox.add(id, frame, request=request)
             self._wake()
         pending.callers += 1
         try:
@@ -552,42 +493,15 @@ class Client:
             if not pending.callers:
                 pending.give_up()
                 del self._pending[id]
-                self._outbox.remove(id)
+                self._session.give_up(id)
                 self._wake()  # the window may have room
 
-    def _new_id(self, id: str | None) -> str:
-        if id is None:
-            return f"{self._prefix}-{next(self._ids)}"
-        if not valid_id(id):
-            raise ValueError(f"id {id!r} is not 1 to 64 printable ASCII characters, no spaces")
-        return id
-
-    def _check(self, id: str, frame: Frame) -> None:
-        """Refuse what cannot be sent, before it is queued."""
-        if self._state is ClientState.CLOSED:
-            raise GatewayError("closed", "the client is already closed", True, id=id)
-        size, welcome = len(frame.payload), self._welcome
-        if welcome is not None and size > welcome.max_message_size:
-            raise GatewayError("too_big", _too_big(size, welcome.max_message_size), False, id=id)
-        if self._outbox.full:
-            text = f"{len(self._outbox)} messages wait for confirmation already (queue_limit)"
-            raise GatewayError("queue_limit", text, True, id=id)
+    def _new_id(self) -> str:
+        return f"{self._prefix}-{next(self._ids)}"
 
     def _wake(self) -> None:
         if self._link is not None:
             self._link.wake()
-
-    def _confirm(self, id: str) -> None:
-        pending = self._pending.get(id)
-        self._outbox.remove(id)
-        if pending is not None and not pending.result.done():
-            pending.result.set_result(None)
-
-    def _refuse(self, id: str, code: str, message: str, temporary: bool) -> None:
-        pending = self._pending.get(id)
-        self._outbox.remove(id)
-        if pending is not None and not pending.result.done():
-            pending.result.set_exception(GatewayError(code, message, temporary, id=id))
 
 
 def connect(url: str, **options: Any) -> Client:
@@ -605,13 +519,19 @@ def _call(callback: Callable[[T], object] | None, value: T) -> None:
         logger.exception("a callback of the client failed")
 
 
+def _resolve(pending: _Pending[T] | None, result: T | GatewayError) -> None:
+    """Give those who wait their result."""
+    if pending is None or pending.result.done():
+        return
+    if isinstance(result, GatewayError):
+        pending.result.set_exception(result)
+    else:
+        pending.result.set_result(result)
+
+
 def _frame(data: Any) -> Frame:
     if isinstance(data, bytes | bytearray | memoryview):
         return Frame(bytes(data), False)
     if not isinstance(data, str):
         data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Frame.of(data)
-
-
-def _too_big(size: int, limit: int) -> str:
-    return f"message of {size} bytes exceeds {limit} bytes"

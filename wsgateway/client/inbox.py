@@ -38,7 +38,7 @@ class ClientInbox:
         self._held: dict[int, str | None] = {}  # offset -> time, arrived and not processed
         self._overtook: set[int] = set()  # of those, the ones processed before their turn
         self._life = 0  # changes when offsets begin to mean something else
-        self._untold = 0  # messages processed since the last acknowledgement
+        self._untold = 0  # processed ones that arrived since the last acknowledgement
 
     @property
     def position(self) -> Position | None:
@@ -83,8 +83,10 @@ class ClientInbox:
             return None  # no welcome yet: the gateway breaks the protocol
         if message.offset <= self._received:
             # Redelivered, unless the stream lost its end and gives the same offsets out again.
-            known = self._held.get(message.offset, message) == message.time
-            if message.offset <= position.offset or known:
+            if message.offset <= position.offset:
+                self._untold += 1  # it takes room in the window until it is acknowledged again
+                return None
+            if self._held.get(message.offset, message) == message.time:
                 return None
             self._restart(position)
         self._received = message.offset

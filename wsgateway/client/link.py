@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -15,20 +15,9 @@ import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.typing import Subprotocol
 
-from wsgateway.client.session import ClientInbox, ClientOutbox
+from wsgateway.client.session import ClientSession
 from wsgateway.codes import CloseCode
-from wsgateway.protocol import (
-    SUBPROTOCOL,
-    Beat,
-    Heartbeat,
-    Ping,
-    ProtocolError,
-    Welcome,
-    encode_client_ack,
-    encode_ping,
-    encode_pong,
-    parse_server,
-)
+from wsgateway.protocol import SUBPROTOCOL, ProtocolError
 
 __all__ = ["Final", "Link", "Lost", "address", "translated"]
 
@@ -94,32 +83,29 @@ class Link:
     """One connection. `dial`, then `serve` until it raises, then `leave` in any case.
 
     Args:
-        inbox: Gives the acknowledgements to write.
-        outbox: Gives the messages to write.
+        session: Says what to write, and gets what arrives.
+        on_text: Called with each frame.
     """
 
-    def __init__(self, inbox: ClientInbox, outbox: ClientOutbox) -> None:
-        self._inbox = inbox
-        self._outbox = outbox
+    def __init__(self, session: ClientSession, on_text: Callable[[str | bytes], None]) -> None:
+        self._session = session
+        self._on_text = on_text
         self._socket: websockets.asyncio.client.ClientConnection | None = None  # once dialled
         self._wake = asyncio.Event()  # there is something to write
-        self._controls: deque[str] = deque()  # pings and pongs to write
-        self._ack_due = False
         self._ack_timer: asyncio.TimerHandle | None = None
 
-    async def dial(self, url: str, options: dict[str, Any]) -> Welcome:
-        """Connect and return the welcome."""
-        self._socket = await websockets.asyncio.client.connect(
+    async def dial(self, url: str, options: dict[str, Any]) -> None:
+        """Connect, and read up to the welcome."""
+        socket = self._socket = await websockets.asyncio.client.connect(
             url, subprotocols=[Subprotocol(SUBPROTOCOL)], **options
         )
-        if self._socket.subprotocol != SUBPROTOCOL:
+        if socket.subprotocol != SUBPROTOCOL:
             raise Final(CloseCode.BAD_REQUEST, f"the server does not speak {SUBPROTOCOL}")
-        first = parse_server(await self._socket.recv())
-        if not isinstance(first, Welcome):
-            raise Final(CloseCode.BAD_REQUEST, "the gateway did not begin with a welcome")
-        return first
+        while not self._session.is_open:
+            await self._write_due(socket)
+            self._on_text(await socket.recv())
 
-    async def serve(self, heartbeat: Heartbeat, on_frame: Callable[[object], None]) -> NoReturn:
+    async def serve(self) -> NoReturn:
         """Read and write until the connection ends.
 
         Raises:
@@ -129,18 +115,14 @@ class Link:
         assert socket is not None
         tasks = [
             asyncio.create_task(self._write(socket), name="wsgateway-client-write"),
-            asyncio.create_task(self._watch(socket, heartbeat), name="wsgateway-client-watch"),
+            asyncio.create_task(self._watch(socket), name="wsgateway-client-watch"),
         ]
         for task in tasks:  # without it the connection would stay, and be deaf
             task.add_done_callback(lambda task: _abort_if_failed(task, socket))
         try:
             async for text in socket:
-                heartbeat.heard()
-                frame = parse_server(text)
-                if isinstance(frame, Ping):
-                    self._write_soon(encode_pong())
-                else:
-                    on_frame(frame)
+                self._on_text(text)
+                self.wake()
             raise ConnectionClosed(socket.protocol.close_rcvd, socket.protocol.close_sent)
         finally:
             for task in tasks:
@@ -149,72 +131,47 @@ class Link:
 
     async def leave(self) -> None:
         """Say goodbye, with the last acknowledgement; never waits long for a dead peer."""
-        self._stop_ack_timer()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
         if self._socket is None:
             return
         with contextlib.suppress(ConnectionClosed, OSError):
             async with asyncio.timeout(LEAVE_TIMEOUT):
-                self._ack_due = True
-                await self._write_ack(self._socket)
+                if ack := self._session.last_ack():
+                    await self._socket.send(ack)
                 await self._socket.close()
         self._socket.transport.abort()
 
     def wake(self) -> None:
-        """Let the writer look at the outbox again."""
-        self._wake.set()
-
-    def ack_soon(self, delay: float) -> None:
-        """Acknowledge within *delay* seconds; 0 means now."""
+        """Let the writer write what is due, now or when it is due."""
+        delay = self._session.write_at - time.monotonic()
         if delay <= 0:
-            self._ack_now()
-        elif self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(delay, self._ack_now)
+            self._wake.set()
+        elif delay < math.inf and self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(delay, self._ack_due)
 
-    def _ack_now(self) -> None:
-        self._stop_ack_timer()
-        self._ack_due = True
-        self._wake.set()
+    def _ack_due(self) -> None:
+        self._ack_timer = None
+        self.wake()
 
-    def _stop_ack_timer(self) -> None:
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-
-    async def _watch(
-        self, socket: websockets.asyncio.client.ClientConnection, heartbeat: Heartbeat
-    ) -> None:
-        while True:
-            await asyncio.sleep(heartbeat.deadline - time.monotonic())
-            beat = heartbeat.check(time.monotonic())
-            if beat is Beat.PING:
-                self._write_soon(encode_ping())
-            elif beat is Beat.DEAD:
-                logger.info("no sign of life from the gateway")
-                socket.transport.abort()
-                return
+    async def _watch(self, socket: websockets.asyncio.client.ClientConnection) -> None:
+        while self._session.alive(time.monotonic()):
+            self.wake()
+            await asyncio.sleep(self._session.beat_at - time.monotonic())
+        logger.info("no sign of life from the gateway")
+        socket.transport.abort()
 
     async def _write(self, socket: websockets.asyncio.client.ClientConnection) -> None:
-        """Write what is due; the only writer, so order is the outbox's order."""
+        """Write what is due; the only writer, so order is the session's order."""
         with contextlib.suppress(ConnectionClosed):
             while True:
                 self._wake.clear()
-                while self._controls:
-                    await socket.send(self._controls.popleft())
-                await self._write_ack(socket)
-                for text in self._outbox.due():
-                    await socket.send(text)
-                    await self._write_ack(socket)
+                await self._write_due(socket)
                 await self._wake.wait()
 
-    async def _write_ack(self, socket: websockets.asyncio.client.ClientConnection) -> None:
-        position = self._inbox.take_ack() if self._ack_due else None
-        self._ack_due = False
-        if position is not None:
-            await socket.send(encode_client_ack(position.offset, position.epoch))
-
-    def _write_soon(self, text: str) -> None:
-        self._controls.append(text)
-        self._wake.set()
+    async def _write_due(self, socket: websockets.asyncio.client.ClientConnection) -> None:
+        while (text := self._session.next_frame(time.monotonic())) is not None:
+            await socket.send(text)
 
 
 def _abort_if_failed(

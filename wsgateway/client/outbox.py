@@ -43,6 +43,9 @@ class ClientOutbox:
     def __contains__(self, id: object) -> bool:
         return id in self._entries
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
     @property
     def full(self) -> bool:
         """Whether no further message may wait."""
@@ -59,6 +62,11 @@ class ClientOutbox:
         if entry is not None and entry.sent:
             self._in_flight -= 1
 
+    def clear(self) -> None:
+        """Forget every message."""
+        self._entries.clear()
+        self._in_flight = 0
+
     def connecting(self) -> None:
         """Begin a connection, which has seen none of them."""
         self._in_flight = 0
@@ -69,15 +77,16 @@ class ClientOutbox:
         """Return id and size of messages above *size* bytes."""
         return [(id, entry.size) for id, entry in self._entries.items() if entry.size > size]
 
-    def due(self) -> Iterator[str]:
-        """Give each frame to write now, oldest first; it then counts as sent.
+    @property
+    def due(self) -> bool:
+        """Whether there is a frame to write now."""
+        return self._in_flight < min(self._window, len(self._entries))
 
-        Messages may be added and removed between two frames.
-        """
-        while self._in_flight < self._window:
-            entry = next((entry for entry in self._entries.values() if not entry.sent), None)
-            if entry is None:
-                return
-            entry.sent = True
-            self._in_flight += 1
-            yield entry.text
+    def next_frame(self) -> str | None:
+        """Return the oldest frame to write now, which then counts as sent; None: not now."""
+        if not self.due:
+            return None
+        entry = next(entry for entry in self._entries.values() if not entry.sent)
+        entry.sent = True
+        self._in_flight += 1
+        return entry.text

@@ -1,13 +1,49 @@
-"""What a client does after a connection has ended. Pure."""
+"""What a client does with frames and time: fed with them, it says what happens next. Pure.
+
+`ClientSession` decides; `Link` moves bytes and `Client` speaks to the application. The scenarios
+in ``tests/vectors/client.json`` hold for it and for ``wsgateway.js``.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import deque
+
+from wsgateway.client.backoff import Backoff
+from wsgateway.client.errors import GatewayError
+from wsgateway.client.events import (
+    Answered,
+    Confirmed,
+    Delivered,
+    Event,
+    Failed,
+    Unclaimed,
+    Welcomed,
+)
 from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.outbox import ClientOutbox
 from wsgateway.codes import CloseCode
+from wsgateway.frames import Frame
+from wsgateway.protocol import (
+    Accepted,
+    Closing,
+    ErrorCode,
+    Ping,
+    ProtocolError,
+    Refused,
+    ServerMessage,
+    Welcome,
+    encode_client_ack,
+    encode_ping,
+    encode_pong,
+    parse_server,
+    valid_id,
+)
 
-__all__ = ["ClientInbox", "ClientOutbox", "Position", "should_reconnect"]
+__all__ = ["ClientSession", "should_reconnect"]
 
+STABLE = 5.0
+"""Seconds that a connection must last before the backoff starts over."""
 _FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 """Standard close codes after which the same client would only be refused again."""
 
@@ -17,3 +53,321 @@ def should_reconnect(code: int) -> bool:
     if code >= 4000:
         return code < CloseCode.BAD_REQUEST
     return code not in _FINAL
+
+
+class ClientSession:
+    """One client over all its connections.
+
+    The shell calls `connecting`, then `receive` for each frame, then `lost`, and begins again.
+    It writes `next_frame` until that is None, again at `write_at`; it calls `alive` at `beat_at`.
+    *now* is the value of a clock that does not jump.
+
+    Args:
+        position: Where to go on; None: where the gateway says.
+        ack_every: Acknowledge after so many messages at the latest.
+        ack_interval: And after so many seconds.
+        queue_limit: Messages that may wait for confirmation, and requests for their reply.
+        send_window: Messages on the wire without confirmation.
+        ping_timeout: Seconds of silence after a due ping that mean that the gateway is gone.
+        backoff: Delays between attempts.
+        renewable: Whether another token can be had after a refusal.
+    """
+
+    def __init__(
+        self,
+        *,
+        position: Position | None = None,
+        ack_every: int = 16,
+        ack_interval: float = 0.2,
+        queue_limit: int = 1000,
+        send_window: int = 64,
+        ping_timeout: float = 10.0,
+        backoff: Backoff | None = None,
+        renewable: bool = False,
+    ) -> None:
+        self._ack_every = ack_every
+        self._ack_interval = ack_interval
+        self._queue_limit = queue_limit
+        self._half_timeout = ping_timeout / 2
+        self._backoff = backoff or Backoff()
+        self._renewable = renewable
+        self._inbox = ClientInbox(position)
+        self._outbox = ClientOutbox(queue_limit, send_window)
+        self._requests: set[str] = set()  # ids whose reply has not come
+        self._controls: deque[str] = deque()  # pings and pongs to write
+        self._opened_at: float | None = None  # when this connection was welcomed
+        self._ack_at: float | None = None  # when to acknowledge
+        self._heard_at = 0.0  # when the last frame came
+        self._asked_at: float | None = None  # when the ping was due that has no answer yet
+        self._attempt = 0  # failures in a row
+        self._reconnect_after: float | None = None  # what the gateway asked for, of this loss
+        self._renewed = False  # another token was asked for; since then no welcome
+        self._ended = False
+        self.welcome: Welcome | None = None
+        """The last one."""
+        self.stale = True
+        """Whether to ask for the token before the next attempt."""
+        self.beat_at = math.inf
+        """When to call `alive`."""
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where messages were processed; None before the first welcome."""
+        return self._inbox.position
+
+    @property
+    def pending(self) -> int:
+        """How many messages were sent and are not confirmed."""
+        return len(self._outbox)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, and the gateway has welcomed it."""
+        return self._opened_at is not None
+
+    # -- connections ---------------------------------------------------------------------
+
+    def connecting(self) -> Position | None:
+        """Begin a connection; return the position to ask for."""
+        self._outbox.connecting()
+        return self._inbox.connecting()
+
+    def lost(self, code: int, now: float) -> float | None:
+        """End a connection, or an attempt that brought none.
+
+        Returns:
+            Seconds until the next attempt; None: there is to be none.
+        """
+        opened_at, self._opened_at = self._opened_at, None
+        self._ack_at = None
+        self._controls.clear()
+        self.beat_at = math.inf
+        if opened_at is not None and now - opened_at >= STABLE:
+            self._attempt = 0
+        # A gateway that refuses before the handshake cannot always say why.
+        if opened_at is None or code == CloseCode.CREDENTIALS_CHANGED:
+            self.stale = True
+        if not should_reconnect(code) and not self._renew(code):
+            return None
+        if self._reconnect_after is not None:
+            delay, self._reconnect_after = self._reconnect_after, None
+            return delay
+        self._attempt += 1
+        return self._backoff.delay(self._attempt - 1)
+
+    def _renew(self, code: int) -> bool:
+        """Say whether another token may help."""
+        if code != CloseCode.NOT_AUTHENTICATED or self._renewed:
+            return False
+        self._renewed = self.stale = True
+        return self._renewable
+
+    def end(self, reason: str, close_code: int | None = None) -> list[Event]:
+        """End the session: nothing that waits will come."""
+        self._ended = True
+
+        def closed(id: str) -> GatewayError:
+            return GatewayError("closed", reason, True, id=id, close_code=close_code)
+
+        events: list[Event] = [Failed(id, closed(id)) for id in self._outbox]
+        events += [Answered(id, closed(id)) for id in self._requests]
+        self._outbox.clear()
+        self._requests.clear()
+        return events
+
+    # -- from the gateway ----------------------------------------------------------------
+
+    def receive(self, text: str | bytes, now: float) -> list[Event]:
+        """Take one websocket frame.
+
+        Raises:
+            ProtocolError: The other end does not speak this protocol; do not come back.
+        """
+        frame = parse_server(text)
+        self._heard_at, self._asked_at = now, None
+        match frame:
+            case Welcome():
+                return self._welcomed(frame, now)
+            case ServerMessage() | Accepted() | Refused() if not self.is_open:
+                message = "the gateway did not begin with a welcome"
+                raise ProtocolError(ErrorCode.BAD_REQUEST, message, fatal=True)
+            case ServerMessage():
+                return self._message(frame, now)
+            case Accepted(id):
+                return self._confirm(id)
+            case Refused():
+                return self._refused(frame)
+            case Closing(after):
+                self._reconnect_after = after
+            case Ping():
+                self._controls.append(encode_pong())
+        return []
+
+    def _welcomed(self, welcome: Welcome, now: float) -> list[Event]:
+        self._inbox.welcome(welcome)
+        self.welcome = welcome
+        if not self.is_open:
+            self._opened_at = now
+            self._renewed = False
+            self.beat_at = now + self._silence
+        events: list[Event] = []
+        for id, size in self._outbox.larger_than(welcome.max_message_size):
+            events.append(self._fail(id, _too_big(id, size, welcome.max_message_size)))
+        return [*events, Welcomed(welcome)]
+
+    def _message(self, message: ServerMessage, now: float) -> list[Event]:
+        life = self._inbox.accept(message)
+        if life is None:
+            self._ack_soon(now)
+            return []
+        if message.reply_to is None:
+            return [Delivered(message, life)]
+        # A reply overtakes what waits for recv: acknowledging it must not acknowledge that.
+        self._inbox.settle_one(life, message.offset)
+        self._ack_soon(now)
+        return self._reply(message, message.reply_to)
+
+    def _reply(self, message: ServerMessage, id: str) -> list[Event]:
+        answer: ServerMessage | GatewayError = message
+        if message.error is not None:
+            text = message.frame.data if message.frame.text else ""
+            text = str(text) or "the service refused it"
+            answer = GatewayError(message.error, text, False, id=id)
+        events = self._confirm(id)  # what was answered is stored
+        if id not in self._requests:
+            return [*events, Unclaimed(answer)]
+        self._requests.remove(id)
+        return [*events, Answered(id, answer)]
+
+    def _confirm(self, id: str) -> list[Event]:
+        if id not in self._outbox:
+            return []
+        self._outbox.remove(id)
+        return [Confirmed(id)]
+
+    def _refused(self, frame: Refused) -> list[Event]:
+        error = GatewayError(frame.code, frame.message, frame.temporary, id=frame.id)
+        if frame.id is None or frame.id not in self._outbox:
+            return [Unclaimed(error)]
+        return [self._fail(frame.id, error)]
+
+    def _fail(self, id: str, error: GatewayError) -> Failed:
+        self._outbox.remove(id)
+        self._requests.discard(id)
+        return Failed(id, error)
+
+    # -- from the application ------------------------------------------------------------
+
+    def expect_reply(self, id: str) -> None:
+        """Wait for the reply to *id*, which is sent next. Idempotent.
+
+        Raises:
+            GatewayError: Too many wait already.
+        """
+        if id not in self._requests and len(self._requests) >= self._queue_limit:
+            text = f"{len(self._requests)} requests wait for their replies already (queue_limit)"
+            raise GatewayError("queue_limit", text, True, id=id)
+        self._requests.add(id)
+
+    def expect_no_reply(self, id: str) -> None:
+        """Let a reply to *id* be `Unclaimed`, should it come. Idempotent."""
+        self._requests.discard(id)
+
+    def send(self, id: str, frame: Frame, *, request: bool = False) -> None:
+        """Queue a message, unless the same id waits already.
+
+        Args:
+            id: Names it: 1 to 64 printable ASCII characters without spaces.
+            frame: What to send.
+            request: Whether the service is asked to reply.
+
+        Raises:
+            GatewayError: It cannot be queued.
+            ValueError: The id cannot be used.
+        """
+        if not valid_id(id):
+            raise ValueError(f"id {id!r} is not 1 to 64 printable ASCII characters, no spaces")
+        if id not in self._outbox:
+            self._check(id, len(frame.payload))
+            self._outbox.add(id, frame, request=request)
+
+    def _check(self, id: str, size: int) -> None:
+        """Refuse what cannot be sent, before it is queued."""
+        if self._ended:
+            raise GatewayError("closed", "the client is already closed", True, id=id)
+        if self.welcome is not None and size > self.welcome.max_message_size:
+            raise _too_big(id, size, self.welcome.max_message_size)
+        if self._outbox.full:
+            text = f"{len(self._outbox)} messages wait for confirmation already (queue_limit)"
+            raise GatewayError("queue_limit", text, True, id=id)
+
+    def give_up(self, id: str) -> None:
+        """Do not send *id* again; perhaps it is stored. Idempotent."""
+        self._outbox.remove(id)
+
+    def processed(self, life: int, offset: int, now: float) -> None:
+        """Note that everything up to *offset* was processed; both came with `Delivered`."""
+        self._inbox.settle(life, offset)
+        self._ack_soon(now)
+
+    # -- to the gateway ------------------------------------------------------------------
+
+    def _ack_soon(self, now: float) -> None:
+        if not self.is_open or self.welcome is None or not self._inbox.untold:
+            return
+        every = min(self._ack_every, (self.welcome.window + 1) // 2)
+        if self._inbox.untold >= every:
+            self._ack_at = now
+        elif self._ack_at is None:
+            self._ack_at = now + self._ack_interval
+
+    @property
+    def write_at(self) -> float:
+        """When `next_frame` has something; ``-inf``: now, ``inf``: not as things are."""
+        if self._controls or (self.is_open and self._outbox.due):
+            return -math.inf
+        return math.inf if self._ack_at is None else self._ack_at
+
+    def next_frame(self, now: float) -> str | None:
+        """Return the next frame to write, which then counts as sent; None if there is none yet."""
+        if self._controls:
+            return self._controls.popleft()
+        if not self.is_open:
+            return None
+        if self._ack_at is not None and self._ack_at <= now and (ack := self.last_ack()):
+            return ack
+        return self._outbox.next_frame()
+
+    def last_ack(self) -> str | None:
+        """Return the acknowledgement of all that was processed; None if there is none to send."""
+        self._ack_at = None
+        position = self._inbox.take_ack() if self.is_open else None
+        return None if position is None else encode_client_ack(position.offset, position.epoch)
+
+    # -- a gateway that is gone ----------------------------------------------------------
+
+    @property
+    def _silence(self) -> float:
+        """Seconds without a frame after which to ask."""
+        assert self.welcome is not None
+        return self.welcome.ping + self._half_timeout
+
+    def alive(self, now: float) -> bool:
+        """Say whether the gateway is there, as far as one can know; asks it when that is due."""
+        if now < self.beat_at:
+            return True
+        if self._asked_at is None and now < self._heard_at + self._silence:
+            self.beat_at = self._heard_at + self._silence
+            return True
+        # A late check means that this process slept: the answer may wait unread, so ask again.
+        if self._asked_at is not None and now - self._asked_at <= 2 * self._half_timeout:
+            return False
+        self._asked_at = now
+        self._controls.append(encode_ping())
+        self.beat_at = now + self._half_timeout
+        return True
+
+
+def _too_big(id: str, size: int, limit: int) -> GatewayError:
+    text = f"message of {size} bytes exceeds {limit} bytes"
+    return GatewayError("too_big", text, False, id=id)

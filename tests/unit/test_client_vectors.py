@@ -1,0 +1,318 @@
+"""The shared scenarios of tests/vectors/client.json against the Python client's pure part.
+
+``tests/js/vectors.test.mjs`` runs the same file against ``wsgateway.js``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tests.support import ROOT
+from wsgateway.client.backoff import Backoff
+from wsgateway.client.errors import GatewayError
+from wsgateway.client.events import (
+    Answered,
+    Confirmed,
+    Delivered,
+    Event,
+    Failed,
+    Unclaimed,
+    Welcomed,
+)
+from wsgateway.client.inbox import Position
+from wsgateway.client.session import ClientSession
+from wsgateway.frames import Frame
+from wsgateway.protocol import ErrorCode, ProtocolError, Reason
+
+FILE = json.loads((ROOT / "tests/vectors/client.json").read_text())
+SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())
+BAD = FILE["not_the_protocol"]
+CLOSE_ENOUGH = 1e-6  # of clock values
+
+
+def full(frame: dict[str, Any]) -> dict[str, Any]:
+    """Return a server frame with the fields that a welcome of the file leaves out."""
+    return {**FILE["welcome"], **frame} if frame["type"] == "welcome" else frame
+
+
+class Runner:
+    """Feeds a session as `Link` and `Client` do, without a socket; collects what it says."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        options = {**FILE["options"], **options}
+        position, tokens = options.pop("position", None), options.pop("tokens", [])
+        self.tokens = iter(tokens)
+        self.session = ClientSession(
+            position=Position(**position) if position else None,
+            backoff=Backoff(**options.pop("backoff")),
+            renewable=bool(tokens),
+            **options,
+        )
+        self.now = 1000.0
+        self.state = "idle"
+        self.redial_at = math.inf
+        self.token: str | None = None
+        self.requests: set[str] = set()
+        self.given: dict[str, tuple[int, int]] = {}  # payload -> life and offset
+        self.out: dict[str, Any] = {}
+        self.told = self.position
+
+    @property
+    def position(self) -> dict[str, Any] | None:
+        position = self.session.position
+        return position._asdict() if position else None
+
+    def step(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Do what a step says; return what happened."""
+        ((kind, value),) = event.items()
+        self.out = {}
+        getattr(self, f"do_{kind}")(value)
+        self.write()
+        if self.position != self.told:
+            self.out["position"] = self.told = self.position
+        return self.out
+
+    def add(self, name: str, value: object) -> None:
+        self.out.setdefault(name, []).append(value)
+
+    def become(self, state: str) -> None:
+        self.state = self.out["state"] = state
+
+    def result(self, id: str, result: object) -> None:
+        self.out.setdefault("results", {})[id] = result
+
+    # -- what happens --------------------------------------------------------------------
+
+    def do_connect(self, _: object) -> None:
+        self.redial_at = math.inf
+        if self.session.stale:
+            self.token = next(self.tokens, None)
+            self.session.stale = False
+        position = self.session.connecting()
+        self.out["dial"] = {
+            **({"token": self.token} if self.token else {}),
+            **(position._asdict() if position else {}),
+        }
+        self.become("connecting")
+
+    def do_frame(self, frame: dict[str, Any]) -> None:
+        self.do_text(json.dumps(full(frame)))
+
+    def do_binary(self, data: str) -> None:
+        self.do_text(base64.b64decode(data))
+
+    def do_text(self, text: str | bytes) -> None:
+        was_open = self.session.is_open
+        try:
+            self.apply(self.session.receive(text, self.now))
+        except ProtocolError:
+            self.end("not the protocol", 4500)
+            return
+        if self.session.is_open and not was_open:
+            self.become("open")
+
+    def do_lost(self, code: int) -> None:
+        delay = self.session.lost(code, self.now)
+        if delay is None:
+            self.end("final", code)
+            return
+        self.redial_at = self.now + delay
+        self.out["reconnects_in"] = delay
+        self.become("waiting")
+
+    def do_close(self, _: object) -> None:
+        if ack := self.session.last_ack():
+            self.add("sends", json.loads(ack))
+        self.end("closed by the application", None)
+
+    def end(self, reason: str, code: int | None) -> None:
+        self.session.lost(1000, self.now)
+        self.apply(self.session.end(reason, code))
+        self.become("closed")
+
+    def do_send(self, message: dict[str, Any], *, request: bool = False) -> None:
+        id = message["id"]
+        data = message["data"] if "data" in message else base64.b64decode(message["bytes"])
+        try:
+            if request:
+                self.requests.add(id)
+                self.session.expect_reply(id)
+            self.session.send(id, Frame.of(data), request=request)
+        except ValueError:
+            self.result(id, "invalid")
+        except GatewayError as exc:
+            self.result(id, refusal(exc))
+        else:
+            return
+        self.session.expect_no_reply(id)
+
+    def do_request(self, message: dict[str, Any]) -> None:
+        self.do_send(message, request=True)
+
+    def do_give_up(self, id: str) -> None:
+        self.session.give_up(id)
+        self.session.expect_no_reply(id)
+
+    def do_processed(self, payload: str) -> None:
+        self.session.processed(*self.given[payload], self.now)
+
+    def do_wait(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (due := self.next_deadline()) <= end + CLOSE_ENOUGH:
+            self.now = max(self.now, due)
+            self.pass_time()
+        self.now = end
+
+    def do_sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.pass_time()
+
+    def next_deadline(self) -> float:
+        return min(self.session.write_at, self.session.beat_at, self.redial_at)
+
+    def pass_time(self) -> None:
+        """Do what is due."""
+        if self.redial_at <= self.now:
+            self.do_connect(True)
+        elif not self.session.alive(self.now):
+            self.do_lost(1006)
+        self.write()
+
+    # -- what comes of it ----------------------------------------------------------------
+
+    def write(self) -> None:
+        if self.state in ("connecting", "open"):
+            while (text := self.session.next_frame(self.now)) is not None:
+                self.add("sends", json.loads(text))
+
+    def apply(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case Delivered(message, life):
+                    payload = fields(message.frame)
+                    self.given[str(next(iter(payload.values())))] = (life, message.offset)
+                    self.add("delivers", {"offset": message.offset, **payload})
+                case Confirmed(id):
+                    if id not in self.requests:
+                        self.result(id, "stored")
+                case Failed(id, error) | Answered(id, GatewayError() as error):
+                    self.result(id, refusal(error))
+                case Answered(id, reply):
+                    assert not isinstance(reply, GatewayError)
+                    self.result(id, fields(reply.frame, data="reply", bytes="reply_bytes"))
+                case Unclaimed(GatewayError() as error):
+                    told = {"id": error.id, "code": error.code, "temporary": error.temporary}
+                    self.add("errors", told)
+                case Unclaimed(reply):
+                    assert not isinstance(reply, GatewayError)
+                    self.add("replies", {"reply_to": reply.reply_to, **fields(reply.frame)})
+                case Welcomed(welcome):
+                    told = {"recovered": welcome.recovered, "reason": welcome.reason}
+                    self.add("welcomes", told)
+
+
+def fields(frame: Frame, *, data: str = "data", bytes: str = "bytes") -> dict[str, str]:
+    if frame.text:
+        return {data: frame.payload.decode()}
+    return {bytes: base64.b64encode(frame.payload).decode()}
+
+
+def refusal(error: GatewayError) -> dict[str, Any]:
+    result: dict[str, Any] = {"error": error.code, "temporary": error.temporary}
+    if error.close_code is not None:
+        result["close_code"] = error.close_code
+    return result
+
+
+def opened(vector: dict[str, Any]) -> Runner:
+    runner = Runner(vector.get("options", {}))
+    if "opened" in vector:
+        runner.step({"connect": True})
+        runner.step({"frame": {"type": "welcome", **vector["opened"]}})
+    return runner
+
+
+@pytest.mark.parametrize("vector", FILE["vectors"], ids=lambda vector: vector["name"])
+def test_vector(vector: dict[str, Any]) -> None:
+    runner = opened(vector)
+    for number, step in enumerate(vector["steps"], 1):
+        assert runner.step(step["in"]) == step["out"], f"step {number}: {step['in']}"
+
+
+AFTERS: list[dict[str, Any]] = [{}, {"opened": {}}]  # instead of a welcome, and after one
+ENDS = [
+    *[({"text": text}, after) for text in BAD["texts"] for after in AFTERS],
+    *[({"binary": data}, after) for data in BAD["binary"] for after in AFTERS],
+    *[({"text": text}, AFTERS[0]) for text in BAD["instead_of_a_welcome"]],
+]
+
+
+@pytest.mark.parametrize(("event", "after"), ENDS, ids=str)
+def test_what_is_not_the_protocol_ends_the_session(
+    event: dict[str, Any], after: dict[str, Any]
+) -> None:
+    runner = opened(after)
+    if not after:
+        runner.step({"connect": True})
+    assert runner.step(event) == {"state": "closed"}
+    assert runner.step({"wait": 60}) == {}
+
+
+# -- the file itself ---------------------------------------------------------------------
+
+
+def validator(direction: str) -> Draft202012Validator:
+    return Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{direction}"})
+
+
+def frames(kind: str) -> list[dict[str, Any]]:
+    steps = [step for vector in FILE["vectors"] for step in vector["steps"]]
+    if kind == "sends":
+        return [frame for step in steps for frame in step["out"].get("sends", ())]
+    welcomes = [
+        {"type": "welcome", **vector["opened"]} for vector in FILE["vectors"] if "opened" in vector
+    ]
+    return welcomes + [step["in"]["frame"] for step in steps if "frame" in step["in"]]
+
+
+def test_names_are_unique() -> None:
+    names = [vector["name"] for vector in FILE["vectors"]]
+    assert len(set(names)) == len(names)
+
+
+def test_frames_are_frames_of_the_protocol() -> None:
+    server, client = validator("server"), validator("client")
+    for frame in frames("in"):
+        server.validate(full(frame))
+    for frame in frames("sends"):
+        client.validate(frame)
+
+
+def test_texts_that_are_not_frames_are_none_by_the_schema() -> None:
+    server = validator("server")
+    for text in BAD["texts"]:
+        try:
+            frame = json.loads(text)
+        except ValueError:
+            continue
+        assert not server.is_valid(frame), text
+
+
+def test_every_type_and_every_reason_has_a_vector() -> None:
+    definitions = SCHEMA["$defs"]
+    types = {
+        definitions[ref["$ref"].rpartition("/")[2]]["properties"]["type"]["const"]
+        for ref in definitions["server"]["oneOf"]
+    }
+    assert {frame["type"] for frame in frames("in")} == types
+    assert {frame.get("reason") for frame in frames("in")} >= set(Reason)
+    temporary = {frame.get("code"): frame.get("temporary") for frame in frames("in")}
+    for code in (ErrorCode.BAD_REQUEST, ErrorCode.QUEUE_FULL):
+        assert temporary[code] is code.temporary
