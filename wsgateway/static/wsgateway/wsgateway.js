@@ -111,6 +111,33 @@ function requireText(text) {
   if (LONE.test(text)) throw new TypeError("text with half a surrogate pair cannot be sent");
 }
 
+const isText = (value) => typeof value === "string";
+const isNumber = (value, low, high) => typeof value === "number" && value >= low && value <= high;
+const isOffset = (value) => Number.isSafeInteger(value) && value >= 0;
+
+/** What a frame of each known type must be. */
+const VALID = {
+  __proto__: null,
+  message: (f) =>
+    isOffset(f.offset) && [f.time, f.reply_to, f.error].every((value) => isText(value ?? "")) &&
+    "data" in f !== "bytes" in f && isText(f.data ?? f.bytes),
+  ack: (f) => isText(f.id),
+  error: (f) => isText(f.id ?? "") && isText(f.code) && isText(f.message),
+  welcome: (f) =>
+    [f.connection, f.service, f.user, f.device, f.epoch, f.reason ?? ""].every(isText) &&
+    [f.offset, f.window, f.max_message_size].every(isOffset) &&
+    typeof f.recovered === "boolean" && isNumber(f.ping, Number.MIN_VALUE, 86400),
+  closing: (f) => isNumber(f.reconnect_after, 0, 3600),
+};
+
+/** Return what a websocket frame means; throw if the other end does not speak this protocol. */
+function parse(text) {
+  const frame = JSON.parse(text);
+  if (!isText(frame.type) || VALID[frame.type]?.(frame) === false) throw new TypeError("malformed");
+  if (frame.type === "message" && "bytes" in frame) frame.data = fromBase64(frame.bytes);
+  return frame;
+}
+
 /** The fields that carry *data*, and its size in bytes. */
 function encode(data) {
   if (data instanceof ArrayBuffer) data = new Uint8Array(data);
@@ -361,6 +388,11 @@ class Outbox {
     this.#entries.clear();
     this.#inFlight = 0;
     return entries;
+  }
+
+  /** Take out and return every entry above *size* bytes. */
+  takeLarger(size) {
+    return [...this.#entries.values()].filter((entry) => entry.size > size && this.take(entry.id));
   }
 
   /** A new connection has seen none of them. */
@@ -717,13 +749,15 @@ export class WsGateway {
   #receive(text) {
     let frame;
     try {
-      frame = JSON.parse(text);
+      frame = parse(text);
     } catch {
-      this.#lost(4500, "the gateway sent no JSON");
-      return;
+      return this.#lost(4500, "the gateway sent a malformed frame");
+    }
+    if (this.#state !== "open" && ["message", "ack", "error"].includes(frame.type)) {
+      return this.#lost(4500, "the gateway did not begin with a welcome");
     }
     this.#monitor.heard();
-    switch (frame?.type) {
+    switch (frame.type) {
       case "message": return this.#onMessage(frame);
       case "ack": return this.#outboxDone(frame.id)?.resolve({ id: frame.id });
       case "error": return this.#onError(frame);
@@ -736,11 +770,13 @@ export class WsGateway {
 
   /** The gateway stops, and says when to come back: its clients spread over the others. */
   #onClosing({ reconnect_after: after }) {
-    if (after >= 0) this.#reconnectAfter = after * 1000;
+    this.#reconnectAfter = after * 1000;
   }
 
   #onWelcome(frame) {
-    const { epoch, offset, recovered, reason = null } = frame;
+    const { epoch, offset, recovered, reason = null, max_message_size: limit } = frame;
+    const refused = this.#outbox.takeLarger(limit); // queued before the limit was known
+    for (const { id, size, reject } of refused) reject(tooBig(id, size, limit));
     if (this.#inbox.welcome(frame)) this.#unacked = 0;
     this.#welcome = frame;
     if (this.#state !== "open") {
@@ -757,16 +793,15 @@ export class WsGateway {
     this.#flush();
   }
 
-  #onMessage({ offset, time = null, data, bytes, reply_to = null, error = null }) {
-    if (this.#state !== "open") return;
+  #onMessage({ offset, time = null, data, reply_to = null, error = null }) {
     const life = this.#inbox.accept(offset, time);
-    if (life === null) return;
-    const payload = bytes === undefined ? data : fromBase64(bytes);
+    // What comes again takes room in the window until it is acknowledged again.
+    if (life === null) return this.#settled(offset <= this.#inbox.processed ? 1 : 0);
     const isReply = reply_to !== null;
     // A reply overtakes what waits for a loop: acknowledging it must not acknowledge that.
     const settle = () =>
       this.#settled(isReply ? this.#inbox.settleOne(life, offset) : this.#inbox.settle(life, offset));
-    const message = new Message(offset, time, payload, settle, reply_to);
+    const message = new Message(offset, time, data, settle, reply_to);
     if (isReply) this.#onReply(message, error);
     else if (this.#iterator || this.#events.listens("message")) this.#deliver(message);
     else this.#backlog.push(message); // the window bounds it
@@ -938,13 +973,7 @@ export class WsGateway {
 
   #flush() {
     if (this.#state !== "open") return;
-    const limit = this.#welcome.max_message_size;
-    const refused = []; // queued before the limit was known
-    for (const entry of this.#outbox.due()) {
-      if (entry.size > limit) refused.push(entry);
-      else this.#transport.send(entry.text);
-    }
-    for (const { id, size, reject } of refused) reject(tooBig(id, size, limit));
+    for (const entry of this.#outbox.due()) this.#transport.send(entry.text);
   }
 
   // -- async iteration -------------------------------------------------------------------

@@ -1,0 +1,176 @@
+/** The shared scenarios of tests/vectors/client.json; test_client_vectors.py runs them in Python. */
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+import { FakePage, settle } from "./fakes.mjs";
+
+const FILE = JSON.parse(readFileSync(new URL("../vectors/client.json", import.meta.url)));
+const BAD = FILE.not_the_protocol;
+
+const ms = (seconds) => seconds * 1000;
+const base64 = (bytes) => Buffer.from(bytes).toString("base64");
+const unbase64 = (text) => new Uint8Array(Buffer.from(text, "base64"));
+const payload = ({ data }, text = "data", bytes = "bytes") =>
+  typeof data === "string" ? { [text]: data } : { [bytes]: base64(data) };
+const refusal = ({ code, temporary, closeCode }) => // 1000 is the application's own
+  ({ error: code, temporary, ...(closeCode > 1000 ? { close_code: closeCode } : {}) });
+
+/** The file's options, as this client calls them. */
+function translate({ backoff, tokens, position, ...rest }) {
+  return {
+    position,
+    autoAck: false,
+    ackEvery: rest.ack_every,
+    ackInterval: ms(rest.ack_interval),
+    queueLimit: rest.queue_limit,
+    sendWindow: rest.send_window,
+    pingTimeout: ms(rest.ping_timeout),
+    backoff: { ...backoff, initial: ms(backoff.initial), cap: ms(backoff.cap) },
+    connectTimeout: 10_000,
+    requestTimeout: null,
+    token: tokens && (() => tokens.shift()),
+  };
+}
+
+/** Drives a client through its public interface; `step` returns what happened. */
+class Runner {
+  page = new FakePage();
+  read = new Map(); // socket -> frames that were reported
+  given = new Map(); // payload -> message
+  calls = new Map(); // id -> AbortController
+  out = {};
+
+  constructor(options = {}) {
+    this.client = this.page.client(translate(structuredClone({ ...FILE.options, ...options })));
+    this.told = this.client.position;
+    this.client.on("message", (message) => {
+      const fields = payload(message);
+      this.given.set(Object.values(fields)[0], message);
+      this.add("delivers", { offset: message.offset, ...fields });
+    });
+    this.client.on("recovered", ({ recovered, reason }) => this.add("welcomes", { recovered, reason }));
+    this.client.on("reply", (message) => this.add("replies", { reply_to: message.replyTo, ...payload(message) }));
+    this.client.on("error", ({ id, code, temporary }) => {
+      if (code !== "closed") this.add("errors", { id, code, temporary }); // that is the state
+    });
+    this.client.on("state", (state, { delay }) => {
+      this.out.state = state;
+      if (state === "waiting") this.out.reconnects_in = delay / 1000;
+    });
+  }
+
+  add(name, value) {
+    (this.out[name] ??= []).push(value);
+  }
+
+  async step(event) {
+    this.out = {};
+    const [[kind, value]] = Object.entries(event);
+    await this[kind](value);
+    await settle();
+    for (const socket of this.page.sockets) {
+      if (!this.read.has(socket)) {
+        const { offset, ...query } = socket.query;
+        this.out.dial = offset === undefined ? query : { ...query, offset: Number(offset) };
+        this.read.set(socket, 0);
+      }
+      for (const frame of socket.frames().slice(this.read.get(socket))) this.add("sends", frame);
+      this.read.set(socket, socket.sent.length);
+    }
+    if (JSON.stringify(this.client.position) !== JSON.stringify(this.told)) {
+      this.out.position = this.told = this.client.position;
+    }
+    return this.out;
+  }
+
+  connect() {
+    this.client.connect().catch(() => {});
+  }
+
+  frame(frame) {
+    this.text(JSON.stringify(frame.type === "welcome" ? { ...FILE.welcome, ...frame } : frame));
+  }
+
+  text(data) {
+    if (this.page.socket.readyState === 0) this.page.socket.open();
+    this.page.socket.onmessage({ data });
+  }
+
+  binary(data) {
+    this.text(new Blob([unbase64(data)]));
+  }
+
+  lost(code) {
+    this.page.socket.end(code);
+  }
+
+  close() {
+    this.client.close();
+  }
+
+  send({ id, data, bytes }, method = "send") {
+    const call = new AbortController();
+    this.calls.set(id, call);
+    this.client[method](bytes === undefined ? data : unbase64(bytes), { id, signal: call.signal })
+      .then((reply) => (method === "send" ? "stored" : payload(reply, "reply", "reply_bytes")))
+      .catch((error) => (error instanceof TypeError ? "invalid" : refusal(error)))
+      .then((result) => {
+        if (result.error !== "aborted") (this.out.results ??= {})[id] = result;
+      });
+  }
+
+  request(message) {
+    this.send(message, "request");
+  }
+
+  give_up(id) {
+    this.calls.get(id).abort();
+  }
+
+  processed(name) {
+    this.given.get(name).ack();
+  }
+
+  async wait(seconds) {
+    await this.page.tick(ms(seconds));
+  }
+
+  async sleep(seconds) {
+    this.page.sleep(ms(seconds));
+    await this.page.tick(0);
+  }
+}
+
+async function opened({ options, opened: fields }) {
+  const runner = new Runner(options);
+  if (fields) {
+    await runner.step({ connect: true });
+    await runner.step({ frame: { type: "welcome", ...fields } });
+  }
+  return runner;
+}
+
+for (const vector of FILE.vectors) {
+  test(vector.name, async () => {
+    const runner = await opened(vector);
+    for (const [number, step] of vector.steps.entries()) {
+      const event = JSON.stringify(step.in);
+      assert.deepEqual(await runner.step(step.in), step.out, `step ${number + 1}: ${event}`);
+    }
+  });
+}
+
+test("what is not the protocol ends the session", async () => {
+  const both = [...BAD.texts.map((text) => ({ text })), ...BAD.binary.map((binary) => ({ binary }))];
+  const early = [...both, ...BAD.instead_of_a_welcome.map((text) => ({ text }))];
+  for (const [events, after] of [[both, { opened: {} }], [early, {}]]) {
+    for (const event of events) {
+      const runner = await opened(after);
+      if (!after.opened) await runner.step({ connect: true });
+      assert.deepEqual(await runner.step(event), { state: "closed" }, JSON.stringify(event));
+      assert.deepEqual(await runner.step({ wait: 60 }), {});
+    }
+  }
+});
