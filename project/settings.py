@@ -43,6 +43,7 @@ INSTALLED_APPS = [
     "wsgateway",
     "wsgateway.outbox",
     "project",
+    "project.demo",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

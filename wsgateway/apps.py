@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from django.apps import AppConfig, apps
-from django.core.checks import Tags, register
+from django.core.checks import register
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.conf import settings
@@ -58,5 +58,3 @@ class WsGatewayConfig(AppConfig):
             register(check, "wsgateway")
         for check in checks.DEPLOY_CHECKS:
             register(check, "wsgateway", deploy=True)
-        for check in checks.DATABASE_CHECKS:
-            register(check, "wsgateway", Tags.database, deploy=True)

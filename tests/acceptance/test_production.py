@@ -213,5 +213,5 @@ def test_release_line_refuses_a_database_that_has_demo_users(
     assert shell(f'python manage.py shell --no-imports -v0 -c "{make}"', env).returncode == 0
     done = shell(procfile("release"), env)
     assert done.returncode == 1
-    assert "wsgateway.E108" in done.stderr
+    assert "demo.E001" in done.stderr
     assert "admin, ann, bob" in done.stderr

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.core.management.base import SystemCheckError
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
 
@@ -19,13 +18,11 @@ from tests.troubleshooting import Symptom
 from wsgateway import checks
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
-from wsgateway.checks.production import check_demo_users
 from wsgateway.checks.values import check_misspelt_names, check_names
 from wsgateway.conf import SETTINGS
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.identity import CookieIdentity, SessionIdentity
-from wsgateway.launcher import create_demo_users
 
 COOKIES = "wsgateway.identity.CookieIdentity"
 
@@ -340,32 +337,6 @@ def test_E106_plain_cookie_identity_in_production(production: Any, path: str) ->
 def test_E107_any_origin_in_production(production: Any, name: str) -> None:
     setattr(production, name, ["*"])
     assert name in messages(deploy=True)["E107"]
-
-
-@pytest.mark.django_db
-def test_E108_demo_users_in_the_database() -> None:
-    assert check_demo_users(databases=["default"]) == []
-    names = create_demo_users()
-    bob, ann = get_user_model().objects.get(username="bob"), "ann"
-    bob.set_password("another")
-    bob.save()
-    assert set(names) == {ann, "bob", "admin"}
-    (found,) = check_demo_users(databases=["default"])
-    assert found.id == "wsgateway.E108"
-    assert found.msg == ("The database has demo users whose passwords are their names: admin, ann.")
-    assert check_demo_users(databases=["other"]) == []
-
-
-def test_E108_reads_the_database_only_if_asked_to() -> None:
-    """pytest-django refuses queries here."""
-    assert check_demo_users(databases=None) == []
-
-
-@pytest.mark.django_db
-def test_E108_is_found_by_check_deploy() -> None:
-    create_demo_users()
-    with pytest.raises(SystemCheckError, match="admin, ann, bob"):
-        call_command("check", deploy=True, databases=["default"])
 
 
 def test_every_id_has_its_test_and_its_place_in_the_documentation() -> None:

@@ -16,7 +16,6 @@ from wsgateway.checks.installation import (
 )
 from wsgateway.checks.layers import check_layer_differences, check_layers
 from wsgateway.checks.production import (
-    check_demo_users,
     check_production_broker,
     check_production_identity,
     check_production_origins,
@@ -33,7 +32,7 @@ from wsgateway.checks.values import (
     check_values,
 )
 
-__all__ = ["CHECKS", "DATABASE_CHECKS", "DEPLOY_CHECKS", "START_CHECKS"]
+__all__ = ["CHECKS", "DEPLOY_CHECKS", "START_CHECKS"]
 
 CHECKS: list[Check] = [
     check_names,
@@ -62,5 +61,3 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_origins,
     check_production_services,
 ]
-DATABASE_CHECKS: list[Check] = [check_demo_users]
-"""Appear with ``check --deploy --database NAME`` only."""

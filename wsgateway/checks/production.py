@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
-from django.contrib.auth import get_user_model
-from django.contrib.auth.hashers import check_password
 from django.core.checks import CheckMessage, Error, Warning
-from django.db import DatabaseError, router
 from django.utils.module_loading import import_string
 
 from wsgateway.broker.addresses import Address, split_urls
@@ -16,10 +12,8 @@ from wsgateway.checks.base import possible
 from wsgateway.checks.identity import resolver_problem
 from wsgateway.checks.servers import url_problem
 from wsgateway.conf import settings
-from wsgateway.logins import user_models
 
 __all__ = [
-    "check_demo_users",
     "check_production_broker",
     "check_production_identity",
     "check_production_origins",
@@ -136,35 +130,5 @@ def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
             f"{name} holds '*': any web site may open sockets as its visitors.",
             hint="List your own origins in WSGATEWAY_ALLOWED_ORIGINS.",
             id="wsgateway.E107",
-        )
-    ]
-
-
-def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """E108: the users that ``rungateway --demo`` creates, whose passwords are their names.
-
-    Reads the database only if it is asked to: ``check --deploy --database default``.
-    """
-    from wsgateway.launcher import DEMO_USERS  # only for this: it loads the broker
-
-    if not user_models():
-        return []
-    model = get_user_model()
-    alias = router.db_for_read(model)
-    if alias not in (databases or ()):
-        return []
-    named = {f"{model.USERNAME_FIELD}__in": list(DEMO_USERS)}
-    try:
-        users = list(model._default_manager.using(alias).filter(**named))
-    except DatabaseError:  # there are no tables yet
-        return []
-    found = sorted(u.get_username() for u in users if check_password(u.get_username(), u.password))
-    if not found:
-        return []
-    return [
-        Error(
-            f"The database has demo users whose passwords are their names: {', '.join(found)}.",
-            hint="Delete them, or give them other passwords: manage.py changepassword NAME.",
-            id="wsgateway.E108",
         )
     ]
