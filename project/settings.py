@@ -42,7 +42,6 @@ INSTALLED_APPS = [
     "channels",
     "wsgateway",
     "wsgateway.outbox",
-    "project",
     "project.demo",
     "django.contrib.admin",
     "django.contrib.auth",
@@ -99,8 +98,8 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "login"
-LOGIN_REDIRECT_URL = "wsgateway:demo"
-LOGOUT_REDIRECT_URL = "wsgateway:demo"
+LOGIN_REDIRECT_URL = "demo:demo"
+LOGOUT_REDIRECT_URL = "demo:demo"
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"

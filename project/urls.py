@@ -1,4 +1,4 @@
-"""The site's pages: the demonstration, log-in, health, and the admin."""
+"""The site's pages: the demonstration, log-in, probes, and the admin."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path
 
 urlpatterns = [
+    path("", include("project.demo.urls")),
     path("", include("wsgateway.urls")),
     path(
         "login/",
         LoginView.as_view(
-            template_name="wsgateway/login.html",
+            template_name="demo/login.html",
             redirect_authenticated_user=True,
             extra_context={"debug": settings.DEBUG},
         ),

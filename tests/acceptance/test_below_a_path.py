@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from project.demo.launcher import greeting
 from tests.acceptance.browser import Page, browser
 from tests.acceptance.proxy import Proxy, listening
 from tests.acceptance.test_demo_page import part, state, texts, write
 from tests.support import Gateway
-from wsgateway.launcher import greeting
 
 Factory = Callable[..., Gateway]
 

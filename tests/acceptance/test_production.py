@@ -103,7 +103,7 @@ def test_static_files_are_served_before_and_after_collectstatic(
     production: dict[str, str], web: Process, free_port: int, tmp_path: Path
 ) -> None:
     plain = re.findall(r'href="(/static/[^"]+)"', get(web, "/", **HTTPS)[2])
-    assert plain == ["/static/wsgateway/demo.css"]
+    assert plain == ["/static/demo/demo.css"]
     assert get(web, plain[0], **HTTPS)[0] == 200
     web.stop()
     done = shell("python manage.py collectstatic --noinput", production)
@@ -111,7 +111,7 @@ def test_static_files_are_served_before_and_after_collectstatic(
     web.spawn()
     wait_for(lambda: listening(free_port), 30)
     hashed = re.findall(r'href="(/static/[^"]+)"', get(web, "/", **HTTPS)[2])
-    assert re.fullmatch(r"/static/wsgateway/demo\.[0-9a-f]{12}\.css", hashed[0])
+    assert re.fullmatch(r"/static/demo/demo\.[0-9a-f]{12}\.css", hashed[0])
     status, headers, _ = get(web, hashed[0], **HTTPS)
     assert status == 200
     assert "immutable" in headers["cache-control"]
@@ -209,7 +209,7 @@ def test_release_line_refuses_a_database_that_has_demo_users(
     """`make run` leaves admin/admin behind, and the same database served production."""
     env = {**production, "DATABASE_URL": f"sqlite:///{tmp_path / 'site.sqlite3'}"}
     assert shell("python manage.py migrate -v0", env).returncode == 0
-    make = "from wsgateway.launcher import create_demo_users; create_demo_users()"
+    make = "from project.demo.launcher import create_demo_users; create_demo_users()"
     assert shell(f'python manage.py shell --no-imports -v0 -c "{make}"', env).returncode == 0
     done = shell(procfile("release"), env)
     assert done.returncode == 1

@@ -13,12 +13,12 @@ import pytest
 import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 
+from project.demo.launcher import tour
 from tests import LIMITS
 from tests.acceptance.test_package import run
 from tests.support import ROOT, Process, listening, running, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import connect
-from wsgateway.launcher import tour
 
 README = (ROOT / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, re.S)

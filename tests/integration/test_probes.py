@@ -13,9 +13,11 @@ from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient
 from django.urls import URLPattern
 
+from project.demo.urls import urlpatterns as demo_patterns
 from tests.support import Gateway
 from tests.troubleshooting import Symptom
-from wsgateway import asend, urls
+from wsgateway import asend
+from wsgateway.urls import urlpatterns as probe_patterns
 
 Factory = Callable[..., Gateway]
 Answer = tuple[int, str, bytes]
@@ -90,7 +92,7 @@ def test_redirect_meets_probes_behind_another_entry_point(
         assert symptom.is_in(line) == (application == "tests.asgi_apps:auth_stack"), line
 
 
-@pytest.mark.parametrize("pattern", urls.urlpatterns, ids=lambda pattern: str(pattern.name))
+@pytest.mark.parametrize("pattern", [*probe_patterns, *demo_patterns], ids=lambda p: str(p.name))
 def test_views_bear_atomic_requests_on_every_database(
     pattern: URLPattern, monkeypatch: pytest.MonkeyPatch
 ) -> None:

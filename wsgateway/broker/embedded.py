@@ -297,7 +297,7 @@ class EmbeddedServer:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
-                        start_new_session=True,  # Ctrl-C is the launcher's to handle
+                        start_new_session=True,  # Ctrl-C is the owner's to handle
                     )
             except OSError as exc:
                 started.put(exc)

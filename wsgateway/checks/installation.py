@@ -80,7 +80,7 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
         Warning(
             "'daphne' is not in INSTALLED_APPS, so runserver serves no websockets.",
             hint="Add it as the first entry. Silence this if you start another server, such as "
-            "rungateway or uvicorn.",
+            "uvicorn.",
             id="wsgateway.W012",
         )
     ]

@@ -15,12 +15,12 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
+from project.demo.launcher import DEMO_USERS
 from wsgateway.broker.base import Receipt
 from wsgateway.conf import settings
 from wsgateway.decorators import never_atomic
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
-from wsgateway.launcher import DEMO_USERS
 from wsgateway.publish import asend
 from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
 
@@ -86,7 +86,7 @@ def _panels(request: HttpRequest) -> list[Panel]:
     guest = _guest(request)
     if guest is None:
         return [Panel(name)]
-    return [Panel(name, guest), Panel(guest, name, reverse("wsgateway:token"))]
+    return [Panel(name, guest), Panel(guest, name, reverse("demo:token"))]
 
 
 @require_safe
@@ -102,7 +102,7 @@ def demo(request: HttpRequest) -> HttpResponse:
     if panels:
         inbox = Inbox(SERVICE, panels[0].user)
         context["example"] = Subjects(settings.PREFIX).recv(inbox)
-    return render(request, "wsgateway/demo.html", context)
+    return render(request, "demo/page.html", context)
 
 
 @login_not_required  # the page's script wants JSON, also when the session is over
@@ -134,7 +134,7 @@ async def publish(request: HttpRequest) -> HttpResponseBase:
     if "application/json" in request.headers.get("accept", ""):
         return JsonResponse({"user": user, "offset": receipt.offset})
     messages.success(request, f"Stored for {user} at offset {receipt.offset}.")
-    return redirect("wsgateway:demo")
+    return redirect("demo:demo")
 
 
 async def _store(user: str, text: str, id: str) -> Receipt:

@@ -1,6 +1,6 @@
 // The demo page: an inbox per panel, each with a client of its own.
 
-import { GatewayError, WsGateway } from "./wsgateway.js";
+import { GatewayError, WsGateway } from "../wsgateway/wsgateway.js";
 
 const SHOWN = 300; // messages per panel
 const FRAMES = 30; // of the wire

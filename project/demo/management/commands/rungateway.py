@@ -11,7 +11,7 @@ from wsgateway.exceptions import WsGatewayError
 
 
 class Command(BaseCommand):
-    """See `wsgateway.launcher`."""
+    """See `project.demo.launcher`."""
 
     help = "Migrates, starts a nats-server if needed, runs the services, and serves."
 
@@ -27,7 +27,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve until a signal comes."""
-        from wsgateway.launcher import launch
+        from project.demo.launcher import launch
 
         try:
             launch(

@@ -1,0 +1,3 @@
+"""Management commands of the demonstration."""
+
+from __future__ import annotations
