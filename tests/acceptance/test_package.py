@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,25 @@ for module in pkgutil.walk_packages([str(root)], "wsgateway.", onerror=lambda na
         missing.add(exc.name)
 print(wsgateway.__file__, *sorted(missing))
 """
+OFFERS = """
+import json
+
+import django
+
+django.setup()
+
+from django.contrib.auth import get_user_model
+from django.core.management import call_command, get_commands
+from django.urls import include
+
+call_command("migrate", verbosity=0)
+urls, _, _ = include("wsgateway.urls")
+print(json.dumps({
+    "urls": [str(pattern.pattern) for pattern in urls.urlpatterns],
+    "commands": [name for name, app in get_commands().items() if app.startswith("wsgateway")],
+    "users": get_user_model().objects.count(),
+}))
+"""
 THEIR_TESTS = """
 from wsgateway import send
 from wsgateway.testing import assert_sent
@@ -144,7 +164,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "wsgateway", source / "wsgateway", ignore=ignore)
+    for name in ("wsgateway", "project"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=source)
     return next((source / "dist").glob("*.whl"))
 
@@ -163,10 +184,36 @@ def test_wheel_holds_what_the_app_needs(wheel: Path) -> None:
     assert [name for name in others if not name.endswith(".dist-info")] == []
 
 
-def test_declared_dependencies_suffice(wheel: Path, tmp_path: Path) -> None:
-    environment = Environment(tmp_path, str(wheel))
-    assert "no issues" in environment.run("-m", "django", "check")
-    assert environment.missing_modules() == WITHOUT_EXTRAS
+@pytest.fixture(scope="module")
+def plain(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """What ``pip install wsgateway`` makes, without extras."""
+    return Environment(tmp_path_factory.mktemp("plain"), str(wheel))
+
+
+def test_declared_dependencies_suffice(plain: Environment) -> None:
+    assert "no issues" in plain.run("-m", "django", "check")
+    assert plain.missing_modules() == WITHOUT_EXTRAS
+
+
+def test_installed_package_offers_no_page_no_form_and_no_user(plain: Environment) -> None:
+    """An `include` published a form, and a command of the package created admin/admin."""
+    offers = json.loads(plain.run("-c", OFFERS))
+    assert offers["urls"] == ["healthz", "readyz"]
+    commands = {"deadletters", "publish", "runoutbox", "runservice", "setup_streams"}
+    assert set(offers["commands"]) == commands
+    assert offers["users"] == 0
+
+
+def test_wheel_holds_nothing_of_the_demo(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = [name for name in archive.namelist() if name.startswith("wsgateway/")]
+        sources = {name: archive.read(name).decode() for name in held if name.endswith(".py")}
+    assert [name for name in held if "demo" in name or "launcher" in name] == []
+    pages = [name for name in held if name.endswith(".html")]
+    assert pages
+    assert [name for name in pages if not name.startswith("wsgateway/templates/admin/")] == []
+    makers = ("create_user(", "create_superuser(", "rungateway")
+    assert [name for name, text in sources.items() if any(word in text for word in makers)] == []
 
 
 def test_extras_bring_the_rest_and_pytest_finds_the_fixtures(wheel: Path, tmp_path: Path) -> None:
