@@ -10,7 +10,7 @@ from django.contrib.auth.hashers import check_password
 from django.core.checks import CheckMessage, Error
 from django.db import DatabaseError, router
 
-from project.demo.launcher import DEMO_USERS
+from project.demo.users import DEMO_USERS
 
 __all__ = ["check_demo_users"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.utils.module_loading import import_string
 
+from project.demo.users import create_demo_users
 from wsgateway.broker.embedded import (
     bound_to_parent,
     embedded_url_from_settings,
@@ -23,10 +23,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.registry import discover
 
-__all__ = ["DEMO_USERS", "PortTaken", "create_demo_users", "launch", "require_free_port"]
-
-DEMO_USERS = {"ann": False, "bob": False, "admin": True}
-"""Names of the demo users, who have them as passwords too, and whether each is a superuser."""
+__all__ = ["PortTaken", "launch", "require_free_port"]
 
 
 class PortTaken(WsGatewayError):
@@ -73,16 +70,6 @@ def require_free_port(host: str, port: int) -> None:
                 f"cannot listen on {host}:{port} ({exc.strerror}); stop the "
                 "program that uses the port, or choose another one: make run PORT=8001"
             ) from exc
-
-
-def create_demo_users() -> list[str]:
-    """Create the demo users that do not exist yet; return the names of all. Development only."""
-    users = get_user_model()._default_manager
-    for name, superuser in DEMO_USERS.items():
-        if not users.filter(**{get_user_model().USERNAME_FIELD: name}).exists():
-            create = users.create_superuser if superuser else users.create_user
-            create(name, password=name)
-    return list(DEMO_USERS)
 
 
 @contextlib.contextmanager

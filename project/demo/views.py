@@ -15,7 +15,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
-from project.demo.launcher import DEMO_USERS
+from project.demo.users import DEMO_USERS
 from wsgateway.broker.base import Receipt
 from wsgateway.conf import settings
 from wsgateway.decorators import never_atomic

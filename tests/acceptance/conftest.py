@@ -16,7 +16,7 @@ def demo_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that knows the demo users, made once: it takes seconds."""
     path = tmp_path_factory.mktemp("database") / "db.sqlite3"
     env = site_env(DEBUG="1", SECRET_KEY="tests", DATABASE_URL=f"sqlite:///{path}")
-    script = "from project.demo.launcher import create_demo_users as c; c()"
+    script = "from project.demo.users import create_demo_users as c; c()"
     for command in (["migrate", "-v0"], ["shell", "-v0", "-c", script]):
         subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
     return path

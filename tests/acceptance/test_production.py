@@ -209,7 +209,7 @@ def test_release_line_refuses_a_database_that_has_demo_users(
     """`make run` leaves admin/admin behind, and the same database served production."""
     env = {**production, "DATABASE_URL": f"sqlite:///{tmp_path / 'site.sqlite3'}"}
     assert shell("python manage.py migrate -v0", env).returncode == 0
-    make = "from project.demo.launcher import create_demo_users; create_demo_users()"
+    make = "from project.demo.users import create_demo_users; create_demo_users()"
     assert shell(f'python manage.py shell --no-imports -v0 -c "{make}"', env).returncode == 0
     done = shell(procfile("release"), env)
     assert done.returncode == 1

@@ -9,7 +9,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.test import AsyncClient, Client
 
-from project.demo.launcher import create_demo_users
+from project.demo.users import create_demo_users
 from wsgateway import health
 from wsgateway.broker import get_broker, reset_brokers
 from wsgateway.exceptions import BrokerUnavailable

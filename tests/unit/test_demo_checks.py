@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
 from project.demo.checks import check_demo_users
-from project.demo.launcher import create_demo_users
+from project.demo.users import create_demo_users
 
 
 @pytest.mark.django_db
