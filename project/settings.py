@@ -98,8 +98,8 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "login"
-LOGIN_REDIRECT_URL = "demo:demo"
-LOGOUT_REDIRECT_URL = "demo:demo"
+LOGIN_REDIRECT_URL = "demo:page"
+LOGOUT_REDIRECT_URL = "demo:page"
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"

@@ -9,7 +9,7 @@ from project.demo import views
 app_name = "demo"
 
 urlpatterns = [
-    path("", views.demo, name="demo"),
+    path("", views.page, name="page"),
     path("publish/", views.publish, name="publish"),
     path("demo/token/", views.token, name="token"),
 ]

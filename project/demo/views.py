@@ -16,15 +16,14 @@ from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
 from project.demo.users import DEMO_USERS
-from wsgateway.broker.base import Receipt
+from wsgateway import asend
 from wsgateway.conf import settings
 from wsgateway.decorators import never_atomic
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
-from wsgateway.publish import asend
 from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
 
-__all__ = ["demo", "publish", "token"]
+__all__ = ["page", "publish", "token"]
 
 SERVICE = "demo"
 TOKEN_MAX_AGE = 3600.0
@@ -91,7 +90,7 @@ def _panels(request: HttpRequest) -> list[Panel]:
 
 @require_safe
 @ensure_csrf_cookie
-def demo(request: HttpRequest) -> HttpResponse:
+def page(request: HttpRequest) -> HttpResponse:
     """Show the inbox of the logged-in user, beside a second one in development."""
     panels = _panels(request)
     context = {
@@ -126,16 +125,14 @@ async def publish(request: HttpRequest) -> HttpResponseBase:
     form = PublishForm(request.POST)
     if not form.is_valid():
         return JsonResponse({"error": "give a user and a message"}, status=400)
-    user = form.cleaned_data["user"]
+    user, text, id = (form.cleaned_data[name] for name in ("user", "text", "id"))
     try:
-        receipt = await _store(user, form.cleaned_data["text"], form.cleaned_data["id"])
+        receipt = await asend(
+            SERVICE, user, text=text, msg_id=f"{SERVICE}-page-{id}" if id else None
+        )
     except WsGatewayError as exc:
         return JsonResponse({"error": str(exc)}, status=503)
     if "application/json" in request.headers.get("accept", ""):
         return JsonResponse({"user": user, "offset": receipt.offset})
     messages.success(request, f"Stored for {user} at offset {receipt.offset}.")
-    return redirect("demo:demo")
-
-
-async def _store(user: str, text: str, id: str) -> Receipt:
-    return await asend(SERVICE, user, text=text, msg_id=f"{SERVICE}-page-{id}" if id else None)
+    return redirect("demo:page")
