@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import BadRequest, PermissionDenied
@@ -12,8 +11,7 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
 from wsgateway import portal
-from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.conf import settings
+from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.models import DeadLetterEntry
 from wsgateway.services import deadletters
@@ -26,18 +24,11 @@ else:
 
 __all__ = ["DeadLetterAdmin"]
 
-T = TypeVar("T")
 SHOWN = 200
 """Dead letters on the page; the oldest ones."""
 
 
-def _with_broker(action: Callable[[NatsBroker], Awaitable[T]]) -> T:
-    if settings.BROKER != "nats":
-        raise DeadLetterMissing("the memory broker has no dead letters; set PUBSUB_BROKER=nats")
-    return portal.call_sync(lambda broker: action(cast(NatsBroker, broker)))
-
-
-async def _page(broker: NatsBroker, service: str | None) -> tuple[list[DeadLetter], bool]:
+async def _page(broker: Broker, service: str | None) -> tuple[list[DeadLetter], bool]:
     found: list[DeadLetter] = []
     async for letter in deadletters.letters(broker, service):
         if len(found) == SHOWN:
@@ -65,7 +56,7 @@ class DeadLetterAdmin(Base):
             if request.method == "POST":
                 self._act(request)
                 return redirect(request.get_full_path())
-            letters, more = _with_broker(lambda broker: _page(broker, service))
+            letters, more = portal.call_sync(lambda broker: _page(broker, service))
         except WsGatewayError as exc:
             messages.error(request, str(exc))
         return self._render(
@@ -82,7 +73,7 @@ class DeadLetterAdmin(Base):
         act = deadletters.retry if retry else deadletters.purge
         offsets = [int(value) for value in request.POST.getlist("offset") if value.isdigit()]
 
-        async def all_of_them(broker: NatsBroker) -> list[str]:
+        async def all_of_them(broker: Broker) -> list[str]:
             refused = []
             for offset in offsets:
                 try:
@@ -91,7 +82,7 @@ class DeadLetterAdmin(Base):
                     refused.append(str(exc))
             return refused
 
-        refused = _with_broker(all_of_them)
+        refused = portal.call_sync(all_of_them)
         done = "put back into the queue" if retry else "purged"
         if len(refused) < len(offsets):
             messages.success(request, f"{len(offsets) - len(refused)} dead letter(s) {done}.")
@@ -111,7 +102,7 @@ class DeadLetterAdmin(Base):
         if not object_id.isdigit():
             raise Http404
         try:
-            letter = _with_broker(lambda broker: deadletters.find(broker, int(object_id)))
+            letter = portal.call_sync(lambda broker: deadletters.find(broker, int(object_id)))
         except DeadLetterMissing as exc:
             raise Http404 from exc
         except WsGatewayError as exc:

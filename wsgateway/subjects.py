@@ -177,7 +177,7 @@ class Subjects:
         return f"{self.prefix}.turn.{encode_token(service)}"
 
     def tries_key(self, service: str, message_id: str) -> str:
-        """Return the subject that holds the history of a client's message; see `services.tries`."""
+        """Return the subject that holds a client message's history, see `WorkQueue`."""
         return f"$KV.{self.upper}_TRIES.{encode_token(service)}.{message_id}"
 
     def bucket(self, kind: str) -> str:

@@ -82,7 +82,11 @@ class MemoryBrokers(Brokers):
         return MemoryBroker.from_settings(wsgateway_settings)
 
     async def sent(self, broker: Any, inbox: Inbox) -> list[bytes]:
-        return [frame.payload for to, frame in broker.store.accepted if to == inbox]
+        return [
+            waiting.payload
+            for waiting in broker.store.queues[inbox.service]
+            if waiting.inbox == inbox
+        ]
 
     async def renew(self, broker: Any) -> None:
         broker.store.start_anew()

@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from wsgateway import portal
-from wsgateway.broker.nats.workqueue import Job
+from wsgateway.broker.work import Job
 from wsgateway.services.deadletters import letters, purge, retry, set_aside
 from wsgateway.subjects import Inbox
 
@@ -23,8 +23,8 @@ def offsets(nats_settings: Any) -> list[int]:
     async def fill(broker: Any) -> None:
         for number, service in ((1, "orders"), (2, "service1")):
             headers = {"Ws-Client-Id": f"c{number}", "Ws-Frame": "text"}
-            ack = f"$JS.ACK.S.C.5.{number}.1.0.0"
-            job = Job(Inbox(service, "ann"), b"<b>poison</b>", headers, ack)
+            poison, ann = b"<b>poison</b>", Inbox(service, "ann")
+            job = Job(ann, poison, headers, sequence=number, id=f"S.{number}", deliveries=5)
             job.attempt = 5
             try:
                 raise ValueError(f"bad {number}")

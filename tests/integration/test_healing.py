@@ -26,10 +26,11 @@ from tests.integration.test_auth_tls import (
     works,
 )
 from tests.support import until
+from wsgateway.backoff import Backoff
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.jetstream import ApiError
-from wsgateway.broker.nats.link import Backoff, Link, LinkOptions
+from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import (
     BrokerForbidden,

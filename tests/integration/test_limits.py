@@ -16,7 +16,7 @@ from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings, limits
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.workqueue import Job
+from wsgateway.broker.work import Job
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured, QueueFull
 from wsgateway.frames import Frame
@@ -224,8 +224,8 @@ async def test_full_store_can_still_drain(
         assert any("% full" in line for line in await broker.set_up())
         # Dead letters have room of their own, and the oldest goes first
         for sequence in range(30):
-            ack = f"$JS.ACK.S.C.5.{sequence}.1.{sequence}.0"
-            await set_aside(broker, Job(ANN, bytes(100_000), {}, ack), ValueError("x"))
+            job = Job(ANN, bytes(100_000), {}, sequence=sequence, id=f"S.{sequence}")
+            await set_aside(broker, job, ValueError("x"))
         assert 5 <= len([letter async for letter in letters(broker)]) <= 10
         # Once somebody reads, or it ages, publishing goes on by itself
         await broker.jetstream.api(f"STREAM.PURGE.{broker.subjects.stream('recv')}")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.support import until
+from wsgateway.backoff import Backoff
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import link as link_module
-from wsgateway.broker.nats.link import Backoff, Link, LinkOptions, LinkState
+from wsgateway.broker.nats.link import Link, LinkOptions, LinkState
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 
 FAST = Backoff(0.01, 2.0, 0.1)
@@ -235,7 +236,7 @@ async def test_cancelled_waits_leave_nothing_behind(
 
 @pytest.mark.parametrize("attempt", [0, 1, 5, 1000])
 def test_backoff_is_jittered_and_capped(attempt: int) -> None:
-    delays = {Backoff(0.1, 2.0, 3.0).delay(attempt) for _ in range(50)}
+    delays = {Backoff(0.1, 2.0, 3.0, jitter=0.5).delay(attempt) for _ in range(50)}
     longest = min(3.0, 0.1 * 2 ** min(attempt, 10))
     assert len(delays) > 1
     assert all(longest / 2 <= delay <= longest for delay in delays)

@@ -16,7 +16,7 @@ from wsgateway import Message
 from wsgateway.broker import get_broker, reset_brokers
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerError
 from wsgateway.frames import Frame
 from wsgateway.services import registry
@@ -140,7 +140,7 @@ async def test_worker_gets_on(broker: NatsBroker) -> None:
         got.append(job.payload)
         queue.ack(job)
 
-    queue = WorkQueue(broker, "orders", take, 1.0)
+    queue = broker.work_queue("orders", take, lambda _: None, 1.0)
     queue.open(10)
     await broker.offer(ANN, Frame.of("before"), "1")
     await until(lambda: got == [b"before"])

@@ -15,7 +15,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings, migration
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.migration import Migration
-from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.broker.work import Job
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.frames import Frame
 from wsgateway.services import Message, Service
@@ -164,7 +164,7 @@ async def test_worker_finishes_what_it_has(old: NatsBroker) -> None:
     """Consumers are paused first: a message in a worker's hands is not handled twice."""
     await fill(old, 10)
     jobs: list[Job] = []
-    queue = WorkQueue(old, "orders", jobs.append, 30.0)
+    queue = old.work_queue("orders", jobs.append, lambda _: None, 30.0)
     queue.open(1)
     await until(lambda: jobs, what="it has one")
     running = asyncio.create_task(set_up())
@@ -183,7 +183,7 @@ async def test_worker_finishes_what_it_has(old: NatsBroker) -> None:
 async def test_worker_that_is_gone_delays_nothing_for_long(old: NatsBroker, prefix: str) -> None:
     await fill(old, 10)
     jobs: list[Job] = []
-    queue = WorkQueue(old, "orders", jobs.append, 1.0)
+    queue = old.work_queue("orders", jobs.append, lambda _: None, 1.0)
     queue.open(3)
     await until(lambda: len(jobs) == 3, what="it has some")
     await queue.close()
@@ -202,7 +202,7 @@ async def test_worker_of_this_version_moves_along(old: NatsBroker, nats_settings
         got.append(job.payload)
         queue.ack(job)
 
-    queue = WorkQueue(broker, "orders", take, 1.0)
+    queue = broker.work_queue("orders", take, lambda _: None, 1.0)
     queue.open(100)
     await until(lambda: len(got) == 10, what="the old stream's")
     await set_up()

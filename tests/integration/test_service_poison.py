@@ -13,7 +13,7 @@ from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until
 from wsgateway import Message, Reject, Retry, RetryPolicy
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.workqueue import Job
+from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.services import deadletters, handling, registry
 from wsgateway.services.deadletters import DeadLetter

@@ -15,13 +15,13 @@ from tests.support import until
 from wsgateway import Message, RetryPolicy
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.workqueue import Job, WorkQueue
+from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 from wsgateway.services import deadletters, registry
 from wsgateway.services import worker as worker_module
 from wsgateway.services.message import SyncMessage
 from wsgateway.services.running import Run, Running
-from wsgateway.services.tries import Tries
 from wsgateway.services.worker import Worker
 from wsgateway.subjects import Inbox
 
@@ -40,7 +40,7 @@ async def hand_back(broker: NatsBroker, times: int, messages: int = 1) -> None:
             queue.give_back(job, 0.0)
         queue.add_room(1)
 
-    queue = WorkQueue(broker, "orders", on_job, 30.0)
+    queue = broker.work_queue("orders", on_job, lambda _: None, 30.0)
     queue.open(100)
     await until(
         lambda: len(last) == messages and all(job.deliveries >= times for job in last.values())
@@ -66,8 +66,8 @@ async def test_message_that_succeeds_at_once_costs_nothing_more(
     async def never(*args: object) -> None:
         raise AssertionError
 
-    for name in ("load", "save", "forget"):
-        monkeypatch.setattr(Tries, name, never)
+    for name in ("history", "note", "forget"):
+        monkeypatch.setattr(NatsWorkQueue, name, never)
 
     @registry.service("orders")
     async def handle(message: Message) -> None:
@@ -190,7 +190,8 @@ async def test_what_is_redelivered_behind_another_message_is_held_again(
             came.append((job.sequence, time.monotonic()))
             take(job)
 
-        worker._queue._on_job = noted
+        queue: Any = worker._queue
+        queue._on_job = noted
         (user,) = worker._users.values()
         worker._queue.give_back(next(user.behind()), 0.0)
         await until(lambda: len(came) == 2)
@@ -346,7 +347,7 @@ async def test_timeout_interrupts_a_handler(broker: NatsBroker, kind: str) -> No
 
 
 def sync_message(loop: asyncio.AbstractEventLoop) -> SyncMessage:
-    job = Job(Inbox("orders", "ann"), b"", {}, "$JS.ACK.S.C.1.1.1.0.0")
+    job = Job(Inbox("orders", "ann"), b"", {}, sequence=1, id="1")
     return SyncMessage(job, MemoryBroker(), loop)
 
 

@@ -11,7 +11,7 @@ from django.core.exceptions import ObjectDoesNotExist
 from tests.unit.test_identity import scope
 from wsgateway.broker.base import RESOLVER_HEADER
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.broker.nats.workqueue import Job
+from wsgateway.broker.work import Job
 from wsgateway.identity import Identity, SessionIdentity, resolve_identity
 from wsgateway.services.message import Message
 from wsgateway.subjects import Inbox
@@ -48,7 +48,7 @@ KEYS, NAMES_ONLY, ROBOT = f"{HERE}.ByPrimaryKey", f"{HERE}.NamesOnly", f"{HERE}.
 
 def message(user: str, resolver: str | None) -> Message:
     headers = {} if resolver is None else {RESOLVER_HEADER: resolver}
-    job = Job(Inbox("orders", user), b"", headers, "$JS.ACK.S.C.1.1.1.0.0")
+    job = Job(Inbox("orders", user), b"", headers, sequence=1, id="1")
     return Message(job, MemoryBroker())
 
 

@@ -255,7 +255,8 @@ async def test_user_who_sends_much_keeps_nobody_out(broker: NatsBroker) -> None:
         release.set()
         await until(lambda: len(order["ann"]) == 100)
         await until(lambda: worker.in_hand == 0)
-        assert worker._queue._room == 16
+        queue: Any = worker._queue
+        assert queue._room == 16
         assert worker._waiting == 0
     assert order["ann"] == list(range(100))
 

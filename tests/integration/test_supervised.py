@@ -16,7 +16,7 @@ from wsgateway import Message, publish
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.workqueue import WorkQueue
+from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.delivery import Hub
 from wsgateway.frames import Frame
 from wsgateway.lane import Lane
@@ -40,7 +40,7 @@ def failing_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
 
 
 @pytest.mark.usefixtures("no_services")
-@pytest.mark.parametrize(("owner", "name"), [(WorkQueue, "_create"), (WorkQueue, "_pull")])
+@pytest.mark.parametrize(("owner", "name"), [(NatsWorkQueue, "_create"), (NatsWorkQueue, "_pull")])
 async def test_worker_goes_on_pulling(
     broker: NatsBroker,
     monkeypatch: pytest.MonkeyPatch,
@@ -70,15 +70,15 @@ async def test_worker_goes_on_with_its_heartbeat(
     settings.WSGATEWAY_ACK_WAIT = 0.9
     begun: list[int] = []
     beats: list[int] = []
-    real = WorkQueue.extend
+    real = NatsWorkQueue.extend
 
-    def extend(self: WorkQueue, job: Any) -> None:
+    def extend(self: NatsWorkQueue, job: Any) -> None:
         beats.append(1)
         if len(beats) == 1:
             raise KeyError("odd")
         real(self, job)
 
-    monkeypatch.setattr(WorkQueue, "extend", extend)
+    monkeypatch.setattr(NatsWorkQueue, "extend", extend)
 
     @registry.service("orders")
     async def handle(message: Message) -> None:

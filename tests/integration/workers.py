@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.base import Broker
 from wsgateway.frames import Frame
 from wsgateway.services import registry
 from wsgateway.services.worker import Worker
@@ -23,7 +23,7 @@ def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def serving(broker: NatsBroker, name: str = "orders") -> AsyncIterator[Worker]:
+async def serving(broker: Broker, name: str = "orders") -> AsyncIterator[Worker]:
     worker = Worker(registry._services[name], broker)
     worker.start()
     await worker.ready()
@@ -33,7 +33,7 @@ async def serving(broker: NatsBroker, name: str = "orders") -> AsyncIterator[Wor
         await worker.stop(5.0)
 
 
-async def offer(broker: NatsBroker, text: str | bytes, user: str = "ann", **headers: str) -> None:
+async def offer(broker: Broker, text: str | bytes, user: str = "ann", **headers: str) -> None:
     """Do what a gateway does with a client's frame."""
     inbox = Inbox("orders", user)
     msg_id = f"{user}-{text[:50]!r}"
@@ -42,5 +42,5 @@ async def offer(broker: NatsBroker, text: str | bytes, user: str = "ann", **head
     )
 
 
-async def answers(broker: NatsBroker, user: str = "ann") -> list[Any]:
+async def answers(broker: Broker, user: str = "ann") -> list[Any]:
     return (await broker.read_after(Inbox("orders", user), 0, limit=100)).messages

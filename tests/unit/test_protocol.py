@@ -72,7 +72,7 @@ def refusal(text: str | bytes) -> ProtocolError:
 
 
 @pytest.mark.parametrize(
-    "module", ["wsgateway.protocol", "wsgateway.client.session", "wsgateway.client.backoff"]
+    "module", ["wsgateway.protocol", "wsgateway.client.session", "wsgateway.backoff"]
 )
 def test_importing_the_pure_modules_pulls_in_no_io(module: str) -> None:
     heavy = {"django", "asyncio", "channels", "nats", "websockets"}

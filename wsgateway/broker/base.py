@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.frames import Frame
 from wsgateway.protocol import valid_id
 from wsgateway.subjects import Inbox, Subjects
@@ -225,11 +226,15 @@ class Broker(ABC):
         """Send what is buffered, end every task, fail every waiter. Idempotent."""
 
     @abstractmethod
-    async def set_up(self) -> list[str]:
+    async def set_up(self, ack_wait: float | None = None) -> list[str]:
         """Create the streams, or bring them in line with the settings; for operators. Idempotent.
 
+        Args:
+            ack_wait: Seconds without a sign of life after which the services' queues deliver a
+                message again; None: as they are.
+
         Returns:
-            One line a stream: what was done.
+            One line a stream, and one a queue that was changed: what was done.
 
         Raises:
             BrokerMisconfigured: The server cannot change what differs. Nothing was changed.
@@ -418,6 +423,30 @@ class Broker(ABC):
     @abstractmethod
     async def drop_cursor(self, inbox: Inbox, device: str) -> None:
         """Forget what *device* has: its offset means nothing any more. Idempotent."""
+
+    @abstractmethod
+    def work_queue(
+        self,
+        service: str,
+        on_job: Callable[[Job], None],
+        on_turn: Callable[[str], None],
+        ack_wait: float,
+    ) -> WorkQueue:
+        """Return the queue of what clients sent to *service*; not opened.
+
+        Args:
+            service: Whose.
+            on_job: Called with each message, in the broker's read path: must not wait.
+            on_turn: Called with a user's name, in the same way, when a worker has acknowledged
+                one of the user's messages.
+            ack_wait: Seconds without a sign of life after which a message goes to another worker;
+                the queue may have been made with another number, which counts.
+        """
+
+    @property
+    @abstractmethod
+    def dead_letters(self) -> DeadLetters:
+        """Messages that no handler could process."""
 
     @abstractmethod
     def broadcast(self, topic: str, payload: bytes) -> None:

@@ -25,6 +25,13 @@ from wsgateway.broker.base import (
     check_headers,
     check_published,
 )
+from wsgateway.broker.memory_work import (
+    MemoryDeadLetters,
+    MemoryWorkQueue,
+    Waiting,
+    enqueue,
+)
+from wsgateway.broker.work import DeadEntry, DeadLetters, History, Job, WorkQueue
 from wsgateway.declared import EVERYTHING, Declared, declared_services
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -33,7 +40,7 @@ from wsgateway.exceptions import (
     QueueFull,
     ServiceUnknown,
 )
-from wsgateway.frames import Frame
+from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects
 
 if TYPE_CHECKING:
@@ -100,9 +107,15 @@ class MemoryStore:
     received: _Sequence = field(default_factory=lambda: _Sequence())
     sent: dict[str, _Sequence] = field(default_factory=lambda: defaultdict(_Sequence))
     inboxes: dict[Inbox, list[_Kept]] = field(default_factory=lambda: defaultdict(list))
-    accepted: list[tuple[Inbox, Frame]] = field(default_factory=list)
+    queues: dict[str, list[Waiting]] = field(default_factory=lambda: defaultdict(list))
+    histories: dict[str, History] = field(default_factory=dict)
+    dead: dict[int, DeadEntry] = field(default_factory=dict)
+    buried: _Sequence = field(default_factory=lambda: _Sequence())
     cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
     watchers: dict[Inbox, dict[int, Callable[[Stored], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    workers: dict[str, dict[int, Callable[[str | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
@@ -126,13 +139,14 @@ class MemoryStore:
 
     def is_full(self, inbox: Inbox) -> str:
         """Return why a user's next message to the service is refused; "" if it is not."""
-        if len(self.accepted) < min(self.max_waiting, self.max_waiting_per_user):
+        queue = self.queues[inbox.service]
+        if len(queue) >= self.max_waiting:
+            return f"{len(queue)} client messages already wait for {inbox.service!r}"
+        if len(queue) < self.max_waiting_per_user:
             return ""
-        waiting = [to for to, _ in self.accepted if to.service == inbox.service]
-        if len(waiting) >= self.max_waiting:
-            return f"{len(waiting)} client messages already wait for {inbox.service!r}"
-        if waiting.count(inbox) >= self.max_waiting_per_user:
-            return f"{waiting.count(inbox)} of this user's messages wait for {inbox.service!r}"
+        own = sum(waiting.inbox == inbox for waiting in queue)
+        if own >= self.max_waiting_per_user:
+            return f"{own} of this user's messages wait for {inbox.service!r}"
         return ""
 
     def start_anew(self) -> None:
@@ -212,7 +226,7 @@ class MemoryBroker(Broker):
         if self._closed:
             raise BrokerClosed("the broker is already closed; open a new one")
 
-    async def set_up(self) -> list[str]:
+    async def set_up(self, ack_wait: float | None = None) -> list[str]:
         await self.open()
         return ["memory: nothing to set up"]
 
@@ -229,15 +243,23 @@ class MemoryBroker(Broker):
         return self._open
 
     async def wait_ready(self, timeout: float | None = None) -> None:
+        self.require_open()
+
+    def require_open(self) -> None:
+        """Refuse a call before `open` and after `close`.
+
+        Raises:
+            BrokerUnavailable: It is.
+        """
         self._refuse_closed()
         if not self._open:
             raise BrokerUnavailable("the broker is not open yet; call open()")
 
     def on_ready(self, callback: Callable[[], None]) -> Closable:
-        return self._enter(self._on_ready, callback)
+        return self.enter(self._on_ready, callback)
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
-        return self._enter(self._on_lost, callback)
+        return self.enter(self._on_lost, callback)
 
     @property
     def services(self) -> frozenset[str]:
@@ -295,23 +317,16 @@ class MemoryBroker(Broker):
     def offer(
         self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
     ) -> asyncio.Future[Receipt]:
-        self._refuse_closed()
-        if not self._open:
-            raise BrokerUnavailable("the broker is not open yet; call open()")
+        self.require_open()
         check_headers({**(headers or {}), "Nats-Msg-Id": msg_id})
         result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        store, sent = self.store, self.store.sent[inbox.service]
-        known = sent.known(msg_id)
-        if len(frame.payload) > store.max_size:
-            result.set_exception(MessageTooBig(len(frame.payload), store.max_size))
-        elif known:
-            result.set_result(known)
-        elif full := store.is_full(inbox):
-            result.set_exception(QueueFull(full))
+        pairs = {FRAME_HEADER: frame.kind, **(headers or {})}
+        try:
+            offset, duplicate = enqueue(self.store, inbox, frame.payload, pairs, msg_id)
+        except (MessageTooBig, QueueFull) as exc:
+            result.set_exception(exc)
         else:
-            store.accepted.append((inbox, frame))
-            offset = sent.next(msg_id, store.duplicate_window)
-            result.set_result(Receipt(offset, False))
+            result.set_result(Receipt(offset, duplicate))
         return result
 
     async def read_after(
@@ -324,7 +339,7 @@ class MemoryBroker(Broker):
         return Batch(found[:limit], len(found) > limit, anchored)
 
     def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
-        return self._enter(self.store.watchers[inbox], on_message)
+        return self.enter(self.store.watchers[inbox], on_message)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         await self.wait_ready()
@@ -377,6 +392,19 @@ class MemoryBroker(Broker):
         await self.wait_ready()
         self.store.cursors.pop((inbox, device), None)
 
+    def work_queue(
+        self,
+        service: str,
+        on_job: Callable[[Job], None],
+        on_turn: Callable[[str], None],
+        ack_wait: float,
+    ) -> WorkQueue:
+        return MemoryWorkQueue(self, service, on_job, on_turn, ack_wait)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        return MemoryDeadLetters(self)
+
     def broadcast(self, topic: str, payload: bytes) -> None:
         self._refuse_closed()
         if not self._open:
@@ -385,11 +413,12 @@ class MemoryBroker(Broker):
             listener(payload)
 
     def listen(self, topic: str, on_message: Callable[[bytes], None]) -> Closable:
-        return self._enter(self.store.listeners[topic], on_message)
+        return self.enter(self.store.listeners[topic], on_message)
 
-    def _enter(
+    def enter(
         self, table: dict[int, Callable[..., None]], callback: Callable[..., None]
     ) -> Closable:
+        """Put *callback* into *table*, to be called in this loop, until it is closed."""
         self._refuse_closed()
         return _Entry(table, _in_this_loop(callback), self._entries)
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsgateway.client.backoff import Backoff
+    from wsgateway.backoff import Backoff
     from wsgateway.client.connection import Client, ClientState, Message, connect
     from wsgateway.client.errors import GatewayError
     from wsgateway.client.inbox import Position
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
 
 _HOMES = {
-    "Backoff": "backoff",
-    "Client": "connection",
-    "ClientState": "connection",
-    "GatewayError": "errors",
-    "Message": "connection",
-    "Position": "inbox",
-    "connect": "connection",
+    "Backoff": "wsgateway.backoff",
+    "Client": "wsgateway.client.connection",
+    "ClientState": "wsgateway.client.connection",
+    "GatewayError": "wsgateway.client.errors",
+    "Message": "wsgateway.client.connection",
+    "Position": "wsgateway.client.inbox",
+    "connect": "wsgateway.client.connection",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

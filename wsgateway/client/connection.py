@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from wsgateway import strict_json
-from wsgateway.client.backoff import Backoff
+from wsgateway.backoff import Backoff
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from wsgateway.client.backoff import Backoff
+from wsgateway.backoff import Backoff
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import MessageTooLarge
 
+from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Stored
-from wsgateway.broker.nats.link import Backoff
 from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
 from wsgateway.frames import EVENT
 from wsgateway.layer import durable, wire
@@ -29,7 +29,7 @@ logger = logging.getLogger("wsgateway.layer")
 CLOCK_TOLERANCE = 0.25
 """Seconds that hosts' clocks may differ before a message expires too early; channels_redis, which
 counts whole seconds, is no stricter. Not for an expiry below a second, which is a test's."""
-_backoff = Backoff(0.05, 2.0, 1.0)
+_backoff = Backoff(0.05, 2.0, 1.0, jitter=0.5)
 
 
 class Envelopes:

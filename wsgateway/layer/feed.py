@@ -13,8 +13,8 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Closable, Stored
-from wsgateway.broker.nats.link import Backoff
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
 from wsgateway.inbox import InboxReader, later
@@ -213,7 +213,7 @@ class Feed:
         self._life = 0  # changes when offsets begin to mean something else
         self._since = ""  # what was stored until then, the member has had before
         self._taken = 0  # offset up to which the member has taken everything
-        self._backoff = Backoff(0.02, 2.0, 1.0)
+        self._backoff = Backoff(0.02, 2.0, 1.0, jitter=0.5)
 
     def attach(self, node: Node) -> None:
         """Begin, or go on where it was, in the running loop, which is *node*'s."""

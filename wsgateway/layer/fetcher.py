@@ -10,10 +10,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Closable
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import ApiError
-from wsgateway.broker.nats.link import Backoff, new_inbox
+from wsgateway.broker.nats.link import new_inbox
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
 from wsgateway.layer.mailbox import Mailbox
@@ -69,7 +70,7 @@ class Fetcher:
         self._overdue = 0.0  # when that request has ended, whatever the server says
         self._changed = asyncio.Event()  # something came, or the request has ended
         self._lost = False  # the consumer is gone
-        self._backoff = Backoff(0.05, 2.0, 1.0)
+        self._backoff = Backoff(0.05, 2.0, 1.0, jitter=0.5)
 
     # From any thread
 

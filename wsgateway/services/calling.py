@@ -18,7 +18,7 @@ from wsgateway.services.message import Message, SyncMessage
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
-    from wsgateway.broker.nats.workqueue import Job
+    from wsgateway.broker.work import Job
     from wsgateway.services.registry import Service
     from wsgateway.services.running import Run
 
@@ -35,19 +35,23 @@ class Caller:
     Args:
         service: Whose.
         broker: Open, in the running loop.
-        concurrency: Synchronous handlers that run at once, each in a thread.
+        concurrency: Synchronous handlers that run at once, each in a thread; None: they run one
+            after the other in the thread in which Django runs synchronous code, as tests need it.
     """
 
-    def __init__(self, service: Service, broker: Broker, concurrency: int) -> None:
+    def __init__(self, service: Service, broker: Broker, concurrency: int | None) -> None:
         self._service = service
         self._broker = broker
-        self._threads = ThreadPoolExecutor(
-            concurrency, thread_name_prefix=f"service-{service.name}"
-        )
+        self._threads = None
+        if concurrency is not None:
+            self._threads = ThreadPoolExecutor(
+                concurrency, thread_name_prefix=f"service-{service.name}"
+            )
 
     def close(self) -> None:
         """Begin no more calls in threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def call(self, job: Job, run: Run) -> BaseException | None:
         """Call the handler; return what it raised, SystemExit and the like included.
@@ -108,7 +112,9 @@ class Caller:
     async def _call_sync(self, job: Job, run: Run) -> BaseException | None:
         loop = asyncio.get_running_loop()
         thread = _Thread(self._service, SyncMessage(job, self._broker, loop), run)
-        call = sync_to_async(thread.call, thread_sensitive=False, executor=self._threads)
+        call = sync_to_async(
+            thread.call, thread_sensitive=self._threads is None, executor=self._threads
+        )
         if self._service.timeout is None:
             return await call()
         timer = loop.call_later(self._service.timeout, thread.interrupt)

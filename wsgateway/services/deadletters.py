@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from wsgateway.broker.base import check_headers
-from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.jetstream import NOT_DELETED, ApiError
-from wsgateway.exceptions import MessageRefused, MessageTooBig, NameRefused, WsGatewayError
+from wsgateway.exceptions import MessageRefused, MessageTooBig, WsGatewayError
 from wsgateway.services import failure
 from wsgateway.subjects import Inbox
 
 if TYPE_CHECKING:
-    from wsgateway.broker.nats.broker import NatsBroker
-    from wsgateway.broker.nats.link import Reply
-    from wsgateway.broker.nats.workqueue import Job
+    from wsgateway.broker.base import Broker
+    from wsgateway.broker.work import DeadEntry, Job
 
 __all__ = [
     "DeadLetter",
@@ -86,18 +82,18 @@ class DeadLetter:
     shortened: tuple[str, ...] = ()
 
 
-async def set_aside(broker: NatsBroker, job: Job, error: BaseException) -> None:
+async def set_aside(broker: Broker, job: Job, error: BaseException) -> None:
     """Store *job* as a dead letter, shortened as far as it must be. Idempotent.
 
     Raises:
         BrokerError: It is not stored now: no answer, or the stream is full.
     """
-    subject, msg_id = broker.subjects.dead(job.inbox), f"dead.{job.id}"
-    limit = broker.link.max_payload
+    msg_id = f"dead.{job.id}"
+    limit = broker.dead_letters.max_size
     while True:
         payload, headers = _compose(job, error, limit - len(msg_id))
         try:
-            await broker.jetstream.publish(subject, payload, headers, msg_id=msg_id)
+            await broker.dead_letters.add(job.inbox, payload, headers, msg_id)
             return
         except (MessageTooBig, MessageRefused):  # the stream takes less than the server
             limit //= 2
@@ -157,62 +153,49 @@ def _fitting(headers: Mapping[str, str], room: int) -> dict[str, str]:
     return kept
 
 
-def _letter(broker: NatsBroker, reply: Reply) -> DeadLetter:
-    headers = hdrs.decode(reply.headers)
-    original = {
-        name: value
-        for name, value in headers.items()
-        if name not in OURS and not name.startswith("Nats-")
-    }
+def _count(text: str) -> int:
+    """Return a number that anybody may have written; 0 if it is not one."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
+def _letter(entry: DeadEntry) -> DeadLetter:
+    headers = entry.headers
     return DeadLetter(
-        offset=int(headers["Nats-Sequence"]),
-        inbox=_inbox(broker, headers["Nats-Subject"]),
-        payload=reply.data,
-        headers=original,
-        time=headers.get("Nats-Time-Stamp", ""),
-        attempts=hdrs.find_int(reply.headers, ATTEMPTS_HEADER.encode()) or 0,
+        offset=entry.offset,
+        inbox=entry.inbox,
+        payload=entry.payload,
+        headers={name: value for name, value in headers.items() if name not in OURS},
+        time=entry.time,
+        attempts=_count(headers.get(ATTEMPTS_HEADER, "")),
         error=unquote(headers.get(ERROR_HEADER, "")),
         traceback=unquote(headers.get(TRACEBACK_HEADER, "")),
         shortened=tuple(headers.get(SHORTENED_HEADER, "").split()),
     )
 
 
-def _inbox(broker: NatsBroker, subject: str) -> Inbox:
-    try:
-        return broker.subjects.parse(subject)[1]
-    except NameRefused:  # somebody else's, on a subject that is not ours
-        *_, service, user = subject.split(".")
-        return Inbox(service, user)
-
-
-async def letters(broker: NatsBroker, service: str | None = None) -> AsyncIterator[DeadLetter]:
+async def letters(broker: Broker, service: str | None = None) -> AsyncIterator[DeadLetter]:
     """Yield the dead letters of *service* (None: of all), the oldest first."""
-    stream, subject = broker.subjects.stream("dead"), broker.subjects.all_of("dead", service)
-    offset = 0
-    while True:
-        request = {"seq": offset + 1, "next_by_subj": subject, "batch": PAGE}
-        batch = await broker.jetstream.direct(stream, request)
-        for reply in batch.replies:
-            letter = _letter(broker, reply)
-            offset = letter.offset
-            yield letter
-        if not batch.pending:
-            return
+    offset, more = 0, True
+    while more:
+        entries, more = await broker.dead_letters.read(service, offset, PAGE)
+        for entry in entries:
+            offset = entry.offset
+            yield _letter(entry)
 
 
-async def find(broker: NatsBroker, offset: int) -> DeadLetter:
+async def find(broker: Broker, offset: int) -> DeadLetter:
     """Return the dead letter at *offset*.
 
     Raises:
         DeadLetterMissing: There is none.
     """
-    batch = await broker.jetstream.direct(broker.subjects.stream("dead"), {"seq": offset})
-    if not batch.replies:
+    entry = await broker.dead_letters.find(offset)
+    if entry is None:
         raise DeadLetterMissing(f"there is no dead letter {offset}")
-    return _letter(broker, batch.replies[0])
+    return _letter(entry)
 
 
-async def retry(broker: NatsBroker, letter: DeadLetter) -> None:
+async def retry(broker: Broker, letter: DeadLetter) -> None:
     """Put the message into its service's queue again, and forget the dead letter.
 
     Idempotent within WSGATEWAY_DUPLICATE_WINDOW.
@@ -228,20 +211,10 @@ async def retry(broker: NatsBroker, letter: DeadLetter) -> None:
         )
     # The time tells it from the letter that has this offset after the stream was made again
     msg_id = f"retry.{letter.time}.{letter.offset}"
-    subject = broker.subjects.send(letter.inbox)
-    await broker.jetstream.publish(subject, letter.payload, letter.headers, msg_id=msg_id)
+    await broker.dead_letters.requeue(letter.inbox, letter.payload, letter.headers, msg_id)
     await purge(broker, letter)
 
 
-async def purge(broker: NatsBroker, letter: DeadLetter) -> None:
+async def purge(broker: Broker, letter: DeadLetter) -> None:
     """Forget a dead letter. Idempotent."""
-    stream = broker.subjects.stream("dead")
-    request = {"seq": letter.offset, "no_erase": True}
-    try:
-        await broker.jetstream.api(f"STREAM.MSG.DELETE.{stream}", request)
-    except ApiError as exc:
-        if exc.err_code not in NOT_DELETED:
-            raise
-        with contextlib.suppress(DeadLetterMissing):
-            await find(broker, letter.offset)
-            raise
+    await broker.dead_letters.remove(letter.offset)

@@ -1,4 +1,14 @@
-"""One message, from its turn until what became of it is stored."""
+"""One message, from its turn until what became of it is stored.
+
+A broker counts deliveries, not tries: a message that a worker gives back unstarted, or that waited
+in the hands of one that died, was delivered once more although no handler had it. So a worker notes
+when a handler failed, with the count of deliveries at that time. A message that is delivered for
+the first time has no history, and one that succeeds then leaves none: both cost nothing.
+
+A handler that ends its process notes nothing. A message that was delivered ``MAX_DELIVER`` times
+without a note in between is therefore suspect: a mark is stored before its handler starts, alone in
+its process, and removed when the handler ends. Who finds the mark knows that the handler did not.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from wsgateway.broker.nats.link import Backoff
+from wsgateway.backoff import Backoff
+from wsgateway.broker.work import History
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -26,28 +37,44 @@ from wsgateway.services.failure import one_line
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Again, Dead, Done, Refuse, Verdict, judge
 from wsgateway.services.running import Run, Running
-from wsgateway.services.tries import History, Tries, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from wsgateway.broker.nats.broker import NatsBroker
-    from wsgateway.broker.nats.workqueue import Job, WorkQueue
+    from wsgateway.broker.base import Broker
+    from wsgateway.broker.work import Job, WorkQueue
     from wsgateway.services.registry import Service
 
-__all__ = ["Handling"]
+__all__ = ["Handling", "Outcome", "WorkerDied"]
 
 logger = logging.getLogger("wsgateway.services")
 
 T = TypeVar("T")
 
-PAUSES = Backoff(0.1, 2.0, 5.0)
+PAUSES = Backoff(0.1, 2.0, 5.0, jitter=0.5)
 """Pauses between attempts to read or store something about a message."""
 WARN_EACH = 20
 """Of so many such attempts, the first is logged."""
 UNMARK_WITHIN = 2.0
 """Seconds that removing a mark may take when the worker ends."""
 COUNTED = {Done: "done", Again: "retried", Refuse: "refused", Dead: "dead"}
+
+
+class Outcome(NamedTuple):
+    """What became of a message.
+
+    Attributes:
+        verdict: What was done with it.
+        error: What its handler raised; None if it returned.
+    """
+
+    verdict: Verdict
+    error: BaseException | None
+
+    @property
+    def word(self) -> str:
+        """One of done, retried, refused, dead."""
+        return COUNTED[type(self.verdict)]
 
 
 class Handling:
@@ -58,16 +85,16 @@ class Handling:
         broker: Open, in the running loop.
         queue: Where the messages come from.
         running: The handlers of this process.
-        concurrency: Handlers of this service that run at once.
+        concurrency: Handlers of this service that run at once; None: see `Caller`.
     """
 
     def __init__(
         self,
         service: Service,
-        broker: NatsBroker,
+        broker: Broker,
         queue: WorkQueue,
         running: Running,
-        concurrency: int,
+        concurrency: int | None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         """Messages by what became of them: done, retried, refused, dead."""
@@ -78,17 +105,15 @@ class Handling:
         self._broker = broker
         self._queue = queue
         self._running = running
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = asyncio.Semaphore(concurrency or 1)
         self._caller = Caller(service, broker, concurrency)
-        self._tries = Tries(broker, service.name)
-        self._turn = broker.subjects.turn(service.name)
 
     def close(self) -> None:
         """Begin no more handlers."""
         self._caller.close()
 
-    async def handle(self, job: Job, crowded: Callable[[], bool]) -> bool:
-        """Handle a message whose turn it is; return whether it has left the queue.
+    async def handle(self, job: Job, crowded: Callable[[], bool]) -> Outcome:
+        """Handle a message whose turn it is; return once what became of it is stored.
 
         Args:
             job: The message.
@@ -96,7 +121,7 @@ class Handling:
         """
         history = History(0, job.deliveries)
         if not job.unstarted:
-            history = await self._persist(job, "read", lambda: self._tries.load(job))
+            history = await self._persist(job, "read", lambda: self._queue.history(job))
         job.attempt = history.tries + 1
         begin = time.perf_counter()
         error = await self._run(job, history)
@@ -109,7 +134,7 @@ class Handling:
         if logger.isEnabledFor(logging.DEBUG):
             took = time.perf_counter() - begin
             logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
-        return not isinstance(verdict, Again)
+        return Outcome(verdict, error)
 
     def _name(self, job: Job) -> str:
         return f"message {job.sequence} of service {self._service.name}, try {job.attempt}"
@@ -141,7 +166,7 @@ class Handling:
 
     async def _run_alone(self, job: Job, history: History, run: Run) -> BaseException | None:
         async with self._running.alone(run):
-            await self._tries.save(job, History(history.tries, job.deliveries, started=True))
+            await self._queue.note(job, History(history.tries, job.deliveries, started=True))
             try:
                 return await self._caller.call(job, run)
             except asyncio.CancelledError:
@@ -151,7 +176,7 @@ class Handling:
 
     async def _note(self, job: Job, tries: int) -> None:
         """Remember that handlers failed *tries* times, and that none was lost since."""
-        await self._tries.save(job, History(tries, job.deliveries))
+        await self._queue.note(job, History(tries, job.deliveries))
 
     async def _unmark(self, job: Job, history: History) -> None:
         try:
@@ -240,11 +265,10 @@ class Handling:
             await self._queue.ack_now(job)  # so that the next look sees it
         else:
             self._queue.ack(job)
-        self._broker.link.publish(self._turn, job.inbox.user.encode())  # fails if that was lost
 
     async def _forget(self, job: Job) -> None:
         try:
-            await self._tries.forget(job)
+            await self._queue.forget(job)
         except WsGatewayError as exc:  # its age ends it
             logger.debug("%s: cannot remove its record of tries: %s", self._name(job), exc)
 
@@ -261,6 +285,16 @@ class Handling:
             raise
         except Exception as exc:  # no frame, an id that no header can hold, …
             logger.warning("%s: cannot tell its client: %s", self._name(job), one_line(exc))
+
+
+class WorkerDied(WsGatewayError):
+    """The process ended while a handler ran alone in it: killed, out of memory, ``os._exit``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the worker's process ended while it handled this message and no other: out of memory, "
+            "killed, or ended by the handler"
+        )
 
 
 class _Strange(WsGatewayError):

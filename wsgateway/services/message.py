@@ -33,7 +33,7 @@ from wsgateway.subjects import decode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
-    from wsgateway.broker.nats.workqueue import Job
+    from wsgateway.broker.work import Job
 
 __all__ = ["Message", "SyncMessage"]
 

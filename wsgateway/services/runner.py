@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from wsgateway.broker import get_broker
-from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings
 from wsgateway.services.registry import Service
 from wsgateway.services.running import Running
@@ -57,7 +55,7 @@ class Runner:
             BrokerMisconfigured: The settings name no usable broker.
             OSError: The ready file cannot be made.
         """
-        broker = cast(NatsBroker, get_broker())
+        broker = get_broker()
         await broker.open()
         running = Running(settings.ACK_WAIT)
         workers = [

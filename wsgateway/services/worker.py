@@ -15,17 +15,17 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.nats.workqueue import Job, Turn, WorkQueue
+from wsgateway.broker.work import Job, Turn
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.services.handling import UNMARK_WITHIN, Handling
+from wsgateway.services.policy import Again
 from wsgateway.services.running import Running
 from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.broker.base import Closable
-    from wsgateway.broker.nats.broker import NatsBroker
+    from wsgateway.broker.base import Broker
     from wsgateway.services.registry import Service
 
 __all__ = ["Worker"]
@@ -106,7 +106,7 @@ class Worker:
     def __init__(
         self,
         service: Service,
-        broker: NatsBroker,
+        broker: Broker,
         *,
         concurrency: int | None = None,
         running: Running | None = None,
@@ -115,12 +115,13 @@ class Worker:
         self._broker = broker
         self._concurrency = concurrency or service.concurrency
         self._running = running or Running(settings.ACK_WAIT)
-        self._queue = WorkQueue(broker, service.name, self._on_job, settings.ACK_WAIT)
+        self._queue = broker.work_queue(
+            service.name, self._on_job, self._on_turn, settings.ACK_WAIT
+        )
         self._users: dict[Inbox, _User] = {}
         self._tasks: dict[Inbox, asyncio.Task[None]] = {}
         self._waiting = 0  # bytes of what is not counted as in hand
         self._ending = False
-        self._turns: Closable | None = None
         self._heart: asyncio.Task[None] | None = None
         self._handling = Handling(service, broker, self._queue, self._running, self._concurrency)
 
@@ -128,8 +129,6 @@ class Worker:
 
     def start(self) -> None:
         """Begin to take messages."""
-        turn = self._broker.subjects.turn(self.service.name)
-        self._turns = self._broker.link.subscribe(turn, self._on_turn)
         self._heart = supervise(self._beat, "wsgateway-heartbeat")
         self._queue.open(IN_HAND * self._concurrency)
 
@@ -158,8 +157,6 @@ class Worker:
                 await asyncio.wait(late, timeout=UNMARK_WITHIN + 0.5)
         if self._heart is not None:
             self._heart.cancel()
-        if self._turns is not None:
-            self._turns.close()
         self._handling.close()
 
     @property
@@ -195,9 +192,9 @@ class Worker:
             task = asyncio.create_task(self._serve(job.inbox, user), name="wsgateway-user")
             self._tasks[job.inbox] = task
 
-    def _on_turn(self, _subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None) -> None:
-        """Look at once: another worker has finished a message of this user."""
-        user = self._users.get(Inbox(self.service.name, data.decode("utf-8", "replace")))
+    def _on_turn(self, name: str) -> None:
+        """Look at once: a worker has finished a message of this user."""
+        user = self._users.get(Inbox(self.service.name, name))
         if user is not None:
             user.look.set()
 
@@ -210,9 +207,10 @@ class Worker:
                 if job is None:
                     break
                 heir = user.second
-                gone = await self._handling.handle(job, lambda: len(user.jobs) > 1)
+                outcome = await self._handling.handle(job, lambda: len(user.jobs) > 1)
                 user.remove(job)
                 self._leave(user, job)
+                gone = not isinstance(outcome.verdict, Again)
                 if gone and heir is not None and user.heap and user.first is heir:
                     # It was in hand while an older one was in the stream: nobody had begun with it
                     heir.unstarted = heir.unstarted or heir.key[0] == job.key[0]

@@ -6,14 +6,13 @@ With pytest the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` come by the
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json as jsonlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 
 from wsgateway.broker.base import (
@@ -25,20 +24,22 @@ from wsgateway.broker.base import (
     Stored,
 )
 from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
-from wsgateway.broker.nats.workqueue import Job
+from wsgateway.broker.work import History, Job
 from wsgateway.conf import settings
 from wsgateway.frames import EVENT, FRAME_HEADER, Frame
 from wsgateway.layer.options import ConfiguredLayer
 from wsgateway.publish import NOTHING, frame_of
-from wsgateway.services.message import Message
-from wsgateway.services.policy import Again, Dead, Done, Refuse, judge
+from wsgateway.services.handling import Handling
+from wsgateway.services.policy import Again, Dead, Done, Refuse
 from wsgateway.services.registry import get_service
+from wsgateway.services.running import Running
 from wsgateway.services.users import naming_path
 from wsgateway.subjects import Inbox, Subjects, encode_token
 
 __all__ = ["Delivered", "Sent", "adeliver", "assert_not_sent", "assert_sent", "deliver", "sent"]
 
-_sequence = itertools.count(1)
+_number = itertools.count(1)
+OUTCOMES = {Done: "done", Again: "retry", Refuse: "refused", Dead: "dead"}
 
 
 @dataclass(frozen=True)
@@ -192,62 +193,44 @@ async def adeliver(
     """
     found = get_service(service)
     before = len(sent(service, user))
-    job = _job(Inbox(service, user), frame_of(text, bytes, json), request, attempt, device, headers)
     broker = MemoryBroker(_store(), Subjects(settings.PREFIX))
     await broker.open()
-    error: BaseException | None = None
+    queue = broker.work_queue(service, _ignore, _ignore, settings.ACK_WAIT)
+    handling = Handling(found, broker, queue, Running(settings.ACK_WAIT), None)
+    inbox, frame = Inbox(service, user), frame_of(text, bytes, json)
+    number = next(_number)
+    values = {**_headers(frame, f"test-{number}", request, device), **(headers or {})}
     try:
-        if found.is_async:
-            await found.handler(Message(job, broker))
-        else:
-            await sync_to_async(found.handler)(_Sync(job, broker))
-    except asyncio.CancelledError as exc:
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise  # the test's own
-        error = exc
-    except BaseException as exc:  # as a worker does
-        error = exc
-    verdict = judge(error, attempt, found.policies, settings.MAX_DELIVER)
-    if isinstance(verdict, Refuse):
-        await Message(job, broker).refuse(verdict.code, verdict.reason)
-    elif isinstance(verdict, Dead):
-        await Message(job, broker).refuse("failed", "the service could not handle the message")
-    names = {Done: "done", Again: "retry", Refuse: "refused", Dead: "dead"}
+        offset, _ = await broker.offer(inbox, frame, f"test.{number}", values)
+        name = f"test.{service}.{offset}"
+        job = Job(inbox, frame.payload, values, sequence=offset, id=name, deliveries=attempt)
+        if attempt > 1:
+            await queue.note(job, History(attempt - 1, attempt - 1))
+        verdict, error = await handling.handle(job, lambda: False)
+        if isinstance(verdict, Again):
+            queue.ack(job)  # the test says when it comes again
+    finally:
+        handling.close()
+        await broker.close()
     after = verdict.after if isinstance(verdict, Again) else None
-    return Delivered(names[type(verdict)], sent(service, user)[before:], error, after)
+    return Delivered(OUTCOMES[type(verdict)], sent(service, user)[before:], error, after)
 
 
-class _Sync(Message):
-    """A message whose `reply` is synchronous, as that of a worker's thread is."""
-
-    def reply(self, **options: Any) -> Any:
-        return async_to_sync(super().reply)(**options)
+def _ignore(_: object) -> None:
+    """Nothing comes: the queue is not opened."""
 
 
-def _job(
-    inbox: Inbox,
-    frame: Frame,
-    request: bool,
-    attempt: int,
-    device: str,
-    headers: Mapping[str, str] | None,
-) -> Job:
-    sequence = next(_sequence)
+def _headers(frame: Frame, client_id: str, request: bool, device: str) -> dict[str, str]:
+    """Return what a gateway says about a message of a ``wsgateway.v1`` client."""
     resolver = naming_path()
-    client_id = f"test-{sequence}"
-    values = {
+    return {
         FRAME_HEADER: frame.kind,
         CONNECTION_HEADER: "test",
         DEVICE_HEADER: encode_token(device),
         **({RESOLVER_HEADER: resolver} if resolver else {}),
         CLIENT_ID_HEADER: client_id,
         **({REQUEST_HEADER: client_id} if request else {}),
-        **(headers or {}),
     }
-    ack_subject = f"$JS.ACK.TEST.TEST.{attempt}.{sequence}.1.0.0"
-    job = Job(inbox, frame.payload, values, ack_subject)
-    job.attempt = attempt
-    return job
 
 
 def deliver(service: str, user: str, **options: Any) -> Delivered:

@@ -23,7 +23,9 @@ from wsgateway.broker.base import (
     check_published,
 )
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.broker.nats.cursors import Cursors
+from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.broker.nats.registry import TOPIC, Registry
@@ -36,6 +38,8 @@ from wsgateway.broker.nats.streams import (
     StreamSpec,
     fill_level,
 )
+from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import NOTHING, Declared
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -160,6 +164,7 @@ class NatsBroker(Broker):
         self._keys = itertools.count()
         self._last = 0  # the stream's newest offset when it was last asked
         self._max_age = 0.0  # seconds that the stream keeps a message; 0: for ever
+        self._dead_letters = NatsDeadLetters(self.jetstream, subjects)
         self.cursors = Cursors(self.jetstream, subjects, self.position, max_devices)
         self._shared_position = Shared(self._ask_position)
 
@@ -323,7 +328,7 @@ class NatsBroker(Broker):
                 self._max_message_size + OFFER_HEADERS,
             )
 
-    async def set_up(self) -> list[str]:
+    async def set_up(self, ack_wait: float | None = None) -> list[str]:
         await self.link.open()
         await self.link.ready()
         self._require_server()
@@ -331,6 +336,8 @@ class NatsBroker(Broker):
         jetstream = self.jetstream.patient  # an operator's command outlasts an election
         lines = await Streams(jetstream, self.subjects, self.streams.specs).setup()
         self.broadcast(TOPIC, b"")
+        if ack_wait is not None:
+            lines += await set_up_consumers(self, ack_wait)
         return lines
 
     @property
@@ -566,6 +573,21 @@ class NatsBroker(Broker):
 
     def _topic(self, topic: str) -> str:
         return f"{self.subjects.prefix}.all.{topic}"
+
+    # -- work ----------------------------------------------------------------------------
+
+    def work_queue(
+        self,
+        service: str,
+        on_job: Callable[[Job], None],
+        on_turn: Callable[[str], None],
+        ack_wait: float,
+    ) -> WorkQueue:
+        return NatsWorkQueue(self, service, on_job, on_turn, ack_wait)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        return self._dead_letters
 
     def broadcast(self, topic: str, payload: bytes) -> None:
         with contextlib.suppress(BrokerUnavailable):

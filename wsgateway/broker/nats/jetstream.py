@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
+from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.link import Backoff, Link, Reply
+from wsgateway.broker.nats.link import Link, Reply
 from wsgateway.exceptions import (
     BrokerError,
     BrokerMisconfigured,
@@ -149,7 +150,7 @@ class JetStream:
         self.publish_timeout = publish_timeout
         self.on_missing: Callable[[], None] = _nothing
         """Called when an answer says that a stream may be gone."""
-        self._backoff = Backoff(0.05, 2.0, 0.5)
+        self._backoff = Backoff(0.05, 2.0, 0.5, jitter=0.5)
 
     @property
     def patient(self) -> JetStream:

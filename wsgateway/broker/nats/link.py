@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connector import Connector
-from wsgateway.broker.nats.options import Backoff, LinkOptions
+from wsgateway.broker.nats.options import LinkOptions
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.broker.nats.reader import Handler
 from wsgateway.broker.nats.refusals import Refusal, RefusalLog
 from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable, NobodyAnswers
 from wsgateway.supervision import supervise
 
-__all__ = ["Backoff", "Link", "LinkOptions", "LinkState", "Reply", "Subscription", "new_inbox"]
+__all__ = ["Link", "LinkOptions", "LinkState", "Reply", "Subscription", "new_inbox"]
 
 logger = logging.getLogger("wsgateway.broker")
 

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import random
 import re
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nkeys
 from nats.aio.client import RawCredentials
 
+from wsgateway.backoff import Backoff
 from wsgateway.broker.addresses import Address
 
-__all__ = ["Backoff", "LinkOptions"]
+__all__ = ["LinkOptions"]
 
-_random = random.SystemRandom()
-"""Jitter that no seed of the application, or of a forked process, makes the same for all."""
+_BACKOFF = Backoff(0.05, 2.0, 2.0, jitter=0.5)
 
 _CREDENTIALS = re.compile(
     rb"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+"
     rb".*?-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+",
     re.DOTALL,
 )
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Delays between attempts: exponential, capped, with full jitter."""
-
-    initial: float = 0.05
-    factor: float = 2.0
-    cap: float = 2.0
-
-    def delay(self, attempt: int) -> float:
-        """Return seconds to wait before *attempt* (the first is 0)."""
-        longest = min(self.cap, self.initial * self.factor ** min(attempt, 30))
-        return _random.uniform(longest / 2, longest)
 
 
 @dataclass(frozen=True)
@@ -60,7 +45,7 @@ class LinkOptions:
     timeout: float = 5.0
     publish_timeout: float = 25.0
     ping_interval: float = 5.0
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = _BACKOFF
 
     def insists_on_tls(self, address: Address) -> bool:
         """Say whether nothing may be sent to *address* in clear."""

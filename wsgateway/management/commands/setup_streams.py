@@ -8,8 +8,6 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from wsgateway.broker import get_broker
-from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 
@@ -33,9 +31,6 @@ async def set_up() -> list[str]:
     """Return what was done, one line a stream."""
     broker = get_broker()
     try:
-        lines = await broker.set_up()
-        if isinstance(broker, NatsBroker):
-            lines += await set_up_consumers(broker, settings.ACK_WAIT)
-        return lines
+        return await broker.set_up(settings.ACK_WAIT)
     finally:
         await broker.close()

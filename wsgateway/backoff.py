@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 __all__ = ["Backoff"]
 
+_random = random.SystemRandom()
+"""Jitter that no seed of the application, or of a forked process, makes the same for all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
@@ -25,7 +28,7 @@ class Backoff:
     factor: float = 2.0
     cap: float = 30.0
     jitter: float = 1.0
-    random: Callable[[], float] = random.random
+    random: Callable[[], float] = _random.random
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after *attempt* failures in a row; 0 is the first."""

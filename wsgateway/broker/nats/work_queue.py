@@ -7,15 +7,18 @@ say. Sources: NATS ADR-13 (pull subscriptions), ADR-15 (acknowledgements).
 from __future__ import annotations
 
 import asyncio
-import enum
+import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from wsgateway.backoff import Backoff
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.consumers import ensure_consumer
-from wsgateway.broker.nats.link import Backoff, new_inbox
+from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
+from wsgateway.broker.nats.link import new_inbox
+from wsgateway.broker.work import History, Job, Turn, WorkQueue
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerError,
@@ -24,14 +27,14 @@ from wsgateway.exceptions import (
     MalformedMessage,
     NameRefused,
 )
-from wsgateway.frames import FRAME_HEADER, Frame
 from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
+    from wsgateway.broker.base import Closable
     from wsgateway.broker.nats.broker import NatsBroker
 
-__all__ = ["Job", "Turn", "WorkQueue"]
+__all__ = ["NatsWorkQueue", "job_of"]
 
 logger = logging.getLogger("wsgateway.services")
 
@@ -56,108 +59,48 @@ ACK = b"+ACK"
 IN_PROGRESS = b"+WPI"
 
 
-class Turn(enum.Enum):
-    """Whether a message may be handled."""
-
-    NOW = "now"
-    LATER = "later"
-    """An earlier message of the same user is still in the stream."""
-    GONE = "gone"
-    """It has left the stream: it expired, an operator removed it, another worker has handled it
-    while this one stood still, or the stream was made again."""
-
-
-class Job:
-    """One message that a client sent.
-
-    Attributes:
-        inbox: Who sent it.
-        payload: Its bytes.
-        headers: All its NATS headers.
-        sequence: Its stream sequence.
-        key: Which stream it is of, as the queue counts them, and its sequence there.
-        deliveries: How often it was delivered, this time included.
-        attempt: Which try this is; the first is 1. Set by the worker.
-        id: Names the message, also after its stream was made again and counts from 1.
-        problem: Why no handler can have it; None if one can.
-        unstarted: Whether it is certain that no handler has begun with it.
-    """
-
-    __slots__ = (
-        "_frame",
-        "ack_subject",
-        "attempt",
-        "deliveries",
-        "headers",
-        "id",
-        "inbox",
-        "key",
-        "payload",
-        "problem",
-        "sequence",
-        "unstarted",
+def job_of(inbox: Inbox, payload: bytes, raw: bytes | None, reply: str) -> Job:
+    """Return the delivery that the server wants to be answered on *reply*."""
+    tokens = reply.split(".")
+    # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>…
+    first = 4 if len(tokens) == 9 else 6
+    return Job(
+        inbox,
+        payload,
+        hdrs.decode(raw),
+        sequence=int(tokens[first + 1]),
+        id=".".join((tokens[first - 2], tokens[first + 1], tokens[first + 3])),
+        deliveries=int(tokens[first]),
+        receipt=reply,
     )
 
-    def __init__(
-        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], ack_subject: str
-    ) -> None:
-        self.inbox = inbox
-        self.payload = payload
-        self.headers = headers
-        self.ack_subject = ack_subject
-        self.problem: MalformedMessage | None = None
-        self._frame: Frame | None = None
-        tokens = ack_subject.split(".")
-        # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>…
-        first = 4 if len(tokens) == 9 else 6
-        self.deliveries = int(tokens[first])
-        self.attempt = 1
-        self.unstarted = self.deliveries == 1
-        self.sequence = int(tokens[first + 1])
-        self.key = 0, self.sequence
-        self.id = ".".join((tokens[first - 2], tokens[first + 1], tokens[first + 3]))
 
-    @property
-    def frame(self) -> Frame:
-        """The websocket frame.
-
-        Raises:
-            MalformedMessage: It is none.
-        """
-        if self._frame is None:
-            self._frame = Frame.parse(self.payload, self.headers.get(FRAME_HEADER))
-        return self._frame
-
-    def malformed(self) -> MalformedMessage | None:
-        """Return why the message is no frame, which no other try can change; None if it is one."""
-        try:
-            self.frame  # noqa: B018 - parses it
-        except MalformedMessage as exc:
-            return exc
-        return None
-
-
-class WorkQueue:
+class NatsWorkQueue(WorkQueue):
     """What waits for one service.
 
     Args:
         broker: Open, in the running loop.
         service: Whose queue.
-        on_job: Called with each message, in the read path: must not wait.
-        ack_wait: Seconds without a sign of life after which a message goes to another worker; the
-            consumer may have been made with another number, which counts.
+        on_job: See `Broker.work_queue`.
+        on_turn: The same.
+        ack_wait: The same.
     """
 
     def __init__(
-        self, broker: NatsBroker, service: str, on_job: Callable[[Job], None], ack_wait: float
+        self,
+        broker: NatsBroker,
+        service: str,
+        on_job: Callable[[Job], None],
+        on_turn: Callable[[str], None],
+        ack_wait: float,
     ) -> None:
         self.service = service
         self._link = broker.link
         self._broker = broker
         self._on_job = on_job
+        self._on_turn = on_turn
         self._wanted_ack_wait = ack_wait
         self.ack_wait = ack_wait
-        """What the consumer has."""
         self._stream = broker.subjects.queue(service)
         self._consumer = broker.subjects.consumer(service)
         self._created = ""  # when the stream was made
@@ -167,67 +110,67 @@ class WorkQueue:
         self._asked = 0  # of those, how many a pull request is open for
         self._changed = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
+        self._turn = broker.subjects.turn(service)
+        self._turns: Closable | None = None
+        self._bucket = broker.subjects.bucket("tries")
         self._subscription = self._link.subscribe(self._inbox, self._on_answer)
         self._lost = self._link.on_lost(self._reset)
         self.ready = asyncio.Event()
-        """Set once the consumer is there."""
 
     def open(self, room: int) -> None:
-        """Begin to take messages, *room* at first."""
+        self._turns = self._link.subscribe(
+            self._turn, lambda _s, _r, data, _h: self._on_turn(data.decode("utf-8", "replace"))
+        )
         self._room = room
         self._pump = supervise(self._keep_pulling, "wsgateway-pull")
 
     async def close(self) -> None:
-        """Take no more, once what is on its way has come."""
         self._room = 0
         self._lost()
+        if self._turns is not None:
+            self._turns.close()
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.wait({self._pump})
         await self._subscription.drain(DRAIN_WITHIN)
 
     def add_room(self, count: int) -> None:
-        """Let *count* more messages come."""
         self._room += count
         self._changed.set()
 
     # -- messages ------------------------------------------------------------------------
 
     def ack(self, job: Job) -> None:
-        """Say that *job* is done; it leaves the stream. Lost if the connection is."""
         self._answer(job, ACK)
+        self._pass_on(job)
 
     async def ack_now(self, job: Job) -> None:
-        """Say that *job* is done, and wait until the server knows.
+        if self.holds(job):
+            try:
+                await self._link.request(job.receipt, ACK)
+            except BrokerUnavailable:
+                if self.holds(job):  # otherwise it was moved, and comes again
+                    raise
+        self._pass_on(job)
 
-        Raises:
-            BrokerUnavailable: Perhaps it does not.
-        """
-        if not self.holds(job):
-            return
-        try:
-            await self._link.request(job.ack_subject, ACK)
-        except BrokerUnavailable:
-            if self.holds(job):  # otherwise it was moved, and comes again
-                raise
+    def _pass_on(self, job: Job) -> None:
+        """Tell other workers; fails if the connection that carried the answer is lost."""
+        self._link.publish(self._turn, job.inbox.user.encode())
 
     def give_back(self, job: Job, delay: float) -> None:
-        """Let *job* be delivered again after *delay* seconds."""
         self._answer(job, b'-NAK {"delay": %d}' % int(delay * NANO))
 
     def extend(self, job: Job) -> None:
-        """Say that *job* is still being worked on."""
         self._answer(job, IN_PROGRESS)
 
     def hold(self, job: Job) -> None:
-        """Say that *job* waits for its turn: it is not redelivered for `HOLD` times ACK_WAIT."""
         self.give_back(job, HOLD * self.ack_wait)
 
     def _answer(self, job: Job, answer: bytes) -> None:
         if not self.holds(job):
             return  # the server would take it for an answer to another message
         try:
-            self._link.publish(job.ack_subject, answer)
+            self._link.publish(job.receipt, answer)
         except BrokerError as exc:  # it will be delivered again
             logger.debug("an acknowledgement was not sent: %s", exc)
 
@@ -239,10 +182,7 @@ class WorkQueue:
         return job.key[0] == self._life
 
     async def turn(self, job: Job) -> Turn:
-        """Say whether every earlier message of the same user has left the stream.
-
-        A replica that lags may say `LATER` for a while; never anything else that is wrong.
-        """
+        # A replica that lags may say LATER for a while; never anything else that is wrong
         if not self.holds(job):
             return Turn.GONE
         subject = self._broker.subjects.send(job.inbox)
@@ -262,10 +202,36 @@ class WorkQueue:
         info = await self._broker.jetstream.api(f"STREAM.INFO.{self._stream}", request)
         return bool(info["state"].get("subjects"))
 
+    # -- histories -----------------------------------------------------------------------
+
+    def _history_subject(self, job: Job) -> str:
+        return self._broker.subjects.tries_key(self.service, job.id)
+
+    async def history(self, job: Job) -> History:
+        name, request = (
+            f"STREAM.MSG.GET.{self._bucket}",
+            {"last_by_subj": self._history_subject(job)},
+        )
+        try:
+            answer = await self._broker.jetstream.api(name, request)
+        except ApiError as exc:
+            if exc.err_code == NO_MESSAGE:
+                return History()
+            raise
+        return _parse_history(base64.b64decode(answer["message"].get("data", "")))
+
+    async def note(self, job: Job, history: History) -> None:
+        text = f"{history.tries} {history.deliveries} {int(history.started)}"
+        await self._broker.jetstream.publish(self._history_subject(job), text.encode())
+
+    async def forget(self, job: Job) -> None:
+        request = {"filter": self._history_subject(job)}
+        await self._broker.jetstream.api(f"STREAM.PURGE.{self._bucket}", request)
+
     # -- pulling -------------------------------------------------------------------------
 
     async def _keep_pulling(self) -> None:
-        backoff, attempt = Backoff(0.1, 2.0, 5.0), 0
+        backoff, attempt = Backoff(0.1, 2.0, 5.0, jitter=0.5), 0
         while True:
             try:
                 await self._broker.wait_ready(60.0)
@@ -356,7 +322,15 @@ class WorkQueue:
             user = subject.decode("utf-8", "replace").rpartition(".")[2]
             inbox = Inbox(self.service, user[:MAX_SHOWN])
             problem = MalformedMessage(f"nobody can have sent this: {exc}")
-        job = Job(inbox, data, hdrs.decode(raw), reply.decode())
+        job = job_of(inbox, data, raw, reply.decode())
         job.key = self._life, job.sequence
         job.problem = problem or job.malformed()
         self._on_job(job)
+
+
+def _parse_history(data: bytes) -> History:
+    try:
+        tries, deliveries, started = map(int, data.split())
+    except ValueError:  # not ours
+        return History()
+    return History(tries, deliveries, bool(started))

@@ -1,0 +1,272 @@
+"""Work queues and dead letters within one process, for `MemoryBroker`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.work import (
+    DeadEntry,
+    DeadLetters,
+    DeadPage,
+    History,
+    Job,
+    Turn,
+    WorkQueue,
+)
+from wsgateway.exceptions import MessageTooBig, QueueFull
+from wsgateway.subjects import Inbox
+
+if TYPE_CHECKING:
+    from wsgateway.broker.memory import MemoryBroker, MemoryStore
+
+__all__ = ["MemoryDeadLetters", "MemoryWorkQueue", "Waiting", "enqueue"]
+
+HOLD = 2.0
+"""How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
+HEADERS = 64_000
+"""Bytes that a dead letter may be larger than a message."""
+
+
+@dataclass
+class Waiting:
+    """A message in a queue.
+
+    Attributes:
+        inbox: Who sent it.
+        payload: Bytes.
+        headers: All of them.
+        sequence: Its offset.
+        deliveries: How often a worker got it.
+        due: Monotonic time from which on a worker may get it.
+    """
+
+    inbox: Inbox
+    payload: bytes
+    headers: dict[str, str]
+    sequence: int
+    deliveries: int = 0
+    due: float = 0.0
+
+
+_claiming = threading.Lock()
+"""Held while a worker takes messages: workers may run in several threads."""
+
+
+def enqueue(
+    store: MemoryStore, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+) -> tuple[int, bool]:
+    """Put a message into its service's queue; return its offset, and whether it was there before.
+
+    Raises:
+        MessageTooBig: Nothing was stored.
+        QueueFull: Nothing was stored.
+    """
+    sent = store.sent[inbox.service]
+    if len(payload) > store.max_size:
+        raise MessageTooBig(len(payload), store.max_size)
+    if known := sent.known(msg_id):
+        return known
+    if full := store.is_full(inbox):
+        raise QueueFull(full)
+    offset = sent.next(msg_id, store.duplicate_window)
+    store.queues[inbox.service].append(Waiting(inbox, payload, dict(headers), offset))
+    for wake in list(store.workers[inbox.service].values()):
+        wake(None)
+    return offset, False
+
+
+class MemoryWorkQueue(WorkQueue):
+    """See `WorkQueue`.
+
+    Args:
+        broker: Open, in the running loop.
+        service: Whose queue.
+        on_job: See `Broker.work_queue`.
+        on_turn: The same.
+        ack_wait: The same.
+    """
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        service: str,
+        on_job: Callable[[Job], None],
+        on_turn: Callable[[str], None],
+        ack_wait: float,
+    ) -> None:
+        self.service = service
+        self.ready = asyncio.Event()
+        self.ack_wait = ack_wait
+        self._broker = broker
+        self._store = broker.store
+        self._on_job = on_job
+        self._on_turn = on_turn
+        self._room = 0
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._entry = broker.enter(self._store.workers[service], self._on_wake)
+
+    def open(self, room: int) -> None:
+        self._room = room
+        self.ready.set()
+        self._look_in(0.0)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._entry.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def add_room(self, count: int) -> None:
+        self._room += count
+        self._look_in(0.0)
+
+    # -- messages ------------------------------------------------------------------------
+
+    def _on_wake(self, user: str | None) -> None:
+        """Look for messages; *user*'s turn may have come."""
+        if user is not None:
+            self._on_turn(user)
+        self._look_in(0.0)
+
+    def _look_in(self, delay: float) -> None:
+        if self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay, self._take)
+
+    def _take(self) -> None:
+        jobs: list[Job] = []
+        now = time.monotonic()
+        with _claiming:
+            for waiting in self._store.queues[self.service]:
+                if len(jobs) >= self._room:
+                    break
+                if waiting.due <= now:
+                    waiting.due = now + self.ack_wait
+                    waiting.deliveries += 1
+                    jobs.append(self._job(waiting))
+        self._room -= len(jobs)
+        for job in jobs:
+            self._on_job(job)
+        due = [waiting.due for waiting in list(self._store.queues[self.service])]
+        if self._room > 0 and due:
+            self._look_in(max(0.0, min(due) - time.monotonic()))
+
+    def _job(self, waiting: Waiting) -> Job:
+        job = Job(
+            waiting.inbox,
+            waiting.payload,
+            waiting.headers,
+            sequence=waiting.sequence,
+            id=f"{self._store.epoch}.{self.service}.{waiting.sequence}",
+            deliveries=waiting.deliveries,
+        )
+        job.problem = job.malformed()
+        return job
+
+    def _find(self, job: Job) -> Waiting | None:
+        """Return what *job* is a delivery of, unless it was delivered again since."""
+        for waiting in list(self._store.queues[self.service]):
+            if waiting.sequence == job.sequence:
+                return waiting if waiting.deliveries == job.deliveries else None
+        return None
+
+    async def turn(self, job: Job) -> Turn:
+        for waiting in list(self._store.queues[self.service]):
+            if waiting.inbox == job.inbox:
+                if waiting.sequence == job.sequence:
+                    return Turn.NOW
+                return Turn.LATER if waiting.sequence < job.sequence else Turn.GONE
+        return Turn.GONE
+
+    def ack(self, job: Job) -> None:
+        self._broker.require_open()
+        queue = self._store.queues[self.service]
+        queue[:] = [waiting for waiting in queue if waiting.sequence != job.sequence]
+        for wake in list(self._store.workers[self.service].values()):
+            wake(job.inbox.user)
+
+    async def ack_now(self, job: Job) -> None:
+        self.ack(job)
+
+    def give_back(self, job: Job, delay: float) -> None:
+        if waiting := self._find(job):
+            waiting.due = time.monotonic() + delay
+            for wake in list(self._store.workers[self.service].values()):
+                wake(None)
+
+    def hold(self, job: Job) -> None:
+        if waiting := self._find(job):
+            waiting.due = time.monotonic() + HOLD * self.ack_wait
+
+    def extend(self, job: Job) -> None:
+        if waiting := self._find(job):
+            waiting.due = time.monotonic() + self.ack_wait
+
+    # -- histories -----------------------------------------------------------------------
+
+    async def history(self, job: Job) -> History:
+        return self._store.histories.get(job.id, History())
+
+    async def note(self, job: Job, history: History) -> None:
+        self._store.histories[job.id] = history
+
+    async def forget(self, job: Job) -> None:
+        self._store.histories.pop(job.id, None)
+
+
+class MemoryDeadLetters(DeadLetters):
+    """See `DeadLetters`.
+
+    Args:
+        broker: Whose store they are in.
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._store = broker.store
+        self.max_size = self._store.max_size + HEADERS
+
+    async def add(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    ) -> None:
+        await self._broker.wait_ready()
+        store = self._store
+        size = len(payload) + sum(len(name) + len(value) for name, value in headers.items())
+        if size > self.max_size:
+            raise MessageTooBig(size, self.max_size)
+        if store.buried.known(msg_id) is None:
+            offset = store.buried.next(msg_id, store.duplicate_window)
+            now = dt.datetime.now(dt.UTC).isoformat()
+            store.dead[offset] = DeadEntry(offset, inbox, payload, dict(headers), now)
+
+    async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
+        await self._broker.wait_ready()
+        found = [
+            entry
+            for offset, entry in sorted(self._store.dead.items())
+            if offset > after and service in (None, entry.inbox.service)
+        ]
+        return DeadPage(found[:limit], len(found) > limit)
+
+    async def find(self, offset: int) -> DeadEntry | None:
+        await self._broker.wait_ready()
+        return self._store.dead.get(offset)
+
+    async def remove(self, offset: int) -> None:
+        await self._broker.wait_ready()
+        self._store.dead.pop(offset, None)
+
+    async def requeue(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    ) -> None:
+        await self._broker.wait_ready()
+        enqueue(self._store, inbox, payload, headers, msg_id)

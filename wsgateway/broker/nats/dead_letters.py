@@ -1,0 +1,83 @@
+"""Dead letters in a stream of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.jetstream import NOT_DELETED, ApiError
+from wsgateway.broker.work import DeadEntry, DeadLetters, DeadPage
+from wsgateway.exceptions import NameRefused
+from wsgateway.subjects import Inbox, Subjects
+
+if TYPE_CHECKING:
+    from wsgateway.broker.nats.jetstream import JetStream
+    from wsgateway.broker.nats.link import Reply
+
+__all__ = ["NatsDeadLetters"]
+
+
+class NatsDeadLetters(DeadLetters):
+    """See `DeadLetters`.
+
+    Args:
+        jetstream: Where the stream is.
+        subjects: Names below the installation's prefix.
+    """
+
+    def __init__(self, jetstream: JetStream, subjects: Subjects) -> None:
+        self._jetstream = jetstream
+        self._subjects = subjects
+        self._stream = subjects.stream("dead")
+
+    @property
+    def max_size(self) -> int:  # type: ignore[override]
+        return self._jetstream.link.max_payload
+
+    async def add(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    ) -> None:
+        subject = self._subjects.dead(inbox)
+        await self._jetstream.publish(subject, payload, dict(headers), msg_id=msg_id)
+
+    async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
+        subject = self._subjects.all_of("dead", service)
+        request = {"seq": after + 1, "next_by_subj": subject, "batch": limit}
+        found = await self._jetstream.direct(self._stream, request)
+        return DeadPage([self._entry(reply) for reply in found.replies], found.pending > 0)
+
+    async def find(self, offset: int) -> DeadEntry | None:
+        found = await self._jetstream.direct(self._stream, {"seq": offset})
+        return self._entry(found.replies[0]) if found.replies else None
+
+    async def remove(self, offset: int) -> None:
+        request = {"seq": offset, "no_erase": True}
+        try:
+            await self._jetstream.api(f"STREAM.MSG.DELETE.{self._stream}", request)
+        except ApiError as exc:
+            if exc.err_code not in NOT_DELETED or await self.find(offset) is not None:
+                raise
+
+    async def requeue(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    ) -> None:
+        subject = self._subjects.send(inbox)
+        await self._jetstream.publish(subject, payload, dict(headers), msg_id=msg_id)
+
+    def _entry(self, reply: Reply) -> DeadEntry:
+        headers = hdrs.decode(reply.headers)
+        return DeadEntry(
+            int(headers["Nats-Sequence"]),
+            self._inbox(headers["Nats-Subject"]),
+            reply.data,
+            {name: value for name, value in headers.items() if not name.startswith("Nats-")},
+            headers.get("Nats-Time-Stamp", ""),
+        )
+
+    def _inbox(self, subject: str) -> Inbox:
+        try:
+            return self._subjects.parse(subject)[1]
+        except NameRefused:  # somebody else's, on a subject that is not ours
+            *_, service, user = subject.split(".")
+            return Inbox(service, user)

@@ -1,0 +1,275 @@
+"""What workers need of a broker: a service's queue, its messages' histories, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from wsgateway.exceptions import MalformedMessage
+from wsgateway.frames import FRAME_HEADER, Frame
+from wsgateway.subjects import Inbox
+
+__all__ = ["DeadEntry", "DeadLetters", "DeadPage", "History", "Job", "Turn", "WorkQueue"]
+
+
+class Turn(enum.Enum):
+    """Whether a message may be handled."""
+
+    NOW = "now"
+    LATER = "later"
+    """An earlier message of the same user is still in the queue."""
+    GONE = "gone"
+    """It has left the queue: it expired, an operator removed it, another worker has handled it
+    while this one stood still, or the queue's stream was made again."""
+
+
+class Job:
+    """One delivery of a message that a client sent.
+
+    Attributes:
+        inbox: Who sent it.
+        payload: Its bytes.
+        headers: All its headers.
+        sequence: Its stream sequence.
+        key: Which stream it is of, as the queue counts them, and its sequence there.
+        deliveries: How often it was delivered, this time included.
+        attempt: Which try this is; the first is 1. Set by the worker.
+        id: Names the message, also after its stream was made again and counts from 1.
+        receipt: Where the broker takes the answer to this delivery; its own business.
+        problem: Why no handler can have it; None if one can.
+        unstarted: Whether it is certain that no handler has begun with it.
+    """
+
+    __slots__ = (
+        "_frame",
+        "attempt",
+        "deliveries",
+        "headers",
+        "id",
+        "inbox",
+        "key",
+        "payload",
+        "problem",
+        "receipt",
+        "sequence",
+        "unstarted",
+    )
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        headers: Mapping[str, str],
+        *,
+        sequence: int,
+        id: str,
+        deliveries: int = 1,
+        receipt: str = "",
+    ) -> None:
+        self.inbox = inbox
+        self.payload = payload
+        self.headers = headers
+        self.sequence = sequence
+        self.id = id
+        self.deliveries = deliveries
+        self.receipt = receipt
+        self.key = 0, sequence
+        self.attempt = 1
+        self.unstarted = deliveries == 1
+        self.problem: MalformedMessage | None = None
+        self._frame: Frame | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """The websocket frame.
+
+        Raises:
+            MalformedMessage: It is not one.
+        """
+        if self._frame is None:
+            self._frame = Frame.parse(self.payload, self.headers.get(FRAME_HEADER))
+        return self._frame
+
+    def malformed(self) -> MalformedMessage | None:
+        """Return why the message is not a frame, which no other try can change; None if it is."""
+        try:
+            self.frame  # noqa: B018 - parses it
+        except MalformedMessage as exc:
+            return exc
+        return None
+
+
+class History(NamedTuple):
+    """What is known of a message when it is delivered.
+
+    Attributes:
+        tries: Handlers that have failed.
+        deliveries: How often it had been delivered when that was noted.
+        started: Whether a handler began, alone in its process, and was not heard of since.
+    """
+
+    tries: int = 0
+    deliveries: int = 0
+    started: bool = False
+
+
+class WorkQueue(ABC):
+    """What waits for one service, shared with the service's other workers.
+
+    A message stays in the queue until somebody acknowledges it. Its delivery ends when the
+    connection is lost or `ack_wait` passes without a sign of life; then it comes again.
+    """
+
+    service: str
+    ready: asyncio.Event
+    """Set once messages come, if there are any."""
+    ack_wait: float
+    """Seconds without a sign of life after which a message goes to another worker."""
+
+    @abstractmethod
+    def open(self, room: int) -> None:
+        """Begin to take messages, *room* at first."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Take no more, once what is on its way has come. Jobs may still be answered."""
+
+    @abstractmethod
+    def add_room(self, count: int) -> None:
+        """Let *count* more messages come."""
+
+    @abstractmethod
+    async def turn(self, job: Job) -> Turn:
+        """Say whether every earlier message of the same user has left the queue.
+
+        May say `Turn.LATER` for a while although they have; never anything else that is wrong.
+
+        Raises:
+            BrokerError: It cannot be asked now.
+        """
+
+    @abstractmethod
+    def ack(self, job: Job) -> None:
+        """Say that *job* is done: it leaves the queue, and other workers hear of it.
+
+        Lost if the connection is; then the message comes again.
+
+        Raises:
+            BrokerUnavailable: Not connected.
+        """
+
+    @abstractmethod
+    async def ack_now(self, job: Job) -> None:
+        """Do what `ack` does, and return once the broker knows.
+
+        Raises:
+            BrokerUnavailable: Perhaps it does not.
+        """
+
+    @abstractmethod
+    def give_back(self, job: Job, delay: float) -> None:
+        """Let *job* be delivered again after *delay* seconds."""
+
+    @abstractmethod
+    def hold(self, job: Job) -> None:
+        """Say that *job* waits for its turn: it is not redelivered for a while."""
+
+    @abstractmethod
+    def extend(self, job: Job) -> None:
+        """Say that *job* is still being worked on."""
+
+    @abstractmethod
+    async def history(self, job: Job) -> History:
+        """Return what workers have noted about *job*.
+
+        Raises:
+            BrokerError: It cannot be read now.
+        """
+
+    @abstractmethod
+    async def note(self, job: Job, history: History) -> None:
+        """Remember *history*, where every worker finds it.
+
+        Raises:
+            BrokerError: It cannot be stored now.
+        """
+
+    @abstractmethod
+    async def forget(self, job: Job) -> None:
+        """Forget what was noted. Idempotent.
+
+        Raises:
+            BrokerError: It cannot be removed now.
+        """
+
+
+class DeadEntry(NamedTuple):
+    """A dead letter as it is stored.
+
+    Attributes:
+        offset: Its stream sequence; names it.
+        inbox: Who sent the message.
+        payload: Bytes.
+        headers: Those it was stored with; none of the broker's own.
+        time: When it was stored, as RFC 3339 text in UTC.
+    """
+
+    offset: int
+    inbox: Inbox
+    payload: bytes
+    headers: dict[str, str]
+    time: str
+
+
+class DeadPage(NamedTuple):
+    """Some dead letters, the oldest first.
+
+    Attributes:
+        entries: What was read.
+        more: True if there are others behind them.
+    """
+
+    entries: list[DeadEntry]
+    more: bool
+
+
+class DeadLetters(ABC):
+    """Messages that no handler could process, of all services."""
+
+    max_size: int
+    """Bytes of payload and headers that the broker takes at most."""
+
+    @abstractmethod
+    async def add(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    ) -> None:
+        """Store one. Idempotent for ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
+
+        Raises:
+            BrokerError: It is not stored.
+        """
+
+    @abstractmethod
+    async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
+        """Return those of *service* (None: of all) that are stored after the offset *after*."""
+
+    @abstractmethod
+    async def find(self, offset: int) -> DeadEntry | None:
+        """Return the one at *offset*; None if there is none."""
+
+    @abstractmethod
+    async def remove(self, offset: int) -> None:
+        """Remove one. Idempotent."""
+
+    @abstractmethod
+    async def requeue(
+        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    ) -> None:
+        """Put a message into its service's queue. Idempotent like `add`.
+
+        Raises:
+            BrokerError: Perhaps it is not there.
+        """
