@@ -20,12 +20,11 @@ from asgiref.sync import SyncToAsync
 
 from tests.support import Gateway, PostgresServer, forget_connections
 from tests.troubleshooting import Symptom
-from wsgateway.broker import embedded
+from wsgateway.broker import embedded, runtime
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.layer import loops
 
 # The machines that run this are shared: what is slow for once is not wrong.
 hypothesis.settings.register_profile(
@@ -87,7 +86,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.E
     store = tmp_path_factory.mktemp("nats")
     with embedded.EmbeddedServer(store, sync_interval=SYNC_INTERVAL) as server:
         yield server
-        loops._stop_background()  # or it asks for the server until the process ends
+        runtime.stop_background()  # or it asks for the server until the process ends
 
 
 @pytest.fixture

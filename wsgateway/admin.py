@@ -10,7 +10,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
-from wsgateway import portal
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.models import DeadLetterEntry
@@ -56,7 +56,7 @@ class DeadLetterAdmin(Base):
             if request.method == "POST":
                 self._act(request)
                 return redirect(request.get_full_path())
-            letters, more = portal.call_sync(lambda broker: _page(broker, service))
+            letters, more = runtime.call_sync(lambda broker: _page(broker, service))
         except WsGatewayError as exc:
             messages.error(request, str(exc))
         return self._render(
@@ -82,7 +82,7 @@ class DeadLetterAdmin(Base):
                     refused.append(str(exc))
             return refused
 
-        refused = portal.call_sync(all_of_them)
+        refused = runtime.call_sync(all_of_them)
         done = "put back into the queue" if retry else "purged"
         if len(refused) < len(offsets):
             messages.success(request, f"{len(offsets) - len(refused)} dead letter(s) {done}.")
@@ -102,7 +102,7 @@ class DeadLetterAdmin(Base):
         if not object_id.isdigit():
             raise Http404
         try:
-            letter = portal.call_sync(lambda broker: deadletters.find(broker, int(object_id)))
+            letter = runtime.call_sync(lambda broker: deadletters.find(broker, int(object_id)))
         except DeadLetterMissing as exc:
             raise Http404 from exc
         except WsGatewayError as exc:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from wsgateway.broker import get_broker
+from wsgateway.broker import runtime
 from wsgateway.broker.base import (
     CONNECTION_HEADER,
     DEVICE_HEADER,
@@ -490,7 +490,7 @@ class Hub:
             task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not answer
-                await self.broker.close()
+                await runtime.close(self.broker)
 
     def reconnect_after(self) -> float:
         """Return the seconds after which a client is to come back: random, by the rate allowed."""
@@ -739,5 +739,7 @@ def get_hub() -> Hub:
     loop = asyncio.get_running_loop()
     hub = _hubs.get(loop)
     if hub is None:
-        hub = _hubs[loop] = Hub(get_broker())
+        connection = runtime.current()
+        connection.kept = True
+        hub = _hubs[loop] = Hub(connection.broker)
     return hub

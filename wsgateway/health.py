@@ -13,7 +13,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_safe
 
-from wsgateway import portal
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.decorators import never_atomic
 from wsgateway.exceptions import WsGatewayError
@@ -38,7 +38,7 @@ async def ready() -> JsonResponse:
     global _was_ready
     try:
         async with asyncio.timeout(2 * READY_TIMEOUT):  # for a loop that stands still
-            await portal.call(_nothing, READY_TIMEOUT)
+            await runtime.call(_nothing, READY_TIMEOUT)
     except (WsGatewayError, TimeoutError) as exc:
         # Probes come every few seconds: what they find is worth a line once
         log = logger.warning if _was_ready else logger.debug

@@ -21,7 +21,7 @@ from typing import Any
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import transaction
 
-from wsgateway import portal
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker, Receipt, check_published
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig, PartlySent, WsGatewayError
@@ -155,7 +155,7 @@ async def asend(
             JSON cannot be written as UTF-8.
     """
     message = Outgoing(service, user, text, bytes, json, ttl, msg_id, headers)
-    return await portal.call(_storing(message))
+    return await runtime.call(_storing(message))
 
 
 def send(service: str, user: str, **options: Any) -> Receipt:
@@ -164,7 +164,7 @@ def send(service: str, user: str, **options: Any) -> Receipt:
     Raises:
         RuntimeError: In a running event loop; await `asend` there.
     """
-    return portal.call_sync(_storing(Outgoing(service, user, **options)))
+    return runtime.call_sync(_storing(Outgoing(service, user, **options)))
 
 
 Outcome = Receipt | Exception
@@ -237,13 +237,13 @@ def send_many(messages: Iterable[Outgoing]) -> list[Outcome]:
             the outcomes so far. After any other exception nothing is stored.
         RuntimeError: In a running event loop; await `asend_many` there.
     """
-    portal.refuse_in_loop()
+    runtime.refuse_in_loop()
     sending = _Sending()
     with sending.reporting():
         for message in messages:
             if sending.add(message):
-                portal.call_sync(sending.store)
-        portal.call_sync(sending.store)
+                runtime.call_sync(sending.store)
+        runtime.call_sync(sending.store)
     return sending.outcomes
 
 
@@ -258,8 +258,8 @@ async def asend_many(messages: Iterable[Outgoing] | AsyncIterable[Outgoing]) -> 
     with sending.reporting():
         async for message in _each(messages):
             if sending.add(message):
-                await portal.call(sending.store)
-        await portal.call(sending.store)
+                await runtime.call(sending.store)
+        await runtime.call(sending.store)
     return sending.outcomes
 
 
@@ -292,12 +292,12 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
         RuntimeError: In a running event loop, which the sending would block.
         Exception: What `send` raises for a mistake in the arguments.
     """
-    portal.refuse_in_loop()
+    runtime.refuse_in_loop()
     store = _storing(Outgoing(service, user, **options))
 
     def send_now() -> None:
         try:
-            portal.call_sync(store)
+            runtime.call_sync(store)
         except Exception:
             logger.exception(
                 "a message for service %s was not sent after the commit; "

@@ -21,12 +21,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_delete, post_save
 from django.utils import timezone
 
-from wsgateway import portal
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import embedded_is_running
+from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of
-from wsgateway.layer.loops import on_fork
 from wsgateway.logins import session_model, session_store, sessions_are_cookies, user_models
 from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
 
@@ -189,7 +189,7 @@ class _Announcer:
             self._scheduled = True
         try:
             if _has_gateways():
-                self._last = portal.call_soon(self._broadcast)
+                self._last = runtime.call_soon(self._broadcast)
                 self._last.add_done_callback(self._on_done)
             else:
                 self._take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,9 +115,9 @@ async def test_without_a_server_the_error_says_what_to_do(prefix: str, free_port
 
     async with layers(f"nats://127.0.0.1:{free_port}", prefix) as make:
         layer = make()
-        layer._target = layer.target._replace(
-            options=layer.target.options.__class__(layer.target.options.servers, timeout=0.3)
-        )
+        options = layer.target.options
+        assert options is not None
+        layer._target = layer.target._replace(options=replace(options, timeout=0.3))
         for group in ("group", "service.user"):
             with pytest.raises(BrokerUnavailable, match="cannot reach NATS"):
                 await layer.group_send(group, {"type": "x"})

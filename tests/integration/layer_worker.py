@@ -87,12 +87,13 @@ class Worker:
 
     async def confirm(self) -> None:
         """Wait until the server has what was sent from here, and this process what came."""
-        from wsgateway.layer import loops
+        from wsgateway.broker import runtime
+        from wsgateway.layer.node import Node
 
-        for nodes in list(loops._nodes.values()):
-            for node in list(nodes.values()):
-                await node.call(node.ready)  # a cancelled call may just have begun to connect
-                await node.call(node.link.confirm)
+        for connection in runtime.connections():
+            node = connection.attached[Node]
+            await node.call(node.ready)  # a cancelled call may just have begun to connect
+            await node.call(node.link.confirm)
         await self.layer._home.confirm()
 
     async def stored(self, channel: str) -> int:

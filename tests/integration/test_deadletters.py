@@ -10,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from wsgateway import portal
+from wsgateway.broker import runtime
 from wsgateway.broker.work import Job
 from wsgateway.services.deadletters import letters, purge, retry, set_aside
 from wsgateway.subjects import Inbox
@@ -32,7 +32,7 @@ def offsets(nats_settings: Any) -> list[int]:
                 await set_aside(broker, job, exc)
                 await set_aside(broker, job, exc)  # idempotent
 
-    portal.call_sync(fill)
+    runtime.call_sync(fill)
     return [1, 2]
 
 
@@ -40,13 +40,13 @@ def queue(prefix: str) -> dict[str, Any]:
     async def ask(broker: Any) -> Any:
         return await broker.jetstream.api(f"STREAM.INFO.{prefix.upper()}_SEND_orders")
 
-    return dict(portal.call_sync(ask)["state"])
+    return dict(runtime.call_sync(ask)["state"])
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    from wsgateway.broker import reset_brokers
+    from wsgateway.broker import runtime
 
-    reset_brokers()
+    runtime.reset()
     call_command("deadletters", *arguments)
     return capsys.readouterr().out
 
@@ -82,7 +82,7 @@ def test_retry_and_purge_are_idempotent(offsets: list[int], prefix: str) -> None
         await purge(broker, other)
         assert [letter async for letter in letters(broker)] == []
 
-    portal.call_sync(act)
+    runtime.call_sync(act)
     assert queue(prefix)["messages"] == 1
 
 

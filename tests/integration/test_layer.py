@@ -20,7 +20,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
 from wsgateway.layer import NatsChannelLayer, fullness, mailbox
-from wsgateway.layer.loops import full_channels
+from wsgateway.layer.node import full_channels
 
 ALL_TYPES = {
     "type": "all.types",

@@ -13,8 +13,9 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from tests.integration.layers import Make, drain, layers, receive
+from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.layer import NatsChannelLayer, loops
+from wsgateway.layer import NatsChannelLayer
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_what_began_in_plain_threads_goes_on_in_a_loop(
     assert got == list(range(410))
     async_to_sync(layer.close)()
     async_to_sync(other.close)()
-    loops._stop_background()
+    runtime.stop_background()
 
 
 @pytest.mark.parametrize("way", ["process", "group"])
@@ -178,8 +179,7 @@ def test_what_is_on_its_way_to_the_background_loop_arrives(
     channel = async_to_sync(layer.new_channel)()
     async_to_sync(layer.group_add)("group", channel)
     async_to_sync(layer._home.confirm)()
-    background = loops._background
-    assert background is not None
+    background = runtime.background(layer.target)
     for number in range(3):
         background.loop.call_soon_threadsafe(time.sleep, 0.2)
         message = {"type": "x", "n": number}
@@ -189,7 +189,7 @@ def test_what_is_on_its_way_to_the_background_loop_arrives(
             asyncio.run(other.group_send("group", message))
         assert asyncio.run(drain(layer, channel, 1)) == [number]
     async_to_sync(layer.close)()
-    loops._stop_background()
+    runtime.stop_background()
 
 
 def test_a_durable_member_moves_between_loops_that_stand_still(
@@ -212,7 +212,7 @@ def test_a_durable_member_moves_between_loops_that_stand_still(
     finally:
         for loop in several:
             loop.close()
-        loops._stop_background()
+        runtime.stop_background()
 
 
 def test_a_loop_that_stood_still_ends_what_it_had_begun(
@@ -236,4 +236,4 @@ def test_a_loop_that_stood_still_ends_what_it_had_begun(
     finally:
         first.close()
         second.close()
-        loops._stop_background()
+        runtime.stop_background()

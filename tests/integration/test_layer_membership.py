@@ -20,7 +20,7 @@ from wsgateway.broker.nats.link import Link
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.loops import Node
+from wsgateway.layer.node import Node
 
 Start = Callable[[], WorkerProcess]
 

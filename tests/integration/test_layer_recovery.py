@@ -10,9 +10,9 @@ import pytest
 
 from tests.integration.layers import drain, layers, nothing_comes
 from wsgateway import inbox
+from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.layer import feed as feeds
-from wsgateway.layer import loops
 
 GROUP = "room"
 
@@ -82,7 +82,7 @@ async def test_server_that_lost_the_streams_end(
         while 100 + since - 1 not in got or 100 not in got:
             got += await drain(mine, channel, 1)
         assert set(got) == set(range(100, 100 + since))
-    loops._stop_background()
+    runtime.stop_background()
 
 
 async def test_fetch_that_outlasts_the_stream(

@@ -21,7 +21,8 @@ import django
 warnings.simplefilter("always")
 django.setup()
 from asgiref.sync import async_to_sync
-from wsgateway.layer import NatsChannelLayer, loops
+from wsgateway.broker import runtime
+from wsgateway.layer import NatsChannelLayer
 url, prefix, what = sys.argv[1:4]
 layer = NatsChannelLayer(url, prefix=prefix, capacity=100_000)
 
@@ -53,7 +54,7 @@ channel = async_to_sync(member)("group")
 threads = [threading.Thread(target=work, args=(kind,)) for kind in range(4)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-print(async_to_sync(count)(channel, 10_000), len(loops._nodes), flush=True)
+print(async_to_sync(count)(channel, 10_000), len(runtime.connections()), flush=True)
 input()
 """
 
@@ -75,7 +76,7 @@ for number in range(3):
         sys.exit(0)
     children.append(pid)
 assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
-print(async_to_sync(count)(channel, 301), len(loops._nodes), flush=True)
+print(async_to_sync(count)(channel, 301), len(runtime.connections()), flush=True)
 input()
 """
 

@@ -13,7 +13,7 @@ from tests.faults.traffic import broker_at
 from tests.integration.workers import no_services, serving
 from tests.support import Gateway, until
 from wsgateway import Message
-from wsgateway.broker import get_broker, reset_brokers
+from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.work import Job
@@ -79,8 +79,8 @@ async def test_stream_that_nobody_uses_is_looked_at_now_and_then(
 async def test_readyz_says_so_until_it_is_back(
     nats_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reset_brokers()
-    broker = get_broker()
+    runtime.reset()
+    broker = runtime.current().broker
     assert isinstance(broker, NatsBroker)
     await broker.open()
     await broker.wait_ready()
@@ -101,7 +101,7 @@ async def test_readyz_says_so_until_it_is_back(
     await until(lambda: broker.ready, 10, "it is back")
     assert (await client.get("/readyz")).status_code == 200
     await broker.close()
-    reset_brokers()
+    runtime.reset()
 
 
 @pytest.mark.parametrize("protocol", [None, "wsgateway.v1"])

@@ -18,6 +18,7 @@ from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import ROOT, Gateway, Process, until
 from wsgateway import Message, RetryPolicy, asend
+from wsgateway.broker import runtime
 from wsgateway.broker.embedded import find_server, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -25,7 +26,6 @@ from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerForbidden
-from wsgateway.layer import loops
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
@@ -62,7 +62,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         process.wait_for_line("Server is ready")
         yield number
     finally:
-        loops._stop_background()  # or it asks for the server until the process ends
+        runtime.stop_background()  # or it asks for the server until the process ends
         process.kill()
 
 

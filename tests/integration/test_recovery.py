@@ -13,7 +13,7 @@ import pytest
 from tests.faults.traffic import broker_at
 from tests.support import Gateway, until
 from wsgateway import inbox, protocol
-from wsgateway.broker import get_broker, reset_brokers
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
@@ -469,8 +469,8 @@ async def real(settings: Any, own_server: EmbeddedServer, prefix: str) -> AsyncI
     settings.NATS_BROKER_URL = own_server.url
     settings.WSGATEWAY_PREFIX = prefix
     settings.WSGATEWAY_STORAGE = "file"
-    reset_brokers()
-    hub = Hub(get_broker())
+    runtime.reset()
+    hub = Hub(runtime.current().broker)
     await hub.open()
     await hub.broker.wait_ready()
     yield hub

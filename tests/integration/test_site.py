@@ -11,7 +11,7 @@ from django.test import AsyncClient, Client
 
 from project.demo.users import create_demo_users
 from wsgateway import health
-from wsgateway.broker import get_broker, reset_brokers
+from wsgateway.broker import runtime
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.identity import Identity, TokenIdentity
 from wsgateway.subjects import Inbox
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _fresh_brokers() -> Any:
-    reset_brokers()
+    runtime.reset()
     yield
-    reset_brokers()
+    runtime.reset()
 
 
 def log_in(name: str, **fields: Any) -> Any:
@@ -125,10 +125,10 @@ class TestPublish:
         assert answer.json() == {"user": "bob", "offset": offset}
         answer = await client.post("/publish/", data)
         assert (answer.status_code, answer.headers["location"]) == (302, "/")
-        batch = await get_broker().read_after(Inbox("demo", "bob"), 0, limit=10)
+        batch = await runtime.current().broker.read_after(Inbox("demo", "bob"), 0, limit=10)
         assert [(m.payload, m.kind) for m in batch.messages] == [(b"hi", "text")] * 2
         assert batch.messages[0].offset == offset
-        await get_broker().close()
+        await runtime.current().broker.close()
 
     @pytest.mark.parametrize("data", [{}, {"user": "bob"}, {"user": "x" * 300, "text": "hi"}])
     async def test_incomplete_form_is_refused(
@@ -154,9 +154,9 @@ class TestPublish:
             for _ in range(2)
         ]
         assert offsets[0] == offsets[1]
-        batch = await get_broker().read_after(Inbox("demo", "carol"), 0, limit=10)
+        batch = await runtime.current().broker.read_after(Inbox("demo", "carol"), 0, limit=10)
         assert [message.offset for message in batch.messages] == offsets[:1]
-        await get_broker().close()
+        await runtime.current().broker.close()
 
     async def test_form_needs_its_token(self, settings: Any) -> None:
         strict = AsyncClient(enforce_csrf_checks=True)
@@ -167,7 +167,7 @@ async def test_health(async_client: AsyncClient) -> None:
     assert (await async_client.get("/healthz")).json() == {"alive": True}
     assert (await async_client.get("/readyz")).json() == {"ready": True}
     assert (await async_client.post("/readyz")).status_code == 405
-    await get_broker().close()
+    await runtime.current().broker.close()
 
 
 @pytest.fixture(autouse=True)
@@ -195,5 +195,5 @@ async def test_not_ready_while_the_broker_is_away(
     [said] = [r.getMessage() for r in caplog.records if "not ready" in r.getMessage()]
     assert f"cannot reach NATS at 127.0.0.1:{free_port}: connection refused" in said
     with pytest.raises(BrokerUnavailable):
-        await get_broker().wait_ready(0.01)
-    await get_broker().close()
+        await runtime.current().broker.wait_ready(0.01)
+    await runtime.current().broker.close()

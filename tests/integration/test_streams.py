@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests.faults.traffic import broker_at
-from wsgateway.broker import reset_brokers
+from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -29,7 +29,7 @@ async def plain(nats_server: EmbeddedServer, prefix: str) -> AsyncIterator[NatsB
 
 
 def set_up(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    reset_brokers()
+    runtime.reset()
     call_command("setup_streams")
     lines = capsys.readouterr().out.splitlines()
     return dict(line.split(": ", 1) for line in lines)
@@ -125,7 +125,7 @@ async def test_stream_that_cannot_work_is_refused_with_field_and_cure(
     assert f"stream '{name}' has retention 'workqueue', settings want 'limits'" in text
     assert "republish" in text
     assert "WSGATEWAY_PREFIX" in text
-    reset_brokers()
+    runtime.reset()
     with pytest.raises(CommandError, match="retention"):
         await asyncio.to_thread(call_command, "setup_streams")
     assert (await config(plain, name))["retention"] == "workqueue"

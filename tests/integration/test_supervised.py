@@ -13,6 +13,7 @@ from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until, wait_for
 from wsgateway import Message, publish
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
@@ -139,14 +140,11 @@ def test_background_loop_survives_an_exit_in_a_callback(
 ) -> None:
     """The thread ended, and every later call from synchronous code waited for ever."""
     publish.send("orders", "ann", text="before")
-    from wsgateway.layer import loops
-
-    background = loops._background
-    assert background is not None
+    background = runtime.background()
     background.loop.call_soon_threadsafe(sys.exit, 3)
     wait_for(lambda: "the background loop stopped" in caplog.text, what="the log")
     assert publish.send("orders", "ann", text="after").offset
-    assert loops._background is background
+    assert runtime.background() is background
 
 
 @pytest.mark.usefixtures("no_services")

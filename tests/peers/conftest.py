@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.peers.swap import Target
-from wsgateway.layer import loops
+from wsgateway.broker import runtime
 
 
 @pytest.fixture(autouse=True)
@@ -35,4 +35,4 @@ def _target(nats_server: Any) -> Iterator[None]:
     Target.servers = [nats_server.url]
     Target.prefix = f"p{secrets.token_hex(4)}"
     yield
-    loops._stop_background()  # their tests do not close what synchronous callers share
+    runtime.stop_background()  # their tests do not close what synchronous callers share

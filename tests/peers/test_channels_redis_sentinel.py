@@ -10,8 +10,8 @@ import pytest
 
 from tests.peers.swap import Target, load, source
 from tests.peers.test_channels_redis_core import NOT_APPLICABLE as CORE
+from wsgateway.broker import runtime
 from wsgateway.broker.cluster import Cluster
-from wsgateway.layer import loops
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,7 +19,7 @@ def _target(nats_cluster: Cluster) -> Iterator[None]:
     """Overrides the one for a single server."""
     Target.servers = nats_cluster.urls
     yield
-    loops._stop_background()
+    runtime.stop_background()
 
 
 @pytest.fixture(autouse=True)

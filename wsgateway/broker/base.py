@@ -247,6 +247,14 @@ class Broker(ABC):
 
     @property
     @abstractmethod
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+
+    def forget_inherited(self) -> None:  # noqa: B027 - most have nothing
+        """Let go of what belongs to the parent, without any I/O; in a forked child."""
+
+    @property
+    @abstractmethod
     def connected(self) -> bool:
         """Whether a server can be reached now, whatever its streams are doing."""
 

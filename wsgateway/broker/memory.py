@@ -235,6 +235,10 @@ class MemoryBroker(Broker):
         return "the memory of this process"
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def connected(self) -> bool:
         return self._open
 

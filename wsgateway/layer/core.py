@@ -17,7 +17,7 @@ from django.core.signals import setting_changed
 
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats import options_from_settings
+from wsgateway.broker.runtime import Target, is_short_lived, on_fork, target_of
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.frames import FRAME_HEADER
@@ -26,17 +26,9 @@ from wsgateway.layer.config import find_differences
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.groups import Item
 from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
-from wsgateway.layer.loops import (
-    Node,
-    Target,
-    background_node,
-    current_node,
-    full_channels,
-    is_short_lived,
-    on_fork,
-)
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
 from wsgateway.layer.memory import MemoryChannelLayer
+from wsgateway.layer.node import Node, background_node, current_node, full_channels
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
 from wsgateway.subjects import Inbox, Subjects
@@ -135,8 +127,7 @@ class NatsChannelLayer(ConfiguredLayer):
         if self._target is None:
             for problem, cure in find_differences(self._servers, self._prefix):
                 logger.warning("channel layer: %s; %s", problem, cure)
-            options = options_from_settings(settings, tuple(self._servers))
-            self._target = Target(options, self.prefix)
+            self._target = target_of(tuple(self._servers), self.prefix)
         return self._target
 
     def _node(self) -> Node:
@@ -545,7 +536,7 @@ class NatsChannelLayer(ConfiguredLayer):
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         node = background_node(self.target)
-        limit = 2 * self.target.options.timeout
+        limit = 2 * node.broker.jetstream.timeout
         try:
             node.call_sync(function, limit)
         except TimeoutError as exc:
@@ -596,9 +587,7 @@ class NatsChannelLayer(ConfiguredLayer):
         self._move_readers()
 
     async def _leave(self, node: Node) -> None:
-        node.users.discard(self)
-        if not node.users:
-            await node.close()
+        await node.leave(self)
 
     async def close_pools(self) -> None:
         """Disconnect the running loop, if it has a connection of its own; as channels_redis."""

@@ -21,7 +21,7 @@ from wsgateway.layer import wire
 from wsgateway.subjects import GROUP_SERVICE, Inbox
 
 if TYPE_CHECKING:
-    from wsgateway.layer.loops import Node
+    from wsgateway.layer.node import Node
 
 __all__ = [
     "UNKNOWN_SERVICE",

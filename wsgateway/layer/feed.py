@@ -23,8 +23,8 @@ from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.layer.loops import Node
     from wsgateway.layer.mailbox import Mailbox
+    from wsgateway.layer.node import Node
 
 __all__ = ["DurableItem", "Feed"]
 

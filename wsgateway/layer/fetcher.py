@@ -21,7 +21,7 @@ from wsgateway.layer.mailbox import Mailbox
 from wsgateway.subjects import encode_token
 
 if TYPE_CHECKING:
-    from wsgateway.layer.loops import Node
+    from wsgateway.layer.node import Node
     from wsgateway.layer.normal import NormalChannels
 
 __all__ = ["ACK_WAIT", "Fetcher"]

@@ -18,7 +18,7 @@ from wsgateway.subjects import encode_token
 
 if TYPE_CHECKING:
     from wsgateway.layer.home import Options
-    from wsgateway.layer.loops import Node
+    from wsgateway.layer.node import Node
 
 __all__ = ["DataOf", "Forward"]
 

@@ -28,8 +28,8 @@ from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.feed import Feed
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
-from wsgateway.layer.loops import Node
 from wsgateway.layer.mailbox import Mailbox
+from wsgateway.layer.node import Node
 from wsgateway.subjects import Inbox
 
 __all__ = ["Home", "Options"]

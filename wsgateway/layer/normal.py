@@ -20,7 +20,7 @@ from wsgateway.layer.forward import DataOf, Forward
 
 if TYPE_CHECKING:
     from wsgateway.layer.core import NatsChannelLayer
-    from wsgateway.layer.loops import Node
+    from wsgateway.layer.node import Node
 
 __all__ = ["NormalChannels"]
 

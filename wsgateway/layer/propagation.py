@@ -59,6 +59,8 @@ class Propagation:
         self._current: _Probe | None = None
         self._silent: set[str] = set()  # servers that did not report a probe in time
         self._untraced = False  # the server does not report at all
+        if link.is_open:
+            self._join()
         link.on_open(self._join)
         link.on_lost(self._leave)
 

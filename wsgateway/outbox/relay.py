@@ -23,7 +23,7 @@ from django.db import close_old_connections, connections, router, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from wsgateway import portal
+from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker, Receipt, check_published
 from wsgateway.exceptions import BrokerUnavailable, WsGatewayError
 from wsgateway.frames import Frame
@@ -143,7 +143,7 @@ class Relay:
             return _Turn(0, None)
         rows = self._rows_of(heads)
         # Raises only before anything is sent: what is stored is deleted in any case
-        outcomes = portal.call_sync(lambda broker: _store(broker, rows))
+        outcomes = runtime.call_sync(lambda broker: _store(broker, rows))
         stored = [row.pk for row in rows if isinstance(outcomes.get(row.pk), Receipt)]
         self._outbox.filter(pk__in=stored).delete()
         done, problem = len(stored), None

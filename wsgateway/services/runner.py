@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from wsgateway.broker import get_broker
+from wsgateway.broker import runtime
 from wsgateway.conf import settings
 from wsgateway.services.registry import Service
 from wsgateway.services.running import Running
@@ -55,8 +55,9 @@ class Runner:
             BrokerMisconfigured: The settings name no usable broker.
             OSError: The ready file cannot be made.
         """
-        broker = get_broker()
-        await broker.open()
+        connection = runtime.current()
+        connection.kept, broker = True, connection.broker
+        await connection.open()
         running = Running(settings.ACK_WAIT)
         workers = [
             Worker(service, broker, concurrency=self._concurrency, running=running)
@@ -79,7 +80,7 @@ class Runner:
             ending.cancel()
             limit = settings.CLOSE_TIMEOUT
             await asyncio.gather(*(worker.stop(limit, in_order=told) for worker in workers))
-            await broker.close()
+            await connection.close()
             if self._ready_file is not None:
                 self._ready_file.unlink(missing_ok=True)
             for worker in workers:

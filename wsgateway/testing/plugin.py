@@ -62,13 +62,13 @@ def wsgateway_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def wsgateway_nats(wsgateway_nats_server: str) -> Iterator[str]:
     """Use a real nats-server with streams of the test's own; return its URL."""
-    from wsgateway.broker import reset_brokers
+    from wsgateway.broker import runtime
 
     with override_settings(
         PUBSUB_BROKER="nats",
         NATS_BROKER_URL=wsgateway_nats_server,
         WSGATEWAY_PREFIX=f"test{secrets.token_hex(6)}",
     ):
-        reset_brokers()
+        runtime.reset()
         yield wsgateway_nats_server
-        reset_brokers()
+        runtime.reset()

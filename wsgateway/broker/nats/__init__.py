@@ -15,7 +15,7 @@ from wsgateway.subjects import Subjects
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
-__all__ = ["NatsBroker", "broker_from_settings", "options_from_settings"]
+__all__ = ["NatsBroker", "broker_from_settings", "make_broker", "options_from_settings"]
 
 
 def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> LinkOptions:
@@ -61,14 +61,14 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
     )
 
 
+def make_broker(options: LinkOptions, prefix: str, settings: Settings) -> NatsBroker:
+    """Return an unopened broker with the streams that the project's settings want."""
+    subjects = Subjects(prefix)
+    specs, devices = wanted_streams(subjects, settings), settings.MAX_DEVICES_PER_USER
+    size = settings.MAX_MESSAGE_SIZE
+    return NatsBroker(options, subjects, specs, devices, declared_services(), size)
+
+
 def broker_from_settings(settings: Settings) -> NatsBroker:
     """Return an unopened broker as the project's settings describe it."""
-    subjects = Subjects(settings.PREFIX)
-    return NatsBroker(
-        options_from_settings(settings),
-        subjects,
-        wanted_streams(subjects, settings),
-        settings.MAX_DEVICES_PER_USER,
-        declared_services(),
-        settings.MAX_MESSAGE_SIZE,
-    )
+    return make_broker(options_from_settings(settings), settings.PREFIX, settings)

@@ -27,7 +27,7 @@ from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.broker.nats.cursors import Cursors
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import JetStream
-from wsgateway.broker.nats.link import Link, LinkOptions
+from wsgateway.broker.nats.link import Link, LinkOptions, LinkState
 from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.streams import (
@@ -343,6 +343,13 @@ class NatsBroker(Broker):
     @property
     def where(self) -> str:
         return f"NATS at {self.link.address}"
+
+    @property
+    def closed(self) -> bool:
+        return self.link.state is LinkState.CLOSED
+
+    def forget_inherited(self) -> None:
+        self.link.forget_inherited()
 
     @property
     def connected(self) -> bool:

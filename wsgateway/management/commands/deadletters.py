@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from wsgateway.broker import get_broker
+from wsgateway.broker import runtime
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services import deadletters
 from wsgateway.services.deadletters import DeadLetter, DeadLetterShortened
@@ -45,14 +45,14 @@ class Command(BaseCommand):
             raise CommandError(str(exc)) from exc
 
     async def _with_broker(self, action: Coroutine[Any, Any, None]) -> None:
-        self.broker = get_broker()
+        self.broker = runtime.current().broker
         await self.broker.open()
         try:
             await self.broker.wait_ready()
             await action
         finally:
             action.close()
-            await self.broker.close()
+            await runtime.close(self.broker)
 
     async def _list(self, options: dict[str, Any]) -> None:
         async for letter in deadletters.letters(self.broker, options["service"]):

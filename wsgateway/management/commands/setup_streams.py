@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from wsgateway.broker import get_broker
+from wsgateway.broker import runtime
 from wsgateway.conf import settings
 from wsgateway.exceptions import WsGatewayError
 
@@ -29,8 +29,8 @@ class Command(BaseCommand):
 
 async def set_up() -> list[str]:
     """Return what was done, one line a stream."""
-    broker = get_broker()
+    broker = runtime.current().broker
     try:
         return await broker.set_up(settings.ACK_WAIT)
     finally:
-        await broker.close()
+        await runtime.close(broker)

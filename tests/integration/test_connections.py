@@ -1,0 +1,124 @@
+"""How many connections a process has, counted at the server: one, and one for synchronous code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from asgiref.sync import async_to_sync
+
+from tests.integration.layers import receive
+from tests.integration.workers import no_services
+from tests.support import until
+from wsgateway import Message, asend, send
+from wsgateway.broker import runtime
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.delivery import get_hub
+from wsgateway.layer import NatsChannelLayer
+from wsgateway.services import registry
+from wsgateway.services.runner import Runner
+from wsgateway.subjects import Inbox
+
+__all__ = ["no_services"]  # a fixture
+
+
+@pytest.fixture
+def server(settings: Any, own_server: EmbeddedServer, prefix: str) -> Iterator[EmbeddedServer]:
+    """A server of the test's own, which the settings name."""
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    settings.WSGATEWAY_PREFIX = prefix
+    yield own_server
+    runtime.stop_background()
+
+
+def clients(server: EmbeddedServer) -> int:
+    """Return how many connections the server has."""
+    found = psutil.Process(server.pid).net_connections("tcp")
+    return sum(1 for connection in found if connection.status == psutil.CONN_ESTABLISHED)
+
+
+async def use_layer(layer: NatsChannelLayer) -> None:
+    """Send to a group, as consumers do."""
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    await layer.group_send("room", {"type": "x"})
+    assert await receive(layer, channel) == {"type": "x"}
+    await layer.group_discard("room", channel)
+
+
+async def test_gateway_has_one_and_a_second_for_synchronous_code(server: EmbeddedServer) -> None:
+    """The layer and the sockets had one each, and publishing a third."""
+    before = clients(server)
+    hub, layer = get_hub(), NatsChannelLayer()
+    await hub.open()
+    await hub.broker.wait_ready(20)
+    await asend("orders", "ann", text="x")
+    await use_layer(layer)
+    assert clients(server) == before + 1
+    await asyncio.to_thread(send, "orders", "ann", text="x")
+    await asyncio.to_thread(async_to_sync(layer.group_send), "room", {"type": "x"})
+    assert clients(server) == before + 2
+    await layer.close()
+    assert clients(server) == before + 2
+    assert hub.broker.ready
+    await hub.close()
+    await until(lambda: clients(server) == before + 1, what="the loop's connection is closed")
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_worker_has_one(server: EmbeddedServer) -> None:
+    before, counts = clients(server), list[int]()
+    layer = NatsChannelLayer()
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        await message.reply(text="x")
+        await asend("orders", "bob", text="x")
+        await use_layer(layer)
+        counts.append(clients(server))
+
+    said: list[str] = []
+    runner = Runner(list(registry._services.values()), None, None, said.append)
+    running = asyncio.create_task(runner.run())
+    await until(lambda: said, 20, "the worker is ready")
+    await runtime.call(
+        lambda broker: broker.dead_letters.requeue(
+            Inbox("orders", "ann"), b"x", {"Ws-Frame": "text"}, "1"
+        )
+    )
+    await until(lambda: counts, 20, "the message is handled")
+    runner.end()
+    await running
+    assert counts == [before + 1]
+    await until(lambda: clients(server) == before, what="the worker's connection is closed")
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_asyncio_run_leaks_none(server: EmbeddedServer, debug: bool) -> None:
+    before = clients(server)
+    layer = NatsChannelLayer()
+
+    async def work() -> None:
+        await asend("orders", "ann", text="x")
+        await use_layer(layer)
+
+    for _ in range(20):
+        asyncio.run(work(), debug=debug)
+    assert clients(server) == before
+
+
+def test_async_to_sync_leaks_none(server: EmbeddedServer) -> None:
+    before = clients(server)
+    layer = NatsChannelLayer()
+    group_send, publish = async_to_sync(layer.group_send), async_to_sync(asend)
+    for number in range(10_000):
+        group_send("room", {"type": "x"})
+        if number % 100 == 0:
+            publish("orders", "ann", text="x")
+    assert clients(server) == before + 1
+    runtime.stop_background()
+    assert clients(server) == before

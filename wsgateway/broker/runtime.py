@@ -1,0 +1,438 @@
+"""Which connection serves the code that runs now; nothing else decides that.
+
+A long-lived event loop has one connection, whoever uses it: sockets, the channel layer, workers,
+`wsgateway.publish`. Everything else in a process shares the connection of a background thread:
+views, commands, threads, and the loops that `async_to_sync` makes for one call, for each of which
+a connection would cost more than the call. After ``fork()`` the child starts with none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing.util
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from asgiref.sync import AsyncToSync
+from django.core.signals import setting_changed
+
+from wsgateway.broker import embedded  # noqa: F401 - so that its server outlives our connections
+from wsgateway.broker.base import Broker
+from wsgateway.broker.native import start_native_thread, wait_for
+from wsgateway.conf import settings
+
+if TYPE_CHECKING:
+    from wsgateway.broker.nats.link import LinkOptions
+
+__all__ = [
+    "Connection",
+    "Target",
+    "background",
+    "call",
+    "call_soon",
+    "call_sync",
+    "close",
+    "connections",
+    "current",
+    "is_short_lived",
+    "on_fork",
+    "refuse_in_loop",
+    "reset",
+    "stop_background",
+    "target_of",
+]
+
+logger = logging.getLogger("wsgateway.broker")
+
+T = TypeVar("T")
+Action = Callable[[Broker], Awaitable[T]]
+Loop = asyncio.AbstractEventLoop
+Hook = Callable[[], Awaitable[None]]
+
+EXIT_TIMEOUT = 2.0
+"""Seconds that the end of the process may wait for what is still to be sent."""
+
+
+class Target(NamedTuple):
+    """Where a connection leads; those of a loop with the same one are the same.
+
+    Attributes:
+        options: How to connect to NATS; None: the broker within this process.
+        prefix: First token of every subject.
+    """
+
+    options: LinkOptions | None
+    prefix: str
+
+
+def target_of(servers: tuple[str, ...] = (), prefix: str | None = None) -> Target:
+    """Return where NATS is.
+
+    Args:
+        servers: URLs; empty: as the settings say.
+        prefix: First token of every subject; None: ``WSGATEWAY_PREFIX``.
+
+    Raises:
+        BrokerMisconfigured: The settings name no usable server.
+    """
+    from wsgateway.broker.nats import options_from_settings
+
+    options = options_from_settings(settings, servers)
+    return Target(options, settings.PREFIX if prefix is None else prefix)
+
+
+class Connection:
+    """One loop's broker.
+
+    Args:
+        loop: Where it lives.
+        target: Where it leads.
+        is_background: Whether it is the background thread's.
+    """
+
+    def __init__(self, loop: Loop, target: Target, *, is_background: bool) -> None:
+        self.loop = loop
+        self.is_background = is_background
+        self.broker = _broker_of(target)
+        self.kept = False
+        """Whether somebody closes it at the end of what the loop is there for."""
+        self.attached: dict[type[Any], Any] = {}
+        """What others keep with it, by type."""
+        self._hooks: list[tuple[Hook, Callable[[], None]]] = []
+        self._target = target
+        self._opening: asyncio.Task[None] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether its loop runs now, and the connection is kept up."""
+        return self.loop.is_running() and not self.broker.closed
+
+    async def open(self) -> None:
+        """Begin to connect; in its loop. Idempotent."""
+        if self._opening is None:
+            self._opening = self.loop.create_task(self.broker.open())
+        await asyncio.shield(self._opening)
+
+    async def run(self, action: Action[T], timeout: float | None = None) -> T:
+        """Run *action* once the broker is ready; from any loop.
+
+        Args:
+            action: What to do.
+            timeout: Seconds that it may take to become ready; None: see `Broker.wait_ready`.
+
+        Raises:
+            BrokerUnavailable: Not ready in time.
+        """
+
+        async def run() -> T:
+            await self.open()
+            await self.broker.wait_ready(timeout)
+            return await action(self.broker)
+
+        return await self.call(run)
+
+    async def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine in the connection's loop; from any loop."""
+        if asyncio.get_running_loop() is self.loop:
+            return await function()
+        future = asyncio.run_coroutine_threadsafe(function(), self.loop)
+        return await asyncio.wrap_future(future)
+
+    def call_sync(
+        self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None
+    ) -> T:
+        """Run a coroutine in the connection's loop; from a thread without a loop."""
+        return wait_for(asyncio.run_coroutine_threadsafe(function(), self.loop), timeout)
+
+    def on_close(self, before: Hook, after: Callable[[], None]) -> None:
+        """Await *before* while it is still connected, and call *after* once it is closed."""
+        self._hooks.append((before, after))
+
+    async def close(self) -> None:
+        """Send what is buffered and disconnect; in its loop. Idempotent."""
+        _forget(self)
+        hooks, self._hooks = self._hooks, []
+        for before, _ in hooks:
+            await before()
+        await self.broker.close()
+        for _, after in hooks:
+            after()
+
+
+def _broker_of(target: Target) -> Broker:
+    if target.options is None:
+        from wsgateway.broker.memory import MemoryBroker
+
+        return MemoryBroker.from_settings(settings)
+    from wsgateway.broker.nats import make_broker
+
+    return make_broker(target.options, target.prefix, settings)
+
+
+# -- which one ---------------------------------------------------------------------------
+
+
+class _Background:
+    """A thread with a loop that lives as long as the process."""
+
+    def __init__(self) -> None:
+        self._ending = False
+        self._started: concurrent.futures.Future[Loop] = concurrent.futures.Future()
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        start_native_thread(self._run, "wsgateway-background")
+        self.loop = wait_for(self._started)
+
+    def _run(self) -> None:
+        # Made here: gevent's sockets belong to the thread they are made in
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        self._started.set_result(loop)
+        while not self._ending:
+            try:
+                loop.run_forever()
+            except BaseException:  # SystemExit in a callback: every synchronous caller waits here
+                logger.exception("the background loop stopped; restarting it")
+        self._ended.set_result(None)
+
+    def stop(self) -> None:
+        """Close every connection of the loop, then end the thread."""
+
+        async def close() -> None:
+            await asyncio.gather(*(each.close() for each in _all_of(self.loop)))
+
+        with contextlib.suppress(Exception):
+            wait_for(asyncio.run_coroutine_threadsafe(close(), self.loop), EXIT_TIMEOUT)
+        self._ending = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        with contextlib.suppress(TimeoutError):
+            wait_for(self._ended, EXIT_TIMEOUT)
+            self.loop.close()
+
+
+_lock = threading.Lock()
+_connections: dict[Loop, dict[Target, Connection]] = {}
+_retired: dict[Loop, list[Connection]] = {}
+"""Those that `reset` has forgotten; they end with their loop."""
+_background: _Background | None = None
+_target: Target | None = None
+_fork_callbacks: list[Callable[[], None]] = []
+
+
+def _settings_target() -> Target:
+    global _target
+    if _target is None:
+        is_memory = settings.BROKER == "memory"
+        _target = Target(None, settings.PREFIX) if is_memory else target_of()
+    return _target
+
+
+def _forget_target(**kwargs: Any) -> None:
+    """Read the settings again after a test has changed them."""
+    global _target
+    _target = None
+
+
+setting_changed.connect(_forget_target)
+
+
+def is_short_lived(loop: Loop) -> bool:
+    """Say whether *loop* was made by `async_to_sync` for one call."""
+    return loop in AsyncToSync.loop_thread_executors
+
+
+def current(target: Target | None = None) -> Connection:
+    """Return the running loop's connection, or the background's if that loop is short-lived.
+
+    Args:
+        target: Where it leads; None: where the settings say.
+
+    Raises:
+        BrokerMisconfigured: The settings name no usable broker.
+    """
+    loop = asyncio.get_running_loop()
+    if is_short_lived(loop):
+        return background(target)
+    is_background = _background is not None and _background.loop is loop
+    return _connection(loop, target, is_background=is_background)
+
+
+def background(target: Target | None = None) -> Connection:
+    """Return the background thread's connection; starts the thread at the first call."""
+    global _background
+    with _lock:
+        if _background is None:
+            _background = _Background()
+        loop = _background.loop
+    return _connection(loop, target, is_background=True)
+
+
+def connections() -> list[Connection]:
+    """Return all connections of this process."""
+    with _lock:
+        return [each for by_target in _connections.values() for each in by_target.values()]
+
+
+def _all_of(loop: Loop) -> list[Connection]:
+    return [*_connections.get(loop, {}).values(), *_retired.get(loop, [])]
+
+
+def _connection(loop: Loop, target: Target | None, *, is_background: bool) -> Connection:
+    target = target or _settings_target()
+    with _lock:
+        by_target = _connections.get(loop)
+        if by_target is None:
+            for known in (_connections, _retired):
+                for other in [other for other in known if other.is_closed()]:
+                    del known[other]
+            by_target = _connections[loop] = {}
+            if not is_background:
+                _close_with(loop)
+        found = by_target.get(target)
+        if found is None or found.broker.closed:
+            found = by_target[target] = Connection(loop, target, is_background=is_background)
+        return found
+
+
+def _forget(connection: Connection) -> None:
+    with _lock:
+        by_target = _connections.get(connection.loop, {})
+        if by_target.get(connection._target) is connection:
+            del by_target[connection._target]
+            if not by_target:
+                del _connections[connection.loop]
+        elif connection in _retired.get(connection.loop, []):
+            _retired[connection.loop].remove(connection)
+
+
+def _close_with(loop: Loop) -> None:
+    """Make ``loop.close()`` close the loop's connections first, so that no task is destroyed."""
+    original = loop.close
+
+    def close() -> None:
+        found = _all_of(loop)
+        if found and not loop.is_running() and not loop.is_closed():
+            for connection in found:
+                loop.run_until_complete(connection.close())
+        original()
+
+    with contextlib.suppress(AttributeError):  # a loop that forbids it closes without us
+        loop.close = close  # type: ignore[method-assign]
+
+
+async def close(broker: Broker) -> None:
+    """Close the running loop's *broker*, after those who use it have sent what they must."""
+    for connection in _all_of(asyncio.get_running_loop()):
+        if connection.broker is broker:
+            await connection.close()
+            return
+    await broker.close()
+
+
+def reset() -> None:
+    """Have the next call read the settings again, and make a connection of its own. For tests."""
+    _forget_target()
+    with _lock:
+        for loop, by_target in _connections.items():
+            _retired.setdefault(loop, []).extend(by_target.values())
+        _connections.clear()
+
+
+# -- for those who do not keep one -------------------------------------------------------
+
+
+async def call(action: Action[T], timeout: float | None = None) -> T:
+    """Run *action* with a broker that is ready.
+
+    Args:
+        action: What to do.
+        timeout: Seconds that it may take to become ready; None: see `Broker.wait_ready`.
+
+    Raises:
+        BrokerUnavailable: Not ready in time.
+    """
+    return await current().run(action, timeout)
+
+
+def call_sync(action: Action[T], timeout: float | None = None) -> T:
+    """Run *action* with a broker that is ready, and wait for it.
+
+    Args:
+        action: What to do.
+        timeout: Seconds; None: no more than the broker's own deadlines.
+
+    Raises:
+        RuntimeError: In a running event loop, which it would block.
+        BrokerUnavailable: Not ready in time.
+    """
+    refuse_in_loop()
+    connection = background()
+    return connection.call_sync(lambda: connection.run(action), timeout)
+
+
+def call_soon(action: Action[T]) -> concurrent.futures.Future[T]:
+    """Run *action* with a broker that is ready; return at once, from wherever it is called.
+
+    Returns:
+        Its result, or `BrokerUnavailable`.
+    """
+    connection = background()
+    return asyncio.run_coroutine_threadsafe(connection.run(action), connection.loop)
+
+
+def refuse_in_loop() -> None:
+    """Refuse a synchronous call that would block a running event loop.
+
+    Raises:
+        RuntimeError: It would.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("this call would block the event loop; await the asynchronous one")
+
+
+# -- fork and exit -----------------------------------------------------------------------
+
+
+def on_fork(callback: Callable[[], None]) -> None:
+    """Call *callback* in every child process right after the fork."""
+    _fork_callbacks.append(callback)
+
+
+def _after_fork() -> None:
+    global _background, _lock
+    _lock = threading.Lock()  # another thread may have held it
+    for loop in {*_connections, *_retired}:
+        for connection in _all_of(loop):
+            connection.broker.forget_inherited()
+    _connections.clear()
+    _retired.clear()
+    _background = None
+    for callback in _fork_callbacks:
+        callback()
+    _register_exit()  # multiprocessing clears its finalizers in the child
+
+
+def stop_background() -> None:
+    """Close what the background thread has, and end it; the next call starts another one."""
+    global _background
+    running, _background = _background, None
+    if running is not None:
+        running.stop()
+
+
+def _register_exit() -> None:
+    # multiprocessing's children end without atexit
+    multiprocessing.util.Finalize(None, stop_background, exitpriority=10)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(stop_background)
+_register_exit()
