@@ -20,8 +20,8 @@ from wsgateway.broker.embedded import (
     look_inside,
 )
 from wsgateway.conf import settings
+from wsgateway.declared import discover
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.services.registry import discover
 
 __all__ = ["PortTaken", "launch", "require_free_port"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.acceptance.browser import Page, browser
 from tests.support import Gateway
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.workqueue import Job
+from wsgateway.broker.work import Job
 from wsgateway.services.deadletters import set_aside
 from wsgateway.subjects import Inbox
 
@@ -81,7 +81,7 @@ async def test_debug_pages_look_as_django_made_them(
 async def test_pages_of_the_admin_need_nothing_inline(
     gateway_factory: Factory, broker: NatsBroker, demo_database: Path, tmp_path: Path
 ) -> None:
-    job = Job(Inbox("orders", "ann"), b"<style>", {"Ws-Frame": "text"}, "$JS.ACK.S.C.5.1.1.0.0")
+    job = Job(Inbox("orders", "ann"), b"<style>", {"Ws-Frame": "text"}, sequence=1, id="1")
     job.attempt = 5
     await set_aside(broker, job, ValueError("bad"))
     copy = shutil.copy(demo_database, tmp_path / "site.sqlite3")

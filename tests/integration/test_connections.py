@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from tests.integration.layers import receive
 from tests.integration.workers import no_services
 from tests.support import until
-from wsgateway import Message, asend, send
+from wsgateway import Message, asend, declared, send
 from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.delivery import get_hub
@@ -82,7 +82,7 @@ async def test_worker_has_one(server: EmbeddedServer) -> None:
         counts.append(clients(server))
 
     said: list[str] = []
-    runner = Runner(list(registry._services.values()), None, None, said.append)
+    runner = Runner(list(declared.registered.values()), None, None, said.append)
     running = asyncio.create_task(runner.run())
     await until(lambda: said, 20, "the worker is ready")
     await runtime.call(

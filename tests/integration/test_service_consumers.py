@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.workers import no_services, offer, serving
 from tests.support import until
-from wsgateway import Message
+from wsgateway import Message, declared
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.management.commands.setup_streams import set_up
@@ -116,7 +116,7 @@ async def test_consumer_that_would_lose_messages_is_not_used(
     name = f"CONSUMER.CREATE.{stream}.service-orders.{real['filter_subject']}"
     request = {"stream_name": stream, "config": {**real, "max_deliver": 5}}
     await broker.jetstream.api(name, request)
-    worker = Worker(registry._services["orders"], broker)
+    worker = Worker(declared.registered["orders"], broker)
     worker.start()
     await until(lambda: "service orders waits" in caplog.text)
     await worker.stop(1.0)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.workers import no_services, offer, serving
 from tests.support import until
-from wsgateway import Message, RetryPolicy
+from wsgateway import Message, RetryPolicy, declared
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
@@ -217,7 +217,7 @@ async def test_mark_stays_only_if_the_handler_may_have_ended_the_process(
 
     await offer(broker, "x")
     await hand_back(broker, 2)
-    worker = Worker(registry._services["orders"], broker)
+    worker = Worker(declared.registered["orders"], broker)
     worker.start()
     await begun.wait()
     await worker.stop(0.1, in_order=in_order)

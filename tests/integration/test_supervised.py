@@ -12,7 +12,7 @@ import pytest
 from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until, wait_for
-from wsgateway import Message, publish
+from wsgateway import Message, declared, publish
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
@@ -156,7 +156,7 @@ async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
     @registry.service("orders")
     async def handle(message: Message) -> None: ...
 
-    runner = Runner(list(registry._services.values()), None, str(tmp_path / "no" / "file"), print)
+    runner = Runner(list(declared.registered.values()), None, str(tmp_path / "no" / "file"), print)
     with pytest.raises(FileNotFoundError):
         await asyncio.wait_for(runner.run(), 20)
 

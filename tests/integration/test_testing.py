@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wsgateway import Message, Reject, asend, send
+from wsgateway import Message, Reject, asend, declared, send
 from wsgateway.services import registry
 from wsgateway.testing import adeliver, assert_not_sent, assert_sent, deliver, sent
 
@@ -15,8 +15,8 @@ pytest_plugins = ["wsgateway.testing.plugin"]
 
 @pytest.fixture(autouse=True)
 def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.discover()  # now: what is imported only once must not be registered in vain
-    monkeypatch.setattr(registry, "_services", {})
+    declared.discover()
+    monkeypatch.setattr(declared, "registered", {})
 
 
 def test_sent_and_assertions(wsgateway_memory: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from wsgateway import declared
 from wsgateway.broker.base import Broker
 from wsgateway.frames import Frame
-from wsgateway.services import registry
 from wsgateway.services.worker import Worker
 from wsgateway.subjects import Inbox
 
@@ -18,13 +18,13 @@ from wsgateway.subjects import Inbox
 @pytest.fixture
 def no_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what other tests and the project have registered."""
-    registry.discover()  # now: what is imported only once must not be registered in vain
-    monkeypatch.setattr(registry, "_services", {})
+    declared.discover()  # or the first test that does would put the project's here, for good
+    monkeypatch.setattr(declared, "registered", {})
 
 
 @asynccontextmanager
 async def serving(broker: Broker, name: str = "orders") -> AsyncIterator[Worker]:
-    worker = Worker(registry._services[name], broker)
+    worker = Worker(declared.registered[name], broker)
     worker.start()
     await worker.ready()
     try:

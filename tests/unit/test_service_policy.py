@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsgateway import declared
 from wsgateway.exceptions import NameRefused
 from wsgateway.services import JsonHandler, Reject, Retry, RetryPolicy, registry
 from wsgateway.services.policy import Again, Dead, Done, Policies, Refuse, judge
@@ -101,10 +102,11 @@ async def generates_async(message: Any) -> Any:
 
 @pytest.mark.parametrize("wrong", [Plain, 7, "text", generates, generates_async])
 def test_what_is_no_handler_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_services", {})
+    declared.discover()
+    monkeypatch.setattr(declared, "registered", {})
     with pytest.raises(TypeError):
         registry.service("orders")(wrong)
-    assert registry._services == {}
+    assert declared.registered == {}
 
 
 def test_keys_of_retry_are_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,18 +116,20 @@ def test_keys_of_retry_are_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_instance_with_an_async_call_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its coroutine was thrown away, and the message acknowledged."""
-    monkeypatch.setattr(registry, "_services", {})
+    declared.discover()
+    monkeypatch.setattr(declared, "registered", {})
 
     class Handler:
         async def __call__(self, message: Any) -> None:
             """Do nothing."""
 
     registry.service("orders")(Handler())
-    assert registry._services["orders"].is_async
+    assert declared.registered["orders"].is_async
 
 
 def test_one_handler_for_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_services", {})
+    declared.discover()
+    monkeypatch.setattr(declared, "registered", {})
 
     @registry.service("orders")
     async def first(message: Any) -> None:

@@ -8,9 +8,8 @@ from django.core.checks import CheckMessage, Error, Warning
 
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
-from wsgateway.declared import ANY, declared_services
+from wsgateway.declared import ANY, declared_services, discover
 from wsgateway.exceptions import NameRefused
-from wsgateway.services.registry import discover
 from wsgateway.subjects import Subjects
 
 __all__ = ["check_production_services", "check_services"]

@@ -6,15 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from django.utils.module_loading import autodiscover_modules
-
+from wsgateway import declared
 from wsgateway.conf import settings
 from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
 from wsgateway.subjects import Subjects
 
-__all__ = ["JsonHandler", "Service", "discover", "get_service", "service"]
+__all__ = ["JsonHandler", "Service", "get_service", "service"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,9 +75,6 @@ class JsonHandler:
         await method(self, message, data)
 
 
-_services: dict[str, Service] = {}
-
-
 def service(
     name: str,
     *,
@@ -123,11 +119,11 @@ def service(
             raise TypeError(f"retry has the key {kind!r}, which is not a class of exceptions")
 
     def register(handler: F) -> F:
-        known = _services.get(name)
+        known: Service | None = declared.registered.get(name)
         if known is not None and _home(known.handler) != _home(handler):
             raise ValueError(f"service {name!r} has a handler already: {_home(known.handler)}")
         call, is_async = _callable(handler)
-        _services[name] = Service(
+        declared.registered[name] = Service(
             name,
             call,
             is_async=is_async,
@@ -170,24 +166,19 @@ def _home(handler: Any) -> str:
     return f"{module}.{getattr(handler, '__qualname__', kind.__qualname__)}"
 
 
-def discover() -> dict[str, Service]:
-    """Import ``ws_services`` of every installed app; return all services by name."""
-    autodiscover_modules(settings.SERVICES_MODULE)
-    return dict(_services)
-
-
 def get_service(name: str) -> Service:
     """Return a service.
 
     Raises:
         LookupError: There is none of that name.
     """
-    services = discover()
+    services = declared.discover()
     try:
-        return services[name]
+        found: Service = services[name]
     except KeyError:
         known = ", ".join(sorted(services)) or "none"
         raise LookupError(
             f"no service {name!r}; known: {known}. Is its app in INSTALLED_APPS, and the handler "
             f"in its {settings.SERVICES_MODULE}.py?"
         ) from None
+    return found

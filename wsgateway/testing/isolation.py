@@ -7,7 +7,7 @@ from typing import Any
 
 from django.test import SimpleTestCase
 
-from wsgateway.broker import reset_brokers
+from wsgateway.broker import runtime
 from wsgateway.broker.memory import reset_shared_store
 
 __all__ = ["begin_each_test_empty", "empty_store"]
@@ -15,7 +15,7 @@ __all__ = ["begin_each_test_empty", "empty_store"]
 
 def empty_store() -> None:
     """Forget what is stored, and what the channel layers in memory hold."""
-    reset_brokers()
+    runtime.reset()
     reset_shared_store()
 
 

@@ -16,9 +16,9 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import autoreload
 
 from wsgateway.conf import settings
-from wsgateway.declared import declared_services
+from wsgateway.declared import declared_services, discover
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.services.registry import Service, discover, get_service
+from wsgateway.services.registry import Service, get_service
 from wsgateway.services.runner import Runner
 
 THREADS_WITHIN = 1.0
