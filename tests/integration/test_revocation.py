@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -506,13 +507,15 @@ class TestAsking:
         request, user = world.ann.request, world.users["ann"]
         asked: list[bool] = []
         real = revocation._reasons_to_close
+        one_gateway = asyncio.Lock()  # the other one's question comes afterwards
 
         async def ask(identities: Any) -> Any:
-            found = await real(identities)
-            if not asked:
-                assert ENDED in found
-                await sync_to_async(update_session_auth_hash)(request, user)
-            asked.append(True)
+            async with one_gateway:
+                found = await real(identities)
+                if not asked:
+                    assert ENDED in found
+                    await sync_to_async(update_session_auth_hash)(request, user)
+                asked.append(True)
             return found
 
         user.set_password("new")
