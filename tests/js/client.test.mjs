@@ -900,6 +900,17 @@ test("a reply does not acknowledge the messages that it overtakes", async () => 
   assert.equal(client.position.offset, 3);
 });
 
+test("a reply acknowledged late does not acknowledge a message of another epoch", async () => {
+  const page = new FakePage();
+  const client = await page.opened({ autoAck: false });
+  const reply = client.request("q", { id: "q" });
+  page.socket.say({ type: "message", offset: 1, reply_to: "q", data: "" });
+  page.socket.welcome({ epoch: "e2", recovered: false, reason: "epoch" });
+  page.socket.message(1);
+  (await reply).ack();
+  assert.deepEqual(client.position, { epoch: "e2", offset: 0 });
+});
+
 test("a request may time out or be given up; its late reply is an event", async () => {
   const page = new FakePage();
   const client = await page.opened({ requestTimeout: 1000 });

@@ -100,12 +100,11 @@ class ClientInbox:
             return
         self._advance(position.epoch, offset)
 
-    def settle_one(self, life: int, offset: int) -> None:
-        """Note that *offset* was processed; what came before it, and waits, is not told so."""
+    def settle_newest(self) -> None:
+        """Note that the message just accepted was processed, and none that waits before it."""
         position = self._position
-        if position is None or life != self._life or offset not in self._held:
-            return
-        self._overtook.add(offset)
+        assert position is not None, "a message was accepted"
+        self._overtook.add(self._received)
         self._advance(position.epoch, position.offset)
 
     def _advance(self, epoch: str, offset: int) -> None:

@@ -223,7 +223,7 @@ class ClientSession:
         if message.reply_to is None:
             return [Delivered(message, life)]
         # A reply overtakes what waits for recv: acknowledging it must not acknowledge that.
-        self._inbox.settle_one(life, message.offset)
+        self._inbox.settle_newest()
         self._ack_soon(now)
         return self._reply(message, message.reply_to)
 
