@@ -10,14 +10,14 @@ from wsgateway.protocol import ServerMessage, Welcome
 __all__ = ["Answered", "Confirmed", "Delivered", "Event", "Failed", "Unclaimed", "Welcomed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Welcomed:
     """The gateway said where delivery begins, or that messages are missing."""
 
     welcome: Welcome
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivered:
     """A message arrived that was not here before; tell `ClientSession.processed` later."""
 
@@ -25,14 +25,14 @@ class Delivered:
     life: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Confirmed:
     """The message *id* is stored."""
 
     id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failed:
     """The message *id* is not confirmed, and is not sent again."""
 
@@ -40,7 +40,7 @@ class Failed:
     error: GatewayError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """The request *id* has its reply, or the error that takes its place."""
 
@@ -48,7 +48,7 @@ class Answered:
     answer: ServerMessage | GatewayError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unclaimed:
     """A reply, or an error, that nobody here waits for."""
 

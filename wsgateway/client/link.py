@@ -144,10 +144,13 @@ class Link:
 
     def wake(self) -> None:
         """Let the writer write what is due, now or when it is due."""
-        delay = self._session.write_at - time.monotonic()
+        due = self._session.write_at
+        if due == math.inf:
+            return
+        delay = due - time.monotonic()
         if delay <= 0:
             self._wake.set()
-        elif delay < math.inf and self._ack_timer is None:
+        elif self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(delay, self._ack_due)
 
     def _ack_due(self) -> None:

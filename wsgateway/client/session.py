@@ -185,14 +185,14 @@ class ClientSession:
         """
         frame = parse_server(text)
         self._heard_at, self._asked_at = now, None
+        if self._opened_at is None and isinstance(frame, ServerMessage | Accepted | Refused):
+            message = "the gateway did not begin with a welcome"
+            raise ProtocolError(ErrorCode.BAD_REQUEST, message, fatal=True)
         match frame:
-            case Welcome():
-                return self._welcomed(frame, now)
-            case ServerMessage() | Accepted() | Refused() if not self.is_open:
-                message = "the gateway did not begin with a welcome"
-                raise ProtocolError(ErrorCode.BAD_REQUEST, message, fatal=True)
             case ServerMessage():
                 return self._message(frame, now)
+            case Welcome():
+                return self._welcomed(frame, now)
             case Accepted(id):
                 return self._confirm(id)
             case Refused():
@@ -324,7 +324,7 @@ class ClientSession:
     @property
     def write_at(self) -> float:
         """When `next_frame` has something; ``-inf``: now, ``inf``: not as things are."""
-        if self._controls or (self.is_open and self._outbox.due):
+        if self._controls or (self._opened_at is not None and self._outbox.due):
             return -math.inf
         return math.inf if self._ack_at is None else self._ack_at
 
