@@ -40,6 +40,8 @@ class FakeGateway:
         self.connections: set[ServerConnection] = set()
         self.refusals: dict[str, ErrorCode] = {}  # by id
         self.before_welcome: list[str] = []  # frames
+        self.welcoming = asyncio.Event()  # clear: welcomes wait
+        self.welcoming.set()
         self.close_with: list[int] = []  # codes for the next connections, instead of a welcome
         self.status: list[int] = []  # HTTP statuses for the next connections
         self.mute = False  # answer nothing, read nothing
@@ -131,6 +133,7 @@ class FakeGateway:
                 position, reason = 0, protocol.Reason.EPOCH
         for text in self.before_welcome:
             await connection.send(text)
+        await self.welcoming.wait()
         await connection.send(self.welcome(position, reason))
         return position
 

@@ -166,6 +166,22 @@ async def test_nothing_is_lost_or_twice_whatever_is_cut(gateway: FakeGateway) ->
     assert client.pending == 0
 
 
+async def test_window_that_is_processed_while_reconnecting_is_acknowledged(
+    gateway: FakeGateway,
+) -> None:
+    """It came again, was dropped without an acknowledgement, and nothing else came any more."""
+    gateway.window = 4
+    await gateway.store(*map(str, range(8)))
+    async with client_of(gateway, auto_ack=False) as client:
+        messages = [await client.recv() for _ in range(4)]
+        gateway.welcoming.clear()
+        gateway.cut()
+        await until(lambda: len(gateway.resumes) == 2)
+        messages[-1].ack()
+        gateway.welcoming.set()
+        assert await take(client, 4) == ["4", "5", "6", "7"]
+
+
 async def test_given_position_is_asked_for(gateway: FakeGateway) -> None:
     await gateway.store("a", "b")
     async with client_of(gateway, position=Position("e1", 1)) as client:
