@@ -17,7 +17,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox, Subjects
 
 __all__ = ["command", "publish"]
 

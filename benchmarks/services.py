@@ -115,8 +115,8 @@ async def queue(system: str, job: str, count: int, where: Servers) -> None:
 
 
 async def _queue_ours(job: str, count: int) -> None:
-    from wsgateway.frames import Frame
-    from wsgateway.subjects import Inbox
+    from wsgateway.protocol.frames import Frame
+    from wsgateway.protocol.subjects import Inbox
 
     async with _broker() as broker:
         frame, run = Frame.of(PAYLOAD), os.urandom(4).hex()

@@ -26,7 +26,7 @@ from tests.support import Gateway, Process, listening, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox, Subjects
 
 Row = dict[str, str | float]
 KINDS = ("raw", "v1", *v1_peer.LAYERS)

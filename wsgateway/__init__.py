@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsgateway.group_names import inbox_group
+    from wsgateway.protocol.group_names import inbox_group
     from wsgateway.publish import Outgoing, asend, asend_many, send, send_many, send_on_commit
     from wsgateway.services import JsonHandler, Message, Reject, Retry, RetryPolicy, service
 
@@ -37,7 +37,7 @@ _HOMES = {
         ("Outgoing", "asend", "asend_many", "send", "send_many", "send_on_commit"),
         "wsgateway.publish",
     ),
-    "inbox_group": "wsgateway.group_names",
+    "inbox_group": "wsgateway.protocol.group_names",
 }
 
 

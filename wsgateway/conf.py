@@ -16,7 +16,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
-from wsgateway.protocol import MAX_PING
+from wsgateway.protocol.v1 import MAX_PING
 
 __all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
 

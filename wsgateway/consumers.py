@@ -10,12 +10,12 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from wsgateway import daphne, uvicorn
-from wsgateway.codes import CloseCode
 from wsgateway.delivery import Delivery, get_hub
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.identity import require_service, resolve_identity
 from wsgateway.origins import require_origin
-from wsgateway.protocol import ProtocolError, Resume, choose_subprotocol, parse_resume
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.v1 import ProtocolError, Resume, choose_subprotocol, parse_resume
 from wsgateway.refusals import refuse
 from wsgateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.transport import Transport, server_send

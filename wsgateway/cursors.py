@@ -6,7 +6,7 @@ import asyncio
 
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["Cursor", "Cursors"]
 

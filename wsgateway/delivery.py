@@ -29,7 +29,6 @@ from wsgateway.broker.base import (
     Receipt,
     Stored,
 )
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.cursors import Cursor, Cursors
 from wsgateway.daphne import at_shutdown, quieten
@@ -39,15 +38,16 @@ from wsgateway.exceptions import (
     IdentityRefused,
     MalformedMessage,
 )
-from wsgateway.frames import Frame
 from wsgateway.identity import Identity
-from wsgateway.inbox import InboxReader
 from wsgateway.lane import NONE, Lane
-from wsgateway.protocol import MAX_AFTER, Reason, Resume
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox, encode_token
+from wsgateway.protocol.v1 import MAX_AFTER, Reason, Resume
+from wsgateway.protocol.window import InboxReader
 from wsgateway.recovery import LIFE, Reached, Start, find_lost, find_start, nothing_trimmed
 from wsgateway.revocation import Revocations
 from wsgateway.sockets import Socket, SocketClosed
-from wsgateway.subjects import Inbox, encode_token
 from wsgateway.supervision import supervise
 
 __all__ = ["Delivery", "Hub", "get_hub"]

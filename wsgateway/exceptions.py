@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from wsgateway.codes import CloseCode
+from wsgateway.protocol.codes import CloseCode
 
 __all__ = [
     "BrokerClosed",

@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl
 
 from django.http import parse_cookie
 
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import IdentityRefused
+from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["bearer_token", "cookie", "header", "parameter", "route"]
 

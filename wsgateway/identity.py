@@ -22,14 +22,14 @@ from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
 
 from wsgateway.broker.base import Broker
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.declared import ANY
 from wsgateway.exceptions import IdentityRefused, NameRefused, ServiceUnknown
 from wsgateway.handshake import bearer_token, cookie, parameter, route
 from wsgateway.hooks import call_hook
 from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
-from wsgateway.subjects import Inbox, encode_token
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subjects import Inbox, encode_token
 
 __all__ = [
     "CookieIdentity",

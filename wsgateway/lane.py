@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from wsgateway.broker.base import Receipt
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.frames import Frame
+from wsgateway.protocol.frames import Frame
 from wsgateway.supervision import supervise
 
 __all__ = ["Lane", "Offer"]

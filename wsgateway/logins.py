@@ -28,9 +28,9 @@ from django.db import InterfaceError, OperationalError, router
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.hooks import call_hook_in_thread
+from wsgateway.protocol.codes import CloseCode
 
 if TYPE_CHECKING:
     from wsgateway.identity import Identity

@@ -8,10 +8,10 @@ from urllib.parse import urlparse
 
 from channels.security.websocket import OriginValidator
 
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import header
+from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["require_origin"]
 

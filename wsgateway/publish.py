@@ -25,8 +25,8 @@ from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker, Receipt, check_published
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig, PartlySent, WsGatewayError
-from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox, encode_token
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox, encode_token
 
 __all__ = [
     "Outgoing",

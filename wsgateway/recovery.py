@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from wsgateway.broker.base import Broker, Position
-from wsgateway.inbox import InboxReader
-from wsgateway.protocol import Reason, Resume
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.v1 import Reason, Resume
+from wsgateway.protocol.window import InboxReader
 
 __all__ = ["LIFE", "Reached", "Start", "find_lost", "find_start", "nothing_trimmed"]
 

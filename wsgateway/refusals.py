@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import IdentityRefused
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.sockets import Socket
 
 __all__ = ["RefusalLog", "refuse"]

@@ -25,11 +25,11 @@ from channels.db import database_sync_to_async
 from django.utils.crypto import salted_hmac
 
 from wsgateway.broker.base import Broker
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of
 from wsgateway.identity import Identity
 from wsgateway.logins import reasons_to_close
+from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["TOPIC", "Notice", "Revocable", "Revocations", "session_digest", "user_digest"]
 

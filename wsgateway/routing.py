@@ -13,10 +13,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import path, re_path
 
 from wsgateway import uvicorn
-from wsgateway.codes import CloseCode
 from wsgateway.consumers import GatewayConsumer, socket_of
 from wsgateway.delivery import get_hub
 from wsgateway.exceptions import IdentityRefused, WsGatewayError
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.refusals import refuse
 
 __all__ = [

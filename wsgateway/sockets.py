@@ -14,15 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from wsgateway import protocol
 from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull, WsGatewayError
-from wsgateway.frames import Frame
-from wsgateway.protocol import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import encode_token
+from wsgateway.protocol.v1 import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
 from wsgateway.recovery import Start
-from wsgateway.subjects import encode_token
 from wsgateway.transport import MAX_REASON, Send, Transport
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from wsgateway.conf import settings
 from wsgateway.decorators import never_atomic
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
-from wsgateway.subjects import MAX_NAME_BYTES, Inbox, Subjects
+from wsgateway.protocol.subjects import MAX_NAME_BYTES, Inbox, Subjects
 
 __all__ = ["page", "publish", "token"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from tests.acceptance.browser import Page
 from tests.faults.traffic import stored
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 INBOX = Inbox("orders", "ann")
 

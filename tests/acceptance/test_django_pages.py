@@ -11,8 +11,8 @@ from tests.acceptance.browser import Page, browser
 from tests.support import Gateway
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.work import Job
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import set_aside
-from wsgateway.subjects import Inbox
 
 Factory = Callable[..., Gateway]
 

@@ -17,7 +17,7 @@ import pytest
 from tests.support import ROOT, Gateway, Process, site_env
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import GatewayError, connect
-from wsgateway.subjects import encode_token
+from wsgateway.protocol.subjects import encode_token
 
 PAGE = (ROOT / "docs/other-languages.md").read_text()
 

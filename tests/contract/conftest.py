@@ -17,7 +17,7 @@ from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 
 class Brokers(ABC):

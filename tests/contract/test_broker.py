@@ -30,8 +30,8 @@ from wsgateway.exceptions import (
     QueueFull,
     ServiceUnknown,
 )
-from wsgateway.frames import Frame
-from wsgateway.subjects import GROUP_SERVICE, Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
 
 ANN = Inbox("orders", "ann")
 BOB = Inbox("orders", "bob")

@@ -10,7 +10,7 @@ import pytest
 from tests.contract.conftest import Brokers
 from tests.contract.test_broker import ANN, BOB, CAROL, eventually, fill, offsets
 from wsgateway.broker.base import Broker
-from wsgateway.protocol import Reason, Resume
+from wsgateway.protocol.v1 import Reason, Resume
 from wsgateway.recovery import find_start
 
 

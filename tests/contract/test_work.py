@@ -16,8 +16,8 @@ from wsgateway import Message, Reject, Retry
 from wsgateway.broker.base import Broker
 from wsgateway.broker.work import History, Job, Turn, WorkQueue
 from wsgateway.exceptions import MessageTooBig
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import RetryPolicy, deadletters, registry
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

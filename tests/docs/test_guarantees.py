@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import ROOT
 from wsgateway.conf import SETTINGS
-from wsgateway.protocol import Reason
+from wsgateway.protocol.v1 import Reason
 
 PAGE = (ROOT / "docs/guarantees.md").read_text()
 

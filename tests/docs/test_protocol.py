@@ -11,9 +11,9 @@ import pytest
 
 from tests.docs.test_tables import rows
 from tests.support import ROOT
-from wsgateway import protocol
 from wsgateway.client.session import should_reconnect
-from wsgateway.codes import CloseCode
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.codes import CloseCode
 
 STATIC = ROOT / "wsgateway/static/wsgateway"
 PAGE = (ROOT / "docs/protocol.md").read_text()

@@ -8,8 +8,8 @@ import pytest
 
 from tests.support import ROOT
 from wsgateway import exceptions
-from wsgateway.codes import CloseCode
 from wsgateway.conf import SETTINGS, Setting
+from wsgateway.protocol.codes import CloseCode
 
 
 def rows(document: str, *, first: str) -> list[list[str]]:

@@ -37,7 +37,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.client import Backoff, Client, GatewayError
 from wsgateway.exceptions import BrokerError
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 Gateways = Callable[..., Gateway]
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}

@@ -13,7 +13,7 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerError
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("orders", "ann")
 PUBLISHERS = 8

@@ -15,7 +15,7 @@ from tests.support import Process, site_env, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.exceptions import BrokerError
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 USERS, EACH = 10, 60
 TOTAL = USERS * EACH

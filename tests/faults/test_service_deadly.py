@@ -13,9 +13,9 @@ import pytest
 from tests.faults.test_service_workers import WorkerProcess, lines, services, worker
 from tests.support import until
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.frames import Frame
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters
-from wsgateway.subjects import Inbox
 
 __all__ = ["services", "worker"]  # fixtures
 

@@ -17,8 +17,8 @@ from tests.support import ROOT, Process, running, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 HANDLER = """
 from pathlib import Path

@@ -16,8 +16,8 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 USERS, EACH = 12, 25
 

@@ -13,9 +13,9 @@ from wsgateway.broker.nats.headers import find_int
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.client import Backoff, Client
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.frames import Frame
 from wsgateway.lane import ATTEMPT_TIMEOUT
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox, Subjects
 
 INBOX = Inbox("faults", "ann")
 IN_FLIGHT = 16

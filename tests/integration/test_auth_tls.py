@@ -28,7 +28,7 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("service1", "ann")
 KEY_USAGES = [

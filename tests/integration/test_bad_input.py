@@ -14,7 +14,7 @@ from tests.faults.traffic import broker_at
 from tests.support import Gateway, site_env
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.headers import encode
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("service1", "ann")
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}

@@ -18,9 +18,9 @@ from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.delivery import get_hub
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import registry
 from wsgateway.services.runner import Runner
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

@@ -81,7 +81,7 @@ async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
 ) -> None:
     from wsgateway.broker.nats.broker import NatsBroker
     from wsgateway.broker.nats.link import LinkOptions
-    from wsgateway.subjects import Inbox, Subjects
+    from wsgateway.protocol.subjects import Inbox, Subjects
 
     gateway = gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="3600")
     broker = NatsBroker(LinkOptions((nats_server.url,)), Subjects(prefix), [])

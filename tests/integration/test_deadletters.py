@@ -12,8 +12,8 @@ from django.test import Client
 
 from wsgateway.broker import runtime
 from wsgateway.broker.work import Job
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import letters, purge, retry, set_aside
-from wsgateway.subjects import Inbox
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from wsgateway import Message
 from wsgateway.broker.base import Stored
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

@@ -26,7 +26,6 @@ from tests.integration.test_auth_tls import (
     works,
 )
 from tests.support import until
-from wsgateway.backoff import Backoff
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.jetstream import ApiError
@@ -38,6 +37,7 @@ from wsgateway.exceptions import (
     BrokerUnavailable,
     MessageTooBig,
 )
+from wsgateway.protocol.backoff import Backoff
 
 FAST = Backoff(0.01, 2.0, 0.05)
 

@@ -23,8 +23,8 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, MessageTooBig
-from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("orders", "ann")
 

@@ -13,7 +13,6 @@ import wsgateway
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from tests.troubleshooting import Symptom
-from wsgateway import group_names
 from wsgateway.broker.base import Position
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -22,7 +21,8 @@ from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer, durable
 from wsgateway.layer import feed as feeds
-from wsgateway.subjects import Inbox
+from wsgateway.protocol import group_names
+from wsgateway.protocol.subjects import Inbox
 
 
 @pytest.fixture

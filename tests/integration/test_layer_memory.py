@@ -16,10 +16,10 @@ from channels.testing import WebsocketCommunicator
 import wsgateway
 from tests.integration.layers import drain, receive
 from tests.troubleshooting import Symptom
-from wsgateway import group_names
 from wsgateway.layer import NatsChannelLayer, memory
 from wsgateway.layer.config import OptionRefused
 from wsgateway.layer.memory import MemoryChannelLayer
+from wsgateway.protocol import group_names
 from wsgateway.routing import websocket_urlpatterns
 from wsgateway.testing import assert_not_sent, assert_sent, sent
 from wsgateway.testing.isolation import empty_store

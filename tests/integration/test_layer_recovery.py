@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.integration.layers import drain, layers, nothing_comes
-from wsgateway import inbox
 from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.layer import feed as feeds
+from wsgateway.protocol import window as inbox
 
 GROUP = "room"
 

@@ -19,10 +19,10 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.work import Job
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured, QueueFull
-from wsgateway.frames import Frame
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import letters, set_aside
-from wsgateway.subjects import Inbox
 
 ANN, BOB = Inbox("orders", "ann"), Inbox("orders", "bob")
 GIB, MIB = 2**30, 2**20

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support import until
-from wsgateway.backoff import Backoff
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import link as link_module
 from wsgateway.broker.nats.link import Link, LinkOptions, LinkState
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
+from wsgateway.protocol.backoff import Backoff
 
 FAST = Backoff(0.01, 2.0, 0.1)
 

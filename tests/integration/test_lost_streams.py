@@ -18,9 +18,9 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerError
-from wsgateway.frames import Frame
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import registry
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

@@ -17,10 +17,10 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.broker.work import Job
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.frames import Frame
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import Message, Service
 from wsgateway.services.worker import Worker
-from wsgateway.subjects import Inbox
 
 DAY = 86400 * 10**9
 USERS = [Inbox(service, user) for service in ("orders", "s", "service1") for user in "ab"]

@@ -23,7 +23,7 @@ from wsgateway.management.commands.runoutbox import Command
 from wsgateway.outbox import enqueue, relay
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

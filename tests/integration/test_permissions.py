@@ -29,8 +29,8 @@ from wsgateway.exceptions import BrokerForbidden
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

@@ -14,9 +14,9 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerError, BrokerMisconfigured
-from wsgateway.frames import Frame
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("orders", "ann")
 PAIRS = [("shop", "SHOP"), ("a.b", "a_b"), ("a-b", "a.b")]

@@ -26,8 +26,8 @@ from wsgateway.exceptions import (
     PartlySent,
     WsGatewayError,
 )
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.publish import CHUNK, CHUNK_BYTES
-from wsgateway.subjects import Inbox
 
 
 async def read(service: str, user: str) -> list[Any]:

@@ -12,18 +12,19 @@ import pytest
 
 from tests.faults.traffic import broker_at
 from tests.support import Gateway, until
-from wsgateway import inbox, protocol
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
 from wsgateway.client import connect
-from wsgateway.codes import CloseCode
 from wsgateway.delivery import Delivery, Hub
 from wsgateway.identity import Identity
-from wsgateway.protocol import Reason, Resume, ServerMessage, Welcome
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol import window as inbox
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.v1 import Reason, Resume, ServerMessage, Welcome
 from wsgateway.sockets import RawSocket, Socket, V1Socket
-from wsgateway.subjects import Inbox
 
 ANN = Inbox("service1", "ann")
 BOB = Inbox("service1", "bob")

@@ -24,11 +24,11 @@ from tests.support import ROOT, Gateway, site_env
 from tests.troubleshooting import Symptom
 from tests.unit.test_identity import log_in, scope
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.identity import Identity, SessionIdentity, resolve_identity
 from wsgateway.logins import reasons_to_close
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subjects import Inbox
 
 Factory = Callable[..., Gateway]
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"], "path": "/ws/orders/"}

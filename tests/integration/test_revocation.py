@@ -23,7 +23,6 @@ from django.test import Client
 from tests.support import until
 from wsgateway import revocation, signals
 from wsgateway.broker.nats import broker_from_settings
-from wsgateway.codes import CloseCode
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.delivery import Delivery, Hub
 from wsgateway.identity import (
@@ -34,7 +33,8 @@ from wsgateway.identity import (
     resolve_identity,
 )
 from wsgateway.logins import reasons_to_close, session_store
-from wsgateway.protocol import Resume
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.v1 import Resume
 from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
 from wsgateway.sockets import V1Socket
 

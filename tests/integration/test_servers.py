@@ -27,8 +27,8 @@ from tests.integration.test_auth_tls import Authority
 from tests.support import SERVERS, Gateway, deaf_socket, listening, masked, unread, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("orders", "ann")
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}

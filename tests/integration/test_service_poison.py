@@ -15,9 +15,9 @@ from wsgateway import Message, Reject, Retry, RetryPolicy
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, handling, registry
 from wsgateway.services.deadletters import DeadLetter
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

@@ -16,8 +16,8 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
-from wsgateway.frames import Frame
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 
 async def test_process_that_declares_nothing_reads_the_streams(

@@ -18,12 +18,12 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
 from wsgateway.services import worker as worker_module
 from wsgateway.services.message import SyncMessage
 from wsgateway.services.running import Run, Running
 from wsgateway.services.worker import Worker
-from wsgateway.subjects import Inbox
 
 __all__ = ["no_services"]  # a fixture
 

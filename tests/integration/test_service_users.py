@@ -13,8 +13,8 @@ from wsgateway.broker.base import RESOLVER_HEADER
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.work import Job
 from wsgateway.identity import Identity, SessionIdentity, resolve_identity
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.message import Message
-from wsgateway.subjects import Inbox
 
 pytestmark = pytest.mark.django_db
 

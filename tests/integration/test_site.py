@@ -14,7 +14,7 @@ from wsgateway import health
 from wsgateway.broker import runtime
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.identity import Identity, TokenIdentity
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 pytestmark = pytest.mark.django_db
 

@@ -20,8 +20,8 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import OFFER_HEADERS, NatsBroker
 from wsgateway.client import Backoff, Client, ClientState, GatewayError
 from wsgateway.identity import make_token
-from wsgateway.protocol import largest_message
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.v1 import largest_message
 
 Factory = Callable[..., Gateway]
 ANN = Inbox("orders", "ann")

@@ -19,9 +19,9 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.delivery import Hub
-from wsgateway.frames import Frame
 from wsgateway.lane import Lane
 from wsgateway.layer.fetcher import Fetcher
+from wsgateway.protocol.frames import Frame
 from wsgateway.services import registry
 from wsgateway.services.runner import Runner
 from wsgateway.services.worker import Worker

@@ -10,9 +10,9 @@ import pytest
 
 from wsgateway import declared
 from wsgateway.broker.base import Broker
-from wsgateway.frames import Frame
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.worker import Worker
-from wsgateway.subjects import Inbox
 
 
 @pytest.fixture

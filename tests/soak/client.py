@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.soak.ledger import Ledger, read
 from wsgateway.client import Backoff, Client, GatewayError
-from wsgateway.protocol import Welcome
+from wsgateway.protocol.v1 import Welcome
 
 SLOW = float(os.environ.get("SOAK_SLOW", "0"))
 SEND_PAUSE = 0.05

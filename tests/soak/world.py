@@ -24,7 +24,7 @@ from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["World", "running_world"]
 

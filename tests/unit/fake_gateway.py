@@ -13,9 +13,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from wsgateway import protocol
-from wsgateway.frames import Frame
-from wsgateway.protocol import Ack, ClientMessage, ErrorCode, Ping, Resume
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import Ack, ClientMessage, ErrorCode, Ping, Resume
 
 
 class FakeGateway:

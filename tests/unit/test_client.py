@@ -14,12 +14,12 @@ import pytest
 
 from tests.support import ROOT, until
 from tests.unit.fake_gateway import FakeGateway
-from wsgateway import protocol
 from wsgateway.client import Backoff, Client, ClientState, GatewayError, Position, connect
 from wsgateway.client.session import ClientSession
-from wsgateway.codes import CloseCode
-from wsgateway.frames import Frame
-from wsgateway.protocol import ErrorCode, Reason
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import ErrorCode, Reason
 
 FAST = Backoff(initial=0.02, cap=0.05, jitter=0.5)
 

@@ -15,7 +15,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.support import ROOT
-from wsgateway.backoff import Backoff
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,
@@ -28,8 +27,9 @@ from wsgateway.client.events import (
 )
 from wsgateway.client.inbox import Position
 from wsgateway.client.session import ClientSession
-from wsgateway.frames import Frame
-from wsgateway.protocol import ErrorCode, ProtocolError, Reason
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import ErrorCode, ProtocolError, Reason
 
 FILE = json.loads((ROOT / "tests/vectors/client.json").read_text())
 SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())

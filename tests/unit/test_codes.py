@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsgateway.codes import CloseCode
+from wsgateway.protocol.codes import CloseCode
 
 
 def test_numbers_and_reasons_are_unique_and_fit_a_close_frame() -> None:

@@ -9,7 +9,7 @@ import pytest
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.cursors import SAVES_IN_FLIGHT, Cursor, Cursors, Key
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 MANY = 3 * SAVES_IN_FLIGHT
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.exceptions import MalformedMessage
-from wsgateway.frames import EVENT, Frame
+from wsgateway.protocol.frames import EVENT, Frame
 
 
 @given(st.one_of(st.text(), st.binary()))

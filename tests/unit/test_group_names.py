@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import wsgateway
 from wsgateway.exceptions import NameRefused
-from wsgateway.group_names import MAX_GROUP_NAME, inbox_group, inbox_of_group
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.group_names import MAX_GROUP_NAME, inbox_group, inbox_of_group
+from wsgateway.protocol.subjects import Inbox
 
 NAMES = st.one_of(
     st.text(min_size=1, max_size=12),

@@ -14,7 +14,6 @@ from django.http import HttpResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.identity import (
     CookieIdentity,
@@ -26,7 +25,8 @@ from wsgateway.identity import (
     resolve_identity,
     set_identity_cookie,
 )
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.transport import MAX_REASON
 
 REFUSED = IdentityRefused

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsgateway.inbox import LAGGING_READS, WINDOW_BYTES, InboxReader
+from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, InboxReader
 
 
 class Message(NamedTuple):

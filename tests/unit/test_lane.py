@@ -15,8 +15,8 @@ from tests.support import until
 from wsgateway import lane as lane_module
 from wsgateway.broker.base import Receipt
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
-from wsgateway.frames import Frame
 from wsgateway.lane import Lane
+from wsgateway.protocol.frames import Frame
 
 STEPS = ["store", "store", "store", "lose answer", "break", "down", "silent", "late", "wait"]
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from wsgateway import handshake, protocol
+from wsgateway import handshake
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.reader import Reader
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.frames import Frame
 from wsgateway.layer import wire
-from wsgateway.subjects import Subjects, decode_token, encode_token
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Subjects, decode_token, encode_token
 
 LONG = 1_000_000
 ENOUGH = 10.0

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway import origins
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.origins import require_origin
+from wsgateway.protocol.codes import CloseCode
 
 
 def allowed(*sent: str | bytes) -> bool:

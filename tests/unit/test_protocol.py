@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.support import ROOT
-from wsgateway import protocol
-from wsgateway.frames import Frame
-from wsgateway.protocol import (
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import (
     Accepted,
     Ack,
     Beat,
@@ -72,7 +72,7 @@ def refusal(text: str | bytes) -> ProtocolError:
 
 
 @pytest.mark.parametrize(
-    "module", ["wsgateway.protocol", "wsgateway.client.session", "wsgateway.backoff"]
+    "module", ["wsgateway.protocol.v1", "wsgateway.client.session", "wsgateway.protocol.backoff"]
 )
 def test_importing_the_pure_modules_pulls_in_no_io(module: str) -> None:
     heavy = {"django", "asyncio", "channels", "nats", "websockets"}

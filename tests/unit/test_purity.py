@@ -9,20 +9,11 @@ import pytest
 
 from tests.support import ROOT
 
-PURE = [
-    "subjects",
-    "group_names",
-    "frames",
-    "protocol",
-    "inbox",
-    "codes",
-    "exceptions",
-    "strict_json",
-]
+PURE = sorted(f"protocol.{path.stem}" for path in (ROOT / "wsgateway/protocol").glob("[a-z]*.py"))
 SHELLS = ["asyncio", "django", "channels", "nats", "daphne", "twisted", "websockets"]
 
 
-@pytest.mark.parametrize("module", PURE)
+@pytest.mark.parametrize("module", [*PURE, "exceptions", "client.inbox", "client.outbox"])
 def test_import_loads_no_shell(module: str) -> None:
     code = (
         f"import sys, wsgateway.{module}; "

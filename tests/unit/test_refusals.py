@@ -8,8 +8,8 @@ import pytest
 
 from tests.support import until
 from wsgateway import refusals
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import IdentityRefused
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.refusals import INTERVAL, MAX_PATH, MAX_REASONS, RefusalLog, refuse
 from wsgateway.sockets import RawSocket
 

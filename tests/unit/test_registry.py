@@ -8,7 +8,7 @@ from typing import Any, cast
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.registry import Registry
 from wsgateway.declared import NOTHING
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 SUBJECTS = Subjects("ws")
 

@@ -17,9 +17,9 @@ from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.link import Reply
 from wsgateway.broker.nats.work_queue import _parse_history, job_of
 from wsgateway.exceptions import MalformedMessage
+from wsgateway.protocol.subjects import Inbox, Subjects
 from wsgateway.services import deadletters
 from wsgateway.services.message import Message
-from wsgateway.subjects import Inbox, Subjects
 
 BROKER: Any = SimpleNamespace(subjects=Subjects(), epoch="1")
 JETSTREAM: Any = None

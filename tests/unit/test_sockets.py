@@ -11,10 +11,10 @@ import pytest
 from tests.support import until
 from wsgateway import sockets
 from wsgateway.broker.base import Receipt, Stored
-from wsgateway.codes import CloseCode
 from wsgateway.exceptions import QueueFull
-from wsgateway.frames import Frame
 from wsgateway.identity import Identity
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
 from wsgateway.recovery import Start
 from wsgateway.sockets import RateLimit, RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.transport import Transport

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wsgateway.exceptions import NameRefused
-from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects, decode_token, encode_token
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects, decode_token, encode_token
 
 TRICKY = [
     "ann@example.org",

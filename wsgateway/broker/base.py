@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
-from wsgateway.frames import Frame
-from wsgateway.protocol import valid_id
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.v1 import valid_id
 
 __all__ = [
     "CLIENT_ID_HEADER",

@@ -40,8 +40,8 @@ from wsgateway.exceptions import (
     QueueFull,
     ServiceUnknown,
 )
-from wsgateway.frames import FRAME_HEADER, Frame
-from wsgateway.subjects import GROUP_SERVICE, Inbox, Subjects
+from wsgateway.protocol.frames import FRAME_HEADER, Frame
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings

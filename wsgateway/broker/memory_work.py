@@ -20,7 +20,7 @@ from wsgateway.broker.work import (
     WorkQueue,
 )
 from wsgateway.exceptions import MessageTooBig, QueueFull
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 if TYPE_CHECKING:
     from wsgateway.broker.memory import MemoryBroker, MemoryStore

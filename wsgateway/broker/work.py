@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from wsgateway.exceptions import MalformedMessage
-from wsgateway.frames import FRAME_HEADER, Frame
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import FRAME_HEADER, Frame
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["DeadEntry", "DeadLetters", "DeadPage", "History", "Job", "Turn", "WorkQueue"]
 

@@ -10,7 +10,7 @@ from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 from wsgateway.declared import ANY, declared_services, discover
 from wsgateway.exceptions import NameRefused
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["check_production_services", "check_services"]
 

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from wsgateway.checks.base import possible
 from wsgateway.conf import SETTINGS, misspelt_setting, nearest_setting, settings
 from wsgateway.exceptions import NameRefused
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = [
     "check_duplicate_window",

@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsgateway.backoff import Backoff
     from wsgateway.client.connection import Client, ClientState, Message, connect
     from wsgateway.client.errors import GatewayError
     from wsgateway.client.inbox import Position
+    from wsgateway.protocol.backoff import Backoff
 
 __all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
 
 _HOMES = {
-    "Backoff": "wsgateway.backoff",
+    "Backoff": "wsgateway.protocol.backoff",
     "Client": "wsgateway.client.connection",
     "ClientState": "wsgateway.client.connection",
     "GatewayError": "wsgateway.client.errors",

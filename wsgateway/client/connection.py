@@ -15,8 +15,6 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
-from wsgateway import strict_json
-from wsgateway.backoff import Backoff
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,
@@ -30,9 +28,11 @@ from wsgateway.client.events import (
 from wsgateway.client.inbox import Position
 from wsgateway.client.link import Final, Link, Lost, address, translated
 from wsgateway.client.session import ClientSession
-from wsgateway.codes import CloseCode
-from wsgateway.frames import Frame
-from wsgateway.protocol import ServerMessage, Welcome
+from wsgateway.protocol import strict_json
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import ServerMessage, Welcome
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 

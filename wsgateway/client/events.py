@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wsgateway.client.errors import GatewayError
-from wsgateway.protocol import ServerMessage, Welcome
+from wsgateway.protocol.v1 import ServerMessage, Welcome
 
 __all__ = ["Answered", "Confirmed", "Delivered", "Event", "Failed", "Unclaimed", "Welcomed"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wsgateway.protocol import Reason, ServerMessage, Welcome
+from wsgateway.protocol.v1 import Reason, ServerMessage, Welcome
 
 __all__ = ["ClientInbox", "Position"]
 

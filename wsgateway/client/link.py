@@ -16,8 +16,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, W
 from websockets.typing import Subprotocol
 
 from wsgateway.client.session import ClientSession
-from wsgateway.codes import CloseCode
-from wsgateway.protocol import SUBPROTOCOL, ProtocolError
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.v1 import SUBPROTOCOL, ProtocolError
 
 __all__ = ["Final", "Link", "Lost", "address", "translated"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wsgateway.frames import Frame
-from wsgateway.protocol import encode_client_message
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import encode_client_message
 
 __all__ = ["ClientOutbox"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from wsgateway.backoff import Backoff
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,
@@ -22,9 +21,10 @@ from wsgateway.client.events import (
 )
 from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.outbox import ClientOutbox
-from wsgateway.codes import CloseCode
-from wsgateway.frames import Frame
-from wsgateway.protocol import (
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import (
     Accepted,
     Closing,
     ErrorCode,

@@ -19,7 +19,7 @@ from wsgateway.broker.addresses import REDIS_PORTS, URL_CURE, Address, split_url
 from wsgateway.conf import MAX_INT, MAX_SECONDS, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.layer.serializers import registry
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = [
     "OPTIONS",

@@ -20,7 +20,6 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.runtime import Target, is_short_lived, on_fork, target_of
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
-from wsgateway.frames import FRAME_HEADER
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import find_differences
 from wsgateway.layer.durable import Directory, GroupName
@@ -31,7 +30,8 @@ from wsgateway.layer.memory import MemoryChannelLayer
 from wsgateway.layer.node import Node, background_node, current_node, full_channels
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.frames import FRAME_HEADER
+from wsgateway.protocol.subjects import Inbox, Subjects
 
 __all__ = ["NatsChannelLayer"]
 

@@ -15,10 +15,10 @@ from channels.exceptions import MessageTooLarge
 from wsgateway.broker.base import Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig, ServiceUnknown
-from wsgateway.frames import EVENT, Frame
-from wsgateway.group_names import inbox_of_group, meant_services
 from wsgateway.layer import wire
-from wsgateway.subjects import GROUP_SERVICE, Inbox
+from wsgateway.protocol.frames import EVENT, Frame
+from wsgateway.protocol.group_names import inbox_of_group, meant_services
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
 
 if TYPE_CHECKING:
     from wsgateway.layer.node import Node

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import MessageTooLarge
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Stored
 from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
-from wsgateway.frames import EVENT
 from wsgateway.layer import durable, wire
 from wsgateway.layer.serializers import BaseMessageSerializer, Serializer
 from wsgateway.layer.wire import HEAD, head
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.frames import EVENT
 
 if TYPE_CHECKING:
     from wsgateway.layer.feed import DurableItem

@@ -13,13 +13,13 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Closable, Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
-from wsgateway.inbox import InboxReader, later
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.window import InboxReader, later
 from wsgateway.recovery import Reached, find_lost
-from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:

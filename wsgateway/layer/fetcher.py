@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Closable
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import ApiError
@@ -18,7 +17,8 @@ from wsgateway.broker.nats.link import new_inbox
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
 from wsgateway.layer.mailbox import Mailbox
-from wsgateway.subjects import encode_token
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
     from wsgateway.layer.node import Node

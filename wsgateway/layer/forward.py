@@ -14,7 +14,7 @@ from wsgateway.broker.base import Closable, Receipt
 from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
 from wsgateway.layer import wire
 from wsgateway.layer.blobs import HEADERS
-from wsgateway.subjects import encode_token
+from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
     from wsgateway.layer.home import Options

@@ -7,7 +7,7 @@ import logging
 from wsgateway.broker.base import Closable
 from wsgateway.layer.feed import DurableItem, Feed
 from wsgateway.layer.mailbox import Mailbox
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["Group", "Item"]
 

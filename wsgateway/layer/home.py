@@ -30,7 +30,7 @@ from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.node import Node
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["Home", "Options"]
 

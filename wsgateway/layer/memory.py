@@ -18,11 +18,11 @@ from wsgateway.broker.base import Closable, Stored
 from wsgateway.broker.memory import MemoryBroker, shared_store
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig, ServiceUnknown
-from wsgateway.group_names import inbox_of_group, meant_services
 from wsgateway.layer.durable import UNKNOWN_SERVICE, kept_inbox, payload_of
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.group_names import inbox_of_group, meant_services
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["MemoryChannelLayer"]
 

@@ -26,7 +26,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Link
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["Propagation"]
 

@@ -26,9 +26,9 @@ from django.utils import timezone
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker, Receipt, check_published
 from wsgateway.exceptions import BrokerUnavailable, WsGatewayError
-from wsgateway.frames import Frame
 from wsgateway.outbox.models import OutboxMessage
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["AlreadyRelayed", "Relay"]
 

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 from wsgateway.broker.base import check_headers
 from wsgateway.exceptions import MessageRefused, MessageTooBig, WsGatewayError
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import failure
-from wsgateway.subjects import Inbox
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker

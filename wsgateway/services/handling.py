@@ -20,7 +20,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.work import History
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
@@ -30,6 +29,7 @@ from wsgateway.exceptions import (
     QueueFull,
     WsGatewayError,
 )
+from wsgateway.protocol.backoff import Backoff
 from wsgateway.services.calling import Caller
 from wsgateway.services.deadletters import set_aside
 from wsgateway.services.errors import Retry

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.utils.functional import SimpleLazyObject
 
-from wsgateway import strict_json
 from wsgateway.broker.base import (
     CLIENT_ID_HEADER,
     CONNECTION_HEADER,
@@ -23,13 +22,14 @@ from wsgateway.broker.base import (
 )
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NameRefused
-from wsgateway.frames import Frame
-from wsgateway.protocol import valid_id
+from wsgateway.protocol import strict_json
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import decode_token
+from wsgateway.protocol.v1 import valid_id
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.errors import Reject
 from wsgateway.services.failure import clip, code_word
 from wsgateway.services.users import find_user
-from wsgateway.subjects import decode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from wsgateway import declared
 from wsgateway.conf import settings
+from wsgateway.protocol.subjects import Subjects
 from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
-from wsgateway.subjects import Subjects
 
 __all__ = ["JsonHandler", "Service", "get_service", "service"]
 

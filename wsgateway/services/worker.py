@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.work import Job, Turn
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.handling import UNMARK_WITHIN, Handling
 from wsgateway.services.policy import Again
 from wsgateway.services.running import Running
-from wsgateway.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:

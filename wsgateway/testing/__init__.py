@@ -26,15 +26,15 @@ from wsgateway.broker.base import (
 from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
 from wsgateway.broker.work import History, Job
 from wsgateway.conf import settings
-from wsgateway.frames import EVENT, FRAME_HEADER, Frame
 from wsgateway.layer.options import ConfiguredLayer
+from wsgateway.protocol.frames import EVENT, FRAME_HEADER, Frame
+from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.handling import Handling
 from wsgateway.services.policy import Again, Dead, Done, Refuse
 from wsgateway.services.registry import get_service
 from wsgateway.services.running import Running
 from wsgateway.services.users import naming_path
-from wsgateway.subjects import Inbox, Subjects, encode_token
 
 __all__ = ["Delivered", "Sent", "adeliver", "assert_not_sent", "assert_sent", "deliver", "sent"]
 

@@ -10,7 +10,7 @@ from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerMisconfigured
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings

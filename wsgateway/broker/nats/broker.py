@@ -49,8 +49,8 @@ from wsgateway.exceptions import (
     QueueFull,
     ServiceUnknown,
 )
-from wsgateway.frames import FRAME_HEADER, Frame
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.frames import FRAME_HEADER, Frame
+from wsgateway.protocol.subjects import Inbox, Subjects
 from wsgateway.supervision import supervise
 
 __all__ = ["NatsBroker"]

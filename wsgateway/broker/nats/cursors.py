@@ -12,7 +12,7 @@ from wsgateway.broker.base import Position
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
-from wsgateway.subjects import Inbox, Subjects, encode_token
+from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
 
 __all__ = ["Cursors"]
 

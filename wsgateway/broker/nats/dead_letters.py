@@ -9,7 +9,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_DELETED, ApiError
 from wsgateway.broker.work import DeadEntry, DeadLetters, DeadPage
 from wsgateway.exceptions import NameRefused
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.jetstream import JetStream

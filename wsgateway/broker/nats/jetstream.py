@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.link import Link, Reply
@@ -27,6 +26,7 @@ from wsgateway.exceptions import (
     NobodyAnswers,
     QueueFull,
 )
+from wsgateway.protocol.backoff import Backoff
 
 __all__ = ["ApiError", "DirectBatch", "JetStream", "error_of"]
 

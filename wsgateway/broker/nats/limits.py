@@ -12,7 +12,7 @@ from typing import Any
 
 from wsgateway.broker.nats.jetstream import NAME_IN_USE, ApiError, JetStream
 from wsgateway.exceptions import QueueFull
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["AUTOMATIC", "LEAST", "SHARES", "Room", "share_of"]
 

@@ -26,7 +26,7 @@ from wsgateway.broker.nats.jetstream import (
     JetStream,
 )
 from wsgateway.exceptions import BrokerUnavailable, NameRefused
-from wsgateway.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.link import Reply

@@ -11,8 +11,8 @@ from typing import Any
 import nkeys
 from nats.aio.client import RawCredentials
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.addresses import Address
+from wsgateway.protocol.backoff import Backoff
 
 __all__ = ["LinkOptions"]
 

@@ -8,7 +8,7 @@ from time import monotonic
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError, JetStream
 from wsgateway.declared import Declared
 from wsgateway.exceptions import BrokerUnavailable, NameRefused
-from wsgateway.subjects import GROUP_SERVICE, Subjects
+from wsgateway.protocol.subjects import GROUP_SERVICE, Subjects
 
 __all__ = ["TOPIC", "Registry"]
 

@@ -13,7 +13,7 @@ from wsgateway.broker.nats.limits import AUTOMATIC, LEAST, Room, share_of
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.declared import Declared, declared_services
 from wsgateway.exceptions import BrokerMisconfigured, QueueFull
-from wsgateway.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["OWNER", "TRIMMED_UNTIL", "StreamSpec", "Streams", "require_own", "wanted_streams"]
 

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wsgateway.backoff import Backoff
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.consumers import ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
@@ -27,7 +26,8 @@ from wsgateway.exceptions import (
     MalformedMessage,
     NameRefused,
 )
-from wsgateway.subjects import Inbox
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.frames import Frame
-from wsgateway.strict_json import refuse_constant, unique
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.strict_json import refuse_constant, unique
 
 __all__ = [
     "SUBPROTOCOL",

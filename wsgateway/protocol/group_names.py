@@ -10,7 +10,7 @@ service ends, and two inboxes never share a group.
 from __future__ import annotations
 
 from wsgateway.exceptions import NameRefused
-from wsgateway.subjects import Inbox, decode_token, encode_token
+from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
 
 __all__ = ["MAX_GROUP_NAME", "inbox_group", "inbox_of_group", "meant_services"]
 

@@ -1,0 +1,249 @@
+"""Names to NATS subjects, both ways. Pure.
+
+A token keeps ``[A-Za-z0-9_-]``; every other byte of the name's UTF-8 form becomes ``=XX``
+(upper-case hexadecimal). ``=`` is legal in subjects and in key-value keys, and can only stand
+for an escape, so two names never share a token and no name can hold ``.``, ``*`` or ``>``.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from wsgateway.exceptions import NameRefused
+
+__all__ = ["GROUP_SERVICE", "Inbox", "Subjects", "decode_token", "encode_token"]
+
+GROUP_SERVICE = "\0group"
+"""The service of the inboxes that hold durable groups which are no user's. Only this very object
+means it, so that no client can name it: its token is a bare ``=``, which no name encodes to."""
+_GROUP_TOKEN = "="  # noqa: S105 - a subject's token
+
+CONSUMER = "service-"
+"""How the name of a service's consumer begins."""
+MAX_STREAM_NAME = 255
+"""Longest name of a stream or consumer that NATS takes."""
+MAX_NAME_BYTES = 255
+"""Longest name, in UTF-8 bytes; escaping at most triples it and NATS takes 4,096 a line."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
+_UNSAFE_IN_STREAM = re.compile(rb"[^a-z0-9_-]")
+_ESCAPE = re.compile(rb"=([0-9A-F]{2})")
+_TOKEN = re.compile(rb"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+\Z")
+
+
+class Inbox(NamedTuple):
+    """The address of one user's messages within one service."""
+
+    service: str
+    user: str
+
+
+@lru_cache(maxsize=65536)
+def encode_token(name: str) -> str:
+    """Return the one subject token that stands for *name*.
+
+    Raises:
+        NameRefused: *name* is no text, empty, too long, or not encodable as UTF-8.
+    """
+    if not isinstance(name, str) or not name:
+        raise NameRefused(f"name {name!r} is empty or not text; give a non-empty string")
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError as exc:
+        raise NameRefused(f"name {name!r} is not valid Unicode text") from exc
+    if len(raw) > MAX_NAME_BYTES:
+        raise NameRefused(
+            f"name of {len(raw)} bytes exceeds {MAX_NAME_BYTES} bytes: {name[:40]!r}…"
+        )
+    if _PLAIN.match(name):
+        return name
+    return _UNSAFE.sub(lambda found: b"=%02X" % found.group()[0], raw).decode()
+
+
+def decode_token(token: str) -> str:
+    """Return the name that *token* stands for; the inverse of `encode_token`.
+
+    Raises:
+        NameRefused: *token* is not what `encode_token` produces for any name.
+    """
+    if _PLAIN.match(token):
+        return token
+    raw = token.encode("utf-8", "surrogatepass")
+    if not _TOKEN.match(raw):
+        raise NameRefused(f"subject token {token!r} is not an escaped name")
+    try:
+        name = _ESCAPE.sub(lambda found: bytes([int(found.group(1), 16)]), raw).decode()
+    except UnicodeDecodeError as exc:
+        raise NameRefused(f"subject token {token!r} is not an escaped name") from exc
+    if encode_token(name) != token:
+        raise NameRefused(f"subject token {token!r} escapes what needs no escape")
+    return name
+
+
+class Subjects:
+    """The subjects, stream and bucket names below one prefix.
+
+    Args:
+        prefix: One or more plain tokens joined by dots, for example ``ws`` or ``acme.ws``.
+    """
+
+    def __init__(self, prefix: str = "ws") -> None:
+        tokens = prefix.split(".")
+        if not all(_PLAIN.match(token) for token in tokens):
+            raise NameRefused(
+                f"prefix {prefix!r} is not made of [A-Za-z0-9_-] tokens joined by dots"
+            )
+        self.prefix = prefix
+        self.upper = "_".join(tokens).replace("-", "_").upper()
+        self._skip = len(tokens) + 1
+
+    def _inbox(self, kind: str, inbox: Inbox) -> str:
+        group = inbox.service is GROUP_SERVICE
+        service = _GROUP_TOKEN if group else encode_token(inbox.service)
+        return f"{self.prefix}.{kind}.{service}.{encode_token(inbox.user)}"
+
+    def recv(self, inbox: Inbox) -> str:
+        """Where services publish to a user; stored in the inbox stream."""
+        return self._inbox("recv", inbox)
+
+    def send(self, inbox: Inbox) -> str:
+        """Where the gateway publishes what a client sent."""
+        return self._inbox("send", inbox)
+
+    def live(self, inbox: Inbox) -> str:
+        """Where JetStream republishes what was stored for a user."""
+        return self._inbox("live", inbox)
+
+    def conn(self, inbox: Inbox) -> str:
+        """Where presence and control requests for a user go."""
+        return self._inbox("conn", inbox)
+
+    def dead(self, inbox: Inbox) -> str:
+        """Where messages go that no handler could process."""
+        return self._inbox("dead", inbox)
+
+    def group(self, name: str) -> str:
+        """Where an ephemeral group's messages go (one token, so no stream keeps them)."""
+        return f"{self.prefix}.recv.{encode_token(name)}"
+
+    def channel(self, name: str) -> str:
+        """Where messages to a normal channel go; kept until read."""
+        return f"{self.prefix}.chan.{encode_token(name)}"
+
+    def process(self, client_id: str) -> str:
+        """Where messages to one process's channels go."""
+        return f"{self.prefix}.proc.{encode_token(client_id)}"
+
+    def leave(self, group: str, channel: str) -> str:
+        """Where processes are told that a normal channel leaves a group."""
+        return f"{self.prefix}.leave.{encode_token(group)}.{encode_token(channel)}"
+
+    @property
+    def probe(self) -> str:
+        """Where a process finds out which servers know its subscriptions; see `propagation`."""
+        return f"{self.prefix}.all.probe"
+
+    def all_of(self, kind: str, service: str | None = None) -> str:
+        """Return the wildcard for every user of *service* (None: of every service)."""
+        return f"{self.prefix}.{kind}.{'*' if service is None else encode_token(service)}.*"
+
+    def parse(self, subject: str) -> tuple[str, Inbox]:
+        """Return the kind and the inbox that a four-token subject names.
+
+        Raises:
+            NameRefused: *subject* has another shape or prefix.
+        """
+        tokens = subject.split(".")
+        if len(tokens) != self._skip + 2 or not subject.startswith(self.prefix + "."):
+            raise NameRefused(f"subject {subject!r} is not {self.prefix}.<kind>.<service>.<user>")
+        group = tokens[-2] == _GROUP_TOKEN
+        service = GROUP_SERVICE if group else decode_token(tokens[-2])
+        return tokens[self._skip - 1], Inbox(service, decode_token(tokens[-1]))
+
+    def move(self, inbox: Inbox) -> str:
+        """Where `setup_streams` publishes what it moves into a service's stream."""
+        return self._inbox("move", inbox)
+
+    def cursor_key(self, inbox: Inbox, device: str) -> str:
+        """Return the key-value key of a device's cursor."""
+        tokens = (encode_token(inbox.service), encode_token(inbox.user), encode_token(device))
+        return ".".join(tokens)
+
+    def turn(self, service: str) -> str:
+        """Where workers of *service* tell each other whose message has left the queue."""
+        return f"{self.prefix}.turn.{encode_token(service)}"
+
+    def tries_key(self, service: str, message_id: str) -> str:
+        """Return the subject that holds a client message's history, see `WorkQueue`."""
+        return f"$KV.{self.upper}_TRIES.{encode_token(service)}.{message_id}"
+
+    def bucket(self, kind: str) -> str:
+        """Return the stream behind a key-value bucket, for example ``KV_WS_CURSORS``."""
+        return f"KV_{self.upper}_{kind.upper()}"
+
+    def stream(self, kind: str) -> str:
+        """Return the stream's name, for example ``WS_RECV``."""
+        return f"{self.upper}_{kind.upper()}"
+
+    def queue(self, service: str) -> str:
+        """Return the name of the stream that holds what clients send to *service*.
+
+        The server keeps a stream in a folder of its name, and not every file system tells upper
+        case from lower. So upper-case letters are escaped here, too.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        encode_token(service)
+        token = _UNSAFE_IN_STREAM.sub(lambda found: b"=%02X" % found.group()[0], service.encode())
+        return _short_enough(service, f"{self.upper}_SEND_{token.decode()}")
+
+    def consumer(self, service: str) -> str:
+        """Return the name of the consumer that all workers of *service* share.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        return _short_enough(service, f"{CONSUMER}{encode_token(service)}")
+
+    def service_of_consumer(self, name: str) -> str | None:
+        """Return the service whose workers share the consumer *name*; None if it is not one."""
+        try:
+            return decode_token(name.removeprefix(CONSUMER)) if name.startswith(CONSUMER) else None
+        except NameRefused:
+            return None
+
+    def require_service(self, service: str) -> None:
+        """Refuse a name that no stream, or no consumer, can have.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        self.queue(service)
+        self.consumer(service)
+
+    def service_of(self, queue: str) -> str | None:
+        """Return the service whose stream has this name; None if it is not a service's."""
+        prefix = f"{self.upper}_SEND_"
+        if not queue.startswith(prefix):
+            return None
+        try:
+            raw = _ESCAPE.sub(
+                lambda found: bytes([int(found.group(1), 16)]), queue[len(prefix) :].encode()
+            )
+            service = raw.decode()
+            return service if self.queue(service) == queue else None
+        except (NameRefused, UnicodeError):
+            return None
+
+
+def _short_enough(service: str, name: str) -> str:
+    if len(name) > MAX_STREAM_NAME:
+        raise NameRefused(
+            f"service name {service[:20]!r}… takes {len(name)} characters in NATS, which allows "
+            f"{MAX_STREAM_NAME}; use a shorter one of [a-z0-9_-]"
+        )
+    return name
