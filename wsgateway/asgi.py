@@ -16,7 +16,7 @@ from wsgateway.apps import require_installed
 from wsgateway.broker.addresses import split_urls
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerMisconfigured
-from wsgateway.transport import SERVER_SEND
+from wsgateway.gateway.transport import SERVER_SEND
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
@@ -61,7 +61,7 @@ def application(
     _require_usable_settings()
     from channels.routing import URLRouter
 
-    from wsgateway import daphne
+    from wsgateway.gateway import daphne
     from wsgateway.health import alive, ready
     from wsgateway.routing import lifespan, open_gateway, websocket_urlpatterns
 

@@ -9,16 +9,16 @@ from typing import Any
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from wsgateway import daphne, uvicorn
-from wsgateway.delivery import Delivery, get_hub
 from wsgateway.exceptions import BrokerError, IdentityRefused
+from wsgateway.gateway import daphne, uvicorn
+from wsgateway.gateway.origins import require_origin
+from wsgateway.gateway.refusals import refuse
+from wsgateway.gateway.session import Delivery, get_hub
+from wsgateway.gateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
+from wsgateway.gateway.transport import Transport, server_send
 from wsgateway.identity import require_service, resolve_identity
-from wsgateway.origins import require_origin
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import ProtocolError, Resume, choose_subprotocol, parse_resume
-from wsgateway.refusals import refuse
-from wsgateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
-from wsgateway.transport import Transport, server_send
 
 __all__ = ["GatewayConsumer", "socket_of"]
 

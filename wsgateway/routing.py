@@ -12,12 +12,12 @@ from channels.routing import URLRouter
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import path, re_path
 
-from wsgateway import uvicorn
 from wsgateway.consumers import GatewayConsumer, socket_of
-from wsgateway.delivery import get_hub
 from wsgateway.exceptions import IdentityRefused, WsGatewayError
+from wsgateway.gateway import uvicorn
+from wsgateway.gateway.refusals import refuse
+from wsgateway.gateway.session import get_hub
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.refusals import refuse
 
 __all__ = [
     "gateway_router",

@@ -1,7 +1,7 @@
 """What Django signals about log-ins, told to every gateway once it is committed.
 
 Nothing here waits: a log-out succeeds even if the broker is away. Gateways that hear nothing find
-out by themselves, see `wsgateway.revocation`.
+out by themselves, see `wsgateway.gateway.revocation`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from wsgateway.broker.embedded import embedded_is_running
 from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of
+from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
 from wsgateway.logins import session_model, session_store, sessions_are_cookies, user_models
-from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
 
 __all__ = ["connect"]
 

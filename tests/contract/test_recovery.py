@@ -10,8 +10,8 @@ import pytest
 from tests.contract.conftest import Brokers
 from tests.contract.test_broker import ANN, BOB, CAROL, eventually, fill, offsets
 from wsgateway.broker.base import Broker
+from wsgateway.broker.recovery import find_start
 from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.recovery import find_start
 
 
 async def resumed(broker: Broker, offset: int, epoch: str | None = None) -> Reason | None:

@@ -13,7 +13,7 @@ from wsgateway.broker.nats.headers import find_int
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.client import Backoff, Client
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.lane import ATTEMPT_TIMEOUT
+from wsgateway.gateway.publish_queue import ATTEMPT_TIMEOUT
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Subjects
 

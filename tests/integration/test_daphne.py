@@ -1,6 +1,8 @@
-"""The details of daphne that `wsgateway.daphne` leans on. If one of these fails after an upgrade
-of daphne or autobahn, look there: ASGI's send may no longer be a partial of the socket, or
-`sendCloseFrame` or the reactor's shutdown event may have changed."""
+"""The details of daphne that `wsgateway.gateway.daphne` leans on.
+
+If one of these fails after an upgrade of daphne or autobahn, look there: ASGI's send may no longer
+be a partial of the socket, or `sendCloseFrame` or the reactor's shutdown event may have changed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.support import Gateway, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.delivery import STARTS_AT_ONCE
+from wsgateway.gateway.session import STARTS_AT_ONCE
 
 
 async def closed_with(ws: Any) -> tuple[int, str]:

@@ -10,14 +10,14 @@ import pytest
 
 from tests.support import until
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.delivery import REFUSED_PAUSE, Delivery, Hub
 from wsgateway.exceptions import BrokerForbidden, IdentityRefused
+from wsgateway.gateway.revocation import TOPIC, Notice, session_digest
+from wsgateway.gateway.session import REFUSED_PAUSE, Delivery, Hub
+from wsgateway.gateway.sockets import RawSocket
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Resume
-from wsgateway.revocation import TOPIC, Notice, session_digest
-from wsgateway.sockets import RawSocket
 
 ANN = Inbox("service1", "ann")
 

@@ -17,14 +17,14 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
 from wsgateway.client import connect
-from wsgateway.delivery import Delivery, Hub
+from wsgateway.gateway.session import Delivery, Hub
+from wsgateway.gateway.sockets import RawSocket, Socket, V1Socket
 from wsgateway.identity import Identity
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol import window as inbox
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume, ServerMessage, Welcome
-from wsgateway.sockets import RawSocket, Socket, V1Socket
 
 ANN = Inbox("service1", "ann")
 BOB = Inbox("service1", "bob")

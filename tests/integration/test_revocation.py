@@ -21,10 +21,13 @@ from django.http import HttpRequest
 from django.test import Client
 
 from tests.support import until
-from wsgateway import revocation, signals
+from wsgateway import signals
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.delivery import Delivery, Hub
+from wsgateway.gateway import revocation
+from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
+from wsgateway.gateway.session import Delivery, Hub
+from wsgateway.gateway.sockets import V1Socket
 from wsgateway.identity import (
     Identity,
     SessionIdentity,
@@ -35,8 +38,6 @@ from wsgateway.identity import (
 from wsgateway.logins import reasons_to_close, session_store
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import Resume
-from wsgateway.revocation import TOPIC, Notice, session_digest, user_digest
-from wsgateway.sockets import V1Socket
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -561,8 +562,8 @@ class TestAsking:
     async def test_database_that_fails_ends_no_socket(
         self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("wsgateway.revocation.RETRY", 0.1)
-        working = "wsgateway.revocation._reasons_to_close"
+        monkeypatch.setattr("wsgateway.gateway.revocation.RETRY", 0.1)
+        working = "wsgateway.gateway.revocation._reasons_to_close"
 
         async def fail(identities: Any) -> Any:
             raise OSError("no route to the database")

@@ -1,7 +1,7 @@
 """What sockets promise on each ASGI server, with real processes.
 
-These tests are also the canaries for what `wsgateway.daphne` and `wsgateway.uvicorn` lean on. If
-one fails after an upgrade of daphne, autobahn, twisted or uvicorn, look at the module of that
+These tests are also the canaries for what `daphne` and `uvicorn` in `wsgateway.gateway` lean on.
+If one fails after an upgrade of daphne, autobahn, twisted or uvicorn, look at the module of that
 server: the details that it uses are named there.
 """
 

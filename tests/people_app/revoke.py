@@ -13,9 +13,9 @@ from django.http import HttpRequest
 
 from tests.people_app.models import Employee, Person
 from wsgateway import signals
+from wsgateway.gateway.revocation import user_digest
 from wsgateway.identity import Identity
 from wsgateway.logins import account_of, logged_in_user, reasons_to_close
-from wsgateway.revocation import user_digest
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 import wsgateway.asgi
 from tests.troubleshooting import Symptom
-from wsgateway import refusals
 from wsgateway.asgi import Application
+from wsgateway.gateway import refusals
+from wsgateway.gateway.transport import SERVER_SEND
 from wsgateway.routing import lifespan, websocket_urlpatterns
-from wsgateway.transport import SERVER_SEND
 
 
 async def nothing(scope: Any, receive: Any, send: Any) -> None: ...

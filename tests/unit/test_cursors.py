@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.cursors import SAVES_IN_FLIGHT, Cursor, Cursors, Key
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
+from wsgateway.gateway.cursors import SAVES_IN_FLIGHT, Cursor, Cursors, Key
 from wsgateway.protocol.subjects import Inbox
 
 MANY = 3 * SAVES_IN_FLIGHT

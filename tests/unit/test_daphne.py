@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.abstract import FileDescriptor
 
-from wsgateway.daphne import (
+from wsgateway.gateway.daphne import (
     CLOSED,
     CLOSING,
     CONNECTING,

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.exceptions import IdentityRefused
+from wsgateway.gateway.transport import MAX_REASON
 from wsgateway.identity import (
     CookieIdentity,
     Identity,
@@ -27,7 +28,6 @@ from wsgateway.identity import (
 )
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.transport import MAX_REASON
 
 REFUSED = IdentityRefused
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import until
-from wsgateway import lane as lane_module
 from wsgateway.broker.base import Receipt
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
-from wsgateway.lane import Lane
+from wsgateway.gateway import publish_queue as lane_module
+from wsgateway.gateway.publish_queue import Lane
 from wsgateway.protocol.frames import Frame
 
 STEPS = ["store", "store", "store", "lose answer", "break", "down", "silent", "late", "wait"]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgateway import origins
 from wsgateway.exceptions import IdentityRefused
-from wsgateway.origins import require_origin
+from wsgateway.gateway import origins
+from wsgateway.gateway.origins import require_origin
 from wsgateway.protocol.codes import CloseCode
 
 

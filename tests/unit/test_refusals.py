@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.support import until
-from wsgateway import refusals
 from wsgateway.exceptions import IdentityRefused
+from wsgateway.gateway import refusals
+from wsgateway.gateway.refusals import INTERVAL, MAX_PATH, MAX_REASONS, RefusalLog, refuse
+from wsgateway.gateway.sockets import RawSocket
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.refusals import INTERVAL, MAX_PATH, MAX_REASONS, RefusalLog, refuse
-from wsgateway.sockets import RawSocket
 
 
 def refusal(reason: str = "not logged in", cure: str = "log in") -> IdentityRefused:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.revocation import Notice, Revocations
+from wsgateway.gateway.revocation import Notice, Revocations
 
 words = st.sampled_from([*(notice.value for notice in Notice), "x" * 64, "", "junk", " ", "\n"])
 

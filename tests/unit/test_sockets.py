@@ -9,15 +9,15 @@ from typing import Any, cast
 import pytest
 
 from tests.support import until
-from wsgateway import sockets
 from wsgateway.broker.base import Receipt, Stored
+from wsgateway.broker.recovery import Start
 from wsgateway.exceptions import QueueFull
+from wsgateway.gateway import sockets
+from wsgateway.gateway.sockets import RateLimit, RawSocket, Socket, SocketClosed, V1Socket
+from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
-from wsgateway.recovery import Start
-from wsgateway.sockets import RateLimit, RawSocket, Socket, SocketClosed, V1Socket
-from wsgateway.transport import Transport
 
 Settings = Any
 

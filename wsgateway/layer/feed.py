@@ -14,12 +14,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.base import Closable, Stored
+from wsgateway.broker.recovery import Reached, find_lost
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.window import InboxReader, later
-from wsgateway.recovery import Reached, find_lost
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:

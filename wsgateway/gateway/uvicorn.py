@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from wsgateway.conf import settings
+from wsgateway.gateway.transport import WRITE_LIMIT, LastBytes, Send, Transport
 from wsgateway.protocol.v1 import largest_frame, largest_message
-from wsgateway.transport import WRITE_LIMIT, LastBytes, Send, Transport
 
 __all__ = ["UvicornTransport", "transport", "warn_of_limit"]
 

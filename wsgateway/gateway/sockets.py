@@ -15,18 +15,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
+from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull, WsGatewayError
+from wsgateway.gateway.transport import MAX_REASON, Send, Transport
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import encode_token
 from wsgateway.protocol.v1 import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
-from wsgateway.recovery import Start
-from wsgateway.transport import MAX_REASON, Send, Transport
 
 if TYPE_CHECKING:
-    from wsgateway.delivery import Delivery
+    from wsgateway.gateway.session import Delivery
 
 __all__ = ["RateLimit", "RawSocket", "Socket", "SocketClosed", "V1Socket"]
 

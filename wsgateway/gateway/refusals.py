@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsgateway.exceptions import IdentityRefused
+from wsgateway.gateway.sockets import Socket
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.sockets import Socket
 
 __all__ = ["RefusalLog", "refuse"]
 

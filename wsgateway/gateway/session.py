@@ -29,25 +29,25 @@ from wsgateway.broker.base import (
     Receipt,
     Stored,
 )
+from wsgateway.broker.recovery import LIFE, Reached, Start, find_lost, find_start, nothing_trimmed
 from wsgateway.conf import settings
-from wsgateway.cursors import Cursor, Cursors
-from wsgateway.daphne import at_shutdown, quieten
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerError,
     IdentityRefused,
     MalformedMessage,
 )
+from wsgateway.gateway.cursors import Cursor, Cursors
+from wsgateway.gateway.daphne import at_shutdown, quieten
+from wsgateway.gateway.publish_queue import NONE, Lane
+from wsgateway.gateway.revocation import Revocations
+from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.identity import Identity
-from wsgateway.lane import NONE, Lane
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.protocol.v1 import MAX_AFTER, Reason, Resume
 from wsgateway.protocol.window import InboxReader
-from wsgateway.recovery import LIFE, Reached, Start, find_lost, find_start, nothing_trimmed
-from wsgateway.revocation import Revocations
-from wsgateway.sockets import Socket, SocketClosed
 from wsgateway.supervision import supervise
 
 __all__ = ["Delivery", "Hub", "get_hub"]

@@ -77,7 +77,7 @@ def user_digest(user_id: str) -> str:
 
 
 def _digest(name: str) -> str:
-    return salted_hmac("wsgateway.revocation", name, algorithm="sha256").hexdigest()
+    return salted_hmac("wsgateway.gateway.revocation", name, algorithm="sha256").hexdigest()
 
 
 def _digests(identity: Identity) -> Iterator[str]:

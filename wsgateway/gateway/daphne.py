@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from wsgateway.exceptions import MalformedMessage
-from wsgateway.transport import MAX_REASON, LastBytes, Send, Transport
+from wsgateway.gateway.transport import MAX_REASON, LastBytes, Send, Transport
 
 __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "at_start", "quieten", "transport"]
 

@@ -1,7 +1,7 @@
 """One websocket as its ASGI server holds it: what ASGI's ``send`` alone cannot say or do.
 
 ASGI says neither whether the kernel has taken what was sent, nor how to stop reading. `Transport`
-is all that an unknown server offers. `wsgateway.daphne` and `wsgateway.uvicorn` know more.
+is all that an unknown server offers. `daphne` and `uvicorn`, beside this module, know more.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Websockets, from the handshake to the last close frame."""
