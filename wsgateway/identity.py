@@ -25,7 +25,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.conf import settings
 from wsgateway.declared import ANY
 from wsgateway.exceptions import IdentityRefused, NameRefused, ServiceUnknown
-from wsgateway.gateway.handshake import bearer_token, cookie, parameter, route
+from wsgateway.handshake import bearer_token, cookie, parameter, route
 from wsgateway.hooks import call_hook
 from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
 from wsgateway.protocol.codes import CloseCode

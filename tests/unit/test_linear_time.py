@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from wsgateway import handshake
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.reader import Reader
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.gateway import handshake
 from wsgateway.layer import wire
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.frames import Frame

@@ -10,7 +10,7 @@ from channels.security.websocket import OriginValidator
 
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
-from wsgateway.gateway.handshake import header
+from wsgateway.handshake import header
 from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["require_origin"]
