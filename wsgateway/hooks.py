@@ -1,15 +1,27 @@
-"""Calls what projects override: a method may be synchronous and use the database, or be async."""
+"""Finds and calls what projects override: methods may be synchronous and use the database."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from inspect import isawaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from channels.db import database_sync_to_async
+from django.utils.module_loading import import_string
 
-__all__ = ["call_hook", "call_hook_in_thread"]
+if TYPE_CHECKING:
+    from wsgateway.identity import Resolver
+
+__all__ = ["call_hook", "call_hook_in_thread", "get_resolver"]
+
+
+@lru_cache(maxsize=64)
+def get_resolver(path: str) -> Resolver:
+    """Return the resolver with this dotted path, one for the process."""
+    resolver: Resolver = import_string(path)()
+    return resolver
 
 
 async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Protocol
 
 from asgiref.sync import iscoroutinefunction
@@ -19,14 +18,13 @@ from django.contrib.auth import get_user_model
 from django.core import signing
 from django.core.exceptions import ObjectDoesNotExist
 from django.http import HttpResponseBase
-from django.utils.module_loading import import_string
 
 from wsgateway.broker.base import Broker
 from wsgateway.conf import settings
 from wsgateway.declared import ANY
 from wsgateway.exceptions import IdentityRefused, NameRefused, ServiceUnknown
 from wsgateway.handshake import bearer_token, cookie, parameter, route
-from wsgateway.hooks import call_hook
+from wsgateway.hooks import call_hook, get_resolver
 from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox, encode_token
@@ -165,13 +163,6 @@ async def _bound(identity: Identity, resolver: Resolver) -> Identity:
     except ObjectDoesNotExist:
         return identity
     return replace(identity, user_id=user_id_of(user))
-
-
-@lru_cache(maxsize=64)
-def get_resolver(path: str) -> Resolver:
-    """Return the resolver with this dotted path, one for the process."""
-    resolver: Resolver = import_string(path)()
-    return resolver
 
 
 def _require_allowed(identity: Identity) -> None:

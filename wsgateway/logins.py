@@ -29,7 +29,7 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
 from wsgateway.conf import settings
-from wsgateway.hooks import call_hook_in_thread
+from wsgateway.hooks import call_hook_in_thread, get_resolver
 from wsgateway.protocol.codes import CloseCode
 
 if TYPE_CHECKING:
@@ -160,8 +160,6 @@ def _reason(
 
 def _is_renamed(user: Any, identity: Identity) -> bool:
     """Say whether the resolver calls the user by another name now: this inbox may be another's."""
-    from wsgateway.identity import get_resolver  # which imports this module
-
     if not identity.resolver:
         return False
     user_name = getattr(get_resolver(identity.resolver), "user_name", None)
