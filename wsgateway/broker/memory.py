@@ -25,6 +25,7 @@ from wsgateway.broker.base import (
     check_headers,
     check_published,
 )
+from wsgateway.broker.isolation import begin_each_test_empty, resets
 from wsgateway.broker.memory_work import (
     MemoryDeadLetters,
     MemoryWorkQueue,
@@ -450,8 +451,6 @@ def shared_store(settings: Settings) -> MemoryStore:
     """Return what the brokers of this process share, with the settings' limits."""
     global _shared
     if hasattr(mail, "outbox"):  # Django's tests run: it is where they find sent mail
-        from wsgateway.testing.isolation import begin_each_test_empty
-
         begin_each_test_empty()
     if _shared is None:
         _shared = MemoryStore(
@@ -470,3 +469,6 @@ def reset_shared_store() -> None:
     """Forget everything; brokers that exist keep what they have. For tests."""
     global _shared
     _shared = None
+
+
+resets.append(reset_shared_store)

@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from asgiref.sync import AsyncToSync
 from django.core.signals import setting_changed
 
-from wsgateway.broker import embedded  # noqa: F401 - so that its server outlives our connections
+from wsgateway.broker import (
+    embedded,  # noqa: F401 - so that its server outlives our connections
+    isolation,
+)
 from wsgateway.broker.base import Broker
 from wsgateway.broker.native import start_native_thread, wait_for
 from wsgateway.conf import settings
@@ -341,6 +344,9 @@ def reset() -> None:
         for loop, by_target in _connections.items():
             _retired.setdefault(loop, []).extend(by_target.values())
         _connections.clear()
+
+
+isolation.resets.append(reset)
 
 
 # -- for those who do not keep one -------------------------------------------------------

@@ -2,35 +2,6 @@
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import Any
+from wsgateway.broker.isolation import empty_store
 
-from django.test import SimpleTestCase
-
-from wsgateway.broker import runtime
-from wsgateway.broker.memory import reset_shared_store
-
-__all__ = ["begin_each_test_empty", "empty_store"]
-
-
-def empty_store() -> None:
-    """Forget what is stored, and what the channel layers in memory hold."""
-    runtime.reset()
-    reset_shared_store()
-
-
-def begin_each_test_empty() -> None:
-    """Have Django's test cases empty the store where they empty ``mail.outbox``. Idempotent.
-
-    Django has no hook for this, so its own is wrapped; a test says so if it is gone.
-    """
-    original = SimpleTestCase.__dict__["_pre_setup"].__func__
-    if hasattr(original, "__wrapped__"):
-        return
-
-    @wraps(original)
-    def pre_setup(cls: type[SimpleTestCase], *args: Any) -> Any:
-        empty_store()
-        return original(cls, *args)
-
-    SimpleTestCase._pre_setup = classmethod(pre_setup)  # type: ignore[attr-defined]
+__all__ = ["empty_store"]
