@@ -24,6 +24,7 @@ from wsgateway.checks.production import (
 )
 from wsgateway.checks.servers import check_urls
 from wsgateway.checks.services import check_production_services, check_services
+from wsgateway.checks.start import START_CHECKS
 from wsgateway.checks.values import (
     check_duplicate_window,
     check_files,
@@ -51,8 +52,6 @@ CHECKS: list[Check] = [
     check_services,
     check_duplicate_window,
 ]
-START_CHECKS: list[Check] = [check_values, check_resolvers, check_urls, check_layers]
-"""What would make every socket or `group_send` fail: `wsgateway.asgi.application` raises it."""
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,
     check_production_transport,

@@ -14,8 +14,9 @@ from django.core.management import find_commands
 from django.urls import Resolver404, resolve
 from django.utils.module_loading import import_string
 
-from wsgateway.asgi import Application
+from wsgateway.checks.start import START_CHECKS
 from wsgateway.conf import settings
+from wsgateway.entry_point import Application
 from wsgateway.health import healthz, readyz
 
 __all__ = [
@@ -129,8 +130,6 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
     if not path:
         return []  # W002
     if problem := _import_problem():
-        from wsgateway.checks import START_CHECKS  # which lists this check too
-
         if any(check() for check in START_CHECKS):
             return []  # they have said it: our entry point raises what they find
         text = f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}."

@@ -1,0 +1,95 @@
+"""The class of a project's outermost ASGI application, which `wsgateway.asgi.application` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from wsgateway.conf import settings
+from wsgateway.gateway.transport import SERVER_SEND
+
+if TYPE_CHECKING:
+    from django.http import HttpResponse
+
+__all__ = ["App", "Application", "Probe"]
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+Probe = Callable[[], Awaitable["HttpResponse"]]
+
+
+class Application:
+    """What `wsgateway.asgi.application` makes.
+
+    Args:
+        http: Answers requests.
+        websocket: Serves websockets.
+        lifespan: Speaks ASGI's lifespan.
+        probes: What answers GET and HEAD of a path below the site's, before *http*.
+    """
+
+    def __init__(
+        self, http: App, websocket: App, lifespan: App, probes: Mapping[str, Probe]
+    ) -> None:
+        self._applications = {
+            "http": self._serve_http,
+            "websocket": self._serve_websocket,
+            "lifespan": lifespan,
+        }
+        self._http = http
+        self.websocket = websocket
+        self.probes = probes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection."""
+        try:
+            serve = self._applications[scope["type"]]
+        except KeyError:
+            raise ValueError(f"no application serves the type {scope['type']!r}") from None
+        await serve(scope, receive, send)
+
+    async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
+        scope, path = _below_root(scope)
+        probe = self.probes.get(path)
+        if probe is None or scope["method"] not in ("GET", "HEAD"):
+            await self._http(scope, receive, send)
+            return
+        response = await probe()
+        content = response.content
+        headers = {**response.headers, "Content-Length": str(len(content))}
+        await send(
+            {
+                "type": "http.response.start",
+                "status": response.status_code,
+                "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            }
+        )
+        body = content if scope["method"] == "GET" else b""
+        await send({"type": "http.response.body", "body": body})
+
+    async def _serve_websocket(self, scope: Any, receive: Any, send: Any) -> None:
+        from wsgateway.routing import refuse_unknown_path
+
+        scope, _ = _below_root(scope)
+        try:
+            await self.websocket({**scope, SERVER_SEND: send}, receive, send)
+        except ValueError as exc:
+            # Channels' router raises this before it has received anything.
+            if not str(exc).startswith("No route found for path"):
+                raise
+            await refuse_unknown_path(scope, receive, send)
+
+
+def _below_root(scope: Any) -> tuple[Any, str]:
+    """Return *scope* with a path that begins with the root path, and the rest of that path.
+
+    The root is FORCE_SCRIPT_NAME or the server's root path. Some proxies remove it from the path,
+    and some servers add it again. Where it is missing, Channels' router refuses sockets, and Django
+    leads visitors out of the site after the log-in.
+    """
+    root = (settings.script_name or scope.get("root_path") or "").rstrip("/")
+    path: str = scope["path"]
+    if not root:
+        return scope, path
+    if path == root or path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    return {**scope, "root_path": root, "path": root + path}, path
