@@ -24,11 +24,30 @@ ESSENTIAL = ("subjects", "retention", "republish", "allow_direct", "allow_msg_tt
 FIXED = ("retention", "storage")
 """What the server does not change on an existing stream."""
 SETTING_OF = {
-    "max_age": "_MAX_AGE",
-    "max_msgs_per_subject": "_MAX_MESSAGES",
-    "max_msgs": "_MAX_MESSAGES",
-    "max_bytes": "_MAX_BYTES",
+    "INBOX": {
+        "max_age": "INBOX_MAX_AGE",
+        "max_msgs_per_subject": "INBOX_MAX_MESSAGES",
+        "max_bytes": "INBOX_MAX_BYTES",
+    },
+    "SEND": {
+        "max_age": "SEND_MAX_AGE",
+        "max_msgs": "SEND_MAX_MESSAGES",
+        "max_msgs_per_subject": "SEND_MAX_MESSAGES_PER_USER",
+        "max_bytes": "SEND_MAX_BYTES",
+    },
+    "DEAD": {"max_age": "DEAD_MAX_AGE", "max_bytes": "DEAD_MAX_BYTES"},
+    "CURSOR": {"max_age": "CURSOR_MAX_AGE", "max_bytes": "CURSOR_MAX_BYTES"},
+    "TRIES": {"max_age": "SEND_MAX_AGE", "max_bytes": "CURSOR_MAX_BYTES"},
+    "CHANNEL": {"max_bytes": "CHANNEL_MAX_BYTES"},
+    "BLOB": {"max_bytes": "BLOB_MAX_BYTES"},
 }
+"""Which setting a field comes from, by family."""
+SETTING_OF_ALL = {
+    "duplicate_window": "DUPLICATE_WINDOW",
+    "num_replicas": "REPLICAS",
+    "storage": "STORAGE",
+}
+"""The same, in every family."""
 OWNER = "wsgateway.prefix"
 """In a stream's metadata: the prefix of the installation that it belongs to."""
 TRIMMED_UNTIL = "wsgateway.trimmed-until"
@@ -47,7 +66,7 @@ class StreamSpec:
 
     Attributes:
         config: The fields that matter, as in the JetStream API (durations in nanoseconds).
-        family: Prefix of its settings, for messages: ``INBOX``, ``SEND`` …
+        family: Which settings it comes from, for messages; see `SETTING_OF`.
         service: Whose queue it is; None: another stream, or the queue that all share.
     """
 
@@ -81,9 +100,17 @@ class StreamSpec:
             )
         else:
             cure = 'run "manage.py setup_streams"'
-            if name in SETTING_OF:
-                cure += f" or change WSGATEWAY_{self.family}{SETTING_OF[name]}"
+        if setting := self.setting_of(name):
+            cure += f" or change {setting}"
         return f"stream {self.name!r} has {name} {have}, settings want {want}; {cure}"
+
+    def setting_of(self, name: str) -> str | None:
+        """Return which setting the field *name* comes from; None if it is always the same."""
+        window = self.config.get("duplicate_window")
+        if name == "duplicate_window" and window == self.config.get("max_age"):
+            name = "max_age"  # ids are never remembered for longer
+        setting = SETTING_OF[self.family].get(name) or SETTING_OF_ALL.get(name)
+        return setting and f"WSGATEWAY_{setting}"
 
 
 def _differs(key: str, have: Any, want: Any) -> bool:
@@ -201,7 +228,7 @@ def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
         StreamSpec(inbox, "INBOX"),
         StreamSpec(dead, "DEAD"),
         StreamSpec(cursors, "CURSOR"),
-        StreamSpec(tries, "SEND"),
+        StreamSpec(tries, "TRIES"),
         *_queues(subjects, declared, send),
     ]
 
@@ -398,7 +425,7 @@ class Streams:
             storage, replicas = spec.config["storage"], spec.config["num_replicas"]
             free = await Room(self._jetstream, self._subjects).free(storage, replicas)
             self._free = (loop.time() + FREE_VALID, free)
-        family = "CURSOR" if spec.name.startswith("KV_") else spec.family
+        family = "CURSOR" if spec.family == "TRIES" else spec.family
         count = sum(1 for other in self.specs if other.service is not None)
         return share_of(family, count, self._free[1])
 
@@ -419,7 +446,7 @@ class Streams:
         info = await self._jetstream.api(f"STREAM.INFO.{spec.name}")
         config = spec.changed(info["config"])
         config["max_bytes"] = await self.limit_in_bytes(spec, info)
-        if spec.family == "SEND" and "discard_new_per_subject" in spec.config:
+        if spec.family == "SEND":
             config.pop("subject_transform", None)  # of `Migration`
             most = await self._most_per_subject(spec.name)
             if most > config["max_msgs_per_subject"]:
@@ -461,7 +488,7 @@ class Streams:
                 if not is_ours or config["max_bytes"] <= LEAST:
                     raise BrokerMisconfigured(
                         f"cannot create stream {spec.name!r} of {config.get('max_bytes')} bytes: "
-                        f"{exc}; make room, or lower WSGATEWAY_{spec.family}_MAX_BYTES"
+                        f"{exc}; make room, or lower {spec.setting_of('max_bytes')}"
                     ) from exc
                 config["max_bytes"] = max(LEAST, config["max_bytes"] // 2)  # others were faster
             except ApiError as exc:
