@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_package import run
-from tests.acceptance.test_readme import SHORT, block
+from tests.acceptance.test_readme import start_project
 from tests.support import ROOT, site_env
 
 
@@ -18,10 +17,7 @@ from tests.support import ROOT, site_env
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project as the README has it."""
     folder = tmp_path_factory.mktemp("example")
-    run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
-    (folder / "mysite/asgi.py").write_text(block(SHORT))
-    with (folder / "mysite/settings.py").open("a") as settings:
-        settings.write(block("INSTALLED_APPS"))
+    start_project(folder)
     return folder
 
 
@@ -53,7 +49,12 @@ MISTAKES = [
     ("settings.py", "ASGI_APPLICATION", "ASGI_APP", "(wsgateway.W002) ASGI_APPLICATION is not set"),
     ("settings.py", "mysite.asgi.", "mysite.asg.", "cannot be used: ModuleNotFoundError"),
     ("settings.py", "NATS_BROKER_URL", "NATS_BROKER_URLS", "Did you mean NATS_BROKER_URL?"),
-    ("settings.py", "nats://", "ws://", "NATS over websockets is not supported"),
+    (
+        "settings.py",
+        'NATS_BROKER_URL = ""',
+        'NATS_BROKER_URL = "ws://nats:8080"',
+        "NATS over websockets is not supported",
+    ),
     (
         "settings.py",
         'NatsChannelLayer"',

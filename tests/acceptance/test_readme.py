@@ -14,14 +14,13 @@ import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 
 from project.demo.launcher import tour
-from tests import LIMITS
 from tests.acceptance.test_package import run
 from tests.support import ROOT, Process, listening, running, site_env, wait_for
-from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import connect
 
 README = (ROOT / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, re.S)
+STEPS = re.findall(r"^python manage\.py (.*?)(?: +#.*)?$", README, re.M)
 
 CONSUMER = """
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -32,11 +31,13 @@ class ChatConsumer(AsyncWebsocketConsumer):
     async def receive(self, text_data=None, bytes_data=None):
         await self.send(f"{self.scope['url_route']['kwargs']['room']}: {text_data}")
 """
+ANSWERS = ["EMAIL", "PASSWORD"]
+"""What ``createsuperuser`` asks for."""
 LOG_IN = """
 from django.contrib.auth.models import User
 from django.test import Client
 client = Client()
-client.force_login(User.objects.create_user("ann"))
+client.force_login(User.objects.get(username="ann"))
 print("session:", client.cookies["sessionid"].value)
 """
 
@@ -48,33 +49,48 @@ def block(text: str) -> str:
     return found[0]
 
 
+def step(command: str) -> list[str]:
+    """Return the arguments of the one ``manage.py`` command of the README that is *command*."""
+    found: list[list[str]] = [line.split() for line in STEPS if line.split()[0] == command]
+    assert len(found) == 1, f"{command!r} is in {len(found)} of {STEPS}"
+    return found[0]
+
+
+def start_project(folder: Path) -> None:
+    """Make the project of the README in *folder*, with its files as they stand there."""
+    env = {"PYTHONPATH": str(ROOT)}
+    run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
+    run(sys.executable, "manage.py", *step("startapp"), cwd=folder, **env)
+    with (folder / "mysite/settings.py").open("a") as settings:
+        settings.write(block("INSTALLED_APPS"))
+    (folder / "mysite/asgi.py").write_text(block(SHORT))
+    (folder / "shop/ws_services.py").write_text(block("@service"))
+
+
 class Site:
-    """The project.
+    """The project. Its nats-server is the embedded one, as in the README.
 
     Args:
         folder: Where it is made.
-        server: Its broker.
     """
 
-    def __init__(self, folder: Path, server: EmbeddedServer, prefix: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.env = site_env(PYTHONPATH=str(ROOT))
-        run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
+        start_project(folder)
         self.manage("startapp", "chat")
         (folder / "chat/consumers.py").write_text(CONSUMER)
-        (folder / "chat/ws_services.py").write_text(block("@service"))
-        ours = {"NATS_BROKER_URL": server.url, "WSGATEWAY_PREFIX": prefix, **LIMITS}
-        with (folder / "mysite/settings.py").open("a") as settings:
-            settings.write(block("INSTALLED_APPS"))
-            settings.write("INSTALLED_APPS.append('chat')\n")
-            settings.writelines(f"{name} = {value!r}\n" for name, value in ours.items())
-        self.manage("migrate")
+        assert "no issues" in self.manage(*step("check"))
+        self.manage(*step("migrate"))
+        answers = {f"DJANGO_SUPERUSER_{name}": f"{name}@example.com" for name in ANSWERS}
+        self.manage(*step("createsuperuser"), "--noinput", **answers)
         output = self.manage("shell", "-c", LOG_IN)
         self.session = re.findall(r"session: (\w+)", output)[0]
 
-    def manage(self, *arguments: str) -> str:
+    def manage(self, *arguments: str, **env: str) -> str:
         """Run ``manage.py``."""
-        return run(sys.executable, "manage.py", *arguments, cwd=self.folder, PYTHONPATH=str(ROOT))
+        env["PYTHONPATH"] = str(ROOT)
+        return run(sys.executable, "manage.py", *arguments, cwd=self.folder, **env)
 
     def start(self, *command: str) -> Process:
         """Run a program of the virtual environment in the project."""
@@ -86,11 +102,14 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, nats_server: EmbeddedServer) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The project, with ann, who is logged in, and the service running."""
-    made = Site(tmp_path_factory.mktemp("readme"), nats_server, "readme")
-    with running(made.start("django", "runservice", "orders", "--settings=mysite.settings")):
+    made = Site(tmp_path_factory.mktemp("readme"))
+    worker = made.start("django", *step("runservice"), "--settings=mysite.settings")
+    with running(worker):
+        worker.wait_for_line("nats --server ")
         yield made
+        worker.stop()  # and its nats-server
 
 
 SERVERS: dict[str, Callable[[int], list[str]]] = {
