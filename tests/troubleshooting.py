@@ -1,7 +1,7 @@
 """The rows of ``docs/troubleshooting.md``, and which test provokes which.
 
-To add a row, write it into a table of the document, what is seen in backticks and ``…`` for what
-differs, and add a test, anywhere, which provokes it::
+To add a row, write it into a table of the document, the symptom in backticks and ``…`` for what
+varies, and add a test, anywhere, which provokes it::
 
     @pytest.mark.troubleshooting("cannot reach NATS at …: connection refused")
     async def test_nobody_listens(symptom: Symptom, …) -> None:
@@ -22,23 +22,23 @@ from tests.support import ROOT
 
 DOCUMENT = ROOT / "docs" / "troubleshooting.md"
 TESTS = ROOT / "tests"
-HEAD = ["you see", "why", "cure"]
+HEAD = ["Symptom", "Cause", "Fix"]
 GAP = "…"
 
 
 class Row(NamedTuple):
-    """A row of the document: what is seen, with ``…`` for what differs; why; the cure."""
+    """A row of the document. Its symptom has ``…`` for what varies."""
 
     symptom: str
-    why: str
-    cure: str
+    cause: str
+    fix: str
 
 
 class Symptom:
     """What a row shows. A test that has one must compare it with what it provoked.
 
     Args:
-        text: The row's, with ``…`` for what differs.
+        text: The row's, with ``…`` for what varies.
     """
 
     def __init__(self, text: str) -> None:
@@ -68,7 +68,7 @@ def rows() -> list[Row]:
         assert len(cells) == len(HEAD), f"a row of {DOCUMENT.name} has three cells: {line}"
         assert all(cells), f"a cell is empty: {line}"
         seen = f" {GAP} ".join(re.findall(r"`([^`]+)`", cells[0]))
-        assert seen, f"what you see is in backticks: {line}"
+        assert seen, f"a symptom is in backticks: {line}"
         found.append(Row(seen, *cells[1:]))
     return found
 
