@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +31,15 @@ class ByGroupAsync(SessionIdentity):
 
     async def get_user(self, name: str) -> Any:
         return await (await Group.objects.aget(name=name)).user_set.aget()
+
+
+class Slow:
+    """Waits for something that does not answer, before each handshake."""
+
+    async def resolve(self, scope: Mapping[str, Any]) -> Identity | None:
+        logging.getLogger("wsgateway").warning("the resolver waits")
+        await asyncio.sleep(60)
+        return None
 
 
 class ByKey:

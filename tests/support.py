@@ -303,6 +303,20 @@ def deaf_socket(
     context: ssl.SSLContext | None = None,
 ) -> socket.socket:
     """Return an open websocket whose kernel takes little, as a bare TCP or TLS socket."""
+    deaf = knock(gateway, service, user, v1=v1, context=context)
+    assert b" 101 " in deaf.recv(1024)
+    return deaf
+
+
+def knock(
+    gateway: Gateway,
+    service: str,
+    user: str,
+    *,
+    v1: bool = False,
+    context: ssl.SSLContext | None = None,
+) -> socket.socket:
+    """Return the same before its handshake is answered."""
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.settimeout(10)
@@ -316,7 +330,6 @@ def deaf_socket(
         f"Sec-WebSocket-Version: 13\r\n{subprotocol}"
         f"Cookie: service={service}; user={user}\r\n\r\n".encode()
     )
-    assert b" 101 " in deaf.recv(1024)
     return deaf
 
 

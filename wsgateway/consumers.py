@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Any
 
 from channels.exceptions import StopConsumer
@@ -68,13 +69,31 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         """Find out whose socket this is; accept or refuse it; begin to deliver."""
         socket = socket_of(self.scope, self.base_send)
         self.transport = socket.transport
+        if self.transport.gone:  # uvicorn's websockets implementation wants an answer
+            await socket.close(CloseCode.BAD_REQUEST)
+            return
         try:
-            await self._begin(socket)
+            await self._begin_in_time(socket)
         except IdentityRefused as exc:
             await refuse(socket, exc, self.scope["path"])
         except BrokerError as exc:
             code = CloseCode.BROKER_UNAVAILABLE
             await refuse(socket, IdentityRefused(code, code.reason, str(exc)), self.scope["path"])
+
+    async def _begin_in_time(self, socket: Socket) -> None:
+        """Begin, unless the server ends: whatever the handshake waits for would keep it."""
+        handshake, now = asyncio.timeout(None), asyncio.get_running_loop().time()
+        try:
+            async with handshake:
+                socket.transport.cancel_handshake = partial(handshake.reschedule, now)
+                await self._begin(socket)
+        except TimeoutError as exc:
+            if not handshake.expired():
+                raise
+            code = CloseCode.SHUTTING_DOWN
+            raise IdentityRefused(code, code.reason) from exc
+        finally:
+            socket.transport.cancel_handshake = None
 
     async def _begin(self, socket: Socket) -> None:
         require_origin(self.scope)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from tests.support import (
     Gateway,
     Process,
     deaf_socket,
+    knock,
     masked,
     running,
     unread,
@@ -45,24 +48,24 @@ DEADLINE = 5.0
 """WSGATEWAY_CLOSE_TIMEOUT, and what the server itself takes."""
 
 
-async def last_words(socket: ClientConnection) -> tuple[float | None, int | None]:
+async def last_words(connection: ClientConnection) -> tuple[float | None, int | None]:
     """Read to the end; return the delay that the gateway asked for, and the close code."""
     after = None
     try:
-        async for text in socket:
+        async for text in connection:
             frame = json.loads(text)
             if frame["type"] == "closing":
                 after = frame["reconnect_after"]
     except ConnectionClosed:
         pass
-    return after, socket.close_code
+    return after, connection.close_code
 
 
 async def test_clients_are_told_to_come_back_spread_over_a_time(gateway_factory: Gateways) -> None:
     gateway = gateway_factory(WSGATEWAY_DRAIN_RATE="10")
     sockets = [await gateway.connect("faults", f"u{n}", **V1) for n in range(40)]
-    for socket in sockets:
-        assert json.loads(await socket.recv())["type"] == "welcome"
+    for each in sockets:
+        assert json.loads(await each.recv())["type"] == "welcome"
     stopping = asyncio.create_task(asyncio.to_thread(gateway.stop, DEADLINE))
     words = await asyncio.gather(*map(last_words, sockets))
     await stopping
@@ -167,6 +170,50 @@ async def stop_with_frozen_broker(gateway: Gateway, own_server: EmbeddedServer) 
         assert time.monotonic() - began < DEADLINE
     own_server.resume()
     assert "Traceback" not in gateway.output
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_handshakes_that_wait_for_a_frozen_broker_do_not_keep_a_gateway(
+    server: str, gateway_factory: Gateways, own_server: EmbeddedServer
+) -> None:
+    """Uvicorn waited as long as what the handshake waited for, and answered 500."""
+    gateway = gateway_factory(server, NATS_BROKER_URL=own_server.url)
+    async with gateway.connect("faults", "ann", **V1) as ann:
+        assert json.loads(await ann.recv())["type"] == "welcome"
+        own_server.pause()
+        with (
+            knock(gateway, "faults", "raw") as raw,
+            deaf_socket(gateway, "faults", "v1", v1=True) as v1,
+        ):
+            # v1 is accepted before its start asks the broker; raw came before
+            await stop_during_handshakes(server, gateway, raw, v1)
+    own_server.resume()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_resolver_that_waits_does_not_keep_a_gateway(
+    server: str, gateway_factory: Gateways
+) -> None:
+    """Uvicorn waited for the resolver, and answered 500."""
+    gateway = gateway_factory(server, WSGATEWAY_IDENTITY="tests.resolvers.Slow")
+    with knock(gateway, "faults", "raw") as raw, knock(gateway, "faults", "v1", v1=True) as v1:
+        await until(lambda: gateway.output.count("the resolver waits") == 2, what="handshakes")
+        await stop_during_handshakes(server, gateway, raw, v1)
+
+
+async def stop_during_handshakes(server: str, gateway: Gateway, *sockets: socket.socket) -> None:
+    began = time.monotonic()
+    await asyncio.to_thread(gateway.stop, 3 * DEADLINE)
+    assert time.monotonic() - began < DEADLINE
+    if server != "daphne":  # which hangs up
+        for each in sockets:
+            assert b"shutting down" in everything(each)
+    assert "500" not in gateway.output
+    assert "Traceback" not in gateway.output
+
+
+def everything(connection: socket.socket) -> bytes:
+    return b"".join(iter(partial(connection.recv, 4096), b""))
 
 
 async def cursor(broker: Broker, user: str) -> int:

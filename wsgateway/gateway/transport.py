@@ -80,10 +80,12 @@ class Transport:
         send: What the consumer was given.
     """
 
-    __slots__ = ("_send", "on_end", "on_hidden_frame")
+    __slots__ = ("_send", "cancel_handshake", "on_end", "on_hidden_frame")
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.cancel_handshake: Callable[[], object] | None = None
+        """Set during the handshake: lets the application end it and close, as the server ends."""
         self.on_hidden_frame: Callable[[], None] = _nothing
         """Called for each frame that is not an ASGI event of its own, if the server tells.
 

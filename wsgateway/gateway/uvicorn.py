@@ -28,14 +28,13 @@ HOOKED = {
     "handle_ping": "_on_ping",
     "handle_pong": "_on_hidden",
     "resume_writing": "_on_empty",
-    "shutdown": "_on_shutdown",
 }
 """Methods of the protocol, and ours that run after them. Each implementation has only some."""
 LINGER = 1.0
 """Seconds that a client has to close its side after we have closed ours; autobahn's value."""
 CONTROL = frozenset((9, 10))
 """The opcodes of pings and pongs."""
-REPLACED = ("data_received", "drain", "handle_close", "read_frame")
+REPLACED = ("data_received", "drain", "handle_close", "read_frame", "shutdown")
 """Methods of the protocol that get a version of ours, if there are any."""
 
 
@@ -147,6 +146,7 @@ class UvicornTransport(Transport):
             return
         for name, after in HOOKED.items():
             self._hook(name, getattr(self, after))
+        protocol.shutdown = partial(self._on_shutdown, protocol.shutdown)
         if hasattr(protocol, "handle_close"):
             protocol.handle_close = partial(self._on_close_event, protocol.handle_close)
         if hasattr(protocol, "read_frame"):
@@ -288,11 +288,16 @@ class UvicornTransport(Transport):
         if not self.gone:
             await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
-    def _on_shutdown(self) -> None:
+    def _on_shutdown(self, shutdown: Any) -> None:
         """End in time: uvicorn, which stops, waits for ever for a client that does not read.
 
-        It waits for the application too, and that may wait for the broker.
+        It waits for the application too, and that may wait for the broker. A handshake under way
+        gets a close code from us; *shutdown* would answer it with status 500.
         """
+        if self.cancel_handshake is None:
+            shutdown()
+        else:
+            self.cancel_handshake()
         loop = asyncio.get_running_loop()
         loop.call_later(settings.CLOSE_TIMEOUT / 4, self._end)
 
