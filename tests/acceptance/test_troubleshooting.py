@@ -12,23 +12,30 @@ import socketserver
 import subprocess
 import sys
 import threading
+import wsgiref.simple_server
 from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import demo_app, make_server
 
 import pytest
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 
 from tests.integration.test_auth_tls import Authority, server
 from tests.integration.test_jetstream import pretender
 from tests.support import ROOT, site_env, until
 from tests.troubleshooting import Symptom, marked, rows
 from wsgateway import send
+from wsgateway.broker import embedded
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.exceptions import ServiceUnknown, WsGatewayError
+from wsgateway.exceptions import BrokerMisconfigured, ServiceUnknown, WsGatewayError
 
 
 def test_each_row_has_a_test_and_each_test_has_a_row() -> None:
@@ -85,6 +92,30 @@ async def is_ready() -> None:
 async def test_nothing_listens(symptom: Symptom, nats_settings: Any) -> None:
     nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port()}"
     symptom.must_show_in(await first_error())
+
+
+@pytest.mark.parametrize("debug", [True, False])
+@pytest.mark.parametrize("host", ["127.0.0.1", "nats.invalid"])
+async def test_development_can_use_the_embedded_server(
+    nats_settings: Any, host: str, debug: bool
+) -> None:
+    nats_settings.NATS_BROKER_URL = f"nats://{host}:{free_port()}"
+    nats_settings.DEBUG = debug
+    text = await first_error()
+    assert text.endswith(", or leave NATS_BROKER_URL empty to use the embedded server") is debug
+    assert "in NATS_BROKER_URL" in text
+
+
+async def test_without_the_program_there_is_no_embedded_server_to_use(
+    nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_server() -> Path:
+        raise BrokerMisconfigured("not found")
+
+    monkeypatch.setattr(embedded, "find_server", find_server)
+    nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port()}"
+    nats_settings.DEBUG = True
+    assert (await first_error()).endswith("or correct host and port in NATS_BROKER_URL")
 
 
 @pytest.mark.troubleshooting("cannot reach NATS at …: the name … does not resolve")
@@ -163,7 +194,12 @@ async def test_too_many_connections(symptom: Symptom, nats_settings: Any, tmp_pa
 
 STRANGERS = [
     pytest.param(
-        b"+PONG\r\n",
+        b"550 go away\r\n",
+        marks=MARK("cannot reach NATS at …: what answers there is not NATS"),
+        id="unknown",
+    ),
+    pytest.param(
+        b"-ERR wrong number of arguments for 'ping' command\r\n",
         marks=MARK("cannot reach NATS at …: a Redis server answers there, not NATS"),
         id="redis",
     ),
@@ -192,13 +228,58 @@ async def test_another_program_listens(symptom: Symptom, nats_settings: Any, ans
                     self.request.sendall(answer)
                 self.request.recv(64)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stranger) as stranger:
-        serving = threading.Thread(target=stranger.serve_forever, args=(0.05,))
-        serving.start()
-        nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{stranger.server_address[1]}"
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stranger)) as url:
+        nats_settings.NATS_BROKER_URL = url
         symptom.must_show_in(await first_error())
-        stranger.shutdown()
-        serving.join()
+
+
+@contextlib.contextmanager
+def serving(stranger: socketserver.TCPServer) -> Iterator[str]:
+    """Run a server that is not NATS; yield the URL that would be its, if it were."""
+    thread = threading.Thread(target=stranger.serve_forever, args=(0.05,))
+    with stranger:
+        thread.start()
+        try:
+            yield f"nats://127.0.0.1:{stranger.server_address[1]}"
+        finally:
+            stranger.shutdown()
+            thread.join()
+
+
+def file_server() -> socketserver.TCPServer:
+    """``python -m http.server``"""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+def django_server() -> socketserver.TCPServer:
+    """Django's own ``runserver``."""
+
+    class Handler(WSGIRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    return make_server("127.0.0.1", 0, WSGIHandler(), ThreadedWSGIServer, Handler)
+
+
+def wsgiref_server() -> socketserver.TCPServer:
+    class Handler(wsgiref.simple_server.WSGIRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    return make_server("127.0.0.1", 0, demo_app, handler_class=Handler)
+
+
+@pytest.mark.parametrize("make", [file_server, django_server, wsgiref_server])
+async def test_http_servers_are_recognised(
+    nats_settings: Any, make: Callable[[], socketserver.TCPServer]
+) -> None:
+    """Servers of the standard library took the probe for HTTP/0.9, and answered without a status
+    line."""
+    with serving(make()) as url:
+        nats_settings.NATS_BROKER_URL = url
+        assert "an HTTP server answers there, not NATS" in await first_error()
 
 
 @pytest.mark.troubleshooting("cannot reach NATS at …: attempted to connect to leaf node port")

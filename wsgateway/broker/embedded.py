@@ -550,6 +550,15 @@ def require_embedded() -> None:
     find_server()
 
 
+def can_embed() -> bool:
+    """Say whether an embedded server could be started here. Starts nothing."""
+    try:
+        require_embedded()
+    except BrokerMisconfigured:
+        return False
+    return True
+
+
 def embedded_url_from_settings() -> str:
     """Return the URL of the project's embedded server; start it if no process has. Blocking.
 

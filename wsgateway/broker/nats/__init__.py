@@ -29,12 +29,14 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         BrokerMisconfigured: A URL is not that of a NATS server, or no server is configured and an
             embedded one may not start.
     """
+    unreachable_cure = ""
     if not servers:
-        servers = tuple(split_urls(settings.URL))
-    if not servers:
-        from wsgateway.broker.embedded import embedded_url_from_settings
+        from wsgateway.broker.embedded import can_embed, embedded_url_from_settings
 
-        servers = (embedded_url_from_settings(),)
+        servers = tuple(split_urls(settings.URL))
+        if servers and can_embed():
+            unreachable_cure = "or leave NATS_BROKER_URL empty to use the embedded server"
+        servers = servers or (embedded_url_from_settings(),)
     for url in servers:
         try:
             Address.parse(url)
@@ -58,6 +60,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         connect_timeout=settings.CONNECT_TIMEOUT,
         timeout=settings.BROKER_TIMEOUT,
         publish_timeout=settings.PUBLISH_TIMEOUT,
+        unreachable_cure=unreachable_cure,
     )
 
 

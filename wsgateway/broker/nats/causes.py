@@ -40,15 +40,21 @@ _SAID = {
 }
 """How an error begins, in lower case, and its cure."""
 
+_PROBE = b"PING / HTTP/1.0\r\n\r\n"
+"""What makes others show what they are.
+
+A complete request of HTTP: what looks like HTTP/0.9 gets a page without a status line. Without a
+Host header, which Redis takes for an attack.
+"""
 _STRANGERS = (
-    (b"+PONG", "a Redis server", CLIENT_PORT),
+    (b"-ERR wrong number of arguments", "a Redis server", CLIENT_PORT),
     (b"-NOAUTH", "a Redis server", CLIENT_PORT),
     (b"HTTP/", "an HTTP server", CLIENT_PORT),
     (b"AMQP", "a RabbitMQ server", CLIENT_PORT),
     (b"SSH-", "an SSH server", CLIENT_PORT),
     (b"\x15\x03", "a server that wants TLS first", "turn off handshake_first in its tls block"),
 )
-"""How servers that are not NATS answer a PING, what they are, and the cure."""
+"""How servers that are not NATS answer the probe, what they are, and the cure."""
 
 
 class Cause(NamedTuple):
@@ -80,22 +86,25 @@ def cause_of(
         return Cause("the server refuses the TLS handshake", _own_certificate_cure(options))
     if isinstance(exc, ssl.SSLError):
         return Cause(f"TLS failed: {(exc.reason or str(exc)).replace('_', ' ').lower()}", CHECK_URL)
-    return _network(exc, address) or _from_text(exc, address, options)
+    return _network(exc, address, options) or _from_text(exc, address, options)
 
 
-def _network(exc: Exception, address: Address) -> Cause | None:
+def _network(exc: Exception, address: Address, options: LinkOptions) -> Cause | None:
+    start = "start the server, or correct host and port in NATS_BROKER_URL"
+    start, check = (
+        f"{cure}, {options.unreachable_cure}".removesuffix(", ") for cure in (start, CHECK_URL)
+    )
     if isinstance(exc, socket.gaierror):
-        return Cause(f"the name {address.host!r} does not resolve: {exc.strerror}", CHECK_URL)
+        return Cause(f"the name {address.host!r} does not resolve: {exc.strerror}", check)
     if isinstance(exc, ConnectionRefusedError):
-        cure = "start the server, or correct host and port in NATS_BROKER_URL"
-        return Cause("connection refused", cure)
+        return Cause("connection refused", start)
     if isinstance(exc, OSError) and exc.strerror:
         # With a file name it is a certificate or a key, otherwise the network
         if exc.filename:
             return Cause(f"{exc.strerror}: {exc.filename!r}", "correct its path or its mode")
-        return Cause(exc.strerror, CHECK_URL)
+        return Cause(exc.strerror, check)
     if isinstance(exc, TimeoutError):
-        return Cause("no answer in time", CHECK_URL)
+        return Cause("no answer in time", check)
     return None
 
 
@@ -166,7 +175,7 @@ async def find_stranger(address: Address) -> Cause | None:
     try:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(IDENTIFY_WITHIN):
-                writer.write(b"PING\r\n\r\n")
+                writer.write(_PROBE)
                 answer = await reader.read(64)
     finally:
         writer.transport.abort()

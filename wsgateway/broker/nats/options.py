@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ _CREDENTIALS = re.compile(
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """Where and how to connect. Times in seconds, files as paths."""
+    """Where and how to connect. Times in seconds, files as paths.
+
+    Attributes:
+        unreachable_cure: What else helps when nobody answers, beginning with "or"; may be empty.
+    """
 
     servers: tuple[str, ...]
     name: str = "wsgateway"
@@ -46,6 +50,7 @@ class LinkOptions:
     publish_timeout: float = 25.0
     ping_interval: float = 5.0
     backoff: Backoff = _BACKOFF
+    unreachable_cure: str = field(default="", compare=False)
 
     def insists_on_tls(self, address: Address) -> bool:
         """Say whether nothing may be sent to *address* in clear."""
