@@ -46,10 +46,18 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def fill(link: Link, subject: str) -> None:
-    """Publish until the kernel takes nothing more and much waits."""
-    while not link.is_crowded:
-        link.publish(subject, bytes(AT_ONCE))
-        await asyncio.sleep(0)
+    """Publish until the kernel takes nothing more and much waits.
+
+    The kernel's buffers grow, so it may take more a moment later.
+    """
+    quiet = 0
+    while quiet < 5:
+        quiet += 1
+        while not link.is_crowded:
+            link.publish(subject, bytes(AT_ONCE))
+            await asyncio.sleep(0)
+            quiet = 0
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(
