@@ -17,7 +17,7 @@ from wsgateway.gateway.refusals import refuse
 from wsgateway.gateway.session import Delivery, get_hub
 from wsgateway.gateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.gateway.transport import Transport, server_send
-from wsgateway.identity import require_service, resolve_identity
+from wsgateway.identity import Identity, require_service, resolve_identity, with_cause
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import ProtocolError, Resume, choose_subprotocol, parse_resume
 
@@ -75,10 +75,10 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         try:
             await self._begin_in_time(socket)
         except IdentityRefused as exc:
-            await refuse(socket, exc, self.scope["path"])
+            await refuse(socket, exc, self.scope)
         except BrokerError as exc:
             code = CloseCode.BROKER_UNAVAILABLE
-            await refuse(socket, IdentityRefused(code, code.reason, str(exc)), self.scope["path"])
+            await refuse(socket, IdentityRefused(code, code.reason, str(exc)), self.scope)
 
     async def _begin_in_time(self, socket: Socket) -> None:
         """Begin, unless the server ends: whatever the handshake waits for would keep it."""
@@ -97,7 +97,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
 
     async def _begin(self, socket: Socket) -> None:
         require_origin(self.scope)
-        identity = await resolve_identity(self.scope)
+        identity = await self._identity(socket)
         claim = _claim(self.scope) if socket.acknowledges else Resume()
         hub = get_hub()
         hub.require_open()
@@ -115,6 +115,15 @@ class GatewayConsumer(AsyncWebsocketConsumer):
                 return
             await delivery.start(claim)
             self.delivery = delivery
+
+    async def _identity(self, socket: Socket) -> Identity:
+        """Return whose socket this is, as `resolve_identity`."""
+        try:
+            return await resolve_identity(self.scope)
+        except IdentityRefused as exc:
+            # Before the broker is asked, or the time until then tells which services exist
+            await socket.close(exc.code, exc.reason)
+            raise await with_cause(exc, self.scope, get_hub().broker) from exc.__cause__
 
 
 def socket_of(scope: Any, send: Any) -> Socket:

@@ -150,14 +150,22 @@ class ServiceUnknown(WsGatewayError, LookupError):
         self.service = service
         self.nearest = difflib.get_close_matches(service, sorted(services), n=1)
 
-    def __str__(self) -> str:
+    @property
+    def reason(self) -> str:
+        """What happened."""
+        return f"service {self.service!r} does not exist"
+
+    @property
+    def cure(self) -> str:
+        """What to do."""
         cure = (
             "declare it with @service or WSGATEWAY_SERVICES, then restart, or run "
             '"manage.py setup_streams"'
         )
-        if self.nearest:
-            cure = f"did you mean {self.nearest[0]!r}? Otherwise {cure}"
-        return f"service {self.service!r} does not exist; {cure}"
+        return f"did you mean {self.nearest[0]!r}? Otherwise {cure}" if self.nearest else cure
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.cure}"
 
 
 class NameRefused(WsGatewayError, ValueError):
@@ -175,18 +183,22 @@ class IdentityRefused(WsGatewayError):
         code: The ``codes.CloseCode`` to refuse with.
         reason: Short text for the client; never holds a secret, nor whether another user exists.
         cure: What else the log says: values, and what to do.
+        cause: What the log says before that; the client's reason if this is empty.
     """
 
-    def __init__(self, code: CloseCode, reason: str, cure: str = "") -> None:
-        super().__init__(code, reason, cure)
+    def __init__(self, code: CloseCode, reason: str, cure: str = "", cause: str = "") -> None:
+        super().__init__(code, reason, cure, cause)
         self.code = code
         self.reason = reason
         self.cure = cure
+        self.cause = cause
 
     @property
     def explanation(self) -> str:
-        """The reason and the cure, for the log."""
-        return f"{self.reason}; {self.cure}" if self.cure else self.reason
+        """The cause and the cure, for the log."""
+        told = f'; the client reads "{self.reason}"' if self.cause else ""
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"{self.cause or self.reason}{cure}{told}"
 
     def __str__(self) -> str:
         return self.reason

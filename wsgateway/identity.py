@@ -22,7 +22,7 @@ from django.http import HttpResponseBase
 from wsgateway.broker.base import Broker
 from wsgateway.conf import settings
 from wsgateway.declared import ANY
-from wsgateway.exceptions import IdentityRefused, NameRefused, ServiceUnknown
+from wsgateway.exceptions import BrokerError, IdentityRefused, NameRefused, ServiceUnknown
 from wsgateway.handshake import bearer_token, cookie, parameter, route
 from wsgateway.hooks import call_hook, get_resolver
 from wsgateway.logins import account_of, logged_in_user, session_store, user_id_of
@@ -41,6 +41,7 @@ __all__ = [
     "require_service",
     "resolve_identity",
     "set_identity_cookie",
+    "with_cause",
 ]
 
 Scope = Mapping[str, Any]
@@ -48,13 +49,14 @@ Scope = Mapping[str, Any]
 DEFAULT_DEVICE = "default"
 TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
 COOKIE_SALT = "wsgateway.cookie"
-OWN_ROUTE = "if the path is that of a consumer of your own, put its route before the gateway's"
+OWN_ROUTE = "if this is your own consumer's URL, list its route before the gateway's"
 OTHER_NAME = {
     "service": "correct the path, or make a token or cookie for that service",
     "user": "connect as that user, or without a user in the path",
 }
 """What to do if the path names another one than the log-in, cookie or token."""
-OTHER_PATH = f"correct the client's path; {OWN_ROUTE}"
+NO_NAME = "this log-in has no usable name"
+"""What a client reads whose name a resolver cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ async def resolve_identity(scope: Scope) -> Identity:
     for path in settings.IDENTITY:
         identity: Identity | None = await call_hook(get_resolver(path).resolve, scope)
         if identity is not None:
-            _require_allowed(identity)
+            _require_allowed(identity.service)
             return replace(await _bound(identity, get_resolver(path)), resolver=path)
     raise _nobody(scope)
 
@@ -148,9 +150,7 @@ def _nobody(scope: Scope) -> IdentityRefused:
         reason = "not logged in; log in first, or add TokenIdentity to WSGATEWAY_IDENTITY"
         reason += " and send a token"
     asked = ", ".join(settings.IDENTITY)
-    return IdentityRefused(
-        CloseCode.NOT_AUTHENTICATED, reason, f"WSGATEWAY_IDENTITY lists {asked}; {OWN_ROUTE}"
-    )
+    return IdentityRefused(CloseCode.NOT_AUTHENTICATED, reason, f"WSGATEWAY_IDENTITY lists {asked}")
 
 
 async def _bound(identity: Identity, resolver: Resolver) -> Identity:
@@ -165,13 +165,13 @@ async def _bound(identity: Identity, resolver: Resolver) -> Identity:
     return replace(identity, user_id=user_id_of(user))
 
 
-def _require_allowed(identity: Identity) -> None:
+def _require_allowed(service: str) -> None:
     allowed = settings.SERVICES
-    if allowed is not None and ANY not in allowed and identity.service not in allowed:
+    if allowed is not None and ANY not in allowed and service not in allowed:
         raise IdentityRefused(
             CloseCode.FORBIDDEN,
-            f"service {identity.service!r} is not in WSGATEWAY_SERVICES",
-            f"add it there, or {OTHER_PATH}",
+            f"service {service!r} is not in WSGATEWAY_SERVICES",
+            f"add it there, or correct the client's path; {OWN_ROUTE}",
         )
 
 
@@ -182,12 +182,33 @@ async def require_service(broker: Broker, service: str) -> None:
         IdentityRefused: There is no such service, or none can have this name.
         BrokerUnavailable: Not known now.
     """
+    _require_allowed(service)
     try:
         broker.subjects.require_service(service)
     except NameRefused as exc:
         raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
     if not await broker.service_exists(service):
-        raise IdentityRefused(CloseCode.FORBIDDEN, str(ServiceUnknown(service)), OTHER_PATH)
+        unknown = ServiceUnknown(service)
+        raise IdentityRefused(CloseCode.FORBIDDEN, unknown.reason, f"{unknown.cure}; {OWN_ROUTE}")
+
+
+async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> IdentityRefused:
+    """Return *refusal* with its cause for the log, if the path's service does not exist.
+
+    Often the path is then that of a consumer of the project's own. The client's answer stays the
+    same: it must not tell a stranger which services exist.
+    """
+    service = route(scope).get("service")
+    if service is None or not broker.connected:
+        return refusal
+    try:
+        await require_service(broker, service)
+    except IdentityRefused as exc:
+        if exc.reason != refusal.reason:
+            return IdentityRefused(refusal.code, refusal.reason, exc.cure, exc.reason)
+    except BrokerError:
+        pass  # not known now
+    return refusal
 
 
 def _require_path(scope: Scope, identity: Identity) -> Identity:
@@ -202,7 +223,7 @@ def _require_path(scope: Scope, identity: Identity) -> Identity:
             raise IdentityRefused(
                 CloseCode.FORBIDDEN,
                 f"the path names another {part}",
-                f"{OTHER_NAME[part]}; {OWN_ROUTE}",
+                OTHER_NAME[part],
             )
     return identity
 

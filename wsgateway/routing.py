@@ -50,11 +50,12 @@ async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:
     application, make it the last route: ``re_path(r"", refuse_unknown_path)``.
     """
     await receive()
-    code, path = CloseCode.UNKNOWN_PATH, scope["path"]
+    code = CloseCode.UNKNOWN_PATH
+    reason = code.reason
+    if not scope["path"].endswith("/"):
+        reason += "; is the slash at its end missing?"
     cure = "add a route to the URLRouter in asgi.py, or correct the client's path"
-    if not path.endswith("/"):
-        cure += "; the gateway's own end with a slash"
-    await refuse(socket_of(scope, send), IdentityRefused(code, code.reason, cure), path)
+    await refuse(socket_of(scope, send), IdentityRefused(code, reason, cure), scope)
 
 
 async def open_gateway() -> None:

@@ -32,6 +32,7 @@ class Refused(NamedTuple):
         reason: What the client reads.
         cure: What only the log says.
         origin: The page behind it.
+        cause: What the log says instead of the reason.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Refused(NamedTuple):
     reason: str
     cure: str
     origin: str | None = None
+    cause: str = ""
 
     async def meet(self, gateway: Gateway, token: str, **options: Any) -> tuple[int, str]:
         """Connect so, and return the close frame's code and reason."""
@@ -56,6 +58,14 @@ REFUSED = {
         (1008, 4501),
         "not logged in; log in first, or send a token",
         "WSGATEWAY_IDENTITY lists wsgateway.identity.TokenIdentity, ",
+    ),
+    "not logged in at the path of another consumer": Refused(
+        "/ws/chat/lobby/",
+        {},
+        (1008, 4501),
+        "not logged in; log in first, or send a token",
+        "if this is your own consumer's URL, list its route before the gateway's",
+        cause="service 'chat' is not in WSGATEWAY_SERVICES; ",
     ),
     "cut token": Refused(
         "/ws/orders/?token=TOKENx", {}, (1008, 4501), "the token is not valid", "SECRET_KEY"
@@ -79,8 +89,8 @@ REFUSED = {
         {"Cookie": "user=ann"},
         (1008, 4503),
         "service 'chat' is not in WSGATEWAY_SERVICES",
-        "add it there, or correct the client's path; if the path is that of a consumer of your "
-        "own, put its route before the gateway's",
+        "add it there, or correct the client's path; if this is your own consumer's URL, list its "
+        "route before the gateway's",
     ),
     "not a name": Refused(
         "/ws/orders/",
@@ -115,9 +125,8 @@ REFUSED = {
         "/nowhere",
         COOKIES,
         (1008, 4506),
-        "unknown path",
-        "add a route to the URLRouter in asgi.py, or correct the client's path; the gateway's own "
-        "end with a slash",
+        "unknown path; is the slash at its end missing?",
+        "add a route to the URLRouter in asgi.py, or correct the client's path",
     ),
 }
 
@@ -154,11 +163,14 @@ async def test_refused_clients_learn_code_and_reason_and_the_log_names_the_cure(
             assert raw[1] == v1[1]
             assert raw[1].startswith(refused.reason)
             path = refused.path.partition("?")[0]
-            want = f"WARNING wsgateway: refused a websocket at {path!r} with"
-            await until(lambda want=want: want in gateway.output, what=want)
-            line = next(line for line in gateway.output.splitlines()[::-1] if want in line)
-            assert f"with {refused.codes[1]}: {refused.reason}" in line
-            assert refused.cure in line
+            for code in (f"1008 ({refused.codes[1]})", refused.codes[1]):
+                want = f"WARNING wsgateway: refused a websocket at {path!r} with {code}: "
+                want += refused.cause or refused.reason
+                await until(lambda want=want: want in gateway.output, what=want)
+                line = next(line for line in gateway.output.splitlines() if want in line)
+                assert refused.cure in line
+                own = "own consumer" in line
+                assert own is ("WSGATEWAY_SERVICES" in line)  # and only then
     assert "Traceback" not in gateway.output
     assert token not in "".join(
         line for line in gateway.output.splitlines(True) if "wsgateway:" in line
@@ -178,7 +190,8 @@ async def test_every_entry_point_of_a_project_refuses_with_a_code(
     hidden = server == "daphne" and application == "unknown_middleware"
     code, reason = await end_of(gateway, "/ws/orders/")
     assert (code, reason.partition(";")[0]) == ((4501, "") if hidden else (1008, "not logged in"))
-    assert "with 4501: not logged in;" in gateway.output
+    want = f"with {'4501' if hidden else '1008 (4501)'}: not logged in;"
+    await until(lambda: want in gateway.output, what=want)
     assert "Traceback" not in gateway.output
 
 
@@ -194,7 +207,21 @@ async def test_another_users_path_does_not_tell_whether_there_is_such_a_user(
     assert ends == {(1008, "the path names another user")}
 
 
-async def test_flood_of_refused_clients_does_not_flood_the_log(gateway: Gateway) -> None:
+async def test_service_that_exists_is_not_told_to_strangers(
+    gateway_factory: Factory, token: str
+) -> None:
+    """The log may name the cause, a service that does not exist; the client may not learn it."""
+    gateway = gateway_factory(DJANGO_SETTINGS_MODULE="tests.service_app.settings")
+    async with gateway.connect("orders", "ann"):  # so the broker is connected
+        assert len({await end_of(gateway, f"/ws/{name}/bob/") for name in ("orders", "chat")}) == 1
+    ends = [await end_of(gateway, f"/ws/{name}/?token={token}", **V1) for name in ("demo", "chat")]
+    assert ends == 2 * [(4503, "the path names another service")]
+    want = "with 4503: service 'chat' does not exist; "
+    await until(lambda: want in gateway.output, what=want)
+
+
+async def test_flood_of_refused_clients_does_not_flood_the_log(gateway_factory: Factory) -> None:
+    gateway = gateway_factory(DEBUG="0", ALLOWED_HOSTS="127.0.0.1")
     await asyncio.gather(*(end_of(gateway, "/ws/orders/") for _ in range(200)))
     assert gateway.output.count("refused a websocket") == 1
 
@@ -250,47 +277,61 @@ UNDECLARED = Refused(
         pytest.param(
             REFUSED["not logged in"],
             {},
-            marks=pytest.mark.troubleshooting("refused a websocket at … with 4501: not logged in;"),
+            marks=pytest.mark.troubleshooting(
+                "refused a websocket at … with 1008 (4501): not logged in;"
+            ),
         ),
         pytest.param(
             UNREAD,
             {"WSGATEWAY_IDENTITY": "wsgateway.identity.CookieIdentity"},
-            marks=pytest.mark.troubleshooting("with 4501: nothing reads the token;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4501): nothing reads the token;"),
         ),
         pytest.param(
             REFUSED["cut token"],
             {},
-            marks=pytest.mark.troubleshooting("with 4501: the token is not valid;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4501): the token is not valid;"),
         ),
         pytest.param(
             REFUSED["another user's name"],
             {},
-            marks=pytest.mark.troubleshooting("with 4503: the path names another user;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4503): the path names another user;"),
         ),
         pytest.param(
             REFUSED["unknown service"],
             {},
-            marks=pytest.mark.troubleshooting("with 4503: service … is not in WSGATEWAY_SERVICES;"),
+            marks=pytest.mark.troubleshooting(
+                "with 1008 (4503): service … is not in WSGATEWAY_SERVICES;"
+            ),
         ),
         pytest.param(
             UNDECLARED,
             {"DJANGO_SETTINGS_MODULE": "tests.service_app.settings"},
-            marks=pytest.mark.troubleshooting("with 4503: service … does not exist;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4503): service … does not exist;"),
+        ),
+        pytest.param(
+            REFUSED["not logged in at the path of another consumer"],
+            {},
+            marks=pytest.mark.troubleshooting(
+                "with … service … if this is your own consumer's URL, list its route before the "
+                "gateway's"
+            ),
         ),
         pytest.param(
             REFUSED["another page"],
             {},
-            marks=pytest.mark.troubleshooting("with 4503: origin … may not connect;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4503): origin … may not connect;"),
         ),
         pytest.param(
             REFUSED["too many sockets"],
             {"WSGATEWAY_MAX_CONNECTIONS_PER_USER": "1"},
-            marks=pytest.mark.troubleshooting("with 4504: the user already has … connections;"),
+            marks=pytest.mark.troubleshooting(
+                "with 1008 (4504): the user already has … connections;"
+            ),
         ),
         pytest.param(
             REFUSED["unknown path"],
             {},
-            marks=pytest.mark.troubleshooting("with 4506: unknown path;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4506): unknown path;"),
         ),
     ],
 )
@@ -300,4 +341,4 @@ async def test_row_of_the_troubleshooting_page(
     gateway = gateway_factory(**env)
     async with gateway.connect("orders", "ann"):
         await refused.meet(gateway, token)
-    symptom.must_show_in(gateway.output)
+    await until(lambda: symptom.is_in(gateway.output), what=symptom.text)

@@ -384,4 +384,4 @@ async def test_socket_without_identity_reads_what_to_send_and_what_to_set(
     assert refused.value.code is CloseCode.NOT_AUTHENTICATED
     assert refused.value.reason == reason
     assert len(reason.encode()) <= MAX_REASON
-    assert f"WSGATEWAY_IDENTITY lists wsgateway.identity.{resolver};" in refused.value.cure
+    assert f"WSGATEWAY_IDENTITY lists wsgateway.identity.{resolver}" in refused.value.cure

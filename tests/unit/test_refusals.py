@@ -9,7 +9,14 @@ import pytest
 from tests.support import until
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway import refusals
-from wsgateway.gateway.refusals import INTERVAL, MAX_PATH, MAX_REASONS, RefusalLog, refuse
+from wsgateway.gateway.refusals import (
+    INTERVAL,
+    MAX_PATH,
+    MAX_PATHS,
+    MAX_REASONS,
+    RefusalLog,
+    refuse,
+)
 from wsgateway.gateway.sockets import RawSocket
 from wsgateway.protocol.codes import CloseCode
 
@@ -66,6 +73,37 @@ async def test_same_reason_is_counted_and_told_once_a_minute(clock: Clock, lines
     ]
 
 
+async def test_same_mistake_at_another_path_is_logged_at_once(clock: Clock, lines: Any) -> None:
+    """It was silent for up to a minute, so the next attempt seemed to have no reason at all."""
+    log = RefusalLog(clock)
+    log.add(refusal(), "/ws/chat/")
+    log.add(refusal(), "/ws/orders/ann/", user="ann", told=1008)
+    log.add(refusal(), "/ws/orders/bob/", user="bob", told=1008)
+    assert lines() == [
+        "refused a websocket at '/ws/chat/' with 4501: not logged in; log in",
+        "refused a websocket at '/ws/orders/ann/' with 1008 (4501): not logged in; log in",
+    ]
+    for number in range(5000):
+        log.add(refusal(), f"/ws/{number}/")
+    assert len(lines()) == MAX_PATHS - 2
+    log.add(refusal("another reason"), "/ws/chat/")
+    assert len(lines()) == 1
+
+
+async def test_in_development_each_refusal_is_logged(
+    clock: Clock, lines: Any, settings: Any
+) -> None:
+    settings.DEBUG = True
+    log = RefusalLog(clock)
+    away = IdentityRefused(CloseCode.BROKER_UNAVAILABLE, "broker unavailable")
+    for _ in range(3):
+        log.add(refusal(), "/ws/orders/")
+        log.add(away, "/ws/orders/")  # such clients come again by themselves
+    found = lines()
+    assert len(found) == 4
+    assert sum("not logged in" in line for line in found) == 3
+
+
 async def test_reason_that_has_ended_is_logged_in_full_when_it_comes_back(
     clock: Clock, lines: Any
 ) -> None:
@@ -106,6 +144,6 @@ async def test_gateway_that_ends_is_not_worth_a_warning(caplog: pytest.LogCaptur
         sent.append((event["type"], event.get("code")))
 
     code = CloseCode.SHUTTING_DOWN
-    await refuse(RawSocket(send), IdentityRefused(code, code.reason), "/ws/orders/")
+    await refuse(RawSocket(send), IdentityRefused(code, code.reason), {"path": "/ws/orders/"})
     assert sent == [("websocket.accept", None), ("websocket.close", 1001)]
     assert [record.levelname for record in caplog.records] == ["INFO"]

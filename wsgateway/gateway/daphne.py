@@ -160,8 +160,12 @@ class HiddenTransport(Transport):
             ) from exc
 
     async def close(self, code: int, fallback: int, reason: str) -> None:
-        """See `Transport.close`. Daphne raises for codes but 1000 and 3000-4999."""
-        await super().close(code if code in DAPHNES_CODES else fallback, fallback, reason)
+        """See `Transport.close`."""
+        await super().close(self.code(code, fallback), fallback, reason)
+
+    def code(self, code: int, fallback: int) -> int:
+        """See `Transport.code`. Daphne raises for codes but 1000 and 3000-4999."""
+        return code if code in DAPHNES_CODES else fallback
 
 
 class DaphneTransport(Transport):

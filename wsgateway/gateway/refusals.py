@@ -7,10 +7,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway.sockets import Socket
+from wsgateway.handshake import Scope, route
 from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["RefusalLog", "refuse"]
@@ -18,9 +20,11 @@ __all__ = ["RefusalLog", "refuse"]
 logger = logging.getLogger("wsgateway")
 
 INTERVAL = 60.0
-"""Seconds in which a reason is logged once."""
+"""Seconds in which a reason is logged once for each kind of path."""
 MAX_REASONS = 20
 """Reasons that are logged in that time; names that clients make up are part of them."""
+MAX_PATHS = 5
+"""Kinds of paths for which a reason is logged in that time."""
 MAX_PATH = 200
 """Characters of a path that are logged."""
 
@@ -30,14 +34,15 @@ class _Reason:
     """What was logged for a reason, and how often it came since."""
 
     text: str
+    kinds: set[str] = field(default_factory=set)
     more: int = 0
 
 
 class RefusalLog:
-    """Log each reason once a minute, and then how often it came again.
+    """Log each reason once a minute for each kind of path, and then how often it came again.
 
-    So whoever makes the first mistake reads at once what to do, and a flood of refused clients
-    costs a line a minute for each reason.
+    So every mistake is explained at once, and a flood of refused clients costs few lines a minute.
+    In development nothing is left out, except for clients that come again by themselves.
 
     Args:
         clock: Returns seconds.
@@ -50,26 +55,40 @@ class RefusalLog:
         self._end = -math.inf  # when the minute is over
         self._timer: asyncio.TimerHandle | None = None  # ends the minute; not if its loop has ended
 
-    def add(self, refusal: IdentityRefused, path: str) -> None:
-        """Log *refusal* of a socket at *path*, now or at the end of the minute."""
+    def add(self, refusal: IdentityRefused, path: str, *, user: str = "", told: int = 0) -> None:
+        """Log *refusal* of a socket, now or at the end of the minute.
+
+        Args:
+            refusal: Why.
+            path: Where.
+            user: Whom the path names: paths that differ only in this are of one kind.
+            told: The code that the client gets, if that is another one than the refusal's.
+        """
         if self._clock() >= self._end:
             self._summarize()
             self._begin()
         key = refusal.code, refusal.reason
-        known = self._reasons.get(key)
-        if known is not None:
-            known.more += 1
-        elif len(self._reasons) >= MAX_REASONS:
-            self._others += 1
-        else:
-            self._reasons[key] = reason = _Reason(refusal.explanation)
-            logger.warning(
-                "refused a websocket at %r with %d: %s",
-                path[:MAX_PATH],
-                refusal.code,
-                reason.text,
-                extra={"code": int(refusal.code)},
-            )
+        reason = self._reasons.get(key)
+        if reason is None:
+            if len(self._reasons) >= MAX_REASONS:
+                self._others += 1
+                return
+            reason = self._reasons[key] = _Reason(refusal.explanation)
+        kind = (path.removesuffix(f"{user}/") if user else path)[:MAX_PATH]
+        new = kind not in reason.kinds and len(reason.kinds) < MAX_PATHS
+        if new:
+            reason.kinds.add(kind)
+        elif not settings.debug or refusal.code.reconnect:
+            reason.more += 1
+            return
+        code = int(refusal.code)
+        logger.warning(
+            "refused a websocket at %r with %s: %s",
+            path[:MAX_PATH],
+            f"{told} ({code})" if told not in (0, code) else code,
+            refusal.explanation,
+            extra={"code": code},
+        )
 
     def _begin(self) -> None:
         if self._timer is not None:
@@ -100,14 +119,16 @@ class RefusalLog:
             )
         self._others = 0
         self._reasons = {
-            key: _Reason(reason.text) for key, reason in self._reasons.items() if reason.more
+            key: _Reason(reason.text, reason.kinds)
+            for key, reason in self._reasons.items()
+            if reason.more
         }
 
 
 _log = RefusalLog()
 
 
-async def refuse(socket: Socket, refusal: IdentityRefused, path: str) -> None:
+async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None:
     """Accept the handshake, close with code and reason, and log the refusal.
 
     A client cannot read why a handshake failed: a browser shows it no more than that it did.
@@ -115,5 +136,6 @@ async def refuse(socket: Socket, refusal: IdentityRefused, path: str) -> None:
     if refusal.code is CloseCode.SHUTTING_DOWN:
         logger.info("refused a websocket: %s", refusal)
     else:
-        _log.add(refusal, path)
+        user, told = route(scope).get("user", ""), socket.wire_code(refusal.code)
+        _log.add(refusal, scope["path"], user=user, told=told)
     await socket.close(refusal.code, refusal.reason)

@@ -210,6 +210,10 @@ class Socket(ABC):
         """Note that the socket is gone."""
         self.closed = self.deaf = True
 
+    def wire_code(self, code: CloseCode) -> int:
+        """Return the code that the client gets for *code*."""
+        return self.transport.code(self._code(code), int(code))
+
     def _code(self, code: CloseCode) -> int:
         return int(code)
 

@@ -132,6 +132,10 @@ class Transport:
     def stop_parsing(self) -> None:
         """Let the server parse little of what comes from now on; `close` follows. Idempotent."""
 
+    def code(self, code: int, fallback: int) -> int:
+        """Return the code with which `close` would close."""
+        return code
+
     async def close(self, code: int, fallback: int, reason: str) -> None:
         """Close the websocket.
 
