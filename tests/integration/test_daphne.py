@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support import Gateway, until
+from tests.support import Gateway, deaf_socket, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.gateway.session import STARTS_AT_ONCE
@@ -126,3 +128,20 @@ async def test_sockets_that_leave_before_their_turn_leave_no_trace(
     async with gateway.connect("s", "u", **v1) as ws:
         assert json.loads(await asyncio.wait_for(ws.recv(), 20))["type"] == "welcome"
     assert "Traceback" not in gateway.output
+
+
+async def test_client_that_does_not_answer_a_close_frame_has_a_second(gateway: Gateway) -> None:
+    """It had anything from nothing to a second: autobahn's timer rounds down to whole seconds."""
+
+    async def time_to_cut(phase: float) -> float:
+        await asyncio.sleep(phase)  # the second did not depend on what happens
+        with deaf_socket(gateway, "s", f"u{phase}") as deaf:
+            deaf.sendall(bytes((0x83, 0x80, 0, 0, 0, 0)))  # an unknown opcode
+            began = time.monotonic()
+            poll = select.poll()
+            poll.register(deaf, select.POLLERR | select.POLLHUP)
+            assert await asyncio.to_thread(poll.poll, 5000)
+            return time.monotonic() - began
+
+    times = await asyncio.gather(*map(time_to_cut, (0.0, 0.25, 0.5, 0.75)))
+    assert all(0.9 < each < 2.5 for each in times), times

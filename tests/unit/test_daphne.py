@@ -77,6 +77,10 @@ class Protocol:
     def sendCloseFrame(self, code: int, reasonUtf8: bytes, isReply: bool) -> None:
         self.transport.write(code.to_bytes(2) + reasonUtf8)
         self.state = CLOSING
+        later = asyncio.get_running_loop().call_later
+        self.closeHandshakeTimeoutCall: Any = later(60, self.onCloseHandshakeTimeout)
+
+    def onCloseHandshakeTimeout(self) -> None: ...
 
     def onPing(self, payload: bytes) -> None:
         raise AssertionError("it is replaced")

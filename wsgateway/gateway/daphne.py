@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from wsgateway.exceptions import MalformedMessage
-from wsgateway.gateway.transport import MAX_REASON, LastBytes, Send, Transport
+from wsgateway.gateway.transport import MAX_REASON, LastBytes, Linger, Send, Transport
 
 __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "at_start", "quieten", "transport"]
 
@@ -293,14 +293,26 @@ class DaphneTransport(Transport):
         """See `Transport.close`.
 
         Daphne's own way raises an exception for every code but 1000 and 3000-4999, and drops the
-        reason. A client that does not answer is cut after a second, by autobahn.
+        reason.
         """
         self.stop_parsing()
         if self._protocol.state == OPEN:
-            self._protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode(), isReply=False)
+            self._send_close(code, reason.encode())
         elif self._protocol.state == CONNECTING:  # which refuses the handshake
             await self._send({"type": "websocket.close"})
         self._read()
+
+    def _send_close(self, code: int, reason: bytes) -> None:
+        """Send a close frame; cut a client that does not answer.
+
+        Autobahn's own timer rounds the second that it gives the client down to anything from 0.
+        """
+        protocol = self._protocol
+        protocol.sendCloseFrame(code=code, reasonUtf8=reason, isReply=False)
+        protocol.closeHandshakeTimeoutCall.cancel()
+        protocol.closeHandshakeTimeoutCall = Linger(
+            lambda: self.pending, protocol.onCloseHandshakeTimeout
+        )
 
     # -- reading -------------------------------------------------------------------------
 
@@ -352,7 +364,7 @@ class DaphneTransport(Transport):
 
         Autobahn would reset the connection, and the client would not learn the code. What the
         client still sends is read until it closes its side: closing a connection with unread bytes
-        resets it, too. Autobahn cuts a client that does not close within a second.
+        resets it, too.
         """
         protocol = self._protocol
         if protocol.state != OPEN:
@@ -361,7 +373,7 @@ class DaphneTransport(Transport):
         self._closing = protocol.failedByMe = True
         protocol._dataReceived = _discard
         protocol.data = b""
-        protocol.sendCloseFrame(code=code, reasonUtf8=reason.encode()[:MAX_REASON], isReply=False)
+        self._send_close(code, reason.encode()[:MAX_REASON])
         protocol.unregisterProducer()  # which half-closing would wait for
         if self._empty is not None:
             self._empty.set()

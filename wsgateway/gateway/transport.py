@@ -6,21 +6,27 @@ is all that an unknown server offers. `daphne` and `uvicorn`, beside this module
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from channels.sessions import InstanceSessionWrapper
+
+from wsgateway.conf import settings
 
 __all__ = [
     "MAX_REASON",
     "SERVER_SEND",
     "WRITE_LIMIT",
     "LastBytes",
+    "Linger",
     "Send",
     "Transport",
     "server_send",
 ]
 
+LINGER = 1.0
+"""Seconds; autobahn's value."""
 MAX_REASON = 123
 """Bytes of a close frame's reason. Source: RFC 6455, 5.5."""
 SERVER_SEND = "wsgateway.send"
@@ -57,6 +63,43 @@ class LastBytes:
             data = data[: self._left]
             self._left -= len(data)
             self._parse(data)
+
+
+class Linger:
+    """Cuts a client that does not end its side after we have closed ours.
+
+    It has `LINGER` seconds from the moment when the kernel has the close frame. As long as the
+    kernel takes something in each such time, we wait for that, up to WSGATEWAY_CLOSE_TIMEOUT.
+
+    Args:
+        pending: Returns the bytes that the kernel has not taken.
+        cut: Called once, unless `cancel` is.
+    """
+
+    __slots__ = ("_before", "_cut", "_end", "_loop", "_pending", "_timer")
+
+    def __init__(self, pending: Callable[[], int], cut: Callable[[], object]) -> None:
+        self._pending = pending
+        self._cut = cut
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + max(settings.CLOSE_TIMEOUT, LINGER)
+        self._wait(pending())
+
+    def _wait(self, before: int) -> None:
+        self._before = before
+        wakes = min(self._loop.time() + LINGER, self._end)
+        self._timer = self._loop.call_at(wakes, self._look)
+
+    def _look(self) -> None:
+        pending = self._pending()
+        if pending < self._before and self._loop.time() < self._end:
+            self._wait(pending)
+        else:
+            self._cut()
+
+    def cancel(self) -> None:
+        """Wait no longer."""
+        self._timer.cancel()
 
 
 def server_send(scope: Mapping[str, Any], send: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from wsgateway.conf import settings
-from wsgateway.gateway.transport import WRITE_LIMIT, LastBytes, Send, Transport
+from wsgateway.gateway.transport import WRITE_LIMIT, LastBytes, Linger, Send, Transport
 from wsgateway.protocol.v1 import largest_frame, largest_message
 
 __all__ = ["UvicornTransport", "transport", "warn_of_limit"]
@@ -30,8 +30,6 @@ HOOKED = {
     "resume_writing": "_on_empty",
 }
 """Methods of the protocol, and ours that run after them. Each implementation has only some."""
-LINGER = 1.0
-"""Seconds that a client has to close its side after we have closed ours; autobahn's value."""
 CONTROL = frozenset((9, 10))
 """The opcodes of pings and pongs."""
 REPLACED = ("data_received", "drain", "handle_close", "read_frame", "shutdown")
@@ -87,7 +85,7 @@ class HalfClosing(asyncio.Protocol):
 
     def __init__(self, transport: asyncio.Transport, protocol: Any) -> None:
         self._transport = transport
-        self._cut: asyncio.TimerHandle | None = None
+        self._linger: Linger | None = None
         self.protocol = protocol  # None once the connection is closed or lost
         # What uvicorn calls for each message, so that it costs no `__getattr__`
         self.write = transport.write
@@ -102,7 +100,7 @@ class HalfClosing(asyncio.Protocol):
         return self.protocol is None or self._transport.is_closing()
 
     def close(self) -> None:
-        """Send what is written, then end our side; after `LINGER` seconds cut the client."""
+        """Send what is written, then end our side; cut a client that does not end its own."""
         if self.is_closing():
             return
         loop = asyncio.get_running_loop()
@@ -112,12 +110,12 @@ class HalfClosing(asyncio.Protocol):
         with contextlib.suppress(OSError, RuntimeError):  # it is lost, or our side has ended
             self._transport.write_eof()
         self._transport.resume_reading()
-        self._cut = loop.call_later(LINGER, self._transport.abort)
+        self._linger = Linger(self._transport.get_write_buffer_size, self._transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the client has ended its side, too. Called by asyncio."""
-        if self._cut is not None:
-            self._cut.cancel()
+        if self._linger is not None:
+            self._linger.cancel()
 
 
 class UvicornTransport(Transport):
