@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import socketserver
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from wsgiref.simple_server import demo_app, make_server
 
 import pytest
@@ -434,6 +436,60 @@ def test_outbox_that_is_not_installed(symptom: Symptom) -> None:
     done = run("-c", ENQUEUE)
     assert done.returncode == 1
     symptom.must_show_in(done.stderr)
+
+
+UNMIGRATED = """
+import json
+import sys
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["wsgateway", "wsgateway.outbox"],
+    DATABASES=dict.fromkeys(["default", "other"], json.loads(sys.argv[1])),
+    PUBSUB_BROKER="memory",
+)
+import django
+django.setup()
+from django.core.management import call_command
+from wsgateway.outbox import enqueue
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [
+        ("call_command('runoutbox')", "manage.py migrate"),
+        ("call_command('runoutbox', '--once')", "manage.py migrate"),
+        ("call_command('runoutbox', database='other')", "manage.py migrate --database=other"),
+        ("enqueue('orders', 'ann', text='x')", "manage.py migrate"),
+        ("enqueue('orders', 'ann', text='x', using='other')", "manage.py migrate --database=other"),
+    ],
+)
+@pytest.mark.troubleshooting(
+    "the outbox's table in database … is missing or out of date; run \"manage.py migrate"
+)
+def test_outbox_without_migrations(
+    symptom: Symptom, tmp_path: Path, call: str, command: str
+) -> None:
+    """`runoutbox` waited for ever, because SQLite says it as it says what may pass."""
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db")}
+    done = run("-c", UNMIGRATED + call, json.dumps(database))
+    assert done.returncode == 1
+    symptom.must_show_in(done.stderr)
+    assert done.stderr.strip().endswith(f'run "{command}"')
+
+
+@pytest.mark.parametrize("call", ["call_command('runoutbox')", "enqueue('orders', 'a', text='x')"])
+def test_outbox_without_migrations_on_postgresql(postgresql_server: str, call: str) -> None:
+    url = urlsplit(postgresql_server)
+    database = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "template1",
+        "HOST": url.hostname,
+        "PORT": url.port,
+        "USER": url.username,
+    }
+    done = run("-c", UNMIGRATED + call, json.dumps(database))
+    assert done.stderr.strip().endswith('run "manage.py migrate"')
 
 
 @pytest.mark.troubleshooting("service … does not exist; did you mean …? Otherwise declare it")

@@ -27,6 +27,7 @@ from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker, Receipt, check_published
 from wsgateway.exceptions import BrokerUnavailable, WsGatewayError
 from wsgateway.outbox.models import OutboxMessage
+from wsgateway.outbox.schema import naming_the_cure
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox
 
@@ -85,7 +86,12 @@ class Relay:
 
         Raises:
             BrokerError: None was done: nobody's rows can be stored now; they stay.
+            ImproperlyConfigured: The table is missing.
         """
+        with naming_the_cure(self.using):
+            return self._step()
+
+    def _step(self) -> int:
         problem: Exception | None = None
         begun = self._after == 0
         while True:

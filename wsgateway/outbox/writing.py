@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import router
+
 from wsgateway.exceptions import NameRefused
 from wsgateway.outbox.models import OutboxMessage
+from wsgateway.outbox.schema import naming_the_cure
 from wsgateway.publish import Outgoing
 
 __all__ = ["enqueue"]
@@ -28,6 +31,7 @@ def enqueue(service: str, user: str, *, using: str | None = None, **options: Any
         TypeError: Not exactly one of text, bytes and json; a wrong type; or a ``msg_id``.
         ValueError: The ttl is out of range, a header is malformed, or the text or JSON cannot
             be written as UTF-8.
+        ImproperlyConfigured: The table is missing; run ``manage.py migrate``.
     """
     if "msg_id" in options:
         raise TypeError("the outbox sets msg_id itself; leave it out")
@@ -36,11 +40,13 @@ def enqueue(service: str, user: str, *, using: str | None = None, **options: Any
     for name in (service, user):
         if "\0" in name:
             raise NameRefused(f"name {name!r} holds a NUL, which the outbox cannot store")
-    return OutboxMessage.objects.using(using).create(
-        service=service,
-        user=user,
-        payload=frame.payload,
-        kind=frame.kind,
-        ttl=message.ttl,
-        headers=dict(message.headers or {}),
-    )
+    rows = OutboxMessage.objects.using(using)
+    with naming_the_cure(using or router.db_for_write(OutboxMessage)):
+        return rows.create(
+            service=service,
+            user=user,
+            payload=frame.payload,
+            kind=frame.kind,
+            ttl=message.ttl,
+            headers=dict(message.headers or {}),
+        )

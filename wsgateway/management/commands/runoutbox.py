@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import InterfaceError, OperationalError, ProgrammingError
 
@@ -54,7 +55,7 @@ class Command(BaseCommand):
                     self._relay_once(relay)
                 else:
                     self._relay(relay, options["interval"])
-        except WsGatewayError as exc:
+        except (ImproperlyConfigured, WsGatewayError) as exc:
             raise CommandError(str(exc)) from exc
 
     def _relay_once(self, relay: Any) -> None:
@@ -73,7 +74,7 @@ class Command(BaseCommand):
         while not self._end.is_set():
             try:
                 done = relay.step()
-            except ProgrammingError:  # there is no such table
+            except (ImproperlyConfigured, ProgrammingError):  # no time cures these
                 raise
             except Exception as exc:  # whatever it is, it may pass
                 expected = isinstance(exc, (WsGatewayError, OperationalError, InterfaceError))
