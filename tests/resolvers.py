@@ -42,6 +42,37 @@ class Slow:
         return None
 
 
+class ByNumber(SessionIdentity):
+    """Names a user by a number, which is a mistake."""
+
+    def user_name(self, user: Any) -> Any:
+        return user.pk
+
+
+class ByNumberAsync(SessionIdentity):
+    async def user_name(self, user: Any) -> Any:
+        return user.pk
+
+
+class WrongType:
+    """Returns the user's name, which is a mistake."""
+
+    def resolve(self, scope: Mapping[str, Any]) -> Any:
+        return "ann"
+
+
+class WrongObject:
+    async def resolve(self, scope: Mapping[str, Any]) -> Any:
+        return get_user_model()(username="ann")
+
+
+class Broken:
+    """Raises."""
+
+    def resolve(self, scope: Mapping[str, Any]) -> Identity | None:
+        raise RuntimeError("a mistake")
+
+
 class ByKey:
     """Knows everybody who sends a key, which is their user name here; all of it synchronous."""
 

@@ -57,6 +57,8 @@ OTHER_NAME = {
 """What to do if the path names another one than the log-in, cookie or token."""
 NO_NAME = "this log-in has no usable name"
 """What a client reads whose name a resolver cannot tell."""
+MAX_SHOWN = 80
+"""Characters of a wrong value that are logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,43 @@ async def resolve_identity(scope: Scope) -> Identity:
         IdentityRefused: Nobody knows, a resolver refuses, or the service is not allowed.
     """
     for path in settings.IDENTITY:
-        identity: Identity | None = await call_hook(get_resolver(path).resolve, scope)
+        identity = await _ask(path, scope)
         if identity is not None:
             _require_allowed(identity.service)
-            return replace(await _bound(identity, get_resolver(path)), resolver=path)
+            return identity
     raise _nobody(scope)
+
+
+async def _ask(path: str, scope: Scope) -> Identity | None:
+    """Return what the resolver at *path* says.
+
+    Raises:
+        IdentityRefused: It refuses, or it fails.
+    """
+    try:
+        resolver = get_resolver(path)
+        found: Any = await call_hook(resolver.resolve, scope)
+        if isinstance(found, Identity):
+            return replace(await _bound(found, resolver), resolver=path)
+    except (IdentityRefused, BrokerError):
+        raise
+    except Exception as exc:
+        raise _failed(f"the resolver {path} raised {type(exc).__name__}") from exc
+    if found is not None:
+        raise _failed(f"{path}.resolve returned {_shown(found)}, not an Identity or None")
+    return None
+
+
+def _failed(cause: str) -> IdentityRefused:
+    code = CloseCode.INTERNAL_ERROR
+    return IdentityRefused(code, code.reason, "correct the resolver", cause)
+
+
+def _shown(value: object) -> str:
+    """Return *value* for a log line; objects whose text may cost a query only by their type."""
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value)[:MAX_SHOWN]
+    return f"a value of type {type(value).__qualname__}"
 
 
 def _nobody(scope: Scope) -> IdentityRefused:
@@ -199,7 +233,7 @@ async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> 
     same: it must not tell a stranger which services exist.
     """
     service = route(scope).get("service")
-    if service is None or not broker.connected:
+    if refusal.cause or service is None or not broker.connected:
         return refusal
     try:
         await require_service(broker, service)
@@ -284,9 +318,19 @@ class SessionIdentity:
             if found is None:
                 return None
             user, name, account = found
-            return (await call_hook(self.user_name, user) if is_async else name), account
+            name = await call_hook(self.user_name, user) if is_async else name
         except ObjectDoesNotExist as exc:
-            raise IdentityRefused(CloseCode.FORBIDDEN, f"the user has no inbox: {exc}") from exc
+            raise self._no_name(
+                f"raised {type(exc).__qualname__}: {str(exc).rstrip('.')}",
+                "create the row that names this user, or name users by a field that all have",
+            ) from exc
+        if not isinstance(name, str):
+            raise self._no_name(f"returned {_shown(name)}, not a string", "return str(…) there")
+        return name, account
+
+    def _no_name(self, cause: str, cure: str) -> IdentityRefused:
+        method = f"{type(self).__module__}.{type(self).__qualname__}.user_name"
+        return IdentityRefused(CloseCode.FORBIDDEN, NO_NAME, cure, f"{method} {cause}")
 
     def _session(self, scope: Scope) -> Any:
         key = cookie(scope, settings.session_cookie_name)

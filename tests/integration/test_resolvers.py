@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests import resolvers
 from tests.integration.test_service_users import message
-from tests.support import ROOT, Gateway, site_env
+from tests.support import ROOT, Gateway, site_env, until
 from tests.troubleshooting import Symptom
 from tests.unit.test_identity import log_in, scope
 from wsgateway.broker.nats.broker import NatsBroker
@@ -76,7 +77,7 @@ async def test_resolver_may_use_the_database(
     assert "Traceback" not in gateway.output
 
 
-@pytest.mark.troubleshooting("the user has no inbox: …")
+@pytest.mark.troubleshooting("user_name raised … this log-in has no usable name")
 @pytest.mark.parametrize("resolver", ["ByGroup", "ByGroupAsync"])
 async def test_user_without_a_name_is_refused(
     symptom: Symptom, gateway_factory: Factory, database: tuple[str, str, str], resolver: str
@@ -90,9 +91,64 @@ async def test_user_without_a_name_is_refused(
             await ws.recv()
     assert caught.value.rcvd is not None
     assert caught.value.rcvd.code == CloseCode.FORBIDDEN
-    symptom.must_show_in(caught.value.rcvd.reason)
-    assert "Group matching query does not exist" in caught.value.rcvd.reason
+    assert caught.value.rcvd.reason == "this log-in has no usable name"
+    await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
+    want = f"{path}.user_name raised Group.DoesNotExist: Group matching query does not exist;"
+    assert want in gateway.output
     assert "Traceback" not in gateway.output
+
+
+async def end_of(gateway: Gateway, session: str, **options: Any) -> tuple[int, str]:
+    headers = {"Cookie": f"sessionid={session}"}
+    options = {**V1, **options}
+    async with gateway.connect("orders", "ann", **options, additional_headers=headers) as ws:
+        with pytest.raises(ConnectionClosed) as caught:
+            await ws.recv()
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code, caught.value.rcvd.reason
+
+
+@pytest.mark.troubleshooting("user_name returned … not a string")
+@pytest.mark.parametrize("resolver", ["ByNumber", "ByNumberAsync"])
+async def test_name_that_is_not_a_string_is_refused(
+    symptom: Symptom, gateway_factory: Factory, database: tuple[str, str, str], resolver: str
+) -> None:
+    """HTTP 500, and a traceback that ended in "'int' object has no attribute 'encode'"."""
+    url, ann, _ = database
+    path = f"tests.resolvers.{resolver}"
+    gateway = gateway_factory(DATABASE_URL=url, WSGATEWAY_IDENTITY=path)
+    assert await end_of(gateway, ann) == (4503, "this log-in has no usable name")
+    await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
+    assert re.search(rf"{path}.user_name returned \d+, not a string; ", gateway.output)
+    assert "Traceback" not in gateway.output
+
+
+@pytest.mark.troubleshooting("resolve returned … not an Identity or None")
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+async def test_resolver_that_returns_something_else(
+    symptom: Symptom, gateway_factory: Factory, server: str
+) -> None:
+    """HTTP 500, and a traceback from within dataclasses."""
+    gateway = gateway_factory(server, WSGATEWAY_IDENTITY="tests.resolvers.WrongType")
+    assert await end_of(gateway, "") == (4018, "internal error")
+    assert await end_of(gateway, "", subprotocols=None) == (1011, "internal error")
+    await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
+    want = "with 4018: tests.resolvers.WrongType.resolve returned 'ann', not an Identity or None; "
+    assert f"ERROR   wsgateway: refused a websocket at '/ws/orders/' {want}" in gateway.output
+    assert "Traceback" not in gateway.output
+
+
+@pytest.mark.troubleshooting("the resolver … raised")
+async def test_resolver_that_raises(symptom: Symptom, gateway_factory: Factory) -> None:
+    """HTTP 500, which a browser cannot read, and a traceback for each attempt."""
+    path = "tests.resolvers.Broken"
+    gateway = gateway_factory(WSGATEWAY_IDENTITY=path)
+    for _ in range(3):
+        assert await end_of(gateway, "") == (4018, "internal error")
+    await until(lambda: "RuntimeError: a mistake" in gateway.output)
+    assert symptom.is_in(gateway.output)
+    assert f"with 4018: the resolver {path} raised RuntimeError; " in gateway.output
+    assert gateway.output.count("Traceback") == gateway.output.count("ERROR") == 1
 
 
 # -- in this process ---------------------------------------------------------------------------
@@ -192,9 +248,10 @@ async def test_synchronous_query_in_an_async_method(symptom: Symptom, settings: 
     settings.WSGATEWAY_IDENTITY = [f"{__name__}.{Blocking.__name__}"]
     await sync_to_async(make_user)("ann", "crew")
     handshake = scope(headers=[(b"x-key", b"ann")])
-    with pytest.raises(SynchronousOnlyOperation) as caught:
+    with pytest.raises(IdentityRefused) as caught:
         await resolve_identity(handshake)
-    symptom.must_show_in(str(caught.value))
+    assert isinstance(caught.value.__cause__, SynchronousOnlyOperation)  # its traceback is logged
+    symptom.must_show_in(str(caught.value.__cause__))
     settings.WSGATEWAY_IDENTITY = ["tests.resolvers.ByKey"]
     assert await resolve_identity(handshake) == Identity("orders", "crew")
 
@@ -211,5 +268,15 @@ async def test_async_name_that_does_not_exist_is_a_refusal() -> None:
 
     user = get_user_model()(username="ann")
     handshake = {**scope(service="s"), "session": SessionStore("k" * 32), "user": user}
-    with pytest.raises(IdentityRefused, match="the user has no inbox: no such group"):
+    with pytest.raises(IdentityRefused) as caught:
         await Nameless().resolve(handshake)
+    assert caught.value.reason == "this log-in has no usable name"
+    assert "no such group" in caught.value.cause
+
+
+async def test_text_of_a_wrong_object_is_not_asked_for(settings: Any) -> None:
+    """It may cost a query, or hold a secret."""
+    settings.WSGATEWAY_IDENTITY = ["tests.resolvers.WrongObject"]
+    with pytest.raises(IdentityRefused) as caught:
+        await resolve_identity(scope())
+    assert "WrongObject.resolve returned a value of type User, not an" in caught.value.cause

@@ -23,6 +23,7 @@ def test_reconnect_follows_from_the_range() -> None:
         "STREAM_REPLACED",
         "CREDENTIALS_CHANGED",
         "QUEUE_FULL",
+        "INTERNAL_ERROR",
     }
     for code in CloseCode:
         assert code.reconnect is (4000 <= code <= 4499)
@@ -30,7 +31,7 @@ def test_reconnect_follows_from_the_range() -> None:
 
 def test_raw_clients_get_a_code_that_servers_may_send() -> None:
     """RFC 6455 reserves 1005, 1006 and 1015 and leaves 1012 to 1014 to a registry."""
-    assert {code.raw for code in CloseCode} == {1001, 1008, 1009, 1012, 1013}
+    assert {code.raw for code in CloseCode} == {1001, 1008, 1009, 1011, 1012, 1013}
 
 
 def test_number_and_text() -> None:

@@ -82,11 +82,14 @@ class RefusalLog:
             reason.more += 1
             return
         code = int(refusal.code)
-        logger.warning(
+        failed = refusal.code is CloseCode.INTERNAL_ERROR
+        logger.log(
+            logging.ERROR if failed else logging.WARNING,
             "refused a websocket at %r with %s: %s",
             path[:MAX_PATH],
             f"{told} ({code})" if told not in (0, code) else code,
             refusal.explanation,
+            exc_info=refusal.__cause__ if failed else None,
             extra={"code": code},
         )
 

@@ -34,6 +34,7 @@ class CloseCode(IntEnum):
     STREAM_REPLACED = 4015, "stream replaced", 1013
     CREDENTIALS_CHANGED = 4016, "credentials changed", 1012
     QUEUE_FULL = 4017, "queue full", 1013
+    INTERNAL_ERROR = 4018, "internal error", 1011
     BAD_REQUEST = 4500, "bad request", 1008
     NOT_AUTHENTICATED = 4501, "not authenticated", 1008
     FORBIDDEN = 4503, "forbidden", 1008
