@@ -39,6 +39,26 @@ async def test_malformed_message_is_skipped_logged_and_the_next_arrives(
     assert "Traceback" not in gateway.output
 
 
+async def test_events_for_consumers_are_skipped_and_explained_once(
+    gateway: Gateway, nats_server: EmbeddedServer, prefix: str
+) -> None:
+    """Each one was a warning for each socket: 'event' is neither text nor binary."""
+    async with (
+        gateway.connect(*ANN) as raw,
+        gateway.connect(*ANN, **V1) as v1,
+        broker_at([nats_server.url], prefix) as broker,
+    ):
+        await v1.recv()
+        for _ in range(5):
+            await broker.publish(ANN, b"\x81\xa4type\xa4some", kind="event")
+        await broker.publish(ANN, b"good")
+        assert await asyncio.wait_for(raw.recv(), 10) == "good"
+        assert json.loads(await asyncio.wait_for(v1.recv(), 10))["data"] == "good"
+    (line,) = [line for line in gateway.output.splitlines() if "skipped message" in line]
+    assert "event for Channels consumers" in line
+    assert "'type': 'ws.message'" in line
+
+
 async def test_malformed_subjects_and_headers_harm_nothing(
     gateway: Gateway, nats_server: EmbeddedServer, prefix: str
 ) -> None:

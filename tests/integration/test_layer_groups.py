@@ -264,6 +264,13 @@ async def test_a_socket_and_a_consumer_share_the_group(make: Make) -> None:
     assert await receive(layer, channel) == {"type": "ws.message", "text": "hi"}
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_whatever_holds_bytes_is_a_frame(kind: Any) -> None:
+    """Only bytes were; the others became events, which no socket gets."""
+    message = {"type": "ws.message", "bytes": kind(b"\xff")}
+    assert durable.payload_of(message, lambda event: b"packed") == (b"\xff", "binary")
+
+
 async def test_a_member_that_could_not_begin_begins_later(
     make: Make, settings: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -491,6 +491,16 @@ def test_frames(server: tuple[str, Gateway], peer: Peer, name: str) -> None:
         assert peer.read() is None
 
 
+def test_invalid_text_does_not_fill_the_log(server: tuple[str, Gateway], peer: Peer) -> None:
+    """Uvicorn's default implementation logged an ERROR with a traceback for each."""
+    peer.send(frame(TEXT, b"\xff"))
+    got = peer.read()
+    assert got is not None
+    assert got == closed(1007, got.payload[2:])
+    assert "Traceback" not in server[1].output
+    assert "ERROR" not in server[1].output
+
+
 # -- the handshake (4.2) ---------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ def test_parse_returns_or_raises_malformed(payload: bytes, kind: str | None) -> 
         (b"\xed\xa0\x80", "text", "says text but the payload is not UTF-8"),  # a surrogate
         (b"x", "TEXT", "'TEXT' is neither text nor binary"),
         (b"x", "", "'' is neither text nor binary"),
-        (b"x", EVENT, "'event' is neither text nor binary"),
+        (b"x", EVENT, "sockets get only {'type': 'ws.message', 'text': <str>}"),
     ],
 )
 def test_malformed(payload: bytes, kind: str, text: str) -> None:

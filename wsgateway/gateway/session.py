@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
+import time
 import uuid
 import weakref
 from collections import Counter
@@ -44,7 +46,7 @@ from wsgateway.gateway.revocation import Revocations
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.frames import Frame, NotForSockets
 from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.protocol.v1 import MAX_AFTER, Reason, Resume
 from wsgateway.protocol.window import InboxReader
@@ -63,6 +65,8 @@ brings it is still being made. One that came at once would be refused, and stop.
 LAG_PAUSE = 0.02
 """First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
 LAG_CAP = 2.0
+EVENTS_INTERVAL = 60.0
+"""Seconds in which the log says once that sockets do not get events."""
 REFUSED_PAUSE = (0.05, 0.25)
 """Seconds after which something that failed is tried again, at the earliest."""
 
@@ -346,9 +350,7 @@ class Delivery:
             try:
                 await write(message)
             except MalformedMessage as exc:
-                self._hub.counts["malformed"] += 1
-                count = self._hub.counts["malformed"]
-                logger.warning("skipped message %s (%s so far): %s", message.offset, count, exc)
+                self._hub.note_skipped(message.offset, exc)
                 reader.drop(message.offset)
                 self.socket.skip(message.offset)
             if not acknowledges and (settled := self.socket.settled) > reader.confirmed:
@@ -444,6 +446,7 @@ class Hub:
         self._users: dict[Inbox, _Shared] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
+        self._tells_of_events = -math.inf  # when the log may say again that one was skipped
         self._swept = -1  # the stream's last offset at the last sweep
         self._resync = asyncio.Event()
         self._opened = False
@@ -708,6 +711,21 @@ class Hub:
     def resync(self) -> None:
         """Look at every inbox soon, and at what the stream was."""
         self._resync.set()
+
+    def note_skipped(self, offset: int, problem: MalformedMessage) -> None:
+        """Count and log a message that a socket does not get; events at most once a minute.
+
+        A program that sends events sends many, each to all sockets of a user.
+        """
+        self.counts["malformed"] += 1
+        level = logging.WARNING
+        if isinstance(problem, NotForSockets):
+            now = time.monotonic()
+            level = logging.WARNING if now >= self._tells_of_events else logging.DEBUG
+            if level == logging.WARNING:
+                self._tells_of_events = now + EVENTS_INTERVAL
+        count = self.counts["malformed"]
+        logger.log(level, "skipped message %s (%s so far): %s", offset, count, problem)
 
     def _suspect_end(self) -> None:
         """Note how far every socket is: the server may come back without its last messages."""

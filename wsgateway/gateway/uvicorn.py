@@ -32,6 +32,8 @@ HOOKED = {
 """Methods of the protocol, and ours that run after them. Each implementation has only some."""
 CONTROL = frozenset((9, 10))
 """The opcodes of pings and pongs."""
+INVALID_TEXT = "Invalid UTF-8 sequence received from client."
+"""What the websockets-sansio implementation logs as an ERROR with a traceback."""
 REPLACED = ("data_received", "drain", "handle_close", "read_frame", "shutdown")
 """Methods of the protocol that get a version of ours, if there are any."""
 
@@ -69,6 +71,14 @@ def warn_of_limit(receive: Any) -> None:
             settings.MAX_MESSAGE_SIZE,
             needed,
         )
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Let no client fill the log: say in one line at INFO that its text was not UTF-8."""
+    if record.msg != INVALID_TEXT:
+        return True
+    logger.info("closed a socket: its text was not UTF-8", extra={"code": 1007})
+    return False
 
 
 class HalfClosing(asyncio.Protocol):
@@ -140,6 +150,7 @@ class UvicornTransport(Transport):
         self._lost = self._transport.is_closing()
         self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
         self._pinged = False  # reading is paused, because pongs pile up
+        logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)  # idempotent
         if self._lost:  # within the handshake; uvloop's transport bears no call any more
             return
         for name, after in HOOKED.items():

@@ -199,8 +199,8 @@ def payload_of(
     """
     if len(message) == 2 and message.get("type") == FRAME_TYPE:
         data = message.get("text", message.get("bytes"))
-        if isinstance(data, str if "text" in message else bytes):
-            frame = Frame.of(data)
+        if isinstance(data, str if "text" in message else (bytes, bytearray, memoryview)):
+            frame = Frame.of(data if isinstance(data, str) else bytes(data))
             return frame.payload, frame.kind
     data = pack(message)
     if len(data) > wire.COMPRESS_OVER or wire.is_enveloped(data):

@@ -10,13 +10,17 @@ from typing import NamedTuple
 
 from wsgateway.exceptions import MalformedMessage
 
-__all__ = ["EVENT", "FRAME_HEADER", "Frame"]
+__all__ = ["EVENT", "FRAME_HEADER", "Frame", "NotForSockets"]
 
 FRAME_HEADER = "Ws-Frame"
 MAX_SHOWN = 40
 """Characters of an unknown kind that are shown."""
 EVENT = "event"
 """The kind of a payload that is a msgpack-encoded Channels event, not a frame."""
+
+
+class NotForSockets(MalformedMessage):
+    """The message is an event for Channels consumers, which no socket can show."""
 
 
 class Frame(NamedTuple):
@@ -46,10 +50,16 @@ class Frame(NamedTuple):
             kind: Its ``Ws-Frame`` header; None if absent.
 
         Raises:
+            NotForSockets: An event.
             MalformedMessage: An unknown kind, or text that is not UTF-8.
         """
         if kind == "binary":
             return cls(payload, False)
+        if kind == EVENT:
+            raise NotForSockets(
+                "it is an event for Channels consumers; from a group, sockets get only "
+                "{'type': 'ws.message', 'text': <str>} or {'type': 'ws.message', 'bytes': <bytes>}"
+            )
         if kind not in (None, "text"):
             raise MalformedMessage(
                 f"{FRAME_HEADER} header {kind[:MAX_SHOWN]!r} is neither text nor binary"
