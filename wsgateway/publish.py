@@ -57,9 +57,12 @@ def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
         TypeError: None or several are given, or of the wrong type.
         ValueError: A number that JSON does not have, such as NaN, or invalid Unicode.
     """
-    given = (text is not None) + (bytes is not None) + (json is not NOTHING)
-    if given != 1:
-        raise TypeError(f"give exactly one of text, bytes and json; got {given}")
+    each = {"text": text is not None, "bytes": bytes is not None, "json": json is not NOTHING}
+    if sum(each.values()) != 1:
+        names = [name for name, given in each.items() if given]
+        raise TypeError(
+            f"pass exactly one of text, bytes or json (got {' and '.join(names) or 'none'})"
+        )
     if json is not NOTHING:
         # Not as ASCII: half a surrogate pair would pass, and no reader could store it.
         return Frame.of(_dumps(json))
@@ -164,6 +167,7 @@ def send(service: str, user: str, **options: Any) -> Receipt:
     Raises:
         RuntimeError: In a running event loop; await `asend` there.
     """
+    runtime.refuse_in_loop("send()", "use `await asend(...)`")
     return runtime.call_sync(_storing(Outgoing(service, user, **options)))
 
 
@@ -237,7 +241,7 @@ def send_many(messages: Iterable[Outgoing]) -> list[Outcome]:
             the outcomes so far. After any other exception nothing is stored.
         RuntimeError: In a running event loop; await `asend_many` there.
     """
-    runtime.refuse_in_loop()
+    runtime.refuse_in_loop("send_many()", "use `await asend_many(...)`")
     sending = _Sending()
     with sending.reporting():
         for message in messages:
@@ -292,7 +296,11 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
         RuntimeError: In a running event loop, which the sending would block.
         Exception: What `send` raises for a mistake in the arguments.
     """
-    runtime.refuse_in_loop()
+    runtime.refuse_in_loop(
+        "send_on_commit()",
+        "call it in the synchronous function that holds the transaction, and await that function "
+        "with `sync_to_async`",
+    )
     store = _storing(Outgoing(service, user, **options))
 
     def send_now() -> None:

@@ -119,9 +119,9 @@ def test_one_connection_and_no_complaint(own_server: Any, prefix: str, program: 
 
 async def test_sync_functions_refuse_to_block_a_loop(prefix: str) -> None:
     layer = NatsChannelLayer("nats://127.0.0.1:1", prefix=prefix)
-    with pytest.raises(RuntimeError, match="await the async method"):
+    with pytest.raises(RuntimeError, match=r"use `await layer\.send\(\.\.\.\)`"):
         layer.send_sync("channel", {"type": "x"})
-    with pytest.raises(RuntimeError, match="await the async method"):
+    with pytest.raises(RuntimeError, match=r"use `await layer\.group_send\(\.\.\.\)`"):
         layer.group_send_sync("group", {"type": "x"})
 
 

@@ -62,8 +62,11 @@ def test_same_id_is_stored_once(nats_settings: Any) -> None:
 
 async def test_asend_and_send_in_a_loop(nats_settings: Any) -> None:
     assert (await asend("orders", "ann", text="a")).offset == 1
-    with pytest.raises(RuntimeError, match="await"):
+    with pytest.raises(RuntimeError) as error:
         send("orders", "ann", text="b")
+    assert str(error.value) == "send() would block the event loop; use `await asend(...)`"
+    with pytest.raises(RuntimeError, match=r"^send_many\(\) .* use `await asend_many\(\.\.\.\)`"):
+        send_many([Outgoing("orders", "ann", text="b")])
     receipt = await asyncio.to_thread(send, "orders", "ann", text="c")
     assert receipt.offset == 2
 
@@ -301,8 +304,24 @@ def test_send_on_commit_that_fails_is_logged_and_later_hooks_run(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "pass exactly one of text, bytes or json (got none)"),
+        (
+            {"text": "a", "json": None},
+            "pass exactly one of text, bytes or json (got text and json)",
+        ),
+    ],
+)
+def test_payload_that_is_none_or_several(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(TypeError) as error:
+        Outgoing("orders", "ann", **given).prepare()
+    assert str(error.value) == text
+
+
 async def test_send_on_commit_in_a_loop_is_refused(nats_settings: Any) -> None:
-    with pytest.raises(RuntimeError, match="block the event loop"):
+    with pytest.raises(RuntimeError, match=r"^send_on_commit\(\) .* with `sync_to_async`"):
         send_on_commit("orders", "ann", text="a")
 
 

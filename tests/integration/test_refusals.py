@@ -110,7 +110,7 @@ REFUSED = {
         "/ws/orders/",
         COOKIES,
         (1008, 4504),
-        "the user already has 1 connections",
+        "the user already has the maximum number of connections (1)",
         "raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
     ),
     "another page": Refused(
@@ -325,7 +325,7 @@ UNDECLARED = Refused(
             REFUSED["too many sockets"],
             {"WSGATEWAY_MAX_CONNECTIONS_PER_USER": "1"},
             marks=pytest.mark.troubleshooting(
-                "with 1008 (4504): the user already has … connections;"
+                "with 1008 (4504): the user already has the maximum number of connections (…);"
             ),
         ),
         pytest.param(

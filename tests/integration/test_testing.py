@@ -29,8 +29,13 @@ def test_sent_and_assertions(wsgateway_memory: Any) -> None:
     assert_sent("orders", "ann", bytes=b"\xff")
     assert_sent("orders", "ann", count=2)
     assert_not_sent("orders", "bob")
-    with pytest.raises(AssertionError, match="it got: 'hi'"):
+    with pytest.raises(AssertionError) as error:
         assert_sent("service1", "bob", text="ho")
+    assert str(error.value) == (
+        "service1.bob should have got a message with text='ho', but 0 fit; it got: 'hi'"
+    )
+    with pytest.raises(AssertionError, match=r"got 2 message\(s\) with json=\[1\], but 0 fit"):
+        assert_sent("service1", "bob", json=[1], count=2)
     with pytest.raises(AssertionError, match="nothing should have been sent"):
         assert_not_sent("service1")
 

@@ -85,7 +85,7 @@ def test_what_names_no_inbox(group: str) -> None:
 def test_a_name_too_long_for_channels_names_the_other_way() -> None:
     assert len(inbox_group("orders", "a" * 92)) == MAX_GROUP_NAME
     for user in ("a" * 93, "@" * 40):
-        with pytest.raises(NameRefused, match=r"wsgateway\.send"):
+        with pytest.raises(NameRefused, match=r"but Channels allows 99; use wsgateway\.send"):
             inbox_group("orders", user)
 
 

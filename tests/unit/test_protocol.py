@@ -226,6 +226,15 @@ def test_malformed_frames_are_answered_and_the_socket_stays(text: str) -> None:
     assert SERVER.is_valid(json.loads(protocol.encode_error(error.id, error.code, str(error))))
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_refusal_says_what_json_does_not_have(value: str) -> None:
+    """It said "not a JSON object, or too deep"."""
+    text = str(refusal('{"type":"message","id":"a","data":{"x":' + value + "}}"))
+    assert text == "the frame is refused: NaN and Infinity are not JSON"
+    text = str(refusal('{"type":"ack","offset":1,"offset":2}'))
+    assert text == "the frame is refused: a name is given twice"
+
+
 def test_refusal_names_the_message_it_refuses() -> None:
     assert refusal('{"type":"message","id":"c1","bytes":"*"}').id == "c1"
     error = refusal('{"type":"subscribe","id":"c2"}')

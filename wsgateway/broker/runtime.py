@@ -391,8 +391,14 @@ def call_soon(action: Action[T]) -> concurrent.futures.Future[T]:
     return asyncio.run_coroutine_threadsafe(connection.run(action), connection.loop)
 
 
-def refuse_in_loop() -> None:
+def refuse_in_loop(
+    call: str = "this call", instead: str = "await the asynchronous function"
+) -> None:
     """Refuse a synchronous call that would block a running event loop.
+
+    Args:
+        call: What was called.
+        instead: What to do in a loop.
 
     Raises:
         RuntimeError: It would.
@@ -401,7 +407,7 @@ def refuse_in_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError("this call would block the event loop; await the asynchronous one")
+    raise RuntimeError(f"{call} would block the event loop; {instead}")
 
 
 # -- fork and exit -----------------------------------------------------------------------

@@ -568,7 +568,7 @@ class Hub:
         if limit and len(shared.deliveries) >= limit:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS,
-                f"the user already has {limit} connections",
+                f"the user already has the maximum number of connections ({limit})",
                 "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
             )
         if shared.watch is None:

@@ -501,7 +501,7 @@ class NatsChannelLayer(ConfiguredLayer):
 
     def send_sync(self, channel: str, message: dict[str, Any]) -> None:
         """As `send`, from a thread without an event loop, over the shared connection."""
-        require_no_loop()
+        require_no_loop("send_sync")
         subject, data, mailbox = self._addressed(channel, message)
         if mailbox is not None:
             if mailbox.has_room():
@@ -519,7 +519,7 @@ class NatsChannelLayer(ConfiguredLayer):
         Several times faster than ``async_to_sync(layer.group_send)``, which makes a loop for
         each call.
         """
-        require_no_loop()
+        require_no_loop("group_send_sync")
         require_message(message)
         if not self._group_send_soon(group, message):
             self._sync(lambda: self.group_send(group, message))

@@ -197,12 +197,12 @@ class MemoryChannelLayer(ConfiguredLayer):
 
     def send_sync(self, channel: str, message: dict[str, Any]) -> None:
         """As `send`, from a thread without an event loop."""
-        require_no_loop()
+        require_no_loop("send_sync")
         asyncio.run(self.send(channel, message))
 
     def group_send_sync(self, group: str, message: dict[str, Any]) -> None:
         """As `group_send`, from a thread without an event loop."""
-        require_no_loop()
+        require_no_loop("group_send_sync")
         asyncio.run(self.group_send(group, message))
 
     # -- flush, close --------------------------------------------------------------------

@@ -207,11 +207,15 @@ def require_message(message: Any) -> None:
         raise AssertionError("message holds the reserved key __asgi_channel__")
 
 
-def require_no_loop() -> None:
-    """Refuse a synchronous call that would block a running event loop.
+def require_no_loop(name: str) -> None:
+    """Refuse a synchronous method that would block a running event loop.
+
+    Args:
+        name: The method's; that of its asynchronous twin with ``_sync`` at the end.
 
     Raises:
         RuntimeError: It would.
     """
     if asyncio._get_running_loop() is not None:
-        raise RuntimeError("this thread runs an event loop: await the async method instead")
+        twin = name.removesuffix("_sync")
+        raise RuntimeError(f"{name}() would block the event loop; use `await layer.{twin}(...)`")

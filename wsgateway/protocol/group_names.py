@@ -46,7 +46,8 @@ def _group_name(service: str, user: str) -> str:
     if len(name) > MAX_GROUP_NAME:
         raise NameRefused(
             f"the group's name for user {user[:40]!r} of {service[:40]!r} has {len(name)} "
-            f"characters, Channels allows {MAX_GROUP_NAME}; use wsgateway.send(service, user, …)"
+            f"characters, but Channels allows {MAX_GROUP_NAME}; "
+            "use wsgateway.send(service, user, …)"
         )
     return name
 

@@ -11,26 +11,30 @@ import math
 import re
 from typing import Any, NoReturn
 
-__all__ = ["loads", "refuse_constant", "unique"]
+__all__ = ["NotStrict", "loads", "refuse_constant", "unique"]
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class NotStrict(ValueError):
+    """Python would take it, but other parsers would not, or would read it otherwise."""
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object's members. A decoder's ``object_pairs_hook``.
 
     Raises:
-        ValueError: A name is given twice.
+        NotStrict: A name is given twice.
     """
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a name is given twice")
+        raise NotStrict("a name is given twice")
     return fields
 
 
 def refuse_constant(name: str) -> NoReturn:
     """Refuse ``NaN`` and its like. A decoder's ``parse_constant``."""
-    raise ValueError(f"{name} is not JSON")
+    raise NotStrict("NaN and Infinity are not JSON")
 
 
 def _finite(digits: str) -> float:

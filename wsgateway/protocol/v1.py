@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.strict_json import refuse_constant, unique
+from wsgateway.protocol.strict_json import NotStrict, refuse_constant, unique
 
 __all__ = [
     "SUBPROTOCOL",
@@ -560,8 +560,10 @@ def _load(text: str | bytes) -> dict[str, Any]:
         raise _fatal(f"binary frames are not part of {SUBPROTOCOL}; send bytes as base64")
     try:
         fields = _decode(text)
+    except NotStrict as exc:
+        _bad(f"the frame is refused: {exc}")
     except (ValueError, RecursionError):
-        # ValueError: no JSON, a field given twice, NaN, an integer of thousands of digits.
+        # ValueError: no JSON, an integer of thousands of digits.
         _bad("the frame is not a JSON object, or too deep")
     if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
         _bad('the frame is not a JSON object with a string "type"')

@@ -131,10 +131,14 @@ def assert_sent(
     if (count is None and fitting) or (count is not None and len(fitting) == count):
         return fitting[-1] if fitting else everything[-1]
     wanted = "a message" if count is None else f"{count} message(s)"
+    given = {"text": text, "bytes": bytes, "event": event}
+    expected = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if json is not NOTHING:
+        expected.append(f"json={json!r}")
+    fits = f"with {', '.join(expected)}" if expected else "of any kind"
     shown = ", ".join(repr(message.event or message.data) for message in everything) or "nothing"
     raise AssertionError(
-        f"{service}.{user} should have got {wanted} that fits, but {len(fitting)} do; "
-        f"it got: {shown}"
+        f"{service}.{user} should have got {wanted} {fits}, but {len(fitting)} fit; it got: {shown}"
     )
 
 
