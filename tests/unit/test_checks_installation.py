@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from importlib import import_module
@@ -20,6 +21,7 @@ from django.core.asgi import get_asgi_application
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.core.wsgi import get_wsgi_application
 from django.urls import path, re_path
 
 import wsgateway.asgi
@@ -32,7 +34,7 @@ from wsgateway.checks.installation import (
     check_runserver,
     has_gateway,
 )
-from wsgateway.routing import gateway_router, refuse_unknown_path, websocket_urlpatterns
+from wsgateway.routing import gateway, gateway_router, refuse_unknown_path, websocket_urlpatterns
 
 
 def test_W001_channels_is_missing(settings: Any) -> None:
@@ -69,7 +71,9 @@ def test_W003_asgi_application_is_not_the_entry_point(settings: Any) -> None:
         ("there.is.no.such", "ModuleNotFoundError: No module named 'there'"),
         ("project.asgi.app", 'ImportError: Module "project.asgi" does not define a "app"'),
         ("application", "ImportError: application doesn't look like a module path"),
-        ("project.asgi", "it is of type module"),
+        ("project.asgi", "it is of type module, not an application"),
+        ("tests.unit.test_checks_installation.wsgi", "it is a WSGI application, which serves no"),
+        ("project.asgi:application", "the colon is for the command line of a server"),
         ("tests.asgi_that_exits.application", "SystemExit: cannot start: no reason"),
         (5, "it is of type int, not a dotted path"),
     ],
@@ -89,6 +93,31 @@ def test_W010_asgi_application_cannot_be_imported(
     assert why in found["W010"]
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "hint"),
+    [
+        ("mysite.asgi:application", "the colon is for", "Write 'mysite.asgi.application'."),
+        (f"{__name__}.wsgi", "it is a WSGI application", "Name the application in your asgi.py, "),
+        (
+            f"{__name__}.entry_point",
+            "NATS_BROKER_URL is empty and DEBUG is off.",
+            "Set NATS_BROKER_URL to your NATS servers, ",
+        ),
+        (f"{__name__}.no_secret", "The SECRET_KEY setting must not be empty.", "Correct that."),
+    ],
+)
+def test_W010_hints_at_the_cause(settings: Any, path: str, text: str, hint: str) -> None:
+    """The hint was the same for all: to correct the path, which was right in the last two."""
+    settings.ASGI_APPLICATION = path
+    settings.NATS_BROKER_URL = ""
+    settings.PUBSUB_BROKER = "nats"
+    (found,) = check_entry_point()
+    assert found.id == "wsgateway.W010"
+    assert text in found.msg
+    assert str(found.hint).startswith(hint)
+    assert ("asgi.py" in str(found.hint)) is ("wsgi" in path)
+
+
 def test_W010_does_not_repeat_what_another_check_says(settings: Any) -> None:
     """The entry point raises it as well, so that servers say it, which run no checks."""
     settings.ASGI_APPLICATION = f"{__name__}.entry_point"
@@ -102,6 +131,8 @@ def __getattr__(name: str) -> Any:
     """As an ``asgi.py`` that is imported now."""
     if name == "entry_point":
         return wsgateway.asgi.application()
+    if name == "no_secret":
+        raise ImproperlyConfigured("The SECRET_KEY setting must not be empty.")
     raise AttributeError(name)
 
 
@@ -110,6 +141,7 @@ async def hidden(scope: Any, receive: Any, send: Any) -> None:
 
 
 pages: Any = get_asgi_application()
+wsgi: Any = get_wsgi_application()
 with_login: Any = AuthMiddlewareStack
 chat: Any = AsyncWebsocketConsumer.as_asgi()
 opaque: Any = hidden
@@ -123,6 +155,8 @@ WITH_GATEWAY: list[Any] = [
     ProtocolTypeRouter({"http": pages, "websocket": AllowedHostsOriginValidator(below)}),
     wsgateway.asgi.application(websocket=CookieMiddleware(below)),
     ASGIStaticFilesHandler(ours),
+    URLRouter([re_path("^live/", with_login(gateway_router))]),
+    URLRouter([path("live/<service>/", with_login(gateway))]),
 ]
 CANNOT_TELL: list[Any] = [
     opaque,
@@ -136,6 +170,7 @@ WITHOUT: list[Any] = [
     ProtocolTypeRouter({"http": pages, "websocket": URLRouter([re_path("^chat/", chat)])}),
     wsgateway.asgi.application(websocket=with_login(URLRouter([path("", chat)]))),
     URLRouter([path("", chat), re_path("", refuse)]),
+    URLRouter([path("live/", with_login(gateway_router))]),
 ]
 
 
@@ -155,6 +190,26 @@ def test_W011_application_without_the_gateway(
     found = [m for m in check_entry_point() if m.id == "wsgateway.W011"]
     assert len(found) == 1
     assert "wsgateway.asgi.application()" in str(found[0].hint)
+
+
+@pytest.mark.parametrize(("route", "reaches"), [(path, False), (re_path, True)])
+async def test_router_behind_middleware_is_reached_as_the_check_says(
+    monkeypatch: pytest.MonkeyPatch, route: Any, reaches: bool
+) -> None:
+    """Every check was silent about ``path()``, although no socket was served."""
+    called = []
+
+    async def consumer(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope["url_route"]["kwargs"])
+
+    for inner in gateway_router.routes:
+        monkeypatch.setattr(inner, "callback", consumer)
+    router: Any = URLRouter([route("live/", CookieMiddleware(gateway_router))])
+    with contextlib.suppress(ValueError):  # no route
+        await router({"type": "websocket", "path": "/live/orders/", "headers": []}, None, None)
+    assert bool(called) is reaches
+    monkeypatch.undo()
+    assert bool(has_gateway(router)) is reaches
 
 
 BARE = ["channels", "wsgateway", "django.contrib.staticfiles"]

@@ -9,9 +9,12 @@ from typing import Any
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import find_commands
 from django.urls import Resolver404, resolve
+from django.urls.resolvers import RoutePattern
 from django.utils.module_loading import import_string
 
 from wsgateway.checks.start import START_CHECKS
@@ -109,16 +112,27 @@ def _outermost_application() -> Any:
     return None if _import_problem() else import_string(settings.asgi_application or "")
 
 
-def _import_problem() -> str | None:
-    """Return why ASGI_APPLICATION cannot be used."""
+def _import_problem() -> tuple[str, str] | None:
+    """Return why ASGI_APPLICATION cannot be used, and what to do."""
     path: Any = settings.asgi_application
     if not isinstance(path, str):
-        return f"it is of type {type(path).__name__}, not a dotted path"
+        return f"it is of type {type(path).__name__}, not a dotted path", _example()
     try:
         application = import_string(path)
+    except ImproperlyConfigured as exc:  # another setting's fault
+        problem, _, cure = str(exc).rstrip(".").partition("; ")
+        return problem, f"{cure[:1].upper()}{cure[1:]}." if cure else "Correct that."
     except (Exception, SystemExit) as exc:  # whatever asgi.py does
-        return f"{type(exc).__name__}: {exc}".rstrip(". :")
-    return None if callable(application) else f"it is of type {type(application).__name__}"
+        if ":" in path:
+            dotted = path.replace(":", ".")
+            return "the colon is for the command line of a server", f"Write {dotted!r}."
+        problem = f"{type(exc).__name__}: {exc}".rstrip(". :")
+        return problem, f"Correct what this says, or the path. {_example()}"
+    if isinstance(application, WSGIHandler):
+        return "it is a WSGI application, which serves no websockets", _example()
+    if callable(application):
+        return None
+    return f"it is of type {type(application).__name__}, not an application", _example()
 
 
 def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
@@ -129,11 +143,11 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
     path = settings.asgi_application
     if not path:
         return []  # W002
-    if problem := _import_problem():
+    if found := _import_problem():
         if any(check() for check in START_CHECKS):
             return []  # they have said it: our entry point raises what they find
+        problem, hint = found
         text = f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}."
-        hint = f"Correct what this says, or the path. {_example()}"
         return [Warning(text, hint=hint, id="wsgateway.W010")]
     application = _outermost_application()
     if has_gateway(application) is False:
@@ -141,7 +155,9 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
             Warning(
                 f"ASGI_APPLICATION is {path!r}, where no websocket reaches the gateway.",
                 hint="In asgi.py: application = wsgateway.asgi.application(). If you have routes "
-                "of your own, add path('ws/', wsgateway.routing.gateway_router) to your URLRouter.",
+                "of your own, add path('ws/', wsgateway.routing.gateway_router) to your URLRouter. "
+                "Put middleware around that URLRouter: a path() to gateway_router behind "
+                "middleware never matches.",
                 id="wsgateway.W011",
             )
         ]
@@ -170,7 +186,7 @@ def has_gateway(application: Any) -> bool | None:
         return inner is not None and has_gateway(inner)
     if isinstance(application, URLRouter):
         routes: Iterable[Any] = application.routes
-        answers = {has_gateway(route.callback) for route in routes}
+        answers = {_reaches_gateway(route) for route in routes}
         return True if True in answers else None if None in answers else False
     for name in INNER:
         if callable(inner := getattr(application, name, None)):
@@ -178,6 +194,23 @@ def has_gateway(application: Any) -> bool | None:
     if isinstance(application, ASGIHandler) or application is refuse_unknown_path:
         return False
     return None
+
+
+def _reaches_gateway(route: Any) -> bool | None:
+    """Say the same of a route. Channels sees that more of the path follows only in a bare router.
+
+    With middleware around it, ``path()`` matches nothing but itself.
+    """
+    inner = route.callback
+    while not isinstance(inner, URLRouter) and callable(
+        wrapped := next((a for name in INNER if (a := getattr(inner, name, None))), None)
+    ):
+        inner = wrapped
+    if inner is not route.callback and isinstance(inner, URLRouter):
+        pattern: Any = route.pattern
+        if isinstance(pattern, RoutePattern) and vars(pattern)["_is_endpoint"]:
+            return False
+    return has_gateway(route.callback)
 
 
 def check_probes(**kwargs: Any) -> list[CheckMessage]:
