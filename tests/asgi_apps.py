@@ -13,6 +13,7 @@ http = get_asgi_application()
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 
 import wsgateway.asgi  # noqa: E402
 from wsgateway.routing import websocket_urlpatterns  # noqa: E402
@@ -33,5 +34,6 @@ def wrapping(inner: Any) -> Any:
 stack: Any = AuthMiddlewareStack(URLRouter(websocket_urlpatterns))
 
 entry_point = wsgateway.asgi.application(http=http, websocket=wrapping(stack))
+validated = wsgateway.asgi.application(http=http, websocket=AllowedHostsOriginValidator(stack))
 auth_stack = ProtocolTypeRouter({"http": http, "websocket": stack})
 unknown_middleware = ProtocolTypeRouter({"http": http, "websocket": wrapping(stack)})

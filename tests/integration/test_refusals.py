@@ -16,6 +16,7 @@ from tests.integration.test_servers import APPLICATIONS, V1
 from tests.support import SERVERS, Gateway, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import free_port
+from wsgateway.client import Client, GatewayError
 from wsgateway.identity import make_token
 
 Factory = Callable[..., Gateway]
@@ -342,3 +343,16 @@ async def test_row_of_the_troubleshooting_page(
     async with gateway.connect("orders", "ann"):
         await refused.meet(gateway, token)
     await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
+
+
+@pytest.mark.troubleshooting("refused with HTTP 403 before the gateway answered")
+async def test_client_learns_that_the_gateway_did_not_refuse_it(
+    symptom: Symptom, gateway_factory: Factory
+) -> None:
+    """The error said that the gateway closed the connection, with 4501."""
+    gateway = gateway_factory(application="tests.asgi_apps:validated")
+    client = Client(gateway.ws("/ws/orders/ann/"), additional_headers=COOKIES, proxy=None)
+    with pytest.raises(GatewayError) as caught:
+        await client.open()
+    symptom.must_show_in(str(caught.value))
+    assert "closed the connection" not in str(caught.value)

@@ -261,7 +261,7 @@ class Client:
         try:
             await self._keep_connected()
         except Final as exc:
-            text = f"the gateway closed the connection: {exc}"
+            text = str(exc) if exc.status else f"the gateway closed the connection: {exc}"
             self._error = GatewayError("closed", text, False, close_code=exc.code)
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
@@ -287,7 +287,7 @@ class Client:
                 lost = exc
             delay = self._session.lost(lost.code, time.monotonic())
             if delay is None:
-                raise Final(lost.code, lost.reason)
+                raise Final(lost.code, lost.reason, lost.status)
             logger.info("connection lost (%s), reconnecting in %.1f s", lost, delay)
             self._set_state(ClientState.WAITING)
             await asyncio.sleep(delay)

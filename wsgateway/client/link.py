@@ -30,14 +30,23 @@ RETRY_STATUS = frozenset({408, 425, 429})
 
 
 class Lost(Exception):
-    """The connection ended, or did not come about."""
+    """The connection ended, or did not come about.
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, reason)
+    Args:
+        code: The close code, or the one that means the same.
+        reason: What the gateway says, or what happened.
+        status: The HTTP status that refused the handshake; the gateway itself has a close code.
+    """
+
+    def __init__(self, code: int, reason: str, status: int | None = None) -> None:
+        super().__init__(code, reason, status)
         self.code = code
         self.reason = reason
+        self.status = status
 
     def __str__(self) -> str:
+        if self.status is not None:
+            return self.reason
         return f"{self.code} {self.reason}".rstrip()
 
 
@@ -64,12 +73,12 @@ def translated() -> Iterator[None]:
 
 
 def _refused(status: int) -> Lost:
-    reason = f"HTTP status {status}"
+    reason = f"refused with HTTP {status} before the gateway answered"
     if status in (401, 403):
-        return Lost(CloseCode.NOT_AUTHENTICATED, reason)
+        return Lost(CloseCode.NOT_AUTHENTICATED, reason, status)
     if status >= 500 or status in RETRY_STATUS:
-        return Lost(1006, reason)
-    return Final(CloseCode.BAD_REQUEST, reason)
+        return Lost(1006, reason, status)
+    return Final(CloseCode.BAD_REQUEST, reason, status)
 
 
 def address(url: str, fields: dict[str, str]) -> str:
