@@ -8,6 +8,7 @@ works. Durations are float seconds, sizes int bytes. ``docs/settings.md`` is che
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -23,6 +24,7 @@ __all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "setti
 T = TypeVar("T")
 
 PREFIX = "WSGATEWAY_"
+_PORT = re.compile(r"[\w.-]+:\d+/?$")
 MAX_INT = 2**63 - 1
 MAX_SECONDS = 9_000_000_000
 """NATS counts nanoseconds in 64 bits."""
@@ -39,6 +41,8 @@ class Setting(Generic[T]):
         want: What *valid* wants, for the error text.
         name: The name in Django's settings; None means ``WSGATEWAY_`` and the attribute's name.
         is_secret: Whether the value may hold a password, which no text may show.
+        flaw: Returns what is wrong with a part of a value that is not *valid*, and how to write
+            it; "" if *want* says enough.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Setting(Generic[T]):
         want: str = "",
         name: str | None = None,
         is_secret: bool = False,
+        flaw: Callable[[Any], str] = lambda value: "",
     ) -> None:
         self.default = default
         self.doc = doc
@@ -59,6 +64,7 @@ class Setting(Generic[T]):
         self.want = want
         self.name = name or ""
         self.is_secret = is_secret
+        self.flaw = flaw
 
     def __set_name__(self, owner: type, attribute: str) -> None:
         self.name = self.name or PREFIX + attribute
@@ -69,11 +75,25 @@ class Setting(Generic[T]):
         kinds = (*self.kind, int) if float in self.kind else self.kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in self.kind):
             names = " or ".join(kind.__name__ for kind in self.kind)
+            want = self.want if list in self.kind else f"of type {names}"
             shown = f"of type {type(value).__name__}" if self.is_secret else repr(value)
-            return f"{self.name} is {shown}, but must be of type {names}"
+            return f"{self.name} is {shown}, but must be {want}"
         if not self.valid(value):
+            if flaw := self.flaw(value):
+                return f"{self.name}: {flaw}"
             return f"{self.name} is {value!r}, but must be {self.want}"
         return None
+
+    def cure(self) -> str:
+        """Return what to do about a value that has a `problem`."""
+        value = getattr(django_settings, self.name, self.default)
+        number = next((kind for kind in (float, int) if kind in self.kind), None)
+        if number and isinstance(value, str):
+            return f"Convert it to a number: {number.__name__}(…). {self.doc}."
+        if list in self.kind and isinstance(value, str):
+            return f"Write a list, with brackets: {value.split(',')!r}. {self.doc}."
+        default = "" if self.is_secret else f" The default is {self.default!r}."
+        return f"{self.doc}.{default}"
 
     @overload
     def __get__(self, instance: None, owner: type) -> Setting[T]: ...
@@ -109,6 +129,28 @@ def _text(default: str, doc: str, *, is_secret: bool = False) -> Setting[str]:
 
 def _are_names(values: Any) -> bool:
     return all(isinstance(value, str) and value for value in values)
+
+
+def _origin_flaw(origin: str) -> str:
+    """Return why no page's origin would match an entry; "" if one can."""
+    if "*" in origin and origin != "*":
+        domain = origin.rpartition("*")[2].lstrip(".")
+        return f"{origin!r} holds '*'; write '.{domain}' for all subdomains"
+    if "://" not in origin and _PORT.match(origin):
+        return (
+            f"{origin!r} has a port, but no scheme; write 'https://{origin}' or 'http://{origin}'"
+        )
+    return ""
+
+
+def _origin_flaws(origins: list[object]) -> str:
+    return "; ".join(
+        flaw for each in origins if isinstance(each, str) and (flaw := _origin_flaw(each))
+    )
+
+
+def _are_origins(origins: Any) -> bool:
+    return _are_names(origins) and not _origin_flaws(origins)
 
 
 class Settings:
@@ -210,20 +252,21 @@ class Settings:
         "Resolvers of a socket's identity, dotted paths, tried in order",
         kind=(list, tuple),
         valid=lambda v: bool(v) and all(isinstance(path, str) for path in v),
-        want="a list of dotted paths",
+        want="a list of dotted paths, for example ['wsgateway.identity.SessionIdentity']",
     )
     SERVICES: Setting[list[str] | None] = Setting(
         None,
         "Services that clients may name; None: those that are declared; ['*']: any (not isolated)",
         kind=(list, tuple, type(None)),
         valid=lambda v: v is None or _are_names(v),
-        want="a list of names",
+        want="a list of names, for example ['orders']",
     )
     ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
         None,
         "Origins that browsers may connect from; None: hosts in ALLOWED_HOSTS; ['*']: any",
         kind=(list, tuple, type(None)),
-        valid=lambda v: v is None or (_are_names(v) and not any("*" in o for o in v if o != "*")),
+        valid=lambda v: v is None or _are_origins(v),
+        flaw=_origin_flaws,
         want="a list of origins such as 'https://example.com' or, with all subdomains, "
         "'.example.com'",
     )
@@ -260,7 +303,7 @@ class Settings:
         "Glob patterns of groups that are stored, besides those that name an inbox",
         kind=(list, tuple),
         valid=_are_names,
-        want="a list of glob patterns",
+        want="a list of glob patterns, for example ['chat.*']",
     )
 
     # Services
@@ -304,6 +347,10 @@ class Settings:
     def is_installed(self, app: str) -> bool:
         """Say whether *app* is in INSTALLED_APPS; not before Django has loaded it."""
         return apps.apps_ready and apps.is_installed(app)
+
+    def is_set(self, name: str) -> bool:
+        """Say whether the project sets *name*, and not to nothing."""
+        return getattr(django_settings, name, None) not in (None, "", [], ())
 
     def names_set(self) -> list[str]:
         """Return the name of every setting of the project, of Django and of all apps."""
@@ -374,6 +421,8 @@ def misspelt_setting(name: str) -> str | None:
     """Return the setting that is meant by a name without our prefix; None for another app's."""
     if name in SETTINGS or name.startswith(PREFIX):
         return None
+    if name in ("NATS_URL", "NATS_SERVERS"):
+        return "NATS_BROKER_URL"
     for known in SETTINGS:
         pairs = (name, known), (name.removesuffix("_URL"), known.removesuffix("_URL"))
         if not known.startswith(PREFIX) and any(map(_resemble, pairs)):

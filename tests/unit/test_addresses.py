@@ -60,6 +60,8 @@ def test_any_password_can_be_written(user: str, password: str) -> None:
         ("postgres://h", "scheme 'postgres'"),
         ("u:s3cret@h:6379", "port 6379 is where Redis listens"),
         ("h:26379", "port 26379 is where Redis listens"),
+        ("nats//localhost:4222", "the colon after nats is missing"),
+        ("TLS//u:s3cret@h", "the colon after TLS is missing"),
         ("nats:h:4222", "// is missing after nats:"),
         ("tls:/h", "// is missing after tls:"),
         ("//h:4222", "nats: is missing before //"),

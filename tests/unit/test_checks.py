@@ -18,7 +18,9 @@ from tests.troubleshooting import Symptom
 from wsgateway import checks
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
-from wsgateway.checks.values import check_misspelt_names, check_names
+from wsgateway.checks.layers import check_other_layers
+from wsgateway.checks.servers import check_urls
+from wsgateway.checks.values import check_misspelt_names, check_names, check_values
 from wsgateway.conf import SETTINGS
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
@@ -97,6 +99,8 @@ MISSPELT = {
     "NATS_BROKER_URLS": "NATS_BROKER_URL",
     "NATS_BROKER_URI": "NATS_BROKER_URL",
     "NATS_BROKER": "NATS_BROKER_URL",
+    "NATS_URL": "NATS_BROKER_URL",
+    "NATS_SERVERS": "NATS_BROKER_URL",
     "NAT_BROKER_URL": "NATS_BROKER_URL",
     "PUB_SUB_BROKER": "PUBSUB_BROKER",
     "PUBSUB_BROKER_URL": "PUBSUB_BROKER",
@@ -115,11 +119,13 @@ def test_W013_misspelt_name(settings: Any, name: str, meant: str) -> None:
     (found,) = check_misspelt_names()
     assert (found.id, found.msg) == ("wsgateway.W013", f"{name} is not a setting of wsgateway.")
     assert f"Did you mean {meant}?" in str(found.hint)
+    setattr(settings, meant, "")  # as good as not set
+    assert [m.id for m in check_misspelt_names()] == ["wsgateway.W013"]
     setattr(settings, meant, "x")  # then the other one is no typo
     assert check_misspelt_names() == []
 
 
-OTHERS = """NATS_URL NATS_SERVERS NATS_BUCKET BROKER_URL CELERY_BROKER_URL MQTT_BROKER_URL PUBSUB
+OTHERS = """NATS_BUCKET BROKER_URL CELERY_BROKER_URL MQTT_BROKER_URL PUBSUB
     NATS_BROKER_PORT NATS_BROKER_SERVICE_HOST NSQ_BROKER_URL
     KAFKA_BROKER_URL PUBSUB_BACKEND REDIS_URL GATEWAY_SERVICES API_GATEWAY_PREFIX
     PAYMENT_GATEWAY_PREFIX WEBSOCKET_WINDOW WS_URL WAGTAIL_SITE_NAME CHANNEL_LAYERS REPLICAS"""
@@ -139,7 +145,12 @@ def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
     [
         ("WSGATEWAY_REPLICAS", 2, "WSGATEWAY_REPLICAS is 2, but must be 1, 3 or 5."),
         ("WSGATEWAY_WINDOW", "64", "WSGATEWAY_WINDOW is '64', but must be of type int."),
-        ("WSGATEWAY_IDENTITY", [], "WSGATEWAY_IDENTITY is [], but must be a list of dotted paths."),
+        (
+            "WSGATEWAY_IDENTITY",
+            [],
+            "WSGATEWAY_IDENTITY is [], but must be a list of dotted paths, for example "
+            "['wsgateway.identity.SessionIdentity'].",
+        ),
         ("PUBSUB_BROKER", "redis", "PUBSUB_BROKER is 'redis', but must be 'nats' or 'memory'."),
         (
             "WSGATEWAY_DUPLICATE_WINDOW",
@@ -156,6 +167,45 @@ def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
 def test_E002_impossible_value(settings: Any, name: str, value: object, text: str) -> None:
     setattr(settings, name, value)
     assert messages() == {"E002": text}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("WSGATEWAY_WINDOW", "64", "Convert it to a number: int(…)."),
+        ("WSGATEWAY_ACK_WAIT", "1", "Convert it to a number: float(…)."),
+        ("WSGATEWAY_SERVICES", "a,b", "Write a list, with brackets: ['a', 'b']."),
+        ("WSGATEWAY_REPLICAS", 2, "Copies of each stream; 3 in a cluster. The default is 1."),
+    ],
+)
+def test_E002_says_what_to_write(settings: Any, name: str, value: object, hint: str) -> None:
+    setattr(settings, name, value)
+    (found,) = check_values()
+    assert str(found.hint).startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("backends", "ids"),
+    [
+        (["channels_redis.core.RedisChannelLayer"], ["wsgateway.W014"]),
+        (["channels_redis.pubsub.RedisPubSubChannelLayer"], ["wsgateway.W014"]),
+        (["channels.layers.InMemoryChannelLayer"], []),
+        (["channels_redis.core.RedisChannelLayer", "wsgateway.layer.NatsChannelLayer"], []),
+    ],
+)
+def test_W014_layer_of_channels_redis(settings: Any, backends: list[str], ids: list[str]) -> None:
+    settings.CHANNEL_LAYERS = {path: {"BACKEND": path} for path in backends}
+    assert [m.id for m in check_other_layers()] == ids
+
+
+@pytest.mark.parametrize(
+    ("urls", "encode"), [("http://h:8222", False), ("nats://u:a,b@h", True), ("nats://h/x", False)]
+)
+def test_E006_speaks_of_passwords_if_there_is_one(settings: Any, urls: str, encode: bool) -> None:
+    settings.NATS_BROKER_URL = urls
+    (found,) = check_urls()
+    assert ("percent-encode" in str(found.hint)) is encode
+    assert ("in a password" in f"{found.msg} {found.hint}") is encode
 
 
 def test_E002_alone_speaks_for_values_that_other_checks_cannot_read(settings: Any) -> None:

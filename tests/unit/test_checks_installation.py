@@ -231,6 +231,7 @@ def test_W012_runserver_serves_no_websockets(
     settings.DEBUG = True
     settings.INSTALLED_APPS = [*installed, *AUTH]
     assert set(messages()) == ({"W012"} if warns else set())
+    assert all("`daphne " in str(m.hint) for m in check_runserver())
     settings.DEBUG = False
     assert set(messages()) == set()
 

@@ -13,17 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, unquote, urlsplit
 
-__all__ = ["URL_CURE", "Address", "ServerList", "split_urls"]
+__all__ = ["Address", "ServerList", "split_urls", "url_cure"]
 
 DEFAULT_PORT = 4222
 MAX_ANNOUNCED = 64
 """Announced servers that are remembered."""
 RANDOM = random.SystemRandom()
-URL_CURE = (
-    "use nats://host:4222 or tls://host:4222; separate several by commas; percent-encode special "
-    "characters in a password (, is %2C, / is %2F)"
-)
-"""What to do about an entry that `Address.parse` refuses."""
 FOREIGN_SCHEMES = {
     "amqp": "that is a RabbitMQ server",
     "amqps": "that is a RabbitMQ server",
@@ -40,12 +35,25 @@ FOREIGN_SCHEMES = {
 REDIS_PORTS = (6379, 26379)
 _SPACE = re.compile(r"[\s;]")
 _SECOND_URL = re.compile(r"[\s;]+\w+://")
+_NO_COLON = re.compile(r"(nats|tls)//", re.IGNORECASE)
 _HALF_SCHEME = re.compile(r"(nats|tls):/?(?!\d+/?$)[^/@]+$", re.IGNORECASE)
 
 
 def split_urls(urls: str) -> list[str]:
     """Return the entries of a comma-separated list."""
     return [url.strip() for url in urls.split(",") if url.strip()]
+
+
+def url_cure(urls: str) -> str:
+    """Return what to do about a list with an entry that `Address.parse` refuses.
+
+    Args:
+        urls: The whole list: a comma in a password cuts it into pieces.
+    """
+    cure = "use nats://host:4222 or tls://host:4222; separate several by commas"
+    if "@" in urls:
+        cure += "; percent-encode special characters in a password (, is %2C, / is %2F)"
+    return cure
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,8 @@ class Address:
         parts = _split(url)
         if parts.path.strip("/") or parts.query or parts.fragment:
             # A "/", "?" or "#" in a password ends the address, and the rest is half a password
-            raise ValueError(
-                "something follows the port (in a password, write / as %2F, ? as %3F, # as %23)"
-            )
+            cure = " (in a password, write / as %2F, ? as %3F, # as %23)" if "@" in url else ""
+            raise ValueError(f"something follows the port{cure}")
         try:
             port = parts.port
         except ValueError as exc:
@@ -158,6 +165,8 @@ def _split(url: str) -> SplitResult:
         raise ValueError("it holds two URLs without a comma between them")
     if url.startswith("//"):
         raise ValueError("nats: is missing before //")
+    if found := _NO_COLON.match(url):
+        raise ValueError(f"the colon after {found[1]} is missing")
     if _HALF_SCHEME.match(url):
         raise ValueError(f"// is missing after {url.partition(':')[0]}:")
     try:

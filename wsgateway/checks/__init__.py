@@ -14,7 +14,7 @@ from wsgateway.checks.installation import (
     check_probes,
     check_runserver,
 )
-from wsgateway.checks.layers import check_layer_differences, check_layers
+from wsgateway.checks.layers import check_layer_differences, check_layers, check_other_layers
 from wsgateway.checks.production import (
     check_production_broker,
     check_production_identity,
@@ -49,6 +49,7 @@ CHECKS: list[Check] = [
     check_probes,
     check_layers,  # after it: importing the application may register serializers
     check_layer_differences,
+    check_other_layers,
     check_services,
     check_duplicate_window,
 ]

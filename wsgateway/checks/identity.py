@@ -14,13 +14,13 @@ __all__ = ["check_resolvers", "check_user_names", "resolver_problem"]
 
 
 def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
-    """E003: a resolver that cannot be imported, or is none."""
+    """E003: a resolver that cannot be imported, or is not one."""
     if not possible("WSGATEWAY_IDENTITY"):
         return []
     return [
         Error(
             f"WSGATEWAY_IDENTITY names {path!r}: {problem}.",
-            hint="List dotted paths of classes with a method resolve(scope).",
+            hint="List dotted paths of classes with a method resolve(scope), sync or async.",
             id="wsgateway.E003",
         )
         for path in settings.IDENTITY

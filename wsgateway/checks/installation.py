@@ -83,11 +83,17 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             "'daphne' is not in INSTALLED_APPS, so runserver serves no websockets.",
-            hint="Add it as the first entry. Silence this if you start another server, such as "
-            "uvicorn.",
+            hint="Add it as the first entry: its runserver serves them. Silence this if you start "
+            f"another server, for example with `daphne {_server_path()}`.",
             id="wsgateway.W012",
         )
     ]
+
+
+def _server_path() -> str:
+    """Return ASGI_APPLICATION as servers take it."""
+    path: Any = settings.asgi_application or "mysite.asgi.application"
+    return ":".join(str(path).rsplit(".", 1))
 
 
 def _own_runserver() -> bool:

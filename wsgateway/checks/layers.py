@@ -15,7 +15,7 @@ from wsgateway.conf import settings
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.config import OptionRefused, find_differences, find_problems, server_urls
 
-__all__ = ["check_layer_differences", "check_layers"]
+__all__ = ["check_layer_differences", "check_layers", "check_other_layers"]
 
 BACKEND = f"{NatsChannelLayer.__module__.removesuffix('.core')}.{NatsChannelLayer.__name__}"
 KEYS = {"BACKEND", "CONFIG", "TEST_CONFIG"}
@@ -44,6 +44,28 @@ def check_layer_differences(**kwargs: Any) -> list[CheckMessage]:
         Warning(f"CHANNEL_LAYERS[{alias!r}]: {problem}.", hint=sentence(cure), id="wsgateway.W009")
         for alias, layer in settings.channel_layers.items()
         for problem, cure in find_differences(*_where(layer))
+    ]
+
+
+def check_other_layers(**kwargs: Any) -> list[CheckMessage]:
+    """W014: a layer of channels_redis and none of ours; nothing sent to it reaches the gateway."""
+    layers = settings.channel_layers
+    if any(map(_backend, layers.values())):
+        return []
+    backends = {
+        alias: str(layer.get("BACKEND"))
+        for alias, layer in layers.items()
+        if isinstance(layer, Mapping)
+    }
+    return [
+        Warning(
+            f"CHANNEL_LAYERS[{alias!r}]: BACKEND is {path!r}, so group_send does not reach the "
+            "gateway's sockets.",
+            hint=f"Use {BACKEND!r}. Silence this if the layer only serves consumers of your own.",
+            id="wsgateway.W014",
+        )
+        for alias, path in backends.items()
+        if path.startswith("channels_redis.")
     ]
 
 

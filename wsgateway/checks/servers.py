@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error
 
-from wsgateway.broker.addresses import URL_CURE, Address, split_urls
+from wsgateway.broker.addresses import Address, split_urls, url_cure
 from wsgateway.checks.base import possible, sentence
 from wsgateway.conf import settings
 
@@ -20,7 +20,7 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}.",
-            hint=sentence(URL_CURE),
+            hint=sentence(url_cure(settings.URL)),
             id="wsgateway.E006",
         )
         for url in split_urls(settings.URL)

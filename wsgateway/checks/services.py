@@ -29,7 +29,9 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
         try:
             subjects.require_service(service)
         except NameRefused as exc:
-            hint = "Services need a stream and a consumer of their own."
+            hint = (
+                "Choose a shorter name: NATS has a stream and a consumer that are named after it."
+            )
             found.append(Error(f"{exc}.", hint=hint, id="wsgateway.E002"))
     unlisted = sorted(set() if declared.is_open else discover().keys() - declared.services)
     if unlisted:

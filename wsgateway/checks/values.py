@@ -38,23 +38,22 @@ def check_names(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_misspelt_names(**kwargs: Any) -> list[CheckMessage]:
-    """W013: a name that resembles one of ours, which is not set itself."""
-    names = settings.names_set()
+    """W013: a name that resembles one of ours, which is itself not set, or empty."""
     return [
         Warning(
             f"{name} is not a setting of wsgateway.",
             hint=f"Did you mean {meant}? Silence this if the setting is another app's.",
             id="wsgateway.W013",
         )
-        for name in names
-        if (meant := misspelt_setting(name)) and meant not in names
+        for name in settings.names_set()
+        if (meant := misspelt_setting(name)) and not settings.is_set(meant)
     ]
 
 
 def check_values(**kwargs: Any) -> list[CheckMessage]:
     """E002: a value that is impossible."""
     found: list[CheckMessage] = [
-        Error(f"{problem}.", hint=f"{setting.doc}.", id="wsgateway.E002")
+        Error(f"{problem}.", hint=setting.cure(), id="wsgateway.E002")
         for setting in SETTINGS.values()
         if (problem := setting.problem())
     ]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 
-from wsgateway.broker.addresses import REDIS_PORTS, URL_CURE, Address, split_urls
+from wsgateway.broker.addresses import REDIS_PORTS, Address, split_urls, url_cure
 from wsgateway.conf import MAX_INT, MAX_SECONDS, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.layer.serializers import registry
@@ -299,7 +299,7 @@ def _urls(name: str, server: Any) -> list[str]:
             Address.parse(url)
         except ValueError as exc:
             problem = f"{name} has an entry that is not the URL of a NATS server: {exc}"
-            raise OptionRefused(problem, URL_CURE) from None
+            raise OptionRefused(problem, url_cure(server)) from None
     return split_urls(server)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.addresses import URL_CURE, Address, split_urls
+from wsgateway.broker.addresses import Address, split_urls, url_cure
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.broker.nats.streams import wanted_streams
@@ -43,7 +43,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         except ValueError as exc:
             raise BrokerMisconfigured(
                 f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {exc}; "
-                f"{URL_CURE}"
+                f"{url_cure(settings.URL)}"
             ) from None
     return LinkOptions(
         servers=servers,
