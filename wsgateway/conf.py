@@ -135,7 +135,10 @@ def _origin_flaw(origin: str) -> str:
     """Return why no page's origin would match an entry; "" if one can."""
     if "*" in origin and origin != "*":
         domain = origin.rpartition("*")[2].lstrip(".")
-        return f"{origin!r} holds '*'; write '.{domain}' for all subdomains"
+        cure = f"write '.{domain}' for all subdomains"
+        if not domain or domain[0] == ":":
+            cure = "list each origin, or '*' alone for all"
+        return f"{origin!r} holds '*'; {cure}"
     if "://" not in origin and _PORT.match(origin):
         return (
             f"{origin!r} has a port, but no scheme; write 'https://{origin}' or 'http://{origin}'"

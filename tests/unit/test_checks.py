@@ -198,6 +198,20 @@ def test_W014_layer_of_channels_redis(settings: Any, backends: list[str], ids: l
     assert [m.id for m in check_other_layers()] == ids
 
 
+@pytest.mark.troubleshooting(
+    "(wsgateway.W014) CHANNEL_LAYERS['default']: BACKEND is 'channels_redis.core.RedisChannelLayer'"
+)
+def test_layer_of_redis(
+    symptom: Symptom, settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
+    call_command("check")
+    symptom.must_show_in(capsys.readouterr().err)
+    settings.SILENCED_SYSTEM_CHECKS = ["wsgateway.W014"]
+    call_command("check")
+    assert not symptom.is_in(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("urls", "encode"), [("http://h:8222", False), ("nats://u:a,b@h", True), ("nats://h/x", False)]
 )

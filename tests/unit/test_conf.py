@@ -60,6 +60,13 @@ def test_nothing_is_cached() -> None:
             ["https://ok.example", "localhost:3000"],
             "ORIGINS: 'localhost:3000' has a port, but no scheme; write 'https://localhost:3000'",
         ),
+        (
+            "WSGATEWAY_ALLOWED_ORIGINS",
+            ["https://*"],
+            r"holds '\*'; list each origin, or '\*' alone",
+        ),
+        ("WSGATEWAY_ALLOWED_ORIGINS", ["http://*:3000"], "list each origin"),
+        ("WSGATEWAY_ALLOWED_ORIGINS", ["https://*.a.b:1"], r"write '\.a\.b:1' for all subdomains"),
         ("WSGATEWAY_ALLOWED_ORIGINS", "a", "must be a list of origins such as"),
         ("WSGATEWAY_DURABLE_GROUPS", [5], "must be a list of glob patterns"),
         ("WSGATEWAY_SERVICES", "a", r"must be a list of names, for example \['orders'\]"),
