@@ -13,7 +13,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.gateway import daphne, uvicorn
 from wsgateway.gateway.origins import require_origin
-from wsgateway.gateway.refusals import refuse
+from wsgateway.gateway.refusals import MAX_PATH, refuse
 from wsgateway.gateway.session import Delivery, get_hub
 from wsgateway.gateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.gateway.transport import Transport, server_send
@@ -98,6 +98,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
     async def _begin(self, socket: Socket) -> None:
         require_origin(self.scope)
         identity = await self._identity(socket)
+        socket.transport.where += f" of {identity.user!r}"
         claim = _claim(self.scope) if socket.acknowledges else Resume()
         hub = get_hub()
         hub.require_open()
@@ -134,6 +135,7 @@ def socket_of(scope: Any, send: Any) -> Socket:
         send: What the application was given.
     """
     transport = _transport(scope, send)
+    transport.where = f"the socket at {scope['path'][:MAX_PATH]!r}"
     v1 = choose_subprotocol(scope.get("subprotocols", ())) is not None
     return V1Socket(transport) if v1 else RawSocket(transport)
 

@@ -59,6 +59,8 @@ async def test_raw_sockets_learn_that_the_queue_is_full(
         await ws.send("1")
         await ws.send("2")
         symptom.must_show_in("{} {}".format(*await closed_with(ws)))
+    want = "closed the socket at '/ws/s/u/' of 'u' with 1013 (4017): "
+    await until(lambda: want in gateway.output, what=want)
 
 
 @pytest.mark.troubleshooting("1009 message too big")
@@ -68,6 +70,9 @@ async def test_raw_sockets_learn_that_a_message_is_too_big(
     async with gateway.connect("s", "u", compression=None) as ws:
         await ws.send(bytes(1_000_001))
         symptom.must_show_in("{} {}".format(*await closed_with(ws)))
+    where = "closed the socket at '/ws/s/u/' of 'u'"
+    want = f"{where} with 1009 (4509): message of 1000001 bytes exceeds WSGATEWAY_MAX_MESSAGE_SIZE"
+    await until(lambda: want in gateway.output, what=want)
 
 
 @pytest.mark.troubleshooting("1007")
@@ -77,6 +82,8 @@ async def test_clients_learn_that_their_text_is_not_utf8(
     async with gateway.connect("s", "u") as ws:
         await ws.send(b"\xff", text=True)
         symptom.must_show_in(str((await closed_with(ws))[0]))
+    want = "closed the socket at '/ws/s/u/' of 'u' with 1007: "
+    await until(lambda: want in gateway.output, what=want)
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])

@@ -77,8 +77,8 @@ async def test_same_mistake_at_another_path_is_logged_at_once(clock: Clock, line
     """It was silent for up to a minute, so the next attempt seemed to have no reason at all."""
     log = RefusalLog(clock)
     log.add(refusal(), "/ws/chat/")
-    log.add(refusal(), "/ws/orders/ann/", user="ann", told=1008)
-    log.add(refusal(), "/ws/orders/bob/", user="bob", told=1008)
+    log.add(refusal(), "/ws/orders/ann/", user="ann", codes="1008 (4501)")
+    log.add(refusal(), "/ws/orders/bob/", user="bob", codes="1008 (4501)")
     assert lines() == [
         "refused a websocket at '/ws/chat/' with 4501: not logged in; log in",
         "refused a websocket at '/ws/orders/ann/' with 1008 (4501): not logged in; log in",

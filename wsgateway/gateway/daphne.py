@@ -369,7 +369,7 @@ class DaphneTransport(Transport):
         protocol = self._protocol
         if protocol.state != OPEN:
             return
-        logger.info("closed a socket: %s", reason, extra={"code": code})
+        logger.info("closed %s with %d: %s", self.where, code, reason, extra={"code": code})
         self._closing = protocol.failedByMe = True
         protocol._dataReceived = _discard
         protocol.data = b""

@@ -15,7 +15,7 @@ from wsgateway.gateway.sockets import Socket
 from wsgateway.handshake import Scope, route
 from wsgateway.protocol.codes import CloseCode
 
-__all__ = ["RefusalLog", "refuse"]
+__all__ = ["MAX_PATH", "RefusalLog", "refuse"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -55,14 +55,14 @@ class RefusalLog:
         self._end = -math.inf  # when the minute is over
         self._timer: asyncio.TimerHandle | None = None  # ends the minute; not if its loop has ended
 
-    def add(self, refusal: IdentityRefused, path: str, *, user: str = "", told: int = 0) -> None:
+    def add(self, refusal: IdentityRefused, path: str, *, user: str = "", codes: str = "") -> None:
         """Log *refusal* of a socket, now or at the end of the minute.
 
         Args:
             refusal: Why.
             path: Where.
             user: Whom the path names: paths that differ only in this are of one kind.
-            told: The code that the client gets, if that is another one than the refusal's.
+            codes: What the log names as the code, if not only the refusal's.
         """
         if self._clock() >= self._end:
             self._summarize()
@@ -87,7 +87,7 @@ class RefusalLog:
             logging.ERROR if failed else logging.WARNING,
             "refused a websocket at %r with %s: %s",
             path[:MAX_PATH],
-            f"{told} ({code})" if told not in (0, code) else code,
+            codes or code,
             refusal.explanation,
             exc_info=refusal.__cause__ if failed else None,
             extra={"code": code},
@@ -139,6 +139,6 @@ async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None
     if refusal.code is CloseCode.SHUTTING_DOWN:
         logger.info("refused a websocket: %s", refusal)
     else:
-        user, told = route(scope).get("user", ""), socket.wire_code(refusal.code)
-        _log.add(refusal, scope["path"], user=user, told=told)
+        user = route(scope).get("user", "")
+        _log.add(refusal, scope["path"], user=user, codes=socket.codes(refusal.code))
     await socket.close(refusal.code, refusal.reason)

@@ -234,7 +234,9 @@ _reasons_to_close = database_sync_to_async(reasons_to_close)
 
 def _close(sockets: Collection[Revocable], code: CloseCode) -> None:
     for socket in sockets:
-        logger.info("closing a socket: %s", code.reason, extra={"code": int(code)})
+        user, service = socket.identity.user, socket.identity.service
+        text = "closing a socket of %r at the service %r with %d: %s"
+        logger.info(text, user, service, code, code.reason, extra={"code": int(code)})
         socket.close_soon(code)
 
 

@@ -210,9 +210,10 @@ class Socket(ABC):
         """Note that the socket is gone."""
         self.closed = self.deaf = True
 
-    def wire_code(self, code: CloseCode) -> int:
-        """Return the code that the client gets for *code*."""
-        return self.transport.code(self._code(code), int(code))
+    def codes(self, code: CloseCode) -> str:
+        """Return the code that the client gets, and *code* if that is another, for the log."""
+        told = self.transport.code(self._code(code), int(code))
+        return str(told) if told == code else f"{told} ({int(code)})"
 
     def _code(self, code: CloseCode) -> int:
         return int(code)
@@ -307,8 +308,9 @@ class RawSocket(Socket):
             return
         frame = Frame.of(text if text is not None else data or b"")
         if size := self._size.exceeded_by(len(frame.payload)):
-            logger.info("refused a frame: %s", size)
-            await self.close(CloseCode.MESSAGE_TOO_BIG)
+            code = CloseCode.MESSAGE_TOO_BIG
+            logger.info("closed %s with %s: %s", self.transport.where, self.codes(code), size)
+            await self.close(code)
         elif self.delivery is not None:
             receipt = await self.delivery.put(frame, uuid.uuid4().hex)
             receipt.add_done_callback(self._on_receipt)
@@ -317,14 +319,14 @@ class RawSocket(Socket):
         """Close if the frame was not stored: there is no other way to say so."""
         if receipt.cancelled() or (error := receipt.exception()) is None:
             return
-        logger.warning("a client's frame was refused: %s", error)
         code = CloseCode.BROKER_UNAVAILABLE
         if isinstance(error, QueueFull):
             code = CloseCode.QUEUE_FULL
         elif isinstance(error, MessageTooBig):
             code = CloseCode.MESSAGE_TOO_BIG
         elif not isinstance(error, WsGatewayError):
-            logger.error("a client's frame failed", exc_info=error)
+            logger.error("a frame of %s failed", self.transport.where, exc_info=error)
+        logger.warning("closed %s with %s: %s", self.transport.where, self.codes(code), error)
         assert self.delivery is not None
         self.delivery.close_soon(code)
 
@@ -533,6 +535,6 @@ class V1Socket(Socket):
         elif isinstance(error, BrokerError):
             code = ErrorCode.UNAVAILABLE
         else:
-            logger.error("a client's message failed", exc_info=error)
-        logger.info("refused a client's message: %s", error)
+            logger.error("a message of %s failed", self.transport.where, exc_info=error)
+        logger.info("refused a message of %s: %s", self.transport.where, error)
         self._answer(protocol.encode_error(id, code, code.meaning))

@@ -123,10 +123,12 @@ class Transport:
         send: What the consumer was given.
     """
 
-    __slots__ = ("_send", "cancel_handshake", "on_end", "on_hidden_frame")
+    __slots__ = ("_send", "cancel_handshake", "on_end", "on_hidden_frame", "where")
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.where = "a socket"
+        """Which socket this is, for the log."""
         self.cancel_handshake: Callable[[], object] | None = None
         """Set during the handshake: lets the application end it and close, as the server ends."""
         self.on_hidden_frame: Callable[[], None] = _nothing
