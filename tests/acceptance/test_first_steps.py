@@ -71,9 +71,9 @@ def test_apps_that_are_not_installed(symptom: Symptom, project: Path, free_port:
 @pytest.mark.troubleshooting("no such table: django_session")
 async def test_project_without_tables(symptom: Symptom, project: Path, free_port: int) -> None:
     with served(project, free_port) as server:
-        with pytest.raises(InvalidStatus, match="500"):
-            async with websocket(free_port, "/ws/orders/"):
-                pass
+        async with websocket(free_port, "/ws/orders/") as ws:
+            with pytest.raises(ConnectionClosed, match="1011"):
+                await ws.recv()
         wait_for(lambda: symptom.is_in(server.output), what="the row")
 
 
