@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import tomllib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,11 +17,14 @@ import pytest
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from tests.support import until
+from tests.support import ROOT, until
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats import broker_from_settings, quirks
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.broker.nats.reader import Handler, Reader
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerMisconfigured
 
 
 def changed(detail: str, use: str) -> str:
@@ -259,3 +263,18 @@ async def test_server_info_is_what_the_server_said(
     assert isinstance(info["max_payload"], int)
     assert str(info["version"]).count(".") >= 2
     assert client.discovered_servers == []
+
+
+def test_other_version_is_named(monkeypatch: pytest.MonkeyPatch, nats_settings: Any) -> None:
+    """It failed somewhere inside, with an error that named neither version."""
+    broker_from_settings(wsgateway_settings)
+    monkeypatch.setattr(quirks, "version", lambda _: "2.17.0")
+    with pytest.raises(BrokerMisconfigured, match=r"nats-py 2\.17\.0 is installed.*tried with"):
+        broker_from_settings(wsgateway_settings)
+
+
+def test_tried_version_is_the_one_that_is_required() -> None:
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (ours,) = [line for line in required if line.startswith("nats-py")]
+    major, minor = quirks.TRIED.split(".")
+    assert ours == f"nats-py[nkeys]>={quirks.TRIED},<{major}.{int(minor) + 1}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.addresses import Address, split_urls, url_cure
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.broker.nats.quirks import require_tried_version
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerMisconfigured
@@ -65,7 +66,12 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
 
 
 def make_broker(options: LinkOptions, prefix: str, settings: Settings) -> NatsBroker:
-    """Return an unopened broker with the streams that the project's settings want."""
+    """Return an unopened broker with the streams that the project's settings want.
+
+    Raises:
+        BrokerMisconfigured: This version of nats-py was not tried.
+    """
+    require_tried_version()
     subjects = Subjects(prefix)
     specs, devices = wanted_streams(subjects, settings), settings.MAX_DEVICES_PER_USER
     size = settings.MAX_MESSAGE_SIZE
