@@ -12,9 +12,10 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.gateway import daphne, uvicorn
+from wsgateway.gateway.hub import get_hub
 from wsgateway.gateway.origins import require_origin
 from wsgateway.gateway.refusals import MAX_PATH, refuse
-from wsgateway.gateway.session import Delivery, get_hub
+from wsgateway.gateway.session import Delivery
 from wsgateway.gateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.gateway.transport import Transport, server_send
 from wsgateway.identity import Identity, require_service, resolve_identity, with_cause

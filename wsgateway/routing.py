@@ -15,8 +15,8 @@ from django.urls import path, re_path
 from wsgateway.consumers import GatewayConsumer, socket_of
 from wsgateway.exceptions import IdentityRefused, WsGatewayError
 from wsgateway.gateway import uvicorn
+from wsgateway.gateway.hub import get_hub
 from wsgateway.gateway.refusals import refuse
-from wsgateway.gateway.session import get_hub
 from wsgateway.protocol.codes import CloseCode
 
 __all__ = [

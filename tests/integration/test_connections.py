@@ -16,7 +16,7 @@ from tests.support import until
 from wsgateway import Message, asend, declared, send
 from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.gateway.session import get_hub
+from wsgateway.gateway.hub import get_hub
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import registry

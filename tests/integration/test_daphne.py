@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.support import Gateway, deaf_socket, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.gateway.session import STARTS_AT_ONCE
+from wsgateway.gateway.hub import STARTS_AT_ONCE
 
 
 async def closed_with(ws: Any) -> tuple[int, str]:

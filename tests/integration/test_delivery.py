@@ -11,8 +11,9 @@ import pytest
 from tests.support import until
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.exceptions import BrokerForbidden, IdentityRefused
+from wsgateway.gateway.hub import REFUSED_PAUSE, Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest
-from wsgateway.gateway.session import REFUSED_PAUSE, Delivery, Hub
+from wsgateway.gateway.session import Delivery
 from wsgateway.gateway.sockets import RawSocket
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode

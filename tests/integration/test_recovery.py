@@ -17,7 +17,8 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
 from wsgateway.client import connect
-from wsgateway.gateway.session import Delivery, Hub
+from wsgateway.gateway.hub import Hub
+from wsgateway.gateway.session import Delivery
 from wsgateway.gateway.sockets import RawSocket, Socket, V1Socket
 from wsgateway.identity import Identity
 from wsgateway.protocol import v1 as protocol

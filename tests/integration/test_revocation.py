@@ -25,8 +25,9 @@ from wsgateway import signals
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.gateway import revocation
+from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
-from wsgateway.gateway.session import Delivery, Hub
+from wsgateway.gateway.session import Delivery
 from wsgateway.gateway.sockets import V1Socket
 from wsgateway.identity import (
     Identity,

@@ -18,8 +18,8 @@ from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import Lane
-from wsgateway.gateway.session import Hub
 from wsgateway.layer.fetcher import Fetcher
 from wsgateway.protocol.frames import Frame
 from wsgateway.services import registry
