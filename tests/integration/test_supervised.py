@@ -19,7 +19,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.gateway.hub import Hub
-from wsgateway.gateway.publish_queue import Lane
+from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.layer.fetcher import Fetcher
 from wsgateway.protocol.frames import Frame
 from wsgateway.services import registry
@@ -161,9 +161,9 @@ async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
         await asyncio.wait_for(runner.run(), 20)
 
 
-async def test_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_publish_queue_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every frame behind the one that met a mistake waited for ever."""
-    failing_once(monkeypatch, Lane, "_run")
+    failing_once(monkeypatch, PublishQueue, "_run")
     loop = asyncio.get_running_loop()
 
     def offer(*_: Any) -> asyncio.Future[Receipt]:
@@ -171,5 +171,5 @@ async def test_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         stored.set_result(Receipt(1, False))
         return stored
 
-    lane = Lane(offer, 4, 1_000_000, lambda: 30.0)
-    assert await asyncio.wait_for(await lane.put(Frame.of("x"), "x"), 10) == (1, False)
+    queue = PublishQueue(offer, 4, 1_000_000, lambda: 30.0)
+    assert await asyncio.wait_for(await queue.put(Frame.of("x"), "x"), 10) == (1, False)

@@ -11,7 +11,7 @@ from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.frames import Frame
 from wsgateway.supervision import supervise
 
-__all__ = ["Lane", "Offer"]
+__all__ = ["Offer", "PublishQueue"]
 
 ATTEMPT_TIMEOUT = 1.5
 """Seconds after which an unanswered offer is repeated, with the same id."""
@@ -32,14 +32,14 @@ class _Entry:
     attempt: asyncio.Future[Receipt] | None = None
 
 
-class Lane:
+class PublishQueue:
     """Keeps up to *window* frames in flight; repeats what failed, in order.
 
     When an offer fails for now, those behind it are awaited, and then all that failed are
     offered again in their order. So frames are stored in order as long as the broker takes them
     in the order in which it gets them.
 
-    A *strict* lane ends with the first refusal: nothing behind the refused frame is offered any
+    A *strict* queue ends with the first refusal: nothing behind the refused frame is offered any
     more. What was offered before the refusal was known, a window at most, the broker may store.
 
     Args:
@@ -48,7 +48,7 @@ class Lane:
         window_bytes: Bytes that may wait for it; a single larger frame still goes.
         patience: Returns the seconds after which a frame is refused with `BrokerUnavailable`, as
             things are when that is asked.
-        strict: Whether the first refusal ends the lane.
+        strict: Whether the first refusal ends the queue.
     """
 
     __slots__ = (
@@ -79,7 +79,7 @@ class Lane:
         self._window_bytes = window_bytes
         self._patience = patience
         self._strict = strict
-        self._ended = False  # given up, or something was refused and the lane is strict
+        self._ended = False  # given up, or something was refused and the queue is strict
         self._bytes = 0  # of the entries
         self._entries: list[_Entry] = []  # oldest first; those in flight lead
         self._holding = False  # new entries wait until those before them were offered again
@@ -91,7 +91,7 @@ class Lane:
     ) -> asyncio.Future[Receipt]:
         """Send *frame*; wait while the window is full. Return the future of its receipt.
 
-        The future is cancelled when the lane has ended.
+        The future is cancelled when the queue has ended.
         """
         size = len(frame.payload)
         while not self._has_room(size):
@@ -110,7 +110,7 @@ class Lane:
         if not hold:
             self._try(entry)
         if self._runner is None or self._runner.done():
-            self._runner = supervise(self._run, "wsgateway-lane")
+            self._runner = supervise(self._run, "wsgateway-publish-queue")
         return entry.result
 
     def give_up(self) -> None:
@@ -129,7 +129,7 @@ class Lane:
     def _waits(self, entry: _Entry) -> bool:
         """Whether what comes behind *entry* must wait, though the runner may not know yet.
 
-        It will be offered again, or, in a strict lane, it was refused.
+        It will be offered again, or, in a strict queue, it was refused.
         """
         attempt = entry.attempt
         if attempt is None:

@@ -30,7 +30,7 @@ from wsgateway.exceptions import (
     MalformedMessage,
 )
 from wsgateway.gateway.cursors import Cursor
-from wsgateway.gateway.publish_queue import NONE, Lane
+from wsgateway.gateway.publish_queue import NONE, PublishQueue
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
@@ -79,7 +79,7 @@ class Delivery:
         "epoch",
         "identity",
         "inbox",
-        "lane",
+        "publish_queue",
         "reader",
         "socket",
     )
@@ -98,7 +98,7 @@ class Delivery:
         self.socket = socket
         socket.delivery = self
         self.reader = InboxReader(settings.WINDOW)
-        self.lane = Lane(
+        self.publish_queue = PublishQueue(
             self._offer,
             settings.SEND_WINDOW,
             settings.SEND_WINDOW_BYTES,
@@ -388,8 +388,8 @@ class Delivery:
     async def put(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
     ) -> asyncio.Future[Receipt]:
-        """Publish what the client sent; waits while too much is in flight, see `Lane.put`."""
-        return await self.lane.put(frame, msg_id, headers)
+        """Publish what the client sent; waits while too much is in flight, see `put` there."""
+        return await self.publish_queue.put(frame, msg_id, headers)
 
     def _offer(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str]

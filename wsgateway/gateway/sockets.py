@@ -245,7 +245,7 @@ class Socket(ABC):
         """Take nothing more, not even what the server has read already."""
         self.deaf = True
         if self.delivery is not None:
-            self.delivery.lane.give_up()
+            self.delivery.publish_queue.give_up()
 
     async def _write(self, key: str, data: str | bytes) -> bool:
         """Write one frame; return whether the kernel has everything before it."""

@@ -1,4 +1,4 @@
-"""The lane against a model of a connection that breaks, falls silent and refuses."""
+"""The queue against a model of a connection that breaks, falls silent and refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import until
 from wsgateway.broker.base import Receipt
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.gateway import publish_queue as lane_module
-from wsgateway.gateway.publish_queue import Lane
+from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.protocol.frames import Frame
 
 STEPS = ["store", "store", "store", "lose answer", "break", "down", "silent", "late", "wait"]
@@ -112,16 +112,16 @@ async def drive(
     strict: bool = False,
 ) -> Results:
     """Send *count* frames while *server* does *steps*; return what became of each."""
-    lane = Lane(server.offer, window, 1_000_000, lambda: timeout, strict=strict)
+    queue = PublishQueue(server.offer, window, 1_000_000, lambda: timeout, strict=strict)
     work = asyncio.create_task(server.run(steps))
     try:
         async with asyncio.timeout(30):
             futures = []
             for number in range(count):
-                futures.append(await lane.put(Frame.of(str(number)), str(number)))
-                assert len(lane._entries) <= window
+                futures.append(await queue.put(Frame.of(str(number)), str(number)))
+                assert len(queue._entries) <= window
             results: Results = await asyncio.gather(*futures, return_exceptions=True)
-        await until(lambda: lane._runner is None or lane._runner.done(), what="the lane rests")
+        await until(lambda: queue._runner is None or queue._runner.done(), what="the queue rests")
         return results
     finally:
         work.cancel()
@@ -191,30 +191,30 @@ def test_strict_lane_offers_nothing_after_it_knows_of_a_refusal(
 
 async def test_strict_lane_stores_nothing_behind_a_refusal_it_was_told_of() -> None:
     server = Server({"1"})
-    lane = Lane(server.offer, 8, 1_000_000, lambda: 30.0, strict=True)
-    futures = [await lane.put(Frame.of("x"), str(number)) for number in range(2)]
+    queue = PublishQueue(server.offer, 8, 1_000_000, lambda: 30.0, strict=True)
+    futures = [await queue.put(Frame.of("x"), str(number)) for number in range(2)]
     server.store()
     server.store()
-    futures += [await lane.put(Frame.of("x"), str(number)) for number in range(2, 5)]
+    futures += [await queue.put(Frame.of("x"), str(number)) for number in range(2, 5)]
     results = await asyncio.gather(*futures, return_exceptions=True)
     assert isinstance(results[1], QueueFull)
     assert all(isinstance(result, asyncio.CancelledError) for result in results[2:])
     assert server.tried.keys() == {"0", "1"}
-    assert (await lane.put(Frame.of("x"), "5")).cancelled()
+    assert (await queue.put(Frame.of("x"), "5")).cancelled()
 
 
 async def test_put_waits_while_the_window_is_full_of_bytes() -> None:
     """The window counted frames only: 64 frames of 1 MB for each socket."""
     server = Server()
-    lane = Lane(server.offer, 64, 1000, lambda: 30.0)
-    await lane.put(Frame.of("x" * 5000), "0")  # larger than the window: it goes alone
-    second = asyncio.create_task(lane.put(Frame.of("x" * 600), "1"))
+    queue = PublishQueue(server.offer, 64, 1000, lambda: 30.0)
+    await queue.put(Frame.of("x" * 5000), "0")  # larger than the window: it goes alone
+    second = asyncio.create_task(queue.put(Frame.of("x" * 600), "1"))
     await asyncio.sleep(0.005)
     assert not second.done()
     server.store()
     await second
-    third = asyncio.create_task(lane.put(Frame.of("x" * 401), "2"))
-    fits = asyncio.create_task(lane.put(Frame.of("x" * 400), "3"))
+    third = asyncio.create_task(queue.put(Frame.of("x" * 401), "2"))
+    fits = asyncio.create_task(queue.put(Frame.of("x" * 400), "3"))
     await fits
     assert not third.done()
     for _ in range(3):
@@ -227,10 +227,10 @@ async def test_put_waits_while_the_window_is_full_of_bytes() -> None:
 
 async def test_put_waits_while_the_window_is_full() -> None:
     server = Server()
-    lane = Lane(server.offer, 2, 1_000_000, lambda: 30.0)
+    queue = PublishQueue(server.offer, 2, 1_000_000, lambda: 30.0)
     for number in range(2):
-        await lane.put(Frame.of("x"), str(number))
-    third = asyncio.create_task(lane.put(Frame.of("x"), "2"))
+        await queue.put(Frame.of("x"), str(number))
+    third = asyncio.create_task(queue.put(Frame.of("x"), "2"))
     await asyncio.sleep(0.005)
     assert not third.done()
     assert server.tried.keys() == {"0", "1"}
@@ -244,27 +244,27 @@ async def test_put_waits_while_the_window_is_full() -> None:
 
 async def test_put_that_is_cancelled_while_it_waits_sends_nothing() -> None:
     server = Server()
-    lane = Lane(server.offer, 1, 1_000_000, lambda: 30.0)
-    first = await lane.put(Frame.of("x"), "0")
-    second = asyncio.create_task(lane.put(Frame.of("x"), "1"))
+    queue = PublishQueue(server.offer, 1, 1_000_000, lambda: 30.0)
+    first = await queue.put(Frame.of("x"), "0")
+    second = asyncio.create_task(queue.put(Frame.of("x"), "1"))
     await asyncio.sleep(0)
     second.cancel()
     await asyncio.wait({second})
     server.store()
     await first
-    third = await lane.put(Frame.of("x"), "2")
+    third = await queue.put(Frame.of("x"), "2")
     server.store()
     await third
     assert list(server.stored) == ["0", "2"]
 
 
-async def test_lane_that_is_given_up_lets_nobody_wait() -> None:
+async def test_queue_that_is_given_up_lets_nobody_wait() -> None:
     server = Server()
-    lane = Lane(server.offer, 1, 1_000_000, lambda: 30.0)
-    first = await lane.put(Frame.of("x"), "0")
-    second = asyncio.create_task(lane.put(Frame.of("x"), "1"))
+    queue = PublishQueue(server.offer, 1, 1_000_000, lambda: 30.0)
+    first = await queue.put(Frame.of("x"), "0")
+    second = asyncio.create_task(queue.put(Frame.of("x"), "1"))
     await asyncio.sleep(0)
-    lane.give_up()
+    queue.give_up()
     assert (await second).cancelled()
     assert first.cancelled()
     assert server.tried.keys() == {"0"}
@@ -272,20 +272,20 @@ async def test_lane_that_is_given_up_lets_nobody_wait() -> None:
 
 async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_do() -> None:
     server = Server()
-    lane = Lane(server.offer, 4, 1_000_000, lambda: 0.05)
-    futures = [await lane.put(Frame.of("x"), str(number)) for number in range(3)]
+    queue = PublishQueue(server.offer, 4, 1_000_000, lambda: 0.05)
+    futures = [await queue.put(Frame.of("x"), str(number)) for number in range(3)]
     for future in futures:
         with pytest.raises(BrokerUnavailable, match=r"within 0\.05 s; send it again later"):
             await future
     assert all(count > 1 for count in server.tried.values())
-    await until(lambda: not lane._entries, what="nothing waits")
+    await until(lambda: not queue._entries, what="nothing waits")
 
 
 async def test_receipt_nobody_waits_for_any_more_harms_nothing() -> None:
     server = Server()
-    lane = Lane(server.offer, 4, 1_000_000, lambda: 30.0)
-    first = await lane.put(Frame.of("x"), "0")
-    second = await lane.put(Frame.of("x"), "1")
+    queue = PublishQueue(server.offer, 4, 1_000_000, lambda: 30.0)
+    first = await queue.put(Frame.of("x"), "0")
+    second = await queue.put(Frame.of("x"), "1")
     first.cancel()
     server.store()
     server.store()
@@ -296,9 +296,9 @@ async def test_error_of_the_offer_itself_is_the_answer() -> None:
     def offer(*_: Any) -> asyncio.Future[Receipt]:
         raise MessageTooBig(2, 1)
 
-    lane = Lane(offer, 4, 1_000_000, lambda: 30.0)
+    queue = PublishQueue(offer, 4, 1_000_000, lambda: 30.0)
     with pytest.raises(MessageTooBig):
-        await (await lane.put(Frame.of("xx"), "0"))
+        await (await queue.put(Frame.of("xx"), "0"))
 
 
 async def test_patience_is_that_of_the_moment() -> None:
@@ -308,8 +308,8 @@ async def test_patience_is_that_of_the_moment() -> None:
     def offer(*_: Any) -> asyncio.Future[Receipt]:
         raise BrokerUnavailable("no leader")
 
-    lane = Lane(offer, 4, 1_000_000, lambda: patience[0])
-    stored = await lane.put(Frame.of("x"), "x")
+    queue = PublishQueue(offer, 4, 1_000_000, lambda: patience[0])
+    stored = await queue.put(Frame.of("x"), "x")
     await asyncio.sleep(0.3)
     assert not stored.done()
     patience[0] = 0.2
