@@ -43,8 +43,8 @@ run: .venv/.run  ## serve on 127.0.0.1:8000 with everything it needs (PORT=8001 
 test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS='-k name' for a part)
 	$(WITH_BIN) $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-versions: .venv/.dev  ## contract and integration tests on Python 3.13, nats-server 2.11 and the newest
-	.ci/versions
+versions: .venv/.dev  ## contract tests on Python 3.13, nats-server 2.11 and the newest (ARGS=folders for more)
+	.ci/versions $(ARGS)
 
 lint: .venv/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -208,7 +208,7 @@ async def stop_during_handshakes(server: str, gateway: Gateway, *sockets: socket
     if server != "daphne":  # which hangs up
         for each in sockets:
             assert b"shutting down" in everything(each)
-    assert "500" not in gateway.output
+    assert "500 Internal Server Error" not in gateway.output
     assert "Traceback" not in gateway.output
 
 

@@ -13,14 +13,14 @@ from wsgateway.broker import runtime
 
 
 @pytest.fixture(autouse=True)
-def _quiet_broker(settings: Any, nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+def _quiet_broker(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Their tests count every log record, and ours tells of each connection.
 
     It also warns of a layer that is elsewhere than the settings say.
     """
     caplog.set_level("WARNING", "wsgateway.broker")
     settings.PUBSUB_BROKER = "nats"
-    settings.NATS_BROKER_URL = nats_server.url
+    settings.NATS_BROKER_URL = ",".join(Target.servers)
     settings.WSGATEWAY_PREFIX = Target.prefix
 
 
