@@ -27,7 +27,7 @@ def check_demo_users(databases: Collection[str] | None = None, **kwargs: Any) ->
     named = {f"{model.USERNAME_FIELD}__in": list(DEMO_USERS)}
     try:
         users = list(model._default_manager.using(alias).filter(**named))
-    except DatabaseError:  # there are no tables yet
+    except DatabaseError:  # the tables do not exist yet
         return []
     found = sorted(u.get_username() for u in users if check_password(u.get_username(), u.password))
     if not found:

@@ -172,7 +172,7 @@ time.sleep(120)
 
 
 def test_reload_keeps_the_embedded_server(project: Project) -> None:
-    """Each change of a file restarted it: whoever used it "lost the connection to NATS"."""
+    """Each change of a file restarted it, so every client "lost the connection to NATS"."""
 
     def reloads() -> bool:
         project.touch()

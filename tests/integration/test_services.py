@@ -352,7 +352,7 @@ async def test_through_a_gateway_and_a_client(
 async def test_message_that_leaves_the_queue_unhandled_keeps_nobody_waiting(
     broker: NatsBroker,
 ) -> None:
-    """One that expired, or that another worker had handled meanwhile, waited for its turn for
+    """One that expired, or that another worker had handled by then, waited for its turn for
     ever, and all later messages of its user behind it.
     """
     calls: list[str] = []

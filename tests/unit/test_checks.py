@@ -121,7 +121,7 @@ def test_W013_misspelt_name(settings: Any, name: str, meant: str) -> None:
     assert f"Did you mean {meant}?" in str(found.hint)
     setattr(settings, meant, "")  # as good as not set
     assert [m.id for m in check_misspelt_names()] == ["wsgateway.W013"]
-    setattr(settings, meant, "x")  # then the other one is no typo
+    setattr(settings, meant, "x")  # then the other one is not a typo
     assert check_misspelt_names() == []
 
 

@@ -1,4 +1,4 @@
-"""Imports point down, as docs/architecture.md shows, and there are no circles."""
+"""Imports point down, as docs/architecture.md shows, and never in circles."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def wrong_arrows(graph: Graph) -> list[str]:
 
 
 def circle(graph: Graph) -> str:
-    """Return a circle of imports; empty if there is none."""
+    """Return modules that import each other; empty if none do."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as exc:

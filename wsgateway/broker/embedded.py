@@ -473,7 +473,7 @@ def _reloader() -> int | None:
 
 
 def _port_of(store: Path) -> int:
-    """Return the port that a server on *store* has unless it is taken, whoever starts it."""
+    """Return the port for a server on *store*: always the same, unless it is taken."""
     return FIRST_PORT + zlib.crc32(os.fsencode(store)) % (LAST_PORT - FIRST_PORT)
 
 

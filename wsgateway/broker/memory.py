@@ -138,6 +138,11 @@ class MemoryStore:
         self.inboxes[inbox] = found[-self.max_messages :]
         return self.inboxes[inbox]
 
+    def wake_workers(self, service: str, user: str | None = None) -> None:
+        """Have the service's workers look for messages; *user*'s turn may have come."""
+        for wake in list(self.workers[service].values()):
+            wake(user)
+
     def is_full(self, inbox: Inbox) -> str:
         """Return why a user's next message to the service is refused; "" if it is not."""
         queue = self.queues[inbox.service]

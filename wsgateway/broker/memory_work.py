@@ -55,7 +55,7 @@ class Waiting:
 
 
 _claiming = threading.Lock()
-"""Held while a worker takes messages: workers may run in several threads."""
+"""Held while a worker takes or removes messages: workers may run in several threads."""
 
 
 def enqueue(
@@ -76,8 +76,7 @@ def enqueue(
         raise QueueFull(full)
     offset = sent.next(msg_id, store.duplicate_window)
     store.queues[inbox.service].append(Waiting(inbox, payload, dict(headers), offset))
-    for wake in list(store.workers[inbox.service].values()):
-        wake(None)
+    store.wake_workers(inbox.service)
     return offset, False
 
 
@@ -189,10 +188,10 @@ class MemoryWorkQueue(WorkQueue):
 
     def ack(self, job: Job) -> None:
         self._broker.require_open()
-        queue = self._store.queues[self.service]
-        queue[:] = [waiting for waiting in queue if waiting.sequence != job.sequence]
-        for wake in list(self._store.workers[self.service].values()):
-            wake(job.inbox.user)
+        with _claiming:
+            queue = self._store.queues[self.service]
+            queue[:] = [waiting for waiting in queue if waiting.sequence != job.sequence]
+        self._store.wake_workers(self.service, job.inbox.user)
 
     async def ack_now(self, job: Job) -> None:
         self.ack(job)
@@ -200,8 +199,7 @@ class MemoryWorkQueue(WorkQueue):
     def give_back(self, job: Job, delay: float) -> None:
         if waiting := self._find(job):
             waiting.due = time.monotonic() + delay
-            for wake in list(self._store.workers[self.service].values()):
-                wake(None)
+            self._store.wake_workers(self.service)
 
     def hold(self, job: Job) -> None:
         if waiting := self._find(job):

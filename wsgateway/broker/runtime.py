@@ -1,9 +1,9 @@
 """Which connection serves the code that runs now; nothing else decides that.
 
-A long-lived event loop has one connection, whoever uses it: sockets, the channel layer, workers,
-`wsgateway.publish`. Everything else in a process shares the connection of a background thread:
-views, commands, threads, and the loops that `async_to_sync` makes for one call, for each of which
-a connection would cost more than the call. After ``fork()`` the child starts with none.
+A long-lived event loop has one connection, which sockets, the channel layer, workers and
+`wsgateway.publish` share. Everything else in a process shares the connection of a background
+thread: views, commands, threads, and the loops that `async_to_sync` makes for one call, for each
+of which a connection would cost more than the call. After ``fork()`` the child starts with none.
 """
 
 from __future__ import annotations

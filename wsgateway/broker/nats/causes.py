@@ -58,7 +58,7 @@ _STRANGERS = (
 
 
 class Cause(NamedTuple):
-    """Why there is no connection.
+    """Why a connection failed.
 
     Attributes:
         reason: What happened; never empty, without a secret.
