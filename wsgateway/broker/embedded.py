@@ -576,7 +576,7 @@ def embedded_url_from_settings() -> str:
     )
     if is_first:
         logger.info(
-            "the embedded nats-server listens on %s; its data are in %s; to look inside: %s",
+            "the embedded nats-server listens on %s; its data is in %s; to look inside: %s",
             url,
             store,
             look_inside(url),
