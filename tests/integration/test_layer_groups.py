@@ -20,7 +20,7 @@ from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer, durable
-from wsgateway.layer import feed as feeds
+from wsgateway.layer import subscription as subscriptions
 from wsgateway.protocol import group_names
 from wsgateway.protocol.subjects import Inbox
 
@@ -125,7 +125,7 @@ async def test_a_group_becomes_durable_once_its_service_exists(
         await broker.close()
     group = member._home.groups["later.ann"]
     await until(lambda: group.inbox == Inbox("later", "ann"), 20, "the member follows")
-    await group.feeds[channel.encode()].started()
+    await group.subscriptions[channel.encode()].started()
     await until(
         lambda: sender._node().broker.known_service("later") is True, 20, "the sender follows"
     )
@@ -297,9 +297,9 @@ async def test_a_member_that_could_not_begin_begins_later(
         await broker.close()
     await until(lambda: failed, 20, "the first attempt")
     node = await layer.ready_node()
-    feeds._watchers[node].look()
-    feed = group.feeds[channel.encode()]
-    await until(lambda: feed._started is not None and feed._started.done(), 20, "the next one")
+    subscriptions._watchers[node].look()
+    member = group.subscriptions[channel.encode()]
+    await until(lambda: member._started is not None and member._started.done(), 20, "the next one")
     await until(lambda: node.broker.known_service("later") is True, 20, "the sender follows")
     await layer.group_send("later.ann", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]

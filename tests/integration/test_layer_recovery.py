@@ -11,7 +11,7 @@ import pytest
 from tests.integration.layers import drain, layers, nothing_comes
 from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.layer import feed as feeds
+from wsgateway.layer import subscription as subscriptions
 from wsgateway.protocol import window as inbox
 
 GROUP = "room"
@@ -27,7 +27,9 @@ def durable(settings: Any) -> None:
 def watcher() -> Any:
     """The one that looks for what this loop's members missed."""
     [found] = [
-        each for node, each in feeds._watchers.items() if node.loop is asyncio.get_running_loop()
+        each
+        for node, each in subscriptions._watchers.items()
+        if node.loop is asyncio.get_running_loop()
     ]
     return found
 
@@ -96,7 +98,7 @@ async def test_fetch_that_outlasts_the_stream(
         for number in range(3):
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 3) == [0, 1, 2]
-        [feed] = watcher()._feeds()
+        [subscription] = watcher()._subscriptions()
         broker = watcher()._node.broker
         read_after, held, asked = broker.read_after, asyncio.Event(), asyncio.Event()
 
@@ -111,10 +113,10 @@ async def test_fetch_that_outlasts_the_stream(
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 6) == list(range(10, 16))
         monkeypatch.setattr(broker, "read_after", slow)
-        feed.reader.start(3)  # a fetch is under way when the stream is found to be another one
-        feed._step()
+        subscription.reader.start(3)  # a fetch is under way when the stream is found replaced
+        subscription._step()
         await asyncio.wait_for(asked.wait(), 10)
-        feed.restart(0)
+        subscription.restart(0)
         held.set()
         assert await drain(mine, channel, 9) == [0, 1, 2, *range(10, 16)]
         await nothing_comes(mine, channel, "other")
@@ -130,10 +132,10 @@ async def test_message_taken_late_makes_no_room_in_the_new_stream(
         for number in range(5):
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 4) == [0, 1, 2, 3]
-        [feed] = watcher()._feeds()
-        assert feed._taken == 4
-        feed.restart(0)  # as if the stream were another one; 4 waits in the mailbox yet
+        [subscription] = watcher()._subscriptions()
+        assert subscription._taken == 4
+        subscription.restart(0)  # as if the stream were another one; 4 waits in the mailbox yet
         assert await drain(mine, channel, 1) == [4]
-        assert feed._taken == 0
+        assert subscription._taken == 0
         assert await drain(mine, channel, 5) == list(range(5))
-        assert feed._taken == 5
+        assert subscription._taken == 5

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.layers import Make, drain, layers
 from tests.support import until
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.feed import DurableItem
+from wsgateway.layer.subscription import DurableItem
 
 
 @pytest.fixture

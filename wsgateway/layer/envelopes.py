@@ -19,8 +19,8 @@ from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import EVENT
 
 if TYPE_CHECKING:
-    from wsgateway.layer.feed import DurableItem
     from wsgateway.layer.mailbox import Mailbox
+    from wsgateway.layer.subscription import DurableItem
 
 __all__ = ["Envelopes"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from wsgateway.broker.base import Closable
-from wsgateway.layer.feed import DurableItem, Feed
 from wsgateway.layer.mailbox import Mailbox
+from wsgateway.layer.subscription import DurableItem, Subscription
 from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["Group", "Item"]
@@ -25,7 +25,7 @@ class Group:
         inbox: Where its messages are stored; None if they are not.
     """
 
-    __slots__ = ("confirmed", "feeds", "inbox", "interests", "members", "name", "normal")
+    __slots__ = ("confirmed", "inbox", "interests", "members", "name", "normal", "subscriptions")
 
     def __init__(self, name: str, inbox: Inbox | None) -> None:
         self.name = name
@@ -35,10 +35,10 @@ class Group:
         self.interests: dict[bytes, Closable] = {}
         """Subscriptions: b"" brings messages to all `members`, others to a normal channel."""
         self.confirmed: dict[bytes, int] = {}
-        """Which of `interests` and `feeds` are in effect, with the number of the connection."""
+        """Which of both are in effect, with the number of the connection."""
         self.normal: set[str] = set()
         """Normal channels."""
-        self.feeds: dict[bytes, Feed] = {}
+        self.subscriptions: dict[bytes, Subscription] = {}
         """What brings a durable group's messages to each of `members`."""
 
     @property
@@ -62,12 +62,12 @@ class Group:
         interests = self.pause()
         self.members.clear()
         self.normal.clear()
-        self.feeds.clear()
+        self.subscriptions.clear()
         return interests
 
     def pause(self) -> list[Closable]:
         """Return what is to be closed in the loop that made it; who is a member stays known."""
-        attached = [feed.attachment for feed in self.feeds.values()]
+        attached = [each.attachment for each in self.subscriptions.values()]
         interests: list[Closable] = [*self.interests.values()]
         interests += [attachment for attachment in attached if attachment is not None]
         self.interests.clear()

@@ -25,11 +25,11 @@ from wsgateway.broker.nats.registry import TOPIC
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
 from wsgateway.layer.durable import Directory, GroupName
-from wsgateway.layer.feed import Feed
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.node import Node
+from wsgateway.layer.subscription import Subscription
 from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["Home", "Options"]
@@ -309,21 +309,21 @@ class Home:
         is_new = self._add(node, group_name.name, inbox, channel)
         group = self.groups[group_name.name]
         name = channel.encode()
-        feed = group.feeds.get(name)
-        key = name if feed is not None or "!" not in channel else b""
+        subscription = group.subscriptions.get(name)
+        key = name if subscription is not None or "!" not in channel else b""
         connection = node.link.connections
         if group.confirmed.get(key) == connection:
             return
         try:
-            if feed is not None:
-                await feed.started()
-            if feed is None or node.link.is_clustered:
+            if subscription is not None:
+                await subscription.started()
+            if subscription is None or node.link.is_clustered:
                 await node.in_effect()
         except BrokerError:
             if is_new:
                 self.discard(group.name, channel)
             raise
-        if self.node is node and (key in group.interests or key in group.feeds):
+        if self.node is node and (key in group.interests or key in group.subscriptions):
             group.confirmed[key] = connection
 
     def _add(self, node: Node, group_name: str, inbox: Inbox | None, channel: str) -> bool:
@@ -349,10 +349,10 @@ class Home:
 
     def _watch(self, node: Node, group: Group, name: bytes, mailbox: Mailbox[Item]) -> None:
         if group.inbox is not None:
-            feed = group.feeds.get(name)
-            if feed is None:
-                feed = group.feeds[name] = Feed(group.inbox, mailbox)
-            feed.attach(node)
+            subscription = group.subscriptions.get(name)
+            if subscription is None:
+                subscription = group.subscriptions[name] = Subscription(group.inbox, mailbox)
+            subscription.attach(node)
         elif b"" not in group.interests:
             group.interests[b""] = self._watch_ephemeral(node, group)
 
@@ -406,11 +406,12 @@ class Home:
                 self._joined.pop(name, None)
         group.normal.discard(channel)
         group.confirmed.pop(name, None)
-        interest, feed = group.interests.pop(name, None), group.feeds.pop(name, None)
+        interest = group.interests.pop(name, None)
+        subscription = group.subscriptions.pop(name, None)
         if interest is not None:
             interest.close()
-        if feed is not None:
-            feed.end()
+        if subscription is not None:
+            subscription.end()
             self.complaints.room(name)
         if group.is_empty:
             for left in group.close():
@@ -449,7 +450,7 @@ class Home:
                 if group is not None and inbox != group.inbox:
                     for interest in group.pause():
                         interest.close()
-                    group.feeds.clear()
+                    group.subscriptions.clear()
                     group.inbox = inbox
                     self._restore(node, group)
 
@@ -533,8 +534,8 @@ class Home:
         """Free what a durable group has brought to a channel that nobody reads, until then."""
         self._resting.add(name)
         self.by_channel.pop(name.decode(), None)  # so that its next reader comes to `read`
-        for feed in self._feeds(name):
-            feed.rest()
+        for subscription in self._subscriptions(name):
+            subscription.rest()
         self.complaints.room(name)
 
     def _wake(self, name: bytes) -> None:
@@ -547,16 +548,16 @@ class Home:
         def wake() -> None:
             if self.node is node and name in self._resting:
                 self._resting.discard(name)
-                for feed in self._feeds(name):
-                    if feed.attachment is None:
-                        feed.attach(node)
+                for subscription in self._subscriptions(name):
+                    if subscription.attachment is None:
+                        subscription.attach(node)
 
         with contextlib.suppress(RuntimeError):  # its loop is closed
             node.loop.call_soon_threadsafe(wake)
 
-    def _feeds(self, name: bytes) -> list[Feed]:
+    def _subscriptions(self, name: bytes) -> list[Subscription]:
         groups = [self.groups[group] for group in self._joined.get(name, ())]
-        return [group.feeds[name] for group in groups if name in group.feeds]
+        return [group.subscriptions[name] for group in groups if name in group.subscriptions]
 
     def _leave_all(self, name: bytes) -> None:
         for group in list(self._joined.get(name, ())):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wsgateway.layer.mailbox import Mailbox
     from wsgateway.layer.node import Node
 
-__all__ = ["DurableItem", "Feed"]
+__all__ = ["DurableItem", "Subscription"]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -34,31 +34,31 @@ logger = logging.getLogger("wsgateway.layer")
 class DurableItem:
     """A stored message in a member's mailbox."""
 
-    __slots__ = ("feed", "life", "stored")
+    __slots__ = ("life", "stored", "subscription")
 
-    def __init__(self, feed: Feed, stored: Stored, life: int) -> None:
-        self.feed = feed
+    def __init__(self, subscription: Subscription, stored: Stored, life: int) -> None:
+        self.subscription = subscription
         self.stored = stored
         self.life = life
 
     def take(self) -> Stored:
         """Return the message and make room for another. Call it once, from any thread."""
-        self.feed.confirm(self.stored.offset, self.life)
+        self.subscription.confirm(self.stored.offset, self.life)
         return self.stored
 
 
 class Attachment:
-    """A feed at one node: until it is closed, or the feed is attached again."""
+    """A subscription at one node: until it is closed, or the subscription is attached again."""
 
-    __slots__ = ("feed", "node")
+    __slots__ = ("node", "subscription")
 
-    def __init__(self, feed: Feed, node: Node) -> None:
-        self.feed = feed
+    def __init__(self, subscription: Subscription, node: Node) -> None:
+        self.subscription = subscription
         self.node = node
 
     def is_current(self) -> bool:
-        """Whether the feed is here, and not somewhere else by now."""
-        return self.feed.attachment is self
+        """Whether the subscription is here, and not somewhere else by now."""
+        return self.subscription.attachment is self
 
     def close(self) -> None:
         """End it, in the node's loop. Idempotent."""
@@ -66,11 +66,11 @@ class Attachment:
         if watcher is not None:
             watcher.remove(self)
         if self.is_current():
-            self.feed.detach()
+            self.subscription.detach()
 
 
 class _Watch:
-    """One inbox' live subscription and the feeds that share it."""
+    """One inbox' live messages and the subscriptions that share them."""
 
     def __init__(self, node: Node, inbox: Inbox) -> None:
         self.attachments: list[Attachment] = []
@@ -79,7 +79,7 @@ class _Watch:
     def _on_message(self, stored: Stored) -> None:
         for attachment in self.attachments:
             if attachment.is_current():
-                attachment.feed.on_live(stored)
+                attachment.subscription.on_live(stored)
 
     def close(self) -> None:
         self._interest.close()
@@ -98,7 +98,7 @@ class _Watcher:
         self._hooks: list[Closable] = []
 
     def add(self, attachment: Attachment) -> None:
-        inbox = attachment.feed.inbox
+        inbox = attachment.subscription.inbox
         watch = self._watches.get(inbox)
         if watch is None:
             watch = self._watches[inbox] = _Watch(self._node, inbox)
@@ -109,7 +109,7 @@ class _Watcher:
             self._sweeping = supervise(self._sweep, "wsgateway-layer-sweep")
 
     def remove(self, attachment: Attachment) -> None:
-        inbox = attachment.feed.inbox
+        inbox = attachment.subscription.inbox
         watch = self._watches.get(inbox)
         if watch is None or attachment not in watch.attachments:
             return
@@ -142,38 +142,38 @@ class _Watcher:
 
     async def _find_missed(self) -> None:
         broker, thorough = self._node.broker, self._thorough
-        reached = [Reached.of(feed) for feed in self._feeds()]
+        reached = [Reached.of(subscription) for subscription in self._subscriptions()]
         position = await broker.position()
         if self._epoch and position.epoch != self._epoch:
             logger.warning("the inbox stream was replaced; durable groups start at its beginning")
-            for feed in self._feeds():
-                feed.restart(0)
+            for subscription in self._subscriptions():
+                subscription.restart(0)
         else:
-            for offset, time, feed in await find_lost(broker, reached, position, thorough):
+            for offset, time, subscription in await find_lost(broker, reached, position, thorough):
                 logger.warning("the inbox stream lost its end before %s", offset)
                 # Where offsets were given out again is not known, but what is newer is.
-                feed.restart(0 if time else position.last, since=time)
+                subscription.restart(0 if time else position.last, since=time)
         self._epoch, self._thorough = position.epoch, False
         for each in reached:
             each.owner.reader.suspect = None
         offsets = await self._node.broker.last_offsets(list(self._watches))
-        for feed in self._feeds():
-            feed.begin()
-            if feed.inbox in offsets:
-                feed.announce(offsets[feed.inbox])
+        for subscription in self._subscriptions():
+            subscription.begin()
+            if subscription.inbox in offsets:
+                subscription.announce(offsets[subscription.inbox])
 
     def look(self) -> None:
         """Look for what is missing, and at what the stream was, soon."""
         self._look.set()
 
     def _suspect_end(self) -> None:
-        """Note how far each feed is: the server may come back without its last messages."""
-        for feed in self._feeds():
-            feed.reader.suspect_end()
+        """Note how far each subscription is: the server may come back without its last messages."""
+        for subscription in self._subscriptions():
+            subscription.reader.suspect_end()
 
-    def _feeds(self) -> list[Feed]:
+    def _subscriptions(self) -> list[Subscription]:
         return [
-            attachment.feed
+            attachment.subscription
             for watch in self._watches.values()
             for attachment in watch.attachments
             if attachment.is_current()
@@ -190,7 +190,7 @@ def _watcher_of(node: Node) -> _Watcher:
     return watcher
 
 
-class Feed:
+class Subscription:
     """Brings a durable group's messages into one member's mailbox, in order, none left out.
 
     Keeps its position when it moves to another node.
@@ -248,7 +248,9 @@ class Feed:
         """Stop for good, and free what the member has not taken."""
         if self.attachment is not None:
             self.attachment.close()
-        self._mailbox.remove(lambda item: isinstance(item, DurableItem) and item.feed is self)
+        self._mailbox.remove(
+            lambda item: isinstance(item, DurableItem) and item.subscription is self
+        )
 
     def rest(self) -> None:
         """Stop and free what the member has not taken; `attach` brings it again."""
@@ -349,7 +351,7 @@ class Feed:
         return self._task is None or self._task.done()
 
     def _spawn(self, coroutine: Any) -> None:
-        self._task = asyncio.create_task(coroutine, name="wsgateway-layer-feed")
+        self._task = asyncio.create_task(coroutine, name="wsgateway-layer-subscription")
 
     async def _fetch(self, here: Attachment) -> None:
         read_after = here.node.broker.read_after
