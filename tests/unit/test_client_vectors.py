@@ -43,7 +43,7 @@ def full(frame: dict[str, Any]) -> dict[str, Any]:
 
 
 class Runner:
-    """Feeds a session as `Link` and `Client` do, without a socket; collects what it says."""
+    """Feeds a session as `Transport` and `Client` do, without a socket; collects what it says."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         options = {**FILE["options"], **options}

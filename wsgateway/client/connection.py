@@ -26,8 +26,8 @@ from wsgateway.client.events import (
     Welcomed,
 )
 from wsgateway.client.inbox import Position
-from wsgateway.client.link import Final, Link, Lost, address, translated
 from wsgateway.client.session import ClientSession
+from wsgateway.client.transport import Final, Lost, Transport, address, translated
 from wsgateway.protocol import strict_json
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.codes import CloseCode
@@ -179,7 +179,7 @@ class Client:
         self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
         self._current: Message | None = None  # handed out, not processed yet
         self._arrived = asyncio.Event()  # the queue has something, or the client is closed
-        self._link: Link | None = None  # while there is a connection
+        self._transport: Transport | None = None  # while there is a connection
         self._opened: asyncio.Future[None] | None = None  # set at the first welcome
         self._runner: asyncio.Task[None] | None = None
         self._state = ClientState.IDLE
@@ -313,20 +313,20 @@ class Client:
         """
         if self._session.stale:
             await self._ask_token()
-        link = Link(self._session, self._on_text)
+        transport = Transport(self._session, self._on_text)
         url = self._address()
         try:
             with translated():
                 async with asyncio.timeout(self._connect_timeout):
-                    await link.dial(url, self._options)
-                self._link = link
+                    await transport.dial(url, self._options)
+                self._transport = transport
                 self._set_state(ClientState.OPEN)
                 if self._opened is not None and not self._opened.done():
                     self._opened.set_result(None)
-                await link.serve()
+                await transport.serve()
         finally:
-            self._link = None
-            await link.leave()
+            self._transport = None
+            await transport.leave()
 
     def _address(self) -> str:
         fields = {}
@@ -500,8 +500,8 @@ class Client:
         return f"{self._prefix}-{next(self._ids)}"
 
     def _wake(self) -> None:
-        if self._link is not None:
-            self._link.wake()
+        if self._transport is not None:
+            self._transport.wake()
 
 
 def connect(url: str, **options: Any) -> Client:

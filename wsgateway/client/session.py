@@ -1,7 +1,7 @@
 """What a client does with frames and time: fed with them, it says what happens next. Pure.
 
-`ClientSession` decides; `Link` moves bytes and `Client` speaks to the application. The scenarios
-in ``tests/vectors/client.json`` hold for it and for ``wsgateway.js``.
+`ClientSession` decides; `Transport` moves bytes and `Client` speaks to the application. The
+scenarios in ``tests/vectors/client.json`` hold for it and for ``wsgateway.js``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from wsgateway.client.session import ClientSession
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import SUBPROTOCOL, ProtocolError
 
-__all__ = ["Final", "Link", "Lost", "address", "translated"]
+__all__ = ["Final", "Lost", "Transport", "address", "translated"]
 
 logger = logging.getLogger("wsgateway.client")
 
@@ -88,7 +88,7 @@ def address(url: str, fields: dict[str, str]) -> str:
     return urlunsplit(parts._replace(query=urlencode(query), fragment=""))
 
 
-class Link:
+class Transport:
     """One connection. `dial`, then `serve` until it raises, then `leave` in any case.
 
     Args:
