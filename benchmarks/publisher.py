@@ -14,7 +14,7 @@ from django.conf import settings as django_settings
 from benchmarks.load import payload
 from project import env
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.broker.nats.connection import ConnectionOptions
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.conf import settings
 from wsgateway.protocol.subjects import Inbox, Subjects
@@ -53,7 +53,7 @@ async def publish(
         django_settings.configure(**ours, **env.gateway_settings(os.environ))
     subjects = Subjects(prefix)
     specs = wanted_streams(subjects, settings)
-    broker = NatsBroker(LinkOptions((url,), timeout=30.0), subjects, specs)
+    broker = NatsBroker(ConnectionOptions((url,), timeout=30.0), subjects, specs)
     await broker.open()
     await broker.wait_ready()
     inboxes = [Inbox("bench", f"u{number}") for number in range(users)]
@@ -80,7 +80,7 @@ async def publish(
     else:
         for number in numbers:
             await pace(number)
-            broker.link.publish(targets[number % users], payload(number // users))
+            broker.connection.publish(targets[number % users], payload(number // users))
             if number % CONFIRM_EVERY == 0:
                 await broker.publish(Inbox("bench", "nobody"), b"")
     seconds = time.perf_counter() - begin

@@ -25,7 +25,7 @@ from benchmarks.v1_client import Crowd
 from tests.support import Gateway, Process, listening, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.broker.nats.connection import ConnectionOptions
 from wsgateway.protocol.subjects import Inbox, Subjects
 
 Row = dict[str, str | float]
@@ -113,7 +113,7 @@ def _prefix() -> str:
 async def _broker(bench: Bench, prefix: str) -> AsyncIterator[NatsBroker]:
     if not django_settings.configured:
         django_settings.configure(WSGATEWAY_SERVICES=["bench"])
-    broker = NatsBroker(LinkOptions((bench.nats.url,), timeout=30.0), Subjects(prefix), [])
+    broker = NatsBroker(ConnectionOptions((bench.nats.url,), timeout=30.0), Subjects(prefix), [])
     await broker.open()
     try:
         await broker.wait_ready()

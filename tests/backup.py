@@ -7,7 +7,7 @@ import json
 from typing import Any, NamedTuple
 
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import new_inbox
+from wsgateway.broker.nats.connection import new_reply_subject
 
 
 class Backup(NamedTuple):
@@ -28,10 +28,10 @@ async def back_up(broker: NatsBroker, stream: str) -> Backup:
             ended.set()
             return
         chunks.append(data)
-        broker.link.publish(reply.decode(), b"")
+        broker.connection.publish(reply.decode(), b"")
 
-    subject = new_inbox()
-    subscription = broker.link.subscribe(subject, take)
+    subject = new_reply_subject()
+    subscription = broker.connection.subscribe(subject, take)
     request = {"deliver_subject": subject, "no_consumers": True}
     answer = await broker.jetstream.api(f"STREAM.SNAPSHOT.{stream}", request)
     async with asyncio.timeout(10):
@@ -46,5 +46,5 @@ async def restore(broker: NatsBroker, stream: str, backup: Backup) -> None:
     request = {"config": backup.config, "state": backup.state}
     answer = await broker.jetstream.api(f"STREAM.RESTORE.{stream}", request)
     for chunk in (*backup.chunks, b""):
-        reply = await broker.link.request(answer["deliver_subject"], chunk)
+        reply = await broker.connection.request(answer["deliver_subject"], chunk)
     assert "error" not in json.loads(reply.data or b"{}"), reply.data

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from tests.support import Gateway, until
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.connection import ConnectionOptions
 from wsgateway.broker.nats.headers import find_int
-from wsgateway.broker.nats.link import LinkOptions
 from wsgateway.client import Backoff, Client
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway.publish_queue import ATTEMPT_TIMEOUT
@@ -24,7 +24,7 @@ IN_FLIGHT = 16
 @asynccontextmanager
 async def broker_at(urls: Sequence[str], prefix: str) -> AsyncIterator[NatsBroker]:
     """A broker of the test's own."""
-    broker = NatsBroker(LinkOptions(tuple(urls), timeout=10.0), Subjects(prefix), [])
+    broker = NatsBroker(ConnectionOptions(tuple(urls), timeout=10.0), Subjects(prefix), [])
     await broker.open()
     try:
         yield broker

@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from tests.support import until, wait_for
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
-from wsgateway.broker.nats.link import Link, LinkOptions
+from wsgateway.broker.nats.connection import ConnectionOptions, NatsConnection
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
@@ -276,17 +276,17 @@ async def test_servers_that_the_cluster_names_get_the_urls_credentials(tmp_path:
 
     with server(tmp_path / "a", **config(0)) as first, server(tmp_path / "b", **config(1)) as other:
         url = first.url.replace("//", "//gate:s3cret@")
-        link = Link(LinkOptions((url,), timeout=20.0))
+        connection = NatsConnection(ConnectionOptions((url,), timeout=20.0))
         try:
-            await link.open()
-            await link.ready()
+            await connection.open()
+            await connection.ready()
             # A server tells its clients of another one at once; nats-py notes it.
-            await until(lambda: link._connector.servers.announced, 20, "the other")
+            await until(lambda: connection._connector.servers.announced, 20, "the other")
             first.kill()
-            await until(lambda: link.connections == 2, 20, "another connection")
-            await link.ready()
-            assert link._client is not None
-            assert link._client.server_info["server_name"] == other.name
-            assert "s3cret" not in link.address
+            await until(lambda: connection.times_connected == 2, 20, "another connection")
+            await connection.ready()
+            assert connection._client is not None
+            assert connection._client.server_info["server_name"] == other.name
+            assert "s3cret" not in connection.address
         finally:
-            await link.close()
+            await connection.close()

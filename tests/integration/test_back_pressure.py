@@ -12,23 +12,25 @@ import uvloop
 from tests.integration.test_auth_tls import Authority, server
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.broker.nats.link import Link, LinkOptions
-from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.broker.nats.connection import ConnectionOptions, NatsConnection
+from wsgateway.broker.nats.handshake import DirectClient
 
 AT_ONCE = 100_000
 """Bytes of a message."""
 
 
 @pytest.fixture(params=["clear", "tls"])
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[EmbeddedServer, Link]]:
-    """A server, and a link to it that is not open."""
+def served(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[EmbeddedServer, NatsConnection]]:
+    """A server, and a connection to it that is not open."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("server")
     tls = request.param == "tls"
     config = {"tls": {"cert_file": certificate, "key_file": key}} if tls else {}
     with server(tmp_path, **config) as nats:
         trusted = str(authority.path) if tls else ""
-        yield nats, Link(LinkOptions((nats.url,), timeout=20.0, tls_ca=trusted))
+        yield nats, NatsConnection(ConnectionOptions((nats.url,), timeout=20.0, tls_ca=trusted))
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-async def fill(link: Link, subject: str) -> None:
+async def fill(connection: NatsConnection, subject: str) -> None:
     """Publish until the kernel takes nothing more and much waits.
 
     The kernel's buffers grow, so it may take more a moment later.
@@ -53,8 +55,8 @@ async def fill(link: Link, subject: str) -> None:
     quiet = 0
     while quiet < 5:
         quiet += 1
-        while not link.is_crowded:
-            link.publish(subject, bytes(AT_ONCE))
+        while not connection.is_crowded:
+            connection.publish(subject, bytes(AT_ONCE))
             await asyncio.sleep(0)
             quiet = 0
         await asyncio.sleep(0.05)
@@ -65,20 +67,20 @@ async def fill(link: Link, subject: str) -> None:
 )
 @pytest.mark.parametrize("then", ["reads", "dies"])
 def test_pressure_waits_for_the_transport(
-    served: tuple[EmbeddedServer, Link],
+    served: tuple[EmbeddedServer, NatsConnection],
     looks: list[int],
     new_loop: Callable[[], asyncio.AbstractEventLoop],
     then: str,
 ) -> None:
     """It looked at the buffers every millisecond, once for each who waited."""
-    nats, link = served
+    nats, connection = served
 
     async def wait() -> None:
-        await link.open()
-        await link.ready()
+        await connection.open()
+        await connection.ready()
         nats.pause()
-        await fill(link, "x")
-        waiting = [asyncio.create_task(link.pressure()) for _ in range(3)]
+        await fill(connection, "x")
+        waiting = [asyncio.create_task(connection.pressure()) for _ in range(3)]
         await until(lambda: len(looks) > 3, what="all have begun to wait")
         looks.clear()
         await asyncio.sleep(0.3)  # nothing happens; a poll would look some hundred times
@@ -90,10 +92,10 @@ def test_pressure_waits_for_the_transport(
             await asyncio.to_thread(nats.kill)
         await asyncio.wait_for(asyncio.gather(*waiting), 20)
         if then == "reads":
-            assert not link.is_crowded
-            await link.confirm()
-            assert link.connections == 1
-        await link.close()
+            assert not connection.is_crowded
+            await connection.confirm()
+            assert connection.times_connected == 1
+        await connection.close()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(wait())

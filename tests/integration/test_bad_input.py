@@ -63,10 +63,10 @@ async def test_malformed_subjects_and_headers_harm_nothing(
     gateway: Gateway, nats_server: EmbeddedServer, prefix: str
 ) -> None:
     async with gateway.connect(*ANN) as raw, broker_at([nats_server.url], prefix) as broker:
-        await broker.link.ready()
+        await broker.connection.ready()
         forged = encode({"Nats-Sequence": "x"})
         for subject in ("recv.service1.=ZZ", "recv.=.x", "live.service1.ann", "all.revoked"):
-            broker.link.publish(f"{prefix}.{subject}", b"\xff", forged)
+            broker.connection.publish(f"{prefix}.{subject}", b"\xff", forged)
         await broker.publish(ANN, b"good")
         assert await asyncio.wait_for(raw.recv(), 10) == "good"
     assert "Traceback" not in gateway.output

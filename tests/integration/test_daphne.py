@@ -91,11 +91,11 @@ async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
     gateway_factory: Callable[..., Gateway], server: str, prefix: str, nats_server: Any
 ) -> None:
     from wsgateway.broker.nats.broker import NatsBroker
-    from wsgateway.broker.nats.link import LinkOptions
+    from wsgateway.broker.nats.connection import ConnectionOptions
     from wsgateway.protocol.subjects import Inbox, Subjects
 
     gateway = gateway_factory(server, WSGATEWAY_CURSOR_INTERVAL="3600")
-    broker = NatsBroker(LinkOptions((nats_server.url,)), Subjects(prefix), [])
+    broker = NatsBroker(ConnectionOptions((nats_server.url,)), Subjects(prefix), [])
     await broker.open()
     await broker.wait_ready()
     raw = await gateway.connect("s", "raw")

@@ -50,7 +50,7 @@ async def poison(raw: RawPublisher, subject: str) -> list[int]:
 async def test_inbox_is_read_live_and_later(broker: NatsBroker, raw: RawPublisher) -> None:
     live: list[Stored] = []
     broker.watch(ANN, live.append)
-    await broker.link.confirm()
+    await broker.connection.confirm()
     offsets = await poison(raw, broker.subjects.recv(ANN))
     await until(lambda: len(live) == len(POISON), 10, "all, live")
     assert [(m.offset, m.payload) for m in live] == list(zip(offsets, PAYLOADS, strict=True))

@@ -28,8 +28,8 @@ from tests.integration.test_auth_tls import (
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.connection import ConnectionOptions, NatsConnection
 from wsgateway.broker.nats.jetstream import ApiError
-from wsgateway.broker.nats.link import Link, LinkOptions
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import (
     BrokerForbidden,
@@ -43,20 +43,22 @@ FAST = Backoff(0.01, 2.0, 0.05)
 
 
 @asynccontextmanager
-async def linked(*urls: str, **options: Any) -> AsyncIterator[Link]:
-    link = Link(LinkOptions(urls, backoff=FAST, **{"timeout": 20.0, **options}))
-    await link.open()
+async def connected(*urls: str, **options: Any) -> AsyncIterator[NatsConnection]:
+    connection = NatsConnection(
+        ConnectionOptions(urls, backoff=FAST, **{"timeout": 20.0, **options})
+    )
+    await connection.open()
     try:
-        yield link
+        yield connection
     finally:
-        await link.close()
+        await connection.close()
 
 
-async def reason(link: Link) -> str:
-    """Return why *link* cannot connect, once it has tried."""
-    await until(lambda: link._connector._causes, what="an attempt")
+async def reason(connection: NatsConnection) -> str:
+    """Return why *connection* cannot connect, once it has tried."""
+    await until(lambda: connection._connector._causes, what="an attempt")
     with pytest.raises(BrokerUnavailable) as error:
-        await link.ready(0)
+        await connection.ready(0)
     return str(error.value)
 
 
@@ -77,16 +79,17 @@ async def test_half_an_nkey_file_is_a_failed_attempt(
     path = tmp_path / "user.nk"
     path.write_text(secret[:length])
     with server(tmp_path, authorization={"users": [{"nkey": public}]}) as nats:
-        async with linked(nats.url, nkey_seed=str(path)) as link:
-            text = await reason(link)
+        async with connected(nats.url, nkey_seed=str(path)) as connection:
+            text = await reason(connection)
             assert "user.nk' holds no nkey seed" in text
-            await until(lambda: link._connector._attempts > 3, what="more attempts")
+            await until(lambda: connection._connector._attempts > 3, what="more attempts")
             path.unlink()
             await until(
-                lambda: "No such file or directory: " in link._connector.problem(), what="no file"
+                lambda: "No such file or directory: " in connection._connector.problem(),
+                what="no file",
             )
             path.write_text(secret)
-            await link.ready()
+            await connection.ready()
     assert secret[:7] not in caplog.text + text
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len([text for text in warnings if "holds no nkey seed" in text]) == 1
@@ -113,27 +116,27 @@ async def test_half_a_credentials_file_is_a_failed_attempt(
     whole = path.read_text()
     path.write_text(cut(whole))
     with server(tmp_path, **config) as nats:
-        async with linked(nats.url, credentials=str(path)) as link:
-            text = await reason(link)
+        async with connected(nats.url, credentials=str(path)) as connection:
+            text = await reason(connection)
             assert "user.creds' holds no user JWT and nkey seed" in text
             path.write_text(whole.replace("\n", "\r\n"))
-            await link.ready()
+            await connection.ready()
 
 
 async def test_anything_else_that_fails_is_a_failed_attempt(
     monkeypatch: pytest.MonkeyPatch, nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = LinkOptions.for_nats
+    real = ConnectionOptions.for_nats
     errors: list[Exception] = [KeyError("odd"), RuntimeError("odder"), EOFError()]
 
-    def fail(self: LinkOptions, address: Any) -> dict[str, Any]:
+    def fail(self: ConnectionOptions, address: Any) -> dict[str, Any]:
         if errors:
             raise errors.pop(0)
         return real(self, address)
 
-    monkeypatch.setattr(LinkOptions, "for_nats", fail)
-    async with linked(nats_server.url) as link:
-        await link.ready()
+    monkeypatch.setattr(ConnectionOptions, "for_nats", fail)
+    async with connected(nats_server.url) as connection:
+        await connection.ready()
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [text.split(": ", 1)[1].split(" (")[0] for text in said] == [
         "KeyError: 'odd'",
@@ -145,19 +148,19 @@ async def test_anything_else_that_fails_is_a_failed_attempt(
 async def test_owner_that_fails_begins_again(
     monkeypatch: pytest.MonkeyPatch, nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = Link._learn
+    real = NatsConnection._learn
     errors: list[Exception] = [KeyError("odd")]
 
-    def fail(self: Link, client: Any) -> None:
+    def fail(self: NatsConnection, client: Any) -> None:
         if errors:
             raise errors.pop(0)
         real(self, client)
 
-    monkeypatch.setattr(Link, "_learn", fail)
-    async with linked(nats_server.url) as link:
-        await link.ready()
-        await link.confirm()
-    assert "task wsgateway-link failed" in caplog.text
+    monkeypatch.setattr(NatsConnection, "_learn", fail)
+    async with connected(nats_server.url) as connection:
+        await connection.ready()
+        await connection.confirm()
+    assert "task wsgateway-connection failed" in caplog.text
 
 
 # -- TLS -----------------------------------------------------------------------------------
@@ -176,18 +179,21 @@ async def test_renewed_certificate_is_used_without_a_restart(tmp_path: Path) -> 
     tls = {"cert_file": certificate, "key_file": key, "verify": True}
     with server(tmp_path, tls={**tls, "ca_file": str(authority.path)}) as nats:
         files = {"tls_ca": str(ca), "tls_cert": str(mine[0]), "tls_key": str(mine[1])}
-        async with linked(nats.url.replace("nats:", "tls:"), **files) as link:
-            assert "certificate is not accepted" in await reason(link)
+        async with connected(nats.url.replace("nats:", "tls:"), **files) as connection:
+            assert "certificate is not accepted" in await reason(connection)
             ca.write_text("half")
-            await until(lambda: "holds no CA certificate" in link._connector.problem(), what="ca")
+            await until(
+                lambda: "holds no CA certificate" in connection._connector.problem(), what="ca"
+            )
             shutil.copy(authority.path, ca)
             mine[1].write_text("half")
             await until(
-                lambda: "are not a certificate and its key" in link._connector.problem(), what="key"
+                lambda: "are not a certificate and its key" in connection._connector.problem(),
+                what="key",
             )
             for old_file, new_file in zip(mine, renewed, strict=True):
                 shutil.copy(new_file, old_file)
-            await link.ready()
+            await connection.ready()
 
 
 @pytest.mark.parametrize("how", ["tls url", "ca"])
@@ -230,13 +236,13 @@ async def test_announced_address_is_checked_against_the_configured_name(tmp_path
 
     with server(tmp_path / "a", **config(0)) as first, server(tmp_path / "b", **config(1)) as other:
         url = f"tls://localhost:{first.port}"
-        async with linked(url, tls_ca=str(authority.path)) as link:
-            await link.ready()
-            await until(lambda: link._connector.servers.announced, 20, "the other")
+        async with connected(url, tls_ca=str(authority.path)) as connection:
+            await connection.ready()
+            await until(lambda: connection._connector.servers.announced, 20, "the other")
             first.kill()
-            await until(lambda: link.connections == 2, 20, "another connection")
-            await link.ready()
-            assert link._server_info["server_name"] == other.name
+            await until(lambda: connection.times_connected == 2, 20, "another connection")
+            await connection.ready()
+            assert connection._server_info["server_name"] == other.name
 
 
 # -- addresses -----------------------------------------------------------------------------
@@ -268,18 +274,18 @@ async def test_ipv6_address(settings: Any, tmp_path: Path) -> None:
 async def test_every_server_that_refuses_is_named(tmp_path: Path) -> None:
     with server(tmp_path, authorization={"user": "gate", "password": "s3cret"}) as nats:
         dead = f"127.0.0.1:{free_port()}"
-        async with linked(nats.url, f"nats://{dead}") as link:
-            await until(lambda: len(link._connector._causes) == 2, what="both")
-            text = await reason(link)
+        async with connected(nats.url, f"nats://{dead}") as connection:
+            await until(lambda: len(connection._connector._causes) == 2, what="both")
+            text = await reason(connection)
             assert f"127.0.0.1:{nats.port}: Authorization Violation" in text
             assert f"{dead}: connection refused" in text
 
 
 async def test_full_server_says_so(tmp_path: Path) -> None:
     with server(tmp_path, max_connections=1) as nats:
-        async with linked(nats.url) as link, linked(nats.url) as other:
-            await until(lambda: link.is_open or other.is_open, what="one")
-            text = await reason(other if link.is_open else link)
+        async with connected(nats.url) as connection, connected(nats.url) as other:
+            await until(lambda: connection.is_open or other.is_open, what="one")
+            text = await reason(other if connection.is_open else connection)
             assert "maximum connections exceeded" in text.lower()
 
 
@@ -296,10 +302,10 @@ async def test_servers_that_left_the_cluster_are_forgotten(tmp_path: Path) -> No
         return {"cluster": {"name": "c", "listen": listen, "routes": urls}}
 
     with server(tmp_path / "a", **config(0)) as first:
-        async with linked(first.url) as link, linked(first.url, discover=False) as deaf:
-            await link.ready()
+        async with connected(first.url) as connection, connected(first.url, discover=False) as deaf:
+            await connection.ready()
             await deaf.ready()
-            servers = link._connector.servers
+            servers = connection._connector.servers
             for number in range(3):
                 with server(tmp_path / f"b{number}", **config(1)) as other:
                     await until(
@@ -309,7 +315,7 @@ async def test_servers_that_left_the_cluster_are_forgotten(tmp_path: Path) -> No
                     )
             await until(lambda: not servers.announced, 20, "nobody else")
             assert deaf._connector.servers.announced == []
-            assert link.connections == 1
+            assert connection.times_connected == 1
 
 
 async def test_max_payload_that_was_lowered_costs_one_connection_not_one_a_try(
@@ -327,8 +333,8 @@ async def test_max_payload_that_was_lowered_costs_one_connection_not_one_a_try(
         await until(lambda: "Reloaded: max_payload" in own_server.tail(), 20, "the reload")
         with pytest.raises(MessageTooBig, match="65536 bytes"):
             await broker.publish(ANN, bytes(100_000))
-        assert broker.link.max_payload == 65536
-        assert broker.link.connections == 2
+        assert broker.connection.max_payload == 65536
+        assert broker.connection.times_connected == 2
         await broker.publish(ANN, bytes(60_000))
     finally:
         await broker.close()
@@ -337,11 +343,11 @@ async def test_max_payload_that_was_lowered_costs_one_connection_not_one_a_try(
 async def test_why_the_server_ended_the_connection_is_logged(
     own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with linked(own_server.url) as link:
-        await link.ready()
-        assert link._client is not None
-        link._client.write(b"PUB x 99999999\r\n")
-        await until(lambda: link.connections == 2, 20, "another connection")
+    async with connected(own_server.url) as connection:
+        await connection.ready()
+        assert connection._client is not None
+        connection._client.write(b"PUB x 99999999\r\n")
+        await until(lambda: connection.times_connected == 2, 20, "another connection")
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert said == [
         "lost the connection to NATS: the server ended the connection: Maximum Payload Violation; "
@@ -355,12 +361,12 @@ async def test_one_failing_waiter_does_not_keep_the_error_from_the_others(
     def fail(*_: Any) -> None:
         raise RuntimeError("mine")
 
-    async with linked(own_server.url) as link:
-        await link.ready()
-        link.subscribe("asked", lambda *_: None)
-        link.ask("asked", b"", fail, fail)
-        request = asyncio.create_task(link.request("asked", b"", timeout=60))
-        await link.confirm()
+    async with connected(own_server.url) as connection:
+        await connection.ready()
+        connection.subscribe("asked", lambda *_: None)
+        connection.ask("asked", b"", fail, fail)
+        request = asyncio.create_task(connection.request("asked", b"", timeout=60))
+        await connection.confirm()
         await asyncio.to_thread(own_server.kill)
         with pytest.raises(BrokerUnavailable):
             await asyncio.wait_for(request, 20)
@@ -463,26 +469,26 @@ async def test_check_of_the_streams_that_fails_begins_again(
 async def test_subscription_beyond_the_servers_limit_is_an_error(tmp_path: Path) -> None:
     """The server says so, keeps the connection open, and the subscription hears nothing."""
     with server(tmp_path, max_subscriptions=2) as nats:
-        async with linked(nats.url) as link:  # its own answers take the first
-            await link.ready()
-            link.subscribe("first", lambda *_: None)
-            await link.confirm()
-            link.subscribe("second", lambda *_: None)
+        async with connected(nats.url) as connection:  # its own answers take the first
+            await connection.ready()
+            connection.subscribe("first", lambda *_: None)
+            await connection.confirm()
+            connection.subscribe("second", lambda *_: None)
             with pytest.raises(BrokerForbidden, match="maximum subscriptions exceeded; raise"):
-                await link.confirm()
-            assert link.connections == 1
+                await connection.confirm()
+            assert connection.times_connected == 1
 
 
 async def test_lost_protocol_shows_no_payload(
     own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with linked(own_server.url) as link:
-        await link.ready()
-        assert link._client is not None
-        assert link._client._socket is not None
-        protocol: Any = link._client._socket.get_protocol()
+    async with connected(own_server.url) as connection:
+        await connection.ready()
+        assert connection._client is not None
+        assert connection._client._socket is not None
+        protocol: Any = connection._client._socket.get_protocol()
         protocol.feed(b"MSG a 1 6\r\ns3cret\r\ns3cret\r\n")
-        await until(lambda: link.connections == 2, 20, "another connection")
+        await until(lambda: connection.times_connected == 2, 20, "another connection")
     assert "lost track of NATS' protocol (ValueError); reconnecting" in caplog.text
     assert "s3cret" not in caplog.text
 
@@ -509,7 +515,7 @@ async def test_streams_that_may_not_be_looked_at_are_an_error_at_once(
 async def test_answers_that_may_not_be_heard_are_a_failed_attempt(tmp_path: Path) -> None:
     """Every request would wait for its timeout, and nobody would know why."""
     with server(tmp_path, authorization=restricted([">"], ["ws.>"])) as nats:
-        async with linked(nats.url.replace("//", "//u:p@")) as link:
-            text = await reason(link)
+        async with connected(nats.url.replace("//", "//u:p@")) as connection:
+            text = await reason(connection)
             assert re.search(r'Permissions Violation for Subscription to "_INBOX\.\w+\.\*"', text)
-            assert not link.connections
+            assert not connection.times_connected

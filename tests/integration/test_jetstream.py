@@ -134,7 +134,7 @@ async def test_silence_ends_every_call_with_one_clear_error(
             )
             got = {n: type(r) for n, r in zip(calls, results, strict=True)}
             assert got == dict.fromkeys(calls, BrokerUnavailable)
-            assert not broker.link._waiting
+            assert not broker.connection._waiting
         finally:
             own_server.resume()
 
@@ -147,7 +147,7 @@ async def test_publish_outlives_a_restart(
         await broker.wait_ready()
         await broker.publish(ANN, b"before")
         await asyncio.to_thread(own_server.kill)
-        await until(lambda: not broker.link.is_open, what="the loss")
+        await until(lambda: not broker.connection.is_open, what="the loss")
         publish = asyncio.create_task(broker.publish(ANN, b"meanwhile", msg_id="m"))
         await asyncio.sleep(0.2)
         assert not publish.done()
@@ -224,7 +224,7 @@ async def test_too_big_for_the_server_does_not_cost_the_connection(
                     await broker.offer(ANN, Frame(bytes(size), False), f"{size}")
             await broker.publish(ANN, bytes(65000))
             await broker.offer(ANN, Frame(bytes(65000), False), "fits")
-            assert broker.link.connections == 1
+            assert broker.connection.times_connected == 1
 
 
 async def test_lookups_of_many_inboxes_fit_a_small_max_payload(
@@ -245,7 +245,7 @@ async def test_lookups_of_many_inboxes_fit_a_small_max_payload(
                 await broker.jetstream.api("STREAM.NAMES", {"subject": "x" * 5000})
             with pytest.raises(MessageTooBig, match="max_payload"):
                 await broker.jetstream.direct("X", {"last_by_subj": "x" * 5000})
-            assert broker.link.connections == 1
+            assert broker.connection.times_connected == 1
 
 
 async def test_forged_headers_move_no_offset(

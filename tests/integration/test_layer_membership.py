@@ -15,9 +15,9 @@ from tests.integration.layer_worker import WorkerProcess
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.connection import NatsConnection
+from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.jetstream import JetStream
-from wsgateway.broker.nats.link import Link
-from wsgateway.broker.nats.quirks import DirectClient
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.node import Node
@@ -185,13 +185,13 @@ async def test_a_second_member_waits_for_the_first_ones_subscription(
     layer = make()
     one, two = await layer.new_channel(), await layer.new_channel()
     going_on = asyncio.Event()
-    confirm = Link.confirm
+    confirm = NatsConnection.confirm
 
-    async def late(self: Link) -> None:
+    async def late(self: NatsConnection) -> None:
         await going_on.wait()
         await confirm(self)
 
-    monkeypatch.setattr(Link, "confirm", late)
+    monkeypatch.setattr(NatsConnection, "confirm", late)
     joining = [asyncio.create_task(layer.group_add("group", name)) for name in (one, two)]
     done, _ = await asyncio.wait(joining, timeout=0.2)
     assert not done
@@ -277,7 +277,9 @@ async def test_on_reconnect_comes_after_memberships_are_in_effect(
         own_server.kill()
         await own_server.astart()
         link = layer._node().link
-        await until(lambda: link.is_open and link.connections == 2, 20, "the connection is back")
+        await until(
+            lambda: link.is_open and link.times_connected == 2, 20, "the connection is back"
+        )
         waiting = asyncio.create_task(receive(layer, channel))
         done, _ = await asyncio.wait([waiting], timeout=0.2)
         assert not done

@@ -299,7 +299,7 @@ async def test_what_a_role_may_not_do_is_an_error_at_once_that_says_so(
             # A client's frame: nobody else hears of it, so the operator does
             said = [r for r in caplog.records if f'"{subject}"' in r.getMessage()]
             assert [r.levelname for r in said] == ["ERROR"]
-        assert not broker.link._waiting
+        assert not broker.connection._waiting
     caplog.clear()
 
 
@@ -312,9 +312,9 @@ async def test_what_a_role_may_not_hear_is_an_error_of_confirm(
 ) -> None:
     async with acting(ws_settings, url(role)) as broker:
         for subject in UNHEARD[role]:
-            subscription = broker.link.subscribe(subject, lambda *_: None)
+            subscription = broker.connection.subscribe(subject, lambda *_: None)
             with pytest.raises(BrokerForbidden, match="Subscription to"):
-                await broker.link.confirm()
+                await broker.connection.confirm()
             subscription.close()
     said = [r.getMessage() for r in caplog.records if "NATS refuses" in r.getMessage()]
     assert len(said) == len(UNHEARD[role])

@@ -61,8 +61,10 @@ async def test_middleware_that_wraps_send_does_not_keep_sockets_from_closing(
     """On daphne, raw sockets behind AuthMiddlewareStack were not closed, and went on publishing."""
     taken: list[bytes] = []
     subject = broker.subjects.send(ANN)
-    broker.link.subscribe(subject, lambda _subject, _reply, data, _headers: taken.append(data))
-    await broker.link.confirm()
+    broker.connection.subscribe(
+        subject, lambda _subject, _reply, data, _headers: taken.append(data)
+    )
+    await broker.connection.confirm()
     gateway = gateway_factory(
         server, application=f"tests.asgi_apps:{application}", WSGATEWAY_MAX_MESSAGE_SIZE="1000"
     )
@@ -107,8 +109,10 @@ async def test_empty_frames_arrive_both_ways(
     """Daphne drops an empty frame; the gateway counted it as delivered."""
     taken: list[bytes] = []
     subject = broker.subjects.send(ANN)
-    broker.link.subscribe(subject, lambda _subject, _reply, data, _headers: taken.append(data))
-    await broker.link.confirm()
+    broker.connection.subscribe(
+        subject, lambda _subject, _reply, data, _headers: taken.append(data)
+    )
+    await broker.connection.confirm()
     gateway = gateway_factory(server)
     frames: list[str | bytes] = ["", b"", "end"]
     async with gateway.connect(*ANN) as raw:

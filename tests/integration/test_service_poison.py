@@ -211,7 +211,7 @@ async def test_refusal_after_a_reply_is_told_too(broker: NatsBroker) -> None:
 
 async def publish_raw(broker: NatsBroker, subject: str, payload: bytes, headers: bytes) -> None:
     """Publish as a program in any language can."""
-    reply = await broker.link.request(subject, payload, headers)
+    reply = await broker.connection.request(subject, payload, headers)
     assert b'"seq"' in reply.data
 
 
@@ -274,7 +274,7 @@ async def test_headers_near_the_servers_limit_make_room_for_ours(broker: NatsBro
 async def test_payload_near_the_servers_limit_makes_room_for_headers(
     broker: NatsBroker, spare: int, shortened: tuple[str, ...]
 ) -> None:
-    payload = b"p" * (broker.link.max_payload - spare)
+    payload = b"p" * (broker.connection.max_payload - spare)
     await broker.jetstream.publish(broker.subjects.send(Inbox("orders", "ann")), payload)
     letter = await after_poison(broker)
     assert letter.shortened == shortened

@@ -57,7 +57,7 @@ async def test_many_unknown_names_cost_one_request(
         return await api(name, *args)
 
     monkeypatch.setattr(broker.services._jetstream, "api", counting)
-    await broker.link.confirm()  # its own word that it has made streams is back
+    await broker.connection.confirm()  # its own word that it has made streams is back
     broker.services.doubt()
     found = await asyncio.gather(*(broker.service_exists(f"chat {n}") for n in range(500)))
     assert not any(found)

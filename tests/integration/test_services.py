@@ -282,7 +282,7 @@ async def test_backlog_of_a_user_is_not_told_of_message_by_message(
 
     for number in range(100):
         await offer(broker, str(number))
-    listening = broker.link.subscribe("$JS.ACK.>", count)
+    listening = broker.connection.subscribe("$JS.ACK.>", count)
     async with serving(broker) as worker:
         await until(lambda: worker.in_hand == 100)
         await asyncio.sleep(3 * nats_settings.WSGATEWAY_ACK_WAIT)  # nine heartbeats

@@ -23,7 +23,7 @@ from tests.support import Gateway, Process, site_env, until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import LinkOptions
+from wsgateway.broker.nats.connection import ConnectionOptions
 from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["World", "running_world"]
@@ -168,7 +168,7 @@ class World:
     async def broker(self, timeout: float = 20.0) -> AsyncIterator[NatsBroker]:
         """A connection past the proxies, as an operator has it."""
         urls = tuple(server.url for server in self.servers)
-        broker = NatsBroker(LinkOptions(urls, timeout=timeout), self.subjects, [])
+        broker = NatsBroker(ConnectionOptions(urls, timeout=timeout), self.subjects, [])
         await broker.open()
         try:
             await broker.wait_ready()

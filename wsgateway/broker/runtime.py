@@ -31,7 +31,7 @@ from wsgateway.broker.native import start_native_thread, wait_for
 from wsgateway.conf import settings
 
 if TYPE_CHECKING:
-    from wsgateway.broker.nats.link import LinkOptions
+    from wsgateway.broker.nats.connection import ConnectionOptions
 
 __all__ = [
     "Connection",
@@ -70,7 +70,7 @@ class Target(NamedTuple):
         prefix: First token of every subject.
     """
 
-    options: LinkOptions | None
+    options: ConnectionOptions | None
     prefix: str
 
 

@@ -117,7 +117,7 @@ class Blobs:
             keep = max(keep, lifetime)
         try:
             await self._ensure(math.ceil(keep))
-            room = self._broker.link.max_payload - HEADERS
+            room = self._broker.connection.max_payload - HEADERS
             parts = [data[start : start + room] for start in range(0, len(data), room)]
             for index, part in enumerate(parts):  # one after the other: read in this order
                 await self._broker.jetstream.publish(

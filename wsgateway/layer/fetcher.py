@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from wsgateway.broker.base import Closable
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.connection import new_reply_subject
 from wsgateway.broker.nats.jetstream import ApiError
-from wsgateway.broker.nats.link import new_inbox
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
 from wsgateway.layer.mailbox import Mailbox
@@ -61,7 +61,7 @@ class Fetcher:
         self._stream = node.subjects.stream("chan")
         self._consumer = encode_token(channel)
         # Of its own: what a pull brings carries the channel's subject, not the request's
-        self._inbox = new_inbox()
+        self._inbox = new_reply_subject()
         self._batch = 1
         self._task: asyncio.Task[None] | None = None
         self._interest: Closable | None = None  # in the answers, while the task runs

@@ -181,12 +181,14 @@ class Home:
 
     def _on_open(self, node: Node) -> None:
         if self._notice(True) is not None:
-            self._run(self._notify_restored(node, node.link.connections), "wsgateway-layer-notice")
+            self._run(
+                self._notify_restored(node, node.link.times_connected), "wsgateway-layer-notice"
+            )
 
     async def _notify_restored(self, node: Node, connection: int) -> None:
         with contextlib.suppress(BrokerError):  # lost again: the next connection says so
             await node.in_effect()
-            if node.link.connections == connection and node.link.is_open:
+            if node.link.times_connected == connection and node.link.is_open:
                 self._notify(node, True)
 
     def _notify(self, node: Node, is_open: bool) -> None:
@@ -311,7 +313,7 @@ class Home:
         name = channel.encode()
         subscription = group.subscriptions.get(name)
         key = name if subscription is not None or "!" not in channel else b""
-        connection = node.link.connections
+        connection = node.link.times_connected
         if group.confirmed.get(key) == connection:
             return
         try:

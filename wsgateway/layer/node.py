@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from wsgateway.broker import runtime
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import new_inbox
+from wsgateway.broker.nats.connection import new_reply_subject
 from wsgateway.broker.runtime import Connection, Target
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
@@ -53,7 +53,7 @@ class Node:
         self.broker = cast(NatsBroker, connection.broker)
         self.subjects = self.broker.subjects
         self.blobs = Blobs(self.broker)
-        self.link = self.broker.link
+        self.link = self.broker.connection
         self.publish = self.link.publish
         self.notices = _notices
         """Where owners of channels answer what this process sends to them."""
@@ -188,7 +188,7 @@ def _node_of(connection: Connection) -> Node:
 _attaching = threading.Lock()
 full_channels = FullChannels()
 """Other processes' channels that have no room, as far as this one has heard."""
-_notices = new_inbox()  # all nodes listen: the one that has sent may be gone
+_notices = new_reply_subject()  # all nodes listen: the one that has sent may be gone
 
 
 def _on_notice(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
@@ -198,7 +198,7 @@ def _on_notice(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | Non
 
 def _after_fork() -> None:
     global _notices, _attaching
-    _notices = new_inbox()
+    _notices = new_reply_subject()
     _attaching = threading.Lock()  # another thread may have held it
 
 

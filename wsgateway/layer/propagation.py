@@ -23,7 +23,7 @@ from typing import Any
 
 from wsgateway.broker.base import Closable
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.link import Link
+from wsgateway.broker.nats.connection import NatsConnection
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Subjects
@@ -49,7 +49,7 @@ class Propagation:
         subjects: Names below the installation's prefix.
     """
 
-    def __init__(self, link: Link, subjects: Subjects) -> None:
+    def __init__(self, link: NatsConnection, subjects: Subjects) -> None:
         self._link = link
         self._subject = subjects.probe
         self._reports = subjects.process(f"probe-{secrets.token_hex(8)}")

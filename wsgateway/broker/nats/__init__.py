@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from wsgateway.broker.addresses import Address, split_urls, url_cure
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.link import LinkOptions
-from wsgateway.broker.nats.quirks import require_tried_version
+from wsgateway.broker.nats.connection import ConnectionOptions
+from wsgateway.broker.nats.handshake import require_tried_version
 from wsgateway.broker.nats.streams import wanted_streams
 from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerMisconfigured
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["NatsBroker", "broker_from_settings", "make_broker", "options_from_settings"]
 
 
-def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> LinkOptions:
+def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> ConnectionOptions:
     """Return how to connect.
 
     Args:
@@ -46,7 +46,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
                 f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {exc}; "
                 f"{url_cure(settings.URL)}"
             ) from None
-    return LinkOptions(
+    return ConnectionOptions(
         servers=servers,
         user=settings.NATS_USER,
         password=settings.NATS_PASSWORD,
@@ -65,7 +65,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
     )
 
 
-def make_broker(options: LinkOptions, prefix: str, settings: Settings) -> NatsBroker:
+def make_broker(options: ConnectionOptions, prefix: str, settings: Settings) -> NatsBroker:
     """Return an unopened broker with the streams that the project's settings want.
 
     Raises:

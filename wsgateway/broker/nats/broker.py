@@ -1,4 +1,4 @@
-"""The NATS JetStream broker: joins link, streams, publishing and direct gets."""
+"""The NATS JetStream broker: joins connection, streams, publishing and direct gets."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from wsgateway.broker.base import (
     check_published,
 )
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
 from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.broker.nats.cursors import Cursors
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import JetStream
-from wsgateway.broker.nats.link import Link, LinkOptions, LinkState
 from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.streams import (
@@ -132,7 +132,7 @@ class NatsBroker(Broker):
 
     def __init__(
         self,
-        options: LinkOptions,
+        options: ConnectionOptions,
         subjects: Subjects,
         specs: Iterable[StreamSpec],
         max_devices: int = 100,
@@ -140,8 +140,8 @@ class NatsBroker(Broker):
         max_message_size: int = 0,
     ) -> None:
         self.subjects = subjects
-        self.link = Link(options)
-        self.jetstream = JetStream(self.link, options.timeout, options.publish_timeout)
+        self.connection = NatsConnection(options)
+        self.jetstream = JetStream(self.connection, options.timeout, options.publish_timeout)
         self.streams = Streams(self.jetstream, subjects, specs)
         self.services = Registry(self.jetstream, subjects, declared)
         self._timeout = options.timeout
@@ -171,26 +171,26 @@ class NatsBroker(Broker):
     # -- life cycle ----------------------------------------------------------------------
 
     async def open(self) -> None:
-        await self.link.open()
+        await self.connection.open()
         if not self._opened:
             self._opened = True
-            self.link.on_open(self._on_open)
-            self.link.on_lost(self._on_lost)
+            self.connection.on_open(self._on_open)
+            self.connection.on_lost(self._on_lost)
             self.listen(TOPIC, lambda _: self.services.doubt())
             self._looking = supervise(self._look_after_streams, "wsgateway-streams")
-            if self.link.is_open:  # since `set_up`
+            if self.connection.is_open:  # since `set_up`
                 self._on_open()
 
     async def close(self) -> None:
         self._settled.clear()
-        await self.link.close(min(2.0, self._timeout))
+        await self.connection.close(min(2.0, self._timeout))
         tasks = {task for task in (self._preparing, self._looking) if task is not None}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self._problem = None
-        self._settled.set()  # those who wait look, and find the link closed
+        self._settled.set()  # those who wait look, and find the connection closed
 
     def _on_open(self) -> None:
         if self._preparing is not None:
@@ -217,7 +217,7 @@ class NatsBroker(Broker):
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                if not self.link.is_open:
+                if not self.connection.is_open:
                     return  # the next connection prepares again
                 self._note_delay(exc)
             await asyncio.sleep(RECHECK if self._problem else 0.25)
@@ -302,15 +302,15 @@ class NatsBroker(Broker):
             self._learn(infos[self._recv])
 
     def _require_server(self) -> None:
-        version = self.link.server_version
+        version = self.connection.server_version
         if version < LEAST_VERSION:
             raise BrokerMisconfigured(
-                f"NATS {'.'.join(map(str, version))} at {self.link.address} is too old: batched "
-                "direct get and per-message TTL need 2.11 or later; upgrade the server"
+                f"NATS {'.'.join(map(str, version))} at {self.connection.address} is too old: "
+                "batched direct get and per-message TTL need 2.11 or later; upgrade the server"
             )
-        if not self.link.jetstream_offered:
+        if not self.connection.jetstream_offered:
             raise BrokerMisconfigured(
-                f"NATS at {self.link.address} runs without JetStream; start it with -js"
+                f"NATS at {self.connection.address} runs without JetStream; start it with -js"
             )
 
     def _warn_of_limit(self) -> None:
@@ -321,16 +321,16 @@ class NatsBroker(Broker):
                 "NATS at %s takes messages of %s bytes with their headers, so clients may send %s "
                 "bytes only, not WSGATEWAY_MAX_MESSAGE_SIZE (%s): set max_payload to %s or more in "
                 "the server's configuration, or lower the setting",
-                self.link.address,
-                self.link.max_payload,
+                self.connection.address,
+                self.connection.max_payload,
                 self.largest_offer,
                 self._max_message_size,
                 self._max_message_size + OFFER_HEADERS,
             )
 
     async def set_up(self, ack_wait: float | None = None) -> list[str]:
-        await self.link.open()
-        await self.link.ready()
+        await self.connection.open()
+        await self.connection.ready()
         self._require_server()
         self._warn_of_limit()
         jetstream = self.jetstream.patient  # an operator's command outlasts an election
@@ -342,22 +342,22 @@ class NatsBroker(Broker):
 
     @property
     def where(self) -> str:
-        return f"NATS at {self.link.address}"
+        return f"NATS at {self.connection.address}"
 
     @property
     def closed(self) -> bool:
-        return self.link.state is LinkState.CLOSED
+        return self.connection.state is ConnectionState.CLOSED
 
     def forget_inherited(self) -> None:
-        self.link.forget_inherited()
+        self.connection.forget_inherited()
 
     @property
     def connected(self) -> bool:
-        return self.link.is_open
+        return self.connection.is_open
 
     @property
     def ready(self) -> bool:
-        return self._settled.is_set() and self._problem is None and self.link.is_open
+        return self._settled.is_set() and self._problem is None and self.connection.is_open
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         if self.ready:
@@ -366,17 +366,18 @@ class NatsBroker(Broker):
             raise self._problem
         limit = self.jetstream.publish_timeout if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
-        await self.link.ready(timeout)  # first and alone: its error says why it is not connected
+        # First and alone: its error says why it is not connected
+        await self.connection.ready(timeout)
         try:
             async with asyncio.timeout_at(deadline):
                 await self._settled.wait()
         except TimeoutError as exc:
-            await self.link.ready(0)  # lost meanwhile?
+            await self.connection.ready(0)  # lost meanwhile?
             raise BrokerUnavailable(
-                f"the streams at {self.link.address} were not ready within {limit:g} s: "
+                f"the streams at {self.connection.address} were not ready within {limit:g} s: "
                 f"{self._delay or 'no answer yet'}"
             ) from exc
-        await self.link.ready(0)  # woken by close?
+        await self.connection.ready(0)  # woken by close?
         if self._problem is not None:
             raise self._problem
 
@@ -386,7 +387,7 @@ class NatsBroker(Broker):
         return _Ended(lambda: self._callbacks.pop(key, None) and None)
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
-        return _Ended(self.link.on_lost(callback))
+        return _Ended(self.connection.on_lost(callback))
 
     # -- services ------------------------------------------------------------------------
 
@@ -476,11 +477,11 @@ class NatsBroker(Broker):
         def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
             on_message(_stored(data, raw, live=True))
 
-        return self.link.subscribe(self.subjects.live(inbox), handle)
+        return self.connection.subscribe(self.subjects.live(inbox), handle)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         found = {}
-        room = min(MULTI_LAST_BYTES, self.link.max_payload) - MULTI_LAST_REST
+        room = min(MULTI_LAST_BYTES, self.connection.max_payload) - MULTI_LAST_REST
         for subjects in _portions((self.subjects.recv(inbox) for inbox in inboxes), room):
             async for subject, offset in self._last_offsets(subjects):
                 found[self.subjects.parse(subject)[1]] = offset
@@ -550,7 +551,7 @@ class NatsBroker(Broker):
 
     @property
     def largest_offer(self) -> int:
-        return max(0, self.link.max_payload - OFFER_HEADERS)
+        return max(0, self.connection.max_payload - OFFER_HEADERS)
 
     @property
     def epoch(self) -> str:
@@ -598,13 +599,13 @@ class NatsBroker(Broker):
 
     def broadcast(self, topic: str, payload: bytes) -> None:
         with contextlib.suppress(BrokerUnavailable):
-            self.link.publish(self._topic(topic), payload)
+            self.connection.publish(self._topic(topic), payload)
 
     def listen(self, topic: str, on_message: Callable[[bytes], None]) -> Closable:
         def handle(_subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None) -> None:
             on_message(data)
 
-        return self.link.subscribe(self._topic(topic), handle)
+        return self.connection.subscribe(self._topic(topic), handle)
 
 
 def _portions(subjects: Iterable[str], room: int) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from nats.errors import Error as NatsError
 
 from wsgateway.broker.addresses import Address
-from wsgateway.broker.nats.options import LinkOptions
+from wsgateway.broker.nats.options import ConnectionOptions
 
 __all__ = ["Cause", "cause_of", "find_stranger"]
 
@@ -70,7 +70,7 @@ class Cause(NamedTuple):
 
 
 def cause_of(
-    exc: Exception, address: Address, options: LinkOptions, info: Mapping[str, object]
+    exc: Exception, address: Address, options: ConnectionOptions, info: Mapping[str, object]
 ) -> Cause:
     """Return why an attempt to connect failed.
 
@@ -89,7 +89,7 @@ def cause_of(
     return _network(exc, address, options) or _from_text(exc, address, options)
 
 
-def _network(exc: Exception, address: Address, options: LinkOptions) -> Cause | None:
+def _network(exc: Exception, address: Address, options: ConnectionOptions) -> Cause | None:
     start = "start the server, or correct host and port in NATS_BROKER_URL"
     start, check = (
         f"{cure}, {options.unreachable_cure}".removesuffix(", ") for cure in (start, CHECK_URL)
@@ -118,7 +118,7 @@ def _certificate(why: str) -> Cause:
     return Cause(f"the server's certificate is not accepted: {why}", cure)
 
 
-def _own_certificate_cure(options: LinkOptions) -> str:
+def _own_certificate_cure(options: ConnectionOptions) -> str:
     if not options.tls_cert:
         return (
             "it wants a client certificate: set WSGATEWAY_NATS_TLS_CERT and WSGATEWAY_NATS_TLS_KEY"
@@ -126,7 +126,7 @@ def _own_certificate_cure(options: LinkOptions) -> str:
     return f"see in its log why it does not accept the certificate in {options.tls_cert!r}"
 
 
-def _from_text(exc: Exception, address: Address, options: LinkOptions) -> Cause:
+def _from_text(exc: Exception, address: Address, options: ConnectionOptions) -> Cause:
     if not isinstance(exc, (NatsError, ValueError, OSError)) or not str(exc):
         return Cause(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
     text = str(exc).removeprefix("nats: ").strip("' ") or "the server gives no reason"
@@ -138,7 +138,7 @@ def _from_text(exc: Exception, address: Address, options: LinkOptions) -> Cause:
     return Cause(text)
 
 
-def _login_cure(address: Address, options: LinkOptions) -> str:
+def _login_cure(address: Address, options: ConnectionOptions) -> str:
     """Return what to do about a login that the server refuses; names where it comes from."""
     if options.credentials:
         return f"the server does not accept the user in {options.credentials!r}"

@@ -12,8 +12,8 @@ from nats.errors import NoServersError
 
 from wsgateway.broker.addresses import Address, ServerList
 from wsgateway.broker.nats.causes import Cause, cause_of, find_stranger
-from wsgateway.broker.nats.options import LinkOptions
-from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.broker.nats.handshake import DirectClient
+from wsgateway.broker.nats.options import ConnectionOptions
 from wsgateway.broker.nats.reader import Handler
 
 __all__ = ["Connector"]
@@ -25,17 +25,17 @@ SHOWN = 5
 
 
 class Connector:
-    """Makes connections for one link, one after the other.
+    """Makes the connections of a `NatsConnection`, one after the other.
 
     Args:
         options: Where and how.
-        handlers: The link's; see `DirectClient`.
-        on_refusal: The link's; see `DirectClient`.
+        handlers: The owner's; see `DirectClient`.
+        on_refusal: The owner's; see `DirectClient`.
     """
 
     def __init__(
         self,
-        options: LinkOptions,
+        options: ConnectionOptions,
         handlers: dict[int, Handler],
         on_refusal: Callable[[DirectClient, str], None],
     ) -> None:

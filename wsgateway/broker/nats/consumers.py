@@ -138,7 +138,7 @@ async def _consumers(broker: NatsBroker, stream: str) -> list[dict[str, Any]]:
 async def _has_workers(broker: NatsBroker, service: str) -> bool:
     """Say whether a worker listens to where workers tell each other whose turn it is."""
     try:
-        await broker.link.request(broker.subjects.turn(service), b"", timeout=ASK_WORKERS)
+        await broker.connection.request(broker.subjects.turn(service), b"", timeout=ASK_WORKERS)
     except NobodyAnswers:
         return False
     except BrokerUnavailable:  # they listen, but do not answer

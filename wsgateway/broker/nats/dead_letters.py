@@ -12,8 +12,8 @@ from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
+    from wsgateway.broker.nats.connection import Reply
     from wsgateway.broker.nats.jetstream import JetStream
-    from wsgateway.broker.nats.link import Reply
 
 __all__ = ["NatsDeadLetters"]
 
@@ -33,7 +33,7 @@ class NatsDeadLetters(DeadLetters):
 
     @property
     def max_size(self) -> int:  # type: ignore[override]
-        return self._jetstream.link.max_payload
+        return self._jetstream.connection.max_payload
 
     async def add(
         self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str

@@ -1,4 +1,4 @@
-"""JetStream over a `Link`: API calls, acknowledged publishing, direct gets.
+"""JetStream over a `NatsConnection`: API calls, acknowledged publishing, direct gets.
 
 Raw requests, because nats-py has no batched direct get, parses every header, and drops stream
 settings it does not know. Sources: NATS ADR-1 (API), ADR-22 (publish retries), ADR-31 (direct
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.link import Link, Reply
+from wsgateway.broker.nats.connection import NatsConnection, Reply
 from wsgateway.exceptions import (
     BrokerError,
     BrokerMisconfigured,
@@ -135,17 +135,17 @@ def _receipt(data: bytes, size: int) -> Receipt:
 
 
 class JetStream:
-    """JetStream requests over *link*; stateless.
+    """JetStream requests over *connection*; stateless.
 
     Args:
-        link: The connection.
+        connection: What carries them.
         timeout: Seconds that a call may take, retries included.
         publish_timeout: Seconds that `publish` may take, retries included. An election of a
             stream's leader takes NATS 4 to 9 s, and nothing is stored until it is over.
     """
 
-    def __init__(self, link: Link, timeout: float, publish_timeout: float) -> None:
-        self.link = link
+    def __init__(self, connection: NatsConnection, timeout: float, publish_timeout: float) -> None:
+        self.connection = connection
         self.timeout = timeout
         self.publish_timeout = publish_timeout
         self.on_missing: Callable[[], None] = _nothing
@@ -155,7 +155,7 @@ class JetStream:
     @property
     def patient(self) -> JetStream:
         """The same, with `publish_timeout` for every call: for what comes before a publish."""
-        return JetStream(self.link, self.publish_timeout, self.publish_timeout)
+        return JetStream(self.connection, self.publish_timeout, self.publish_timeout)
 
     async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer of ``$JS.API.<name>``; an idempotent request.
@@ -167,7 +167,7 @@ class JetStream:
             BrokerUnavailable: No answer in time, or no leader now.
         """
         payload = json.dumps(request).encode() if request is not None else b""
-        await self.link.ready(self.timeout)
+        await self.connection.ready(self.timeout)
         self._check_size(len(payload))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout
@@ -175,7 +175,7 @@ class JetStream:
         while True:
             limit = min(ATTEMPT_TIMEOUT * 2**attempt, deadline - loop.time())
             try:
-                reply = await self.link.request(f"$JS.API.{name}", payload, timeout=limit)
+                reply = await self.connection.request(f"$JS.API.{name}", payload, timeout=limit)
                 answer = _fields(reply.data)
                 if "error" in answer:
                     if answer["error"].get("err_code") == NOT_FOUND:
@@ -184,7 +184,7 @@ class JetStream:
                 return answer
             except BrokerUnavailable:
                 pause = self._backoff.delay(attempt)
-                if not self.link.is_open or loop.time() + pause >= deadline:
+                if not self.connection.is_open or loop.time() + pause >= deadline:
                     raise
             await asyncio.sleep(pause)
             attempt += 1
@@ -217,18 +217,18 @@ class JetStream:
         if expect_last is not None:
             pairs["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
         raw = hdrs.encode(pairs)
-        link, size = self.link, len(raw) + len(payload)
+        connection, size = self.connection, len(raw) + len(payload)
         begin = monotonic()
         attempt = 0
         while True:
             left = self.publish_timeout - (monotonic() - begin)
-            if not link.is_open:
-                await link.ready(min(left, self.timeout))
+            if not connection.is_open:
+                await connection.ready(min(left, self.timeout))
             self._check_size(size)  # each time: another server may have another limit
             try:
-                if link.is_crowded:
-                    await link.pressure()
-                reply = await link.request(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
+                if connection.is_crowded:
+                    await connection.pressure()
+                reply = await connection.request(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
                 return _receipt(reply.data, len(payload))
             except BrokerUnavailable as exc:
                 if isinstance(exc, NobodyAnswers):
@@ -241,8 +241,8 @@ class JetStream:
 
     def _check_size(self, size: int) -> None:
         """Refuse what the server would answer by ending the connection."""
-        if size > self.link.max_payload:
-            raise MessageTooBig(size, self.link.max_payload, "the NATS server's max_payload")
+        if size > self.connection.max_payload:
+            raise MessageTooBig(size, self.connection.max_payload, "the NATS server's max_payload")
 
     def offer(
         self, subject: str, payload: bytes, headers: Mapping[str, str]
@@ -272,7 +272,7 @@ class JetStream:
         except MessageTooBig as exc:
             result.set_exception(exc)
             return result
-        done = self.link.ask(subject, payload, on_reply, on_lost, raw)
+        done = self.connection.ask(subject, payload, on_reply, on_lost, raw)
         result.add_done_callback(lambda _: done())
         return result
 
@@ -283,12 +283,12 @@ class JetStream:
             BrokerUnavailable: No answer for `timeout` seconds, or the connection was lost.
             ApiError: The request was refused.
         """
-        await self.link.ready(self.timeout)
+        await self.connection.ready(self.timeout)
         payload = json.dumps(request).encode()
         self._check_size(len(payload))
         is_single = "batch" not in request and "multi_last" not in request
         try:
-            return await _DirectRead(self.link, stream, payload, is_single).run(self.timeout)
+            return await _DirectRead(self.connection, stream, payload, is_single).run(self.timeout)
         except NobodyAnswers:
             self.on_missing()
             raise
@@ -301,8 +301,10 @@ def _nothing() -> None:
 class _DirectRead:
     """One direct get: collects answers until the server says that there are no more."""
 
-    def __init__(self, link: Link, stream: str, request: bytes, is_single: bool) -> None:
-        self._link = link
+    def __init__(
+        self, connection: NatsConnection, stream: str, request: bytes, is_single: bool
+    ) -> None:
+        self._connection = connection
         self._stream = stream
         self._request = request
         self._single = is_single
@@ -313,7 +315,7 @@ class _DirectRead:
 
     async def run(self, timeout: float) -> DirectBatch:
         subject = f"$JS.API.DIRECT.GET.{self._stream}"
-        done = self._link.ask(subject, self._request, self._on_reply, self._fail)
+        done = self._connection.ask(subject, self._request, self._on_reply, self._fail)
         try:
             while not self._end.done():
                 left = self._heard + timeout - self._loop.time()

@@ -14,7 +14,7 @@ from nats.aio.client import RawCredentials
 from wsgateway.broker.addresses import Address
 from wsgateway.protocol.backoff import Backoff
 
-__all__ = ["LinkOptions"]
+__all__ = ["ConnectionOptions"]
 
 _BACKOFF = Backoff(0.05, 2.0, 2.0, jitter=0.5)
 
@@ -26,7 +26,7 @@ _CREDENTIALS = re.compile(
 
 
 @dataclass(frozen=True)
-class LinkOptions:
+class ConnectionOptions:
     """Where and how to connect. Times in seconds, files as paths.
 
     Attributes:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.connection import new_reply_subject
 from wsgateway.broker.nats.consumers import ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
-from wsgateway.broker.nats.link import new_inbox
 from wsgateway.broker.work import History, Job, Turn, WorkQueue
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -95,7 +95,7 @@ class NatsWorkQueue(WorkQueue):
         ack_wait: float,
     ) -> None:
         self.service = service
-        self._link = broker.link
+        self._connection = broker.connection
         self._broker = broker
         self._on_job = on_job
         self._on_turn = on_turn
@@ -105,7 +105,7 @@ class NatsWorkQueue(WorkQueue):
         self._consumer = broker.subjects.consumer(service)
         self._created = ""  # when the stream was made
         self._life = 0  # how many streams there have been
-        self._inbox = new_inbox()
+        self._inbox = new_reply_subject()
         self._room = 0  # messages that may still be asked for
         self._asked = 0  # of those, how many a pull request is open for
         self._changed = asyncio.Event()
@@ -113,12 +113,12 @@ class NatsWorkQueue(WorkQueue):
         self._turn = broker.subjects.turn(service)
         self._turns: Closable | None = None
         self._bucket = broker.subjects.bucket("tries")
-        self._subscription = self._link.subscribe(self._inbox, self._on_answer)
-        self._lost = self._link.on_lost(self._reset)
+        self._subscription = self._connection.subscribe(self._inbox, self._on_answer)
+        self._lost = self._connection.on_lost(self._reset)
         self.ready = asyncio.Event()
 
     def open(self, room: int) -> None:
-        self._turns = self._link.subscribe(
+        self._turns = self._connection.subscribe(
             self._turn, lambda _s, _r, data, _h: self._on_turn(data.decode("utf-8", "replace"))
         )
         self._room = room
@@ -147,7 +147,7 @@ class NatsWorkQueue(WorkQueue):
     async def ack_now(self, job: Job) -> None:
         if self.holds(job):
             try:
-                await self._link.request(job.receipt, ACK)
+                await self._connection.request(job.receipt, ACK)
             except BrokerUnavailable:
                 if self.holds(job):  # otherwise it was moved, and comes again
                     raise
@@ -155,7 +155,7 @@ class NatsWorkQueue(WorkQueue):
 
     def _pass_on(self, job: Job) -> None:
         """Tell other workers; fails if the connection that carried the answer is lost."""
-        self._link.publish(self._turn, job.inbox.user.encode())
+        self._connection.publish(self._turn, job.inbox.user.encode())
 
     def give_back(self, job: Job, delay: float) -> None:
         self._answer(job, b'-NAK {"delay": %d}' % int(delay * NANO))
@@ -170,7 +170,7 @@ class NatsWorkQueue(WorkQueue):
         if not self.holds(job):
             return  # the server would take it for an answer to another message
         try:
-            self._link.publish(job.receipt, answer)
+            self._connection.publish(job.receipt, answer)
         except BrokerError as exc:  # it will be delivered again
             logger.debug("an acknowledgement was not sent: %s", exc)
 
@@ -291,7 +291,7 @@ class NatsWorkQueue(WorkQueue):
     def _request(self, count: int) -> None:
         request = json.dumps({"batch": count, "expires": int(PULL_EXPIRES * NANO)}).encode()
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        self._link.publish(subject, request, reply=self._inbox)
+        self._connection.publish(subject, request, reply=self._inbox)
         self._asked += count
 
     def _reset(self) -> None:

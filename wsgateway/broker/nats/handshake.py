@@ -1,4 +1,4 @@
-"""Everything that leans on a private detail of nats-py. ``tests/integration/test_quirks.py``
+"""Everything that leans on a private detail of nats-py. ``tests/integration/test_handshake.py``
 is the canary: it fails, and says what to do, when a new version changes one of them.
 
 nats-py connects: servers, TLS, credentials, the first exchange. Then `DirectClient` takes the

@@ -1,4 +1,4 @@
-"""Canaries for the private details of nats-py that `wsgateway.broker.nats.quirks` leans on.
+"""Canaries for the private details of nats-py that `wsgateway.broker.nats.handshake` leans on.
 
 If one fails after an upgrade of nats-py: do not release with that version. Read the detail's new
 form in ``nats/aio/client.py``, change `DirectClient`, and only then raise the limit in
@@ -19,16 +19,18 @@ from nats.protocol.parser import Parser
 
 from tests.support import ROOT, until
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.broker.nats import broker_from_settings, quirks
+from wsgateway.broker.nats import broker_from_settings, handshake
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.reader import Handler, Reader
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 
 
 def changed(detail: str, use: str) -> str:
-    return f"nats-py changed {detail}; DirectClient.{use} rests on it, see quirks.py and change it"
+    return (
+        f"nats-py changed {detail}; DirectClient.{use} rests on it, see handshake.py and change it"
+    )
 
 
 @pytest.fixture
@@ -109,15 +111,15 @@ async def test_written_commands_go_out_in_order_and_the_buffer_empties(
     seen: list[tuple[bytes, bytes, bytes, bytes | None]] = []
     handlers[1] = lambda *message: seen.append(message)
     raw = hdrs.encode({"A": "b"})
-    client.write(b"SUB quirks.> 1\r\n")
+    client.write(b"SUB handshake.> 1\r\n")
     for number in range(100):
-        client.write(b"PUB quirks.a re.ply 2\r\n%02d\r\n" % number)
-    client.write(b"HPUB quirks.b %d %d\r\n" % (len(raw), len(raw) + 1) + raw + b"x\r\n")
+        client.write(b"PUB handshake.a re.ply 2\r\n%02d\r\n" % number)
+    client.write(b"HPUB handshake.b %d %d\r\n" % (len(raw), len(raw) + 1) + raw + b"x\r\n")
     assert client.buffered > 0
     assert await client.ping(10)
     assert [data for _, _, data, _ in seen[:100]] == [b"%02d" % number for number in range(100)]
-    assert seen[0] == (b"quirks.a", b"re.ply", b"00", None)
-    assert seen[100] == (b"quirks.b", b"", b"x", raw)
+    assert seen[0] == (b"handshake.a", b"re.ply", b"00", None)
+    assert seen[100] == (b"handshake.b", b"", b"x", raw)
     assert client.buffered == 0
 
 
@@ -128,9 +130,9 @@ async def test_failing_handler_and_unknown_subscription_do_not_end_the_read_loop
         raise RuntimeError("handler's mistake")
 
     handlers[1] = fail
-    client.write(b"SUB quirks.f 1\r\nSUB quirks.f 2\r\nPUB quirks.f 1\r\nx\r\n")
+    client.write(b"SUB handshake.f 1\r\nSUB handshake.f 2\r\nPUB handshake.f 1\r\nx\r\n")
     assert await client.ping(10)
-    assert "a handler failed for a message on b'quirks.f'" in caplog.text
+    assert "a handler failed for a message on b'handshake.f'" in caplog.text
     assert await client.ping(10)
 
 
@@ -268,7 +270,7 @@ async def test_server_info_is_what_the_server_said(
 def test_other_version_is_named(monkeypatch: pytest.MonkeyPatch, nats_settings: Any) -> None:
     """It failed somewhere inside, with an error that named neither version."""
     broker_from_settings(wsgateway_settings)
-    monkeypatch.setattr(quirks, "version", lambda _: "2.17.0")
+    monkeypatch.setattr(handshake, "version", lambda _: "2.17.0")
     with pytest.raises(BrokerMisconfigured, match=r"nats-py 2\.17\.0 is installed.*tried with"):
         broker_from_settings(wsgateway_settings)
 
@@ -276,5 +278,5 @@ def test_other_version_is_named(monkeypatch: pytest.MonkeyPatch, nats_settings: 
 def test_tried_version_is_the_one_that_is_required() -> None:
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (ours,) = [line for line in required if line.startswith("nats-py")]
-    major, minor = quirks.TRIED.split(".")
-    assert ours == f"nats-py[nkeys]>={quirks.TRIED},<{major}.{int(minor) + 1}"
+    major, minor = handshake.TRIED.split(".")
+    assert ours == f"nats-py[nkeys]>={handshake.TRIED},<{major}.{int(minor) + 1}"

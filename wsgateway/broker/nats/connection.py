@@ -18,14 +18,21 @@ from typing import NamedTuple
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connector import Connector
-from wsgateway.broker.nats.options import LinkOptions
-from wsgateway.broker.nats.quirks import DirectClient
+from wsgateway.broker.nats.handshake import DirectClient
+from wsgateway.broker.nats.options import ConnectionOptions
 from wsgateway.broker.nats.reader import Handler
 from wsgateway.broker.nats.refusals import Refusal, RefusalLog
 from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable, NobodyAnswers
 from wsgateway.supervision import supervise
 
-__all__ = ["Link", "LinkOptions", "LinkState", "Reply", "Subscription", "new_inbox"]
+__all__ = [
+    "ConnectionOptions",
+    "ConnectionState",
+    "NatsConnection",
+    "Reply",
+    "Subscription",
+    "new_reply_subject",
+]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -33,16 +40,16 @@ OUTBOUND_LIMIT = 64 * 1024 * 1024
 """Bytes that may wait for the server before publishing is refused."""
 FINISH_WITHIN = 1.0
 """Seconds that what is still to be sent has when the loop ends."""
-ALREADY_CLOSED = "the link is already closed; open a new one"
+ALREADY_CLOSED = "the connection is already closed; open a new one"
 
 
-def new_inbox() -> str:
+def new_reply_subject() -> str:
     """Return a subject for answers, with which nobody else's begins."""
     return f"_INBOX.{secrets.token_hex(11)}"
 
 
-class LinkState(enum.Enum):
-    """The life of a link."""
+class ConnectionState(enum.Enum):
+    """The life of a connection."""
 
     NEW = "new"
     CONNECTING = "connecting"
@@ -64,10 +71,10 @@ _Waiter = tuple[str, Handler, Callable[[Exception], None]] | tuple[str, None, as
 class Subscription:
     """Interest in one subject; outlives connections until `close`."""
 
-    __slots__ = ("_link", "queue", "sid", "subject")
+    __slots__ = ("_connection", "queue", "sid", "subject")
 
-    def __init__(self, link: Link, sid: int, subject: str, queue: str) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection, sid: int, subject: str, queue: str) -> None:
+        self._connection = connection
         self.sid = sid
         self.subject = subject
         self.queue = queue
@@ -78,7 +85,7 @@ class Subscription:
 
     def close(self) -> None:
         """End the interest; no message is handed over after this call. Idempotent."""
-        self._link._unsubscribe(self)
+        self._connection._unsubscribe(self)
 
     async def drain(self, timeout: float) -> None:
         """End the interest, and return once nothing more can come.
@@ -87,23 +94,23 @@ class Subscription:
         """
         try:
             async with asyncio.timeout(timeout):
-                await self._link._drain(self)
+                await self._connection._drain(self)
         except (BrokerUnavailable, BrokerForbidden, BrokerClosed, TimeoutError) as exc:
             logger.debug("%s was not drained: %s", self.subject, exc)
         finally:
             self.close()
 
 
-class Link:
+class NatsConnection:
     """One connection to NATS that is kept up until `close`.
 
     Not thread safe: belongs to the loop in which `open` was called.
     """
 
-    def __init__(self, options: LinkOptions) -> None:
+    def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
-        self.state = LinkState.NEW
-        self.connections = 0
+        self.state = ConnectionState.NEW
+        self.times_connected = 0
         """How often it has connected."""
         self.max_payload = 1024 * 1024
         """Bytes that the server takes in one message, headers included."""
@@ -117,8 +124,8 @@ class Link:
         self._on_lost: dict[int, Callable[[], None]] = {}
         self._waiting: dict[bytes, _Waiter] = {}
         self._tokens = itertools.count()
-        self._inbox = new_inbox()
-        self._inbox_skip = len(self._inbox) + 1
+        self._reply_subject = new_reply_subject()
+        self._reply_skip = len(self._reply_subject) + 1
         self._connector = Connector(options, self._handlers, self._on_refusal)
         self._server_info: dict[str, object] = {}
         self._refusals = RefusalLog()
@@ -128,22 +135,22 @@ class Link:
 
     async def open(self) -> None:
         """Start connecting and return at once. Idempotent."""
-        if self.state is LinkState.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             raise BrokerClosed(ALREADY_CLOSED)
         if self._owner is None:
-            self._set_state(LinkState.CONNECTING)
-            self.subscribe(f"{self._inbox}.*", self._on_reply)
-            self._owner = supervise(self._keep_up, "wsgateway-link")
+            self._set_state(ConnectionState.CONNECTING)
+            self.subscribe(f"{self._reply_subject}.*", self._on_reply)
+            self._owner = supervise(self._keep_up, "wsgateway-connection")
 
     async def close(self, timeout: float = 2.0) -> None:
         """Flush, disconnect, fail every waiter. Idempotent.
 
         Takes *timeout* seconds at most.
         """
-        if self.state is LinkState.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             return
         client = self._client
-        self._set_state(LinkState.CLOSED)
+        self._set_state(ConnectionState.CLOSED)
         self._opened.set()  # those who wait look, and find it closed
         if client is not None:
             await _settle(client, timeout / 2)
@@ -155,18 +162,18 @@ class Link:
         self._handlers.clear()
         self._subscriptions.clear()
 
-    def _set_state(self, state: LinkState) -> None:
-        logger.debug("link %s -> %s", self.state.value, state.value)
+    def _set_state(self, state: ConnectionState) -> None:
+        logger.debug("connection %s -> %s", self.state.value, state.value)
         self.state = state
 
     async def ready(self, timeout: float | None = None) -> None:
-        """Wait until the link is OPEN.
+        """Wait until the connection is OPEN.
 
         Raises:
             BrokerUnavailable: Not within *timeout* (None: the options' timeout) seconds.
             BrokerClosed: It was already closed, or was closed while waiting.
         """
-        if self.state is LinkState.OPEN:
+        if self.state is ConnectionState.OPEN:
             return
         self._refuse_closed()
         try:
@@ -189,12 +196,12 @@ class Link:
         return lambda: self._on_lost.pop(key, None) and None
 
     def _refuse_closed(self) -> None:
-        if self.state is LinkState.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             raise BrokerClosed(ALREADY_CLOSED)
 
     def _unavailable(self) -> BrokerUnavailable:
-        if self.state is LinkState.NEW:
-            return BrokerUnavailable("the link to NATS is not open yet; call open()")
+        if self.state is ConnectionState.NEW:
+            return BrokerUnavailable("the connection to NATS is not open yet; call open()")
         return BrokerUnavailable(self._connector.problem())
 
     @property
@@ -213,7 +220,7 @@ class Link:
     @property
     def is_open(self) -> bool:
         """Whether publishing is possible now."""
-        return self.state is LinkState.OPEN
+        return self.state is ConnectionState.OPEN
 
     @property
     def is_clustered(self) -> bool:
@@ -234,7 +241,7 @@ class Link:
 
     async def _keep_up(self) -> None:
         attempt = 0
-        while self.state is not LinkState.CLOSED:
+        while self.state is not ConnectionState.CLOSED:
             client = await self._connector.connect(self._restore)
             if client is None:
                 await asyncio.sleep(self.options.backoff.delay(attempt))
@@ -247,7 +254,7 @@ class Link:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():  # the loop ends, with everything in it
                     await _settle(client, FINISH_WITHIN)
-                    self._set_state(LinkState.CLOSED)
+                    self._set_state(ConnectionState.CLOSED)
                 raise
             finally:
                 self._drop(client)
@@ -269,9 +276,9 @@ class Link:
         client.on_info = lambda: self._learn(client)
         self._client = client
         self._learn(client)
-        self.connections += 1
+        self.times_connected += 1
         self._refusals.clear()
-        self._set_state(LinkState.OPEN)
+        self._set_state(ConnectionState.OPEN)
         self._restore(client)  # again: the table may have changed while it was confirmed
         self._opened.set()
         self._call(self._on_open)
@@ -297,7 +304,7 @@ class Link:
     def _on_refusal(self, client: DirectClient, text: str) -> None:
         """Tell those whom the server's permissions concern."""
         refusal = Refusal.parse(text)
-        if refusal.subscribed.startswith(self._inbox):  # no answer would ever come
+        if refusal.subscribed.startswith(self._reply_subject):  # no answer would ever come
             client.give_up(text)
             return
         if not refusal.published:
@@ -317,11 +324,11 @@ class Link:
         self._refused.clear()
         client.abandon()
         self._connector.lost(client.end_reason)
-        if self.state is LinkState.OPEN:
+        if self.state is ConnectionState.OPEN:
             self._opened.clear()
-            self._set_state(LinkState.CONNECTING)
+            self._set_state(ConnectionState.CONNECTING)
             logger.warning("lost the connection to NATS: %s; reconnecting", client.end_reason)
-        closed = self.state is LinkState.CLOSED
+        closed = self.state is ConnectionState.CLOSED
         self._fail_waiting(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
         self._call(self._on_lost)
 
@@ -374,7 +381,7 @@ class Link:
         return self._client is not None and self._client.is_crowded
 
     async def pressure(self) -> None:
-        """Wait while more than a megabyte waits for the server; returns when the link is lost."""
+        """Wait while more than a megabyte waits for the server, or until the connection is lost."""
         client = self._client
         while client is self._client and client and client.is_crowded:
             await client.writable()
@@ -448,7 +455,7 @@ class Link:
         token = b"%x" % next(self._tokens)
         self._waiting[token] = (subject, handler, failed)
         try:
-            self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
+            self.publish(subject, payload, headers, f"{self._reply_subject}.{token.decode()}")
         except BaseException:
             del self._waiting[token]
             raise
@@ -474,7 +481,7 @@ class Link:
         self._waiting[token] = (subject, None, answer)
         timer = loop.call_later(limit, _give_up, answer, subject, limit)
         try:
-            self.publish(subject, payload, headers, f"{self._inbox}.{token.decode()}")
+            self.publish(subject, payload, headers, f"{self._reply_subject}.{token.decode()}")
             if len(self._waiting) == 1:
                 self.send_now()  # nothing is gained by waiting for others
             reply = await answer
@@ -486,7 +493,7 @@ class Link:
         return reply
 
     def _on_reply(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        waiter = self._waiting.get(subject[self._inbox_skip :])
+        waiter = self._waiting.get(subject[self._reply_skip :])
         if waiter is None:
             return
         if waiter[1] is not None:
