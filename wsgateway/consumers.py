@@ -1,4 +1,4 @@
-"""The websocket consumer: accepts, receives, disconnects; hands everything to the delivery."""
+"""The websocket consumer: accepts, receives, disconnects; hands everything to the session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsgateway.gateway import daphne, uvicorn
 from wsgateway.gateway.hub import get_hub
 from wsgateway.gateway.origins import require_origin
 from wsgateway.gateway.refusals import MAX_PATH, refuse
-from wsgateway.gateway.session import Delivery
+from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
 from wsgateway.gateway.transport import Transport, server_send
 from wsgateway.identity import Identity, require_service, resolve_identity, with_cause
@@ -37,7 +37,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
 
     channel_layer_alias = None  # type: ignore[assignment]  # needs no channel of its own
 
-    delivery: Delivery | None = None
+    session: Session | None = None
     transport: Transport
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -45,19 +45,19 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         try:
             await super().__call__(scope, receive, send)
         except asyncio.CancelledError:  # daphne ends
-            if self.delivery is not None:
-                await self.delivery.socket.close(CloseCode.SHUTTING_DOWN)
+            if self.session is not None:
+                await self.session.socket.close(CloseCode.SHUTTING_DOWN)
             raise
         finally:
-            if self.delivery is not None:
-                await self.delivery.stop()
+            if self.session is not None:
+                await self.session.stop()
 
     async def dispatch(self, message: Any) -> None:
         """Handle an ASGI event. Channels' own version visits a thread for each frame."""
         kind = message["type"]
         if kind == "websocket.receive":
-            if self.delivery is not None:
-                await self.delivery.socket.receive(message.get("text"), message.get("bytes"))
+            if self.session is not None:
+                await self.session.socket.receive(message.get("text"), message.get("bytes"))
             await self.transport.taken()
         elif kind == "websocket.connect":
             with contextlib.suppress(SocketClosed):  # the client is gone
@@ -104,7 +104,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         hub = get_hub()
         hub.require_open()
         await hub.open()
-        delivery = Delivery(hub, identity, socket)
+        session = Session(hub, identity, socket)
         if socket.acknowledges:
             # The welcome says when delivery begins; no server's handshake time-out passes
             await socket.accept()
@@ -115,8 +115,8 @@ class GatewayConsumer(AsyncWebsocketConsumer):
                 # Nobody reads it, but uvicorn's websockets implementation wants an answer
                 await socket.close(CloseCode.BAD_REQUEST)
                 return
-            await delivery.start(claim)
-            self.delivery = delivery
+            await session.start(claim)
+            self.session = session
 
     async def _identity(self, socket: Socket) -> Identity:
         """Return whose socket this is, as `resolve_identity`."""

@@ -13,7 +13,7 @@ from wsgateway.broker.memory import MemoryBroker
 from wsgateway.exceptions import BrokerForbidden, IdentityRefused
 from wsgateway.gateway.hub import REFUSED_PAUSE, Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest
-from wsgateway.gateway.session import Delivery
+from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import RawSocket
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
@@ -33,7 +33,7 @@ class Client:
         self.closed_with: int | None = None
         self._on_accept = on_accept
         identity = Identity(ANN.service, ANN.user, "default", session or None)
-        self.delivery = Delivery(hub, identity, RawSocket(self._send))
+        self.session = Session(hub, identity, RawSocket(self._send))
 
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] == "websocket.send":
@@ -55,15 +55,15 @@ async def hub() -> AsyncIterator[Hub]:
 async def test_message_sent_while_a_second_tab_is_accepted_reaches_both(hub: Hub) -> None:
     """The second tab began after what the first had confirmed meanwhile, and so missed it."""
     first = Client(hub)
-    await first.delivery.start(Resume())
+    await first.session.start(Resume())
 
     async def publish() -> None:
         await hub.broker.publish(ANN, b"hello")
         await until(lambda: first.got, what="the first tab has it")
-        await until(lambda: first.delivery.reader.confirmed, what="and its cursor moved")
+        await until(lambda: first.session.reader.confirmed, what="and its cursor moved")
 
     second = Client(hub, publish)
-    await second.delivery.start(Resume())
+    await second.session.start(Resume())
     await until(lambda: second.got, what="the second tab has it")
     assert first.got == second.got == ["hello"]
 
@@ -72,7 +72,7 @@ async def test_socket_that_is_lost_within_its_handshake_leaves_nothing(hub: Hub)
     async def vanish() -> None:
         raise ConnectionResetError
 
-    await Client(hub, vanish).delivery.start(Resume())
+    await Client(hub, vanish).session.start(Resume())
     assert hub.sockets == 0
     assert not hub._users
 
@@ -80,7 +80,7 @@ async def test_socket_that_is_lost_within_its_handshake_leaves_nothing(hub: Hub)
 async def test_log_out_closes_the_sessions_sockets_and_no_others(hub: Hub) -> None:
     clients = [Client(hub, session=name) for name in ("mine", "mine", "other", "")]
     for client in clients:
-        await client.delivery.start(Resume())
+        await client.session.start(Resume())
     hub.broker.broadcast(TOPIC, f"{Notice.ENDED} {session_digest('mine')}".encode())
     await until(lambda: clients[0].closed_with and clients[1].closed_with, what="closed")
     assert [client.closed_with for client in clients[2:]] == [None, None]
@@ -105,7 +105,7 @@ async def test_log_out_during_the_handshake_ends_it(
         return await load(*args)
 
     monkeypatch.setattr(hub.broker, "load_cursor", log_out_first)
-    await client.delivery.start(Resume())
+    await client.session.start(Resume())
     assert client.closed_with == CloseCode.NOT_AUTHENTICATED.raw
     assert accepted == [True], "once, so that the client learns the code"
     assert hub.sockets == 0
@@ -115,7 +115,7 @@ async def test_handshake_that_has_begun_before_the_gateway_ends_is_refused(hub: 
     """Its socket was accepted, and cut without a word when the process was gone."""
     hub.draining = True
     with pytest.raises(IdentityRefused) as refused:
-        await Client(hub).delivery.start(Resume())
+        await Client(hub).session.start(Resume())
     assert refused.value.code is CloseCode.SHUTTING_DOWN
 
 
@@ -131,7 +131,7 @@ async def test_read_that_is_refused_is_tried_again_after_a_pause(
         raise BrokerForbidden("permissions violation for publish to …")
 
     monkeypatch.setattr(hub.broker, "read_after", refuse)
-    await Client(hub).delivery.start(Resume())
+    await Client(hub).session.start(Resume())
     await until(lambda: len(tried) >= 4, what="four attempts")
     assert tried[3] - tried[0] >= 3 * REFUSED_PAUSE[0] * 0.9
 
@@ -139,14 +139,14 @@ async def test_read_that_is_refused_is_tried_again_after_a_pause(
 async def test_cursor_moves_with_the_furthest_socket_of_a_device(hub: Hub) -> None:
     clients = [Client(hub), Client(hub)]
     for client in clients:
-        await client.delivery.start(Resume())
+        await client.session.start(Resume())
     last = (await hub.broker.publish(ANN, b"hello")).offset
     await until(lambda: all(client.got for client in clients), what="both have it")
     for client in clients:
-        await client.delivery.stop()
+        await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == last
     again = Client(hub)
-    await again.delivery.start(Resume())
+    await again.session.start(Resume())
     await hub.broker.publish(ANN, b"next")
     await until(lambda: again.got, what="the next")
     assert again.got == ["next"]
@@ -155,7 +155,7 @@ async def test_cursor_moves_with_the_furthest_socket_of_a_device(hub: Hub) -> No
 async def test_stream_that_is_made_anew_is_read_from_its_start(hub: Hub) -> None:
     assert isinstance(hub.broker, MemoryBroker)
     client = Client(hub)
-    await client.delivery.start(Resume())
+    await client.session.start(Resume())
     for number in range(3):
         await hub.broker.publish(ANN, b"old %d" % number)
     await until(lambda: len(client.got) == 3, what="three")
@@ -164,15 +164,15 @@ async def test_stream_that_is_made_anew_is_read_from_its_start(hub: Hub) -> None
     await hub.broker.publish(ANN, b"new")
     await hub._find_missed(everything=True)
     await until(lambda: client.got[3:] == ["new"], what="the new stream's message")
-    await client.delivery.stop()
+    await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 1
 
 
 async def test_live_message_that_was_missed_is_found_by_a_sweep(hub: Hub) -> None:
     assert isinstance(hub.broker, MemoryBroker)
     client = Client(hub)
-    await client.delivery.start(Resume())
-    reader = client.delivery.reader
+    await client.session.start(Resume())
+    reader = client.session.reader
     await until(lambda: not (reader.fetching or reader.wants_fetch), what="the backlog is read")
     watchers = dict(hub.broker.store.watchers[ANN])
     hub.broker.store.watchers[ANN].clear()  # the live copy is lost

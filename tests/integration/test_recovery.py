@@ -18,7 +18,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
 from wsgateway.client import connect
 from wsgateway.gateway.hub import Hub
-from wsgateway.gateway.session import Delivery
+from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import RawSocket, Socket, V1Socket
 from wsgateway.identity import Identity
 from wsgateway.protocol import v1 as protocol
@@ -47,7 +47,7 @@ class Client:
         self._reads = float("inf")
         self._news = asyncio.Event()
         self.socket = kind(self._send)
-        self.delivery = Delivery(hub, Identity(to.service, to.user, device), self.socket)
+        self.session = Session(hub, Identity(to.service, to.user, device), self.socket)
 
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] == "websocket.close":
@@ -67,7 +67,7 @@ class Client:
         self._news.set()
 
     async def start(self, claim: Resume | None = None) -> Client:
-        await self.delivery.start(claim or Resume())
+        await self.session.start(claim or Resume())
         return self
 
     @property
@@ -119,7 +119,7 @@ async def publish(broker: Broker, *data: str, to: Inbox = ANN) -> list[int]:
 
 async def idle(client: Client) -> None:
     """Wait until the backlog is read."""
-    reader = client.delivery.reader
+    reader = client.session.reader
     await until(lambda: not (reader.fetching or reader.wants_fetch), what="it is idle")
 
 
@@ -163,7 +163,7 @@ async def test_write_that_outlasts_the_stream_confirms_nothing_of_the_next(
     await hub._find_missed(everything=True)
     client.reads(1)  # the old one; the first of the new ones waits
     await until(lambda: client.got[3:] == ["4"] and client.writing, what="another waits")
-    await client.delivery.stop()
+    await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 0
 
 
@@ -182,11 +182,11 @@ async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
     assert client.welcomes[1:] == [(0, Reason.EPOCH)]
     assert client.epoch != before
     await client.ack(3, before)
-    assert client.delivery.reader.confirmed == 0
+    assert client.session.reader.confirmed == 0
     await client.ack(2)
-    assert client.delivery.reader.confirmed == 2
+    assert client.session.reader.confirmed == 2
     assert client.closed_with is None
-    await client.delivery.stop()
+    await client.session.stop()
     again = await Client(hub).start()
     await again.has("c")
 
@@ -202,7 +202,7 @@ async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
     await hub._find_missed(everything=True)
     await client.has("old", "a")
     await client.say('{"type":"ack","offset":1}')
-    assert client.delivery.reader.confirmed == 0
+    assert client.session.reader.confirmed == 0
     await until(lambda: client.closed_with, what="closed")
     assert client.closed_with == CloseCode.STREAM_REPLACED
     assert CloseCode.STREAM_REPLACED.reconnect
@@ -215,7 +215,7 @@ async def test_client_that_never_says_the_epoch_is_told_and_closed(
     await publish(hub.broker, "old")
     await client.has("old")
     await client.say('{"type":"ack","offset":1}')
-    assert client.delivery.reader.confirmed == 1
+    assert client.session.reader.confirmed == 1
     store.start_anew()
     await hub._find_missed(everything=True)
     await until(lambda: client.closed_with, what="closed")
@@ -325,13 +325,13 @@ async def test_cursor_goes_back_with_the_stream(hub: Hub, store: MemoryStore) ->
     await publish(hub.broker, *["old"] * 50)
     await until(lambda: len(client.got) == 50, what="all")
     await client.ack(50)
-    await client.delivery.stop()
+    await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 50
     store.lose_tail(6)
     claim = Resume(None, client.epoch, 50)
     client = await Client(hub).start(claim)  # hears it, and leaves
     assert client.welcomes == [(0, Reason.AHEAD)]
-    await client.delivery.stop()
+    await client.session.stop()
     new = [f"new {number}" for number in range(60)]
     await publish(hub.broker, *new)
     again = await Client(hub).start()
@@ -354,9 +354,9 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
     await client.has(*"1234", *"abcde")
     assert client.epoch != before
     await client.ack(4, before)
-    assert client.delivery.reader.confirmed == 0
+    assert client.session.reader.confirmed == 0
     await client.ack(2)
-    await client.delivery.stop()
+    await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 2
     again = await Client(hub).start(Resume(None, client.epoch, 3))  # the name is good for this
     assert again.welcomes == [(3, None)]
@@ -411,7 +411,7 @@ async def test_welcome_on_the_way_confirms_nothing(
     await client.ack(4)
     await until(lambda: len(client.got) == 14, what="four more")
     assert client.welcomes[1:] == [(4, Reason.TRIMMED)]
-    await client.delivery.stop()
+    await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 4
 
 
@@ -533,7 +533,7 @@ async def test_server_that_lost_the_streams_end(
         await until(lambda client=client: client.got[-since:] == after, what="what came after")
     assert clients[1].welcomes[-1] == (0, Reason.AHEAD)
     for client in clients:
-        await client.delivery.stop()
+        await client.session.stop()
     assert await broker.load_cursor(ANN, "default") == 2 + since  # the raw one's
     again = await Client(real).start()
     assert again.welcomes == [(2 + since, None)]
@@ -556,7 +556,7 @@ async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
     await own_server.astart()
     await broker.wait_ready(20)
     await publish(broker, "lost 0", "lost 1")
-    await until(lambda: client.delivery.reader.reached[0] == 4, what="the lost ones are known of")
+    await until(lambda: client.session.reader.reached[0] == 4, what="the lost ones are known of")
     await asyncio.to_thread(own_server.stop)
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)
@@ -565,7 +565,7 @@ async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
     await publish(broker, "after 0", "after 1")
     await real._find_missed(everything=True)
     await until(lambda: client.welcomes[-1] == (0, Reason.AHEAD), what="the client is told")
-    await client.delivery.stop()
+    await client.session.stop()
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
@@ -605,12 +605,12 @@ async def test_device_beyond_the_limit_is_a_new_one(hub: Hub, store: MemoryStore
         await client.start()
         await client.has("1", "2")
         await client.ack(2)
-        await client.delivery.stop()
+        await client.session.stop()
     welcomes = []
     for device in ("b", "c", "a"):
         client = await Client(hub, device=device).start()
         welcomes += client.welcomes
-        await client.delivery.stop()
+        await client.session.stop()
     assert welcomes == [(2, None), (2, None), (0, Reason.NEW)]
 
 

@@ -27,7 +27,7 @@ from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.gateway import revocation
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
-from wsgateway.gateway.session import Delivery
+from wsgateway.gateway.session import Session as SocketSession
 from wsgateway.gateway.sockets import V1Socket
 from wsgateway.identity import (
     Identity,
@@ -109,7 +109,7 @@ class World:
                 frame = json.loads(event["text"])
                 closing.extend([frame["reconnect_after"]] if frame["type"] == "closing" else [])
 
-        await Delivery(hub, identity, V1Socket(send)).start(Resume())
+        await SocketSession(hub, identity, V1Socket(send)).start(Resume())
 
     async def begin(self) -> None:
         for hub in self.hubs:

@@ -49,7 +49,7 @@ class Client(Transport):
 
 
 class Broker:
-    """Stands in for the delivery: takes frames, and confirms offsets that rise."""
+    """Stands in for the session: takes frames, and confirms offsets that rise."""
 
     connection = "c"
     largest_message = 1_000_000
@@ -64,7 +64,7 @@ class Broker:
         self.error: Exception | None = None
         self.takes = asyncio.Event()
         self.takes.set()
-        socket.delivery = cast("Any", self)
+        socket.session = cast("Any", self)
 
     async def put(self, frame: Frame, msg_id: str, headers: Any = None) -> asyncio.Future[Receipt]:
         await self.takes.wait()

@@ -42,7 +42,7 @@ from wsgateway.protocol.v1 import MAX_AFTER, Reason
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.gateway.session import Delivery
+    from wsgateway.gateway.session import Session
 
 __all__ = ["Hub", "get_hub"]
 
@@ -60,10 +60,10 @@ REFUSED_PAUSE = (0.05, 0.25)
 class _Shared:
     """What the sockets of one user share."""
 
-    __slots__ = ("cursors", "deliveries", "heard", "watch")
+    __slots__ = ("cursors", "heard", "sessions", "watch")
 
     def __init__(self) -> None:
-        self.deliveries: set[Delivery] = set()
+        self.sessions: set[Session] = set()
         self.cursors: dict[str, Cursor] = {}  # by device
         self.watch: Closable | None = None
         self.heard = False  # a live message came since the last sweep
@@ -83,7 +83,7 @@ class Hub:
         self.counts: Counter[str] = Counter()
         """Messages skipped, by reason."""
         self.cursors = Cursors(broker)
-        self.unsettled: set[Delivery] = set()
+        self.unsettled: set[Session] = set()
         """Sockets whose last messages may wait for the kernel."""
         self._revocations = Revocations(broker)
         self._users: dict[Inbox, _Shared] = {}
@@ -126,7 +126,7 @@ class Hub:
         # A socket whose client does not read must not take the time that the cursors need
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
-                await asyncio.gather(*(self._shut(d) for d in self._deliveries()))
+                await asyncio.gather(*(self._shut(each) for each in self._sessions()))
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
                 if self._wanted:
@@ -144,12 +144,12 @@ class Hub:
             self._spread = self.sockets / settings.DRAIN_RATE
         return min(random.uniform(0.0, self._spread), MAX_AFTER)  # noqa: S311 - jitter, no secret
 
-    async def _shut(self, delivery: Delivery) -> None:
-        await delivery.socket.close(CloseCode.SHUTTING_DOWN)
-        await delivery.stop()
+    async def _shut(self, session: Session) -> None:
+        await session.socket.close(CloseCode.SHUTTING_DOWN)
+        await session.stop()
 
-    def _deliveries(self) -> list[Delivery]:
-        return [d for shared in self._users.values() for d in shared.deliveries]
+    def _sessions(self) -> list[Session]:
+        return [each for shared in self._users.values() for each in shared.sessions]
 
     def _keep_doing(self, work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         """Run *work* for ever, in a task; while the broker is away it waits."""
@@ -188,7 +188,7 @@ class Hub:
     @property
     def sockets(self) -> int:
         """How many sockets are attached."""
-        return len(self._deliveries())
+        return len(self._sessions())
 
     def require_open(self) -> None:
         """Refuse a socket that comes too late.
@@ -199,43 +199,43 @@ class Hub:
         if self.draining:
             raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
 
-    def attach(self, delivery: Delivery) -> Cursor:
+    def attach(self, session: Session) -> Cursor:
         """Add a socket; its live messages arrive from now on.
 
         Raises:
             IdentityRefused: The user has too many sockets here, or the hub is being closed.
         """
         self.require_open()  # since the handshake began; nobody would close the socket
-        shared = self._users.get(delivery.inbox) or _Shared()
+        shared = self._users.get(session.inbox) or _Shared()
         limit = settings.MAX_CONNECTIONS_PER_USER
-        if limit and len(shared.deliveries) >= limit:
+        if limit and len(shared.sessions) >= limit:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS,
                 f"the user already has the maximum number of connections ({limit})",
                 "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
             )
         if shared.watch is None:
-            self._users[delivery.inbox] = shared
-            shared.watch = self.broker.watch(delivery.inbox, self._live(shared))
-        shared.deliveries.add(delivery)
-        self._revocations.add(delivery)
-        cursor = shared.cursors.setdefault(delivery.identity.device, Cursor())
+            self._users[session.inbox] = shared
+            shared.watch = self.broker.watch(session.inbox, self._live(shared))
+        shared.sessions.add(session)
+        self._revocations.add(session)
+        cursor = shared.cursors.setdefault(session.identity.device, Cursor())
         cursor.sockets += 1
         return cursor
 
-    def detach(self, delivery: Delivery) -> asyncio.Task[None] | None:
+    def detach(self, session: Session) -> asyncio.Task[None] | None:
         """Remove a socket; return the task that writes its cursor, if that has to be done."""
-        shared = self._users.get(delivery.inbox)
-        if shared is None or delivery not in shared.deliveries:
+        shared = self._users.get(session.inbox)
+        if shared is None or session not in shared.sessions:
             return None
-        shared.deliveries.discard(delivery)
-        self.unsettled.discard(delivery)
-        self._revocations.discard(delivery)
-        cursor = shared.cursors[delivery.identity.device]
+        shared.sessions.discard(session)
+        self.unsettled.discard(session)
+        self._revocations.discard(session)
+        cursor = shared.cursors[session.identity.device]
         cursor.sockets -= 1
         if cursor.sockets == 0 and cursor.due:
-            return self.keep(self._save_and_forget(delivery.inbox, delivery.identity.device))
-        self._forget(delivery.inbox, delivery.identity.device)
+            return self.keep(self._save_and_forget(session.inbox, session.identity.device))
+        self._forget(session.inbox, session.identity.device)
         return None
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -266,33 +266,33 @@ class Hub:
         if cursor is not None and cursor.sockets == 0:
             del shared.cursors[device]
             self.cursors.forget((inbox, device))
-        if not shared.deliveries and not shared.cursors:
+        if not shared.sessions and not shared.cursors:
             if shared.watch is not None:
                 shared.watch.close()
             del self._users[inbox]
 
     @staticmethod
     def _live(shared: _Shared) -> Callable[[Stored], None]:
-        deliveries = shared.deliveries
+        sessions = shared.sessions
 
         def on_message(stored: Stored) -> None:
             shared.heard = True
-            for delivery in deliveries:
-                delivery.on_live(stored)
+            for session in sessions:
+                session.on_live(stored)
 
         return on_message
 
     # -- cursors -------------------------------------------------------------------------
 
-    def confirmed(self, delivery: Delivery, offset: int) -> None:
+    def confirmed(self, session: Session, offset: int) -> None:
         """Note a device's progress; it is written within ``WSGATEWAY_CURSOR_INTERVAL``."""
-        cursor = delivery._cursor
+        cursor = session._cursor
         if cursor is None:
             return
-        cursor.enter(delivery.epoch)
+        cursor.enter(session.epoch)
         if offset > cursor.confirmed:
             cursor.confirmed = offset
-            self.cursors.note((delivery.inbox, delivery.identity.device), cursor)
+            self.cursors.note((session.inbox, session.identity.device), cursor)
 
     async def _save_cursors(self) -> None:
         while True:
@@ -300,8 +300,8 @@ class Hub:
             await self._flush_cursors()
 
     async def _flush_cursors(self) -> None:
-        for delivery in list(self.unsettled):
-            delivery.settle()
+        for session in list(self.unsettled):
+            session.settle()
         await self.cursors.flush()
 
     # -- what the live subscriptions missed ----------------------------------------------
@@ -325,14 +325,14 @@ class Hub:
         Args:
             everything: Look at every inbox, not only at those that were quiet.
         """
-        started = [d for d in self._deliveries() if d.epoch]
+        started = [each for each in self._sessions() if each.epoch]
         reached = [Reached.of(d) for d in started]
         position = await self.broker.position()
-        replaced = [d for d in started if d.epoch != position.epoch]
+        replaced = [each for each in started if each.epoch != position.epoch]
         if replaced:
             logger.warning("the inbox stream was replaced; %s sockets start again", len(replaced))
-        for delivery in replaced:
-            delivery.begin_anew(position.epoch, Reason.EPOCH)
+        for session in replaced:
+            session.begin_anew(position.epoch, Reason.EPOCH)
         same = [each for each in reached if each.owner.epoch == position.epoch]
         await self._forget_lost(same, position, thorough=everything)
         for each in reached:
@@ -341,14 +341,14 @@ class Hub:
             return
         if everything and position.first > self._swept + 1 > 0:
             # What came since the last sweep may have gone already, by its age.
-            for delivery in started:
-                delivery.check()
+            for session in started:
+                session.check()
         quiet = [i for i, shared in self._users.items() if everything or not shared.heard]
         for shared in self._users.values():
             shared.heard = False
         for inbox, offset in (await self.broker.last_offsets(quiet)).items():
-            for delivery in list(self._users[inbox].deliveries if inbox in self._users else ()):
-                delivery.announce(offset)
+            for session in list(self._users[inbox].sessions if inbox in self._users else ()):
+                session.announce(offset)
         self._swept = position.last
 
     def resync(self) -> None:
@@ -372,22 +372,22 @@ class Hub:
 
     def _suspect_end(self) -> None:
         """Note how far every socket is: the server may come back without its last messages."""
-        for delivery in self._deliveries():
-            if delivery.epoch:
-                delivery.reader.suspect_end()
+        for session in self._sessions():
+            if session.epoch:
+                session.reader.suspect_end()
 
     async def _forget_lost(
-        self, reached: list[Reached[Delivery]], position: Position, *, thorough: bool
+        self, reached: list[Reached[Session]], position: Position, *, thorough: bool
     ) -> None:
         """Let sockets begin again whose newest message the stream has lost."""
         lost = [each.owner for each in await find_lost(self.broker, reached, position, thorough)]
         if lost:
             logger.warning("the inbox stream lost its end; %s sockets start again", len(lost))
-        for delivery in lost:
-            if delivery._cursor is not None:
-                delivery._cursor.lose()
-                self.cursors.note((delivery.inbox, delivery.identity.device), delivery._cursor)
-            delivery.begin_anew(position.epoch, Reason.AHEAD)
+        for session in lost:
+            if session._cursor is not None:
+                session._cursor.lose()
+                self.cursors.note((session.inbox, session.identity.device), session._cursor)
+            session.begin_anew(position.epoch, Reason.AHEAD)
         if lost:
             await self._flush_cursors()
 

@@ -1,6 +1,6 @@
-"""One socket's delivery.
+"""One socket's session: its delivery, and what its client sends.
 
-`Delivery` joins inbox, broker and socket; nothing else does. Its one task writes what the
+`Session` joins inbox, broker and socket; nothing else does. Its one task writes what the
 `InboxReader` says and reads what it asks for.
 """
 
@@ -42,7 +42,7 @@ from wsgateway.protocol.window import InboxReader
 if TYPE_CHECKING:
     from wsgateway.gateway.hub import Hub
 
-__all__ = ["Delivery"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -54,7 +54,7 @@ LAG_PAUSE = 0.02
 LAG_CAP = 2.0
 
 
-class Delivery:
+class Session:
     """One socket. `start` it to end the handshake, `stop` it when the socket is gone.
 
     Args:
@@ -96,7 +96,7 @@ class Delivery:
             **({RESOLVER_HEADER: identity.resolver} if identity.resolver else {}),
         }
         self.socket = socket
-        socket.delivery = self
+        socket.session = self
         self.reader = InboxReader(settings.WINDOW)
         self.publish_queue = PublishQueue(
             self._offer,
@@ -166,7 +166,7 @@ class Delivery:
         self._note(start)
         if claim.offset is not None:
             self._hub.confirmed(self, start.offset)
-        self._task = asyncio.create_task(self._run(), name="wsgateway-delivery")
+        self._task = asyncio.create_task(self._run(), name="wsgateway-session")
 
     async def _find_start(self, cursor: Cursor, claim: Resume) -> Start:
         broker, device, known = self._hub.broker, self.identity.device, 0

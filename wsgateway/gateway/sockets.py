@@ -1,6 +1,6 @@
 """The two ways in which a socket speaks: raw frames, or ``wsgateway.v1``.
 
-A socket writes what the delivery gives it, and hands the delivery what the client sends.
+A socket writes what its session gives it, and hands the session what the client sends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from wsgateway.protocol.subjects import encode_token
 from wsgateway.protocol.v1 import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
 
 if TYPE_CHECKING:
-    from wsgateway.gateway.session import Delivery
+    from wsgateway.gateway.session import Session
 
 __all__ = ["RateLimit", "RawSocket", "Socket", "SocketClosed", "V1Socket"]
 
@@ -110,7 +110,7 @@ class Socket(ABC):
         "_size",
         "closed",
         "deaf",
-        "delivery",
+        "session",
         "transport",
     )
 
@@ -132,8 +132,8 @@ class Socket(ABC):
         self.closed = False
         self.deaf = False
         """Whether nothing more is taken from the client."""
-        self.delivery: Delivery | None = None
-        """Set by the delivery."""
+        self.session: Session | None = None
+        """Set by the session."""
         self.transport.on_hidden_frame = self._on_hidden_frame
         self.transport.on_end = self._on_end
 
@@ -180,8 +180,8 @@ class Socket(ABC):
         """
         if self.closed:
             return
-        if self.delivery is not None:
-            self.delivery.settle()  # before the close frame waits for the kernel, too
+        if self.session is not None:
+            self.session.settle()  # before the close frame waits for the kernel, too
         self.closed = self.deaf = True
         text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
         try:
@@ -230,22 +230,22 @@ class Socket(ABC):
 
     def _fit_broker(self) -> None:
         """Promise no more than the broker stores; called when it is connected."""
-        largest = self._size.limit if self.delivery is None else self.delivery.largest_message
+        largest = self._size.limit if self.session is None else self.session.largest_message
         if largest < self._size.limit:
             self._size = SizeLimit(largest, "what NATS' max_payload leaves beside the headers")
 
     def _on_hidden_frame(self) -> None:
         """Count a frame that only the server sees, such as a ping, which it answers."""
         self._limit.take()
-        if self._limit.exhausted and self.delivery is not None and not self.deaf:
+        if self._limit.exhausted and self.session is not None and not self.deaf:
             self.transport.stop_parsing()  # uvloop reads many times before anything else runs
-            self.delivery.close_soon(CloseCode.RATE_LIMIT)
+            self.session.close_soon(CloseCode.RATE_LIMIT)
 
     def _on_end(self) -> None:
         """Take nothing more, not even what the server has read already."""
         self.deaf = True
-        if self.delivery is not None:
-            self.delivery.publish_queue.give_up()
+        if self.session is not None:
+            self.session.publish_queue.give_up()
 
     async def _write(self, key: str, data: str | bytes) -> bool:
         """Write one frame; return whether the kernel has everything before it."""
@@ -311,8 +311,8 @@ class RawSocket(Socket):
             code = CloseCode.MESSAGE_TOO_BIG
             logger.info("closed %s with %s: %s", self.transport.where, self.codes(code), size)
             await self.close(code)
-        elif self.delivery is not None:
-            receipt = await self.delivery.put(frame, uuid.uuid4().hex)
+        elif self.session is not None:
+            receipt = await self.session.put(frame, uuid.uuid4().hex)
             receipt.add_done_callback(self._on_receipt)
 
     def _on_receipt(self, receipt: asyncio.Future[Receipt]) -> None:
@@ -327,8 +327,8 @@ class RawSocket(Socket):
         elif not isinstance(error, WsGatewayError):
             logger.error("a frame of %s failed", self.transport.where, exc_info=error)
         logger.warning("closed %s with %s: %s", self.transport.where, self.codes(code), error)
-        assert self.delivery is not None
-        self.delivery.close_soon(code)
+        assert self.session is not None
+        self.session.close_soon(code)
 
 
 class V1Socket(Socket):
@@ -355,18 +355,18 @@ class V1Socket(Socket):
 
     async def begin(self, start: Start) -> None:
         """Send the welcome and start the heartbeat."""
-        delivery = self.delivery
-        assert delivery is not None
-        identity = delivery.identity
+        session = self.session
+        assert session is not None
+        identity = session.identity
         self._fit_broker()
         await self._write(
             "text",
             protocol.encode_welcome(
-                connection=delivery.connection,
+                connection=session.connection,
                 service=identity.service,
                 user=identity.user,
                 device=identity.device,
-                epoch=delivery.client_epoch,
+                epoch=session.client_epoch,
                 offset=start.offset,
                 recovered=start.reason is None,
                 reason=start.reason,
@@ -392,8 +392,8 @@ class V1Socket(Socket):
 
     async def close(self, code: CloseCode, reason: str | None = None) -> None:
         """Close the socket; say first when to come back, if that must not be at once."""
-        if code in COME_BACK_LATER and self._heartbeat is not None and self.delivery:
-            frame = protocol.encode_closing(self.delivery.reconnect_after(code))
+        if code in COME_BACK_LATER and self._heartbeat is not None and self.session:
+            frame = protocol.encode_closing(self.session.reconnect_after(code))
             with contextlib.suppress(SocketClosed, TimeoutError):
                 async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
                     await self._write("text", frame)
@@ -411,8 +411,8 @@ class V1Socket(Socket):
             self._heartbeat.heard()
         beat = self._heartbeat.check(loop.time())
         if beat is Beat.DEAD:
-            assert self.delivery is not None
-            self.delivery.close_soon(CloseCode.NO_PONG)
+            assert self.session is not None
+            self.session.close_soon(CloseCode.NO_PONG)
             return
         if beat is Beat.PING:
             self._answer(protocol.encode_ping())
@@ -450,7 +450,7 @@ class V1Socket(Socket):
 
     async def receive(self, text: str | None, data: bytes | None) -> None:
         """Do what the client's frame says, or answer why not."""
-        if self.deaf or self._heartbeat is None or self.delivery is None:
+        if self.deaf or self._heartbeat is None or self.session is None:
             return
         self._heartbeat.heard()
         within_limit = self._limit.take()
@@ -463,7 +463,7 @@ class V1Socket(Socket):
                 await self._answers_written()
             frame = text if text is not None else data or b""
             if not self.deaf:
-                await self._take(self.delivery, frame, within_limit)
+                await self._take(self.session, frame, within_limit)
         finally:
             self._busy = False
 
@@ -479,7 +479,7 @@ class V1Socket(Socket):
             if self._unwritten >= before:
                 await self.close(CloseCode.TOO_SLOW)
 
-    async def _take(self, delivery: Delivery, frame: str | bytes, within_limit: bool) -> None:
+    async def _take(self, session: Session, frame: str | bytes, within_limit: bool) -> None:
         if len(frame) > self._frame_size:
             await self.close(CloseCode.MESSAGE_TOO_BIG)
             return
@@ -492,18 +492,16 @@ class V1Socket(Socket):
                 self._answer(protocol.encode_error(exc.id, exc.code, exc.message))
             return
         if isinstance(message, Ack):
-            if delivery.acknowledge(
+            if session.acknowledge(
                 message.offset, message.epoch
             ):  # what the client must send does not count
                 self._limit.give_back()
         elif isinstance(message, ClientMessage):
-            await self._publish(delivery, message, within_limit)
+            await self._publish(session, message, within_limit)
         elif isinstance(message, protocol.Ping) and within_limit:
             self._answer(protocol.encode_pong())
 
-    async def _publish(
-        self, delivery: Delivery, message: ClientMessage, within_limit: bool
-    ) -> None:
+    async def _publish(self, session: Session, message: ClientMessage, within_limit: bool) -> None:
         if size := self._size.exceeded_by(len(message.frame.payload)):
             self._answer(protocol.encode_error(message.id, ErrorCode.TOO_BIG, str(size)))
             return
@@ -515,9 +513,9 @@ class V1Socket(Socket):
         if message.request:
             headers[REQUEST_HEADER] = message.id
         # The stream compares ids of all users, so theirs are told apart here.
-        inbox = delivery.inbox
+        inbox = session.inbox
         scope = f"{encode_token(inbox.service)}.{encode_token(inbox.user)}"
-        receipt = await delivery.put(message.frame, f"{scope}:{message.id}", headers)
+        receipt = await session.put(message.frame, f"{scope}:{message.id}", headers)
         receipt.add_done_callback(lambda done: self._on_receipt(message.id, done))
 
     def _on_receipt(self, id: str, receipt: asyncio.Future[Receipt]) -> None:
