@@ -245,7 +245,7 @@ class TestWorker:
         async with serving(broker) as worker:
             await until(lambda: worker.counts["done"] == 2 and worker.in_hand == 0)
         assert tries == ["later 1", "later 2", "wrong 1", "poison 1", "poison 2", "fine 1"]
-        assert worker.counts == {"done": 2, "retried": 2, "refused": 1, "dead": 1}
+        assert worker.counts == {"done": 2, "retried": 2, "rejected": 1, "dead-lettered": 1}
         assert await waits(brokers, broker) == []
         (letter,) = [letter async for letter in deadletters.letters(broker)]
         assert (letter.payload, letter.attempts) == (b"poison", 2)
@@ -257,7 +257,7 @@ class TestWorker:
 
         await deadletters.retry(broker, letter)
         async with serving(broker) as worker:
-            await until(lambda: worker.counts["dead"] == 1)
+            await until(lambda: worker.counts["dead-lettered"] == 1)
 
     async def test_two_workers_keep_a_users_order(self, broker: Broker, other: Broker) -> None:
         seen: list[tuple[str, int]] = []

@@ -153,7 +153,7 @@ async def test_graceful_end_and_broker_restart(
         await send(broker, "threaded", range(3, 6))
         await until(lambda: len(handled(tmp_path)) == 6 * USERS, 30, "after the restart")
         process.stop(10)
-        assert "threaded: ended; " in process.output
+        assert "threaded: ended (" in process.output
         assert not process.ready_file.exists()
         assert "Traceback" not in process.output
     finally:
@@ -168,7 +168,7 @@ def test_worker_that_never_became_ready_ends_when_it_is_told(
     process.spawn()
     process.wait_for_line("cannot reach NATS", 30)
     process.stop(8)
-    assert "counted: ended; no messages" in process.output
+    assert "counted: ended (no messages)" in process.output
     assert "Traceback" not in process.output
 
 

@@ -123,8 +123,8 @@ async def test_coroutine_that_nobody_awaits_is_a_failure(broker: NatsBroker) -> 
     registry.service("orders", retry=FAST)(lambda message: work(message))
     await offer(broker, "x")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["dead"] == 1)
-    assert worker.counts == {"retried": 1, "dead": 1}
+        await until(lambda: worker.counts["dead-lettered"] == 1)
+    assert worker.counts == {"retried": 1, "dead-lettered": 1}
 
 
 async def test_generator_that_nobody_runs_is_a_failure(broker: NatsBroker) -> None:
@@ -136,8 +136,8 @@ async def test_generator_that_nobody_runs_is_a_failure(broker: NatsBroker) -> No
     registry.service("orders", retry=FAST)(lambda message: work(message))
     await offer(broker, "x")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["dead"] == 1)
-    assert worker.counts == {"retried": 1, "dead": 1}
+        await until(lambda: worker.counts["dead-lettered"] == 1)
+    assert worker.counts == {"retried": 1, "dead-lettered": 1}
 
 
 async def test_handler_cannot_change_the_headers(broker: NatsBroker) -> None:
@@ -191,7 +191,7 @@ async def test_refusal_reaches_its_client_whatever_its_text(
     await offer(broker, "next")
     async with serving(broker) as worker:
         await until(lambda: worker.counts["done"] == 1)
-    assert worker.counts == {"refused": 1, "done": 1}
+    assert worker.counts == {"rejected": 1, "done": 1}
     assert [(s.error, s.payload) for s in await answers(broker)] == [told]
 
 
@@ -205,7 +205,7 @@ async def test_refusal_after_a_reply_is_told_too(broker: NatsBroker) -> None:
 
     await offer(broker, "x", Ws_Client_Id="r1")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["refused"] == 1)
+        await until(lambda: worker.counts["rejected"] == 1)
     assert [s.payload for s in await answers(broker)] == [b"begun", b"no"]
 
 
@@ -225,7 +225,7 @@ async def after_poison(broker: NatsBroker, least: int = 1) -> DeadLetter:
     registry.service("orders", retry=FAST)(broken)
     await offer(broker, "next")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["done"] == 1 and worker.counts["dead"] == 1)
+        await until(lambda: worker.counts["done"] == 1 and worker.counts["dead-lettered"] == 1)
     (letter,) = await letters(broker)
     return letter
 
@@ -328,7 +328,7 @@ async def test_full_dead_letter_stream_holds_back_that_user_only(
             await offer(broker, str(number), user="bob")
         await until(lambda: worker.counts["done"] == 20)
         assert calls.count("poison") == 1
-        assert worker.counts["dead"] == 0
+        assert worker.counts["dead-lettered"] == 0
         await change_stream(broker, "dead", max_msgs=-1)
         await until(lambda: worker.counts["done"] == 21)
     assert calls.count("poison") == 1
@@ -361,7 +361,7 @@ async def test_dead_letter_is_stored_once_while_its_client_cannot_be_told(
 
     await offer(broker, "poison", Ws_Client_Id="c1")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["dead"] == 1)
+        await until(lambda: worker.counts["dead-lettered"] == 1)
     assert not failing
     assert stored == [1]
 
@@ -396,7 +396,7 @@ async def test_traceback_is_logged_at_the_first_try_and_the_last(
 
     await offer(broker, "x")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["dead"] == 1)
+        await until(lambda: worker.counts["dead-lettered"] == 1)
     found = [(r.levelname, r.exc_info is not None) for r in caplog.records if "try" in r.message]
     assert found == [
         ("WARNING", True),
@@ -442,7 +442,7 @@ async def test_dead_letters_and_their_retries_survive_new_streams(
         await offer(broker, payload)
         for _ in ("first", "put back"):
             async with serving(broker) as worker:
-                await until(lambda w=worker: w.counts["dead"] == 1)
+                await until(lambda w=worker: w.counts["dead-lettered"] == 1)
             (letter,) = await letters(broker)
             assert letter.payload == payload
             await deadletters.retry(broker, letter)

@@ -224,7 +224,7 @@ async def test_mark_stays_only_if_the_handler_may_have_ended_the_process(
     release.set()
     async with serving(broker) as worker:
         await until(lambda: worker.counts.total() == 1)
-    assert worker.counts == ({"done": 1} if in_order else {"dead": 1})
+    assert worker.counts == ({"done": 1} if in_order else {"dead-lettered": 1})
     assert len(await letters(broker)) == (0 if in_order else 1)
 
 
@@ -340,7 +340,7 @@ async def test_timeout_interrupts_a_handler(broker: NatsBroker, kind: str) -> No
     await offer(broker, "quick")
     async with serving(broker) as worker:
         await until(lambda: worker.counts["done"] == 1)
-    assert worker.counts == {"retried": 1, "dead": 1, "done": 1}
+    assert worker.counts == {"retried": 1, "dead-lettered": 1, "done": 1}
     (letter,) = await letters(broker)
     assert "HandlerTimeout: the handler took longer than its timeout, 0.2 s" in letter.error
     assert "in endless" in letter.traceback

@@ -83,7 +83,7 @@ async def test_request_gets_its_reply_and_refusal_its_reason(broker: NatsBroker)
     found = [(s.reply_to, s.error, s.payload) for s in await answers(broker)]
     assert found == [("r1", None, b"good"), ("r2", "missing", b"no such thing")]
     assert await answers(broker, "raw") == []
-    assert worker.counts == {"done": 1, "refused": 2}
+    assert worker.counts == {"done": 1, "rejected": 2}
 
 
 async def test_payload_that_is_no_json_is_refused_not_retried(broker: NatsBroker) -> None:
@@ -97,7 +97,7 @@ async def test_payload_that_is_no_json_is_refused_not_retried(broker: NatsBroker
     for number, payload in enumerate(payloads):
         await offer(broker, payload, Ws_Client_Id=f"i{number}")
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["refused"] == len(payloads))
+        await until(lambda: worker.counts["rejected"] == len(payloads))
     assert [(s.reply_to, s.error) for s in await answers(broker)] == [
         (f"i{number}", "bad_request") for number in range(len(payloads))
     ]
@@ -124,7 +124,7 @@ async def test_class_based_service_dispatches_by_type(broker: NatsBroker) -> Non
     async with serving(broker) as worker:
         await until(lambda: worker.counts.total() == 6)
     assert calls == [("cart_add", 7)]
-    assert worker.counts == {"done": 1, "refused": 5}
+    assert worker.counts == {"done": 1, "rejected": 5}
 
 
 async def test_retries_then_success_in_order(broker: NatsBroker) -> None:
@@ -167,7 +167,7 @@ async def test_poison_is_set_aside_and_the_queue_goes_on(
     with pytest.raises(deadletters.DeadLetterMissing):
         await deadletters.find(broker, letter.offset)
     async with serving(broker) as worker:
-        await until(lambda: worker.counts["dead"] == 1)
+        await until(lambda: worker.counts["dead-lettered"] == 1)
     async for again in deadletters.letters(broker):
         await deadletters.purge(broker, again)
     assert [letter async for letter in deadletters.letters(broker)] == []

@@ -57,11 +57,16 @@ async def test_deliver(wsgateway_memory: Any) -> None:
     assert (done.outcome, [reply.data for reply in done.replies]) == ("done", ["ann/d/1"])
     assert done.replies[0].stored.reply_to is not None
     refused = await adeliver("orders", "ann", text="bad")
-    assert (refused.outcome, refused.replies[0].stored.error) == ("refused", "no")
+    assert (refused.outcome, refused.replies[0].stored.error) == ("rejected", "no")
     again = await adeliver("orders", "ann", text="broken", attempt=2)
-    assert again.outcome == "retry"
+    assert again.outcome == "retried"
     assert again.after is not None
-    assert (await adeliver("orders", "ann", text="broken", attempt=5)).outcome == "dead"
+    assert (await adeliver("orders", "ann", text="broken", attempt=5)).outcome == "dead-lettered"
+    with pytest.warns(DeprecationWarning, match="write 'retried', not 'retry'"):
+        assert again.outcome == "retry"
+    with pytest.warns(DeprecationWarning, match="write 'retried', not 'retry'"):
+        assert not again.outcome != "retry"  # noqa: SIM202
+    assert again.outcome != "dead"
     with pytest.raises(LookupError, match="no service 'nonsense'"):
         await adeliver("nonsense", "ann", text="x")
 

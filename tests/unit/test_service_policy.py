@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wsgateway import declared
 from wsgateway.exceptions import NameRefused
 from wsgateway.services import JsonHandler, Reject, Retry, RetryPolicy, registry
-from wsgateway.services.policy import Again, Dead, Done, Policies, Refuse, judge
+from wsgateway.services.policy import DeadLettered, Done, Policies, Rejected, Retried, judge
 
 QUICK = RetryPolicy(attempts=2, initial=0.5, jitter=0)
 POLICIES: Policies = {OSError: QUICK}
@@ -21,11 +21,11 @@ POLICIES: Policies = {OSError: QUICK}
     ("error", "attempt", "expected"),
     [
         (None, 99, Done()),
-        (Reject("why", code="no"), 99, Refuse("no", "why")),
-        (OSError(), 1, Again(0.5)),
-        (ConnectionResetError(), 1, Again(0.5)),  # derives from OSError
-        (Retry(after=7.0), 1, Again(7.0)),
-        (Retry(after=0.0), 4, Again(0.0)),
+        (Reject("why", code="no"), 99, Rejected("no", "why")),
+        (OSError(), 1, Retried(0.5)),
+        (ConnectionResetError(), 1, Retried(0.5)),  # derives from OSError
+        (Retry(after=7.0), 1, Retried(7.0)),
+        (Retry(after=0.0), 4, Retried(0.0)),
     ],
 )
 def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> None:
@@ -34,15 +34,15 @@ def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> No
 
 @pytest.mark.parametrize(("error", "last"), [(OSError(), 2), (ValueError(), 5), (Retry(), 5)])
 def test_last_attempt(error: Exception, last: int) -> None:
-    assert isinstance(judge(error, last - 1, POLICIES, 5), Again)
-    assert judge(error, last, POLICIES, 5) == Dead(error)
+    assert isinstance(judge(error, last - 1, POLICIES, 5), Retried)
+    assert judge(error, last, POLICIES, 5) == DeadLettered(error)
 
 
 def test_first_policy_that_fits_counts() -> None:
     slow = RetryPolicy(initial=9.0, jitter=0)
     both: Policies = {ConnectionError: slow, OSError: QUICK}
-    assert judge(ConnectionResetError(), 1, both, 5) == Again(9.0)
-    assert judge(FileNotFoundError(), 1, both, 5) == Again(0.5)
+    assert judge(ConnectionResetError(), 1, both, 5) == Retried(9.0)
+    assert judge(FileNotFoundError(), 1, both, 5) == Retried(0.5)
 
 
 @given(

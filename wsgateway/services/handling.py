@@ -35,7 +35,7 @@ from wsgateway.services.deadletters import set_aside
 from wsgateway.services.errors import Retry
 from wsgateway.services.failure import one_line
 from wsgateway.services.message import Message
-from wsgateway.services.policy import Again, Dead, Done, Refuse, Verdict, judge
+from wsgateway.services.policy import DeadLettered, Done, Rejected, Retried, Verdict, judge
 from wsgateway.services.running import Run, Running
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ WARN_EACH = 20
 """Of so many such attempts, the first is logged."""
 UNMARK_WITHIN = 2.0
 """Seconds that removing a mark may take when the worker ends."""
-COUNTED = {Done: "done", Again: "retried", Refuse: "refused", Dead: "dead"}
+COUNTED = {Done: "done", Retried: "retried", Rejected: "rejected", DeadLettered: "dead-lettered"}
 
 
 class Outcome(NamedTuple):
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
     @property
     def word(self) -> str:
-        """One of done, retried, refused, dead."""
+        """One of done, retried, rejected, dead-lettered."""
         return COUNTED[type(self.verdict)]
 
 
@@ -97,7 +97,7 @@ class Handling:
         concurrency: int | None,
     ) -> None:
         self.counts: Counter[str] = Counter()
-        """Messages by what became of them: done, retried, refused, dead."""
+        """Messages by what became of them: done, retried, rejected, dead-lettered."""
         self.ending = False
         """Whether the worker ends because it was told to; then an interrupted handler is not at
         fault. Not set when the process ends for another reason, which a handler may be."""
@@ -129,7 +129,7 @@ class Handling:
         if error is not None:
             verdict = self._judge(job, error)
             self._log(job, verdict, error)
-        await self._settle(job, history, verdict, crowded)
+        await self._carry_out(job, history, verdict, crowded)
         self.counts[COUNTED[type(verdict)]] += 1
         if logger.isEnabledFor(logging.DEBUG):
             took = time.perf_counter() - begin
@@ -184,8 +184,8 @@ class Handling:
                 await self._note(job, history.tries)
         except (WsGatewayError, TimeoutError) as exc:
             logger.error(
-                "%s was interrupted, but its mark cannot be removed; the message may be set "
-                "aside: %s",
+                "%s was interrupted, but its mark cannot be removed, so it may become a dead "
+                "letter: %s",
                 self._name(job),
                 one_line(exc),
             )
@@ -194,7 +194,7 @@ class Handling:
 
     def _judge(self, job: Job, error: BaseException) -> Verdict:
         if isinstance(error, (WorkerDied, MalformedMessage)):
-            return Dead(error)  # a next try would find the same
+            return DeadLettered(error)  # a next try would find the same
         try:
             return judge(error, job.attempt, self._service.policies, settings.MAX_DELIVER)
         except Exception:  # an exception whose class or attributes are strange
@@ -203,12 +203,12 @@ class Handling:
 
     def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
         """Log what a handler raised: its traceback at the first try and the last."""
-        if isinstance(verdict, Refuse):
-            logger.info("%s is refused: %s", self._name(job), one_line(error))
-        elif isinstance(verdict, Dead):
-            _log_traceback(logging.ERROR, error, f"{self._name(job)} is set aside")
-        elif isinstance(verdict, Again):
-            text = f"{self._name(job)} failed, again in {verdict.after:.1f} s"
+        if isinstance(verdict, Rejected):
+            logger.info("%s is rejected: %s", self._name(job), one_line(error))
+        elif isinstance(verdict, DeadLettered):
+            _log_traceback(logging.ERROR, error, f"{self._name(job)} becomes a dead letter")
+        elif isinstance(verdict, Retried):
+            text = f"{self._name(job)} failed, retrying in {verdict.after:.1f} s"
             if job.attempt == 1 and not isinstance(error, Retry):
                 _log_traceback(logging.WARNING, error, text)
             else:
@@ -228,7 +228,7 @@ class Handling:
             except Exception as exc:
                 if attempt % WARN_EACH == 0:
                     logger.warning(
-                        "%s: waits for the broker (%s), retrying: %s",
+                        "%s waits for the broker (%s): %s",
                         self._name(job),
                         what,
                         one_line(exc),
@@ -236,26 +236,26 @@ class Handling:
             await asyncio.sleep(PAUSES.delay(attempt))
             attempt += 1
 
-    async def _settle(
+    async def _carry_out(
         self, job: Job, history: History, verdict: Verdict, crowded: Callable[[], bool]
     ) -> None:
         # Each step until it has succeeded, and none twice: one that takes longer than the
         # duplicate window would store what was stored before it again.
-        if isinstance(verdict, Again):
+        if isinstance(verdict, Retried):
             tries = history.tries + verdict.counted
             await self._persist(job, "retried", lambda: self._note(job, tries))
             self._queue.give_back(job, verdict.after)
             return
         if self._suspect(job, history):  # before the message is acknowledged: that may get lost
             await self._persist(job, "mark", lambda: self._note(job, history.tries))
-        if isinstance(verdict, Dead):
+        if isinstance(verdict, DeadLettered):
             error = verdict.error
-            await self._persist(job, "dead", lambda: set_aside(self._broker, job, error))
+            await self._persist(job, "dead letter", lambda: set_aside(self._broker, job, error))
             text = "the service could not handle the message"
             await self._persist(job, "notice", lambda: self._tell(job, "failed", text))
-        elif isinstance(verdict, Refuse):
+        elif isinstance(verdict, Rejected):
             code, reason = verdict
-            await self._persist(job, "refused", lambda: self._tell(job, code, reason))
+            await self._persist(job, "rejected", lambda: self._tell(job, code, reason))
         await self._persist(job, "done", lambda: self._acknowledge(job, crowded))
         if not job.unstarted:
             await self._forget(job)
@@ -273,14 +273,14 @@ class Handling:
             logger.debug("%s: cannot remove its record of tries: %s", self._name(job), exc)
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
-        """Tell the client, if that is possible, that its message was refused or set aside.
+        """Tell the client, if that is possible, that its message was rejected or set aside.
 
         Raises:
             BrokerUnavailable: Not now.
             QueueFull: Not now.
         """
         try:
-            await Message(job, self._broker).refuse(code, reason)
+            await Message(job, self._broker).reject(code, reason)
         except (BrokerClosed, BrokerUnavailable, QueueFull):
             raise
         except Exception as exc:  # no frame, an id that no header can hold, …

@@ -40,7 +40,7 @@ __all__ = ["Message", "SyncMessage"]
 REPLY_TTL = 60.0
 """Seconds that an answer to a request waits for the client."""
 MAX_REASON = 4_000
-"""Characters of a refusal's reason that the client gets."""
+"""Characters of a rejection's reason that the client gets."""
 Binary = bytes
 
 
@@ -173,12 +173,14 @@ class Message:
         self._replies += 1
         return await self._publish(frame, headers, ttl, f"reply.{self.id}.{self._replies}")
 
-    async def refuse(self, code: str, reason: str) -> None:
-        """Tell the client that the message was refused, if it can be told."""
+    async def reject(self, code: str, reason: str) -> None:
+        """Tell the client that the message was rejected, if it can be told."""
         if self.client_id is not None:
             headers = {REPLY_TO_HEADER: self.client_id, ERROR_HEADER: code_word(code)}
             frame = Frame.of(clip(reason, MAX_REASON))
             await self._publish(frame, headers, REPLY_TTL, f"refuse.{self.id}")
+
+    refuse = reject  # its former name; remove it after the next release
 
     async def _publish(
         self, frame: Frame, headers: dict[str, str], ttl: float | None, msg_id: str

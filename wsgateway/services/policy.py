@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.services.errors import Reject, Retry
 
-__all__ = ["Again", "Dead", "Done", "Refuse", "RetryPolicy", "Verdict", "judge"]
+__all__ = ["DeadLettered", "Done", "Rejected", "Retried", "RetryPolicy", "Verdict", "judge"]
 
 LONGEST_PAUSE = 86400.0
 """Seconds that a handler may ask to wait; NATS takes no more than an int of nanoseconds."""
@@ -66,27 +66,27 @@ class Done(NamedTuple):
     """The message was handled."""
 
 
-class Again(NamedTuple):
-    """Deliver it again after so many seconds; *counted* says whether it has used a try."""
+class Retried(NamedTuple):
+    """Deliver it once more after so many seconds; *counted* says whether it has used a try."""
 
     after: float
     counted: bool = True
 
 
-class Dead(NamedTuple):
-    """Set it aside."""
+class DeadLettered(NamedTuple):
+    """Store it as a dead letter."""
 
     error: BaseException
 
 
-class Refuse(NamedTuple):
-    """Tell the client, and forget it."""
+class Rejected(NamedTuple):
+    """Tell the client; do not try again."""
 
     code: str
     reason: str
 
 
-Verdict = Done | Again | Dead | Refuse
+Verdict = Done | Retried | DeadLettered | Rejected
 
 
 def judge(
@@ -103,15 +103,15 @@ def judge(
     if error is None:
         return Done()
     if isinstance(error, Reject):
-        return Refuse(error.code, error.reason)
+        return Rejected(error.code, error.reason)
     fitting = (policy for kind, policy in policies.items() if isinstance(error, kind))
     policy = next(fitting, RetryPolicy())
     if isinstance(error, NOT_COUNTED):
-        return Again(policy.pause(attempt), counted=False)
+        return Retried(policy.pause(attempt), counted=False)
     if attempt >= (policy.attempts or max_deliver):
-        return Dead(error)
+        return DeadLettered(error)
     asked = _seconds(error.after) if isinstance(error, Retry) else None
-    return Again(policy.pause(attempt) if asked is None else asked)
+    return Retried(policy.pause(attempt) if asked is None else asked)
 
 
 def _seconds(value: object) -> float | None:

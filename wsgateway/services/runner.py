@@ -85,7 +85,7 @@ class Runner:
                 self._ready_file.unlink(missing_ok=True)
             for worker in workers:
                 counts = ", ".join(f"{n} {what}" for what, n in sorted(worker.counts.items()))
-                self._say(f"{worker.service.name}: ended; {counts or 'no messages'}")
+                self._say(f"{worker.service.name}: ended ({counts or 'no messages'})")
 
     async def _announce(self, workers: list[Worker]) -> None:
         for worker in workers:

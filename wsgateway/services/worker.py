@@ -20,7 +20,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.handling import UNMARK_WITHIN, Handling
-from wsgateway.services.policy import Again
+from wsgateway.services.policy import Retried
 from wsgateway.services.running import Running
 from wsgateway.supervision import supervise
 
@@ -161,7 +161,7 @@ class Worker:
 
     @property
     def counts(self) -> Counter[str]:
-        """Messages by what became of them: done, retried, refused, dead."""
+        """Messages by what became of them: done, retried, rejected, dead-lettered."""
         return self._handling.counts
 
     @property
@@ -210,7 +210,7 @@ class Worker:
                 outcome = await self._handling.handle(job, lambda: len(user.jobs) > 1)
                 user.remove(job)
                 self._leave(user, job)
-                gone = not isinstance(outcome.verdict, Again)
+                gone = not isinstance(outcome.verdict, Retried)
                 if gone and heir is not None and user.heap and user.first is heir:
                     # It was in hand while an older one was in the stream: nobody had begun with it
                     heir.unstarted = heir.unstarted or heir.key[0] == job.key[0]

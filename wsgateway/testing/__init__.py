@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json as jsonlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ from wsgateway.protocol.frames import EVENT, FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
 from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.handling import Handling
-from wsgateway.services.policy import Again, Dead, Done, Refuse
+from wsgateway.services.policy import Retried
 from wsgateway.services.registry import get_service
 from wsgateway.services.running import Running
 from wsgateway.services.users import naming_path
@@ -39,7 +40,8 @@ from wsgateway.services.users import naming_path
 __all__ = ["Delivered", "Sent", "adeliver", "assert_not_sent", "assert_sent", "deliver", "sent"]
 
 _number = itertools.count(1)
-OUTCOMES = {Done: "done", Again: "retry", Refuse: "refused", Dead: "dead"}
+FORMER = {"retry": "retried", "refused": "rejected", "dead": "dead-lettered"}
+"""Former words for what became of a message; remove them after the next release."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,31 @@ class Sent:
         return jsonlib.loads(self.stored.payload)
 
 
+class _Word(str):
+    """Says what became of a message; equals its former word, too."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str) and FORMER.get(other) == str(self):
+            warnings.warn(f"write {str(self)!r}, not {other!r}", DeprecationWarning, stacklevel=2)
+            return True
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
 @dataclass(frozen=True)
 class Delivered:
     """What became of a message that a handler got.
 
     Attributes:
-        outcome: ``done``, ``retry``, ``refused`` or ``dead``.
+        outcome: ``done``, ``retried``, ``rejected`` or ``dead-lettered``.
         replies: What was published to the user while the handler ran.
         error: What the handler raised; None if it returned.
-        after: Seconds until the next attempt, if the outcome is ``retry``.
+        after: Seconds until the next attempt, if the outcome is ``retried``.
     """
 
     outcome: str
@@ -210,14 +228,16 @@ async def adeliver(
         job = Job(inbox, frame.payload, values, sequence=offset, id=name, deliveries=attempt)
         if attempt > 1:
             await queue.note(job, History(attempt - 1, attempt - 1))
-        verdict, error = await handling.handle(job, lambda: False)
-        if isinstance(verdict, Again):
+        outcome = await handling.handle(job, lambda: False)
+        verdict = outcome.verdict
+        if isinstance(verdict, Retried):
             queue.ack(job)  # the test says when it comes again
     finally:
         handling.close()
         await broker.close()
-    after = verdict.after if isinstance(verdict, Again) else None
-    return Delivered(OUTCOMES[type(verdict)], sent(service, user)[before:], error, after)
+    after = verdict.after if isinstance(verdict, Retried) else None
+    replies = sent(service, user)[before:]
+    return Delivered(_Word(outcome.word), replies, outcome.error, after)
 
 
 def _ignore(_: object) -> None:

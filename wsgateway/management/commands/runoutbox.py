@@ -86,4 +86,4 @@ class Command(BaseCommand):
             pause, total = interval, total + done
             if not done:
                 self._end.wait(interval)
-        self.stdout.write(f"outbox: ended; {total} relayed")
+        self.stdout.write(f"outbox: ended ({total} relayed)")
