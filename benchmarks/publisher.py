@@ -15,7 +15,7 @@ from benchmarks.load import payload
 from project import env
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.connection import ConnectionOptions
-from wsgateway.broker.nats.streams import wanted_streams
+from wsgateway.broker.nats.specs import wanted_streams
 from wsgateway.conf import settings
 from wsgateway.protocol.subjects import Inbox, Subjects
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wsgateway.broker.nats.streams import StreamSpec, wanted_streams
+from wsgateway.broker.nats.specs import StreamSpec, wanted_streams
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.protocol.subjects import Subjects
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
-from wsgateway.broker.nats.streams import OWNER, Streams, StreamSpec
+from wsgateway.broker.nats.specs import OWNER, StreamSpec
+from wsgateway.broker.nats.streams import Streams
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire

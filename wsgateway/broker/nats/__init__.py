@@ -8,7 +8,7 @@ from wsgateway.broker.addresses import Address, split_urls, url_cure
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.connection import ConnectionOptions
 from wsgateway.broker.nats.handshake import require_tried_version
-from wsgateway.broker.nats.streams import wanted_streams
+from wsgateway.broker.nats.specs import wanted_streams
 from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.protocol.subjects import Subjects

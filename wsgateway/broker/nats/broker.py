@@ -30,14 +30,8 @@ from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
-from wsgateway.broker.nats.streams import (
-    NANO,
-    TRIMMED_UNTIL,
-    WARN_LEVEL,
-    Streams,
-    StreamSpec,
-    fill_level,
-)
+from wsgateway.broker.nats.specs import NANO, StreamSpec
+from wsgateway.broker.nats.streams import TRIMMED_UNTIL, WARN_LEVEL, Streams, fill_level
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import NOTHING, Declared

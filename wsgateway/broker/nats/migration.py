@@ -30,7 +30,8 @@ from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.connection import Reply
-    from wsgateway.broker.nats.streams import Streams, StreamSpec
+    from wsgateway.broker.nats.specs import StreamSpec
+    from wsgateway.broker.nats.streams import Streams
 
 __all__ = ["Migration"]
 
