@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ["supervise"]
+__all__ = ["run_once", "supervise"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -47,3 +47,32 @@ async def _supervised(work: Callable[[], Coroutine[Any, Any, None]], name: str) 
         await asyncio.sleep(pause)
         recovered = loop.time() - begin > LONGEST_PAUSE + pause
         pause = FIRST_PAUSE if recovered else min(2 * pause, LONGEST_PAUSE)
+
+
+def run_once(
+    work: Coroutine[Any, Any, None], name: str, on_end: Callable[[BaseException | None], object]
+) -> asyncio.Task[None]:
+    """Run *work* in a task, for an owner that must close or start over when it ends.
+
+    Args:
+        work: What to run.
+        name: The task's name, also in the log.
+        on_end: Called when the task has ended, even if it was cancelled before it began. Gets the
+            error, which has been logged; None if *work* returned or the task was cancelled.
+    """
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(lambda task: on_end(_failure(task)))
+    return task
+
+
+def _failure(task: asyncio.Task[None]) -> BaseException | None:
+    """Return why *task* failed, and log it."""
+    if not task.cancelled():
+        error = task.exception()
+    elif task.cancelling():
+        return None
+    else:  # nobody cancelled this task: something that it awaited was cancelled
+        error = asyncio.CancelledError()
+    if error is not None:
+        logger.error("task %s failed", task.get_name(), exc_info=error)
+    return error

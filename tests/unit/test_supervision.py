@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 from wsgateway import supervision
-from wsgateway.supervision import supervise
+from wsgateway.supervision import run_once, supervise
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,38 @@ async def test_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     await asyncio.wait_for(supervise(work, "w"), 10)
     assert pauses == [100.0, 200.0, 400.0, 400.0, 400.0]
+
+
+async def wait_for_end(work: Coroutine[Any, Any, None], *, cancel: bool = False) -> object:
+    ends: asyncio.Queue[BaseException | None] = asyncio.Queue()
+    task = run_once(work, "some-work", ends.put_nowait)
+    assert task.get_name() == "some-work"
+    if cancel:
+        task.cancel()  # before its first step
+    end = await asyncio.wait_for(ends.get(), 10)
+    assert ends.empty()
+    return end
+
+
+async def test_the_owner_hears_of_every_end(caplog: pytest.LogCaptureFixture) -> None:
+    async def works() -> None:
+        await asyncio.sleep(0)
+
+    assert await wait_for_end(works()) is None
+    assert await wait_for_end(works(), cancel=True) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("error", [KeyError("odd"), asyncio.CancelledError()], ids=repr)
+async def test_a_failure_is_logged_and_given_to_the_owner(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        raise error
+
+    end = await wait_for_end(fails())
+    assert type(end) is type(error)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", "task some-work failed")
+    assert record.exc_info is not None
+    assert record.exc_info[1] is end

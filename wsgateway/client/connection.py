@@ -33,6 +33,7 @@ from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import ServerMessage, Welcome
+from wsgateway.supervision import run_once
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 
@@ -221,8 +222,7 @@ class Client:
         if self._runner is None:
             self._opened = asyncio.get_running_loop().create_future()
             self._opened.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._runner = asyncio.create_task(self._run(), name="wsgateway-client")
-            self._runner.add_done_callback(self._ended)
+            self._runner = run_once(self._run(), "wsgateway-client", self._on_end)
         assert self._opened is not None
         await asyncio.shield(self._opened)
 
@@ -264,14 +264,9 @@ class Client:
             text = str(exc) if exc.status else f"the gateway closed the connection: {exc}"
             self._error = GatewayError("closed", text, False, close_code=exc.code)
 
-    def _ended(self, runner: asyncio.Task[None]) -> None:
-        """Fail everybody who waits: nobody else will, whatever has ended the client's task.
-
-        It may have been cancelled before it began, so it cannot do that itself.
-        """
-        failure = None if runner.cancelled() else runner.exception()
+    def _on_end(self, failure: BaseException | None) -> None:
+        """Fail everybody who waits, whatever ended the client's task."""
         if failure is not None:
-            logger.error("the client failed", exc_info=failure)
             self._error = GatewayError("closed", f"the client failed: {failure!r}", False)
             self._error.__cause__ = failure
         self._finish()

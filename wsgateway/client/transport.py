@@ -18,6 +18,7 @@ from websockets.typing import Subprotocol
 from wsgateway.client.session import ClientSession
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import SUBPROTOCOL, ProtocolError
+from wsgateway.supervision import run_once
 
 __all__ = ["Final", "Lost", "Transport", "address", "translated"]
 
@@ -122,12 +123,15 @@ class Transport:
         """
         socket = self._socket
         assert socket is not None
+
+        def on_end(error: BaseException | None) -> None:
+            if error is not None:  # a connection that only reads, or only writes, is useless
+                socket.transport.abort()
+
         tasks = [
-            asyncio.create_task(self._write(socket), name="wsgateway-client-write"),
-            asyncio.create_task(self._watch(socket), name="wsgateway-client-watch"),
+            run_once(self._write(socket), "wsgateway-client-write", on_end),
+            run_once(self._watch(socket), "wsgateway-client-watch", on_end),
         ]
-        for task in tasks:  # without it the connection would stay, and be deaf
-            task.add_done_callback(lambda task: _abort_if_failed(task, socket))
         try:
             async for text in socket:
                 self._on_text(text)
@@ -184,12 +188,3 @@ class Transport:
     async def _write_due(self, socket: websockets.asyncio.client.ClientConnection) -> None:
         while (text := self._session.next_frame(time.monotonic())) is not None:
             await socket.send(text)
-
-
-def _abort_if_failed(
-    task: asyncio.Task[None], socket: websockets.asyncio.client.ClientConnection
-) -> None:
-    """Cut the connection if a task that it needs has failed."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s failed; connecting again", task.get_name(), exc_info=error)
-        socket.transport.abort()
