@@ -130,7 +130,7 @@ async def test_a_server_that_stands_still_holds_up_one_call(
 
         async def waited_for() -> bool:
             await layer.group_add(f"later-{loop.time()}", channel)
-            node = layer._home.node
+            node = layer._local.connection
             return node is not None and not node._propagation._silent
 
         async with asyncio.timeout(20):
@@ -191,7 +191,7 @@ async def test_memberships_are_in_effect_after_the_server_is_lost(
         joining = None
         nats_cluster.nodes[0].kill()
         try:
-            node = layer._home.node
+            node = layer._local.connection
             assert node is not None
             await until(lambda: not node.link.is_open, 20, "the connection is lost")
             joining = asyncio.create_task(layer.group_add("new", channel))

@@ -17,7 +17,7 @@ from wsgateway.layer import NatsChannelLayer
 
 def cut(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
-    node = layer._home.node
+    node = layer._local.connection
     assert node is not None
     client = node.link._client
     if client is not None:
@@ -133,7 +133,7 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         await receiver.group_add("service.user", channel)
         load = Load(sender, "service.user")
         await load.more(200, 30)
-        node = receiver._home.node
+        node = receiver._local.connection
         assert node is not None
         info = await node.broker.streams.info(node.subjects.stream("recv"))
         assert info is not None

@@ -40,7 +40,7 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         sending = asyncio.create_task(send())
         reading = [asyncio.create_task(read(reader)) for reader in readers]
         await until(lambda: len(got) > 100 or sending.done(), 40, "messages")
-        node = sender._node()
+        node = sender._connection()
         info = await node.broker.streams.info(node.subjects.stream("chan"))
         assert info is not None
         assert info["config"]["num_replicas"] == 3
@@ -101,7 +101,7 @@ async def test_leader_lost_while_one_writer_sends(
                 break
         writer = Writer(sender)
         await writer.more(500)
-        node = sender._node()
+        node = sender._connection()
         info = await node.broker.streams.info(node.subjects.stream("chan"))
         assert info is not None
         leader = nats_cluster[info["cluster"]["leader"]]

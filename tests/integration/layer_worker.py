@@ -88,13 +88,13 @@ class Worker:
     async def confirm(self) -> None:
         """Wait until the server has what was sent from here, and this process what came."""
         from wsgateway.broker import runtime
-        from wsgateway.layer.node import Node
+        from wsgateway.layer.connection import LayerConnection
 
         for connection in runtime.connections():
-            node = connection.attached[Node]
+            node = connection.attached[LayerConnection]
             await node.call(node.ready)  # a cancelled call may just have begun to connect
             await node.call(node.link.confirm)
-        await self.layer._home.confirm()
+        await self.layer._local.confirm()
 
     async def stored(self, channel: str) -> int:
         """Return how many messages the server keeps for a normal channel."""
@@ -102,7 +102,7 @@ class Worker:
 
     async def waiting(self, channel: str) -> int:
         """Return how many messages wait in this process for a reader of one of its channels."""
-        box = self.layer._home.mailboxes.get(channel.encode())
+        box = self.layer._local.mailboxes.get(channel.encode())
         return len(box.queue) if box is not None else 0
 
 

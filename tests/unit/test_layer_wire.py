@@ -138,7 +138,7 @@ READERS = [_reader("msgpack"), _reader("json")]
 @given(st.one_of(st.binary(max_size=60), envelopes))
 def test_layer_reads_or_skips_whatever_comes(data: bytes) -> None:
     for reader in READERS:
-        reader.open(wire.framed(data))
+        reader.decode(wire.framed(data))
         for kind in (None, "text", "binary", "event", "junk"):
             stored = Stored(1, 0, data, kind)
             durable.claim_of(stored)

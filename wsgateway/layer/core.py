@@ -22,12 +22,17 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 from wsgateway.layer import durable, wire
 from wsgateway.layer.config import find_differences
+from wsgateway.layer.connection import (
+    LayerConnection,
+    background_connection,
+    current_connection,
+    full_channels,
+)
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.groups import Item
-from wsgateway.layer.home import FLUSHED, Home, control_message, flush_subject
+from wsgateway.layer.local_channels import FLUSHED, LocalChannels, control_message, flush_subject
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
 from wsgateway.layer.memory import MemoryChannelLayer
-from wsgateway.layer.node import Node, background_node, current_node, full_channels
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
 from wsgateway.protocol.frames import FRAME_HEADER
@@ -83,13 +88,13 @@ class NatsChannelLayer(ConfiguredLayer):
         """Begin with no connection and a name of this process's own; again after a fork."""
         self.client_prefix = uuid.uuid4().hex
         self._target: Target | None = None
-        self._nodes: dict[asyncio.AbstractEventLoop, Node] = {}
+        self._connections: dict[asyncio.AbstractEventLoop, LayerConnection] = {}
         self._normal = NormalChannels(self)
-        self._home = Home(
+        self._local = LocalChannels(
             self.client_prefix,
             options=self,
             is_expired=self.envelopes.is_expired,
-            choose=self._node,
+            choose=self._connection,
             forward=self._forward,
             directory=self._directory,
             on_flush=self._normal.flushed,
@@ -100,23 +105,23 @@ class NatsChannelLayer(ConfiguredLayer):
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
 
     def _resized(self) -> None:
-        self._home.resize()
+        self._local.resize()
         self._normal.resize()
 
     def _moved(self) -> None:
         self._target = None
         self._channels.clear()
         self._directory.clear()
-        self._home.leave()
-        nodes, self._nodes = self._nodes, {}
-        for node in nodes.values():
-            if node.usable:
-                asyncio.run_coroutine_threadsafe(self._depart(node), node.loop)
+        self._local.leave()
+        connections, self._connections = self._connections, {}
+        for connection in connections.values():
+            if connection.usable:
+                asyncio.run_coroutine_threadsafe(self._depart(connection), connection.loop)
 
-    async def _depart(self, node: Node) -> None:
-        await self._normal.close(node)
-        if not node.is_background:
-            await self._leave(node)
+    async def _depart(self, connection: LayerConnection) -> None:
+        await self._normal.close(connection)
+        if not connection.is_background:
+            await self._leave(connection)
         self._move_readers()
 
     # -- connections ---------------------------------------------------------------------
@@ -130,59 +135,63 @@ class NatsChannelLayer(ConfiguredLayer):
             self._target = target_of(tuple(self._servers), self.prefix)
         return self._target
 
-    def _node(self) -> Node:
+    def _connection(self) -> LayerConnection:
         loop = asyncio.get_running_loop()
-        node = self._nodes.get(loop)
-        if node is None or not node.usable:
-            node = current_node(self.target)
-            node.users.add(self)
-            if node.loop is loop:
-                for closed in [known for known in self._nodes if known.is_closed()]:
-                    del self._nodes[closed]
-                self._nodes[loop] = node
-        return node
+        connection = self._connections.get(loop)
+        if connection is None or not connection.usable:
+            connection = current_connection(self.target)
+            connection.users.add(self)
+            if connection.loop is loop:
+                for closed in [known for known in self._connections if known.is_closed()]:
+                    del self._connections[closed]
+                self._connections[loop] = connection
+        return connection
 
     async def _run(
         self,
-        action: Callable[Concatenate[Node, P], Coroutine[Any, Any, T]],
+        action: Callable[Concatenate[LayerConnection, P], Coroutine[Any, Any, T]],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run *action* in the loop of the node that serves the running loop."""
-        here = self._nodes.get(asyncio.get_running_loop())
-        if here is not None and here.link.is_open and not self._home.unconfirmed:
+        """Run *action* in the loop of the connection that serves the running loop."""
+        here = self._connections.get(asyncio.get_running_loop())
+        if here is not None and here.link.is_open and not self._local.unconfirmed:
             return await action(here, *args, **kwargs)
-        node = await self.ready_node()
-        await self._confirm_home(node)
-        return await node.call(lambda: action(node, *args, **kwargs))
+        connection = await self.ready_connection()
+        await self._confirm_local(connection)
+        return await connection.call(lambda: action(connection, *args, **kwargs))
 
-    async def ready_node(self) -> Node:
-        """Return the running loop's node, connected.
+    async def ready_connection(self) -> LayerConnection:
+        """Return the running loop's connection, connected.
 
         Raises:
             BrokerUnavailable: No connection to NATS within the timeout.
         """
         while True:
-            node = self._node()
+            connection = self._connection()
             try:
-                if not node.link.is_open:
-                    await node.call(node.ready)
-                return node
+                if not connection.link.is_open:
+                    await connection.call(connection.ready)
+                return connection
             except BrokerClosed:  # by `close`, meanwhile
-                if node.usable:
+                if connection.usable:
                     raise
 
-    async def _confirm_home(self, node: Node) -> None:
-        """See to it that the server knows this process's groups before *node* publishes."""
-        home = self._home
-        if home.unconfirmed and home.node is not None and home.node is not node:
-            await home.confirm()
+    async def _confirm_local(self, connection: LayerConnection) -> None:
+        """See to it that the server knows this process's groups before *connection* publishes."""
+        local = self._local
+        if (
+            local.unconfirmed
+            and local.connection is not None
+            and local.connection is not connection
+        ):
+            await local.confirm()
 
     # -- messages ------------------------------------------------------------------------
 
     async def _fetch(self, claim: bytes) -> bytes | None:
-        async def fetch(node: Node) -> bytes | None:
-            return await node.blobs.fetch(claim)
+        async def fetch(connection: LayerConnection) -> bytes | None:
+            return await connection.blobs.fetch(claim)
 
         return await self._run(fetch)
 
@@ -195,37 +204,39 @@ class NatsChannelLayer(ConfiguredLayer):
             has_owner: Whether another process owns the channel, and may answer that it is full.
         """
         loop = asyncio.get_running_loop()
-        here = self._nodes.get(loop)
-        home = self._home
-        if home.node is not here and home.is_stranded:
-            await home.settle()  # one of our own channels may be among the receivers
-        if here is not None and here.link.is_open and not home.unconfirmed:
+        here = self._connections.get(loop)
+        local = self._local
+        if local.connection is not here and local.is_stranded:
+            await local.place()  # one of our own channels may be among the receivers
+        if here is not None and here.link.is_open and not local.unconfirmed:
             await self._publish_at(here, subject, data, has_owner)
         elif not (is_short_lived(loop) and self._publish_soon(subject, data, has_owner)):
             await self._run(self._publish_at, subject, data, has_owner)
 
     def _publish_soon(self, subject: str, data: bytes, has_owner: bool) -> bool:
         """Hand an envelope to the background loop; return False if the caller has to wait."""
-        node = background_node(self.target)
-        home = self._home
-        if home.node is not node and (home.unconfirmed or home.is_stranded):
+        connection = background_connection(self.target)
+        local = self._local
+        if local.connection is not connection and (local.unconfirmed or local.is_stranded):
             return False
-        if len(data) > node.link.max_payload:
+        if len(data) > connection.link.max_payload:
             return False
-        return node.publish_soon(subject, data, node.notices if has_owner else "")
+        return connection.publish_soon(subject, data, connection.notices if has_owner else "")
 
-    async def _publish_at(self, node: Node, subject: str, data: bytes, has_owner: bool) -> None:
+    async def _publish_at(
+        self, connection: LayerConnection, subject: str, data: bytes, has_owner: bool
+    ) -> None:
         """Publish an envelope, at most once."""
-        limit = node.link.max_payload
-        reply = node.notices if has_owner else ""
+        limit = connection.link.max_payload
+        reply = connection.notices if has_owner else ""
         if len(data) <= limit:
-            node.publish(subject, data, b"", reply)
-            if node.is_breathless():
-                await node.breathe()
+            connection.publish(subject, data, b"", reply)
+            if connection.is_breathless():
+                await connection.breathe()
             return
         for part in wire.split(data, uuid.uuid4().bytes, limit):
-            node.publish(subject, part, b"", reply)
-            await node.link.pressure()
+            connection.publish(subject, part, b"", reply)
+            await connection.link.pressure()
 
     # -- channels ------------------------------------------------------------------------
 
@@ -262,10 +273,10 @@ class NatsChannelLayer(ConfiguredLayer):
         """
         require_message(message)
         subject, name, is_own = self._channels.get(channel) or self._address(channel)
-        data = self.envelopes.seal(name, message)
+        data = self.envelopes.encode(name, message)
         mailbox = None
         if is_own:
-            mailbox = self._home.mailboxes.get(name) or self._home.mailbox(name)
+            mailbox = self._local.mailboxes.get(name) or self._local.mailbox(name)
             if mailbox.is_full():
                 raise ChannelFull(channel)
         elif full_channels.until and name in full_channels:
@@ -275,15 +286,15 @@ class NatsChannelLayer(ConfiguredLayer):
     async def _let_arrive(self) -> None:
         """Wait until this process has received what it has sent to its own channels."""
 
-        async def confirm(node: Node) -> None:
-            await node.link.confirm()
+        async def confirm(connection: LayerConnection) -> None:
+            await connection.link.confirm()
 
-        with contextlib.suppress(TimeoutError):  # the home's loop is busy
+        with contextlib.suppress(TimeoutError):  # the channels' loop is busy
             async with asyncio.timeout(COMING_VALID):
                 await self._run(confirm)
-                home = self._home.node
-                if home is not None and home.usable and home is not self._node():
-                    await home.call(home.link.confirm)
+                local = self._local.connection
+                if local is not None and local.usable and local is not self._connection():
+                    await local.call(local.link.confirm)
 
     def _address(self, channel: str) -> _Address:
         """Return where messages to *channel* go."""
@@ -307,19 +318,19 @@ class NatsChannelLayer(ConfiguredLayer):
         Raises:
             AssertionError: A process-specific channel of another process.
         """
-        home = self._home
-        mailbox = home.by_channel.get(channel) or self._own_mailbox(channel)
+        local = self._local
+        mailbox = local.by_channel.get(channel) or self._own_mailbox(channel)
         if mailbox is None:
-            if home.node is None:
-                await home.settle()  # where `flush` is heard; a worker reads nothing else
+            if local.connection is None:
+                await local.place()  # where `flush` is heard; a worker reads nothing else
             return await self._normal.receive(channel)
         while (item := mailbox.take()) is not None:  # what is here needs no connection
-            if home.complaints.told:
-                home.taken(channel)
+            if local.complaints.told:
+                local.taken(channel)
             if isinstance(item, bytes):
-                message = self.envelopes.open(item)
+                message = self.envelopes.decode(item)
             else:
-                message = await self.envelopes.open_durable(mailbox, item)
+                message = await self.envelopes.decode_durable(mailbox, item)
             if message is not None:
                 return message
         return await self._wait_for_message(channel, mailbox)
@@ -331,49 +342,49 @@ class NatsChannelLayer(ConfiguredLayer):
             return None
         if not is_own:
             raise AssertionError("Wrong client prefix")
-        return self._home.read(channel, name)
+        return self._local.read(channel, name)
 
     async def _wait_for_message(self, channel: str, mailbox: Mailbox[Item]) -> dict[str, Any]:
-        home = self._home
+        local = self._local
         mailbox.reading += 1
         try:
             while True:
-                # Again after each wait: it also ends when the home's loop is closed
-                if home.node is None or not home.node.usable:
-                    await home.settle()
+                # Again after each wait: it also ends when the local channels' loop is closed
+                if local.connection is None or not local.connection.usable:
+                    await local.place()
                 await mailbox.wait()
                 item = mailbox.take()
                 if item is None:
                     continue
-                if home.complaints.told:
-                    home.taken(channel)
+                if local.complaints.told:
+                    local.taken(channel)
                 if isinstance(item, bytes):
-                    message = self.envelopes.open(item)
+                    message = self.envelopes.decode(item)
                 else:
-                    message = await self.envelopes.open_durable(mailbox, item)
+                    message = await self.envelopes.decode_durable(mailbox, item)
                 if message is not None:
                     return message
         finally:
             mailbox.end_reading()
 
-    async def node_closing(self, node: Node) -> None:
-        """Give back what *node* has fetched of normal channels."""
-        await self._normal.close(node)
+    async def connection_closing(self, connection: LayerConnection) -> None:
+        """Give back what *connection* has fetched of normal channels."""
+        await self._normal.close(connection)
 
-    def node_closed(self, node: Node) -> None:
-        """Let those who wait for messages find another node."""
-        if not node.is_background:  # which is closed at the end of the process
+    def connection_closed(self, connection: LayerConnection) -> None:
+        """Let those who wait for messages find another connection."""
+        if not connection.is_background:  # which is closed at the end of the process
             self._move_readers()
 
     def _move_readers(self) -> None:
-        for mailbox in list(self._home.mailboxes.values()):
+        for mailbox in list(self._local.mailboxes.values()):
             mailbox.wake_all()
         self._normal.move_readers()
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel that only this process receives on."""
-        await self._home.settle()
-        self._home.is_new = False
+        await self._local.place()
+        self._local.is_new = False
         return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
 
     # -- groups --------------------------------------------------------------------------
@@ -403,37 +414,41 @@ class NatsChannelLayer(ConfiguredLayer):
         if subject and not is_own:
             await self._change_elsewhere(group, channel, subject, action)
             return
-        node = await self._home.settle()
+        connection = await self._local.place()
         change = self._add_here if action == "add" else self._discard_here
-        if self._nodes.get(asyncio.get_running_loop()) is node:
-            await change(node, name, channel)
+        if self._connections.get(asyncio.get_running_loop()) is connection:
+            await change(connection, name, channel)
         else:
-            await node.call(lambda: change(node, name, channel))
+            await connection.call(lambda: change(connection, name, channel))
 
-    async def _add_here(self, node: Node, group: GroupName, channel: str) -> None:
-        if not node.link.is_open:
-            await node.ready()
+    async def _add_here(self, connection: LayerConnection, group: GroupName, channel: str) -> None:
+        if not connection.link.is_open:
+            await connection.ready()
         if "!" not in channel:
-            await self._normal.ensure(node)  # else the group's first messages go nowhere
-        await self._home.add(node, group, channel)
+            await self._normal.ensure(connection)  # else the group's first messages go nowhere
+        await self._local.add(connection, group, channel)
 
-    async def _discard_here(self, node: Node, group: GroupName, channel: str) -> None:
-        self._home.discard(group.name, channel)
+    async def _discard_here(
+        self, connection: LayerConnection, group: GroupName, channel: str
+    ) -> None:
+        self._local.discard(group.name, channel)
         if "!" not in channel:  # other processes may have added it, too
-            await node.ready()
+            await connection.ready()
             with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
                 while True:
-                    await node.link.request(node.subjects.leave(group.name, channel), b"")
-        elif node.is_breathless():
-            await node.breathe()
+                    await connection.link.request(
+                        connection.subjects.leave(group.name, channel), b""
+                    )
+        elif connection.is_breathless():
+            await connection.breathe()
 
     async def _change_elsewhere(self, group: str, channel: str, subject: str, action: str) -> None:
         """Ask the channel's owner; if it is gone, so is the channel."""
         data = control_message(action, group, channel)
 
-        async def ask(node: Node) -> None:
+        async def ask(connection: LayerConnection) -> None:
             try:
-                await node.link.request(subject, data)
+                await connection.link.request(subject, data)
             except NobodyAnswers:
                 logger.debug("nobody owns channel %s any more", channel)
 
@@ -449,11 +464,11 @@ class NatsChannelLayer(ConfiguredLayer):
                     f"{exc} wsgateway.inbox_group(service, user) makes a valid name for every user."
                 ) from None
             raise
-        return self._directory.add(self._node(), group)
+        return self._directory.add(self._connection(), group)
 
     async def _inbox_of(self, name: GroupName) -> Inbox | None:
         """Return where a group is stored; None if it is not."""
-        is_known, inbox = self._directory.known(self._node(), name)
+        is_known, inbox = self._directory.known(self._connection(), name)
         return inbox if is_known else await self._run(self._directory.find, name)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
@@ -470,20 +485,22 @@ class NatsChannelLayer(ConfiguredLayer):
         name = self._directory.get(group) or self._name(group)
         inbox = name.kept if name.inbox is None else await self._inbox_of(name)
         if inbox is None:
-            await self._publish(name.subject, self.envelopes.seal(b"", message), False)
+            await self._publish(name.subject, self.envelopes.encode(b"", message), False)
             return
         payload, kind = durable.payload_of(message, self.envelopes.pack)
         await self._run(durable.store, inbox, payload, kind)
 
     def _notice(self, is_open: bool) -> bytes | None:
         kind = self.on_reconnect if is_open else self.on_disconnect
-        return None if kind is None else self.envelopes.seal(b"", {"type": kind})
+        return None if kind is None else self.envelopes.encode(b"", {"type": kind})
 
-    def _forward(self, node: Node, group: str, inbox: Inbox | None, channel: str) -> Closable:
+    def _forward(
+        self, connection: LayerConnection, group: str, inbox: Inbox | None, channel: str
+    ) -> Closable:
         if inbox is None:
-            subject = node.subjects.group(group)
+            subject = connection.subjects.group(group)
             return self._normal.forward(
-                node, subject, group, channel, lambda data, _raw: wire.framed(data)
+                connection, subject, group, channel, lambda data, _raw: wire.framed(data)
             )
 
         def envelope(payload: bytes, raw: bytes | None) -> bytes | None:
@@ -493,9 +510,11 @@ class NatsChannelLayer(ConfiguredLayer):
             if claim is not None:
                 return wire.stamp(claim, time.time())
             event = self.envelopes.event_of(stored)
-            return None if event is None else self.envelopes.seal(b"", event)
+            return None if event is None else self.envelopes.encode(b"", event)
 
-        return self._normal.forward(node, node.subjects.live(inbox), group, channel, envelope)
+        return self._normal.forward(
+            connection, connection.subjects.live(inbox), group, channel, envelope
+        )
 
     # -- synchronous callers -------------------------------------------------------------
 
@@ -529,16 +548,16 @@ class NatsChannelLayer(ConfiguredLayer):
         name = self._directory.get(group)
         if name is None:
             return False
-        is_known, inbox = self._directory.known(background_node(self.target), name)
+        is_known, inbox = self._directory.known(background_connection(self.target), name)
         if not is_known or inbox is not None:
             return False
-        return self._publish_soon(name.subject, self.envelopes.seal(b"", message), False)
+        return self._publish_soon(name.subject, self.envelopes.encode(b"", message), False)
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        node = background_node(self.target)
-        limit = 2 * node.broker.jetstream.timeout
+        connection = background_connection(self.target)
+        limit = 2 * connection.broker.jetstream.timeout
         try:
-            node.call_sync(function, limit)
+            connection.call_sync(function, limit)
         except TimeoutError as exc:
             raise BrokerUnavailable(f"the background loop did not answer within {limit} s") from exc
 
@@ -552,8 +571,8 @@ class NatsChannelLayer(ConfiguredLayer):
         """
         await self._run(self._flush_at)
 
-    async def _flush_at(self, node: Node) -> None:
-        await self._normal.purge(node)
+    async def _flush_at(self, connection: LayerConnection) -> None:
+        await self._normal.purge(connection)
         heard = asyncio.Event()
         answered = True
 
@@ -562,7 +581,7 @@ class NatsChannelLayer(ConfiguredLayer):
             answered = answered or data == FLUSHED
             heard.set()
 
-        done = node.link.ask(flush_subject(node), b"", on_answer, lambda _: heard.set())
+        done = connection.link.ask(flush_subject(connection), b"", on_answer, lambda _: heard.set())
         try:
             while answered:
                 answered = False
@@ -578,25 +597,25 @@ class NatsChannelLayer(ConfiguredLayer):
 
         The next call reconnects, and so does a `receive` that is waiting: cancel it first.
         """
-        self._home.leave()
+        self._local.leave()
         await self._normal.close()
-        nodes, self._nodes = self._nodes, {}
-        for node in nodes.values():
-            if node.usable and not node.is_background:
-                await node.call(lambda node=node: self._leave(node))  # type: ignore[misc]
+        connections, self._connections = self._connections, {}
+        for connection in connections.values():
+            if connection.usable and not connection.is_background:
+                await connection.call(lambda connection=connection: self._leave(connection))  # type: ignore[misc]
         self._move_readers()
 
-    async def _leave(self, node: Node) -> None:
-        await node.leave(self)
+    async def _leave(self, connection: LayerConnection) -> None:
+        await connection.leave(self)
 
     async def close_pools(self) -> None:
         """Disconnect the running loop, if it has a connection of its own; as channels_redis."""
-        node = self._nodes.pop(asyncio.get_running_loop(), None)
-        if node is None or node.is_background:
+        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is None or connection.is_background:
             return
-        if self._home.node is node:
-            self._home.leave()
-        await self._depart(node)
+        if self._local.connection is connection:
+            self._local.leave()
+        await self._depart(connection)
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""

@@ -21,7 +21,7 @@ from wsgateway.protocol.group_names import inbox_of_group, meant_services
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
 
 if TYPE_CHECKING:
-    from wsgateway.layer.node import Node
+    from wsgateway.layer.connection import LayerConnection
 
 __all__ = [
     "UNKNOWN_SERVICE",
@@ -91,30 +91,34 @@ class Directory:
         self._names.clear()
         self._absent.clear()
 
-    def add(self, node: Node, group: str) -> GroupName:
+    def add(self, connection: LayerConnection, group: str) -> GroupName:
         """Return what a valid name says; warn if it looks like an inbox's and is not."""
         kept = kept_inbox(group)
-        name = GroupName(group, node.subjects.group(group), inbox_of_group(group), kept)
+        name = GroupName(group, connection.subjects.group(group), inbox_of_group(group), kept)
         if len(self._names) >= NAMES_KEPT:
             self._names.clear()
         self._names[group] = name
         if name.prefix and kept is None:
-            self._run(node, self._warn_of_form(node, name))
+            self._run(connection, self._warn_of_form(connection, name))
         elif name.inbox is not None and kept is None:
             service = name.inbox.service
             is_meant = service in meant_services or ".." in group
-            if is_meant and service not in self._warned and not node.broker.known_service(service):
-                self._run(node, self._warn_of_service(node, group, service))
+            if (
+                is_meant
+                and service not in self._warned
+                and not connection.broker.known_service(service)
+            ):
+                self._run(connection, self._warn_of_service(connection, group, service))
         return name
 
-    def known(self, node: Node, name: GroupName) -> tuple[bool, Inbox | None]:
+    def known(self, connection: LayerConnection, name: GroupName) -> tuple[bool, Inbox | None]:
         """Return whether it is known where a group is stored, and where; None: it is not."""
         if name.inbox is None:
             return True, name.kept
         service = name.inbox.service
-        exists = node.broker.known_service(service)
+        exists = connection.broker.known_service(service)
         if exists is None and service in self._absent:
-            self._look_again(node, service)
+            self._look_again(connection, service)
             exists = False
         elif exists is False and service not in self._absent:
             if len(self._absent) >= NAMES_KEPT:
@@ -122,30 +126,30 @@ class Directory:
             self._absent.add(service)
         return exists is not None, name.inbox if exists else name.kept
 
-    async def find(self, node: Node, name: GroupName) -> Inbox | None:
-        """Return where a group is stored, None if it is not; in the node's loop, connected.
+    async def find(self, connection: LayerConnection, name: GroupName) -> Inbox | None:
+        """Return where a group is stored, None if it is not; in the connection's loop, connected.
 
         Raises:
             BrokerUnavailable: Not known, and the broker does not say.
         """
-        if name.inbox is not None and await _exists(node, name.inbox.service):
+        if name.inbox is not None and await _exists(connection, name.inbox.service):
             return name.inbox
         return name.kept
 
-    def _look_again(self, node: Node, service: str) -> None:
+    def _look_again(self, connection: LayerConnection, service: str) -> None:
         now = monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
-            self._run(node, self._look(node, service))
+            self._run(connection, self._look(connection, service))
 
-    async def _look(self, node: Node, service: str) -> None:
+    async def _look(self, connection: LayerConnection, service: str) -> None:
         with contextlib.suppress(BrokerError):  # with a later send, again
-            await _exists(node, service)
+            await _exists(connection, service)
 
-    async def _warn_of_form(self, node: Node, name: GroupName) -> None:
+    async def _warn_of_form(self, connection: LayerConnection, name: GroupName) -> None:
         with contextlib.suppress(BrokerError):
-            await node.ready()
-            if await _exists(node, name.prefix):
+            await connection.ready()
+            if await _exists(connection, name.prefix):
                 logger.warning(
                     "group %r begins with the service %r but does not name an inbox, so its "
                     "messages are not stored; wsgateway.inbox_group(%r, user) makes valid names",
@@ -154,27 +158,27 @@ class Directory:
                     name.prefix,
                 )
 
-    async def _warn_of_service(self, node: Node, group: str, service: str) -> None:
+    async def _warn_of_service(self, connection: LayerConnection, group: str, service: str) -> None:
         with contextlib.suppress(BrokerError):
-            await node.ready()
-            if not await _exists(node, service) and service not in self._warned:
+            await connection.ready()
+            if not await _exists(connection, service) and service not in self._warned:
                 if len(self._warned) >= NAMES_KEPT:
                     self._warned.clear()
                 self._warned.add(service)
                 logger.warning(
                     UNKNOWN_SERVICE,
                     group,
-                    ServiceUnknown(service, node.broker.services.names),
+                    ServiceUnknown(service, connection.broker.services.names),
                 )
 
-    def _run(self, node: Node, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _run(self, connection: LayerConnection, coroutine: Coroutine[Any, Any, None]) -> None:
         def start() -> None:
-            task = node.loop.create_task(coroutine, name="wsgateway-layer-groups")
+            task = connection.loop.create_task(coroutine, name="wsgateway-layer-groups")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
         try:
-            node.loop.call_soon_threadsafe(start)
+            connection.loop.call_soon_threadsafe(start)
         except RuntimeError:  # its loop is closed
             coroutine.close()
 
@@ -185,8 +189,8 @@ def kept_inbox(group: str) -> Inbox | None:
     return Inbox(GROUP_SERVICE, group) if is_kept else None
 
 
-async def _exists(node: Node, service: str) -> bool:
-    return node.link.jetstream_offered and await node.broker.service_exists(service)
+async def _exists(connection: LayerConnection, service: str) -> bool:
+    return connection.link.jetstream_offered and await connection.broker.service_exists(service)
 
 
 def payload_of(
@@ -232,7 +236,7 @@ def frame_event(payload: bytes, kind: str | None) -> dict[str, Any]:
     return {"type": FRAME_TYPE, "text" if frame.text else "bytes": frame.data}
 
 
-async def store(node: Node, inbox: Inbox, payload: bytes, kind: str) -> None:
+async def store(connection: LayerConnection, inbox: Inbox, payload: bytes, kind: str) -> None:
     """Store a durable group's message; retried until the deadline, stored at most once.
 
     Raises:
@@ -240,7 +244,7 @@ async def store(node: Node, inbox: Inbox, payload: bytes, kind: str) -> None:
         BrokerError: It is not stored, or nobody knows.
     """
     try:
-        await node.broker.publish(inbox, payload, kind=kind)
+        await connection.broker.publish(inbox, payload, kind=kind)
     except MessageTooBig as exc:
         if kind != EVENT:
             raise MessageTooLarge(
@@ -248,8 +252,8 @@ async def store(node: Node, inbox: Inbox, payload: bytes, kind: str) -> None:
                 "languages to read: send less, raise max_payload, or send an event of another type"
             ) from exc
         data = payload if wire.is_enveloped(payload) else wire.pack(0.0, b"", payload)
-        claim = await node.blobs.store(data)
-        await node.broker.publish(inbox, claim, kind=kind)
+        claim = await connection.blobs.store(data)
+        await connection.broker.publish(inbox, claim, kind=kind)
 
 
 def claim_of(stored: Stored) -> bytes | None:

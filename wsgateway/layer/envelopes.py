@@ -99,7 +99,7 @@ class Envelopes:
                 f"deserialize raises {type(exc).__name__}"
             ) from exc
 
-    def seal(self, name: bytes, message: dict[str, Any]) -> bytes:
+    def encode(self, name: bytes, message: dict[str, Any]) -> bytes:
         """Return the envelope of *message*, sent now to the channel *name* (b"" for a group)."""
         content = self.pack(message)
         data = wire.pack(clock(), name, content)
@@ -111,7 +111,7 @@ class Envelopes:
         """Say whether a message is too old to be given out."""
         return wire.sent_at(envelope) < clock() - self._lifetime
 
-    def open(self, envelope: bytes) -> dict[str, Any] | None:
+    def decode(self, envelope: bytes) -> dict[str, Any] | None:
         """Return the message in *envelope*; None if it is expired or damaged."""
         _, flags, sent_at, size = head(envelope)
         if sent_at < clock() - self._lifetime:
@@ -137,7 +137,9 @@ class Envelopes:
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None
 
-    async def open_durable(self, mailbox: Mailbox[Any], item: DurableItem) -> dict[str, Any] | None:
+    async def decode_durable(
+        self, mailbox: Mailbox[Any], item: DurableItem
+    ) -> dict[str, Any] | None:
         """Return the event in *item*, which was taken from *mailbox*; None if there is none."""
         claim = durable.claim_of(item.stored)
         if claim is None:

@@ -21,7 +21,7 @@ from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
-    from wsgateway.layer.node import Node
+    from wsgateway.layer.connection import LayerConnection
     from wsgateway.layer.normal import NormalChannels
 
 __all__ = ["ACK_WAIT", "Fetcher"]
@@ -43,22 +43,22 @@ REMEMBERED = 4096
 
 
 class Fetcher:
-    """Fetches one channel's messages for the receivers on one node.
+    """Fetches one channel's messages for the receivers on one connection.
 
     Args:
         channels: Whose.
-        node: Where.
+        connection: Where.
         channel: A normal channel.
     """
 
-    def __init__(self, channels: NormalChannels, node: Node, channel: str) -> None:
-        self.node = node
+    def __init__(self, channels: NormalChannels, connection: LayerConnection, channel: str) -> None:
+        self.connection = connection
         self.channel = channel
         self.mailbox: Mailbox[tuple[bytes, bytes]] = Mailbox(1, lambda _: False)
         self.closed = False
         """Whether readers have to find another fetcher."""
         self._channels = channels
-        self._stream = node.subjects.stream("chan")
+        self._stream = connection.subjects.stream("chan")
         self._consumer = encode_token(channel)
         # Of its own: what a pull brings carries the channel's subject, not the request's
         self._inbox = new_reply_subject()
@@ -76,20 +76,20 @@ class Fetcher:
 
     def want(self) -> None:
         """See to it that messages are fetched."""
-        if asyncio._get_running_loop() is self.node.loop:
+        if asyncio._get_running_loop() is self.connection.loop:
             self._want()
         else:
-            self.node.loop.call_soon_threadsafe(self._want)
+            self.connection.loop.call_soon_threadsafe(self._want)
 
     def taken(self, ack: bytes) -> None:
         """Tell the server that a receiver has the message."""
-        if asyncio._get_running_loop() is self.node.loop:
+        if asyncio._get_running_loop() is self.connection.loop:
             self._acknowledge(ack)
         else:
-            self.node.loop.call_soon_threadsafe(self._acknowledge, ack)
+            self.connection.loop.call_soon_threadsafe(self._acknowledge, ack)
 
     async def close(self) -> None:
-        """Stop fetching; give back what nobody took, before the node disconnects."""
+        """Stop fetching; give back what nobody took, before the connection disconnects."""
         self.closed = True
 
         async def close() -> None:
@@ -99,10 +99,10 @@ class Fetcher:
                 self._interest.close()  # or our own request gets back what is given back
             self._give_back()
 
-        if self.node.usable:  # otherwise others get it after `ACK_WAIT`
-            await self.node.call(close)
+        if self.connection.usable:  # otherwise others get it after `ACK_WAIT`
+            await self.connection.call(close)
 
-    # In the node's loop
+    # In the connection's loop
 
     def _want(self) -> None:
         if self.closed:
@@ -116,7 +116,7 @@ class Fetcher:
         if len(self._taken) > REMEMBERED:
             self._taken.popitem(last=False)
         with contextlib.suppress(BrokerUnavailable):  # it is seen again, and then known
-            self.node.publish(ack.decode(), b"+ACK")
+            self.connection.publish(ack.decode(), b"+ACK")
         if not self._open:
             self._changed.set()
 
@@ -124,11 +124,11 @@ class Fetcher:
         while self.mailbox.queue:
             with contextlib.suppress(IndexError, BrokerError):
                 _, ack = self.mailbox.queue.popleft()
-                self.node.publish(ack.decode(), b"-NAK")
+                self.connection.publish(ack.decode(), b"-NAK")
 
     async def _run(self) -> None:
-        self._interest = interest = self.node.link.subscribe(self._inbox, self._on_answer)
-        unhook = self.node.link.on_lost(self._on_lost)
+        self._interest = interest = self.connection.link.subscribe(self._inbox, self._on_answer)
+        unhook = self.connection.link.on_lost(self._on_lost)
         try:
             await self._serve()
         finally:
@@ -158,9 +158,9 @@ class Fetcher:
                 attempt += 1
 
     async def _prepare(self) -> None:
-        await self.node.ready()
-        await self._channels.ensure(self.node)
-        subject = self.node.subjects.channel(self.channel)
+        await self.connection.ready()
+        await self._channels.ensure(self.connection)
+        subject = self.connection.subjects.channel(self.channel)
         name = f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{subject}"
         config = {
             "durable_name": self._consumer,
@@ -172,11 +172,11 @@ class Fetcher:
             "inactive_threshold": int(86400 * NANO),
         }
         try:
-            await self.node.broker.jetstream.api(
+            await self.connection.broker.jetstream.api(
                 name, {"stream_name": self._stream, "config": config}
             )
         except ApiError:
-            self._channels.doubt(self.node)
+            self._channels.doubt(self.connection)
             raise
         self._lost = False
 
@@ -210,7 +210,7 @@ class Fetcher:
         self._overdue = time.monotonic() + PULL_EXPIRES + PULL_GRACE
         request = {"batch": self._open, "expires": int(PULL_EXPIRES * NANO)}
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        self.node.publish(subject, json.dumps(request).encode(), reply=self._inbox)
+        self.connection.publish(subject, json.dumps(request).encode(), reply=self._inbox)
 
     def _on_answer(self, _s: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
         status = None if reply else hdrs.status(raw)  # a message may begin with a status, too

@@ -17,8 +17,8 @@ from wsgateway.layer.blobs import HEADERS
 from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
-    from wsgateway.layer.home import Options
-    from wsgateway.layer.node import Node
+    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.layer.local_channels import Options
 
 __all__ = ["DataOf", "Forward"]
 
@@ -35,7 +35,7 @@ class Forward:
     store it, under an id that makes one message of it.
 
     Args:
-        node: Where.
+        connection: Where.
         subject: The group's.
         group: Its name, for the log.
         channel: A normal channel.
@@ -45,7 +45,7 @@ class Forward:
 
     def __init__(
         self,
-        node: Node,
+        connection: LayerConnection,
         subject: str,
         group: str,
         channel: str,
@@ -53,19 +53,19 @@ class Forward:
         *,
         options: Options,
     ) -> None:
-        self._node = node
+        self._connection = connection
         self._group = group
         self._channel = channel
         self._token = encode_token(channel)
-        self._target = node.subjects.channel(channel)
+        self._target = connection.subjects.channel(channel)
         self._data_of = data_of
         self._options = options
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
         self._interests: list[Closable] = [
-            node.link.subscribe(subject, self._on_message, queue=self._token),
-            node.link.subscribe(subject, self._on_part),
+            connection.link.subscribe(subject, self._on_message, queue=self._token),
+            connection.link.subscribe(subject, self._on_part),
         ]
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Forward:
         if not (wire.is_enveloped(data) and wire.is_part(data)):
             envelope = self._data_of(data, raw)
             if envelope is not None:
-                too_big = len(envelope) + HEADERS > self._node.link.max_payload
+                too_big = len(envelope) + HEADERS > self._connection.link.max_payload
                 self._put(envelope, uuid.uuid4().bytes if too_big else None)
 
     def _on_part(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
@@ -108,7 +108,7 @@ class Forward:
                 envelope, identity = self._waiting.popleft()
                 try:
                     if identity is not None:
-                        blobs = self._node.blobs
+                        blobs = self._connection.blobs
                         envelope = await blobs.store(envelope, self._options.expiry, identity)
                     self._offer(envelope, identity)
                 except Exception as exc:  # the others must go on
@@ -121,7 +121,7 @@ class Forward:
         if identity is not None:
             headers["Nats-Msg-Id"] = f"{identity.hex()}.{self._token}"
         try:
-            result = self._node.broker.jetstream.offer(self._target, envelope, headers)
+            result = self._connection.broker.jetstream.offer(self._target, envelope, headers)
         except BrokerError as exc:
             self._missed(exc)
         else:

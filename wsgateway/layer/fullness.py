@@ -49,7 +49,7 @@ class FullChannels:
 
 
 class Complaints:
-    """What a process has told others about its own full channels. In the home's loop.
+    """What a process has told others about its own full channels. In the local channels' loop.
 
     Args:
         tell: Publishes to one sender: subject, data.

@@ -69,7 +69,7 @@ class MemoryChannelLayer(ConfiguredLayer):
         """
         require_message(message)
         self.require_valid_channel_name(channel)
-        if not self._put(channel, self.envelopes.seal(b"", message)):
+        if not self._put(channel, self.envelopes.encode(b"", message)):
             raise ChannelFull(channel)
 
     def _put(self, channel: str, item: Item) -> bool:
@@ -109,7 +109,7 @@ class MemoryChannelLayer(ConfiguredLayer):
             while True:
                 item = await mailbox.get()
                 if isinstance(item, bytes):
-                    message = self.envelopes.open(item)
+                    message = self.envelopes.decode(item)
                 else:
                     message = self.envelopes.event_of(item)
                 if message is not None:
@@ -162,7 +162,7 @@ class MemoryChannelLayer(ConfiguredLayer):
         require_message(message)
         inbox = self._inbox_of(group)
         if inbox is None:
-            self._deliver(group, self.envelopes.seal(b"", message))
+            self._deliver(group, self.envelopes.encode(b"", message))
             return
         payload, kind = payload_of(message, self.envelopes.pack)
         broker = MemoryBroker.from_settings(settings)

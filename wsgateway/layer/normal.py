@@ -19,8 +19,8 @@ from wsgateway.layer.fetcher import Fetcher
 from wsgateway.layer.forward import DataOf, Forward
 
 if TYPE_CHECKING:
+    from wsgateway.layer.connection import LayerConnection
     from wsgateway.layer.core import NatsChannelLayer
-    from wsgateway.layer.node import Node
 
 __all__ = ["NormalChannels"]
 
@@ -40,18 +40,18 @@ class NormalChannels:
 
     def __init__(self, layer: NatsChannelLayer) -> None:
         self._layer = layer
-        self._limits: dict[Node, int] = {}  # what the stream refuses, by node
-        self._ensuring: dict[Node, asyncio.Lock] = {}
+        self._limits: dict[LayerConnection, int] = {}  # what the stream refuses, by connection
+        self._ensuring: dict[LayerConnection, asyncio.Lock] = {}
         self._room: dict[str, tuple[float, int]] = {}  # channel -> until when, how many more
-        self.fetchers: dict[tuple[Node, str], Fetcher] = {}
+        self.fetchers: dict[tuple[LayerConnection, str], Fetcher] = {}
         self._ended: list[Fetcher] = []  # whose readers still wait there
 
     # -- the stream ----------------------------------------------------------------------
 
-    def _config(self, node: Node) -> dict[str, Any]:
+    def _config(self, connection: LayerConnection) -> dict[str, Any]:
         return {
-            "name": node.subjects.stream("chan"),
-            "subjects": [f"{node.subjects.prefix}.chan.*"],
+            "name": connection.subjects.stream("chan"),
+            "subjects": [f"{connection.subjects.prefix}.chan.*"],
             "retention": "workqueue",
             "discard": "new",
             "discard_new_per_subject": True,
@@ -63,43 +63,43 @@ class NormalChannels:
             "num_replicas": settings.REPLICAS,
         }
 
-    async def ensure(self, node: Node, *, again: bool = False) -> int:
+    async def ensure(self, connection: LayerConnection, *, again: bool = False) -> int:
         """Create the stream, or raise its limit; return how many messages a channel may hold.
 
         Args:
-            node: Where.
+            connection: Where.
             again: Also if that was done before: it may have been deleted.
         """
         if again:
-            self.doubt(node)
-        limit = self._limits.get(node)
+            self.doubt(connection)
+        limit = self._limits.get(connection)
         if limit is not None:
             return limit
-        async with self._ensuring.setdefault(node, asyncio.Lock()):
-            if node not in self._limits:
-                self._limits[node] = await ensure_stream(
-                    node.broker, self._config(node), "max_msgs_per_subject", "CHANNEL"
+        async with self._ensuring.setdefault(connection, asyncio.Lock()):
+            if connection not in self._limits:
+                self._limits[connection] = await ensure_stream(
+                    connection.broker, self._config(connection), "max_msgs_per_subject", "CHANNEL"
                 )
-        return self._limits[node]
+        return self._limits[connection]
 
-    def doubt(self, node: Node) -> None:
+    def doubt(self, connection: LayerConnection) -> None:
         """Have the next `ensure` look again: the stream may have been deleted."""
-        self._limits.pop(node, None)
+        self._limits.pop(connection, None)
 
     def resize(self) -> None:
         """Have the stream, and what is counted, follow the options that the layer has now."""
         self._limits.clear()
         self._room.clear()
 
-    async def purge(self, node: Node) -> None:
+    async def purge(self, connection: LayerConnection) -> None:
         """Drop every message of every normal channel."""
-        if not node.link.jetstream_offered:
+        if not connection.link.jetstream_offered:
             return
         self._room.clear()
         try:
-            await node.broker.jetstream.api(
-                f"STREAM.PURGE.{node.subjects.stream('chan')}",
-                {"filter": f"{node.subjects.prefix}.chan.*"},
+            await connection.broker.jetstream.api(
+                f"STREAM.PURGE.{connection.subjects.stream('chan')}",
+                {"filter": f"{connection.subjects.prefix}.chan.*"},
             )
         except ApiError as exc:
             if exc.err_code != NOT_FOUND:
@@ -112,62 +112,64 @@ class NormalChannels:
 
     # -- send ----------------------------------------------------------------------------
 
-    async def send(self, node: Node, channel: str, data: bytes) -> None:
+    async def send(self, connection: LayerConnection, channel: str, data: bytes) -> None:
         """Store an envelope for one reader; return once it is stored.
 
         Raises:
             ChannelFull: The channel holds as much as it may.
         """
-        limit = await self.ensure(node)
+        limit = await self.ensure(connection)
         try:
-            await self._store(node, channel, data, limit)
+            await self._store(connection, channel, data, limit)
         except QueueFull as exc:
             raise ChannelFull(channel) from exc
         except BrokerUnavailable:
-            self.doubt(node)
+            self.doubt(connection)
             raise
 
-    async def _store(self, node: Node, channel: str, data: bytes, limit: int) -> None:
+    async def _store(
+        self, connection: LayerConnection, channel: str, data: bytes, limit: int
+    ) -> None:
         if self._layer.get_capacity(channel) < limit:
-            await self._take_room(node, channel)
+            await self._take_room(connection, channel)
         ttl = max(1, math.ceil(self._layer.expiry))
-        subject = node.subjects.channel(channel)
+        subject = connection.subjects.channel(channel)
         headers = {"Nats-TTL": f"{ttl}s"}
         try:
-            await node.broker.jetstream.publish(subject, data, headers)
+            await connection.broker.jetstream.publish(subject, data, headers)
         except MessageTooBig:
-            claim = await node.blobs.store(data, ttl)
-            await node.broker.jetstream.publish(subject, claim, headers)
+            claim = await connection.blobs.store(data, ttl)
+            await connection.broker.jetstream.publish(subject, claim, headers)
 
     # -- room ----------------------------------------------------------------------------
 
-    async def _take_room(self, node: Node, channel: str) -> None:
+    async def _take_room(self, connection: LayerConnection, channel: str) -> None:
         until, room = self._room.get(channel, (0.0, 0))
         now = time.monotonic()
         if room <= 0 or now >= until:
-            room = await self._count_room(node, channel)
+            room = await self._count_room(connection, channel)
             until = now + COUNT_VALID
         if room <= 0:
             self._room.pop(channel, None)
             raise ChannelFull(channel)
         self._room[channel] = (until, room - 1)
 
-    async def _count_room(self, node: Node, channel: str) -> int:
-        return self._layer.get_capacity(channel) - await self._count(node, channel)
+    async def _count_room(self, connection: LayerConnection, channel: str) -> int:
+        return self._layer.get_capacity(channel) - await self._count(connection, channel)
 
-    async def _count(self, node: Node, channel: str) -> int:
-        subject = node.subjects.channel(channel)
-        info = await node.broker.jetstream.patient.api(
-            f"STREAM.INFO.{node.subjects.stream('chan')}", {"subjects_filter": subject}
+    async def _count(self, connection: LayerConnection, channel: str) -> int:
+        subject = connection.subjects.channel(channel)
+        info = await connection.broker.jetstream.patient.api(
+            f"STREAM.INFO.{connection.subjects.stream('chan')}", {"subjects_filter": subject}
         )
         return int((info["state"].get("subjects") or {}).get(subject, 0))
 
     def forward(
-        self, node: Node, subject: str, group: str, channel: str, data_of: DataOf
+        self, connection: LayerConnection, subject: str, group: str, channel: str, data_of: DataOf
     ) -> Closable:
         """Store what comes on a group's *subject* in *channel*; see `Forward`."""
         return Forward(
-            node,
+            connection,
             subject,
             group,
             channel,
@@ -181,10 +183,12 @@ class NormalChannels:
         """Return the next message of a normal channel; wait for one."""
         envelopes = self._layer.envelopes
         while True:  # again if the layer is closed meanwhile
-            node = await self._layer.ready_node()
-            fetcher = self.fetchers.get((node, channel))
+            connection = await self._layer.ready_connection()
+            fetcher = self.fetchers.get((connection, channel))
             if fetcher is None:
-                fetcher = self.fetchers.setdefault((node, channel), Fetcher(self, node, channel))
+                fetcher = self.fetchers.setdefault(
+                    (connection, channel), Fetcher(self, connection, channel)
+                )
             mailbox = fetcher.mailbox
             mailbox.reading += 1
             try:
@@ -199,7 +203,7 @@ class NormalChannels:
                     if wire.is_claim(data):
                         envelope = await envelopes.redeem(mailbox, item, data)
                     fetcher.taken(ack)
-                    message = None if envelope is None else envelopes.open(envelope)
+                    message = None if envelope is None else envelopes.decode(envelope)
                     if message is not None:
                         return message
             finally:
@@ -207,24 +211,24 @@ class NormalChannels:
 
     def forget(self, fetcher: Fetcher) -> None:
         """Drop an idle fetcher."""
-        key = fetcher.node, fetcher.channel
+        key = fetcher.connection, fetcher.channel
         if self.fetchers.get(key) is fetcher:
             del self.fetchers[key]
 
-    async def close(self, node: Node | None = None) -> None:
-        """End the fetchers, of one node or of all; what they have fetched goes to others."""
+    async def close(self, connection: LayerConnection | None = None) -> None:
+        """End the fetchers, of one connection or of all; what they have fetched goes to others."""
         for key, fetcher in list(self.fetchers.items()):
-            if node is None or fetcher.node is node:
+            if connection is None or fetcher.connection is connection:
                 self.fetchers.pop(key, None)
                 self._ended.append(fetcher)
                 await fetcher.close()
-        if node is None:
+        if connection is None:
             self._limits.clear()
 
     def move_readers(self) -> None:
-        """Have those who wait on what is closed find another node."""
+        """Have those who wait on what is closed find another connection."""
         for key, fetcher in list(self.fetchers.items()):
-            if not fetcher.node.usable:  # begun while it was being closed
+            if not fetcher.connection.usable:  # begun while it was being closed
                 del self.fetchers[key]
                 fetcher.closed = True
                 self._ended.append(fetcher)

@@ -23,8 +23,8 @@ from wsgateway.protocol.window import InboxReader, later
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
+    from wsgateway.layer.connection import LayerConnection
     from wsgateway.layer.mailbox import Mailbox
-    from wsgateway.layer.node import Node
 
 __all__ = ["DurableItem", "Subscription"]
 
@@ -48,21 +48,21 @@ class DurableItem:
 
 
 class Attachment:
-    """A subscription at one node: until it is closed, or the subscription is attached again."""
+    """A subscription on one connection, until it is closed or attached again."""
 
-    __slots__ = ("node", "subscription")
+    __slots__ = ("connection", "subscription")
 
-    def __init__(self, subscription: Subscription, node: Node) -> None:
+    def __init__(self, subscription: Subscription, connection: LayerConnection) -> None:
         self.subscription = subscription
-        self.node = node
+        self.connection = connection
 
     def is_current(self) -> bool:
         """Whether the subscription is here, and not somewhere else by now."""
         return self.subscription.attachment is self
 
     def close(self) -> None:
-        """End it, in the node's loop. Idempotent."""
-        watcher = _watchers.get(self.node)
+        """End it, in the connection's loop. Idempotent."""
+        watcher = _watchers.get(self.connection)
         if watcher is not None:
             watcher.remove(self)
         if self.is_current():
@@ -72,9 +72,9 @@ class Attachment:
 class _Watch:
     """One inbox' live messages and the subscriptions that share them."""
 
-    def __init__(self, node: Node, inbox: Inbox) -> None:
+    def __init__(self, connection: LayerConnection, inbox: Inbox) -> None:
         self.attachments: list[Attachment] = []
-        self._interest = node.broker.watch(inbox, self._on_message)
+        self._interest = connection.broker.watch(inbox, self._on_message)
 
     def _on_message(self, stored: Stored) -> None:
         for attachment in self.attachments:
@@ -86,10 +86,10 @@ class _Watch:
 
 
 class _Watcher:
-    """All durable groups of one node: shares subscriptions, looks for what they missed."""
+    """All durable groups of one connection: shares subscriptions, looks for what they missed."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, connection: LayerConnection) -> None:
+        self._connection = connection
         self._watches: dict[Inbox, _Watch] = {}
         self._epoch = ""
         self._sweeping: asyncio.Task[None] | None = None
@@ -101,10 +101,10 @@ class _Watcher:
         inbox = attachment.subscription.inbox
         watch = self._watches.get(inbox)
         if watch is None:
-            watch = self._watches[inbox] = _Watch(self._node, inbox)
+            watch = self._watches[inbox] = _Watch(self._connection, inbox)
         watch.attachments.append(attachment)
         if self._sweeping is None:
-            broker = self._node.broker
+            broker = self._connection.broker
             self._hooks = [broker.on_ready(self._look.set), broker.on_lost(self._suspect_end)]
             self._sweeping = supervise(self._sweep, "wsgateway-layer-sweep")
 
@@ -136,12 +136,12 @@ class _Watcher:
                 await self._find_missed()
             except BrokerError as exc:
                 logger.debug("cannot look for missed messages: %s", exc)
-                if self._node.link.is_open:
+                if self._connection.link.is_open:
                     await asyncio.sleep(0.5)
                     self._look.set()
 
     async def _find_missed(self) -> None:
-        broker, thorough = self._node.broker, self._thorough
+        broker, thorough = self._connection.broker, self._thorough
         reached = [Reached.of(subscription) for subscription in self._subscriptions()]
         position = await broker.position()
         if self._epoch and position.epoch != self._epoch:
@@ -156,7 +156,7 @@ class _Watcher:
         self._epoch, self._thorough = position.epoch, False
         for each in reached:
             each.owner.reader.suspect = None
-        offsets = await self._node.broker.last_offsets(list(self._watches))
+        offsets = await self._connection.broker.last_offsets(list(self._watches))
         for subscription in self._subscriptions():
             subscription.begin()
             if subscription.inbox in offsets:
@@ -180,20 +180,20 @@ class _Watcher:
         ]
 
 
-_watchers: weakref.WeakKeyDictionary[Node, _Watcher] = weakref.WeakKeyDictionary()
+_watchers: weakref.WeakKeyDictionary[LayerConnection, _Watcher] = weakref.WeakKeyDictionary()
 
 
-def _watcher_of(node: Node) -> _Watcher:
-    watcher = _watchers.get(node)
+def _watcher_of(connection: LayerConnection) -> _Watcher:
+    watcher = _watchers.get(connection)
     if watcher is None:
-        watcher = _watchers[node] = _Watcher(node)
+        watcher = _watchers[connection] = _Watcher(connection)
     return watcher
 
 
 class Subscription:
     """Brings a durable group's messages into one member's mailbox, in order, none left out.
 
-    Keeps its position when it moves to another node.
+    Keeps its position when it moves to another connection.
 
     Args:
         inbox: Where the group is stored.
@@ -215,15 +215,15 @@ class Subscription:
         self._taken = 0  # offset up to which the member has taken everything
         self._backoff = Backoff(0.02, 2.0, 1.0, jitter=0.5)
 
-    def attach(self, node: Node) -> None:
-        """Begin, or go on where it was, in the running loop, which is *node*'s."""
-        self.attachment = here = Attachment(self, node)
+    def attach(self, connection: LayerConnection) -> None:
+        """Begin, or go on where it was, in the running loop, which is *connection*'s."""
+        self.attachment = here = Attachment(self, connection)
         self._task = None  # if it still runs, in a loop that stands still, it ends by itself
-        _watcher_of(node).add(here)
+        _watcher_of(connection).add(here)
         if self._started is None or not self._started.done():
             self._started = None
             self.begin()
-        elif self._epoch and self._epoch != node.broker.epoch:
+        elif self._epoch and self._epoch != connection.broker.epoch:
             self.restart(0)  # nobody told it that the stream is another one
         else:
             self.reader.confirm(self._taken)
@@ -235,7 +235,7 @@ class Subscription:
         """Find out where to begin, if an earlier attempt has failed. Idempotent."""
         here = self.attachment
         if self._started is None and here is not None:
-            self._started = here.node.loop.create_future()
+            self._started = here.connection.loop.create_future()
             self._spawn(self._start(here))
 
     def detach(self) -> None:
@@ -254,7 +254,7 @@ class Subscription:
 
     def rest(self) -> None:
         """Stop and free what the member has not taken; `attach` brings it again."""
-        self._epoch = self.attachment.node.broker.epoch if self.attachment else self._epoch
+        self._epoch = self.attachment.connection.broker.epoch if self.attachment else self._epoch
         self.end()
         self.reader.restart(self._taken)
 
@@ -272,8 +272,8 @@ class Subscription:
         started = self._started
         assert started is not None
         try:
-            await here.node.broker.wait_ready()
-            position = await here.node.broker.position()
+            await here.connection.broker.wait_ready()
+            position = await here.connection.broker.position()
         except BaseException as exc:
             if self._started is started:
                 self._started = None
@@ -299,7 +299,7 @@ class Subscription:
         if self.reader.live(stored):
             self._step()
         elif self.reader.suspect is not None and self.attachment is not None:
-            watcher = _watchers.get(self.attachment.node)
+            watcher = _watchers.get(self.attachment.connection)
             if watcher is not None:
                 watcher.look()
 
@@ -329,11 +329,11 @@ class Subscription:
         here = self.attachment
         if here is None:
             return
-        if asyncio._get_running_loop() is here.node.loop:
+        if asyncio._get_running_loop() is here.connection.loop:
             self._confirm(here, offset, life)
             return
         with contextlib.suppress(RuntimeError):  # its loop is closed; `attach` makes up for it
-            here.node.loop.call_soon_threadsafe(self._confirm, here, offset, life)
+            here.connection.loop.call_soon_threadsafe(self._confirm, here, offset, life)
 
     def _confirm(self, here: Attachment, offset: int, life: int) -> None:
         if not here.is_current() or life != self._life:
@@ -354,7 +354,7 @@ class Subscription:
         self._task = asyncio.create_task(coroutine, name="wsgateway-layer-subscription")
 
     async def _fetch(self, here: Attachment) -> None:
-        read_after = here.node.broker.read_after
+        read_after = here.connection.broker.read_after
         attempt = 0
         while here.is_current() and self.reader.wants_fetch:
             offset, limit = self.reader.begin_fetch()

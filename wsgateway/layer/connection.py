@@ -19,7 +19,7 @@ from wsgateway.layer.blobs import Blobs
 from wsgateway.layer.fullness import FullChannels
 from wsgateway.layer.propagation import Propagation
 
-__all__ = ["Node", "background_node", "current_node", "full_channels"]
+__all__ = ["LayerConnection", "background_connection", "current_connection", "full_channels"]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -28,16 +28,16 @@ YIELD_EVERY = 64
 
 
 class User(Protocol):
-    """A layer that uses a node."""
+    """A layer that uses a connection."""
 
-    async def node_closing(self, node: Node) -> None:
-        """Give back what *node* has fetched, as long as it is connected."""
+    async def connection_closing(self, connection: LayerConnection) -> None:
+        """Give back what *connection* has fetched, as long as it is connected."""
 
-    def node_closed(self, node: Node) -> None:
-        """Record that *node* is closed."""
+    def connection_closed(self, connection: LayerConnection) -> None:
+        """Record that *connection* is closed."""
 
 
-class Node:
+class LayerConnection:
     """What the layers of one loop share: a connection, and what goes with it.
 
     Args:
@@ -108,7 +108,7 @@ class Node:
         return self._published >= YIELD_EVERY
 
     def publish_soon(self, subject: str, data: bytes, reply: str) -> bool:
-        """Publish in the node's loop, without waiting; from any thread, in its order.
+        """Publish in the connection's loop, without waiting; from any thread, in its order.
 
         Args:
             subject: Where.
@@ -152,43 +152,43 @@ class Node:
 
     async def _on_closing(self) -> None:
         for user in list(self.users):
-            await user.node_closing(self)
+            await user.connection_closing(self)
 
     def _on_closed(self) -> None:
         for user in list(self.users):
-            user.node_closed(self)
-        if not any(Node in each.attached for each in runtime.connections()):
+            user.connection_closed(self)
+        if not any(LayerConnection in each.attached for each in runtime.connections()):
             full_channels.until.clear()  # nobody here hears what becomes of them
 
 
-def current_node(target: Target) -> Node:
-    """Return the node of the running loop's connection, see `runtime.current`."""
-    return _node_of(runtime.current(target))
+def current_connection(target: Target) -> LayerConnection:
+    """Return the running loop's connection, see `runtime.current`."""
+    return _connection_of(runtime.current(target))
 
 
-def background_node(target: Target) -> Node:
-    """Return the node of the background thread's connection."""
-    return _node_of(runtime.background(target))
+def background_connection(target: Target) -> LayerConnection:
+    """Return the background thread's connection."""
+    return _connection_of(runtime.background(target))
 
 
-def _node_of(connection: Connection) -> Node:
-    node = connection.attached.get(Node)
-    if node is None:
+def _connection_of(connection: Connection) -> LayerConnection:
+    found = connection.attached.get(LayerConnection)
+    if found is None:
         with _attaching:
-            node = connection.attached.get(Node)
-            if node is None:
-                node = connection.attached[Node] = Node(connection)
-                if asyncio._get_running_loop() is node.loop:
-                    node.begin()
+            found = connection.attached.get(LayerConnection)
+            if found is None:
+                found = connection.attached[LayerConnection] = LayerConnection(connection)
+                if asyncio._get_running_loop() is found.loop:
+                    found.begin()
                 else:  # before anything that its loop is asked to do
-                    node.loop.call_soon_threadsafe(node.begin)
-    return cast(Node, node)
+                    found.loop.call_soon_threadsafe(found.begin)
+    return cast(LayerConnection, found)
 
 
 _attaching = threading.Lock()
 full_channels = FullChannels()
 """Other processes' channels that have no room, as far as this one has heard."""
-_notices = new_reply_subject()  # all nodes listen: the one that has sent may be gone
+_notices = new_reply_subject()  # all connections listen: the one that has sent may be gone
 
 
 def _on_notice(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:

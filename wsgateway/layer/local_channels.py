@@ -1,10 +1,10 @@
-"""Where a layer's channels live in this process: one loop's node, mailboxes, groups.
+"""A layer's channels in this process: their mailboxes, their groups, and the loop they live in.
 
-Everything that changes membership runs in the home's loop, so that the read path finds it
-unchanged. Mailboxes may be read from any loop. The home is the first long-lived loop that
-receives; if that loop is gone or stands still, the next receiver's loop becomes the home. What is
-on its way to one that is alive would be lost by moving, so the home stays there: also in the
-background, once a channel was made there.
+Everything that changes membership runs in that one loop, so that the read path finds it
+unchanged. Mailboxes may be read from any loop. The channels live in the first long-lived loop that
+receives; if that loop is gone or stands still, they move to the next receiver's. Moving away from a
+loop that runs would lose what is on its way there, so they stay: also in the background, once a
+channel was made there.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from wsgateway.broker.base import Closable
 from wsgateway.broker.nats.registry import TOPIC
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
+from wsgateway.layer.connection import LayerConnection
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Group, Item
 from wsgateway.layer.mailbox import Mailbox
-from wsgateway.layer.node import Node
 from wsgateway.layer.subscription import Subscription
 from wsgateway.protocol.subjects import Inbox
 
-__all__ = ["Home", "Options"]
+__all__ = ["LocalChannels", "Options"]
 
 logger = logging.getLogger("wsgateway.layer")
 
@@ -57,14 +57,14 @@ class Options(Protocol):
         """Return how many messages *channel* holds."""
 
 
-class Home:
+class LocalChannels:
     """See the module.
 
     Args:
         client: The part of the channels' names that says whose they are.
         options: The layer's, which may change.
         is_expired: Says whether an envelope is too old.
-        choose: Returns the running loop's node.
+        choose: Returns the running loop's connection.
         forward: Opens a group's way to a normal channel.
         directory: Knows which groups are durable.
         on_flush: Called when the layer is flushed.
@@ -78,14 +78,14 @@ class Home:
         *,
         options: Options,
         is_expired: Callable[[bytes], bool],
-        choose: Callable[[], Node],
-        forward: Callable[[Node, str, Inbox | None, str], Closable],
+        choose: Callable[[], LayerConnection],
+        forward: Callable[[LayerConnection, str, Inbox | None, str], Closable],
         directory: Directory,
         on_flush: Callable[[], None],
         notice: Callable[[bool], bytes | None],
     ) -> None:
         self.client = client
-        self.node: Node | None = None
+        self.connection: LayerConnection | None = None
         self.mailboxes: dict[bytes, Mailbox[Item]] = {}
         self.by_channel: dict[str, Mailbox[Item]] = {}
         """Those that were read, by the names that callers use."""
@@ -111,23 +111,27 @@ class Home:
 
     # -- where it is ---------------------------------------------------------------------
 
-    async def settle(self) -> Node:
-        """Return the home's node; make the running loop's one it if there is no other.
+    async def place(self) -> LayerConnection:
+        """Return the connection of the channels' loop; if they have none, move them to this loop.
 
-        Every subscription of a home that has moved is in effect then.
+        If the channels have moved, every subscription is in effect then.
         """
         while True:
-            node = self.node
-            if node is not None and node.usable and not (node.is_background and self.is_new):
+            connection = self.connection
+            if (
+                connection is not None
+                and connection.usable
+                and not (connection.is_background and self.is_new)
+            ):
                 if self.unconfirmed:
                     await self.confirm()
-                return node
+                return connection
             chosen = self._choose()
-            if node is not None and node.usable and chosen.is_background:
-                return node
+            if connection is not None and connection.usable and chosen.is_background:
+                return connection
             try:
                 await chosen.call(partial(self._move, chosen))
-                return self.node or chosen
+                return self.connection or chosen
             except BrokerClosed:  # by the layer's `close`, meanwhile
                 if chosen.usable:
                     raise
@@ -135,66 +139,67 @@ class Home:
     @property
     def is_stranded(self) -> bool:
         """Whether its loop does not run, so that nothing comes to its channels."""
-        node = self.node
-        return node is not None and not node.usable
+        connection = self.connection
+        return connection is not None and not connection.usable
 
-    async def _move(self, node: Node) -> None:
-        await node.ready()
+    async def _move(self, connection: LayerConnection) -> None:
+        await connection.ready()
         with self._moving:
-            old, interests = self.node, self._interests
-            if old is node or (
+            old, interests = self.connection, self._interests
+            if old is connection or (
                 old is not None and old.usable and not (old.is_background and self.is_new)
             ):
                 return
             for group in self.groups.values():
                 interests += group.pause()
             self.unconfirmed = True
-            self.node = node
-            self._interests = self._subscribe(node)
-            self._restore_groups(node)
+            self.connection = connection
+            self._interests = self._subscribe(connection)
+            self._restore_groups(connection)
             if self._sweeper is not None:
                 self._sweeper.cancel()
-            self._sweep_later(node)
+            self._sweep_later(connection)
         if old is not None:
             logger.debug("the channels of %s move to another event loop", self.client)
             _close_in(old, interests)
         await self.confirm()
 
-    def _subscribe(self, node: Node) -> list[Closable]:
+    def _subscribe(self, connection: LayerConnection) -> list[Closable]:
         def on_message(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
-            if self.node is node:
-                self._on_message(node, reply, data)
+            if self.connection is connection:
+                self._on_message(connection, reply, data)
 
         def on_flush(_s: bytes, reply: bytes, _data: bytes, _h: bytes | None) -> None:
-            if self.node is node:
+            if self.connection is connection:
                 self._flush()
                 if reply:
-                    node.publish(reply.decode(), FLUSHED)
+                    connection.publish(reply.decode(), FLUSHED)
 
         return [
-            node.link.subscribe(node.subjects.process(self.client), on_message),
-            node.link.subscribe(flush_subject(node), on_flush),
-            node.broker.listen(TOPIC, lambda _: self._on_new_services(node)),
-            _Hook(node.link.on_lost(partial(self._notify, node, False))),
-            _Hook(node.link.on_open(partial(self._on_open, node))),
+            connection.link.subscribe(connection.subjects.process(self.client), on_message),
+            connection.link.subscribe(flush_subject(connection), on_flush),
+            connection.broker.listen(TOPIC, lambda _: self._on_new_services(connection)),
+            _Hook(connection.link.on_lost(partial(self._notify, connection, False))),
+            _Hook(connection.link.on_open(partial(self._on_open, connection))),
         ]
 
-    def _on_open(self, node: Node) -> None:
+    def _on_open(self, connection: LayerConnection) -> None:
         if self._notice(True) is not None:
             self._run(
-                self._notify_restored(node, node.link.times_connected), "wsgateway-layer-notice"
+                self._notify_restored(connection, connection.link.times_connected),
+                "wsgateway-layer-notice",
             )
 
-    async def _notify_restored(self, node: Node, connection: int) -> None:
+    async def _notify_restored(self, connection: LayerConnection, number: int) -> None:
         with contextlib.suppress(BrokerError):  # lost again: the next connection says so
-            await node.in_effect()
-            if node.link.times_connected == connection and node.link.is_open:
-                self._notify(node, True)
+            await connection.in_effect()
+            if connection.link.times_connected == number and connection.link.is_open:
+                self._notify(connection, True)
 
-    def _notify(self, node: Node, is_open: bool) -> None:
+    def _notify(self, connection: LayerConnection, is_open: bool) -> None:
         """Tell every channel of this process what became of the connection."""
         envelope = self._notice(is_open)
-        if self.node is node and envelope is not None:
+        if self.connection is connection and envelope is not None:
             for mailbox in list(self.mailboxes.values()):
                 mailbox.put(envelope)
 
@@ -204,16 +209,16 @@ class Home:
         task.add_done_callback(self._tasks.discard)
 
     def leave(self) -> None:
-        """Give up the node; mailboxes and memberships stay for the next one."""
+        """Give up the connection; mailboxes and memberships stay for the next one."""
         with self._moving:
-            node, self.node = self.node, None
+            connection, self.connection = self.connection, None
             interests, self._interests = self._interests, []
             for group in self.groups.values():
                 interests += group.pause()
             if self._sweeper is not None:
                 self._sweeper.cancel()
-        if node is not None:
-            _close_in(node, interests)
+        if connection is not None:
+            _close_in(connection, interests)
 
     # -- mailboxes -----------------------------------------------------------------------
 
@@ -247,12 +252,12 @@ class Home:
         """Say whether an envelope is too old; messages of durable groups never are."""
         return isinstance(item, bytes) and self._is_expired(item)
 
-    def _on_message(self, node: Node, reply: bytes, data: bytes) -> None:
+    def _on_message(self, connection: LayerConnection, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):
-            logger.warning("skipped %d bytes at %s: not a channel message", len(data), node)
+            logger.warning("skipped %d bytes at %s: not a channel message", len(data), connection)
             return
         if wire.is_control(data):
-            self._on_control(node, reply, data)
+            self._on_control(connection, reply, data)
             return
         whole = self.join(data) if wire.is_part(data) else data
         if whole is None:
@@ -267,21 +272,21 @@ class Home:
             self.complaints.full(name, reply)
 
     def _tell(self, sender: str, data: bytes) -> None:
-        node = self.node
-        if node is not None:
+        connection = self.connection
+        if connection is not None:
             with contextlib.suppress(BrokerUnavailable):  # the sender tries again by itself
-                node.publish(sender, data)
+                connection.publish(sender, data)
 
     def taken(self, channel: str) -> None:
         """Record that a message was taken, in case somebody waits for room. From any thread."""
-        name, node = channel.encode(), self.node
-        if name not in self.complaints.told or node is None:
+        name, connection = channel.encode(), self.connection
+        if name not in self.complaints.told or connection is None:
             return
-        if asyncio._get_running_loop() is node.loop:
+        if asyncio._get_running_loop() is connection.loop:
             self.complaints.room(name)
         else:
             with contextlib.suppress(RuntimeError):  # its loop is closed
-                node.loop.call_soon_threadsafe(self.complaints.room, name)
+                connection.loop.call_soon_threadsafe(self.complaints.room, name)
 
     def whole(self, data: bytes) -> bytes | None:
         """Return the envelope of a group's message; None until its last part is there."""
@@ -298,37 +303,39 @@ class Home:
 
     # -- groups --------------------------------------------------------------------------
 
-    async def add(self, node: Node, group_name: GroupName, channel: str) -> None:
-        """Make *channel* a member; return once it is. Call it in the home's loop. Idempotent.
+    async def add(self, connection: LayerConnection, group_name: GroupName, channel: str) -> None:
+        """Make *channel* a member; return once it is. In the channels' loop. Idempotent.
 
         Raises:
             BrokerError: It did not become a member.
         """
         known = self.groups.get(group_name.name)
-        inbox = known.inbox if known else await self._directory.find(node, group_name)
+        inbox = known.inbox if known else await self._directory.find(connection, group_name)
         if group_name.inbox != inbox and group_name.inbox is not None:
             self._unstored.add(group_name.name)
-        is_new = self._add(node, group_name.name, inbox, channel)
+        is_new = self._add(connection, group_name.name, inbox, channel)
         group = self.groups[group_name.name]
         name = channel.encode()
         subscription = group.subscriptions.get(name)
         key = name if subscription is not None or "!" not in channel else b""
-        connection = node.link.times_connected
-        if group.confirmed.get(key) == connection:
+        number = connection.link.times_connected
+        if group.confirmed.get(key) == number:
             return
         try:
             if subscription is not None:
                 await subscription.started()
-            if subscription is None or node.link.is_clustered:
-                await node.in_effect()
+            if subscription is None or connection.link.is_clustered:
+                await connection.in_effect()
         except BrokerError:
             if is_new:
                 self.discard(group.name, channel)
             raise
-        if self.node is node and (key in group.interests or key in group.subscriptions):
-            group.confirmed[key] = connection
+        if self.connection is connection and (key in group.interests or key in group.subscriptions):
+            group.confirmed[key] = number
 
-    def _add(self, node: Node, group_name: str, inbox: Inbox | None, channel: str) -> bool:
+    def _add(
+        self, connection: LayerConnection, group_name: str, inbox: Inbox | None, channel: str
+    ) -> bool:
         """Make *channel* a member, in effect some time later; return False if it was one."""
         group = self.groups.get(group_name)
         if group is None:
@@ -338,7 +345,7 @@ class Home:
         if "!" not in channel:
             is_new = channel not in group.normal
             group.normal.add(channel)
-            self._watch_for_normal(node, group, channel)
+            self._watch_for_normal(connection, group, channel)
             return is_new
         mailbox = self.mailboxes.get(name) or self.mailbox(name)
         mailbox.used = time.monotonic()
@@ -346,57 +353,59 @@ class Home:
             return False
         group.members[name] = mailbox
         self._joined.setdefault(name, set()).add(group_name)
-        self._watch(node, group, name, mailbox)
+        self._watch(connection, group, name, mailbox)
         return True
 
-    def _watch(self, node: Node, group: Group, name: bytes, mailbox: Mailbox[Item]) -> None:
+    def _watch(
+        self, connection: LayerConnection, group: Group, name: bytes, mailbox: Mailbox[Item]
+    ) -> None:
         if group.inbox is not None:
             subscription = group.subscriptions.get(name)
             if subscription is None:
                 subscription = group.subscriptions[name] = Subscription(group.inbox, mailbox)
-            subscription.attach(node)
+            subscription.attach(connection)
         elif b"" not in group.interests:
-            group.interests[b""] = self._watch_ephemeral(node, group)
+            group.interests[b""] = self._watch_ephemeral(connection, group)
 
-    def _watch_for_normal(self, node: Node, group: Group, channel: str) -> None:
+    def _watch_for_normal(self, connection: LayerConnection, group: Group, channel: str) -> None:
         name = channel.encode()
         if name in group.interests:
             return
 
         def on_leave(_s: bytes, reply: bytes, _data: bytes, _h: bytes | None) -> None:
-            if self.node is node:
+            if self.connection is connection:
                 self.discard(group.name, channel)
-                node.publish(reply.decode(), b"")
+                connection.publish(reply.decode(), b"")
 
-        subject = node.subjects.leave(group.name, channel)
+        subject = connection.subjects.leave(group.name, channel)
         group.interests[name] = _Several(
-            self._forward(node, group.name, group.inbox, channel),
-            node.link.subscribe(subject, on_leave, queue="leave"),
+            self._forward(connection, group.name, group.inbox, channel),
+            connection.link.subscribe(subject, on_leave, queue="leave"),
         )
 
-    def _watch_ephemeral(self, node: Node, group: Group) -> Closable:
+    def _watch_ephemeral(self, connection: LayerConnection, group: Group) -> Closable:
         deliver = group.deliver
 
         def on_message(_s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
-            if self.node is node:
+            if self.connection is connection:
                 envelope = self.whole(data)
                 if envelope is not None:
                     deliver(envelope)
 
-        return node.link.subscribe(node.subjects.group(group.name), on_message)
+        return connection.link.subscribe(connection.subjects.group(group.name), on_message)
 
     async def confirm(self) -> None:
-        """Wait until every subscription of a home that has moved is in effect; from any loop."""
-        node = self.node
-        if node is None or not node.usable:
+        """After a move, wait until every subscription is in effect; from any loop."""
+        connection = self.connection
+        if connection is None or not connection.usable:
             return
-        await node.call(node.in_effect)
+        await connection.call(connection.in_effect)
         with self._moving:
-            if self.node is node:
+            if self.connection is connection:
                 self.unconfirmed = False
 
     def discard(self, group_name: str, channel: str) -> None:
-        """End a membership. Call it in the home's loop. Idempotent."""
+        """End a membership. In the channels' loop. Idempotent."""
         group = self.groups.get(group_name)
         if group is None:
             return
@@ -420,31 +429,31 @@ class Home:
                 left.close()
             del self.groups[group_name]
 
-    def _restore_groups(self, node: Node) -> None:
+    def _restore_groups(self, connection: LayerConnection) -> None:
         for group in self.groups.values():
-            self._restore(node, group)
+            self._restore(connection, group)
 
-    def _restore(self, node: Node, group: Group) -> None:
+    def _restore(self, connection: LayerConnection, group: Group) -> None:
         for name, mailbox in group.members.items():
-            self._watch(node, group, name, mailbox)
+            self._watch(connection, group, name, mailbox)
         for channel in group.normal:
-            self._watch_for_normal(node, group, channel)
+            self._watch_for_normal(connection, group, channel)
 
-    def _on_new_services(self, node: Node) -> None:
-        node.broker.services.doubt()  # it hears the same, but perhaps later
-        self._look_at_services(node)
+    def _on_new_services(self, connection: LayerConnection) -> None:
+        connection.broker.services.doubt()  # it hears the same, but perhaps later
+        self._look_at_services(connection)
 
-    def _look_at_services(self, node: Node) -> None:
-        if self.node is node and self._unstored:
-            self._run(self._store_groups(node), "wsgateway-layer-services")
+    def _look_at_services(self, connection: LayerConnection) -> None:
+        if self.connection is connection and self._unstored:
+            self._run(self._store_groups(connection), "wsgateway-layer-services")
 
-    async def _store_groups(self, node: Node) -> None:
+    async def _store_groups(self, connection: LayerConnection) -> None:
         """Make groups durable whose service exists by now, as their senders do."""
         for group_name in list(self._unstored):
-            name = self._directory.get(group_name) or self._directory.add(node, group_name)
+            name = self._directory.get(group_name) or self._directory.add(connection, group_name)
             with contextlib.suppress(BrokerError):  # looked at again with the next sweep
-                inbox = await self._directory.find(node, name)
-                if self.node is not node:
+                inbox = await self._directory.find(connection, name)
+                if self.connection is not connection:
                     return
                 group = self.groups.get(group_name)
                 if group is None or inbox == name.inbox:
@@ -454,11 +463,11 @@ class Home:
                         interest.close()
                     group.subscriptions.clear()
                     group.inbox = inbox
-                    self._restore(node, group)
+                    self._restore(connection, group)
 
     # -- control -------------------------------------------------------------------------
 
-    def _on_control(self, node: Node, reply: bytes, data: bytes) -> None:
+    def _on_control(self, connection: LayerConnection, reply: bytes, data: bytes) -> None:
         try:
             action, group, channel = msgpack.unpackb(wire.body(data, 4096))
         except (ValueError, TypeError) as exc:
@@ -468,20 +477,24 @@ class Home:
         if mark and not client.endswith(self.client):
             return
         if action == "add":
-            self._run(self._join_for_other(node, reply, group, channel), "wsgateway-layer-join")
+            self._run(
+                self._join_for_other(connection, reply, group, channel), "wsgateway-layer-join"
+            )
             return
         if action == "discard":
             self.discard(group, channel)
         if reply:
-            node.publish(reply.decode(), b"")
+            connection.publish(reply.decode(), b"")
 
-    async def _join_for_other(self, node: Node, reply: bytes, group: str, channel: str) -> None:
+    async def _join_for_other(
+        self, connection: LayerConnection, reply: bytes, group: str, channel: str
+    ) -> None:
         """Add a member for another process; answer once it is one."""
         try:
-            name = self._directory.get(group) or self._directory.add(node, group)
-            await self.add(node, name, channel)
+            name = self._directory.get(group) or self._directory.add(connection, group)
+            await self.add(connection, name, channel)
             if reply:
-                node.publish(reply.decode(), b"")
+                connection.publish(reply.decode(), b"")
         except BrokerError as exc:
             logger.warning("channel %s cannot join group %s: %s", channel, group, exc)
 
@@ -500,16 +513,16 @@ class Home:
 
     # -- what nobody reads ---------------------------------------------------------------
 
-    def _sweep_later(self, node: Node) -> None:
+    def _sweep_later(self, connection: LayerConnection) -> None:
         options = self._options
         pause = min(max(min(options.expiry, options.group_expiry), 1.0), 60.0)
-        self._sweeper = node.loop.call_later(pause, self._sweep, node)
+        self._sweeper = connection.loop.call_later(pause, self._sweep, connection)
 
-    def _sweep(self, node: Node) -> None:
-        if self.node is not node:
+    def _sweep(self, connection: LayerConnection) -> None:
+        if self.connection is not connection:
             return
-        self._sweep_later(node)
-        self._look_at_services(node)
+        self._sweep_later(connection)
+        self._look_at_services(connection)
         now = time.monotonic()
         expiry, group_expiry = self._options.expiry, self._options.group_expiry
         for name, mailbox in list(self.mailboxes.items()):
@@ -543,19 +556,19 @@ class Home:
     def _wake(self, name: bytes) -> None:
         """Bring what `_rest` has freed. From any thread."""
 
-        node = self.node
-        if node is None:
-            return  # a new home attaches all
+        connection = self.connection
+        if connection is None:
+            return  # the next loop attaches all
 
         def wake() -> None:
-            if self.node is node and name in self._resting:
+            if self.connection is connection and name in self._resting:
                 self._resting.discard(name)
                 for subscription in self._subscriptions(name):
                     if subscription.attachment is None:
-                        subscription.attach(node)
+                        subscription.attach(connection)
 
         with contextlib.suppress(RuntimeError):  # its loop is closed
-            node.loop.call_soon_threadsafe(wake)
+            connection.loop.call_soon_threadsafe(wake)
 
     def _subscriptions(self, name: bytes) -> list[Subscription]:
         groups = [self.groups[group] for group in self._joined.get(name, ())]
@@ -573,9 +586,9 @@ def control_message(action: str, group: str, channel: str) -> bytes:
     return wire.pack(time.time(), b"", content, wire.CONTROL)
 
 
-def flush_subject(node: Node) -> str:
+def flush_subject(connection: LayerConnection) -> str:
     """Return where layers are told to forget everything."""
-    return f"{node.subjects.prefix}.all.flush"
+    return f"{connection.subjects.prefix}.all.flush"
 
 
 class _Hook(NamedTuple):
@@ -595,14 +608,14 @@ class _Several:
             interest.close()
 
 
-def _close_in(node: Node, interests: list[Closable]) -> None:
+def _close_in(connection: LayerConnection, interests: list[Closable]) -> None:
     def close() -> None:
         for interest in interests:
             with contextlib.suppress(BrokerUnavailable):
                 interest.close()
 
     with contextlib.suppress(RuntimeError):  # its loop is closed, and the connection with it
-        if asyncio._get_running_loop() is node.loop:
+        if asyncio._get_running_loop() is connection.loop:
             close()
         else:
-            node.loop.call_soon_threadsafe(close)
+            connection.loop.call_soon_threadsafe(close)
