@@ -60,7 +60,7 @@ async def test_message_sent_while_a_second_tab_is_accepted_reaches_both(hub: Hub
     async def publish() -> None:
         await hub.broker.publish(ANN, b"hello")
         await until(lambda: first.got, what="the first tab has it")
-        await until(lambda: first.session.reader.confirmed, what="and its cursor moved")
+        await until(lambda: first.session.window.confirmed, what="and its cursor moved")
 
     second = Client(hub, publish)
     await second.session.start(Resume())
@@ -172,8 +172,8 @@ async def test_live_message_that_was_missed_is_found_by_a_sweep(hub: Hub) -> Non
     assert isinstance(hub.broker, MemoryBroker)
     client = Client(hub)
     await client.session.start(Resume())
-    reader = client.session.reader
-    await until(lambda: not (reader.fetching or reader.wants_fetch), what="the backlog is read")
+    window = client.session.window
+    await until(lambda: not (window.fetching or window.wants_fetch), what="the backlog is read")
     watchers = dict(hub.broker.store.watchers[ANN])
     hub.broker.store.watchers[ANN].clear()  # the live copy is lost
     await hub.broker.publish(ANN, b"missed")

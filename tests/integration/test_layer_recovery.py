@@ -113,7 +113,7 @@ async def test_fetch_that_outlasts_the_stream(
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 6) == list(range(10, 16))
         monkeypatch.setattr(broker, "read_after", slow)
-        subscription.reader.start(3)  # a fetch is under way when the stream is found replaced
+        subscription.window.start(3)  # a fetch is under way when the stream is found replaced
         subscription._step()
         await asyncio.wait_for(asked.wait(), 10)
         subscription.restart(0)

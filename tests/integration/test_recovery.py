@@ -119,8 +119,8 @@ async def publish(broker: Broker, *data: str, to: Inbox = ANN) -> list[int]:
 
 async def idle(client: Client) -> None:
     """Wait until the backlog is read."""
-    reader = client.session.reader
-    await until(lambda: not (reader.fetching or reader.wants_fetch), what="it is idle")
+    window = client.session.window
+    await until(lambda: not (window.fetching or window.wants_fetch), what="it is idle")
 
 
 # -- the stream is replaced --------------------------------------------------------------
@@ -182,9 +182,9 @@ async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
     assert client.welcomes[1:] == [(0, Reason.EPOCH)]
     assert client.epoch != before
     await client.ack(3, before)
-    assert client.session.reader.confirmed == 0
+    assert client.session.window.confirmed == 0
     await client.ack(2)
-    assert client.session.reader.confirmed == 2
+    assert client.session.window.confirmed == 2
     assert client.closed_with is None
     await client.session.stop()
     again = await Client(hub).start()
@@ -202,7 +202,7 @@ async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
     await hub._find_missed(everything=True)
     await client.has("old", "a")
     await client.say('{"type":"ack","offset":1}')
-    assert client.session.reader.confirmed == 0
+    assert client.session.window.confirmed == 0
     await until(lambda: client.closed_with, what="closed")
     assert client.closed_with == CloseCode.STREAM_REPLACED
     assert CloseCode.STREAM_REPLACED.reconnect
@@ -215,7 +215,7 @@ async def test_client_that_never_says_the_epoch_is_told_and_closed(
     await publish(hub.broker, "old")
     await client.has("old")
     await client.say('{"type":"ack","offset":1}')
-    assert client.session.reader.confirmed == 1
+    assert client.session.window.confirmed == 1
     store.start_anew()
     await hub._find_missed(everything=True)
     await until(lambda: client.closed_with, what="closed")
@@ -354,7 +354,7 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
     await client.has(*"1234", *"abcde")
     assert client.epoch != before
     await client.ack(4, before)
-    assert client.session.reader.confirmed == 0
+    assert client.session.window.confirmed == 0
     await client.ack(2)
     await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 2
@@ -556,7 +556,7 @@ async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
     await own_server.astart()
     await broker.wait_ready(20)
     await publish(broker, "lost 0", "lost 1")
-    await until(lambda: client.session.reader.reached[0] == 4, what="the lost ones are known of")
+    await until(lambda: client.session.window.reached[0] == 4, what="the lost ones are known of")
     await asyncio.to_thread(own_server.stop)
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)

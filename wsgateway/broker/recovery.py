@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 from wsgateway.broker.base import Broker, Position
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.protocol.window import InboxReader
+from wsgateway.protocol.window import Window
 
 __all__ = ["LIFE", "Reached", "Start", "find_lost", "find_start", "nothing_trimmed"]
 
@@ -101,19 +101,19 @@ class _Owner(Protocol):
     @property
     def inbox(self) -> Inbox: ...
     @property
-    def reader(self) -> InboxReader: ...
+    def window(self) -> Window: ...
 
 
 T = TypeVar("T", bound=_Owner)
 
 
 class Reached(NamedTuple, Generic[T]):
-    """How far a reader has come.
+    """How far a window has come.
 
     Attributes:
         offset: Of its newest message, or where it began.
         time: When that message was stored; empty where it began.
-        owner: Whose reader it is.
+        owner: Whose window it is.
     """
 
     offset: int
@@ -122,9 +122,9 @@ class Reached(NamedTuple, Generic[T]):
 
     @classmethod
     def of(cls, owner: T) -> Self:
-        """Return where the reader of *owner* is, or was when the stream's end came in doubt."""
-        reader = owner.reader
-        offset, time = reader.suspect or reader.reached
+        """Return where the window of *owner* is, or was when the stream's end came in doubt."""
+        window = owner.window
+        offset, time = window.suspect or window.reached
         return cls(offset, time, owner)
 
 
@@ -137,7 +137,7 @@ async def find_lost(
 
     Args:
         broker: Where the inboxes are.
-        reached: Where each reader was before *position* was asked for.
+        reached: Where each window was before *position* was asked for.
         position: Where the stream stands.
         thorough: The stream may be as long again as it was: compare messages. The furthest one
             that is the same proves that nothing before it changed.

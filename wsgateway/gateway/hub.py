@@ -336,7 +336,7 @@ class Hub:
         same = [each for each in reached if each.owner.epoch == position.epoch]
         await self._forget_lost(same, position, thorough=everything)
         for each in reached:
-            each.owner.reader.suspect = None
+            each.owner.window.suspect = None
         if position.last == self._swept and not everything:
             return
         if everything and position.first > self._swept + 1 > 0:
@@ -374,7 +374,7 @@ class Hub:
         """Note how far every socket is: the server may come back without its last messages."""
         for session in self._sessions():
             if session.epoch:
-                session.reader.suspect_end()
+                session.window.suspect_end()
 
     async def _forget_lost(
         self, reached: list[Reached[Session]], position: Position, *, thorough: bool

@@ -1,7 +1,7 @@
 """One socket's session: its delivery, and what its client sends.
 
 `Session` joins inbox, broker and socket; nothing else does. Its one task writes what the
-`InboxReader` says and reads what it asks for.
+`Window` says and reads what it asks for.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.protocol.window import InboxReader
+from wsgateway.protocol.window import Window
 
 if TYPE_CHECKING:
     from wsgateway.gateway.hub import Hub
@@ -80,8 +80,8 @@ class Session:
         "identity",
         "inbox",
         "publish_queue",
-        "reader",
         "socket",
+        "window",
     )
 
     def __init__(self, hub: Hub, identity: Identity, socket: Socket) -> None:
@@ -97,7 +97,7 @@ class Session:
         }
         self.socket = socket
         socket.session = self
-        self.reader = InboxReader(settings.WINDOW)
+        self.window = Window(settings.WINDOW)
         self.publish_queue = PublishQueue(
             self._offer,
             settings.SEND_WINDOW,
@@ -110,7 +110,7 @@ class Session:
         self._cursor: Cursor | None = None  # the device's, once attached
         self._anew: Start | None = None  # where to begin again, because the stream changed
         self.epoch = ""
-        """Life of the stream that the reader's offsets belong to; empty before the start."""
+        """Life of the stream that the window's offsets belong to; empty before the start."""
         self._lives = 0  # how often delivery began again
         self._unnamed = False  # the client sent an acknowledgement without an epoch
         self._told = -1  # position at which the client knows that messages may be missing
@@ -162,7 +162,7 @@ class Session:
         except BaseException:
             self._hub.detach(self)
             raise
-        self.reader.start(start.offset)
+        self.window.start(start.offset)
         self._note(start)
         if claim.offset is not None:
             self._hub.confirmed(self, start.offset)
@@ -223,19 +223,19 @@ class Session:
 
     def on_live(self, stored: Stored) -> None:
         """Take a message that has just been stored."""
-        if self.reader.live(stored):
+        if self.window.live(stored):
             self.wake()
-        elif self.reader.suspect is not None:
+        elif self.window.suspect is not None:
             self._hub.resync()
 
     def announce(self, offset: int) -> None:
         """Record that the inbox reaches to *offset*."""
-        if self.reader.announce(offset):
+        if self.window.announce(offset):
             self.wake()
 
     def check(self) -> None:
         """Look again at what the inbox holds, and whether anything is missing."""
-        if self.reader.doubt():
+        if self.window.invalidate():
             self.wake()
 
     def acknowledge(self, offset: int, epoch: str | None) -> bool:
@@ -258,10 +258,10 @@ class Session:
         """Note that the client has everything up to *offset* (cumulative); say if that is news."""
         if self._changed():
             return False  # *offset* belongs to what was before
-        if not self.reader.confirm(offset):
+        if not self.window.confirm(offset):
             return False
-        self._hub.confirmed(self, self.reader.confirmed)
-        if self.reader.wants_fetch:
+        self._hub.confirmed(self, self.window.confirmed)
+        if self.window.wants_fetch:
             self.wake()
         return True
 
@@ -272,18 +272,18 @@ class Session:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        reader = self.reader
+        window = self.window
         try:
             while True:
                 await self._write_ready()
-                if self.socket.unsettled and reader.room <= 0:
+                if self.socket.unsettled and window.room <= 0:
                     await self.socket.transport.drained()
                     self.settle()
                 # Each wait may have been the one in which the stream changed: look at all that
                 # may wake this task, and then sleep at once.
                 if self._anew is not None:
                     await self._begin_anew(self._anew)
-                elif reader.wants_fetch:
+                elif window.wants_fetch:
                     await self._fetch()
                 else:
                     self._wake = loop.create_future()
@@ -300,31 +300,31 @@ class Session:
                 await self.socket.close(CloseCode.BROKER_UNAVAILABLE)
 
     def _changed(self) -> bool:
-        """Whether offsets of the reader mean nothing any more; each wait may make it true."""
+        """Whether offsets of the window mean nothing any more; each wait may make it true."""
         return self._anew is not None
 
     async def _begin_anew(self, start: Start) -> None:
         self._anew = None
         self._lives += 1
         self.epoch = start.epoch
-        self.reader.restart(start.offset)
+        self.window.restart(start.offset)
         self._note(start)
         await self.socket.begin(start)
         if self._unnamed:  # its acknowledgements may come too late to be told apart
             await self.socket.close(CloseCode.STREAM_REPLACED)
 
     async def _write_ready(self) -> None:
-        reader = self.reader
+        window = self.window
         write, acknowledges = self.socket.write, self.socket.acknowledges
-        while not self._changed() and (message := reader.take()) is not None:
+        while not self._changed() and (message := window.take()) is not None:
             assert isinstance(message, Stored)
             try:
                 await write(message)
             except MalformedMessage as exc:
                 self._hub.note_skipped(message.offset, exc)
-                reader.drop(message.offset)
+                window.drop(message.offset)
                 self.socket.skip(message.offset)
-            if not acknowledges and (settled := self.socket.settled) > reader.confirmed:
+            if not acknowledges and (settled := self.socket.settled) > window.confirmed:
                 self.confirm(settled)
         self.settle()
 
@@ -342,13 +342,13 @@ class Session:
             self._hub.unsettled.discard(self)
 
     async def _fetch(self) -> None:
-        reader, broker, told = self.reader, self._hub.broker, self.socket.acknowledges
+        window, broker, told = self.window, self._hub.broker, self.socket.acknowledges
         pause = LAG_PAUSE
-        while reader.wants_fetch and not self._changed():
-            if reader.lagging:
+        while window.wants_fetch and not self._changed():
+            if window.lagging:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAG_CAP)
-            offset, room = reader.begin_fetch()
+            offset, room = window.begin_fetch()
             try:
                 batch = await broker.read_after(
                     self.inbox, offset, limit=min(room, 1000), anchor=told
@@ -357,18 +357,18 @@ class Session:
             except BrokerClosed:
                 raise
             except BrokerError as exc:
-                reader.fetch_failed()
+                window.fetch_failed()
                 logger.debug("cannot read an inbox now: %s", exc)
                 await self._hub.usable()
                 continue
             if self._changed():
-                reader.fetch_failed()  # what was read may be of either stream
+                window.fetch_failed()  # what was read may be of either stream
                 return
             if trimmed:
                 self._hub.counts["trimmed"] += 1
                 # What is on its way stays there: the client goes on from what it confirmed.
-                await self.socket.begin(Start(self.epoch, reader.confirmed, Reason.TRIMMED))
-            reader.fetched(batch.messages, more=batch.more)
+                await self.socket.begin(Start(self.epoch, window.confirmed, Reason.TRIMMED))
+            window.fetched(batch.messages, more=batch.more)
             await self._write_ready()
 
     async def _trimmed(self, offset: int, batch: Batch) -> bool:

@@ -19,7 +19,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.window import InboxReader, later
+from wsgateway.protocol.window import Window, later
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _Watcher:
                 subscription.restart(0 if time else position.last, since=time)
         self._epoch, self._thorough = position.epoch, False
         for each in reached:
-            each.owner.reader.suspect = None
+            each.owner.window.suspect = None
         offsets = await self._connection.broker.last_offsets(list(self._watches))
         for subscription in self._subscriptions():
             subscription.begin()
@@ -169,7 +169,7 @@ class _Watcher:
     def _suspect_end(self) -> None:
         """Note how far each subscription is: the server may come back without its last messages."""
         for subscription in self._subscriptions():
-            subscription.reader.suspect_end()
+            subscription.window.suspect_end()
 
     def _subscriptions(self) -> list[Subscription]:
         return [
@@ -202,7 +202,7 @@ class Subscription:
 
     def __init__(self, inbox: Inbox, mailbox: Mailbox[Any]) -> None:
         self.inbox = inbox
-        self.reader = InboxReader(mailbox.capacity)
+        self.window = Window(mailbox.capacity)
         self.attachment: Attachment | None = None
         """Where it is now."""
         self._mailbox = mailbox
@@ -226,8 +226,8 @@ class Subscription:
         elif self._epoch and self._epoch != connection.broker.epoch:
             self.restart(0)  # nobody told it that the stream is another one
         else:
-            self.reader.confirm(self._taken)
-            self.reader.fetch_failed()  # whatever was under way: fetch after the position
+            self.window.confirm(self._taken)
+            self.window.fetch_failed()  # whatever was under way: fetch after the position
             self._step()
         self._epoch = ""
 
@@ -256,7 +256,7 @@ class Subscription:
         """Stop and free what the member has not taken; `attach` brings it again."""
         self._epoch = self.attachment.connection.broker.epoch if self.attachment else self._epoch
         self.end()
-        self.reader.restart(self._taken)
+        self.window.restart(self._taken)
 
     async def started(self) -> None:
         """Wait until everything stored from now on is sure to come.
@@ -286,7 +286,7 @@ class Subscription:
         self._origin = min(self._origin, position.last)
         self._taken = max(self._taken, int(self._origin))
         if here.is_current():  # otherwise the loop where it is now begins there
-            self.reader.start(int(self._origin))
+            self.window.start(int(self._origin))
             self._task = None
             self._step()
         if not started.done():
@@ -296,16 +296,16 @@ class Subscription:
 
     def on_live(self, stored: Stored) -> None:
         """Take a message that was just stored."""
-        if self.reader.live(stored):
+        if self.window.live(stored):
             self._step()
-        elif self.reader.suspect is not None and self.attachment is not None:
+        elif self.window.suspect is not None and self.attachment is not None:
             watcher = _watchers.get(self.attachment.connection)
             if watcher is not None:
                 watcher.look()
 
     def announce(self, offset: int) -> None:
         """Record that the group's messages reach to *offset*."""
-        if self.reader.announce(offset):
+        if self.window.announce(offset):
             self._step()
 
     def restart(self, offset: int, since: str = "") -> None:
@@ -318,7 +318,7 @@ class Subscription:
         self._life += 1
         self._since = since
         self._taken = offset
-        self.reader.restart(offset)
+        self.window.restart(offset)
         self._step()
 
     def confirm(self, offset: int, life: int) -> None:
@@ -338,13 +338,13 @@ class Subscription:
     def _confirm(self, here: Attachment, offset: int, life: int) -> None:
         if not here.is_current() or life != self._life:
             return
-        self.reader.confirm(offset)
-        if self.reader.wants_fetch:
+        self.window.confirm(offset)
+        if self.window.wants_fetch:
             self._step()
 
     def _step(self) -> None:
         self._deliver()
-        if self.reader.wants_fetch and self.attachment is not None and self._idle():
+        if self.window.wants_fetch and self.attachment is not None and self._idle():
             self._spawn(self._fetch(self.attachment))
 
     def _idle(self) -> bool:
@@ -356,14 +356,14 @@ class Subscription:
     async def _fetch(self, here: Attachment) -> None:
         read_after = here.connection.broker.read_after
         attempt = 0
-        while here.is_current() and self.reader.wants_fetch:
-            offset, limit = self.reader.begin_fetch()
+        while here.is_current() and self.window.wants_fetch:
+            offset, limit = self.window.begin_fetch()
             life = self._life
             try:
                 batch = await read_after(self.inbox, offset, limit=min(limit, 1000))
             except BaseException as exc:
-                if here.is_current():  # otherwise another loop has the reader
-                    self.reader.fetch_failed()
+                if here.is_current():  # otherwise another loop has the window
+                    self.window.fetch_failed()
                 if not isinstance(exc, BrokerError):
                     raise
                 logger.debug("cannot read %s: %s", self.inbox, exc)
@@ -371,22 +371,22 @@ class Subscription:
                 if not here.is_current():
                     return
                 if life != self._life:
-                    self.reader.fetch_failed()  # what was read may be of either stream
+                    self.window.fetch_failed()  # what was read may be of either stream
                     continue
-                self.reader.fetched(batch.messages, more=batch.more)
+                self.window.fetched(batch.messages, more=batch.more)
                 self._deliver()
-                if not self.reader.lagging:
+                if not self.window.lagging:
                     attempt = 0
                     continue
             await asyncio.sleep(self._backoff.delay(attempt))
             attempt += 1
 
     def _deliver(self) -> None:
-        while (stored := self.reader.take()) is not None:
+        while (stored := self.window.take()) is not None:
             assert isinstance(stored, Stored)
             if self._since:
                 if not later(stored.time, self._since):
-                    self.reader.drop(stored.offset)
+                    self.window.drop(stored.offset)
                     continue
                 self._since = ""
             self._mailbox.put_always(DurableItem(self, stored, self._life))

@@ -1,4 +1,4 @@
-"""One socket's position in an inbox: backlog, then live, gaps, window. Pure.
+"""One reader's position in an inbox: backlog, then live, gaps, what is in flight. Pure.
 
 Fed with live messages, batches and announcements, it says what to write next and what to
 fetch. Order within an inbox is the stream's order, always: `take` returns rising offsets.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["InboxReader", "later"]
+__all__ = ["Window", "later"]
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Bytes in flight to one socket; a single larger message still goes."""
@@ -28,15 +28,15 @@ class _Message(Protocol):
     def time(self) -> str: ...
 
 
-class InboxReader:
-    """Decides what one socket gets. Make it, `start` it, then feed it.
+class Window:
+    """Decides what one reader gets. Make it, `start` it, then feed it.
 
     A message is *taken* to be written, then *confirmed*: when it was handed to the ASGI server
     (raw), or when the client acknowledged it. Between the two it fills the window; while that
     is full nothing is buffered here, the messages wait in the stream.
 
     Args:
-        window: Messages in flight at most.
+        size: Messages in flight at most.
     """
 
     __slots__ = (
@@ -48,7 +48,7 @@ class InboxReader:
         "_in_flight_bytes",
         "_reads_short",
         "_ready",
-        "_window",
+        "_size",
         "confirmed",
         "fetching",
         "position",
@@ -56,8 +56,8 @@ class InboxReader:
         "time",
     )
 
-    def __init__(self, window: int) -> None:
-        self._window = window
+    def __init__(self, size: int) -> None:
+        self._size = size
         self.position = 0
         """Offset of the newest message queued for writing; everything up to it is."""
         self.time = ""
@@ -103,7 +103,7 @@ class InboxReader:
         """How many more messages the window takes."""
         if self._in_flight_bytes >= WINDOW_BYTES:
             return 0
-        return self._window - len(self._in_flight)
+        return self._size - len(self._in_flight)
 
     @property
     def wants_fetch(self) -> bool:
@@ -123,7 +123,7 @@ class InboxReader:
                 self.suspect_end()  # an old offset for a new message
             return False
         if self.fetching:
-            if len(self._held) >= self._window:
+            if len(self._held) >= self._size:
                 del self._held[0]
             self._held.append(message)
             self._note_live(message)
@@ -165,7 +165,7 @@ class InboxReader:
         self._reads_short = 0
         return self.wants_fetch
 
-    def doubt(self) -> bool:
+    def invalidate(self) -> bool:
         """Want a fetch, whatever is known; return whether to wake the writer."""
         self._behind = True
         return self.wants_fetch

@@ -1,4 +1,4 @@
-"""The reader against a model of a stream that loses, delays, repeats, lags and trims."""
+"""The window against a model of a stream that loses, delays, repeats, lags and trims."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, InboxReader
+from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, Window
 
 
 class Message(NamedTuple):
@@ -24,7 +24,7 @@ WINDOW = 4
 
 
 class ReaderModel(RuleBasedStateMachine):
-    """One inbox and one reader. What may happen at any time is a rule."""
+    """One inbox and one window. What may happen at any time is a rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class ReaderModel(RuleBasedStateMachine):
         self.taken: list[int] = []  # since the last start
         self.waiting: deque[int] = deque()  # taken, not confirmed
         self.start_at = 0
-        self.reader = InboxReader(WINDOW)
+        self.window = Window(WINDOW)
 
     @initialize(before=st.integers(0, 12), cursor=st.integers(0, 12))
     def begin(self, before: int, cursor: int) -> None:
         for _ in range(before):
             self.publish(0, False, "lost")
         self.start_at = min(cursor, self.last)
-        self.reader.start(self.start_at)
+        self.window.start(self.start_at)
 
     # -- the stream ----------------------------------------------------------------------
 
@@ -71,12 +71,12 @@ class ReaderModel(RuleBasedStateMachine):
     @rule()
     def arrive(self) -> None:
         while self.on_the_way:
-            self.reader.live(self.on_the_way.popleft())
+            self.window.live(self.on_the_way.popleft())
 
     @precondition(lambda self: self.old)
     @rule(data=st.data())
     def arrive_again(self, data: st.DataObject) -> None:
-        self.reader.live(data.draw(st.sampled_from(self.old)))
+        self.window.live(data.draw(st.sampled_from(self.old)))
 
     @rule(count=st.integers(1, 5))
     def trim(self, count: int) -> None:
@@ -90,14 +90,14 @@ class ReaderModel(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         if self.stream:
-            self.reader.announce(self.stream[-1].offset)
+            self.window.announce(self.stream[-1].offset)
 
     # -- the shell -----------------------------------------------------------------------
 
-    @precondition(lambda self: self.reading is None and self.reader.wants_fetch)
+    @precondition(lambda self: self.reading is None and self.window.wants_fetch)
     @rule()
     def begin_fetch(self) -> None:
-        self.reading = self.reader.begin_fetch()
+        self.reading = self.window.begin_fetch()
         assert 1 <= self.reading[1] <= WINDOW
 
     @precondition(lambda self: self.reading is not None)
@@ -110,17 +110,17 @@ class ReaderModel(RuleBasedStateMachine):
         known = self.stream[: len(self.stream) - lag] if lag else self.stream
         found = [message._replace(previous=None) for message in known if message.offset > offset]
         limit = min(limit, room)
-        self.reader.fetched(found[:limit], more=len(found) > limit)
+        self.window.fetched(found[:limit], more=len(found) > limit)
 
     @precondition(lambda self: self.reading is not None)
     @rule()
     def fail_fetch(self) -> None:
         self.reading = None
-        self.reader.fetch_failed()
+        self.window.fetch_failed()
 
     @rule()
     def take(self) -> None:
-        message = self.reader.take()
+        message = self.window.take()
         if message is not None:
             assert message.offset > max([self.start_at, *self.taken[-1:]])
             self.taken.append(message.offset)
@@ -130,15 +130,15 @@ class ReaderModel(RuleBasedStateMachine):
     @rule(count=st.integers(1, WINDOW))
     def confirm(self, count: int) -> None:
         done = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
-        assert self.reader.confirm(done[-1]) == len(done)
-        assert self.reader.confirm(done[-1]) == 0
-        assert self.reader.confirmed >= done[-1]
+        assert self.window.confirm(done[-1]) == len(done)
+        assert self.window.confirm(done[-1]) == 0
+        assert self.window.confirmed >= done[-1]
 
     @precondition(lambda self: self.waiting)
     @rule()
     def drop(self) -> None:
         """What was taken last turns out to be malformed."""
-        self.reader.drop(self.waiting.pop())
+        self.window.drop(self.waiting.pop())
 
     @precondition(lambda self: self.reading is None)
     @rule()
@@ -150,25 +150,25 @@ class ReaderModel(RuleBasedStateMachine):
         self.waiting.clear()
         self.taken.clear()
         self.last = self.start_at = 0
-        self.reader.restart(0)
+        self.window.restart(0)
 
     # -- what must hold ------------------------------------------------------------------
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        reader = self.reader
-        assert len(reader._held) <= WINDOW
-        assert len(reader._ready) <= len(reader._in_flight) <= WINDOW
-        sizes = [size for _, size in reader._in_flight]
-        assert reader._in_flight_bytes == sum(sizes)
+        window = self.window
+        assert len(window._held) <= WINDOW
+        assert len(window._ready) <= len(window._in_flight) <= WINDOW
+        sizes = [size for _, size in window._in_flight]
+        assert window._in_flight_bytes == sum(sizes)
         assert sum(sizes[:-1]) < WINDOW_BYTES + len(BIG) * WINDOW
-        assert reader.confirmed <= reader.position
+        assert window.confirmed <= window.position
 
     @invariant()
     def nothing_is_passed_over(self) -> None:
         """What is kept up to `position` was queued: nothing between was skipped."""
-        queued = {*self.taken, *(message.offset for message in self.reader._ready)}
-        kept = {m.offset for m in self.stream if self.start_at < m.offset <= self.reader.position}
+        queued = {*self.taken, *(message.offset for message in self.window._ready)}
+        kept = {m.offset for m in self.stream if self.start_at < m.offset <= self.window.position}
         assert kept <= queued
 
     def teardown(self) -> None:
@@ -178,7 +178,7 @@ class ReaderModel(RuleBasedStateMachine):
         self.arrive()
         for _ in range(LAGGING_READS * (len(self.stream) + 2)):
             self.sweep()
-            if self.reader.wants_fetch:
+            if self.window.wants_fetch:
                 self.begin_fetch()
                 self.end_fetch(0, WINDOW)
             self.take()
@@ -187,7 +187,7 @@ class ReaderModel(RuleBasedStateMachine):
         kept = [message.offset for message in self.stream if message.offset > self.start_at]
         assert set(kept) <= set(self.taken)
         assert self.taken == sorted(set(self.taken))
-        assert self.reader.take() is None
+        assert self.window.take() is None
 
 
 ReaderModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -198,147 +198,147 @@ def live(offset: int, previous: int | None) -> Message:
     return Message(offset, previous, b"x")
 
 
-def started(offset: int = 0, window: int = WINDOW) -> InboxReader:
-    """Return a reader that has read all there was."""
-    reader = InboxReader(window)
-    reader.start(offset)
-    reader.begin_fetch()
-    reader.fetched([], more=False)
-    return reader
+def started(offset: int = 0, size: int = WINDOW) -> Window:
+    """Return a window that has read all there was."""
+    window = Window(size)
+    window.start(offset)
+    window.begin_fetch()
+    window.fetched([], more=False)
+    return window
 
 
 def test_nothing_is_queued_before_the_start() -> None:
-    reader = InboxReader(WINDOW)
-    wanted = [reader.live(live(1, 0)), reader.wants_fetch]
-    reader.start(0)
-    assert [*wanted, reader.wants_fetch] == [False, False, True]
-    assert reader.take() is None
+    window = Window(WINDOW)
+    wanted = [window.live(live(1, 0)), window.wants_fetch]
+    window.start(0)
+    assert [*wanted, window.wants_fetch] == [False, False, True]
+    assert window.take() is None
 
 
 def test_live_message_goes_straight_through() -> None:
-    reader = started()
-    assert reader.live(live(5, 0))
-    assert reader.live(live(9, 5))
-    assert not reader.wants_fetch
-    assert [reader.take().offset for _ in range(2)] == [5, 9]  # type: ignore[union-attr]
+    window = started()
+    assert window.live(live(5, 0))
+    assert window.live(live(9, 5))
+    assert not window.wants_fetch
+    assert [window.take().offset for _ in range(2)] == [5, 9]  # type: ignore[union-attr]
 
 
 def test_gap_is_read_first() -> None:
-    reader = started()
-    assert reader.live(live(9, 5))
-    assert reader.take() is None
-    assert reader.wants_fetch
-    assert reader.begin_fetch() == (0, WINDOW)
-    reader.fetched([live(5, None), live(9, None)], more=False)
-    assert [reader.take().offset for _ in range(2)] == [5, 9]  # type: ignore[union-attr]
-    assert not reader.wants_fetch
+    window = started()
+    assert window.live(live(9, 5))
+    assert window.take() is None
+    assert window.wants_fetch
+    assert window.begin_fetch() == (0, WINDOW)
+    window.fetched([live(5, None), live(9, None)], more=False)
+    assert [window.take().offset for _ in range(2)] == [5, 9]  # type: ignore[union-attr]
+    assert not window.wants_fetch
 
 
 def test_message_that_came_during_a_fetch_is_not_read_again() -> None:
-    reader = InboxReader(WINDOW)
-    reader.start(0)
-    reader.begin_fetch()
-    reader.live(live(2, 1))
-    reader.live(live(3, 2))
-    reader.fetched([live(1, None)], more=False)
-    taken = [message.offset for _ in range(3) if (message := reader.take())]
+    window = Window(WINDOW)
+    window.start(0)
+    window.begin_fetch()
+    window.live(live(2, 1))
+    window.live(live(3, 2))
+    window.fetched([live(1, None)], more=False)
+    taken = [message.offset for _ in range(3) if (message := window.take())]
     assert taken == [1, 2, 3]
-    assert not reader.wants_fetch
+    assert not window.wants_fetch
 
 
 def test_rest_of_a_batch_and_a_failed_fetch_are_read_without_a_sweep() -> None:
-    reader = InboxReader(WINDOW)
-    reader.start(0)
-    reader.begin_fetch()
-    reader.live(live(9, 8))
-    reader.fetch_failed()
-    assert reader.wants_fetch
-    reader.begin_fetch()
-    reader.fetched([live(1, None)], more=True)
-    assert reader.wants_fetch
-    reader.begin_fetch()
-    reader.fetched([live(9, None)], more=False)
-    assert not reader.wants_fetch
+    window = Window(WINDOW)
+    window.start(0)
+    window.begin_fetch()
+    window.live(live(9, 8))
+    window.fetch_failed()
+    assert window.wants_fetch
+    window.begin_fetch()
+    window.fetched([live(1, None)], more=True)
+    assert window.wants_fetch
+    window.begin_fetch()
+    window.fetched([live(9, None)], more=False)
+    assert not window.wants_fetch
 
 
 def test_full_window_leaves_messages_in_the_stream() -> None:
-    reader = started(window=2)
+    window = started(size=2)
     for offset in range(1, 6):
-        reader.live(live(offset, offset - 1))
-    assert (reader.room, reader.wants_fetch) == (0, False)
-    assert [reader.take().offset for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
-    assert reader.take() is None
-    reader.confirm(1)
-    assert reader.wants_fetch
-    assert reader.begin_fetch() == (2, 1)
+        window.live(live(offset, offset - 1))
+    assert (window.room, window.wants_fetch) == (0, False)
+    assert [window.take().offset for _ in range(2)] == [1, 2]  # type: ignore[union-attr]
+    assert window.take() is None
+    window.confirm(1)
+    assert window.wants_fetch
+    assert window.begin_fetch() == (2, 1)
 
 
 def test_bytes_in_flight_close_the_window_too() -> None:
-    reader = started(window=100)
-    reader.live(Message(1, 0, BIG))
-    assert reader.room == 0
-    reader.take()
-    reader.confirm(1)
-    assert reader.room == 100
+    window = started(size=100)
+    window.live(Message(1, 0, BIG))
+    assert window.room == 0
+    window.take()
+    window.confirm(1)
+    assert window.room == 100
 
 
 def test_announced_offset_that_is_never_found_is_given_up() -> None:
-    reader = started()
-    reader.announce(7)
+    window = started()
+    window.announce(7)
     reads = 0
-    while reader.wants_fetch:
-        reader.begin_fetch()
-        reader.fetched([], more=False)
+    while window.wants_fetch:
+        window.begin_fetch()
+        window.fetched([], more=False)
         reads += 1
-        assert reader.lagging is (reads < LAGGING_READS)
+        assert window.lagging is (reads < LAGGING_READS)
     assert reads == LAGGING_READS
-    reader.announce(7)  # the next sweep asks again
-    assert reader.wants_fetch
+    window.announce(7)  # the next sweep asks again
+    assert window.wants_fetch
 
 
 def test_confirming_what_was_never_sent_counts_as_all() -> None:
-    reader = started(10)
-    reader.live(live(11, 10))
-    reader.take()
-    assert reader.confirm(10**9) == 1
-    assert reader.confirmed == reader.position == 11
+    window = started(10)
+    window.live(live(11, 10))
+    window.take()
+    assert window.confirm(10**9) == 1
+    assert window.confirmed == window.position == 11
 
 
 def test_time_is_that_of_the_message_at_the_position() -> None:
-    reader = started(3)
-    assert reader.time == ""
-    reader.live(Message(5, 3, b"x", "t5"))
-    assert (reader.position, reader.time) == (5, "t5")
-    reader.restart(0)
-    assert (reader.position, reader.time) == (0, "")
+    window = started(3)
+    assert window.time == ""
+    window.live(Message(5, 3, b"x", "t5"))
+    assert (window.position, window.time) == (5, "t5")
+    window.restart(0)
+    assert (window.position, window.time) == (0, "")
 
 
-def test_doubt_wants_a_fetch_though_nothing_is_known_to_be_behind() -> None:
-    reader = started(3)
-    assert not reader.wants_fetch
-    assert reader.doubt()
-    assert reader.begin_fetch() == (3, WINDOW)
-    reader.fetched([], more=False)
-    assert not reader.wants_fetch
+def test_invalidate_wants_a_fetch_though_nothing_is_known_to_be_behind() -> None:
+    window = started(3)
+    assert not window.wants_fetch
+    assert window.invalidate()
+    assert window.begin_fetch() == (3, WINDOW)
+    window.fetched([], more=False)
+    assert not window.wants_fetch
 
 
 def test_dropped_message_at_the_end_counts_as_had() -> None:
-    reader = started()
-    reader.live(live(1, 0))
-    reader.take()
-    reader.drop(1)
-    assert (reader.room, reader.confirmed) == (WINDOW, 1)
+    window = started()
+    window.live(live(1, 0))
+    window.take()
+    window.drop(1)
+    assert (window.room, window.confirmed) == (WINDOW, 1)
 
 
 def test_reached_is_the_newest_message_known_of() -> None:
-    reader = started(offset=5, window=1)
-    reader.fetched([], more=False)
-    assert reader.reached == (5, "")
-    reader.live(live(6, 5))
-    assert reader.reached == (6, reader.time)
-    reader.live(live(9, 6))  # the window is full: it waits in the stream
-    assert reader.reached == (9, live(9, 6).time)
-    reader.announce(12)
-    assert reader.reached == (12, "")
-    reader.suspect_end()
-    assert reader.suspect == (12, "")
+    window = started(offset=5, size=1)
+    window.fetched([], more=False)
+    assert window.reached == (5, "")
+    window.live(live(6, 5))
+    assert window.reached == (6, window.time)
+    window.live(live(9, 6))  # the window is full: it waits in the stream
+    assert window.reached == (9, live(9, 6).time)
+    window.announce(12)
+    assert window.reached == (12, "")
+    window.suspect_end()
+    assert window.suspect == (12, "")
