@@ -273,7 +273,7 @@ class TestWorker:
                 await taken.came(*["poison"] * count)
             taken.queue.give_back(taken.jobs[-1], 0.01)
         async with serving(broker) as worker:
-            await until(lambda: worker.counts["dead"] == 1)
+            await until(lambda: worker.counts["dead-lettered"] == 1)
         (letter,) = [letter async for letter in deadletters.letters(broker)]
         assert letter.attempts == 3
 
