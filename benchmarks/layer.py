@@ -461,7 +461,7 @@ def main(argv: list[str]) -> int:
     ]
     rows = [row for row in cases() if any(part in row.title for part in options.only.split("|"))]
     rounds, seconds = (1, 0.3) if options.quick else (options.rounds, options.seconds)
-    with servers(options.sync_interval) as where:
+    with servers(options.sync_interval, names != ["ours"]) as where:
         values = asyncio.run(measure(where, names, rows, rounds, seconds))
     results = summarize(rows, values)
     show(results, names)

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,23 +67,30 @@ def make_layer(name: str, where: Servers) -> Any:
 
 
 @contextmanager
-def servers(sync_interval: str) -> Iterator[Servers]:
-    """Start a nats-server and a redis-server on free ports of loopback; end them afterwards."""
+def servers(sync_interval: str, peers: bool = True) -> Iterator[Servers]:
+    """Start a nats-server on a free port of loopback, and a redis-server if *peers* need one."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        redis = stack.enter_context(_redis(folder)) if peers else ""
+        data = Path(folder) / "nats"
+        nats = stack.enter_context(EmbeddedServer(data, sync_interval=sync_interval))
+        yield Servers(nats.url, redis)
+
+
+@contextmanager
+def _redis(folder: str) -> Iterator[str]:
     program = shutil.which("redis-server")
     if program is None:
         raise SystemExit("the peers need redis-server; install it (apt-get install redis-server)")
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
-        command += ["--save", "", "--appendonly", "no"]
-        redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            _wait_until_open(port)
-            with EmbeddedServer(Path(folder) / "nats", sync_interval=sync_interval) as nats:
-                yield Servers(nats.url, f"redis://127.0.0.1:{port}")
-        finally:
-            redis.terminate()
-            redis.wait()
+    port = free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
+    command += ["--save", "", "--appendonly", "no"]
+    redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait_until_open(port)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        redis.terminate()
+        redis.wait()
 
 
 def _wait_until_open(port: int) -> None:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 USERS = 500
 PAYLOAD = "x" * 100
 SYSTEMS = ["ours", "runworker", "celery"]
-COUNTS = {"noop": 10_000, "slow": 3_000}
+COUNTS = {"noop": 10_000, "slow": 3_000, "many": 50_000, "outbox": 10_000}
 SERIAL = 800
 """Of the slow jobs for runworker, which does one at a time."""
 
@@ -228,7 +228,7 @@ def latency(site: Site, system: str, count: int = 1500) -> tuple[float, float]:
 # -- publishing --------------------------------------------------------------------------
 
 
-def many(count: int = 50_000) -> float:
+def many(count: int) -> float:
     """Return messages a second of one `send_many`, each for another user."""
     from wsgateway import Outgoing, send, send_many
 
@@ -242,7 +242,7 @@ def many(count: int = 50_000) -> float:
     return count / took
 
 
-def outbox(count: int = 10_000) -> float:
+def outbox(count: int) -> float:
     """Return rows a second that one relay takes from SQLite into JetStream."""
     from django.core.management import call_command
 
@@ -273,14 +273,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="the median counts")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--jobs", type=int, default=10_000, help="noop jobs of a run")
+    parser.add_argument("--messages", type=int, default=50_000, help="of one send_many")
+    parser.add_argument("--rows", type=int, default=10_000, help="of the outbox")
     parser.add_argument("--only", default="throughput,latency,many,outbox")
     parser.add_argument("--sync-interval", default="10s", help="of nats-server; Redis has none")
     options = parser.parse_args(argv)
     only, systems = options.only.split(","), options.systems.split(",")
-    COUNTS["noop"] = options.jobs
+    COUNTS.update(noop=options.jobs, many=options.messages, outbox=options.rows)
     with (
         tempfile.TemporaryDirectory() as folder,
-        servers(options.sync_interval) as where,
+        servers(options.sync_interval, systems != ["ours"]) as where,
     ):
         site = Site(where, Path(folder))
         os.environ.update(
@@ -318,6 +320,6 @@ def _measure(
                 yield f"p99 {system}", p99
     for name, measure in (("many", many), ("outbox", outbox)):
         if name in only:
-            rate = statistics.median(measure() for _ in range(rounds))
+            rate = statistics.median(measure(COUNTS[name]) for _ in range(rounds))
             print(f"{name:29} {rate:10,.0f} messages/s", flush=True)
             yield name, rate

@@ -25,3 +25,8 @@ async def slow(message: Message) -> None:
 async def echo(message: Message) -> None:
     """Answer."""
     await message.reply(text=message.text)
+
+
+@service("many")
+async def many(message: Message) -> None:
+    """Be there: `send_many` and the outbox store messages for its users."""

@@ -1,0 +1,35 @@
+"""The benchmarks run: their numbers stand in the documents, with the command that measures them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW = ["services", "--rounds", "1", "--systems", "ours", "--jobs", "100"]
+COMMANDS = [
+    [*FEW, "--only", "latency,many,outbox", "--messages", "100", "--rows", "100"],
+    ["layer", "--quick", "--layers", "ours", "--only", "durable, nobody there"],
+    ["sockets", "--quick", "--server", "daphne"],
+    ["v1", "--quick", "--servers", "uvicorn", "--kinds", "v1", "--sockets", "100"],
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_benchmark_measures(command: list[str]) -> None:
+    """That of `send_many` failed for two versions: its service was not declared."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *command],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    missed_a_wanted_ratio = command[0] == "layer" and done.returncode == 1
+    assert done.returncode == 0 or missed_a_wanted_ratio, done.stderr + done.stdout
