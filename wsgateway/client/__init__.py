@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsgateway.client.connection import Client, ClientState, Message, connect
+    from wsgateway.client.connection import Client, connect
+    from wsgateway.client.connector import ClientState
     from wsgateway.client.errors import GatewayError
     from wsgateway.client.inbox import Position
+    from wsgateway.client.message import Message
     from wsgateway.protocol.backoff import Backoff
 
 __all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
@@ -20,9 +22,9 @@ __all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Posit
 _HOMES = {
     "Backoff": "wsgateway.protocol.backoff",
     "Client": "wsgateway.client.connection",
-    "ClientState": "wsgateway.client.connection",
+    "ClientState": "wsgateway.client.connector",
     "GatewayError": "wsgateway.client.errors",
-    "Message": "wsgateway.client.connection",
+    "Message": "wsgateway.client.message",
     "Position": "wsgateway.client.inbox",
     "connect": "wsgateway.client.connection",
 }

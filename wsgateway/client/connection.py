@@ -1,20 +1,21 @@
-"""The client: keeps one connection, comes back when it is lost, resumes, sends again."""
+"""The client, as an application uses it; the modules beside this one each do one part."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import count
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
+from wsgateway.client.calls import Calls
+from wsgateway.client.connector import ClientState, Connector
+from wsgateway.client.endpoint import Endpoint, Token
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,
@@ -26,11 +27,10 @@ from wsgateway.client.events import (
     Welcomed,
 )
 from wsgateway.client.inbox import Position
+from wsgateway.client.lost import Final
+from wsgateway.client.message import Message
 from wsgateway.client.session import ClientSession
-from wsgateway.client.transport import Final, Lost, Transport, address, translated
-from wsgateway.protocol import strict_json
 from wsgateway.protocol.backoff import Backoff
-from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import ServerMessage, Welcome
 from wsgateway.supervision import run_once
@@ -40,70 +40,7 @@ __all__ = ["Client", "ClientState", "Message", "connect"]
 logger = logging.getLogger("wsgateway.client")
 
 REQUEST_TIMEOUT = 30.0
-Token = str | Callable[[], str | Awaitable[str]]
 T = TypeVar("T")
-
-
-class ClientState(Enum):
-    """What the client is doing."""
-
-    IDLE = "idle"
-    CONNECTING = "connecting"
-    OPEN = "open"
-    WAITING = "waiting"
-    CLOSED = "closed"
-
-
-class Message:
-    """One message of the inbox.
-
-    Attributes:
-        offset: Its position; rises, with holes.
-        time: When it was stored, RFC 3339; None if not known.
-        data: str for a text frame, bytes for a binary one.
-        reply_to: Id of the client's message that it answers; None if it answers none.
-    """
-
-    __slots__ = ("_client", "_life", "data", "offset", "reply_to", "time")
-
-    def __init__(self, client: Client, life: int, received: ServerMessage) -> None:
-        self._client = client
-        self._life = life
-        self.offset = received.offset
-        self.time = received.time
-        self.data = received.frame.data
-        self.reply_to = received.reply_to
-
-    def __repr__(self) -> str:
-        return f"<Message offset={self.offset} {type(self.data).__name__}[{len(self.data)}]>"
-
-    def json(self) -> Any:
-        """Return the payload parsed as JSON.
-
-        Raises:
-            ValueError: It is not JSON, or not JSON that every parser reads alike, see RFC 7493.
-        """
-        return strict_json.loads(self.data)
-
-    def ack(self) -> None:
-        """Acknowledge this message and all before it; only needed with ``auto_ack=False``."""
-        if self.reply_to is None:  # a reply has been acknowledged, and overtakes what waits
-            self._client._processed(self._life, self.offset)
-
-
-class _Pending(Generic[T]):
-    """Something that has not come yet, and how many callers wait for it."""
-
-    __slots__ = ("callers", "result")
-
-    def __init__(self) -> None:
-        self.callers = 0
-        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def give_up(self) -> None:
-        """Nobody waits any more."""
-        if not self.result.cancel() and not self.result.cancelled():
-            self.result.exception()  # seen, so that nobody warns of it
 
 
 class Client:
@@ -132,6 +69,7 @@ class Client:
         options: For ``websockets.asyncio.client.connect``: ssl, additional_headers, proxy, ...
     """
 
+    # Long because it names every option, once
     def __init__(
         self,
         url: str,
@@ -154,17 +92,11 @@ class Client:
         on_error: Callable[[GatewayError], object] | None = None,
         **options: Any,
     ) -> None:
-        self._url = url
-        self._device = device
-        self._token_source = token
-        self._token_parameter = token_parameter
         self._auto_ack = auto_ack
-        self._connect_timeout = connect_timeout
         self._on_state = on_state
         self._on_welcome = on_welcome
         self._on_reply = on_reply
         self._on_error = on_error
-        self._options = {"max_size": None, "ping_interval": None, **options}
         self._session = ClientSession(
             position=position,
             ack_every=ack_every,
@@ -175,16 +107,22 @@ class Client:
             backoff=backoff,
             renewable=callable(token),
         )
-        self._pending: dict[str, _Pending[None]] = {}  # by id, of what is in the outbox
-        self._requests: dict[str, _Pending[Message]] = {}  # by id, whose reply has not come
+        self._connector = Connector(
+            self._session,
+            Endpoint(url, device, token, token_parameter),
+            connect_timeout=connect_timeout,
+            options=options,
+            on_state=self._set_state,
+            on_events=self._apply,
+        )
+        self._sends = Calls[None](self._give_up)  # what is in the outbox
+        self._requests = Calls[Message](self._session.expect_no_reply)  # replies to come
         self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
         self._current: Message | None = None  # handed out, not processed yet
         self._arrived = asyncio.Event()  # the queue has something, or the client is closed
-        self._transport: Transport | None = None  # while there is a connection
         self._opened: asyncio.Future[None] | None = None  # set at the first welcome
         self._runner: asyncio.Task[None] | None = None
         self._state = ClientState.IDLE
-        self._token: str | None = None
         self._error: GatewayError | None = None  # why it is closed, unless by the caller
         self._ids = count(1)
         self._prefix = secrets.token_urlsafe(9)
@@ -255,11 +193,13 @@ class Client:
             return
         logger.debug("client %s: %s", self._state.value, state.value)
         self._state = state
+        if state is ClientState.OPEN and self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
         _call(self._on_state, state)
 
     async def _run(self) -> None:
         try:
-            await self._keep_connected()
+            await self._connector.run()
         except Final as exc:
             text = str(exc) if exc.status else f"the gateway closed the connection: {exc}"
             self._error = GatewayError("closed", text, False, close_code=exc.code)
@@ -270,22 +210,6 @@ class Client:
             self._error = GatewayError("closed", f"the client failed: {failure!r}", False)
             self._error.__cause__ = failure
         self._finish()
-
-    async def _keep_connected(self) -> None:
-        while True:
-            self._set_state(ClientState.CONNECTING)
-            try:
-                await self._connection()
-            except Final:
-                raise
-            except Lost as exc:
-                lost = exc
-            delay = self._session.lost(lost.code, time.monotonic())
-            if delay is None:
-                raise Final(lost.code, lost.reason, lost.status)
-            logger.info("connection lost (%s), reconnecting in %.1f s", lost, delay)
-            self._set_state(ClientState.WAITING)
-            await asyncio.sleep(delay)
 
     def _closed(self) -> GatewayError:
         return self._error or GatewayError("closed", "the client is already closed", True)
@@ -298,79 +222,28 @@ class Client:
         self._apply(self._session.end(str(failure), failure.close_code))
         self._arrived.set()
 
-    # -- one connection ------------------------------------------------------------------
-
-    async def _connection(self) -> NoReturn:
-        """Make a connection and serve it to its end.
-
-        Raises:
-            Lost: It has ended, or did not come about.
-        """
-        if self._session.stale:
-            await self._ask_token()
-        transport = Transport(self._session, self._on_text)
-        url = self._address()
-        try:
-            with translated():
-                async with asyncio.timeout(self._connect_timeout):
-                    await transport.dial(url, self._options)
-                self._transport = transport
-                self._set_state(ClientState.OPEN)
-                if self._opened is not None and not self._opened.done():
-                    self._opened.set_result(None)
-                await transport.serve()
-        finally:
-            self._transport = None
-            await transport.leave()
-
-    def _address(self) -> str:
-        fields = {}
-        if self._token:
-            fields[self._token_parameter] = self._token
-        if self._device:
-            fields["device"] = self._device
-        position = self._session.connecting()
-        if position is not None:
-            fields |= {"epoch": position.epoch, "offset": str(position.offset)}
-        return address(self._url, fields)
-
-    async def _ask_token(self) -> None:
-        source = self._token_source
-        try:
-            token = source() if callable(source) else source
-            self._token = await token if inspect.isawaitable(token) else token
-        except Exception as exc:
-            if isinstance(exc, GatewayError) and not exc.temporary:
-                raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
-            logger.warning("cannot get a token now: %r", exc)
-            raise Lost(1006, "no token") from exc
-        self._session.stale = False
-
     # -- from the gateway ----------------------------------------------------------------
-
-    def _on_text(self, text: str | bytes) -> None:
-        self._apply(self._session.receive(text, time.monotonic()))
 
     def _apply(self, events: Iterable[Event]) -> None:
         """Tell the application what happened."""
         for event in events:
             match event:
                 case Delivered(received, life):
-                    self._queue.append(Message(self, life, received))
+                    self._queue.append(Message(received, life, self._processed))
                     self._arrived.set()
                 case Confirmed(id):
-                    _resolve(self._pending.get(id), None)
+                    self._sends.resolve(id, None)
                 case Failed(id, error):
-                    _resolve(self._pending.get(id), error)
+                    self._sends.resolve(id, error)
                 case Answered(id, answer):
-                    _resolve(self._requests.get(id), self._answer(answer))
+                    self._requests.resolve(id, self._answer(answer))
                 case Unclaimed(answer):
                     self._unclaimed(self._answer(answer))
                 case Welcomed(welcome):
                     _call(self._on_welcome, welcome)
 
     def _answer(self, answer: ServerMessage | GatewayError) -> Message | GatewayError:
-        return Message(self, 0, answer) if isinstance(answer, ServerMessage) else answer
+        return Message(answer, 0, self._processed) if isinstance(answer, ServerMessage) else answer
 
     def _unclaimed(self, answer: Message | GatewayError) -> None:
         if isinstance(answer, Message):
@@ -382,7 +255,7 @@ class Client:
 
     def _processed(self, life: int, offset: int) -> None:
         self._session.processed(life, offset, time.monotonic())
-        self._wake()
+        self._connector.wake()
 
     # -- for the caller ------------------------------------------------------------------
 
@@ -461,42 +334,24 @@ class Client:
         frame = _frame(data)
         id = id if id is not None else self._new_id()
         self._session.expect_reply(id)
-        request = self._requests.setdefault(id, _Pending())
-        request.callers += 1
-        try:
+        with self._requests.joined(id) as reply:
             async with asyncio.timeout(timeout):
                 await self._send(id, frame, request=True)
-                return await asyncio.shield(request.result)
-        finally:
-            request.callers -= 1
-            if not request.callers:
-                request.give_up()
-                del self._requests[id]
-                self._session.expect_no_reply(id)
+                return await asyncio.shield(reply)
 
     async def _send(self, id: str, frame: Frame, *, request: bool = False) -> None:
-        pending = self._pending.get(id)
-        if pending is None:
+        if id not in self._sends:
             self._session.send(id, frame, request=request)
-            pending = self._pending[id] = _Pending()
-            self._wake()
-        pending.callers += 1
-        try:
-            await asyncio.shield(pending.result)
-        finally:
-            pending.callers -= 1
-            if not pending.callers:
-                pending.give_up()
-                del self._pending[id]
-                self._session.give_up(id)
-                self._wake()  # the window may have room
+        with self._sends.joined(id) as confirmed:
+            self._connector.wake()
+            await asyncio.shield(confirmed)
+
+    def _give_up(self, id: str) -> None:
+        self._session.give_up(id)
+        self._connector.wake()  # the window may have room
 
     def _new_id(self) -> str:
         return f"{self._prefix}-{next(self._ids)}"
-
-    def _wake(self) -> None:
-        if self._transport is not None:
-            self._transport.wake()
 
 
 def connect(url: str, **options: Any) -> Client:
@@ -512,16 +367,6 @@ def _call(callback: Callable[[T], object] | None, value: T) -> None:
         callback(value)
     except Exception:
         logger.exception("a callback of the client failed")
-
-
-def _resolve(pending: _Pending[T] | None, result: T | GatewayError) -> None:
-    """Give those who wait their result."""
-    if pending is None or pending.result.done():
-        return
-    if isinstance(result, GatewayError):
-        pending.result.set_exception(result)
-    else:
-        pending.result.set_result(result)
 
 
 def _frame(data: Any) -> Frame:

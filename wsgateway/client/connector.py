@@ -1,0 +1,112 @@
+"""Keeps a client connected: dials, waits, and dials again until the gateway says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, NoReturn
+
+from wsgateway.client.endpoint import Endpoint
+from wsgateway.client.events import Event
+from wsgateway.client.lost import Final, Lost, translated
+from wsgateway.client.session import ClientSession
+from wsgateway.client.transport import Transport
+
+__all__ = ["ClientState", "Connector"]
+
+logger = logging.getLogger("wsgateway.client")
+
+
+class ClientState(Enum):
+    """What the client is doing."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    OPEN = "open"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+class Connector:
+    """One connection after the other, never two.
+
+    Args:
+        session: Decides.
+        endpoint: Where to connect to.
+        connect_timeout: Seconds until the welcome.
+        options: For ``websockets.asyncio.client.connect``.
+        on_state: Called with each new state.
+        on_events: Called with what a frame from the gateway means.
+    """
+
+    def __init__(
+        self,
+        session: ClientSession,
+        endpoint: Endpoint,
+        *,
+        connect_timeout: float,
+        options: dict[str, Any],
+        on_state: Callable[[ClientState], None],
+        on_events: Callable[[Iterable[Event]], None],
+    ) -> None:
+        self._session = session
+        self._endpoint = endpoint
+        self._connect_timeout = connect_timeout
+        self._options = {"max_size": None, "ping_interval": None, **options}
+        self._on_state = on_state
+        self._on_events = on_events
+        self._transport: Transport | None = None  # while it is open
+
+    async def run(self) -> NoReturn:
+        """Stay connected.
+
+        Raises:
+            Final: The gateway refuses this client for good.
+        """
+        while True:
+            self._on_state(ClientState.CONNECTING)
+            try:
+                await self._connect_once()
+            except Final:
+                raise
+            except Lost as exc:
+                lost = exc
+            delay = self._session.lost(lost.code, time.monotonic())
+            if delay is None:
+                raise Final(lost.code, lost.reason, lost.status)
+            logger.info("connection lost (%s), reconnecting in %.1f s", lost, delay)
+            self._on_state(ClientState.WAITING)
+            await asyncio.sleep(delay)
+
+    async def _connect_once(self) -> NoReturn:
+        """Make a connection and serve it to its end.
+
+        Raises:
+            Lost: It has ended, or did not come about.
+        """
+        if self._session.stale:
+            await self._endpoint.authenticate()
+            self._session.stale = False
+        url = self._endpoint.address(self._session.connecting())
+        transport = Transport(self._session, self._on_text)
+        try:
+            with translated():
+                async with asyncio.timeout(self._connect_timeout):
+                    await transport.dial(url, self._options)
+                self._transport = transport
+                self._on_state(ClientState.OPEN)
+                await transport.serve()
+        finally:
+            self._transport = None
+            await transport.leave()
+
+    def _on_text(self, text: str | bytes) -> None:
+        self._on_events(self._session.receive(text, time.monotonic()))
+
+    def wake(self) -> None:
+        """Write what the session has to write, if there is a connection."""
+        if self._transport is not None:
+            self._transport.wake()

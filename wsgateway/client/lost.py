@@ -1,0 +1,68 @@
+"""Why a connection ended, and whether to come back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.v1 import ProtocolError
+
+__all__ = ["Final", "Lost", "translated"]
+
+RETRY_STATUS = frozenset({408, 425, 429})
+"""HTTP statuses below 500 that a later attempt may not get."""
+
+
+class Lost(Exception):
+    """The connection ended, or did not come about.
+
+    Args:
+        code: The close code, or the one that means the same.
+        reason: What the gateway says, or what happened.
+        status: The HTTP status that refused the handshake; the gateway itself has a close code.
+    """
+
+    def __init__(self, code: int, reason: str, status: int | None = None) -> None:
+        super().__init__(code, reason, status)
+        self.code = code
+        self.reason = reason
+        self.status = status
+
+    def __str__(self) -> str:
+        if self.status is not None:
+            return self.reason
+        return f"{self.code} {self.reason}".rstrip()
+
+
+class Final(Lost):
+    """The same, and no other attempt makes sense."""
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn what sockets and `websockets` raise into `Lost` and `Final`."""
+    try:
+        yield
+    except ConnectionClosed as exc:
+        if exc.sent is not None and not exc.rcvd_then_sent:  # `websockets` gave up first
+            raise Lost(exc.sent.code, f"{exc.sent.reason} (max_size)") from exc
+        code, reason = (exc.rcvd.code, exc.rcvd.reason) if exc.rcvd else (1006, "")
+        raise Lost(code, reason) from exc
+    except InvalidStatus as exc:
+        raise _refused(exc.response.status_code) from exc
+    except (InvalidURI, ProtocolError) as exc:
+        raise Final(CloseCode.BAD_REQUEST, str(exc)) from exc
+    except (OSError, TimeoutError, WebSocketException) as exc:
+        raise Lost(1006, str(exc) or type(exc).__name__) from exc
+
+
+def _refused(status: int) -> Lost:
+    reason = f"refused with HTTP {status} before the gateway answered"
+    if status in (401, 403):
+        return Lost(CloseCode.NOT_AUTHENTICATED, reason, status)
+    if status >= 500 or status in RETRY_STATUS:
+        return Lost(1006, reason, status)
+    return Final(CloseCode.BAD_REQUEST, reason, status)
