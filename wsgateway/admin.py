@@ -15,7 +15,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.models import DeadLetterEntry
 from wsgateway.services import deadletters
-from wsgateway.services.deadletters import DeadLetter, DeadLetterMissing, DeadLetterShortened
+from wsgateway.services.deadletters import DeadLetter, DeadLetterMissing
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[DeadLetterEntry]
@@ -72,21 +72,11 @@ class DeadLetterAdmin(Base):
             raise PermissionDenied
         act = deadletters.retry if retry else deadletters.purge
         offsets = [int(value) for value in request.POST.getlist("offset") if value.isdigit()]
-
-        async def all_of_them(broker: Broker) -> list[str]:
-            refused = []
-            for offset in offsets:
-                try:
-                    await act(broker, await deadletters.find(broker, offset))
-                except (DeadLetterMissing, DeadLetterShortened) as exc:
-                    refused.append(str(exc))
-            return refused
-
-        refused = runtime.call_sync(all_of_them)
-        done = "put back into the queue" if retry else "purged"
-        if len(refused) < len(offsets):
-            messages.success(request, f"{len(offsets) - len(refused)} dead letter(s) {done}.")
-        for text in refused:
+        count, problems = runtime.call_sync(lambda broker: deadletters.act_on(broker, act, offsets))
+        if count:
+            done = "put back into the queue" if retry else "purged"
+            messages.success(request, f"{count} dead letter(s) {done}.")
+        for text in problems:
             messages.error(request, text)
 
     def change_view(

@@ -64,7 +64,9 @@ def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix:
         output(capsys, "show", "99")
     with pytest.raises(CommandError, match="give offsets, or --all"):
         output(capsys, "purge")
-    assert output(capsys, "retry", "1") == "1 put back\n"
+    with pytest.raises(CommandError, match="no dead letter 99"):
+        output(capsys, "retry", "1", "99")
+    assert capsys.readouterr().out == "1 put back\n"
     assert queue(prefix)["messages"] == 1
     assert output(capsys, "purge", "--all") == "1 purged\n"
     assert output(capsys, "list") == ""

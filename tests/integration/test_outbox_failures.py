@@ -19,7 +19,6 @@ from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.jetstream import error_of
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused, QueueFull
-from wsgateway.management.commands.runoutbox import Command
 from wsgateway.outbox import enqueue, relay
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
@@ -309,22 +308,32 @@ def test_impossible_options_are_refused(option: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_relay_goes_on_after_the_broker_came_back(broker: FailingBroker) -> None:
-    """The command's loop: errors pause it, and never end it."""
+    """Errors pause its loop, and never end it."""
     write("ann", "1", "2")
     errors = [BrokerUnavailable("gone"), QueueFull("full"), RuntimeError("a bug")]
     broker.fail = lambda inbox, payload: errors.pop() if errors else None
-    command = Command()
-    command._end = threading.Event()
-    counted = Relay()
-    steps: list[int] = []
+    end = threading.Event()
 
-    class Watching:
+    class Watching(Relay):
         def step(self) -> int:
-            done = counted.step()
-            steps.append(done)
-            if sum(steps) == 2:
-                command._end.set()
+            done = super().step()
+            if self.done == 2:
+                end.set()
             return done
 
-    command._relay(Watching(), 0.01)
+    Watching().run(end, 0.01)
     assert broker.of("ann") == [b"1", b"2"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_relay_says_why_it_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """A time-out has no text: the line ended at its colon."""
+    end = threading.Event()
+
+    class Late(Relay):
+        def step(self) -> int:
+            end.set()
+            raise TimeoutError
+
+    Late().run(end, 0.01)
+    assert caplog.messages == ["the outbox waits 0.0 s: TimeoutError"]

@@ -15,17 +15,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from django.db import close_old_connections, connections, router, transaction
+from django.core.exceptions import ImproperlyConfigured
+from django.db import (
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    close_old_connections,
+    connections,
+    router,
+    transaction,
+)
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker, Receipt, check_published
-from wsgateway.exceptions import BrokerUnavailable, WsGatewayError
+from wsgateway.exceptions import BrokerUnavailable, WsGatewayError, reason_of
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.schema import naming_the_cure
 from wsgateway.protocol.frames import Frame
@@ -42,6 +52,8 @@ TURN_BYTES = 16 * 1024 * 1024
 """Bytes of payload that a turn holds in memory."""
 FETCH = 100
 """Rows that are read at once, so that `TURN_BYTES` is exceeded by these at most."""
+LONGEST_PAUSE = 5.0
+"""Seconds between attempts while the database or the broker is away."""
 LONGEST_ERROR = 2000
 """Characters of a row's error that are kept."""
 
@@ -63,6 +75,8 @@ class Relay:
         self.using = using or router.db_for_write(OutboxMessage)
         self._users = users
         self._rows = rows
+        self.done = 0
+        """Rows relayed or set aside so far."""
         self._after = 0  # id of the row behind which the next turn begins; 0: at the first
         self._skip_locked = connections[self.using].features.has_select_for_update_skip_locked
 
@@ -79,6 +93,44 @@ class Relay:
         with _only_one(str(connections[self.using].settings_dict["NAME"])):
             yield
 
+    def run(self, end: threading.Event, interval: float) -> None:
+        """Relay until *end* is set.
+
+        Args:
+            end: Checked between transactions.
+            interval: Seconds between looks for new rows.
+
+        Raises:
+            ImproperlyConfigured: The table is missing.
+            ProgrammingError: The database refuses the statements; trying again cannot help.
+        """
+        pause = interval
+        while not end.is_set():
+            try:
+                done = self.step()
+            except (ImproperlyConfigured, ProgrammingError):
+                raise
+            except Exception as exc:  # whatever it is, it may pass
+                expected = isinstance(exc, (WsGatewayError, OperationalError, InterfaceError))
+                text = "the outbox waits %.1f s: %s"
+                logger.warning(text, pause, reason_of(exc), exc_info=None if expected else exc)
+                end.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause = interval
+            if not done:
+                end.wait(interval)
+
+    def run_once(self, end: threading.Event) -> None:
+        """Relay what is there, or until *end* is set.
+
+        Raises:
+            BrokerError: Rows are left that cannot be stored now.
+            ImproperlyConfigured: The table is missing.
+        """
+        while not end.is_set() and self.step():
+            pass
+
     def step(self) -> int:
         """Relay what is there, up to the limits; return how many rows are done.
 
@@ -89,7 +141,9 @@ class Relay:
             ImproperlyConfigured: The table is missing.
         """
         with naming_the_cure(self.using):
-            return self._step()
+            done = self._step()
+        self.done += done
+        return done
 
     def _step(self) -> int:
         problem: Exception | None = None

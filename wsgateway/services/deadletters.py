@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterMissing",
     "DeadLetterShortened",
+    "act_on",
     "find",
     "letters",
     "purge",
@@ -218,3 +219,39 @@ async def retry(broker: Broker, letter: DeadLetter) -> None:
 async def purge(broker: Broker, letter: DeadLetter) -> None:
     """Forget a dead letter. Idempotent."""
     await broker.dead_letters.remove(letter.offset)
+
+
+async def act_on(
+    broker: Broker,
+    action: Callable[[Broker, DeadLetter], Awaitable[None]],
+    offsets: Iterable[int] | None = None,
+    service: str | None = None,
+) -> tuple[int, list[str]]:
+    """Do *action*, `retry` or `purge`, to several dead letters.
+
+    Args:
+        broker: Ready.
+        action: What to do to each.
+        offsets: Which ones; None: all.
+        service: If all: only those of this service.
+
+    Returns:
+        To how many it was done, and for each of the others why not.
+    """
+    done, problems = 0, []
+    if offsets is None:
+        chosen = [letter async for letter in letters(broker, service)]
+    else:
+        chosen = []
+        for offset in offsets:
+            try:
+                chosen.append(await find(broker, offset))
+            except DeadLetterMissing as exc:
+                problems.append(str(exc))
+    for letter in chosen:
+        try:
+            await action(broker, letter)
+            done += 1
+        except DeadLetterShortened as exc:
+            problems.append(str(exc))
+    return done, problems

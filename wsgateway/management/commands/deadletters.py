@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from argparse import ArgumentParser
-from collections.abc import Coroutine
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services import deadletters
-from wsgateway.services.deadletters import DeadLetter, DeadLetterShortened
 
 
 class Command(BaseCommand):
@@ -38,32 +36,24 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do it."""
-        action: Coroutine[Any, Any, None] = getattr(self, f"_{options['action']}")(options)
+        if "offsets" in options and options["all"] == bool(options["offsets"]):
+            raise CommandError("give offsets, or --all")
+        action = getattr(self, f"_{options['action']}")
         try:
-            asyncio.run(self._with_broker(action))
+            runtime.call_sync(lambda broker: action(broker, options))
         except WsGatewayError as exc:
             raise CommandError(str(exc)) from exc
 
-    async def _with_broker(self, action: Coroutine[Any, Any, None]) -> None:
-        self.broker = runtime.current().broker
-        await self.broker.open()
-        try:
-            await self.broker.wait_ready()
-            await action
-        finally:
-            action.close()
-            await runtime.close(self.broker)
-
-    async def _list(self, options: dict[str, Any]) -> None:
-        async for letter in deadletters.letters(self.broker, options["service"]):
+    async def _list(self, broker: Broker, options: dict[str, Any]) -> None:
+        async for letter in deadletters.letters(broker, options["service"]):
             service, user = letter.inbox
             self.stdout.write(
                 f"{letter.offset}\t{letter.time}\t{service}\t{user}\t"
                 f"{letter.attempts} attempts\t{letter.error}"
             )
 
-    async def _show(self, options: dict[str, Any]) -> None:
-        letter = await deadletters.find(self.broker, options["offset"])
+    async def _show(self, broker: Broker, options: dict[str, Any]) -> None:
+        letter = await deadletters.find(broker, options["offset"])
         service, user = letter.inbox
         lines = [
             f"offset    {letter.offset}",
@@ -79,28 +69,15 @@ class Command(BaseCommand):
         ]
         self.stdout.write("\n".join(lines))
 
-    async def _chosen(self, options: dict[str, Any]) -> list[DeadLetter]:
-        if options["all"] == bool(options["offsets"]):
-            raise CommandError("give offsets, or --all")
-        if options["all"]:
-            found = deadletters.letters(self.broker, options["service"])
-            return [letter async for letter in found]
-        return [await deadletters.find(self.broker, offset) for offset in options["offsets"]]
+    async def _retry(self, broker: Broker, options: dict[str, Any]) -> None:
+        await self._act(broker, options, deadletters.retry, "put back")
 
-    async def _retry(self, options: dict[str, Any]) -> None:
-        chosen = await self._chosen(options)
-        refused = []
-        for letter in chosen:
-            try:
-                await deadletters.retry(self.broker, letter)
-            except DeadLetterShortened as exc:
-                refused.append(str(exc))
-        self.stdout.write(f"{len(chosen) - len(refused)} put back")
-        if refused:
-            raise CommandError("\n".join(refused))
+    async def _purge(self, broker: Broker, options: dict[str, Any]) -> None:
+        await self._act(broker, options, deadletters.purge, "purged")
 
-    async def _purge(self, options: dict[str, Any]) -> None:
-        chosen = await self._chosen(options)
-        for letter in chosen:
-            await deadletters.purge(self.broker, letter)
-        self.stdout.write(f"{len(chosen)} purged")
+    async def _act(self, broker: Broker, options: dict[str, Any], action: Any, what: str) -> None:
+        offsets = None if options["all"] else options["offsets"]
+        done, problems = await deadletters.act_on(broker, action, offsets, options["service"])
+        self.stdout.write(f"{done} {what}")
+        if problems:
+            raise CommandError("\n".join(problems))

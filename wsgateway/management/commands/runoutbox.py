@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from argparse import ArgumentParser
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import InterfaceError, OperationalError, ProgrammingError
 
-from wsgateway.exceptions import WsGatewayError, reason_of
+from wsgateway.exceptions import WsGatewayError
 
-logger = logging.getLogger("wsgateway.outbox")
-
-LONGEST_PAUSE = 5.0
+if TYPE_CHECKING:
+    from wsgateway.outbox.relay import Relay
 
 
 class Command(BaseCommand):
@@ -45,45 +42,28 @@ class Command(BaseCommand):
         if options["batch"] < 1 or not 0 < options["interval"] <= threading.TIMEOUT_MAX:
             raise CommandError("--batch and --interval must be positive")
         relay = Relay(options["database"], rows=options["batch"])
-        self._end = threading.Event()
+        end = threading.Event()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: self._end.set())
+                signal.signal(number, lambda *_: end.set())
         try:
             with relay.alone():
                 if options["once"]:
-                    self._relay_once(relay)
+                    self._run_once(relay, end)
                 else:
-                    self._relay(relay, options["interval"])
+                    self._run(relay, end, options["interval"])
         except (ImproperlyConfigured, WsGatewayError) as exc:
             raise CommandError(str(exc)) from exc
 
-    def _relay_once(self, relay: Any) -> None:
-        total = 0
+    def _run_once(self, relay: Relay, end: threading.Event) -> None:
         try:
-            while done := relay.step():
-                total += done
+            relay.run_once(end)
         except WsGatewayError as exc:
-            raise CommandError(f"{total} relayed, the others wait: {exc}") from exc
-        self.stdout.write(f"{total} relayed")
+            raise CommandError(f"{relay.done} relayed, the others wait: {exc}") from exc
+        self.stdout.write(f"{relay.done} relayed")
 
-    def _relay(self, relay: Any, interval: float) -> None:
+    def _run(self, relay: Relay, end: threading.Event, interval: float) -> None:
         self.stdout.write("outbox: ready")
         self.stdout.flush()
-        pause, total = interval, 0
-        while not self._end.is_set():
-            try:
-                done = relay.step()
-            except (ImproperlyConfigured, ProgrammingError):  # no time cures these
-                raise
-            except Exception as exc:  # whatever it is, it may pass
-                expected = isinstance(exc, (WsGatewayError, OperationalError, InterfaceError))
-                text = "the outbox waits %.1f s: %s"
-                logger.warning(text, pause, reason_of(exc), exc_info=None if expected else exc)
-                self._end.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-                continue
-            pause, total = interval, total + done
-            if not done:
-                self._end.wait(interval)
-        self.stdout.write(f"outbox: ended ({total} relayed)")
+        relay.run(end, interval)
+        self.stdout.write(f"outbox: ended ({relay.done} relayed)")
