@@ -1,78 +1,134 @@
-"""Long-lived tasks that do not die unnoticed."""
+"""The owner of every task that outlives the call that starts it.
+
+Nothing else in the package creates tasks, except in an `asyncio.TaskGroup`, which waits for them.
+`supervise` is for work that goes on as long as its owner, `start` for work that ends, and `share`
+for a result that several callers await. Each task has a name, is kept from garbage collection,
+and is logged with its error if it fails.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-__all__ = ["run_once", "supervise"]
+from wsgateway.protocol.backoff import Backoff
+
+__all__ = ["Restarts", "share", "start", "supervise"]
 
 logger = logging.getLogger("wsgateway")
 
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 10.0
+T = TypeVar("T")
+
+BACKOFF = Backoff(initial=0.1, factor=2.0, cap=10.0, jitter=0.5)
+"""Pauses between two runs of what fails."""
+STEADY = 20.0
+"""Seconds after which a run that fails counts as the first failure."""
+
+_tasks: set[asyncio.Task[Any]] = set()
+"""Those that nobody else keeps: an event loop holds its tasks weakly."""
 
 
 def supervise(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
     """Run *work* in a task until it returns or the task is cancelled.
 
-    If it raises, the error is logged and *work* begins again, after a pause that grows while it
+    If it raises, the error is logged and *work* begins again after a pause that grows while it
     keeps failing.
 
     Args:
-        work: Called for each beginning. It must leave nothing behind when it raises.
+        work: Called for each run. It must leave nothing behind when it raises.
         name: The task's name, also in the log.
     """
-    return asyncio.create_task(_supervised(work, name), name=name)
+    return start(_restart(work, name), name)
 
 
-async def _supervised(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-    loop = asyncio.get_running_loop()
-    pause = FIRST_PAUSE
-    while True:
-        begin = loop.time()
-        try:
-            await work()
-            return
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled this task: something that it awaited was cancelled
-            logger.exception("task %s failed; restarting in %.1f s", name, pause)
-        except Exception:
-            logger.exception("task %s failed; restarting in %.1f s", name, pause)
-        await asyncio.sleep(pause)
-        recovered = loop.time() - begin > LONGEST_PAUSE + pause
-        pause = FIRST_PAUSE if recovered else min(2 * pause, LONGEST_PAUSE)
-
-
-def run_once(
-    work: Coroutine[Any, Any, None], name: str, on_end: Callable[[BaseException | None], object]
-) -> asyncio.Task[None]:
-    """Run *work* in a task, for an owner that must close or start over when it ends.
+def start(
+    work: Coroutine[Any, Any, T],
+    name: str,
+    *,
+    on_end: Callable[[BaseException | None], object] | None = None,
+    tasks: set[asyncio.Task[Any]] = _tasks,
+) -> asyncio.Task[T]:
+    """Run *work* once in a task. If it raises, the error is logged.
 
     Args:
-        work: What to run.
+        work: A coroutine that ends by itself, or is cancelled by its owner.
         name: The task's name, also in the log.
-        on_end: Called when the task has ended, even if it was cancelled before it began. Gets the
-            error, which has been logged; None if *work* returned or the task was cancelled.
+        on_end: Called when the task has ended, even if it was cancelled before it began; for an
+            owner that closes with it. Gets the error; None if *work* returned or the task was
+            cancelled.
+        tasks: A set of the owner's that holds the task until it is done.
     """
     task = asyncio.create_task(work, name=name)
-    task.add_done_callback(lambda task: on_end(_failure(task)))
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    task.add_done_callback(partial(_report, on_end))
     return task
 
 
-def _failure(task: asyncio.Task[None]) -> BaseException | None:
-    """Return why *task* failed, and log it."""
+def share(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Run *work* once in a task whose result several callers await, each with `asyncio.shield`.
+
+    Its error is theirs, so it is not logged here; if all of them have left, nobody misses it.
+    """
+    task = asyncio.create_task(work, name=name)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    task.add_done_callback(_error_of)
+    return task
+
+
+class Restarts:
+    """The pauses before something that failed runs again."""
+
+    def __init__(self) -> None:
+        self._attempt = 0  # failures in a row
+        self._begun = time.monotonic()  # of the current run
+
+    def begin(self) -> None:
+        """Record that a run begins."""
+        self._begun = time.monotonic()
+
+    def pause(self) -> float:
+        """Return how many seconds to wait after a run that failed."""
+        if time.monotonic() - self._begun > STEADY:
+            self._attempt = 0
+        self._attempt += 1
+        return BACKOFF.delay(self._attempt - 1)
+
+
+async def _restart(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    restarts = Restarts()
+    while True:
+        restarts.begin()
+        try:
+            await work()
+            return
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            # Otherwise nobody cancelled this task, but something that it awaited
+            pause = restarts.pause()
+            logger.exception("task %s failed and restarts in %.1f s", name, pause)
+        await asyncio.sleep(pause)
+
+
+def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
+    """Return what ended *task*; None if it returned, or was cancelled by somebody."""
     if not task.cancelled():
-        error = task.exception()
-    elif task.cancelling():
-        return None
-    else:  # nobody cancelled this task: something that it awaited was cancelled
-        error = asyncio.CancelledError()
+        return task.exception()
+    return None if task.cancelling() else asyncio.CancelledError("something it awaited")
+
+
+def _report(
+    on_end: Callable[[BaseException | None], object] | None, task: asyncio.Task[Any]
+) -> None:
+    error = _error_of(task)
     if error is not None:
         logger.error("task %s failed", task.get_name(), exc_info=error)
-    return error
+    if on_end is not None:
+        on_end(error)

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until, wait_for
-from wsgateway import Message, declared, publish
+from wsgateway import Message, declared, publish, supervision
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
@@ -21,6 +21,7 @@ from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.layer.fetcher import Fetcher
+from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
 from wsgateway.services import registry
 from wsgateway.services.runner import Runner
@@ -118,7 +119,7 @@ async def test_hub_goes_on(
         await until(lambda: len(runs) == 3, what="three runs")
     finally:
         await hub.close()
-    assert caplog.text.count("failed; restarting") == 2
+    assert caplog.text.count("failed and restarts") == 2
 
 
 async def test_reader_of_a_normal_channel_goes_on(
@@ -145,6 +146,22 @@ def test_background_loop_survives_an_exit_in_a_callback(
     wait_for(lambda: "the background loop stopped" in caplog.text, what="the log")
     assert publish.send("orders", "ann", text="after").offset
     assert runtime.background() is background
+
+
+def test_background_loop_pauses_longer_each_time_it_stops(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began again at once: a loop that cannot run took a processor and filled the log."""
+    pauses: list[float] = []
+    monkeypatch.setattr(supervision, "BACKOFF", Backoff(jitter=0.0))
+    monkeypatch.setattr(runtime, "native_sleep", pauses.append)
+    settings.PUBSUB_BROKER = "memory"
+    runtime.stop_background()  # its next loop has not failed yet
+    loop = runtime.background().loop
+    for number in range(1, 4):
+        loop.call_soon_threadsafe(sys.exit, 3)
+        wait_for(lambda number=number: len(pauses) == number, what="a pause")
+    assert pauses == [0.5, 1.0, 2.0]
 
 
 @pytest.mark.usefixtures("no_services")

@@ -139,3 +139,46 @@ def test_import_for_types_does_not_count() -> None:
         "wsgateway.b": "from wsgateway import a",
     }
     assert graph_of(modules) == {"wsgateway.a": set(), "wsgateway.b": {"wsgateway.a"}}
+
+
+def bare_tasks(source: str) -> Iterator[str]:
+    """Yield the calls in *source* that create a task nobody watches."""
+    tree = ast.parse(source)
+    groups = {
+        item.optional_vars.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncWith)
+        for item in node.items
+        if isinstance(item.optional_vars, ast.Name) and "TaskGroup" in ast.unparse(item)
+    }
+    for node in ast.walk(tree):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        owner, _, method = name.rpartition(".")
+        if method in ("create_task", "ensure_future") and owner not in groups:
+            yield name
+
+
+NOT_SUPERVISED_YET = ("wsgateway.gateway.", "wsgateway.layer.", "wsgateway.services.")
+
+
+def test_only_supervision_creates_tasks() -> None:
+    """A task that asyncio alone knows can be collected, or die without a word."""
+    bare = {name for name, source in SOURCES.items() if any(bare_tasks(source))}
+    bare = {name for name in bare if not name.startswith(NOT_SUPERVISED_YET)}
+    assert bare == {"wsgateway.supervision"}, "use wsgateway.supervision"
+
+
+def test_task_without_an_owner_is_found() -> None:
+    source = """
+async def f():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(g())
+    asyncio.create_task(g())
+    self.loop.create_task(g())
+    ensure_future(g())
+"""
+    assert [*bare_tasks(source)] == [
+        "asyncio.create_task",
+        "self.loop.create_task",
+        "ensure_future",
+    ]

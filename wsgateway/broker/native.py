@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from wsgateway.exceptions import BrokerMisconfigured
 
-__all__ = ["start_native_thread", "wait_for"]
+__all__ = ["native_sleep", "start_native_thread", "wait_for"]
 
 T = TypeVar("T")
 
@@ -41,6 +42,13 @@ def start_native_thread(run: Callable[[], None], name: str) -> None:
         threading.Thread(target=run, name=name, daemon=True).start()
     else:
         monkey.get_original("_thread", "start_new_thread")(run, ())
+
+
+def native_sleep(seconds: float) -> None:
+    """Sleep in a native thread, where gevent's own ``sleep`` would start another hub."""
+    monkey = _gevent_monkey()
+    sleep = time.sleep if monkey is None else monkey.get_original("time", "sleep")
+    sleep(seconds)
 
 
 def wait_for(future: concurrent.futures.Future[T], timeout: float | None = None) -> T:

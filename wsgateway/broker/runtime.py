@@ -27,8 +27,9 @@ from wsgateway.broker import (
     isolation,
 )
 from wsgateway.broker.base import Broker
-from wsgateway.broker.native import start_native_thread, wait_for
+from wsgateway.broker.native import native_sleep, start_native_thread, wait_for
 from wsgateway.conf import settings
+from wsgateway.supervision import Restarts, share
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.connection import ConnectionOptions
@@ -119,7 +120,7 @@ class Connection:
     async def open(self) -> None:
         """Begin to connect; in its loop. Idempotent."""
         if self._opening is None:
-            self._opening = self.loop.create_task(self.broker.open())
+            self._opening = share(self.broker.open(), "wsgateway-open")
         await asyncio.shield(self._opening)
 
     async def run(self, action: Action[T], timeout: float | None = None) -> T:
@@ -196,11 +197,15 @@ class _Background:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         self._started.set_result(loop)
+        restarts = Restarts()
         while not self._ending:
+            restarts.begin()
             try:
                 loop.run_forever()
             except BaseException:  # SystemExit in a callback: every synchronous caller waits here
-                logger.exception("the background loop stopped; restarting it")
+                pause = restarts.pause()
+                logger.exception("the background loop stopped and restarts in %.1f s", pause)
+                native_sleep(pause)
         self._ended.set_result(None)
 
     def stop(self) -> None:

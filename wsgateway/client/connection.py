@@ -33,7 +33,7 @@ from wsgateway.client.session import ClientSession
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import ServerMessage, Welcome
-from wsgateway.supervision import run_once
+from wsgateway.supervision import start
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 
@@ -160,7 +160,7 @@ class Client:
         if self._runner is None:
             self._opened = asyncio.get_running_loop().create_future()
             self._opened.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._runner = run_once(self._run(), "wsgateway-client", self._on_end)
+            self._runner = start(self._run(), "wsgateway-client", on_end=self._on_end)
         assert self._opened is not None
         await asyncio.shield(self._opened)
 

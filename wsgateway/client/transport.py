@@ -18,7 +18,7 @@ from wsgateway.client.lost import Final
 from wsgateway.client.session import ClientSession
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import SUBPROTOCOL
-from wsgateway.supervision import run_once
+from wsgateway.supervision import start
 
 __all__ = ["Transport"]
 
@@ -68,8 +68,8 @@ class Transport:
                 socket.transport.abort()
 
         tasks = [
-            run_once(self._write(socket), "wsgateway-client-write", on_end),
-            run_once(self._watch(socket), "wsgateway-client-watch", on_end),
+            start(self._write(socket), "wsgateway-client-write", on_end=on_end),
+            start(self._watch(socket), "wsgateway-client-watch", on_end=on_end),
         ]
         try:
             async for text in socket:

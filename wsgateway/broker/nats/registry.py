@@ -9,6 +9,7 @@ from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError, JetStream
 from wsgateway.declared import Declared
 from wsgateway.exceptions import BrokerUnavailable, NameRefused
 from wsgateway.protocol.subjects import GROUP_SERVICE, Subjects
+from wsgateway.supervision import share
 
 __all__ = ["TOPIC", "Registry"]
 
@@ -98,8 +99,7 @@ class Registry:
         """Read from the broker which services exist; several calls at once share one look."""
         task = self._refreshing
         if task is None or task.done():
-            task = self._refreshing = asyncio.create_task(self._load(), name="wsgateway-services")
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            task = self._refreshing = share(self._load(), "wsgateway-services")
         await asyncio.shield(task)
 
     async def _load(self) -> None:

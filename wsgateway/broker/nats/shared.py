@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from wsgateway.supervision import share
+
 __all__ = ["Shared"]
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ class Shared(Generic[T]):
         """Return the answer to a request that begins after this call."""
         current = self._next
         if current is None or current.task.done():
-            current = self._next = _Round(asyncio.create_task(self._run(), name="wsgateway-shared"))
+            current = self._next = _Round(share(self._run(), "wsgateway-shared"))
         current.waiters += 1
         try:
             return await asyncio.shield(current.task)
