@@ -16,13 +16,12 @@ from jsonschema import Draft202012Validator
 from tests.support import ROOT
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.heartbeat import Beat, Heartbeat
 from wsgateway.protocol.v1 import (
     Accepted,
     Ack,
-    Beat,
     ClientMessage,
     ErrorCode,
-    Heartbeat,
     Ping,
     Pong,
     ProtocolError,
@@ -32,6 +31,7 @@ from wsgateway.protocol.v1 import (
     ServerMessage,
     Unknown,
     Welcome,
+    gateway,
 )
 
 SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())
@@ -93,7 +93,7 @@ def test_choose_subprotocol_takes_ours_among_others() -> None:
 def test_choose_subprotocol_prefers_the_best_that_both_know(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocol, "SUBPROTOCOLS", ("wsgateway.v2", "wsgateway.v1"))
+    monkeypatch.setattr(gateway, "SUBPROTOCOLS", ("wsgateway.v2", "wsgateway.v1"))
     assert protocol.choose_subprotocol(["wsgateway.v1", "wsgateway.v2"]) == "wsgateway.v2"
     assert protocol.choose_subprotocol(["wsgateway.v1"]) == "wsgateway.v1"
 

@@ -9,7 +9,11 @@ import pytest
 
 from tests.support import ROOT
 
-PURE = sorted(f"protocol.{path.stem}" for path in (ROOT / "wsgateway/protocol").glob("[a-z]*.py"))
+PACKAGE = ROOT / "wsgateway"
+PURE = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in (PACKAGE / "protocol").rglob("[a-z]*.py")
+)
 SHELLS = ["asyncio", "django", "channels", "nats", "daphne", "twisted", "websockets"]
 
 

@@ -22,8 +22,9 @@ from wsgateway.gateway.transport import MAX_REASON, Send, Transport
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.heartbeat import Beat, Heartbeat
 from wsgateway.protocol.subjects import encode_token
-from wsgateway.protocol.v1 import Ack, Beat, ClientMessage, ErrorCode, Heartbeat, ProtocolError
+from wsgateway.protocol.v1 import Ack, ClientMessage, ErrorCode, ProtocolError
 
 if TYPE_CHECKING:
     from wsgateway.gateway.session import Session

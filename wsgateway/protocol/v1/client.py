@@ -1,0 +1,113 @@
+"""``wsgateway.v1`` at the client's end: what a gateway's frame says, and the client's frames."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+from json.encoder import encode_basestring as _quote
+from typing import Any
+
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1.fields import bad, frame_of, integer, load, string
+from wsgateway.protocol.v1.messages import (
+    MAX_AFTER,
+    MAX_PING,
+    Accepted,
+    Closing,
+    Ping,
+    Pong,
+    Refused,
+    ServerMessage,
+    Unknown,
+    Welcome,
+)
+
+REQUEST = '"request":true,'
+
+
+def encode_client_message(id: str, frame: Frame, *, request: bool = False) -> str:
+    """Return the frame with which a client publishes."""
+    head = f'{{"type":"message","id":{_quote(id)},{REQUEST if request else ""}'
+    if frame.text:
+        return f'{head}"data":{_quote(frame.payload.decode())}}}'
+    return f'{head}"bytes":"{b64encode(frame.payload).decode()}"}}'
+
+
+def encode_client_ack(offset: int, epoch: str) -> str:
+    """Return the client's word that it has everything up to *offset* of *epoch*."""
+    return f'{{"type":"ack","offset":{offset},"epoch":{_quote(epoch)}}}'
+
+
+def parse_server(
+    text: str | bytes,
+) -> Welcome | ServerMessage | Accepted | Refused | Closing | Ping | Pong | Unknown:
+    """Return what a gateway's websocket frame means. Unknown fields are ignored.
+
+    Raises:
+        ProtocolError: The other end does not speak this protocol.
+    """
+    fields = load(text)
+    parse = _SERVER.get(fields["type"])
+    return Unknown(fields["type"]) if parse is None else parse(fields)
+
+
+def _server_message(fields: dict[str, Any]) -> ServerMessage:
+    time, reply_to, error = (
+        None if fields.get(name) is None else string(fields, name)
+        for name in ("time", "reply_to", "error")
+    )
+    if not isinstance(fields.get("data", ""), str):
+        bad("data must be a string")
+    return ServerMessage(integer(fields, "offset"), time, frame_of(fields, None), reply_to, error)
+
+
+def _welcome(fields: dict[str, Any]) -> Welcome:
+    recovered, ping = fields.get("recovered"), fields.get("ping")
+    if not isinstance(recovered, bool):
+        bad("recovered must be true or false")
+    if isinstance(ping, bool) or not isinstance(ping, int | float) or not 0 < ping < MAX_PING:
+        bad("ping must be a number of seconds")
+    reason = None if fields.get("reason") is None else string(fields, "reason")
+    return Welcome(
+        connection=string(fields, "connection"),
+        service=string(fields, "service"),
+        user=string(fields, "user"),
+        device=string(fields, "device"),
+        epoch=string(fields, "epoch"),
+        offset=integer(fields, "offset"),
+        recovered=recovered,
+        reason=reason,
+        ping=float(ping),
+        window=integer(fields, "window"),
+        max_message_size=integer(fields, "max_message_size"),
+    )
+
+
+def _accepted(fields: dict[str, Any]) -> Accepted:
+    return Accepted(string(fields, "id"))
+
+
+def _refused(fields: dict[str, Any]) -> Refused:
+    id = None if fields.get("id") is None else string(fields, "id")
+    temporary = fields.get("temporary") is True
+    return Refused(id, string(fields, "code"), string(fields, "message"), temporary)
+
+
+def _closing(fields: dict[str, Any]) -> Closing:
+    after = fields.get("reconnect_after")
+    if isinstance(after, bool) or not isinstance(after, int | float) or not 0 <= after <= MAX_AFTER:
+        bad(f"reconnect_after must be a number of seconds from 0 to {MAX_AFTER}")
+    return Closing(float(after))
+
+
+_ServerFrame = Welcome | ServerMessage | Accepted | Refused | Closing | Ping | Pong
+
+_SERVER: dict[str, Callable[[dict[str, Any]], _ServerFrame]] = {
+    "message": _server_message,
+    "ack": _accepted,
+    "error": _refused,
+    "welcome": _welcome,
+    "closing": _closing,
+    "ping": lambda fields: Ping(),
+    "pong": lambda fields: Pong(),
+}

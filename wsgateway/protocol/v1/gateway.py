@@ -1,0 +1,231 @@
+"""``wsgateway.v1`` at the gateway's end: what a client's frame says, and the frames for clients."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from json.encoder import encode_basestring as _quote
+from typing import Any
+from urllib.parse import parse_qsl
+
+from wsgateway.protocol.v1.fields import (
+    MAX_OFFSET,
+    SUBPROTOCOL,
+    bad,
+    dumps,
+    fatal,
+    frame_of,
+    integer,
+    load,
+    string,
+)
+from wsgateway.protocol.v1.messages import (
+    Ack,
+    ClientMessage,
+    ErrorCode,
+    Ping,
+    Pong,
+    ProtocolError,
+    Resume,
+    valid_id,
+)
+
+SUBPROTOCOLS = (SUBPROTOCOL,)
+"""What this version speaks, the best first."""
+MAX_EPOCH = 128
+MAX_QUERY_FIELDS = 32
+GROWTH = 6
+"""How many times larger than a message the text in its frame can be: ``\\u0000``."""
+OVERHEAD = 4096
+"""Bytes of a frame that are not its message, at most."""
+
+_DIGITS = re.compile(r"[0-9]{1,16}\Z")
+_PLAIN_ACK = re.compile(
+    r'\{"type":"ack","offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
+)
+"""As both of our clients write it: most of what a gateway gets, so it is not parsed as JSON."""
+
+
+def choose_subprotocol(offered: Iterable[str]) -> str | None:
+    """Return the best subprotocol that both ends speak; None if there is none."""
+    names = set(offered)
+    return next((name for name in SUBPROTOCOLS if name in names), None)
+
+
+def parse_resume(query_string: bytes) -> Resume:
+    """Return where a client wants to go on.
+
+    Raises:
+        ProtocolError: Always fatal: a field is malformed or given twice, or one of epoch and
+            offset is missing.
+    """
+    try:
+        pairs = parse_qsl(
+            query_string.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_QUERY_FIELDS,
+        )
+    except ValueError as exc:
+        raise fatal("the query string cannot be read") from exc
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in ("device", "epoch", "offset"):
+            if name in fields:
+                raise fatal(f"{name} is given twice")
+            fields[name] = value
+    epoch, offset = fields.get("epoch"), fields.get("offset")
+    if (epoch is None) != (offset is None):
+        raise fatal("epoch and offset belong together; give both or neither")
+    if epoch is not None and not 0 < len(epoch) <= MAX_EPOCH:
+        raise fatal(f"epoch must have 1 to {MAX_EPOCH} characters")
+    if offset is None:
+        return Resume(fields.get("device") or None)
+    if not _DIGITS.match(offset) or int(offset) > MAX_OFFSET:
+        raise fatal(f"offset must be an integer from 0 to {MAX_OFFSET}")
+    return Resume(fields.get("device") or None, epoch, int(offset))
+
+
+def largest_frame(size: int) -> int:
+    """Return the bytes of a frame around a message of *size* bytes, however it is encoded."""
+    return GROWTH * size + OVERHEAD
+
+
+def largest_message(size: int) -> int:
+    """Return the bytes of a message that fits a frame of *size* bytes, however it is encoded."""
+    return max(0, (size - OVERHEAD) // GROWTH)
+
+
+# -- encoding ----------------------------------------------------------------------------
+
+
+def encode_message(
+    offset: int,
+    time: str,
+    payload: bytes,
+    text: bool,
+    reply_to: str | None = None,
+    error: str | None = None,
+) -> str:
+    """Return the frame for a stored message; built by hand, because this is the hot path.
+
+    Args:
+        offset: Its offset.
+        time: RFC 3339 text; empty if not known.
+        payload: The message; UTF-8 if *text*.
+        text: Whether it is a text frame.
+        reply_to: Id of the client's message that it answers.
+        error: Why the service refused that message.
+    """
+    head = f'{{"type":"message","offset":{offset},"time":{_quote(time) if time else "null"},'
+    if reply_to is not None:
+        head += f'"reply_to":{_quote(reply_to)},'
+    if error is not None:
+        head += f'"error":{_quote(error)},'
+    if text:
+        return f'{head}"data":{_quote(payload.decode())}}}'
+    return f'{head}"bytes":"{b64encode(payload).decode()}"}}'
+
+
+def encode_welcome(
+    *,
+    connection: str,
+    service: str,
+    user: str,
+    device: str,
+    epoch: str,
+    offset: int,
+    recovered: bool,
+    ping: float,
+    window: int,
+    max_message_size: int,
+    reason: str | None = None,
+) -> str:
+    """Return the first frame of a connection, see `Welcome`.
+
+    It may be sent again. When the stream was replaced or lost its end under an open socket, the
+    client then forgets its position and takes this one; with *reason* trimmed, it keeps its own.
+    """
+    fields: dict[str, object] = {
+        "type": "welcome",
+        "connection": connection,
+        "service": service,
+        "user": user,
+        "device": device,
+        "epoch": epoch,
+        "offset": offset,
+        "recovered": recovered,
+    }
+    if reason is not None:
+        fields["reason"] = str(reason)
+    fields |= {"ping": ping, "window": window, "max_message_size": max_message_size}
+    return dumps(fields)
+
+
+def encode_ack(id: str) -> str:
+    """Return the gateway's word that the client's message is stored."""
+    return f'{{"type":"ack","id":{_quote(id)}}}'
+
+
+def encode_error(
+    id: str | None, code: ErrorCode, message: str, temporary: bool | None = None
+) -> str:
+    """Return a refusal.
+
+    Args:
+        id: Of the refused message; None if the frame had none that could be read.
+        code: Why.
+        message: Short text for the developer at the other end.
+        temporary: Whether the same message may be sent again; None: as *code* says.
+    """
+    may_retry = code.temporary if temporary is None else temporary
+    return dumps(
+        {"type": "error", "id": id, "code": code.value, "message": message, "temporary": may_retry}
+    )
+
+
+def encode_closing(reconnect_after: float) -> str:
+    """Return the announcement of a close, see `Closing`."""
+    return f'{{"type":"closing","reconnect_after":{reconnect_after:.3f}}}'
+
+
+# -- parsing -----------------------------------------------------------------------------
+
+
+def parse_client(text: str | bytes) -> ClientMessage | Ack | Ping | Pong:
+    """Return what a client's websocket frame means. Unknown fields are ignored.
+
+    Raises:
+        ProtocolError: Fatal for a binary frame only; else answer it and go on.
+    """
+    plain = _PLAIN_ACK.match(text) if isinstance(text, str) else None
+    if plain is not None:
+        return Ack(int(plain[1]), plain[2])
+    fields = load(text)
+    kind = fields["type"]
+    if kind == "ack":
+        epoch = None if fields.get("epoch") is None else string(fields, "epoch")
+        return Ack(integer(fields, "offset"), epoch)
+    if kind == "message":
+        return _client_message(fields)
+    if kind == "pong":
+        return Pong()
+    if kind == "ping":
+        return Ping()
+    raise ProtocolError(ErrorCode.UNKNOWN_TYPE, f"unknown type {kind[:64]!r}", _id_or_none(fields))
+
+
+def _client_message(fields: dict[str, Any]) -> ClientMessage:
+    id = _id_or_none(fields)
+    if id is None:
+        bad("id must be 1 to 64 printable ASCII characters without spaces")
+    request = fields.get("request", False)
+    if not isinstance(request, bool):
+        bad("request must be true or false", id)
+    return ClientMessage(id, frame_of(fields, id), request)
+
+
+def _id_or_none(fields: dict[str, Any]) -> str | None:
+    id = fields.get("id")
+    return id if isinstance(id, str) and valid_id(id) else None

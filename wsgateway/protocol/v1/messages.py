@@ -1,0 +1,231 @@
+"""What the frames of ``wsgateway.v1`` say, and what is wrong with those that are refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from wsgateway.exceptions import WsGatewayError
+from wsgateway.protocol.frames import Frame
+
+__all__ = [
+    "Accepted",
+    "Ack",
+    "ClientMessage",
+    "Closing",
+    "ErrorCode",
+    "Ping",
+    "Pong",
+    "ProtocolError",
+    "Reason",
+    "Refused",
+    "Resume",
+    "ServerMessage",
+    "Unknown",
+    "Welcome",
+    "encode_ping",
+    "encode_pong",
+    "valid_id",
+]
+
+MAX_AFTER = 3600
+"""Longest delay, in seconds, that a gateway asks for."""
+MAX_PING = 86400
+"""What a welcome's ``ping`` is below, seconds."""
+
+_ID = re.compile(r"[!-~]{1,64}\Z")
+
+
+class ErrorCode(StrEnum):
+    """Why a client's frame was refused; *temporary* if it may be sent again as it is."""
+
+    temporary: bool
+    meaning: str
+
+    def __new__(cls, value: str, temporary: bool, meaning: str) -> ErrorCode:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.temporary = temporary
+        member.meaning = meaning
+        return member
+
+    BAD_REQUEST = "bad_request", False, "the frame is not as the protocol wants it"
+    UNKNOWN_TYPE = "unknown_type", False, "this gateway does not know that type of message"
+    TOO_BIG = "too_big", False, "the message is larger than the gateway takes"
+    QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
+    RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
+    UNAVAILABLE = "unavailable", True, "the broker did not confirm it; perhaps it is stored"
+    INTERNAL = "internal", True, "the gateway failed; perhaps it is stored"
+
+
+class Reason(StrEnum):
+    """Why a welcome says ``recovered: false``; clients accept others too."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Reason:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    NEW = "new", "neither the client nor its device has a position yet"
+    EPOCH = "epoch", "the stream is another one than the client's position belongs to"
+    TRIMMED = "trimmed", "messages after the position may have expired or been trimmed"
+    AHEAD = "ahead", "the stream lost its end, and the position is beyond it"
+
+
+class ProtocolError(WsGatewayError, ValueError):
+    """A frame or query that the protocol does not allow.
+
+    Args:
+        code: What to answer with.
+        message: Short text for the developer at the other end; never holds a payload.
+        id: The refused message's id, if it could be read.
+        fatal: The other end speaks something else; close with 4500 instead of an answer.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, id: str | None = None, *, fatal: bool = False
+    ) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.id = id
+        self.fatal = fatal
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(slots=True)
+class ClientMessage:
+    """What a client publishes; *id* makes a retry idempotent, *request* asks for a reply."""
+
+    id: str
+    frame: Frame
+    request: bool = False
+
+
+@dataclass(slots=True)
+class Ack:
+    """The client has everything up to *offset*. It may be more than was sent: clamp it.
+
+    Without *epoch* nobody knows whether it is about the stream before, once that was replaced.
+    """
+
+    offset: int
+    epoch: str | None = None
+
+
+@dataclass(slots=True)
+class Ping:
+    """Answer with a pong."""
+
+
+@dataclass(slots=True)
+class Pong:
+    """The answer to a ping."""
+
+
+@dataclass(slots=True)
+class Welcome:
+    """Where delivery begins.
+
+    Attributes:
+        offset: The first message has a larger offset.
+        recovered: Nothing between the client's position and what follows is missing.
+        reason: Why *recovered* is false, see `Reason`; None if it is true.
+        ping: Seconds between the gateway's pings.
+        window: Messages that the gateway sends without acknowledgement.
+        max_message_size: Largest payload that the gateway takes, bytes, however it is encoded.
+    """
+
+    connection: str
+    service: str
+    user: str
+    device: str
+    epoch: str
+    offset: int
+    recovered: bool
+    reason: str | None
+    ping: float
+    window: int
+    max_message_size: int
+
+
+@dataclass(slots=True)
+class ServerMessage:
+    """A message of the inbox.
+
+    Attributes:
+        time: RFC 3339 text; None if not known.
+        reply_to: Id of the client's message that this answers; None if it answers none.
+        error: Why the service refused that message; None unless it did.
+    """
+
+    offset: int
+    time: str | None
+    frame: Frame
+    reply_to: str | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Accepted:
+    """The client's message *id* is stored."""
+
+    id: str
+
+
+@dataclass(slots=True)
+class Refused:
+    """The client's message *id* was refused; None if the gateway could not read the id."""
+
+    id: str | None
+    code: str
+    message: str
+    temporary: bool
+
+
+@dataclass(slots=True)
+class Closing:
+    """The gateway is about to close the connection.
+
+    Attributes:
+        reconnect_after: Seconds to wait before the next attempt, instead of the client's backoff.
+    """
+
+    reconnect_after: float
+
+
+@dataclass(slots=True)
+class Unknown:
+    """A type of a later version; clients ignore it."""
+
+    type: str
+
+
+@dataclass(slots=True)
+class Resume:
+    """What a client asks for when it connects; both *epoch* and *offset*, or neither."""
+
+    device: str | None = None
+    epoch: str | None = None
+    offset: int | None = None
+
+
+def valid_id(id: object) -> bool:
+    """Say whether *id* may name a client's message: it must fit into a NATS header."""
+    return isinstance(id, str) and _ID.match(id) is not None
+
+
+def encode_ping() -> str:
+    """Return a ping; either end may send it."""
+    return '{"type":"ping"}'
+
+
+def encode_pong() -> str:
+    """Return the answer to a ping."""
+    return '{"type":"pong"}'
