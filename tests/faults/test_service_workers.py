@@ -192,7 +192,7 @@ async def test_worker_whose_handler_hangs_ends_in_time(
     await asyncio.to_thread(process.stop, 10)
     assert process.popen is not None
     assert process.popen.returncode == 0
-    assert "handlers still run in threads" in process.output
+    assert "handlers that still run in threads" in process.output
 
 
 async def test_second_signal_ends_a_worker_at_once(

@@ -9,11 +9,31 @@ from pathlib import Path
 
 from wsgateway.broker import runtime
 from wsgateway.conf import settings
-from wsgateway.services.registry import Service
+from wsgateway.declared import declared_services, discover
+from wsgateway.services.registry import Service, get_service
 from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "services_to_run"]
+
+
+def services_to_run(names: list[str]) -> list[Service]:
+    """Return the services with these *names*; without any, all that clients may name.
+
+    Raises:
+        LookupError: There is none, or ``WSGATEWAY_SERVICES`` does not list one of *names*.
+    """
+    declared = declared_services()
+    found = [get_service(name) for name in dict.fromkeys(names or discover())]
+    listed = [each for each in found if declared.is_open or each.name in declared.services]
+    unlisted = [each.name for each in found if each not in listed]
+    if names and unlisted:
+        raise LookupError(
+            f"WSGATEWAY_SERVICES does not list {unlisted[0]!r}, so no client can reach it; add it"
+        )
+    if not listed:
+        raise LookupError(f"no app has a service in its {settings.SERVICES_MODULE}.py")
+    return listed
 
 
 class Runner:

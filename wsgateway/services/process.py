@@ -1,0 +1,73 @@
+"""Runs workers as a process of their own: until a signal, or beside Django's reloader."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from wsgateway.conf import settings
+from wsgateway.services.runner import Runner
+
+__all__ = ["run_beside_reloader", "run_until_signal"]
+
+THREADS_WITHIN = 1.0
+"""Seconds that threads may take to end after the workers have."""
+
+Say = Callable[[str], object]
+
+
+def run_until_signal(runner: Runner, say: Say) -> None:
+    """Run until SIGINT or SIGTERM; a second one ends the process at once.
+
+    Args:
+        runner: What to run.
+        say: Prints a line for the operator.
+    """
+    asyncio.run(_run(runner, say))
+
+
+async def _run(runner: Runner, say: Say) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, runner, number, say)
+    await runner.run()
+    # Python would wait for threads in which a handler hangs, however long that takes
+    watch = threading.Timer(THREADS_WITHIN, _leave_threads, (say,))
+    watch.daemon = True
+    watch.start()
+
+
+def _on_signal(runner: Runner, number: int, say: Say) -> None:
+    if runner.ending:
+        say("ended by a second signal")
+        os._exit(128 + number)
+    runner.end()
+
+
+def _leave_threads(say: Say) -> None:
+    say("ending without the handlers that still run in threads")
+    logging.shutdown()
+    os._exit(0)
+
+
+def run_beside_reloader(runner: Runner) -> None:
+    """Run in a thread beside the reloader, which ends the process from the main thread."""
+    ended: Future[None] = Future()
+    loop = asyncio.new_event_loop()
+
+    def end() -> None:
+        loop.call_soon_threadsafe(runner.end)
+        ended.result(settings.CLOSE_TIMEOUT)
+
+    atexit.register(end)
+    try:
+        loop.run_until_complete(runner.run())
+    finally:
+        ended.set_result(None)
+        atexit.unregister(end)
