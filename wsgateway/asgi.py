@@ -62,7 +62,7 @@ def application(
 
 
 def _require_usable_settings() -> None:
-    from wsgateway.broker.embedded import require_embedded
+    from wsgateway.broker.project_server import require_embedded
     from wsgateway.checks import START_CHECKS
 
     problems = [f"{error.msg} {error.hint}" for check in START_CHECKS for error in check()]

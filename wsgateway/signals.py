@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
-from wsgateway.broker.embedded import embedded_is_running
+from wsgateway.broker.project_server import embedded_is_running
 from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of

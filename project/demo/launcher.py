@@ -14,11 +14,8 @@ from django.core.management import call_command
 from django.utils.module_loading import import_string
 
 from project.demo.users import create_demo_users
-from wsgateway.broker.embedded import (
-    bound_to_parent,
-    embedded_url_from_settings,
-    look_inside,
-)
+from wsgateway.broker.embedded import bound_to_parent
+from wsgateway.broker.project_server import embedded_url_from_settings, look_inside
 from wsgateway.conf import settings
 from wsgateway.declared import discover
 from wsgateway.exceptions import WsGatewayError

@@ -22,9 +22,14 @@ import nats.js
 import pytest
 
 from tests.support import ROOT, listening, process_alive, site_env, wait_for
-from wsgateway.broker import embedded
+from wsgateway.broker import embedded, project_server
 from wsgateway.broker.cluster import Cluster
-from wsgateway.broker.embedded import EmbeddedServer, embedded_url
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.project_server import (
+    embedded_url,
+    embedded_url_from_settings,
+    stop_embedded,
+)
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
 
 T = TypeVar("T")
@@ -111,12 +116,28 @@ def test_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
 
 
 STARTER = """
-import pathlib, sys, time
-from wsgateway.broker import embedded
-print(embedded.embedded_url(pathlib.Path(sys.argv[1])), flush=True)
-record = embedded._shared
-print(next(iter(record.values()))[1].pid if record else 0, flush=True)
+import json, os, pathlib, subprocess, sys, time
+from wsgateway.broker.project_server import embedded_url
+store = pathlib.Path(sys.argv[1])
+print(embedded_url(store), flush=True)
+pid = json.loads((store / "server.json").read_text())["pid"]
+parent = int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(pid)]))
+print(pid if parent == os.getpid() else 0, flush=True)
 time.sleep(60 if sys.argv[2] == "stay" else 0)
+"""
+FORKER = """
+import os, pathlib, sys
+from wsgateway.broker.embedded import probe
+from wsgateway.broker.project_server import embedded_url, stop_embedded
+port = int(embedded_url(pathlib.Path(sys.argv[1])).rpartition(":")[2])
+child = os.fork()
+if not child:
+    stop_embedded()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert probe(port) is not None
+stop_embedded()
+assert probe(port) is None
 """
 
 
@@ -155,7 +176,7 @@ def test_server_dies_with_its_killed_starter_and_comes_back_on_its_port(tmp_path
     end(owner, signal.SIGKILL)
     wait_for(lambda: not process_alive(pid), what="nats-server ends")
     assert embedded_url(tmp_path) == url
-    embedded.stop_embedded()
+    stop_embedded()
     assert not listening(int(url.rpartition(":")[2]))
 
 
@@ -201,21 +222,17 @@ def test_server_that_dies_with_its_owner_is_started_again_by_who_shares_it(
 def test_server_that_cannot_be_started_again_is_an_error_until_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "WATCH_INTERVAL", 0.05)
+    monkeypatch.setattr(project_server, "WATCH_INTERVAL", 0.05)
     url = embedded_url(tmp_path)
     port = int(url.rpartition(":")[2])
-    store, (_, server) = next(iter(embedded._shared.items()))
-    name = embedded.find_server
     with monkeypatch.context() as broken:
         broken.setattr(embedded, "find_server", lambda: Path("/nonexistent"))
-        server.kill()
+        os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
         wait_for(lambda: "cannot be started: " in caplog.text, what="the error")
-    assert embedded.find_server is name
     wait_for(lambda: embedded.probe(port), 20, "it is back")
     wait_for(lambda: "it runs again on port" in caplog.text, what="the log")
-    embedded.stop_embedded()
+    stop_embedded()
     assert not listening(port)
-    assert store not in embedded._watches
 
 
 def test_many_starters_at_once_start_one_server(tmp_path: Path) -> None:
@@ -229,7 +246,7 @@ def test_many_starters_at_once_start_one_server(tmp_path: Path) -> None:
 def test_record_of_a_server_that_is_gone_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "server.json").write_text('{"port": "what"')
     assert embedded_url(tmp_path).startswith("nats://127.0.0.1:")
-    embedded.stop_embedded()
+    stop_embedded()
 
 
 def test_server_ends_with_the_process_that_it_is_bound_to(tmp_path: Path) -> None:
@@ -245,39 +262,36 @@ def test_server_ends_with_the_process_that_it_is_bound_to(tmp_path: Path) -> Non
 def test_port_follows_from_the_store_unless_it_is_taken(tmp_path: Path) -> None:
     """It was another one after each `rm -r .nats`; commands in the shell's history failed."""
     url = embedded_url(tmp_path / "a")
-    embedded.stop_embedded()
+    stop_embedded()
     shutil.rmtree(tmp_path / "a")
     assert embedded_url(tmp_path / "a") == url
-    embedded.stop_embedded()
+    stop_embedded()
     shutil.rmtree(tmp_path / "a")
     with socket.socket() as other:
         other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
         other.listen()
         assert embedded_url(tmp_path / "a") != url
-    embedded.stop_embedded()
+    stop_embedded()
 
 
 def test_forked_child_does_not_stop_its_parents_server(tmp_path: Path) -> None:
-    port = int(embedded_url(tmp_path).rpartition(":")[2])
-    store, (_, server) = next(iter(embedded._shared.items()))
-    embedded._shared[store] = (os.getppid(), server)
-    embedded.stop_embedded()
-    assert listening(port)
-    server.stop()
+    subprocess.run(
+        [sys.executable, "-c", FORKER, str(tmp_path)], cwd=ROOT, env=site_env(), check=True
+    )
 
 
 def test_no_embedded_server_in_production(settings: object) -> None:
     settings.DEBUG = False  # type: ignore[attr-defined]
     with pytest.raises(BrokerMisconfigured, match="set NATS_BROKER_URL"):
-        embedded.embedded_url_from_settings()
+        embedded_url_from_settings()
 
 
 def test_development_uses_the_projects_store(settings: object, tmp_path: Path) -> None:
     settings.DEBUG = True  # type: ignore[attr-defined]
     settings.BASE_DIR = tmp_path  # type: ignore[attr-defined]
-    assert embedded.embedded_url_from_settings().startswith("nats://127.0.0.1:")
+    assert embedded_url_from_settings().startswith("nats://127.0.0.1:")
     assert (tmp_path / ".nats" / "jetstream").is_dir()
-    embedded.stop_embedded()
+    stop_embedded()
 
 
 async def retried(attempt: Callable[[], Awaitable[T]], timeout: float = 45.0) -> T:

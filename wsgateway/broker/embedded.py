@@ -1,16 +1,10 @@
-"""A nats-server as a child process: for development, tests and demonstrations.
-
-It listens on loopback without a password and dies with the process that started it; if others use
-it, or if it dies alone, it is started again. Production sets NATS_BROKER_URL instead.
-"""
+"""A nats-server as a child process, on loopback without a password; ends with its owner."""
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import json
-import logging
 import os
 import queue
 import random
@@ -22,40 +16,28 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
-
-from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, reason_of
+from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
 
 __all__ = [
     "EmbeddedServer",
     "bound_to_parent",
-    "embedded_url",
-    "embedded_url_from_settings",
     "find_server",
     "free_port",
+    "probe",
 ]
-
-logger = logging.getLogger("wsgateway.broker")
 
 HOST = "127.0.0.1"
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 5.0
-HEADER_ROOM = 64 * 1024
 PORT_ATTEMPTS = 5
 FIRST_PORT, LAST_PORT = 15000, 32000
 """Where free ports are looked for: below those of outgoing connections."""
-WATCH_INTERVAL = 0.5
-"""Seconds between two looks whether the shared server still listens."""
-LONGEST_WATCH_PAUSE = 30.0
 
 # The server gets SIGKILL from the kernel when the thread that started it ends, SIGKILL included.
 # A child that sets this for itself needs no preexec_fn, which is unsafe beside other threads.
@@ -404,237 +386,3 @@ class EmbeddedServer:
 
     def __repr__(self) -> str:
         return f"<EmbeddedServer {self.name} {self.url} in {self.store}>"
-
-
-# -- one server for every process of a project -----------------------------------------------
-
-_shared: dict[Path, tuple[int, EmbeddedServer]] = {}
-"""Servers that this process owns: the process's id (a fork does not own them), the server."""
-
-
-def embedded_url(
-    store: Path,
-    *,
-    port: int = 0,
-    sync_interval: str = "always",
-    max_payload: int = DEFAULT_MAX_PAYLOAD,
-) -> str:
-    """Return the URL of the one server on *store*; start it if no process has. Blocking.
-
-    The process that starts it owns it: the server ends with that process, or with Django's
-    reloader if that started the process. Every process that called this watches it and starts it
-    again, on its port, if it has ended.
-
-    Args:
-        store: See `EmbeddedServer`, as for the other arguments.
-        port: 0 means the port of the last time, or else one that follows from *store*, if that is
-            free; any free one otherwise.
-        sync_interval: For a server that is started here.
-        max_payload: For a server that is started here.
-    """
-    store = Path(store).resolve()
-
-    def join(port: int) -> str:
-        return _start_or_join(store, port, sync_interval, max_payload)
-
-    url = join(port)
-    _watch(store, int(url.rpartition(":")[2]), join)
-    return url
-
-
-def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int) -> str:
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(store / "lock"):
-        record = _read_record(store)
-        if record is not None and probe(record["port"]) == record["name"]:
-            return f"nats://{HOST}:{record['port']}"
-        if port == 0:
-            usual = (record["port"],) if record is not None else ()
-            port = next(filter(_is_free, (*usual, _port_of(store))), 0)
-        reloader = _reloader()
-        server = EmbeddedServer(
-            store,
-            port=port,
-            sync_interval=sync_interval,
-            max_payload=max_payload,
-            bound_to=reloader,
-        ).start()
-        if reloader is None:
-            _shared[store] = (os.getpid(), server)
-        record = {"port": server.port, "name": server.name, "pid": server.pid}
-        (store / "server.json").write_text(json.dumps(record))
-        return server.url
-
-
-def _reloader() -> int | None:
-    """Return the id of Django's reloader, if that started this process; it outlives reloads."""
-    is_reloaded = os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" and sys.platform != "win32"
-    return os.getppid() if is_reloaded else None
-
-
-def _port_of(store: Path) -> int:
-    """Return the port for a server on *store*: always the same, unless it is taken."""
-    return FIRST_PORT + zlib.crc32(os.fsencode(store)) % (LAST_PORT - FIRST_PORT)
-
-
-class _Watch:
-    """A thread that starts a shared server again.
-
-    Args:
-        port: Where it must listen: that is what everybody connects to.
-        join: Starts it there, unless another process has.
-    """
-
-    def __init__(self, port: int, join: Callable[[int], str]) -> None:
-        self.pid = os.getpid()
-        self._port = port
-        self._join = join
-        self._end = threading.Event()
-        self._starting = threading.Lock()
-        threading.Thread(target=self._run, name="wsgateway-embedded", daemon=True).start()
-
-    def end(self) -> None:
-        """Start nothing more; waits for a start that has begun."""
-        self._end.set()
-        with self._starting:
-            pass
-
-    def _run(self) -> None:
-        pause = WATCH_INTERVAL
-        while not self._end.wait(pause):
-            if not _is_free(self._port):
-                pause = WATCH_INTERVAL
-                continue
-            with self._starting:
-                if self._end.is_set():
-                    return
-                pause = self._start(min(2 * pause, LONGEST_WATCH_PAUSE))
-
-    def _start(self, pause: float) -> float:
-        """Start the server again; return the seconds until the next look."""
-        try:
-            self._join(self._port)
-        except Exception as exc:  # the next try may go well: a full disk, for example
-            logger.error(
-                "the embedded nats-server has ended and cannot be started: %s; next try in %.0f s",
-                reason_of(exc),
-                pause,
-            )
-            return pause
-        logger.warning("the embedded nats-server had ended; it runs again on port %s", self._port)
-        return WATCH_INTERVAL
-
-
-_watches: dict[Path, _Watch] = {}
-
-
-def _watch(store: Path, port: int, join: Callable[[int], str]) -> None:
-    watch = _watches.get(store)
-    if watch is None or watch.pid != os.getpid():  # a fork has no threads
-        _watches[store] = _Watch(port, join)
-
-
-def require_embedded() -> None:
-    """Refuse to go on if no embedded server can be started here. Starts nothing.
-
-    Raises:
-        BrokerMisconfigured: DEBUG is off, so this is not the place for one, or the program
-            nats-server is not installed.
-    """
-    if not settings.debug:
-        raise BrokerMisconfigured(
-            "NATS_BROKER_URL is empty and DEBUG is off; set NATS_BROKER_URL to your NATS servers, "
-            "for example 'nats://10.0.0.1:4222,nats://10.0.0.2:4222', or, in tests, "
-            "PUBSUB_BROKER to 'memory'"
-        )
-    find_server()
-
-
-def can_embed() -> bool:
-    """Say whether an embedded server could be started here. Starts nothing."""
-    try:
-        require_embedded()
-    except BrokerMisconfigured:
-        return False
-    return True
-
-
-def embedded_url_from_settings() -> str:
-    """Return the URL of the project's embedded server; start it if no process has. Blocking.
-
-    Raises:
-        BrokerMisconfigured: See `require_embedded`.
-    """
-    require_embedded()
-    store = settings.embedded_store.resolve()
-    is_first = store not in _watches
-    url = embedded_url(
-        store,
-        port=settings.EMBEDDED_PORT,
-        sync_interval=settings.EMBEDDED_SYNC_INTERVAL,
-        max_payload=max(DEFAULT_MAX_PAYLOAD, settings.MAX_MESSAGE_SIZE + HEADER_ROOM),
-    )
-    if is_first:
-        logger.info(
-            "the embedded nats-server listens on %s; its data is in %s; to look inside: %s",
-            url,
-            store,
-            look_inside(url),
-        )
-    return url
-
-
-def look_inside(url: str) -> str:
-    """Return the command that shows what goes through the server at *url*."""
-    return f"nats --server {url} subscribe '{settings.PREFIX}.>'"
-
-
-def embedded_is_running() -> bool:
-    """Say whether the project's embedded server runs, whoever started it. Starts nothing."""
-    record = _read_record(settings.embedded_store)
-    return record is not None and probe(record["port"]) == record["name"]
-
-
-@atexit.register
-def stop_embedded() -> None:
-    """Stop every server that `embedded_url` started in this process; runs at its end too.
-
-    If other processes use one, one of them starts it again.
-    """
-    for store, watch in list(_watches.items()):
-        del _watches[store]
-        if watch.pid == os.getpid():
-            watch.end()
-    for store, (owner, server) in list(_shared.items()):
-        del _shared[store]
-        if owner == os.getpid():
-            server.stop()
-
-
-def _read_record(store: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((store / "server.json").read_text())
-        return {"port": int(record["port"]), "name": str(record["name"])}
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            candidate.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock among this machine's processes and threads."""
-    with path.open("a") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -23,8 +23,8 @@ from asgiref.sync import AsyncToSync
 from django.core.signals import setting_changed
 
 from wsgateway.broker import (
-    embedded,  # noqa: F401 - so that its server outlives our connections
     isolation,
+    project_server,  # noqa: F401 - so that it outlives our connections
 )
 from wsgateway.broker.base import Broker
 from wsgateway.broker.native import native_sleep, start_native_thread, wait_for

@@ -32,7 +32,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
     """
     unreachable_cure = ""
     if not servers:
-        from wsgateway.broker.embedded import can_embed, embedded_url_from_settings
+        from wsgateway.broker.project_server import can_embed, embedded_url_from_settings
 
         servers = tuple(split_urls(settings.URL))
         if servers and can_embed():
