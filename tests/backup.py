@@ -6,8 +6,8 @@ import asyncio
 import json
 from typing import Any, NamedTuple
 
+from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.connection import new_reply_subject
 
 
 class Backup(NamedTuple):

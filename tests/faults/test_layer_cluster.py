@@ -13,9 +13,9 @@ from tests.integration.layer_worker import WorkerProcess
 from tests.integration.layers import drain, layers
 from tests.support import until
 from wsgateway.broker.cluster import Cluster
+from wsgateway.broker.nats import propagation
+from wsgateway.broker.nats.propagation import Propagation
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.layer import propagation
-from wsgateway.layer.propagation import Propagation
 
 Start = Callable[[int], WorkerProcess]
 
@@ -130,8 +130,8 @@ async def test_a_server_that_stands_still_holds_up_one_call(
 
         async def waited_for() -> bool:
             await layer.group_add(f"later-{loop.time()}", channel)
-            node = layer._local.connection
-            return node is not None and not node._propagation._silent
+            node: Any = layer._local.connection
+            return not node.broker._propagation._silent
 
         async with asyncio.timeout(20):
             while not await waited_for():
@@ -193,7 +193,7 @@ async def test_memberships_are_in_effect_after_the_server_is_lost(
         try:
             node = layer._local.connection
             assert node is not None
-            await until(lambda: not node.link.is_open, 20, "the connection is lost")
+            await until(lambda: not node.bus.is_open, 20, "the connection is lost")
             joining = asyncio.create_task(layer.group_add("new", channel))
             async with asyncio.timeout(30):
                 assert await layer.receive(channel) == {"type": "back"}
@@ -214,8 +214,8 @@ async def test_a_connection_lost_under_a_probe_is_no_membership_lost(
 
     async def cut(self: Propagation) -> None:
         if armed and not failed:
-            link: Any = self._link
-            link._client._transport._io_writer.transport.abort()
+            connection: Any = self._connection
+            connection._client._transport._io_writer.transport.abort()
         try:
             await probe(self)
         except BrokerUnavailable as exc:

@@ -19,7 +19,7 @@ def cut(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
     node = layer._local.connection
     assert node is not None
-    client = node.link._client
+    client = node.broker.connection._client
     if client is not None:
         transport: Any = client._transport
         transport._io_writer.transport.abort()

@@ -93,7 +93,7 @@ class Worker:
         for connection in runtime.connections():
             node = connection.attached[LayerConnection]
             await node.call(node.ready)  # a cancelled call may just have begun to connect
-            await node.call(node.link.confirm)
+            await node.call(node.bus.confirm)
         await self.layer._local.confirm()
 
     async def stored(self, channel: str) -> int:

@@ -284,7 +284,7 @@ async def test_what_is_lost_on_its_way_takes_no_room_for_long(
     channel = await layer.new_channel()
     node = layer._connection()
     with monkeypatch.context() as context:
-        context.setattr(node, "publish", lambda *args: None)
+        context.setattr(node, "publish", lambda *args, **kwargs: None)
         await layer.send(channel, {"type": "x", "n": 0})
     with pytest.raises(ChannelFull):
         await layer.send(channel, {"type": "x", "n": 1})

@@ -202,10 +202,10 @@ async def test_the_servers_limit_may_be_small_and_it_may_restart(
                 await send(sender, way, channels[way], large(300_000))
             server.kill()
             server.start()
-            await until(lambda: sender._connection().link.is_open, 20, "connected again")
+            await until(lambda: sender._connection().bus.is_open, 20, "connected again")
             for way in kept:
                 assert await receive(receiver, channels[way]) == large(300_000)
-            await until(lambda: receiver._connection().link.is_open, 20, "connected again")
+            await until(lambda: receiver._connection().bus.is_open, 20, "connected again")
             await send(sender, "normal in group", channels["normal in group"], large(65_400))
             assert await receive(receiver, channels["normal in group"]) == large(65_400)
 

@@ -238,7 +238,7 @@ async def test_a_failed_group_add_leaves_no_membership(
         finally:
             own_server.resume()
         assert list(layer._local.groups) == ["old"]
-        await until(lambda: layer._connection().link.is_open, 20, "the connection is back")
+        await until(lambda: layer._connection().bus.is_open, 20, "the connection is back")
         await layer.group_add("new", channel)
         await layer.group_send("new", {"type": "x", "n": 1})
         assert await drain(layer, channel, 1) == [1]
@@ -251,7 +251,7 @@ async def test_group_add_while_the_server_is_away_waits_for_it(
         layer = make()
         channel = await layer.new_channel()
         own_server.kill()
-        await until(lambda: not layer._connection().link.is_open, 20, "the connection is lost")
+        await until(lambda: not layer._connection().bus.is_open, 20, "the connection is lost")
         joining = asyncio.create_task(layer.group_add("group", channel))
         await own_server.astart()
         await joining
@@ -276,7 +276,7 @@ async def test_on_reconnect_comes_after_memberships_are_in_effect(
         monkeypatch.setattr(LayerConnection, "in_effect", late)
         own_server.kill()
         await own_server.astart()
-        link = layer._connection().link
+        link = layer._connection().bus
         await until(
             lambda: link.is_open and link.times_connected == 2, 20, "the connection is back"
         )

@@ -124,14 +124,14 @@ async def test_sends_at_once_are_in_flight_together(make: Make) -> None:
     await send(layer, 1)
     node = layer._connection()
     in_flight = 0
-    publish = node.link.publish
+    publish = node.bus.publish
 
     def watched(*args: Any, **kwargs: Any) -> None:
         nonlocal in_flight
-        in_flight = max(in_flight, len(node.link._waiting))
+        in_flight = max(in_flight, len(node.broker.connection._waiting))
         publish(*args, **kwargs)
 
-    node.link.publish = watched  # type: ignore[method-assign]
+    node.bus.publish = watched  # type: ignore[method-assign]
     await asyncio.gather(*(send(layer, 1, number) for number in range(1, 51)))
     assert in_flight >= 50
     assert await drain(layer, "work", 51) == list(range(51))

@@ -48,7 +48,7 @@ class SwappedLayer(NatsChannelLayer):
         if Target.settled:
             node = self._local.connection
             assert node is not None
-            await node.link.confirm()
+            await node.bus.confirm()
 
     # What Channels' tests of consumers look into
 
@@ -75,11 +75,11 @@ async def cut_connection(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
     node = layer._local.connection
     assert node is not None
-    client: Any = node.link._client
+    client: Any = node.broker.connection._client
     client._transport._io_writer.transport.abort()
-    while node.link.is_open:
+    while node.bus.is_open:
         await asyncio.sleep(0.001)
-    await node.link.ready()
+    await node.bus.ready()
 
 
 def source(requirement: str) -> Path:

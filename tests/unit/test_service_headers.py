@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rawnats import POISON
+from wsgateway.broker.bus import Reply
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.connection import Reply
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.work_queue import _parse_history, job_of
 from wsgateway.exceptions import MalformedMessage

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Subjects
@@ -202,12 +203,6 @@ def check_published(
         raise ValueError(f"headers of {size} bytes exceed {MAX_HEADERS} bytes")
 
 
-class Closable(Protocol):
-    """Something that is ended by calling ``close()``; more than once is fine."""
-
-    def close(self) -> None: ...
-
-
 class Broker(ABC):
     """One event loop's way to the broker. Make it anywhere; `open` it in the loop that uses it.
 
@@ -283,6 +278,42 @@ class Broker(ABC):
     @abstractmethod
     def on_lost(self, callback: Callable[[], None]) -> Closable:
         """Call *callback* each time the connection is lost, before anything else is received."""
+
+    @property
+    @abstractmethod
+    def bus(self) -> Bus:
+        """The way to those who listen now; see `Bus`."""
+
+    @abstractmethod
+    def take_part(self) -> None:
+        """Let `in_effect`, wherever it is called, count this connection among the senders.
+
+        Call it in its loop before the first `Bus.publish`. Idempotent.
+        """
+
+    @abstractmethod
+    async def in_effect(self) -> None:
+        """Return once the bus' subscriptions are in effect, wherever one of the senders is.
+
+        If the connection is lost, wait until it is back: the subscriptions are, too. Concurrent
+        calls share round trips.
+
+        Raises:
+            BrokerUnavailable: Not in time.
+            BrokerForbidden: The broker forbids a subscription made since the last call.
+        """
+
+    @property
+    @abstractmethod
+    def service_names(self) -> frozenset[str]:
+        """The services that exist, as far as this process has heard."""
+
+    @abstractmethod
+    def on_new_service(self, callback: Callable[[], None]) -> Closable:
+        """Call *callback* when another process has made services; `known_service` says None then.
+
+        At most once: lost while not `ready`.
+        """
 
     @abstractmethod
     def known_service(self, service: str) -> bool | None:

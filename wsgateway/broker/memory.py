@@ -25,7 +25,9 @@ from wsgateway.broker.base import (
     check_headers,
     check_published,
 )
+from wsgateway.broker.bus import Bus, Hook
 from wsgateway.broker.isolation import begin_each_test_empty, resets
+from wsgateway.broker.memory_bus import Exchange, MemoryBus
 from wsgateway.broker.memory_work import (
     MemoryDeadLetters,
     MemoryWorkQueue,
@@ -123,6 +125,7 @@ class MemoryStore:
         default_factory=lambda: defaultdict(dict)
     )
 
+    exchange: Exchange = field(default_factory=Exchange)
     layers: dict[str, object] = field(default_factory=dict)
     """What the channel layers with each prefix hold."""
     entries: set[_Entry] = field(default_factory=set)
@@ -209,6 +212,7 @@ class MemoryBroker(Broker):
         self._closed = False
         self._on_ready: dict[int, Callable[[], None]] = {}
         self._on_lost: dict[int, Callable[[], None]] = {}  # called by nobody
+        self._bus = MemoryBus(self, self.store.exchange)
         self._entries: set[_Entry] = set()  # what this broker watches and listens to
 
     @classmethod
@@ -217,7 +221,7 @@ class MemoryBroker(Broker):
         return cls(shared_store(settings), Subjects(settings.PREFIX), declared_services())
 
     async def open(self) -> None:
-        self._refuse_closed()
+        self.require_not_closed()
         if not self._open:
             self._open = True
             for callback in list(self._on_ready.values()):
@@ -227,8 +231,14 @@ class MemoryBroker(Broker):
         self._open, self._closed = False, True
         for entry in list(self._entries):
             entry.close()
+        self._bus.close()
 
-    def _refuse_closed(self) -> None:
+    def require_not_closed(self) -> None:
+        """Refuse a call after `close`.
+
+        Raises:
+            BrokerClosed: It is.
+        """
         if self._closed:
             raise BrokerClosed("the broker is already closed; open a new one")
 
@@ -261,7 +271,7 @@ class MemoryBroker(Broker):
         Raises:
             BrokerUnavailable: It is.
         """
-        self._refuse_closed()
+        self.require_not_closed()
         if not self._open:
             raise BrokerUnavailable("the broker is not open yet; call open()")
 
@@ -272,9 +282,21 @@ class MemoryBroker(Broker):
         return self.enter(self._on_lost, callback)
 
     @property
-    def services(self) -> frozenset[str]:
-        """The services that are declared."""
+    def bus(self) -> Bus:
+        return self._bus
+
+    def take_part(self) -> None:
+        pass
+
+    async def in_effect(self) -> None:
+        self.require_open()
+
+    @property
+    def service_names(self) -> frozenset[str]:
         return self._declared.services
+
+    def on_new_service(self, callback: Callable[[], None]) -> Closable:
+        return Hook(lambda: None)  # there is no other process
 
     def known_service(self, service: str) -> bool:
         declared = self._declared
@@ -300,7 +322,7 @@ class MemoryBroker(Broker):
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
         if not self.known_service(inbox.service):
-            raise ServiceUnknown(inbox.service, self.services)
+            raise ServiceUnknown(inbox.service, self.service_names)
         store, known = self.store, self.store.received.known(msg_id)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
@@ -416,7 +438,7 @@ class MemoryBroker(Broker):
         return MemoryDeadLetters(self)
 
     def broadcast(self, topic: str, payload: bytes) -> None:
-        self._refuse_closed()
+        self.require_not_closed()
         if not self._open:
             return
         for listener in list(self.store.listeners[topic].values()):
@@ -429,7 +451,7 @@ class MemoryBroker(Broker):
         self, table: dict[int, Callable[..., None]], callback: Callable[..., None]
     ) -> Closable:
         """Put *callback* into *table*, to be called in this loop, until it is closed."""
-        self._refuse_closed()
+        self.require_not_closed()
         return _Entry(table, _in_this_loop(callback), self._entries)
 
 

@@ -11,13 +11,12 @@ from collections import deque
 from typing import Protocol, cast
 
 from wsgateway.broker import runtime
+from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.connection import new_reply_subject
 from wsgateway.broker.runtime import Connection, Target
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.blobs import Blobs
 from wsgateway.layer.fullness import FullChannels
-from wsgateway.layer.propagation import Propagation
 
 __all__ = ["LayerConnection", "background_connection", "current_connection", "full_channels"]
 
@@ -53,8 +52,8 @@ class LayerConnection:
         self.broker = cast(NatsBroker, connection.broker)
         self.subjects = self.broker.subjects
         self.blobs = Blobs(self.broker)
-        self.link = self.broker.connection
-        self.publish = self.link.publish
+        self.bus = self.broker.bus
+        self.publish = self.bus.publish
         self.notices = _notices
         """Where owners of channels answer what this process sends to them."""
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
@@ -67,8 +66,8 @@ class LayerConnection:
 
     def begin(self) -> None:
         """Subscribe to what every layer needs."""
-        self.link.subscribe(self.notices, _on_notice)
-        self._propagation = Propagation(self.link, self.subjects)
+        self.bus.subscribe(self.notices, _on_notice)
+        self.broker.take_part()
 
     @property
     def usable(self) -> bool:
@@ -84,9 +83,9 @@ class LayerConnection:
         Raises:
             BrokerUnavailable: Not within the timeout.
         """
-        if not self.link.is_open:
+        if not self.bus.is_open:
             await self.connection.open()
-            await self.link.ready(timeout)
+            await self.bus.ready(timeout)
 
     async def in_effect(self) -> None:
         """Return once the subscriptions made here are in effect, wherever somebody sends.
@@ -96,11 +95,8 @@ class LayerConnection:
         Raises:
             BrokerUnavailable: Not within the timeout.
         """
-        try:
-            await self._propagation.complete()
-        except BrokerUnavailable:
-            await self.ready()
-            await self._propagation.complete()
+        await self.ready()
+        await self.broker.in_effect()
 
     def is_breathless(self) -> bool:
         """Say whether to call `breathe`; ask after each publish."""
@@ -112,14 +108,14 @@ class LayerConnection:
 
         Args:
             subject: Where.
-            data: At most the link's `max_payload`.
+            data: At most the bus' `max_payload`.
             reply: Where answers go; "" for none.
 
         Returns:
             False if it is not connected, or the caller must wait this time, so that it cannot
             run ahead of the connection; then nothing was done.
         """
-        if not self.link.is_open or next(self._soon) % YIELD_EVERY == 0:
+        if not self.bus.is_open or next(self._soon) % YIELD_EVERY == 0:
             return False
         self._handed.append((subject, data, reply))
         if not self._taking:
@@ -133,16 +129,16 @@ class LayerConnection:
             subject, data, reply = self._handed.popleft()
             self._published += 1
             try:
-                self.publish(subject, data, b"", reply)
+                self.publish(subject, data, reply=reply)
             except BrokerUnavailable as exc:
                 logger.info("a message on %s was not sent: %s", subject, exc)
-        self.link.send_now()
+        self.bus.send_now()
 
     async def breathe(self) -> None:
         """Let the connection write; wait while the server is far behind."""
         self._published = 0
         await asyncio.sleep(0)
-        await self.link.pressure()
+        await self.bus.pressure()
 
     async def leave(self, user: User) -> None:
         """Disconnect if nobody else uses the connection."""

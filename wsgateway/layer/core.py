@@ -16,6 +16,7 @@ from channels.layers import channel_layers
 from django.core.signals import setting_changed
 
 from wsgateway.broker.base import Closable, Stored
+from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.runtime import Target, is_short_lived, on_fork, target_of
 from wsgateway.conf import settings
@@ -155,7 +156,7 @@ class NatsChannelLayer(ConfiguredLayer):
     ) -> T:
         """Run *action* in the loop of the connection that serves the running loop."""
         here = self._connections.get(asyncio.get_running_loop())
-        if here is not None and here.link.is_open and not self._local.unconfirmed:
+        if here is not None and here.bus.is_open and not self._local.unconfirmed:
             return await action(here, *args, **kwargs)
         connection = await self.ready_connection()
         await self._confirm_local(connection)
@@ -170,7 +171,7 @@ class NatsChannelLayer(ConfiguredLayer):
         while True:
             connection = self._connection()
             try:
-                if not connection.link.is_open:
+                if not connection.bus.is_open:
                     await connection.call(connection.ready)
                 return connection
             except BrokerClosed:  # by `close`, meanwhile
@@ -208,7 +209,7 @@ class NatsChannelLayer(ConfiguredLayer):
         local = self._local
         if local.connection is not here and local.is_stranded:
             await local.place()  # one of our own channels may be among the receivers
-        if here is not None and here.link.is_open and not local.unconfirmed:
+        if here is not None and here.bus.is_open and not local.unconfirmed:
             await self._publish_at(here, subject, data, has_owner)
         elif not (is_short_lived(loop) and self._publish_soon(subject, data, has_owner)):
             await self._run(self._publish_at, subject, data, has_owner)
@@ -219,7 +220,7 @@ class NatsChannelLayer(ConfiguredLayer):
         local = self._local
         if local.connection is not connection and (local.unconfirmed or local.is_stranded):
             return False
-        if len(data) > connection.link.max_payload:
+        if len(data) > connection.bus.max_payload:
             return False
         return connection.publish_soon(subject, data, connection.notices if has_owner else "")
 
@@ -227,16 +228,16 @@ class NatsChannelLayer(ConfiguredLayer):
         self, connection: LayerConnection, subject: str, data: bytes, has_owner: bool
     ) -> None:
         """Publish an envelope, at most once."""
-        limit = connection.link.max_payload
+        limit = connection.bus.max_payload
         reply = connection.notices if has_owner else ""
         if len(data) <= limit:
-            connection.publish(subject, data, b"", reply)
+            connection.publish(subject, data, reply=reply)
             if connection.is_breathless():
                 await connection.breathe()
             return
         for part in wire.split(data, uuid.uuid4().bytes, limit):
-            connection.publish(subject, part, b"", reply)
-            await connection.link.pressure()
+            connection.publish(subject, part, reply=reply)
+            await connection.bus.pressure()
 
     # -- channels ------------------------------------------------------------------------
 
@@ -287,14 +288,14 @@ class NatsChannelLayer(ConfiguredLayer):
         """Wait until this process has received what it has sent to its own channels."""
 
         async def confirm(connection: LayerConnection) -> None:
-            await connection.link.confirm()
+            await connection.bus.confirm()
 
         with contextlib.suppress(TimeoutError):  # the channels' loop is busy
             async with asyncio.timeout(COMING_VALID):
                 await self._run(confirm)
                 local = self._local.connection
                 if local is not None and local.usable and local is not self._connection():
-                    await local.call(local.link.confirm)
+                    await local.call(local.bus.confirm)
 
     def _address(self, channel: str) -> _Address:
         """Return where messages to *channel* go."""
@@ -422,7 +423,7 @@ class NatsChannelLayer(ConfiguredLayer):
             await connection.call(lambda: change(connection, name, channel))
 
     async def _add_here(self, connection: LayerConnection, group: GroupName, channel: str) -> None:
-        if not connection.link.is_open:
+        if not connection.bus.is_open:
             await connection.ready()
         if "!" not in channel:
             await self._normal.ensure(connection)  # else the group's first messages go nowhere
@@ -436,7 +437,7 @@ class NatsChannelLayer(ConfiguredLayer):
             await connection.ready()
             with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
                 while True:
-                    await connection.link.request(
+                    await connection.bus.request(
                         connection.subjects.leave(group.name, channel), b""
                     )
         elif connection.is_breathless():
@@ -448,7 +449,7 @@ class NatsChannelLayer(ConfiguredLayer):
 
         async def ask(connection: LayerConnection) -> None:
             try:
-                await connection.link.request(subject, data)
+                await connection.bus.request(subject, data)
             except NobodyAnswers:
                 logger.debug("nobody owns channel %s any more", channel)
 
@@ -555,7 +556,7 @@ class NatsChannelLayer(ConfiguredLayer):
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         connection = background_connection(self.target)
-        limit = 2 * connection.broker.jetstream.timeout
+        limit = 2 * settings.BROKER_TIMEOUT
         try:
             connection.call_sync(function, limit)
         except TimeoutError as exc:
@@ -581,8 +582,10 @@ class NatsChannelLayer(ConfiguredLayer):
             answered = answered or data == FLUSHED
             heard.set()
 
-        done = connection.link.ask(flush_subject(connection), b"", on_answer, lambda _: heard.set())
+        bus, answers = connection.bus, new_reply_subject()
+        subscription = bus.subscribe(answers, on_answer)
         try:
+            bus.publish(flush_subject(connection), b"", reply=answers)
             while answered:
                 answered = False
                 heard.clear()
@@ -590,7 +593,7 @@ class NatsChannelLayer(ConfiguredLayer):
                     async with asyncio.timeout(FLUSH_QUIET):
                         await heard.wait()
         finally:
-            done()
+            subscription.close()
 
     async def close(self) -> None:
         """Leave this layer's groups and channels, and disconnect.

@@ -168,7 +168,7 @@ class Directory:
                 logger.warning(
                     UNKNOWN_SERVICE,
                     group,
-                    ServiceUnknown(service, connection.broker.services.names),
+                    ServiceUnknown(service, connection.broker.service_names),
                 )
 
     def _run(self, connection: LayerConnection, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -190,7 +190,7 @@ def kept_inbox(group: str) -> Inbox | None:
 
 
 async def _exists(connection: LayerConnection, service: str) -> bool:
-    return connection.link.jetstream_offered and await connection.broker.service_exists(service)
+    return await connection.broker.service_exists(service)
 
 
 def payload_of(

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.base import Closable
+from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.connection import new_reply_subject
 from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.exceptions import BrokerError, BrokerUnavailable
 from wsgateway.layer import wire
@@ -127,13 +127,13 @@ class Fetcher:
                 self.connection.publish(ack.decode(), b"-NAK")
 
     async def _run(self) -> None:
-        self._interest = interest = self.connection.link.subscribe(self._inbox, self._on_answer)
-        unhook = self.connection.link.on_lost(self._on_lost)
+        self._interest = interest = self.connection.bus.subscribe(self._inbox, self._on_answer)
+        hook = self.connection.bus.on_lost(self._on_lost)
         try:
             await self._serve()
         finally:
             interest.close()
-            unhook()
+            hook.close()
             self._channels.forget(self)
 
     async def _serve(self) -> None:

@@ -64,8 +64,8 @@ class Forward:
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
         self._interests: list[Closable] = [
-            connection.link.subscribe(subject, self._on_message, queue=self._token),
-            connection.link.subscribe(subject, self._on_part),
+            connection.bus.subscribe(subject, self._on_message, queue=self._token),
+            connection.bus.subscribe(subject, self._on_part),
         ]
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Forward:
         if not (wire.is_enveloped(data) and wire.is_part(data)):
             envelope = self._data_of(data, raw)
             if envelope is not None:
-                too_big = len(envelope) + HEADERS > self._connection.link.max_payload
+                too_big = len(envelope) + HEADERS > self._connection.bus.max_payload
                 self._put(envelope, uuid.uuid4().bytes if too_big else None)
 
     def _on_part(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:

@@ -16,12 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgpack
 
 from wsgateway.broker.base import Closable
-from wsgateway.broker.nats.registry import TOPIC
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
 from wsgateway.layer.connection import LayerConnection
@@ -176,24 +175,24 @@ class LocalChannels:
                     connection.publish(reply.decode(), FLUSHED)
 
         return [
-            connection.link.subscribe(connection.subjects.process(self.client), on_message),
-            connection.link.subscribe(flush_subject(connection), on_flush),
-            connection.broker.listen(TOPIC, lambda _: self._on_new_services(connection)),
-            _Hook(connection.link.on_lost(partial(self._notify, connection, False))),
-            _Hook(connection.link.on_open(partial(self._on_open, connection))),
+            connection.bus.subscribe(connection.subjects.process(self.client), on_message),
+            connection.bus.subscribe(flush_subject(connection), on_flush),
+            connection.broker.on_new_service(partial(self._look_at_services, connection)),
+            connection.bus.on_lost(partial(self._notify, connection, False)),
+            connection.bus.on_open(partial(self._on_open, connection)),
         ]
 
     def _on_open(self, connection: LayerConnection) -> None:
         if self._notice(True) is not None:
             self._run(
-                self._notify_restored(connection, connection.link.times_connected),
+                self._notify_restored(connection, connection.bus.times_connected),
                 "wsgateway-layer-notice",
             )
 
     async def _notify_restored(self, connection: LayerConnection, number: int) -> None:
         with contextlib.suppress(BrokerError):  # lost again: the next connection says so
             await connection.in_effect()
-            if connection.link.times_connected == number and connection.link.is_open:
+            if connection.bus.times_connected == number and connection.bus.is_open:
                 self._notify(connection, True)
 
     def _notify(self, connection: LayerConnection, is_open: bool) -> None:
@@ -318,14 +317,13 @@ class LocalChannels:
         name = channel.encode()
         subscription = group.subscriptions.get(name)
         key = name if subscription is not None or "!" not in channel else b""
-        number = connection.link.times_connected
+        number = connection.bus.times_connected
         if group.confirmed.get(key) == number:
             return
         try:
             if subscription is not None:
                 await subscription.started()
-            if subscription is None or connection.link.is_clustered:
-                await connection.in_effect()
+            await connection.in_effect()
         except BrokerError:
             if is_new:
                 self.discard(group.name, channel)
@@ -380,7 +378,7 @@ class LocalChannels:
         subject = connection.subjects.leave(group.name, channel)
         group.interests[name] = _Several(
             self._forward(connection, group.name, group.inbox, channel),
-            connection.link.subscribe(subject, on_leave, queue="leave"),
+            connection.bus.subscribe(subject, on_leave, queue="leave"),
         )
 
     def _watch_ephemeral(self, connection: LayerConnection, group: Group) -> Closable:
@@ -392,7 +390,7 @@ class LocalChannels:
                 if envelope is not None:
                     deliver(envelope)
 
-        return connection.link.subscribe(connection.subjects.group(group.name), on_message)
+        return connection.bus.subscribe(connection.subjects.group(group.name), on_message)
 
     async def confirm(self) -> None:
         """After a move, wait until every subscription is in effect; from any loop."""
@@ -438,10 +436,6 @@ class LocalChannels:
             self._watch(connection, group, name, mailbox)
         for channel in group.normal:
             self._watch_for_normal(connection, group, channel)
-
-    def _on_new_services(self, connection: LayerConnection) -> None:
-        connection.broker.services.doubt()  # it hears the same, but perhaps later
-        self._look_at_services(connection)
 
     def _look_at_services(self, connection: LayerConnection) -> None:
         if self.connection is connection and self._unstored:
@@ -589,12 +583,6 @@ def control_message(action: str, group: str, channel: str) -> bytes:
 def flush_subject(connection: LayerConnection) -> str:
     """Return where layers are told to forget everything."""
     return f"{connection.subjects.prefix}.all.flush"
-
-
-class _Hook(NamedTuple):
-    """A callback that is ended as a subscription is."""
-
-    close: Callable[[], None]
 
 
 class _Several:

@@ -183,7 +183,7 @@ class MemoryChannelLayer(ConfiguredLayer):
             warned = self._state.warned
             if inbox.service in meant_services and inbox.service not in warned:
                 warned.add(inbox.service)
-                unknown = ServiceUnknown(inbox.service, broker.services)
+                unknown = ServiceUnknown(inbox.service, broker.service_names)
                 logger.warning(UNKNOWN_SERVICE, group, unknown)
         return kept_inbox(group)
 

@@ -136,7 +136,7 @@ class _Watcher:
                 await self._find_missed()
             except BrokerError as exc:
                 logger.debug("cannot look for missed messages: %s", exc)
-                if self._connection.link.is_open:
+                if self._connection.bus.is_open:
                     await asyncio.sleep(0.5)
                     self._look.set()
 

@@ -22,12 +22,14 @@ from wsgateway.broker.base import (
     Stored,
     check_published,
 )
+from wsgateway.broker.bus import Bus, Hook
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
 from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.broker.nats.cursors import Cursors
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.propagation import Propagation
 from wsgateway.broker.nats.registry import TOPIC, Registry
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.specs import NANO, StreamSpec
@@ -86,18 +88,6 @@ _REPLY_TO = REPLY_TO_HEADER.encode()
 _ERROR = ERROR_HEADER.encode()
 
 
-class _Ended:
-    """A `Closable` from a function."""
-
-    __slots__ = ("_end",)
-
-    def __init__(self, end: Callable[[], None]) -> None:
-        self._end = end
-
-    def close(self) -> None:
-        self._end()
-
-
 def _stored(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
     stamp = hdrs.find(raw, _TIME)
     return Stored(
@@ -154,6 +144,7 @@ class NatsBroker(Broker):
         self._warned: dict[str, float] = {}  # nearly full stream to when that was logged
         self._is_reserved = False  # what room the inboxes' stream has left is for replies
         self.jetstream.on_missing = self._doubt.set
+        self._propagation: Propagation | None = None  # once somebody uses the bus
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
         self._last = 0  # the stream's newest offset when it was last asked
@@ -378,17 +369,49 @@ class NatsBroker(Broker):
     def on_ready(self, callback: Callable[[], None]) -> Closable:
         key = next(self._keys)
         self._callbacks[key] = callback
-        return _Ended(lambda: self._callbacks.pop(key, None) and None)
+        return Hook(lambda: self._callbacks.pop(key, None) and None)
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
-        return _Ended(self.connection.on_lost(callback))
+        return self.connection.on_lost(callback)
+
+    # -- bus ------------------------------------------------------------------------------
+
+    @property
+    def bus(self) -> Bus:
+        return self.connection
+
+    def take_part(self) -> None:
+        if self._propagation is None:
+            self._propagation = Propagation(self.connection, self.subjects)
+
+    async def in_effect(self) -> None:
+        self.take_part()
+        assert self._propagation is not None
+        try:
+            await self._propagation.complete()
+        except BrokerUnavailable:
+            await self.connection.ready()
+            await self._propagation.complete()
 
     # -- services ------------------------------------------------------------------------
 
     def known_service(self, service: str) -> bool | None:
         return self.services.known(service)
 
+    @property
+    def service_names(self) -> frozenset[str]:
+        return self.services.names
+
+    def on_new_service(self, callback: Callable[[], None]) -> Closable:
+        def hear(_payload: bytes) -> None:
+            self.services.doubt()  # our own listener may be called later than this one
+            callback()
+
+        return self.listen(TOPIC, hear)
+
     async def service_exists(self, service: str) -> bool:
+        if self.connected and not self.connection.jetstream_offered:
+            return False  # its streams would say so
         return await self.services.exists(service)
 
     async def _require_service(self, service: str) -> None:

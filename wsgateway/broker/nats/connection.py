@@ -12,15 +12,13 @@ import contextlib
 import enum
 import itertools
 import logging
-import secrets
 from collections.abc import Callable
-from typing import NamedTuple
 
+from wsgateway.broker.bus import Bus, Closable, Handler, Hook, Reply, new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connector import Connector
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
-from wsgateway.broker.nats.reader import Handler
 from wsgateway.broker.nats.refusals import Refusal, RefusalLog
 from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable, NobodyAnswers
 from wsgateway.supervision import supervise
@@ -29,9 +27,7 @@ __all__ = [
     "ConnectionOptions",
     "ConnectionState",
     "NatsConnection",
-    "Reply",
     "Subscription",
-    "new_reply_subject",
 ]
 
 logger = logging.getLogger("wsgateway.broker")
@@ -43,11 +39,6 @@ FINISH_WITHIN = 1.0
 ALREADY_CLOSED = "the connection is already closed; open a new one"
 
 
-def new_reply_subject() -> str:
-    """Return a subject for answers, with which nobody else's begins."""
-    return f"_INBOX.{secrets.token_hex(11)}"
-
-
 class ConnectionState(enum.Enum):
     """The life of a connection."""
 
@@ -55,13 +46,6 @@ class ConnectionState(enum.Enum):
     CONNECTING = "connecting"
     OPEN = "open"
     CLOSED = "closed"
-
-
-class Reply(NamedTuple):
-    """An answer: its payload and raw headers."""
-
-    data: bytes
-    headers: bytes | None
 
 
 _Waiter = tuple[str, Handler, Callable[[Exception], None]] | tuple[str, None, asyncio.Future[Reply]]
@@ -101,7 +85,7 @@ class Subscription:
             self.close()
 
 
-class NatsConnection:
+class NatsConnection(Bus):
     """One connection to NATS that is kept up until `close`.
 
     Not thread safe: belongs to the loop in which `open` was called.
@@ -183,17 +167,17 @@ class NatsConnection:
             raise self._unavailable() from exc
         self._refuse_closed()
 
-    def on_open(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call *callback* on each change to OPEN; return what ends that."""
+    def on_open(self, callback: Callable[[], None]) -> Closable:
+        """Call *callback* on each change to OPEN."""
         key = next(self._tokens)
         self._on_open[key] = callback
-        return lambda: self._on_open.pop(key, None) and None
+        return Hook(lambda: self._on_open.pop(key, None) and None)
 
-    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call *callback* on each loss of the connection; return what ends that."""
+    def on_lost(self, callback: Callable[[], None]) -> Closable:
+        """Call *callback* on each loss of the connection."""
         key = next(self._tokens)
         self._on_lost[key] = callback
-        return lambda: self._on_lost.pop(key, None) and None
+        return Hook(lambda: self._on_lost.pop(key, None) and None)
 
     def _refuse_closed(self) -> None:
         if self.state is ConnectionState.CLOSED:

@@ -11,10 +11,10 @@ from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
 from wsgateway.broker.addresses import Address, ServerList
+from wsgateway.broker.bus import Handler
 from wsgateway.broker.nats.causes import Cause, cause_of, find_stranger
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
-from wsgateway.broker.nats.reader import Handler
 
 __all__ = ["Connector"]
 

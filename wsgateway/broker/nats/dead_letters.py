@@ -12,7 +12,7 @@ from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
-    from wsgateway.broker.nats.connection import Reply
+    from wsgateway.broker.bus import Reply
     from wsgateway.broker.nats.jetstream import JetStream
 
 __all__ = ["NatsDeadLetters"]

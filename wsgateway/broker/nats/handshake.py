@@ -24,7 +24,8 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from wsgateway.broker.nats.reader import Handler, Reader
+from wsgateway.broker.bus import Handler
+from wsgateway.broker.nats.reader import Reader
 from wsgateway.exceptions import BrokerMisconfigured
 
 __all__ = ["DirectClient", "require_tried_version"]

@@ -15,8 +15,9 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from wsgateway.broker.base import Receipt
+from wsgateway.broker.bus import Reply
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.connection import NatsConnection, Reply
+from wsgateway.broker.nats.connection import NatsConnection
 from wsgateway.exceptions import (
     BrokerError,
     BrokerMisconfigured,

@@ -29,7 +29,7 @@ from wsgateway.exceptions import BrokerUnavailable, NameRefused
 from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
-    from wsgateway.broker.nats.connection import Reply
+    from wsgateway.broker.bus import Reply
     from wsgateway.broker.nats.specs import StreamSpec
     from wsgateway.broker.nats.streams import Streams
 

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 
-__all__ = ["Handler", "Reader"]
+__all__ = ["Reader"]
 
 logger = logging.getLogger("wsgateway.broker")
 

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.connection import new_reply_subject
 from wsgateway.broker.nats.consumers import ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
 from wsgateway.broker.work import History, Job, Turn, WorkQueue
@@ -126,7 +126,7 @@ class NatsWorkQueue(WorkQueue):
 
     async def close(self) -> None:
         self._room = 0
-        self._lost()
+        self._lost.close()
         if self._turns is not None:
             self._turns.close()
         if self._pump is not None:

@@ -21,7 +21,7 @@ import logging
 import secrets
 from typing import Any
 
-from wsgateway.broker.base import Closable
+from wsgateway.broker.bus import Closable
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connection import NatsConnection
 from wsgateway.broker.nats.shared import Shared
@@ -30,7 +30,7 @@ from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["Propagation"]
 
-logger = logging.getLogger("wsgateway.layer")
+logger = logging.getLogger("wsgateway.broker")
 
 PROBE_TIMEOUT = 1.0
 """Seconds that a server has to report a probe; after that nobody waits for it until it reports
@@ -45,12 +45,12 @@ class Propagation:
     """The way of one connection's subscriptions to the cluster's other servers.
 
     Args:
-        link: The connection. Call everything in its loop.
+        connection: Its. Call everything in its loop.
         subjects: Names below the installation's prefix.
     """
 
-    def __init__(self, link: NatsConnection, subjects: Subjects) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection, subjects: Subjects) -> None:
+        self._connection = connection
         self._subject = subjects.probe
         self._reports = subjects.process(f"probe-{secrets.token_hex(8)}")
         self._shared_probe = Shared(self._probe)
@@ -59,10 +59,10 @@ class Propagation:
         self._current: _Probe | None = None
         self._silent: set[str] = set()  # servers that did not report a probe in time
         self._untraced = False  # the server does not report at all
-        if link.is_open:
+        if connection.is_open:
             self._join()
-        link.on_open(self._join)
-        link.on_lost(self._leave)
+        connection.on_open(self._join)
+        connection.on_lost(self._leave)
 
     async def complete(self) -> None:
         """Return once every subscription made so far is in effect, wherever somebody sends.
@@ -72,17 +72,19 @@ class Propagation:
         Raises:
             BrokerUnavailable: Not connected, or the connection was lost.
         """
-        await self._link.confirm()
+        await self._connection.confirm()
         if self._interests and not self._untraced:
             await self._shared_probe()
 
     def _join(self) -> None:
         self._untraced = False
         self._silent.clear()
-        if self._link.is_clustered:
+        if self._connection.is_clustered:
             self._interests = [
-                self._link.subscribe(self._subject, _ignore, queue=self._link.server_id),
-                self._link.subscribe(self._reports, self._on_report),
+                self._connection.subscribe(
+                    self._subject, _ignore, queue=self._connection.server_id
+                ),
+                self._connection.subscribe(self._reports, self._on_report),
             ]
 
     def _leave(self) -> None:
@@ -102,8 +104,8 @@ class Propagation:
             "Nats-Trace-Only": "true",
             NUMBER: str(probe.number),
         }
-        self._link.publish(self._subject, b"", hdrs.encode(headers))
-        self._link.send_now()
+        self._connection.publish(self._subject, b"", hdrs.encode(headers))
+        self._connection.send_now()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT):
                 await probe.done
@@ -117,7 +119,7 @@ class Propagation:
             logger.warning(
                 "NATS at %s does not report traced messages, so group_add cannot wait until the "
                 "cluster's other servers know a group; allow publishing to %s.>",
-                self._link.address,
+                self._connection.address,
                 self._reports.rpartition(".")[0],
             )
             return
