@@ -270,7 +270,7 @@ async def test_user_of_a_handler_that_takes_long_is_served_again(
         await release.wait()
         handled.append(message.text)
 
-    service = Service("orders", handle, is_async=True, policies={}, concurrency=4)
+    service = Service("orders", handle, policies={}, concurrency=4)
     await fill(old, 3, USERS[:1])
     worker = Worker(service, old)
     worker.start()

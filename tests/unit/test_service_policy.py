@@ -114,6 +114,22 @@ def test_keys_of_retry_are_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.service("orders", retry={"OSError": QUICK})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"concurrency": 0}, "concurrency is 0, but must be 1 or more"),
+        ({"timeout": 0.0}, r"timeout is 0\.0, but must be above 0 seconds, or None"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
+    async def handle(message: Any) -> None:
+        """Do nothing."""
+
+    with pytest.raises(ValueError, match=text):
+        registry.service("orders", **options)(handle)
+
+
 def test_instance_with_an_async_call_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its coroutine was thrown away, and the message acknowledged."""
     declared.discover()

@@ -33,16 +33,17 @@ class Service:
     def __init__(
         self,
         name: str,
-        handler: Callable[..., Any],
-        *,
-        is_async: bool,
+        handler: Any,
         policies: Policies,
         concurrency: int,
         timeout: float | None = None,
     ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency!r}, but must be 1 or more")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is {timeout!r}, but must be above 0 seconds, or None")
         self.name = name
-        self.handler = handler
-        self.is_async = is_async
+        self.handler, self.is_async = _callable(handler)
         self.policies = policies
         self.concurrency = concurrency
         self.timeout = timeout
@@ -107,33 +108,30 @@ def service(
         TypeError: What is decorated cannot be called with a message.
     """
     Subjects(settings.PREFIX).require_service(name)
-    if isinstance(retry, RetryPolicy):
-        retry = {Exception: retry}
-    policies: Policies = dict(retry or {})
-    if concurrency < 1:
-        raise ValueError(f"concurrency is {concurrency!r}, but must be 1 or more")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}, but must be above 0 seconds, or None")
-    for kind in policies:
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise TypeError(f"retry has the key {kind!r}, which is not a class of exceptions")
+    policies = _policies(retry)
 
     def register(handler: F) -> F:
-        known: Service | None = declared.registered.get(name)
-        if known is not None and _home(known.handler) != _home(handler):
-            raise ValueError(f"service {name!r} has a handler already: {_home(known.handler)}")
-        call, is_async = _callable(handler)
-        declared.registered[name] = Service(
-            name,
-            call,
-            is_async=is_async,
-            policies=policies,
-            concurrency=concurrency,
-            timeout=timeout,
-        )
+        _register(Service(name, handler, policies, concurrency, timeout))
         return handler
 
     return register
+
+
+def _policies(retry: RetryPolicy | Policies | None) -> Policies:
+    if isinstance(retry, RetryPolicy):
+        return {Exception: retry}
+    policies = dict(retry or {})
+    for kind in policies:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"retry has the key {kind!r}, which is not a class of exceptions")
+    return policies
+
+
+def _register(new: Service) -> None:
+    known: Service | None = declared.registered.get(new.name)
+    if known is not None and _source(known.handler) != _source(new.handler):
+        raise ValueError(f"service {new.name!r} has a handler already: {_source(known.handler)}")
+    declared.registered[new.name] = new
 
 
 def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
@@ -155,12 +153,12 @@ def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
         raise TypeError(f"{handler!r} is not a function")
     function = handler if inspect.isroutine(handler) else type(handler).__call__
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{_home(handler)} has a yield, so calling it would not handle anything")
+        raise TypeError(f"{_source(handler)} has a yield, so calling it would not handle anything")
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(function)
     return handler, is_async
 
 
-def _home(handler: Any) -> str:
+def _source(handler: Any) -> str:
     kind = type(handler)  # of an instance with __call__
     module = getattr(handler, "__module__", None) or kind.__module__
     return f"{module}.{getattr(handler, '__qualname__', kind.__qualname__)}"

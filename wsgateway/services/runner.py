@@ -13,6 +13,7 @@ from wsgateway.declared import declared_services, discover
 from wsgateway.services.registry import Service, get_service
 from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
+from wsgateway.supervision import share
 
 __all__ = ["Runner", "services_to_run"]
 
@@ -85,8 +86,8 @@ class Runner:
         ]
         for worker in workers:
             worker.start()
-        announcing = asyncio.create_task(self._announce(workers), name="wsgateway-announce")
-        ending = asyncio.create_task(self._end.wait(), name="wsgateway-end")
+        announcing = share(self._announce(workers), "wsgateway-announce")
+        ending = share(self._end.wait(), "wsgateway-end")
         told = False
         try:
             # Whichever is first: a worker that NATS keeps from becoming ready can be told to end

@@ -13,7 +13,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.work import Job, Turn
 from wsgateway.conf import settings
@@ -22,7 +22,7 @@ from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.handling import UNMARK_WITHIN, Handling
 from wsgateway.services.policy import Retried
 from wsgateway.services.running import Running
-from wsgateway.supervision import supervise
+from wsgateway.supervision import start, supervise
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
@@ -119,7 +119,7 @@ class Worker:
             service.name, self._on_job, self._on_turn, settings.ACK_WAIT
         )
         self._users: dict[Inbox, _User] = {}
-        self._tasks: dict[Inbox, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()  # one for each user
         self._waiting = 0  # bytes of what is not counted as in hand
         self._ending = False
         self._heart: asyncio.Task[None] | None = None
@@ -148,7 +148,7 @@ class Worker:
         await self._queue.close()
         for user in self._users.values():
             user.look.set()
-        tasks = list(self._tasks.values())
+        tasks = list(self._tasks)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout)
             for task in late:
@@ -178,6 +178,7 @@ class Worker:
         user = self._users.get(job.inbox)
         if user is None:
             user = self._users[job.inbox] = _User()
+            start(self._serve(job.inbox, user), "wsgateway-user", tasks=self._tasks)
         is_new = user.add(job)
         if job is not user.first:
             self._queue.hold(job)
@@ -188,9 +189,6 @@ class Worker:
             user.uncounted.add(job.key)
             self._waiting += len(job.payload)
             self._queue.add_room(1)
-        if job.inbox not in self._tasks:
-            task = asyncio.create_task(self._serve(job.inbox, user), name="wsgateway-user")
-            self._tasks[job.inbox] = task
 
     def _on_turn(self, name: str) -> None:
         """Look at once: a worker has finished a message of this user."""
@@ -223,7 +221,7 @@ class Worker:
             for job in user.jobs.values():
                 self._queue.give_back(job, pause)
                 self._leave(user, job)
-            del self._users[inbox], self._tasks[inbox]
+            del self._users[inbox]
 
     def _leave(self, user: _User, job: Job) -> None:
         """Make room for another message."""

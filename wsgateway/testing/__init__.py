@@ -31,9 +31,9 @@ from wsgateway.layer.options import ConfiguredLayer
 from wsgateway.protocol.frames import EVENT, FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
 from wsgateway.publish import NOTHING, frame_of
-from wsgateway.services.handling import Handling
+from wsgateway.services.handling import Handling, Outcome
 from wsgateway.services.policy import Retried
-from wsgateway.services.registry import get_service
+from wsgateway.services.registry import Service, get_service
 from wsgateway.services.running import Running
 from wsgateway.services.users import naming_path
 
@@ -215,29 +215,34 @@ async def adeliver(
     """
     found = get_service(service)
     before = len(sent(service, user))
+    inbox, frame, id = Inbox(service, user), frame_of(text, bytes, json), f"test-{next(_number)}"
+    values = {**_headers(frame, id, request, device), **(headers or {})}
+    verdict, error = outcome = await _handle(found, inbox, frame, values, id, attempt)
+    after = verdict.after if isinstance(verdict, Retried) else None
+    return Delivered(_Word(outcome.word), sent(service, user)[before:], error, after)
+
+
+async def _handle(
+    service: Service, inbox: Inbox, frame: Frame, headers: dict[str, str], id: str, attempt: int
+) -> Outcome:
+    """Store a message in the service's queue and handle it, as a worker does."""
     broker = MemoryBroker(_store(), Subjects(settings.PREFIX))
     await broker.open()
-    queue = broker.work_queue(service, _ignore, _ignore, settings.ACK_WAIT)
-    handling = Handling(found, broker, queue, Running(settings.ACK_WAIT), None)
-    inbox, frame = Inbox(service, user), frame_of(text, bytes, json)
-    number = next(_number)
-    values = {**_headers(frame, f"test-{number}", request, device), **(headers or {})}
+    queue = broker.work_queue(service.name, _ignore, _ignore, settings.ACK_WAIT)
+    handling = Handling(service, broker, queue, Running(settings.ACK_WAIT), None)
     try:
-        offset, _ = await broker.offer(inbox, frame, f"test.{number}", values)
-        name = f"test.{service}.{offset}"
-        job = Job(inbox, frame.payload, values, sequence=offset, id=name, deliveries=attempt)
+        offset, _ = await broker.offer(inbox, frame, id, headers)
+        job_id = f"test.{service.name}.{offset}"
+        job = Job(inbox, frame.payload, headers, sequence=offset, id=job_id, deliveries=attempt)
         if attempt > 1:
             await queue.note(job, History(attempt - 1, attempt - 1))
         outcome = await handling.handle(job, lambda: False)
-        verdict = outcome.verdict
-        if isinstance(verdict, Retried):
+        if isinstance(outcome.verdict, Retried):
             queue.ack(job)  # the test says when it comes again
+        return outcome
     finally:
         handling.close()
         await broker.close()
-    after = verdict.after if isinstance(verdict, Retried) else None
-    replies = sent(service, user)[before:]
-    return Delivered(_Word(outcome.word), replies, outcome.error, after)
 
 
 def _ignore(_: object) -> None:
