@@ -143,15 +143,13 @@ class Runner:
         try:
             if request:
                 self.requests.add(id)
-                self.session.expect_reply(id)
-            self.session.send(id, Frame.of(data), request=request)
+                self.session.request(id, Frame.of(data))
+            else:
+                self.session.send(id, Frame.of(data))
         except ValueError:
             self.result(id, "invalid")
         except GatewayError as exc:
             self.result(id, refusal(exc))
-        else:
-            return
-        self.session.expect_no_reply(id)
 
     def do_request(self, message: dict[str, Any]) -> None:
         self.do_send(message, request=True)

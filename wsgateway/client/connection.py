@@ -116,7 +116,7 @@ class Client:
             on_events=self._apply,
         )
         self._sends = Calls[None](self._give_up)  # what is in the outbox
-        self._requests = Calls[Message](self._session.expect_no_reply)  # replies to come
+        self._requests = Calls[Message](self._give_up_request)  # replies to come
         self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
         self._current: Message | None = None  # handed out, not processed yet
         self._arrived = asyncio.Event()  # the queue has something, or the client is closed
@@ -308,7 +308,12 @@ class Client:
             ValueError: *id* or *data* cannot be sent.
         """
         id = id if id is not None else self._new_id()
-        await self._send(id, _frame(data))
+        frame = _frame(data)
+        if id not in self._sends:
+            self._session.send(id, frame)
+        with self._sends.joined(id) as confirmed:
+            self._connector.wake()
+            await asyncio.shield(confirmed)
         return id
 
     async def request(
@@ -333,22 +338,22 @@ class Client:
         """
         frame = _frame(data)
         id = id if id is not None else self._new_id()
-        self._session.expect_reply(id)
+        self._session.request(id, frame)
         with self._requests.joined(id) as reply:
+            self._connector.wake()
             async with asyncio.timeout(timeout):
-                await self._send(id, frame, request=True)
                 return await asyncio.shield(reply)
 
-    async def _send(self, id: str, frame: Frame, *, request: bool = False) -> None:
-        if id not in self._sends:
-            self._session.send(id, frame, request=request)
-        with self._sends.joined(id) as confirmed:
-            self._connector.wake()
-            await asyncio.shield(confirmed)
-
     def _give_up(self, id: str) -> None:
-        self._session.give_up(id)
-        self._connector.wake()  # the window may have room
+        if id not in self._requests:
+            self._session.give_up(id)
+            self._connector.wake()  # the window may have room
+
+    def _give_up_request(self, id: str) -> None:
+        self._session.expect_no_reply(id)
+        if id not in self._sends:
+            self._session.give_up(id)
+            self._connector.wake()
 
     def _new_id(self) -> str:
         return f"{self._prefix}-{next(self._ids)}"

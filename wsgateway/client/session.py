@@ -212,7 +212,7 @@ class ClientSession:
             self.beat_at = now + self._silence
         events: list[Event] = []
         for id, size in self._outbox.larger_than(welcome.max_message_size):
-            events.append(self._fail(id, _too_big(id, size, welcome.max_message_size)))
+            events += self._fail(id, _too_big(id, size, welcome.max_message_size))
         return [*events, Welcomed(welcome)]
 
     def _message(self, message: ServerMessage, now: float) -> list[Event]:
@@ -249,24 +249,30 @@ class ClientSession:
         error = GatewayError(frame.code, frame.message, frame.temporary, id=frame.id)
         if frame.id is None or frame.id not in self._outbox:
             return [Unclaimed(error)]
-        return [self._fail(frame.id, error)]
+        return self._fail(frame.id, error)
 
-    def _fail(self, id: str, error: GatewayError) -> Failed:
+    def _fail(self, id: str, error: GatewayError) -> list[Event]:
         self._outbox.remove(id)
-        self._requests.discard(id)
-        return Failed(id, error)
+        if id not in self._requests:
+            return [Failed(id, error)]
+        self._requests.remove(id)
+        return [Failed(id, error), Answered(id, error)]
 
     # -- from the application ------------------------------------------------------------
 
-    def expect_reply(self, id: str) -> None:
-        """Wait for the reply to *id*, which is sent next. Idempotent.
+    def request(self, id: str, frame: Frame) -> None:
+        """Queue a message and wait for its reply, unless the same request waits already.
 
         Raises:
-            GatewayError: Too many wait already.
+            GatewayError: It cannot be queued.
+            ValueError: The id cannot be used.
         """
-        if id not in self._requests and len(self._requests) >= self._queue_limit:
+        if id in self._requests:
+            return
+        if len(self._requests) >= self._queue_limit:
             text = f"{len(self._requests)} requests wait for their replies already (queue_limit)"
             raise GatewayError("queue_limit", text, True, id=id)
+        self.send(id, frame, request=True)
         self._requests.add(id)
 
     def expect_no_reply(self, id: str) -> None:
