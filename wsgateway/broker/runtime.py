@@ -28,6 +28,7 @@ from wsgateway.broker import (
 )
 from wsgateway.broker.base import Broker
 from wsgateway.broker.native import native_sleep, start_native_thread, wait_for
+from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.conf import settings
 from wsgateway.supervision import Restarts, share
 
@@ -92,24 +93,34 @@ def target_of(servers: tuple[str, ...] = (), prefix: str | None = None) -> Targe
 
 
 class Connection:
-    """One loop's broker.
+    """One loop's broker, and what its users share.
 
     Args:
         loop: Where it lives.
-        target: Where it leads.
+        broker: Not opened.
+        target: Where it leads; None: nobody asks for it.
         is_background: Whether it is the background thread's.
     """
 
-    def __init__(self, loop: Loop, target: Target, *, is_background: bool) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        broker: Broker,
+        *,
+        target: Target | None = None,
+        is_background: bool = False,
+    ) -> None:
         self.loop = loop
         self.is_background = is_background
-        self.broker = _broker_of(target)
+        self.broker = broker
+        self.subscriptions = Subscriptions(broker)
+        """What reads inboxes here: sockets and members of durable groups."""
         self.kept = False
         """Whether somebody closes it at the end of what the loop is there for."""
         self.attached: dict[type[Any], Any] = {}
         """What others keep with it, by type."""
         self._hooks: list[tuple[Hook, Callable[[], None]]] = []
-        self._target = target
+        self.target = target
         self._opening: asyncio.Task[None] | None = None
 
     @property
@@ -164,6 +175,7 @@ class Connection:
         hooks, self._hooks = self._hooks, []
         for before, _ in hooks:
             await before()
+        self.subscriptions.close()
         await self.broker.close()
         for _, after in hooks:
             after()
@@ -303,15 +315,18 @@ def _connection(loop: Loop, target: Target | None, *, is_background: bool) -> Co
                 _close_with(loop)
         found = by_target.get(target)
         if found is None or found.broker.closed:
-            found = by_target[target] = Connection(loop, target, is_background=is_background)
+            found = by_target[target] = Connection(
+                loop, _broker_of(target), target=target, is_background=is_background
+            )
         return found
 
 
 def _forget(connection: Connection) -> None:
     with _lock:
         by_target = _connections.get(connection.loop, {})
-        if by_target.get(connection._target) is connection:
-            del by_target[connection._target]
+        target = connection.target
+        if target is not None and by_target.get(target) is connection:
+            del by_target[target]
             if not by_target:
                 del _connections[connection.loop]
         elif connection in _retired.get(connection.loop, []):

@@ -1,0 +1,323 @@
+"""What reads inboxes over one connection, and one sweep for what the live messages left out.
+
+The broker delivers live messages at most once: a message may be missed while the connection is
+lost, or when too many come at once. It is still stored. The sweep compares how far each inbox
+reaches with what its subscribers have heard of, and whether the stream is still the one that they
+have read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol, Self
+
+from wsgateway.broker.base import Broker, Closable, Position, Stored
+from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.v1 import Reason
+from wsgateway.protocol.window import Window
+from wsgateway.supervision import supervise
+
+__all__ = ["Subscriber", "Subscriptions", "wait_usable"]
+
+logger = logging.getLogger("wsgateway.broker")
+
+DOUBTS = 32
+"""Subscribers whose newest message is gone, after which no other is asked whether it changed."""
+REFUSED_PAUSE = (0.05, 0.25)
+"""Seconds after which something that failed is tried again, at the earliest."""
+
+
+class Subscriber(Protocol):
+    """Reads one inbox; what reads several is several subscribers.
+
+    Everything is called in the connection's loop, often in the broker's read path: nothing may
+    wait or raise.
+    """
+
+    @property
+    def inbox(self) -> Inbox:
+        """Which one; always the same."""
+
+    @property
+    def window(self) -> Window:
+        """What live messages and announcements go to, also before it is started."""
+
+    @property
+    def epoch(self) -> str:
+        """Life of the stream that the window's offsets belong to; empty before it is started."""
+
+    def wake(self) -> None:
+        """Look at the window: there may be a message to take, or something to fetch."""
+
+    def restart(self, position: Position, reason: Reason, since: str) -> None:
+        """Start the window again, now or soon: its offsets mean nothing any more.
+
+        Until `epoch` or the window has changed, each sweep calls this again.
+
+        Args:
+            position: Where the stream stands now.
+            reason: `Reason.EPOCH`: it is another stream. `Reason.AHEAD`: it has lost its end, and
+                gives the same offsets to other messages.
+            since: With `Reason.AHEAD`, when the newest message that the window knew of was
+                stored; empty if that is not known.
+        """
+
+
+class Subscriptions:
+    """The subscribers of one connection. Those of the same inbox share its live messages.
+
+    Use it in the connection's loop. It looks for missed messages every ``WSGATEWAY_SWEEP_INTERVAL``
+    seconds, and each time the broker becomes ready.
+
+    Args:
+        broker: Where the inboxes are.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._inboxes: dict[Inbox, _Inbox] = {}
+        self._resync = asyncio.Event()
+        self._lock = asyncio.Lock()  # held by a sweep
+        self._swept: Position | None = None  # at the last sweep
+        self._sweeping: asyncio.Task[None] | None = None  # while anybody subscribes
+        broker.on_ready(self.resync)
+        broker.on_lost(self._suspect_end)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Begin to wake *subscriber* for what is stored in its inbox from now on.
+
+        Subscribe first; then find out where to begin, start the window, and fetch what it wants.
+        So nothing falls between what is read and what comes live.
+        """
+        inbox = self._inboxes.get(subscriber.inbox)
+        if inbox is None:
+            inbox = _Inbox(self.resync)
+            inbox.watch = self._broker.watch(subscriber.inbox, inbox.on_message)
+            self._inboxes[subscriber.inbox] = inbox
+        inbox.subscribers.add(subscriber)
+        if self._sweeping is None:
+            self._sweeping = supervise(self._sweep, "wsgateway-sweep")
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Call nothing of *subscriber* any more, except from a sweep under way. Idempotent."""
+        inbox = self._inboxes.get(subscriber.inbox)
+        if inbox is None:
+            return
+        inbox.subscribers.discard(subscriber)
+        if not inbox.subscribers:
+            del self._inboxes[subscriber.inbox]
+            inbox.close()
+        if not self._inboxes:
+            self._stop_sweeping()
+
+    def resync(self) -> None:
+        """Sweep soon, as after a reconnect."""
+        self._resync.set()
+
+    def close(self) -> None:
+        """Unsubscribe everybody; before the broker is closed. Idempotent."""
+        self._stop_sweeping()
+        for inbox in self._inboxes.values():
+            inbox.close()
+        self._inboxes.clear()
+
+    async def sweep(self, *, thorough: bool) -> None:
+        """Look for what the live messages left out, once.
+
+        Args:
+            thorough: As after a reconnect: look at every inbox, not only at those that were
+                quiet, and at whether the stream has lost its end and is as long again.
+
+        Raises:
+            BrokerError: Not all is known now. Sweep again, thoroughly.
+        """
+        async with self._lock:
+            started = [each for each in self._subscribers() if each.epoch]
+            reached = [Reached.of(each) for each in started]
+            position = await self._broker.position()
+            await self._restart(reached, position, thorough=thorough)
+            for subscriber in started:
+                subscriber.window.suspect = None
+            swept = self._swept
+            if thorough:
+                # What came since the last sweep may have gone already, by its age
+                if swept is None or position.first > swept.last + 1:
+                    _invalidate(started)
+            elif swept and (position.epoch, position.last) == (swept.epoch, swept.last):
+                return
+            await self._announce(everything=thorough)
+            self._swept = position
+
+    async def _restart(self, reached: list[Reached], position: Position, *, thorough: bool) -> None:
+        """Restart those whose stream was replaced, or has lost its end."""
+        replaced = [each for each in reached if each.subscriber.epoch != position.epoch]
+        same = [each for each in reached if each.epoch == position.epoch]
+        if replaced:
+            logger.warning("the inbox stream was replaced; restarting %d readers", len(replaced))
+        for each in replaced:
+            each.subscriber.restart(position, Reason.EPOCH, "")
+        lost = await find_lost(self._broker, same, position, thorough)
+        if lost:
+            logger.warning("the inbox stream lost its end; restarting %d readers", len(lost))
+        for each in lost:
+            each.subscriber.restart(position, Reason.AHEAD, each.time)
+
+    async def _announce(self, *, everything: bool) -> None:
+        """Tell subscribers how far their inboxes reach; those of a quiet inbox, or everybody."""
+        quiet = [key for key, inbox in self._inboxes.items() if everything or not inbox.heard]
+        for inbox in self._inboxes.values():
+            inbox.heard = False
+        for key, offset in (await self._broker.last_offsets(quiet)).items():
+            found = self._inboxes.get(key)
+            for subscriber in list(found.subscribers) if found else ():
+                if subscriber.window.announce(offset):
+                    subscriber.wake()
+
+    async def _sweep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.SWEEP_INTERVAL):
+                    await self._resync.wait()
+            thorough = self._resync.is_set()
+            self._resync.clear()
+            try:
+                await self.sweep(thorough=thorough)
+            except BrokerClosed:
+                return
+            except BrokerError as exc:
+                logger.debug("cannot look for missed messages: %s", exc)
+                self._resync.set()
+                await wait_usable(self._broker)
+            except BaseException:
+                self._resync.set()
+                raise
+
+    def _stop_sweeping(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+
+    def _suspect_end(self) -> None:
+        """Note how far everybody is: the server may come back without its last messages."""
+        for subscriber in self._subscribers():
+            if subscriber.epoch:
+                subscriber.window.suspect_end()
+
+    def _subscribers(self) -> list[Subscriber]:
+        return [each for inbox in self._inboxes.values() for each in inbox.subscribers]
+
+
+class _Inbox:
+    """The subscribers of one inbox."""
+
+    __slots__ = ("_resync", "heard", "subscribers", "watch")
+
+    def __init__(self, resync: Callable[[], None]) -> None:
+        self.subscribers: set[Subscriber] = set()
+        self.heard = False  # a live message came since the last sweep
+        self.watch: Closable | None = None
+        self._resync = resync
+
+    def on_message(self, stored: Stored) -> None:
+        """Take a live message, in the broker's read path."""
+        self.heard = True
+        for subscriber in self.subscribers:
+            window = subscriber.window
+            if window.live(stored):
+                subscriber.wake()
+            elif window.suspect is not None:
+                self._resync()
+
+    def close(self) -> None:
+        """End the live messages."""
+        if self.watch is not None:
+            self.watch.close()
+
+
+class Reached(NamedTuple):
+    """How far a subscriber has come.
+
+    Attributes:
+        epoch: Life of the stream.
+        offset: Of the newest message that its window knows of, or where it began.
+        time: When that message was stored; empty if that is not known.
+        subscriber: Whose window it is.
+    """
+
+    epoch: str
+    offset: int
+    time: str
+    subscriber: Subscriber
+
+    @classmethod
+    def of(cls, subscriber: Subscriber) -> Self:
+        """Return where *subscriber* is, or was when the stream's end came in doubt."""
+        window = subscriber.window
+        offset, time = window.suspect or window.reached
+        return cls(subscriber.epoch, offset, time, subscriber)
+
+
+async def find_lost(
+    broker: Broker, reached: Iterable[Reached], position: Position, thorough: bool
+) -> list[Reached]:
+    """Return those whose newest message is not, or may not be, the stream's any more.
+
+    A server that loses power loses what it had not synced, and gives those offsets out again.
+
+    Args:
+        broker: Where the inboxes are.
+        reached: Where each subscriber was before *position* was asked for.
+        position: Where the stream stands.
+        thorough: The stream may be as long again as it was: compare messages. The furthest one
+            that is the same proves that nothing before it changed.
+    """
+    doubtful: list[Reached] = []
+    certain = False
+    for each in sorted(reached, key=lambda each: each.offset, reverse=True):
+        _, offset, time, subscriber = each
+        if offset > position.last:
+            certain = True
+        elif not offset or not (thorough or certain):
+            break
+        elif time:
+            batch = await broker.read_after(subscriber.inbox, offset - 1, limit=1)
+            found = next((m.time for m in batch.messages if m.offset == offset), "")
+            if found == time:
+                break
+            certain = certain or bool(found)
+        doubtful.append(each)
+        if not certain and len(doubtful) >= DOUBTS:
+            break
+    return doubtful if certain else []
+
+
+def _invalidate(subscribers: list[Subscriber]) -> None:
+    for subscriber in subscribers:
+        if subscriber.window.invalidate():
+            subscriber.wake()
+
+
+async def wait_usable(broker: Broker) -> None:
+    """Wait until *broker* is ready, however long that takes; a moment at least.
+
+    A broker that is ready may refuse the same thing again, its permissions for example.
+
+    Raises:
+        BrokerClosed: It is closed.
+    """
+    await asyncio.sleep(random.uniform(*REFUSED_PAUSE))  # noqa: S311 - jitter, no secret
+    while True:
+        try:
+            await broker.wait_ready(60.0)
+        except BrokerClosed:
+            raise
+        except BrokerError:
+            await asyncio.sleep(0.2)
+        else:
+            return
