@@ -32,7 +32,7 @@ SERVERS += [f"uvicorn --ws {name}" for name in ("websockets", "wsproto") if find
 """ASGI servers, as `Gateway` takes them: each that the product knows, in all its ways."""
 
 
-def wait_for(condition: Callable[..., Any], timeout: float = 10.0, what: str = "") -> Any:
+def wait_for(condition: Callable[..., Any], timeout: float = 30.0, what: str = "") -> Any:
     """Return the first true result of *condition*; fail after *timeout* seconds. Blocking.
 
     *condition* is called without arguments; a lambda in a loop keeps its variables as defaults.
@@ -47,7 +47,7 @@ def wait_for(condition: Callable[..., Any], timeout: float = 10.0, what: str = "
         time.sleep(0.02)
 
 
-async def until(condition: Callable[..., Any], timeout: float = 10.0, what: str = "") -> Any:
+async def until(condition: Callable[..., Any], timeout: float = 30.0, what: str = "") -> Any:
     """Do the same without blocking."""
     deadline = time.monotonic() + timeout
     while True:

@@ -32,7 +32,7 @@ async def test_broker_killed_under_load(
         await traffic.more()
         await traffic.finish()
         # The raw socket stayed open, and got the same.
-        got = [await asyncio.wait_for(raw.recv(), 10) for _ in traffic.published]
+        got = [await asyncio.wait_for(raw.recv(), 30) for _ in traffic.published]
         assert got == traffic.published
     assert "Traceback" not in gateway.output
 
@@ -113,7 +113,7 @@ async def test_raw_frame_during_an_outage_is_refused_not_swallowed(
                 await asyncio.sleep(0.05)
         await asyncio.to_thread(own_server.stop)
         await socket.send("meanwhile")
-        await asyncio.wait_for(socket.wait_closed(), 10)
+        await asyncio.wait_for(socket.wait_closed(), 30)
         assert socket.close_code == 1013
     await own_server.astart()
     async with broker_at([own_server.url], prefix) as broker:
@@ -128,7 +128,7 @@ async def test_gateway_recovers_when_the_broker_comes_late(
     gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
     for _ in range(2):
         async with gateway.connect(*INBOX) as socket:
-            await asyncio.wait_for(socket.wait_closed(), 10)
+            await asyncio.wait_for(socket.wait_closed(), 30)
             assert socket.close_code == 1013
     said = [line for line in gateway.output.splitlines() if line.endswith("; retrying")]
     assert len(said) == 1
@@ -155,5 +155,5 @@ async def test_shutdown_with_open_sockets(gateway_factory: Gateways, server: str
     gateway = gateway_factory(server)
     sockets = [await gateway.connect("faults", f"u{number}") for number in range(50)]
     gateway.stop(timeout=5.0)
-    await until(lambda: all(socket.close_code for socket in sockets), 5, "closed")
+    await until(lambda: all(socket.close_code for socket in sockets), what="closed")
     assert {socket.close_code for socket in sockets} <= {1001, 1012}

@@ -144,7 +144,7 @@ async def test_gateway_that_was_reconnecting_closes_what_the_others_closed(
             for gateway in (there, away)
         }
         for socket in (*sockets[there].values(), *sockets[away].values()):
-            assert json.loads(await asyncio.wait_for(socket.recv(), 10))["type"] == "welcome"
+            assert json.loads(await asyncio.wait_for(socket.recv(), 30))["type"] == "welcome"
 
         def codes(gateway: Gateway) -> dict[str, int]:
             found = {name: socket.close_code for name, socket in sockets[gateway].items()}
@@ -154,12 +154,12 @@ async def test_gateway_that_was_reconnecting_closes_what_the_others_closed(
         await proxy.cut()
         await asyncio.to_thread(site.run, f"KEYS = {site.keys!r}\n{REVOKE}")
         await asyncio.to_thread(site.log_out, there, "left")
-        await until(lambda: len(codes(there)) == len(SIGNALLED), 5, "one gateway heard of it")
+        await until(lambda: len(codes(there)) == len(SIGNALLED), what="one gateway heard of it")
         assert codes(there) == SIGNALLED
         assert codes(away) == {}
 
         proxy.deaf = False
-        await until(lambda: len(codes(away)) == len(FOUND), 15, "the other one finds out")
+        await until(lambda: len(codes(away)) == len(FOUND), what="the other one finds out")
         assert codes(away) == FOUND
 
         # Those who were told to come back get in with a new cookie only
@@ -187,7 +187,7 @@ async def test_commit_with_autocommit_off(
     ends = {"deactivated": ENDED, "deleted": ENDED, "left": CHANGED}
     sockets = {name: await site.connect(gateway, name) for name in (*ends, "stays")}
     for socket in sockets.values():
-        assert json.loads(await asyncio.wait_for(socket.recv(), 10))["type"] == "welcome"
+        assert json.loads(await asyncio.wait_for(socket.recv(), 30))["type"] == "welcome"
     await asyncio.to_thread(site.run, f"KEYS = {site.keys!r}\n{BY_HAND}")
     closed = [sockets[name].wait_closed() for name in ends]
     await asyncio.wait_for(asyncio.gather(*closed), 20)

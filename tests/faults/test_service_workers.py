@@ -119,7 +119,8 @@ async def test_workers_killed_one_after_the_other(
 async def test_no_user_is_handled_twice_at_a_time(
     broker: NatsBroker, worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
-    await asyncio.gather(worker().start(), worker().start())
+    env = {"WSGATEWAY_ACK_WAIT": "30"}  # nobody dies, so nothing may come twice
+    await asyncio.gather(worker(**env).start(), worker(**env).start())
     await send(broker, "counted", range(10))
     await until(lambda: len(lines(tmp_path, "end")) == USERS * 10, 30, "every message handled")
     active: set[str] = set()

@@ -85,7 +85,7 @@ class Browser:
 
     async def closed(self, code: CloseCode) -> None:
         """Wait until the socket of each gateway is closed; all with *code*."""
-        await until(lambda: len(self.codes) == len(self.world.hubs), 5, f"{self.name} is closed")
+        await until(lambda: len(self.codes) == len(self.world.hubs), what=f"{self.name} is closed")
         assert self.codes == [code] * len(self.world.hubs)
 
 
@@ -119,7 +119,7 @@ class World:
         checks = count_checks(self)
         for browser in (self.ann, self.laptop, self.bob):
             await browser.open_sockets()
-        await until(lambda: sum(checks) >= 6, 5, "new sockets have been asked about")
+        await until(lambda: sum(checks) >= 6, what="new sockets have been asked about")
 
     def _log_in(self) -> None:
         for name in ("ann", "bob"):
@@ -168,7 +168,7 @@ async def test_log_out(world: World, engine: str, code: CloseCode) -> None:
     began = time.monotonic()
     await sync_to_async(world.ann.client.post)("/logout/")
     await world.ann.closed(code)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10
     assert world.laptop.codes == ([code] * 2 if engine == "signed_cookies" else [])
     assert world.bob.codes == []
 
@@ -245,7 +245,7 @@ async def test_rotated_client_waits_for_its_new_cookie(world: World) -> None:
     began = time.monotonic()
     await sync_to_async(lambda: world.ann.request.session.cycle_key())()
     await world.ann.closed(CHANGED)
-    assert 0.4 < time.monotonic() - began < 1.5
+    assert 0.4 < time.monotonic() - began < 10
     assert len(world.ann.closing) == 2
     assert all(2.0 <= after <= 4.0 for after in world.ann.closing)
     await sync_to_async(lambda: world.laptop.request.session.flush())()
@@ -295,7 +295,7 @@ async def test_user_changed(world: World, engine: str, change: UserChange) -> No
     await change(world.users["ann"])
     await world.ann.closed(ENDED)
     await world.laptop.closed(ENDED)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 10
     assert world.bob.codes == []
 
 
@@ -305,7 +305,7 @@ async def test_changes_that_end_no_log_in_close_nothing(world: World) -> None:
     await get_user_model()(username="new").asave()
     ann.first_name = "Ann"
     await ann.asave()
-    await until(lambda: sum(checks) == 4, 5, "both gateways have asked about ann's two sockets")
+    await until(lambda: sum(checks) == 4, what="both gateways have asked about ann's two sockets")
     assert world.ann.codes == world.laptop.codes == world.bob.codes == []
 
 
@@ -339,7 +339,7 @@ async def test_resolver_that_finds_users_needs_nothing_else(
         await world.open(world.hubs[0], identity, found)
     await new_password(world.users["ann"])
     await deactivate(world.users["bob"])
-    await until(lambda: codes["bob"], 5, "bob is closed")
+    await until(lambda: codes["bob"], what="bob is closed")
     assert codes == {"ann": [], "bob": [ENDED], "robot": []}
 
 
@@ -422,7 +422,7 @@ async def test_socket_let_in_just_before_a_log_out_does_not_live_on(world: World
     await world.ann.closed(ENDED)
     late: list[int] = []
     await world.open(world.hubs[0], identity, late)
-    await until(lambda: late, 5, "the late socket is closed")
+    await until(lambda: late, what="the late socket is closed")
 
 
 def test_log_out_without_a_broker_succeeds_at_once(
@@ -430,10 +430,10 @@ def test_log_out_without_a_broker_succeeds_at_once(
 ) -> None:
     settings.PUBSUB_BROKER = "nats"
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
-    settings.WSGATEWAY_BROKER_TIMEOUT = 0.3
+    settings.WSGATEWAY_BROKER_TIMEOUT = 1.0
     began = time.monotonic()
     signals.on_log_out(request=SimpleNamespace(session=SimpleNamespace(session_key="abc")))
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 1.0
     signals._announcer.finish()
     deadline = time.monotonic() + 10
     while "could not tell the gateways that 1 log-ins changed" not in caplog.text:
@@ -557,7 +557,7 @@ class TestAsking:
         assert identity is not None
         codes: list[int] = []
         await world.open(world.hubs[0], identity, codes)
-        await until(lambda: codes, 5, "the token's socket is closed")
+        await until(lambda: codes, what="the token's socket is closed")
         assert codes == [CHANGED]
 
     async def test_database_that_fails_ends_no_socket(
@@ -573,7 +573,7 @@ class TestAsking:
             patch.setattr(working, fail)
             await get_user_model().objects.filter(username="ann").aupdate(is_active=False)
             text = "cannot check the log-ins of open sockets now: no route to the database"
-            await until(lambda: caplog.text.count(text) >= 3, 5, "it says so")
+            await until(lambda: caplog.text.count(text) >= 3, what="it says so")
             assert world.ann.codes == world.bob.codes == []
         await world.ann.closed(ENDED)
         assert world.bob.codes == []
@@ -590,7 +590,7 @@ class TestAsking:
             identity = Identity("orders", name, user_id=user_id, backend=path)
             await world.open(world.hubs[0], identity, codes[name])
         Directory.members = {world.users["bob"].pk}
-        await until(lambda: codes["ann"], 5, "ann is no member any more")
+        await until(lambda: codes["ann"], what="ann is no member any more")
         assert codes == {"ann": [ENDED], "bob": []}
 
 
@@ -627,5 +627,5 @@ async def test_forged_broadcast_closes_nothing(world: World) -> None:
     checks = count_checks(world)
     broker.broadcast(TOPIC, "\n".join(lines).encode())
     broker.broadcast(TOPIC, b"\xff\xfe")
-    await until(lambda: sum(checks) >= 4, 5, "the last line is a question")
+    await until(lambda: sum(checks) >= 4, what="the last line is a question")
     assert world.ann.codes == world.laptop.codes == world.bob.codes == []
