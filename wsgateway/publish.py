@@ -22,7 +22,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import transaction
 
 from wsgateway.broker import runtime
-from wsgateway.broker.base import Broker, Receipt, check_published
+from wsgateway.broker.base import Broker
+from wsgateway.broker.messages import Receipt, check_published
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig, PartlySent, WsGatewayError
 from wsgateway.protocol.frames import Frame

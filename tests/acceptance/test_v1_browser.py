@@ -16,8 +16,8 @@ from tests.acceptance.browser import Page, browser
 from tests.acceptance.client_page import INBOX, connect, publish, require_all
 from tests.faults.traffic import broker_at, stored
 from tests.support import ROOT, Gateway
-from wsgateway.broker.base import ERROR_HEADER, REPLY_TO_HEADER
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.identity import make_token
 

@@ -14,14 +14,8 @@ import pytest
 from tests.contract.conftest import Brokers
 from tests.support import until
 from wsgateway.broker import memory
-from wsgateway.broker.base import (
-    ERROR_HEADER,
-    MAX_HEADERS,
-    MAX_TTL,
-    REPLY_TO_HEADER,
-    Broker,
-    Stored,
-)
+from wsgateway.broker.base import Broker
+from wsgateway.broker.messages import ERROR_HEADER, MAX_HEADERS, MAX_TTL, REPLY_TO_HEADER, Stored
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerUnavailable,

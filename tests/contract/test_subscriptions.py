@@ -11,7 +11,9 @@ import pytest
 from tests.contract.conftest import Brokers
 from tests.contract.test_broker import ANN, BOB, fill
 from tests.support import until
-from wsgateway.broker.base import Broker, Closable, Position, Stored
+from wsgateway.broker.base import Broker
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.messages import Position, Stored
 from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox

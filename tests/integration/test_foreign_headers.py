@@ -19,8 +19,8 @@ from tests.integration.workers import no_services, serving
 from tests.rawnats import POISON, UNREADABLE, RawPublisher, raw_publisher
 from tests.support import Gateway, until
 from wsgateway import Message
-from wsgateway.broker.base import Stored
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.messages import Stored
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.contract.test_broker import CALLS
 from tests.faults.traffic import stored
 from tests.support import Gateway, until
-from wsgateway.broker.base import Stored
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.messages import Stored
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.broker import NatsBroker

@@ -13,7 +13,7 @@ import wsgateway
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from tests.troubleshooting import Symptom
-from wsgateway.broker.base import Position
+from wsgateway.broker.messages import Position
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.jetstream import JetStream

@@ -14,8 +14,8 @@ from django.core.management import CommandError, call_command
 from django.db import connections, transaction
 
 from wsgateway.broker import memory
-from wsgateway.broker.base import MAX_TTL, Receipt
 from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.messages import MAX_TTL, Receipt
 from wsgateway.broker.nats.jetstream import error_of
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused, QueueFull

@@ -15,8 +15,8 @@ from django.core.management import CommandError, call_command
 from django.db import transaction
 
 from wsgateway import Outgoing, asend, asend_many, send, send_many, send_on_commit
-from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import (

@@ -9,8 +9,8 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist
 
 from tests.unit.test_identity import scope
-from wsgateway.broker.base import RESOLVER_HEADER
 from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.messages import RESOLVER_HEADER
 from wsgateway.broker.work import Job
 from wsgateway.identity import Identity, SessionIdentity, resolve_identity
 from wsgateway.protocol.subjects import Inbox

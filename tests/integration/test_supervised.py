@@ -14,8 +14,8 @@ from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until, wait_for
 from wsgateway import Message, declared, publish, supervision
 from wsgateway.broker import runtime
-from wsgateway.broker.base import Receipt
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.gateway.hub import Hub

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgateway.broker.base import Receipt
+from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats.jetstream import ApiError, _receipt, error_of
 from wsgateway.exceptions import (
     BrokerError,

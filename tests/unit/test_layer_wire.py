@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgateway.broker.base import Stored
+from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.layer import durable, wire
 from wsgateway.layer.envelopes import Envelopes

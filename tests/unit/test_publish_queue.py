@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import until
-from wsgateway.broker.base import Receipt
+from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.gateway import publish_queue as lane_module
 from wsgateway.gateway.publish_queue import PublishQueue

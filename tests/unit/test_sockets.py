@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support import until
-from wsgateway.broker.base import Receipt, Stored
+from wsgateway.broker.messages import Receipt, Stored
 from wsgateway.broker.recovery import Start
 from wsgateway.exceptions import QueueFull
 from wsgateway.gateway import sockets

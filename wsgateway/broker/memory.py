@@ -13,19 +13,8 @@ from typing import TYPE_CHECKING
 
 from django.core import mail
 
-from wsgateway.broker.base import (
-    ERROR_HEADER,
-    REPLY_TO_HEADER,
-    Batch,
-    Broker,
-    Closable,
-    Position,
-    Receipt,
-    Stored,
-    check_headers,
-    check_published,
-)
-from wsgateway.broker.bus import Bus, Hook
+from wsgateway.broker.base import Broker
+from wsgateway.broker.bus import Bus, Closable, Hook
 from wsgateway.broker.isolation import begin_each_test_empty, resets
 from wsgateway.broker.memory_bus import Exchange, MemoryBus
 from wsgateway.broker.memory_work import (
@@ -33,6 +22,16 @@ from wsgateway.broker.memory_work import (
     MemoryWorkQueue,
     Waiting,
     enqueue,
+)
+from wsgateway.broker.messages import (
+    ERROR_HEADER,
+    REPLY_TO_HEADER,
+    Batch,
+    Position,
+    Receipt,
+    Stored,
+    check_headers,
+    check_published,
 )
 from wsgateway.broker.work import DeadEntry, DeadLetters, History, Job, WorkQueue
 from wsgateway.declared import EVERYTHING, Declared, declared_services

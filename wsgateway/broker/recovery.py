@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
-from wsgateway.broker.base import Broker, Position
+from wsgateway.broker.base import Broker
+from wsgateway.broker.messages import Position
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
 from wsgateway.protocol.window import Window

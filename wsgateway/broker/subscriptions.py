@@ -15,7 +15,9 @@ import random
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol, Self
 
-from wsgateway.broker.base import Broker, Closable, Position, Stored
+from wsgateway.broker.base import Broker
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.messages import Position, Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.protocol.subjects import Inbox

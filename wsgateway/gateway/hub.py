@@ -18,12 +18,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker import runtime
-from wsgateway.broker.base import (
-    Broker,
-    Closable,
-    Position,
-    Stored,
-)
+from wsgateway.broker.base import Broker
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.messages import Position, Stored
 from wsgateway.broker.recovery import Reached, find_lost
 from wsgateway.conf import settings
 from wsgateway.exceptions import (

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from wsgateway.broker.base import Receipt
+from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.frames import Frame
 from wsgateway.supervision import supervise

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.base import (
+from wsgateway.broker.messages import (
     CONNECTION_HEADER,
     DEVICE_HEADER,
     RESOLVER_HEADER,

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from wsgateway.broker.base import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
+from wsgateway.broker.messages import CLIENT_ID_HEADER, REQUEST_HEADER, Receipt, Stored
 from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull, WsGatewayError

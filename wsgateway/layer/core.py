@@ -15,8 +15,8 @@ from channels.exceptions import ChannelFull
 from channels.layers import channel_layers
 from django.core.signals import setting_changed
 
-from wsgateway.broker.base import Closable, Stored
-from wsgateway.broker.bus import new_reply_subject
+from wsgateway.broker.bus import Closable, new_reply_subject
+from wsgateway.broker.messages import Stored
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.runtime import Target, is_short_lived, on_fork, target_of
 from wsgateway.conf import settings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from channels.exceptions import MessageTooLarge
 
-from wsgateway.broker.base import Stored
+from wsgateway.broker.messages import Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig, ServiceUnknown
 from wsgateway.layer import wire

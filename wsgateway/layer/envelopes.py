@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import MessageTooLarge
 
-from wsgateway.broker.base import Stored
+from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
 from wsgateway.layer import durable, wire
 from wsgateway.layer.serializers import BaseMessageSerializer, Serializer

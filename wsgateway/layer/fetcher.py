@@ -10,8 +10,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.base import Closable
-from wsgateway.broker.bus import new_reply_subject
+from wsgateway.broker.bus import Closable, new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.exceptions import BrokerError, BrokerUnavailable

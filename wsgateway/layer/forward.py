@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.base import Closable, Receipt
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
 from wsgateway.layer import wire
 from wsgateway.layer.blobs import HEADERS

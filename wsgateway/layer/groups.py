@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from wsgateway.broker.base import Closable
+from wsgateway.broker.bus import Closable
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.subscription import DurableItem, Subscription
 from wsgateway.protocol.subjects import Inbox

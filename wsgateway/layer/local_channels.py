@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from wsgateway.broker.base import Closable
+from wsgateway.broker.bus import Closable
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
 from wsgateway.layer.connection import LayerConnection

@@ -14,8 +14,9 @@ from typing import Any
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 
-from wsgateway.broker.base import Closable, Stored
+from wsgateway.broker.bus import Closable
 from wsgateway.broker.memory import MemoryBroker, shared_store
+from wsgateway.broker.messages import Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig, ServiceUnknown
 from wsgateway.layer.durable import UNKNOWN_SERVICE, kept_inbox, payload_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import ChannelFull
 
-from wsgateway.broker.base import Closable
+from wsgateway.broker.bus import Closable
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull

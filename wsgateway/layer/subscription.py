@@ -13,7 +13,8 @@ import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from wsgateway.broker.base import Closable, Stored
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.messages import Stored
 from wsgateway.broker.recovery import Reached, find_lost
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError

@@ -34,7 +34,8 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from wsgateway.broker import runtime
-from wsgateway.broker.base import Broker, Receipt, check_published
+from wsgateway.broker.base import Broker
+from wsgateway.broker.messages import Receipt, check_published
 from wsgateway.exceptions import BrokerUnavailable, WsGatewayError, reason_of
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.schema import naming_the_cure

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from wsgateway.broker.base import check_headers
+from wsgateway.broker.messages import check_headers
 from wsgateway.exceptions import MessageRefused, MessageTooBig, WsGatewayError
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import failure

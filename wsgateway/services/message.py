@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.utils.functional import SimpleLazyObject
 
-from wsgateway.broker.base import (
+from wsgateway.broker.messages import (
     CLIENT_ID_HEADER,
     CONNECTION_HEADER,
     DEVICE_HEADER,

@@ -16,7 +16,8 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 
-from wsgateway.broker.base import (
+from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
+from wsgateway.broker.messages import (
     CLIENT_ID_HEADER,
     CONNECTION_HEADER,
     DEVICE_HEADER,
@@ -24,7 +25,6 @@ from wsgateway.broker.base import (
     RESOLVER_HEADER,
     Stored,
 )
-from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
 from wsgateway.broker.work import History, Job
 from wsgateway.conf import settings
 from wsgateway.layer.options import ConfiguredLayer

@@ -11,18 +11,17 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from wsgateway.broker.base import (
+from wsgateway.broker.base import Broker
+from wsgateway.broker.bus import Bus, Closable, Hook
+from wsgateway.broker.messages import (
     ERROR_HEADER,
     REPLY_TO_HEADER,
     Batch,
-    Broker,
-    Closable,
     Position,
     Receipt,
     Stored,
     check_published,
 )
-from wsgateway.broker.bus import Bus, Hook
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
 from wsgateway.broker.nats.consumers import set_up_consumers

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from wsgateway.broker.base import Position
+from wsgateway.broker.messages import Position
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
 from wsgateway.exceptions import BrokerError, BrokerUnavailable

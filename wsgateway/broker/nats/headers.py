@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wsgateway.broker.base import check_headers
+from wsgateway.broker.messages import check_headers
 
 __all__ = ["answer_status", "decode", "encode", "find", "find_int", "find_text", "status"]
 

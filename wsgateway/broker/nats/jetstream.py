@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple
 
-from wsgateway.broker.base import Receipt
 from wsgateway.broker.bus import Reply
+from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connection import NatsConnection
 from wsgateway.exceptions import (

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from wsgateway.broker.base import Receipt
+from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import (
     NO_MESSAGE,

@@ -31,7 +31,7 @@ from wsgateway.protocol.subjects import Inbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.broker.base import Closable
+    from wsgateway.broker.bus import Closable
     from wsgateway.broker.nats.broker import NatsBroker
 
 __all__ = ["NatsWorkQueue", "job_of"]

@@ -1,0 +1,194 @@
+"""What a broker takes and returns: messages, receipts, positions, and the headers they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.v1 import valid_id
+
+__all__ = [
+    "CLIENT_ID_HEADER",
+    "CONNECTION_HEADER",
+    "DEVICE_HEADER",
+    "ERROR_HEADER",
+    "MAX_HEADERS",
+    "MAX_TTL",
+    "MIN_TTL",
+    "REPLY_TO_HEADER",
+    "REQUEST_HEADER",
+    "RESOLVER_HEADER",
+    "Batch",
+    "Position",
+    "Receipt",
+    "Stored",
+    "check_headers",
+    "check_published",
+]
+
+MIN_TTL, MAX_TTL = 1, 100 * 365 * 86400
+"""Seconds that a message may ask for. NATS takes no less; it computes in nanoseconds, and what
+overflows there is stored without a limit, or refused."""
+MAX_HEADERS = 63_000
+"""Bytes of headers; JetStream takes 65,535, with its own and ours."""
+
+CONNECTION_HEADER = "Ws-Connection"
+"""On a client's message: names the socket that sent it."""
+DEVICE_HEADER = "Ws-Device"
+"""On a client's message: the user's device that sent it."""
+RESOLVER_HEADER = "Ws-Resolver"
+"""On a client's message: the entry of ``WSGATEWAY_IDENTITY`` that named its sender."""
+CLIENT_ID_HEADER = "Ws-Client-Id"
+"""On a message of a ``wsgateway.v1`` client: the id that the client gave it."""
+REQUEST_HEADER = "Ws-Request"
+"""On a message of a ``wsgateway.v1`` client that waits for a reply: the same id."""
+REPLY_TO_HEADER = "Ws-Reply-To"
+"""On a service's message: the id of the client's message that it answers."""
+ERROR_HEADER = "Ws-Error"
+"""On a service's answer: why the client's message was refused, one word."""
+
+
+class Receipt(NamedTuple):
+    """Proof that a message is stored.
+
+    Attributes:
+        offset: Its stream sequence.
+        duplicate: True if its id was stored before; then *offset* is the first one's.
+    """
+
+    offset: int
+    duplicate: bool
+
+
+class Position(NamedTuple):
+    """Where the inbox stream stands.
+
+    Attributes:
+        epoch: Names the life of the stream; offsets of another epoch mean nothing.
+        first: No limit of the whole stream (age, bytes, messages) has removed anything from here
+            on, nor a limit that was lower than today's. The oldest message kept, unless that one
+            outlives the age limit, or a limit was raised since.
+        last: Offset of the newest message, of any inbox; 0 if there never was one.
+        gaps: How many offsets between the oldest message kept and *last* hold nothing.
+        max_messages: How many messages an inbox keeps, as the stream itself says; 0: any number.
+    """
+
+    epoch: str
+    first: int
+    last: int
+    gaps: int = 0
+    max_messages: int = 0
+
+
+class Stored:
+    """A message of an inbox.
+
+    Attributes:
+        offset: Its stream sequence.
+        previous: Offset of the inbox's message before it; 0 if none is kept; None if not known.
+        payload: Its bytes.
+        kind: Its ``Ws-Frame`` header; None without.
+        time: When it was stored, as RFC 3339 text in UTC.
+        reply_to: Its ``Ws-Reply-To`` header: the client's message that it answers; None without,
+            or if that cannot be a client's id.
+        error: Its ``Ws-Error`` header: why the service refused that message; None without, or
+            if it answers none.
+    """
+
+    __slots__ = ("_frame", "error", "kind", "offset", "payload", "previous", "reply_to", "time")
+
+    def __init__(
+        self,
+        offset: int,
+        previous: int | None,
+        payload: bytes,
+        kind: str | None,
+        time: str = "",
+        reply_to: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.offset = offset
+        self.previous = previous
+        self.payload = payload
+        self.kind = kind
+        self.time = time
+        # Anybody may have published them: what cannot be a client's id answers nothing
+        self.reply_to = reply_to if reply_to is not None and valid_id(reply_to) else None
+        self.error = (error or None) if self.reply_to is not None else None
+        self._frame: Frame | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """The websocket frame it means; parsed once, however many sockets want it.
+
+        Raises:
+            MalformedMessage: It means none.
+        """
+        if self._frame is None:
+            self._frame = Frame.parse(self.payload, self.kind)
+        return self._frame
+
+    def __repr__(self) -> str:
+        return f"<Stored {self.offset} after {self.previous}, {len(self.payload)} bytes>"
+
+
+class Batch(NamedTuple):
+    """Messages of one inbox, oldest first.
+
+    Attributes:
+        messages: What was read.
+        more: True if the inbox held more than the limit allowed.
+        anchored: True if the message before the first was asked for, is still kept, and shares
+            the fate of those behind it: then no limit of the stream has removed one of them.
+    """
+
+    messages: list[Stored]
+    more: bool
+    anchored: bool = False
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that would break the line, and so could add others.
+
+    Raises:
+        ValueError: A name or value is not text or holds a line break, or the name cannot be one.
+    """
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError(f"header {name!r} is not text; give str for names and values")
+        if not name.strip() or ":" in name or any(c in name + value for c in "\r\n\0"):
+            raise ValueError(f"header {name!r} holds a line break or cannot be a header's name")
+
+
+def check_published(
+    headers: Mapping[str, str] | None, ttl: float | None, msg_id: str | None = None
+) -> None:
+    """Refuse what `Broker.publish` cannot store, whichever broker it is.
+
+    Raises:
+        TypeError: *ttl* is not a number.
+        ValueError: *ttl* is out of range, or a header or *msg_id* is malformed, or a header
+            belongs to the server.
+    """
+    if msg_id is not None:
+        check_headers({"Nats-Msg-Id": msg_id})
+    if ttl is not None:
+        if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+            raise TypeError(f"ttl must be a number of seconds, not {type(ttl).__name__}")
+        if not MIN_TTL <= ttl <= MAX_TTL:  # nan is not, either
+            raise ValueError(f"ttl {ttl!r} is not between {MIN_TTL} and {MAX_TTL} seconds")
+    if not headers:
+        return
+    if not isinstance(headers, Mapping):
+        raise ValueError(f"headers must be a mapping, not {type(headers).__name__}")
+    check_headers(headers)
+    for name in headers:
+        if name.lower().startswith("nats-"):
+            raise ValueError(
+                f"header {name!r} is an instruction to the NATS server; "
+                "use msg_id or ttl, or publish with a NATS client"
+            )
+    size = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > MAX_HEADERS:
+        raise ValueError(f"headers of {size} bytes exceed {MAX_HEADERS} bytes")
