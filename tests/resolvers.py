@@ -82,3 +82,17 @@ class ByKey:
             return None
         user = get_user_model().objects.get(username=keys[0])
         return Identity("orders", user.groups.get().name, user_id=str(user.pk))
+
+
+class NeedsAKey(SessionIdentity):
+    """Cannot be made: nobody passes the key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+class HasNoFile(SessionIdentity):
+    """Cannot be made, either."""
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("no key file")

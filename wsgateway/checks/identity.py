@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
+from django.db import DatabaseError
 from django.utils.module_loading import import_string
 
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
+from wsgateway.hooks import get_resolver
 
 __all__ = ["check_resolvers", "check_user_names", "resolver_problem"]
 
@@ -20,7 +22,8 @@ def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"WSGATEWAY_IDENTITY names {path!r}: {problem}.",
-            hint="List dotted paths of classes with a method resolve(scope), sync or async.",
+            hint="List dotted paths of classes with a method resolve(scope), sync or async, "
+            "and a constructor that needs no arguments.",
             id="wsgateway.E003",
         )
         for path in settings.IDENTITY
@@ -29,13 +32,22 @@ def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
 
 
 def resolver_problem(path: str) -> str | None:
+    """Return why *path* is not a resolver; None if it is one."""
     try:
         resolver = import_string(path)
     except ImportError as exc:
         return str(exc)
     if not isinstance(resolver, type):
         return "it is not a class"
-    return None if callable(getattr(resolver, "resolve", None)) else "it has no method resolve"
+    if not callable(getattr(resolver, "resolve", None)):
+        return "it has no method resolve"
+    try:
+        get_resolver(path)
+    except DatabaseError:  # the tables do not exist yet
+        return None
+    except Exception as exc:
+        return f"it cannot be called without arguments: {type(exc).__name__}: {exc}"
+    return None
 
 
 def check_user_names(**kwargs: Any) -> list[CheckMessage]:

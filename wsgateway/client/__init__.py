@@ -1,6 +1,6 @@
 """The Python client of ``wsgateway.v1``: ``async with connect(url) as client``.
 
-Needs the ``websockets`` package (``pip install wsgateway[client]``), and no Django. The public
+Needs the ``websockets`` package (``pip install websockets``), and no Django. The public
 names are loaded when they are used, so that the pure modules below can be imported alone.
 """
 

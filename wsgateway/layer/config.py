@@ -176,7 +176,7 @@ def _check_keys(name: str, keys: Any) -> Iterator[OptionRefused]:
             yield OptionRefused(f"{name} holds {what}, but keys are non-empty text", cure)
     if keys and find_spec("cryptography") is None:
         yield OptionRefused(
-            f"{name} need the package cryptography", 'run "pip install wsgateway[encryption]"'
+            f"{name} need the package cryptography", 'run "pip install cryptography"'
         )
 
 

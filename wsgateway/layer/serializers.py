@@ -76,7 +76,7 @@ class BaseMessageSerializer(ABC):
         except ImportError as exc:
             raise ValueError(
                 "symmetric_encryption_keys need the package cryptography; "
-                'run "pip install wsgateway[encryption]"'
+                'run "pip install cryptography"'
             ) from exc
         return MultiFernet([self.make_fernet(key) for key in keys])
 
