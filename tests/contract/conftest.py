@@ -129,7 +129,7 @@ class NatsBrokers(Brokers):
         await broker.jetstream.api(f"STREAM.UPDATE.{stream}", config)
 
     def waiting(self, broker: Any) -> int:
-        return len(broker.connection._waiting)
+        return int(broker.connection.requests_waiting)
 
 
 @pytest.fixture(params=["memory", "nats"])

@@ -285,8 +285,7 @@ async def test_servers_that_the_cluster_names_get_the_urls_credentials(tmp_path:
             first.kill()
             await until(lambda: connection.times_connected == 2, 20, "another connection")
             await connection.ready()
-            assert connection._client is not None
-            assert connection._client.server_info["server_name"] == other.name
+            assert connection.server.name == other.name
             assert "s3cret" not in connection.address
         finally:
             await connection.close()

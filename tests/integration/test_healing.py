@@ -242,7 +242,7 @@ async def test_announced_address_is_checked_against_the_configured_name(tmp_path
             first.kill()
             await until(lambda: connection.times_connected == 2, 20, "another connection")
             await connection.ready()
-            assert connection._server_info["server_name"] == other.name
+            assert connection.server.name == other.name
 
 
 # -- addresses -----------------------------------------------------------------------------

@@ -134,7 +134,7 @@ async def test_silence_ends_every_call_with_one_clear_error(
             )
             got = {n: type(r) for n, r in zip(calls, results, strict=True)}
             assert got == dict.fromkeys(calls, BrokerUnavailable)
-            assert not broker.connection._waiting
+            assert not broker.connection.requests_waiting
         finally:
             own_server.resume()
 

@@ -128,7 +128,7 @@ async def test_sends_at_once_are_in_flight_together(make: Make) -> None:
 
     def watched(*args: Any, **kwargs: Any) -> None:
         nonlocal in_flight
-        in_flight = max(in_flight, len(node.broker.connection._waiting))
+        in_flight = max(in_flight, node.broker.connection.requests_waiting)
         publish(*args, **kwargs)
 
     node.bus.publish = watched  # type: ignore[method-assign]

@@ -137,7 +137,7 @@ async def test_request_without_anybody_there(nats_server: EmbeddedServer, prefix
         collect(connection, prefix)  # listens, but does not answer
         with pytest.raises(BrokerUnavailable, match=r"no answer on .* within 0\.1 s"):
             await connection.request(prefix, b"x", timeout=0.1)
-        assert not connection._waiting
+        assert not connection.requests_waiting
 
 
 async def test_requests_fail_at_once_when_the_connection_is_lost(
@@ -235,7 +235,7 @@ async def test_cancelled_waits_leave_nothing_behind(
                     await asyncio.sleep(0)
                 task.cancel()
                 await asyncio.wait({task})
-        assert not connection._waiting
+        assert not connection.requests_waiting
         await connection.confirm()
         assert connection.times_connected == 1
 

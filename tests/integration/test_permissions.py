@@ -299,7 +299,7 @@ async def test_what_a_role_may_not_do_is_an_error_at_once_that_says_so(
             # A client's frame: nobody else hears of it, so the operator does
             said = [r for r in caplog.records if f'"{subject}"' in r.getMessage()]
             assert [r.levelname for r in said] == ["ERROR"]
-        assert not broker.connection._waiting
+        assert not broker.connection.requests_waiting
     caplog.clear()
 
 

@@ -93,7 +93,7 @@ class NormalChannels:
 
     async def purge(self, connection: LayerConnection) -> None:
         """Drop every message of every normal channel."""
-        if not connection.broker.connection.jetstream_offered:
+        if not connection.broker.connection.server.has_jetstream:
             return
         self._room.clear()
         try:

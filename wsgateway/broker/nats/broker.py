@@ -286,13 +286,13 @@ class NatsBroker(Broker):
             self._learn(infos[self._recv])
 
     def _require_server(self) -> None:
-        version = self.connection.server_version
+        version = self.connection.server.version
         if version < LEAST_VERSION:
             raise BrokerMisconfigured(
                 f"NATS {'.'.join(map(str, version))} at {self.connection.address} is too old: "
                 "batched direct get and per-message TTL need 2.11 or later; upgrade the server"
             )
-        if not self.connection.jetstream_offered:
+        if not self.connection.server.has_jetstream:
             raise BrokerMisconfigured(
                 f"NATS at {self.connection.address} runs without JetStream; start it with -js"
             )
@@ -409,7 +409,7 @@ class NatsBroker(Broker):
         return self.listen(TOPIC, hear)
 
     async def service_exists(self, service: str) -> bool:
-        if self.connected and not self.connection.jetstream_offered:
+        if self.connected and not self.connection.server.has_jetstream:
             return False  # its streams would say so
         return await self.services.exists(service)
 

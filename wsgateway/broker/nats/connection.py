@@ -14,13 +14,14 @@ import itertools
 import logging
 from collections.abc import Callable
 
-from wsgateway.broker.bus import Bus, Closable, Handler, Hook, Reply, new_reply_subject
-from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.bus import Closable, Handler, Hook
 from wsgateway.broker.nats.connector import Connector
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
 from wsgateway.broker.nats.refusals import Refusal, RefusalLog
-from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable, NobodyAnswers
+from wsgateway.broker.nats.requests import RequestingBus
+from wsgateway.broker.nats.server_info import ServerInfo
+from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable
 from wsgateway.supervision import supervise
 
 __all__ = [
@@ -46,10 +47,6 @@ class ConnectionState(enum.Enum):
     CONNECTING = "connecting"
     OPEN = "open"
     CLOSED = "closed"
-
-
-_Waiter = tuple[str, Handler, Callable[[Exception], None]] | tuple[str, None, asyncio.Future[Reply]]
-"""Who waits for answers to what was published on a subject: to all of them, or to the first."""
 
 
 class Subscription:
@@ -85,19 +82,20 @@ class Subscription:
             self.close()
 
 
-class NatsConnection(Bus):
+class NatsConnection(RequestingBus):
     """One connection to NATS that is kept up until `close`.
 
     Not thread safe: belongs to the loop in which `open` was called.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
+        super().__init__(options.timeout)
         self.options = options
         self.state = ConnectionState.NEW
         self.times_connected = 0
-        """How often it has connected."""
-        self.max_payload = 1024 * 1024
-        """Bytes that the server takes in one message, headers included."""
+        self.server = ServerInfo()
+        """The server that it is connected to, or was last."""
+        self.max_payload = self.server.max_payload
         self._client: DirectClient | None = None  # the connection while OPEN
         self._handlers: dict[int, Handler] = {}  # sid -> handler; shared with each client
         self._subscriptions: dict[int, Subscription] = {}  # what to restore
@@ -106,12 +104,8 @@ class NatsConnection(Bus):
         self._opened = asyncio.Event()  # set while OPEN
         self._on_open: dict[int, Callable[[], None]] = {}
         self._on_lost: dict[int, Callable[[], None]] = {}
-        self._waiting: dict[bytes, _Waiter] = {}
-        self._tokens = itertools.count()
-        self._reply_subject = new_reply_subject()
-        self._reply_skip = len(self._reply_subject) + 1
+        self._hooks = itertools.count()
         self._connector = Connector(options, self._handlers, self._on_refusal)
-        self._server_info: dict[str, object] = {}
         self._refusals = RefusalLog()
         self._refused: dict[str, str] = {}  # subject of a subscription -> what the server said
 
@@ -142,7 +136,7 @@ class NatsConnection(Bus):
             self._owner.cancel()
             await asyncio.wait({self._owner}, timeout=timeout)
         self._drop(client)
-        self._fail_waiting(BrokerClosed(ALREADY_CLOSED))
+        self._fail_requests(BrokerClosed(ALREADY_CLOSED))
         self._handlers.clear()
         self._subscriptions.clear()
 
@@ -169,13 +163,13 @@ class NatsConnection(Bus):
 
     def on_open(self, callback: Callable[[], None]) -> Closable:
         """Call *callback* on each change to OPEN."""
-        key = next(self._tokens)
+        key = next(self._hooks)
         self._on_open[key] = callback
         return Hook(lambda: self._on_open.pop(key, None) and None)
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
         """Call *callback* on each loss of the connection."""
-        key = next(self._tokens)
+        key = next(self._hooks)
         self._on_lost[key] = callback
         return Hook(lambda: self._on_lost.pop(key, None) and None)
 
@@ -194,32 +188,9 @@ class NatsConnection(Bus):
         return self._connector.address
 
     @property
-    def server_version(self) -> tuple[int, int, int]:
-        """The version of the server connected to; zeros before the first connection."""
-        text = str(self._server_info.get("version", "0.0.0")).partition("-")[0]
-        numbers = [int(part) if part.isdigit() else 0 for part in text.split(".")]
-        major, minor, patch = [*numbers, 0, 0, 0][:3]
-        return major, minor, patch
-
-    @property
     def is_open(self) -> bool:
         """Whether publishing is possible now."""
         return self.state is ConnectionState.OPEN
-
-    @property
-    def is_clustered(self) -> bool:
-        """Whether the server connected to may be one of several."""
-        return bool(self._server_info.get("cluster"))
-
-    @property
-    def server_id(self) -> str:
-        """What names the server connected to; letters and digits."""
-        return str(self._server_info.get("server_id", ""))
-
-    @property
-    def jetstream_offered(self) -> bool:
-        """Whether the server connected to runs JetStream."""
-        return bool(self._server_info.get("jetstream"))
 
     # -- the owner -----------------------------------------------------------------------
 
@@ -277,10 +248,8 @@ class NatsConnection(Bus):
 
     def _learn(self, client: DirectClient) -> None:
         """Take over what the server says about itself; a reload may change it."""
-        self._server_info = client.server_info
-        limit = self._server_info.get("max_payload")
-        if isinstance(limit, int) and limit > 0:
-            self.max_payload = limit
+        self.server = ServerInfo.parse(client.server_info)
+        self.max_payload = self.server.max_payload
         current = self._connector.current
         if current is not None:
             self._connector.servers.hear(client.announced_servers, current)
@@ -293,12 +262,7 @@ class NatsConnection(Bus):
             return
         if not refusal.published:
             self._refused[refusal.subscribed] = text  # for `confirm`
-        concerned = [w for w in self._waiting.values() if w[0] == refusal.published]
-        for waiter in concerned:
-            _fail(waiter, BrokerForbidden(text))
-        # An error that is raised reaches somebody; one that is handed to a callback may reach only
-        # a client, who cannot grant anything
-        if not concerned or any(waiter[1] is not None for waiter in concerned):
+        if not self._forbid_requests(refusal.published, BrokerForbidden(text)):
             self._refusals.add(refusal)
 
     def _drop(self, client: DirectClient | None) -> None:
@@ -313,7 +277,7 @@ class NatsConnection(Bus):
             self._set_state(ConnectionState.CONNECTING)
             logger.warning("lost the connection to NATS: %s; reconnecting", client.end_reason)
         closed = self.state is ConnectionState.CLOSED
-        self._fail_waiting(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
+        self._fail_requests(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
         self._call(self._on_lost)
 
     def _call(self, callbacks: dict[int, Callable[[], None]]) -> None:
@@ -325,7 +289,9 @@ class NatsConnection(Bus):
 
     # -- publish, subscribe --------------------------------------------------------------
 
-    def publish(self, subject: str, payload: bytes, headers: bytes = b"", reply: str = "") -> None:
+    def publish(
+        self, subject: str, payload: bytes, headers: bytes = b"", *, reply: str = ""
+    ) -> None:
         """Queue a message for the server; at most once.
 
         Args:
@@ -421,94 +387,9 @@ class NatsConnection(Bus):
             self._client.write(f"UNSUB {subscription.sid}\r\n".encode())
             await self.confirm()
 
-    # -- requests ------------------------------------------------------------------------
-
-    def ask(
-        self,
-        subject: str,
-        payload: bytes,
-        handler: Handler,
-        failed: Callable[[Exception], None],
-        headers: bytes = b"",
-    ) -> Callable[[], None]:
-        """Publish with a reply subject and hand every answer to *handler*.
-
-        *failed* is called if the connection is lost first, or NATS' permissions forbid to publish
-        there. Returns what ends the wait; call it when enough answers came.
-        """
-        token = b"%x" % next(self._tokens)
-        self._waiting[token] = (subject, handler, failed)
-        try:
-            self.publish(subject, payload, headers, f"{self._reply_subject}.{token.decode()}")
-        except BaseException:
-            del self._waiting[token]
-            raise
-
-        def done() -> None:
-            self._waiting.pop(token, None)
-
-        return done
-
-    async def request(
-        self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None
-    ) -> Reply:
-        """Return the first answer.
-
-        Raises:
-            BrokerUnavailable: None came in time, nobody listens, or the connection was lost.
-            BrokerForbidden: NATS' permissions forbid to publish there.
-        """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reply] = loop.create_future()
-        limit = self.options.timeout if timeout is None else timeout
-        token = b"%x" % next(self._tokens)
-        self._waiting[token] = (subject, None, answer)
-        timer = loop.call_later(limit, _give_up, answer, subject, limit)
-        try:
-            self.publish(subject, payload, headers, f"{self._reply_subject}.{token.decode()}")
-            if len(self._waiting) == 1:
-                self.send_now()  # nothing is gained by waiting for others
-            reply = await answer
-        finally:
-            timer.cancel()
-            self._waiting.pop(token, None)
-        if reply.headers is not None and hdrs.status(reply.headers) == 503:
-            raise NobodyAnswers(f"nobody answers on {subject}")
-        return reply
-
-    def _on_reply(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        waiter = self._waiting.get(subject[self._reply_skip :])
-        if waiter is None:
-            return
-        if waiter[1] is not None:
-            waiter[1](subject, reply, data, headers)
-        elif not waiter[2].done():
-            waiter[2].set_result(Reply(data, headers))
-
-    def _fail_waiting(self, error: Exception) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting.values():
-            _fail(waiter, error)
-
-
-def _fail(waiter: _Waiter, error: Exception) -> None:
-    if waiter[1] is None:
-        if not waiter[2].done():
-            waiter[2].set_exception(error)
-        return
-    try:
-        waiter[2](error)
-    except Exception:  # the others must hear of it all the same
-        logger.exception("a callback on an error of the connection failed")
-
 
 async def _settle(client: DirectClient, timeout: float) -> None:
     """Let what was sent to ourselves come, and leave what that made us send."""
     for _ in range(2):
         if not await client.ping(timeout):
             return
-
-
-def _give_up(answer: asyncio.Future[Reply], subject: str, limit: float) -> None:
-    if not answer.done():
-        answer.set_exception(BrokerUnavailable(f"no answer on {subject} within {limit:.3g} s"))

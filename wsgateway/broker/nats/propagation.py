@@ -79,10 +79,10 @@ class Propagation:
     def _join(self) -> None:
         self._untraced = False
         self._silent.clear()
-        if self._connection.is_clustered:
+        if self._connection.server.is_clustered:
             self._interests = [
                 self._connection.subscribe(
-                    self._subject, _ignore, queue=self._connection.server_id
+                    self._subject, _ignore, queue=self._connection.server.id
                 ),
                 self._connection.subscribe(self._reports, self._on_report),
             ]
