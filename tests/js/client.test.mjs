@@ -112,6 +112,24 @@ test("a gateway that stops says when to come back, once", async () => {
   assert.ok(client.log.at(-1)[1].delay <= 1000);
 });
 
+test("what the gateway asked for before the end does not delay another life", async () => {
+  /** The delay of one connection was used again by the first reconnect after close and connect. */
+  for (const end of [
+    (page) => page.socket.end(4505, "disconnected by an operator"),
+    (page, client) => client.close(),
+  ]) {
+    const page = new FakePage();
+    const client = await page.opened();
+    page.socket.say({ type: "closing", reconnect_after: 60 });
+    end(page, client);
+    assert.equal(client.state, "closed");
+    client.connect();
+    await settle();
+    page.socket.end(1006);
+    assert.equal(client.log.at(-1)[1].delay, 500);
+  }
+});
+
 test("an error is enough where no close event follows; where one does, its code counts", async () => {
   const page = new FakePage();
   const client = page.client();
@@ -618,6 +636,32 @@ test("a loop ends at close, and throws at a refusal", async () => {
     await settle();
     end(page, client);
     assert.equal(await outcome(loop), expected);
+  }
+});
+
+test("after a loop that has ended another one may begin, and messages are acknowledged", async () => {
+  /** The client kept the loop that had ended: no other could begin, and listeners' messages were never acknowledged. */
+  for (const end of [(page, client) => client.close(), (page) => page.socket.end(4503)]) {
+    const page = new FakePage();
+    const client = page.client();
+    client.connect();
+    await settle();
+    page.socket.welcome();
+    const loop = client[Symbol.asyncIterator]();
+    const ended = loop.next().catch(() => ({ done: true }));
+    end(page, client);
+    assert.equal((await ended).done, true);
+    client.connect();
+    await settle();
+    page.socket.welcome();
+    page.socket.message(1);
+    const again = client[Symbol.asyncIterator]();
+    assert.equal((await again.next()).value.offset, 1);
+    await again.return();
+    client.on("message", () => {});
+    page.socket.message(2);
+    await page.tick(200);
+    assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 2, epoch: "e1" }]);
   }
 });
 

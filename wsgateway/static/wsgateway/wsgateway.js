@@ -482,7 +482,7 @@ export class WsGateway {
   #outbox;
   #requests = new Map(); // id -> {promise, resolve, reject}, whose reply has not come
   #backoff;
-  #reconnectAfter = null; // ms, what the gateway asked for before it closed
+  #reconnectAfter = null; // ms, what the gateway asked for on this connection
   #monitor;
   #transport = null;
   #state = "idle";
@@ -658,7 +658,7 @@ export class WsGateway {
     this.#monitor.stop();
     this.#clock.clearTimeout(this.#timer);
     this.#clock.clearTimeout(this.#ackTimer);
-    this.#timer = this.#ackTimer = null;
+    this.#timer = this.#ackTimer = this.#reconnectAfter = null;
     const transport = this.#transport;
     this.#transport = null;
     // Browsers let a page close with 1000 and 3000-4999 only.
@@ -668,6 +668,7 @@ export class WsGateway {
   /** The connection is gone, or never came. */
   #lost(code, reason) {
     const wasOpen = this.#state === "open";
+    const after = this.#reconnectAfter;
     this.#attempt += 1;
     this.#dropTransport(1000, "");
     if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
@@ -683,8 +684,7 @@ export class WsGateway {
       this.#stop(new GatewayError("closed", text, false, { closeCode: code }), { code, reason });
       return;
     }
-    const delay = this.#reconnectAfter ?? this.#backoff.next();
-    this.#reconnectAfter = null;
+    const delay = after ?? this.#backoff.next();
     this.#timer = this.#clock.setTimeout(() => this.#open(), delay);
     const offline = this.#host.navigator?.onLine === false;
     this.#setState(offline ? "offline" : "waiting", { code, reason, delay, attempt: this.#backoff.attempt });
@@ -701,7 +701,7 @@ export class WsGateway {
     this.#requests.clear();
     const opening = this.#opening;
     const iterator = this.#iterator;
-    this.#opening = null;
+    this.#opening = this.#iterator = null;
     this.#setState("closed", detail);
     for (const { id, reject } of [...entries, ...requests]) {
       reject(new GatewayError("closed", error.message, true, { id, closeCode: detail.code }));
@@ -811,7 +811,7 @@ export class WsGateway {
   #onReply(message, code) {
     const id = message.replyTo;
     const request = this.#requests.get(id);
-    this.#outboxDone(id)?.resolve({ id }); // what was answered is stored
+    this.#outbox.take(id)?.resolve({ id }); // what was answered is stored
     let error = null;
     if (code !== null) {
       const text = typeof message.data === "string" && message.data ? message.data : "the service refused it";
@@ -826,6 +826,7 @@ export class WsGateway {
       this.#events.emit("reply", message);
     }
     message.ack();
+    this.#flush(); // after the acknowledgement
   }
 
   #deliver(message) {
@@ -1011,20 +1012,17 @@ export class WsGateway {
       if (failure) {
         const error = failure;
         failure = null;
-        this.#iterator = null;
         throw error;
       }
-      if (ended) {
-        this.#iterator = null;
-        return finished;
-      }
+      if (ended) return finished;
       return new Promise((resolve, reject) => { waiter = { resolve, reject }; });
     };
     return {
       next,
       return: async () => {
         // What the loop left wait for the next one, or for listeners.
-        this.#iterator = null;
+        if (!ended) this.#iterator = null;
+        ended = true;
         this.#backlog.unshift(...queue.splice(0));
         this.#release();
         return finished;
