@@ -10,8 +10,10 @@ import pytest
 
 from tests.support import until
 from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.runtime import Connection
+from wsgateway.broker.subscriptions import REFUSED_PAUSE
 from wsgateway.exceptions import BrokerForbidden, IdentityRefused
-from wsgateway.gateway.hub import REFUSED_PAUSE, Hub
+from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import RawSocket
@@ -46,7 +48,7 @@ class Client:
 
 @pytest.fixture
 async def hub() -> AsyncIterator[Hub]:
-    hub = Hub(MemoryBroker())
+    hub = Hub(Connection(asyncio.get_running_loop(), MemoryBroker()))
     await hub.open()
     yield hub
     await hub.close()
@@ -159,10 +161,10 @@ async def test_stream_that_is_made_anew_is_read_from_its_start(hub: Hub) -> None
     for number in range(3):
         await hub.broker.publish(ANN, b"old %d" % number)
     await until(lambda: len(client.got) == 3, what="three")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     hub.broker.store.start_anew()
     await hub.broker.publish(ANN, b"new")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.got[3:] == ["new"], what="the new stream's message")
     await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 1
@@ -180,5 +182,5 @@ async def test_live_message_that_was_missed_is_found_by_a_sweep(hub: Hub) -> Non
     hub.broker.store.watchers[ANN].update(watchers)
     await asyncio.sleep(0.05)
     assert client.got == []
-    await hub._find_missed(everything=False)
+    await hub.subscriptions.sweep(thorough=False)
     await until(lambda: client.got == ["missed"], what="the missed one")

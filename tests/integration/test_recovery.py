@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -107,7 +107,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 async def hub(store: MemoryStore) -> AsyncIterator[Hub]:
-    hub = Hub(MemoryBroker(store))
+    hub = Hub(runtime.Connection(asyncio.get_running_loop(), MemoryBroker(store)))
     await hub.open()
     yield hub
     await hub.close()
@@ -123,25 +123,39 @@ async def idle(client: Client) -> None:
     await until(lambda: not (window.fetching or window.wants_fetch), what="it is idle")
 
 
+def sweep_by_hand(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Callable[..., Awaitable[None]]:
+    """Return the hub's sweep, which nothing else calls any more."""
+    sweep = hub.subscriptions.sweep
+
+    async def do_nothing(*, thorough: bool) -> None:
+        pass
+
+    monkeypatch.setattr(hub.subscriptions, "sweep", do_nothing)
+    return sweep
+
+
 # -- the stream is replaced --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [RawSocket, V1Socket])
 @pytest.mark.parametrize("waiting", [2, 3])
 async def test_stream_replaced_while_a_write_waits(
-    hub: Hub, store: MemoryStore, kind: type[Socket], waiting: int
+    hub: Hub,
+    store: MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Socket],
+    waiting: int,
 ) -> None:
     """The wake-up came while nobody slept: the socket was deaf from then on (uvicorn)."""
     client = await Client(hub, kind).start()
     await idle(client)
     client.reads(0)
-    for task in hub._tasks:
-        task.cancel()  # one sweep must do
+    sweep = sweep_by_hand(monkeypatch, hub)  # one must do
     await publish(hub.broker, *["old"] * waiting)
     await until(lambda: client.writing, what="a write that waits")
     store.start_anew()
     await publish(hub.broker, "a", "b")
-    await hub._find_missed(everything=True)
+    await sweep(thorough=True)
     client.reads(float("inf"))
     await client.has("old", "a", "b")
     await publish(hub.broker, "c")
@@ -160,7 +174,7 @@ async def test_write_that_outlasts_the_stream_confirms_nothing_of_the_next(
     await until(lambda: client.writing, what="a write that waits")
     store.lose_tail(0)
     await publish(hub.broker, *"abcdef")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     client.reads(1)  # the old one; the first of the new ones waits
     await until(lambda: client.got[3:] == ["4"] and client.writing, what="another waits")
     await client.session.stop()
@@ -177,7 +191,7 @@ async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
     await client.has("old", "old", "old")
     store.start_anew()
     await publish(hub.broker, "a", "b", "c")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "old", "old", "a", "b", "c")
     assert client.welcomes[1:] == [(0, Reason.EPOCH)]
     assert client.epoch != before
@@ -199,7 +213,7 @@ async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
     await client.has("old")
     store.start_anew()
     await publish(hub.broker, "a")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "a")
     await client.say('{"type":"ack","offset":1}')
     assert client.session.window.confirmed == 0
@@ -217,7 +231,7 @@ async def test_client_that_never_says_the_epoch_is_told_and_closed(
     await client.say('{"type":"ack","offset":1}')
     assert client.session.window.confirmed == 1
     store.start_anew()
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.closed_with, what="closed")
     assert client.closed_with == CloseCode.STREAM_REPLACED
     assert client.welcomes[1:] == [(0, Reason.EPOCH)]
@@ -227,11 +241,11 @@ async def test_socket_that_began_in_the_new_stream_does_not_begin_again(
     hub: Hub, store: MemoryStore
 ) -> None:
     old = await Client(hub).start()
-    await hub._find_missed(everything=False)
+    await hub.subscriptions.sweep(thorough=False)
     store.start_anew()
     new = await Client(hub).start()
     await publish(hub.broker, "a")
-    await hub._find_missed(everything=False)
+    await hub.subscriptions.sweep(thorough=False)
     await until(lambda: len(old.welcomes) == 2, what="the old one heard of it")
     await until(lambda: old.got[-1:] == new.got == ["a"], what="both have it")
     assert len(new.welcomes) == 1
@@ -273,7 +287,7 @@ async def test_stream_loses_its_end_under_an_open_socket(
     store.lose_tail(2)
     new = [f"new {number}" for number in range(since)]
     await publish(hub.broker, *new)
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.got[-since:] == new, what="what was stored afterwards")
     if kind is V1Socket:
         assert client.welcomes[1:] == [(0, Reason.AHEAD)]
@@ -287,7 +301,7 @@ async def test_stream_loses_its_end_while_no_connection_is_lost(
     await client.has(*"1234")
     store.lose_tail(2)
     await publish(hub.broker, "new")
-    await hub._find_missed(everything=False)
+    await hub.subscriptions.sweep(thorough=False)
     await until(lambda: client.got[-1] == "new", what="what was stored afterwards")
 
 
@@ -300,7 +314,7 @@ async def test_sockets_before_the_end_that_was_lost_go_on(hub: Hub, store: Memor
     await beyond.has(*"3456")
     store.lose_tail(4)
     await publish(hub.broker, *"abcdef")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await until(lambda: beyond.got[-1] == "f", what="the new ones")
     assert len(before.welcomes) == 1
     assert before.got == ["1", "2"]
@@ -313,7 +327,7 @@ async def test_nothing_begins_again_where_nothing_is_lost(hub: Hub, store: Memor
         await publish(hub.broker, "x", to=Inbox("service1", f"u{number}"))
     await until(lambda: all(client.got for client in clients), what="all have one")
     store.inboxes[Inbox("service1", "u2")].clear()
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await publish(hub.broker, "y", to=Inbox("service1", "u2"))
     await clients[2].has("x", "y")
     assert [len(client.welcomes) for client in clients] == [1, 1, 1]
@@ -350,7 +364,7 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
     await hub._flush_cursors()
     store.lose_tail(0)
     await publish(hub.broker, *"abcde")
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await client.has(*"1234", *"abcde")
     assert client.epoch != before
     await client.ack(4, before)
@@ -435,13 +449,13 @@ async def test_all_that_came_is_gone_by_age(hub: Hub, store: MemoryStore) -> Non
     await publish(hub.broker, "before")
     await client.has("before")
     await client.ack(1)
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     watchers = dict(store.watchers[ANN])
     store.watchers[ANN].clear()
     await publish(hub.broker, "missed")
     store.inboxes.clear()
     store.watchers[ANN].update(watchers)
-    await hub._find_missed(everything=True)
+    await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.welcomes[1:] == [(1, Reason.TRIMMED)], what="it is told")
     await publish(hub.broker, "after")
     await client.has("before", "after")
@@ -472,7 +486,7 @@ async def real(settings: Any, own_server: EmbeddedServer, prefix: str) -> AsyncI
     settings.WSGATEWAY_PREFIX = prefix
     settings.WSGATEWAY_STORAGE = "file"
     runtime.reset()
-    hub = Hub(runtime.current().broker)
+    hub = Hub(runtime.current())
     await hub.open()
     await hub.broker.wait_ready()
     yield hub
@@ -514,8 +528,7 @@ async def test_server_that_lost_the_streams_end(
     await real._flush_cursors()
     await broker.save_cursor(ANN, "tablet", 12)  # of a device that is away
     epoch = broker.epoch
-    for task in real._tasks:
-        task.cancel()  # nobody looks before the stream is as long again
+    sweep = sweep_by_hand(monkeypatch, real)  # once the stream is as long again
     await asyncio.to_thread(own_server.stop)
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)
@@ -526,7 +539,7 @@ async def test_server_that_lost_the_streams_end(
     await publish(broker, *after)
     if since > 10:
         await until(lambda: all(c.got[-1] == after[-1] for c in clients), what="the last is there")
-    await real._find_missed(everything=True)
+    await sweep(thorough=True)
     if since < 10:
         assert await broker.load_cursor(ANN, "tablet") == 0
     for client in clients:
@@ -563,7 +576,7 @@ async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
     await own_server.astart()
     await broker.wait_ready(20)
     await publish(broker, "after 0", "after 1")
-    await real._find_missed(everything=True)
+    await real.subscriptions.sweep(thorough=True)
     await until(lambda: client.welcomes[-1] == (0, Reason.AHEAD), what="the client is told")
     await client.session.stop()
 
@@ -624,5 +637,5 @@ async def test_reconnect_alone_begins_nothing_again(real: Hub, own_server: Embed
     await real.broker.wait_ready(20)
     await publish(real.broker, "5")
     await client.has(*"12345")
-    await real._find_missed(everything=True)
+    await real.subscriptions.sweep(thorough=True)
     assert len(client.welcomes) == 1

@@ -23,6 +23,7 @@ from django.test import Client
 from tests.support import until
 from wsgateway import signals
 from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.runtime import Connection
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.gateway import revocation
 from wsgateway.gateway.hub import Hub
@@ -93,7 +94,9 @@ class World:
     """Two gateways; ann in two browsers, bob in another one."""
 
     def __init__(self) -> None:
-        self.hubs = [Hub(broker_from_settings(wsgateway_settings)) for _ in range(2)]
+        loop = asyncio.get_running_loop()
+        brokers = [broker_from_settings(wsgateway_settings) for _ in range(2)]
+        self.hubs = [Hub(Connection(loop, broker)) for broker in brokers]
         self.users: dict[str, Any] = {}
         self.ann = Browser(self, "ann")
         self.laptop = Browser(self, "laptop")

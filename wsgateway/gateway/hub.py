@@ -1,8 +1,4 @@
-"""What all sockets of a loop share.
-
-The `Hub` holds one live subscription per user, writes cursors, and looks for messages that the
-live subscription missed.
-"""
+"""The registry of the sockets of an event loop, and what they share."""
 
 from __future__ import annotations
 
@@ -18,10 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker import runtime
-from wsgateway.broker.base import Broker
-from wsgateway.broker.bus import Closable
-from wsgateway.broker.messages import Position, Stored
-from wsgateway.broker.recovery import Reached, find_lost
+from wsgateway.broker.subscriptions import wait_usable
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -35,10 +28,11 @@ from wsgateway.gateway.revocation import Revocations
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.v1 import MAX_AFTER, Reason
+from wsgateway.protocol.v1 import MAX_AFTER
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
+    from wsgateway.broker.runtime import Connection
     from wsgateway.gateway.session import Session
 
 __all__ = ["Hub", "get_hub"]
@@ -50,31 +44,29 @@ STARTS_AT_ONCE = 32
 all together they would take so long that each one's time-outs pass, and all would come again."""
 EVENTS_INTERVAL = 60.0
 """Seconds in which the log says once that sockets do not get events."""
-REFUSED_PAUSE = (0.05, 0.25)
-"""Seconds after which something that failed is tried again, at the earliest."""
 
 
 class _Shared:
     """What the sockets of one user share."""
 
-    __slots__ = ("cursors", "heard", "sessions", "watch")
+    __slots__ = ("cursors", "sessions")
 
     def __init__(self) -> None:
         self.sessions: set[Session] = set()
         self.cursors: dict[str, Cursor] = {}  # by device
-        self.watch: Closable | None = None
-        self.heard = False  # a live message came since the last sweep
 
 
 class Hub:
     """What all sockets of one event loop share.
 
     Args:
-        broker: The loop's broker; the hub opens and closes it.
+        connection: The loop's; the hub opens and closes it.
     """
 
-    def __init__(self, broker: Broker) -> None:
-        self.broker = broker
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.broker = broker = connection.broker
+        self.subscriptions = connection.subscriptions
         self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held by a socket while it starts; the others wait their turn."""
         self.counts: Counter[str] = Counter()
@@ -82,13 +74,12 @@ class Hub:
         self.cursors = Cursors(broker)
         self.unsettled: set[Session] = set()
         """Sockets whose last messages may wait for the kernel."""
+        self._save_now = asyncio.Event()  # cursors, without waiting for their interval
         self._revocations = Revocations(broker)
         self._users: dict[Inbox, _Shared] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
         self._tells_of_events = -math.inf  # when the log may say again that one was skipped
-        self._swept = -1  # the stream's last offset at the last sweep
-        self._resync = asyncio.Event()
         self._opened = False
         self.draining = False
         """Whether it is being closed: no socket is accepted any more."""
@@ -100,17 +91,14 @@ class Hub:
             return
         self._opened = True
         logger.info("the gateway starts; its broker is %s", self.broker.where)
-        self.broker.on_ready(self.resync)
-        self.broker.on_lost(self._suspect_end)
         self._revocations.listen()
         self._tasks = [
             self._keep_doing(self._save_cursors, "wsgateway-cursors"),
-            self._keep_doing(self._sweep, "wsgateway-sweep"),
             self._keep_doing(self._revocations.run, "wsgateway-revocations"),
         ]
         at_shutdown(self.close)
         quieten()
-        await self.broker.open()
+        await self._connection.open()
 
     async def close(self) -> None:
         """Close the sockets, write the cursors, end the tasks, close the broker. Idempotent.
@@ -133,7 +121,7 @@ class Hub:
             task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not answer
-                await runtime.close(self.broker)
+                await self._connection.close()
 
     def reconnect_after(self) -> float:
         """Return the seconds after which a client is to come back: random, by the rate allowed."""
@@ -160,25 +148,9 @@ class Hub:
                         raise
                     except BrokerError as exc:
                         logger.debug("%s waits for the broker: %s", name, exc)
-                        await self.usable()
+                        await wait_usable(self.broker)
 
         return supervise(run, name)
-
-    async def usable(self) -> None:
-        """Wait until the broker is ready, however long that takes; a moment at least.
-
-        A broker that is ready may refuse the same thing again, its permissions for example.
-        """
-        await asyncio.sleep(random.uniform(*REFUSED_PAUSE))  # noqa: S311 - jitter, no secret
-        while True:
-            try:
-                await self.broker.wait_ready(60.0)
-            except BrokerClosed:
-                raise
-            except BrokerError:
-                await asyncio.sleep(0.2)
-            else:
-                return
 
     # -- sockets -------------------------------------------------------------------------
 
@@ -211,9 +183,8 @@ class Hub:
                 f"the user already has the maximum number of connections ({limit})",
                 "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
             )
-        if shared.watch is None:
-            self._users[session.inbox] = shared
-            shared.watch = self.broker.watch(session.inbox, self._live(shared))
+        self.subscriptions.subscribe(session)
+        self._users[session.inbox] = shared
         shared.sessions.add(session)
         self._revocations.add(session)
         cursor = shared.cursors.setdefault(session.identity.device, Cursor())
@@ -226,6 +197,7 @@ class Hub:
         if shared is None or session not in shared.sessions:
             return None
         shared.sessions.discard(session)
+        self.subscriptions.unsubscribe(session)
         self.unsettled.discard(session)
         self._revocations.discard(session)
         cursor = shared.cursors[session.identity.device]
@@ -264,20 +236,7 @@ class Hub:
             del shared.cursors[device]
             self.cursors.forget((inbox, device))
         if not shared.sessions and not shared.cursors:
-            if shared.watch is not None:
-                shared.watch.close()
             del self._users[inbox]
-
-    @staticmethod
-    def _live(shared: _Shared) -> Callable[[Stored], None]:
-        sessions = shared.sessions
-
-        def on_message(stored: Stored) -> None:
-            shared.heard = True
-            for session in sessions:
-                session.on_live(stored)
-
-        return on_message
 
     # -- cursors -------------------------------------------------------------------------
 
@@ -291,66 +250,25 @@ class Hub:
             cursor.confirmed = offset
             self.cursors.note((session.inbox, session.identity.device), cursor)
 
+    def lost(self, session: Session) -> None:
+        """Forget a device's progress: the stream gives its offsets to other messages now."""
+        if session._cursor is not None:
+            session._cursor.lose()
+            self.cursors.note((session.inbox, session.identity.device), session._cursor)
+            self._save_now.set()
+
     async def _save_cursors(self) -> None:
         while True:
-            await asyncio.sleep(settings.CURSOR_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.CURSOR_INTERVAL):
+                    await self._save_now.wait()
+            self._save_now.clear()
             await self._flush_cursors()
 
     async def _flush_cursors(self) -> None:
         for session in list(self.unsettled):
             session.settle()
         await self.cursors.flush()
-
-    # -- what the live subscriptions missed ----------------------------------------------
-
-    async def _sweep(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.SWEEP_INTERVAL):
-                    await self._resync.wait()
-            fresh = self._resync.is_set()
-            self._resync.clear()
-            try:
-                await self._find_missed(everything=fresh)
-            except BaseException:
-                self._resync.set()
-                raise
-
-    async def _find_missed(self, *, everything: bool) -> None:
-        """Announce to each inbox how far it reaches.
-
-        Args:
-            everything: Look at every inbox, not only at those that were quiet.
-        """
-        started = [each for each in self._sessions() if each.epoch]
-        reached = [Reached.of(d) for d in started]
-        position = await self.broker.position()
-        replaced = [each for each in started if each.epoch != position.epoch]
-        if replaced:
-            logger.warning("the inbox stream was replaced; %s sockets start again", len(replaced))
-        for session in replaced:
-            session.begin_anew(position.epoch, Reason.EPOCH)
-        same = [each for each in reached if each.owner.epoch == position.epoch]
-        await self._forget_lost(same, position, thorough=everything)
-        for each in reached:
-            each.owner.window.suspect = None
-        if position.last == self._swept and not everything:
-            return
-        if everything and position.first > self._swept + 1 > 0:
-            # What came since the last sweep may have gone already, by its age.
-            for session in started:
-                session.check()
-        quiet = [i for i, shared in self._users.items() if everything or not shared.heard]
-        for shared in self._users.values():
-            shared.heard = False
-        for inbox, offset in (await self.broker.last_offsets(quiet)).items():
-            for session in list(self._users[inbox].sessions if inbox in self._users else ()):
-                session.announce(offset)
-        self._swept = position.last
-
-    def resync(self) -> None:
-        """Look at every inbox soon, and at what the stream was."""
-        self._resync.set()
 
     def note_skipped(self, offset: int, problem: MalformedMessage) -> None:
         """Count and log a message that a socket does not get; events at most once a minute.
@@ -367,27 +285,6 @@ class Hub:
         count = self.counts["malformed"]
         logger.log(level, "skipped message %s (%s so far): %s", offset, count, problem)
 
-    def _suspect_end(self) -> None:
-        """Note how far every socket is: the server may come back without its last messages."""
-        for session in self._sessions():
-            if session.epoch:
-                session.window.suspect_end()
-
-    async def _forget_lost(
-        self, reached: list[Reached[Session]], position: Position, *, thorough: bool
-    ) -> None:
-        """Let sockets begin again whose newest message the stream has lost."""
-        lost = [each.owner for each in await find_lost(self.broker, reached, position, thorough)]
-        if lost:
-            logger.warning("the inbox stream lost its end; %s sockets start again", len(lost))
-        for session in lost:
-            if session._cursor is not None:
-                session._cursor.lose()
-                self.cursors.note((session.inbox, session.identity.device), session._cursor)
-            session.begin_anew(position.epoch, Reason.AHEAD)
-        if lost:
-            await self._flush_cursors()
-
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
 
@@ -399,5 +296,5 @@ def get_hub() -> Hub:
     if hub is None:
         connection = runtime.current()
         connection.kept = True
-        hub = _hubs[loop] = Hub(connection.broker)
+        hub = _hubs[loop] = Hub(connection)
     return hub

@@ -19,10 +19,12 @@ from wsgateway.broker.messages import (
     DEVICE_HEADER,
     RESOLVER_HEADER,
     Batch,
+    Position,
     Receipt,
     Stored,
 )
 from wsgateway.broker.recovery import LIFE, Start, find_start, nothing_trimmed
+from wsgateway.broker.subscriptions import wait_usable
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -191,9 +193,11 @@ class Session:
         self._told = -1 if recovered else start.offset
         self._proved = start.offset if recovered else -1
 
-    def begin_anew(self, epoch: str, reason: Reason) -> None:
+    def restart(self, position: Position, reason: Reason, since: str) -> None:
         """Begin at the start of the inbox: the client's offsets mean nothing any more."""
-        self._anew = Start(epoch, 0, reason)
+        if reason is Reason.AHEAD:
+            self._hub.lost(self)
+        self._anew = Start(position.epoch, 0, reason)
         self.wake()
 
     async def stop(self) -> None:
@@ -220,23 +224,6 @@ class Session:
         return self._hub.reconnect_after()
 
     # -- to the client -------------------------------------------------------------------
-
-    def on_live(self, stored: Stored) -> None:
-        """Take a message that has just been stored."""
-        if self.window.live(stored):
-            self.wake()
-        elif self.window.suspect is not None:
-            self._hub.resync()
-
-    def announce(self, offset: int) -> None:
-        """Record that the inbox reaches to *offset*."""
-        if self.window.announce(offset):
-            self.wake()
-
-    def check(self) -> None:
-        """Look again at what the inbox holds, and whether anything is missing."""
-        if self.window.invalidate():
-            self.wake()
 
     def acknowledge(self, offset: int, epoch: str | None) -> bool:
         """Take the client's word that it has everything up to *offset*; say if that is news.
@@ -359,7 +346,7 @@ class Session:
             except BrokerError as exc:
                 window.fetch_failed()
                 logger.debug("cannot read an inbox now: %s", exc)
-                await self._hub.usable()
+                await wait_usable(broker)
                 continue
             if self._changed():
                 window.fetch_failed()  # what was read may be of either stream
