@@ -619,6 +619,22 @@ test("what a loop left behind is for the next one", async () => {
   assert.deepEqual(rest, [2, 3]);
 });
 
+test("calls of next() that wait at the same time each get a message, or the end", async () => {
+  /** The second call took the place of the first, which never ended. */
+  const page = new FakePage();
+  const client = page.client();
+  client.connect();
+  await settle();
+  page.socket.welcome();
+  const loop = client[Symbol.asyncIterator]();
+  const calls = [loop.next(), loop.next(), loop.next()];
+  page.socket.message(1);
+  page.socket.message(2);
+  client.close();
+  const results = await Promise.all(calls);
+  assert.deepEqual(results.map(({ done, value }) => [done, value?.offset]), [[false, 1], [false, 2], [true, undefined]]);
+});
+
 test("a loop ends at close, and throws at a refusal", async () => {
   for (const [end, expected] of [
     [(page, client) => client.close(), "done"],

@@ -1,9 +1,14 @@
 /**
- * wsgateway.v1: a websocket that continues where it was.
+ * wsgateway.v1: a websocket that continues where it was. See docs/client-javascript.md.
  *
- * One file, no dependency, no build. Works where there is a WHATWG WebSocket: browsers, Deno,
- * Bun, Node 22, and Node 20 with a constructor passed in. See docs/client-javascript.md.
+ * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
+ * constructor passed in. One file, because pages include it without a bundler, and Django's
+ * ManifestStaticFilesStorage does not rewrite imports between modules. Its sections, from what
+ * knows nothing to what uses it all: names; payloads and frames; inbox, outbox and backoff (none
+ * of them does I/O); one connection; what the application holds; the client.
  */
+
+// == names ===================================================================================
 
 export const SUBPROTOCOL = "wsgateway.v1";
 
@@ -39,46 +44,7 @@ export function shouldReconnect(code) {
   return code >= 4000 ? code < 4500 : !FINAL.has(code);
 }
 
-/** What `send` rejects with, and what "error" listeners get. */
-export class GatewayError extends Error {
-  /**
-   * @param {string} code One word, see docs/protocol.md and docs/client-javascript.md.
-   * @param {string} message What happened.
-   * @param {boolean} temporary Whether the same message may be sent again.
-   */
-  constructor(code, message, temporary, { id = null, closeCode = null } = {}) {
-    super(message);
-    this.name = "GatewayError";
-    this.code = code;
-    this.temporary = temporary;
-    this.id = id;
-    this.closeCode = closeCode;
-  }
-}
-
-/** One message of the inbox. */
-export class Message {
-  #settle;
-
-  constructor(offset, time, data, settle, replyTo = null) {
-    this.offset = offset;
-    this.time = time === null ? null : new Date(time);
-    this.data = data; // string, or Uint8Array for a binary frame
-    this.replyTo = replyTo; // id of the request that it answers
-    this.#settle = settle;
-  }
-
-  /** The payload as JSON. */
-  json() {
-    const text = typeof this.data === "string" ? this.data : new TextDecoder().decode(this.data);
-    return JSON.parse(text);
-  }
-
-  /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
-  ack() {
-    this.#settle();
-  }
-}
+// == payloads and frames =====================================================================
 
 function toBase64(bytes) {
   let text = "";
@@ -152,128 +118,7 @@ function encode(data) {
   return { fields: `"data":${JSON.stringify(text)}`, size: utf8Length(text) };
 }
 
-function tooBig(id, size, limit) {
-  return new GatewayError("too_big", `message of ${size} bytes exceeds ${limit} bytes`, false, { id });
-}
-
-/** Exponential, with full jitter: after a gateway died its clients spread over the whole delay. */
-export class Backoff {
-  constructor({ initial = 500, factor = 2, cap = 30_000, jitter = 1 } = {}, random = Math.random) {
-    Object.assign(this, { initial, factor, cap, jitter, random });
-    this.attempt = 0;
-  }
-
-  next() {
-    const delay = Math.min(this.cap, this.initial * this.factor ** Math.min(this.attempt, 64));
-    this.attempt += 1;
-    return delay * (1 - this.jitter * this.random());
-  }
-
-  reset() {
-    this.attempt = 0;
-  }
-}
-
-/** One WebSocket; after `drop` or its end it calls nobody. */
-class Transport {
-  #socket;
-  #handlers;
-
-  constructor(WebSocket, url, clock, handlers) {
-    this.#handlers = handlers;
-    const socket = (this.#socket = new WebSocket(url, [SUBPROTOCOL]));
-    socket.onopen = () => {
-      if (socket.protocol !== SUBPROTOCOL) this.#end(4500, `the server does not speak ${SUBPROTOCOL}`);
-    };
-    socket.onmessage = (event) => this.#handlers?.text(event.data);
-    socket.onclose = (event) => this.#end(event.code, event.reason);
-    // A close event follows in the same task, and says more; but not in Node 20 (undici 6) when
-    // nobody listens there (seen 2026-11-23).
-    socket.onerror = () => clock.setTimeout(() => this.#end(1006, "no connection"), 0);
-  }
-
-  send(text) {
-    if (this.#socket.readyState === 1) this.#socket.send(text);
-  }
-
-  /** Close; whoever asked knows, so `closed` is not called. */
-  drop(code, reason) {
-    this.#handlers = null;
-    this.#socket.close(code, reason);
-  }
-
-  #end(code, reason) {
-    const handlers = this.#handlers;
-    this.#handlers = null;
-    if (this.#socket.readyState < 2) this.#socket.close();
-    handlers?.closed(code, reason);
-  }
-}
-
-/**
- * Notices a gateway that is gone. Silent for the ping interval and half the time-out: it asks.
- * Nothing for the other half: dead. A page that slept finds its timer late, and asks first.
- */
-class Monitor {
-  #clock;
-  #ask;
-  #dead;
-  #timer = null;
-  #heard = 0;
-  #asked = null; // when the open question was put
-  #interval = 0;
-  #grace = 0;
-
-  constructor(clock, ask, dead) {
-    this.#clock = clock;
-    this.#ask = ask;
-    this.#dead = dead;
-  }
-
-  start(interval, timeout) {
-    this.#interval = interval + timeout / 2;
-    this.#grace = timeout / 2;
-    this.heard();
-    this.#arm(this.#interval);
-  }
-
-  stop() {
-    this.#clock.clearTimeout(this.#timer);
-    this.#timer = null;
-  }
-
-  heard() {
-    this.#heard = this.#clock.now();
-    this.#asked = null;
-  }
-
-  /** Ask now: the page was hidden, or the network changed. */
-  probe() {
-    if (this.#timer === null) return;
-    this.#asked = this.#clock.now();
-    this.#ask();
-    this.#arm(this.#grace);
-  }
-
-  #arm(delay) {
-    this.stop();
-    this.#timer = this.#clock.setTimeout(() => this.#check(), delay);
-  }
-
-  #check() {
-    const now = this.#clock.now();
-    if (this.#asked === null) {
-      const left = this.#heard + this.#interval - now;
-      if (left > 0) this.#arm(left);
-      else this.probe();
-    } else if (now - this.#asked > 2 * this.#grace) {
-      this.probe();
-    } else {
-      this.stop();
-      this.#dead();
-    }
-  }
-}
+// == inbox, outbox and backoff: no I/O =======================================================
 
 /** Which messages are new, and up to where they were processed. */
 class Inbox {
@@ -414,6 +259,271 @@ class Outbox {
   }
 }
 
+/** Exponential, with full jitter: after a gateway died its clients spread over the whole delay. */
+export class Backoff {
+  constructor({ initial = 500, factor = 2, cap = 30_000, jitter = 1 } = {}, random = Math.random) {
+    Object.assign(this, { initial, factor, cap, jitter, random });
+    this.attempt = 0;
+  }
+
+  next() {
+    const delay = Math.min(this.cap, this.initial * this.factor ** Math.min(this.attempt, 64));
+    this.attempt += 1;
+    return delay * (1 - this.jitter * this.random());
+  }
+
+  reset() {
+    this.attempt = 0;
+  }
+}
+
+// == one connection ==========================================================================
+
+function makeClock(host) {
+  return {
+    now: () => (host.performance ?? Date).now(),
+    setTimeout: (callback, delay) => host.setTimeout(callback, delay),
+    clearTimeout: (timer) => host.clearTimeout(timer),
+  };
+}
+
+/** One WebSocket; after `drop` or its end it calls nobody. */
+class Transport {
+  #socket;
+  #handlers;
+
+  constructor(WebSocket, url, clock, handlers) {
+    this.#handlers = handlers;
+    const socket = (this.#socket = new WebSocket(url, [SUBPROTOCOL]));
+    socket.onopen = () => {
+      if (socket.protocol !== SUBPROTOCOL) this.#end(4500, `the server does not speak ${SUBPROTOCOL}`);
+    };
+    socket.onmessage = (event) => this.#handlers?.text(event.data);
+    socket.onclose = (event) => this.#end(event.code, event.reason);
+    // A close event follows in the same task, and says more; but not in Node 20 (undici 6) when
+    // nobody listens there (seen 2026-11-23).
+    socket.onerror = () => clock.setTimeout(() => this.#end(1006, "no connection"), 0);
+  }
+
+  send(text) {
+    if (this.#socket.readyState === 1) this.#socket.send(text);
+  }
+
+  /** Close; whoever asked knows, so `closed` is not called. */
+  drop(code, reason) {
+    this.#handlers = null;
+    this.#socket.close(code, reason);
+  }
+
+  #end(code, reason) {
+    const handlers = this.#handlers;
+    this.#handlers = null;
+    if (this.#socket.readyState < 2) this.#socket.close();
+    handlers?.closed(code, reason);
+  }
+}
+
+/**
+ * Notices a gateway that is gone. Silent for the ping interval and half the time-out: it asks.
+ * Nothing for the other half: dead. A page that slept finds its timer late, and asks first.
+ */
+class Monitor {
+  #clock;
+  #ask;
+  #dead;
+  #timer = null;
+  #heard = 0;
+  #asked = null; // when the open question was put
+  #interval = 0;
+  #grace = 0;
+
+  constructor(clock, ask, dead) {
+    this.#clock = clock;
+    this.#ask = ask;
+    this.#dead = dead;
+  }
+
+  start(interval, timeout) {
+    this.#interval = interval + timeout / 2;
+    this.#grace = timeout / 2;
+    this.heard();
+    this.#arm(this.#interval);
+  }
+
+  stop() {
+    this.#clock.clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+
+  heard() {
+    this.#heard = this.#clock.now();
+    this.#asked = null;
+  }
+
+  /** Ask now: the page was hidden, or the network changed. */
+  probe() {
+    if (this.#timer === null) return;
+    this.#asked = this.#clock.now();
+    this.#ask();
+    this.#arm(this.#grace);
+  }
+
+  #arm(delay) {
+    this.stop();
+    this.#timer = this.#clock.setTimeout(() => this.#check(), delay);
+  }
+
+  #check() {
+    const now = this.#clock.now();
+    if (this.#asked === null) {
+      const left = this.#heard + this.#interval - now;
+      if (left > 0) this.#arm(left);
+      else this.probe();
+    } else if (now - this.#asked > 2 * this.#grace) {
+      this.probe();
+    } else {
+      this.stop();
+      this.#dead();
+    }
+  }
+}
+
+// == what the application holds ==============================================================
+
+/** What `send` rejects with, and what "error" listeners get. */
+export class GatewayError extends Error {
+  /**
+   * @param {string} code One word, see docs/protocol.md and docs/client-javascript.md.
+   * @param {string} message What happened.
+   * @param {boolean} temporary Whether the same message may be sent again.
+   */
+  constructor(code, message, temporary, { id = null, closeCode = null } = {}) {
+    super(message);
+    this.name = "GatewayError";
+    this.code = code;
+    this.temporary = temporary;
+    this.id = id;
+    this.closeCode = closeCode;
+  }
+}
+
+function tooBig(id, size, limit) {
+  return new GatewayError("too_big", `message of ${size} bytes exceeds ${limit} bytes`, false, { id });
+}
+
+function aborted(id) {
+  return new GatewayError("aborted", "the caller gave up; perhaps it is stored", true, { id });
+}
+
+/** One message of the inbox. */
+export class Message {
+  #settle;
+
+  constructor(offset, time, data, settle, replyTo = null) {
+    this.offset = offset;
+    this.time = time === null ? null : new Date(time);
+    this.data = data; // string, or Uint8Array for a binary frame
+    this.replyTo = replyTo; // id of the request that it answers
+    this.#settle = settle;
+  }
+
+  /** The payload as JSON. */
+  json() {
+    const text = typeof this.data === "string" ? this.data : new TextDecoder().decode(this.data);
+    return JSON.parse(text);
+  }
+
+  /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
+  ack() {
+    this.#settle();
+  }
+}
+
+/** A promise with its ends, *timeout* and *signal*; *forget* is called when it is settled. */
+function pendingResult(clock, id, what, { timeout, signal }, forget) {
+  const pending = { id };
+  pending.promise = new Promise((resolve, reject) => {
+    let timer = null;
+    const abort = () => pending.reject(aborted(id));
+    const ended = (settle) => (value) => {
+      clock.clearTimeout(timer);
+      signal?.removeEventListener("abort", abort);
+      forget();
+      settle(value);
+    };
+    pending.resolve = ended(resolve);
+    pending.reject = ended(reject);
+    signal?.addEventListener("abort", abort);
+    if (timeout != null) {
+      const text = `${what} within ${timeout} ms; perhaps it is stored`;
+      const late = () => pending.reject(new GatewayError("timeout", text, true, { id }));
+      timer = clock.setTimeout(late, timeout);
+    }
+  });
+  return pending;
+}
+
+/** `for await (const message of client)`: a message is processed when the loop asks for the next. */
+class MessageLoop {
+  #queue; // messages that the loop has not asked for
+  #autoAck;
+  #left;
+  #waiting = []; // resolve functions of calls that found no message
+  #current = null; // the message that the loop handles
+  #ended = false;
+  #failure = null; // why it ended; the loop throws it once
+
+  /** *left* is called with what the loop has not handled, when it is left early. */
+  constructor(messages, autoAck, left) {
+    this.#queue = messages;
+    this.#autoAck = autoAck;
+    this.#left = left;
+  }
+
+  push(message) {
+    const resolve = this.#waiting.shift();
+    if (resolve) resolve(this.#hand(message));
+    else this.#queue.push(message);
+  }
+
+  /** Nothing more comes; *error* says why, null if the application closed the client. */
+  end(error) {
+    this.#ended = true;
+    this.#failure = error;
+    for (const resolve of this.#waiting.splice(0)) resolve(this.#last());
+  }
+
+  async next() {
+    if (this.#current && this.#autoAck) this.#current.ack();
+    this.#current = null;
+    if (this.#queue.length) return this.#hand(this.#queue.shift());
+    if (this.#ended) return this.#last();
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  async return() {
+    this.end(null);
+    this.#left(this.#queue.splice(0));
+    return { done: true, value: undefined };
+  }
+
+  [Symbol.asyncIterator]() {
+    return this;
+  }
+
+  #hand(message) {
+    this.#current = message;
+    return { done: false, value: message };
+  }
+
+  async #last() {
+    const failure = this.#failure;
+    this.#failure = null;
+    if (failure) throw failure;
+    return { done: true, value: undefined };
+  }
+}
+
 class Emitter {
   #listeners = new Map();
 
@@ -453,13 +563,24 @@ class Emitter {
   }
 }
 
-function makeClock(host) {
-  return {
-    now: () => (host.performance ?? Date).now(),
-    setTimeout: (callback, delay) => host.setTimeout(callback, delay),
-    clearTimeout: (timer) => host.clearTimeout(timer),
+/** Call `hurry`, `hide` or `offline` when the page is looked at, left, or without network; return what ends it. */
+function watchPage(host, { hurry, hide, offline }) {
+  const { document } = host;
+  const visible = () => (document.visibilityState === "visible" ? hurry() : hide());
+  const hooks = [
+    [host, "online", hurry],
+    [host, "offline", offline],
+    [host, "pageshow", (event) => { if (event.persisted) hurry(); }],
+    [host, "pagehide", hide],
+  ];
+  if (document?.addEventListener) hooks.push([document, "visibilitychange", visible]);
+  for (const [target, name, listener] of hooks) target.addEventListener(name, listener);
+  return () => {
+    for (const [target, name, listener] of hooks) target.removeEventListener(name, listener);
   };
 }
+
+// == the client ==============================================================================
 
 /**
  * A durable connection.
@@ -497,7 +618,7 @@ export class WsGateway {
   #refreshed = false; // since the last welcome
   #opening = null; // {promise, resolve, reject} of connect()
   #backlog = []; // messages that nobody has listened to yet
-  #iterator = null;
+  #loop = null;
   #ids = 0;
   #prefix;
   #unhook = null;
@@ -573,7 +694,7 @@ export class WsGateway {
       this.#stale = true;
       this.#refreshed = false;
       this.#backoff.reset();
-      this.#watchHost();
+      if (this.#host.addEventListener) this.#unhook ??= watchPage(this.#host, this.#page);
       this.#open();
     }
     return promise;
@@ -700,39 +821,25 @@ export class WsGateway {
     const requests = [...this.#requests.values()];
     this.#requests.clear();
     const opening = this.#opening;
-    const iterator = this.#iterator;
-    this.#opening = this.#iterator = null;
+    const loop = this.#loop;
+    this.#opening = this.#loop = null;
     this.#setState("closed", detail);
     for (const { id, reject } of [...entries, ...requests]) {
       reject(new GatewayError("closed", error.message, true, { id, closeCode: detail.code }));
     }
     opening?.reject(error);
-    iterator?.end(own ? null : error);
+    loop?.end(own ? null : error);
     if (!own) this.#events.emit("error", error);
   }
 
-  /** Listen to the page: network, visibility, its end. */
-  #watchHost() {
-    const host = this.#host;
-    if (!host.addEventListener || this.#unhook) return;
-    const hurry = () => this.#hurry();
-    const visible = () => { if (host.document.visibilityState === "visible") hurry(); else this.#sendAck(); };
-    const offline = () => {
+  #page = {
+    hurry: () => this.#hurry(),
+    hide: () => this.#sendAck(),
+    offline: () => {
       if (this.#state === "waiting") this.#setState("offline");
       else this.#monitor.probe();
-    };
-    const hooks = [
-      [host, "online", hurry],
-      [host, "offline", offline],
-      [host, "pageshow", (event) => { if (event.persisted) hurry(); }],
-      [host, "pagehide", () => this.#sendAck()],
-    ];
-    if (host.document?.addEventListener) hooks.push([host.document, "visibilitychange", visible]);
-    for (const [target, name, listener] of hooks) target.addEventListener(name, listener);
-    this.#unhook = () => {
-      for (const [target, name, listener] of hooks) target.removeEventListener(name, listener);
-    };
-  }
+    },
+  };
 
   /** Somebody looks, or the network is back: do not wait for a timer. */
   #hurry() {
@@ -803,7 +910,7 @@ export class WsGateway {
       this.#settled(isReply ? this.#inbox.settleOne(life, offset) : this.#inbox.settle(life, offset));
     const message = new Message(offset, time, data, settle, reply_to);
     if (isReply) this.#onReply(message, error);
-    else if (this.#iterator || this.#events.listens("message")) this.#deliver(message);
+    else if (this.#loop || this.#events.listens("message")) this.#deliver(message);
     else this.#backlog.push(message); // the window bounds it
   }
 
@@ -831,7 +938,7 @@ export class WsGateway {
 
   #deliver(message) {
     this.#events.emit("message", message);
-    if (this.#iterator) this.#iterator.push(message);
+    if (this.#loop) this.#loop.push(message);
     else if (this.#options.autoAck) message.ack();
   }
 
@@ -889,15 +996,15 @@ export class WsGateway {
     id ??= this.#newId();
     const known = this.#requests.get(id);
     if (known) return known.promise;
-    if (signal?.aborted) return Promise.reject(this.#aborted(id));
+    if (signal?.aborted) return Promise.reject(aborted(id));
     if (this.#requests.size >= this.#options.queueLimit) {
       const text = `${this.#requests.size} requests wait for their replies already (queueLimit)`;
       return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
     }
-    const request = this.#pending(id, "no reply", timeout, signal, () => {
+    const request = pendingResult(this.#clock, id, "no reply", { timeout, signal }, () => {
       if (this.#requests.get(id) !== request) return;
       this.#requests.delete(id);
-      this.#outbox.get(id)?.reject(this.#aborted(id)); // given up: not to be sent again
+      this.#outbox.get(id)?.reject(aborted(id)); // given up: not to be sent again
     });
     this.#requests.set(id, request);
     // The confirmation says nothing yet, a refusal all.
@@ -910,7 +1017,7 @@ export class WsGateway {
   }
 
   #send(data, { id, timeout, signal }, flags) {
-    if (signal?.aborted) return Promise.reject(this.#aborted(id ?? null));
+    if (signal?.aborted) return Promise.reject(aborted(id ?? null));
     if (this.#state === "closed") {
       return Promise.reject(new GatewayError("closed", "the client is closed", true, { id: id ?? null }));
     }
@@ -931,39 +1038,11 @@ export class WsGateway {
       return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
     }
     const forget = () => this.#outbox.get(id) === entry && this.#outboxDone(id);
-    const entry = this.#pending(id, "not confirmed", timeout, signal, forget);
+    const entry = pendingResult(this.#clock, id, "not confirmed", { timeout, signal }, forget);
     const text = `{"type":"message","id":${JSON.stringify(id)},${flags}${encoded.fields}}`;
     this.#outbox.add(Object.assign(entry, { size: encoded.size, text, sent: false }));
     this.#flush();
     return entry.promise;
-  }
-
-  /** A promise with its ends, *timeout* and *signal*; *forget* is called when it is settled. */
-  #pending(id, what, timeout, signal, forget) {
-    const pending = { id };
-    pending.promise = new Promise((resolve, reject) => {
-      let timer = null;
-      const abort = () => pending.reject(this.#aborted(id));
-      const ended = (settle) => (value) => {
-        this.#clock.clearTimeout(timer);
-        signal?.removeEventListener("abort", abort);
-        forget();
-        settle(value);
-      };
-      pending.resolve = ended(resolve);
-      pending.reject = ended(reject);
-      signal?.addEventListener("abort", abort);
-      if (timeout != null) {
-        const text = `${what} within ${timeout} ms; perhaps it is stored`;
-        const late = () => pending.reject(new GatewayError("timeout", text, true, { id }));
-        timer = this.#clock.setTimeout(late, timeout);
-      }
-    });
-    return pending;
-  }
-
-  #aborted(id) {
-    return new GatewayError("aborted", "the caller gave up; perhaps it is stored", true, { id });
   }
 
   #outboxDone(id) {
@@ -979,57 +1058,17 @@ export class WsGateway {
 
   // -- async iteration -------------------------------------------------------------------
 
-  /** `for await (const message of client)`: one is processed when the loop asks for the next. */
+  /** `for await (const message of client)`, one at a time; see `MessageLoop`. */
   [Symbol.asyncIterator]() {
-    if (this.#iterator) throw new Error("another loop reads this client already");
-    const queue = this.#backlog.splice(0);
-    let current = null;
-    let waiter = null;
-    let ended = this.#state === "closed";
-    let failure = null;
-    const finished = { done: true, value: undefined };
-    this.#iterator = {
-      push: (message) => {
-        if (!waiter) return void queue.push(message);
-        current = message;
-        waiter.resolve({ done: false, value: message });
-        waiter = null;
-      },
-      end: (error) => {
-        ended = true;
-        failure = error;
-        if (waiter) {
-          if (error) waiter.reject(error);
-          else waiter.resolve(finished);
-          failure = waiter = null;
-        }
-      },
-    };
-    const next = async () => {
-      if (current && this.#options.autoAck) current.ack();
-      current = queue.shift() ?? null;
-      if (current) return { done: false, value: current };
-      if (failure) {
-        const error = failure;
-        failure = null;
-        throw error;
-      }
-      if (ended) return finished;
-      return new Promise((resolve, reject) => { waiter = { resolve, reject }; });
-    };
-    return {
-      next,
-      return: async () => {
-        // What the loop left wait for the next one, or for listeners.
-        if (!ended) this.#iterator = null;
-        ended = true;
-        this.#backlog.unshift(...queue.splice(0));
-        this.#release();
-        return finished;
-      },
-      [Symbol.asyncIterator]() {
-        return this;
-      },
-    };
+    if (this.#loop) throw new Error("another loop reads this client already");
+    const loop = new MessageLoop(this.#backlog.splice(0), this.#options.autoAck, (messages) => {
+      // What the loop left waits for the next one, or for listeners.
+      if (this.#loop === loop) this.#loop = null;
+      this.#backlog.unshift(...messages);
+      this.#release();
+    });
+    if (this.#state === "closed") loop.end(null);
+    else this.#loop = loop;
+    return loop;
   }
 }
