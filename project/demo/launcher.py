@@ -1,4 +1,8 @@
-"""Everything for a first try in one process tree: database, users, nats-server, daphne."""
+"""Everything for a first try in one process tree: database, users, nats-server, daphne.
+
+It looks into the nats-server that development starts, with functions of `wsgateway.broker` that are
+not public: no other project needs them.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,16 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+from django.conf import settings
 from django.core.management import call_command
 from django.utils.module_loading import import_string
 
 from project.demo.users import create_demo_users
 from wsgateway.broker.embedded import bound_to_parent
 from wsgateway.broker.project_server import embedded_url_from_settings, look_inside
-from wsgateway.conf import settings
-from wsgateway.declared import discover
+from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.services import discover
 
 __all__ = ["PortTaken", "launch", "require_free_port"]
 
@@ -42,8 +47,10 @@ def launch(host: str, port: int, say: Callable[[str], object], *, demo: bool = F
     """
     require_free_port(host, port)
     call_command("migrate", interactive=False, verbosity=0)
-    users = create_demo_users() if demo and settings.debug else []
-    url = settings.URL or (embedded_url_from_settings() if settings.BROKER == "nats" else "")
+    users = create_demo_users() if demo and settings.DEBUG else []
+    url = wsgateway_settings.URL or (
+        embedded_url_from_settings() if wsgateway_settings.BROKER == "nats" else ""
+    )
     with running_services():
         serve(
             host,
@@ -72,7 +79,7 @@ def require_free_port(host: str, port: int) -> None:
 @contextlib.contextmanager
 def running_services() -> Iterator[None]:
     """Run every service that the project has in a process beside this one."""
-    if settings.BROKER != "nats" or not discover():
+    if wsgateway_settings.BROKER != "nats" or not discover():
         yield
         return
     command = bound_to_parent([sys.executable, sys.argv[0], "runservice", "--noreload"])
@@ -82,7 +89,7 @@ def running_services() -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(settings.CLOSE_TIMEOUT + 2.0)
+            process.wait(wsgateway_settings.CLOSE_TIMEOUT + 2.0)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -94,13 +101,13 @@ def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
     daphne = import_module("daphne.server")
     endpoints = import_module("daphne.endpoints")
     daphne.Server(
-        application=import_string(settings.asgi_application or ""),
+        application=import_string(settings.ASGI_APPLICATION),
         endpoints=endpoints.build_endpoint_description_strings(host=host, port=port),
         signal_handlers=True,
         ready_callable=on_ready,
         websocket_timeout=-1,  # daphne's default would cut every socket after a day
         websocket_handshake_timeout=20,
-        application_close_timeout=settings.CLOSE_TIMEOUT,
+        application_close_timeout=wsgateway_settings.CLOSE_TIMEOUT,
         server_name="wsgateway",
     ).run()
 
@@ -108,10 +115,11 @@ def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
 def greeting(host: str, port: int, url: str) -> str:
     """Return what runs, and where."""
     broker = _without_password(url) or "in memory"
-    if url and not settings.URL:
+    if url and not wsgateway_settings.URL:
         broker += f"    (to look inside: {look_inside(url)})"
+    root = (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
     return f"""
-wsgateway runs on http://{host}:{port}{settings.script_name}/    (Ctrl-C ends it)
+wsgateway runs on http://{host}:{port}{root}/    (Ctrl-C ends it)
 
   broker      {broker}
 """
@@ -122,7 +130,7 @@ def tour(host: str, port: int, users: list[str]) -> str:
     python = Path(sys.executable)
     base = Path.cwd()
     shown = python.relative_to(base) if python.is_relative_to(base) else python
-    command = f"DEBUG=1 {shown} manage.py" if settings.debug else f"{shown} manage.py"
+    command = f"DEBUG=1 {shown} manage.py" if settings.DEBUG else f"{shown} manage.py"
     logins = ", ".join(f"{name}/{name}" for name in users)
     return f"""  demo users  {logins or "none: DEBUG is off"}
 

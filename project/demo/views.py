@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from django import forms
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_not_required
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import get_script_prefix, reverse
 from django.views.decorators.cache import never_cache
@@ -16,9 +17,8 @@ from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
 from project.demo.users import DEMO_USERS
-from wsgateway import asend
-from wsgateway.conf import settings
-from wsgateway.decorators import never_atomic
+from wsgateway import send
+from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
 from wsgateway.protocol.subjects import MAX_NAME_BYTES, Inbox, Subjects
@@ -62,7 +62,7 @@ def _may_publish(user: object) -> bool:
     """Say whether *user* may write to anybody: staff; in development everybody."""
     if not getattr(user, "is_authenticated", False):
         return False
-    return settings.debug or bool(getattr(user, "is_staff", False))
+    return settings.DEBUG or bool(getattr(user, "is_staff", False))
 
 
 def _guest(request: HttpRequest) -> str | None:
@@ -72,7 +72,7 @@ def _guest(request: HttpRequest) -> str | None:
     names, and only DEBUG creates them.
     """
     name = request.user.get_username()
-    if not settings.debug or name not in DEMO_USERS:
+    if not settings.DEBUG or name not in DEMO_USERS:
         return None
     ordinary = (user for user, superuser in DEMO_USERS.items() if not superuser)
     return next((user for user in ordinary if user != name), None)
@@ -96,11 +96,11 @@ def page(request: HttpRequest) -> HttpResponse:
     context = {
         "panels": panels,
         "form": _may_publish(request.user),
-        "debug": settings.debug,
+        "debug": settings.DEBUG,
     }
     if panels:
         inbox = Inbox(SERVICE, panels[0].user)
-        context["example"] = Subjects(settings.PREFIX).recv(inbox)
+        context["example"] = Subjects(wsgateway_settings.PREFIX).recv(inbox)
     return render(request, "demo/page.html", context)
 
 
@@ -115,21 +115,18 @@ def token(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"token": make_token(SERVICE, guest, max_age=TOKEN_MAX_AGE)})
 
 
-@never_atomic
 @login_not_required
 @require_POST
-async def publish(request: HttpRequest) -> HttpResponseBase:
+def publish(request: HttpRequest) -> HttpResponse:
     """Publish the form's message; answer JSON to scripts, a redirect to the page otherwise."""
-    if not _may_publish(await request.auser()):
+    if not _may_publish(request.user):
         return JsonResponse({"error": "only staff may publish; log in"}, status=403)
     form = PublishForm(request.POST)
     if not form.is_valid():
         return JsonResponse({"error": "give a user and a message"}, status=400)
     user, text, id = (form.cleaned_data[name] for name in ("user", "text", "id"))
     try:
-        receipt = await asend(
-            SERVICE, user, text=text, msg_id=f"{SERVICE}-page-{id}" if id else None
-        )
+        receipt = send(SERVICE, user, text=text, msg_id=f"{SERVICE}-page-{id}" if id else None)
     except WsGatewayError as exc:
         return JsonResponse({"error": str(exc)}, status=503)
     if "application/json" in request.headers.get("accept", ""):

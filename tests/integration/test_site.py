@@ -109,6 +109,11 @@ def test_nobody_else_gets_a_second_user(
     assert "data-token" not in client.get("/").content.decode()
 
 
+async def stored(user: str) -> Any:
+    inbox = Inbox("demo", user)
+    return await runtime.call(lambda broker: broker.read_after(inbox, 0, limit=10))
+
+
 @pytest.mark.django_db(transaction=True)
 class TestPublish:
     @pytest.fixture
@@ -125,10 +130,9 @@ class TestPublish:
         assert answer.json() == {"user": "bob", "offset": offset}
         answer = await client.post("/publish/", data)
         assert (answer.status_code, answer.headers["location"]) == (302, "/")
-        batch = await runtime.current().broker.read_after(Inbox("demo", "bob"), 0, limit=10)
+        batch = await stored("bob")
         assert [(m.payload, m.kind) for m in batch.messages] == [(b"hi", "text")] * 2
         assert batch.messages[0].offset == offset
-        await runtime.current().broker.close()
 
     @pytest.mark.parametrize("data", [{}, {"user": "bob"}, {"user": "x" * 300, "text": "hi"}])
     async def test_incomplete_form_is_refused(
@@ -154,9 +158,8 @@ class TestPublish:
             for _ in range(2)
         ]
         assert offsets[0] == offsets[1]
-        batch = await runtime.current().broker.read_after(Inbox("demo", "carol"), 0, limit=10)
+        batch = await stored("carol")
         assert [message.offset for message in batch.messages] == offsets[:1]
-        await runtime.current().broker.close()
 
     async def test_form_needs_its_token(self, settings: Any) -> None:
         strict = AsyncClient(enforce_csrf_checks=True)

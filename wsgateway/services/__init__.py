@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wsgateway.declared import discover
 from wsgateway.services.errors import Reject, Retry
 from wsgateway.services.message import Message
 from wsgateway.services.policy import RetryPolicy
@@ -14,6 +15,7 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "Service",
+    "discover",
     "get_service",
     "service",
 ]
