@@ -183,7 +183,7 @@ async def test_cancelled_memberships_can_be_ended(make: Make, rng: random.Random
     for name in names:
         for channel in channels:
             await layer.group_discard(name, channel)
-    assert (layer._local.groups, layer._local._joined) == ({}, {})
+    assert (layer._local.groups.by_name, layer._local.groups.joined) == ({}, {})
     for name in names:
         await layer.group_add(name, channels[0])
         await layer.group_send(name, {"type": "x", "n": name})

@@ -50,7 +50,7 @@ async def test_every_users_group_is_durable(make: Make, user: str) -> None:
     await asyncio.to_thread(layer.group_send_sync, group, {"type": "x", "n": 2})
     assert await drain(layer, channel, 1) == [2]
     await layer.group_discard(group, channel)
-    assert not layer._local.groups
+    assert not layer._local.groups.by_name
 
 
 async def test_a_group_that_belongs_to_no_service_is_not_stored(
@@ -123,7 +123,7 @@ async def test_a_group_becomes_durable_once_its_service_exists(
         await broker.set_up()
     finally:
         await broker.close()
-    group = member._local.groups["later.ann"]
+    group = member._local.groups.by_name["later.ann"]
     await until(lambda: group.inbox == Inbox("later", "ann"), 20, "the member follows")
     await group.subscriptions[channel.encode()].started()
     await until(
@@ -149,7 +149,7 @@ async def test_a_pattern_makes_any_group_durable(make: Make, settings: Any) -> N
     await layer.group_add("chat.42", channel)
     await layer.group_send("chat.42", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]
-    assert layer._local.groups["chat.42"].inbox is not None
+    assert layer._local.groups.by_name["chat.42"].inbox is not None
     assert await stored(layer, Inbox("chat", "42")) == 0  # it is no client's inbox
 
 
@@ -240,7 +240,7 @@ async def test_a_service_that_only_another_process_declares_has_durable_groups(
     assert await stored(sender, Inbox("elsewhere", "ann")) == 1
     channel = await member.new_channel()
     await member.group_add(group, channel)
-    assert member._local.groups[group].inbox == Inbox("elsewhere", "ann")
+    assert member._local.groups.by_name[group].inbox == Inbox("elsewhere", "ann")
     await until(lambda: not sender._directory._tasks, 10, "the name is looked at")
     assert "not stored" not in caplog.text
 
@@ -278,7 +278,7 @@ async def test_a_member_that_could_not_begin_begins_later(
     layer = make()
     channel = await layer.new_channel()
     await layer.group_add("later.ann", channel)
-    group = layer._local.groups["later.ann"]
+    group = layer._local.groups.by_name["later.ann"]
     position = NatsBroker.position
     failed: list[bool] = []
 

@@ -237,7 +237,7 @@ async def test_a_failed_group_add_leaves_no_membership(
                     await layer.group_add(group, channel)
         finally:
             own_server.resume()
-        assert list(layer._local.groups) == ["old"]
+        assert list(layer._local.groups.by_name) == ["old"]
         await until(lambda: layer._connection().bus.is_open, 20, "the connection is back")
         await layer.group_add("new", channel)
         await layer.group_send("new", {"type": "x", "n": 1})

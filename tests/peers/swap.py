@@ -58,7 +58,7 @@ class SwappedLayer(NatsChannelLayer):
 
     @property
     def groups(self) -> dict[str, Any]:
-        return self._local.groups
+        return self._local.groups.by_name
 
     # What the pub/sub tests look into
 

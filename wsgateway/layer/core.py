@@ -427,12 +427,12 @@ class NatsChannelLayer(ConfiguredLayer):
             await connection.ready()
         if "!" not in channel:
             await self._normal.ensure(connection)  # else the group's first messages go nowhere
-        await self._local.add(connection, group, channel)
+        await self._local.groups.add(connection, group, channel)
 
     async def _discard_here(
         self, connection: LayerConnection, group: GroupName, channel: str
     ) -> None:
-        self._local.discard(group.name, channel)
+        self._local.groups.discard(group.name, channel)
         if "!" not in channel:  # other processes may have added it, too
             await connection.ready()
             with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
