@@ -55,7 +55,7 @@ async def test_server_that_lost_the_streams_end(
         for number in range(2):
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 2) == [0, 1]
-        broker = watcher()._node.broker
+        broker = watcher()._connection.broker
         (folder,) = own_server.store.rglob(broker.subjects.stream("recv"))
         copy = own_server.store / "copy"
         await asyncio.to_thread(own_server.stop)
@@ -99,7 +99,7 @@ async def test_fetch_that_outlasts_the_stream(
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 3) == [0, 1, 2]
         [subscription] = watcher()._subscriptions()
-        broker = watcher()._node.broker
+        broker = watcher()._connection.broker
         read_after, held, asked = broker.read_after, asyncio.Event(), asyncio.Event()
 
         async def slow(to: Any, offset: int, **options: Any) -> Any:
