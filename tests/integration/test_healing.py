@@ -407,7 +407,7 @@ async def test_what_keeps_the_streams_from_being_ready_is_in_the_error(
     async def check() -> None:
         raise ApiError(400, 10999, "the moon is full")
 
-    monkeypatch.setattr(broker, "_check", check)
+    monkeypatch.setattr(broker.services, "refresh", check)
     await broker.open()
     try:
         with pytest.raises(BrokerUnavailable, match=r"within 1 s: .* the moon is full"):
@@ -450,14 +450,14 @@ async def test_check_of_the_streams_that_fails_begins_again(
     """An odd answer ended the task, silently: not ready until the next connection."""
     settings.NATS_BROKER_URL, settings.WSGATEWAY_PREFIX = nats_server.url, prefix
     broker = broker_from_settings(wsgateway_settings)
-    real, errors = broker._check, [KeyError("created")]
+    real, errors = broker.services.refresh, [KeyError("created")]
 
     async def check() -> None:
         if errors:
             raise errors.pop()
         await real()
 
-    monkeypatch.setattr(broker, "_check", check)
+    monkeypatch.setattr(broker.services, "refresh", check)
     await broker.open()
     try:
         await broker.wait_ready()

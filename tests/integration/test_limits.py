@@ -242,7 +242,7 @@ async def test_layers_streams_warn_too(
     await layer.send("normal", {"type": "x", "data": os.urandom(900_000)})
     broker = layer._connection().broker
     await broker.wait_ready()
-    broker._doubt.set()
+    broker.jetstream.on_missing()
     await until(lambda: "_CHAN' is 8" in caplog.text, 10, "the warning")
     await layer.close()
 

@@ -67,8 +67,8 @@ async def test_stream_that_is_deleted_is_made_again(broker: NatsBroker, kind: st
 async def test_stream_that_nobody_uses_is_looked_at_now_and_then(
     broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgateway.broker.nats.broker.LOOK_EACH", 0.05)
-    broker._doubt.set()  # begins the shorter wait
+    monkeypatch.setattr("wsgateway.broker.nats.readiness.LOOK_EACH", 0.05)
+    broker.jetstream.on_missing()  # begins the shorter wait
     name = broker.subjects.stream("dead")
     await broker.jetstream.api(f"STREAM.DELETE.{name}")
     async with asyncio.timeout(10):

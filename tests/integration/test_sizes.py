@@ -17,7 +17,8 @@ from tests.faults.traffic import stored
 from tests.support import ROOT, SERVERS, Gateway, until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.broker.nats.broker import OFFER_HEADERS, NatsBroker
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.readiness import OFFER_HEADERS
 from wsgateway.client import Backoff, Client, ClientState, GatewayError
 from wsgateway.identity import make_token
 from wsgateway.protocol.subjects import Inbox
@@ -224,7 +225,7 @@ async def test_limit_of_nats_is_kept_and_the_log_says_what_to_do(
         symptom.must_show_in(gateway.output)
         assert (
             "takes messages of 65536 bytes with their headers, so clients may send 61440 bytes "
-            "only, not WSGATEWAY_MAX_MESSAGE_SIZE (1000000): set max_payload to 1004096 or more "
+            "only, not WSGATEWAY_MAX_MESSAGE_SIZE (1000000). Set max_payload to 1004096 or more "
             "in the server's configuration, or lower the setting"
         ) in gateway.output
 

@@ -141,10 +141,14 @@ class Subjects:
         """Where processes are told that a normal channel leaves a group."""
         return f"{self.prefix}.leave.{encode_token(group)}.{encode_token(channel)}"
 
+    def broadcast(self, topic: str) -> str:
+        """Where every process is told about *topic*."""
+        return f"{self.prefix}.all.{topic}"
+
     @property
     def probe(self) -> str:
         """Where a process finds out which servers know its subscriptions; see `propagation`."""
-        return f"{self.prefix}.all.probe"
+        return self.broadcast("probe")
 
     def all_of(self, kind: str, service: str | None = None) -> str:
         """Return the wildcard for every user of *service* (None: of every service)."""

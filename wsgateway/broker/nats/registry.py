@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from time import monotonic
 
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError, JetStream
@@ -94,6 +95,11 @@ class Registry:
         """Have the next look at a service that is not known ask the broker."""
         self._valid_until = 0.0
         self._doubts += 1
+
+    def announce(self) -> None:
+        """Tell every process that services have come."""
+        with contextlib.suppress(BrokerUnavailable):
+            self._jetstream.connection.publish(self._subjects.broadcast(TOPIC), b"")
 
     async def refresh(self) -> None:
         """Read from the broker which services exist; several calls at once share one look."""

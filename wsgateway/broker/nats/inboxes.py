@@ -1,0 +1,222 @@
+"""Reads the inboxes from their stream."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER, Batch, Position, Stored
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.cursors import Cursors
+from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.levels import Levels
+from wsgateway.broker.nats.shared import Shared
+from wsgateway.broker.nats.specs import NANO
+from wsgateway.broker.nats.streams import TRIMMED_UNTIL
+from wsgateway.protocol.frames import FRAME_HEADER
+from wsgateway.protocol.subjects import Inbox, Subjects
+
+__all__ = ["Inboxes"]
+
+READ_BYTES = 4 * 1024 * 1024
+"""Bytes that one read may return, so that a backlog cannot fill the gateway's memory."""
+MULTI_LAST = 1024
+"""Subjects that the server takes in one ``multi_last``."""
+MULTI_LAST_BYTES = 256 * 1024
+"""Bytes of subjects in one request; escaped names are long, and the server ends a connection
+that exceeds its max_payload."""
+MULTI_LAST_REST = 128
+"""Bytes of such a request besides its subjects."""
+
+_SEQUENCE = b"Nats-Sequence"
+_PREVIOUS = b"Nats-Last-Sequence"
+_KIND = FRAME_HEADER.encode()
+_TIME = b"Nats-Time-Stamp"
+_SUBJECT = b"Nats-Subject"
+_TTL = b"Nats-TTL"
+_REPLY_TO = REPLY_TO_HEADER.encode()
+_ERROR = ERROR_HEADER.encode()
+
+
+class Inboxes:
+    """The stream of all inboxes. Its methods are those of `Broker`, which says what they do.
+
+    Args:
+        jetstream: Where.
+        subjects: Names the stream and its subjects.
+        levels: Told of the stream's level.
+        max_devices: Cursors that one user keeps.
+    """
+
+    def __init__(
+        self, jetstream: JetStream, subjects: Subjects, levels: Levels, max_devices: int
+    ) -> None:
+        self._jetstream = jetstream
+        self._connection = jetstream.connection
+        self._subjects = subjects
+        self._levels = levels
+        self.stream = subjects.stream("recv")
+        """The stream's name."""
+        self.epoch = ""
+        self._last = 0  # the stream's newest offset when it was last asked
+        self._max_age = 0.0  # seconds that the stream keeps a message; 0: for ever
+        self._shared_position = Shared(self._ask_position)
+        self.cursors = Cursors(jetstream, subjects, self.position, max_devices)
+
+    async def read_after(
+        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
+    ) -> Batch:
+        """See `Broker.read_after`."""
+        inclusive = anchor and offset > 0
+        request = {
+            "seq": offset if inclusive else offset + 1,
+            "next_by_subj": self._subjects.recv(inbox),
+            "batch": limit + inclusive,
+            "max_bytes": READ_BYTES,
+        }
+        found = await self._jetstream.direct(self.stream, request)
+        replies, anchored = found.replies, False
+        if inclusive and replies and hdrs.find_int(replies[0].headers, _SEQUENCE) == offset:
+            anchored = self._proves(replies.pop(0).headers)
+            if not replies and found.pending:  # it was as large as a whole batch
+                rest = await self.read_after(inbox, offset, limit=limit)
+                return rest._replace(anchored=anchored)
+        more = found.pending > 0 or len(replies) > limit
+        messages = [_stored(reply.data, reply.headers, live=False) for reply in replies[:limit]]
+        return Batch(messages, more, anchored)
+
+    def _proves(self, raw: bytes | None) -> bool:
+        """Say whether a message goes no later than those behind it."""
+        if (hdrs.find(raw, _TTL) or b"").lower() == b"never":
+            return False
+        stamp = hdrs.find(raw, _TIME)
+        if not self._max_age or stamp is None:
+            return True
+        age = dt.datetime.now(dt.UTC) - _time(stamp.decode())
+        return age.total_seconds() < self._max_age
+
+    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+        """See `Broker.watch`."""
+
+        def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
+            on_message(_stored(data, raw, live=True))
+
+        return self._connection.subscribe(self._subjects.live(inbox), handle)
+
+    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
+        """See `Broker.last_offsets`."""
+        found = {}
+        room = min(MULTI_LAST_BYTES, self._connection.max_payload) - MULTI_LAST_REST
+        for subjects in _portions((self._subjects.recv(inbox) for inbox in inboxes), room):
+            async for subject, offset in self._last_offsets(subjects):
+                found[self._subjects.parse(subject)[1]] = offset
+        return found
+
+    async def _last_offsets(self, subjects: list[str]) -> AsyncIterator[tuple[str, int]]:
+        """Yield the newest offset of each subject that has one.
+
+        The server sends whole messages, and stops at a limit in bytes.
+        """
+        while subjects:
+            request = {"multi_last": subjects, "max_bytes": READ_BYTES}
+            batch = await self._jetstream.direct(self.stream, request)
+            answered = set()
+            for reply in batch.replies:
+                subject = (hdrs.find(reply.headers, _SUBJECT) or b"").decode()
+                answered.add(subject)
+                yield subject, hdrs.find_int(reply.headers, _SEQUENCE) or 0
+            if not batch.pending or not answered:
+                return
+            subjects = [subject for subject in subjects if subject not in answered]
+
+    async def position(self) -> Position:
+        """See `Broker.position`."""
+        return await self._shared_position()
+
+    async def _ask_position(self) -> Position:
+        info = await self._jetstream.api(f"STREAM.INFO.{self.stream}")
+        self.learn(info)
+        state = info["state"]
+        first, last = max(state["first_seq"], 1), state["last_seq"]
+        gaps = last + 1 - first - state["messages"]
+        if state["messages"] and self._max_age:
+            first = await self._first_young(info)
+        mark = (info["config"].get("metadata") or {}).get(TRIMMED_UNTIL, "")
+        if mark.isdecimal():
+            first = max(first, int(mark) + 1)
+        most = max(info["config"].get("max_msgs_per_subject", 0), 0)
+        return Position(self.epoch, first, last, gaps, most)
+
+    def learn(self, info: Mapping[str, Any]) -> None:
+        """Take what STREAM.INFO says of the stream."""
+        epoch, last = _epoch(info), info["state"]["last_seq"]
+        if epoch == self.epoch and last < self._last:
+            self.cursors.forget_beyond(last)
+        self.epoch, self._last = epoch, last
+        self._levels.note(info)
+        self._max_age = info["config"].get("max_age", 0) / NANO
+
+    async def _first_young(self, info: Mapping[str, Any]) -> int:
+        """Return the offset of the oldest message that the stream's age limit has not reached.
+
+        The oldest of all may be older: it lives for ever, or the server is about to remove it.
+        """
+        state = info["state"]
+        now, oldest = (_time(text) for text in (info["ts"], state["first_ts"]))
+        since = now - dt.timedelta(seconds=self._max_age)
+        if oldest > since:
+            return int(state["first_seq"])
+        request = {
+            "start_time": since.isoformat(),
+            "next_by_subj": self._subjects.all_of("recv"),
+            "batch": 1,
+        }
+        found = await self._jetstream.direct(self.stream, request)
+        raw = found.replies[0].headers if found.replies else None
+        return hdrs.find_int(raw, _SEQUENCE) or int(state["last_seq"]) + 1
+
+    async def count(self, inbox: Inbox) -> int:
+        """See `Broker.count`."""
+        subject = self._subjects.recv(inbox)
+        request = {"subjects_filter": subject}
+        info = await self._jetstream.api(f"STREAM.INFO.{self.stream}", request)
+        return int((info["state"].get("subjects") or {}).get(subject, 0))
+
+
+def _stored(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
+    stamp = hdrs.find(raw, _TIME)
+    return Stored(
+        hdrs.find_int(raw, _SEQUENCE) or 0,
+        # In a batch the header means "the one before in this batch", not in the inbox.
+        hdrs.find_int(raw, _PREVIOUS) if live else None,
+        payload,
+        hdrs.find_text(raw, _KIND),
+        "" if stamp is None else stamp.decode(),
+        hdrs.find_text(raw, _REPLY_TO),
+        hdrs.find_text(raw, _ERROR),
+    )
+
+
+def _portions(subjects: Iterable[str], room: int) -> Iterator[list[str]]:
+    """Cut *subjects* into lists that fit one ``multi_last`` request, by number and by bytes."""
+    portion: list[str] = []
+    size = 0
+    for subject in subjects:
+        if portion and (len(portion) == MULTI_LAST or size + len(subject) + 4 > room):
+            yield portion
+            portion, size = [], 0
+        portion.append(subject)
+        size += len(subject) + 4  # quotes, comma, space
+    if portion:
+        yield portion
+
+
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
+def _epoch(info: Mapping[str, Any]) -> str:
+    """Return what names the stream's life: its creation time, digits only."""
+    return "".join(char for char in str(info["created"]) if char.isdigit())
