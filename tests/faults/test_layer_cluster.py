@@ -129,7 +129,7 @@ async def test_a_server_that_stands_still_holds_up_one_call(
 
         async def waited_for() -> bool:
             await layer.group_add(f"later-{loop.time()}", channel)
-            node: Any = layer._local.connection
+            node: Any = layer.local.connection
             return not node.broker._propagation._silent
 
         async with asyncio.timeout(20):
@@ -187,7 +187,7 @@ async def test_memberships_are_in_effect_after_the_server_is_lost(
         channel = await layer.new_channel()
         for number in range(200):
             await layer.group_add(f"group-{number}", channel)
-        node = layer._local.connection
+        node = layer.local.connection
         assert node is not None
         lost = asyncio.Event()  # it may be open again before a poll sees that it was not
         node.broker.on_lost(lost.set)

@@ -17,7 +17,7 @@ from wsgateway.layer import NatsChannelLayer
 
 def cut(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
-    node = layer._local.connection
+    node = layer.local.connection
     assert node is not None
     client = node.broker.connection._client
     if client is not None:
@@ -115,9 +115,11 @@ async def test_without_a_server_the_error_says_what_to_do(prefix: str, free_port
 
     async with layers(f"nats://127.0.0.1:{free_port}", prefix) as make:
         layer = make()
-        options = layer.target.options
+        options = layer.connections.target.options
         assert options is not None
-        layer._target = layer.target._replace(options=replace(options, timeout=0.3))
+        layer.connections._target = layer.connections.target._replace(
+            options=replace(options, timeout=0.3)
+        )
         for group in ("group", "service.user"):
             with pytest.raises(BrokerUnavailable, match="cannot reach NATS"):
                 await layer.group_send(group, {"type": "x"})
@@ -133,7 +135,7 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         await receiver.group_add("service.user", channel)
         load = Load(sender, "service.user")
         await load.more(200, 30)
-        node = receiver._local.connection
+        node = receiver.local.connection
         assert node is not None
         info = await node.broker.streams.info(node.subjects.stream("recv"))
         assert info is not None

@@ -40,7 +40,7 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         sending = asyncio.create_task(send())
         reading = [asyncio.create_task(read(reader)) for reader in readers]
         await until(lambda: len(got) > 100 or sending.done(), 40, "messages")
-        node = sender._connection()
+        node = sender.connections.current()
         info = await node.broker.streams.info(node.subjects.stream("chan"))
         assert info is not None
         assert info["config"]["num_replicas"] == 3
@@ -101,7 +101,7 @@ async def test_leader_lost_while_one_writer_sends(
                 break
         writer = Writer(sender)
         await writer.more(500)
-        node = sender._connection()
+        node = sender.connections.current()
         info = await node.broker.streams.info(node.subjects.stream("chan"))
         assert info is not None
         leader = nats_cluster[info["cluster"]["leader"]]
@@ -191,6 +191,6 @@ async def test_a_killed_sender_leaves_what_send_returned_for(
             lines = await asyncio.to_thread(kill_after, child, 500 + 177 * attempt)
             returned = len(lines)
             layer = make(prefix=f"{prefix}{attempt}")
-            stored = await layer._run(layer._normal._count, "work")
+            stored = await layer.connections.run(layer._normal._count, "work")
             assert returned <= stored <= returned + 1
             assert await drain(layer, "work", stored) == list(range(stored))

@@ -94,15 +94,15 @@ class Worker:
             node = connection.attached[LayerConnection]
             await node.call(node.ready)  # a cancelled call may just have begun to connect
             await node.call(node.bus.confirm)
-        await self.layer._local.confirm()
+        await self.layer.local.confirm()
 
     async def stored(self, channel: str) -> int:
         """Return how many messages the server keeps for a normal channel."""
-        return int(await self.layer._run(self.layer._normal._count, channel))
+        return int(await self.layer.connections.run(self.layer._normal._count, channel))
 
     async def waiting(self, channel: str) -> int:
         """Return how many messages wait in this process for a reader of one of its channels."""
-        box = self.layer._local.mailboxes.get(channel.encode())
+        box = self.layer.local.mailboxes.get(channel.encode())
         return len(box.queue) if box is not None else 0
 
 

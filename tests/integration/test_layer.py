@@ -47,7 +47,7 @@ def layer(make: Make) -> NatsChannelLayer:
 
 async def settled(layer: NatsChannelLayer) -> None:
     """Wait until the server has what the layer sent, and the layer what came before."""
-    await layer._local.confirm()
+    await layer.local.confirm()
 
 
 # -- messages --------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ async def test_full_process_channel_refuses_and_others_do_not_suffer(make: Make)
     for number in range(3):
         await layer.send(full, {"type": "x", "n": number})
     async with asyncio.timeout(20):
-        while not layer._local.mailboxes[full.encode()].is_full():  # until all have come back
+        while not layer.local.mailboxes[full.encode()].is_full():  # until all have come back
             await asyncio.sleep(0.01)
     with pytest.raises(ChannelFull, match=full):
         await layer.send(full, {"type": "x", "n": 99})
@@ -282,13 +282,13 @@ async def test_what_is_lost_on_its_way_takes_no_room_for_long(
     monkeypatch.setattr(mailbox, "COMING_VALID", 0.2)
     layer = make(capacity=1)
     channel = await layer.new_channel()
-    node = layer._connection()
+    node = layer.connections.current()
     with monkeypatch.context() as context:
         context.setattr(node, "publish", lambda *args, **kwargs: None)
         await layer.send(channel, {"type": "x", "n": 0})
     with pytest.raises(ChannelFull):
         await layer.send(channel, {"type": "x", "n": 1})
-    box = layer._local.mailboxes[channel.encode()]
+    box = layer.local.mailboxes[channel.encode()]
     await until(box.has_room, 10, "it counts as lost")
     await layer.send(channel, {"type": "x", "n": 2})
     assert await drain(layer, channel, 1) == [2]
@@ -553,7 +553,7 @@ async def test_who_waits_when_the_layer_is_closed_connects_anew(
     for number in range(3):
         await getattr(layer, end)()
         if way in ("process", "group"):  # which need a connection that is there
-            await until(lambda: layer._local.connection is not None, 10, "a new home")
+            await until(lambda: layer.local.connection is not None, 10, "a new home")
             await settled(layer)
         message = {"type": "x", "n": number}
         if way in ("group", "durable"):

@@ -88,9 +88,9 @@ async def test_once_however_many_processes_forward_it(make: Make, way: str) -> N
     for name in (channel, "second"):
         got = [await receive(receivers[0], name) for _ in range(3)]
         assert sorted(got, key=lambda message: message["n"]) == [large(number=n) for n in range(3)]
-    stored = sender._connection().broker.streams
+    stored = sender.connections.current().broker.streams
     await asyncio.sleep(0.2)  # for what a defect would store later
-    info = await stored.info(sender._connection().subjects.stream("chan"))
+    info = await stored.info(sender.connections.current().subjects.stream("chan"))
     assert info is not None
     assert info["state"]["messages"] == 0
 
@@ -125,7 +125,7 @@ async def test_members_in_one_process_share_what_is_fetched(
     channels = [await receiver.new_channel() for _ in range(30)]
     for channel in channels:
         await receiver.group_add("service.user", channel)
-    node = receiver._connection()
+    node = receiver.connections.current()
     fetched = 0
     original = node.blobs._parts
 
@@ -151,7 +151,7 @@ async def test_parts_that_are_gone_are_said(
     channel = await channel_for(way, layer)
     await send(layer, way, channel, large())
     await send(layer, way, channel, {"type": "small", "n": 1})
-    node = layer._connection()
+    node = layer.connections.current()
     await node.broker.jetstream.api(f"STREAM.PURGE.{node.subjects.stream('blob')}")
     assert await drain(layer, channel, 1) == [1]
     assert "its parts are gone" in caplog.text
@@ -171,7 +171,7 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
     layer = make()
     await layer.send("normal", large(number=1))
     assert await receive(layer, "normal") == large(number=1)
-    node = layer._connection()
+    node = layer.connections.current()
     await node.broker.jetstream.api(f"STREAM.DELETE.{node.subjects.stream('blob')}")
     with pytest.raises(Exception, match="nobody answers"):
         await layer.send("normal", large(number=2))
@@ -202,10 +202,10 @@ async def test_the_servers_limit_may_be_small_and_it_may_restart(
                 await send(sender, way, channels[way], large(300_000))
             server.kill()
             server.start()
-            await until(lambda: sender._connection().bus.is_open, 20, "connected again")
+            await until(lambda: sender.connections.current().bus.is_open, 20, "connected again")
             for way in kept:
                 assert await receive(receiver, channels[way]) == large(300_000)
-            await until(lambda: receiver._connection().bus.is_open, 20, "connected again")
+            await until(lambda: receiver.connections.current().bus.is_open, 20, "connected again")
             await send(sender, "normal in group", channels["normal in group"], large(65_400))
             assert await receive(receiver, channels["normal in group"]) == large(65_400)
 

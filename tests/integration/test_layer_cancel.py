@@ -64,7 +64,7 @@ async def send(layer: NatsChannelLayer, way: str, channel: str, number: int) -> 
 
 def require_idle(layer: NatsChannelLayer) -> None:
     """Require that nobody is thought to wait."""
-    boxes = [*layer._local.mailboxes.values()]
+    boxes = [*layer.local.mailboxes.values()]
     boxes += [reader.mailbox for reader in layer._normal.fetchers.values()]  # type: ignore[misc]
     assert boxes
     for box in boxes:
@@ -183,7 +183,7 @@ async def test_cancelled_memberships_can_be_ended(make: Make, rng: random.Random
     for name in names:
         for channel in channels:
             await layer.group_discard(name, channel)
-    assert (layer._local.groups.by_name, layer._local.groups.joined) == ({}, {})
+    assert (layer.local.groups.by_name, layer.local.groups.joined) == ({}, {})
     for name in names:
         await layer.group_add(name, channels[0])
         await layer.group_send(name, {"type": "x", "n": name})

@@ -33,7 +33,7 @@ async def make(nats_settings: Any, prefix: str) -> AsyncIterator[Make]:
 
 async def stored(layer: NatsChannelLayer, inbox: Inbox) -> int:
     """Return how many messages the inbox holds."""
-    node = await layer.ready_connection()
+    node = await layer.connections.ready()
     await node.broker.wait_ready()
     return await node.broker.count(inbox)
 
@@ -50,7 +50,7 @@ async def test_every_users_group_is_durable(make: Make, user: str) -> None:
     await asyncio.to_thread(layer.group_send_sync, group, {"type": "x", "n": 2})
     assert await drain(layer, channel, 1) == [2]
     await layer.group_discard(group, channel)
-    assert not layer._local.groups.by_name
+    assert not layer.local.groups.by_name
 
 
 async def test_a_group_that_belongs_to_no_service_is_not_stored(
@@ -85,7 +85,7 @@ async def test_what_does_not_exist_is_looked_for_in_the_background(
     channel = await layer.new_channel()
     await layer.group_add("chat.42", channel)
     await layer.group_send("chat.42", {"type": "x", "n": 0})
-    node = await layer.ready_connection()
+    node = await layer.connections.ready()
     node.broker.services.doubt()
     asked: list[str] = []
     api = JetStream.api
@@ -123,11 +123,13 @@ async def test_a_group_becomes_durable_once_its_service_exists(
         await broker.set_up()
     finally:
         await broker.close()
-    group = member._local.groups.by_name["later.ann"]
+    group = member.local.groups.by_name["later.ann"]
     await until(lambda: group.inbox == Inbox("later", "ann"), 20, "the member follows")
     await group.subscriptions[channel.encode()].started()
     await until(
-        lambda: sender._connection().broker.known_service("later") is True, 20, "the sender follows"
+        lambda: sender.connections.current().broker.known_service("later") is True,
+        20,
+        "the sender follows",
     )
     await sender.group_send("later.ann", {"type": "x", "n": 2})
     assert await stored(sender, Inbox("later", "ann")) == 1
@@ -149,7 +151,7 @@ async def test_a_pattern_makes_any_group_durable(make: Make, settings: Any) -> N
     await layer.group_add("chat.42", channel)
     await layer.group_send("chat.42", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]
-    assert layer._local.groups.by_name["chat.42"].inbox is not None
+    assert layer.local.groups.by_name["chat.42"].inbox is not None
     assert await stored(layer, Inbox("chat", "42")) == 0  # it is no client's inbox
 
 
@@ -240,7 +242,7 @@ async def test_a_service_that_only_another_process_declares_has_durable_groups(
     assert await stored(sender, Inbox("elsewhere", "ann")) == 1
     channel = await member.new_channel()
     await member.group_add(group, channel)
-    assert member._local.groups.by_name[group].inbox == Inbox("elsewhere", "ann")
+    assert member.local.groups.by_name[group].inbox == Inbox("elsewhere", "ann")
     await until(lambda: not sender._directory._tasks, 10, "the name is looked at")
     assert "not stored" not in caplog.text
 
@@ -278,7 +280,7 @@ async def test_a_member_that_could_not_begin_begins_later(
     layer = make()
     channel = await layer.new_channel()
     await layer.group_add("later.ann", channel)
-    group = layer._local.groups.by_name["later.ann"]
+    group = layer.local.groups.by_name["later.ann"]
     position = NatsBroker.position
     failed: list[bool] = []
 
@@ -296,7 +298,7 @@ async def test_a_member_that_could_not_begin_begins_later(
     finally:
         await broker.close()
     await until(lambda: failed, 20, "the first attempt")
-    node = await layer.ready_connection()
+    node = await layer.connections.ready()
     subscriptions._watchers[node].look()
     member = group.subscriptions[channel.encode()]
     await until(lambda: member._started is not None and member._started.done(), 20, "the next one")

@@ -34,7 +34,7 @@ def test_three_loops(nats_server: Any, prefix: str) -> None:
 
     async def receive_after_sending() -> list[Any]:
         waiting = asyncio.create_task(drain(layer, channel, 1))
-        await layer._local.place()
+        await layer.local.place()
         await asyncio.to_thread(asyncio.run, send())
         return await waiting
 
@@ -90,11 +90,11 @@ async def test_who_waits_finds_another_home_when_the_first_loop_ends(make: Make)
     await asyncio.to_thread(entered.wait, 20)
     waiting = [asyncio.create_task(receive(layer, channel)) for _ in range(2)]
     await asyncio.sleep(0)
-    assert layer._local.connection is not sender._connection()
+    assert layer.local.connection is not sender.connections.current()
     leave.set()
     await asyncio.to_thread(thread.join)
     async with asyncio.timeout(20):
-        while layer._local.connection is not sender._connection():
+        while layer.local.connection is not sender.connections.current():
             await asyncio.sleep(0.01)
     for number in range(2):
         await sender.group_send("group", {"type": "x", "n": number})
@@ -120,7 +120,7 @@ def test_a_membership_survives_the_loop_that_made_it(
         await sender.close()
 
     async def read(channel: str) -> list[int]:
-        await member._local.place()
+        await member.local.place()
         await asyncio.to_thread(asyncio.run, send(range(10, 20)))
         return await drain(member, channel, 20 if "." in group else 10)
 
@@ -157,7 +157,7 @@ def test_what_began_in_plain_threads_goes_on_in_a_loop(
     channel = "work" if way == "normal in group" else async_to_sync(layer.new_channel)()
     if way != "process":
         async_to_sync(layer.group_add)(group, channel)
-        async_to_sync(layer._local.confirm)()
+        async_to_sync(layer.local.confirm)()
     got: list[int] = []
     for _ in range(10):
         send(layer)
@@ -178,8 +178,8 @@ def test_what_is_on_its_way_to_the_background_loop_arrives(
     other = NatsChannelLayer(nats_server.url, prefix=prefix)
     channel = async_to_sync(layer.new_channel)()
     async_to_sync(layer.group_add)("group", channel)
-    async_to_sync(layer._local.confirm)()
-    background = runtime.background(layer.target)
+    async_to_sync(layer.local.confirm)()
+    background = runtime.background(layer.connections.target)
     for number in range(3):
         background.loop.call_soon_threadsafe(time.sleep, 0.2)
         message = {"type": "x", "n": number}

@@ -154,7 +154,7 @@ async def test_durable_memberships_at_once_share_a_round_trip(
             asked.append(name)
         return await api(self, name, *args)
 
-    await (await layer.ready_connection()).broker.wait_ready()
+    await (await layer.connections.ready()).broker.wait_ready()
     monkeypatch.setattr(JetStream, "api", counted)
     groups = [f"service.user{number}" for number in range(32)]
     await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
@@ -204,7 +204,7 @@ async def test_new_channel_waits_for_the_subscription_that_another_call_makes(
 ) -> None:
     """The second of two first calls returned before the server knew where its messages go."""
     layer = make()
-    node = await layer.ready_connection()
+    node = await layer.connections.ready()
     going_on = asyncio.Event()
     in_effect = LayerConnection.in_effect
 
@@ -214,7 +214,7 @@ async def test_new_channel_waits_for_the_subscription_that_another_call_makes(
 
     monkeypatch.setattr(LayerConnection, "in_effect", late)
     first = asyncio.create_task(layer.new_channel())
-    await until(lambda: layer._local.connection is node, 10, "the home is here")
+    await until(lambda: layer.local.connection is node, 10, "the home is here")
     second = asyncio.create_task(layer.new_channel())
     done, _ = await asyncio.wait([first, second], timeout=0.2)
     assert not done
@@ -237,8 +237,8 @@ async def test_a_failed_group_add_leaves_no_membership(
                     await layer.group_add(group, channel)
         finally:
             own_server.resume()
-        assert list(layer._local.groups.by_name) == ["old"]
-        await until(lambda: layer._connection().bus.is_open, 20, "the connection is back")
+        assert list(layer.local.groups.by_name) == ["old"]
+        await until(lambda: layer.connections.current().bus.is_open, 20, "the connection is back")
         await layer.group_add("new", channel)
         await layer.group_send("new", {"type": "x", "n": 1})
         assert await drain(layer, channel, 1) == [1]
@@ -251,7 +251,9 @@ async def test_group_add_while_the_server_is_away_waits_for_it(
         layer = make()
         channel = await layer.new_channel()
         own_server.kill()
-        await until(lambda: not layer._connection().bus.is_open, 20, "the connection is lost")
+        await until(
+            lambda: not layer.connections.current().bus.is_open, 20, "the connection is lost"
+        )
         joining = asyncio.create_task(layer.group_add("group", channel))
         await own_server.astart()
         await joining
@@ -276,7 +278,7 @@ async def test_on_reconnect_comes_after_memberships_are_in_effect(
         monkeypatch.setattr(LayerConnection, "in_effect", late)
         own_server.kill()
         await own_server.astart()
-        link = layer._connection().bus
+        link = layer.connections.current().bus
         await until(
             lambda: link.is_open and link.times_connected == 2, 20, "the connection is back"
         )

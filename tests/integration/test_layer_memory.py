@@ -60,7 +60,7 @@ async def test_the_settings_decide_where_a_layer_is(settings: Any) -> None:
 def test_servers_beside_the_memory_broker_are_warned_about(
     symptom: Symptom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert NatsChannelLayer("nats://127.0.0.1:1").target
+    assert NatsChannelLayer("nats://127.0.0.1:1").connections.target
     symptom.must_show_in(caplog.text)
     assert "leave servers out" in caplog.text
     caplog.clear()

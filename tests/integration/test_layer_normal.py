@@ -62,7 +62,7 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
     await layer.send("work", {"type": "x", "n": 1})
     assert await drain(layer, "work", 1) == [1]
     waiting = asyncio.create_task(receive(layer, "work", 40))
-    node = layer._connection()
+    node = layer.connections.current()
     await node.broker.jetstream.api(f"STREAM.DELETE.{node.subjects.stream('chan')}")
     async with asyncio.timeout(30):
         while not waiting.done():
@@ -79,7 +79,7 @@ async def test_a_request_that_the_server_forgets_is_made_again(
     """As when the consumer's leader dies, or the stream is deleted, at the wrong moment."""
     layer = make()
     await layer.new_channel()
-    node = layer._connection()
+    node = layer.connections.current()
     publish = node.publish
     requests = 0
 
@@ -100,7 +100,7 @@ async def test_a_request_that_the_server_forgets_is_made_again(
 
 async def count(layer: NatsChannelLayer) -> int:
     """Return how many messages the server keeps for the channel."""
-    return await layer._run(layer._normal._count, "work")
+    return await layer.connections.run(layer._normal._count, "work")
 
 
 async def send(layer: NatsChannelLayer, count: int, first: int = 0) -> None:
@@ -122,7 +122,7 @@ async def test_sends_at_once_are_in_flight_together(make: Make) -> None:
     """They share round trips: fifty take far less than fifty times as long as one."""
     layer = make(capacity=10_000)
     await send(layer, 1)
-    node = layer._connection()
+    node = layer.connections.current()
     in_flight = 0
     publish = node.bus.publish
 

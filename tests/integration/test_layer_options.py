@@ -150,7 +150,10 @@ async def test_consumers_hear_of_a_lost_connection(make: Make) -> None:
     quiet = make()
     channel = await quiet.new_channel()
     await quiet.group_add("group", channel)
-    link, connections = quiet._connection().bus, quiet._connection().bus.times_connected
+    link, connections = (
+        quiet.connections.current().bus,
+        quiet.connections.current().bus.times_connected,
+    )
     cut(quiet)
     await until(lambda: link.times_connected > connections, 20, "connected again")
     await quiet.group_send("group", {"type": "x"})

@@ -181,4 +181,4 @@ async def test_generic_consumers(
             await socket.disconnect(timeout=20)
         await layer.close()
         channel_layers.backends.clear()
-    assert not layer._local.groups.by_name
+    assert not layer.local.groups.by_name

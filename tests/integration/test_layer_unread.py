@@ -32,7 +32,7 @@ async def fill(layer: NatsChannelLayer, channels: list[str], first: int = 0) -> 
         await layer.group_add("service.user", channel)
     for number in range(first, first + 20):
         await layer.group_send("service.user", {"type": "x", "n": number})
-    boxes = [layer._local.mailboxes[channel.encode()] for channel in channels]
+    boxes = [layer.local.mailboxes[channel.encode()] for channel in channels]
     await until(lambda: all(len(box.queue) == 20 for box in boxes), 20, "all wait")
 
 
@@ -56,7 +56,7 @@ async def test_a_channel_that_idles_out_frees_what_was_not_read(make: Make) -> N
     layer = make(group_expiry=1)
     channel = await layer.new_channel()
     await fill(layer, [channel])
-    await until(lambda: not layer._local.groups.by_name, 20, "it has left")
+    await until(lambda: not layer.local.groups.by_name, 20, "it has left")
     assert held() == 0
 
 
@@ -71,7 +71,7 @@ async def test_a_reader_that_stops_reading_holds_no_memory_and_misses_nothing(
     assert await drain(layer, channel, 5) == list(range(5))
     assert held() == 15
     await until(lambda: not held(), 30, "nothing is held")
-    assert "service.user" in layer._local.groups.by_name
+    assert "service.user" in layer.local.groups.by_name
     for number in range(20, 20 + in_between):
         await sender.group_send("service.user", {"type": "x", "n": number})
     assert held() == 0

@@ -240,7 +240,7 @@ async def test_layers_streams_warn_too(
     nats_settings.WSGATEWAY_CHANNEL_MAX_BYTES = MIB
     layer = NatsChannelLayer(capacity=1000)
     await layer.send("normal", {"type": "x", "data": os.urandom(900_000)})
-    broker = layer._connection().broker
+    broker = layer.connections.current().broker
     await broker.wait_ready()
     broker.jetstream.on_missing()
     await until(lambda: "_CHAN' is 8" in caplog.text, 10, "the warning")

@@ -46,7 +46,7 @@ class SwappedLayer(NatsChannelLayer):
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         await super().group_send(group, message)
         if Target.settled:
-            node = self._local.connection
+            node = self.local.connection
             assert node is not None
             await node.bus.confirm()
 
@@ -54,17 +54,17 @@ class SwappedLayer(NatsChannelLayer):
 
     @property
     def channels(self) -> dict[str, Any]:
-        return {name.decode(): mailbox for name, mailbox in self._local.mailboxes.items()}
+        return {name.decode(): mailbox for name, mailbox in self.local.mailboxes.items()}
 
     @property
     def groups(self) -> dict[str, Any]:
-        return self._local.groups.by_name
+        return self.local.groups.by_name
 
     # What the pub/sub tests look into
 
     @property
     def _layers(self) -> dict[Any, Any]:
-        return self._connections
+        return self.connections._by_loop
 
     @property
     def _shards(self) -> list[types.SimpleNamespace]:
@@ -73,7 +73,7 @@ class SwappedLayer(NatsChannelLayer):
 
 async def cut_connection(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
-    node = layer._local.connection
+    node = layer.local.connection
     assert node is not None
     client: Any = node.broker.connection._client
     client._transport._io_writer.transport.abort()

@@ -263,7 +263,7 @@ def test_layer_where_the_gateway_is(
 ) -> None:
     nats.CHANNEL_LAYERS = {"default": {"BACKEND": BACKEND, "CONFIG": config}}
     assert check_layer_differences() == []
-    assert layer_of_settings().target
+    assert layer_of_settings().connections.target
     assert caplog.records == []
 
 
@@ -293,8 +293,8 @@ def test_W009_layer_elsewhere_than_the_gateway(
     assert found.hint.startswith("Leave ")
     layer = layer_of_settings()
     assert caplog.records == []
-    assert layer.target
-    assert layer.target
+    assert layer.connections.target
+    assert layer.connections.target
     (record,) = caplog.records
     assert text in record.getMessage()
     assert record.levelname == "WARNING"
@@ -475,5 +475,5 @@ def test_prefix_of_redis_keys(symptom: Symptom) -> None:
 def test_prefix_of_channels_redis(
     symptom: Symptom, nats: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert NatsChannelLayer(prefix="asgi").target
+    assert NatsChannelLayer(prefix="asgi").connections.target
     symptom.must_show_in(caplog.text)

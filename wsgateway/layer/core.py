@@ -9,7 +9,8 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple, Self, cast
 
 from channels.exceptions import ChannelFull
 from channels.layers import channel_layers
@@ -18,17 +19,12 @@ from django.core.signals import setting_changed
 from wsgateway.broker.bus import Closable, new_reply_subject
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.runtime import Target, is_short_lived, on_fork, target_of
+from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
+from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
 from wsgateway.layer import durable, wire
-from wsgateway.layer.config import find_differences
-from wsgateway.layer.connection import (
-    LayerConnection,
-    background_connection,
-    current_connection,
-    full_channels,
-)
+from wsgateway.layer.connection import LayerConnection, full_channels
+from wsgateway.layer.connections import Connections
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.groups import Item
 from wsgateway.layer.local_channels import FLUSHED, LocalChannels, control_message, flush_subject
@@ -42,9 +38,6 @@ from wsgateway.protocol.subjects import Inbox, Subjects
 __all__ = ["NatsChannelLayer"]
 
 logger = logging.getLogger("wsgateway.layer")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 FLUSH_QUIET = 0.1
 """Seconds without another answer after which every process has flushed."""
@@ -88,14 +81,13 @@ class NatsChannelLayer(ConfiguredLayer):
     def _start(self) -> None:
         """Begin with no connection and a name of this process's own; again after a fork."""
         self.client_prefix = uuid.uuid4().hex
-        self._target: Target | None = None
-        self._connections: dict[asyncio.AbstractEventLoop, LayerConnection] = {}
+        self.connections = Connections(self)
         self._normal = NormalChannels(self)
-        self._local = LocalChannels(
+        self.local = LocalChannels(
             self.client_prefix,
             options=self,
             is_expired=self.envelopes.is_expired,
-            choose=self._connection,
+            choose=self.connections.current,
             forward=self._forward,
             directory=self._directory,
             on_flush=self._normal.flushed,
@@ -106,138 +98,32 @@ class NatsChannelLayer(ConfiguredLayer):
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
 
     def _resized(self) -> None:
-        self._local.resize()
+        self.local.resize()
         self._normal.resize()
 
     def _moved(self) -> None:
-        self._target = None
         self._channels.clear()
         self._directory.clear()
-        self._local.leave()
-        connections, self._connections = self._connections, {}
-        for connection in connections.values():
-            if connection.usable:
-                asyncio.run_coroutine_threadsafe(self._depart(connection), connection.loop)
+        self.local.leave()
+        for connection in self.connections.move():
+            asyncio.run_coroutine_threadsafe(self._depart(connection), connection.loop)
 
     async def _depart(self, connection: LayerConnection) -> None:
         await self._normal.close(connection)
         if not connection.is_background:
-            await self._leave(connection)
+            await connection.leave(self)
         self._move_readers()
 
-    # -- connections ---------------------------------------------------------------------
-
     @property
-    def target(self) -> Target:
-        """Where this layer connects to; chosen at the first use."""
-        if self._target is None:
-            for problem, cure in find_differences(self._servers, self._prefix):
-                logger.warning("channel layer: %s; %s", problem, cure)
-            self._target = target_of(tuple(self._servers), self.prefix)
-        return self._target
-
-    def _connection(self) -> LayerConnection:
-        loop = asyncio.get_running_loop()
-        connection = self._connections.get(loop)
-        if connection is None or not connection.usable:
-            connection = current_connection(self.target)
-            connection.users.add(self)
-            if connection.loop is loop:
-                for closed in [known for known in self._connections if known.is_closed()]:
-                    del self._connections[closed]
-                self._connections[loop] = connection
-        return connection
-
-    async def _run(
-        self,
-        action: Callable[Concatenate[LayerConnection, P], Coroutine[Any, Any, T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run *action* in the loop of the connection that serves the running loop."""
-        here = self._connections.get(asyncio.get_running_loop())
-        if here is not None and here.bus.is_open and not self._local.unconfirmed:
-            return await action(here, *args, **kwargs)
-        connection = await self.ready_connection()
-        await self._confirm_local(connection)
-        return await connection.call(lambda: action(connection, *args, **kwargs))
-
-    async def ready_connection(self) -> LayerConnection:
-        """Return the running loop's connection, connected.
-
-        Raises:
-            BrokerUnavailable: No connection to NATS within the timeout.
-        """
-        while True:
-            connection = self._connection()
-            try:
-                if not connection.bus.is_open:
-                    await connection.call(connection.ready)
-                return connection
-            except BrokerClosed:  # by `close`, meanwhile
-                if connection.usable:
-                    raise
-
-    async def _confirm_local(self, connection: LayerConnection) -> None:
-        """See to it that the server knows this process's groups before *connection* publishes."""
-        local = self._local
-        if (
-            local.unconfirmed
-            and local.connection is not None
-            and local.connection is not connection
-        ):
-            await local.confirm()
-
-    # -- messages ------------------------------------------------------------------------
+    def servers(self) -> tuple[list[str], str | None]:
+        """The servers and the prefix that were given; empty and None: as the settings say."""
+        return self._servers, self._prefix
 
     async def _fetch(self, claim: bytes) -> bytes | None:
         async def fetch(connection: LayerConnection) -> bytes | None:
             return await connection.blobs.fetch(claim)
 
-        return await self._run(fetch)
-
-    async def _publish(self, subject: str, data: bytes, has_owner: bool) -> None:
-        """Publish an envelope, at most once, from whatever loop.
-
-        Args:
-            subject: A process's or a group's.
-            data: An envelope.
-            has_owner: Whether another process owns the channel, and may answer that it is full.
-        """
-        loop = asyncio.get_running_loop()
-        here = self._connections.get(loop)
-        local = self._local
-        if local.connection is not here and local.is_stranded:
-            await local.place()  # one of our own channels may be among the receivers
-        if here is not None and here.bus.is_open and not local.unconfirmed:
-            await self._publish_at(here, subject, data, has_owner)
-        elif not (is_short_lived(loop) and self._publish_soon(subject, data, has_owner)):
-            await self._run(self._publish_at, subject, data, has_owner)
-
-    def _publish_soon(self, subject: str, data: bytes, has_owner: bool) -> bool:
-        """Hand an envelope to the background loop; return False if the caller has to wait."""
-        connection = background_connection(self.target)
-        local = self._local
-        if local.connection is not connection and (local.unconfirmed or local.is_stranded):
-            return False
-        if len(data) > connection.bus.max_payload:
-            return False
-        return connection.publish_soon(subject, data, connection.notices if has_owner else "")
-
-    async def _publish_at(
-        self, connection: LayerConnection, subject: str, data: bytes, has_owner: bool
-    ) -> None:
-        """Publish an envelope, at most once."""
-        limit = connection.bus.max_payload
-        reply = connection.notices if has_owner else ""
-        if len(data) <= limit:
-            connection.publish(subject, data, reply=reply)
-            if connection.is_breathless():
-                await connection.breathe()
-            return
-        for part in wire.split(data, uuid.uuid4().bytes, limit):
-            connection.publish(subject, part, reply=reply)
-            await connection.bus.pressure()
+        return await self.connections.run(fetch)
 
     # -- channels ------------------------------------------------------------------------
 
@@ -254,7 +140,7 @@ class NatsChannelLayer(ConfiguredLayer):
         """
         subject, data, mailbox = self._addressed(channel, message)
         if not subject:
-            await self._run(self._normal.send, channel, data)
+            await self.connections.run(self._normal.send, channel, data)
             return
         if mailbox is not None:
             if not mailbox.has_room():
@@ -262,7 +148,7 @@ class NatsChannelLayer(ConfiguredLayer):
                 if not mailbox.has_room():
                     raise ChannelFull(channel)
             mailbox.announce()
-        await self._publish(subject, data, mailbox is None)
+        await self.connections.publish(subject, data, mailbox is None)
 
     def _addressed(
         self, channel: str, message: dict[str, Any]
@@ -277,7 +163,7 @@ class NatsChannelLayer(ConfiguredLayer):
         data = self.envelopes.encode(name, message)
         mailbox = None
         if is_own:
-            mailbox = self._local.mailboxes.get(name) or self._local.mailbox(name)
+            mailbox = self.local.mailboxes.get(name) or self.local.mailbox(name)
             if mailbox.is_full():
                 raise ChannelFull(channel)
         elif full_channels.until and name in full_channels:
@@ -292,9 +178,9 @@ class NatsChannelLayer(ConfiguredLayer):
 
         with contextlib.suppress(TimeoutError):  # the channels' loop is busy
             async with asyncio.timeout(COMING_VALID):
-                await self._run(confirm)
-                local = self._local.connection
-                if local is not None and local.usable and local is not self._connection():
+                await self.connections.run(confirm)
+                local = self.local.connection
+                if local is not None and local.usable and local is not self.connections.current():
                     await local.call(local.bus.confirm)
 
     def _address(self, channel: str) -> _Address:
@@ -319,7 +205,7 @@ class NatsChannelLayer(ConfiguredLayer):
         Raises:
             AssertionError: A process-specific channel of another process.
         """
-        local = self._local
+        local = self.local
         mailbox = local.by_channel.get(channel) or self._own_mailbox(channel)
         if mailbox is None:
             if local.connection is None:
@@ -343,10 +229,10 @@ class NatsChannelLayer(ConfiguredLayer):
             return None
         if not is_own:
             raise AssertionError("Wrong client prefix")
-        return self._local.read(channel, name)
+        return self.local.read(channel, name)
 
     async def _wait_for_message(self, channel: str, mailbox: Mailbox[Item]) -> dict[str, Any]:
-        local = self._local
+        local = self.local
         mailbox.reading += 1
         try:
             while True:
@@ -378,14 +264,14 @@ class NatsChannelLayer(ConfiguredLayer):
             self._move_readers()
 
     def _move_readers(self) -> None:
-        for mailbox in list(self._local.mailboxes.values()):
+        for mailbox in list(self.local.mailboxes.values()):
             mailbox.wake_all()
         self._normal.move_readers()
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel that only this process receives on."""
-        await self._local.place()
-        self._local.is_new = False
+        await self.local.place()
+        self.local.is_new = False
         return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
 
     # -- groups --------------------------------------------------------------------------
@@ -415,9 +301,9 @@ class NatsChannelLayer(ConfiguredLayer):
         if subject and not is_own:
             await self._change_elsewhere(group, channel, subject, action)
             return
-        connection = await self._local.place()
+        connection = await self.local.place()
         change = self._add_here if action == "add" else self._discard_here
-        if self._connections.get(asyncio.get_running_loop()) is connection:
+        if self.connections.here() is connection:
             await change(connection, name, channel)
         else:
             await connection.call(lambda: change(connection, name, channel))
@@ -427,12 +313,12 @@ class NatsChannelLayer(ConfiguredLayer):
             await connection.ready()
         if "!" not in channel:
             await self._normal.ensure(connection)  # else the group's first messages go nowhere
-        await self._local.groups.add(connection, group, channel)
+        await self.local.groups.add(connection, group, channel)
 
     async def _discard_here(
         self, connection: LayerConnection, group: GroupName, channel: str
     ) -> None:
-        self._local.groups.discard(group.name, channel)
+        self.local.groups.discard(group.name, channel)
         if "!" not in channel:  # other processes may have added it, too
             await connection.ready()
             with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
@@ -453,7 +339,7 @@ class NatsChannelLayer(ConfiguredLayer):
             except NobodyAnswers:
                 logger.debug("nobody owns channel %s any more", channel)
 
-        await self._run(ask)
+        await self.connections.run(ask)
 
     def _name(self, group: str) -> GroupName:
         """Return what a new group's name says; in an event loop."""
@@ -465,12 +351,12 @@ class NatsChannelLayer(ConfiguredLayer):
                     f"{exc} wsgateway.inbox_group(service, user) makes a valid name for every user."
                 ) from None
             raise
-        return self._directory.add(self._connection(), group)
+        return self._directory.add(self.connections.current(), group)
 
     async def _inbox_of(self, name: GroupName) -> Inbox | None:
         """Return where a group is stored; None if it is not."""
-        is_known, inbox = self._directory.known(self._connection(), name)
-        return inbox if is_known else await self._run(self._directory.find, name)
+        is_known, inbox = self._directory.known(self.connections.current(), name)
+        return inbox if is_known else await self.connections.run(self._directory.find, name)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send *message* to every member of *group*.
@@ -486,10 +372,10 @@ class NatsChannelLayer(ConfiguredLayer):
         name = self._directory.get(group) or self._name(group)
         inbox = name.kept if name.inbox is None else await self._inbox_of(name)
         if inbox is None:
-            await self._publish(name.subject, self.envelopes.encode(b"", message), False)
+            await self.connections.publish(name.subject, self.envelopes.encode(b"", message), False)
             return
         payload, kind = durable.payload_of(message, self.envelopes.pack)
-        await self._run(durable.store, inbox, payload, kind)
+        await self.connections.run(durable.store, inbox, payload, kind)
 
     def _notice(self, is_open: bool) -> bytes | None:
         kind = self.on_reconnect if is_open else self.on_disconnect
@@ -526,10 +412,10 @@ class NatsChannelLayer(ConfiguredLayer):
         if mailbox is not None:
             if mailbox.has_room():
                 mailbox.announce()
-                if self._publish_soon(subject, data, False):
+                if self.connections.publish_soon(subject, data, False):
                     return
                 mailbox.came()
-        elif subject and self._publish_soon(subject, data, True):
+        elif subject and self.connections.publish_soon(subject, data, True):
             return
         self._sync(lambda: self.send(channel, message))
 
@@ -549,13 +435,15 @@ class NatsChannelLayer(ConfiguredLayer):
         name = self._directory.get(group)
         if name is None:
             return False
-        is_known, inbox = self._directory.known(background_connection(self.target), name)
+        is_known, inbox = self._directory.known(self.connections.background(), name)
         if not is_known or inbox is not None:
             return False
-        return self._publish_soon(name.subject, self.envelopes.encode(b"", message), False)
+        return self.connections.publish_soon(
+            name.subject, self.envelopes.encode(b"", message), False
+        )
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        connection = background_connection(self.target)
+        connection = self.connections.background()
         limit = 2 * settings.BROKER_TIMEOUT
         try:
             connection.call_sync(function, limit)
@@ -570,7 +458,7 @@ class NatsChannelLayer(ConfiguredLayer):
         Returns once every process has answered; one that stays silent for a tenth of a second
         after the last answer is not waited for.
         """
-        await self._run(self._flush_at)
+        await self.connections.run(self._flush_at)
 
     async def _flush_at(self, connection: LayerConnection) -> None:
         await self._normal.purge(connection)
@@ -600,24 +488,20 @@ class NatsChannelLayer(ConfiguredLayer):
 
         The next call reconnects, and so does a `receive` that is waiting: cancel it first.
         """
-        self._local.leave()
+        self.local.leave()
         await self._normal.close()
-        connections, self._connections = self._connections, {}
-        for connection in connections.values():
-            if connection.usable and not connection.is_background:
-                await connection.call(lambda connection=connection: self._leave(connection))  # type: ignore[misc]
+        for connection in self.connections.take():
+            if not connection.is_background:
+                await connection.call(partial(connection.leave, self))
         self._move_readers()
-
-    async def _leave(self, connection: LayerConnection) -> None:
-        await connection.leave(self)
 
     async def close_pools(self) -> None:
         """Disconnect the running loop, if it has a connection of its own; as channels_redis."""
-        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        connection = self.connections.take_here()
         if connection is None or connection.is_background:
             return
-        if self._local.connection is connection:
-            self._local.leave()
+        if self.local.connection is connection:
+            self.local.leave()
         await self._depart(connection)
 
     async def wait_received(self) -> None:

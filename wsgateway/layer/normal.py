@@ -183,7 +183,7 @@ class NormalChannels:
         """Return the next message of a normal channel; wait for one."""
         envelopes = self._layer.envelopes
         while True:  # again if the layer is closed meanwhile
-            connection = await self._layer.ready_connection()
+            connection = await self._layer.connections.ready()
             fetcher = self.fetchers.get((connection, channel))
             if fetcher is None:
                 fetcher = self.fetchers.setdefault(

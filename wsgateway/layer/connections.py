@@ -1,0 +1,160 @@
+"""Which connection a layer uses, and how it publishes what is not stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from wsgateway.broker.runtime import Target, is_short_lived, target_of
+from wsgateway.exceptions import BrokerClosed
+from wsgateway.layer import wire
+from wsgateway.layer.config import find_differences
+from wsgateway.layer.connection import LayerConnection, background_connection, current_connection
+
+if TYPE_CHECKING:
+    from wsgateway.layer.core import NatsChannelLayer
+
+__all__ = ["Connections"]
+
+logger = logging.getLogger("wsgateway.layer")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Connections:
+    """The connections of one layer: each long-lived event loop has one.
+
+    Args:
+        layer: Whose.
+    """
+
+    def __init__(self, layer: NatsChannelLayer) -> None:
+        self._layer = layer
+        self._target: Target | None = None
+        self._by_loop: dict[asyncio.AbstractEventLoop, LayerConnection] = {}
+
+    @property
+    def target(self) -> Target:
+        """Where the layer connects to; chosen at the first use."""
+        if self._target is None:
+            servers, prefix = self._layer.servers
+            for problem, cure in find_differences(servers, prefix):
+                logger.warning("channel layer: %s; %s", problem, cure)
+            self._target = target_of(tuple(servers), self._layer.prefix)
+        return self._target
+
+    def here(self) -> LayerConnection | None:
+        """Return the running loop's own connection, if it was used before."""
+        return self._by_loop.get(asyncio.get_running_loop())
+
+    def current(self) -> LayerConnection:
+        """Return the connection that serves the running loop."""
+        loop = asyncio.get_running_loop()
+        connection = self._by_loop.get(loop)
+        if connection is None or not connection.usable:
+            connection = current_connection(self.target)
+            connection.users.add(self._layer)
+            if connection.loop is loop:
+                for closed in [known for known in self._by_loop if known.is_closed()]:
+                    del self._by_loop[closed]
+                self._by_loop[loop] = connection
+        return connection
+
+    def background(self) -> LayerConnection:
+        """Return the background thread's connection."""
+        return background_connection(self.target)
+
+    async def ready(self) -> LayerConnection:
+        """Return the connection that serves the running loop, connected.
+
+        Raises:
+            BrokerUnavailable: Not connected within the timeout.
+        """
+        while True:
+            connection = self.current()
+            try:
+                if not connection.bus.is_open:
+                    await connection.call(connection.ready)
+                return connection
+            except BrokerClosed:  # by `close`, meanwhile
+                if connection.usable:
+                    raise
+
+    async def run(
+        self,
+        action: Callable[Concatenate[LayerConnection, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run *action* in the loop of the connection that serves the running loop.
+
+        The broker knows this process's groups then, so that what it publishes reaches them.
+        """
+        here, local = self._by_loop.get(asyncio.get_running_loop()), self._layer.local
+        if here is not None and here.bus.is_open and not local.unconfirmed:
+            return await action(here, *args, **kwargs)
+        connection = await self.ready()
+        if local.unconfirmed and local.connection is not connection:
+            await local.confirm()
+        return await connection.call(lambda: action(connection, *args, **kwargs))
+
+    def take(self) -> list[LayerConnection]:
+        """Return all that are usable, and forget them."""
+        connections, self._by_loop = self._by_loop, {}
+        return [connection for connection in connections.values() if connection.usable]
+
+    def take_here(self) -> LayerConnection | None:
+        """Return the running loop's own, if there is one, and forget it."""
+        return self._by_loop.pop(asyncio.get_running_loop(), None)
+
+    def move(self) -> list[LayerConnection]:
+        """Choose the target again with the next use; return and forget all that are usable."""
+        self._target = None
+        return self.take()
+
+    # -- publish -------------------------------------------------------------------------
+
+    async def publish(self, subject: str, data: bytes, has_owner: bool) -> None:
+        """Publish an envelope, at most once, from whatever loop.
+
+        Args:
+            subject: A process's or a group's.
+            data: An envelope.
+            has_owner: Whether another process owns the channel, and may answer that it is full.
+        """
+        loop = asyncio.get_running_loop()
+        here, local = self._by_loop.get(loop), self._layer.local
+        if local.connection is not here and local.is_stranded:
+            await local.place()  # one of our own channels may be among the receivers
+        if here is not None and here.bus.is_open and not local.unconfirmed:
+            await _publish_at(here, subject, data, has_owner)
+        elif not (is_short_lived(loop) and self.publish_soon(subject, data, has_owner)):
+            await self.run(_publish_at, subject, data, has_owner)
+
+    def publish_soon(self, subject: str, data: bytes, has_owner: bool) -> bool:
+        """Hand an envelope to the background loop; return False if the caller has to wait."""
+        connection, local = self.background(), self._layer.local
+        if local.connection is not connection and (local.unconfirmed or local.is_stranded):
+            return False
+        if len(data) > connection.bus.max_payload:
+            return False
+        return connection.publish_soon(subject, data, connection.notices if has_owner else "")
+
+
+async def _publish_at(
+    connection: LayerConnection, subject: str, data: bytes, has_owner: bool
+) -> None:
+    limit = connection.bus.max_payload
+    reply = connection.notices if has_owner else ""
+    if len(data) <= limit:
+        connection.publish(subject, data, reply=reply)
+        if connection.is_breathless():
+            await connection.breathe()
+        return
+    for part in wire.split(data, uuid.uuid4().bytes, limit):
+        connection.publish(subject, part, reply=reply)
+        await connection.bus.pressure()
