@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.proxy import proxy_to
-from tests.integration.layers import drain, layers
+from tests.integration.layers import drain, layers, stored
 from tests.support import ROOT, site_env, until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
@@ -191,6 +191,6 @@ async def test_a_killed_sender_leaves_what_send_returned_for(
             lines = await asyncio.to_thread(kill_after, child, 500 + 177 * attempt)
             returned = len(lines)
             layer = make(prefix=f"{prefix}{attempt}")
-            stored = await layer.connections.run(layer._normal._count, "work")
-            assert returned <= stored <= returned + 1
-            assert await drain(layer, "work", stored) == list(range(stored))
+            kept = await stored(layer, "work")
+            assert returned <= kept <= returned + 1
+            assert await drain(layer, "work", kept) == list(range(kept))

@@ -30,9 +30,10 @@ class Worker:
     """The functions that run in the process."""
 
     def __init__(self, url: str) -> None:
-        from wsgateway.layer import fetcher
+        from wsgateway.broker.nats import channels
 
-        fetcher.ACK_WAIT = 5.0  # what a killed process had fetched goes to others after that
+        # What a killed process had fetched goes to others after that
+        channels.ACK_WAIT = 5.0  # type: ignore[attr-defined]
         self.url = url
         self.layer: Any = None
 
@@ -98,7 +99,9 @@ class Worker:
 
     async def stored(self, channel: str) -> int:
         """Return how many messages the server keeps for a normal channel."""
-        return int(await self.layer.connections.run(self.layer._normal._count, channel))
+        from tests.integration.layers import stored
+
+        return await stored(self.layer, channel)
 
     async def waiting(self, channel: str) -> int:
         """Return how many messages wait in this process for a reader of one of its channels."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsgateway.layer import NatsChannelLayer
 
-__all__ = ["drain", "layers", "nothing_comes", "receive"]
+__all__ = ["drain", "layers", "nothing_comes", "receive", "stored"]
 
 Make = Callable[..., NatsChannelLayer]
 
@@ -40,6 +40,11 @@ async def receive(layer: NatsChannelLayer, channel: str, timeout: float = 20.0) 
 async def drain(layer: NatsChannelLayer, channel: str, count: int) -> list[Any]:
     """Return what *count* messages have as ``n``."""
     return [(await receive(layer, channel))["n"] for _ in range(count)]
+
+
+async def stored(layer: NatsChannelLayer, channel: str) -> int:
+    """Return how many messages the broker keeps for a normal channel."""
+    return await layer.connections.run(lambda connection: connection.broker.channels.count(channel))
 
 
 async def nothing_comes(layer: NatsChannelLayer, channel: str, group: str) -> None:

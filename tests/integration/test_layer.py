@@ -502,11 +502,12 @@ async def test_flush_reaches_a_process_that_reads_only_normal_channels(make: Mak
     """It had fetched a message, did not hear of the flush, and gave the message out."""
     one, worker = make(), make()
     waiting = asyncio.create_task(worker.receive("work"))
-    await until(lambda: any(f._open for f in worker._normal.fetchers.values()), 20, "a request")
+    await until(lambda: bool(worker._normal.prefetches), 20, "a reader")
+    [reader] = worker._normal.prefetches.values()
+    await until(lambda: bool(reader._consumer and reader._consumer.asked), 20, "a request")
     waiting.cancel()  # which leaves the request for messages open
     await asyncio.wait([waiting])
     await one.send("work", {"type": "x", "n": 1})
-    [reader] = worker._normal.fetchers.values()
     async with asyncio.timeout(20):
         while not reader.mailbox.queue:
             await asyncio.sleep(0)

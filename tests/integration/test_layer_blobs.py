@@ -16,7 +16,8 @@ from channels.exceptions import MessageTooLarge
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.layer import NatsChannelLayer, blobs
+from wsgateway.broker.nats import blobs
+from wsgateway.layer import NatsChannelLayer
 
 WAYS = ["process", "normal", "group", "durable", "matched", "normal in group", "normal in durable"]
 
@@ -127,14 +128,15 @@ async def test_members_in_one_process_share_what_is_fetched(
         await receiver.group_add("service.user", channel)
     node = receiver.connections.current()
     fetched = 0
-    original = node.blobs._parts
+    store: Any = node.broker.blobs
+    original = store._parts
 
     async def count(*args: Any) -> Any:
         nonlocal fetched
         fetched += 1
         return await original(*args)
 
-    monkeypatch.setattr(node.blobs, "_parts", count)
+    monkeypatch.setattr(store, "_parts", count)
     await sender.group_send("service.user", large())
     got = await asyncio.gather(*(receive(receiver, channel) for channel in channels))
     assert all(message == large() for message in got)
@@ -153,6 +155,21 @@ async def test_parts_that_are_gone_are_said(
     await send(layer, way, channel, {"type": "small", "n": 1})
     node = layer.connections.current()
     await node.broker.jetstream.api(f"STREAM.PURGE.{node.subjects.stream('blob')}")
+    assert await drain(layer, channel, 1) == [1]
+    assert "its parts are gone" in caplog.text
+
+
+async def test_parts_whose_stream_is_gone_are_said(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member of a durable group waited for ever, and got nothing that came later."""
+    monkeypatch.setattr(blobs, "PATIENCE", 0.3)
+    layer = make()
+    channel = await channel_for("durable", layer)
+    await send(layer, "durable", channel, large())
+    await send(layer, "durable", channel, {"type": "small", "n": 1})
+    node = layer.connections.current()
+    await node.broker.jetstream.api(f"STREAM.DELETE.{node.subjects.stream('blob')}")
     assert await drain(layer, channel, 1) == [1]
     assert "its parts are gone" in caplog.text
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull
 
-from tests.integration.layers import Make, drain, layers, receive
+from tests.integration.layers import Make, drain, layers, receive, stored
 from tests.support import until
-from wsgateway.layer import NatsChannelLayer, fetcher
+from wsgateway.broker.channels import ACK_WAIT
+from wsgateway.broker.nats import channels, pull_consumer
+from wsgateway.layer import NatsChannelLayer
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ async def make(nats_server: Any, prefix: str) -> AsyncIterator[Make]:
 
 async def fetched(layer: NatsChannelLayer) -> None:
     """Wait until the layer has fetched what nobody has asked for yet."""
-    readers = layer._normal.fetchers
+    readers = layer._normal.prefetches
     await until(lambda: any(reader.mailbox.queue for reader in readers.values()), 10, "fetched")
 
 
@@ -32,7 +34,7 @@ async def test_what_a_closed_connection_had_fetched_goes_to_others(
     make: Make, nats_server: Any, prefix: str, end: str
 ) -> None:
     """It was given back only after the connection was closed: not at all, for 30 seconds."""
-    assert fetcher.ACK_WAIT > 20  # so that what arrives below was given back
+    assert ACK_WAIT > 20  # so that what arrives below was given back
     sender, other = make(), make()
     for number in range(20):
         await sender.send("work", {"type": "x", "n": number})
@@ -80,7 +82,7 @@ async def test_a_request_that_the_server_forgets_is_made_again(
     layer = make()
     await layer.new_channel()
     node = layer.connections.current()
-    publish = node.publish
+    publish = node.broker.connection.publish
     requests = 0
 
     def lossy(subject: str, *args: Any, **kwargs: Any) -> None:
@@ -89,9 +91,9 @@ async def test_a_request_that_the_server_forgets_is_made_again(
         if requests > lost or "CONSUMER.MSG.NEXT" not in subject:
             publish(subject, *args, **kwargs)
 
-    monkeypatch.setattr(node, "publish", lossy)
-    monkeypatch.setattr(fetcher, "PULL_EXPIRES", 0.5)
-    monkeypatch.setattr(fetcher, "PULL_GRACE", 0.2)
+    monkeypatch.setattr(node.broker.connection, "publish", lossy)
+    monkeypatch.setattr(channels, "PULL_EXPIRES", 0.5)
+    monkeypatch.setattr(pull_consumer, "GRACE", 0.2)
     waiting = asyncio.create_task(drain(layer, "work", 10))
     for number in range(10):
         await layer.send("work", {"type": "x", "n": number})
@@ -100,7 +102,7 @@ async def test_a_request_that_the_server_forgets_is_made_again(
 
 async def count(layer: NatsChannelLayer) -> int:
     """Return how many messages the server keeps for the channel."""
-    return await layer.connections.run(layer._normal._count, "work")
+    return await stored(layer, "work")
 
 
 async def send(layer: NatsChannelLayer, count: int, first: int = 0) -> None:

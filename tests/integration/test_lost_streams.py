@@ -86,13 +86,13 @@ async def test_readyz_says_so_until_it_is_back(
     await broker.wait_ready()
     client = AsyncClient()
     assert (await client.get("/readyz")).status_code == 200
-    allowed, ensure = asyncio.Event(), broker.streams.ensure
+    allowed, ensure = asyncio.Event(), broker.streams.ensure_all
 
     async def held_up() -> Any:
         await allowed.wait()
         return await ensure()
 
-    monkeypatch.setattr(broker.streams, "ensure", held_up)
+    monkeypatch.setattr(broker.streams, "ensure_all", held_up)
     await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
     await use(broker, "recv")
     await until(lambda: not broker.ready, 10, "it is noticed")

@@ -45,6 +45,13 @@ async def ready() -> NatsBroker:
     return broker
 
 
+async def ready_open() -> NatsBroker:
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    await broker.wait_ready()
+    return broker
+
+
 async def config(plain: NatsBroker, name: str) -> dict[str, Any]:
     found: dict[str, Any] = (await plain.jetstream.api(f"STREAM.INFO.{name}"))["config"]
     return found
@@ -111,6 +118,32 @@ async def test_first_use_creates_and_never_changes(
     assert "has max_age 604800 s, settings want 3600 s" in text
     assert "setup_streams" in text
     assert "WSGATEWAY_INBOX_MAX_AGE" in text
+
+
+async def test_layers_streams_are_checked_and_brought_in_line(
+    nats_settings: Any,
+    plain: NatsBroker,
+    prefix: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They kept what they were made with: nobody said so, and no command changed it."""
+    name = f"{prefix.upper()}_CHAN"
+    first, second, third = [await ready_open() for _ in range(3)]
+    await first.channels.ensure(7)
+    changed = {**await config(plain, name), "discard_new_per_subject": False}
+    await plain.jetstream.api(f"STREAM.UPDATE.{name}", changed)
+    await second.channels.ensure(3)
+    assert f"stream {name!r} has discard_new_per_subject" in caplog.text
+    assert 'run "manage.py setup_streams"' in caplog.text
+    done = await asyncio.to_thread(set_up, capsys)
+    assert done[name] == "changed discard_new_per_subject"
+    caplog.clear()
+    await third.channels.ensure(3)
+    assert name not in caplog.text
+    assert (await config(plain, name))["max_msgs_per_subject"] == 7
+    for broker in (first, second, third):
+        await broker.close()
 
 
 async def test_stream_that_cannot_work_is_refused_with_field_and_cure(

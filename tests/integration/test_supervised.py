@@ -17,11 +17,12 @@ from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.channels import NatsChannelStore
+from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.broker.runtime import Connection
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import PublishQueue
-from wsgateway.layer.fetcher import Fetcher
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
 from wsgateway.services import registry
@@ -43,7 +44,7 @@ def failing_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None
 
 
 @pytest.mark.usefixtures("no_services")
-@pytest.mark.parametrize(("owner", "name"), [(NatsWorkQueue, "_create"), (NatsWorkQueue, "_pull")])
+@pytest.mark.parametrize(("owner", "name"), [(NatsWorkQueue, "_create"), (PullConsumer, "_pull")])
 async def test_worker_goes_on_pulling(
     broker: NatsBroker,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,11 +127,11 @@ async def test_reader_of_a_normal_channel_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who waited in receive() waited for ever."""
-    failing_once(monkeypatch, Fetcher, "_prepare")
+    failing_once(monkeypatch, NatsChannelStore, "_prepare")
     async with layers(nats_server.url, prefix) as make:
         await make().send("task", {"type": "x", "n": 1})
         assert (await receive(make(), "task"))["n"] == 1
-    assert "reading channel task failed" in caplog.text
+    assert "task wsgateway-pull failed" in caplog.text
 
 
 def test_background_loop_survives_an_exit_in_a_callback(

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
 from wsgateway.broker.bus import Bus, Closable
+from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
@@ -303,6 +304,16 @@ class Broker(ABC):
     @abstractmethod
     def dead_letters(self) -> DeadLetters:
         """Messages that no handler could process."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> ChannelStore:
+        """Messages of the channel layer's normal channels."""
+
+    @property
+    @abstractmethod
+    def blobs(self) -> BlobStore:
+        """What the channel layer stores that is too big for one message."""
 
     @abstractmethod
     def broadcast(self, topic: str, payload: bytes) -> None:

@@ -15,8 +15,14 @@ from django.core import mail
 
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Bus, Closable, Hook
+from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.isolation import begin_each_test_empty, resets
 from wsgateway.broker.memory_bus import Exchange, MemoryBus
+from wsgateway.broker.memory_channels import (
+    MemoryBlobStore,
+    MemoryChannels,
+    MemoryChannelStore,
+)
 from wsgateway.broker.memory_work import (
     MemoryDeadLetters,
     MemoryWorkQueue,
@@ -125,6 +131,7 @@ class MemoryStore:
     )
 
     exchange: Exchange = field(default_factory=Exchange)
+    channels: MemoryChannels = field(default_factory=MemoryChannels)
     layers: dict[str, object] = field(default_factory=dict)
     """What the channel layers with each prefix hold."""
     entries: set[_Entry] = field(default_factory=set)
@@ -435,6 +442,14 @@ class MemoryBroker(Broker):
     @property
     def dead_letters(self) -> DeadLetters:
         return MemoryDeadLetters(self)
+
+    @property
+    def channels(self) -> ChannelStore:
+        return MemoryChannelStore(self)
+
+    @property
+    def blobs(self) -> BlobStore:
+        return MemoryBlobStore(self)
 
     def broadcast(self, topic: str, payload: bytes) -> None:
         self.require_not_closed()

@@ -15,7 +15,6 @@ from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.runtime import Connection, Target
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.layer.blobs import Blobs
 from wsgateway.layer.fullness import FullChannels
 
 __all__ = ["LayerConnection", "background_connection", "current_connection", "full_channels"]
@@ -51,7 +50,6 @@ class LayerConnection:
         self.call_sync = connection.call_sync
         self.broker = cast(NatsBroker, connection.broker)
         self.subjects = self.broker.subjects
-        self.blobs = Blobs(self.broker)
         self.bus = self.broker.bus
         self.publish = self.bus.publish
         self.notices = _notices

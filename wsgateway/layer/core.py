@@ -22,7 +22,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
-from wsgateway.layer import durable, wire
+from wsgateway.layer import blobs, durable, wire
 from wsgateway.layer.connection import LayerConnection, full_channels
 from wsgateway.layer.connections import Connections
 from wsgateway.layer.durable import Directory, GroupName
@@ -99,7 +99,6 @@ class NatsChannelLayer(ConfiguredLayer):
 
     def _resized(self) -> None:
         self.local.resize()
-        self._normal.resize()
 
     def _moved(self) -> None:
         self._channels.clear()
@@ -121,7 +120,7 @@ class NatsChannelLayer(ConfiguredLayer):
 
     async def _fetch(self, claim: bytes) -> bytes | None:
         async def fetch(connection: LayerConnection) -> bytes | None:
-            return await connection.blobs.fetch(claim)
+            return await blobs.fetch(connection.broker.blobs, claim)
 
         return await self.connections.run(fetch)
 
@@ -312,7 +311,8 @@ class NatsChannelLayer(ConfiguredLayer):
         if not connection.bus.is_open:
             await connection.ready()
         if "!" not in channel:
-            await self._normal.ensure(connection)  # else the group's first messages go nowhere
+            # Otherwise the group's first messages would go nowhere
+            await connection.broker.channels.ensure(self.largest_capacity)
         await self.local.groups.add(connection, group, channel)
 
     async def _discard_here(
@@ -461,7 +461,7 @@ class NatsChannelLayer(ConfiguredLayer):
         await self.connections.run(self._flush_at)
 
     async def _flush_at(self, connection: LayerConnection) -> None:
-        await self._normal.purge(connection)
+        await connection.broker.channels.purge()
         heard = asyncio.Event()
         answered = True
 

@@ -15,7 +15,7 @@ from channels.exceptions import MessageTooLarge
 from wsgateway.broker.messages import Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MessageTooBig, ServiceUnknown
-from wsgateway.layer import wire
+from wsgateway.layer import blobs, wire
 from wsgateway.protocol.frames import EVENT, Frame
 from wsgateway.protocol.group_names import inbox_of_group, meant_services
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
@@ -252,7 +252,7 @@ async def store(connection: LayerConnection, inbox: Inbox, payload: bytes, kind:
                 "languages to read: send less, raise max_payload, or send an event of another type"
             ) from exc
         data = payload if wire.is_enveloped(payload) else wire.pack(0.0, b"", payload)
-        claim = await connection.blobs.store(data)
+        claim = await blobs.store(connection.broker.blobs, data)
         await connection.broker.publish(inbox, claim, kind=kind)
 
 

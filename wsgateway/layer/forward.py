@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
-from wsgateway.layer import wire
-from wsgateway.layer.blobs import HEADERS
+from wsgateway.layer import blobs, wire
 from wsgateway.protocol.subjects import encode_token
+from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.layer.connection import LayerConnection
@@ -57,15 +56,14 @@ class Forward:
         self._connection = connection
         self._group = group
         self._channel = channel
-        self._token = encode_token(channel)
-        self._target = connection.subjects.channel(channel)
+        self._store = connection.broker.channels
         self._data_of = data_of
         self._options = options
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
         self._interests: list[Closable] = [
-            connection.bus.subscribe(subject, self._on_message, queue=self._token),
+            connection.bus.subscribe(subject, self._on_message, queue=encode_token(channel)),
             connection.bus.subscribe(subject, self._on_part),
         ]
 
@@ -78,8 +76,8 @@ class Forward:
         if not (wire.is_enveloped(data) and wire.is_part(data)):
             envelope = self._data_of(data, raw)
             if envelope is not None:
-                too_big = len(envelope) + HEADERS > self._connection.bus.max_payload
-                self._put(envelope, uuid.uuid4().bytes if too_big else None)
+                is_too_big = len(envelope) > self._store.max_size
+                self._put(envelope, uuid.uuid4().bytes if is_too_big else None)
 
     def _on_part(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
         if not (wire.is_enveloped(data) and wire.is_part(data)):
@@ -100,17 +98,21 @@ class Forward:
         else:
             self._waiting.append((envelope, identity))
             if self._storing is None:
-                self._storing = asyncio.create_task(self._store(), name="wsgateway-forward")
+                self._storing = start(self._store_waiting(), "wsgateway-forward")
 
-    async def _store(self) -> None:
+    async def _store_waiting(self) -> None:
         """Store what waits, in its order."""
         try:
             while self._waiting:
                 envelope, identity = self._waiting.popleft()
                 try:
                     if identity is not None:
-                        blobs = self._connection.blobs
-                        envelope = await blobs.store(envelope, self._options.expiry, identity)
+                        envelope = await blobs.store(
+                            self._connection.broker.blobs,
+                            envelope,
+                            self._options.expiry,
+                            identity,
+                        )
                     self._offer(envelope, identity)
                 except Exception as exc:  # the others must go on
                     self._missed(exc)
@@ -118,11 +120,9 @@ class Forward:
             self._storing = None
 
     def _offer(self, envelope: bytes, identity: bytes | None) -> None:
-        headers = {"Nats-TTL": f"{max(1, math.ceil(self._options.expiry))}s"}
-        if identity is not None:
-            headers["Nats-Msg-Id"] = f"{identity.hex()}.{self._token}"
+        msg_id = None if identity is None else identity.hex()
         try:
-            result = self._connection.broker.jetstream.offer(self._target, envelope, headers)
+            result = self._store.offer(self._channel, envelope, self._options.expiry, msg_id)
         except BrokerError as exc:
             self._missed(exc)
         else:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Bus, Closable
+from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored, check_published
+from wsgateway.broker.nats.blobs import NatsBlobStore
+from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
 from wsgateway.broker.nats.consumers import set_up_consumers
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
@@ -64,6 +67,8 @@ class NatsBroker(Broker):
         self._close_timeout = min(2.0, options.timeout)
         self._opened = False
         self._propagation: Propagation | None = None  # once somebody uses the bus
+        self._channels = NatsChannelStore(self)
+        self._blobs = NatsBlobStore(self)
         self._dead_letters = NatsDeadLetters(self.jetstream, subjects)
 
     # -- life cycle ----------------------------------------------------------------------
@@ -84,8 +89,7 @@ class NatsBroker(Broker):
         await self.connection.ready()
         self._readiness.require_server()
         self._readiness.warn_of_limit()
-        jetstream = self.jetstream.patient  # an operator's command outlasts an election
-        lines = await Streams(jetstream, self.subjects, self.streams.specs).setup()
+        lines = await self.streams.patient.setup()  # an operator's command outlasts an election
         self.services.announce()
         if ack_wait is not None:
             lines += await set_up_consumers(self, ack_wait)
@@ -255,6 +259,14 @@ class NatsBroker(Broker):
     @property
     def dead_letters(self) -> DeadLetters:
         return self._dead_letters
+
+    @property
+    def channels(self) -> ChannelStore:
+        return self._channels
+
+    @property
+    def blobs(self) -> BlobStore:
+        return self._blobs
 
     # -- process to process ---------------------------------------------------------------
 

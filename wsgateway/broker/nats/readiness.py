@@ -185,7 +185,7 @@ class Readiness:
 
     async def _check(self) -> None:
         self.require_server()
-        infos, created = await self._streams.ensure()
+        infos, created = await self._streams.ensure_all()
         self._created = {name: info["created"] for name, info in infos.items()}
         for info in infos.values():
             self._levels.note(info)

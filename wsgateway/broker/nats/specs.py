@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.nats.limits import AUTOMATIC
-from wsgateway.declared import Declared, declared_services
+from wsgateway.declared import declared_services
 from wsgateway.protocol.subjects import Subjects
 
-__all__ = ["ESSENTIAL", "FIXED", "NANO", "OWNER", "StreamSpec", "wanted_streams"]
+if TYPE_CHECKING:
+    from wsgateway.conf import Settings
+
+__all__ = [
+    "ESSENTIAL",
+    "FIXED",
+    "NANO",
+    "OWNER",
+    "StreamSpec",
+    "blob_stream",
+    "channel_stream",
+    "wanted_streams",
+]
 
 ESSENTIAL = ("subjects", "retention", "republish", "allow_direct", "allow_msg_ttl")
 """Without these the gateway would lose messages or not work."""
@@ -53,11 +65,14 @@ class StreamSpec:
         config: The fields that matter, as in the JetStream API (durations in nanoseconds).
         family: Which settings it comes from, for messages; see `SETTING_OF`.
         service: Whose queue it is; None: another stream, or the queue that all share.
+        grows: Limits of a stream that is made when a layer needs it: layers differ, and the largest
+            limit counts.
     """
 
     config: dict[str, Any] = field(hash=False)
     family: str
     service: str | None = None
+    grows: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -66,12 +81,21 @@ class StreamSpec:
 
     def differences(self, real: dict[str, Any]) -> list[str]:
         """Return the fields in which *real* (a config from STREAM.INFO) differs."""
-        return [key for key, value in self.config.items() if _differs(key, real.get(key), value)]
+        return [
+            key
+            for key, value in self.config.items()
+            if _differs(key, real.get(key), value) and not self._suffices(key, real)
+        ]
+
+    def _suffices(self, key: str, real: dict[str, Any]) -> bool:
+        """Say whether a limit that may only grow is as large as it is wanted."""
+        return key in self.grows and not 0 < (real.get(key) or 0) < self.config[key]
 
     def changed(self, real: dict[str, Any]) -> dict[str, Any]:
         """Return *real* with what the settings want; what they do not mention stays."""
         metadata = {**(real.get("metadata") or {}), **self.config["metadata"]}
-        return {**real, **self.config, "metadata": metadata}
+        kept = {key: real[key] for key in self.grows if self._suffices(key, real)}
+        return {**real, **self.config, **kept, "metadata": metadata}
 
     def describe(self, name: str, real: dict[str, Any]) -> str:
         """Return a sentence about the differing field *name*, with the cure."""
@@ -118,104 +142,143 @@ def _show(name: str, value: Any) -> str:
     return repr(value)
 
 
-def wanted_streams(subjects: Subjects, settings: Any) -> list[StreamSpec]:
-    """Return every stream that *settings* (a `wsgateway.conf.Settings`) want; the inboxes' first.
+def wanted_streams(subjects: Subjects, settings: Settings) -> list[StreamSpec]:
+    """Return every stream that *settings* want; the inboxes' first.
 
     Raises:
         NameRefused: A service is declared that cannot have a stream.
     """
-    declared = declared_services()
-    common = {
+    return [
+        _inboxes(subjects, settings),
+        _dead_letters(subjects, settings),
+        _cursors(subjects, settings),
+        _tries(subjects, settings),
+        *_queues(subjects, settings),
+        channel_stream(subjects, settings, 1),
+        blob_stream(subjects, settings, 1),
+    ]
+
+
+def _config(
+    subjects: Subjects, settings: Settings, name: str, max_age: float | None = None
+) -> dict[str, Any]:
+    """Return what all streams have in common, and the ages."""
+    config: dict[str, Any] = {
+        "name": name,
+        "allow_direct": True,
         "storage": settings.STORAGE,
         "num_replicas": settings.REPLICAS,
         "metadata": {OWNER: subjects.prefix},
     }
-
-    def ages(max_age: float) -> dict[str, int]:
-        """The server refuses to remember ids for longer than the messages."""
+    if max_age is not None:  # the server refuses to remember ids for longer than the messages
         window = min(settings.DUPLICATE_WINDOW, max_age)
-        return {"max_age": int(max_age * NANO), "duplicate_window": int(window * NANO)}
+        config |= {"max_age": int(max_age * NANO), "duplicate_window": int(window * NANO)}
+    return config
 
+
+def _inboxes(subjects: Subjects, settings: Settings) -> StreamSpec:
     recv, live = subjects.all_of("recv"), f"{subjects.prefix}.live"
-    inbox = {
-        "name": subjects.stream("recv"),
+    config = {
+        **_config(subjects, settings, subjects.stream("recv"), settings.INBOX_MAX_AGE),
         "subjects": [recv],
         "retention": "limits",
         # Each inbox drops its own oldest message all the same, at its limit of messages
         "discard": "new",
-        **ages(settings.INBOX_MAX_AGE),
         "max_msgs_per_subject": settings.INBOX_MAX_MESSAGES,
         "max_bytes": settings.INBOX_MAX_BYTES,
-        "allow_direct": True,
         "allow_msg_ttl": True,
         "republish": {
             "src": recv,
             "dest": f"{live}.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
         },
-        **common,
     }
-    send = {
-        "retention": "workqueue",
-        "discard": "new",
-        "discard_new_per_subject": True,
-        **ages(settings.SEND_MAX_AGE),
-        "max_msgs": settings.SEND_MAX_MESSAGES,
-        "max_msgs_per_subject": settings.SEND_MAX_MESSAGES_PER_USER,
-        "max_bytes": settings.SEND_MAX_BYTES,
-        "allow_direct": True,
-        **common,
-    }
-    dead = {
-        "name": subjects.stream("dead"),
+    return StreamSpec(config, "INBOX")
+
+
+def _dead_letters(subjects: Subjects, settings: Settings) -> StreamSpec:
+    config = {
+        **_config(subjects, settings, subjects.stream("dead"), settings.DEAD_MAX_AGE),
         "subjects": [subjects.all_of("dead")],
         "retention": "limits",
         "discard": "old",
-        **ages(settings.DEAD_MAX_AGE),
         "max_bytes": settings.DEAD_MAX_BYTES,
-        "allow_direct": True,
-        **common,
     }
+    return StreamSpec(config, "DEAD")
+
+
+def _cursors(subjects: Subjects, settings: Settings) -> StreamSpec:
     bucket = f"{subjects.upper}_CURSORS"
-    cursors = {
-        "name": f"KV_{bucket}",
+    config = {
+        **_config(subjects, settings, f"KV_{bucket}", settings.CURSOR_MAX_AGE),
         "subjects": [f"$KV.{bucket}.>"],
         "retention": "limits",
         "discard": "new",
-        **ages(settings.CURSOR_MAX_AGE),
         "max_bytes": settings.CURSOR_MAX_BYTES,
         "max_msgs_per_subject": 1,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
-        "allow_direct": True,
-        **common,
     }
-    tries = {  # small, and gone with its message; so the oldest goes first, and nothing is refused
-        "name": subjects.bucket("tries"),
+    return StreamSpec(config, "CURSOR")
+
+
+def _tries(subjects: Subjects, settings: Settings) -> StreamSpec:
+    """Small, and gone with its message; so the oldest goes first, and nothing is refused."""
+    config = {
+        **_config(subjects, settings, subjects.bucket("tries"), settings.SEND_MAX_AGE),
         "subjects": [f"$KV.{subjects.upper}_TRIES.>"],
         "retention": "limits",
         "discard": "old",
-        **ages(settings.SEND_MAX_AGE),
         "max_bytes": settings.CURSOR_MAX_BYTES,
         "max_msgs_per_subject": 1,
-        "allow_direct": True,
-        **common,
     }
-    return [
-        StreamSpec(inbox, "INBOX"),
-        StreamSpec(dead, "DEAD"),
-        StreamSpec(cursors, "CURSOR"),
-        StreamSpec(tries, "TRIES"),
-        *_queues(subjects, declared, send),
-    ]
+    return StreamSpec(config, "TRIES")
 
 
-def _queues(subjects: Subjects, declared: Declared, config: dict[str, Any]) -> list[StreamSpec]:
+def _queues(subjects: Subjects, settings: Settings) -> list[StreamSpec]:
     """Return the streams that keep what clients send."""
-    if declared.is_open:
-        names = {"name": subjects.stream("send"), "subjects": [subjects.all_of("send")]}
-        return [StreamSpec({**config, **names}, "SEND")]
-    specs = []
-    for service in sorted(declared.services):
-        names = {"name": subjects.queue(service), "subjects": [subjects.all_of("send", service)]}
-        specs.append(StreamSpec({**config, **names}, "SEND", service))
-    return specs
+    declared = declared_services()
+    services = [None] if declared.is_open else sorted(declared.services)
+    return [_queue(subjects, settings, service) for service in services]
+
+
+def _queue(subjects: Subjects, settings: Settings, service: str | None) -> StreamSpec:
+    name = subjects.stream("send") if service is None else subjects.queue(service)
+    config = {
+        **_config(subjects, settings, name, settings.SEND_MAX_AGE),
+        "subjects": [subjects.all_of("send", service)],
+        "retention": "workqueue",
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs": settings.SEND_MAX_MESSAGES,
+        "max_msgs_per_subject": settings.SEND_MAX_MESSAGES_PER_USER,
+        "max_bytes": settings.SEND_MAX_BYTES,
+    }
+    return StreamSpec(config, "SEND", service)
+
+
+def channel_stream(subjects: Subjects, settings: Settings, capacity: int) -> StreamSpec:
+    """Return the stream of normal channels, each of which can hold *capacity* messages."""
+    config = {
+        **_config(subjects, settings, subjects.stream("chan")),
+        "subjects": [f"{subjects.prefix}.chan.*"],
+        "retention": "workqueue",
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": capacity,
+        "max_bytes": settings.CHANNEL_MAX_BYTES,
+        "allow_msg_ttl": True,
+    }
+    return StreamSpec(config, "CHANNEL", grows=("max_msgs_per_subject",))
+
+
+def blob_stream(subjects: Subjects, settings: Settings, keep: int) -> StreamSpec:
+    """Return the stream of parts of large messages, which keeps them for *keep* seconds."""
+    config = {
+        **_config(subjects, settings, subjects.stream("blob"), keep),
+        "subjects": [f"{subjects.prefix}.blob.*"],
+        "retention": "limits",
+        "discard": "new",  # a claim without its parts would be worth nothing
+        "max_bytes": settings.BLOB_MAX_BYTES,
+        "allow_msg_ttl": True,
+    }
+    return StreamSpec(config, "BLOB", grows=("max_age", "duplicate_window"))

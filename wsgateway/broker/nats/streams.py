@@ -11,7 +11,7 @@ from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiErro
 from wsgateway.broker.nats.limits import AUTOMATIC, LEAST, Room, share_of
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.broker.nats.specs import ESSENTIAL, FIXED, OWNER, StreamSpec
-from wsgateway.exceptions import BrokerMisconfigured, QueueFull
+from wsgateway.exceptions import BrokerError, BrokerMisconfigured, QueueFull
 from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["TRIMMED_UNTIL", "Streams", "fill_level", "require_own"]
@@ -73,7 +73,8 @@ class Streams:
     Args:
         jetstream: Where.
         subjects: Names below the installation's prefix.
-        specs: What is wanted; the inboxes' stream first, which tells whose the others are.
+        specs: What is wanted; the inboxes' stream first, which tells whose the others are. Those
+            that may grow are made by `ensure`, when they are needed.
     """
 
     def __init__(
@@ -81,10 +82,21 @@ class Streams:
     ) -> None:
         self._jetstream = jetstream
         self._subjects = subjects
-        self.specs = list(specs)
+        wanted = list(specs)
+        self.specs = [spec for spec in wanted if not spec.grows]
+        """The streams that must be there."""
+        self._when_needed = [spec for spec in wanted if spec.grows]
         self.watched: set[str] = set()
         """Other streams whose fill level counts: the layer's."""
         self._free: tuple[float, int] | None = None  # until when; bytes
+
+    @property
+    def patient(self) -> Streams:
+        """The same, by way of `JetStream.patient`: an election delays it, and no more."""
+        wanted = [*self.specs, *self._when_needed]
+        streams = Streams(self._jetstream.patient, self._subjects, wanted)
+        streams.watched = self.watched
+        return streams
 
     async def info(self, name: str) -> dict[str, Any] | None:
         """Return STREAM.INFO of *name*; None if there is no such stream."""
@@ -107,7 +119,7 @@ class Streams:
         return info
 
     async def infos(self) -> dict[str, dict[str, Any] | None]:
-        """Return STREAM.INFO of every stream that is wanted.
+        """Return STREAM.INFO of every stream that must be there.
 
         Raises:
             BrokerMisconfigured: One belongs to another installation.
@@ -117,30 +129,63 @@ class Streams:
         infos += await asyncio.gather(*(self.own_info(name) for name in names[1:]))
         return dict(zip(names, infos, strict=True))
 
-    async def ensure(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Create what is missing and check the rest; change no existing stream.
-
-        A limit that differs is a logged warning.
+    async def ensure_all(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Do what `ensure` does with every stream that must be there.
 
         Returns:
             STREAM.INFO by stream name, and the names of those that were created.
 
         Raises:
-            BrokerMisconfigured: A stream differs in what the gateway cannot do without, or
-                belongs to another installation.
+            BrokerMisconfigured: As `ensure`.
         """
-        found, created = {}, []
+        found = {}
         infos = await self.infos()
         for spec in self.specs:
-            info = infos[spec.name]
-            if info is None:
-                info = await self._create_unless_shared(spec)
-                if info is None:
-                    continue
-                created.append(spec.name)
-            self._check(spec, info["config"])
-            found[spec.name] = info
-        return found, created
+            info = infos[spec.name] or await self._create_unless_shared(spec)
+            if info is not None:
+                found[spec.name] = await self._as_wanted(spec, info)
+        return found, [name for name in found if infos[name] is None]
+
+    async def ensure(self, spec: StreamSpec) -> dict[str, Any]:
+        """Create a stream, or check the one that is there; return its STREAM.INFO.
+
+        Only what `StreamSpec.grows` names is changed. Another limit that differs is a logged
+        warning.
+
+        Raises:
+            BrokerMisconfigured: It differs in what we cannot do without, or belongs to another
+                installation.
+        """
+        info = await self.own_info(spec.name) or await self.create(spec)
+        self.watched.add(spec.name)
+        return await self._as_wanted(spec, info)
+
+    async def _as_wanted(self, spec: StreamSpec, info: dict[str, Any]) -> dict[str, Any]:
+        if spec.grows:
+            info = await self._grow(spec, info)
+        self._check(spec, info["config"])
+        return info
+
+    async def _grow(self, spec: StreamSpec, info: dict[str, Any]) -> dict[str, Any]:
+        """Raise the limits that may only grow, and allow what is wanted to be allowed."""
+        real = info["config"]
+        different = spec.differences(real)
+        changes = {
+            key: spec.config[key]
+            for key in different
+            if key in spec.grows or key.startswith("allow_")
+        }
+        if "max_bytes" in different:
+            changes["max_bytes"] = await self.limit_in_bytes(spec, info)
+        if not changes:
+            return info
+        try:
+            return await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", {**real, **changes})
+        except BrokerError as exc:
+            if changes.keys() & set(spec.grows):
+                raise
+            logger.info("stream %r stays as it is: %s", spec.name, exc)  # we may not be permitted
+            return info
 
     def _check(self, spec: StreamSpec, real: dict[str, Any]) -> None:
         moving = spec.service and self._subjects.all_of("move", spec.service)
@@ -178,10 +223,11 @@ class Streams:
             BrokerMisconfigured: The server cannot change what differs. Nothing was changed.
         """
         infos = await self.infos()
+        others = {spec.name: await self.own_info(spec.name) for spec in self._when_needed}
         impossible = [
             spec.describe(key, info["config"])
-            for spec in self.specs
-            if (info := infos[spec.name]) is not None
+            for spec in [*self.specs, *self._when_needed]
+            if (info := infos.get(spec.name) or others.get(spec.name)) is not None
             for key in spec.differences(info["config"])
             if key in FIXED
         ]
@@ -191,7 +237,9 @@ class Streams:
         if self._subjects.stream("send") not in infos:
             lines = await Migration(self._jetstream, self._subjects, self).run(self.specs)
             infos = await self.infos() if lines else infos
-        return lines + [await self._bring_in_line(spec, infos[spec.name]) for spec in self.specs]
+        lines += [await self._bring_in_line(spec, infos[spec.name]) for spec in self.specs]
+        made = [spec for spec in self._when_needed if others[spec.name] is not None]
+        return lines + [await self._bring_in_line(spec, others[spec.name]) for spec in made]
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:
         if info is None:

@@ -1,34 +1,25 @@
-"""A service's queue: what clients sent it, one durable pull consumer on the work-queue stream.
-
-Pull requests are kept open so that a message comes at once; how many may come is the caller's to
-say. Sources: NATS ADR-13 (pull subscriptions), ADR-15 (acknowledgements).
-"""
+"""A service's queue: what clients sent it, one durable pull consumer on the work-queue stream."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.consumers import ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
+from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.work import History, Job, Turn, WorkQueue
 from wsgateway.exceptions import (
-    BrokerClosed,
     BrokerError,
-    BrokerMisconfigured,
     BrokerUnavailable,
     MalformedMessage,
     NameRefused,
 )
-from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
     from wsgateway.broker.bus import Closable
@@ -40,17 +31,8 @@ logger = logging.getLogger("wsgateway.services")
 
 PULL_EXPIRES = 10.0
 """Seconds that a pull request stays open."""
-PULL_GRACE = 3.0
-"""Seconds after that in which the server should have said so; then it is taken for lost."""
 HOLD = 2.0
 """How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
-DRAIN_WITHIN = 1.0
-"""Seconds that messages on their way may take when the worker ends; later ones are lost to it, and
-come again after ``ack_wait``."""
-SAID_EACH = 20
-"""Of so many attempts to begin, the log mentions one."""
-PATIENCE = 3
-"""Attempts that may fail before it does, unless an operator must act."""
 MAX_SHOWN = 60
 """Characters that are kept of a user's token that stands for no name."""
 NANO = 1_000_000_000
@@ -105,16 +87,19 @@ class NatsWorkQueue(WorkQueue):
         self._consumer = broker.subjects.consumer(service)
         self._created = ""  # when the stream was made
         self._life = 0  # how many streams there have been
-        self._inbox = new_reply_subject()
-        self._room = 0  # messages that may still be asked for
-        self._asked = 0  # of those, how many a pull request is open for
-        self._changed = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
+        self._room = 0  # messages that may still come
         self._turn = broker.subjects.turn(service)
         self._turns: Closable | None = None
         self._bucket = broker.subjects.bucket("tries")
-        self._subscription = self._connection.subscribe(self._inbox, self._on_answer)
-        self._lost = self._connection.on_lost(self._reset)
+        self._pull = PullConsumer(
+            self._connection,
+            f"service {service}",
+            prepare=self._prepare,
+            room=lambda: self._room,
+            on_message=self._on_message,
+            expires=PULL_EXPIRES,
+            logger=logger,
+        )
         self.ready = asyncio.Event()
 
     def open(self, room: int) -> None:
@@ -122,21 +107,17 @@ class NatsWorkQueue(WorkQueue):
             self._turn, lambda _s, _r, data, _h: self._on_turn(data.decode("utf-8", "replace"))
         )
         self._room = room
-        self._pump = supervise(self._keep_pulling, "wsgateway-pull")
+        self._pull.open()
 
     async def close(self) -> None:
         self._room = 0
-        self._lost.close()
         if self._turns is not None:
             self._turns.close()
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait({self._pump})
-        await self._subscription.drain(DRAIN_WITHIN)
+        await self._pull.close()
 
     def add_room(self, count: int) -> None:
         self._room += count
-        self._changed.set()
+        self._pull.look()
 
     # -- messages ------------------------------------------------------------------------
 
@@ -230,24 +211,10 @@ class NatsWorkQueue(WorkQueue):
 
     # -- pulling -------------------------------------------------------------------------
 
-    async def _keep_pulling(self) -> None:
-        backoff, attempt = Backoff(0.1, 2.0, 5.0, jitter=0.5), 0
-        while True:
-            try:
-                await self._broker.wait_ready(60.0)
-                await self._create()
-                attempt = 0
-                await self._pull()
-                await asyncio.sleep(backoff.delay(0))  # a server that refuses may do so for long
-            except BrokerClosed:
-                return
-            except BrokerError as exc:
-                wrong = isinstance(exc, BrokerMisconfigured)
-                if attempt % SAID_EACH == (0 if wrong else PATIENCE):
-                    level = logging.ERROR if wrong else logging.WARNING
-                    logger.log(level, "service %s waits: %s", self.service, exc)
-                await asyncio.sleep(backoff.delay(attempt))
-                attempt += 1
+    async def _prepare(self) -> str:
+        await self._broker.wait_ready(60.0)
+        await self._create()
+        return f"{self._stream}.{self._consumer}"
 
     async def _create(self) -> None:
         """Make the consumer, or use it as it is."""
@@ -267,54 +234,8 @@ class NatsWorkQueue(WorkQueue):
         self.ack_wait = consumer.ack_wait
         self.ready.set()
 
-    async def _pull(self) -> None:
-        """Keep pull requests open until the consumer is lost."""
-        loop = asyncio.get_running_loop()
-        self._asked = 0
-        deadline = loop.time()
-        while True:
-            self._changed.clear()
-            wanted = self._room - self._asked
-            if wanted > 0 and (self._asked == 0 or wanted >= self._asked):
-                self._request(wanted)
-                deadline = loop.time() + PULL_EXPIRES + PULL_GRACE
-            try:
-                async with asyncio.timeout(max(0.1, deadline - loop.time())):
-                    await self._changed.wait()
-            except TimeoutError:
-                if self._asked:
-                    return  # the server forgot the requests: see to the consumer, then again
-                deadline = loop.time() + PULL_EXPIRES
-            if self._asked < 0:
-                return
-
-    def _request(self, count: int) -> None:
-        request = json.dumps({"batch": count, "expires": int(PULL_EXPIRES * NANO)}).encode()
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
-        self._connection.publish(subject, request, reply=self._inbox)
-        self._asked += count
-
-    def _reset(self) -> None:
-        """Note that the consumer, or the connection, is lost."""
-        self._asked = -1
-        self._changed.set()
-
-    def _on_answer(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
-        status = None if reply else hdrs.status(raw)  # a message may begin with a status, too
-        if status is None:
-            self._asked = max(0, self._asked - 1)
-            self._room -= 1
-            self._take(subject, reply, data, raw)
-        elif status == 408:  # a request has expired
-            unused = hdrs.find_int(raw, b"Nats-Pending-Messages") or 0
-            self._asked = max(0, self._asked - unused)
-        elif status != 100:
-            logger.debug("service %s: pull ended with %s", self.service, raw)
-            self._asked = -1
-        if self._asked < self._room:
-            self._changed.set()
-
-    def _take(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
+    def _on_message(self, subject: bytes, reply: bytes, data: bytes, raw: bytes | None) -> None:
+        self._room -= 1
         problem = None
         try:
             _, inbox = self._broker.subjects.parse(subject.decode())

@@ -1,0 +1,242 @@
+"""Normal channels and large messages within one process, for `MemoryBroker`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.channels import ACK_WAIT, BlobStore, ChannelConsumer, ChannelStore
+from wsgateway.broker.messages import Receipt
+from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull
+
+if TYPE_CHECKING:
+    from wsgateway.broker.memory import MemoryBroker
+
+__all__ = ["MemoryBlobStore", "MemoryChannelStore", "MemoryChannels"]
+
+MAX_SIZE = 1024 * 1024
+"""Bytes of one message, as of a NATS server with its defaults."""
+
+
+@dataclass
+class _Kept:
+    data: bytes
+    until: float  # monotonic time at which it is gone
+    due: float = 0.0  # from then on a consumer may get it
+
+
+@dataclass
+class MemoryChannels:
+    """What the channel stores of one process share.
+
+    Attributes:
+        limit: How many messages any channel may hold.
+        messages: By channel's subject, in the order of their sequences.
+        last: The newest sequence.
+        ids: Message ids, with when they are forgotten.
+        consumers: By channel's subject, what has consumers look for messages.
+        blobs: Large messages, with when they are gone.
+        lock: Held while messages are stored, taken or removed: readers may run in several threads.
+    """
+
+    limit: int = 0
+    messages: dict[str, dict[int, _Kept]] = field(default_factory=lambda: defaultdict(dict))
+    last: int = 0
+    ids: dict[str, float] = field(default_factory=dict)
+    consumers: dict[str, dict[int, Callable[[], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    blobs: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def drop_expired(self, subject: str) -> dict[int, _Kept]:
+        """Return what a channel still holds; call it with the lock held."""
+        now, kept = time.monotonic(), self.messages[subject]
+        for sequence in [each for each, message in kept.items() if message.until <= now]:
+            del kept[sequence]
+        return kept
+
+    def wake(self, subject: str) -> None:
+        """Have a channel's consumers look for messages."""
+        for look in list(self.consumers[subject].values()):
+            look()
+
+
+class MemoryChannelStore(ChannelStore):
+    """See `ChannelStore`.
+
+    Args:
+        broker: Whose store they are in.
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._channels = broker.store.channels
+
+    @property
+    def limit(self) -> int:
+        return self._channels.limit
+
+    async def ensure(self, capacity: int) -> None:
+        await self._broker.wait_ready()
+        self._channels.limit = max(self._channels.limit, capacity)
+
+    async def put(self, channel: str, data: bytes, ttl: float, capacity: int) -> None:
+        await self._broker.wait_ready()
+        self._put(channel, data, ttl, min(capacity, self.limit), None)
+
+    def offer(
+        self, channel: str, data: bytes, ttl: float, msg_id: str | None = None
+    ) -> asyncio.Future[Receipt]:
+        self._broker.require_open()
+        result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        try:
+            result.set_result(self._put(channel, data, ttl, self.limit, msg_id))
+        except BrokerError as exc:
+            result.set_exception(exc)
+        return result
+
+    def _put(
+        self, channel: str, data: bytes, ttl: float, capacity: int, msg_id: str | None
+    ) -> Receipt:
+        if len(data) > MAX_SIZE:
+            raise MessageTooBig(len(data), MAX_SIZE)
+        store, subject = self._channels, self._broker.subjects.channel(channel)
+        now = time.monotonic()
+        with store.lock:
+            if msg_id is not None:
+                key = f"{msg_id}.{subject}"
+                if store.ids.get(key, 0.0) > now:
+                    return Receipt(store.last, True)
+                store.ids[key] = now + self._broker.store.duplicate_window
+            kept = store.drop_expired(subject)
+            if len(kept) >= capacity:
+                raise QueueFull(f"channel {channel!r} already holds {len(kept)} messages")
+            store.last += 1
+            kept[store.last] = _Kept(data, now + max(1, math.ceil(ttl)))
+            receipt = Receipt(store.last, False)
+        store.wake(subject)
+        return receipt
+
+    @property
+    def max_size(self) -> int:
+        return MAX_SIZE
+
+    async def count(self, channel: str) -> int:
+        await self._broker.wait_ready()
+        with self._channels.lock:
+            return len(self._channels.drop_expired(self._broker.subjects.channel(channel)))
+
+    async def purge(self) -> None:
+        await self._broker.wait_ready()
+        prefix = f"{self._broker.subjects.prefix}.chan."
+        with self._channels.lock:
+            for subject, kept in self._channels.messages.items():
+                if subject.startswith(prefix):
+                    kept.clear()
+
+    def take(
+        self,
+        channel: str,
+        capacity: int,
+        room: Callable[[], int],
+        on_message: Callable[[bytes, str], None],
+    ) -> ChannelConsumer:
+        self._channels.limit = max(self._channels.limit, capacity)
+        subject = self._broker.subjects.channel(channel)
+        return _Consumer(self._broker, subject, room, on_message)
+
+
+class _Consumer(ChannelConsumer):
+    """See `ChannelConsumer`."""
+
+    asked = 0
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        subject: str,
+        room: Callable[[], int],
+        on_message: Callable[[bytes, str], None],
+    ) -> None:
+        self._channels = broker.store.channels
+        self._subject = subject
+        self._room = room
+        self._on_message = on_message
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._entry = broker.enter(self._channels.consumers[subject], self.look)
+        self.look()
+
+    def look(self) -> None:
+        self._look_in(0.0)
+
+    def _look_in(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._take)
+
+    def _take(self) -> None:
+        room, now = self._room(), time.monotonic()
+        taken: list[tuple[bytes, str]] = []
+        with self._channels.lock:
+            kept = self._channels.drop_expired(self._subject)
+            for sequence, message in kept.items():
+                if len(taken) >= room:
+                    break
+                if message.due <= now:
+                    message.due = now + ACK_WAIT
+                    taken.append((message.data, str(sequence)))
+            dues = [message.due for message in kept.values()]
+        for data, receipt in taken:
+            self._on_message(data, receipt)
+        if dues and self._room() > 0:
+            self._look_in(max(0.0, min(dues) - time.monotonic()))
+
+    def ack(self, receipt: str) -> None:
+        with self._channels.lock:
+            self._channels.messages[self._subject].pop(int(receipt), None)
+
+    def give_back(self, receipt: str) -> None:
+        with self._channels.lock:
+            message = self._channels.messages[self._subject].get(int(receipt))
+            if message is not None:
+                message.due = 0.0
+        self._channels.wake(self._subject)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._entry.close()
+        self._look_in(0.0)  # which it does no more
+
+
+class MemoryBlobStore(BlobStore):
+    """See `BlobStore`.
+
+    Args:
+        broker: Whose store they are in.
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+
+    async def store(self, identity: bytes, data: bytes, lifetime: float | None = None) -> int:
+        await self._broker.wait_ready()
+        store, now = self._broker.store, time.monotonic()
+        blobs = store.channels.blobs
+        for known in [each for each, (_, until) in blobs.items() if until <= now]:
+            del blobs[known]
+        blobs[identity] = (data, now + (store.max_age if lifetime is None else lifetime))
+        return 1
+
+    async def fetch(self, identity: bytes, count: int) -> bytes | None:
+        await self._broker.wait_ready()
+        data, until = self._broker.store.channels.blobs.get(identity, (None, 0.0))
+        return data if until > time.monotonic() else None
