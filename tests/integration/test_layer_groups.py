@@ -20,7 +20,6 @@ from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer, durable
-from wsgateway.layer import subscription as subscriptions
 from wsgateway.protocol import group_names
 from wsgateway.protocol.subjects import Inbox
 
@@ -299,9 +298,7 @@ async def test_a_member_that_could_not_begin_begins_later(
         await broker.close()
     await until(lambda: failed, 20, "the first attempt")
     node = await layer.connections.ready()
-    subscriptions._watchers[node].look()
-    member = group.subscriptions[channel.encode()]
-    await until(lambda: member._started is not None and member._started.done(), 20, "the next one")
+    await until(lambda: group.subscriptions[channel.encode()].epoch, 20, "the next one")
     await until(lambda: node.broker.known_service("later") is True, 20, "the sender follows")
     await layer.group_send("later.ann", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]

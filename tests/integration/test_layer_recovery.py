@@ -11,7 +11,7 @@ import pytest
 from tests.integration.layers import drain, layers, nothing_comes
 from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.layer import subscription as subscriptions
+from wsgateway.broker.messages import Position
 from wsgateway.protocol import window as inbox
 
 GROUP = "room"
@@ -24,14 +24,25 @@ def durable(settings: Any) -> None:
     settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
 
 
-def watcher() -> Any:
-    """The one that looks for what this loop's members missed."""
-    [found] = [
-        each
-        for node, each in subscriptions._watchers.items()
-        if node.loop is asyncio.get_running_loop()
-    ]
+def connection() -> runtime.Connection:
+    """The one that this loop's layers share."""
+    [found] = [each for each in runtime.connections() if each.loop is asyncio.get_running_loop()]
     return found
+
+
+async def do_nothing(*, thorough: bool) -> None:
+    """Stand for a sweep."""
+
+
+async def see_another_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweep once, as if the stream had been replaced by one with the same messages."""
+    position = connection().broker.position
+
+    async def elsewhere() -> Position:
+        return (await position())._replace(epoch="another")
+
+    monkeypatch.setattr(connection().broker, "position", elsewhere)
+    await connection().subscriptions.sweep(thorough=False)
 
 
 @pytest.mark.parametrize(("since", "blind"), [(2, False), (30, False), (30, True)])
@@ -55,7 +66,8 @@ async def test_server_that_lost_the_streams_end(
         for number in range(2):
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 2) == [0, 1]
-        broker = watcher()._connection.broker
+        broker, subscriptions = connection().broker, connection().subscriptions
+        sweep = subscriptions.sweep
         (folder,) = own_server.store.rglob(broker.subjects.stream("recv"))
         copy = own_server.store / "copy"
         await asyncio.to_thread(own_server.stop)
@@ -65,7 +77,7 @@ async def test_server_that_lost_the_streams_end(
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 10) == list(range(2, 12))
         if blind:
-            watcher()._sweeping.cancel()
+            monkeypatch.setattr(subscriptions, "sweep", do_nothing)
         await asyncio.to_thread(own_server.stop)
         shutil.rmtree(folder)
         shutil.copytree(copy, folder)
@@ -76,8 +88,7 @@ async def test_server_that_lost_the_streams_end(
             # Those beyond the old end come by themselves; the others after the look.
             jumped = await drain(mine, channel, since - 10)
             assert jumped == list(range(110, 100 + since))
-            watcher()._thorough = True
-            await watcher()._find_missed()
+            await sweep(thorough=True)
             assert await drain(mine, channel, 10) == list(range(100, 110))
             return
         got: list[int] = []
@@ -91,15 +102,11 @@ async def test_fetch_that_outlasts_the_stream(
     monkeypatch: pytest.MonkeyPatch, nats_settings: Any, prefix: str
 ) -> None:
     """What it read counted for the new stream, whose first messages were passed over."""
-    async with layers(nats_settings.NATS_BROKER_URL, prefix) as make:
+    async with layers(nats_settings.NATS_BROKER_URL, prefix, capacity=3) as make:
         mine, other = make(), make()
         channel = await mine.new_channel()
         await mine.group_add(GROUP, channel)
-        for number in range(3):
-            await other.group_send(GROUP, {"type": "x", "n": number})
-        assert await drain(mine, channel, 3) == [0, 1, 2]
-        [subscription] = watcher()._subscriptions()
-        broker = watcher()._connection.broker
+        broker = connection().broker
         read_after, held, asked = broker.read_after, asyncio.Event(), asyncio.Event()
 
         async def slow(to: Any, offset: int, **options: Any) -> Any:
@@ -109,22 +116,21 @@ async def test_fetch_that_outlasts_the_stream(
                 await held.wait()
             return batch
 
-        for number in range(10, 16):
+        for number in range(9):
             await other.group_send(GROUP, {"type": "x", "n": number})
-        assert await drain(mine, channel, 6) == list(range(10, 16))
         monkeypatch.setattr(broker, "read_after", slow)
-        subscription.window.start(3)  # a fetch is under way when the stream is found replaced
-        subscription._step()
+        assert await drain(mine, channel, 3) == [0, 1, 2]  # so there is room for more
         await asyncio.wait_for(asked.wait(), 10)
-        subscription.restart(0)
+        await see_another_epoch(monkeypatch)
         held.set()
-        assert await drain(mine, channel, 9) == [0, 1, 2, *range(10, 16)]
+        assert await drain(mine, channel, 9) == list(range(9))
         await nothing_comes(mine, channel, "other")
 
 
 async def test_message_taken_late_makes_no_room_in_the_new_stream(
-    nats_settings: Any, prefix: str
+    monkeypatch: pytest.MonkeyPatch, nats_settings: Any, prefix: str
 ) -> None:
+    """It counted as the same offset of the new stream, and what is before that never came."""
     async with layers(nats_settings.NATS_BROKER_URL, prefix) as make:
         mine, other = make(), make()
         channel = await mine.new_channel()
@@ -132,10 +138,9 @@ async def test_message_taken_late_makes_no_room_in_the_new_stream(
         for number in range(5):
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 4) == [0, 1, 2, 3]
-        [subscription] = watcher()._subscriptions()
-        assert subscription._taken == 4
-        subscription.restart(0)  # as if the stream were another one; 4 waits in the mailbox yet
-        assert await drain(mine, channel, 1) == [4]
-        assert subscription._taken == 0
+        await see_another_epoch(monkeypatch)
+        [subscription] = mine.local.groups.by_name[GROUP].subscriptions.values()
+        assert await drain(mine, channel, 1) == [4]  # of before: it waited in the mailbox
+        assert subscription.taken == 0
         assert await drain(mine, channel, 5) == list(range(5))
-        assert subscription._taken == 5
+        assert subscription.taken == 5

@@ -1,4 +1,4 @@
-"""Where delivery begins, whether that is proved to be complete, and who has to begin again.
+"""Where delivery begins, and whether that is proved to be complete.
 
 Something is *missing* when a limit of the stream removed it before the client had it: too many
 messages in the inbox, too old, too many bytes in the stream. What passed its own time to live, or
@@ -7,19 +7,13 @@ was deleted by an operator, is not missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple
 
 from wsgateway.broker.base import Broker
-from wsgateway.broker.messages import Position
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.protocol.window import Window
 
-__all__ = ["LIFE", "Reached", "Start", "find_lost", "find_start", "nothing_trimmed"]
-
-DOUBTS = 32
-"""Readers whose newest message is gone, after which no further one is asked whether it changed."""
+__all__ = ["LIFE", "Start", "find_start", "nothing_trimmed"]
 
 LIFE = "~"
 """Joins an epoch and the number of times that an open socket began again; in no epoch itself."""
@@ -96,68 +90,3 @@ async def nothing_trimmed(broker: Broker, inbox: Inbox, offset: int) -> bool:
     count = await broker.count(inbox)
     position = await broker.position()
     return position.first <= offset + 1 and count + position.gaps <= position.max_messages
-
-
-class _Owner(Protocol):
-    @property
-    def inbox(self) -> Inbox: ...
-    @property
-    def window(self) -> Window: ...
-
-
-T = TypeVar("T", bound=_Owner)
-
-
-class Reached(NamedTuple, Generic[T]):
-    """How far a window has come.
-
-    Attributes:
-        offset: Of its newest message, or where it began.
-        time: When that message was stored; empty where it began.
-        owner: Whose window it is.
-    """
-
-    offset: int
-    time: str
-    owner: T
-
-    @classmethod
-    def of(cls, owner: T) -> Self:
-        """Return where the window of *owner* is, or was when the stream's end came in doubt."""
-        window = owner.window
-        offset, time = window.suspect or window.reached
-        return cls(offset, time, owner)
-
-
-async def find_lost(
-    broker: Broker, reached: Iterable[Reached[T]], position: Position, thorough: bool
-) -> list[Reached[T]]:
-    """Return those whose newest message is not, or may not be, the stream's any more.
-
-    A server that loses power loses what it had not synced, and gives those offsets out again.
-
-    Args:
-        broker: Where the inboxes are.
-        reached: Where each window was before *position* was asked for.
-        position: Where the stream stands.
-        thorough: The stream may be as long again as it was: compare messages. The furthest one
-            that is the same proves that nothing before it changed.
-    """
-    doubtful: list[Reached[T]] = []
-    certain = False
-    for each in sorted(reached, key=lambda each: each.offset, reverse=True):
-        offset, time, owner = each
-        if offset > position.last:
-            certain = True
-        elif not offset or not (thorough or certain):
-            break
-        elif time:
-            batch = await broker.read_after(owner.inbox, offset - 1, limit=1)
-            found = next((m.time for m in batch.messages if m.offset == offset), "")
-            if found == time:
-                break
-            certain = certain or bool(found)
-        doubtful.append(each)
-        if not certain and len(doubtful) >= DOUBTS:
-            break
-    return doubtful if certain else []

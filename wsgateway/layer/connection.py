@@ -48,6 +48,7 @@ class LayerConnection:
         self.is_background = connection.is_background
         self.call = connection.call
         self.call_sync = connection.call_sync
+        self.subscriptions = connection.subscriptions
         self.broker = cast(NatsBroker, connection.broker)
         self.subjects = self.broker.subjects
         self.bus = self.broker.bus
