@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support import until
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.broker.runtime import Connection
 from wsgateway.broker.subscriptions import REFUSED_PAUSE
 from wsgateway.exceptions import BrokerForbidden, IdentityRefused
 from wsgateway.gateway.hub import Hub

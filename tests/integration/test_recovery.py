@@ -14,6 +14,7 @@ from tests.faults.traffic import broker_at
 from tests.support import Gateway, until
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker, MemoryStore
 from wsgateway.client import connect
@@ -107,7 +108,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 async def hub(store: MemoryStore) -> AsyncIterator[Hub]:
-    hub = Hub(runtime.Connection(asyncio.get_running_loop(), MemoryBroker(store)))
+    hub = Hub(Connection(asyncio.get_running_loop(), MemoryBroker(store)))
     await hub.open()
     yield hub
     await hub.close()

@@ -22,8 +22,8 @@ from django.test import Client
 
 from tests.support import until
 from wsgateway import signals
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats import broker_from_settings
-from wsgateway.broker.runtime import Connection
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.gateway import revocation
 from wsgateway.gateway.hub import Hub

@@ -13,14 +13,14 @@ from tests.integration.layers import layers, receive
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until, wait_for
 from wsgateway import Message, declared, publish, supervision
-from wsgateway.broker import runtime
+from wsgateway.broker import background, runtime
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
-from wsgateway.broker.runtime import Connection
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.protocol.backoff import Backoff
@@ -152,7 +152,7 @@ def test_background_loop_pauses_longer_each_time_it_stops(
     """It began again at once: a loop that cannot run took a processor and filled the log."""
     pauses: list[float] = []
     monkeypatch.setattr(supervision, "BACKOFF", Backoff(jitter=0.0))
-    monkeypatch.setattr(runtime, "native_sleep", pauses.append)
+    monkeypatch.setattr(background, "native_sleep", pauses.append)
     settings.PUBSUB_BROKER = "memory"
     runtime.stop_background()  # its next loop has not failed yet
     loop = runtime.background().loop

@@ -12,12 +12,11 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import logging
 import multiprocessing.util
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from asgiref.sync import AsyncToSync
 from django.core.signals import setting_changed
@@ -26,18 +25,13 @@ from wsgateway.broker import (
     isolation,
     project_server,  # noqa: F401 - so that it outlives our connections
 )
+from wsgateway.broker.background import BackgroundLoop
 from wsgateway.broker.base import Broker
-from wsgateway.broker.native import native_sleep, start_native_thread, wait_for
-from wsgateway.broker.subscriptions import Subscriptions
+from wsgateway.broker.connection import Action, Connection, Loop
+from wsgateway.broker.targets import Target, broker_of, target_of
 from wsgateway.conf import settings
-from wsgateway.supervision import Restarts, share
-
-if TYPE_CHECKING:
-    from wsgateway.broker.nats.connection import ConnectionOptions
 
 __all__ = [
-    "Connection",
-    "Target",
     "background",
     "call",
     "call_soon",
@@ -50,196 +44,15 @@ __all__ = [
     "refuse_in_loop",
     "reset",
     "stop_background",
-    "target_of",
 ]
 
-logger = logging.getLogger("wsgateway.broker")
-
 T = TypeVar("T")
-Action = Callable[[Broker], Awaitable[T]]
-Loop = asyncio.AbstractEventLoop
-Hook = Callable[[], Awaitable[None]]
-
-EXIT_TIMEOUT = 2.0
-"""Seconds that the end of the process may wait for what is still to be sent."""
-
-
-class Target(NamedTuple):
-    """Where a connection leads; those of a loop with the same one are the same.
-
-    Attributes:
-        options: How to connect to NATS; None: the broker within this process.
-        prefix: First token of every subject.
-    """
-
-    options: ConnectionOptions | None
-    prefix: str
-
-
-def target_of(servers: tuple[str, ...] = (), prefix: str | None = None) -> Target:
-    """Return where NATS is.
-
-    Args:
-        servers: URLs; empty: as the settings say.
-        prefix: First token of every subject; None: ``WSGATEWAY_PREFIX``.
-
-    Raises:
-        BrokerMisconfigured: The settings name no usable server.
-    """
-    from wsgateway.broker.nats import options_from_settings
-
-    options = options_from_settings(settings, servers)
-    return Target(options, settings.PREFIX if prefix is None else prefix)
-
-
-class Connection:
-    """One loop's broker, and what its users share.
-
-    Args:
-        loop: Where it lives.
-        broker: Not opened.
-        target: Where it leads; None: nobody asks for it.
-        is_background: Whether it is the background thread's.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        broker: Broker,
-        *,
-        target: Target | None = None,
-        is_background: bool = False,
-    ) -> None:
-        self.loop = loop
-        self.is_background = is_background
-        self.broker = broker
-        self.subscriptions = Subscriptions(broker)
-        """What reads inboxes here: sockets and members of durable groups."""
-        self.kept = False
-        """Whether somebody closes it at the end of what the loop is there for."""
-        self.attached: dict[type[Any], Any] = {}
-        """What others keep with it, by type."""
-        self._hooks: list[tuple[Hook, Callable[[], None]]] = []
-        self.target = target
-        self._opening: asyncio.Task[None] | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether its loop runs now, and the connection is kept up."""
-        return self.loop.is_running() and not self.broker.closed
-
-    async def open(self) -> None:
-        """Begin to connect; in its loop. Idempotent."""
-        if self._opening is None:
-            self._opening = share(self.broker.open(), "wsgateway-open")
-        await asyncio.shield(self._opening)
-
-    async def run(self, action: Action[T], timeout: float | None = None) -> T:
-        """Run *action* once the broker is ready; from any loop.
-
-        Args:
-            action: What to do.
-            timeout: Seconds that it may take to become ready; None: see `Broker.wait_ready`.
-
-        Raises:
-            BrokerUnavailable: Not ready in time.
-        """
-
-        async def run() -> T:
-            await self.open()
-            await self.broker.wait_ready(timeout)
-            return await action(self.broker)
-
-        return await self.call(run)
-
-    async def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in the connection's loop; from any loop."""
-        if asyncio.get_running_loop() is self.loop:
-            return await function()
-        future = asyncio.run_coroutine_threadsafe(function(), self.loop)
-        return await asyncio.wrap_future(future)
-
-    def call_sync(
-        self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None
-    ) -> T:
-        """Run a coroutine in the connection's loop; from a thread without a loop."""
-        return wait_for(asyncio.run_coroutine_threadsafe(function(), self.loop), timeout)
-
-    def on_close(self, before: Hook, after: Callable[[], None]) -> None:
-        """Await *before* while it is still connected, and call *after* once it is closed."""
-        self._hooks.append((before, after))
-
-    async def close(self) -> None:
-        """Send what is buffered and disconnect; in its loop. Idempotent."""
-        _forget(self)
-        hooks, self._hooks = self._hooks, []
-        for before, _ in hooks:
-            await before()
-        self.subscriptions.close()
-        await self.broker.close()
-        for _, after in hooks:
-            after()
-
-
-def _broker_of(target: Target) -> Broker:
-    if target.options is None:
-        from wsgateway.broker.memory import MemoryBroker
-
-        return MemoryBroker.from_settings(settings)
-    from wsgateway.broker.nats import make_broker
-
-    return make_broker(target.options, target.prefix, settings)
-
-
-# -- which one ---------------------------------------------------------------------------
-
-
-class _Background:
-    """A thread with a loop that lives as long as the process."""
-
-    def __init__(self) -> None:
-        self._ending = False
-        self._started: concurrent.futures.Future[Loop] = concurrent.futures.Future()
-        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-        start_native_thread(self._run, "wsgateway-background")
-        self.loop = wait_for(self._started)
-
-    def _run(self) -> None:
-        # Made here: gevent's sockets belong to the thread they are made in
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        self._started.set_result(loop)
-        restarts = Restarts()
-        while not self._ending:
-            restarts.begin()
-            try:
-                loop.run_forever()
-            except BaseException:  # SystemExit in a callback: every synchronous caller waits here
-                pause = restarts.pause()
-                logger.exception("the background loop stopped and restarts in %.1f s", pause)
-                native_sleep(pause)
-        self._ended.set_result(None)
-
-    def stop(self) -> None:
-        """Close every connection of the loop, then end the thread."""
-
-        async def close() -> None:
-            await asyncio.gather(*(each.close() for each in _all_of(self.loop)))
-
-        with contextlib.suppress(Exception):
-            wait_for(asyncio.run_coroutine_threadsafe(close(), self.loop), EXIT_TIMEOUT)
-        self._ending = True
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        with contextlib.suppress(TimeoutError):
-            wait_for(self._ended, EXIT_TIMEOUT)
-            self.loop.close()
-
 
 _lock = threading.Lock()
 _connections: dict[Loop, dict[Target, Connection]] = {}
 _retired: dict[Loop, list[Connection]] = {}
 """Those that `reset` has forgotten; they end with their loop."""
-_background: _Background | None = None
+_background: BackgroundLoop | None = None
 _target: Target | None = None
 _fork_callbacks: list[Callable[[], None]] = []
 
@@ -287,7 +100,7 @@ def background(target: Target | None = None) -> Connection:
     global _background
     with _lock:
         if _background is None:
-            _background = _Background()
+            _background = BackgroundLoop()
         loop = _background.loop
     return _connection(loop, target, is_background=True)
 
@@ -316,7 +129,11 @@ def _connection(loop: Loop, target: Target | None, *, is_background: bool) -> Co
         found = by_target.get(target)
         if found is None or found.broker.closed:
             found = by_target[target] = Connection(
-                loop, _broker_of(target), target=target, is_background=is_background
+                loop,
+                broker_of(target),
+                target=target,
+                is_background=is_background,
+                forget=_forget,
             )
         return found
 
@@ -346,6 +163,10 @@ def _close_with(loop: Loop) -> None:
 
     with contextlib.suppress(AttributeError):  # a loop that forbids it closes without us
         loop.close = close  # type: ignore[method-assign]
+
+
+async def _close_all(loop: Loop) -> None:
+    await asyncio.gather(*(connection.close() for connection in _all_of(loop)))
 
 
 async def close(broker: Broker) -> None:
@@ -457,7 +278,7 @@ def stop_background() -> None:
     global _background
     running, _background = _background, None
     if running is not None:
-        running.stop()
+        running.stop(lambda: _close_all(running.loop))
 
 
 def _register_exit() -> None:

@@ -32,7 +32,7 @@ from wsgateway.protocol.v1 import MAX_AFTER
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.broker.runtime import Connection
+    from wsgateway.broker.connection import Connection
     from wsgateway.gateway.session import Session
 
 __all__ = ["Hub", "get_hub"]

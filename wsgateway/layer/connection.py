@@ -12,8 +12,9 @@ from typing import Protocol, cast
 
 from wsgateway.broker import runtime
 from wsgateway.broker.bus import new_reply_subject
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.runtime import Connection, Target
+from wsgateway.broker.targets import Target
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.fullness import FullChannels
 

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from wsgateway.broker.runtime import Target, is_short_lived, target_of
+from wsgateway.broker.runtime import is_short_lived
+from wsgateway.broker.targets import Target, target_of
 from wsgateway.exceptions import BrokerClosed
 from wsgateway.layer import wire
 from wsgateway.layer.config import find_differences

@@ -1,0 +1,52 @@
+"""Where a connection leads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from wsgateway.broker.base import Broker
+from wsgateway.conf import settings
+
+if TYPE_CHECKING:
+    from wsgateway.broker.nats.connection import ConnectionOptions
+
+__all__ = ["Target", "broker_of", "target_of"]
+
+
+class Target(NamedTuple):
+    """Where a connection leads; those of a loop with the same one are the same.
+
+    Attributes:
+        options: How to connect to NATS; None: the broker within this process.
+        prefix: First token of every subject.
+    """
+
+    options: ConnectionOptions | None
+    prefix: str
+
+
+def target_of(servers: tuple[str, ...] = (), prefix: str | None = None) -> Target:
+    """Return where NATS is.
+
+    Args:
+        servers: URLs; empty: as the settings say.
+        prefix: First token of every subject; None: ``WSGATEWAY_PREFIX``.
+
+    Raises:
+        BrokerMisconfigured: The settings name no usable server.
+    """
+    from wsgateway.broker.nats import options_from_settings
+
+    options = options_from_settings(settings, servers)
+    return Target(options, settings.PREFIX if prefix is None else prefix)
+
+
+def broker_of(target: Target) -> Broker:
+    """Return a broker there, not opened."""
+    if target.options is None:
+        from wsgateway.broker.memory import MemoryBroker
+
+        return MemoryBroker.from_settings(settings)
+    from wsgateway.broker.nats import make_broker
+
+    return make_broker(target.options, target.prefix, settings)
