@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.layers import drain, layers, nothing_comes
 from wsgateway.broker import runtime
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.messages import Position
 from wsgateway.protocol import window as inbox
@@ -24,7 +25,7 @@ def durable(settings: Any) -> None:
     settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
 
 
-def connection() -> runtime.Connection:
+def connection() -> Connection:
     """The one that this loop's layers share."""
     [found] = [each for each in runtime.connections() if each.loop is asyncio.get_running_loop()]
     return found

@@ -7,6 +7,7 @@ import contextlib
 import fnmatch
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from wsgateway.layer import blobs, wire
 from wsgateway.protocol.frames import EVENT, Frame
 from wsgateway.protocol.group_names import inbox_of_group, meant_services
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
+from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.layer.connection import LayerConnection
@@ -80,7 +82,8 @@ class Directory:
         self._absent: set[str] = set()  # services that did not exist when somebody looked
         self._look_at = 0.0  # when the background may look next
         self._warned: set[str] = set()  # services that do not exist, although somebody means them
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.looking: set[asyncio.Task[Any]] = set()
+        """Looks in the background that have not ended."""
 
     def get(self, group: str) -> GroupName | None:
         """Return what is known of a group's name; None for a new one, or one long unused."""
@@ -171,16 +174,12 @@ class Directory:
                     ServiceUnknown(service, connection.broker.service_names),
                 )
 
-    def _run(self, connection: LayerConnection, coroutine: Coroutine[Any, Any, None]) -> None:
-        def start() -> None:
-            task = connection.loop.create_task(coroutine, name="wsgateway-layer-groups")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
+    def _run(self, connection: LayerConnection, work: Coroutine[Any, Any, None]) -> None:
+        run = partial(start, work, "wsgateway-layer-groups", tasks=self.looking)
         try:
-            connection.loop.call_soon_threadsafe(start)
+            connection.loop.call_soon_threadsafe(run)
         except RuntimeError:  # its loop is closed
-            coroutine.close()
+            work.close()
 
 
 def kept_inbox(group: str) -> Inbox | None:
