@@ -153,9 +153,9 @@ def _tell(alias: str | None, notice: Notice, *digests: str) -> None:
         connection = None
     line = " ".join([notice, *digests])
     if connection is not None and connection.in_atomic_block:
-        connection.on_commit(lambda: _announcer.say(line), robust=True)
+        connection.on_commit(lambda: announcer.say(line), robust=True)
     else:
-        _announcer.say(line)
+        announcer.say(line)
 
 
 def _commits_by_hand(connection: BaseDatabaseWrapper) -> bool:
@@ -167,7 +167,7 @@ def _commits_by_hand(connection: BaseDatabaseWrapper) -> bool:
     return not connection.autocommit
 
 
-class _Announcer:
+class Announcer:
     """Takes notices from any thread, and broadcasts them together from the background loop."""
 
     def __init__(self) -> None:
@@ -239,11 +239,11 @@ def _has_gateways() -> bool:
 
 
 def _start_over() -> None:
-    global _announcer
-    _announcer = _Announcer()
+    global announcer
+    announcer = Announcer()
 
 
-_announcer = _Announcer()
+announcer = Announcer()
 on_fork(_start_over)
 # Registered after the background loop's own end, so it runs before
-atexit.register(lambda: _announcer.finish())
+atexit.register(lambda: announcer.finish())

@@ -38,7 +38,7 @@ class Loose(BaseMessageSerializer):
 def loose() -> Iterator[str]:
     registry.register_serializer("loose", Loose)
     yield "loose"
-    del registry._classes["loose"]
+    del registry.classes["loose"]
 
 
 @pytest.fixture

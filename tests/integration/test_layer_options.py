@@ -89,7 +89,7 @@ class Reversed(BaseMessageSerializer):
 def reversed_format() -> Iterator[str]:
     registry.register_serializer("reversed", Reversed)
     yield "reversed"
-    del registry._classes["reversed"]
+    del registry.classes["reversed"]
 
 
 @pytest.mark.parametrize("keys", [None, ["secret"]])

@@ -7,8 +7,10 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -75,12 +77,16 @@ class Browser:
         request.user = self.world.users["ann"]
         return request
 
-    async def open_sockets(self) -> None:
-        scope = {
+    @property
+    def scope(self) -> dict[str, Any]:
+        """What a socket gets from it."""
+        return {
             "headers": [(b"cookie", f"sessionid={self.key}".encode())],
             "url_route": {"kwargs": {"service": "orders"}},
         }
-        identity = await resolve_identity(scope)
+
+    async def open_sockets(self) -> None:
+        identity = await resolve_identity(self.scope)
         for hub in self.world.hubs:
             await self.world.open(hub, identity, self.codes, self.closing)
 
@@ -98,6 +104,7 @@ class World:
         brokers = [broker_from_settings(wsgateway_settings) for _ in range(2)]
         self.hubs = [Hub(Connection(loop, broker)) for broker in brokers]
         self.users: dict[str, Any] = {}
+        self.patches = ExitStack()
         self.ann = Browser(self, "ann")
         self.laptop = Browser(self, "laptop")
         self.bob = Browser(self, "bob")
@@ -132,6 +139,7 @@ class World:
         self.bob.client.force_login(self.users["bob"])
 
     async def end(self) -> None:
+        self.patches.close()
         for hub in self.hubs:
             await hub.close()
 
@@ -349,15 +357,14 @@ async def test_resolver_that_finds_users_needs_nothing_else(
 def count_checks(world: World) -> list[int]:
     """Return a list that gets the size of each batch that a gateway asks about."""
     checks: list[int] = []
-    for hub in world.hubs:
-        original = hub._revocations._check_batch
+    original = revocation.areasons_to_close
 
-        async def check(batch: Any, original: Any = original) -> Any:
-            found = await original(batch)
-            checks.append(len(batch))
-            return found
+    async def check(identities: Any) -> Any:
+        found = await original(identities)
+        checks.append(len(identities))
+        return found
 
-        hub._revocations._check_batch = check  # type: ignore[method-assign]
+    world.patches.enter_context(patch.object(revocation, "areasons_to_close", check))
     return checks
 
 
@@ -437,7 +444,7 @@ def test_log_out_without_a_broker_succeeds_at_once(
     began = time.monotonic()
     signals.on_log_out(request=SimpleNamespace(session=SimpleNamespace(session_key="abc")))
     assert time.monotonic() - began < 1.0
-    signals._announcer.finish()
+    signals.announcer.finish()
     deadline = time.monotonic() + 10
     while "could not tell the gateways that 1 log-ins changed" not in caplog.text:
         assert time.monotonic() < deadline
@@ -452,7 +459,7 @@ def test_changes_that_wait_for_the_broker_are_bounded_and_none_is_dropped_in_sil
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
     settings.WSGATEWAY_BROKER_TIMEOUT = 0.5
     monkeypatch.setattr(signals, "MAX_PENDING", 3)
-    announcer = signals._Announcer()
+    announcer = signals.Announcer()
     for number in range(8):
         announcer.say(f"changed {number}")
     announcer.finish()
@@ -471,7 +478,7 @@ def test_saving_a_user_starts_no_server(settings: Any, tmp_path: Any) -> None:
     settings.WSGATEWAY_EMBEDDED_STORE = str(tmp_path / "store")
     user = get_user_model().objects.create_user("ann")
     user.save()
-    signals._announcer.finish()
+    signals.announcer.finish()
     assert not (tmp_path / "store").exists()
 
 
@@ -511,7 +518,7 @@ class TestAsking:
         """Between the new password and the new session the old session looked revoked."""
         request, user = world.ann.request, world.users["ann"]
         asked: list[bool] = []
-        real = revocation._reasons_to_close
+        real = revocation.areasons_to_close
         one_gateway = asyncio.Lock()  # the other one's question comes afterwards
 
         async def ask(identities: Any) -> Any:
@@ -524,7 +531,7 @@ class TestAsking:
             return found
 
         user.set_password("new")
-        monkeypatch.setattr(revocation, "_reasons_to_close", ask)
+        monkeypatch.setattr(revocation, "areasons_to_close", ask)
         await get_user_model().objects.filter(pk=user.pk).aupdate(password=user.password)
         await world.ann.closed(CHANGED)
 
@@ -567,7 +574,7 @@ class TestAsking:
         self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr("wsgateway.gateway.revocation.RETRY", 0.1)
-        working = "wsgateway.gateway.revocation._reasons_to_close"
+        working = "wsgateway.gateway.revocation.areasons_to_close"
 
         async def fail(identities: Any) -> Any:
             raise OSError("no route to the database")
@@ -607,7 +614,8 @@ class Directory(ModelBackend):
 
 
 async def test_one_query_for_many_sockets(world: World, django_assert_num_queries: Any) -> None:
-    identities = [socket.identity for socket in world.hubs[0]._revocations._sockets] * 100
+    browsers = (world.ann, world.laptop, world.bob)
+    identities = [await resolve_identity(browser.scope) for browser in browsers] * 100
 
     def ask() -> None:
         with django_assert_num_queries(2):

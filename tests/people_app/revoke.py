@@ -23,7 +23,7 @@ def main() -> None:
     for alias in ("default", "people", "people_replica"):
         call_command("migrate", run_syncdb=True, database=alias, verbosity=0)
     told: list[str] = []
-    announcer: Any = signals._announcer
+    announcer: Any = signals.announcer
     announcer.say = told.append
     ann = Person.objects.db_manager("people").create_user("ann@example.com", "ann")
     bob = Employee(email="bob@example.com", office="9")

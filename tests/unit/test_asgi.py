@@ -185,7 +185,7 @@ async def test_without_the_entry_point_a_socket_is_refused_not_failed(
     no_servers: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each socket ended in HTTP 500 and a traceback."""
-    monkeypatch.setattr(refusals, "_log", refusals.RefusalLog())
+    monkeypatch.setattr(refusals, "log", refusals.RefusalLog())
     no_servers.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
     router: Any = URLRouter(websocket_urlpatterns)
     cookies = [(b"cookie", b"user=ann")]

@@ -751,8 +751,8 @@ async def test_cancelling_every_task_leaves_nobody_waiting(gateway: FakeGateway)
     gateway.mute = True
     client = client_of(gateway)
     tasks = await waiters(client)
-    assert client._runner is not None
-    client._runner.cancel()
+    (runner,) = (task for task in asyncio.all_tasks() if task.get_name() == "wsgateway-client")
+    runner.cancel()
     assert all(isinstance(outcome, GatewayError) for outcome in await outcomes(tasks))
 
 

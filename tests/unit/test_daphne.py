@@ -72,6 +72,10 @@ class Protocol:
     def _fail_connection(self, code: int, reason: str) -> None:
         raise AssertionError("it is replaced")
 
+    def fail(self, code: int, reason: str) -> None:
+        """Do what autobahn does about a broken frame."""
+        self._fail_connection(code, reason)
+
     def _dataReceived(self, data: bytes) -> None: ...
 
     def sendCloseFrame(self, code: int, reasonUtf8: bytes, isReply: bool) -> None:
@@ -221,8 +225,8 @@ async def test_broken_protocol_is_told_after_what_waits_for_the_client(made: Mad
     await transport.send(message(100_000))
     waiting = asyncio.create_task(transport.send(message(1)))
     await asyncio.sleep(0)
-    protocol._fail_connection(1002, "reserved opcode 3")
-    protocol._fail_connection(1007, "what follows is not looked at")
+    protocol.fail(1002, "reserved opcode 3")
+    protocol.fail(1007, "what follows is not looked at")
     with pytest.raises(ConnectionResetError):
         await waiting
     assert protocol.transport.reading, "or the rest would be unread, and reset the connection"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.broker.messages import Receipt
-from wsgateway.broker.nats.jetstream import ApiError, _receipt, error_of
+from wsgateway.broker.nats.jetstream import ApiError, error_of, receipt_of
 from wsgateway.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -37,7 +37,7 @@ answers = st.one_of(
 def test_answer_to_a_publish_is_a_receipt_or_an_error_of_ours(data: bytes) -> None:
     """Somebody who subscribes to the subject may answer first, with whatever it is."""
     try:
-        receipt = _receipt(data, 1)
+        receipt = receipt_of(data, 1)
     except BrokerError:
         return
     assert isinstance(receipt, Receipt)

@@ -378,7 +378,7 @@ def test_a_format_of_ones_own_is_known() -> None:
     try:
         assert list(find_problems({"serializer_format": "own"})) == []
     finally:
-        del registry._classes["own"]
+        del registry.classes["own"]
 
 
 LEAVES = st.one_of(

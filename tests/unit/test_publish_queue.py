@@ -103,6 +103,11 @@ def _fast() -> Any:
 Results = list[Receipt | BaseException]
 
 
+def tasks() -> set[str]:
+    """Return the names of the tasks that run."""
+    return {task.get_name() for task in asyncio.all_tasks()}
+
+
 async def drive(
     server: Server,
     count: int,
@@ -119,9 +124,9 @@ async def drive(
             futures = []
             for number in range(count):
                 futures.append(await queue.put(Frame.of(str(number)), str(number)))
-                assert len(queue._entries) <= window
+                assert queue.pending <= window
             results: Results = await asyncio.gather(*futures, return_exceptions=True)
-        await until(lambda: queue._runner is None or queue._runner.done(), what="the queue rests")
+        await until(lambda: "wsgateway-publish-queue" not in tasks(), what="the queue rests")
         return results
     finally:
         work.cancel()
@@ -278,7 +283,7 @@ async def test_silence_is_given_up_after_the_timeout_and_the_text_says_what_to_d
         with pytest.raises(BrokerUnavailable, match=r"within 0\.05 s; send it again later"):
             await future
     assert all(count > 1 for count in server.tried.values())
-    await until(lambda: not queue._entries, what="nothing waits")
+    await until(lambda: not queue.pending, what="nothing waits")
 
 
 async def test_receipt_nobody_waits_for_any_more_harms_nothing() -> None:

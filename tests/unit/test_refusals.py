@@ -134,7 +134,7 @@ async def test_count_is_told_when_the_minute_ends_even_if_nobody_comes_any_more(
     for _ in range(3):
         log.add(refusal(), "/ws/orders/")
     await until(lambda: "(2 in 0.05 s): not logged in" in caplog.text)
-    await until(lambda: not log._reasons, what="nothing is kept")
+    await until(lambda: not log.reasons, what="nothing is kept")
 
 
 async def test_gateway_that_ends_is_not_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:

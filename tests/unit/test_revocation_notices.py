@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.gateway.revocation import Notice, Revocations
+from wsgateway.gateway.revocation import TOPIC, Notice, Revocations
 
 words = st.sampled_from([*(notice.value for notice in Notice), "x" * 64, "", "junk", " ", "\n"])
 
@@ -17,7 +16,10 @@ words = st.sampled_from([*(notice.value for notice in Notice), "x" * 64, "", "ju
 @given(st.binary(max_size=60) | st.lists(words, max_size=8).map(lambda w: " ".join(w).encode()))
 def test_any_notice_is_read_or_skipped(payload: bytes) -> None:
     async def take() -> None:
-        revocations: Any = Revocations(MemoryBroker())
-        revocations._on_broadcast(payload)
+        broker = MemoryBroker()
+        await broker.open()
+        Revocations(broker).listen()
+        broker.broadcast(TOPIC, payload)
+        await broker.close()
 
     asyncio.run(take())

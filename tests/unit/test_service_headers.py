@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,14 @@ from wsgateway.broker.bus import Reply
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
-from wsgateway.broker.nats.work_queue import _parse_history, job_of
+from wsgateway.broker.nats.jetstream import DirectBatch
+from wsgateway.broker.nats.work_queue import job_of, parse_history
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.subjects import Inbox, Subjects
 from wsgateway.services import deadletters
 from wsgateway.services.message import Message
 
 BROKER: Any = SimpleNamespace(subjects=Subjects(), epoch="1")
-JETSTREAM: Any = None
-LETTERS = NatsDeadLetters(JETSTREAM, Subjects())
 NAMES = (
     b"Ws-Frame", b"Ws-Client-Id", b"Ws-Request", b"Ws-Device", b"Ws-Connection", b"Ws-Attempts",
     b"Ws-Exception", b"Ws-Traceback", b"Ws-Shortened", b"Ws-Sequence", b"Nats-Msg-Id", b"\xff", b"",
@@ -38,6 +38,34 @@ blocks = st.one_of(
     st.sampled_from(POISON),
     st.binary(max_size=80),
 )
+
+
+class OneLetter:
+    """A JetStream that stores one dead letter.
+
+    Args:
+        limit: Bytes that it takes.
+        subject: Where the letter is.
+    """
+
+    def __init__(self, limit: int = 0, subject: str = "ws.dead.orders.ann") -> None:
+        self.connection = SimpleNamespace(max_payload=limit)
+        self.payload, self.headers, self.msg_id = b"x", b"", ""
+        self._subject = subject
+        js: Any = self
+        self.broker: Any = SimpleNamespace(dead_letters=NatsDeadLetters(js, Subjects()))
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: dict[str, str], *, msg_id: str
+    ) -> None:
+        assert not any(name.lower().startswith("nats-") for name in headers)
+        self.payload, self.headers, self.msg_id = payload, hdrs.encode(headers), msg_id
+
+    async def direct(self, stream: str, request: dict[str, Any]) -> DirectBatch:
+        server = f"Nats-Stream: S\r\nNats-Subject: {self._subject}\r\nNats-Sequence: 5\r\n\r\n"
+        return DirectBatch([Reply(self.payload, self.headers[:-2] + server.encode())], 0)
+
+
 ACK = "$JS.ACK.S.C.3.7.3.1795622430615004386.0"
 
 
@@ -59,27 +87,28 @@ def test_message_is_read_or_malformed(raw: bytes, payload: bytes) -> None:
 @given(blocks, st.binary(max_size=300), st.integers(1200, 70_000))
 def test_dead_letter_fits_and_is_read_back(raw: bytes, payload: bytes, limit: int) -> None:
     job = job_of(Inbox("orders", "ann"), payload, raw, ACK)
-    kept, headers = deadletters._compose(job, ValueError("x"), limit)
-    written = hdrs.encode(headers)
-    assert len(kept) + len(written) <= limit
-    assert not any(name.lower().startswith("nats-") for name in headers)
-    server = b"Nats-Stream: S\r\nNats-Subject: ws.dead.orders.ann\r\nNats-Sequence: 5\r\n\r\n"
-    letter = deadletters._letter(LETTERS._entry(Reply(kept, written[:-2] + server)))
-    assert (letter.offset, letter.inbox, letter.payload) == (5, Inbox("orders", "ann"), kept)
+    stream = OneLetter(limit)
+    asyncio.run(deadletters.set_aside(stream.broker, job, ValueError("x")))
+    id_header = f"Nats-Msg-Id: {stream.msg_id}\r\n"
+    assert len(stream.payload) + len(stream.headers) + len(id_header) <= limit
+    letter = asyncio.run(deadletters.find(stream.broker, 5))
+    assert (letter.offset, letter.inbox) == (5, Inbox("orders", "ann"))
+    assert letter.payload == stream.payload
     assert "ValueError: x" in letter.error
 
 
 @given(blocks, st.sampled_from(["ws.dead.orders.ann", "ws.dead.orders.=ZZ", "ws.dead.=.x"]))
 def test_letter_that_somebody_else_wrote_is_read(raw: bytes, subject: str) -> None:
-    server = f"Nats-Stream: S\r\nNats-Subject: {subject}\r\nNats-Sequence: 5\r\n\r\n".encode()
-    letter = deadletters._letter(LETTERS._entry(Reply(b"x", raw[:-2] + server)))
+    stream = OneLetter(subject=subject)
+    stream.headers = raw
+    letter = asyncio.run(deadletters.find(stream.broker, 5))
     assert letter.offset == 5
     assert letter.attempts >= 0
 
 
 @given(st.binary(max_size=30) | st.lists(st.integers(), max_size=4).map(lambda n: str(n).encode()))
 def test_history_of_tries_is_read(data: bytes) -> None:
-    _parse_history(data)
+    parse_history(data)
 
 
 @pytest.mark.parametrize("ttl", [0, 0.5, math.inf, math.nan])

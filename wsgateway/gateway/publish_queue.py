@@ -86,6 +86,11 @@ class PublishQueue:
         self._runner: asyncio.Task[None] | None = None  # lives while there are entries
         self._room: asyncio.Event | None = None  # set when an entry ends while put waits
 
+    @property
+    def pending(self) -> int:
+        """Frames whose result is not known yet."""
+        return len(self._entries)
+
     async def put(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
     ) -> asyncio.Future[Receipt]:

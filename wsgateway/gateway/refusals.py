@@ -50,7 +50,8 @@ class RefusalLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._reasons: dict[tuple[CloseCode, str], _Reason] = {}  # of the last minute
+        self.reasons: dict[tuple[CloseCode, str], _Reason] = {}
+        """What it counts at the moment."""
         self._others = 0  # refusals whose reason found MAX_REASONS before it
         self._end = -math.inf  # when the minute is over
         self._timer: asyncio.TimerHandle | None = None  # ends the minute; not if its loop has ended
@@ -68,12 +69,12 @@ class RefusalLog:
             self._summarize()
             self._begin()
         key = refusal.code, refusal.reason
-        reason = self._reasons.get(key)
+        reason = self.reasons.get(key)
         if reason is None:
-            if len(self._reasons) >= MAX_REASONS:
+            if len(self.reasons) >= MAX_REASONS:
                 self._others += 1
                 return
-            reason = self._reasons[key] = _Reason(refusal.explanation)
+            reason = self.reasons[key] = _Reason(refusal.explanation)
         kind = (path.removesuffix(f"{user}/") if user else path)[:MAX_PATH]
         new = kind not in reason.kinds and len(reason.kinds) < MAX_PATHS
         if new:
@@ -101,12 +102,12 @@ class RefusalLog:
 
     def _on_timer(self) -> None:
         self._summarize()
-        if self._reasons:
+        if self.reasons:
             self._begin()
 
     def _summarize(self) -> None:
         """Log what came more than once; a reason that goes on gets no other line than this."""
-        for (code, _), reason in self._reasons.items():
+        for (code, _), reason in self.reasons.items():
             if reason.more:
                 logger.warning(
                     "refused more websockets with %d (%d in %g s): %s",
@@ -121,14 +122,14 @@ class RefusalLog:
                 "refused more websockets for other reasons (%d in %g s)", self._others, INTERVAL
             )
         self._others = 0
-        self._reasons = {
+        self.reasons = {
             key: _Reason(reason.text, reason.kinds)
-            for key, reason in self._reasons.items()
+            for key, reason in self.reasons.items()
             if reason.more
         }
 
 
-_log = RefusalLog()
+log = RefusalLog()
 
 
 async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None:
@@ -140,5 +141,5 @@ async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None
         logger.info("refused a websocket: %s", refusal)
     else:
         user = route(scope).get("user", "")
-        _log.add(refusal, scope["path"], user=user, codes=socket.codes(refusal.code))
+        log.add(refusal, scope["path"], user=user, codes=socket.codes(refusal.code))
     await socket.close(refusal.code, refusal.reason)

@@ -31,7 +31,15 @@ from wsgateway.identity import Identity
 from wsgateway.logins import reasons_to_close
 from wsgateway.protocol.codes import CloseCode
 
-__all__ = ["TOPIC", "Notice", "Revocable", "Revocations", "session_digest", "user_digest"]
+__all__ = [
+    "TOPIC",
+    "Notice",
+    "Revocable",
+    "Revocations",
+    "areasons_to_close",
+    "session_digest",
+    "user_digest",
+]
 
 logger = logging.getLogger("wsgateway")
 
@@ -224,12 +232,13 @@ class Revocations:
                 await asyncio.sleep(RETRY)
 
     async def _check_batch(self, batch: list[Revocable]) -> list[tuple[Revocable, CloseCode]]:
-        codes = await _reasons_to_close([socket.identity for socket in batch])
+        codes = await areasons_to_close([socket.identity for socket in batch])
         pairs = zip(batch, codes, strict=True)
         return [(socket, code) for socket, code in pairs if code is not None]
 
 
-_reasons_to_close = database_sync_to_async(reasons_to_close)
+areasons_to_close = database_sync_to_async(reasons_to_close)
+"""Asks the database why sockets must close; see `reasons_to_close`."""
 
 
 def _close(sockets: Collection[Revocable], code: CloseCode) -> None:

@@ -214,12 +214,13 @@ class SerializersRegistry:
     """Serializer classes by name."""
 
     def __init__(self) -> None:
-        self._classes: dict[str, type[Any]] = {}
+        self.classes: dict[str, type[Any]] = {}
+        """By what ``serializer_format`` names them."""
 
     @property
     def formats(self) -> list[str]:
         """What ``serializer_format`` may be."""
-        return sorted(self._classes)
+        return sorted(self.classes)
 
     def register_serializer(self, format: str, serializer_class: type[Any]) -> None:
         """Make *serializer_class* available as ``serializer_format``.
@@ -234,7 +235,7 @@ class SerializersRegistry:
             raise AssertionError(
                 f"{serializer_class!r} is not a class with the methods serialize and deserialize"
             )
-        self._classes[format] = serializer_class
+        self.classes[format] = serializer_class
 
     def get_serializer(self, format: str, *args: Any, **kwargs: Any) -> Serializer:
         """Return a serializer made with the given arguments.
@@ -243,7 +244,7 @@ class SerializersRegistry:
             SerializerDoesNotExist: Nothing is registered as *format*.
         """
         try:
-            serializer_class = self._classes[format]
+            serializer_class = self.classes[format]
         except KeyError:
             raise SerializerDoesNotExist(format) from None
         serializer: Serializer = serializer_class(*args, **kwargs)

@@ -208,8 +208,14 @@ class Joiner:
 
     def __init__(self, limit: int = JOIN_LIMIT) -> None:
         self._limit = limit
-        self._held = 0
+        self.held = 0
+        """Bytes of messages that are not complete."""
         self._open: OrderedDict[bytes, dict[int, bytes]] = OrderedDict()
+
+    @property
+    def unfinished(self) -> int:
+        """Messages that are not complete."""
+        return len(self._open)
 
     def add(self, data: bytes) -> bytes | None:
         """Take a part; return the whole envelope once it is complete.
@@ -230,13 +236,13 @@ class Joiner:
         if index in parts:
             return None
         parts[index] = part = data[start + _PART.size :]
-        self._held += len(part)
+        self.held += len(part)
         if len(parts) == count:
             del self._open[key]
-            self._held -= sum(map(len, parts.values()))
+            self.held -= sum(map(len, parts.values()))
             beginning = data[:1] + bytes([data[1] & ~PART]) + data[2:start]
             return beginning + b"".join(parts[number] for number in range(count))
-        while self._held > self._limit and len(self._open) > 1:
+        while self.held > self._limit and len(self._open) > 1:
             _, lost = self._open.popitem(last=False)
-            self._held -= sum(map(len, lost.values()))
+            self.held -= sum(map(len, lost.values()))
         return None

@@ -45,12 +45,12 @@ class Window:
         "_behind",
         "_held",
         "_in_flight",
-        "_in_flight_bytes",
         "_reads_short",
         "_ready",
         "_size",
         "confirmed",
         "fetching",
+        "in_flight_bytes",
         "position",
         "suspect",
         "time",
@@ -76,7 +76,8 @@ class Window:
         self._held: list[_Message] = []  # live ones that came during a fetch, the newest
         self._ready: list[_Message] = []  # to be written
         self._in_flight: list[tuple[int, int]] = []  # (offset, bytes) not confirmed
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0
+        """Bytes of messages that are queued or taken, and not confirmed."""
         self._reads_short = 0  # reads in a row that ended before _announced
 
     def start(self, offset: int) -> None:
@@ -93,7 +94,7 @@ class Window:
         self._ready.clear()
         self._held.clear()
         self._in_flight.clear()
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0
         self._announced = 0
         self._announced_time = ""
         self.start(offset)
@@ -101,9 +102,19 @@ class Window:
     @property
     def room(self) -> int:
         """How many more messages the window takes."""
-        if self._in_flight_bytes >= WINDOW_BYTES:
+        if self.in_flight_bytes >= WINDOW_BYTES:
             return 0
         return self._size - len(self._in_flight)
+
+    @property
+    def held(self) -> int:
+        """Live messages kept until the fetch ends."""
+        return len(self._held)
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that are queued or taken, and not confirmed."""
+        return len(self._in_flight)
 
     @property
     def wants_fetch(self) -> bool:
@@ -219,7 +230,7 @@ class Window:
         self.time = message.time
         self._ready.append(message)
         self._in_flight.append((message.offset, size))
-        self._in_flight_bytes += size
+        self.in_flight_bytes += size
 
     def take(self) -> _Message | None:
         """Return the next message to write; None if there is none now."""
@@ -230,7 +241,7 @@ class Window:
         for index, (taken, size) in enumerate(self._in_flight):
             if taken == offset:
                 del self._in_flight[index]
-                self._in_flight_bytes -= size
+                self.in_flight_bytes -= size
                 break
         if not self._in_flight and not self._ready:
             self.confirmed = max(self.confirmed, offset)
@@ -243,7 +254,7 @@ class Window:
         offset = min(offset, self.position)
         count = 0
         while self._in_flight and self._in_flight[0][0] <= offset:
-            self._in_flight_bytes -= self._in_flight.pop(0)[1]
+            self.in_flight_bytes -= self._in_flight.pop(0)[1]
             count += 1
         self.confirmed = max(self.confirmed, offset)
         return count

@@ -29,7 +29,7 @@ from wsgateway.exceptions import (
 )
 from wsgateway.protocol.backoff import Backoff
 
-__all__ = ["ApiError", "DirectBatch", "JetStream", "error_of"]
+__all__ = ["ApiError", "DirectBatch", "JetStream", "error_of", "receipt_of"]
 
 ATTEMPT_TIMEOUT = 1.5
 """Seconds after which an unanswered publish is tried again, with the same id."""
@@ -125,7 +125,7 @@ def _fields(data: bytes) -> dict[str, Any]:
     return answer
 
 
-def _receipt(data: bytes, size: int) -> Receipt:
+def receipt_of(data: bytes, size: int) -> Receipt:
     answer = _fields(data)
     if "error" in answer:
         raise error_of(answer["error"], size)
@@ -230,7 +230,7 @@ class JetStream:
                 if connection.is_crowded:
                     await connection.pressure()
                 reply = await connection.request(subject, payload, raw, min(ATTEMPT_TIMEOUT, left))
-                return _receipt(reply.data, len(payload))
+                return receipt_of(reply.data, len(payload))
             except BrokerUnavailable as exc:
                 if isinstance(exc, NobodyAnswers):
                     self.on_missing()
@@ -260,7 +260,7 @@ class JetStream:
                 result.set_exception(BrokerUnavailable(f"no stream takes {subject} now"))
                 return
             try:
-                result.set_result(_receipt(data, len(payload)))
+                result.set_result(receipt_of(data, len(payload)))
             except BrokerError as exc:
                 result.set_exception(exc)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wsgateway.broker.bus import Closable
     from wsgateway.broker.nats.broker import NatsBroker
 
-__all__ = ["NatsWorkQueue", "job_of"]
+__all__ = ["NatsWorkQueue", "job_of", "parse_history"]
 
 logger = logging.getLogger("wsgateway.services")
 
@@ -199,7 +199,7 @@ class NatsWorkQueue(WorkQueue):
             if exc.err_code == NO_MESSAGE:
                 return History()
             raise
-        return _parse_history(base64.b64decode(answer["message"].get("data", "")))
+        return parse_history(base64.b64decode(answer["message"].get("data", "")))
 
     async def note(self, job: Job, history: History) -> None:
         text = f"{history.tries} {history.deliveries} {int(history.started)}"
@@ -249,9 +249,10 @@ class NatsWorkQueue(WorkQueue):
         self._on_job(job)
 
 
-def _parse_history(data: bytes) -> History:
+def parse_history(data: bytes) -> History:
+    """Return what a record of tries says; an empty history if it is not ours."""
     try:
         tries, deliveries, started = map(int, data.split())
-    except ValueError:  # not ours
+    except ValueError:
         return History()
     return History(tries, deliveries, bool(started))
