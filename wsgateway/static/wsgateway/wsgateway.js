@@ -63,6 +63,7 @@ function utf8Length(text) {
 }
 
 const LONE = /\p{Surrogate}/u;
+const ESCAPED_SURROGATE = /\\u[dD][89a-fA-F]/;
 
 /** JSON.stringify would send null for what JSON does not have, and a surrogate that nobody can store. */
 function onlyJson(key, value) {
@@ -80,19 +81,20 @@ function requireText(text) {
 const isText = (value) => typeof value === "string";
 const isNumber = (value, low, high) => typeof value === "number" && value >= low && value <= high;
 const isOffset = (value) => Number.isSafeInteger(value) && value >= 0;
+const isBase64 = (value) => isText(value) && value.length % 4 === 0 && /^[A-Za-z0-9+/]*={0,2}$/.test(value);
 
 /** What a frame of each known type must be. */
 const VALID = {
   __proto__: null,
   message: (f) =>
     isOffset(f.offset) && [f.time, f.reply_to, f.error].every((value) => isText(value ?? "")) &&
-    "data" in f !== "bytes" in f && isText(f.data ?? f.bytes),
+    "data" in f !== "bytes" in f && (isText(f.data) || isBase64(f.bytes)),
   ack: (f) => isText(f.id),
   error: (f) => isText(f.id ?? "") && isText(f.code) && isText(f.message),
   welcome: (f) =>
     [f.connection, f.service, f.user, f.device, f.epoch, f.reason ?? ""].every(isText) &&
     [f.offset, f.window, f.max_message_size].every(isOffset) &&
-    typeof f.recovered === "boolean" && isNumber(f.ping, Number.MIN_VALUE, 86400),
+    typeof f.recovered === "boolean" && isNumber(f.ping, 0, 86400) && f.ping > 0 && f.ping < 86400,
   closing: (f) => isNumber(f.reconnect_after, 0, 3600),
 };
 
@@ -100,7 +102,10 @@ const VALID = {
 function parse(text) {
   const frame = JSON.parse(text);
   if (!isText(frame.type) || VALID[frame.type]?.(frame) === false) throw new TypeError("malformed");
-  if (frame.type === "message" && "bytes" in frame) frame.data = fromBase64(frame.bytes);
+  if (frame.type === "message") {
+    if ("bytes" in frame) frame.data = fromBase64(frame.bytes);
+    else if (ESCAPED_SURROGATE.test(text)) requireText(frame.data);
+  }
   return frame;
 }
 
