@@ -6,7 +6,8 @@ import { test } from "node:test";
 
 import { FakePage, settle } from "./fakes.mjs";
 
-const FILE = JSON.parse(readFileSync(new URL("../vectors/client.json", import.meta.url)));
+const PATH = process.env.WSGATEWAY_VECTORS ?? new URL("../vectors/client.json", import.meta.url);
+const FILE = JSON.parse(readFileSync(PATH));
 const BAD = FILE.not_the_protocol;
 
 const ms = (seconds) => seconds * 1000;
