@@ -138,14 +138,13 @@ async def brokers(
     settings: Any,
     nats_server: EmbeddedServer,
     prefix: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Brokers]:
     """A factory of brokers that share one store."""
     settings.PUBSUB_BROKER = request.param
     settings.NATS_BROKER_URL = nats_server.url
     settings.WSGATEWAY_PREFIX = prefix
     settings.WSGATEWAY_STORAGE = "memory"
-    monkeypatch.setattr(memory, "_shared", None)
+    memory.reset_shared_store()
     made = MemoryBrokers(settings) if request.param == "memory" else NatsBrokers(settings)
     yield made
     await made.close()

@@ -60,7 +60,7 @@ class FailingBroker:
             self.stored.append((inbox.user, payload))
             return receipt
 
-        monkeypatch.setattr(memory, "_shared", None)
+        memory.reset_shared_store()
         monkeypatch.setattr(MemoryBroker, "publish", publish)
 
     def of(self, user: str) -> list[bytes]:

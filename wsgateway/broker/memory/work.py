@@ -23,7 +23,8 @@ from wsgateway.exceptions import MessageTooBig, QueueFull
 from wsgateway.protocol.subjects import Inbox
 
 if TYPE_CHECKING:
-    from wsgateway.broker.memory import MemoryBroker, MemoryStore
+    from wsgateway.broker.memory.broker import MemoryBroker
+    from wsgateway.broker.memory.store import MemoryStore
 
 __all__ = ["MemoryDeadLetters", "MemoryWorkQueue", "Waiting", "enqueue"]
 

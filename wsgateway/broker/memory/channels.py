@@ -16,7 +16,7 @@ from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull
 
 if TYPE_CHECKING:
-    from wsgateway.broker.memory import MemoryBroker
+    from wsgateway.broker.memory.broker import MemoryBroker
 
 __all__ = ["MemoryBlobStore", "MemoryChannelStore", "MemoryChannels"]
 

@@ -15,7 +15,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
 
 if TYPE_CHECKING:
-    from wsgateway.broker.memory import MemoryBroker
+    from wsgateway.broker.memory.broker import MemoryBroker
 
 __all__ = ["Exchange", "MemoryBus"]
 

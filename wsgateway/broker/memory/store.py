@@ -1,0 +1,195 @@
+"""What the memory brokers of one process share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from django.core import mail
+
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.isolation import begin_each_test_empty, resets
+from wsgateway.broker.memory.bus import Exchange
+from wsgateway.broker.memory.channels import MemoryChannels
+from wsgateway.broker.memory.work import Waiting
+from wsgateway.broker.messages import Receipt, Stored
+from wsgateway.broker.work import DeadEntry, History
+from wsgateway.protocol.subjects import Inbox
+
+if TYPE_CHECKING:
+    from wsgateway.conf import Settings
+
+__all__ = ["Entry", "Kept", "MemoryStore", "reset_shared_store", "shared_store"]
+
+
+@dataclass
+class Kept:
+    stored: Stored
+    until: float  # monotonic time at which it is gone
+
+
+@dataclass
+class Sequence:
+    """The offsets and the message ids of one stream."""
+
+    last: int = 0
+    ids: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def known(self, msg_id: str | None) -> Receipt | None:
+        """Return the receipt of an earlier message with this id."""
+        now = time.monotonic()
+        while self.ids:
+            oldest = next(iter(self.ids))
+            if self.ids[oldest][1] > now:
+                break
+            del self.ids[oldest]
+        if msg_id is None or msg_id not in self.ids:
+            return None
+        return Receipt(self.ids[msg_id][0], True)
+
+    def next(self, msg_id: str | None, window: float) -> int:
+        """Return the next offset; remember *msg_id* with it for *window* seconds."""
+        self.last += 1
+        if msg_id is not None:
+            self.ids[msg_id] = (self.last, time.monotonic() + window)
+        return self.last
+
+
+@dataclass
+class MemoryStore:
+    """What brokers of one process share.
+
+    Attributes:
+        max_messages: Messages kept per inbox; the oldest goes first.
+        max_age: Seconds that a message is kept.
+        max_waiting: Client messages that may wait for one service.
+        duplicate_window: Seconds that a message id is remembered.
+        max_size: Bytes in a payload.
+        max_devices: Cursors of one user.
+        max_waiting_per_user: Client messages that may wait for one service from one user.
+    """
+
+    max_messages: int = 10_000
+    max_age: float = 7 * 86400.0
+    max_waiting: int = 1_000_000
+    duplicate_window: float = 120.0
+    max_size: int = 1_000_000
+    max_devices: int = 100
+    max_waiting_per_user: int = 10_000
+    epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
+    received: Sequence = field(default_factory=lambda: Sequence())
+    sent: dict[str, Sequence] = field(default_factory=lambda: defaultdict(Sequence))
+    inboxes: dict[Inbox, list[Kept]] = field(default_factory=lambda: defaultdict(list))
+    queues: dict[str, list[Waiting]] = field(default_factory=lambda: defaultdict(list))
+    histories: dict[str, History] = field(default_factory=dict)
+    dead: dict[int, DeadEntry] = field(default_factory=dict)
+    buried: Sequence = field(default_factory=lambda: Sequence())
+    cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
+    watchers: dict[Inbox, dict[int, Callable[[Stored], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    workers: dict[str, dict[int, Callable[[str | None], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    exchange: Exchange = field(default_factory=Exchange)
+    channels: MemoryChannels = field(default_factory=MemoryChannels)
+    layers: dict[str, object] = field(default_factory=dict)
+    """What the channel layers with each prefix hold."""
+    entries: set[Entry] = field(default_factory=set)
+
+    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+        """Call *on_message* with each message that is stored, in its publisher's thread."""
+        return Entry(self.watchers[inbox], on_message, self.entries)
+
+    def kept(self, inbox: Inbox) -> list[Kept]:
+        """Return what *inbox* still holds."""
+        now = time.monotonic()
+        found = [kept for kept in self.inboxes[inbox] if kept.until > now]
+        self.inboxes[inbox] = found[-self.max_messages :]
+        return self.inboxes[inbox]
+
+    def wake_workers(self, service: str, user: str | None = None) -> None:
+        """Have the service's workers look for messages; *user*'s turn may have come."""
+        for wake in list(self.workers[service].values()):
+            wake(user)
+
+    def is_full(self, inbox: Inbox) -> str:
+        """Return why a user's next message to the service is refused; "" if it is not."""
+        queue = self.queues[inbox.service]
+        if len(queue) >= self.max_waiting:
+            return f"{len(queue)} client messages already wait for {inbox.service!r}"
+        if len(queue) < self.max_waiting_per_user:
+            return ""
+        own = sum(waiting.inbox == inbox for waiting in queue)
+        if own >= self.max_waiting_per_user:
+            return f"{own} of this user's messages wait for {inbox.service!r}"
+        return ""
+
+    def start_anew(self) -> None:
+        """Forget the inboxes, as when the stream is deleted and made again."""
+        self.epoch = uuid.uuid4().hex
+        self.received = Sequence()
+        self.inboxes.clear()
+
+    def lose_tail(self, last: int) -> None:
+        """Forget what was stored after *last*, as a server that had not synced it to disk."""
+        self.received.last = last
+        for inbox, found in self.inboxes.items():
+            self.inboxes[inbox] = [kept for kept in found if kept.stored.offset <= last]
+
+
+class Entry:
+    """A callback in a table; `close` takes it out. Kept in *entries*, its broker's, until then."""
+
+    def __init__(
+        self,
+        table: dict[int, Callable[..., None]],
+        callback: Callable[..., None],
+        entries: set[Entry],
+    ) -> None:
+        self._table = table
+        self._entries = entries
+        table[id(self)] = callback
+        entries.add(self)  # also keeps the id from being given out again
+
+    def close(self) -> None:
+        self._table.pop(id(self), None)
+        self._entries.discard(self)
+
+
+_shared: MemoryStore | None = None
+
+
+def shared_store(settings: Settings) -> MemoryStore:
+    """Return what the brokers of this process share, with the settings' limits."""
+    global _shared
+    if hasattr(mail, "outbox"):  # Django's tests run: it is where they find sent mail
+        begin_each_test_empty()
+    if _shared is None:
+        _shared = MemoryStore(
+            settings.INBOX_MAX_MESSAGES,
+            settings.INBOX_MAX_AGE,
+            settings.SEND_MAX_MESSAGES,
+            settings.DUPLICATE_WINDOW,
+            settings.MAX_MESSAGE_SIZE,
+            settings.MAX_DEVICES_PER_USER,
+            settings.SEND_MAX_MESSAGES_PER_USER,
+        )
+    return _shared
+
+
+def reset_shared_store() -> None:
+    """Forget everything; brokers that exist keep what they have. For tests."""
+    global _shared
+    _shared = None
+
+
+resets.append(reset_shared_store)
