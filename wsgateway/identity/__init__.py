@@ -1,0 +1,34 @@
+"""Whose socket is this? ``Identity`` and the resolvers that find it in an ASGI scope.
+
+``WSGATEWAY_IDENTITY`` lists resolvers, tried in order: one returns an `Identity`, or None to let
+the next try, or raises `IdentityRefused` to end the search. What a client sends is never trusted
+to be well-formed: junk is refused. Everything here runs once per connection.
+"""
+
+from __future__ import annotations
+
+from wsgateway.hooks import get_resolver
+from wsgateway.identity.base import Identity, Resolver
+from wsgateway.identity.resolvers import (
+    CookieIdentity,
+    SessionIdentity,
+    SignedCookieIdentity,
+    TokenIdentity,
+)
+from wsgateway.identity.resolving import require_service, resolve_identity, with_cause
+from wsgateway.identity.tokens import make_token, set_identity_cookie
+
+__all__ = [
+    "CookieIdentity",
+    "Identity",
+    "Resolver",
+    "SessionIdentity",
+    "SignedCookieIdentity",
+    "TokenIdentity",
+    "get_resolver",
+    "make_token",
+    "require_service",
+    "resolve_identity",
+    "set_identity_cookie",
+    "with_cause",
+]

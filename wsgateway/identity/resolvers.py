@@ -1,0 +1,199 @@
+"""The resolvers that come with the package; ``WSGATEWAY_IDENTITY`` lists some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction
+from channels.db import database_sync_to_async
+from django.contrib.auth import get_user_model
+from django.core import signing
+from django.core.exceptions import ObjectDoesNotExist
+
+from wsgateway.conf import settings
+from wsgateway.exceptions import IdentityRefused
+from wsgateway.handshake import cookie, parameter, route
+from wsgateway.hooks import call_hook
+from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope, shown
+from wsgateway.identity.tokens import COOKIE_SALT, TOKEN_SALT, read_token, token_in
+from wsgateway.logins import account_of, logged_in_user, session_store
+from wsgateway.protocol.codes import CloseCode
+
+__all__ = ["CookieIdentity", "SessionIdentity", "SignedCookieIdentity", "TokenIdentity"]
+
+OTHER_NAME = {
+    "service": "correct the path, or make a token or cookie for that service",
+    "user": "connect as that user, or without a user in the path",
+}
+"""What to do if the path names another one than the login, cookie or token."""
+NO_NAME = "this log-in has no usable name"
+"""What a client reads whose name a resolver cannot tell."""
+
+
+def _require_path(scope: Scope, identity: Identity) -> Identity:
+    """Return *identity* if the path names it, or less.
+
+    Raises:
+        IdentityRefused: The path names another service or user.
+    """
+    named = route(scope)
+    for part in ("service", "user"):
+        if named.get(part) not in (None, getattr(identity, part)):
+            raise IdentityRefused(
+                CloseCode.FORBIDDEN,
+                f"the path names another {part}",
+                OTHER_NAME[part],
+            )
+    return identity
+
+
+class SessionIdentity:
+    """The user who is logged in to Django; the service comes from the path.
+
+    Works with and without Channels' ``AuthMiddlewareStack``. Without, the session is read only
+    when there is a session cookie, and nothing of it costs anything after the handshake.
+    """
+
+    def user_name(self, user: Any) -> str | Awaitable[str]:
+        """Return the name that *user*'s inbox has; override it, and `get_user`, for another field.
+
+        A name must belong to one user only, and should never pass to another one.
+
+        Raises:
+            ObjectDoesNotExist: The user has no name, so that the socket is refused.
+        """
+        return str(user.get_username())
+
+    def get_user(self, name: str) -> Any:
+        """Return the user whom `user_name` calls *name*.
+
+        Raises:
+            ObjectDoesNotExist: There is no such user.
+        """
+        return get_user_model()._default_manager.get_by_natural_key(name)
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`; None when nobody is logged in."""
+        session = scope["session"] if "session" in scope else self._session(scope)
+        if session is None:
+            return None
+        login = await self._find_login(scope, session)
+        if login is None:
+            return None
+        name, account = login
+        service = route(scope).get("service")
+        if not service:
+            raise IdentityRefused(
+                CloseCode.BAD_REQUEST,
+                "the path names no service",
+                "its route lacks <service>; use wsgateway.routing.gateway_router",
+            )
+        device = parameter(scope, "device") or DEFAULT_DEVICE
+        return _require_path(scope, Identity(service, name, device, session.session_key, **account))
+
+    async def _find_login(self, scope: Scope, session: Any) -> tuple[str, dict[str, Any]] | None:
+        """Return the user's name and account; None if nobody is logged in.
+
+        Visits the thread for the database once, whatever `user_name` and the user's own methods
+        ask there.
+        """
+        is_async = iscoroutinefunction(self.user_name)
+        try:
+            found = await _read_login(scope, session, None if is_async else self.user_name)
+            if found is None:
+                return None
+            user, name, account = found
+            name = await call_hook(self.user_name, user) if is_async else name
+        except ObjectDoesNotExist as exc:
+            raise self._no_name(
+                f"raised {type(exc).__qualname__}: {str(exc).rstrip('.')}",
+                "create the row that names this user, or name users by a field that all have",
+            ) from exc
+        if not isinstance(name, str):
+            raise self._no_name(f"returned {shown(name)}, not a string", "return str(…) there")
+        return name, account
+
+    def _no_name(self, cause: str, cure: str) -> IdentityRefused:
+        method = f"{type(self).__module__}.{type(self).__qualname__}.user_name"
+        return IdentityRefused(CloseCode.FORBIDDEN, NO_NAME, cure, f"{method} {cause}")
+
+    def _session(self, scope: Scope) -> Any:
+        key = cookie(scope, settings.session_cookie_name)
+        if not key or not key.isascii() or not key.isprintable():  # databases choke on such keys
+            return None
+        return session_store()(key)
+
+
+@database_sync_to_async
+def _read_login(
+    scope: Scope, session: Any, user_name: Callable[[Any], Any] | None
+) -> tuple[Any, Any, dict[str, Any]] | None:
+    """Return the user, their name and what `Identity` remembers; None if nobody is logged in.
+
+    Args:
+        scope: Has the user if middleware looked for one, perhaps not loaded yet.
+        session: The session.
+        user_name: Returns the name; None if that has to be awaited.
+    """
+    user = scope["user"] if "user" in scope else logged_in_user(session)
+    if user is None or not user.is_authenticated:
+        return None
+    return user, user_name(user) if user_name else None, account_of(user, session)
+
+
+class SignedCookieIdentity:
+    """A cookie that `set_identity_cookie` made. One that is invalid or expired counts as none."""
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`."""
+        value = cookie(scope, settings.COOKIE_NAME)
+        if not value:
+            return None
+        try:
+            identity = read_token(value, COOKIE_SALT, parameter(scope, "device"))
+        except signing.BadSignature:
+            return None
+        return _require_path(scope, identity)
+
+
+class TokenIdentity:
+    """A token that `make_token` made, in ``?token=…`` or ``Authorization: Bearer …``.
+
+    For clients without a cookie of this site: mobile programs, other origins, other languages.
+    """
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`; an invalid or expired token is refused."""
+        token = token_in(scope)
+        if not token:
+            return None
+        try:
+            identity = read_token(token, TOKEN_SALT, parameter(scope, "device"))
+        except signing.SignatureExpired as exc:
+            raise IdentityRefused(
+                CloseCode.NOT_AUTHENTICATED, "the token has expired; get a new one"
+            ) from exc
+        except signing.BadSignature as exc:
+            raise IdentityRefused(
+                CloseCode.NOT_AUTHENTICATED,
+                "the token is not valid",
+                "make it with make_token and the gateway's SECRET_KEY, and send all of it",
+            ) from exc
+        return _require_path(scope, identity)
+
+
+class CookieIdentity:
+    """Plain ``service`` and ``user`` cookies, which anybody can write: never in production.
+
+    The cookies win over the path. Without a ``service`` cookie the path names the service; the
+    path alone identifies nobody.
+    """
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`."""
+        user = cookie(scope, "user")
+        service = cookie(scope, "service") or route(scope).get("service")
+        if not user or not service:
+            return None
+        return Identity(service, user, parameter(scope, "device") or DEFAULT_DEVICE)

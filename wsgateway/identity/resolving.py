@@ -1,0 +1,139 @@
+"""Asks the resolvers of ``WSGATEWAY_IDENTITY``, and whether the service exists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from django.core.exceptions import ObjectDoesNotExist
+
+from wsgateway.broker.base import Broker
+from wsgateway.conf import settings
+from wsgateway.declared import ANY
+from wsgateway.exceptions import BrokerError, IdentityRefused, NameRefused, ServiceUnknown
+from wsgateway.handshake import cookie, route
+from wsgateway.hooks import call_hook, get_resolver
+from wsgateway.identity.base import Identity, Resolver, Scope, shown
+from wsgateway.identity.resolvers import SessionIdentity, TokenIdentity
+from wsgateway.identity.tokens import token_in
+from wsgateway.logins import user_id_of
+from wsgateway.protocol.codes import CloseCode
+
+__all__ = ["require_service", "resolve_identity", "with_cause"]
+
+OWN_ROUTE = "if this is your own consumer's URL, list its route before the gateway's"
+
+
+async def resolve_identity(scope: Scope) -> Identity:
+    """Return whose socket *scope* is, as the first resolver says that knows it.
+
+    Raises:
+        IdentityRefused: Nobody knows, a resolver refuses, or the service is not allowed.
+    """
+    for path in settings.IDENTITY:
+        identity = await _ask(path, scope)
+        if identity is not None:
+            _require_allowed(identity.service)
+            return identity
+    raise _nobody(scope)
+
+
+async def _ask(path: str, scope: Scope) -> Identity | None:
+    """Return what the resolver at *path* says.
+
+    Raises:
+        IdentityRefused: It refuses, or it fails.
+    """
+    try:
+        resolver = get_resolver(path)
+        found: Any = await call_hook(resolver.resolve, scope)
+        if isinstance(found, Identity):
+            return replace(await _bound(found, resolver), resolver=path)
+    except (IdentityRefused, BrokerError):
+        raise
+    except Exception as exc:
+        raise _failed(f"the resolver {path} raised {type(exc).__name__}") from exc
+    if found is not None:
+        raise _failed(f"{path}.resolve returned {shown(found)}, not an Identity or None")
+    return None
+
+
+def _failed(cause: str) -> IdentityRefused:
+    code = CloseCode.INTERNAL_ERROR
+    return IdentityRefused(code, code.reason, "correct the resolver", cause)
+
+
+def _nobody(scope: Scope) -> IdentityRefused:
+    """Return what a socket that no resolver knows lacks, and what to do."""
+    resolvers = [get_resolver(path) for path in settings.IDENTITY]
+    takes_tokens = any(isinstance(resolver, TokenIdentity) for resolver in resolvers)
+    takes_sessions = any(isinstance(resolver, SessionIdentity) for resolver in resolvers)
+    if not takes_tokens and token_in(scope):
+        reason = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"
+    elif takes_sessions and cookie(scope, settings.session_cookie_name):
+        reason = "nobody is logged in with this session cookie, or no longer; log in again"
+    elif takes_tokens:
+        reason = "not logged in; log in first, or send a token"
+    else:
+        reason = "not logged in; log in first, or add TokenIdentity to WSGATEWAY_IDENTITY"
+        reason += " and send a token"
+    asked = ", ".join(settings.IDENTITY)
+    return IdentityRefused(CloseCode.NOT_AUTHENTICATED, reason, f"WSGATEWAY_IDENTITY lists {asked}")
+
+
+async def _bound(identity: Identity, resolver: Resolver) -> Identity:
+    """Return *identity* with the Django user behind it, whose end ends the socket."""
+    get_user = getattr(resolver, "get_user", None)
+    if get_user is None or identity.user_id is not None or identity.session_key is not None:
+        return identity
+    try:
+        user = await call_hook(get_user, identity.user)
+    except ObjectDoesNotExist:
+        return identity
+    return replace(identity, user_id=user_id_of(user))
+
+
+def _require_allowed(service: str) -> None:
+    allowed = settings.SERVICES
+    if allowed is not None and ANY not in allowed and service not in allowed:
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN,
+            f"service {service!r} is not in WSGATEWAY_SERVICES",
+            f"add it there, or correct the client's path; {OWN_ROUTE}",
+        )
+
+
+async def require_service(broker: Broker, service: str) -> None:
+    """Refuse a socket for a service that does not exist.
+
+    Raises:
+        IdentityRefused: There is no such service, or none can have this name.
+        BrokerUnavailable: Not known now.
+    """
+    _require_allowed(service)
+    try:
+        broker.subjects.require_service(service)
+    except NameRefused as exc:
+        raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
+    if not await broker.service_exists(service):
+        unknown = ServiceUnknown(service)
+        raise IdentityRefused(CloseCode.FORBIDDEN, unknown.reason, f"{unknown.cure}; {OWN_ROUTE}")
+
+
+async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> IdentityRefused:
+    """Return *refusal* with its cause for the log, if the path's service does not exist.
+
+    Often the path is then that of a consumer of the project's own. The client's answer stays the
+    same: it must not tell a stranger which services exist.
+    """
+    service = route(scope).get("service")
+    if refusal.cause or service is None or not broker.connected:
+        return refusal
+    try:
+        await require_service(broker, service)
+    except IdentityRefused as exc:
+        if exc.reason != refusal.reason:
+            return IdentityRefused(refusal.code, refusal.reason, exc.cure, exc.reason)
+    except BrokerError:
+        pass  # not known now
+    return refusal

@@ -1,0 +1,113 @@
+"""Signed tokens and cookies, which carry an identity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from django.core import signing
+from django.http import HttpResponseBase
+
+from wsgateway.conf import settings
+from wsgateway.exceptions import IdentityRefused
+from wsgateway.handshake import bearer_token, parameter
+from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
+from wsgateway.protocol.codes import CloseCode
+
+__all__ = [
+    "COOKIE_SALT",
+    "TOKEN_SALT",
+    "make_token",
+    "read_token",
+    "set_identity_cookie",
+    "token_in",
+]
+
+TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
+COOKIE_SALT = "wsgateway.cookie"
+
+
+def make_token(
+    service: str, user: str, device: str | None = None, *, max_age: float | None = None
+) -> str:
+    """Return a token that lets its holder connect as *user*; see `TokenIdentity`.
+
+    Args:
+        service: The only service that it is good for.
+        user: The user's name.
+        device: The only device that it is good for; None leaves the choice to the client.
+        max_age: Seconds that it is valid; None means WSGATEWAY_TOKEN_MAX_AGE.
+
+    Raises:
+        IdentityRefused: A name cannot be used.
+    """
+    return _make_token(TOKEN_SALT, service, user, device, max_age)
+
+
+def set_identity_cookie(
+    response: HttpResponseBase,
+    service: str,
+    user: str,
+    device: str | None = None,
+    *,
+    max_age: float | None = None,
+    **options: Any,
+) -> None:
+    """Set the cookie that `SignedCookieIdentity` reads.
+
+    Args:
+        response: Gets the cookie: HttpOnly, SameSite=Lax, Secure unless DEBUG is on, and for the
+            path of session cookies, SESSION_COOKIE_PATH.
+        service: See `make_token`, as for the other arguments.
+        user: The user's name.
+        device: The device's name.
+        max_age: Seconds that it is valid.
+        **options: For ``response.set_cookie``, for example ``domain``.
+    """
+    age = settings.TOKEN_MAX_AGE if max_age is None else max_age
+    value = _make_token(COOKIE_SALT, service, user, device, age)
+    defaults: MutableMapping[str, Any] = {
+        "path": settings.session_cookie_path,
+        "httponly": True,
+        "samesite": "Lax",
+        "secure": not settings.debug,
+    }
+    response.set_cookie(settings.COOKIE_NAME, value, max_age=int(age), **{**defaults, **options})
+
+
+def _make_token(
+    salt: str, service: str, user: str, device: str | None, max_age: float | None
+) -> str:
+    Identity(service, user, device or DEFAULT_DEVICE)
+    age = settings.TOKEN_MAX_AGE if max_age is None else max_age
+    return signing.dumps([service, user, device, time.time() + age], salt=salt)
+
+
+def token_in(scope: Scope) -> str | None:
+    """Return the token that a client sent; None without."""
+    return parameter(scope, settings.TOKEN_PARAMETER) or bearer_token(scope)
+
+
+def read_token(token: str, salt: str, device: str | None) -> Identity:
+    """Return whom *token* names.
+
+    Raises:
+        BadSignature: It is not ours; `SignatureExpired`: it was.
+        IdentityRefused: It is good for another device only.
+    """
+    try:
+        service, user, bound, expires = signing.loads(token, salt=salt)
+    except signing.BadSignature:
+        raise
+    except Exception as exc:  # base64, zlib, JSON: whatever a forged token trips over
+        raise signing.BadSignature("malformed") from exc
+    if time.time() >= expires:
+        raise signing.SignatureExpired("expired")
+    if bound and device not in (None, bound):
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN,
+            "the token names another device",
+            "connect without ?device=, or make a token for that device",
+        )
+    return Identity(service, user, bound or device or DEFAULT_DEVICE, expires=expires)
