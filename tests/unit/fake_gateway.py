@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from tests.support import until
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import Ack, ClientMessage, ErrorCode, Ping, Resume
@@ -46,6 +47,7 @@ class FakeGateway:
         self.status: list[int] = []  # HTTP statuses for the next connections
         self.mute = False  # answer nothing, read nothing
         self.confirm = True  # confirm what is stored
+        self.pings = 0  # that clients sent and that were answered
         self.pongs = 0
         self.subprotocols: list[str] | None = [protocol.SUBPROTOCOL]
         self._news = asyncio.Condition()
@@ -77,6 +79,12 @@ class FakeGateway:
         for connection in list(self.connections):
             connection.protocol.send_text(text.encode())
             connection.transport.writelines(connection.protocol.data_to_send())
+
+    async def round_trip(self) -> None:
+        """Wait until the client has read all that was sent to it, and its answers have come."""
+        pongs = self.pongs
+        self.say(protocol.encode_ping())
+        await until(lambda: self.pongs > pongs)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[FakeGateway]:
@@ -184,6 +192,7 @@ class FakeGateway:
                 state["acked"] = max(state["acked"], frame.offset)
                 self._news.notify_all()
         elif isinstance(frame, Ping) and not self.mute:
+            self.pings += 1
             await connection.send(protocol.encode_pong())
         elif isinstance(frame, ClientMessage):
             self.arrivals.append(frame.id)

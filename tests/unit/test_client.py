@@ -35,7 +35,7 @@ def client_of(gateway: FakeGateway, **options: Any) -> Client:
 
 
 async def take(client: Client, number: int) -> list[Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return [(await client.recv()).data for _ in range(number)]
 
 
@@ -90,8 +90,10 @@ async def test_client_that_never_acknowledges_gets_one_window(gateway: FakeGatew
     await gateway.store(*map(str, range(20)))
     async with client_of(gateway, auto_ack=False, ack_interval=0.01) as client:
         messages = [await client.recv() for _ in range(4)]
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(client.recv(), 0.2)
+        waiting = asyncio.create_task(client.recv())
+        await gateway.round_trip()
+        assert not waiting.done()
+        waiting.cancel()
         assert gateway.acks == []
         messages[1].ack()
         messages[0].ack()
@@ -258,10 +260,9 @@ async def test_silent_gateway_is_left(gateway: FakeGateway) -> None:
 
 async def test_answering_gateway_is_not_left(gateway: FakeGateway) -> None:
     gateway.ping = 0.05
-    async with client_of(gateway, ping_timeout=0.1) as client:
-        await asyncio.sleep(0.6)
-        gateway.say(protocol.encode_ping())
-        await until(lambda: gateway.pongs)
+    async with client_of(gateway, ping_timeout=0.6) as client:
+        await until(lambda: gateway.pings >= 2)
+        await gateway.round_trip()
         assert client.state is ClientState.OPEN
     assert len(gateway.resumes) == 1
 
@@ -505,7 +506,7 @@ async def test_send_window_is_kept(gateway: FakeGateway) -> None:
         gateway.confirm = False
         sends = [asyncio.create_task(client.send("x", id=f"c{n}")) for n in range(4)]
         await until(lambda: len(gateway.arrivals) == 2)
-        await asyncio.sleep(0.05)
+        await gateway.round_trip()
         assert gateway.arrivals == ["c0", "c1"]
         gateway.say(protocol.encode_ack("c0"))
         await until(lambda: len(gateway.arrivals) == 3)
@@ -576,7 +577,7 @@ async def test_request_returns_the_reply_and_overtakes_what_waits(gateway: FakeG
         await until(lambda: gateway.requests == ["q1"])
         await gateway.reply("q1", '{"ok":true}')
         await gateway.store("second")
-        reply = await asyncio.wait_for(asking, 5)
+        reply = await asyncio.wait_for(asking, 20)
         assert (reply.json(), reply.reply_to, reply.offset) == ({"ok": True}, "q1", 2)
         assert gateway.stored["q1"].payload == b'{"buy":3}'
         assert gateway.acks == []  # "first" was not processed: nothing may be acknowledged
@@ -592,7 +593,7 @@ async def test_refusal_by_the_service_raises_its_code(gateway: FakeGateway) -> N
         await until(lambda: gateway.requests == ["q1"])
         await gateway.reply("q1", "none left", "sold_out")
         with pytest.raises(GatewayError, match="none left") as caught:
-            await asyncio.wait_for(asking, 5)
+            await asyncio.wait_for(asking, 20)
         assert (caught.value.code, caught.value.id, caught.value.temporary) == (
             "sold_out",
             "q1",
@@ -613,7 +614,7 @@ async def test_reply_comes_over_a_later_connection(gateway: FakeGateway) -> None
         gateway.cut()
         await until(lambda: len(gateway.requests) == 2)
         await gateway.reply("q1", "late")
-        assert (await asyncio.wait_for(asking, 5)).data == "late"
+        assert (await asyncio.wait_for(asking, 20)).data == "late"
         assert client.pending == 0
 
 
@@ -677,7 +678,7 @@ async def waiters(client: Client) -> list[asyncio.Task[Any]]:
 
 
 async def outcomes(tasks: list[asyncio.Task[Any]]) -> list[Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -689,7 +690,7 @@ async def test_callbacks_that_raise_harm_nobody(
     client = client_of(
         gateway, on_state=fails, on_welcome=fails, on_reply=fails, on_error=fails, ack_every=1
     )
-    async with asyncio.timeout(10), client:
+    async with asyncio.timeout(20), client:
         await client.send("a")
         await gateway.reply("nobody's", "a reply")
         await gateway.reply("nobody's either", "a refusal", "sold_out")
@@ -769,6 +770,6 @@ async def test_writer_that_fails_costs_the_connection_only(
         return next_frame(session, now)
 
     monkeypatch.setattr(ClientSession, "next_frame", fails_once)
-    async with asyncio.timeout(10), client_of(gateway) as client:
+    async with asyncio.timeout(20), client_of(gateway) as client:
         await client.send("a")
     assert not failures
