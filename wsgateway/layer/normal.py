@@ -45,7 +45,7 @@ class NormalChannels:
         """
         layer, store = self._layer, connection.broker.channels
         capacity, expiry = layer.get_capacity(channel), layer.expiry
-        if store.limit < layer.largest_capacity:
+        if store.limit < capacity:
             await store.ensure(layer.largest_capacity)
         try:
             try:

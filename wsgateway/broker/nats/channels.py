@@ -135,7 +135,9 @@ class NatsChannelStore(ChannelStore):
         async def prepare() -> str:
             return await self._prepare(channel, capacity)
 
-        return _Consumer(self._broker, channel, prepare, room, on_message)
+        consumer = _Consumer(self._broker, channel, prepare, room, on_message)
+        consumer.open()
+        return consumer
 
     async def _prepare(self, channel: str, capacity: int) -> str:
         """Make a channel's consumer, and its stream if that is missing."""
@@ -162,7 +164,7 @@ class NatsChannelStore(ChannelStore):
         return f"{self._stream}.{name}"
 
 
-class _Consumer(ChannelConsumer):
+class _Consumer(PullConsumer, ChannelConsumer):
     """See `ChannelConsumer`."""
 
     def __init__(
@@ -173,10 +175,7 @@ class _Consumer(ChannelConsumer):
         room: Callable[[], int],
         on_message: Callable[[bytes, str], None],
     ) -> None:
-        self._publish = broker.connection.publish
-        self._on_message = on_message
-        self._acked: OrderedDict[str, None] = OrderedDict()  # sequences
-        self._pull = PullConsumer(
+        super().__init__(
             broker.connection,
             f"channel {channel}",
             prepare=prepare,
@@ -185,14 +184,9 @@ class _Consumer(ChannelConsumer):
             expires=PULL_EXPIRES,
             logger=logger,
         )
-        self._pull.open()
-
-    @property
-    def asked(self) -> int:
-        return self._pull.asked
-
-    def look(self) -> None:
-        self._pull.look()
+        self._publish = broker.connection.publish
+        self._hand_over = on_message
+        self._acked: OrderedDict[str, None] = OrderedDict()  # sequences
 
     def ack(self, receipt: str) -> None:
         self._acked[_sequence(receipt)] = None
@@ -205,15 +199,12 @@ class _Consumer(ChannelConsumer):
         with contextlib.suppress(BrokerUnavailable):  # it comes again anyway
             self._publish(receipt, b"-NAK")
 
-    async def close(self) -> None:
-        await self._pull.close()
-
     def _on_delivery(self, _s: bytes, reply: bytes, data: bytes, _raw: bytes | None) -> None:
         receipt = reply.decode()
         if _sequence(receipt) in self._acked:  # our acknowledgement was lost
             self.ack(receipt)
         else:
-            self._on_message(data, receipt)
+            self._hand_over(data, receipt)
 
 
 def _headers(ttl: float) -> dict[str, str]:

@@ -51,6 +51,9 @@ class PullConsumer:
         logger: Where it says what keeps it from pulling.
     """
 
+    asked = 0
+    """Messages that requests are open for."""
+
     def __init__(
         self,
         connection: NatsConnection,
@@ -62,8 +65,6 @@ class PullConsumer:
         expires: float,
         logger: logging.Logger,
     ) -> None:
-        self.asked = 0
-        """Messages that requests are open for."""
         self._connection = connection
         self._title = title
         self._prepare = prepare
@@ -156,12 +157,12 @@ class PullConsumer:
             if self.asked:  # otherwise of a request that was taken for lost
                 self.asked -= 1
             self._on_message(subject, reply, data, raw)
+            if not self.asked:
+                self._changed.set()
         elif status == 408:  # a request has expired
             unused = hdrs.find_int(raw, b"Nats-Pending-Messages") or 0
             self.asked = max(0, self.asked - unused)
+            self._changed.set()
         elif status != 100:  # a heartbeat
             self._logger.debug("%s: pull ended with %s", self._title, raw)
             self._on_lost()
-            return
-        if self._wanted() > 0:
-            self._changed.set()
