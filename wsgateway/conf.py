@@ -1,159 +1,36 @@
 """All settings: one typed property each, with default and unit, read on each access.
 
-Only this module reads ``django.conf.settings``. Nothing is cached, so ``override_settings``
-works. Durations are float seconds, sizes int bytes. ``docs/settings.md`` is checked against
-`SETTINGS`.
+Only this module and `setting` read ``django.conf.settings``. Nothing is cached, so
+``override_settings`` works. Durations are float seconds, sizes int bytes. A test checks
+``docs/settings.md`` against `SETTINGS`.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 from django.apps import apps
 from django.conf import settings as django_settings
-from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.protocol.v1 import MAX_PING
+from wsgateway.setting import (
+    MAX_INT,
+    MAX_SECONDS,
+    PREFIX,
+    Setting,
+    are_names,
+    are_origins,
+    bytes_limit,
+    count,
+    origin_flaws,
+    positive,
+    text,
+)
 
 __all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
-
-T = TypeVar("T")
-
-PREFIX = "WSGATEWAY_"
-_PORT = re.compile(r"[\w.-]+:\d+/?$")
-MAX_INT = 2**63 - 1
-MAX_SECONDS = 9_000_000_000
-"""NATS counts nanoseconds in 64 bits."""
-
-
-class Setting(Generic[T]):
-    """One setting.
-
-    Args:
-        default: Its value when the project does not set it.
-        doc: One line: what it does and its unit.
-        kind: Types that its value may have; also what an environment value is converted to.
-        valid: Says whether a value is possible.
-        want: What *valid* wants, for the error text.
-        name: The name in Django's settings; None means ``WSGATEWAY_`` and the attribute's name.
-        is_secret: Whether the value may hold a password, which no text may show.
-        flaw: Returns what is wrong with a part of a value that is not *valid*, and how to write
-            it; "" if *want* says enough.
-    """
-
-    def __init__(
-        self,
-        default: T,
-        doc: str,
-        *,
-        kind: type | tuple[type, ...],
-        valid: Callable[[Any], bool] = lambda value: True,
-        want: str = "",
-        name: str | None = None,
-        is_secret: bool = False,
-        flaw: Callable[[Any], str] = lambda value: "",
-    ) -> None:
-        self.default = default
-        self.doc = doc
-        self.kind = kind if isinstance(kind, tuple) else (kind,)
-        self.valid = valid
-        self.want = want
-        self.name = name or ""
-        self.is_secret = is_secret
-        self.flaw = flaw
-
-    def __set_name__(self, owner: type, attribute: str) -> None:
-        self.name = self.name or PREFIX + attribute
-
-    def problem(self) -> str | None:
-        """Return what is wrong with the value that is set; None if it is possible."""
-        value = getattr(django_settings, self.name, self.default)
-        kinds = (*self.kind, int) if float in self.kind else self.kind
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in self.kind):
-            names = " or ".join(kind.__name__ for kind in self.kind)
-            want = self.want if list in self.kind else f"of type {names}"
-            shown = f"of type {type(value).__name__}" if self.is_secret else repr(value)
-            return f"{self.name} is {shown}, but must be {want}"
-        if not self.valid(value):
-            if flaw := self.flaw(value):
-                return f"{self.name}: {flaw}"
-            return f"{self.name} is {value!r}, but must be {self.want}"
-        return None
-
-    def cure(self) -> str:
-        """Return what to do about a value that has a `problem`."""
-        value = getattr(django_settings, self.name, self.default)
-        number = next((kind for kind in (float, int) if kind in self.kind), None)
-        if number and isinstance(value, str):
-            return f"Convert it to a number: {number.__name__}(…). {self.doc}."
-        if list in self.kind and isinstance(value, str):
-            return f"Write a list, with brackets: {value.split(',')!r}. {self.doc}."
-        default = "" if self.is_secret else f" The default is {self.default!r}."
-        return f"{self.doc}.{default}"
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
-    @overload
-    def __get__(self, instance: Settings, owner: type) -> T: ...
-    def __get__(self, instance: Settings | None, owner: type) -> Setting[T] | T:
-        if instance is None:
-            return self
-        problem = self.problem()
-        if problem:
-            raise ImproperlyConfigured(problem)
-        value: T = getattr(django_settings, self.name, self.default)
-        return value
-
-
-def _positive(default: float, doc: str) -> Setting[float]:
-    want = f"above 0, at most {MAX_SECONDS}"
-    return Setting(default, doc, kind=float, valid=lambda v: 0 < v <= MAX_SECONDS, want=want)
-
-
-def _count(default: int, doc: str, *, least: int = 1) -> Setting[int]:
-    want = f"{least} or more, at most {MAX_INT}"
-    return Setting(default, doc, kind=int, valid=lambda v: least <= v <= MAX_INT, want=want)
-
-
-def _bytes(doc: str) -> Setting[int]:
-    return _count(0, f"{doc}; 0: a share of what NATS offers; -1: no limit", least=-1)
-
-
-def _text(default: str, doc: str, *, is_secret: bool = False) -> Setting[str]:
-    return Setting(default, doc, kind=str, is_secret=is_secret)
-
-
-def _are_names(values: Any) -> bool:
-    return all(isinstance(value, str) and value for value in values)
-
-
-def _origin_flaw(origin: str) -> str:
-    """Return why no page's origin would match an entry; "" if one can."""
-    if "*" in origin and origin != "*":
-        domain = origin.rpartition("*")[2].lstrip(".")
-        cure = f"write '.{domain}' for all subdomains"
-        if not domain or domain[0] == ":":
-            cure = "list each origin, or '*' alone for all"
-        return f"{origin!r} holds '*'; {cure}"
-    if "://" not in origin and _PORT.match(origin):
-        return (
-            f"{origin!r} has a port, but no scheme; write 'https://{origin}' or 'http://{origin}'"
-        )
-    return ""
-
-
-def _origin_flaws(origins: list[object]) -> str:
-    return "; ".join(
-        flaw for each in origins if isinstance(each, str) and (flaw := _origin_flaw(each))
-    )
-
-
-def _are_origins(origins: Any) -> bool:
-    return _are_names(origins) and not _origin_flaws(origins)
 
 
 class Settings:
@@ -174,28 +51,28 @@ class Settings:
         name="NATS_BROKER_URL",
         is_secret=True,
     )
-    PREFIX = _text("ws", "First token(s) of every subject; names the streams too")
+    PREFIX = text("ws", "First token(s) of every subject; names the streams too")
 
     # The connection to NATS
-    NATS_USER = _text("", "User name for NATS, unless the URL has one")
-    NATS_PASSWORD = _text("", "Password for NATS, unless the URL has one", is_secret=True)
-    NATS_TOKEN = _text("", "Token for NATS", is_secret=True)
-    NATS_CREDENTIALS = _text("", "Path of a .creds file (JWT and nkey seed)")
-    NATS_NKEY_SEED = _text("", "Path of a file that holds an nkey seed")
-    NATS_TLS_CA = _text("", "Path of the CA certificate that signed the servers' certificates")
-    NATS_TLS_CERT = _text("", "Path of the client's certificate")
-    NATS_TLS_KEY = _text("", "Path of the client's private key")
-    NATS_TLS_HOSTNAME = _text("", "Host name to expect in the servers' certificates")
+    NATS_USER = text("", "User name for NATS, unless the URL has one")
+    NATS_PASSWORD = text("", "Password for NATS, unless the URL has one", is_secret=True)
+    NATS_TOKEN = text("", "Token for NATS", is_secret=True)
+    NATS_CREDENTIALS = text("", "Path of a .creds file (JWT and nkey seed)")
+    NATS_NKEY_SEED = text("", "Path of a file that holds an nkey seed")
+    NATS_TLS_CA = text("", "Path of the CA certificate that signed the servers' certificates")
+    NATS_TLS_CERT = text("", "Path of the client's certificate")
+    NATS_TLS_KEY = text("", "Path of the client's private key")
+    NATS_TLS_HOSTNAME = text("", "Host name to expect in the servers' certificates")
     NATS_IGNORE_DISCOVERED = Setting(
         False,
         "Connect to the servers of NATS_BROKER_URL only, not to others that the cluster announces",
         kind=bool,
     )
-    BROKER_TIMEOUT = _positive(5.0, "Longest wait for an answer of the broker, seconds")
-    PUBLISH_TIMEOUT = _positive(
+    BROKER_TIMEOUT = positive(5.0, "Longest wait for an answer of the broker, seconds")
+    PUBLISH_TIMEOUT = positive(
         25.0, "Longest wait until a message is stored, retries included, seconds"
     )
-    CONNECT_TIMEOUT = _positive(2.0, "Longest wait for one connection attempt, seconds")
+    CONNECT_TIMEOUT = positive(2.0, "Longest wait for one connection attempt, seconds")
 
     # Streams
     REPLICAS = Setting(
@@ -212,22 +89,20 @@ class Settings:
         valid=lambda v: v in ("file", "memory"),
         want="'file' or 'memory'",
     )
-    INBOX_MAX_AGE = _positive(7 * 86400.0, "How long a user's message is kept, seconds")
-    INBOX_MAX_MESSAGES = _count(10_000, "Messages kept per user; the oldest goes first")
-    INBOX_MAX_BYTES = _bytes("Bytes of all inboxes; above, publishing is refused")
-    SEND_MAX_AGE = _positive(
-        7 * 86400.0, "How long a client's message waits for a service, seconds"
-    )
-    SEND_MAX_MESSAGES = _count(1_000_000, "Client messages that may wait for one service")
-    SEND_MAX_MESSAGES_PER_USER = _count(
+    INBOX_MAX_AGE = positive(7 * 86400.0, "How long a user's message is kept, seconds")
+    INBOX_MAX_MESSAGES = count(10_000, "Messages kept per user; the oldest goes first")
+    INBOX_MAX_BYTES = bytes_limit("Bytes of all inboxes; above, publishing is refused")
+    SEND_MAX_AGE = positive(7 * 86400.0, "How long a client's message waits for a service, seconds")
+    SEND_MAX_MESSAGES = count(1_000_000, "Client messages that may wait for one service")
+    SEND_MAX_MESSAGES_PER_USER = count(
         10_000, "Client messages that may wait for one service from one user"
     )
-    SEND_MAX_BYTES = _bytes("Bytes of client messages that may wait for one service")
-    DEAD_MAX_BYTES = _bytes("Bytes of all dead letters; the oldest goes first")
-    CURSOR_MAX_BYTES = _bytes("Bytes of all cursors")
-    CHANNEL_MAX_BYTES = _bytes("Bytes in the layer's normal channels; above, they are full")
-    BLOB_MAX_BYTES = _bytes("Bytes of the layer's messages that are stored in parts")
-    DEAD_MAX_AGE = _positive(30 * 86400.0, "How long a dead letter is kept, seconds")
+    SEND_MAX_BYTES = bytes_limit("Bytes of client messages that may wait for one service")
+    DEAD_MAX_BYTES = bytes_limit("Bytes of all dead letters; the oldest goes first")
+    CURSOR_MAX_BYTES = bytes_limit("Bytes of all cursors")
+    CHANNEL_MAX_BYTES = bytes_limit("Bytes in the layer's normal channels; above, they are full")
+    BLOB_MAX_BYTES = bytes_limit("Bytes of the layer's messages that are stored in parts")
+    DEAD_MAX_AGE = positive(30 * 86400.0, "How long a dead letter is kept, seconds")
     DUPLICATE_WINDOW = Setting(
         120.0,
         "How long a message id is remembered, seconds; never longer than a stream keeps messages",
@@ -235,19 +110,19 @@ class Settings:
         valid=lambda v: 0.1 <= v <= MAX_SECONDS,  # the server's own limits
         want=f"0.1 or more, at most {MAX_SECONDS}",
     )
-    CURSOR_MAX_AGE = _positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
+    CURSOR_MAX_AGE = positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
 
     # Delivery
-    CURSOR_INTERVAL = _positive(1.0, "Cursors are written at most this often, seconds")
-    SWEEP_INTERVAL = _positive(10.0, "How often gateways look for missed messages, seconds")
-    WINDOW = _count(256, "Messages in flight to one socket; more wait in the stream")
-    SEND_WINDOW = _count(64, "Client frames that may wait for the broker's acknowledgement")
-    SEND_WINDOW_BYTES = _count(1024 * 1024, "The same in bytes; a larger frame goes alone")
-    MAX_MESSAGE_SIZE = _count(1_000_000, "Largest websocket frame or payload, bytes")
-    DRAIN_RATE = _positive(
+    CURSOR_INTERVAL = positive(1.0, "Cursors are written at most this often, seconds")
+    SWEEP_INTERVAL = positive(10.0, "How often gateways look for missed messages, seconds")
+    WINDOW = count(256, "Messages in flight to one socket; more wait in the stream")
+    SEND_WINDOW = count(64, "Client frames that may wait for the broker's acknowledgement")
+    SEND_WINDOW_BYTES = count(1024 * 1024, "The same in bytes; a larger frame goes alone")
+    MAX_MESSAGE_SIZE = count(1_000_000, "Largest websocket frame or payload, bytes")
+    DRAIN_RATE = positive(
         500.0, "Sockets per second that a stopping gateway asks to come back elsewhere"
     )
-    CLOSE_TIMEOUT = _positive(3.0, "Longest time that closing down may take, seconds")
+    CLOSE_TIMEOUT = positive(3.0, "Longest time that closing down may take, seconds")
 
     # Sockets
     IDENTITY = Setting(
@@ -261,28 +136,28 @@ class Settings:
         None,
         "Services that clients may name; None: those that are declared; ['*']: any (not isolated)",
         kind=(list, tuple, type(None)),
-        valid=lambda v: v is None or _are_names(v),
+        valid=lambda v: v is None or are_names(v),
         want="a list of names, for example ['orders']",
     )
     ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
         None,
         "Origins that browsers may connect from; None: hosts in ALLOWED_HOSTS; ['*']: any",
         kind=(list, tuple, type(None)),
-        valid=lambda v: v is None or _are_origins(v),
-        flaw=_origin_flaws,
+        valid=lambda v: v is None or are_origins(v),
+        flaw=origin_flaws,
         want="a list of origins such as 'https://example.com' or, with all subdomains, "
         "'.example.com'",
     )
-    COOKIE_NAME = _text("wsgateway", "Name of SignedCookieIdentity's cookie")
-    TOKEN_PARAMETER = _text("token", "Query parameter that TokenIdentity reads")
-    TOKEN_MAX_AGE = _positive(3600.0, "How long a signed token or cookie is valid, seconds")
-    REVALIDATE_INTERVAL = _positive(
+    COOKIE_NAME = text("wsgateway", "Name of SignedCookieIdentity's cookie")
+    TOKEN_PARAMETER = text("token", "Query parameter that TokenIdentity reads")
+    TOKEN_MAX_AGE = positive(3600.0, "How long a signed token or cookie is valid, seconds")
+    REVALIDATE_INTERVAL = positive(
         60.0, "How often gateways ask whether open sockets' log-ins still hold, seconds"
     )
-    MAX_DEVICES_PER_USER = _count(
+    MAX_DEVICES_PER_USER = count(
         100, "Devices of one user whose cursors are kept; the least recently used goes first"
     )
-    MAX_CONNECTIONS_PER_USER = _count(0, "Sockets of one user in one process; 0: any", least=0)
+    MAX_CONNECTIONS_PER_USER = count(0, "Sockets of one user in one process; 0: any", least=0)
     RATE_LIMIT = Setting(
         2000.0,
         "Frames that a client may send per second, on average; 0: any",
@@ -290,7 +165,7 @@ class Settings:
         valid=lambda v: 0 <= v <= MAX_INT,
         want=f"0 or more, at most {MAX_INT}",
     )
-    RATE_BURST = _count(20_000, "Frames that a client may send at once within RATE_LIMIT")
+    RATE_BURST = count(20_000, "Frames that a client may send at once within RATE_LIMIT")
     PING_INTERVAL = Setting(
         25.0,
         "How often wsgateway.v1 clients are pinged, seconds",
@@ -298,30 +173,30 @@ class Settings:
         valid=lambda v: 0 < v < MAX_PING,
         want=f"above 0 and below {MAX_PING}",
     )
-    PING_TIMEOUT = _positive(10.0, "How long a pong may take, seconds")
+    PING_TIMEOUT = positive(10.0, "How long a pong may take, seconds")
 
     # Channel layer
     DURABLE_GROUPS: Setting[list[str]] = Setting(
         [],
         "Glob patterns of groups that are stored, besides those that name an inbox",
         kind=(list, tuple),
-        valid=_are_names,
+        valid=are_names,
         want="a list of glob patterns, for example ['chat.*']",
     )
 
     # Services
-    SERVICES_MODULE = _text("ws_services", "Module of each app that holds service handlers")
-    MAX_DELIVER = _count(5, "Tries that a client's message has before it is set aside")
-    ACK_WAIT = _positive(30.0, "How long a worker may be silent before redelivery, seconds")
+    SERVICES_MODULE = text("ws_services", "Module of each app that holds service handlers")
+    MAX_DELIVER = count(5, "Tries that a client's message has before it is set aside")
+    ACK_WAIT = positive(30.0, "How long a worker may be silent before redelivery, seconds")
 
     # Embedded server
-    EMBEDDED_STORE = _text(
+    EMBEDDED_STORE = text(
         "", "Folder of the embedded server's store; empty: .nats next to manage.py"
     )
-    EMBEDDED_PORT = _count(
+    EMBEDDED_PORT = count(
         0, "Port of the embedded server; 0: one that stays the same while it is free", least=0
     )
-    EMBEDDED_SYNC_INTERVAL = _text(
+    EMBEDDED_SYNC_INTERVAL = text(
         "always", "When the embedded server calls fsync: always, or a duration such as 10s"
     )
 

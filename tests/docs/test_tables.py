@@ -8,8 +8,9 @@ import pytest
 
 from tests.support import ROOT
 from wsgateway import exceptions
-from wsgateway.conf import SETTINGS, Setting
+from wsgateway.conf import SETTINGS
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.setting import Setting
 
 
 def rows(document: str, *, first: str) -> list[list[str]]:

@@ -10,8 +10,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from project import env
-from wsgateway.conf import SETTINGS, Setting
+from wsgateway.conf import SETTINGS
 from wsgateway.conf import settings as conf
+from wsgateway.setting import Setting
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)

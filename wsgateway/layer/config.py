@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.broker.addresses import REDIS_PORTS, Address, split_urls, url_cure
-from wsgateway.conf import MAX_INT, MAX_SECONDS, settings
+from wsgateway.conf import settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.layer.serializers import registry
 from wsgateway.protocol.subjects import Subjects
+from wsgateway.setting import MAX_INT, MAX_SECONDS
 
 __all__ = [
     "OPTIONS",

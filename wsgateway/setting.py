@@ -1,0 +1,158 @@
+"""One setting: its default, its unit, which values are possible, what to do about others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+
+__all__ = [
+    "MAX_INT",
+    "MAX_SECONDS",
+    "PREFIX",
+    "Setting",
+    "are_names",
+    "are_origins",
+    "bytes_limit",
+    "count",
+    "origin_flaws",
+    "positive",
+    "text",
+]
+
+T = TypeVar("T")
+
+PREFIX = "WSGATEWAY_"
+_PORT = re.compile(r"[\w.-]+:\d+/?$")
+MAX_INT = 2**63 - 1
+MAX_SECONDS = 9_000_000_000
+"""NATS counts nanoseconds in 64 bits."""
+
+
+class Setting(Generic[T]):
+    """One setting.
+
+    Args:
+        default: Its value when the project does not set it.
+        doc: One line: what it does and its unit.
+        kind: Types that its value may have; also what an environment value is converted to.
+        valid: Says whether a value is possible.
+        want: What *valid* wants, for the error text.
+        name: The name in Django's settings; None means ``WSGATEWAY_`` and the attribute's name.
+        is_secret: Whether the value may hold a password, which no text may show.
+        flaw: Returns what is wrong with a part of a value that is not *valid*, and how to write
+            it; "" if *want* says enough.
+    """
+
+    def __init__(
+        self,
+        default: T,
+        doc: str,
+        *,
+        kind: type | tuple[type, ...],
+        valid: Callable[[Any], bool] = lambda value: True,
+        want: str = "",
+        name: str | None = None,
+        is_secret: bool = False,
+        flaw: Callable[[Any], str] = lambda value: "",
+    ) -> None:
+        self.default = default
+        self.doc = doc
+        self.kind = kind if isinstance(kind, tuple) else (kind,)
+        self.valid = valid
+        self.want = want
+        self.name = name or ""
+        self.is_secret = is_secret
+        self.flaw = flaw
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.name = self.name or PREFIX + attribute
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the value that is set; None if it is possible."""
+        value = getattr(django_settings, self.name, self.default)
+        kinds = (*self.kind, int) if float in self.kind else self.kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in self.kind):
+            names = " or ".join(kind.__name__ for kind in self.kind)
+            want = self.want if list in self.kind else f"of type {names}"
+            shown = f"of type {type(value).__name__}" if self.is_secret else repr(value)
+            return f"{self.name} is {shown}, but must be {want}"
+        if not self.valid(value):
+            if flaw := self.flaw(value):
+                return f"{self.name}: {flaw}"
+            return f"{self.name} is {value!r}, but must be {self.want}"
+        return None
+
+    def cure(self) -> str:
+        """Return what to do about a value that has a `problem`."""
+        value = getattr(django_settings, self.name, self.default)
+        number = next((kind for kind in (float, int) if kind in self.kind), None)
+        if number and isinstance(value, str):
+            return f"Convert it to a number: {number.__name__}(…). {self.doc}."
+        if list in self.kind and isinstance(value, str):
+            return f"Write a list, with brackets: {value.split(',')!r}. {self.doc}."
+        default = "" if self.is_secret else f" The default is {self.default!r}."
+        return f"{self.doc}.{default}"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
+        if instance is None:
+            return self
+        problem = self.problem()
+        if problem:
+            raise ImproperlyConfigured(problem)
+        value: T = getattr(django_settings, self.name, self.default)
+        return value
+
+
+def positive(default: float, doc: str) -> Setting[float]:
+    want = f"above 0, at most {MAX_SECONDS}"
+    return Setting(default, doc, kind=float, valid=lambda v: 0 < v <= MAX_SECONDS, want=want)
+
+
+def count(default: int, doc: str, *, least: int = 1) -> Setting[int]:
+    want = f"{least} or more, at most {MAX_INT}"
+    return Setting(default, doc, kind=int, valid=lambda v: least <= v <= MAX_INT, want=want)
+
+
+def bytes_limit(doc: str) -> Setting[int]:
+    return count(0, f"{doc}; 0: a share of what NATS offers; -1: no limit", least=-1)
+
+
+def text(default: str, doc: str, *, is_secret: bool = False) -> Setting[str]:
+    return Setting(default, doc, kind=str, is_secret=is_secret)
+
+
+def are_names(values: Any) -> bool:
+    return all(isinstance(value, str) and value for value in values)
+
+
+def _origin_flaw(origin: str) -> str:
+    """Return why no page's origin would match an entry; "" if one can."""
+    if "*" in origin and origin != "*":
+        domain = origin.rpartition("*")[2].lstrip(".")
+        cure = f"write '.{domain}' for all subdomains"
+        if not domain or domain[0] == ":":
+            cure = "list each origin, or '*' alone for all"
+        return f"{origin!r} holds '*'; {cure}"
+    if "://" not in origin and _PORT.match(origin):
+        return (
+            f"{origin!r} has a port, but no scheme; write 'https://{origin}' or 'http://{origin}'"
+        )
+    return ""
+
+
+def origin_flaws(origins: list[object]) -> str:
+    return "; ".join(
+        flaw for each in origins if isinstance(each, str) and (flaw := _origin_flaw(each))
+    )
+
+
+def are_origins(origins: Any) -> bool:
+    return are_names(origins) and not origin_flaws(origins)
