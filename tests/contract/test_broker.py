@@ -456,6 +456,20 @@ class TestWatch:
         await until(lambda: len(second) == 2, what="one saw it")
         assert len(first) == 1
 
+    async def test_each_message_is_seen_by_one_of_a_queue(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        queues: list[list[Stored]] = [[], []]
+        for seen, name in zip(queues, ("a", "b"), strict=True):
+            for each in (broker, other):
+                each.watch(ANN, seen.append, name)
+                await each.position()
+        everything = await self.watch(broker, ANN)
+        await fill(broker, ANN, 20)
+        for seen in (everything, *queues):
+            await until(lambda seen=seen: len(seen) >= 20, what="twenty messages")
+            assert sorted(m.payload for m in seen) == sorted(b"%d" % n for n in range(20))
+
     async def test_watch_before_open(self, brokers: Brokers, broker: Broker) -> None:
         late = brokers.new()
         seen: list[Stored] = []

@@ -227,10 +227,13 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+    def watch(
+        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
+    ) -> Closable:
         """Call *on_message* for each message as it is stored. At most once: may miss some.
 
-        *on_message* runs in the broker's read path: it must not wait and not raise.
+        *on_message* runs in the broker's read path: it must not wait and not raise. Of those who
+        watch with the same *queue*, on whichever connection, one is called.
         """
 
     @abstractmethod

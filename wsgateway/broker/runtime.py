@@ -60,8 +60,7 @@ _fork_callbacks: list[Callable[[], None]] = []
 def _settings_target() -> Target:
     global _target
     if _target is None:
-        is_memory = settings.BROKER == "memory"
-        _target = Target(None, settings.PREFIX) if is_memory else target_of()
+        _target = target_of()
     return _target
 
 

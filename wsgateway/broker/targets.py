@@ -26,19 +26,21 @@ class Target(NamedTuple):
 
 
 def target_of(servers: tuple[str, ...] = (), prefix: str | None = None) -> Target:
-    """Return where NATS is.
+    """Return where a broker is.
 
     Args:
-        servers: URLs; empty: as the settings say.
+        servers: URLs of NATS; empty: as the settings say.
         prefix: First token of every subject; None: ``WSGATEWAY_PREFIX``.
 
     Raises:
         BrokerMisconfigured: The settings name no usable server.
     """
+    prefix = settings.PREFIX if prefix is None else prefix
+    if settings.BROKER == "memory" and not servers:
+        return Target(None, prefix)
     from wsgateway.broker.nats import options_from_settings
 
-    options = options_from_settings(settings, servers)
-    return Target(options, settings.PREFIX if prefix is None else prefix)
+    return Target(options_from_settings(settings, servers), prefix)
 
 
 def broker_of(target: Target) -> Broker:
@@ -46,7 +48,7 @@ def broker_of(target: Target) -> Broker:
     if target.options is None:
         from wsgateway.broker.memory import MemoryBroker
 
-        return MemoryBroker.from_settings(settings)
+        return MemoryBroker.from_settings(settings, target.prefix)
     from wsgateway.broker.nats import make_broker
 
     return make_broker(target.options, target.prefix, settings)

@@ -76,9 +76,15 @@ class MemoryBroker(Broker):
         self._entries: set[Entry] = set()  # what this broker watches and listens to
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> MemoryBroker:
-        """Return a broker with the settings' limits on the process's shared store."""
-        return cls(shared_store(settings), Subjects(settings.PREFIX), declared_services())
+    def from_settings(cls, settings: Settings, prefix: str | None = None) -> MemoryBroker:
+        """Return a broker with the settings' limits on the process's shared store.
+
+        Args:
+            settings: The project's.
+            prefix: First token of every subject; None: the settings'.
+        """
+        subjects = Subjects(settings.PREFIX if prefix is None else prefix)
+        return cls(shared_store(settings), subjects, declared_services())
 
     async def open(self) -> None:
         self.require_not_closed()
@@ -230,8 +236,10 @@ class MemoryBroker(Broker):
         anchored = anchor and any(stored.offset == offset for stored in kept)
         return Batch(found[:limit], len(found) > limit, anchored)
 
-    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
-        return self.enter(self.store.watchers[inbox], on_message)
+    def watch(
+        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
+    ) -> Closable:
+        return self.enter(self.store.watchers[inbox][queue], on_message)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         await self.wait_ready()

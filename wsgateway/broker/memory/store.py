@@ -89,9 +89,10 @@ class MemoryStore:
     dead: dict[int, DeadEntry] = field(default_factory=dict)
     buried: Sequence = field(default_factory=lambda: Sequence())
     cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
-    watchers: dict[Inbox, dict[int, Callable[[Stored], None]]] = field(
-        default_factory=lambda: defaultdict(dict)
+    watchers: dict[Inbox, dict[str, dict[int, Callable[[Stored], None]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
+    """By queue; that of those who get every message is ""."""
     workers: dict[str, dict[int, Callable[[str | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -107,7 +108,7 @@ class MemoryStore:
 
     def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
         """Call *on_message* with each message that is stored, in its publisher's thread."""
-        return Entry(self.watchers[inbox], on_message, self.entries)
+        return Entry(self.watchers[inbox][""], on_message, self.entries)
 
     def kept(self, inbox: Inbox) -> list[Kept]:
         """Return what *inbox* still holds."""

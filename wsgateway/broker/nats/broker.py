@@ -217,8 +217,10 @@ class NatsBroker(Broker):
     ) -> Batch:
         return await self._inboxes.read_after(inbox, offset, limit=limit, anchor=anchor)
 
-    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
-        return self._inboxes.watch(inbox, on_message)
+    def watch(
+        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
+    ) -> Closable:
+        return self._inboxes.watch(inbox, on_message, queue)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         return await self._inboxes.last_offsets(inboxes)

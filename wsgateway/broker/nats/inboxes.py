@@ -97,13 +97,15 @@ class Inboxes:
         age = dt.datetime.now(dt.UTC) - _time(stamp.decode())
         return age.total_seconds() < self._max_age
 
-    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
+    def watch(
+        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
+    ) -> Closable:
         """See `Broker.watch`."""
 
         def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
             on_message(_stored(data, raw, live=True))
 
-        return self._connection.subscribe(self._subjects.live(inbox), handle)
+        return self._connection.subscribe(self._subjects.live(inbox), handle, queue)
 
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
         """See `Broker.last_offsets`."""
