@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.layers import drain, layers, receive
+from tests.integration.layers import drain, layers, nats_of, receive
 from tests.support import until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
@@ -19,7 +19,7 @@ def cut(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
     node = layer.local.connection
     assert node is not None
-    client = node.broker.connection._client
+    client = nats_of(node).connection._client
     if client is not None:
         transport: Any = client._transport
         transport._io_writer.transport.abort()
@@ -137,7 +137,7 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         await load.more(200, 30)
         node = receiver.local.connection
         assert node is not None
-        info = await node.broker.streams.info(node.subjects.stream("recv"))
+        info = await nats_of(node).streams.info(node.subjects.stream("recv"))
         assert info is not None
         assert info["config"]["num_replicas"] == 3
         leader = nats_cluster[info["cluster"]["leader"]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.proxy import proxy_to
-from tests.integration.layers import drain, layers, stored
+from tests.integration.layers import drain, layers, nats_of, stored
 from tests.support import ROOT, site_env, until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
@@ -41,7 +41,7 @@ async def test_leader_killed_under_load(nats_cluster: Cluster, prefix: str, sett
         reading = [asyncio.create_task(read(reader)) for reader in readers]
         await until(lambda: len(got) > 100 or sending.done(), 40, "messages")
         node = sender.connections.current()
-        info = await node.broker.streams.info(node.subjects.stream("chan"))
+        info = await nats_of(node).streams.info(node.subjects.stream("chan"))
         assert info is not None
         assert info["config"]["num_replicas"] == 3
         leader = nats_cluster[info["cluster"]["leader"]]
@@ -102,7 +102,7 @@ async def test_leader_lost_while_one_writer_sends(
         writer = Writer(sender)
         await writer.more(500)
         node = sender.connections.current()
-        info = await node.broker.streams.info(node.subjects.stream("chan"))
+        info = await nats_of(node).streams.info(node.subjects.stream("chan"))
         assert info is not None
         leader = nats_cluster[info["cluster"]["leader"]]
         await asyncio.to_thread(leader.kill if fault == "kill" else leader.stop)

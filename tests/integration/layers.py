@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.layer.connection import LayerConnection
 
-__all__ = ["drain", "layers", "nothing_comes", "receive", "stored"]
+__all__ = ["drain", "layers", "nats_of", "nothing_comes", "receive", "stored"]
 
 Make = Callable[..., NatsChannelLayer]
 
@@ -29,6 +31,12 @@ async def layers(url: Any, prefix: str, **defaults: Any) -> AsyncIterator[Make]:
     finally:
         for layer in made:
             await layer.close()
+
+
+def nats_of(connection: LayerConnection) -> NatsBroker:
+    """Return the broker of a layer that is not in memory."""
+    assert isinstance(connection.broker, NatsBroker)
+    return connection.broker
 
 
 async def receive(layer: NatsChannelLayer, channel: str, timeout: float = 20.0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import nats
 import pytest
 from channels.exceptions import MessageTooLarge
 
-from tests.integration.layers import Make, drain, layers, nothing_comes, receive
+from tests.integration.layers import Make, drain, layers, nats_of, nothing_comes, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import blobs
@@ -89,7 +89,7 @@ async def test_once_however_many_processes_forward_it(make: Make, way: str) -> N
     for name in (channel, "second"):
         got = [await receive(receivers[0], name) for _ in range(3)]
         assert sorted(got, key=lambda message: message["n"]) == [large(number=n) for n in range(3)]
-    stored = sender.connections.current().broker.streams
+    stored = nats_of(sender.connections.current()).streams
     await asyncio.sleep(0.2)  # for what a defect would store later
     info = await stored.info(sender.connections.current().subjects.stream("chan"))
     assert info is not None
@@ -154,7 +154,7 @@ async def test_parts_that_are_gone_are_said(
     await send(layer, way, channel, large())
     await send(layer, way, channel, {"type": "small", "n": 1})
     node = layer.connections.current()
-    await node.broker.jetstream.api(f"STREAM.PURGE.{node.subjects.stream('blob')}")
+    await nats_of(node).jetstream.api(f"STREAM.PURGE.{node.subjects.stream('blob')}")
     assert await drain(layer, channel, 1) == [1]
     assert "its parts are gone" in caplog.text
 
@@ -169,7 +169,7 @@ async def test_parts_whose_stream_is_gone_are_said(
     await send(layer, "durable", channel, large())
     await send(layer, "durable", channel, {"type": "small", "n": 1})
     node = layer.connections.current()
-    await node.broker.jetstream.api(f"STREAM.DELETE.{node.subjects.stream('blob')}")
+    await nats_of(node).jetstream.api(f"STREAM.DELETE.{node.subjects.stream('blob')}")
     assert await drain(layer, channel, 1) == [1]
     assert "its parts are gone" in caplog.text
 
@@ -189,7 +189,7 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
     await layer.send("normal", large(number=1))
     assert await receive(layer, "normal") == large(number=1)
     node = layer.connections.current()
-    await node.broker.jetstream.api(f"STREAM.DELETE.{node.subjects.stream('blob')}")
+    await nats_of(node).jetstream.api(f"STREAM.DELETE.{node.subjects.stream('blob')}")
     with pytest.raises(Exception, match="nobody answers"):
         await layer.send("normal", large(number=2))
     await layer.send("normal", large(number=3))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import wsgateway
-from tests.integration.layers import Make, drain, layers, receive
+from tests.integration.layers import Make, drain, layers, nats_of, receive
 from tests.support import until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.messages import Position
@@ -85,7 +85,7 @@ async def test_what_does_not_exist_is_looked_for_in_the_background(
     await layer.group_add("chat.42", channel)
     await layer.group_send("chat.42", {"type": "x", "n": 0})
     node = await layer.connections.ready()
-    node.broker.services.doubt()
+    nats_of(node).services.doubt()
     asked: list[str] = []
     api = JetStream.api
 

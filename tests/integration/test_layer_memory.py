@@ -15,10 +15,10 @@ from channels.testing import WebsocketCommunicator
 
 import wsgateway
 from tests.integration.layers import drain, receive
+from tests.support import until
 from tests.troubleshooting import Symptom
-from wsgateway.layer import NatsChannelLayer, memory
+from wsgateway.layer import NatsChannelLayer, durable
 from wsgateway.layer.config import OptionRefused
-from wsgateway.layer.memory import MemoryChannelLayer
 from wsgateway.protocol import group_names
 from wsgateway.routing import websocket_urlpatterns
 from wsgateway.testing import assert_not_sent, assert_sent, sent
@@ -31,9 +31,7 @@ def _empty() -> None:
 
 
 def make(**options: Any) -> Any:
-    layer: Any = NatsChannelLayer(**options)
-    assert isinstance(layer, MemoryChannelLayer)
-    return layer
+    return NatsChannelLayer(**options)
 
 
 async def test_the_settings_decide_where_a_layer_is(settings: Any) -> None:
@@ -42,16 +40,20 @@ async def test_the_settings_decide_where_a_layer_is(settings: Any) -> None:
     class Own(NatsChannelLayer):
         pass
 
-    first: Any = get_channel_layer()
-    assert isinstance(first, MemoryChannelLayer)
-    assert isinstance(NatsChannelLayer("nats://127.0.0.1:1"), NatsChannelLayer)
-    assert isinstance(Own(), NatsChannelLayer)
-    settings.PUBSUB_BROKER = "nats"
-    assert isinstance(get_channel_layer(), NatsChannelLayer)
+    def is_in_memory(layer: Any) -> bool:
+        assert layer.connections.target
+        return bool(layer.connections.are_in_memory)
+
+    assert is_in_memory(get_channel_layer())
+    assert is_in_memory(Own())
+    assert not is_in_memory(NatsChannelLayer("nats://127.0.0.1:1"))
+    settings.PUBSUB_BROKER, settings.NATS_BROKER_URL = "nats", "nats://127.0.0.1:1"
+    assert not is_in_memory(get_channel_layer())
     settings.PUBSUB_BROKER = "memory"
-    assert isinstance(get_channel_layer(), MemoryChannelLayer)
+    assert is_in_memory(get_channel_layer())
+    wrong: Any = "100"
     with pytest.raises(OptionRefused, match="capacity"):
-        NatsChannelLayer(capacity="100")
+        NatsChannelLayer(capacity=wrong)
 
 
 @pytest.mark.troubleshooting(
@@ -81,7 +83,6 @@ async def test_channels(settings: Any) -> None:
     for channel in (mine, "normal"):
         assert await drain(layer, channel, 3) == [0, 1, 2]
     assert await drain(layer, small, 1) == [7]
-    assert not layer._state.mailboxes
     with pytest.raises(AssertionError, match="Wrong client prefix"):
         await other.receive(mine)
     with pytest.raises(TypeError, match="Channel name"):
@@ -125,15 +126,15 @@ async def test_groups(caplog: pytest.LogCaptureFixture) -> None:
     assert await drain(other, free, 1) == [1]
     assert await drain(layer, "normal", 1) == [1]
     assert await drain(layer, full, 1) == [0]
-    assert "1 of 3 channels over capacity in group room" in caplog.text
+    assert "1 of 1 channels over capacity in group room" in caplog.text
     await layer.group_discard("room", full)
     await layer.group_discard("room", "never-added")
     await layer.group_send("room", {"type": "x", "n": 2})
     assert await drain(layer, "normal", 1) == [2]
     await layer.flush()
     await layer.group_send("room", {"type": "x", "n": 3})
-    assert not layer._state.groups
-    assert not layer._state.mailboxes.get(full)
+    assert not layer.local.groups.by_name
+    assert not layer.local.mailboxes
 
 
 async def test_durable_groups_reach_inboxes_and_inboxes_reach_them() -> None:
@@ -156,7 +157,6 @@ async def test_durable_groups_reach_inboxes_and_inboxes_reach_them() -> None:
     ]
     await layer.group_discard(group, channel)
     await layer.group_send(group, {"type": "x"})
-    assert not layer._state.mailboxes
     assert len(sent("orders")) == 4
     with pytest.raises(MessageTooLarge):
         await layer.group_send(group, {"type": "ws.message", "text": "x" * 2_000_000})
@@ -179,13 +179,14 @@ async def test_only_groups_of_services_are_durable(
     settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meant: set[str] = set()
-    monkeypatch.setattr(memory, "meant_services", meant)
+    monkeypatch.setattr(durable, "meant_services", meant)
     monkeypatch.setattr(group_names, "meant_services", meant)
     layer = make()
     await layer.group_send("chat.lobby", {"type": "x"})
     assert not caplog.records
     for _ in range(2):
         await layer.group_send(wsgateway.inbox_group("oders", "ann"), {"type": "x"})
+    await until(lambda: caplog.records, 20, "a warning")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "did you mean 'orders'?" in caplog.text
     assert_not_sent()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull
 
-from tests.integration.layers import Make, drain, layers, receive, stored
+from tests.integration.layers import Make, drain, layers, nats_of, receive, stored
 from tests.support import until
 from wsgateway.broker.channels import ACK_WAIT
 from wsgateway.broker.nats import channels, pull_consumer
@@ -65,7 +65,7 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
     assert await drain(layer, "work", 1) == [1]
     waiting = asyncio.create_task(receive(layer, "work", 40))
     node = layer.connections.current()
-    await node.broker.jetstream.api(f"STREAM.DELETE.{node.subjects.stream('chan')}")
+    await nats_of(node).jetstream.api(f"STREAM.DELETE.{node.subjects.stream('chan')}")
     async with asyncio.timeout(30):
         while not waiting.done():
             with contextlib.suppress(Exception):
@@ -82,7 +82,7 @@ async def test_a_request_that_the_server_forgets_is_made_again(
     layer = make()
     await layer.new_channel()
     node = layer.connections.current()
-    publish = node.broker.connection.publish
+    publish = nats_of(node).connection.publish
     requests = 0
 
     def lossy(subject: str, *args: Any, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ async def test_a_request_that_the_server_forgets_is_made_again(
         if requests > lost or "CONSUMER.MSG.NEXT" not in subject:
             publish(subject, *args, **kwargs)
 
-    monkeypatch.setattr(node.broker.connection, "publish", lossy)
+    monkeypatch.setattr(nats_of(node).connection, "publish", lossy)
     monkeypatch.setattr(channels, "PULL_EXPIRES", 0.5)
     monkeypatch.setattr(pull_consumer, "GRACE", 0.2)
     waiting = asyncio.create_task(drain(layer, "work", 10))
@@ -130,7 +130,7 @@ async def test_sends_at_once_are_in_flight_together(make: Make) -> None:
 
     def watched(*args: Any, **kwargs: Any) -> None:
         nonlocal in_flight
-        in_flight = max(in_flight, node.broker.connection.requests_waiting)
+        in_flight = max(in_flight, nats_of(node).connection.requests_waiting)
         publish(*args, **kwargs)
 
     node.bus.publish = watched  # type: ignore[method-assign]

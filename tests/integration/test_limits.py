@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import LIMITS
+from tests.integration.layers import nats_of
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings, limits
@@ -240,7 +241,7 @@ async def test_layers_streams_warn_too(
     nats_settings.WSGATEWAY_CHANNEL_MAX_BYTES = MIB
     layer = NatsChannelLayer(capacity=1000)
     await layer.send("normal", {"type": "x", "data": os.urandom(900_000)})
-    broker = layer.connections.current().broker
+    broker = nats_of(layer.connections.current())
     await broker.wait_ready()
     broker.jetstream.on_missing()
     await until(lambda: "_CHAN' is 8" in caplog.text, 10, "the warning")

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull
 
+from tests.integration.layers import nats_of
 from tests.support import ROOT
 from wsgateway.layer import NatsChannelLayer, serializers
 
@@ -75,7 +76,7 @@ async def cut_connection(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
     node = layer.local.connection
     assert node is not None
-    client: Any = node.broker.connection._client
+    client: Any = nats_of(node).connection._client
     client._transport._io_writer.transport.abort()
     while node.bus.is_open:
         await asyncio.sleep(0.001)

@@ -29,7 +29,6 @@ from wsgateway.broker.background import BackgroundLoop
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Action, Connection, Loop
 from wsgateway.broker.targets import Target, broker_of, target_of
-from wsgateway.conf import settings
 
 __all__ = [
     "background",

@@ -13,7 +13,6 @@ from typing import Protocol, cast
 from wsgateway.broker import runtime
 from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.connection import Connection
-from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.targets import Target
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer.fullness import FullChannels
@@ -50,7 +49,7 @@ class LayerConnection:
         self.call = connection.call
         self.call_sync = connection.call_sync
         self.subscriptions = connection.subscriptions
-        self.broker = cast(NatsBroker, connection.broker)
+        self.broker = connection.broker
         self.subjects = self.broker.subjects
         self.bus = self.broker.bus
         self.publish = self.bus.publish

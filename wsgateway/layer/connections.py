@@ -48,6 +48,11 @@ class Connections:
             self._target = target_of(tuple(servers), self._layer.prefix)
         return self._target
 
+    @property
+    def are_in_memory(self) -> bool:
+        """Whether a broker within this process was chosen."""
+        return self._target is not None and self._target.options is None
+
     def here(self) -> LayerConnection | None:
         """Return the running loop's own connection, if it was used before."""
         return self._by_loop.get(asyncio.get_running_loop())

@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple
 
 from channels.exceptions import ChannelFull
 from channels.layers import channel_layers
 from django.core.signals import setting_changed
 
 from wsgateway.broker.bus import Closable, new_reply_subject
-from wsgateway.broker.messages import Stored
-from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.isolation import resets
 from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
-from wsgateway.layer import blobs, durable, wire
+from wsgateway.layer import blobs, durable
 from wsgateway.layer.connection import LayerConnection, full_channels
 from wsgateway.layer.connections import Connections
 from wsgateway.layer.durable import Directory, GroupName
+from wsgateway.layer.forward import Forward
 from wsgateway.layer.groups import Item
 from wsgateway.layer.local_channels import FLUSHED, LocalChannels, control_message, flush_subject
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
-from wsgateway.layer.memory import MemoryChannelLayer
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
-from wsgateway.protocol.frames import FRAME_HEADER
 from wsgateway.protocol.subjects import Inbox, Subjects
 
 __all__ = ["NatsChannelLayer"]
@@ -63,24 +60,22 @@ class NatsChannelLayer(ConfiguredLayer):
     """Channels on NATS; a drop-in for ``channels_redis``.
 
     `ConfiguredLayer` describes the arguments. With ``PUBSUB_BROKER = "memory"`` and without
-    servers of its own, the layer is a `MemoryChannelLayer`.
+    servers of its own, everything stays within this process.
     """
 
-    def __new__(cls, servers: Any = None, *args: Any, hosts: Any = None, **options: Any) -> Self:
-        """Return a layer in memory where the settings say so."""
-        if cls is NatsChannelLayer and not servers and not hosts and settings.BROKER == "memory":
-            return cast("Self", MemoryChannelLayer(servers, *args, hosts=hosts, **options))
-        return super().__new__(cls)
-
     def _begin(self) -> None:
-        self._channels: dict[str, _Address] = {}
-        self._directory = Directory()
-        self._start()
+        self._start(uuid.uuid4().hex)
         _layers.add(self)
 
-    def _start(self) -> None:
-        """Begin with no connection and a name of this process's own; again after a fork."""
-        self.client_prefix = uuid.uuid4().hex
+    def _start(self, client_prefix: str) -> None:
+        """Begin with no connection and nothing known; again after a fork.
+
+        Args:
+            client_prefix: What says in channels' names that they are this process's.
+        """
+        self.client_prefix = client_prefix
+        self._channels: dict[str, _Address] = {}
+        self._directory = Directory()
         self.connections = Connections(self)
         self._normal = NormalChannels(self)
         self.local = LocalChannels(
@@ -384,24 +379,8 @@ class NatsChannelLayer(ConfiguredLayer):
     def _forward(
         self, connection: LayerConnection, group: str, inbox: Inbox | None, channel: str
     ) -> Closable:
-        if inbox is None:
-            subject = connection.subjects.group(group)
-            return self._normal.forward(
-                connection, subject, group, channel, lambda data, _raw: wire.framed(data)
-            )
-
-        def envelope(payload: bytes, raw: bytes | None) -> bytes | None:
-            kind = hdrs.find_text(raw, FRAME_HEADER.encode())
-            stored = Stored(0, None, payload, kind)
-            claim = durable.claim_of(stored)
-            if claim is not None:
-                return wire.stamp(claim, time.time())
-            event = self.envelopes.event_of(stored)
-            return None if event is None else self.envelopes.encode(b"", event)
-
-        return self._normal.forward(
-            connection, connection.subjects.live(inbox), group, channel, envelope
-        )
+        options, envelopes = self, self.envelopes
+        return Forward(connection, group, inbox, channel, options=options, envelopes=envelopes)
 
     # -- synchronous callers -------------------------------------------------------------
 
@@ -514,11 +493,14 @@ CHOOSING = {"PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_PREFIX"}
 
 
 def _forget_layers(*, setting: str, **kwargs: Any) -> None:
-    """Have the next `get_channel_layer` make a layer of ours again; for tests."""
+    """Have layers go by what a test has set; for most, the next `get_channel_layer` makes one."""
     if setting in CHOOSING:
         for alias, layer in list(channel_layers.backends.items()):
             if isinstance(layer, ConfiguredLayer):
                 del channel_layers.backends[alias]
+    elif setting == "WSGATEWAY_DURABLE_GROUPS":
+        for layer in list(_layers):
+            layer._directory.clear()
 
 
 setting_changed.connect(_forget_layers)
@@ -526,8 +508,17 @@ setting_changed.connect(_forget_layers)
 
 def _restart_layers() -> None:
     for layer in list(_layers):
-        layer._start()
-        layer._channels.clear()
+        layer._start(uuid.uuid4().hex)
 
 
 on_fork(_restart_layers)
+
+
+def _empty_memory() -> None:
+    for layer in list(_layers):
+        if layer.connections.are_in_memory:
+            layer.local.leave()
+            layer._start(layer.client_prefix)
+
+
+resets.append(_empty_memory)

@@ -137,6 +137,14 @@ class Envelopes:
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None
 
+    def encode_stored(self, stored: Stored) -> bytes | None:
+        """Return the envelope, sent now, of a durable group's message; None if it is damaged."""
+        claim = durable.claim_of(stored)
+        if claim is not None:
+            return wire.stamp(claim, clock())
+        event = self.event_of(stored)
+        return None if event is None else self.encode(b"", event)
+
     async def decode_durable(
         self, mailbox: Mailbox[Any], item: DurableItem
     ) -> dict[str, Any] | None:

@@ -6,26 +6,23 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import Closable
-from wsgateway.broker.messages import Receipt
+from wsgateway.broker.messages import Receipt, Stored
 from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
 from wsgateway.layer import blobs, wire
-from wsgateway.protocol.subjects import encode_token
+from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.layer.connection import LayerConnection
+    from wsgateway.layer.envelopes import Envelopes
     from wsgateway.layer.local_channels import Options
 
-__all__ = ["DataOf", "Forward"]
+__all__ = ["Forward"]
 
 logger = logging.getLogger("wsgateway.layer")
-
-DataOf = Callable[[bytes, bytes | None], bytes | None]
-"""Makes the envelope to store from payload and headers; None: there is none."""
 
 
 class Forward:
@@ -36,50 +33,62 @@ class Forward:
 
     Args:
         connection: Where.
-        subject: The group's.
-        group: Its name, for the log.
+        group: The group's name.
+        inbox: Where its messages are stored; None if they are not.
         channel: A normal channel.
-        data_of: Makes the envelope to store.
         options: The layer's, for expiry and capacity.
+        envelopes: How it writes messages.
     """
 
     def __init__(
         self,
         connection: LayerConnection,
-        subject: str,
         group: str,
+        inbox: Inbox | None,
         channel: str,
-        data_of: DataOf,
         *,
         options: Options,
+        envelopes: Envelopes,
     ) -> None:
         self._connection = connection
         self._group = group
         self._channel = channel
         self._store = connection.broker.channels
-        self._data_of = data_of
         self._options = options
+        self._envelopes = envelopes
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
-        self._interests: list[Closable] = [
-            connection.bus.subscribe(subject, self._on_message, queue=encode_token(channel)),
-            connection.bus.subscribe(subject, self._on_part),
-        ]
+        self._interests: list[Closable] = []
+        queue = encode_token(channel)
+        if inbox is not None:
+            self._interests.append(connection.broker.watch(inbox, self._on_stored, queue))
+        else:
+            subject, subscribe = connection.subjects.group(group), connection.bus.subscribe
+            self._interests += [
+                subscribe(subject, self._on_message, queue),
+                subscribe(subject, self._on_part),
+            ]
 
     def close(self) -> None:
         """Take no more; what was taken is still stored."""
         for interest in self._interests:
             interest.close()
 
-    def _on_message(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
-        if not (wire.is_enveloped(data) and wire.is_part(data)):
-            envelope = self._data_of(data, raw)
-            if envelope is not None:
-                is_too_big = len(envelope) > self._store.max_size
-                self._put(envelope, uuid.uuid4().bytes if is_too_big else None)
+    def _on_stored(self, stored: Stored) -> None:
+        envelope = self._envelopes.encode_stored(stored)
+        if envelope is not None:
+            self._put_whole(envelope)
 
-    def _on_part(self, _s: bytes, _r: bytes, data: bytes, raw: bytes | None) -> None:
+    def _on_message(self, _s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
+        if not (wire.is_enveloped(data) and wire.is_part(data)):
+            self._put_whole(wire.framed(data))
+
+    def _put_whole(self, envelope: bytes) -> None:
+        is_too_big = len(envelope) > self._store.max_size
+        self._put(envelope, uuid.uuid4().bytes if is_too_big else None)
+
+    def _on_part(self, _s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
         if not (wire.is_enveloped(data) and wire.is_part(data)):
             return
         try:

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import ChannelFull
 
-from wsgateway.broker.bus import Closable
 from wsgateway.exceptions import MessageTooBig, QueueFull
 from wsgateway.layer import blobs, wire
-from wsgateway.layer.forward import DataOf, Forward
 from wsgateway.layer.prefetch import Prefetch
 
 if TYPE_CHECKING:
@@ -55,19 +53,6 @@ class NormalChannels:
                 await store.put(channel, claim, expiry, capacity)
         except QueueFull as exc:
             raise ChannelFull(channel) from exc
-
-    def forward(
-        self, connection: LayerConnection, subject: str, group: str, channel: str, data_of: DataOf
-    ) -> Closable:
-        """Store what comes on a group's *subject* in *channel*; see `Forward`."""
-        return Forward(
-            connection,
-            subject,
-            group,
-            channel,
-            data_of,
-            options=self._layer,
-        )
 
     # -- receive -------------------------------------------------------------------------
 

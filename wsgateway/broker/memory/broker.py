@@ -207,8 +207,10 @@ class MemoryBroker(Broker):
             (headers or {}).get(ERROR_HEADER),
         )
         kept.append(Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
-        for watcher in list(store.watchers[inbox].values()):
-            watcher(stored)
+        for queue, found in list(store.watchers[inbox].items()):
+            watchers = list(found.values())
+            for watcher in watchers if not queue else watchers[:1]:
+                watcher(stored)
         await asyncio.sleep(0)
         return Receipt(stored.offset, False)
 

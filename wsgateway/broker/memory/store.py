@@ -102,13 +102,6 @@ class MemoryStore:
 
     exchange: Exchange = field(default_factory=Exchange)
     channels: MemoryChannels = field(default_factory=MemoryChannels)
-    layers: dict[str, object] = field(default_factory=dict)
-    """What the channel layers with each prefix hold."""
-    entries: set[Entry] = field(default_factory=set)
-
-    def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
-        """Call *on_message* with each message that is stored, in its publisher's thread."""
-        return Entry(self.watchers[inbox][""], on_message, self.entries)
 
     def kept(self, inbox: Inbox) -> list[Kept]:
         """Return what *inbox* still holds."""
