@@ -65,7 +65,7 @@ async def send(layer: NatsChannelLayer, way: str, channel: str, number: int) -> 
 def require_idle(layer: NatsChannelLayer) -> None:
     """Require that nobody is thought to wait."""
     boxes = [*layer.local.mailboxes.values()]
-    boxes += [reader.mailbox for reader in layer._normal.prefetches.values()]  # type: ignore[misc]
+    boxes += [reader.mailbox for reader in layer.normal.prefetches.values()]  # type: ignore[misc]
     assert boxes
     for box in boxes:
         assert (box.reading, len(box._waiters)) == (0, 0)

@@ -101,7 +101,7 @@ async def test_what_does_not_exist_is_looked_for_in_the_background(
     assert await drain(layer, channel, 5) == list(range(5))
     await until(lambda: bool(asked), 10, "somebody looks")
     assert len(asked) == 1
-    for task in list(layer._directory.looking):
+    for task in list(layer.directory.looking):
         task.cancel()
 
 
@@ -174,7 +174,7 @@ async def test_a_name_that_looks_meant_for_an_inbox_is_warned_about_once(
         return sorted(text.split("'")[1] for text in texts if "does not name an inbox" in text)
 
     await until(lambda: len(warned()) >= 2, 10, "both are warned about")
-    await until(lambda: not layer._directory.looking, 10, "all names are looked at")
+    await until(lambda: not layer.directory.looking, 10, "all names are looked at")
     assert warned() == ["orders..ann", "orders.ann.smith"]
 
 
@@ -207,7 +207,7 @@ async def test_an_inbox_of_a_service_that_does_not_exist_is_warned_about_once(
         return [record.getMessage() for record in caplog.records]
 
     await until(lambda: len(warned()) >= 2, 10, "both are warned about")
-    await until(lambda: not layer._directory.looking, 10, "all names are looked at")
+    await until(lambda: not layer.directory.looking, 10, "all names are looked at")
     assert warned() == [
         "group 'oders.ann' names an inbox, but its messages are not stored: service 'oders' does "
         "not exist; did you mean 'orders'? Otherwise declare it with @service or "
@@ -242,7 +242,7 @@ async def test_a_service_that_only_another_process_declares_has_durable_groups(
     channel = await member.new_channel()
     await member.group_add(group, channel)
     assert member.local.groups.by_name[group].inbox == Inbox("elsewhere", "ann")
-    await until(lambda: not sender._directory.looking, 10, "the name is looked at")
+    await until(lambda: not sender.directory.looking, 10, "the name is looked at")
     assert "not stored" not in caplog.text
 
 

@@ -25,7 +25,7 @@ async def make(nats_server: Any, prefix: str) -> AsyncIterator[Make]:
 
 async def fetched(layer: NatsChannelLayer) -> None:
     """Wait until the layer has fetched what nobody has asked for yet."""
-    readers = layer._normal.prefetches
+    readers = layer.normal.prefetches
     await until(lambda: any(reader.mailbox.queue for reader in readers.values()), 10, "fetched")
 
 

@@ -75,17 +75,17 @@ class NatsChannelLayer(ConfiguredLayer):
         """
         self.client_prefix = client_prefix
         self._channels: dict[str, _Address] = {}
-        self._directory = Directory()
+        self.directory = Directory()
         self.connections = Connections(self)
-        self._normal = NormalChannels(self)
+        self.normal = NormalChannels(self)
         self.local = LocalChannels(
             self.client_prefix,
             options=self,
             is_expired=self.envelopes.is_expired,
             choose=self.connections.current,
             forward=self._forward,
-            directory=self._directory,
-            on_flush=self._normal.flushed,
+            directory=self.directory,
+            on_flush=self.normal.flushed,
             notice=self._notice,
         )
 
@@ -97,13 +97,13 @@ class NatsChannelLayer(ConfiguredLayer):
 
     def _moved(self) -> None:
         self._channels.clear()
-        self._directory.clear()
+        self.directory.clear()
         self.local.leave()
         for connection in self.connections.move():
             asyncio.run_coroutine_threadsafe(self._depart(connection), connection.loop)
 
     async def _depart(self, connection: LayerConnection) -> None:
-        await self._normal.close(connection)
+        await self.normal.close(connection)
         if not connection.is_background:
             await connection.leave(self)
         self._move_readers()
@@ -134,7 +134,7 @@ class NatsChannelLayer(ConfiguredLayer):
         """
         subject, data, mailbox = self._addressed(channel, message)
         if not subject:
-            await self.connections.run(self._normal.send, channel, data)
+            await self.connections.run(self.normal.send, channel, data)
             return
         if mailbox is not None:
             if not mailbox.has_room():
@@ -204,7 +204,7 @@ class NatsChannelLayer(ConfiguredLayer):
         if mailbox is None:
             if local.connection is None:
                 await local.place()  # where `flush` is heard; a worker reads nothing else
-            return await self._normal.receive(channel)
+            return await self.normal.receive(channel)
         while (item := mailbox.take()) is not None:  # what is here needs no connection
             if local.complaints.told:
                 local.taken(channel)
@@ -250,7 +250,7 @@ class NatsChannelLayer(ConfiguredLayer):
 
     async def connection_closing(self, connection: LayerConnection) -> None:
         """Give back what *connection* has fetched of normal channels."""
-        await self._normal.close(connection)
+        await self.normal.close(connection)
 
     def connection_closed(self, connection: LayerConnection) -> None:
         """Let those who wait for messages find another connection."""
@@ -260,7 +260,7 @@ class NatsChannelLayer(ConfiguredLayer):
     def _move_readers(self) -> None:
         for mailbox in list(self.local.mailboxes.values()):
             mailbox.wake_all()
-        self._normal.move_readers()
+        self.normal.move_readers()
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel that only this process receives on."""
@@ -290,7 +290,7 @@ class NatsChannelLayer(ConfiguredLayer):
         await self._change(group, channel, "discard")
 
     async def _change(self, group: str, channel: str, action: str) -> None:
-        name = self._directory.get(group) or self._name(group)
+        name = self.directory.get(group) or self._name(group)
         subject, _, is_own = self._channels.get(channel) or self._address(channel)
         if subject and not is_own:
             await self._change_elsewhere(group, channel, subject, action)
@@ -346,12 +346,12 @@ class NatsChannelLayer(ConfiguredLayer):
                     f"{exc} wsgateway.inbox_group(service, user) makes a valid name for every user."
                 ) from None
             raise
-        return self._directory.add(self.connections.current(), group)
+        return self.directory.add(self.connections.current(), group)
 
     async def _inbox_of(self, name: GroupName) -> Inbox | None:
         """Return where a group is stored; None if it is not."""
-        is_known, inbox = self._directory.known(self.connections.current(), name)
-        return inbox if is_known else await self.connections.run(self._directory.find, name)
+        is_known, inbox = self.directory.known(self.connections.current(), name)
+        return inbox if is_known else await self.connections.run(self.directory.find, name)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send *message* to every member of *group*.
@@ -364,7 +364,7 @@ class NatsChannelLayer(ConfiguredLayer):
             BrokerUnavailable: No connection to NATS, or no answer in time.
         """
         require_message(message)
-        name = self._directory.get(group) or self._name(group)
+        name = self.directory.get(group) or self._name(group)
         inbox = name.kept if name.inbox is None else await self._inbox_of(name)
         if inbox is None:
             await self.connections.publish(name.subject, self.envelopes.encode(b"", message), False)
@@ -411,10 +411,10 @@ class NatsChannelLayer(ConfiguredLayer):
 
     def _group_send_soon(self, group: str, message: dict[str, Any]) -> bool:
         """Hand a message that is not stored to the background; False: the caller has to wait."""
-        name = self._directory.get(group)
+        name = self.directory.get(group)
         if name is None:
             return False
-        is_known, inbox = self._directory.known(self.connections.background(), name)
+        is_known, inbox = self.directory.known(self.connections.background(), name)
         if not is_known or inbox is not None:
             return False
         return self.connections.publish_soon(
@@ -468,7 +468,7 @@ class NatsChannelLayer(ConfiguredLayer):
         The next call reconnects, and so does a `receive` that is waiting: cancel it first.
         """
         self.local.leave()
-        await self._normal.close()
+        await self.normal.close()
         for connection in self.connections.take():
             if not connection.is_background:
                 await connection.call(partial(connection.leave, self))
@@ -500,7 +500,7 @@ def _forget_layers(*, setting: str, **kwargs: Any) -> None:
                 del channel_layers.backends[alias]
     elif setting == "WSGATEWAY_DURABLE_GROUPS":
         for layer in list(_layers):
-            layer._directory.clear()
+            layer.directory.clear()
 
 
 setting_changed.connect(_forget_layers)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from django.core import mail
 
-from wsgateway.broker.bus import Closable
 from wsgateway.broker.isolation import begin_each_test_empty, resets
 from wsgateway.broker.memory.bus import Exchange
 from wsgateway.broker.memory.channels import MemoryChannels
