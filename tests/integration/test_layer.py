@@ -502,8 +502,8 @@ async def test_flush_reaches_a_process_that_reads_only_normal_channels(make: Mak
     """It had fetched a message, did not hear of the flush, and gave the message out."""
     one, worker = make(), make()
     waiting = asyncio.create_task(worker.receive("work"))
-    await until(lambda: bool(worker._normal.prefetches), 20, "a reader")
-    [reader] = worker._normal.prefetches.values()
+    await until(lambda: bool(worker.normal.prefetches), 20, "a reader")
+    [reader] = worker.normal.prefetches.values()
     await until(lambda: bool(reader._consumer and reader._consumer.asked), 20, "a request")
     waiting.cancel()  # which leaves the request for messages open
     await asyncio.wait([waiting])
