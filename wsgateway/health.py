@@ -22,7 +22,8 @@ __all__ = ["alive", "healthz", "ready", "readyz"]
 
 logger = logging.getLogger("wsgateway")
 
-_was_ready = True  # at the last probe
+was_ready = True
+"""Whether the last probe found the broker."""
 
 READY_TIMEOUT = 1.0
 """Seconds that `ready` gives a broker that is just connecting."""
@@ -35,19 +36,19 @@ async def alive() -> JsonResponse:
 
 async def ready() -> JsonResponse:
     """Answer 200 if the broker can be reached, or else 503. The reason goes to the log only."""
-    global _was_ready
+    global was_ready
     try:
         async with asyncio.timeout(2 * READY_TIMEOUT):  # for a loop that stands still
             await runtime.call(_nothing, READY_TIMEOUT)
     except (WsGatewayError, TimeoutError) as exc:
         # Probes come every few seconds: what they find is worth a line once
-        log = logger.warning if _was_ready else logger.debug
+        log = logger.warning if was_ready else logger.debug
         log("not ready: %s", exc if str(exc) else "no answer in time")
-        _was_ready = False
+        was_ready = False
         return JsonResponse({"ready": False}, status=503)
-    if not _was_ready:
+    if not was_ready:
         logger.info("ready again")
-    _was_ready = True
+    was_ready = True
     return JsonResponse({"ready": True})
 
 

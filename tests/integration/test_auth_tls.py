@@ -281,7 +281,7 @@ async def test_servers_that_the_cluster_names_get_the_urls_credentials(tmp_path:
             await connection.open()
             await connection.ready()
             # A server tells its clients of another one at once; nats-py notes it.
-            await until(lambda: connection._connector.servers.announced, 20, "the other")
+            await until(lambda: connection.servers.announced, 20, "the other")
             first.kill()
             await until(lambda: connection.times_connected == 2, 20, "another connection")
             await connection.ready()

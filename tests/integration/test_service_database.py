@@ -29,7 +29,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(in_use)
 
     monkeypatch.setattr(database, "close_old", close_old)
-    monkeypatch.setattr(database, "_connected", set())
+    monkeypatch.setattr(database, "connected", set())
     return found
 
 

@@ -56,7 +56,7 @@ async def test_many_unknown_names_cost_one_request(
         asked.append(name)
         return await api(name, *args)
 
-    monkeypatch.setattr(broker.services._jetstream, "api", counting)
+    monkeypatch.setattr(broker.jetstream, "api", counting)
     await broker.connection.confirm()  # its own word that it has made streams is back
     broker.services.doubt()
     found = await asyncio.gather(*(broker.service_exists(f"chat {n}") for n in range(500)))

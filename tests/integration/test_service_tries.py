@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from wsgateway import Message, RetryPolicy, declared
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
-from wsgateway.broker.work import Job
+from wsgateway.broker.work import Job, WorkQueue
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
@@ -174,7 +175,19 @@ async def test_what_is_redelivered_behind_another_message_is_held_again(
     nats_settings.WSGATEWAY_ACK_WAIT = 1.0
     monkeypatch.setattr(worker_module, "BEATS_A_HOLD", 10**9)
     go_on = asyncio.Event()
-    came: list[tuple[int, float]] = []
+    came: list[tuple[Job, float]] = []
+    queues: list[WorkQueue] = []
+    make = broker.work_queue
+
+    def watched(name: str, on_job: Callable[[Job], None], *options: Any) -> WorkQueue:
+        def noted(job: Job) -> None:
+            came.append((job, time.monotonic()))
+            on_job(job)
+
+        queues.append(make(name, noted, *options))
+        return queues[0]
+
+    monkeypatch.setattr(broker, "work_queue", watched)
 
     @registry.service("orders")
     async def handle(message: Message) -> None:
@@ -184,21 +197,13 @@ async def test_what_is_redelivered_behind_another_message_is_held_again(
         await offer(broker, text)
     async with serving(broker) as worker:
         await until(lambda: worker.in_hand == 2)
-        take = worker._on_job
-
-        def noted(job: Job) -> None:
-            came.append((job.sequence, time.monotonic()))
-            take(job)
-
-        queue: Any = worker._queue
-        queue._on_job = noted
-        (user,) = worker._users.values()
-        worker._queue.give_back(next(user.behind()), 0.0)
-        await until(lambda: len(came) == 2)
+        behind, _ = came[1]
+        queues[0].give_back(behind, 0.0)
+        await until(lambda: len(came) == 4)
         go_on.set()
         await until(lambda: worker.counts["done"] == 2)
-    assert [sequence for sequence, _ in came] == [2, 2]
-    assert came[1][1] - came[0][1] > 1.5
+    assert [job.sequence for job, _ in came] == [1, 2, 2, 2]
+    assert came[3][1] - came[2][1] > 1.5
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -288,9 +293,9 @@ async def test_handler_that_hangs_alone_keeps_others_out_for_a_while_only() -> N
     async with running.alone(Run(str)):  # and hangs
         await asyncio.wait_for(running.begin(Run(str)), 2)
         await asyncio.wait_for(next_alone(), 2)
-        assert running._open.is_set()
-    assert not running._one.locked()
-    assert running._open.is_set()
+        await asyncio.wait_for(running.begin(Run(str)), 2)
+    await asyncio.wait_for(next_alone(), 2)
+    await asyncio.wait_for(running.begin(Run(str)), 2)
 
 
 async def deeper(release: asyncio.Event) -> None:

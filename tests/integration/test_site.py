@@ -175,7 +175,7 @@ async def test_health(async_client: AsyncClient) -> None:
 
 @pytest.fixture(autouse=True)
 def ready_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_was_ready", True)
+    monkeypatch.setattr(health, "was_ready", True)
 
 
 async def test_not_ready_without_servers(

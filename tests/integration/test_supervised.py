@@ -23,6 +23,7 @@ from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import PublishQueue
+from wsgateway.gateway.revocation import Revocations
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
 from wsgateway.services import registry
@@ -102,7 +103,7 @@ async def test_hub_goes_on(
 ) -> None:
     runs: list[int] = []
 
-    async def work(self: Hub) -> None:
+    async def work(self: Revocations) -> None:
         runs.append(1)
         if len(runs) == 1:
             raise KeyError("odd")
@@ -110,7 +111,7 @@ async def test_hub_goes_on(
             raise asyncio.CancelledError  # of something that it waited for
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Hub, "_save_cursors", work)
+    monkeypatch.setattr(Revocations, "run", work)
     hub = Hub(Connection(asyncio.get_running_loop(), broker))
     await hub.open()
     try:

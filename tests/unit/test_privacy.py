@@ -17,29 +17,14 @@ NOT_PRIVATE = {"_asdict", "_default_manager", "_exit", "_fields", "_meta", "_rep
 BY_NAME = {"delattr", "getattr", "hasattr", "object", "patch", "setattr"}
 """Functions that take the name of an attribute as text."""
 NOT_PUBLIC_YET = {
-    "tests/contract/conftest.py",
     "tests/faults/test_layer_cluster.py",
     "tests/faults/test_layer_failover.py",
-    "tests/integration/test_auth_tls.py",
-    "tests/integration/test_delivery.py",
-    "tests/integration/test_healing.py",
-    "tests/integration/test_jetstream.py",
     "tests/integration/test_layer.py",
     "tests/integration/test_layer_blobs.py",
     "tests/integration/test_layer_cancel.py",
     "tests/integration/test_layer_fuzz.py",
     "tests/integration/test_layer_membership.py",
-    "tests/integration/test_limits.py",
-    "tests/integration/test_lost_streams.py",
-    "tests/integration/test_outbox_failures.py",
-    "tests/integration/test_recovery.py",
     "tests/integration/test_service_consumers.py",
-    "tests/integration/test_service_database.py",
-    "tests/integration/test_service_registry.py",
-    "tests/integration/test_service_tries.py",
-    "tests/integration/test_services.py",
-    "tests/integration/test_site.py",
-    "tests/integration/test_supervised.py",
     "tests/peers/swap.py",
 }
 PRIVATE = re.compile(r"_(?!_)\w+")

@@ -116,7 +116,7 @@ class Hub:
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
                 if self._wanted:
                     await asyncio.wait(self._wanted)
-                await self._flush_cursors()
+                await self.flush_cursors()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
         with contextlib.suppress(TimeoutError):
@@ -158,6 +158,11 @@ class Hub:
     def sockets(self) -> int:
         """How many sockets are attached."""
         return len(self._sessions())
+
+    @property
+    def inboxes(self) -> int:
+        """How many inboxes they read."""
+        return len(self._users)
 
     def require_open(self) -> None:
         """Refuse a socket that comes too late.
@@ -263,9 +268,10 @@ class Hub:
                 async with asyncio.timeout(settings.CURSOR_INTERVAL):
                     await self._save_now.wait()
             self._save_now.clear()
-            await self._flush_cursors()
+            await self.flush_cursors()
 
-    async def _flush_cursors(self) -> None:
+    async def flush_cursors(self) -> None:
+        """Store the cursors that have moved."""
         for session in list(self.unsettled):
             session.settle()
         await self.cursors.flush()

@@ -24,7 +24,7 @@ __all__ = ["begin_handler", "close_old", "end_handler", "refresh", "refresh_need
 
 logger = logging.getLogger("wsgateway.services")
 
-_connected: set[int] = set()
+connected: set[int] = set()
 """Threads that have made a connection since they were last found without one."""
 _thread: int | None = None
 """The thread of asynchronous code's queries, once it is known."""
@@ -33,7 +33,7 @@ _handlers = 0
 
 
 def _on_created(**kwargs: Any) -> None:
-    _connected.add(threading.get_ident())
+    connected.add(threading.get_ident())
 
 
 connection_created.connect(_on_created, dispatch_uid="wsgateway.services.database")
@@ -66,7 +66,7 @@ def _refresh() -> None:
     _thread = threading.get_ident()
     close_old(in_use=_handlers > 1)
     if all(each.connection is None for each in connections.all(initialized_only=True)):
-        _connected.discard(_thread)
+        connected.discard(_thread)
 
 
 def begin_handler() -> None:
@@ -83,7 +83,7 @@ def end_handler() -> None:
 
 def refresh_needed() -> bool:
     """Say whether `refresh` may find something to close, before or after a handler."""
-    return bool(_connected) and (_thread is None or _thread in _connected)
+    return bool(connected) and (_thread is None or _thread in connected)
 
 
 async def refresh() -> None:

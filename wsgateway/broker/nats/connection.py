@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
+from wsgateway.broker.addresses import ServerList
 from wsgateway.broker.bus import Closable, Handler, Hook
 from wsgateway.broker.nats.connector import Connector
 from wsgateway.broker.nats.handshake import DirectClient
@@ -186,6 +187,11 @@ class NatsConnection(RequestingBus):
     def address(self) -> str:
         """The servers without credentials, for messages."""
         return self._connector.address
+
+    @property
+    def servers(self) -> ServerList:
+        """The servers that it may connect to."""
+        return self._connector.servers
 
     @property
     def is_open(self) -> bool:
