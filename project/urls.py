@@ -1,4 +1,4 @@
-"""The site's pages: the demonstration, log-in, probes, and the admin."""
+"""The site's pages: the demonstration, login, probes, and the admin."""
 
 from __future__ import annotations
 

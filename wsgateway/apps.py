@@ -22,7 +22,7 @@ def require_installed() -> None:
     if not apps.is_installed(WsGatewayConfig.name):
         raise ImproperlyConfigured(
             "'wsgateway' is not in INSTALLED_APPS; add it there: commands, system checks, "
-            "templates and the closing of sockets at log-out need the app"
+            "templates and the closing of sockets at logout need the app"
         )
 
 
@@ -41,7 +41,7 @@ def show_log_in_development() -> None:
 
 
 class WsGatewayConfig(AppConfig):
-    """Registers system checks, and what happens when log-ins end."""
+    """Registers system checks, and what happens when logins end."""
 
     name = "wsgateway"
     verbose_name = "Websocket gateway"

@@ -152,7 +152,7 @@ class Settings:
     TOKEN_PARAMETER = text("token", "Query parameter that TokenIdentity reads")
     TOKEN_MAX_AGE = positive(3600.0, "How long a signed token or cookie is valid, seconds")
     REVALIDATE_INTERVAL = positive(
-        60.0, "How often gateways ask whether open sockets' log-ins still hold, seconds"
+        60.0, "How often gateways ask whether open sockets' logins still hold, seconds"
     )
     MAX_DEVICES_PER_USER = count(
         100, "Devices of one user whose cursors are kept; the least recently used goes first"

@@ -84,7 +84,7 @@ def _below_root(scope: Any) -> tuple[Any, str]:
 
     The root is FORCE_SCRIPT_NAME or the server's root path. Some proxies remove it from the path,
     and some servers add it again. Where it is missing, Channels' router refuses sockets, and Django
-    leads visitors out of the site after the log-in.
+    leads visitors out of the site after the login.
     """
     root = (settings.script_name or scope.get("root_path") or "").rstrip("/")
     path: str = scope["path"]

@@ -1,6 +1,6 @@
-"""Django log-ins: who is logged in, and does a log-in that was good some time ago still hold.
+"""Django logins: who is logged in, and whether a login from some time ago still holds.
 
-Everything here reads the database or the cache: call it in a thread. Questions about many log-ins
+Everything here reads the database or the cache: call it in a thread. Questions about many logins
 are batched: one query for the users, one for the sessions. They go to the database that writes go
 to, because a replica may not know yet what has just been revoked.
 """
@@ -95,7 +95,7 @@ def user_id_of(user: Any) -> str | None:
 
 
 def account_of(user: Any, session: Any) -> dict[str, Any]:
-    """Return what an `Identity` remembers of *user*, so that the socket ends with the log-in.
+    """Return what an `Identity` remembers of *user*, so that the socket ends with the login.
 
     Reads nothing: a session that nobody has looked at yet stays unread.
     """
@@ -129,7 +129,7 @@ def _hash_holds(user: Any, given: str) -> bool:
 
 
 def reasons_to_close(identities: Sequence[Identity]) -> list[CloseCode | None]:
-    """Return for each identity why its socket must close; None if its log-in holds.
+    """Return for each identity why its socket must close; None if its login holds.
 
     A session that is gone may have been rotated, so its client is told to come back: with a new
     cookie it gets in, without one it is refused.

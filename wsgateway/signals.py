@@ -1,6 +1,6 @@
-"""What Django signals about log-ins, told to every gateway once it is committed.
+"""What Django signals about logins, told to every gateway once it is committed.
 
-Nothing here waits: a log-out succeeds even if the broker is away. Gateways that hear nothing find
+Nothing here waits: a logout succeeds even if the broker is away. Gateways that hear nothing find
 out by themselves, see `wsgateway.gateway.revocation`.
 """
 
@@ -75,7 +75,7 @@ def on_log_out(request: Any = None, user: Any = None, **kwargs: Any) -> None:
 def on_log_in(request: Any = None, user: Any = None, **kwargs: Any) -> None:
     """Tell that the session that the browser had before is another one now.
 
-    A log-in that has nothing to do with sessions, by a token for example, leaves it as it is.
+    A login that has nothing to do with sessions, by a token for example, leaves it as it is.
     """
     old = getattr(request, "COOKIES", {}).get(settings.session_cookie_name)
     session = getattr(request, "session", None)
@@ -193,7 +193,7 @@ class Announcer:
                 self._last.add_done_callback(self._on_done)
             else:
                 self._take()
-        except Exception as exc:  # settings that name no usable broker: a log-out succeeds even so
+        except Exception as exc:  # settings that name no usable broker: a logout succeeds even so
             self._give_up(exc)
 
     def _take(self) -> list[str]:
@@ -224,7 +224,7 @@ class Announcer:
 
 def _warn(count: int, reason: str) -> None:
     logger.warning(
-        "could not tell the gateways that %d log-ins changed; they find out within "
+        "could not tell the gateways that %d logins changed; they find out within "
         "WSGATEWAY_REVALIDATE_INTERVAL: %s",
         count,
         reason,

@@ -69,12 +69,12 @@ def test_entry_point_says_503_while_the_broker_is_away(
 def test_views_answer_probes_despite_atomic_requests_and_required_logins(
     gateway_factory: Factory,
 ) -> None:
-    """They answered 500: You cannot use ATOMIC_REQUESTS with async views; or 302 to the log-in."""
+    """They answered 500: You cannot use ATOMIC_REQUESTS with async views; or 302 to the login."""
     gateway = gateway_factory(application="tests.asgi_apps:auth_stack", **STRICT)
     tenant = {"Host": "chat.example.com", "X-Forwarded-Proto": "https"}
     assert ask(gateway, "/healthz", **tenant)[::2] == (200, b'{"alive": true}')
     assert ask(gateway, "/readyz", **tenant)[::2] == (200, b'{"ready": true}')
-    assert ask(gateway, "/", **tenant)[0] == 302  # what is not a probe wants a log-in
+    assert ask(gateway, "/", **tenant)[0] == 302  # what is not a probe wants a login
 
 
 @pytest.mark.troubleshooting("HTTP/1.1 301 Moved Permanently")
@@ -120,7 +120,7 @@ def test_async_views_of_the_projects_own(symptom: Symptom, monkeypatch: pytest.M
 async def test_scripts_get_json_where_pages_require_a_login(
     async_client: AsyncClient, settings: Any, path: str
 ) -> None:
-    """They got the log-in page, with status 200, and took it for success."""
+    """They got the login page, with status 200, and took it for success."""
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
         "django.contrib.auth.middleware.LoginRequiredMiddleware",

@@ -77,7 +77,7 @@ async def test_resolver_may_use_the_database(
     assert "Traceback" not in gateway.output
 
 
-@pytest.mark.troubleshooting("user_name raised … this log-in has no usable name")
+@pytest.mark.troubleshooting("user_name raised … this login has no usable name")
 @pytest.mark.parametrize("resolver", ["ByGroup", "ByGroupAsync"])
 async def test_user_without_a_name_is_refused(
     symptom: Symptom, gateway_factory: Factory, database: tuple[str, str, str], resolver: str
@@ -91,7 +91,7 @@ async def test_user_without_a_name_is_refused(
             await ws.recv()
     assert caught.value.rcvd is not None
     assert caught.value.rcvd.code == CloseCode.FORBIDDEN
-    assert caught.value.rcvd.reason == "this log-in has no usable name"
+    assert caught.value.rcvd.reason == "this login has no usable name"
     await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
     want = f"{path}.user_name raised Group.DoesNotExist: Group matching query does not exist;"
     assert want in gateway.output
@@ -117,7 +117,7 @@ async def test_name_that_is_not_a_string_is_refused(
     url, ann, _ = database
     path = f"tests.resolvers.{resolver}"
     gateway = gateway_factory(DATABASE_URL=url, WSGATEWAY_IDENTITY=path)
-    assert await end_of(gateway, ann) == (4503, "this log-in has no usable name")
+    assert await end_of(gateway, ann) == (4503, "this login has no usable name")
     await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
     assert re.search(rf"{path}.user_name returned \d+, not a string; ", gateway.output)
     assert "Traceback" not in gateway.output
@@ -211,7 +211,7 @@ class TestHooks:
     def test_one_users_broken_name_does_not_keep_others_from_being_asked_about(
         self, settings: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No log-in was revoked by revalidation any more as long as one user_name failed."""
+        """No login was revoked by revalidation any more as long as one user_name failed."""
         broken, nameless = make_user("broken", "broken"), make_user("nameless")
         locked, fine = make_user("locked", "locked"), make_user("fine", "fine")
         get_user_model().objects.filter(pk=locked.pk).update(is_active=False)
@@ -270,7 +270,7 @@ async def test_async_name_that_does_not_exist_is_a_refusal() -> None:
     handshake = {**scope(service="s"), "session": SessionStore("k" * 32), "user": user}
     with pytest.raises(IdentityRefused) as caught:
         await Nameless().resolve(handshake)
-    assert caught.value.reason == "this log-in has no usable name"
+    assert caught.value.reason == "this login has no usable name"
     assert "no such group" in caught.value.cause
 
 

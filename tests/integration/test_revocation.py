@@ -186,7 +186,7 @@ async def test_log_out(world: World, engine: str, code: CloseCode) -> None:
 
 @on(*ENGINES)
 async def test_password_change_keeps_the_browser_that_made_it(world: World, engine: str) -> None:
-    """A log-out named only the current session key: a socket from before a password change, whose
+    """A logout named only the current session key: a socket from before a password change, whose
     session had another key, stayed open and went on receiving."""
 
     def change() -> None:
@@ -446,7 +446,7 @@ def test_log_out_without_a_broker_succeeds_at_once(
     assert time.monotonic() - began < 1.0
     signals.announcer.finish()
     deadline = time.monotonic() + 10
-    while "could not tell the gateways that 1 log-ins changed" not in caplog.text:
+    while "could not tell the gateways that 1 logins changed" not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert "abc" not in caplog.text
@@ -464,9 +464,7 @@ def test_changes_that_wait_for_the_broker_are_bounded_and_none_is_dropped_in_sil
         announcer.say(f"changed {number}")
     announcer.finish()
     deadline = time.monotonic() + 10
-    while not {"that 3 log-ins", "that 5 log-ins"} <= set(
-        re.findall(r"that \d log-ins", caplog.text)
-    ):
+    while not {"that 3 logins", "that 5 logins"} <= set(re.findall(r"that \d logins", caplog.text)):
         assert time.monotonic() < deadline, caplog.text
         time.sleep(0.01)
 
@@ -582,7 +580,7 @@ class TestAsking:
         with monkeypatch.context() as patch:
             patch.setattr(working, fail)
             await get_user_model().objects.filter(username="ann").aupdate(is_active=False)
-            text = "cannot check the log-ins of open sockets now: no route to the database"
+            text = "cannot check the logins of open sockets now: no route to the database"
             await until(lambda: caplog.text.count(text) >= 3, what="it says so")
             assert world.ann.codes == world.bob.codes == []
         await world.ann.closed(ENDED)

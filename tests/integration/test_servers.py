@@ -199,7 +199,7 @@ async def stop_reading(gateway: Gateway, broker: NatsBroker, **options: Any) -> 
 async def test_client_that_does_not_read_is_cut_when_its_socket_is_closed(
     gateway_factory: Factory, broker: NatsBroker, server: str
 ) -> None:
-    """On uvicorn, closing waited for the client: after a log-out, for example, it stayed."""
+    """On uvicorn, closing waited for the client: after a logout, for example, it stayed."""
     for _ in range(200):
         await broker.publish(ANN, bytes(100_000), kind="binary")
     gateway = gateway_factory(server, WSGATEWAY_MAX_MESSAGE_SIZE="1000")

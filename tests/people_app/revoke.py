@@ -1,4 +1,4 @@
-"""What the gateways are told, and which log-ins hold, step by step."""
+"""What the gateways are told, and which logins hold, step by step."""
 
 from __future__ import annotations
 

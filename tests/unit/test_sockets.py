@@ -242,7 +242,7 @@ async def test_raw_message_is_settled_when_the_kernel_has_it() -> None:
 
 
 async def test_socket_that_is_closed_during_the_handshake_is_not_used() -> None:
-    """A log-out at that moment closed it, and then it was accepted and served all the same."""
+    """A logout at that moment closed it, and then it was accepted and served all the same."""
     socket = RawSocket(Client())
     await socket.close(CloseCode.NOT_AUTHENTICATED)
     with pytest.raises(SocketClosed):

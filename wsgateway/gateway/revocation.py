@@ -45,12 +45,12 @@ logger = logging.getLogger("wsgateway")
 
 TOPIC = "revoked"
 BATCH = 500
-"""Log-ins in one question to the database. SQLite takes 999 parameters."""
+"""Logins in one question to the database. SQLite takes 999 parameters."""
 PAUSE = 0.5
 """Seconds between a broadcast and what follows from it, unless a session has ended for good: Django
 says that a password has changed before it rotates the session of the browser that changed it, and
 rotates that before the browser gets the new cookie. A new socket waits as long until it is asked
-about: it may have been let in just before a log-out, and have missed the broadcast."""
+about: it may have been let in just before a logout, and have missed the broadcast."""
 UNTIL_COMMITTED = (0.0, 1.0, 3.0, 8.0, 20.0)
 """Seconds after which the database is asked about a change that was not committed yet."""
 RETRY = 5.0
@@ -126,7 +126,7 @@ class Revocations:
         self._broker.on_ready(self.check_all)
 
     def add(self, socket: Revocable) -> None:
-        """Watch a socket from now on; its log-in is checked once more a moment later."""
+        """Watch a socket from now on; its login is checked once more a moment later."""
         digests = list(_digests(socket.identity))
         if not digests and socket.identity.expires is None:
             return
@@ -146,7 +146,7 @@ class Revocations:
                 del self._named[digest]
 
     def check_all(self) -> None:
-        """Ask soon whether each socket's log-in still holds."""
+        """Ask soon whether each socket's login still holds."""
         self._check_soon(self._sockets)
 
     def _check_soon(self, sockets: Iterable[Revocable]) -> None:
@@ -187,7 +187,7 @@ class Revocations:
     # -- what nobody signals -----------------------------------------------------------------
 
     async def run(self) -> None:
-        """Ask whether log-ins still hold, until cancelled."""
+        """Ask whether logins still hold, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time() + _spread(settings.REVALIDATE_INTERVAL)
         while True:
@@ -227,7 +227,7 @@ class Revocations:
                 for socket, code in await self._check_batch(batch):
                     revoked([socket], code)
             except Exception as exc:
-                logger.warning("cannot check the log-ins of open sockets now: %s", reason_of(exc))
+                logger.warning("cannot check the logins of open sockets now: %s", reason_of(exc))
                 self._check_soon(s for s in [*batch, *remaining] if s in self._sockets)
                 await asyncio.sleep(RETRY)
 

@@ -142,7 +142,7 @@ class Socket(ABC):
         """End the handshake. Idempotent.
 
         Raises:
-            SocketClosed: It was closed before (its log-in may have been revoked), or the client
+            SocketClosed: It was closed before (its login may have been revoked), or the client
                 is gone.
         """
         if self.closed:

@@ -27,7 +27,7 @@ OTHER_NAME = {
     "user": "connect as that user, or without a user in the path",
 }
 """What to do if the path names another one than the login, cookie or token."""
-NO_NAME = "this log-in has no usable name"
+NO_NAME = "this login has no usable name"
 """What a client reads whose name a resolver cannot tell."""
 
 
