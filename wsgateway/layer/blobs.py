@@ -1,8 +1,8 @@
-"""Messages that are too big for one of NATS: stored aside, and a claim in their place.
+"""Stored messages that are too big for one of NATS: kept in the blob store, behind a claim.
 
-Only for what is stored; what is not is split (`wire.split`). The claim has the message's place
-in the order, and is all that a mailbox holds of it until somebody receives it. Source: the
-"claim check" of Hohpe and Woolf, Enterprise Integration Patterns.
+The claim takes the message's place in the order, and is all that a mailbox holds until somebody
+receives it. Messages that are not stored are split instead (`wire.split`). Source: the "claim
+check" of Hohpe and Woolf, Enterprise Integration Patterns.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ logger = logging.getLogger("wsgateway.layer")
 class Forward:
     """Stores a group's messages in a normal channel; once, however many processes do this.
 
-    The processes share the messages. Of a split one each of them has to see every part; all
-    store it, under an id that makes one message of it.
+    The processes share the group's messages, except the parts of a split one: each process
+    joins them, and all store the result under the same id.
 
     Args:
         connection: Where.
@@ -59,21 +59,21 @@ class Forward:
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
-        self._interests: list[Closable] = []
+        self._subscriptions: list[Closable] = []
         queue = encode_token(channel)
         if inbox is not None:
-            self._interests.append(connection.broker.watch(inbox, self._on_stored, queue))
+            self._subscriptions.append(connection.broker.watch(inbox, self._on_stored, queue))
         else:
             subject, subscribe = connection.subjects.group(group), connection.bus.subscribe
-            self._interests += [
+            self._subscriptions += [
                 subscribe(subject, self._on_message, queue),
                 subscribe(subject, self._on_part),
             ]
 
     def close(self) -> None:
-        """Take no more; what was taken is still stored."""
-        for interest in self._interests:
-            interest.close()
+        """Stop taking messages. Those that it has taken are still stored."""
+        for subscription in self._subscriptions:
+            subscription.close()
 
     def _on_stored(self, stored: Stored) -> None:
         envelope = self._envelopes.encode_stored(stored)

@@ -59,7 +59,7 @@ class NormalChannels:
     async def receive(self, channel: str) -> dict[str, Any]:
         """Return the next message of a normal channel; wait for one."""
         layer, envelopes = self._layer, self._layer.envelopes
-        while True:  # again if the layer is closed meanwhile
+        while True:  # again if the layer was closed while it waited
             connection = await layer.connections.ready()
             prefetch = self.prefetches.get((connection, channel))
             if prefetch is None:

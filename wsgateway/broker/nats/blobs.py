@@ -1,8 +1,4 @@
-"""What is too big for one message: stored in parts, in a stream of their own.
-
-Whoever stores it sends a claim in its place. Source: the "claim check" of Hohpe and Woolf,
-Enterprise Integration Patterns.
-"""
+"""Data that is too big for one message: stored in parts, in a stream of its own."""
 
 from __future__ import annotations
 

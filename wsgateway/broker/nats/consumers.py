@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsgateway.broker.nats.jetstream import ApiError
+from wsgateway.broker.nats.specs import NANO
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, NobodyAnswers
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ ESSENTIAL = ("ack_policy", "max_deliver", "filter_subject")
 """Without these, messages would be lost or handled side by side."""
 ASK_WORKERS = 0.5
 """Seconds in which a server says that nobody listens."""
-NANO = 1_000_000_000
 
 
 class Consumer(NamedTuple):

@@ -25,6 +25,7 @@ from wsgateway.broker.nats.jetstream import (
     ApiError,
     JetStream,
 )
+from wsgateway.broker.nats.specs import NANO
 from wsgateway.exceptions import BrokerUnavailable, NameRefused
 from wsgateway.protocol.subjects import Inbox, Subjects
 
@@ -49,7 +50,6 @@ PATIENCE = 60.0
 SETTLE = 1.0
 """Seconds in which every replica of the old stream has what its leader has."""
 ATTEMPTS = 20
-NANO = 1_000_000_000
 
 
 class Migration:

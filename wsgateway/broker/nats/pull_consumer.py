@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.specs import NANO
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import supervise
@@ -34,7 +35,6 @@ SAID_EACH = 20
 """Of so many attempts to begin, the log mentions one."""
 PATIENCE = 3
 """Attempts that may fail before it does, unless an operator must act."""
-NANO = 1_000_000_000
 
 
 class PullConsumer:

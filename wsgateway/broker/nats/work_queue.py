@@ -12,6 +12,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.consumers import ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
 from wsgateway.broker.nats.pull_consumer import PullConsumer
+from wsgateway.broker.nats.specs import NANO
 from wsgateway.broker.work import History, Job, Turn, WorkQueue
 from wsgateway.exceptions import (
     BrokerError,
@@ -35,7 +36,6 @@ HOLD = 2.0
 """How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
 MAX_SHOWN = 60
 """Characters that are kept of a user's token that stands for no name."""
-NANO = 1_000_000_000
 
 ACK = b"+ACK"
 IN_PROGRESS = b"+WPI"
