@@ -18,7 +18,7 @@ from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
-from wsgateway.protocol.window import Window
+from wsgateway.protocol.window import Credit, Window
 
 
 class Reader:
@@ -26,7 +26,7 @@ class Reader:
 
     def __init__(self, broker: Broker, inbox: Inbox, window: int = 100) -> None:
         self.inbox = inbox
-        self.window = Window(window)
+        self.window = Window(Credit(window))
         self.epoch = ""
         self.got: list[bytes] = []
         self.restarts: list[tuple[Reason, bool]] = []

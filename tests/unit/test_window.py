@@ -6,11 +6,11 @@ from collections import deque
 from copy import deepcopy
 from typing import NamedTuple
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, Window
+from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, Credit, Window
 
 
 class Message(NamedTuple):
@@ -47,7 +47,7 @@ class ReaderModel(RuleBasedStateMachine):
         self.taken: list[int] = []  # since the last start
         self.waiting: deque[int] = deque()  # taken, not confirmed
         self.start_at = 0
-        self.window = Window(WINDOW)
+        self.window = Window(Credit(WINDOW))
 
     @initialize(before=st.integers(0, 12), cursor=st.integers(0, 12))
     def begin(self, before: int, cursor: int) -> None:
@@ -210,7 +210,7 @@ def live(offset: int, previous: int | None) -> Message:
 
 def started(offset: int = 0, size: int = WINDOW) -> Window:
     """Return a window that has read all there was."""
-    window = Window(size)
+    window = Window(Credit(size))
     window.start(offset)
     window.begin_fetch()
     window.fetched([], more=False)
@@ -218,7 +218,7 @@ def started(offset: int = 0, size: int = WINDOW) -> Window:
 
 
 def test_nothing_is_queued_before_the_start() -> None:
-    window = Window(WINDOW)
+    window = Window(Credit(WINDOW))
     wanted = [window.live(live(1, 0)), window.wants_fetch]
     window.start(0)
     assert [*wanted, window.wants_fetch] == [False, False, True]
@@ -245,7 +245,7 @@ def test_gap_is_read_first() -> None:
 
 
 def test_message_that_came_during_a_fetch_is_not_read_again() -> None:
-    window = Window(WINDOW)
+    window = Window(Credit(WINDOW))
     window.start(0)
     window.begin_fetch()
     window.live(live(2, 1))
@@ -257,7 +257,7 @@ def test_message_that_came_during_a_fetch_is_not_read_again() -> None:
 
 
 def test_rest_of_a_batch_and_a_failed_fetch_are_read_without_a_sweep() -> None:
-    window = Window(WINDOW)
+    window = Window(Credit(WINDOW))
     window.start(0)
     window.begin_fetch()
     window.live(live(9, 8))
@@ -352,3 +352,88 @@ def test_reached_is_the_newest_message_known_of() -> None:
     assert window.reached == (12, "")
     window.suspect_end()
     assert window.suspect == (12, "")
+
+
+# -- several windows ---------------------------------------------------------------------
+
+
+def feed(window: Window, stored: int) -> int:
+    """Let *window* have what it wants of an inbox with so many messages; return how many it got."""
+    got = 0
+    while window.wants_fetch:
+        after, room = window.begin_fetch()
+        found = [live(n, None) for n in range(after + 1, min(after + room, stored) + 1)]
+        window.fetched(found, more=after + len(found) < stored)
+        while window.take() is not None:
+            got += 1
+    return got
+
+
+def test_window_that_is_alone_has_all_of_the_credit() -> None:
+    credit = Credit(8)
+    window, _ = Window(credit), Window(credit)  # a quiet one takes nothing
+    window.start(0)
+    assert feed(window, 100) == 8
+    assert window.confirm(3) == 3
+    assert feed(window, 100) == 3
+
+
+def test_busy_window_leaves_its_fair_share_to_the_next() -> None:
+    """Without shares, a client that leaves one topic unread would hear nothing of the others."""
+    credit = Credit(8)
+    greedy, other = Window(credit), Window(credit)
+    greedy.start(0)
+    assert feed(greedy, 100) == 8
+    other.start(0)
+    assert feed(other, 100) == 1, "at once, though nothing is free"
+    had = {"greedy": 0, "other": 0}
+    for _ in range(12):
+        greedy.confirm(greedy.confirmed + 1)
+        had["greedy"] += feed(greedy, 100)
+        had["other"] += feed(other, 100)
+    assert other.in_flight == greedy.in_flight == 4
+
+
+def test_credit_comes_back_from_a_window_that_starts_again_or_cannot_read() -> None:
+    credit = Credit(8)
+    one, other = Window(credit), Window(credit)
+    one.start(0)
+    feed(one, 5)
+    one.restart(0)
+    assert (credit.messages, credit.bytes, credit.busy) == (0, 0, 0)
+    one.begin_fetch()
+    assert (credit.messages, credit.busy) == (8, 1)
+    other.start(0)
+    assert other.room == 1
+    one.fetch_failed()
+    assert (credit.messages, credit.busy) == (0, 0)
+    assert other.room == 8
+
+
+def test_bytes_are_shared_as_well() -> None:
+    credit = Credit(100)
+    windows = [Window(credit) for _ in range(2)]
+    for window in windows:
+        window.start(0)
+        window.begin_fetch()
+        window.fetched([Message(1, 0, BIG)], more=True)
+    assert [window.room for window in windows] == [0, 0]
+    windows[0].confirm(1)
+    assert windows[0].room == 1, "one at once"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=60), st.integers(1, 12))
+def test_credit_is_kept_whatever_the_windows_do(steps: list[tuple[int, int]], size: int) -> None:
+    credit = Credit(size)
+    windows = [Window(credit) for _ in range(4)]
+    for window in windows:
+        window.start(0)
+    for which, count in steps:
+        window = windows[which]
+        feed(window, 40)
+        assert window.in_flight or window.position == 40, "nobody starves"
+        window.confirm(window.confirmed + count)
+        assert credit.messages == sum(each.in_flight for each in windows)
+        assert credit.bytes == sum(each.in_flight_bytes for each in windows)
+        assert credit.busy == sum(bool(each.in_flight) for each in windows)
+        assert credit.messages <= size + len(windows)

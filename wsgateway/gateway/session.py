@@ -39,7 +39,7 @@ from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.protocol.window import Window
+from wsgateway.protocol.window import Credit, Window
 
 if TYPE_CHECKING:
     from wsgateway.gateway.hub import Hub
@@ -99,7 +99,7 @@ class Session:
         }
         self.socket = socket
         socket.session = self
-        self.window = Window(settings.WINDOW)
+        self.window = Window(Credit(settings.WINDOW))
         self.publish_queue = PublishQueue(
             self._offer,
             settings.SEND_WINDOW,

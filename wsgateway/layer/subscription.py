@@ -18,7 +18,7 @@ from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
-from wsgateway.protocol.window import Window, later
+from wsgateway.protocol.window import Credit, Window, later
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ logger = logging.getLogger("wsgateway.layer")
 
 LAG = Backoff(0.02, 2.0, 1.0, jitter=0.5)
 """Pauses before a lagging replica is asked again."""
-_NOBODYS = Window(1)
+_NOBODYS = Window(Credit(1))
 """Takes what still comes where a subscription has left."""
 
 
@@ -63,7 +63,7 @@ class Subscription:
 
     def __init__(self, inbox: Inbox, mailbox: Mailbox[Any]) -> None:
         self.inbox = inbox
-        self.window = Window(mailbox.capacity)
+        self.window = Window(Credit(mailbox.capacity))
         self.attachment: Attachment | None = None
         """Where it is now."""
         self.epoch = ""

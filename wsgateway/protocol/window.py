@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["Window", "later"]
+__all__ = ["Credit", "Window", "later"]
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Bytes in flight to one socket; a single larger message still goes."""
@@ -28,6 +28,39 @@ class _Message(Protocol):
     def time(self) -> str: ...
 
 
+class Credit:
+    """What one reader may have in flight, shared by its windows.
+
+    Each window that has messages in flight may have an equal share. One that has none gets one
+    message at once, and more as what is above the others' shares is confirmed. So the sum is
+    *size*, and one more for each window at most.
+
+    Args:
+        size: Messages in flight.
+    """
+
+    __slots__ = ("busy", "bytes", "messages", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.messages = 0
+        """In flight, or being fetched."""
+        self.bytes = 0
+        """In flight; `WINDOW_BYTES`, unless the last message of a window is larger."""
+        self.busy = 0
+        """Windows that have such messages."""
+
+    def room(self, messages: int, size: int) -> int:
+        """Return how many more messages a window may have that has *messages* of *size* bytes."""
+        free = self.size - self.messages
+        if not messages:
+            share = self.size // (self.busy + 1)
+            return max(min(share, free), 1) if self.bytes < WINDOW_BYTES else 1
+        if self.bytes >= WINDOW_BYTES or size * self.busy >= WINDOW_BYTES:
+            return 0
+        return min(self.size // self.busy - messages, free)
+
+
 class Window:
     """Decides what one reader gets. Make it, `start` it, then feed it.
 
@@ -36,18 +69,19 @@ class Window:
     is full nothing is buffered here, the messages wait in the stream.
 
     Args:
-        size: Messages in flight at most.
+        credit: What may be in flight.
     """
 
     __slots__ = (
         "_announced",
         "_announced_time",
         "_behind",
+        "_credit",
         "_held",
         "_in_flight",
         "_reads_short",
         "_ready",
-        "_size",
+        "_reserved",
         "confirmed",
         "fetching",
         "in_flight_bytes",
@@ -56,8 +90,8 @@ class Window:
         "time",
     )
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, credit: Credit) -> None:
+        self._credit = credit
         self.position = 0
         """Offset of the newest message queued for writing; everything up to it is."""
         self.time = ""
@@ -78,6 +112,7 @@ class Window:
         self._in_flight: list[tuple[int, int]] = []  # (offset, bytes) not confirmed
         self.in_flight_bytes = 0
         """Bytes of messages that are queued or taken, and not confirmed."""
+        self._reserved = 0  # messages of the credit that the fetch under way may bring
         self._reads_short = 0  # reads in a row that ended before _announced
 
     def start(self, offset: int) -> None:
@@ -93,8 +128,10 @@ class Window:
         """Start again after *offset*: the stream was replaced, or lost its end."""
         self._ready.clear()
         self._held.clear()
-        self._in_flight.clear()
-        self.in_flight_bytes = 0
+        if count := len(self._in_flight):
+            self._in_flight.clear()
+            self._give_back(count, self.in_flight_bytes)
+        self._release()
         self._announced = 0
         self._announced_time = ""
         self.start(offset)
@@ -102,9 +139,10 @@ class Window:
     @property
     def room(self) -> int:
         """How many more messages the window takes."""
-        if self.in_flight_bytes >= WINDOW_BYTES:
-            return 0
-        return self._size - len(self._in_flight)
+        credit, messages = self._credit, len(self._in_flight)
+        if credit.messages == messages:  # nobody else has any: the common case, so it is here
+            return credit.size - messages if self.in_flight_bytes < WINDOW_BYTES else 0
+        return credit.room(messages, self.in_flight_bytes)
 
     @property
     def held(self) -> int:
@@ -134,7 +172,7 @@ class Window:
                 self.suspect_end()  # an old offset for a new message
             return False
         if self.fetching:
-            if len(self._held) >= self._size:
+            if len(self._held) >= self._credit.size:
                 del self._held[0]
             self._held.append(message)
             self._note_live(message)
@@ -183,11 +221,18 @@ class Window:
 
     def begin_fetch(self) -> tuple[int, int]:
         """Return what to read: after which offset, and how many messages at most."""
+        room = self.room
+        if room > 0:
+            if not self._in_flight:
+                self._credit.busy += 1
+            self._reserved = room
+            self._credit.messages += room
         self.fetching = True
-        return self.position, self.room
+        return self.position, room
 
     def fetch_failed(self) -> None:
         """End the fetch without a result; what it wanted is still wanted."""
+        self._release()
         self.fetching = False
         self._behind = True
         self._held.clear()
@@ -199,6 +244,7 @@ class Window:
             messages: What was read, oldest first.
             more: Whether the inbox holds messages behind them.
         """
+        self._release()
         self.fetching = False
         self._behind = more
         before = self.position
@@ -224,8 +270,20 @@ class Window:
         self._append(message)
         return True
 
+    def _release(self) -> None:
+        """Give back what was reserved for a fetch."""
+        if self._reserved:
+            self._credit.messages -= self._reserved
+            self._reserved = 0
+            if not self._in_flight:
+                self._credit.busy -= 1
+
     def _append(self, message: _Message) -> None:
-        size = len(message.payload)
+        size, credit = len(message.payload), self._credit
+        if not self._in_flight:
+            credit.busy += 1
+        credit.messages += 1
+        credit.bytes += size
         self.position = message.offset
         self.time = message.time
         self._ready.append(message)
@@ -241,7 +299,7 @@ class Window:
         for index, (taken, size) in enumerate(self._in_flight):
             if taken == offset:
                 del self._in_flight[index]
-                self.in_flight_bytes -= size
+                self._give_back(1, size)
                 break
         if not self._in_flight and not self._ready:
             self.confirmed = max(self.confirmed, offset)
@@ -252,12 +310,22 @@ class Window:
         An offset beyond `position` counts as `position`.
         """
         offset = min(offset, self.position)
-        count = 0
+        count = size = 0
         while self._in_flight and self._in_flight[0][0] <= offset:
-            self.in_flight_bytes -= self._in_flight.pop(0)[1]
+            size += self._in_flight.pop(0)[1]
             count += 1
+        if count:
+            self._give_back(count, size)
         self.confirmed = max(self.confirmed, offset)
         return count
+
+    def _give_back(self, count: int, size: int) -> None:
+        """Note that *count* messages of *size* bytes are not in flight any more."""
+        self.in_flight_bytes -= size
+        self._credit.messages -= count
+        self._credit.bytes -= size
+        if not self._in_flight and not self._reserved:
+            self._credit.busy -= 1
 
 
 def later(one: str, other: str) -> bool:
