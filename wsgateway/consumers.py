@@ -16,14 +16,20 @@ from wsgateway.gateway.hub import get_hub
 from wsgateway.gateway.origins import require_origin
 from wsgateway.gateway.refusals import MAX_PATH, refuse
 from wsgateway.gateway.session import Session
-from wsgateway.gateway.sockets import RawSocket, Socket, SocketClosed, V1Socket
+from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.transport import Transport, server_send
 from wsgateway.identity import Identity, require_service, resolve_identity, with_cause
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import Endpoint, RawEndpoint
 from wsgateway.protocol.v1 import ProtocolError, Resume, choose_subprotocol, parse_resume
+from wsgateway.protocol.v1.endpoint import V1Endpoint
 
 __all__ = ["GatewayConsumer", "socket_of"]
 
+ENDPOINTS: dict[str | None, type[Endpoint]] = {
+    each.subprotocol: each for each in (RawEndpoint, V1Endpoint)
+}
+"""Who speaks each subprotocol; None: without one."""
 READY_TIMEOUT = 2.0
 """Seconds that a handshake waits for a broker that is just reconnecting."""
 
@@ -46,7 +52,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
             await super().__call__(scope, receive, send)
         except asyncio.CancelledError:  # daphne ends
             if self.session is not None:
-                await self.session.socket.close(CloseCode.SHUTTING_DOWN)
+                await self.session.close(CloseCode.SHUTTING_DOWN)
             raise
         finally:
             if self.session is not None:
@@ -57,7 +63,8 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         kind = message["type"]
         if kind == "websocket.receive":
             if self.session is not None:
-                await self.session.socket.receive(message.get("text"), message.get("bytes"))
+                text = message.get("text")
+                await self.session.receive(message.get("bytes") or b"" if text is None else text)
             await self.transport.taken()
         elif kind == "websocket.connect":
             with contextlib.suppress(SocketClosed):  # the client is gone
@@ -100,12 +107,12 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         require_origin(self.scope)
         identity = await self._identity(socket)
         socket.transport.where += f" of {identity.user!r}"
-        claim = _claim(self.scope) if socket.acknowledges else Resume()
+        claim = _claim(self.scope) if socket.endpoint.acknowledges else Resume()
         hub = get_hub()
         hub.require_open()
         await hub.open()
         session = Session(hub, identity, socket)
-        if socket.acknowledges:
+        if socket.endpoint.acknowledges:
             # The welcome says when delivery begins; no server's handshake time-out passes
             await socket.accept()
         await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
@@ -137,8 +144,7 @@ def socket_of(scope: Any, send: Any) -> Socket:
     """
     transport = _transport(scope, send)
     transport.where = f"the socket at {scope['path'][:MAX_PATH]!r}"
-    v1 = choose_subprotocol(scope.get("subprotocols", ())) is not None
-    return V1Socket(transport) if v1 else RawSocket(transport)
+    return Socket(transport, ENDPOINTS[choose_subprotocol(scope.get("subprotocols", ()))])
 
 
 def _claim(scope: Any) -> Resume:

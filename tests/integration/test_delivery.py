@@ -16,11 +16,14 @@ from wsgateway.exceptions import BrokerForbidden, IdentityRefused
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest
 from wsgateway.gateway.session import Session
-from wsgateway.gateway.sockets import RawSocket
+from wsgateway.gateway.sockets import Socket
+from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import RawEndpoint
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Resume
+from wsgateway.protocol.window import Window
 
 ANN = Inbox("service1", "ann")
 
@@ -35,7 +38,12 @@ class Client:
         self.closed_with: int | None = None
         self._on_accept = on_accept
         identity = Identity(ANN.service, ANN.user, "default", session or None)
-        self.session = Session(hub, identity, RawSocket(self._send))
+        self.session = Session(hub, identity, Socket(Transport(self._send), RawEndpoint))
+
+    @property
+    def window(self) -> Window:
+        (subscription,) = self.session.subscriptions
+        return subscription.window
 
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] == "websocket.send":
@@ -62,7 +70,7 @@ async def test_message_sent_while_a_second_tab_is_accepted_reaches_both(hub: Hub
     async def publish() -> None:
         await hub.broker.publish(ANN, b"hello")
         await until(lambda: first.got, what="the first tab has it")
-        await until(lambda: first.session.window.confirmed, what="and its cursor moved")
+        await until(lambda: first.window.confirmed, what="and its cursor moved")
 
     second = Client(hub, publish)
     await second.session.start(Resume())
@@ -173,7 +181,7 @@ async def test_live_message_that_was_missed_is_found_by_a_sweep(hub: Hub) -> Non
     assert isinstance(hub.broker, MemoryBroker)
     client = Client(hub)
     await client.session.start(Resume())
-    window = client.session.window
+    window = client.window
     await until(lambda: not (window.fetching or window.wants_fetch), what="the backlog is read")
     watchers = dict(hub.broker.store.watchers[ANN])
     hub.broker.store.watchers[ANN].clear()  # the live copy is lost

@@ -20,13 +20,17 @@ from wsgateway.broker.memory import MemoryBroker, MemoryStore
 from wsgateway.client import connect
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
-from wsgateway.gateway.sockets import RawSocket, Socket, V1Socket
+from wsgateway.gateway.sockets import Socket
+from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol import window as inbox
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import Endpoint, RawEndpoint
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume, ServerMessage, Welcome
+from wsgateway.protocol.v1.endpoint import V1Endpoint
+from wsgateway.protocol.window import Window
 
 ANN = Inbox("service1", "ann")
 BOB = Inbox("service1", "bob")
@@ -38,7 +42,7 @@ class Client:
     def __init__(
         self,
         hub: Hub,
-        kind: type[Socket] = V1Socket,
+        kind: type[Endpoint] = V1Endpoint,
         to: Inbox = ANN,
         device: str = "default",
     ) -> None:
@@ -47,7 +51,7 @@ class Client:
         self.writing = 0
         self._reads = float("inf")
         self._news = asyncio.Event()
-        self.socket = kind(self._send)
+        self.socket = Socket(Transport(self._send), kind)
         self.session = Session(hub, Identity(to.service, to.user, device), self.socket)
 
     async def _send(self, event: dict[str, Any]) -> None:
@@ -59,7 +63,7 @@ class Client:
                 self._news.clear()
                 await self._news.wait()
             self.writing -= 1
-            raw = isinstance(self.socket, RawSocket)
+            raw = isinstance(self.socket.endpoint, RawEndpoint)
             self.frames.append(event["text"] if raw else protocol.parse_server(event["text"]))
 
     def reads(self, count: float) -> None:
@@ -72,9 +76,14 @@ class Client:
         return self
 
     @property
+    def window(self) -> Window:
+        (subscription,) = self.session.subscriptions
+        return subscription.window
+
+    @property
     def got(self) -> list[Any]:
         """The payloads that came."""
-        if isinstance(self.socket, RawSocket):
+        if isinstance(self.socket.endpoint, RawEndpoint):
             return self.frames
         return [f.frame.data for f in self.frames if isinstance(f, ServerMessage)]
 
@@ -92,7 +101,7 @@ class Client:
         return [f.epoch for f in self.frames if isinstance(f, Welcome)][-1]
 
     async def say(self, text: str) -> None:
-        await self.socket.receive(text, None)
+        await self.session.receive(text)
 
     async def ack(self, offset: int, epoch: str | None = None) -> None:
         await self.say(protocol.encode_client_ack(offset, epoch or self.epoch))
@@ -120,7 +129,7 @@ async def publish(broker: Broker, *data: str, to: Inbox = ANN) -> list[int]:
 
 async def idle(client: Client) -> None:
     """Wait until the backlog is read."""
-    window = client.session.window
+    window = client.window
     await until(lambda: not (window.fetching or window.wants_fetch), what="it is idle")
 
 
@@ -138,13 +147,13 @@ def sweep_by_hand(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Callable[..., Aw
 # -- the stream is replaced --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [RawSocket, V1Socket])
+@pytest.mark.parametrize("kind", [RawEndpoint, V1Endpoint])
 @pytest.mark.parametrize("waiting", [2, 3])
 async def test_stream_replaced_while_a_write_waits(
     hub: Hub,
     store: MemoryStore,
     monkeypatch: pytest.MonkeyPatch,
-    kind: type[Socket],
+    kind: type[Endpoint],
     waiting: int,
 ) -> None:
     """The wake-up came while nobody slept: the socket was deaf from then on (uvicorn)."""
@@ -166,7 +175,7 @@ async def test_stream_replaced_while_a_write_waits(
 async def test_write_that_outlasts_the_stream_confirms_nothing_of_the_next(
     hub: Hub, store: MemoryStore
 ) -> None:
-    client = await Client(hub, RawSocket).start()
+    client = await Client(hub, RawEndpoint).start()
     await idle(client)
     await publish(hub.broker, *"123")
     await client.has(*"123")
@@ -197,9 +206,9 @@ async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
     assert client.welcomes[1:] == [(0, Reason.EPOCH)]
     assert client.epoch != before
     await client.ack(3, before)
-    assert client.session.window.confirmed == 0
+    assert client.window.confirmed == 0
     await client.ack(2)
-    assert client.session.window.confirmed == 2
+    assert client.window.confirmed == 2
     assert client.closed_with is None
     await client.session.stop()
     again = await Client(hub).start()
@@ -217,7 +226,7 @@ async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
     await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "a")
     await client.say('{"type":"ack","offset":1}')
-    assert client.session.window.confirmed == 0
+    assert client.window.confirmed == 0
     await until(lambda: client.closed_with, what="closed")
     assert client.closed_with == CloseCode.STREAM_REPLACED
     assert CloseCode.STREAM_REPLACED.reconnect
@@ -230,7 +239,7 @@ async def test_client_that_never_says_the_epoch_is_told_and_closed(
     await publish(hub.broker, "old")
     await client.has("old")
     await client.say('{"type":"ack","offset":1}')
-    assert client.session.window.confirmed == 1
+    assert client.window.confirmed == 1
     store.start_anew()
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.closed_with, what="closed")
@@ -272,10 +281,10 @@ async def test_cursor_of_two_sockets_in_two_streams(hub: Hub, store: MemoryStore
 # -- the stream loses its end ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [RawSocket, V1Socket])
+@pytest.mark.parametrize("kind", [RawEndpoint, V1Endpoint])
 @pytest.mark.parametrize("since", [1, 2, 4])
 async def test_stream_loses_its_end_under_an_open_socket(
-    hub: Hub, store: MemoryStore, kind: type[Socket], since: int
+    hub: Hub, store: MemoryStore, kind: type[Endpoint], since: int
 ) -> None:
     """Raw sockets got nothing that was stored afterwards, until it was as much as they had had.
 
@@ -290,14 +299,14 @@ async def test_stream_loses_its_end_under_an_open_socket(
     await publish(hub.broker, *new)
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.got[-since:] == new, what="what was stored afterwards")
-    if kind is V1Socket:
+    if kind is V1Endpoint:
         assert client.welcomes[1:] == [(0, Reason.AHEAD)]
 
 
 async def test_stream_loses_its_end_while_no_connection_is_lost(
     hub: Hub, store: MemoryStore
 ) -> None:
-    client = await Client(hub, RawSocket).start()
+    client = await Client(hub, RawEndpoint).start()
     await publish(hub.broker, *"1234")
     await client.has(*"1234")
     store.lose_tail(2)
@@ -369,7 +378,7 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
     await client.has(*"1234", *"abcde")
     assert client.epoch != before
     await client.ack(4, before)
-    assert client.session.window.confirmed == 0
+    assert client.window.confirmed == 0
     await client.ack(2)
     await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 2
@@ -381,12 +390,12 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
 async def test_another_sockets_unsaved_progress_beyond_the_end(
     hub: Hub, store: MemoryStore
 ) -> None:
-    first = await Client(hub, RawSocket).start()
+    first = await Client(hub, RawEndpoint).start()
     await publish(hub.broker, *"1234")
     await first.has(*"1234")
     store.lose_tail(1)
     await publish(hub.broker, "new")
-    second = await Client(hub, RawSocket).start()  # before anybody noticed
+    second = await Client(hub, RawEndpoint).start()  # before anybody noticed
     await until(lambda: "new" in second.got, what="what was stored afterwards")
 
 
@@ -510,7 +519,7 @@ async def test_server_that_lost_the_streams_end(
         monkeypatch.setattr(inbox, "later", lambda one, other: False)
     broker = real.broker
     stream = broker.subjects.stream("recv")
-    clients = [await Client(real, kind).start() for kind in (RawSocket, V1Socket)]
+    clients = [await Client(real, kind).start() for kind in (RawEndpoint, V1Endpoint)]
     before = ["before 0", "before 1"]
     await publish(broker, *before)
     for client in clients:
@@ -560,7 +569,7 @@ async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
     settings.WSGATEWAY_WINDOW = 2
     broker = real.broker
     stream = broker.subjects.stream("recv")
-    client = await Client(real, V1Socket).start()
+    client = await Client(real, V1Endpoint).start()
     await publish(broker, "before 0", "before 1")
     await client.has("before 0", "before 1")
     (folder,) = own_server.store.rglob(stream)
@@ -570,7 +579,10 @@ async def test_slow_client_hears_that_the_stream_lost_what_waited_for_it(
     await own_server.astart()
     await broker.wait_ready(20)
     await publish(broker, "lost 0", "lost 1")
-    await until(lambda: client.session.window.reached[0] == 4, what="the lost ones are known of")
+    await until(
+        lambda: client.window.reached[0] == 4,
+        what="the lost ones are known of",
+    )
     await asyncio.to_thread(own_server.stop)
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)

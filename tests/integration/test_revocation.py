@@ -31,7 +31,8 @@ from wsgateway.gateway import revocation
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
 from wsgateway.gateway.session import Session as SocketSession
-from wsgateway.gateway.sockets import V1Socket
+from wsgateway.gateway.sockets import Socket
+from wsgateway.gateway.transport import Transport
 from wsgateway.identity import (
     Identity,
     SessionIdentity,
@@ -42,6 +43,7 @@ from wsgateway.identity import (
 from wsgateway.logins import reasons_to_close, session_store
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import Resume
+from wsgateway.protocol.v1.endpoint import V1Endpoint
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -119,7 +121,7 @@ class World:
                 frame = json.loads(event["text"])
                 closing.extend([frame["reconnect_after"]] if frame["type"] == "closing" else [])
 
-        await SocketSession(hub, identity, V1Socket(send)).start(Resume())
+        await SocketSession(hub, identity, Socket(Transport(send), V1Endpoint)).start(Resume())
 
     async def begin(self) -> None:
         for hub in self.hubs:

@@ -17,8 +17,10 @@ from wsgateway.gateway.refusals import (
     RefusalLog,
     refuse,
 )
-from wsgateway.gateway.sockets import RawSocket
+from wsgateway.gateway.sockets import Socket
+from wsgateway.gateway.transport import Transport
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import RawEndpoint
 
 
 def refusal(reason: str = "not logged in", cure: str = "log in") -> IdentityRefused:
@@ -144,6 +146,7 @@ async def test_gateway_that_ends_is_not_worth_a_warning(caplog: pytest.LogCaptur
         sent.append((event["type"], event.get("code")))
 
     code = CloseCode.SHUTTING_DOWN
-    await refuse(RawSocket(send), IdentityRefused(code, code.reason), {"path": "/ws/orders/"})
+    socket = Socket(Transport(send), RawEndpoint)
+    await refuse(socket, IdentityRefused(code, code.reason), {"path": "/ws/orders/"})
     assert sent == [("websocket.accept", None), ("websocket.close", 1001)]
     assert [record.levelname for record in caplog.records] == ["INFO"]

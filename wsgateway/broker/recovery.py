@@ -13,10 +13,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
 
-__all__ = ["LIFE", "Start", "find_start", "nothing_trimmed"]
-
-LIFE = "~"
-"""Joins an epoch and the number of times that an open socket began again; in no epoch itself."""
+__all__ = ["Start", "find_start", "nothing_trimmed"]
 
 
 class Start(NamedTuple):
@@ -54,7 +51,7 @@ async def find_start(broker: Broker, inbox: Inbox, claim: Resume, cursor: int) -
             empty = await broker.count(inbox) == 0
             return Start(epoch, position.last if empty else 0, Reason.NEW)
         offset = cursor
-    elif (claim.epoch or "").partition(LIFE)[0] != epoch:
+    elif claim.stream_epoch != epoch:
         return Start(epoch, 0, Reason.EPOCH)
     elif offset > position.last:
         return Start(epoch, 0, Reason.AHEAD)

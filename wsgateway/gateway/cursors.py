@@ -8,7 +8,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
 
-__all__ = ["Cursor", "Cursors"]
+__all__ = ["Cursor", "Cursors", "Key"]
 
 SAVES_IN_FLIGHT = 8
 """Few, so that messages are not delayed behind a burst of cursors."""

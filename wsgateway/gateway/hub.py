@@ -22,18 +22,19 @@ from wsgateway.exceptions import (
     IdentityRefused,
     MalformedMessage,
 )
-from wsgateway.gateway.cursors import Cursor, Cursors
+from wsgateway.gateway.cursors import Cursor, Cursors, Key
 from wsgateway.gateway.daphne import at_shutdown, quieten
 from wsgateway.gateway.revocation import Revocations
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import MAX_AFTER
-from wsgateway.supervision import supervise
+from wsgateway.supervision import start, supervise
 
 if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
     from wsgateway.gateway.session import Session
+    from wsgateway.gateway.subscription import Subscription
 
 __all__ = ["Hub", "get_hub"]
 
@@ -44,16 +45,6 @@ STARTS_AT_ONCE = 32
 all together they would take so long that each one's time-outs pass, and all would come again."""
 EVENTS_INTERVAL = 60.0
 """Seconds in which the log says once that sockets do not get events."""
-
-
-class _Shared:
-    """What the sockets of one user share."""
-
-    __slots__ = ("cursors", "sessions")
-
-    def __init__(self) -> None:
-        self.sessions: set[Session] = set()
-        self.cursors: dict[str, Cursor] = {}  # by device
 
 
 class Hub:
@@ -72,11 +63,12 @@ class Hub:
         self.counts: Counter[str] = Counter()
         """Messages skipped, by reason."""
         self.cursors = Cursors(broker)
-        self.unsettled: set[Session] = set()
-        """Sockets whose last messages may wait for the kernel."""
+        self.undrained: set[Subscription] = set()
+        """Those whose last messages may wait for the kernel."""
         self._save_now = asyncio.Event()  # cursors, without waiting for their interval
         self._revocations = Revocations(broker)
-        self._users: dict[Inbox, _Shared] = {}
+        self._users: dict[Inbox, set[Session]] = {}
+        self._devices: dict[Key, Cursor] = {}  # of each device that reads here
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
         self._tells_of_events = -math.inf  # when the log may say again that one was skipped
@@ -130,11 +122,11 @@ class Hub:
         return min(random.uniform(0.0, self._spread), MAX_AFTER)  # noqa: S311 - jitter, no secret
 
     async def _shut(self, session: Session) -> None:
-        await session.socket.close(CloseCode.SHUTTING_DOWN)
+        await session.close(CloseCode.SHUTTING_DOWN)
         await session.stop()
 
     def _sessions(self) -> list[Session]:
-        return [each for shared in self._users.values() for each in shared.sessions]
+        return [each for sessions in self._users.values() for each in sessions]
 
     def _keep_doing(self, work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         """Run *work* for ever, in a task; while the broker is away it waits."""
@@ -173,94 +165,86 @@ class Hub:
         if self.draining:
             raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
 
-    def attach(self, session: Session) -> Cursor:
+    def attach(self, session: Session) -> None:
         """Add a socket; its live messages arrive from now on.
 
         Raises:
             IdentityRefused: The user has too many sockets here, or the hub is being closed.
         """
         self.require_open()  # since the handshake began; nobody would close the socket
-        shared = self._users.get(session.inbox) or _Shared()
         limit = settings.MAX_CONNECTIONS_PER_USER
-        if limit and len(shared.sessions) >= limit:
+        if limit and len(self._users.get(session.inbox, ())) >= limit:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS,
                 f"the user already has the maximum number of connections ({limit})",
                 "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
             )
-        self.subscriptions.subscribe(session)
-        self._users[session.inbox] = shared
-        shared.sessions.add(session)
+        for subscription in session.subscriptions:
+            self.subscriptions.subscribe(subscription)
+            cursor = self._devices.setdefault(subscription.key, subscription.cursor)
+            cursor.sockets += 1
+            subscription.cursor = cursor
+        self._users.setdefault(session.inbox, set()).add(session)
         self._revocations.add(session)
-        cursor = shared.cursors.setdefault(session.identity.device, Cursor())
-        cursor.sockets += 1
-        return cursor
 
     def detach(self, session: Session) -> asyncio.Task[None] | None:
-        """Remove a socket; return the task that writes its cursor, if that has to be done."""
-        shared = self._users.get(session.inbox)
-        if shared is None or session not in shared.sessions:
+        """Remove a socket; return the task that writes its cursors, if that has to be done."""
+        sessions = self._users.get(session.inbox, set())
+        if session not in sessions:
             return None
-        shared.sessions.discard(session)
-        self.subscriptions.unsubscribe(session)
-        self.unsettled.discard(session)
+        sessions.discard(session)
+        if not sessions:
+            del self._users[session.inbox]
         self._revocations.discard(session)
-        cursor = shared.cursors[session.identity.device]
-        cursor.sockets -= 1
-        if cursor.sockets == 0 and cursor.due:
-            return self.keep(self._save_and_forget(session.inbox, session.identity.device))
-        self._forget(session.inbox, session.identity.device)
-        return None
+        due = [each for each in session.subscriptions if self._unsubscribe(each)]
+        return self.keep(self._save_and_forget(due)) if due else None
+
+    def _unsubscribe(self, subscription: Subscription) -> bool:
+        """Return whether the cursor must be written; until then a new socket finds it here."""
+        self.subscriptions.unsubscribe(subscription)
+        self.undrained.discard(subscription)
+        subscription.cursor.sockets -= 1
+        if subscription.cursor.sockets == 0 and subscription.cursor.due:
+            return True
+        self._forget(subscription)
+        return False
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run *work* beside everything else, safe from garbage collection."""
-        task = asyncio.create_task(work)
-        self._wanted.add(task)
-        task.add_done_callback(self._wanted.discard)
-        return task
+        return start(work, "wsgateway-hub", tasks=self._wanted)
 
-    async def _save_and_forget(self, inbox: Inbox, device: str) -> None:
-        """Write the last cursor; until then a new socket finds it in memory."""
-        shared = self._users.get(inbox)
-        cursor = None if shared is None else shared.cursors.get(device)
-        if cursor is None:  # a socket that came and went meanwhile has done it
-            return
-        try:
-            await self.cursors.save((inbox, device), cursor)
-        except BrokerError as exc:
-            logger.info("a cursor was not written, so messages may arrive twice: %s", exc)
-        finally:
-            self._forget(inbox, device)
+    async def _save_and_forget(self, subscriptions: list[Subscription]) -> None:
+        for subscription in subscriptions:
+            try:
+                # It may have been written since, by a socket that came and went
+                if self._devices.get(subscription.key) is subscription.cursor:
+                    await self.cursors.save(subscription.key, subscription.cursor)
+            except BrokerError as exc:
+                logger.info("a cursor was not written, so messages may arrive twice: %s", exc)
+            finally:
+                self._forget(subscription)
 
-    def _forget(self, inbox: Inbox, device: str) -> None:
-        shared = self._users.get(inbox)
-        if shared is None:
-            return
-        cursor = shared.cursors.get(device)
-        if cursor is not None and cursor.sockets == 0:
-            del shared.cursors[device]
-            self.cursors.forget((inbox, device))
-        if not shared.sessions and not shared.cursors:
-            del self._users[inbox]
+    def _forget(self, subscription: Subscription) -> None:
+        key, cursor = subscription.key, subscription.cursor
+        if cursor.sockets == 0 and self._devices.get(key) is cursor:
+            del self._devices[key]
+            self.cursors.forget(key)
 
     # -- cursors -------------------------------------------------------------------------
 
-    def confirmed(self, session: Session, offset: int) -> None:
+    def confirmed(self, subscription: Subscription, offset: int) -> None:
         """Note a device's progress; it is written within ``WSGATEWAY_CURSOR_INTERVAL``."""
-        cursor = session._cursor
-        if cursor is None:
-            return
-        cursor.enter(session.epoch)
+        cursor = subscription.cursor
+        cursor.enter(subscription.epoch)
         if offset > cursor.confirmed:
             cursor.confirmed = offset
-            self.cursors.note((session.inbox, session.identity.device), cursor)
+            self.cursors.note(subscription.key, cursor)
 
-    def lost(self, session: Session) -> None:
+    def lost(self, subscription: Subscription) -> None:
         """Forget a device's progress: the stream gives its offsets to other messages now."""
-        if session._cursor is not None:
-            session._cursor.lose()
-            self.cursors.note((session.inbox, session.identity.device), session._cursor)
-            self._save_now.set()
+        subscription.cursor.lose()
+        self.cursors.note(subscription.key, subscription.cursor)
+        self._save_now.set()
 
     async def _save_cursors(self) -> None:
         while True:
@@ -272,8 +256,8 @@ class Hub:
 
     async def flush_cursors(self) -> None:
         """Store the cursors that have moved."""
-        for session in list(self.unsettled):
-            session.settle()
+        for subscription in list(self.undrained):
+            subscription.confirm_drained()
         await self.cursors.flush()
 
     def note_skipped(self, offset: int, problem: MalformedMessage) -> None:

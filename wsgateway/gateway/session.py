@@ -1,7 +1,6 @@
-"""One socket's session: its delivery, and what its client sends.
+"""One socket's session: what its client sends, and what it is sent.
 
-`Session` joins inbox, broker and socket; nothing else does. Its one task writes what the
-`Window` says and reads what it asks for.
+`Session` joins socket, endpoint, broker and subscriptions; nothing else does.
 """
 
 from __future__ import annotations
@@ -12,34 +11,31 @@ import logging
 import random
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.messages import (
+    CLIENT_ID_HEADER,
     CONNECTION_HEADER,
     DEVICE_HEADER,
+    REQUEST_HEADER,
     RESOLVER_HEADER,
-    Batch,
-    Position,
     Receipt,
-    Stored,
 )
-from wsgateway.broker.recovery import LIFE, Start, find_start, nothing_trimmed
-from wsgateway.broker.subscriptions import wait_usable
+from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
-from wsgateway.exceptions import (
-    BrokerClosed,
-    BrokerError,
-    MalformedMessage,
-)
-from wsgateway.gateway.cursors import Cursor
-from wsgateway.gateway.publish_queue import NONE, PublishQueue
+from wsgateway.exceptions import BrokerClosed, WsGatewayError
+from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.gateway.sockets import Socket, SocketClosed
+from wsgateway.gateway.subscription import Subscription
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import Answer, Client, Close, Confirm, Publish
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox, encode_token
-from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.protocol.window import Credit, Window
+from wsgateway.protocol.subjects import encode_token
+from wsgateway.protocol.v1 import Resume
+from wsgateway.protocol.window import Credit
+from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.gateway.hub import Hub
@@ -48,12 +44,11 @@ __all__ = ["Session"]
 
 logger = logging.getLogger("wsgateway")
 
+MAX_ANSWERS = 1000
+"""Answers that may wait for a client before nothing more is taken from it."""
 NEW_COOKIE = (2.0, 4.0)
 """Seconds that a client waits for its new cookie: the session is rotated while the response that
 brings it is still being made. One that came at once would be refused, and stop."""
-LAG_PAUSE = 0.02
-"""First pause before a lagging replica is asked again, seconds; doubles up to LAG_CAP."""
-LAG_CAP = 2.0
 
 
 class Session:
@@ -62,82 +57,66 @@ class Session:
     Args:
         hub: The loop's hub.
         identity: Whose socket.
-        socket: Writes, reads and closes.
+        socket: Writes and closes.
     """
 
     __slots__ = (
         "__weakref__",
-        "_anew",
-        "_cursor",
-        "_hub",
-        "_lives",
-        "_proved",
-        "_sender",
-        "_task",
-        "_told",
-        "_unnamed",
-        "_wake",
+        "_busy",
+        "_headers",
+        "_loop",
+        "_now",
+        "_scope",
+        "_tasks",
+        "_timer",
         "connection",
-        "epoch",
+        "credit",
+        "endpoint",
+        "hub",
         "identity",
         "inbox",
         "publish_queue",
         "socket",
-        "window",
+        "subscriptions",
     )
 
     def __init__(self, hub: Hub, identity: Identity, socket: Socket) -> None:
-        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self.hub = hub
         self.identity = identity
-        self.inbox: Inbox = identity.inbox
+        self.socket = socket
+        self.endpoint = socket.endpoint
+        self.inbox = identity.inbox
+        """The user's, where answers go and from where the client publishes."""
         self.connection = uuid.uuid4().hex
         """Names this socket; part of what services get."""
-        self._sender = {  # headers of what the client sends
+        self._headers = {  # of what the client sends
             CONNECTION_HEADER: self.connection,
             DEVICE_HEADER: encode_token(identity.device),
             **({RESOLVER_HEADER: identity.resolver} if identity.resolver else {}),
         }
-        self.socket = socket
-        socket.session = self
-        self.window = Window(Credit(settings.WINDOW))
+        # The stream compares ids of all users, so theirs are told apart here.
+        self._scope = f"{encode_token(self.inbox.service)}.{encode_token(self.inbox.user)}"
+        self.credit = Credit(settings.WINDOW)
+        """What may be in flight, of all subscriptions."""
+        self.subscriptions = [Subscription(self, self.inbox, self.credit)]
+        """What the client reads: its inbox."""
         self.publish_queue = PublishQueue(
-            self._offer,
+            self._publish_once,
             settings.SEND_WINDOW,
             settings.SEND_WINDOW_BYTES,
             self._patience,
-            strict=not socket.acknowledges,
+            strict=not self.endpoint.acknowledges,
         )
-        self._wake: asyncio.Future[None] | None = None  # set while the task sleeps
-        self._task: asyncio.Task[None] | None = None
-        self._cursor: Cursor | None = None  # the device's, once attached
-        self._anew: Start | None = None  # where to begin again, because the stream changed
-        self.epoch = ""
-        """Life of the stream that the window's offsets belong to; empty before the start."""
-        self._lives = 0  # how often delivery began again
-        self._unnamed = False  # the client sent an acknowledgement without an epoch
-        self._told = -1  # position at which the client knows that messages may be missing
-        self._proved = -1  # position at which it was proved that none are
+        self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
+        self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
+        self._busy = False  # a frame is being taken; nothing is heard until that is done
+        socket.on_failure = partial(self.close_soon, CloseCode.INTERNAL_ERROR)
+        socket.transport.on_hidden_frame = self._on_hidden_frame
+        socket.transport.on_end = self._on_end
 
     # -- life cycle ----------------------------------------------------------------------
-
-    @property
-    def client_epoch(self) -> str:
-        """What the client calls `epoch`: another name each time that delivery began again.
-
-        A stream that loses its end keeps its epoch, and a late acknowledgement would confirm
-        messages of the same offsets. `recovery` takes the name for the epoch.
-        """
-        return f"{self.epoch}{LIFE}{self._lives}" if self._lives else self.epoch
-
-    @property
-    def largest_message(self) -> int:
-        """Bytes of the largest message that the broker takes from a client now."""
-        return self._hub.broker.largest_offer
-
-    def _patience(self) -> float:
-        """Return how long a client's frame may wait: an election passes, an outage may not."""
-        connected = self._hub.broker.connected
-        return settings.PUBLISH_TIMEOUT if connected else settings.BROKER_TIMEOUT
 
     async def start(self, claim: Resume) -> None:
         """Find out where to begin, accept the socket, begin to deliver.
@@ -152,233 +131,202 @@ class Session:
             BrokerUnavailable: The cursor could not be read.
             IdentityRefused: The user has too many sockets here.
         """
-        self._cursor = cursor = self._hub.attach(self)
+        self.hub.attach(self)
+        inbox = self.subscriptions[0]
         try:
-            start = await self._find_start(cursor, claim)
-            self.epoch = start.epoch
+            begin = await inbox.find_start(claim)
             await self.socket.accept()
-            await self.socket.begin(start)
+            await self.welcome(begin)
         except SocketClosed:
-            self._hub.detach(self)
+            self.hub.detach(self)
             return
         except BaseException:
-            self._hub.detach(self)
+            self.hub.detach(self)
             raise
-        self.window.start(start.offset)
-        self._note(start)
+        self.endpoint.open(self._now())
+        self._set_timer()
         if claim.offset is not None:
-            self._hub.confirmed(self, start.offset)
-        self._task = asyncio.create_task(self._run(), name="wsgateway-session")
+            self.hub.confirmed(inbox, begin.offset)
+        self.deliver(inbox, begin)
 
-    async def _find_start(self, cursor: Cursor, claim: Resume) -> Start:
-        broker, device, known = self._hub.broker, self.identity.device, 0
-        if claim.offset is None:
-            loaded = known = await broker.load_cursor(self.inbox, device)
-            if cursor.confirmed > known:  # by another socket, and not saved yet
-                position = await broker.position()
-                if cursor.epoch == position.epoch and cursor.confirmed <= position.last:
-                    known = cursor.confirmed
-            cursor.enter(broker.epoch)
-            cursor.saved = max(loaded, cursor.saved)
-            if not self.socket.acknowledges:
-                return Start(broker.epoch, known)
-        start = await find_start(broker, self.inbox, claim, known)
-        if start.reason is Reason.AHEAD:
-            await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
-        return start
+    async def welcome(self, begin: Start) -> None:
+        """Tell the client where delivery begins, the first time or again."""
+        self.endpoint.fit_broker(self.hub.broker.largest_offer)
+        identity = self.identity
+        client = Client(self.connection, identity.service, identity.user, identity.device)
+        frame = self.endpoint.welcome(client, begin)
+        if frame is not None:
+            await self.socket.write(frame)
 
-    def _note(self, start: Start) -> None:
-        """Note what the client knows of its past."""
-        recovered = start.reason is None
-        self._told = -1 if recovered else start.offset
-        self._proved = start.offset if recovered else -1
+    async def welcome_again(self, begin: Start) -> None:
+        """Tell the client to forget its position."""
+        close = self.endpoint.restart()
+        await self.welcome(begin)
+        if close is not None:
+            await self.close(close.code)
 
-    def restart(self, position: Position, reason: Reason, since: str) -> None:
-        """Begin at the start of the inbox: the client's offsets mean nothing any more."""
-        if reason is Reason.AHEAD:
-            self._hub.lost(self)
-        self._anew = Start(position.epoch, 0, reason)
-        self.wake()
+    def deliver(self, subscription: Subscription, begin: Start) -> None:
+        """Deliver what comes after *begin*, which the client knows."""
+        subscription.begin(begin)
+        work = self._deliver(subscription)
+        self._tasks.append(start(work, "wsgateway-session", on_end=self._on_failure))
+
+    async def _deliver(self, subscription: Subscription) -> None:
+        with contextlib.suppress(SocketClosed):
+            try:
+                await subscription.run()
+            except BrokerClosed:
+                await self.close(CloseCode.SHUTTING_DOWN)
+
+    def _on_failure(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.close_soon(CloseCode.BROKER_UNAVAILABLE)
 
     async def stop(self) -> None:
         """End delivery; what the client has is saved, what it sent and is stored stays."""
         self.socket.end()
-        if self._task is None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._tasks:
             return
-        self._task.cancel()
-        await asyncio.wait({self._task}, timeout=1.0)
-        self.settle()
-        saving = self._hub.detach(self)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks, timeout=1.0)
+        self._confirm_drained()
+        saving = self.hub.detach(self)
         if saving is not None:
             await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT / 4)  # the hub keeps it
 
+    async def close(self, code: CloseCode, reason: str | None = None) -> None:
+        """Close the socket; say first when to come back, if that must not be at once. Idempotent.
+
+        Args:
+            code: Why.
+            reason: What the client is told; None: what *code* means.
+        """
+        if self.socket.closed:
+            return
+        if self.endpoint.announces(code):
+            frame = self.endpoint.closing(self._reconnect_after(code))
+            with contextlib.suppress(SocketClosed, TimeoutError):
+                async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
+                    await self.socket.write(frame)
+        self._confirm_drained()  # before the close frame waits for the kernel, too
+        await self.socket.close(code, reason)
+
     def close_soon(self, code: CloseCode) -> None:
         """Close the socket from a callback; nothing more is taken from it."""
-        self.socket.deaf = True
-        self._hub.keep(self.socket.close(code))
+        self.endpoint.stop()
+        self.hub.keep(self.close(code))
 
-    def reconnect_after(self, code: CloseCode) -> float:
+    def _reconnect_after(self, code: CloseCode) -> float:
         """Return the seconds after which this client is to come back, random within bounds."""
         if code is CloseCode.CREDENTIALS_CHANGED:
             return random.uniform(*NEW_COOKIE)  # noqa: S311 - jitter, no secret
-        return self._hub.reconnect_after()
+        return self.hub.reconnect_after()
 
-    # -- to the client -------------------------------------------------------------------
+    def _confirm_drained(self) -> None:
+        for subscription in self.subscriptions:
+            subscription.confirm_drained()
 
-    def acknowledge(self, offset: int, epoch: str | None) -> bool:
-        """Take the client's word that it has everything up to *offset*; say if that is news.
-
-        Args:
-            offset: May be more than was sent.
-            epoch: Which *offset* belongs to, as the client calls it; None if it does not say.
-        """
-        if epoch is None:
-            self._unnamed = True
-            if self._lives:  # is it about the stream before?
-                self.close_soon(CloseCode.STREAM_REPLACED)
-                return False
-        elif epoch != self.client_epoch:
-            return False
-        return self.confirm(offset)
-
-    def confirm(self, offset: int) -> bool:
-        """Note that the client has everything up to *offset* (cumulative); say if that is news."""
-        if self._changed():
-            return False  # *offset* belongs to what was before
-        if not self.window.confirm(offset):
-            return False
-        self._hub.confirmed(self, self.window.confirmed)
-        if self.window.wants_fetch:
-            self.wake()
-        return True
-
-    def wake(self) -> None:
-        """Let the task look again."""
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        window = self.window
-        try:
-            while True:
-                await self._write_ready()
-                if self.socket.unsettled and window.room <= 0:
-                    await self.socket.transport.drained()
-                    self.settle()
-                # Each wait may have been the one in which the stream changed: look at all that
-                # may wake this task, and then sleep at once.
-                if self._anew is not None:
-                    await self._begin_anew(self._anew)
-                elif window.wants_fetch:
-                    await self._fetch()
-                else:
-                    self._wake = loop.create_future()
-                    await self._wake
-        except asyncio.CancelledError:
-            raise
-        except SocketClosed:
-            return
-        except BrokerClosed:
-            await self.socket.close(CloseCode.SHUTTING_DOWN)
-        except Exception:
-            logger.exception("delivery to a socket of %s failed; closing it", self.inbox.service)
-            with contextlib.suppress(Exception):
-                await self.socket.close(CloseCode.BROKER_UNAVAILABLE)
-
-    def _changed(self) -> bool:
-        """Whether offsets of the window mean nothing any more; each wait may make it true."""
-        return self._anew is not None
-
-    async def _begin_anew(self, start: Start) -> None:
-        self._anew = None
-        self._lives += 1
-        self.epoch = start.epoch
-        self.window.restart(start.offset)
-        self._note(start)
-        await self.socket.begin(start)
-        if self._unnamed:  # its acknowledgements may come too late to be told apart
-            await self.socket.close(CloseCode.STREAM_REPLACED)
-
-    async def _write_ready(self) -> None:
-        window = self.window
-        write, acknowledges = self.socket.write, self.socket.acknowledges
-        while not self._changed() and (message := window.take()) is not None:
-            assert isinstance(message, Stored)
-            try:
-                await write(message)
-            except MalformedMessage as exc:
-                self._hub.note_skipped(message.offset, exc)
-                window.drop(message.offset)
-                self.socket.skip(message.offset)
-            if not acknowledges and (settled := self.socket.settled) > window.confirmed:
-                self.confirm(settled)
-        self.settle()
-
-    def settle(self) -> None:
-        """Confirm what the kernel has, for sockets whose client does not acknowledge.
-
-        While it does not have everything, the hub asks again before it writes cursors.
-        """
-        if self.socket.acknowledges:
-            return
-        self.confirm(self.socket.settled)
-        if self.socket.unsettled:
-            self._hub.unsettled.add(self)
-        else:
-            self._hub.unsettled.discard(self)
-
-    async def _fetch(self) -> None:
-        window, broker, told = self.window, self._hub.broker, self.socket.acknowledges
-        pause = LAG_PAUSE
-        while window.wants_fetch and not self._changed():
-            if window.lagging:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LAG_CAP)
-            offset, room = window.begin_fetch()
-            try:
-                batch = await broker.read_after(
-                    self.inbox, offset, limit=min(room, 1000), anchor=told
-                )
-                trimmed = told and await self._trimmed(offset, batch)
-            except BrokerClosed:
-                raise
-            except BrokerError as exc:
-                window.fetch_failed()
-                logger.debug("cannot read an inbox now: %s", exc)
-                await wait_usable(broker)
-                continue
-            if self._changed():
-                window.fetch_failed()  # what was read may be of either stream
-                return
-            if trimmed:
-                self._hub.counts["trimmed"] += 1
-                # What is on its way stays there: the client goes on from what it confirmed.
-                await self.socket.begin(Start(self.epoch, window.confirmed, Reason.TRIMMED))
-            window.fetched(batch.messages, more=batch.more)
-            await self._write_ready()
-
-    async def _trimmed(self, offset: int, batch: Batch) -> bool:
-        """Whether messages between *offset* and *batch* may be missing, and the client not know."""
-        if batch.anchored or offset == self._told:
-            return False
-        if offset == self._proved and not batch.messages:
-            return False
-        if await nothing_trimmed(self._hub.broker, self.inbox, offset):
-            self._proved = offset
-            return False
-        self._told = offset
-        return True
+    def wake_waiting(self) -> None:
+        """Let subscriptions look again that wait for credit, which has come back."""
+        for subscription in self.subscriptions:
+            if subscription.window.wants_fetch:
+                subscription.wake()
 
     # -- from the client -----------------------------------------------------------------
 
-    async def put(
-        self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
-    ) -> asyncio.Future[Receipt]:
-        """Publish what the client sent; waits while too much is in flight, see `put` there."""
-        return await self.publish_queue.put(frame, msg_id, headers)
+    async def receive(self, frame: str | bytes) -> None:
+        """Do what a frame of the client leads to."""
+        self._busy = True
+        try:
+            if self.socket.unwritten >= MAX_ANSWERS:
+                await self._answers_written()
+            action = self.endpoint.receive(frame, self._now())
+            if isinstance(action, Publish):
+                await self._publish(action)
+            elif isinstance(action, Close):
+                self._log(logging.INFO, action)
+                await self.close(action.code, action.reason)
+            elif action is not None:
+                self._do(action)
+        finally:
+            self._busy = False
 
-    def _offer(
+    async def _answers_written(self) -> None:
+        """Take nothing from a client that does not read its answers; in the end, close."""
+        if not await self.socket.answers_written(MAX_ANSWERS):
+            await self.close(CloseCode.TOO_SLOW)
+
+    def _do(self, action: Answer | Close | Confirm | None) -> None:
+        """Carry out what needs no waiting."""
+        if isinstance(action, Confirm):
+            if self.subscriptions[0].confirm(action.offset):
+                self.endpoint.progressed()
+        elif isinstance(action, Answer):
+            self.socket.answer(action.text)
+        elif action is not None:
+            self._log(logging.WARNING, action)
+            self.close_soon(action.code)
+
+    def _log(self, level: int, close: Close) -> None:
+        if close.cause is not None:
+            where, codes = self.socket.transport.where, self.socket.codes(close.code)
+            logger.log(level, "closed %s with %s: %s", where, codes, close.cause)
+
+    async def _publish(self, message: Publish) -> None:
+        """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""
+        id, headers = message.id, self._headers
+        if id is None:
+            msg_id = uuid.uuid4().hex
+        else:
+            msg_id = f"{self._scope}:{id}"
+            headers = {**headers, CLIENT_ID_HEADER: id}
+            if message.request:
+                headers[REQUEST_HEADER] = id
+        receipt = await self.publish_queue.put(message.frame, msg_id, headers)
+        receipt.add_done_callback(partial(self._on_receipt, id))
+
+    def _publish_once(
         self, frame: Frame, msg_id: str, headers: Mapping[str, str]
     ) -> asyncio.Future[Receipt]:
-        return self._hub.broker.offer(self.inbox, frame, msg_id, {**self._sender, **headers})
+        return self.hub.broker.offer(self.inbox, frame, msg_id, headers)
+
+    def _patience(self) -> float:
+        """Return how long a client's frame may wait: an election passes, an outage may not."""
+        connected = self.hub.broker.connected
+        return settings.PUBLISH_TIMEOUT if connected else settings.BROKER_TIMEOUT
+
+    def _on_receipt(self, id: str | None, receipt: asyncio.Future[Receipt]) -> None:
+        if receipt.cancelled():
+            return
+        error, where = receipt.exception(), self.socket.transport.where
+        action = self.endpoint.published(id, error)
+        if error is not None and not isinstance(error, WsGatewayError):
+            logger.error("a message of %s failed", where, exc_info=error)
+        elif error is not None and isinstance(action, Answer):
+            logger.info("refused a message of %s: %s", where, error)
+        self._do(action)
+
+    def _on_hidden_frame(self) -> None:
+        """Count a frame that only the server sees, such as a ping, which it answers."""
+        close = self.endpoint.hidden_frame(self._now())
+        if close is not None:
+            # uvloop reads many times before anything else runs
+            self.socket.transport.stop_parsing()
+            self.close_soon(close.code)
+
+    def _on_end(self) -> None:
+        """Take nothing more, not even what the server has read already."""
+        self.endpoint.stop()
+        self.publish_queue.give_up()
+
+    def _set_timer(self) -> None:
+        if (deadline := self.endpoint.deadline) is not None:
+            self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = self._now()
+        self._do(self.endpoint.check(now, busy=self._busy))
+        self._set_timer()

@@ -29,6 +29,8 @@ __all__ = [
     "valid_id",
 ]
 
+LIFE = "~"
+"""Joins an epoch and the number of times that an open socket began again; in no epoch itself."""
 MAX_AFTER = 3600
 """Longest delay, in seconds, that a gateway asks for."""
 MAX_PING = 86400
@@ -214,6 +216,11 @@ class Resume:
     device: str | None = None
     epoch: str | None = None
     offset: int | None = None
+
+    @property
+    def stream_epoch(self) -> str:
+        """The stream's epoch; a gateway may have told the client another name for it."""
+        return (self.epoch or "").partition(LIFE)[0]
 
 
 def valid_id(id: object) -> bool:

@@ -1,0 +1,235 @@
+"""The scenarios of tests/vectors/server.json: what the gateway's end of a websocket decides.
+
+A vector has a `name` and `steps`, and sometimes `limits` (the others are those at the top of the
+file), `raw` (there is no subprotocol) and `opened`: false (there was no welcome yet). Each step has
+one `in`, see the `do_` methods of `Runner`. `out` is everything that comes of it:
+
+* `publishes`, `confirms`, `answers`, `closes`: the action; `closes` has the code that the client
+  gets, and the reason and the cause for the log if there is one;
+* `writes`: the frame that is written;
+* `code`: what a close means to this client.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+from wsgateway import exceptions
+from wsgateway.broker.messages import Stored
+from wsgateway.broker.recovery import Start
+from wsgateway.exceptions import MessageTooBig
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import (
+    Action,
+    Answer,
+    Client,
+    Close,
+    Confirm,
+    Endpoint,
+    Publish,
+    RawEndpoint,
+)
+from wsgateway.protocol.limits import Limits
+from wsgateway.protocol.v1 import Reason, encode_client_ack
+from wsgateway.protocol.v1.endpoint import V1Endpoint
+
+REASONS = {str(reason): reason for reason in Reason}
+FILE = json.loads((ROOT / "tests/vectors/server.json").read_text())
+
+
+def data_of(frame: str | bytes) -> Any:
+    """Return what a written frame is in the file."""
+    if isinstance(frame, bytes):
+        return {"bytes": base64.b64encode(frame).decode()}
+    try:
+        return json.loads(frame)
+    except ValueError:
+        return frame
+
+
+class Runner:
+    """Feeds an endpoint as a session does, without a socket; collects what it says."""
+
+    def __init__(self, vector: dict[str, Any]) -> None:
+        kind: type[Endpoint] = RawEndpoint if vector.get("raw") else V1Endpoint
+        self.now = 1000.0
+        limits = Limits(**{**FILE["limits"], **vector.get("limits", {})})
+        self.endpoint = kind(limits, self.now)
+        self.confirmed = 0
+        self.out: dict[str, Any] = {}
+        if vector.get("opened", True):
+            self.do_welcome({"epoch": "e", "offset": 0})
+            self.do_open(True)
+
+    def step(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Do what a step says; return what came of it."""
+        ((kind, value),) = event.items()
+        self.out = {}
+        getattr(self, f"do_{kind}")(value)
+        return self.out
+
+    def apply(self, action: Action | None) -> None:
+        if isinstance(action, Publish):
+            frame = action.frame
+            payload = {"data": frame.data} if frame.text else data_of(frame.payload)
+            id = {} if action.id is None else {"id": action.id}
+            self.out["publishes"] = {
+                **id,
+                **payload,
+                **({"request": True} if action.request else {}),
+            }
+        elif isinstance(action, Confirm):
+            self.out["confirms"] = action.offset
+            if action.offset > self.confirmed:
+                self.confirmed = action.offset
+                self.endpoint.progressed()
+        elif isinstance(action, Answer):
+            assert "answers" not in self.out
+            self.out["answers"] = json.loads(action.text)
+        elif isinstance(action, Close):
+            self.out["closes"] = {
+                "code": self.endpoint.code(action.code),
+                **({"reason": action.reason} if action.reason else {}),
+                **({"cause": action.cause} if action.cause else {}),
+            }
+
+    def write(self, frame: str | bytes | None) -> None:
+        if frame is not None:
+            self.out["writes"] = data_of(frame)
+
+    # -- from the client -----------------------------------------------------------------
+
+    def do_frame(self, fields: dict[str, Any]) -> None:
+        """A frame, as an object."""
+        self.do_text(json.dumps(fields))
+
+    def do_text(self, text: str) -> None:
+        """A text frame."""
+        self.apply(self.endpoint.receive(text, self.now))
+
+    def do_binary(self, data: str) -> None:
+        """A binary frame, in base64."""
+        self.apply(self.endpoint.receive(base64.b64decode(data), self.now))
+
+    def do_large(self, size: int) -> None:
+        """A text frame of so many bytes."""
+        self.do_text("x" * size)
+
+    def do_acks(self, count: int) -> None:
+        """So many acknowledgements that are news."""
+        for offset in range(1, count + 1):
+            self.do_text(encode_client_ack(offset, "e"))
+
+    def do_hidden(self, count: int) -> None:
+        """So many pings, which the server answers itself."""
+        for _ in range(count):
+            self.apply(self.endpoint.hidden_frame(self.now))
+
+    # -- from the broker -----------------------------------------------------------------
+
+    def do_stored(self, id: str | None) -> None:
+        """The message is stored."""
+        self.apply(self.endpoint.published(id, None))
+
+    def do_refused(self, fields: dict[str, Any]) -> None:
+        """It is not."""
+        error: Exception = MessageTooBig(21, 20, "LIMIT")
+        if fields["error"] != "MessageTooBig":
+            known = getattr(exceptions, fields["error"], None) or ZeroDivisionError
+            error = known("why")
+        self.apply(self.endpoint.published(fields["id"], error))
+
+    def do_message(self, fields: dict[str, Any]) -> None:
+        """There is a message for the client."""
+        is_text = "data" in fields
+        payload = fields["data"].encode() if is_text else base64.b64decode(fields["bytes"])
+        self.write(
+            self.endpoint.message(
+                Stored(
+                    fields["offset"],
+                    None,
+                    payload,
+                    "text" if is_text else "binary",
+                    fields["time"],
+                    fields.get("reply_to"),
+                    fields.get("error"),
+                )
+            )
+        )
+
+    # -- from the session ----------------------------------------------------------------
+
+    def do_fit_server(self, size: int) -> None:
+        """The web server takes frames of this size."""
+        self.endpoint.fit_server(size)
+
+    def do_fit_broker(self, size: int) -> None:
+        """The broker stores messages of this size."""
+        self.endpoint.fit_broker(size)
+
+    def do_welcome(self, fields: dict[str, Any]) -> None:
+        """Delivery begins there, or something was trimmed."""
+        reason = fields.get("reason")
+        start = Start(fields["epoch"], fields["offset"], REASONS[reason] if reason else None)
+        self.write(self.endpoint.welcome(Client("c", "orders", "ann", "phone"), start))
+
+    def do_restart(self, fields: dict[str, Any]) -> None:
+        """The stream was replaced, or lost its end."""
+        close = self.endpoint.restart()
+        self.do_welcome(fields)
+        self.apply(close)
+
+    def do_open(self, _: bool) -> None:
+        """The welcome is written."""
+        self.endpoint.open(self.now)
+
+    def do_stop(self, _: bool) -> None:
+        """The socket is being closed."""
+        self.endpoint.stop()
+
+    def do_close(self, name: str) -> None:
+        """The gateway closes with this code."""
+        code = CloseCode[name]
+        self.out["code"] = self.endpoint.code(code)
+        if self.endpoint.announces(code):
+            self.write(self.endpoint.closing(1.5))
+
+    # -- time ----------------------------------------------------------------------------
+
+    def do_wait(self, seconds: float, *, busy: bool = False) -> None:
+        """Time passes."""
+        end = self.now + seconds
+        while (deadline := self.endpoint.deadline) is not None and deadline <= end:
+            self.now = deadline
+            self.apply(self.endpoint.check(self.now, busy=busy))
+        self.now = end
+
+    def do_busy(self, seconds: float) -> None:
+        """Time passes while a frame waits for the broker."""
+        self.do_wait(seconds, busy=True)
+
+
+@pytest.mark.parametrize("vector", FILE["vectors"], ids=lambda vector: vector["name"])
+def test_vector(vector: dict[str, Any]) -> None:
+    runner = Runner(vector)
+    for number, step in enumerate(vector["steps"]):
+        assert runner.step(step["in"]) == step["out"], f"step {number}: {step['in']}"
+
+
+def test_every_kind_of_step_is_used() -> None:
+    used = {kind for vector in FILE["vectors"] for step in vector["steps"] for kind in step["in"]}
+    assert used == {name.removeprefix("do_") for name in dir(Runner) if name.startswith("do_")}
+
+
+@pytest.mark.parametrize("kind", [RawEndpoint, V1Endpoint])
+@pytest.mark.parametrize("code", CloseCode)
+def test_each_close_code_is_told_in_the_clients_words(
+    kind: type[Endpoint], code: CloseCode
+) -> None:
+    endpoint = kind(Limits(**FILE["limits"]), 0.0)
+    assert endpoint.code(code) == (code if kind is V1Endpoint else code.raw)

@@ -1,0 +1,269 @@
+"""One inbox that a session reads: its window, and where that is in the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.messages import Batch, Position, Stored
+from wsgateway.broker.recovery import Start, find_start, nothing_trimmed
+from wsgateway.broker.subscriptions import wait_usable
+from wsgateway.exceptions import BrokerClosed, BrokerError, MalformedMessage
+from wsgateway.gateway.cursors import Cursor, Key
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.v1 import Reason, Resume
+from wsgateway.protocol.window import Credit, Window
+
+if TYPE_CHECKING:
+    from wsgateway.gateway.session import Session
+
+__all__ = ["Subscription"]
+
+logger = logging.getLogger("wsgateway")
+
+LAG = Backoff(initial=0.02, cap=2.0, jitter=0.5)
+"""Pauses before a lagging replica is asked again."""
+MOST = 1000
+"""Messages that are read at once, at most."""
+
+
+class Subscription:
+    """Reads one inbox for one session. `find_start`, `begin`, then `run`; the hub wakes it.
+
+    Args:
+        session: Gets what is read.
+        inbox: Which one.
+        credit: What the session may have in flight.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_acknowledges",
+        "_broker",
+        "_drained",
+        "_proved",
+        "_restart",
+        "_session",
+        "_told",
+        "_wake",
+        "_written",
+        "cursor",
+        "epoch",
+        "inbox",
+        "key",
+        "window",
+    )
+
+    def __init__(self, session: Session, inbox: Inbox, credit: Credit) -> None:
+        self._session = session
+        self._broker = session.hub.broker
+        self._acknowledges = session.endpoint.acknowledges
+        self.inbox = inbox
+        self.key: Key = inbox, session.identity.device
+        """Whose cursor it moves."""
+        self.window = Window(credit)
+        self.epoch = ""
+        """Life of the stream that the window's offsets belong to; empty before the start."""
+        self.cursor = Cursor()
+        """The device's, which its other sockets share; set by the hub."""
+        self._wake: asyncio.Future[None] | None = None  # set while `run` sleeps
+        self._restart: Start | None = None  # where to begin again, because the stream changed
+        self._told = -1  # position at which the client knows that messages may be missing
+        self._proved = -1  # position at which it was proved that none are
+        self._written = 0  # offset of the last message written, if the client acknowledges none
+        self._drained = 0  # offset up to which the kernel is known to have everything, likewise
+
+    # -- where it begins -----------------------------------------------------------------
+
+    async def find_start(self, claim: Resume) -> Start:
+        """Return where delivery begins.
+
+        Args:
+            claim: The client's own position, if it has one; otherwise the device's cursor counts.
+
+        Raises:
+            BrokerUnavailable: The cursor could not be read.
+        """
+        start = await self._find_start(claim, self.key[1])
+        self.epoch = start.epoch
+        return start
+
+    async def _find_start(self, claim: Resume, device: str) -> Start:
+        broker, cursor, known = self._broker, self.cursor, 0
+        if claim.offset is None:
+            loaded = known = await broker.load_cursor(self.inbox, device)
+            if cursor.confirmed > known:  # by another socket, and not saved yet
+                position = await broker.position()
+                if cursor.epoch == position.epoch and cursor.confirmed <= position.last:
+                    known = cursor.confirmed
+            cursor.enter(broker.epoch)
+            cursor.saved = max(loaded, cursor.saved)
+            if not self._acknowledges:
+                return Start(broker.epoch, known)
+        start = await find_start(broker, self.inbox, claim, known)
+        if start.reason is Reason.AHEAD:
+            await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
+        return start
+
+    def begin(self, start: Start) -> None:
+        """Deliver what comes after *start*; the client knows where that is."""
+        self.window.start(start.offset)
+        self._note(start)
+
+    def _note(self, start: Start) -> None:
+        """Note what the client knows of its past."""
+        recovered = start.reason is None
+        self._told = -1 if recovered else start.offset
+        self._proved = start.offset if recovered else -1
+        self._written = self._drained = start.offset
+
+    def restart(self, position: Position, reason: Reason, since: str) -> None:
+        """Begin at the start of the inbox: the client's offsets mean nothing any more.
+
+        See `wsgateway.broker.subscriptions.Subscriber.restart`.
+        """
+        if reason is Reason.AHEAD:
+            self._session.hub.lost(self)
+        self._restart = Start(position.epoch, 0, reason)
+        self.wake()
+
+    def _changed(self) -> bool:
+        """Whether offsets of the window mean nothing any more; each wait may make it true."""
+        return self._restart is not None
+
+    async def _begin_again(self, start: Start) -> None:
+        self._restart = None
+        self.epoch = start.epoch
+        self.window.restart(start.offset)
+        self._note(start)
+        await self._session.welcome_again(start)
+
+    # -- to the client -------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Let `run` look again."""
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def run(self) -> None:
+        """Write what the window says, and read what it asks for, until the socket is closed.
+
+        Raises:
+            SocketClosed: Nothing can be written any more.
+            BrokerClosed: Nothing can be read any more.
+        """
+        loop, window = asyncio.get_running_loop(), self.window
+        confirms_itself = not self._acknowledges
+        while True:
+            await self._write_ready()
+            if confirms_itself and self.undrained and window.room <= 0:
+                await self._session.socket.transport.drained()
+                self.confirm_drained()
+            # Each wait may have been the one in which the stream changed: look at all that
+            # may wake this task, and then sleep at once.
+            if self._restart is not None:
+                await self._begin_again(self._restart)
+            elif window.wants_fetch:
+                await self._fetch()
+            else:
+                self._wake = loop.create_future()
+                await self._wake
+
+    async def _write_ready(self) -> None:
+        window, write = self.window, self._session.socket.write
+        encode, acknowledges = self._session.endpoint.message, self._acknowledges
+        while not self._changed() and (message := window.take()) is not None:
+            assert isinstance(message, Stored)
+            try:
+                frame = encode(message)
+                if frame is not None and await write(frame) and not acknowledges:
+                    self._drained = self._written  # before it
+            except MalformedMessage as exc:
+                self._session.hub.note_skipped(message.offset, exc)
+                window.drop(message.offset)
+            if not acknowledges:
+                self._written = message.offset
+                if (drained := self.drained) > window.confirmed:
+                    self.confirm(drained)
+        self.confirm_drained()
+
+    @property
+    def drained(self) -> int:
+        """Offset up to which the kernel has everything; for clients that do not acknowledge."""
+        if self._drained < self._written and not self._session.socket.transport.pending:
+            self._drained = self._written
+        return self._drained
+
+    @property
+    def undrained(self) -> bool:
+        """Whether something that was written may wait for the kernel; for the same clients."""
+        return self.drained < self._written
+
+    def confirm_drained(self) -> None:
+        """Confirm what the kernel has, for sockets whose client does not acknowledge.
+
+        While it does not have everything, the hub asks again before it writes cursors.
+        """
+        if self._acknowledges:
+            return
+        self.confirm(self.drained)
+        if self.undrained:
+            self._session.hub.undrained.add(self)
+        else:
+            self._session.hub.undrained.discard(self)
+
+    def confirm(self, offset: int) -> bool:
+        """Note that the client has everything up to *offset* (cumulative); say if that is news."""
+        if self._changed():
+            return False  # *offset* belongs to what was before
+        if not self.window.confirm(offset):
+            return False
+        self._session.hub.confirmed(self, self.window.confirmed)
+        self._session.wake_waiting()
+        return True
+
+    # -- from the stream -----------------------------------------------------------------
+
+    async def _fetch(self) -> None:
+        window, lags = self.window, 0
+        while window.wants_fetch and not self._changed():
+            if window.lagging:
+                await asyncio.sleep(LAG.delay(lags))
+                lags += 1
+            offset, room = window.begin_fetch()
+            try:
+                batch = await self._broker.read_after(
+                    self.inbox, offset, limit=min(room, MOST), anchor=self._acknowledges
+                )
+                trimmed = self._acknowledges and await self._trimmed(offset, batch)
+            except BrokerClosed:
+                raise
+            except BrokerError as exc:
+                window.fetch_failed()
+                logger.debug("cannot read an inbox now: %s", exc)
+                await wait_usable(self._broker)
+                continue
+            if self._changed():
+                window.fetch_failed()  # what was read may be of either stream
+                return
+            if trimmed:
+                self._session.hub.counts["trimmed"] += 1
+                # What is on its way stays there: the client goes on from what it confirmed.
+                start = Start(self.epoch, window.confirmed, Reason.TRIMMED)
+                await self._session.welcome(start)
+            window.fetched(batch.messages, more=batch.more)
+            await self._write_ready()
+
+    async def _trimmed(self, offset: int, batch: Batch) -> bool:
+        """Whether messages between *offset* and *batch* may be missing, and the client not know."""
+        if batch.anchored or offset == self._told:
+            return False
+        if offset == self._proved and not batch.messages:
+            return False
+        if await nothing_trimmed(self._broker, self.inbox, offset):
+            self._proved = offset
+            return False
+        self._told = offset
+        return True

@@ -1,0 +1,325 @@
+"""The gateway's end of one websocket: frames and time in, actions out. Pure.
+
+An endpoint decides what a client's frame means and what the client is told. Its owner carries the
+actions out: it publishes, confirms, answers and closes, and tells the endpoint what came of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from wsgateway.exceptions import MessageTooBig, QueueFull
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.limits import Limits, RateLimit, SizeLimit
+
+__all__ = [
+    "Action",
+    "Answer",
+    "Client",
+    "Close",
+    "Confirm",
+    "Endpoint",
+    "Publish",
+    "RawEndpoint",
+    "Start",
+    "State",
+]
+
+
+class State(Enum):
+    """What an endpoint takes from its client."""
+
+    CONNECTING = "connecting"
+    """Nothing yet: the client does not know where delivery begins."""
+    OPEN = "open"
+    CLOSED = "closed"
+    """Nothing any more."""
+
+
+class Publish(NamedTuple):
+    """Publish *frame*, and say what came of it with `Endpoint.published`.
+
+    Attributes:
+        id: The client's own name for the message; None if it has none.
+        request: Whether the client wants a reply.
+    """
+
+    frame: Frame
+    id: str | None = None
+    request: bool = False
+
+
+class Confirm(NamedTuple):
+    """The client has everything up to *offset*; if that is news, call `Endpoint.progressed`.
+
+    Attributes:
+        offset: May be more than was sent.
+    """
+
+    offset: int
+
+
+class Answer(NamedTuple):
+    """Write *text*, after the answers before it; messages may come in between."""
+
+    text: str
+
+
+class Close(NamedTuple):
+    """Close the websocket. The endpoint takes nothing more.
+
+    Attributes:
+        reason: What the client is told; None: what the code means.
+        cause: What the log says; None: nothing.
+    """
+
+    code: CloseCode
+    reason: str | None = None
+    cause: str | None = None
+
+
+Action = Publish | Confirm | Answer | Close
+
+
+class Client(NamedTuple):
+    """Who a client is, as its welcome says.
+
+    Attributes:
+        connection: Names the socket.
+    """
+
+    connection: str
+    service: str
+    user: str
+    device: str
+
+
+class Start(Protocol):
+    """Where delivery begins."""
+
+    @property
+    def epoch(self) -> str:
+        """Life of the stream that the offset belongs to."""
+
+    @property
+    def offset(self) -> int:
+        """The first message has a larger offset."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why messages may be missing before it; None: nothing is."""
+
+
+class Message(Protocol):
+    """A stored message."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def time(self) -> str: ...
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def reply_to(self) -> str | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+class Endpoint(ABC):
+    """One client.
+
+    Args:
+        limits: What the client is held to.
+        now: The clock's value, seconds; the clock must not jump.
+    """
+
+    __slots__ = ("_frame_size", "_rate", "_size", "limits", "state")
+
+    acknowledges = False
+    """Whether the client itself confirms offsets."""
+    subprotocol: str | None = None
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.limits = limits
+        self.state = State.CONNECTING
+        self._rate = RateLimit(limits.rate, limits.burst, now)
+        self._size = SizeLimit(limits.message, "WSGATEWAY_MAX_MESSAGE_SIZE")
+        self._frame_size = self.frame_of(limits.message)
+
+    # -- limits --------------------------------------------------------------------------
+
+    def fit_server(self, size: int) -> None:
+        """Promise no more than the web server takes: frames of *size* bytes."""
+        self._frame_size = size
+        self._fit(self.message_in(size), "what the web server takes")
+
+    def fit_broker(self, size: int) -> None:
+        """Promise no more than the broker stores: messages of *size* bytes."""
+        self._fit(size, "what NATS' max_payload leaves beside the headers")
+
+    def _fit(self, size: int, setting: str) -> None:
+        if size < self._size.limit:
+            self._size = SizeLimit(size, setting)
+
+    @property
+    def largest_frame(self) -> int:
+        """Bytes of a frame that a client may send."""
+        return self._frame_size
+
+    @property
+    def largest_message(self) -> int:
+        """Bytes of a message that a client may send, and be sure that it is taken."""
+        return self._size.limit
+
+    @staticmethod
+    def frame_of(size: int) -> int:
+        """Return the bytes of a frame that holds a message of *size* bytes, at most."""
+        return size
+
+    @staticmethod
+    def message_in(size: int) -> int:
+        """Return the bytes of a message that fits into a frame of *size* bytes for sure."""
+        return size
+
+    # -- from the client -----------------------------------------------------------------
+
+    def open(self, now: float) -> None:
+        """Take frames from now on, unless it is closed. Idempotent."""
+        if self.state is State.CONNECTING:
+            self.state = State.OPEN
+
+    def stop(self) -> None:
+        """Take nothing more, as after a `Close`. Idempotent."""
+        self.state = State.CLOSED
+
+    @abstractmethod
+    def receive(self, frame: str | bytes, now: float) -> Action | None:
+        """Return what to do about a frame; None: nothing."""
+
+    def hidden_frame(self, now: float) -> Close | None:
+        """Count a frame that only the server sees, such as a ping, which it answers itself."""
+        self._rate.take(now)
+        return None if self.state is State.CLOSED else self._exhausted()
+
+    def progressed(self) -> None:
+        """Note that the last `Confirm` was news: what a client must send counts for nothing."""
+        self._rate.give_back()
+
+    @abstractmethod
+    def published(self, id: str | None, error: BaseException | None) -> Answer | Close | None:
+        """Return what to do once the broker has answered.
+
+        Args:
+            id: The message's, see `Publish`.
+            error: Why it was not stored; None if it was.
+        """
+
+    def _exhausted(self) -> Close | None:
+        if not self._rate.exhausted:
+            return None
+        self.stop()
+        return Close(CloseCode.RATE_LIMIT)
+
+    # -- to the client -------------------------------------------------------------------
+
+    @abstractmethod
+    def welcome(self, client: Client, start: Start) -> str | None:
+        """Return the frame that says where delivery begins, the first time or again.
+
+        Args:
+            client: Who it is.
+            start: Where.
+        """
+
+    def restart(self) -> Close | None:
+        """Note that the client's offsets mean nothing any more; a welcome follows.
+
+        Returns:
+            How to close after that welcome, if the client cannot go on.
+        """
+        return None
+
+    @abstractmethod
+    def message(self, stored: Message) -> str | bytes | None:
+        """Return the frame for a stored message; None if this client does not get it.
+
+        Raises:
+            MalformedMessage: It cannot be a frame.
+        """
+
+    def announces(self, code: CloseCode) -> bool:
+        """Say whether a close with *code* is announced, with `closing`."""
+        return False
+
+    def closing(self, reconnect_after: float) -> str:
+        """Return the frame that announces a close.
+
+        Args:
+            reconnect_after: Seconds after which the client is to come back.
+        """
+        raise NotImplementedError
+
+    def code(self, code: CloseCode) -> int:
+        """Return the code that the client gets for *code*."""
+        return int(code)
+
+    # -- heartbeat -----------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `check`; None: never."""
+        return None
+
+    def check(self, now: float, *, busy: bool) -> Answer | Close | None:
+        """Return what to do when `deadline` has come.
+
+        Args:
+            now: The clock's value.
+            busy: A frame is being taken: until that is done, the client cannot be heard.
+        """
+        return None
+
+
+class RawEndpoint(Endpoint):
+    """Without a subprotocol: one frame is one payload, both ways."""
+
+    __slots__ = ()
+
+    def receive(self, frame: str | bytes, now: float) -> Action | None:
+        """See `Endpoint.receive`. There is no way to answer: what is refused closes the socket."""
+        if self.state is not State.OPEN:
+            return None
+        if not self._rate.take(now):
+            self.stop()
+            return Close(CloseCode.RATE_LIMIT)
+        payload = Frame.of(frame)
+        if problem := self._size.exceeded_by(len(payload.payload)):
+            self.stop()
+            return Close(CloseCode.MESSAGE_TOO_BIG, cause=str(problem))
+        return Publish(payload)
+
+    def published(self, id: str | None, error: BaseException | None) -> Answer | Close | None:
+        """See `Endpoint.published`."""
+        if error is None or self.state is State.CLOSED:
+            return None
+        code = CloseCode.BROKER_UNAVAILABLE
+        if isinstance(error, QueueFull):
+            code = CloseCode.QUEUE_FULL
+        elif isinstance(error, MessageTooBig):
+            code = CloseCode.MESSAGE_TOO_BIG
+        self.stop()
+        return Close(code, cause=str(error))
+
+    def welcome(self, client: Client, start: Start) -> None:
+        """Say nothing: there is no way to."""
+
+    def message(self, stored: Message) -> str | bytes | None:
+        """See `Endpoint.message`; no answers to requests, which a raw client cannot have made."""
+        return stored.frame.data if stored.reply_to is None else None
+
+    def code(self, code: CloseCode) -> int:
+        """See `Endpoint.code`."""
+        return code.raw

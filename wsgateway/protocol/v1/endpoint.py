@@ -1,0 +1,197 @@
+"""``wsgateway.v1`` at the gateway's end: what each frame of a client leads to."""
+
+from __future__ import annotations
+
+from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull
+from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.endpoint import (
+    Action,
+    Answer,
+    Client,
+    Close,
+    Confirm,
+    Endpoint,
+    Message,
+    Publish,
+    Start,
+    State,
+)
+from wsgateway.protocol.heartbeat import Beat, Heartbeat
+from wsgateway.protocol.limits import Limits
+from wsgateway.protocol.v1.fields import SUBPROTOCOL
+from wsgateway.protocol.v1.gateway import (
+    encode_ack,
+    encode_closing,
+    encode_error,
+    encode_message,
+    encode_welcome,
+    largest_frame,
+    largest_message,
+    parse_client,
+)
+from wsgateway.protocol.v1.messages import (
+    LIFE,
+    Ack,
+    ClientMessage,
+    ErrorCode,
+    Ping,
+    ProtocolError,
+    encode_ping,
+    encode_pong,
+)
+
+__all__ = ["V1Endpoint"]
+
+COME_BACK_LATER = frozenset((CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHANGED))
+"""Closes after which a client that came back at once would be refused, or come with all others."""
+
+
+class V1Endpoint(Endpoint):
+    """A client that speaks ``wsgateway.v1``; see ``docs/protocol.md``."""
+
+    __slots__ = ("_epoch", "_heartbeat", "_lives", "_unnamed")
+
+    acknowledges = True
+    subprotocol = SUBPROTOCOL
+    frame_of = staticmethod(largest_frame)
+    message_in = staticmethod(largest_message)
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        super().__init__(limits, now)
+        self._heartbeat: Heartbeat | None = None  # set by `open`
+        self._epoch = ""  # what the client calls the epoch of its offsets, see `welcome`
+        self._lives = 0  # how often delivery began again
+        self._unnamed = False  # the client sent an acknowledgement without an epoch
+
+    # -- from the client -----------------------------------------------------------------
+
+    def open(self, now: float) -> None:
+        """See `Endpoint.open`; the heartbeat starts."""
+        super().open(now)
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(self.limits.ping_interval, self.limits.ping_timeout, now)
+
+    def receive(self, frame: str | bytes, now: float) -> Action | None:
+        """See `Endpoint.receive`. What is refused is answered, if it can be ``wsgateway.v1``."""
+        if self.state is not State.OPEN or self._heartbeat is None:
+            return None
+        self._heartbeat.heard()
+        within_limit = self._rate.take(now)
+        if not within_limit and (close := self._exhausted()):
+            return close
+        if len(frame) > self._frame_size:
+            self.stop()
+            return Close(CloseCode.MESSAGE_TOO_BIG)
+        try:
+            message = parse_client(frame)
+        except ProtocolError as exc:
+            return self._refuse(exc, within_limit)
+        if isinstance(message, Ack):
+            return self._acknowledge(message)
+        if isinstance(message, ClientMessage):
+            return self._publish(message, within_limit)
+        return Answer(encode_pong()) if isinstance(message, Ping) and within_limit else None
+
+    def _refuse(self, error: ProtocolError, within_limit: bool) -> Answer | Close | None:
+        if error.fatal:
+            self.stop()
+            return Close(CloseCode.BAD_REQUEST, error.message)
+        if within_limit:
+            return Answer(encode_error(error.id, error.code, error.message))
+        return None
+
+    def _acknowledge(self, ack: Ack) -> Confirm | Close | None:
+        if ack.epoch is None:
+            self._unnamed = True
+            if self._lives:  # is it about the stream before?
+                self.stop()
+                return Close(CloseCode.STREAM_REPLACED)
+        elif ack.epoch != self._epoch:
+            return None
+        return Confirm(ack.offset)
+
+    def _publish(self, message: ClientMessage, within_limit: bool) -> Publish | Answer:
+        if problem := self._size.exceeded_by(len(message.frame.payload)):
+            return Answer(encode_error(message.id, ErrorCode.TOO_BIG, str(problem)))
+        if not within_limit:
+            text = f"more than {self.limits.rate:g} frames per second; slow down"
+            return Answer(encode_error(message.id, ErrorCode.RATE_LIMIT, text))
+        return Publish(message.frame, message.id, message.request)
+
+    def published(self, id: str | None, error: BaseException | None) -> Answer | None:
+        """See `Endpoint.published`."""
+        if id is None:
+            return None
+        if error is None:
+            return Answer(encode_ack(id))
+        code = ErrorCode.INTERNAL
+        if isinstance(error, QueueFull):
+            code = ErrorCode.QUEUE_FULL
+        elif isinstance(error, MessageTooBig):
+            code = ErrorCode.TOO_BIG
+        elif isinstance(error, BrokerError):
+            code = ErrorCode.UNAVAILABLE
+        return Answer(encode_error(id, code, code.meaning))
+
+    # -- to the client -------------------------------------------------------------------
+
+    def welcome(self, client: Client, start: Start) -> str:
+        """See `Endpoint.welcome`.
+
+        A stream that loses its end keeps its epoch, and a late acknowledgement would confirm
+        messages of the same offsets. So the client gets another name for the epoch each time that
+        delivery begins again; `Resume.stream_epoch` takes it for the epoch.
+        """
+        self._epoch = f"{start.epoch}{LIFE}{self._lives}" if self._lives else start.epoch
+        return encode_welcome(
+            **client._asdict(),
+            epoch=self._epoch,
+            offset=start.offset,
+            recovered=start.reason is None,
+            reason=start.reason,
+            ping=self.limits.ping_interval,
+            window=self.limits.window,
+            max_message_size=self.largest_message,
+        )
+
+    def restart(self) -> Close | None:
+        """See `Endpoint.restart`."""
+        self._lives += 1
+        # Acknowledgements without an epoch may come too late to be told apart
+        return Close(CloseCode.STREAM_REPLACED) if self._unnamed else None
+
+    def message(self, stored: Message) -> str:
+        """See `Endpoint.message`."""
+        payload, text = stored.frame
+        return encode_message(
+            stored.offset, stored.time, payload, text, stored.reply_to, stored.error
+        )
+
+    def announces(self, code: CloseCode) -> bool:
+        """See `Endpoint.announces`."""
+        return code in COME_BACK_LATER and self._heartbeat is not None
+
+    def closing(self, reconnect_after: float) -> str:
+        """See `Endpoint.closing`."""
+        return encode_closing(reconnect_after)
+
+    # -- heartbeat -----------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float | None:
+        """See `Endpoint.deadline`."""
+        if self._heartbeat is None or self.state is State.CLOSED:
+            return None
+        return self._heartbeat.deadline
+
+    def check(self, now: float, *, busy: bool) -> Answer | Close | None:
+        """See `Endpoint.check`: ping the client, or give it up."""
+        if self._heartbeat is None or self.state is State.CLOSED:
+            return None
+        if busy:
+            self._heartbeat.heard()
+        beat = self._heartbeat.check(now)
+        if beat is Beat.DEAD:
+            self.stop()
+            return Close(CloseCode.NO_PONG)
+        return Answer(encode_ping()) if beat is Beat.PING else None
