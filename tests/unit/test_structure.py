@@ -158,7 +158,7 @@ def bare_tasks(source: str) -> Iterator[str]:
             yield name
 
 
-NOT_SUPERVISED_YET = ("wsgateway.gateway.", "wsgateway.layer.")
+NOT_SUPERVISED_YET = ("wsgateway.layer.",)
 
 
 def test_only_supervision_creates_tasks() -> None:

@@ -18,19 +18,14 @@ from typing import Any
 
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.gateway.transport import MAX_REASON, LastBytes, Linger, Send, Transport
+from wsgateway.supervision import start
 
 __all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "at_start", "quieten", "transport"]
 
 logger = logging.getLogger("wsgateway")
 
-CLOSED = 0
-"""autobahn's ``STATE_CLOSED``."""
-CONNECTING = 1
-"""autobahn's ``STATE_CONNECTING``."""
-CLOSING = 2
-"""autobahn's ``STATE_CLOSING``: one side has said so."""
-OPEN = 3
-"""autobahn's ``STATE_OPEN``."""
+CLOSED, CONNECTING, CLOSING, OPEN = range(4)
+"""autobahn's states. CLOSING: one side has said so."""
 DAPHNES_CODES = frozenset((1000, *range(3000, 5000)))
 """Close codes that daphne's own way takes."""
 DAPHNES_LIMIT = 1024 * 1024
@@ -73,10 +68,8 @@ def at_start(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
         return
 
     def begin() -> None:
-        tasks.add(task := loop.create_task(work(), name="wsgateway-start"))
-        task.add_done_callback(tasks.discard)
+        start(work(), "wsgateway-start")
 
-    tasks: set[asyncio.Task[object]] = set()  # kept from collection
     reactor.callWhenRunning(loop.call_soon, begin)
 
 
@@ -92,7 +85,7 @@ def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     from twisted.internet.defer import Deferred
 
     def begin() -> Deferred[None]:
-        return Deferred.fromFuture(asyncio.ensure_future(work()))
+        return Deferred.fromFuture(start(work(), "wsgateway-shutdown"))
 
     reactor.addSystemEventTrigger("before", "shutdown", begin)
 
