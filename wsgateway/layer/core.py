@@ -4,56 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import uuid
-import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from channels.exceptions import ChannelFull
-from channels.layers import channel_layers
-from django.core.signals import setting_changed
 
-from wsgateway.broker.bus import Closable, new_reply_subject
-from wsgateway.broker.isolation import resets
-from wsgateway.broker.runtime import on_fork
+from wsgateway.broker.bus import Closable
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import blobs, durable
+from wsgateway.layer.addresses import Addresses
 from wsgateway.layer.connection import LayerConnection, full_channels
 from wsgateway.layer.connections import Connections
+from wsgateway.layer.control import Change, change_elsewhere, flush, leave_everywhere
 from wsgateway.layer.durable import Directory, GroupName
 from wsgateway.layer.forward import Forward
 from wsgateway.layer.groups import Item
-from wsgateway.layer.local_channels import FLUSHED, LocalChannels, control_message, flush_subject
+from wsgateway.layer.instances import layers
+from wsgateway.layer.local_channels import LocalChannels
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["NatsChannelLayer"]
-
-logger = logging.getLogger("wsgateway.layer")
-
-FLUSH_QUIET = 0.1
-"""Seconds without another answer after which every process has flushed."""
-NAMES_KEPT = 10_000
-"""Valid names that are remembered, so that they are not checked again."""
-
-
-class _Address(NamedTuple):
-    """Where messages to a channel go.
-
-    Attributes:
-        subject: Its process's; "" for a normal channel.
-        name: The channel's on the wire.
-        is_own: Whether the channel is this process's.
-    """
-
-    subject: str
-    name: bytes
-    is_own: bool
 
 
 class NatsChannelLayer(ConfiguredLayer):
@@ -64,17 +40,17 @@ class NatsChannelLayer(ConfiguredLayer):
     """
 
     def _begin(self) -> None:
-        self._start(uuid.uuid4().hex)
-        _layers.add(self)
+        self.restart(uuid.uuid4().hex)
+        layers.add(self)
 
-    def _start(self, client_prefix: str) -> None:
+    def restart(self, client_prefix: str) -> None:
         """Begin with no connection and nothing known; again after a fork.
 
         Args:
             client_prefix: What says in channels' names that they are this process's.
         """
         self.client_prefix = client_prefix
-        self._channels: dict[str, _Address] = {}
+        self._addresses = Addresses(self)
         self.directory = Directory()
         self.connections = Connections(self)
         self.normal = NormalChannels(self)
@@ -96,7 +72,7 @@ class NatsChannelLayer(ConfiguredLayer):
         self.local.resize()
 
     def _moved(self) -> None:
-        self._channels.clear()
+        self._addresses.clear()
         self.directory.clear()
         self.local.leave()
         for connection in self.connections.move():
@@ -114,10 +90,7 @@ class NatsChannelLayer(ConfiguredLayer):
         return self._servers, self._prefix
 
     async def _fetch(self, claim: bytes) -> bytes | None:
-        async def fetch(connection: LayerConnection) -> bytes | None:
-            return await blobs.fetch(connection.broker.blobs, claim)
-
-        return await self.connections.run(fetch)
+        return await self.connections.run(lambda here: blobs.fetch(here.broker.blobs, claim))
 
     # -- channels ------------------------------------------------------------------------
 
@@ -153,7 +126,7 @@ class NatsChannelLayer(ConfiguredLayer):
             ChannelFull: The channel is one process's, and known to be full.
         """
         require_message(message)
-        subject, name, is_own = self._channels.get(channel) or self._address(channel)
+        subject, name, is_own = self._addresses[channel]
         data = self.envelopes.encode(name, message)
         mailbox = None
         if is_own:
@@ -177,20 +150,6 @@ class NatsChannelLayer(ConfiguredLayer):
                 if local is not None and local.usable and local is not self.connections.current():
                     await local.call(local.bus.confirm)
 
-    def _address(self, channel: str) -> _Address:
-        """Return where messages to *channel* go."""
-        self.require_valid_channel_name(channel)
-        if "!" in channel:
-            owner = channel.partition("!")[0].rpartition(".")[2]
-            subject = Subjects(self.prefix).process(owner or "-")
-            known = _Address(subject, channel.encode(), owner == self.client_prefix)
-        else:
-            known = _Address("", channel.encode(), False)
-        if len(self._channels) >= NAMES_KEPT:
-            self._channels.clear()
-        self._channels[channel] = known
-        return known
-
     async def receive(self, channel: str) -> dict[str, Any]:
         """Return the next message of *channel*; wait for one.
 
@@ -200,12 +159,15 @@ class NatsChannelLayer(ConfiguredLayer):
             AssertionError: A process-specific channel of another process.
         """
         local = self.local
-        mailbox = local.by_channel.get(channel) or self._own_mailbox(channel)
-        if mailbox is None:
-            if local.connection is None:
-                await local.place()  # where `flush` is heard; a worker reads nothing else
-            return await self.normal.receive(channel)
-        while (item := mailbox.take()) is not None:  # what is here needs no connection
+        while True:
+            mailbox = local.by_channel.get(channel) or self._own_mailbox(channel)
+            if mailbox is None:
+                if local.connection is None:
+                    await local.place()  # where `flush` is heard; a worker reads nothing else
+                return await self.normal.receive(channel)
+            item = mailbox.take()  # what is here needs no connection
+            if item is None:
+                item = await self._wait_for_item(mailbox)
             if local.complaints.told:
                 local.taken(channel)
             if isinstance(item, bytes):
@@ -214,18 +176,17 @@ class NatsChannelLayer(ConfiguredLayer):
                 message = await self.envelopes.decode_durable(mailbox, item)
             if message is not None:
                 return message
-        return await self._wait_for_message(channel, mailbox)
 
     def _own_mailbox(self, channel: str) -> Mailbox[Item] | None:
         """Return the mailbox of a channel of this process; None if *channel* is a normal one."""
-        subject, name, is_own = self._channels.get(channel) or self._address(channel)
+        subject, name, is_own = self._addresses[channel]
         if not subject:
             return None
         if not is_own:
             raise AssertionError("Wrong client prefix")
         return self.local.read(channel, name)
 
-    async def _wait_for_message(self, channel: str, mailbox: Mailbox[Item]) -> dict[str, Any]:
+    async def _wait_for_item(self, mailbox: Mailbox[Item]) -> Item:
         local = self.local
         mailbox.reading += 1
         try:
@@ -235,16 +196,8 @@ class NatsChannelLayer(ConfiguredLayer):
                     await local.place()
                 await mailbox.wait()
                 item = mailbox.take()
-                if item is None:
-                    continue
-                if local.complaints.told:
-                    local.taken(channel)
-                if isinstance(item, bytes):
-                    message = self.envelopes.decode(item)
-                else:
-                    message = await self.envelopes.decode_durable(mailbox, item)
-                if message is not None:
-                    return message
+                if item is not None:
+                    return item
         finally:
             mailbox.end_reading()
 
@@ -291,16 +244,17 @@ class NatsChannelLayer(ConfiguredLayer):
 
     async def _change(self, group: str, channel: str, action: str) -> None:
         name = self.directory.get(group) or self._name(group)
-        subject, _, is_own = self._channels.get(channel) or self._address(channel)
+        subject, _, is_own = self._addresses[channel]
         if subject and not is_own:
-            await self._change_elsewhere(group, channel, subject, action)
+            change = Change(action, group, channel)
+            await self.connections.run(change_elsewhere, subject, change)
             return
         connection = await self.local.place()
-        change = self._add_here if action == "add" else self._discard_here
+        here = self._add_here if action == "add" else self._discard_here
         if self.connections.here() is connection:
-            await change(connection, name, channel)
+            await here(connection, name, channel)
         else:
-            await connection.call(lambda: change(connection, name, channel))
+            await connection.call(lambda: here(connection, name, channel))
 
     async def _add_here(self, connection: LayerConnection, group: GroupName, channel: str) -> None:
         if not connection.bus.is_open:
@@ -316,25 +270,9 @@ class NatsChannelLayer(ConfiguredLayer):
         self.local.groups.discard(group.name, channel)
         if "!" not in channel:  # other processes may have added it, too
             await connection.ready()
-            with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
-                while True:
-                    await connection.bus.request(
-                        connection.subjects.leave(group.name, channel), b""
-                    )
+            await leave_everywhere(connection, group.name, channel)
         elif connection.is_breathless():
             await connection.breathe()
-
-    async def _change_elsewhere(self, group: str, channel: str, subject: str, action: str) -> None:
-        """Ask the channel's owner; if it is gone, so is the channel."""
-        data = control_message(action, group, channel)
-
-        async def ask(connection: LayerConnection) -> None:
-            try:
-                await connection.bus.request(subject, data)
-            except NobodyAnswers:
-                logger.debug("nobody owns channel %s any more", channel)
-
-        await self.connections.run(ask)
 
     def _name(self, group: str) -> GroupName:
         """Return what a new group's name says; in an event loop."""
@@ -437,30 +375,7 @@ class NatsChannelLayer(ConfiguredLayer):
         Returns once every process has answered; one that stays silent for a tenth of a second
         after the last answer is not waited for.
         """
-        await self.connections.run(self._flush_at)
-
-    async def _flush_at(self, connection: LayerConnection) -> None:
-        await connection.broker.channels.purge()
-        heard = asyncio.Event()
-        answered = True
-
-        def on_answer(_s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
-            nonlocal answered
-            answered = answered or data == FLUSHED
-            heard.set()
-
-        bus, answers = connection.bus, new_reply_subject()
-        subscription = bus.subscribe(answers, on_answer)
-        try:
-            bus.publish(flush_subject(connection), b"", reply=answers)
-            while answered:
-                answered = False
-                heard.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FLUSH_QUIET):
-                        await heard.wait()
-        finally:
-            subscription.close()
+        await self.connections.run(flush)
 
     async def close(self) -> None:
         """Leave this layer's groups and channels, and disconnect.
@@ -485,40 +400,3 @@ class NatsChannelLayer(ConfiguredLayer):
 
     async def wait_received(self) -> None:
         """Return at once: nothing is received in the background that could be waited for."""
-
-
-_layers: weakref.WeakSet[NatsChannelLayer] = weakref.WeakSet()
-CHOOSING = {"PUBSUB_BROKER", "NATS_BROKER_URL", "WSGATEWAY_PREFIX"}
-"""Settings that decide what a layer works with."""
-
-
-def _forget_layers(*, setting: str, **kwargs: Any) -> None:
-    """Have layers go by what a test has set; for most, the next `get_channel_layer` makes one."""
-    if setting in CHOOSING:
-        for alias, layer in list(channel_layers.backends.items()):
-            if isinstance(layer, ConfiguredLayer):
-                del channel_layers.backends[alias]
-    elif setting == "WSGATEWAY_DURABLE_GROUPS":
-        for layer in list(_layers):
-            layer.directory.clear()
-
-
-setting_changed.connect(_forget_layers)
-
-
-def _restart_layers() -> None:
-    for layer in list(_layers):
-        layer._start(uuid.uuid4().hex)
-
-
-on_fork(_restart_layers)
-
-
-def _empty_memory() -> None:
-    for layer in list(_layers):
-        if layer.connections.are_in_memory:
-            layer.local.leave()
-            layer._start(layer.client_prefix)
-
-
-resets.append(_empty_memory)

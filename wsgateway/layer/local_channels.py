@@ -18,12 +18,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-import msgpack
-
 from wsgateway.broker.bus import Closable
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
 from wsgateway.layer.connection import LayerConnection
+from wsgateway.layer.control import FLUSHED, Change, flush_subject
 from wsgateway.layer.durable import Directory
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Groups, Item, OpenForward
@@ -34,8 +33,6 @@ from wsgateway.supervision import start
 __all__ = ["LocalChannels", "Options"]
 
 logger = logging.getLogger("wsgateway.layer")
-
-FLUSHED = b"flushed"
 
 
 class Options(Protocol):
@@ -294,32 +291,33 @@ class LocalChannels:
 
     def _on_control(self, connection: LayerConnection, reply: bytes, data: bytes) -> None:
         try:
-            action, group, channel = msgpack.unpackb(wire.body(data, 4096))
-        except (ValueError, TypeError) as exc:
-            logger.warning("a control message means nothing: %s", exc)
+            change = Change.parse(data)
+        except MalformedMessage as exc:
+            logger.warning("%s", exc)
             return
-        client, mark, _ = str(channel).partition("!")
+        client, mark, _ = change.channel.partition("!")
         if mark and not client.endswith(self.client):
             return
-        if action == "add":
-            start(self._join_for_other(connection, reply, group, channel), "wsgateway-layer-join")
+        if change.action == "add":
+            start(self._join_for_other(connection, reply, change), "wsgateway-layer-join")
             return
-        if action == "discard":
-            self.groups.discard(group, channel)
+        if change.action == "discard":
+            self.groups.discard(change.group, change.channel)
         if reply:
             connection.publish(reply.decode(), b"")
 
     async def _join_for_other(
-        self, connection: LayerConnection, reply: bytes, group: str, channel: str
+        self, connection: LayerConnection, reply: bytes, change: Change
     ) -> None:
         """Add a member for another process; answer once it is one."""
         try:
-            name = self._directory.get(group) or self._directory.add(connection, group)
-            await self.groups.add(connection, name, channel)
+            name = self._directory.get(change.group)
+            name = name or self._directory.add(connection, change.group)
+            await self.groups.add(connection, name, change.channel)
             if reply:
                 connection.publish(reply.decode(), b"")
         except BrokerError as exc:
-            logger.warning("channel %s cannot join group %s: %s", channel, group, exc)
+            logger.warning("channel %s cannot join group %s: %s", change.channel, change.group, exc)
 
     def _flush(self) -> None:
         self._on_flush()
@@ -335,17 +333,6 @@ class LocalChannels:
         del self.mailboxes[name]
         self.unread.forget(name)
         self.by_channel.pop(name.decode(), None)
-
-
-def control_message(action: str, group: str, channel: str) -> bytes:
-    """Return what asks a channel's owner to ``add`` it to a group, or ``discard`` it."""
-    content: bytes = msgpack.packb([action, group, channel])
-    return wire.pack(time.time(), b"", content, wire.CONTROL)
-
-
-def flush_subject(connection: LayerConnection) -> str:
-    """Return where layers are told to forget everything."""
-    return f"{connection.subjects.prefix}.all.flush"
 
 
 def _close_in(connection: LayerConnection, interests: list[Closable]) -> None:
