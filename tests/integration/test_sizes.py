@@ -69,7 +69,8 @@ async def test_largest_message_travels_in_every_encoding(
         with pytest.raises(GatewayError) as caught:
             await client.send('"' * (SIZE + 1))
         assert caught.value.code == "too_big"
-        assert str(caught.value) == f"message of {SIZE + 1} bytes exceeds {SIZE} bytes"
+        text = f"message of {SIZE + 1} bytes exceeds the gateway's limit of {SIZE} bytes"
+        assert str(caught.value) == text
         await client.send("the queue goes on")
         for data in LARGEST.values():
             await broker.publish(ANN, data.encode() if isinstance(data, str) else data)
@@ -188,7 +189,7 @@ async def test_limit_of_uvicorn_is_kept_and_the_log_says_what_to_do(
         promise = client.welcome.max_message_size
         assert promise == largest_message(1_000_000) == 165_984
         await client.send("\x01" * promise)
-        with pytest.raises(GatewayError, match="exceeds 165984 bytes"):
+        with pytest.raises(GatewayError, match="exceeds the gateway's limit of 165984 bytes"):
             await client.send("\x01" * (promise + 1))
         assert states == [ClientState.CONNECTING, ClientState.OPEN]
 

@@ -839,7 +839,7 @@ test("a message larger than the gateway takes is refused here, also if it waited
   assert.deepEqual(page.socket.frames("message").map((frame) => frame.id), ["small"]);
   const error = await outcome(client.send("x".repeat(1001)));
   assert.deepEqual([error.code, error.temporary], ["too_big", false]);
-  assert.equal(error.message, "message of 1001 bytes exceeds 1000 bytes");
+  assert.equal(error.message, "message of 1001 bytes exceeds the gateway's limit of 1000 bytes");
   page.socket.say({ type: "ack", id: "small" });
   assert.deepEqual(await outcome(small), { id: "small" });
 });

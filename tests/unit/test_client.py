@@ -493,7 +493,7 @@ async def test_queue_is_bounded(gateway: FakeGateway) -> None:
         gateway.confirm = False
         sends = [asyncio.create_task(client.send("x")) for _ in range(2)]
         await until(lambda: len(gateway.arrivals) == 2)
-        with pytest.raises(GatewayError, match="2 messages wait") as caught:
+        with pytest.raises(GatewayError, match="2 messages are already waiting") as caught:
             await client.send("y")
         assert (caught.value.code, caught.value.temporary) == ("queue_limit", True)
     for result in await asyncio.gather(*sends, return_exceptions=True):
@@ -522,7 +522,9 @@ async def test_too_big_is_refused_here_also_if_it_waited(gateway: FakeGateway) -
     await asyncio.sleep(0)
     async with client:
         for attempt in (waiting, client.send(b"x" * 12)):
-            with pytest.raises(GatewayError, match="12 bytes exceeds 10 bytes") as caught:
+            with pytest.raises(
+                GatewayError, match="12 bytes exceeds the gateway's limit of 10 bytes"
+            ) as caught:
                 await attempt
             assert (caught.value.code, caught.value.temporary) == ("too_big", False)
         await client.send("x" * 10)
@@ -625,7 +627,7 @@ async def test_request_in_vain(gateway: FakeGateway) -> None:
             await client.request("x", id="q1", timeout=0.05)
         asking = asyncio.create_task(client.request("y", id="q2"))
         await until(lambda: gateway.requests == ["q1", "q2"])
-        with pytest.raises(GatewayError, match="requests wait") as caught:
+        with pytest.raises(GatewayError, match="requests are already waiting") as caught:
             await client.request("z")
         assert caught.value.code == "queue_limit"
         asking.cancel()

@@ -60,7 +60,7 @@ class Runner:
         self.redial_at = math.inf
         self.token: str | None = None
         self.requests: set[str] = set()
-        self.given: dict[str, tuple[int, int]] = {}  # payload -> life and offset
+        self.given: dict[str, tuple[int, int]] = {}  # payload -> generation and offset
         self.out: dict[str, Any] = {}
         self.told = self.position
 
@@ -193,9 +193,9 @@ class Runner:
     def apply(self, events: Iterable[Event]) -> None:
         for event in events:
             match event:
-                case Delivered(message, life):
+                case Delivered(message, generation):
                     payload = fields(message.frame)
-                    self.given[str(next(iter(payload.values())))] = (life, message.offset)
+                    self.given[str(next(iter(payload.values())))] = (generation, message.offset)
                     self.add("delivers", {"offset": message.offset, **payload})
                 case Confirmed(id):
                     if id not in self.requests:

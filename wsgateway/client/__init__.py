@@ -1,7 +1,7 @@
 """The Python client of ``wsgateway.v1``: ``async with connect(url) as client``.
 
-Needs the ``websockets`` package (``pip install websockets``), and no Django. The public
-names are loaded when they are used, so that the pure modules below can be imported alone.
+Needs the ``websockets`` package (``pip install websockets``), but not Django. Public names are
+loaded on first use, so the pure modules can be imported alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
 
-_HOMES = {
+_MODULES = {
     "Backoff": "wsgateway.protocol.backoff",
     "Client": "wsgateway.client.connection",
     "ClientState": "wsgateway.client.connector",
@@ -31,6 +31,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""Callers that wait for something of the gateway."""
+"""Callers that wait for the gateway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Call(Generic[T]):
-    """What has not come yet, and how many callers wait for it."""
+    """A result that has not arrived, and how many callers wait for it."""
 
     __slots__ = ("callers", "result")
 
@@ -28,7 +28,7 @@ class Calls(Generic[T]):
     """Results by the id of a message; several callers may wait for the same one.
 
     Args:
-        on_left: Called with an id when its last caller has gone, with a result or without.
+        on_left: Called with an id when its last caller leaves, with or without a result.
     """
 
     def __init__(self, on_left: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class Calls(Generic[T]):
 
     @contextlib.contextmanager
     def joined(self, id: str) -> Iterator[asyncio.Future[T]]:
-        """Give the result to wait for, which is shared: shield it."""
+        """Yield the future of the result. Callers share it, so await it shielded."""
         call = self._calls.setdefault(id, _Call())
         call.callers += 1
         try:
@@ -50,11 +50,11 @@ class Calls(Generic[T]):
             if not call.callers:
                 del self._calls[id]
                 if not call.result.cancel() and not call.result.cancelled():
-                    call.result.exception()  # seen, so that nobody warns of it
+                    call.result.exception()  # retrieved, so asyncio does not warn
                 self._on_left(id)
 
     def resolve(self, id: str, result: T | GatewayError) -> None:
-        """Give those who wait their result; without any it is forgotten."""
+        """Set the result of *id*, if anybody waits for it."""
         call = self._calls.get(id)
         if call is None or call.result.done():
             return

@@ -1,4 +1,4 @@
-"""The client, as an application uses it; the modules beside this one each do one part."""
+"""The client as applications use it; each other module of this folder does a part of its work."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ class Client:
         device: Which of the user's devices this is; each has its own cursor.
         token: Sent in the query; a function is asked again after a refusal.
         token_parameter: Name of the token's query parameter.
-        position: Where to go on; None: where the device's cursor says.
+        position: Where to resume; None: at the device's cursor.
         auto_ack: Acknowledge a message when the next one is asked for.
-        ack_every: Acknowledge after so many messages at the latest.
-        ack_interval: And after so many seconds.
+        ack_every: Acknowledge after this many messages at the latest.
+        ack_interval: Acknowledge after this many seconds at the latest.
         queue_limit: Messages that may wait for confirmation; more are refused.
         send_window: Messages on the wire without confirmation.
         connect_timeout: Seconds until the welcome.
-        ping_timeout: Seconds of silence after a due ping that mean that the gateway is gone.
+        ping_timeout: Seconds of silence after a due ping before the connection counts as dead.
         backoff: Delays between attempts.
-        on_state: Called with each new state. An exception in this or another callback is logged,
-            and changes nothing. Callbacks are plain functions: they must not wait.
-        on_welcome: Called with each welcome; look at its ``recovered``.
-        on_reply: Called with each reply that nobody here waits for: to another client of the
-            user, or after a time-out.
-        on_error: Called with each refusal by the service, or the gateway, that nobody waits for.
+        on_state: Called with each new state. Callbacks are plain functions and must not block. An
+            exception in a callback is logged and otherwise ignored.
+        on_welcome: Called with each welcome; check its ``recovered``.
+        on_reply: Called with each reply that no call waits for: it answers another client of the
+            user, or comes after a timeout.
+        on_error: Called with each refusal, by the service or the gateway, that no call waits for.
         options: For ``websockets.asyncio.client.connect``: ssl, additional_headers, proxy, ...
     """
 
-    # Long because it names every option, once
+    # Over 40 lines because it names every option
     def __init__(
         self,
         url: str,
@@ -117,13 +117,13 @@ class Client:
         )
         self._sends = Calls[None](self._give_up)  # what is in the outbox
         self._requests = Calls[Message](self._give_up_request)  # replies to come
-        self._queue: deque[Message] = deque()  # arrived, not handed out; the window bounds it
-        self._current: Message | None = None  # handed out, not processed yet
-        self._arrived = asyncio.Event()  # the queue has something, or the client is closed
+        self._queue: deque[Message] = deque()  # not returned by `recv` yet; the window bounds it
+        self._current: Message | None = None  # returned by `recv`, not processed yet
+        self._arrived = asyncio.Event()  # the queue is not empty, or the client is closed
         self._opened: asyncio.Future[None] | None = None  # set at the first welcome
         self._runner: asyncio.Task[None] | None = None
         self._state = ClientState.IDLE
-        self._error: GatewayError | None = None  # why it is closed, unless by the caller
+        self._error: GatewayError | None = None  # why it closed, unless the caller closed it
         self._ids = count(1)
         self._prefix = secrets.token_urlsafe(9)
 
@@ -136,24 +136,24 @@ class Client:
 
     @property
     def position(self) -> Position | None:
-        """Up to where messages were processed; save it, and pass it to `connect` later."""
+        """Up to where messages were processed. Save it to pass it to `connect` later."""
         return self._session.position
 
     @property
     def welcome(self) -> Welcome | None:
-        """The gateway's last welcome; None before."""
+        """The gateway's last welcome; None before the first."""
         return self._session.welcome
 
     @property
     def pending(self) -> int:
-        """How many messages were sent and are not confirmed."""
+        """How many messages are queued or sent, and not confirmed."""
         return self._session.pending
 
     async def open(self) -> None:
-        """Connect, and wait for the welcome however long that takes. Idempotent.
+        """Connect, and wait for the first welcome without a time limit. Idempotent.
 
         Raises:
-            GatewayError: The gateway refuses this client for good, or it is closed.
+            GatewayError: The gateway refuses this client for good, or the client is closed.
         """
         if self._state is ClientState.CLOSED:
             raise self._closed()
@@ -165,7 +165,7 @@ class Client:
         await asyncio.shield(self._opened)
 
     async def close(self) -> None:
-        """Acknowledge what was processed and disconnect. What is not confirmed is refused."""
+        """Acknowledge what was processed and disconnect. Waiting calls raise `GatewayError`."""
         if self._runner is None:
             self._finish()
             return
@@ -191,7 +191,7 @@ class Client:
     def _set_state(self, state: ClientState) -> None:
         if state is self._state:
             return
-        logger.debug("client %s: %s", self._state.value, state.value)
+        logger.debug("client state: %s -> %s", self._state.value, state.value)
         self._state = state
         if state is ClientState.OPEN and self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
@@ -205,7 +205,7 @@ class Client:
             self._error = GatewayError("closed", text, False, close_code=exc.code)
 
     def _on_end(self, failure: BaseException | None) -> None:
-        """Fail everybody who waits, whatever ended the client's task."""
+        """Fail every waiting call, whatever ended the client's task."""
         if failure is not None:
             self._error = GatewayError("closed", f"the client failed: {failure!r}", False)
             self._error.__cause__ = failure
@@ -228,8 +228,8 @@ class Client:
         """Tell the application what happened."""
         for event in events:
             match event:
-                case Delivered(received, life):
-                    self._queue.append(Message(received, life, self._processed))
+                case Delivered(received, generation):
+                    self._queue.append(Message(received, generation, self._processed))
                     self._arrived.set()
                 case Confirmed(id):
                     self._sends.resolve(id, None)
@@ -253,19 +253,19 @@ class Client:
             logger.warning("the gateway refused a frame: %s (%s)", answer, answer.code)
         _call(self._on_error, answer)
 
-    def _processed(self, life: int, offset: int) -> None:
-        self._session.processed(life, offset, time.monotonic())
+    def _processed(self, generation: int, offset: int) -> None:
+        self._session.processed(generation, offset, time.monotonic())
         self._connector.wake()
 
     # -- for the caller ------------------------------------------------------------------
 
     async def recv(self) -> Message:
-        """Return the next message; the one returned before counts as processed now.
+        """Return the next message; the previous one now counts as processed.
 
         May be cancelled without losing a message. One caller at a time.
 
         Raises:
-            GatewayError: The client is closed, and there is no message left.
+            GatewayError: The client is closed and no message is left.
         """
         if self._current is not None and self._auto_ack:
             self._current.ack()
@@ -279,7 +279,7 @@ class Client:
         return self._current
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        """Give each message; end when the caller closes the client.
+        """Yield each message; end when the caller closes the client.
 
         Raises:
             GatewayError: The gateway closed the connection for good.
@@ -294,17 +294,17 @@ class Client:
             yield message
 
     async def send(self, data: Any, *, id: str | None = None) -> str:
-        """Publish *data* and return its id once it is stored. Survives reconnecting.
+        """Publish *data* and return its id once it is stored. Survives reconnects.
 
-        When cancelled, the message is given up; perhaps it is stored. Send it again with the same
-        id to be sure: it is stored once.
+        If you cancel this, the message may have been stored. Send it again with the same id to be
+        sure: it is stored once.
 
         Args:
-            data: str or bytes go as they are, anything else as JSON.
-            id: 1 to 64 printable ASCII characters; None makes one.
+            data: str and bytes are sent as they are, anything else as JSON.
+            id: 1 to 64 printable ASCII characters without spaces; None: a new one.
 
         Raises:
-            GatewayError: It was refused, ``.code`` and ``.temporary`` say why; or too many wait.
+            GatewayError: It was refused; ``code`` and ``temporary`` say why.
             ValueError: *id* or *data* cannot be sent.
         """
         id = id if id is not None else self._new_id()
@@ -319,21 +319,21 @@ class Client:
     async def request(
         self, data: Any, *, id: str | None = None, timeout: float | None = REQUEST_TIMEOUT
     ) -> Message:
-        """Publish *data* and return the service's reply, over however many connections.
+        """Publish *data* and return the service's reply, even across reconnects.
 
-        The reply is acknowledged by itself, and no `recv` gets it. It comes in its turn within the
-        gateway's window: receive messages while you wait, or a full window keeps it back.
+        The reply is acknowledged automatically, and `recv` does not return it. It counts towards
+        the gateway's window: keep receiving while you wait, because a full window holds it back.
 
-        When cancelled, or after *timeout*, the reply goes to *on_reply*, should it come.
+        If you cancel this, or after *timeout*, a later reply goes to *on_reply*.
 
         Args:
             data: As for `send`.
-            id: As for `send`; the same id asks once.
-            timeout: Seconds; None: as long as it takes.
+            id: As for `send`; calls with the same id share one request.
+            timeout: Seconds; None: no limit.
 
         Raises:
             GatewayError: The service refused it, with its own ``.code``, or the gateway did.
-            TimeoutError: No reply in time; perhaps the service handles it yet.
+            TimeoutError: No reply in time; the service may still handle it.
             ValueError: *id* or *data* cannot be sent.
         """
         frame = _frame(data)
@@ -365,7 +365,7 @@ def connect(url: str, **options: Any) -> Client:
 
 
 def _call(callback: Callable[[T], object] | None, value: T) -> None:
-    """Call the user's function; what it raises is logged, and harms nobody else."""
+    """Call the user's function, and log what it raises."""
     if callback is None:
         return
     try:

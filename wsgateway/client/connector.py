@@ -1,4 +1,4 @@
-"""Keeps a client connected: dials, waits, and dials again until the gateway says stop."""
+"""Keep a client connected until the gateway refuses it for good."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class ClientState(Enum):
 
 
 class Connector:
-    """One connection after the other, never two.
+    """Make one connection after another.
 
     Args:
-        session: Decides.
+        session: Decides what to write, and whether and when to reconnect.
         endpoint: Where to connect to.
         connect_timeout: Seconds until the welcome.
         options: For ``websockets.asyncio.client.connect``.
         on_state: Called with each new state.
-        on_events: Called with what a frame from the gateway means.
+        on_events: Called with what each frame from the gateway means.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Connector:
         """Make a connection and serve it to its end.
 
         Raises:
-            Lost: It has ended, or did not come about.
+            Lost: It ended, or could not be made.
         """
         if self._session.stale:
             await self._endpoint.authenticate()
@@ -107,6 +107,6 @@ class Connector:
         self._on_events(self._session.receive(text, time.monotonic()))
 
     def wake(self) -> None:
-        """Write what the session has to write, if there is a connection."""
+        """Write what the session has due, if there is a connection."""
         if self._transport is not None:
             self._transport.wake()

@@ -1,4 +1,4 @@
-"""Where a client connects to, and as whom."""
+"""Where a client connects to, and with which token."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Endpoint:
         self._device = device
         self._source = token
         self._token_parameter = token_parameter
-        self._token: str | None = None  # the last one that *token* returned
+        self._token: str | None = None  # the current one
 
     async def authenticate(self) -> None:
         """Ask for the token.
 
         Raises:
-            Final: The application says that there will not be one.
-            Lost: It cannot be had now.
+            Final: The application raised a `GatewayError` that is not temporary.
+            Lost: The application raised anything else.
         """
         source = self._source
         try:
@@ -52,7 +52,7 @@ class Endpoint:
         except Exception as exc:
             if isinstance(exc, GatewayError) and not exc.temporary:
                 raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
-            logger.warning("cannot get a token now: %r", exc)
+            logger.warning("cannot get a token, will retry: %r", exc)
             raise Lost(1006, "no token") from exc
 
     def address(self, position: Position | None) -> str:

@@ -8,14 +8,14 @@ __all__ = ["GatewayError"]
 
 
 class GatewayError(WsGatewayError):
-    """A message was not confirmed, or the connection is closed for good.
+    """A message was refused, or the client is closed.
 
     Args:
         code: One of ``protocol.ErrorCode``, or ``closed``, ``queue_limit``, ``too_big``.
         message: What happened.
-        temporary: Whether the same message may be sent again, with the same id.
-        id: The message's id; None if it is not about one.
-        close_code: The close code that ended the connection; None without.
+        temporary: Whether it makes sense to send the same message again, with the same id.
+        id: The message's id; None if the error is not about a message.
+        close_code: The close code that ended the connection, if one did.
     """
 
     def __init__(

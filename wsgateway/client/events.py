@@ -1,4 +1,4 @@
-"""What happens to a client, as `ClientSession` tells it. Pure."""
+"""What a `ClientSession` reports to the client. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Welcomed:
 
 @dataclass(slots=True)
 class Delivered:
-    """A message arrived that was not here before; tell `ClientSession.processed` later."""
+    """A new message arrived; report it to `ClientSession.processed` later."""
 
     message: ServerMessage
-    life: int
+    generation: int
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Confirmed:
 
 @dataclass(slots=True)
 class Failed:
-    """The message *id* is not confirmed, and is not sent again."""
+    """The message *id* was refused, and is not sent again."""
 
     id: str
     error: GatewayError
@@ -42,7 +42,7 @@ class Failed:
 
 @dataclass(slots=True)
 class Answered:
-    """The request *id* has its reply, or the error that takes its place."""
+    """The request *id* got its reply, or an error instead."""
 
     id: str
     answer: ServerMessage | GatewayError
@@ -50,7 +50,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Unclaimed:
-    """A reply, or an error, that nobody here waits for."""
+    """A reply or an error that no call waits for."""
 
     answer: ServerMessage | GatewayError
 

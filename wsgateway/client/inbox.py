@@ -1,6 +1,6 @@
 """Which messages of the inbox are new to a client, and up to where they were processed. Pure.
 
-The class of the same purpose in ``wsgateway.js`` behaves alike: ``tests/vectors/client.json``.
+Behaves like the class ``Inbox`` of ``wsgateway.js``: see ``tests/vectors/client.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["ClientInbox", "Position"]
 
 
 class Position(NamedTuple):
-    """Up to where messages were processed; offsets mean something within one epoch only."""
+    """Up to where messages were processed; offsets are comparable within one epoch only."""
 
     epoch: str
     offset: int
@@ -22,23 +22,31 @@ class Position(NamedTuple):
 class ClientInbox:
     """Which messages are new, and up to where they were processed.
 
-    Resuming asks for what follows the last *processed* message, so a client that dies loses
-    nothing that it held; what arrives again is recognised by its offset.
+    A client resumes after the last *processed* message, so a crash loses nothing that it held.
+    Messages that arrive again are recognised by their offsets.
 
     Args:
-        position: Where to go on; None: where the gateway says.
+        position: Where to resume; None: where the gateway says.
     """
 
-    __slots__ = ("_asked", "_held", "_life", "_overtook", "_position", "_received", "_untold")
+    __slots__ = (
+        "_asked",
+        "_generation",
+        "_held",
+        "_overtook",
+        "_position",
+        "_received",
+        "_unacked",
+    )
 
     def __init__(self, position: Position | None = None) -> None:
         self._position = position
         self._received = position.offset if position else 0  # everything up to it has arrived
         self._asked: int | None = None  # offset this connection asked for, until its welcome
         self._held: dict[int, str | None] = {}  # offset -> time, arrived and not processed
-        self._overtook: set[int] = set()  # of those, the ones processed before their turn
-        self._life = 0  # changes when offsets begin to mean something else
-        self._untold = 0  # processed ones that arrived since the last acknowledgement
+        self._overtook: set[int] = set()  # of those, the ones processed out of turn
+        self._generation = 0  # changes when offsets change their meaning
+        self._unacked = 0  # processed since the last acknowledgement
 
     @property
     def position(self) -> Position | None:
@@ -46,20 +54,20 @@ class ClientInbox:
         return self._position
 
     @property
-    def untold(self) -> int:
-        """How many messages were processed and not acknowledged."""
-        return self._untold
+    def unacked(self) -> int:
+        """How many messages are processed and not acknowledged."""
+        return self._unacked
 
     def connecting(self) -> Position | None:
-        """Begin a connection; return the position to ask for."""
+        """Start a connection; return the position to ask for."""
         self._asked = self._position.offset if self._position else None
-        self._untold = 0
+        self._unacked = 0
         return self._position
 
     def welcome(self, welcome: Welcome) -> None:
-        """Continue if it is what was asked for; otherwise start where it says.
+        """Continue if the gateway grants the position; otherwise start at the gateway's.
 
-        On an open connection it may only say that messages are missing, and moves nothing.
+        On an open connection, a welcome that only reports missing messages moves nothing.
         """
         same = self._position is not None and welcome.epoch == self._position.epoch
         if same and self._asked is None and welcome.reason == Reason.TRIMMED:
@@ -67,60 +75,60 @@ class ClientInbox:
         if not same or welcome.offset != self._asked:
             self._restart(Position(welcome.epoch, welcome.offset))
         self._asked = None
-        self._untold = 0
+        self._unacked = 0
 
     def _restart(self, position: Position) -> None:
         self._position = position
         self._received = position.offset
         self._held.clear()
         self._overtook.clear()
-        self._life += 1
+        self._generation += 1
 
     def accept(self, message: ServerMessage) -> int | None:
-        """Return what `settle` wants to know later; None if the message was here before."""
+        """Return the generation, for `mark_processed`; None if the message is not new."""
         position = self._position
         if position is None:
-            return None  # no welcome yet: the gateway breaks the protocol
+            return None  # no welcome yet: the gateway violates the protocol
         if message.offset <= self._received:
-            # Redelivered, unless the stream lost its end and gives the same offsets out again.
+            # Redelivered, unless the stream lost its end and reuses offsets
             if message.offset <= position.offset:
-                self._untold += 1  # it takes room in the window until it is acknowledged again
+                self._unacked += 1  # it fills the window until it is acknowledged again
                 return None
             if self._held.get(message.offset, message) == message.time:
                 return None
             self._restart(position)
         self._received = message.offset
         self._held[message.offset] = message.time
-        return self._life
+        return self._generation
 
-    def settle(self, life: int, offset: int) -> None:
-        """Note that everything up to *offset* was processed; *life* came from `accept`."""
+    def mark_processed(self, generation: int, offset: int) -> None:
+        """Record that everything up to *offset* is processed; *generation* is from `accept`."""
         position = self._position
-        if position is None or life != self._life or offset <= position.offset:
+        if position is None or generation != self._generation or offset <= position.offset:
             return
         self._advance(position.epoch, offset)
 
-    def settle_newest(self) -> None:
-        """Note that the message just accepted was processed, and none that waits before it."""
+    def mark_newest_processed(self) -> None:
+        """Record that the message just accepted is processed, but none that wait before it."""
         position = self._position
         assert position is not None, "a message was accepted"
         self._overtook.add(self._received)
         self._advance(position.epoch, position.offset)
 
     def _advance(self, epoch: str, offset: int) -> None:
-        """Move the position to *offset*, and over what was processed before its turn."""
+        """Move the position to *offset*, and past what was processed out of turn."""
         for held in list(self._held):
             if held > offset and held not in self._overtook:
                 break
             del self._held[held]
             self._overtook.discard(held)
             offset = max(offset, held)
-            self._untold += 1
+            self._unacked += 1
         self._position = Position(epoch, offset)
 
     def take_ack(self) -> Position | None:
-        """Return what to acknowledge; None if there is nothing to tell."""
-        if not self._untold:
+        """Return the position to acknowledge; None if there is nothing new."""
+        if not self._unacked:
             return None
-        self._untold = 0
+        self._unacked = 0
         return self._position

@@ -1,4 +1,4 @@
-"""Why a connection ended, and whether to come back."""
+"""Why a connection ended, and whether to reconnect."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from wsgateway.protocol.v1 import ProtocolError
 __all__ = ["Final", "Lost", "translated"]
 
 RETRY_STATUS = frozenset({408, 425, 429})
-"""HTTP statuses below 500 that a later attempt may not get."""
+"""HTTP statuses below 500 that are worth another attempt."""
 
 
 class Lost(Exception):
-    """The connection ended, or did not come about.
+    """The connection ended, or could not be made.
 
     Args:
-        code: The close code, or the one that means the same.
-        reason: What the gateway says, or what happened.
-        status: The HTTP status that refused the handshake; the gateway itself has a close code.
+        code: The close code, or its equivalent if there was none.
+        reason: What the gateway said, or what happened.
+        status: The HTTP status that refused the handshake, if one did. Proxies and middleware do
+            so; the gateway itself uses close codes.
     """
 
     def __init__(self, code: int, reason: str, status: int | None = None) -> None:
@@ -38,7 +39,7 @@ class Lost(Exception):
 
 
 class Final(Lost):
-    """The same, and no other attempt makes sense."""
+    """The same, and another attempt is pointless."""
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except ConnectionClosed as exc:
-        if exc.sent is not None and not exc.rcvd_then_sent:  # `websockets` gave up first
+        if exc.sent is not None and not exc.rcvd_then_sent:  # `websockets` closed first
             raise Lost(exc.sent.code, f"{exc.sent.reason} (max_size)") from exc
         code, reason = (exc.rcvd.code, exc.rcvd.reason) if exc.rcvd else (1006, "")
         raise Lost(code, reason) from exc

@@ -1,4 +1,4 @@
-"""One message, as the application gets it."""
+"""A received message."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Message:
     """One message of the inbox.
 
     Attributes:
-        offset: Its position; rises, with holes.
-        time: When it was stored, RFC 3339; None if not known.
+        offset: Its offset in the inbox; rises, with gaps.
+        time: When it was stored, in RFC 3339 format; None if unknown.
         data: str for a text frame, bytes for a binary one.
-        reply_to: Id of the client's message that it answers; None if it answers none.
+        reply_to: Id of the client's message that it replies to; None if it is not a reply.
     """
 
-    __slots__ = ("_life", "_processed", "data", "offset", "reply_to", "time")
+    __slots__ = ("_generation", "_processed", "data", "offset", "reply_to", "time")
 
     def __init__(
-        self, received: ServerMessage, life: int, processed: Callable[[int, int], None]
+        self, received: ServerMessage, generation: int, processed: Callable[[int, int], None]
     ) -> None:
-        self._life = life
+        self._generation = generation
         self._processed = processed
         self.offset = received.offset
         self.time = received.time
@@ -40,11 +40,11 @@ class Message:
         """Return the payload parsed as JSON.
 
         Raises:
-            ValueError: It is not JSON, or not JSON that every parser reads alike, see RFC 7493.
+            ValueError: It is not JSON, or not I-JSON (RFC 7493), which every parser reads alike.
         """
         return strict_json.loads(self.data)
 
     def ack(self) -> None:
         """Acknowledge this message and all before it; only needed with ``auto_ack=False``."""
-        if self.reply_to is None:  # a reply has been acknowledged, and overtakes what waits
-            self._processed(self._life, self.offset)
+        if self.reply_to is None:  # a reply is acknowledged, and may have overtaken others
+            self._processed(self._generation, self.offset)

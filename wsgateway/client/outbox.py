@@ -1,6 +1,6 @@
-"""What a client has sent and the gateway has not confirmed. Pure.
+"""What a client sends and the gateway has not confirmed. Pure.
 
-The class of the same purpose in ``wsgateway.js`` behaves alike: ``tests/vectors/client.json``.
+Behaves like the class ``Outbox`` of ``wsgateway.js``: see ``tests/vectors/client.json``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["ClientOutbox"]
 class _Entry:
     text: str
     size: int
-    sent: bool = False  # on the present connection
+    sent: bool = False  # on the current connection
 
 
 class ClientOutbox:
-    """What was sent and is not confirmed, in order.
+    """Messages that are not confirmed, in order.
 
     Args:
-        limit: Messages that may wait; the caller checks `full`.
-        window: Messages on the wire without confirmation.
+        limit: Most messages that may wait; the caller checks `full`.
+        window: Most messages on the wire without confirmation.
     """
 
     __slots__ = ("_entries", "_in_flight", "_limit", "_window")
@@ -48,16 +48,16 @@ class ClientOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether no further message may wait."""
+        """Whether no more messages may wait."""
         return len(self._entries) >= self._limit
 
     def add(self, id: str, frame: Frame, *, request: bool = False) -> None:
-        """Append a message; *request* asks the service for a reply."""
+        """Append a message; *request* asks the service to reply."""
         text = encode_client_message(id, frame, request=request)
         self._entries[id] = _Entry(text, len(frame.payload))
 
     def remove(self, id: str) -> None:
-        """Forget a message: it is confirmed, refused, or given up. Idempotent."""
+        """Forget a message that is confirmed, refused, or given up. Idempotent."""
         entry = self._entries.pop(id, None)
         if entry is not None and entry.sent:
             self._in_flight -= 1
@@ -68,13 +68,13 @@ class ClientOutbox:
         self._in_flight = 0
 
     def connecting(self) -> None:
-        """Begin a connection, which has seen none of them."""
+        """Start a connection: every message must be sent on it."""
         self._in_flight = 0
         for entry in self._entries.values():
             entry.sent = False
 
     def larger_than(self, size: int) -> list[tuple[str, int]]:
-        """Return id and size of messages above *size* bytes."""
+        """Return id and size of each message above *size* bytes."""
         return [(id, entry.size) for id, entry in self._entries.items() if entry.size > size]
 
     @property
@@ -83,7 +83,7 @@ class ClientOutbox:
         return self._in_flight < min(self._window, len(self._entries))
 
     def next_frame(self) -> str | None:
-        """Return the oldest frame to write now, which then counts as sent; None: not now."""
+        """Return the oldest frame to write now, and count it as sent; None if none is due."""
         if not self.due:
             return None
         entry = next(entry for entry in self._entries.values() if not entry.sent)

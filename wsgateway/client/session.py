@@ -1,6 +1,6 @@
-"""What a client does with frames and time: fed with them, it says what happens next. Pure.
+"""What a client does at each frame and as time passes. Pure.
 
-`ClientSession` decides; `Transport` moves bytes and `Client` speaks to the application. The
+`ClientSession` decides, `Transport` does the I/O, and `Client` talks to the application. The
 scenarios in ``tests/vectors/client.json`` hold for it and for ``wsgateway.js``.
 """
 
@@ -43,34 +43,34 @@ from wsgateway.protocol.v1 import (
 __all__ = ["ClientSession", "should_reconnect"]
 
 STABLE = 5.0
-"""Seconds that a connection must last before the backoff starts over."""
+"""Seconds that a connection must last to reset the backoff."""
 _FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
-"""Standard close codes after which the same client would only be refused again."""
+"""Standard close codes after which the same client would be refused again."""
 
 
 def should_reconnect(code: int) -> bool:
-    """Say whether to come back after this close code."""
+    """Return whether to reconnect after this close code."""
     if code >= 4000:
         return code < CloseCode.BAD_REQUEST
     return code not in _FINAL
 
 
 class ClientSession:
-    """One client over all its connections.
+    """One client, across all its connections.
 
-    The shell calls `connecting`, then `receive` for each frame, then `lost`, and begins again.
-    It writes `next_frame` until that is None, again at `write_at`; it calls `alive` at `beat_at`.
-    *now* is the value of a clock that does not jump.
+    The caller calls `connecting`, then `receive` for each frame, then `lost`, and starts over. It
+    writes what `next_frame` returns until that is None, and again at `write_at`. It calls `alive`
+    at `beat_at`. *now* is the value of a monotonic clock.
 
     Args:
-        position: Where to go on; None: where the gateway says.
-        ack_every: Acknowledge after so many messages at the latest.
-        ack_interval: And after so many seconds.
-        queue_limit: Messages that may wait for confirmation, and requests for their reply.
-        send_window: Messages on the wire without confirmation.
-        ping_timeout: Seconds of silence after a due ping that mean that the gateway is gone.
+        position: Where to resume; None: where the gateway says.
+        ack_every: Acknowledge after this many messages at the latest.
+        ack_interval: Acknowledge after this many seconds at the latest.
+        queue_limit: Most messages that may wait for confirmation, and most requests for a reply.
+        send_window: Most messages on the wire without confirmation.
+        ping_timeout: Seconds of silence after a due ping before the connection counts as dead.
         backoff: Delays between attempts.
-        renewable: Whether another token can be had after a refusal.
+        renewable: Whether the application can provide another token after a refusal.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class ClientSession:
         self._renewable = renewable
         self._inbox = ClientInbox(position)
         self._outbox = ClientOutbox(queue_limit, send_window)
-        self._requests: set[str] = set()  # ids whose reply has not come
+        self._requests: set[str] = set()  # ids that wait for their replies
         self._controls: deque[str] = deque()  # pings and pongs to write
         self._opened_at: float | None = None  # when this connection was welcomed
         self._ack_at: float | None = None  # when to acknowledge
         self._heard_at = 0.0  # when the last frame came
-        self._asked_at: float | None = None  # when the ping was due that has no answer yet
+        self._asked_at: float | None = None  # when the unanswered ping was sent
         self._attempt = 0  # failures in a row
-        self._reconnect_after: float | None = None  # what the gateway asked for, of this loss
-        self._renewed = False  # another token was asked for; since then no welcome
+        self._reconnect_after: float | None = None  # the delay that `closing` asked for, seconds
+        self._renewed = False  # asked for another token since the last welcome
         self._ended = False
         self.welcome: Welcome | None = None
         """The last one."""
@@ -117,26 +117,26 @@ class ClientSession:
 
     @property
     def pending(self) -> int:
-        """How many messages were sent and are not confirmed."""
+        """How many messages are queued or sent, and not confirmed."""
         return len(self._outbox)
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, and the gateway has welcomed it."""
+        """Whether there is a connection that the gateway has welcomed."""
         return self._opened_at is not None
 
     # -- connections ---------------------------------------------------------------------
 
     def connecting(self) -> Position | None:
-        """Begin a connection; return the position to ask for."""
+        """Start a connection; return the position to ask for."""
         self._outbox.connecting()
         return self._inbox.connecting()
 
     def lost(self, code: int, now: float) -> float | None:
-        """End a connection, or an attempt that brought none.
+        """Handle the end of a connection, or a failed attempt.
 
         Returns:
-            Seconds until the next attempt; None: there is to be none.
+            Seconds until the next attempt; None: do not reconnect.
         """
         opened_at, self._opened_at = self._opened_at, None
         self._ack_at = None
@@ -156,14 +156,14 @@ class ClientSession:
         return self._backoff.delay(self._attempt - 1)
 
     def _renew(self, code: int) -> bool:
-        """Say whether another token may help."""
+        """Return whether another token may help."""
         if code != CloseCode.NOT_AUTHENTICATED or self._renewed:
             return False
         self._renewed = self.stale = True
         return self._renewable
 
     def end(self, reason: str, close_code: int | None = None) -> list[Event]:
-        """End the session: nothing that waits will come."""
+        """End the session, and fail what waits."""
         self._ended = True
 
         def closed(id: str) -> GatewayError:
@@ -181,7 +181,7 @@ class ClientSession:
         """Take one websocket frame.
 
         Raises:
-            ProtocolError: The other end does not speak this protocol; do not come back.
+            ProtocolError: The other end does not speak this protocol; do not reconnect.
         """
         frame = parse_server(text)
         self._heard_at, self._asked_at = now, None
@@ -216,14 +216,14 @@ class ClientSession:
         return [*events, Welcomed(welcome)]
 
     def _message(self, message: ServerMessage, now: float) -> list[Event]:
-        life = self._inbox.accept(message)
-        if life is None:
+        generation = self._inbox.accept(message)
+        if generation is None:
             self._ack_soon(now)
             return []
         if message.reply_to is None:
-            return [Delivered(message, life)]
-        # A reply overtakes what waits for recv: acknowledging it must not acknowledge that.
-        self._inbox.settle_newest()
+            return [Delivered(message, generation)]
+        # A reply overtakes messages that wait for `recv`: do not acknowledge those with it
+        self._inbox.mark_newest_processed()
         self._ack_soon(now)
         return self._reply(message, message.reply_to)
 
@@ -233,7 +233,7 @@ class ClientSession:
             text = message.frame.data if message.frame.text else ""
             text = str(text) or "the service refused it"
             answer = GatewayError(message.error, text, False, id=id)
-        events = self._confirm(id)  # what was answered is stored
+        events = self._confirm(id)  # a request with a reply is stored
         if id not in self._requests:
             return [*events, Unclaimed(answer)]
         self._requests.remove(id)
@@ -270,20 +270,20 @@ class ClientSession:
         if id in self._requests:
             return
         if len(self._requests) >= self._queue_limit:
-            text = f"{len(self._requests)} requests wait for their replies already (queue_limit)"
+            text = f"{len(self._requests)} requests are already waiting for replies (queue_limit)"
             raise GatewayError("queue_limit", text, True, id=id)
         self.send(id, frame, request=True)
         self._requests.add(id)
 
     def expect_no_reply(self, id: str) -> None:
-        """Let a reply to *id* be `Unclaimed`, should it come. Idempotent."""
+        """Report a later reply to *id* as `Unclaimed`. Idempotent."""
         self._requests.discard(id)
 
     def send(self, id: str, frame: Frame, *, request: bool = False) -> None:
-        """Queue a message, unless the same id waits already.
+        """Queue a message, unless one with the same id waits already.
 
         Args:
-            id: Names it: 1 to 64 printable ASCII characters without spaces.
+            id: 1 to 64 printable ASCII characters without spaces.
             frame: What to send.
             request: Whether the service is asked to reply.
 
@@ -304,38 +304,40 @@ class ClientSession:
         if self.welcome is not None and size > self.welcome.max_message_size:
             raise _too_big(id, size, self.welcome.max_message_size)
         if self._outbox.full:
-            text = f"{len(self._outbox)} messages wait for confirmation already (queue_limit)"
+            text = (
+                f"{len(self._outbox)} messages are already waiting for confirmation (queue_limit)"
+            )
             raise GatewayError("queue_limit", text, True, id=id)
 
     def give_up(self, id: str) -> None:
-        """Do not send *id* again; perhaps it is stored. Idempotent."""
+        """Do not send *id* again; it may have been stored. Idempotent."""
         self._outbox.remove(id)
 
-    def processed(self, life: int, offset: int, now: float) -> None:
-        """Note that everything up to *offset* was processed; both came with `Delivered`."""
-        self._inbox.settle(life, offset)
+    def processed(self, generation: int, offset: int, now: float) -> None:
+        """Record that everything up to *offset* is processed; both are from `Delivered`."""
+        self._inbox.mark_processed(generation, offset)
         self._ack_soon(now)
 
     # -- to the gateway ------------------------------------------------------------------
 
     def _ack_soon(self, now: float) -> None:
-        if not self.is_open or self.welcome is None or not self._inbox.untold:
+        if not self.is_open or self.welcome is None or not self._inbox.unacked:
             return
         every = min(self._ack_every, (self.welcome.window + 1) // 2)
-        if self._inbox.untold >= every:
+        if self._inbox.unacked >= every:
             self._ack_at = now
         elif self._ack_at is None:
             self._ack_at = now + self._ack_interval
 
     @property
     def write_at(self) -> float:
-        """When `next_frame` has something; ``-inf``: now, ``inf``: not as things are."""
+        """When `next_frame` has a frame; ``-inf``: now, ``inf``: not until something changes."""
         if self._controls or (self._opened_at is not None and self._outbox.due):
             return -math.inf
         return math.inf if self._ack_at is None else self._ack_at
 
     def next_frame(self, now: float) -> str | None:
-        """Return the next frame to write, which then counts as sent; None if there is none yet."""
+        """Return the next frame to write, and count it as sent; None if none is due."""
         if self._controls:
             return self._controls.popleft()
         if not self.is_open:
@@ -345,27 +347,27 @@ class ClientSession:
         return self._outbox.next_frame()
 
     def last_ack(self) -> str | None:
-        """Return the acknowledgement of all that was processed; None if there is none to send."""
+        """Return the acknowledgement of everything processed; None if there is nothing new."""
         self._ack_at = None
         position = self._inbox.take_ack() if self.is_open else None
         return None if position is None else encode_client_ack(position.offset, position.epoch)
 
-    # -- a gateway that is gone ----------------------------------------------------------
+    # -- a gateway that does not answer --------------------------------------------------
 
     @property
     def _silence(self) -> float:
-        """Seconds without a frame after which to ask."""
+        """Seconds without a frame after which to send a ping."""
         assert self.welcome is not None
         return self.welcome.ping + self._half_timeout
 
     def alive(self, now: float) -> bool:
-        """Say whether the gateway is there, as far as one can know; asks it when that is due."""
+        """Return False if the gateway counts as dead; queue a ping when one is due."""
         if now < self.beat_at:
             return True
         if self._asked_at is None and now < self._heard_at + self._silence:
             self.beat_at = self._heard_at + self._silence
             return True
-        # A late check means that this process slept: the answer may wait unread, so ask again.
+        # A late check means that this process slept and the answer may wait unread: ask again
         if self._asked_at is not None and now - self._asked_at <= 2 * self._half_timeout:
             return False
         self._asked_at = now
@@ -375,5 +377,5 @@ class ClientSession:
 
 
 def _too_big(id: str, size: int, limit: int) -> GatewayError:
-    text = f"message of {size} bytes exceeds {limit} bytes"
+    text = f"message of {size} bytes exceeds the gateway's limit of {limit} bytes"
     return GatewayError("too_big", text, False, id=id)

@@ -1,4 +1,4 @@
-"""One websocket of the client: dials, writes what is due, notices silence, says goodbye."""
+"""One websocket of the client."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ __all__ = ["Transport"]
 logger = logging.getLogger("wsgateway.client")
 
 LEAVE_TIMEOUT = 1.0
-"""Seconds that a goodbye may take; the peer may be gone."""
+"""Most seconds to spend on closing; the peer may be dead."""
 
 
 class Transport:
     """One connection. `dial`, then `serve` until it raises, then `leave` in any case.
 
     Args:
-        session: Says what to write, and gets what arrives.
+        session: Decides what to write.
         on_text: Called with each frame.
     """
 
     def __init__(self, session: ClientSession, on_text: Callable[[str | bytes], None]) -> None:
         self._session = session
         self._on_text = on_text
-        self._socket: websockets.asyncio.client.ClientConnection | None = None  # once dialled
+        self._socket: websockets.asyncio.client.ClientConnection | None = None  # set by `dial`
         self._wake = asyncio.Event()  # there is something to write
         self._ack_timer: asyncio.TimerHandle | None = None
 
     async def dial(self, url: str, options: dict[str, Any]) -> None:
-        """Connect, and read up to the welcome."""
+        """Connect, and read until the welcome."""
         socket = self._socket = await websockets.asyncio.client.connect(
             url, subprotocols=[Subprotocol(SUBPROTOCOL)], **options
         )
@@ -58,7 +58,7 @@ class Transport:
         """Read and write until the connection ends.
 
         Raises:
-            ConnectionClosed: It has.
+            ConnectionClosed: It ended.
         """
         socket = self._socket
         assert socket is not None
@@ -82,7 +82,7 @@ class Transport:
             await asyncio.wait(tasks)
 
     async def leave(self) -> None:
-        """Say goodbye, with the last acknowledgement; never waits long for a dead peer."""
+        """Send the last acknowledgement and close, within `LEAVE_TIMEOUT`."""
         if self._ack_timer is not None:
             self._ack_timer.cancel()
         if self._socket is None:
@@ -95,7 +95,7 @@ class Transport:
         self._socket.transport.abort()
 
     def wake(self) -> None:
-        """Let the writer write what is due, now or when it is due."""
+        """Write what is due, now or later; call this after each change of the session."""
         due = self._session.write_at
         if due == math.inf:
             return
@@ -113,11 +113,11 @@ class Transport:
         while self._session.alive(time.monotonic()):
             self.wake()
             await asyncio.sleep(self._session.beat_at - time.monotonic())
-        logger.info("no sign of life from the gateway")
+        logger.info("no answer from the gateway, closing the connection")
         socket.transport.abort()
 
     async def _write(self, socket: websockets.asyncio.client.ClientConnection) -> None:
-        """Write what is due; the only writer, so order is the session's order."""
+        """Write what is due. The only writer, so frames leave in the session's order."""
         with contextlib.suppress(ConnectionClosed):
             while True:
                 self._wake.clear()

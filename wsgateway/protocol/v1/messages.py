@@ -57,8 +57,8 @@ class ErrorCode(StrEnum):
     TOO_BIG = "too_big", False, "the message is larger than the gateway takes"
     QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
     RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
-    UNAVAILABLE = "unavailable", True, "the broker did not confirm it; perhaps it is stored"
-    INTERNAL = "internal", True, "the gateway failed; perhaps it is stored"
+    UNAVAILABLE = "unavailable", True, "the broker did not confirm it; it may have been stored"
+    INTERNAL = "internal", True, "the gateway failed; it may have been stored"
 
 
 class Reason(StrEnum):

@@ -2,7 +2,7 @@
 
 export declare const SUBPROTOCOL: "wsgateway.v1";
 
-/** Whether a client should come back after this close code. */
+/** Returns whether a client should reconnect after this close code. */
 export declare function shouldReconnect(code: number): boolean;
 
 export type State = "idle" | "connecting" | "open" | "waiting" | "offline" | "closed";
@@ -12,7 +12,7 @@ export interface Position {
   offset: number;
 }
 
-/** What is used of a WHATWG WebSocket. */
+/** The part of a WHATWG WebSocket that the client uses. */
 export interface WebSocketLike {
   readonly readyState: number;
   readonly protocol: string;
@@ -27,29 +27,29 @@ export interface WebSocketLike {
 export interface Options {
   /** Which of the user's devices this is; each has its own cursor. */
   device?: string;
-  /** Sent in the query; a function is asked again after a refusal. */
+  /** Sent in the query; a function is called again after an attempt that failed or was refused. */
   token?: string | (() => string | Promise<string>);
-  /** Name of the token's query parameter; "token". */
+  /** Name of the token's query parameter; default "token". */
   tokenParameter?: string;
   /** Renews a cookie or session; called before the attempt that follows a refusal (4501). */
   refresh?: () => unknown;
-  /** Where to go on, for example from storage; without it the device's cursor decides. */
+  /** Where to resume, for example from storage; without it the device's cursor decides. */
   position?: Position;
-  /** Acknowledge when listeners have returned or the loop asks for the next; true. */
+  /** Acknowledge when listeners have returned or the loop asks for the next; default true. */
   autoAck?: boolean;
-  /** Acknowledge after so many messages at the latest; 16. */
+  /** Acknowledge after this many messages at the latest; default 16. */
   ackEvery?: number;
-  /** ...and after so many ms; 200. */
+  /** Acknowledge after this many ms at the latest; default 200. */
   ackInterval?: number;
-  /** Messages that may wait for confirmation; more are rejected with "queue_limit"; 1000. */
+  /** Messages that may wait for confirmation; more reject with "queue_limit"; default 1000. */
   queueLimit?: number;
-  /** Messages on the wire without confirmation; 64. */
+  /** Messages on the wire without confirmation; default 64. */
   sendWindow?: number;
-  /** ms that `request` waits for a reply; null: as long as it takes; 30000. */
+  /** ms that `request` waits for a reply; null: no limit; default 30000. */
   requestTimeout?: number | null;
-  /** ms until the welcome; 10000. */
+  /** ms until the welcome; default 10000. */
   connectTimeout?: number;
-  /** ms of silence after a due ping that mean that the gateway is gone; 10000. */
+  /** ms of silence after a due ping before the connection counts as dead; default 10000. */
   pingTimeout?: number;
   /** Delays in ms; jitter is the part of a delay that is random. */
   backoff?: { initial?: number; factor?: number; cap?: number; jitter?: number };
@@ -73,7 +73,7 @@ export interface Welcome extends Position {
 }
 
 export interface Recovered extends Position {
-  /** True if no message since the last position is missing. False may also come while open. */
+  /** True if no message since the last position is missing. False can also come while open. */
   recovered: boolean;
   reason: string | null;
 }
@@ -93,7 +93,7 @@ export interface Receipt {
 export interface SendOptions {
   /** 1 to 64 printable ASCII characters; the same id is stored once. */
   id?: string;
-  /** ms; without it a message waits as long as it takes. */
+  /** ms until the confirmation; without it there is no limit. */
   timeout?: number;
   signal?: AbortSignal;
 }
@@ -101,7 +101,7 @@ export interface SendOptions {
 export interface RequestOptions {
   /** See SendOptions. */
   id?: string;
-  /** ms until the reply; null: as long as it takes; the option requestTimeout. */
+  /** ms until the reply; null: no limit; default: the option requestTimeout. */
   timeout?: number | null;
   signal?: AbortSignal;
 }
@@ -123,7 +123,7 @@ export declare class Message {
   readonly offset: number;
   readonly time: Date | null;
   readonly data: string | Uint8Array;
-  /** Id of the request that it answers; null for any other message. */
+  /** Id of the message that it replies to; null if it is not a reply. */
   readonly replyTo: string | null;
   json<T = unknown>(): T;
   /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
@@ -139,7 +139,7 @@ export declare class Backoff {
 
 export interface Events {
   message: (message: Message) => void;
-  /** A reply that nobody here waits for: another tab's, or one that came too late. */
+  /** A reply that no call waits for: another tab's, or one that came too late. */
   reply: (message: Message) => void;
   state: (state: State, detail: StateDetail) => void;
   recovered: (recovered: Recovered) => void;
@@ -157,7 +157,7 @@ export declare class WsGateway implements AsyncIterable<Message> {
   send(data: unknown, options?: SendOptions): Promise<Receipt>;
   /** Publish, and wait for the service's reply. */
   request(data: unknown, options?: RequestOptions): Promise<Message>;
-  /** Returns a function that ends it. */
+  /** Returns a function that removes the listener. */
   on<K extends keyof Events>(name: K, listener: Events[K]): () => void;
   once<K extends keyof Events>(name: K, listener: Events[K]): () => void;
   off<K extends keyof Events>(name: K, listener: Events[K]): void;

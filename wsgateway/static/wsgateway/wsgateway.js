@@ -1,11 +1,11 @@
 /**
- * wsgateway.v1: a websocket that continues where it was. See docs/client-javascript.md.
+ * wsgateway.v1: a websocket that resumes where it left off. See docs/client-javascript.md.
  *
  * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
  * constructor passed in. One file, because pages include it without a bundler, and Django's
- * ManifestStaticFilesStorage does not rewrite imports between modules. Its sections, from what
- * knows nothing to what uses it all: names; payloads and frames; inbox, outbox and backoff (none
- * of them does I/O); one connection; what the application holds; the client.
+ * ManifestStaticFilesStorage does not rewrite imports between modules. Each section uses only
+ * those above it: names; payloads and frames; inbox, outbox and backoff (no I/O); one connection;
+ * what the application holds; the client.
  */
 
 // == names ===================================================================================
@@ -32,14 +32,14 @@ const DEFAULTS = {
   random: Math.random,
 };
 
-/** Close codes outside 4000-4999 after which the same client would only be refused again. */
+/** Standard close codes after which the same client would be refused again. */
 const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const CREDENTIALS_CHANGED = 4016;
 const NOT_AUTHENTICATED = 4501;
 const ID = /^[!-~]{1,64}$/;
-const STABLE = 5_000; // ms that a connection must last before the backoff begins anew
+const STABLE = 5_000; // ms that a connection must last to reset the backoff
 
-/** Whether a client should come back after this close code. */
+/** Return whether a client should reconnect after this close code. */
 export function shouldReconnect(code) {
   return code >= 4000 ? code < 4500 : !FINAL.has(code);
 }
@@ -65,10 +65,10 @@ function utf8Length(text) {
 const LONE = /\p{Surrogate}/u;
 const ESCAPED_SURROGATE = /\\u[dD][89a-fA-F]/;
 
-/** JSON.stringify would send null for what JSON does not have, and a surrogate that nobody can store. */
+/** Refuse what JSON.stringify would send as null or as half of a surrogate pair. */
 function onlyJson(key, value) {
   const lost = typeof value === "number" ? !Number.isFinite(value) : value === null && this[key] instanceof Date;
-  if (lost) throw new TypeError(`${this[key]} cannot be sent: JSON has no such value`);
+  if (lost) throw new TypeError(`${this[key]} cannot be sent as JSON`);
   requireText(key);
   if (typeof value === "string") requireText(value);
   return value;
@@ -109,14 +109,14 @@ function parse(text) {
   return frame;
 }
 
-/** The fields that carry *data*, and its size in bytes. */
+/** Return the fields that carry *data*, and its size in bytes. */
 function encode(data) {
   if (data instanceof ArrayBuffer) data = new Uint8Array(data);
   if (ArrayBuffer.isView(data)) {
     const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     return { fields: `"bytes":"${toBase64(bytes)}"`, size: bytes.length };
   }
-  // An object goes as the text that JSON.stringify makes: no second parser changes its numbers.
+  // Send an object as the text of JSON.stringify, so that no second parser changes its numbers
   const text = typeof data === "string" ? data : JSON.stringify(data, onlyJson);
   if (text === undefined) throw new TypeError(`${typeof data} cannot be sent`);
   requireText(text);
@@ -129,10 +129,10 @@ function encode(data) {
 class Inbox {
   epoch = null;
   processed = 0; // the resume position: everything up to it was handled
-  #received = 0; // everything up to it has arrived
-  #held = new Map(); // offset -> {time, done}, of what has arrived and is not in `processed`
-  #life = 0; // changes when offsets begin to mean something else
-  #asked = null; // position that this connection asked for; null once it was welcomed
+  #received = 0; // everything up to this offset has arrived
+  #held = new Map(); // offset -> {time, done}, of what arrived after `processed`
+  #generation = 0; // changes when offsets change their meaning
+  #asked = null; // offset that this connection asked for, until its welcome
 
   constructor(position) {
     if (position) {
@@ -145,7 +145,7 @@ class Inbox {
     this.#asked = this.processed;
   }
 
-  /** Return whether delivery begins here; else messages are missing, and nothing moves. */
+  /** Return false if the welcome only reports missing messages; then nothing moves. */
   welcome({ epoch, offset, reason }) {
     const asked = this.#asked;
     this.#asked = null;
@@ -158,32 +158,32 @@ class Inbox {
     this.epoch = epoch;
     this.processed = this.#received = offset;
     this.#held.clear();
-    this.#life += 1;
+    this.#generation += 1;
   }
 
-  /** Return the life that a new message belongs to; null if it has been here before. */
+  /** Return the generation, for `markProcessed`; null if the message is not new. */
   accept(offset, time) {
     if (offset <= this.#received) {
-      // Redelivered, unless the stream lost its end and gives the same offsets out again.
+      // Redelivered, unless the stream lost its end and reuses offsets
       if (offset <= this.processed || this.#held.get(offset)?.time === time) return null;
       this.#restart(this.epoch, this.processed);
     }
     this.#received = offset;
     this.#held.set(offset, { time, done: false });
-    return this.#life;
+    return this.#generation;
   }
 
-  /** Note that everything up to *offset* was handled; return how many newly were. */
-  settle(life, offset) {
-    if (life !== this.#life || offset <= this.processed) return 0;
+  /** Record that everything up to *offset* is processed; return how many messages that adds. */
+  markProcessed(generation, offset) {
+    if (generation !== this.#generation || offset <= this.processed) return 0;
     this.processed = offset;
     return this.#advance();
   }
 
-  /** Note that *offset* was handled; what came before it and waits is not told so. */
-  settleOne(life, offset) {
+  /** The same for *offset* alone, but for none that wait before it. */
+  markOneProcessed(generation, offset) {
     const held = this.#held.get(offset);
-    if (life !== this.#life || !held) return 0;
+    if (generation !== this.#generation || !held) return 0;
     held.done = true;
     return this.#advance();
   }
@@ -200,7 +200,7 @@ class Inbox {
   }
 }
 
-/** What was sent and is not confirmed, in order. */
+/** Messages that are not confirmed, in order. */
 class Outbox {
   #entries = new Map(); // id -> entry, oldest first
   #inFlight = 0;
@@ -222,7 +222,7 @@ class Outbox {
     this.#entries.set(entry.id, entry);
   }
 
-  /** Take an entry out; undefined if it is not there (any more). */
+  /** Remove and return an entry; undefined if there is none. */
   take(id) {
     const entry = this.#entries.get(id);
     if (entry) {
@@ -232,7 +232,7 @@ class Outbox {
     return entry;
   }
 
-  /** Return every entry and keep none. */
+  /** Remove and return all entries. */
   clear() {
     const entries = [...this.#entries.values()];
     this.#entries.clear();
@@ -240,18 +240,18 @@ class Outbox {
     return entries;
   }
 
-  /** Take out and return every entry above *size* bytes. */
+  /** Remove and return every entry above *size* bytes. */
   takeLarger(size) {
     return [...this.#entries.values()].filter((entry) => entry.size > size && this.take(entry.id));
   }
 
-  /** A new connection has seen none of them. */
+  /** Start a connection: every message must be sent on it. */
   connecting() {
     this.#inFlight = 0;
     for (const entry of this.#entries.values()) entry.sent = false;
   }
 
-  /** Return what to write now, oldest first; it then counts as sent. */
+  /** Yield what to write now, oldest first, and count it as sent. */
   *due() {
     if (this.#inFlight >= this.#window) return;
     for (const entry of this.#entries.values()) {
@@ -264,7 +264,7 @@ class Outbox {
   }
 }
 
-/** Exponential, with full jitter: after a gateway died its clients spread over the whole delay. */
+/** Exponential, with full jitter: when a gateway dies, its clients spread over the whole delay. */
 export class Backoff {
   constructor({ initial = 500, factor = 2, cap = 30_000, jitter = 1 } = {}, random = Math.random) {
     Object.assign(this, { initial, factor, cap, jitter, random });
@@ -292,7 +292,7 @@ function makeClock(host) {
   };
 }
 
-/** One WebSocket; after `drop` or its end it calls nobody. */
+/** One WebSocket. It calls no handler after `drop` or its end. */
 class Transport {
   #socket;
   #handlers;
@@ -305,8 +305,8 @@ class Transport {
     };
     socket.onmessage = (event) => this.#handlers?.text(event.data);
     socket.onclose = (event) => this.#end(event.code, event.reason);
-    // A close event follows in the same task, and says more; but not in Node 20 (undici 6) when
-    // nobody listens there (seen 2026-11-23).
+    // A close event follows in the same task and says more, but not in Node 20 (undici 6) if
+    // nothing listens on the port (seen 2026-11-23).
     socket.onerror = () => clock.setTimeout(() => this.#end(1006, "no connection"), 0);
   }
 
@@ -314,7 +314,7 @@ class Transport {
     if (this.#socket.readyState === 1) this.#socket.send(text);
   }
 
-  /** Close; whoever asked knows, so `closed` is not called. */
+  /** Close without calling `closed`. */
   drop(code, reason) {
     this.#handlers = null;
     this.#socket.close(code, reason);
@@ -329,8 +329,9 @@ class Transport {
 }
 
 /**
- * Notices a gateway that is gone. Silent for the ping interval and half the time-out: it asks.
- * Nothing for the other half: dead. A page that slept finds its timer late, and asks first.
+ * Notices a gateway that does not answer. After the ping interval and half the timeout without a
+ * frame it pings; after the other half it gives up. If a timer is late, the page slept and the
+ * answer may wait unread, so it pings again first.
  */
 class Monitor {
   #clock;
@@ -338,7 +339,7 @@ class Monitor {
   #dead;
   #timer = null;
   #heard = 0;
-  #asked = null; // when the open question was put
+  #asked = null; // when the unanswered ping was sent
   #interval = 0;
   #grace = 0;
 
@@ -365,7 +366,7 @@ class Monitor {
     this.#asked = null;
   }
 
-  /** Ask now: the page was hidden, or the network changed. */
+  /** Ping now: the page was hidden, or the network changed. */
   probe() {
     if (this.#timer === null) return;
     this.#asked = this.#clock.now();
@@ -400,7 +401,7 @@ export class GatewayError extends Error {
   /**
    * @param {string} code One word, see docs/protocol.md and docs/client-javascript.md.
    * @param {string} message What happened.
-   * @param {boolean} temporary Whether the same message may be sent again.
+   * @param {boolean} temporary Whether it makes sense to send the same message again.
    */
   constructor(code, message, temporary, { id = null, closeCode = null } = {}) {
     super(message);
@@ -413,26 +414,27 @@ export class GatewayError extends Error {
 }
 
 function tooBig(id, size, limit) {
-  return new GatewayError("too_big", `message of ${size} bytes exceeds ${limit} bytes`, false, { id });
+  const text = `message of ${size} bytes exceeds the gateway's limit of ${limit} bytes`;
+  return new GatewayError("too_big", text, false, { id });
 }
 
 function aborted(id) {
-  return new GatewayError("aborted", "the caller gave up; perhaps it is stored", true, { id });
+  return new GatewayError("aborted", "aborted; it may have been stored", true, { id });
 }
 
 /** One message of the inbox. */
 export class Message {
-  #settle;
+  #onAck;
 
-  constructor(offset, time, data, settle, replyTo = null) {
+  constructor(offset, time, data, onAck, replyTo = null) {
     this.offset = offset;
     this.time = time === null ? null : new Date(time);
     this.data = data; // string, or Uint8Array for a binary frame
     this.replyTo = replyTo; // id of the request that it answers
-    this.#settle = settle;
+    this.#onAck = onAck;
   }
 
-  /** The payload as JSON. */
+  /** Parse the payload as JSON. */
   json() {
     const text = typeof this.data === "string" ? this.data : new TextDecoder().decode(this.data);
     return JSON.parse(text);
@@ -440,11 +442,11 @@ export class Message {
 
   /** Acknowledge this message and all before it; only needed with `autoAck: false`. */
   ack() {
-    this.#settle();
+    this.#onAck();
   }
 }
 
-/** A promise with its ends, *timeout* and *signal*; *forget* is called when it is settled. */
+/** Return a promise with its `resolve` and `reject`, *timeout* and *signal*; it calls *forget* when it settles. */
 function pendingResult(clock, id, what, { timeout, signal }, forget) {
   const pending = { id };
   pending.promise = new Promise((resolve, reject) => {
@@ -460,7 +462,7 @@ function pendingResult(clock, id, what, { timeout, signal }, forget) {
     pending.reject = ended(reject);
     signal?.addEventListener("abort", abort);
     if (timeout != null) {
-      const text = `${what} within ${timeout} ms; perhaps it is stored`;
+      const text = `${what} within ${timeout} ms; it may have been stored`;
       const late = () => pending.reject(new GatewayError("timeout", text, true, { id }));
       timer = clock.setTimeout(late, timeout);
     }
@@ -468,17 +470,17 @@ function pendingResult(clock, id, what, { timeout, signal }, forget) {
   return pending;
 }
 
-/** `for await (const message of client)`: a message is processed when the loop asks for the next. */
+/** `for await (const message of client)`: a message counts as processed when the loop asks for the next. */
 class MessageLoop {
-  #queue; // messages that the loop has not asked for
+  #queue; // messages that the loop has not received
   #autoAck;
   #left;
   #waiting = []; // resolve functions of calls that found no message
-  #current = null; // the message that the loop handles
+  #current = null; // the message that the loop is processing
   #ended = false;
   #failure = null; // why it ended; the loop throws it once
 
-  /** *left* is called with what the loop has not handled, when it is left early. */
+  /** *left* is called with the rest of the messages if the loop breaks. */
   constructor(messages, autoAck, left) {
     this.#queue = messages;
     this.#autoAck = autoAck;
@@ -491,7 +493,7 @@ class MessageLoop {
     else this.#queue.push(message);
   }
 
-  /** Nothing more comes; *error* says why, null if the application closed the client. */
+  /** End the loop after the messages that it has; *error* is null if the application closed the client. */
   end(error) {
     this.#ended = true;
     this.#failure = error;
@@ -532,7 +534,7 @@ class MessageLoop {
 class Emitter {
   #listeners = new Map();
 
-  /** Call *listener* at each event; return a function that ends that. */
+  /** Call *listener* at each event; return a function that removes it. */
   on(name, listener) {
     if (!this.#listeners.has(name)) this.#listeners.set(name, new Set());
     this.#listeners.get(name).add(listener);
@@ -560,7 +562,7 @@ class Emitter {
       try {
         listener(...args);
       } catch (error) {
-        // As EventTarget does: reported, and it stops nobody else.
+        // Like EventTarget: report it, and call the others
         if (globalThis.reportError) globalThis.reportError(error);
         else queueMicrotask(() => { throw error; });
       }
@@ -568,7 +570,7 @@ class Emitter {
   }
 }
 
-/** Call `hurry`, `hide` or `offline` when the page is looked at, left, or without network; return what ends it. */
+/** Call `hurry`, `hide` or `offline` as the page is shown, hidden or without network; return a function that stops it. */
 function watchPage(host, { hurry, hide, offline }) {
   const { document } = host;
   const visible = () => (document.visibilityState === "visible" ? hurry() : hide());
@@ -595,8 +597,8 @@ function watchPage(host, { hurry, hide, offline }) {
  *     client.connect();
  *     await client.send({ buy: 3 });   // resolves when it is stored
  *
- * States: "idle", "connecting", "open", "waiting" (for the next attempt), "offline" (the same,
- * and the browser says that there is no network), "closed".
+ * States: "idle", "connecting", "open", "waiting" (for the next attempt), "offline" (waiting, and
+ * the browser reports no network), "closed".
  */
 export class WsGateway {
   #url;
@@ -606,23 +608,23 @@ export class WsGateway {
   #events = new Emitter();
   #inbox;
   #outbox;
-  #requests = new Map(); // id -> {promise, resolve, reject}, whose reply has not come
+  #requests = new Map(); // id -> {promise, resolve, reject}, of requests without a reply
   #backoff;
-  #reconnectAfter = null; // ms, what the gateway asked for on this connection
+  #reconnectAfter = null; // ms, the delay that `closing` asked for on this connection
   #monitor;
   #transport = null;
   #state = "idle";
   #welcome = null;
-  #timer = null; // of the next attempt, or of the handshake's time-out
+  #timer = null; // of the next attempt, or the handshake's timeout
   #ackTimer = null;
-  #unacked = 0; // processed messages that no acknowledgement told of
+  #unacked = 0; // messages processed since the last acknowledgement
   #openedAt = 0;
-  #attempt = 0; // number of the connection attempt; a late token belongs to none
+  #attempt = 0; // number of the connection attempt; a token that comes late is dropped
   #token = null;
-  #stale = true; // the token must be asked for before the next attempt
-  #refreshed = false; // since the last welcome
+  #stale = true; // ask for the token before the next attempt
+  #refreshed = false; // asked for another token since the last welcome
   #opening = null; // {promise, resolve, reject} of connect()
-  #backlog = []; // messages that nobody has listened to yet
+  #backlog = []; // messages that arrived without a loop or listener
   #loop = null;
   #ids = 0;
   #prefix;
@@ -641,7 +643,7 @@ export class WsGateway {
       () => this.#transport?.send('{"type":"ping"}'),
       () => this.#lost(4012, "no sign of life from the gateway"),
     );
-    // Ids must differ from those of every other page load: the gateway drops known ones.
+    // Ids must differ from those of every other page load: known ids are stored only once
     this.#prefix = toBase64(crypto.getRandomValues(new Uint8Array(9))).replace(/[+/]/g, "x");
   }
 
@@ -650,7 +652,7 @@ export class WsGateway {
     return this.#state;
   }
 
-  /** How many messages were sent and are not confirmed. */
+  /** How many messages are queued or sent, and not confirmed. */
   get pending() {
     return this.#outbox.size;
   }
@@ -660,14 +662,14 @@ export class WsGateway {
     return this.#inbox.epoch === null ? null : { epoch: this.#inbox.epoch, offset: this.#inbox.processed };
   }
 
-  /** The gateway's last welcome: connection, service, user, device, ...; null before. */
+  /** The gateway's last welcome: connection, service, user, device, …; null before the first. */
   get welcome() {
     return this.#welcome;
   }
 
   on(name, listener) {
     const off = this.#events.on(name, listener);
-    // Later, so that all listeners of this turn get what has been waiting.
+    // Later, so that all listeners added in this turn get what waited
     if (name === "message") queueMicrotask(() => this.#release());
     return off;
   }
@@ -692,7 +694,7 @@ export class WsGateway {
       this.#opening.promise = new Promise((resolve, reject) => {
         Object.assign(this.#opening, { resolve, reject });
       });
-      this.#opening.promise.catch(() => {}); // whoever does not await it listens to "error"
+      this.#opening.promise.catch(() => {}); // there is an "error" event, too
     }
     const { promise } = this.#opening;
     if (this.#state === "idle" || this.#state === "closed") {
@@ -705,7 +707,7 @@ export class WsGateway {
     return promise;
   }
 
-  /** Close for good; sends that are not confirmed are rejected with code "closed". */
+  /** Close until the next `connect`; unconfirmed sends reject with code "closed". */
   close(code = 1000, reason = "") {
     if (this.#state === "closed") return;
     this.#sendAck();
@@ -733,7 +735,7 @@ export class WsGateway {
     if (attempt === this.#attempt) this.#dial();
   }
 
-  /** Get the token anew, and after a refusal let the application renew its cookie. */
+  /** Ask for the token; after a refusal, first let the application renew its cookie. */
   async #authenticate() {
     const { token, refresh } = this.#options;
     if (this.#refreshed) await refresh?.();
@@ -791,14 +793,14 @@ export class WsGateway {
     transport?.drop(code === 1000 || code >= 3000 ? code : 1000, reason);
   }
 
-  /** The connection is gone, or never came. */
+  /** The connection ended, or could not be made. */
   #lost(code, reason) {
     const wasOpen = this.#state === "open";
     const after = this.#reconnectAfter;
     this.#attempt += 1;
     this.#dropTransport(1000, "");
     if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
-    // A gateway that refuses before the handshake cannot tell a browser why.
+    // A browser does not say why a handshake failed: it may have been the token
     if (!wasOpen || code === CREDENTIALS_CHANGED) this.#stale = true;
     const { token, refresh } = this.#options;
     let again = shouldReconnect(code);
@@ -821,7 +823,7 @@ export class WsGateway {
     this.#dropTransport(1000, "");
     this.#unhook?.();
     this.#unhook = null;
-    // All of it first: a listener may call connect() again.
+    // Clean up first: a listener may call connect() again
     const entries = this.#outbox.clear();
     const requests = [...this.#requests.values()];
     this.#requests.clear();
@@ -846,7 +848,7 @@ export class WsGateway {
     },
   };
 
-  /** Somebody looks, or the network is back: do not wait for a timer. */
+  /** The page is shown, or the network is back: do not wait for a timer. */
   #hurry() {
     if (this.#state === "open") {
       this.#monitor.probe();
@@ -880,7 +882,7 @@ export class WsGateway {
     }
   }
 
-  /** The gateway stops, and says when to come back: its clients spread over the others. */
+  /** The gateway is about to close, and spreads the reconnects of its clients. */
   #onClosing({ reconnect_after: after }) {
     this.#reconnectAfter = after * 1000;
   }
@@ -906,24 +908,24 @@ export class WsGateway {
   }
 
   #onMessage({ offset, time = null, data, reply_to = null, error = null }) {
-    const life = this.#inbox.accept(offset, time);
-    // What comes again takes room in the window until it is acknowledged again.
-    if (life === null) return this.#settled(offset <= this.#inbox.processed ? 1 : 0);
+    const generation = this.#inbox.accept(offset, time);
+    // A redelivered message fills the window until it is acknowledged again
+    if (generation === null) return this.#countProcessed(offset <= this.#inbox.processed ? 1 : 0);
     const isReply = reply_to !== null;
-    // A reply overtakes what waits for a loop: acknowledging it must not acknowledge that.
-    const settle = () =>
-      this.#settled(isReply ? this.#inbox.settleOne(life, offset) : this.#inbox.settle(life, offset));
-    const message = new Message(offset, time, data, settle, reply_to);
+    // A reply overtakes messages that wait for a loop: do not acknowledge those with it
+    const mark = isReply ? "markOneProcessed" : "markProcessed";
+    const onAck = () => this.#countProcessed(this.#inbox[mark](generation, offset));
+    const message = new Message(offset, time, data, onAck, reply_to);
     if (isReply) this.#onReply(message, error);
     else if (this.#loop || this.#events.listens("message")) this.#deliver(message);
     else this.#backlog.push(message); // the window bounds it
   }
 
-  /** Give a reply to whoever asked; replies to another tab, or from before a reload, are events. */
+  /** Resolve the request, if it was made here; otherwise the reply is an event. */
   #onReply(message, code) {
     const id = message.replyTo;
     const request = this.#requests.get(id);
-    this.#outbox.take(id)?.resolve({ id }); // what was answered is stored
+    this.#outbox.take(id)?.resolve({ id }); // a request with a reply is stored
     let error = null;
     if (code !== null) {
       const text = typeof message.data === "string" && message.data ? message.data : "the service refused it";
@@ -938,7 +940,7 @@ export class WsGateway {
       this.#events.emit("reply", message);
     }
     message.ack();
-    this.#flush(); // after the acknowledgement
+    this.#flush();
   }
 
   #deliver(message) {
@@ -958,7 +960,7 @@ export class WsGateway {
     else this.#events.emit("error", error);
   }
 
-  #settled(count) {
+  #countProcessed(count) {
     this.#unacked += count;
     if (!this.#unacked || this.#state !== "open") return;
     const every = Math.min(this.#options.ackEvery, Math.ceil(this.#welcome.window / 2));
@@ -978,24 +980,24 @@ export class WsGateway {
   // -- to the gateway --------------------------------------------------------------------
 
   /**
-   * Publish. Resolves with `{id}` when the message is stored; survives reconnecting, and is then
-   * sent again with the same id, in order. Rejects with a `GatewayError`.
+   * Publish. Resolves with `{id}` when the message is stored. After a reconnect it is sent again
+   * with the same id, in order. Rejects with a `GatewayError`.
    *
-   * @param data A string or bytes go as they are; anything else as JSON.
-   * @param {{id?: string, timeout?: number, signal?: AbortSignal}} options *id* makes a repeated
-   *   call idempotent; *timeout* in ms.
+   * @param data Strings and bytes are sent as they are, anything else as JSON.
+   * @param {{id?: string, timeout?: number, signal?: AbortSignal}} options *id* makes repeated
+   *   calls idempotent; *timeout* is in ms.
    */
   send(data, options = {}) {
     return this.#send(data, options, "");
   }
 
   /**
-   * Publish, and wait for the service's reply, over however many connections. Resolves with the
-   * reply, a `Message`; rejects with a `GatewayError`, also with the code of a service's refusal.
+   * Publish, and wait for the service's reply, even across reconnects. Resolves with the reply, a
+   * `Message`. Rejects with a `GatewayError`; if the service refuses, with the service's code.
    *
    * @param data See `send`.
    * @param {{id?: string, timeout?: number | null, signal?: AbortSignal}} options *timeout* in ms
-   *   until the reply, null for none.
+   *   until the reply; null: no limit.
    */
   request(data, { id, timeout = this.#options.requestTimeout, signal } = {}) {
     id ??= this.#newId();
@@ -1003,16 +1005,16 @@ export class WsGateway {
     if (known) return known.promise;
     if (signal?.aborted) return Promise.reject(aborted(id));
     if (this.#requests.size >= this.#options.queueLimit) {
-      const text = `${this.#requests.size} requests wait for their replies already (queueLimit)`;
+      const text = `${this.#requests.size} requests are already waiting for replies (queueLimit)`;
       return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
     }
     const request = pendingResult(this.#clock, id, "no reply", { timeout, signal }, () => {
       if (this.#requests.get(id) !== request) return;
       this.#requests.delete(id);
-      this.#outbox.get(id)?.reject(aborted(id)); // given up: not to be sent again
+      this.#outbox.get(id)?.reject(aborted(id)); // do not send it again
     });
     this.#requests.set(id, request);
-    // The confirmation says nothing yet, a refusal all.
+    // A refusal ends the request; the confirmation does not
     this.#send(data, { id }, '"request":true,').catch(request.reject);
     return request.promise;
   }
@@ -1039,7 +1041,7 @@ export class WsGateway {
     const limit = this.#welcome?.max_message_size ?? Infinity;
     if (encoded.size > limit) return Promise.reject(tooBig(id, encoded.size, limit));
     if (this.#outbox.size >= this.#options.queueLimit) {
-      const text = `${this.#outbox.size} messages wait for confirmation already (queueLimit)`;
+      const text = `${this.#outbox.size} messages are already waiting for confirmation (queueLimit)`;
       return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
     }
     const forget = () => this.#outbox.get(id) === entry && this.#outboxDone(id);
@@ -1067,7 +1069,7 @@ export class WsGateway {
   [Symbol.asyncIterator]() {
     if (this.#loop) throw new Error("another loop reads this client already");
     const loop = new MessageLoop(this.#backlog.splice(0), this.#options.autoAck, (messages) => {
-      // What the loop left waits for the next one, or for listeners.
+      // The rest waits for the next loop, or for listeners
       if (this.#loop === loop) this.#loop = null;
       this.#backlog.unshift(...messages);
       this.#release();
