@@ -210,10 +210,11 @@ class Attachment:
 
     def wake(self) -> None:
         """Deliver what there is, and ask for what is missing."""
-        if not self.is_current():
+        subscription = self._subscription
+        if subscription.attachment is not self:
             return
-        self._subscription.deliver()
-        if (self.window.wants_fetch or not self._subscription.epoch) and self._task is None:
+        subscription.deliver()
+        if (self.window.wants_fetch or not subscription.epoch) and self._task is None:
             self._task = supervise(self._work, "wsgateway-layer-subscription")
 
     def restart(self, position: Position, reason: Reason, since: str) -> None:
