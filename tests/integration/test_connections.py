@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -11,11 +11,13 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from tests.integration.layers import receive
+from tests.integration.test_recovery import Client
 from tests.integration.workers import no_services
 from tests.support import until
 from wsgateway import Message, asend, declared, send
 from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.gateway.hub import get_hub
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.protocol.subjects import Inbox
@@ -67,6 +69,38 @@ async def test_gateway_has_one_and_a_second_for_synchronous_code(server: Embedde
     assert hub.broker.ready
     await hub.close()
     await until(lambda: clients(server) == before + 1, what="the loop's connection is closed")
+
+
+async def test_gateway_with_durable_groups_sweeps_once(
+    server: EmbeddedServer, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sockets and durable groups each asked how far the same inboxes reach."""
+    settings.WSGATEWAY_STORAGE = "file"
+    settings.WSGATEWAY_SWEEP_INTERVAL = 3600.0
+    asked: list[list[Inbox]] = []
+    last_offsets = NatsBroker.last_offsets
+
+    async def count(self: NatsBroker, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
+        asked.append(list(inboxes))
+        return await last_offsets(self, asked[-1])
+
+    hub, layer, ann = get_hub(), NatsChannelLayer(), Inbox("orders", "ann")
+    await hub.open()
+    await hub.broker.wait_ready(20)
+    channel = await layer.new_channel()
+    await layer.group_add("orders.ann", channel)
+    client = await Client(hub, to=ann).start()
+    await until(lambda: not client.window.wants_fetch, what="the backlog")
+    monkeypatch.setattr(NatsBroker, "last_offsets", count)
+    await asyncio.to_thread(server.stop)
+    await server.astart()
+    await until(lambda: asked, 20, "a sweep")
+    await layer.group_send("orders.ann", {"type": "ws.message", "text": "x"})
+    assert (await receive(layer, channel))["text"] == "x"
+    await client.has("x")
+    assert asked == [[ann]]
+    await layer.close()
+    await hub.close()
 
 
 @pytest.mark.usefixtures("no_services")
