@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import inspect
 import threading
+import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -141,6 +142,7 @@ class _Thread:
         self._message = message
         self._run = run
         self._lock = threading.Lock()  # held while the handler is interrupted, or ends
+        self._interrupted = False
 
     def call(self) -> BaseException | None:
         """Call the handler as Django calls a view: with usable database connections.
@@ -168,17 +170,33 @@ class _Thread:
             if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
                 raise TypeError("the handler returned a generator, which nobody would run")
         finally:
-            with self._lock:
-                _raise_in(self._run.thread, None)  # what was not raised yet hits nobody else
-                self._run.thread = None
+            self._leave()
 
     def interrupt(self) -> None:
         """Raise in the handler, as soon as it runs Python code again."""
         with self._lock:
             if self._run.thread is not None:
-                _raise_in(self._run.thread, _Interrupted)
+                self._interrupted = True
+                _interrupt(self._run.thread)
+
+    def _leave(self) -> None:
+        """See to it that an interruption that was not raised yet hits nobody else.
+
+        It cannot be taken back: until Python 3.13, an exception that was set and removed leaves the
+        interpreter looking for one at each call. Python 3.11 then never gets on in a debugger.
+        """
+        try:
+            with self._lock:
+                self._run.thread = None
+            if self._interrupted:
+                _interrupt(threading.get_ident())  # instead of the one that may not be raised yet
+                while True:
+                    time.sleep(0)
+        except _Interrupted:
+            self._run.thread = None
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    argument = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)
+def _interrupt(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(_Interrupted)
+    )
