@@ -30,7 +30,7 @@ def header(scope: Scope, name: bytes) -> list[bytes]:
 def cookie(scope: Scope, name: str) -> str | None:
     """Return a cookie's value; None without it.
 
-    Bytes that are no UTF-8 become lone surrogates, which no `Identity` takes: another site's
+    Bytes that are not UTF-8 become lone surrogates, which no `Identity` takes: another site's
     strange cookie must not keep a user out.
 
     Raises:

@@ -202,7 +202,7 @@ class _Sending:
         """Store the chunk; in the broker's loop."""
         source = iter(self._chunk)
 
-        async def lane() -> None:
+        async def publish_rest() -> None:
             for place, inbox, frame, message in source:
                 try:
                     self.outcomes[place] = await _store(inbox, frame, message, broker)
@@ -211,7 +211,7 @@ class _Sending:
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(IN_FLIGHT, len(self._chunk))):
-                group.create_task(lane())
+                group.create_task(publish_rest())
         self._chunk, self._bytes = [], 0
 
     @contextlib.contextmanager
@@ -309,7 +309,7 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
             runtime.call_sync(store)
         except Exception:
             logger.exception(
-                "a message for service %s was not sent after the commit; "
+                "a message for service %s was not sent after the commit. "
                 "wsgateway.outbox keeps such messages until they are sent",
                 service,
             )

@@ -224,7 +224,7 @@ class Announcer:
 
 def _warn(count: int, reason: str) -> None:
     logger.warning(
-        "could not tell the gateways that %d logins changed; they find out within "
+        "could not tell the gateways that %d logins changed, so they find out within "
         "WSGATEWAY_REVALIDATE_INTERVAL: %s",
         count,
         reason,

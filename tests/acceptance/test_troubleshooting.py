@@ -400,7 +400,7 @@ def test_websocket_url(symptom: Symptom, settings: Any) -> None:
 # -- starting and stopping ---------------------------------------------------------------------
 
 
-@pytest.mark.troubleshooting("lost the connection to NATS: … reconnecting")
+@pytest.mark.troubleshooting("lost the connection to NATS (…), reconnecting")
 async def test_server_that_restarts(
     symptom: Symptom,
     nats_settings: Any,

@@ -130,7 +130,7 @@ async def test_gateway_recovers_when_the_broker_comes_late(
         async with gateway.connect(*INBOX) as socket:
             await asyncio.wait_for(socket.wait_closed(), 30)
             assert socket.close_code == 1013
-    said = [line for line in gateway.output.splitlines() if line.endswith("; retrying")]
+    said = [line for line in gateway.output.splitlines() if line.endswith("(retrying)")]
     assert len(said) == 1
     assert "Traceback" not in gateway.output
     await own_server.astart()

@@ -345,8 +345,8 @@ async def test_why_the_server_ended_the_connection_is_logged(
         await until(lambda: connection.times_connected == 2, 20, "another connection")
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert said == [
-        "lost the connection to NATS: the server ended the connection: Maximum Payload Violation; "
-        "reconnecting"
+        "lost the connection to NATS (the server ended the connection: Maximum Payload "
+        "Violation), reconnecting"
     ]
 
 
@@ -492,7 +492,7 @@ async def test_lost_protocol_shows_no_payload(caplog: pytest.LogCaptureFixture) 
         await connection.ready()
         writers[0].write(b"MSG a 1 6\r\ns3cret\r\ns3cret\r\n")
         await until(lambda: connection.times_connected == 2, 20, "another connection")
-    assert "lost track of NATS' protocol (ValueError); reconnecting" in caplog.text
+    assert "lost track of NATS' protocol (ValueError), reconnecting" in caplog.text
     assert "s3cret" not in caplog.text
 
 

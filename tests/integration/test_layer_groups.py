@@ -85,7 +85,7 @@ async def test_what_does_not_exist_is_looked_for_in_the_background(
     await layer.group_add("chat.42", channel)
     await layer.group_send("chat.42", {"type": "x", "n": 0})
     node = await layer.connections.ready()
-    nats_of(node).services.doubt()
+    nats_of(node).services.invalidate()
     asked: list[str] = []
     api = JetStream.api
 

@@ -58,7 +58,7 @@ async def test_many_unknown_names_cost_one_request(
 
     monkeypatch.setattr(broker.jetstream, "api", counting)
     await broker.connection.confirm()  # its own word that it has made streams is back
-    broker.services.doubt()
+    broker.services.invalidate()
     found = await asyncio.gather(*(broker.service_exists(f"chat {n}") for n in range(500)))
     assert not any(found)
     assert len(asked) == 1

@@ -27,7 +27,7 @@ class Streams:
         answer = {"streams": self.names, "total": len(self.names)}
         if not self.names:
             self.names = [SUBJECTS.queue("new")]
-            self.registry.doubt()  # the broadcast comes before the answer is looked at
+            self.registry.invalidate()  # the broadcast comes before the answer is looked at
         return answer
 
 

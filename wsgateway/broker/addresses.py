@@ -145,7 +145,7 @@ class Address:
             netloc: Host and port as the cluster announces them.
 
         Raises:
-            ValueError: That is no address.
+            ValueError: It is not an address.
         """
         other = Address.parse(f"nats://{netloc}")
         # Certificates name hosts; a cluster announces IP addresses

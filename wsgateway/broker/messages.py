@@ -123,7 +123,7 @@ class Stored:
         """The websocket frame it means; parsed once, however many sockets want it.
 
         Raises:
-            MalformedMessage: It means none.
+            MalformedMessage: It is not a frame.
         """
         if self._frame is None:
             self._frame = Frame.parse(self.payload, self.kind)

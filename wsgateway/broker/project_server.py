@@ -32,6 +32,7 @@ from wsgateway.broker.embedded import (
 )
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerMisconfigured, reason_of
+from wsgateway.protocol.backoff import Backoff
 
 __all__ = [
     "can_embed",
@@ -46,9 +47,8 @@ __all__ = [
 logger = logging.getLogger("wsgateway.broker")
 
 HEADER_ROOM = 64 * 1024
-WATCH_INTERVAL = 0.5
-"""Seconds between two looks whether the shared server still listens."""
-LONGEST_WATCH_PAUSE = 30.0
+BACKOFF = Backoff(initial=0.5, factor=2.0, cap=30.0, jitter=0.0)
+"""Pauses between two checks that the shared server still listens."""
 
 _shared: dict[Path, tuple[int, EmbeddedServer]] = {}
 """Servers that this process owns: the process's id (a fork does not own them), the server."""
@@ -142,29 +142,32 @@ class _Watch:
             pass
 
     def _run(self) -> None:
-        pause = WATCH_INTERVAL
-        while not self._end.wait(pause):
+        attempt = 0  # failures in a row
+        while not self._end.wait(BACKOFF.delay(attempt)):
             if not _is_free(self._port):
-                pause = WATCH_INTERVAL
+                attempt = 0
                 continue
             with self._starting:
                 if self._end.is_set():
                     return
-                pause = self._start(min(2 * pause, LONGEST_WATCH_PAUSE))
+                attempt = 0 if self._start(BACKOFF.delay(attempt + 1)) else attempt + 1
 
-    def _start(self, pause: float) -> float:
-        """Start the server again; return the seconds until the next look."""
+    def _start(self, pause: float) -> bool:
+        """Start the server again; say if it runs."""
         try:
             self._join(self._port)
         except Exception as exc:  # the next try may go well: a full disk, for example
             logger.error(
-                "the embedded nats-server has ended and cannot be started: %s; next try in %.0f s",
-                reason_of(exc),
+                "the embedded nats-server has ended, cannot be started, and is tried again in "
+                "%.0f s: %s",
                 pause,
+                reason_of(exc),
             )
-            return pause
-        logger.warning("the embedded nats-server had ended; it runs again on port %s", self._port)
-        return WATCH_INTERVAL
+            return False
+        logger.warning(
+            "restarted the embedded nats-server, which had ended, on port %s", self._port
+        )
+        return True
 
 
 _watches: dict[Path, _Watch] = {}
@@ -218,7 +221,7 @@ def embedded_url_from_settings() -> str:
     )
     if is_first:
         logger.info(
-            "the embedded nats-server listens on %s; its data is in %s; to look inside: %s",
+            "the embedded nats-server listens on %s and keeps its data in %s. To look inside: %s",
             url,
             store,
             look_inside(url),
@@ -232,7 +235,7 @@ def look_inside(url: str) -> str:
 
 
 def embedded_is_running() -> bool:
-    """Say whether the project's embedded server runs, whoever started it. Starts nothing."""
+    """Say whether the project's embedded server runs. Starts nothing."""
     record = _read_record(settings.embedded_store)
     return record is not None and probe(record["port"]) == record["name"]
 

@@ -334,16 +334,16 @@ class MemoryBroker(Broker):
 
 
 def _in_this_loop(callback: Callable[..., None]) -> Callable[..., None]:
-    """Return *callback* so that it runs in the loop that runs now, whoever calls it."""
+    """Return *callback* so that it always runs in the loop that runs now."""
     try:
-        home = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         return callback
 
     def call(*args: object) -> None:
-        if asyncio._get_running_loop() is home:
+        if asyncio._get_running_loop() is loop:
             callback(*args)
-        elif not home.is_closed():
-            home.call_soon_threadsafe(callback, *args)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(callback, *args)
 
     return call

@@ -77,7 +77,7 @@ class NatsBroker(Broker):
         await self.connection.open()
         if not self._opened:
             self._opened = True
-            self.listen(TOPIC, lambda _: self.services.doubt())
+            self.listen(TOPIC, lambda _: self.services.invalidate())
             self._readiness.open()
 
     async def close(self) -> None:
@@ -153,7 +153,7 @@ class NatsBroker(Broker):
 
     def on_new_service(self, callback: Callable[[], None]) -> Closable:
         def hear(_payload: bytes) -> None:
-            self.services.doubt()  # our own listener may be called later than this one
+            self.services.invalidate()  # our own listener may be called later than this one
             callback()
 
         return self.listen(TOPIC, hear)

@@ -1,8 +1,8 @@
 """One connection per event loop: who connects, restores, watches, and closes.
 
-nats-py's own reconnect gives up, has no jitter, and buffers without a word. Here one task owns
-the connection: it connects, restores every subscription, and only then announces ``OPEN``.
-Everybody else publishes, or gets `BrokerUnavailable` at once.
+nats-py's own reconnect gives up, has no jitter, and buffers silently. Here one task owns the
+connection: it connects, restores every subscription, and only then announces ``OPEN``. All others
+publish, or get `BrokerUnavailable` at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger("wsgateway.broker")
 
 OUTBOUND_LIMIT = 64 * 1024 * 1024
-"""Bytes that may wait for the server before publishing is refused."""
+"""Bytes waiting for the server above which publishing is refused."""
 FINISH_WITHIN = 1.0
 """Seconds that what is still to be sent has when the loop ends."""
 ALREADY_CLOSED = "the connection is already closed; open a new one"
@@ -132,7 +132,7 @@ class NatsConnection(RequestingBus):
         self._set_state(ConnectionState.CLOSED)
         self._opened.set()  # those who wait look, and find it closed
         if client is not None:
-            await _settle(client, timeout / 2)
+            await _drain_client(client, timeout / 2)
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.wait({self._owner}, timeout=timeout)
@@ -214,7 +214,7 @@ class NatsConnection(RequestingBus):
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():  # the loop ends, with everything in it
-                    await _settle(client, FINISH_WITHIN)
+                    await _drain_client(client, FINISH_WITHIN)
                     self._set_state(ConnectionState.CLOSED)
                 raise
             finally:
@@ -281,7 +281,7 @@ class NatsConnection(RequestingBus):
         if self.state is ConnectionState.OPEN:
             self._opened.clear()
             self._set_state(ConnectionState.CONNECTING)
-            logger.warning("lost the connection to NATS: %s; reconnecting", client.end_reason)
+            logger.warning("lost the connection to NATS (%s), reconnecting", client.end_reason)
         closed = self.state is ConnectionState.CLOSED
         self._fail_requests(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
         self._call(self._on_lost)
@@ -394,8 +394,8 @@ class NatsConnection(RequestingBus):
             await self.confirm()
 
 
-async def _settle(client: DirectClient, timeout: float) -> None:
-    """Let what was sent to ourselves come, and leave what that made us send."""
+async def _drain_client(client: DirectClient, timeout: float) -> None:
+    """Wait until what was sent to ourselves has come, and what that made us send has left."""
     for _ in range(2):
         if not await client.ping(timeout):
             return

@@ -164,7 +164,7 @@ class Connector:
         causes = set(self._causes.values())
         if not causes <= self._warned:
             self._warned |= causes
-            logger.warning("%s; retrying", self.problem())
+            logger.warning("%s (retrying)", self.problem())
 
     def _say_connected(self) -> None:
         assert self.current is not None

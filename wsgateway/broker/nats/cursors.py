@@ -84,7 +84,7 @@ class Cursors:
         try:
             await self._purge(subject, entry.revision)
         except BrokerError as exc:  # that must not keep its device out
-            logger.warning("it could not be removed: %s", exc)
+            logger.warning("the dropped cursor could not be removed: %s", exc)
         return 0
 
     async def save(self, inbox: Inbox, device: str, offset: int, epoch: str) -> None:

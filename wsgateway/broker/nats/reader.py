@@ -34,7 +34,7 @@ class Reader(asyncio.BufferedProtocol):
 
     Args:
         handlers: Subscription id to its handler; read per message.
-        on_control: Takes a line that is no message, without its end.
+        on_control: Takes a line other than a message, without its end.
         on_end: Called once the connection has ended, with the reason if there was one.
         before: The transport's protocol until now; told of pauses and of the end.
 
@@ -111,7 +111,7 @@ class Reader(asyncio.BufferedProtocol):
                 raise ValueError("a line that does not end")
         except Exception as exc:  # whatever it is, nobody knows where the next message begins
             # What it was may be a payload: not for the log
-            logger.error("lost track of NATS' protocol (%s); reconnecting", type(exc).__name__)
+            logger.error("lost track of NATS' protocol (%s), reconnecting", type(exc).__name__)
             self._needed = math.inf
             if isinstance(self._transport, asyncio.WriteTransport):
                 self._transport.abort()
@@ -171,5 +171,5 @@ def _wanted(size: int) -> int:
         ValueError: No message is that large, and waiting for it would fill the memory.
     """
     if size > MAX_LINE + MAX_MESSAGE:
-        raise ValueError("a size that no message has")
+        raise ValueError("a size that is too large")
     return size

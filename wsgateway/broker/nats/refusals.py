@@ -25,8 +25,8 @@ class Refusal(NamedTuple):
 
     Attributes:
         text: What the server said.
-        published: The subject that could not be published to; "" if it was none.
-        subscribed: The subject that could not be subscribed to; "" if it was none.
+        published: The subject that could not be published to; "" otherwise.
+        subscribed: The subject that could not be subscribed to; "" otherwise.
     """
 
     text: str

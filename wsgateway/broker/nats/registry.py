@@ -42,7 +42,7 @@ class Registry:
         self._shared: frozenset[str] = frozenset()  # of the others, those in the shared stream
         self._is_open = declared.is_open  # the shared stream takes any service
         self._valid_until = 0.0  # until then what is not found does not exist
-        self._doubts = 0  # how often somebody has made a stream
+        self._invalidations = 0  # how often somebody has made a stream
         self._refreshing: asyncio.Task[None] | None = None
 
     def known(self, service: str) -> bool | None:
@@ -81,7 +81,7 @@ class Registry:
         """Return the stream that holds what clients send to *service* now.
 
         Raises:
-            BrokerUnavailable: There is none yet.
+            BrokerUnavailable: It has no stream yet.
         """
         await self.refresh()
         if service in self._own:
@@ -91,10 +91,10 @@ class Registry:
         self._jetstream.on_missing()
         raise BrokerUnavailable(f"service {service!r} has no stream yet")
 
-    def doubt(self) -> None:
-        """Have the next look at a service that is not known ask the broker."""
+    def invalidate(self) -> None:
+        """Ask the broker the next time that an unknown service is looked up."""
         self._valid_until = 0.0
-        self._doubts += 1
+        self._invalidations += 1
 
     def announce(self) -> None:
         """Tell every process that services have come."""
@@ -109,7 +109,7 @@ class Registry:
         await asyncio.shield(task)
 
     async def _load(self) -> None:
-        doubts = self._doubts
+        invalidations = self._invalidations
         names = await self.streams()
         services = (self._subjects.service_of(name) for name in names)
         shared = await self._shared_subjects() if self._subjects.stream("send") in names else []
@@ -117,7 +117,8 @@ class Registry:
         self._is_open = self.declared.is_open or self._subjects.all_of("send") in shared
         parsed = (self._subjects.parse(subject[:-1] + "x") for subject in shared)
         self._shared = frozenset() if self._is_open else frozenset(i.service for _, i in parsed)
-        if doubts == self._doubts:  # otherwise a stream may have been made since it was asked
+        # Otherwise a stream may have been made since it was asked
+        if invalidations == self._invalidations:
             self._valid_until = monotonic() + ABSENT_VALID
 
     async def streams(self) -> list[str]:

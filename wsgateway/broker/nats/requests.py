@@ -116,10 +116,10 @@ class RequestingBus(Bus):
             _fail(waiter, error)
 
     def _forbid_requests(self, subject: str, error: BrokerForbidden) -> bool:
-        """Fail those that were published on *subject*; say if that reaches whoever is in charge.
+        """Fail those that were published on *subject*; say if an operator will see the error.
 
-        An error that is raised does. One that is handed to a callback may reach only a client,
-        who cannot grant anything.
+        Who awaits a request raises it. A callback may pass it on to a client only, who cannot
+        grant anything.
         """
         concerned = [waiter for waiter in self._waiting.values() if waiter[0] == subject]
         for waiter in concerned:
