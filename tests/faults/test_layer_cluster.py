@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.layer_worker import WorkerProcess
-from tests.integration.layers import drain, layers
+from tests.integration.layers import drain, layers, nats_of
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.nats import propagation
 from wsgateway.broker.nats.propagation import Propagation
@@ -40,13 +40,13 @@ def start(nats_cluster: Cluster, prefix: str) -> Iterator[Start]:
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The probes that are sent from now on."""
     sent: list[Any] = []
-    probe = Propagation._probe
+    probe = Propagation.probe
 
     async def counted(self: Propagation) -> None:
         sent.append(self)
         await probe(self)
 
-    monkeypatch.setattr(Propagation, "_probe", counted)
+    monkeypatch.setattr(Propagation, "probe", counted)
     return sent
 
 
@@ -130,7 +130,7 @@ async def test_a_server_that_stands_still_holds_up_one_call(
         async def waited_for() -> bool:
             await layer.group_add(f"later-{loop.time()}", channel)
             node: Any = layer.local.connection
-            return not node.broker._propagation._silent
+            return not node.broker.propagation.silent
 
         async with asyncio.timeout(20):
             while not await waited_for():
@@ -167,7 +167,7 @@ async def test_a_server_that_reports_nothing_holds_up_one_call(
     """As when permissions forbid to publish where the reports go."""
     async with layers(nats_cluster.urls[0], prefix) as make:
         layer = make()
-        monkeypatch.setattr(Propagation, "_on_report", lambda *_: None)
+        monkeypatch.setattr(Propagation, "on_report", lambda *_: None)
         monkeypatch.setattr(propagation, "PROBE_TIMEOUT", 0.2)
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
@@ -208,21 +208,20 @@ async def test_memberships_are_in_effect_after_the_server_is_lost(
 async def test_a_connection_lost_under_a_probe_is_no_membership_lost(
     nats_cluster: Cluster, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = Propagation._probe
+    probe = Propagation.probe
     failed: list[BaseException] = []
     armed = False
 
     async def cut(self: Propagation) -> None:
         if armed and not failed:
-            connection: Any = self._connection
-            connection._client._transport._io_writer.transport.abort()
+            nats_of(layer.connections.current()).connection.force_reconnect()
         try:
             await probe(self)
         except BrokerUnavailable as exc:
             failed.append(exc)
             raise
 
-    monkeypatch.setattr(Propagation, "_probe", cut)
+    monkeypatch.setattr(Propagation, "probe", cut)
     async with layers(nats_cluster.urls[0], prefix) as make:
         layer = make()
         channel = await layer.new_channel()

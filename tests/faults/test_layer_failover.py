@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from tests.integration.layers import drain, layers, nats_of, receive
 from tests.support import until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer
 
 
@@ -19,10 +19,7 @@ def cut(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
     node = layer.local.connection
     assert node is not None
-    client = nats_of(node).connection._client
-    if client is not None:
-        transport: Any = client._transport
-        transport._io_writer.transport.abort()
+    nats_of(node).connection.force_reconnect()
 
 
 class Load:
@@ -110,16 +107,12 @@ async def test_server_killed_and_started_again(own_server: EmbeddedServer, prefi
         assert await drain(receiver, channel, 1) == [1]
 
 
-async def test_without_a_server_the_error_says_what_to_do(prefix: str, free_port: int) -> None:
-    from wsgateway.exceptions import BrokerUnavailable
-
+async def test_without_a_server_the_error_says_what_to_do(
+    prefix: str, free_port: int, settings: Any
+) -> None:
+    settings.WSGATEWAY_BROKER_TIMEOUT = 0.3
     async with layers(f"nats://127.0.0.1:{free_port}", prefix) as make:
         layer = make()
-        options = layer.connections.target.options
-        assert options is not None
-        layer.connections._target = layer.connections.target._replace(
-            options=replace(options, timeout=0.3)
-        )
         for group in ("group", "service.user"):
             with pytest.raises(BrokerUnavailable, match="cannot reach NATS"):
                 await layer.group_send(group, {"type": "x"})

@@ -504,7 +504,7 @@ async def test_flush_reaches_a_process_that_reads_only_normal_channels(make: Mak
     waiting = asyncio.create_task(worker.receive("work"))
     await until(lambda: bool(worker.normal.prefetches), 20, "a reader")
     [reader] = worker.normal.prefetches.values()
-    await until(lambda: bool(reader._consumer and reader._consumer.asked), 20, "a request")
+    await until(lambda: reader.asked, 20, "a request")
     waiting.cancel()  # which leaves the request for messages open
     await asyncio.wait([waiting])
     await one.send("work", {"type": "x", "n": 1})

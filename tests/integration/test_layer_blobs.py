@@ -128,15 +128,15 @@ async def test_members_in_one_process_share_what_is_fetched(
         await receiver.group_add("service.user", channel)
     node = receiver.connections.current()
     fetched = 0
-    store: Any = node.broker.blobs
-    original = store._parts
+    jetstream = nats_of(node).jetstream
+    direct = jetstream.direct
 
-    async def count(*args: Any) -> Any:
+    async def count(stream: str, request: Any) -> Any:
         nonlocal fetched
-        fetched += 1
-        return await original(*args)
+        fetched += stream == node.subjects.stream("blob") and request["seq"] == 1
+        return await direct(stream, request)
 
-    monkeypatch.setattr(store, "_parts", count)
+    monkeypatch.setattr(jetstream, "direct", count)
     await sender.group_send("service.user", large())
     got = await asyncio.gather(*(receive(receiver, channel) for channel in channels))
     assert all(message == large() for message in got)

@@ -68,7 +68,7 @@ def require_idle(layer: NatsChannelLayer) -> None:
     boxes += [reader.mailbox for reader in layer.normal.prefetches.values()]  # type: ignore[misc]
     assert boxes
     for box in boxes:
-        assert (box.reading, len(box._waiters)) == (0, 0)
+        assert (box.reading, box.waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("way", ["process", "group", "durable"])

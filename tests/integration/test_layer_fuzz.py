@@ -60,7 +60,7 @@ async def test_thousands_of_random_cancellations(url: str, prefix: str, way: str
         assert got == Counter(range(count)), f"seed {seed}"
         assert cancelled > 100
         box = receiver.local.mailboxes.get(channel.encode())
-        assert box is None or (box.reading == 0 and not box._waiters and not box.queue)
+        assert box is None or (box.reading == 0 and not box.waiting and not box.queue)
         await sender.send(channel, {"type": "the.end"})
         assert await receive(receiver, channel) == {"type": "the.end"}
     gc.collect()

@@ -15,9 +15,10 @@ from tests.integration.layer_worker import WorkerProcess
 from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats import handshake
 from wsgateway.broker.nats.connection import NatsConnection
-from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.reader import Reader
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.layer.connection import LayerConnection
@@ -51,14 +52,16 @@ def start(nats_server: Any, prefix: str) -> Iterator[Start]:
 def pongs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The round trips from now on."""
     answers: list[bytes] = []
-    on_control = DirectClient._on_control
 
-    def counted(self: DirectClient, line: bytes) -> None:
-        if line == b"PONG":
-            answers.append(line)
-        on_control(self, line)
+    def counting(handlers: Any, on_control: Callable[[bytes], None], *options: Any) -> Reader:
+        def counted(line: bytes) -> None:
+            if line == b"PONG":
+                answers.append(line)
+            on_control(line)
 
-    monkeypatch.setattr(DirectClient, "_on_control", counted)
+        return Reader(handlers, counted, *options)
+
+    monkeypatch.setattr(handshake, "Reader", counting)
     return answers
 
 

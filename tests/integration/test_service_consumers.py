@@ -52,7 +52,7 @@ async def test_worker_with_another_ack_wait_uses_what_the_consumer_has(
         async with serving(broker) as second:
             await until(lambda: first.counts["done"] == 1)
             assert second.counts.total() == 0
-            assert second._queue.ack_wait == 30.0
+            assert second.ack_wait == 30.0
     assert calls == ["x"]
     assert (await config(broker))["ack_wait"] == 30_000_000_000
     assert "redelivers messages after 30 s without a heartbeat" in caplog.text
@@ -97,7 +97,7 @@ async def test_setup_streams_changes_ack_wait(broker: NatsBroker, nats_settings:
     lines = await asyncio.to_thread(lambda: asyncio.run(set_up()))
     assert "service-orders: changed ack_wait to 10 s" in lines
     async with serving(broker) as worker:
-        assert worker._queue.ack_wait == 10.0
+        assert worker.ack_wait == 10.0
 
 
 async def test_consumer_that_would_lose_messages_is_not_used(

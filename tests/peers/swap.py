@@ -65,7 +65,7 @@ class SwappedLayer(NatsChannelLayer):
 
     @property
     def _layers(self) -> dict[Any, Any]:
-        return self.connections._by_loop
+        return self.connections.by_loop
 
     @property
     def _shards(self) -> list[types.SimpleNamespace]:
@@ -76,10 +76,11 @@ async def cut_connection(layer: NatsChannelLayer) -> None:
     """Break the layer's connection, as a network does."""
     node = layer.local.connection
     assert node is not None
-    client: Any = nats_of(node).connection._client
-    client._transport._io_writer.transport.abort()
-    while node.bus.is_open:
-        await asyncio.sleep(0.001)
+    lost = asyncio.Event()
+    hook = node.bus.on_lost(lost.set)
+    nats_of(node).connection.force_reconnect()
+    await lost.wait()
+    hook.close()
     await node.bus.ready()
 
 

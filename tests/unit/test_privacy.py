@@ -16,17 +16,6 @@ NOT_PRIVATE = {"_asdict", "_default_manager", "_exit", "_fields", "_meta", "_rep
 """Documented by Python or Django, in spite of their names."""
 BY_NAME = {"delattr", "getattr", "hasattr", "object", "patch", "setattr"}
 """Functions that take the name of an attribute as text."""
-NOT_PUBLIC_YET = {
-    "tests/faults/test_layer_cluster.py",
-    "tests/faults/test_layer_failover.py",
-    "tests/integration/test_layer.py",
-    "tests/integration/test_layer_blobs.py",
-    "tests/integration/test_layer_cancel.py",
-    "tests/integration/test_layer_fuzz.py",
-    "tests/integration/test_layer_membership.py",
-    "tests/integration/test_service_consumers.py",
-    "tests/peers/swap.py",
-}
 PRIVATE = re.compile(r"_(?!_)\w+")
 
 
@@ -60,9 +49,7 @@ def files() -> list[str]:
 @pytest.mark.parametrize("path", files())
 def test_test_looks_at_nothing_private(path: str) -> None:
     found = list(private_names((ROOT / path).read_text()))
-    assert path in NOT_PUBLIC_YET or not found, (
-        "test what it does for others, or make it public if they may ask for it"
-    )
+    assert not found, "test what it does for others, or make it public if they may ask for it"
 
 
 def test_each_way_to_something_private_is_found() -> None:

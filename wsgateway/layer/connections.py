@@ -36,7 +36,8 @@ class Connections:
     def __init__(self, layer: NatsChannelLayer) -> None:
         self._layer = layer
         self._target: Target | None = None
-        self._by_loop: dict[asyncio.AbstractEventLoop, LayerConnection] = {}
+        self.by_loop: dict[asyncio.AbstractEventLoop, LayerConnection] = {}
+        """Those that were used, by event loop."""
 
     @property
     def target(self) -> Target:
@@ -55,19 +56,19 @@ class Connections:
 
     def here(self) -> LayerConnection | None:
         """Return the running loop's own connection, if it was used before."""
-        return self._by_loop.get(asyncio.get_running_loop())
+        return self.by_loop.get(asyncio.get_running_loop())
 
     def current(self) -> LayerConnection:
         """Return the connection that serves the running loop."""
         loop = asyncio.get_running_loop()
-        connection = self._by_loop.get(loop)
+        connection = self.by_loop.get(loop)
         if connection is None or not connection.usable:
             connection = current_connection(self.target)
             connection.users.add(self._layer)
             if connection.loop is loop:
-                for closed in [known for known in self._by_loop if known.is_closed()]:
-                    del self._by_loop[closed]
-                self._by_loop[loop] = connection
+                for closed in [known for known in self.by_loop if known.is_closed()]:
+                    del self.by_loop[closed]
+                self.by_loop[loop] = connection
         return connection
 
     def background(self) -> LayerConnection:
@@ -100,7 +101,7 @@ class Connections:
 
         The broker knows this process's groups then, so that what it publishes reaches them.
         """
-        here, local = self._by_loop.get(asyncio.get_running_loop()), self._layer.local
+        here, local = self.by_loop.get(asyncio.get_running_loop()), self._layer.local
         if here is not None and here.bus.is_open and not local.unconfirmed:
             return await action(here, *args, **kwargs)
         connection = await self.ready()
@@ -110,12 +111,12 @@ class Connections:
 
     def take(self) -> list[LayerConnection]:
         """Return all that are usable, and forget them."""
-        connections, self._by_loop = self._by_loop, {}
+        connections, self.by_loop = self.by_loop, {}
         return [connection for connection in connections.values() if connection.usable]
 
     def take_here(self) -> LayerConnection | None:
         """Return the running loop's own, if there is one, and forget it."""
-        return self._by_loop.pop(asyncio.get_running_loop(), None)
+        return self.by_loop.pop(asyncio.get_running_loop(), None)
 
     def move(self) -> list[LayerConnection]:
         """Choose the target again with the next use; return and forget all that are usable."""
@@ -133,7 +134,7 @@ class Connections:
             has_owner: Whether another process owns the channel, and may answer that it is full.
         """
         loop = asyncio.get_running_loop()
-        here, local = self._by_loop.get(loop), self._layer.local
+        here, local = self.by_loop.get(loop), self._layer.local
         if local.connection is not here and local.is_stranded:
             await local.place()  # one of our own channels may be among the receivers
         if here is not None and here.bus.is_open and not local.unconfirmed:

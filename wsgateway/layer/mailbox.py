@@ -49,6 +49,11 @@ class Mailbox(Generic[T]):
         self.used = 0.0
         """When the last `get` began or ended; the owner writes it."""
 
+    @property
+    def waiting(self) -> int:
+        """How many of those in `get` wait; what the others have is on its way to them."""
+        return len(self._waiters)
+
     def put(self, item: T) -> bool:
         """Append *item*; return False if the mailbox is full of what has not expired."""
         queue = self.queue

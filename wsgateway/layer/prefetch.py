@@ -54,6 +54,11 @@ class Prefetch:
 
     # From any thread
 
+    @property
+    def asked(self) -> bool:
+        """Whether a request for messages is open."""
+        return self._consumer is not None and self._consumer.asked > 0
+
     def want(self) -> None:
         """See to it that messages are fetched."""
         if asyncio._get_running_loop() is self.connection.loop:

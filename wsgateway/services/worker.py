@@ -160,6 +160,11 @@ class Worker:
         self._handling.close()
 
     @property
+    def ack_wait(self) -> float:
+        """Seconds without a heartbeat after which its messages come again."""
+        return self._queue.ack_wait
+
+    @property
     def counts(self) -> Counter[str]:
         """Messages by what became of them: done, retried, rejected, dead-lettered."""
         return self._handling.counts

@@ -66,7 +66,8 @@ class NatsBroker(Broker):
         )
         self._close_timeout = min(2.0, options.timeout)
         self._opened = False
-        self._propagation: Propagation | None = None  # once somebody uses the bus
+        self.propagation: Propagation | None = None
+        """Once somebody uses the bus: when subscriptions are in effect."""
         self._channels = NatsChannelStore(self)
         self._blobs = NatsBlobStore(self)
         self._dead_letters = NatsDeadLetters(self.jetstream, subjects)
@@ -130,17 +131,17 @@ class NatsBroker(Broker):
         return self.connection
 
     def take_part(self) -> None:
-        if self._propagation is None:
-            self._propagation = Propagation(self.connection, self.subjects)
+        if self.propagation is None:
+            self.propagation = Propagation(self.connection, self.subjects)
 
     async def in_effect(self) -> None:
         self.take_part()
-        assert self._propagation is not None
+        assert self.propagation is not None
         try:
-            await self._propagation.complete()
+            await self.propagation.complete()
         except BrokerUnavailable:
             await self.connection.ready()
-            await self._propagation.complete()
+            await self.propagation.complete()
 
     # -- services ------------------------------------------------------------------------
 

@@ -342,6 +342,11 @@ class NatsConnection(RequestingBus):
         while client is self._client and client and client.is_crowded:
             await client.writable()
 
+    def force_reconnect(self) -> None:
+        """Drop the connection at once, as a failing network does, and make another."""
+        if self._client is not None:
+            self._client.give_up("it was told to reconnect")
+
     async def confirm(self) -> None:
         """Wait until the server has taken everything sent so far: messages, subscriptions.
 

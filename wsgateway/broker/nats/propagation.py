@@ -53,11 +53,12 @@ class Propagation:
         self._connection = connection
         self._subject = subjects.probe
         self._reports = subjects.process(f"probe-{secrets.token_hex(8)}")
-        self._shared_probe = Shared(self._probe)
+        self._shared_probe = Shared(self.probe)
         self._interests: list[Closable] = []
         self._probes = 0
         self._current: _Probe | None = None
-        self._silent: set[str] = set()  # servers that did not report a probe in time
+        self.silent: set[str] = set()
+        """Names of servers that did not report a probe in time; nobody waits for them."""
         self._untraced = False  # the server does not report at all
         if connection.is_open:
             self._join()
@@ -78,13 +79,13 @@ class Propagation:
 
     def _join(self) -> None:
         self._untraced = False
-        self._silent.clear()
+        self.silent.clear()
         if self._connection.server.is_clustered:
             self._interests = [
                 self._connection.subscribe(
                     self._subject, _ignore, queue=self._connection.server.id
                 ),
-                self._connection.subscribe(self._reports, self._on_report),
+                self._connection.subscribe(self._reports, self.on_report),
             ]
 
     def _leave(self) -> None:
@@ -96,9 +97,10 @@ class Propagation:
             lost = BrokerUnavailable("the connection was lost before a subscription was in effect")
             self._current.done.set_exception(lost)
 
-    async def _probe(self) -> None:
+    async def probe(self) -> None:
+        """Send a probe, and wait until every server that gets it has reported it."""
         self._probes += 1
-        probe = self._current = _Probe(self._probes, self._silent)
+        probe = self._current = _Probe(self._probes, self.silent)
         headers = {
             "Nats-Trace-Dest": self._reports,
             "Nats-Trace-Only": "true",
@@ -123,14 +125,15 @@ class Propagation:
                 self._reports.rpartition(".")[0],
             )
             return
-        self._silent |= missing
+        self.silent |= missing
         logger.warning(
             "NATS server %s does not report a probe within %s s; group_add does not wait for it",
             ", ".join(sorted(missing)),
             PROBE_TIMEOUT,
         )
 
-    def _on_report(self, _s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
+    def on_report(self, _s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
+        """Note which server a probe has passed."""
         try:
             report = json.loads(data)
             server = report["server"]["name"]
@@ -138,7 +141,7 @@ class Propagation:
         except (ValueError, TypeError, KeyError):
             logger.warning("%d bytes that are not a trace came to %s", len(data), self._reports)
             return
-        self._silent.discard(server)
+        self.silent.discard(server)
         if self._current is not None and numbers == [str(self._current.number)]:
             self._current.add(server, report)
 
