@@ -79,9 +79,14 @@ def test_options_of_the_javascript_client_are_documented_and_typed() -> None:
     source = (STATIC / "wsgateway.js").read_text()
     options = re.search(r"const DEFAULTS = \{(.*?)\n\};", source, re.S)
     assert options
-    names = set(re.findall(r"^  (\w+):", options[1], re.M))
+    defaults = dict(re.findall(r"^  (\w+): (.*),$", options[1], re.M))
+    names = set(defaults)
     page = (ROOT / "docs/client-javascript.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \| .* \| ", page, re.M)) == names
+    documented = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", page, re.M))
+    assert documented.keys() == names
+    for name, default in defaults.items():
+        if default not in ("undefined", "{}"):
+            assert documented[name] == f"`{default.replace('_', '')}`"
     types = re.search(
         r"interface Options \{(.*?)\n\}", (STATIC / "wsgateway.d.ts").read_text(), re.S
     )

@@ -221,6 +221,12 @@ test("the token is asked for once, and again after a refusal", async () => {
   assert.equal(client.state, "open");
 });
 
+test("the token goes into the named parameter", async () => {
+  const page = new FakePage();
+  await page.opened({ token: "t", tokenParameter: "key" });
+  assert.deepEqual(page.socket.query, { key: "t" });
+});
+
 test("a token that has expired is asked for again", async () => {
   const page = new FakePage();
   let count = 0;
@@ -598,6 +604,20 @@ test("a loop acknowledges a message when it asks for the next", async () => {
   await settle();
   client.close();
   await loop;
+});
+
+test("listeners and a loop both get each message", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  const loop = client[Symbol.asyncIterator]();
+  page.socket.message(1);
+  page.socket.message(2);
+  await page.tick(1000);
+  assert.deepEqual(client.got, [1, 2]);
+  assert.deepEqual(page.socket.frames("ack"), []); // the loop decides what is processed
+  assert.deepEqual([(await loop.next()).value.offset, (await loop.next()).value.offset], [1, 2]);
+  await page.tick(1000);
+  assert.deepEqual(page.socket.frames("ack"), [{ type: "ack", offset: 1, epoch: "e1" }]);
 });
 
 test("what a loop left behind is for the next one", async () => {

@@ -341,6 +341,17 @@ async def test_close_codes_that_are_final(gateway: FakeGateway, code: int) -> No
     assert len(gateway.resumes) == 1
 
 
+async def test_frame_beyond_max_size_is_final(gateway: FakeGateway) -> None:
+    await gateway.store("x" * 10_000)
+    async with client_of(gateway) as client:
+        assert len((await take(client, 1))[0]) == 10_000
+    async with client_of(gateway, max_size=1000) as client:
+        with pytest.raises(GatewayError, match="max_size") as caught:
+            await client.recv()
+        assert caught.value.close_code == 1009
+    assert len(gateway.resumes) == 2
+
+
 async def test_refusal_at_the_handshake_is_final(gateway: FakeGateway) -> None:
     gateway.status = [403]
     with pytest.raises(GatewayError, match=r"^refused with HTTP 403 before the gateway answered$"):
@@ -381,6 +392,11 @@ async def test_token_is_asked_for_again_after_a_refusal(gateway: FakeGateway) ->
         "token=b",
         "token=c",
     ]
+
+
+async def test_token_goes_into_the_named_parameter(gateway: FakeGateway) -> None:
+    async with client_of(gateway, token="t", token_parameter="key", device="phone"):
+        assert gateway.queries == ["key=t&device=phone"]
 
 
 async def test_token_that_has_expired_is_asked_for_again(gateway: FakeGateway) -> None:
@@ -588,6 +604,19 @@ async def test_request_returns_the_reply_and_overtakes_what_waits(gateway: FakeG
         await until(lambda: gateway.acks[-1:] == [2])
 
 
+async def test_reply_waits_behind_a_window_full_of_messages(gateway: FakeGateway) -> None:
+    gateway.window = 2
+    await gateway.store("a", "b")
+    async with client_of(gateway) as client:
+        asking = asyncio.create_task(client.request("x", id="q1"))
+        await until(lambda: gateway.requests == ["q1"])
+        await gateway.reply("q1", "c")
+        await gateway.round_trip()
+        assert not asking.done()
+        assert await take(client, 2) == ["a", "b"]
+        assert (await asyncio.wait_for(asking, 20)).data == "c"
+
+
 async def test_refusal_by_the_service_raises_its_code(gateway: FakeGateway) -> None:
     errors: list[GatewayError] = []
     async with client_of(gateway, on_error=errors.append) as client:
@@ -714,6 +743,7 @@ async def test_callbacks_that_raise_harm_nobody(
         if record.getMessage() == "a callback of the client failed"
     ]
     assert len(logged) >= 8  # states, welcomes, reply, error
+    assert {record.name for record in logged} == {"wsgateway.client"}
 
 
 async def test_callback_that_raises_at_the_end_leaves_nobody_waiting(gateway: FakeGateway) -> None:
