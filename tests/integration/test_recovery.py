@@ -274,7 +274,7 @@ async def test_cursor_of_two_sockets_in_two_streams(hub: Hub, store: MemoryStore
     await new.ack(2)
     await old.ack(5)  # has not heard yet
     await new.ack(3)
-    await hub.flush_cursors()
+    await hub.cursors.flush()
     assert await hub.broker.load_cursor(ANN, "default") == 3
 
 
@@ -371,7 +371,7 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
     await publish(hub.broker, *"1234")
     await client.has(*"1234")
     await client.ack(4)
-    await hub.flush_cursors()
+    await hub.cursors.flush()
     store.lose_tail(0)
     await publish(hub.broker, *"abcde")
     await hub.subscriptions.sweep(thorough=True)
@@ -535,7 +535,7 @@ async def test_server_that_lost_the_streams_end(
     for client in clients:
         await client.has(*before, *lost)
     await clients[1].ack(12)
-    await real.flush_cursors()
+    await real.cursors.flush()
     await broker.save_cursor(ANN, "tablet", 12)  # of a device that is away
     epoch = broker.epoch
     sweep = sweep_by_hand(monkeypatch, real)  # once the stream is as long again

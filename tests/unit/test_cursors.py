@@ -51,10 +51,9 @@ def key(device: object) -> Key:
     return Inbox("orders", "ann"), str(device)
 
 
-def moved(broker: Broker, offset: int) -> Cursor:
-    cursor = Cursor()
-    cursor.enter(broker.epoch)
-    cursor.confirmed = offset
+def moved(cursors: Cursors, broker: Broker, device: object, offset: int) -> Cursor:
+    cursor = cursors.acquire(key(device))
+    cursors.confirm(cursor, broker.epoch, offset)
     return cursor
 
 
@@ -66,7 +65,7 @@ async def test_one_that_is_refused_does_not_keep_the_others_back(broker: Broker)
     """The first failure ended each attempt, so those before it in line were never written."""
     cursors = Cursors(broker)
     for number in range(MANY):
-        cursors.note(key(number), moved(broker, number + 1))
+        moved(cursors, broker, number, number + 1)
     broker.refuse[str(MANY - 1)] = BrokerError("never")  # the first in line
     for _ in range(2):
         with pytest.raises(BrokerError, match="never"):
@@ -83,7 +82,7 @@ async def test_one_that_is_refused_does_not_keep_the_others_back(broker: Broker)
 async def test_broker_that_is_away_is_not_asked_for_each(broker: Broker) -> None:
     cursors = Cursors(broker)
     for number in range(MANY):
-        cursors.note(key(number), moved(broker, number + 1))
+        moved(cursors, broker, number, number + 1)
         broker.refuse[str(number)] = BrokerUnavailable("away")
     with pytest.raises(BrokerUnavailable):
         await cursors.flush()
@@ -96,15 +95,15 @@ async def test_broker_that_is_away_is_not_asked_for_each(broker: Broker) -> None
 async def test_lost_cursor_is_dropped_however_often_that_fails(broker: Broker) -> None:
     """The broker was away at that moment, and kept what a later connection would have skipped."""
     await broker.save_cursor(*key("a"), 100)
-    cursors, cursor = Cursors(broker), moved(broker, 100)
-    cursor.lose()
+    cursors = Cursors(broker)
+    cursor = moved(cursors, broker, "a", 100)
+    cursors.lose(cursor)
     assert cursor.due
-    cursors.note(key("a"), cursor)
     broker.refuse["a"] = BrokerUnavailable("away")
     with pytest.raises(BrokerUnavailable):
         await cursors.flush()
     assert cursor.due
-    cursor.confirmed = 7
+    cursors.confirm(cursor, broker.epoch, 7)
     broker.refuse.clear()
     await cursors.flush()
     assert (cursor.due, await load(broker, "a")) == (False, 7)

@@ -10,19 +10,17 @@ import random
 import time
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker import runtime
-from wsgateway.broker.subscriptions import wait_usable
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
-    BrokerClosed,
     BrokerError,
     IdentityRefused,
     MalformedMessage,
 )
-from wsgateway.gateway.cursors import Cursor, Cursors, Key
+from wsgateway.gateway.cursors import Cursors
 from wsgateway.gateway.daphne import at_shutdown, quieten
 from wsgateway.gateway.revocation import Revocations
 from wsgateway.protocol.codes import CloseCode
@@ -34,7 +32,6 @@ from wsgateway.supervision import start, supervise
 if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
     from wsgateway.gateway.session import Session
-    from wsgateway.gateway.subscription import Subscription
 
 __all__ = ["Hub", "get_hub"]
 
@@ -63,12 +60,8 @@ class Hub:
         self.counts: Counter[str] = Counter()
         """Messages skipped, by reason."""
         self.cursors = Cursors(broker)
-        self.undrained: set[Subscription] = set()
-        """Those whose last messages may wait for the kernel."""
-        self._save_now = asyncio.Event()  # cursors, without waiting for their interval
         self._revocations = Revocations(broker)
         self._users: dict[Inbox, set[Session]] = {}
-        self._devices: dict[Key, Cursor] = {}  # of each device that reads here
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
         self._tells_of_events = -math.inf  # when the log may say again that one was skipped
@@ -85,8 +78,8 @@ class Hub:
         logger.info("the gateway starts; its broker is %s", self.broker.where)
         self._revocations.listen()
         self._tasks = [
-            self._keep_doing(self._save_cursors, "wsgateway-cursors"),
-            self._keep_doing(self._revocations.run, "wsgateway-revocations"),
+            supervise(self.cursors.run, "wsgateway-cursors"),
+            supervise(self._revocations.run, "wsgateway-revocations"),
         ]
         at_shutdown(self.close)
         quieten()
@@ -108,7 +101,7 @@ class Hub:
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
                 if self._wanted:
                     await asyncio.wait(self._wanted)
-                await self.flush_cursors()
+                await self.cursors.close()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
         with contextlib.suppress(TimeoutError):
@@ -127,22 +120,6 @@ class Hub:
 
     def _sessions(self) -> list[Session]:
         return [each for sessions in self._users.values() for each in sessions]
-
-    def _keep_doing(self, work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
-        """Run *work* for ever, in a task; while the broker is away it waits."""
-
-        async def run() -> None:
-            with contextlib.suppress(BrokerClosed):
-                while True:
-                    try:
-                        await work()
-                    except BrokerClosed:
-                        raise
-                    except BrokerError as exc:
-                        logger.debug("%s waits for the broker: %s", name, exc)
-                        await wait_usable(self.broker)
-
-        return supervise(run, name)
 
     # -- sockets -------------------------------------------------------------------------
 
@@ -181,84 +158,28 @@ class Hub:
             )
         for subscription in session.subscriptions:
             self.subscriptions.subscribe(subscription)
-            cursor = self._devices.setdefault(subscription.key, subscription.cursor)
-            cursor.sockets += 1
-            subscription.cursor = cursor
+            subscription.cursor = self.cursors.acquire(subscription.key)
         self._users.setdefault(session.inbox, set()).add(session)
         self._revocations.add(session)
 
-    def detach(self, session: Session) -> asyncio.Task[None] | None:
-        """Remove a socket; return the task that writes its cursors, if that has to be done."""
+    def detach(self, session: Session) -> set[asyncio.Task[None]]:
+        """Remove a socket; return the tasks that write its cursors, as far as they are due."""
         sessions = self._users.get(session.inbox, set())
         if session not in sessions:
-            return None
+            return set()
         sessions.discard(session)
         if not sessions:
             del self._users[session.inbox]
         self._revocations.discard(session)
-        due = [each for each in session.subscriptions if self._unsubscribe(each)]
-        return self.keep(self._save_and_forget(due)) if due else None
-
-    def _unsubscribe(self, subscription: Subscription) -> bool:
-        """Return whether the cursor must be written; until then a new socket finds it here."""
-        self.subscriptions.unsubscribe(subscription)
-        self.undrained.discard(subscription)
-        subscription.cursor.sockets -= 1
-        if subscription.cursor.sockets == 0 and subscription.cursor.due:
-            return True
-        self._forget(subscription)
-        return False
+        for subscription in session.subscriptions:
+            self.subscriptions.unsubscribe(subscription)
+            self.cursors.undrained.discard(subscription)
+        saves = [self.cursors.release(each.cursor) for each in session.subscriptions]
+        return {save for save in saves if save is not None}
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run *work* beside everything else, safe from garbage collection."""
         return start(work, "wsgateway-hub", tasks=self._wanted)
-
-    async def _save_and_forget(self, subscriptions: list[Subscription]) -> None:
-        for subscription in subscriptions:
-            try:
-                # It may have been written since, by a socket that came and went
-                if self._devices.get(subscription.key) is subscription.cursor:
-                    await self.cursors.save(subscription.key, subscription.cursor)
-            except BrokerError as exc:
-                logger.info("a cursor was not written, so messages may arrive twice: %s", exc)
-            finally:
-                self._forget(subscription)
-
-    def _forget(self, subscription: Subscription) -> None:
-        key, cursor = subscription.key, subscription.cursor
-        if cursor.sockets == 0 and self._devices.get(key) is cursor:
-            del self._devices[key]
-            self.cursors.forget(key)
-
-    # -- cursors -------------------------------------------------------------------------
-
-    def confirmed(self, subscription: Subscription, offset: int) -> None:
-        """Note a device's progress; it is written within ``WSGATEWAY_CURSOR_INTERVAL``."""
-        cursor = subscription.cursor
-        cursor.enter(subscription.epoch)
-        if offset > cursor.confirmed:
-            cursor.confirmed = offset
-            self.cursors.note(subscription.key, cursor)
-
-    def lost(self, subscription: Subscription) -> None:
-        """Forget a device's progress: the stream gives its offsets to other messages now."""
-        subscription.cursor.lose()
-        self.cursors.note(subscription.key, subscription.cursor)
-        self._save_now.set()
-
-    async def _save_cursors(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.CURSOR_INTERVAL):
-                    await self._save_now.wait()
-            self._save_now.clear()
-            await self.flush_cursors()
-
-    async def flush_cursors(self) -> None:
-        """Store the cursors that have moved."""
-        for subscription in list(self.undrained):
-            subscription.confirm_drained()
-        await self.cursors.flush()
 
     def note_skipped(self, offset: int, problem: MalformedMessage) -> None:
         """Count and log a message that a socket does not get; events at most once a minute.

@@ -146,7 +146,7 @@ class Session:
         self.endpoint.open(self._now())
         self._set_timer()
         if claim.offset is not None:
-            self.hub.confirmed(inbox, begin.offset)
+            self.hub.cursors.confirm(inbox.cursor, begin.epoch, begin.offset)
         self.deliver(inbox, begin)
 
     async def welcome(self, begin: Start) -> None:
@@ -193,9 +193,9 @@ class Session:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=1.0)
         self._confirm_drained()
-        saving = self.hub.detach(self)
-        if saving is not None:
-            await asyncio.wait({saving}, timeout=settings.CLOSE_TIMEOUT / 4)  # the hub keeps it
+        saves = self.hub.detach(self)
+        if saves:
+            await asyncio.wait(saves, timeout=settings.CLOSE_TIMEOUT / 4)  # the hub keeps them
 
     async def close(self, code: CloseCode, reason: str | None = None) -> None:
         """Close the socket; say first when to come back, if that must not be at once. Idempotent.

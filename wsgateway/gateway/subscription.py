@@ -56,6 +56,9 @@ class Subscription:
         "window",
     )
 
+    cursor: Cursor
+    """The device's, which its other sockets share; set by the hub."""
+
     def __init__(self, session: Session, inbox: Inbox, credit: Credit) -> None:
         self._session = session
         self._broker = session.hub.broker
@@ -66,8 +69,6 @@ class Subscription:
         self.window = Window(credit)
         self.epoch = ""
         """Life of the stream that the window's offsets belong to; empty before the start."""
-        self.cursor = Cursor()
-        """The device's, which its other sockets share; set by the hub."""
         self._wake: asyncio.Future[None] | None = None  # set while `run` sleeps
         self._restart: Start | None = None  # where to begin again, because the stream changed
         self._told = -1  # position at which the client knows that messages may be missing
@@ -125,7 +126,7 @@ class Subscription:
         See `wsgateway.broker.subscriptions.Subscriber.restart`.
         """
         if reason is Reason.AHEAD:
-            self._session.hub.lost(self)
+            self._session.hub.cursors.lose(self.cursor)
         self._restart = Start(position.epoch, 0, reason)
         self.wake()
 
@@ -210,9 +211,9 @@ class Subscription:
             return
         self.confirm(self.drained)
         if self.undrained:
-            self._session.hub.undrained.add(self)
+            self._session.hub.cursors.undrained.add(self)
         else:
-            self._session.hub.undrained.discard(self)
+            self._session.hub.cursors.undrained.discard(self)
 
     def confirm(self, offset: int) -> bool:
         """Note that the client has everything up to *offset* (cumulative); say if that is news."""
@@ -220,7 +221,7 @@ class Subscription:
             return False  # *offset* belongs to what was before
         if not self.window.confirm(offset):
             return False
-        self._session.hub.confirmed(self, self.window.confirmed)
+        self._session.hub.cursors.confirm(self.cursor, self.epoch, self.window.confirmed)
         self._session.wake_waiting()
         return True
 
