@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.channels import ACK_WAIT, BlobStore, ChannelConsumer, ChannelStore
+from wsgateway.broker.memory.pull_consumer import MemoryPullConsumer, Waiting, taking
+from wsgateway.broker.memory.sequence import Sequence
 from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull
 
@@ -24,11 +25,15 @@ MAX_SIZE = 1024 * 1024
 """Bytes of one message, as of a NATS server with its defaults."""
 
 
-@dataclass
-class _Kept:
-    data: bytes
-    until: float  # monotonic time at which it is gone
-    due: float = 0.0  # from then on a consumer may get it
+@dataclass(kw_only=True)
+class Kept(Waiting):
+    """A message of a channel.
+
+    Attributes:
+        until: Monotonic time at which it is gone.
+    """
+
+    until: float
 
 
 @dataclass
@@ -37,26 +42,22 @@ class MemoryChannels:
 
     Attributes:
         limit: How many messages any channel may hold.
-        messages: By channel's subject, in the order of their sequences.
-        last: The newest sequence.
-        ids: Message ids, with when they are forgotten.
+        messages: By channel's subject, then by sequence.
+        sequence: Numbers the messages of all channels.
         consumers: By channel's subject, what has consumers look for messages.
         blobs: Large messages, with when they are gone.
-        lock: Held while messages are stored, taken or removed: readers may run in several threads.
     """
 
     limit: int = 0
-    messages: dict[str, dict[int, _Kept]] = field(default_factory=lambda: defaultdict(dict))
-    last: int = 0
-    ids: dict[str, float] = field(default_factory=dict)
+    messages: dict[str, dict[int, Kept]] = field(default_factory=lambda: defaultdict(dict))
+    sequence: Sequence = field(default_factory=Sequence)
     consumers: dict[str, dict[int, Callable[[], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     blobs: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def drop_expired(self, subject: str) -> dict[int, _Kept]:
-        """Return what a channel still holds; call it with the lock held."""
+    def kept(self, subject: str) -> dict[int, Kept]:
+        """Return what a channel still holds; call it with `taking` held."""
         now, kept = time.monotonic(), self.messages[subject]
         for sequence in [each for each, message in kept.items() if message.until <= now]:
             del kept[sequence]
@@ -108,21 +109,17 @@ class MemoryChannelStore(ChannelStore):
         if len(data) > MAX_SIZE:
             raise MessageTooBig(len(data), MAX_SIZE)
         store, subject = self._channels, self._broker.subjects.channel(channel)
-        now = time.monotonic()
-        with store.lock:
-            if msg_id is not None:
-                key = f"{msg_id}.{subject}"
-                if store.ids.get(key, 0.0) > now:
-                    return Receipt(store.last, True)
-                store.ids[key] = now + self._broker.store.duplicate_window
-            kept = store.drop_expired(subject)
+        key = None if msg_id is None else f"{msg_id}.{subject}"
+        with taking:
+            if known := store.sequence.known(key):
+                return known
+            kept = store.kept(subject)
             if len(kept) >= capacity:
                 raise QueueFull(f"channel {channel!r} already holds {len(kept)} messages")
-            store.last += 1
-            kept[store.last] = _Kept(data, now + max(1, math.ceil(ttl)))
-            receipt = Receipt(store.last, False)
+            offset = store.sequence.next(key, self._broker.store.duplicate_window)
+            kept[offset] = Kept(data, offset, until=time.monotonic() + max(1, math.ceil(ttl)))
         store.wake(subject)
-        return receipt
+        return Receipt(offset, False)
 
     @property
     def max_size(self) -> int:
@@ -130,13 +127,13 @@ class MemoryChannelStore(ChannelStore):
 
     async def count(self, channel: str) -> int:
         await self._broker.wait_ready()
-        with self._channels.lock:
-            return len(self._channels.drop_expired(self._broker.subjects.channel(channel)))
+        with taking:
+            return len(self._channels.kept(self._broker.subjects.channel(channel)))
 
     async def purge(self) -> None:
         await self._broker.wait_ready()
         prefix = f"{self._broker.subjects.prefix}.chan."
-        with self._channels.lock:
+        with taking:
             for subject, kept in self._channels.messages.items():
                 if subject.startswith(prefix):
                     kept.clear()
@@ -153,7 +150,7 @@ class MemoryChannelStore(ChannelStore):
         return _Consumer(self._broker, subject, room, on_message)
 
 
-class _Consumer(ChannelConsumer):
+class _Consumer(MemoryPullConsumer[Kept], ChannelConsumer):
     """See `ChannelConsumer`."""
 
     asked = 0
@@ -167,54 +164,29 @@ class _Consumer(ChannelConsumer):
     ) -> None:
         self._channels = broker.store.channels
         self._subject = subject
-        self._room = room
-        self._on_message = on_message
-        self._closed = False
-        self._timer: asyncio.TimerHandle | None = None
+        super().__init__(
+            lambda: self._channels.kept(subject).values(),
+            room,
+            lambda message: on_message(message.payload, str(message.sequence)),
+            ACK_WAIT,
+        )
         self._entry = broker.enter(self._channels.consumers[subject], self.look)
         self.look()
 
-    def look(self) -> None:
-        self._look_in(0.0)
-
-    def _look_in(self, delay: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._take)
-
-    def _take(self) -> None:
-        room, now = self._room(), time.monotonic()
-        taken: list[tuple[bytes, str]] = []
-        with self._channels.lock:
-            kept = self._channels.drop_expired(self._subject)
-            for sequence, message in kept.items():
-                if len(taken) >= room:
-                    break
-                if message.due <= now:
-                    message.due = now + ACK_WAIT
-                    taken.append((message.data, str(sequence)))
-            dues = [message.due for message in kept.values()]
-        for data, receipt in taken:
-            self._on_message(data, receipt)
-        if dues and self._room() > 0:
-            self._look_in(max(0.0, min(dues) - time.monotonic()))
-
     def ack(self, receipt: str) -> None:
-        with self._channels.lock:
+        with taking:
             self._channels.messages[self._subject].pop(int(receipt), None)
 
     def give_back(self, receipt: str) -> None:
-        with self._channels.lock:
+        with taking:
             message = self._channels.messages[self._subject].get(int(receipt))
             if message is not None:
                 message.due = 0.0
         self._channels.wake(self._subject)
 
     async def close(self) -> None:
-        self._closed = True
         self._entry.close()
-        self._look_in(0.0)  # which it does no more
+        self.stop()
 
 
 class MemoryBlobStore(BlobStore):

@@ -14,8 +14,9 @@ from django.core import mail
 from wsgateway.broker.isolation import begin_each_test_empty, resets
 from wsgateway.broker.memory.bus import Exchange
 from wsgateway.broker.memory.channels import MemoryChannels
-from wsgateway.broker.memory.work import Waiting
-from wsgateway.broker.messages import Receipt, Stored
+from wsgateway.broker.memory.sequence import Sequence
+from wsgateway.broker.memory.work import Sent
+from wsgateway.broker.messages import Stored
 from wsgateway.broker.work import DeadEntry, History
 from wsgateway.protocol.subjects import Inbox
 
@@ -29,33 +30,6 @@ __all__ = ["Entry", "Kept", "MemoryStore", "reset_shared_store", "shared_store"]
 class Kept:
     stored: Stored
     until: float  # monotonic time at which it is gone
-
-
-@dataclass
-class Sequence:
-    """The offsets and the message ids of one stream."""
-
-    last: int = 0
-    ids: dict[str, tuple[int, float]] = field(default_factory=dict)
-
-    def known(self, msg_id: str | None) -> Receipt | None:
-        """Return the receipt of an earlier message with this id."""
-        now = time.monotonic()
-        while self.ids:
-            oldest = next(iter(self.ids))
-            if self.ids[oldest][1] > now:
-                break
-            del self.ids[oldest]
-        if msg_id is None or msg_id not in self.ids:
-            return None
-        return Receipt(self.ids[msg_id][0], True)
-
-    def next(self, msg_id: str | None, window: float) -> int:
-        """Return the next offset; remember *msg_id* with it for *window* seconds."""
-        self.last += 1
-        if msg_id is not None:
-            self.ids[msg_id] = (self.last, time.monotonic() + window)
-        return self.last
 
 
 @dataclass
@@ -80,13 +54,13 @@ class MemoryStore:
     max_devices: int = 100
     max_waiting_per_user: int = 10_000
     epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
-    received: Sequence = field(default_factory=lambda: Sequence())
+    received: Sequence = field(default_factory=Sequence)
     sent: dict[str, Sequence] = field(default_factory=lambda: defaultdict(Sequence))
     inboxes: dict[Inbox, list[Kept]] = field(default_factory=lambda: defaultdict(list))
-    queues: dict[str, list[Waiting]] = field(default_factory=lambda: defaultdict(list))
+    queues: dict[str, list[Sent]] = field(default_factory=lambda: defaultdict(list))
     histories: dict[str, History] = field(default_factory=dict)
     dead: dict[int, DeadEntry] = field(default_factory=dict)
-    buried: Sequence = field(default_factory=lambda: Sequence())
+    buried: Sequence = field(default_factory=Sequence)
     cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
     watchers: dict[Inbox, dict[str, dict[int, Callable[[Stored], None]]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wsgateway.broker.memory.pull_consumer import MemoryPullConsumer, Waiting, taking
 from wsgateway.broker.work import (
     DeadEntry,
     DeadLetters,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wsgateway.broker.memory.broker import MemoryBroker
     from wsgateway.broker.memory.store import MemoryStore
 
-__all__ = ["MemoryDeadLetters", "MemoryWorkQueue", "Waiting", "enqueue"]
+__all__ = ["MemoryDeadLetters", "MemoryWorkQueue", "Sent", "enqueue"]
 
 HOLD = 2.0
 """How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
@@ -34,29 +34,17 @@ HEADERS = 64_000
 """Bytes that a dead letter may be larger than a message."""
 
 
-@dataclass
-class Waiting:
-    """A message in a queue.
+@dataclass(kw_only=True)
+class Sent(Waiting):
+    """A client's message.
 
     Attributes:
         inbox: Who sent it.
-        payload: Bytes.
         headers: All of them.
-        sequence: Its offset.
-        deliveries: How often a worker got it.
-        due: Monotonic time from which on a worker may get it.
     """
 
     inbox: Inbox
-    payload: bytes
     headers: dict[str, str]
-    sequence: int
-    deliveries: int = 0
-    due: float = 0.0
-
-
-_claiming = threading.Lock()
-"""Held while a worker takes or removes messages: workers may run in several threads."""
 
 
 def enqueue(
@@ -76,7 +64,8 @@ def enqueue(
     if full := store.is_full(inbox):
         raise QueueFull(full)
     offset = sent.next(msg_id, store.duplicate_window)
-    store.queues[inbox.service].append(Waiting(inbox, payload, dict(headers), offset))
+    message = Sent(payload, offset, inbox=inbox, headers=dict(headers))
+    store.queues[inbox.service].append(message)
     store.wake_workers(inbox.service)
     return offset, False
 
@@ -108,24 +97,23 @@ class MemoryWorkQueue(WorkQueue):
         self._on_job = on_job
         self._on_turn = on_turn
         self._room = 0
-        self._closed = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._pull = MemoryPullConsumer(
+            lambda: self._store.queues[service], lambda: self._room, self._take, ack_wait
+        )
         self._entry = broker.enter(self._store.workers[service], self._on_wake)
 
     def open(self, room: int) -> None:
         self._room = room
         self.ready.set()
-        self._look_in(0.0)
+        self._pull.look()
 
     async def close(self) -> None:
-        self._closed = True
         self._entry.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pull.stop()
 
     def add_room(self, count: int) -> None:
         self._room += count
-        self._look_in(0.0)
+        self._pull.look()
 
     # -- messages ------------------------------------------------------------------------
 
@@ -133,46 +121,22 @@ class MemoryWorkQueue(WorkQueue):
         """Look for messages; *user*'s turn may have come."""
         if user is not None:
             self._on_turn(user)
-        self._look_in(0.0)
+        self._pull.look()
 
-    def _look_in(self, delay: float) -> None:
-        if self._closed:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(delay, self._take)
-
-    def _take(self) -> None:
-        jobs: list[Job] = []
-        now = time.monotonic()
-        with _claiming:
-            for waiting in self._store.queues[self.service]:
-                if len(jobs) >= self._room:
-                    break
-                if waiting.due <= now:
-                    waiting.due = now + self.ack_wait
-                    waiting.deliveries += 1
-                    jobs.append(self._job(waiting))
-        self._room -= len(jobs)
-        for job in jobs:
-            self._on_job(job)
-        due = [waiting.due for waiting in list(self._store.queues[self.service])]
-        if self._room > 0 and due:
-            self._look_in(max(0.0, min(due) - time.monotonic()))
-
-    def _job(self, waiting: Waiting) -> Job:
+    def _take(self, sent: Sent) -> None:
+        self._room -= 1
         job = Job(
-            waiting.inbox,
-            waiting.payload,
-            waiting.headers,
-            sequence=waiting.sequence,
-            id=f"{self._store.epoch}.{self.service}.{waiting.sequence}",
-            deliveries=waiting.deliveries,
+            sent.inbox,
+            sent.payload,
+            sent.headers,
+            sequence=sent.sequence,
+            id=f"{self._store.epoch}.{self.service}.{sent.sequence}",
+            deliveries=sent.deliveries,
         )
         job.problem = job.malformed()
-        return job
+        self._on_job(job)
 
-    def _find(self, job: Job) -> Waiting | None:
+    def _find(self, job: Job) -> Sent | None:
         """Return what *job* is a delivery of, unless it was delivered again since."""
         for waiting in list(self._store.queues[self.service]):
             if waiting.sequence == job.sequence:
@@ -189,7 +153,7 @@ class MemoryWorkQueue(WorkQueue):
 
     def ack(self, job: Job) -> None:
         self._broker.require_open()
-        with _claiming:
+        with taking:
             queue = self._store.queues[self.service]
             queue[:] = [waiting for waiting in queue if waiting.sequence != job.sequence]
         self._store.wake_workers(self.service, job.inbox.user)
