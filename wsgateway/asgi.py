@@ -42,11 +42,7 @@ def application(
     from django.core.asgi import get_asgi_application
 
     for name, app in (("http", http), ("websocket", websocket)):
-        if app is not None and not callable(app):
-            raise TypeError(
-                f"{name} must be an ASGI application, not {type(app).__name__}; "
-                "wrap routes in channels.routing.URLRouter"
-            )
+        _require_callable(name, app)
     http = http or get_asgi_application()  # first: what follows imports models
     require_installed()
     _require_usable_settings()
@@ -59,6 +55,14 @@ def application(
     daphne.at_start(open_gateway)
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
     return Application(http, websocket or URLRouter(websocket_urlpatterns), lifespan, probes)
+
+
+def _require_callable(name: str, app: App | None) -> None:
+    if app is not None and not callable(app):
+        raise TypeError(
+            f"{name} must be an ASGI application, not {type(app).__name__}; "
+            "wrap routes in channels.routing.URLRouter"
+        )
 
 
 def _require_usable_settings() -> None:

@@ -195,22 +195,17 @@ class MemoryBroker(Broker):
         if known:
             return known
         kept = store.kept(inbox)
-        previous = kept[-1].stored.offset if kept else 0
-        now = dt.datetime.now(dt.UTC).isoformat()
         stored = Stored(
             store.received.next(msg_id, store.duplicate_window),
-            previous,
+            kept[-1].stored.offset if kept else 0,
             bytes(payload),
             kind,
-            now,
+            dt.datetime.now(dt.UTC).isoformat(),
             (headers or {}).get(REPLY_TO_HEADER),
             (headers or {}).get(ERROR_HEADER),
         )
         kept.append(Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
-        for queue, found in list(store.watchers[inbox].items()):
-            watchers = list(found.values())
-            for watcher in watchers if not queue else watchers[:1]:
-                watcher(stored)
+        store.announce(inbox, stored)
         await asyncio.sleep(0)
         return Receipt(stored.offset, False)
 

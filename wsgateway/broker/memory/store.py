@@ -76,6 +76,13 @@ class MemoryStore:
     exchange: Exchange = field(default_factory=Exchange)
     channels: MemoryChannels = field(default_factory=MemoryChannels)
 
+    def announce(self, inbox: Inbox, stored: Stored) -> None:
+        """Hand what has just been stored to those who watch *inbox*."""
+        for queue, found in list(self.watchers[inbox].items()):
+            watchers = list(found.values())
+            for watcher in watchers if not queue else watchers[:1]:
+                watcher(stored)
+
     def kept(self, inbox: Inbox) -> list[Kept]:
         """Return what *inbox* still holds."""
         now = time.monotonic()

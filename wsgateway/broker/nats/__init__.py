@@ -38,14 +38,7 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         if servers and can_embed():
             unreachable_cure = "or leave NATS_BROKER_URL empty to use the embedded server"
         servers = servers or (embedded_url_from_settings(),)
-    for url in servers:
-        try:
-            Address.parse(url)
-        except ValueError as exc:
-            raise BrokerMisconfigured(
-                f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {exc}; "
-                f"{url_cure(settings.URL)}"
-            ) from None
+    _require_urls(servers, settings)
     return ConnectionOptions(
         servers=servers,
         user=settings.NATS_USER,
@@ -63,6 +56,17 @@ def options_from_settings(settings: Settings, servers: tuple[str, ...] = ()) -> 
         publish_timeout=settings.PUBLISH_TIMEOUT,
         unreachable_cure=unreachable_cure,
     )
+
+
+def _require_urls(servers: tuple[str, ...], settings: Settings) -> None:
+    for url in servers:
+        try:
+            Address.parse(url)
+        except ValueError as exc:
+            raise BrokerMisconfigured(
+                f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {exc}; "
+                f"{url_cure(settings.URL)}"
+            ) from None
 
 
 def make_broker(options: ConnectionOptions, prefix: str, settings: Settings) -> NatsBroker:

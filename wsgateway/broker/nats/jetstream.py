@@ -217,7 +217,9 @@ class JetStream:
             pairs.update(headers)
         if expect_last is not None:
             pairs["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
-        raw = hdrs.encode(pairs)
+        return await self._publish(subject, payload, hdrs.encode(pairs))
+
+    async def _publish(self, subject: str, payload: bytes, raw: bytes) -> Receipt:
         connection, size = self.connection, len(raw) + len(payload)
         begin = monotonic()
         attempt = 0

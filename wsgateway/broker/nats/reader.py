@@ -120,6 +120,7 @@ class Reader(asyncio.BufferedProtocol):
         if self._size:
             self._chunks.append(data[done:] if done else data)
 
+    # Longer than functions are elsewhere: it runs for every message, and each call has a price
     def _parse(self, data: bytes) -> tuple[int, int]:
         """Hand over what is complete.
 
