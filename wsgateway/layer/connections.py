@@ -138,7 +138,12 @@ class Connections:
         if local.connection is not here and local.is_stranded:
             await local.place()  # one of our own channels may be among the receivers
         if here is not None and here.bus.is_open and not local.unconfirmed:
-            await _publish_at(here, subject, data, has_owner)
+            if len(data) > here.bus.max_payload:
+                await _publish_at(here, subject, data, has_owner)
+                return
+            here.publish(subject, data, reply=here.notices if has_owner else "")
+            if here.is_breathless():
+                await here.breathe()
         elif not (is_short_lived(loop) and self.publish_soon(subject, data, has_owner)):
             await self.run(_publish_at, subject, data, has_owner)
 
@@ -157,11 +162,8 @@ async def _publish_at(
 ) -> None:
     limit = connection.bus.max_payload
     reply = connection.notices if has_owner else ""
-    if len(data) <= limit:
-        connection.publish(subject, data, reply=reply)
-        if connection.is_breathless():
-            await connection.breathe()
-        return
-    for part in wire.split(data, uuid.uuid4().bytes, limit):
+    is_whole = len(data) <= limit
+    for part in [data] if is_whole else wire.split(data, uuid.uuid4().bytes, limit):
         connection.publish(subject, part, reply=reply)
-        await connection.bus.pressure()
+        if connection.is_breathless() or not is_whole:
+            await connection.breathe()
