@@ -192,7 +192,7 @@ class Crowd:
         return True
 
     def reset(self) -> None:
-        """Count anew."""
+        """Count again."""
         self.count = 0
         self.first = self.last = 0.0
         self.delays.clear()

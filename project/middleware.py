@@ -55,7 +55,7 @@ class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
     """WhiteNoise, whose streamed files Django can only read into memory, warning, under ASGI."""
 
     def add_files(self, root: str, prefix: str | None = None) -> None:
-        """Add a folder; one that does not exist yet is no reason for WhiteNoise's warning."""
+        """Add a folder that exists. WhiteNoise warns of one that does not exist yet."""
         if Path(root).is_dir():
             super().add_files(root, prefix)
 

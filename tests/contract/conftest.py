@@ -89,7 +89,7 @@ class MemoryBrokers(Brokers):
         ]
 
     async def renew(self, broker: Any) -> None:
-        broker.store.start_anew()
+        broker.store.start_over()
 
     async def back_up(self, broker: Any) -> Any:
         return broker.store.received.last

@@ -87,10 +87,10 @@ class TestPublish:
         broker = await brokers.open()
         first = await broker.publish(ANN, b"x", msg_id="a")
 
-        async def anew() -> bool:
+        async def again() -> bool:
             return not (await broker.publish(ANN, b"x", msg_id="a")).duplicate
 
-        await eventually(anew, "the id is taken again")
+        await eventually(again, "the id is taken again")
         assert len(await offsets(broker, ANN, first.offset)) == 1
 
     async def test_ttl_ends_a_message_and_only_that(self, broker: Broker) -> None:

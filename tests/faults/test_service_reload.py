@@ -1,4 +1,4 @@
-"""``runservice`` in development: starts anew when code changes."""
+"""``runservice`` in development: restarts when code changes."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def test_new_code_handles_what_comes_after_the_change(
         # Django's reloader sees changes after its first look only, which is later than "ready"
         stamps = itertools.count(handler.stat().st_mtime + 1)
 
-        def started_anew() -> bool:
+        def started_again() -> bool:
             stamp = next(stamps) if process.output.count("changing: ready") == 1 else None
             if stamp is not None:
                 os.utime(handler, (stamp, stamp))
             return stamp is None
 
-        wait_for(started_anew, 30, "a second start")
+        wait_for(started_again, 30, "a second start")
         offer("2")
         wait_for(lambda: log.read_text() == "old1 newer2 ", 20)
         process.send(signal.SIGTERM)

@@ -161,7 +161,7 @@ async def test_cursor_moves_with_the_furthest_socket_of_a_device(hub: Hub) -> No
     assert again.got == ["next"]
 
 
-async def test_stream_that_is_made_anew_is_read_from_its_start(hub: Hub) -> None:
+async def test_stream_that_is_made_again_is_read_from_its_start(hub: Hub) -> None:
     assert isinstance(hub.broker, MemoryBroker)
     client = Client(hub)
     await client.session.start(Resume())
@@ -169,7 +169,7 @@ async def test_stream_that_is_made_anew_is_read_from_its_start(hub: Hub) -> None
         await hub.broker.publish(ANN, b"old %d" % number)
     await until(lambda: len(client.got) == 3, what="three")
     await hub.subscriptions.sweep(thorough=True)
-    hub.broker.store.start_anew()
+    hub.broker.store.start_over()
     await hub.broker.publish(ANN, b"new")
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.got[3:] == ["new"], what="the new stream's message")

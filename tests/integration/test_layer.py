@@ -527,7 +527,7 @@ async def test_prefixes_are_worlds_of_their_own(make: Make, prefix: str) -> None
     assert await drain(two, channels[1], 1) == [2]
 
 
-async def test_a_closed_layer_connects_anew(make: Make) -> None:
+async def test_a_closed_layer_connects_again(make: Make) -> None:
     layer = make()
     channel = await layer.new_channel()
     await layer.close()
@@ -540,7 +540,7 @@ async def test_a_closed_layer_connects_anew(make: Make) -> None:
 @pytest.mark.parametrize("end", ["close", "close_pools"])
 @pytest.mark.parametrize("way", ["process", "normal", "group", "durable"])
 @pytest.mark.parametrize("pause", [0, 0.0005, 0.1])
-async def test_who_waits_when_the_layer_is_closed_connects_anew(
+async def test_who_waits_when_the_layer_is_closed_connects_again(
     make: Make, way: str, end: str, pause: float
 ) -> None:
     """A view that ends its use of the layer as channels_redis wants it made consumers deaf."""

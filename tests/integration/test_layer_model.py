@@ -22,7 +22,7 @@ PLACE = st.sampled_from(PLACES)
 LASTING_PLACE = st.sampled_from(LASTING)
 STAYING_PLACE = st.sampled_from([*LASTING, "async_to_sync"])  # what is made there stays there
 KILLS = 2
-"""Processes that are killed in one run at most: starting one anew takes a second."""
+"""Processes that are killed in one run at most: starting one again takes a second."""
 
 
 def is_durable(group: str) -> bool:

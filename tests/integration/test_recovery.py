@@ -163,7 +163,7 @@ async def test_stream_replaced_while_a_write_waits(
     sweep = sweep_by_hand(monkeypatch, hub)  # one must do
     await publish(hub.broker, *["old"] * waiting)
     await until(lambda: client.writing, what="a write that waits")
-    store.start_anew()
+    store.start_over()
     await publish(hub.broker, "a", "b")
     await sweep(thorough=True)
     client.reads(float("inf"))
@@ -199,7 +199,7 @@ async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
     before = client.epoch
     await publish(hub.broker, "old", "old", "old")
     await client.has("old", "old", "old")
-    store.start_anew()
+    store.start_over()
     await publish(hub.broker, "a", "b", "c")
     await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "old", "old", "a", "b", "c")
@@ -221,7 +221,7 @@ async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
     client = await Client(hub).start()
     await publish(hub.broker, "old")
     await client.has("old")
-    store.start_anew()
+    store.start_over()
     await publish(hub.broker, "a")
     await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "a")
@@ -240,7 +240,7 @@ async def test_client_that_never_says_the_epoch_is_told_and_closed(
     await client.has("old")
     await client.say('{"type":"ack","offset":1}')
     assert client.window.confirmed == 1
-    store.start_anew()
+    store.start_over()
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.closed_with, what="closed")
     assert client.closed_with == CloseCode.STREAM_REPLACED
@@ -252,7 +252,7 @@ async def test_socket_that_began_in_the_new_stream_does_not_begin_again(
 ) -> None:
     old = await Client(hub).start()
     await hub.subscriptions.sweep(thorough=False)
-    store.start_anew()
+    store.start_over()
     new = await Client(hub).start()
     await publish(hub.broker, "a")
     await hub.subscriptions.sweep(thorough=False)
@@ -267,7 +267,7 @@ async def test_cursor_of_two_sockets_in_two_streams(hub: Hub, store: MemoryStore
     await publish(hub.broker, *"12345")
     await old.has(*"12345")
     store.watchers[ANN].clear()  # nothing tells the old one
-    store.start_anew()
+    store.start_over()
     await publish(hub.broker, *"abcdef")
     new = await Client(hub).start()
     await new.has(*"abcdef")

@@ -145,7 +145,7 @@ test("an error is enough where no close event follows; where one does, its code 
   assert.deepEqual([client.log.at(-1)[0], client.log.at(-1)[1].code], ["closed", 4505]);
 });
 
-test("delays grow to the cap, and begin anew after a connection that lasted", async () => {
+test("delays grow to the cap, and begin again after a connection that lasted", async () => {
   const page = new FakePage();
   const client = await page.opened({ backoff: { cap: 3000 } });
   const delays = [];
@@ -359,7 +359,7 @@ test("a given position is where it begins", async () => {
   assert.deepEqual(client.got, [8]);
 });
 
-test("recovered says what may be missing, and another epoch begins anew", async () => {
+test("recovered says what may be missing, and another epoch begins again", async () => {
   const page = new FakePage();
   const client = await page.opened();
   page.socket.message(50);

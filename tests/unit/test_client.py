@@ -191,7 +191,7 @@ async def test_given_position_is_asked_for(gateway: FakeGateway) -> None:
     assert gateway.resumes == [protocol.Resume(None, "e1", 1)]
 
 
-async def test_new_epoch_begins_anew_and_says_so(gateway: FakeGateway) -> None:
+async def test_new_epoch_begins_again_and_says_so(gateway: FakeGateway) -> None:
     await gateway.store("a", "b")
     welcomes: list[tuple[bool, str | None]] = []
     async with client_of(

@@ -149,7 +149,7 @@ class Handling:
         run = Run(partial(self._name, job))
         if self._suspect(job, history):
             logger.warning(
-                "%s was delivered %d times without a recorded result; handling it alone",
+                "%s is handled alone because it was delivered %d times without a recorded result",
                 self._name(job),
                 job.deliveries,
             )
@@ -199,7 +199,7 @@ class Handling:
         try:
             return judge(error, job.attempt, self._service.policies, settings.MAX_DELIVER)
         except Exception:  # an exception whose class or attributes are strange
-            logger.exception("%s: the retry policy cannot be applied", self._name(job))
+            logger.exception("the retry policy cannot be applied to %s", self._name(job))
             return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
 
     def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
@@ -271,7 +271,7 @@ class Handling:
         try:
             await self._queue.forget(job)
         except WsGatewayError as exc:  # its age ends it
-            logger.debug("%s: cannot remove its record of tries: %s", self._name(job), exc)
+            logger.debug("cannot remove the record of tries of %s: %s", self._name(job), exc)
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
         """Tell the client, if that is possible, that its message was rejected or set aside.
@@ -285,7 +285,7 @@ class Handling:
         except (BrokerClosed, BrokerUnavailable, QueueFull):
             raise
         except Exception as exc:  # no frame, an id that no header can hold, …
-            logger.warning("%s: cannot tell its client: %s", self._name(job), one_line(exc))
+            logger.warning("cannot tell the client of %s: %s", self._name(job), one_line(exc))
 
 
 class WorkerDied(WsGatewayError):

@@ -63,7 +63,7 @@ class JsonHandler:
         """Find the method and call it.
 
         Raises:
-            Reject: No JSON object, no ``type``, or one that there is no method for.
+            Reject: The payload is not a JSON object with a ``type`` that has a method.
         """
         data = message.json()
         kind = data.get("type") if isinstance(data, dict) else None

@@ -36,7 +36,7 @@ def find_user(name: str, resolver: str | None) -> Any:
             the message does not say so.
 
     Raises:
-        ObjectDoesNotExist: There is no such user, or it cannot be said which one it is.
+        ObjectDoesNotExist: There is no such user, or several resolvers could have named them.
     """
     found = _named_by(resolver)
     try:

@@ -220,7 +220,9 @@ class Worker:
         except BrokerClosed:
             return
         except Exception:
-            logger.exception("service %s: a bug in wsgateway; please report it", inbox.service)
+            logger.exception(
+                "service %s failed because of a bug in wsgateway. Please report it.", inbox.service
+            )
             pause = GIVEN_BACK_AFTER_A_BUG
         finally:
             for job in user.jobs.values():
@@ -290,8 +292,8 @@ class Worker:
                         self._queue.hold(job)
             for run in self._running.overdue(settings.ACK_WAIT):
                 logger.warning(
-                    "%s: its handler has not returned for %.0f s; if it hangs, give the service a "
-                    "timeout. It is at:\n%s",
+                    "the handler of %s has been running for more than %.0f s. If it hangs, give "
+                    "the service a timeout. It is at:\n%s",
                     run.name(),
                     settings.ACK_WAIT,
                     run.stack(),

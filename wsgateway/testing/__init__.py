@@ -211,7 +211,7 @@ async def adeliver(
         headers: More headers.
 
     Raises:
-        LookupError: There is no such service.
+        LookupError: No handler is registered for the service.
     """
     found = get_service(service)
     before = len(sent(service, user))

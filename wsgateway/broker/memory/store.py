@@ -107,7 +107,7 @@ class MemoryStore:
             return f"{own} of this user's messages wait for {inbox.service!r}"
         return ""
 
-    def start_anew(self) -> None:
+    def start_over(self) -> None:
         """Forget the inboxes, as when the stream is deleted and made again."""
         self.epoch = uuid.uuid4().hex
         self.received = Sequence()

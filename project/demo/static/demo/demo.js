@@ -88,11 +88,11 @@ class Series {
   #name = "";
 
   constructor() {
-    this.anew();
+    this.restart();
   }
 
   /** Give up the count: nobody knows whether the last one was stored. */
-  anew() {
+  restart() {
     this.#number = 0;
     this.#name = unique();
   }
@@ -321,7 +321,7 @@ class Panel {
       if (reader?.client.position?.offset >= offset) this.onDelivered(user, offset);
       reader?.expect(offset);
     } catch (error) {
-      series.anew();
+      series.restart();
       row.classList.add("failed");
       status.textContent = `not sent: ${error.message}`;
     }
