@@ -9,7 +9,7 @@ PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test versions lint types pins soak bench docs clean
+.PHONY: help run test coverage versions lint types pins soak bench docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,10 @@ run: .venv/.run  ## serve on 127.0.0.1:8000 with everything it needs (PORT=8001 
 	@exec $(BIN)/python manage.py rungateway --demo --port $(PORT)
 
 test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS='-k name' for a part)
-	$(WITH_BIN) $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(WITH_BIN) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+coverage: .venv/.dev  ## report what the last `make test ARGS=--cov` covered, by branch
+	$(BIN)/python -m coverage report
 
 versions: .venv/.dev  ## contract tests on Python 3.13, nats-server 2.11 and the newest (ARGS=folders for more)
 	.ci/versions $(ARGS)

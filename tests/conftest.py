@@ -60,6 +60,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long: the last one to begin keeps everybody waiting."""
+    long = {
+        item.path
+        for item in items
+        if item.path.parent.name in ("faults", "acceptance") or item.get_closest_marker("timeout")
+    }
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def symptom(request: pytest.FixtureRequest) -> Iterator[Symptom]:
     """What the troubleshooting row shows that the test's marker names."""

@@ -1,0 +1,31 @@
+"""A pytest plugin of `.ci/run`: writes down which few tests failed, so that they may run once more.
+
+``python -m pytest -p tests.again --failures-to FILE`` writes their names to FILE, one a line, as
+``pytest @FILE`` takes them. It writes nothing if more than `MOST` failed, or if the run did not
+reach its end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+MOST = 5
+"""If more tests fail, a busy machine is not the reason."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--failures-to", type=Path, metavar="FILE", help="write the names of failures")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    path = config.getoption("failures_to")
+    reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
+    names = sorted({report.nodeid for report in reports})
+    whole = exitstatus == pytest.ExitCode.TESTS_FAILED and not config.getoption("maxfail")
+    if path and whole and 0 < len(names) <= MOST:
+        path.write_text("".join(f"{name}\n" for name in names))

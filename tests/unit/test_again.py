@@ -1,0 +1,73 @@
+"""`.ci/run` runs again what failed, if that was little and everything else has run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.again import MOST
+from tests.support import ROOT, site_env
+
+TESTS = """
+import os, pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("text", ["a b", "[x]::'\\"", "\\n", "é"][:{names}])
+def test_odd_name(text):
+    marker = Path("ran" + ascii(text).encode().hex())
+    assert marker.exists() or marker.touch()
+
+@pytest.mark.parametrize("number", range({failing}))
+def test_failing(number):
+    assert False
+
+def test_passing():
+    Path("passed").touch()
+"""
+
+
+def run(folder: Path, *arguments: str) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", "-p", "xdist"]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=folder,
+        env=site_env(PYTHONPATH=str(ROOT), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+        capture_output=True,
+        timeout=120,
+    )
+    return done.returncode
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_few_failures_are_named_as_pytest_takes_them(tmp_path: Path, workers: str) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(TESTS.format(names=4, failing=0))
+    names = tmp_path / "failures"
+    failed = run(tmp_path, "-p", "tests.again", "--failures-to", str(names), "-n", workers)
+    assert failed == pytest.ExitCode.TESTS_FAILED
+    assert len(names.read_text().splitlines()) == 4
+    (tmp_path / "passed").unlink()
+    assert run(tmp_path, f"@{names}") == pytest.ExitCode.OK
+    assert not (tmp_path / "passed").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (TESTS.format(names=0, failing=MOST + 1), ()),
+        (TESTS.format(names=0, failing=3), ("--maxfail=2",)),
+        (TESTS.format(names=0, failing=0), ()),
+        ("import nonsense", ()),
+        (TESTS.format(names=0, failing=1), ("--nonsense",)),
+    ],
+    ids=["too many", "stopped", "none", "no tests", "usage"],
+)
+def test_other_failures_are_not(tmp_path: Path, code: str, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(code)
+    names = tmp_path / "failures"
+    run(tmp_path, "-p", "tests.again", "--failures-to", str(names), *arguments)
+    assert not names.exists()
