@@ -885,6 +885,29 @@ test("a send may time out or be given up", async () => {
   assert.equal(client.pending, 0);
 });
 
+test("calls with one id each have their own timeout and signal", async () => {
+  /** The second call had those of the first: without any, it waited for ever. */
+  for (const method of ["send", "request"]) {
+    const page = new FakePage();
+    const client = await page.opened({ requestTimeout: null });
+    const patient = client[method]("x", { id: "a" });
+    const late = client[method]("x", { id: "a", timeout: 1000 });
+    const controller = new AbortController();
+    const given = client[method]("x", { id: "a", signal: controller.signal });
+    controller.abort();
+    await page.tick(1000);
+    assert.deepEqual([(await outcome(late)).code, (await outcome(given)).code], ["timeout", "aborted"]);
+    assert.equal(await outcome(patient), "pending");
+    assert.equal(client.pending, 1);
+    page.socket.end(1006);
+    await page.tick(500);
+    page.socket.welcome();
+    assert.deepEqual(page.socket.frames("message").map((frame) => frame.id), ["a"]);
+    page.socket.say({ type: "message", offset: 1, reply_to: "a", data: "!" });
+    assert.equal((await outcome(patient)).offset ?? "stored", method === "send" ? "stored" : 1);
+  }
+});
+
 test("a confirmed send leaves no timer behind", async () => {
   const page = new FakePage();
   const client = await page.opened();
@@ -1015,13 +1038,13 @@ test("requests that wait for replies are bounded, known by id, and rejected at t
   const page = new FakePage();
   const client = await page.opened({ queueLimit: 2 });
   const first = client.request("a", { id: "a" });
-  assert.equal(client.request("a", { id: "a" }), first);
+  const same = client.request("a", { id: "a" });
   const second = client.request("b", { id: "b" });
   page.socket.say({ type: "ack", id: "a" });
   page.socket.say({ type: "ack", id: "b" });
   assert.equal((await outcome(client.request("c"))).code, "queue_limit");
   page.socket.end(4505, "disconnected by an operator");
-  for (const promise of [first, second]) {
+  for (const promise of [first, same, second]) {
     const { code, closeCode } = await outcome(promise);
     assert.deepEqual([code, closeCode], ["closed", 4505]);
   }

@@ -214,35 +214,28 @@ class Outbox {
     return this.#entries.size;
   }
 
-  get(id) {
-    return this.#entries.get(id);
+  has(id) {
+    return this.#entries.has(id);
   }
 
   add(entry) {
     this.#entries.set(entry.id, entry);
   }
 
-  /** Remove and return an entry; undefined if there is none. */
-  take(id) {
-    const entry = this.#entries.get(id);
-    if (entry) {
-      this.#entries.delete(id);
-      if (entry.sent) this.#inFlight -= 1;
-    }
-    return entry;
+  /** Forget a message that is confirmed, refused or given up; return whether it was here. */
+  remove(id) {
+    if (this.#entries.get(id)?.sent) this.#inFlight -= 1;
+    return this.#entries.delete(id);
   }
 
-  /** Remove and return all entries. */
   clear() {
-    const entries = [...this.#entries.values()];
     this.#entries.clear();
     this.#inFlight = 0;
-    return entries;
   }
 
-  /** Remove and return every entry above *size* bytes. */
-  takeLarger(size) {
-    return [...this.#entries.values()].filter((entry) => entry.size > size && this.take(entry.id));
+  /** Return every entry above *size* bytes. */
+  largerThan(size) {
+    return [...this.#entries.values()].filter((entry) => entry.size > size);
   }
 
   /** Start a connection: every message must be sent on it. */
@@ -446,28 +439,76 @@ export class Message {
   }
 }
 
-/** Return a promise with its `resolve` and `reject`, *timeout* and *signal*; it calls *forget* when it settles. */
-function pendingResult(clock, id, what, { timeout, signal }, forget) {
-  const pending = { id };
-  pending.promise = new Promise((resolve, reject) => {
-    let timer = null;
-    const abort = () => pending.reject(aborted(id));
-    const ended = (settle) => (value) => {
-      clock.clearTimeout(timer);
-      signal?.removeEventListener("abort", abort);
-      forget();
-      settle(value);
-    };
-    pending.resolve = ended(resolve);
-    pending.reject = ended(reject);
-    signal?.addEventListener("abort", abort);
-    if (timeout != null) {
-      const text = `${what} within ${timeout} ms; it may have been stored`;
-      const late = () => pending.reject(new GatewayError("timeout", text, true, { id }));
-      timer = clock.setTimeout(late, timeout);
-    }
-  });
-  return pending;
+/** Results by the id of a message; several callers may wait for the same one. */
+class Calls {
+  #clock;
+  #what;
+  #left;
+  #callers = new Map(); // id -> set of {resolve, reject}
+
+  /** *what* names the timeout's error; *left* is called with an id when its last caller gives up. */
+  constructor(clock, what, left) {
+    this.#clock = clock;
+    this.#what = what;
+    this.#left = left;
+  }
+
+  get size() {
+    return this.#callers.size;
+  }
+
+  has(id) {
+    return this.#callers.has(id);
+  }
+
+  /** Return a promise of the result, with a *timeout* and a *signal* of its own. */
+  join(id, { timeout, signal }) {
+    if (!this.has(id)) this.#callers.set(id, new Set());
+    return new Promise((resolve, reject) => {
+      let timer = null;
+      const ended = (settle) => (value) => {
+        this.#clock.clearTimeout(timer);
+        signal?.removeEventListener("abort", abort);
+        settle(value);
+      };
+      const caller = { resolve: ended(resolve), reject: ended(reject) };
+      const abort = () => this.#giveUp(id, caller, aborted(id));
+      this.#callers.get(id).add(caller);
+      signal?.addEventListener("abort", abort);
+      if (timeout == null) return;
+      const text = `${this.#what} within ${timeout} ms; it may have been stored`;
+      const late = () => this.#giveUp(id, caller, new GatewayError("timeout", text, true, { id }));
+      timer = this.#clock.setTimeout(late, timeout);
+    });
+  }
+
+  resolve(id, value) {
+    for (const caller of this.#take(id)) caller.resolve(value);
+  }
+
+  reject(id, error) {
+    for (const caller of this.#take(id)) caller.reject(error);
+  }
+
+  /** Reject every call with what *errorOf* returns for its id. */
+  rejectAll(errorOf) {
+    for (const id of [...this.#callers.keys()]) this.reject(id, errorOf(id));
+  }
+
+  #take(id) {
+    const callers = this.#callers.get(id) ?? [];
+    this.#callers.delete(id);
+    return callers;
+  }
+
+  #giveUp(id, caller, error) {
+    const callers = this.#callers.get(id);
+    callers.delete(caller);
+    caller.reject(error);
+    if (callers.size) return;
+    this.#callers.delete(id);
+    this.#left(id);
+  }
 }
 
 /** `for await (const message of client)`: a message counts as processed when the loop asks for the next. */
@@ -608,7 +649,8 @@ export class WsGateway {
   #events = new Emitter();
   #inbox;
   #outbox;
-  #requests = new Map(); // id -> {promise, resolve, reject}, of requests without a reply
+  #sends; // calls that wait for a confirmation
+  #requests; // calls that wait for a reply
   #backoff;
   #reconnectAfter = null; // ms, the delay that `closing` asked for on this connection
   #monitor;
@@ -637,6 +679,8 @@ export class WsGateway {
     this.#clock = makeClock(this.#host);
     this.#inbox = new Inbox(this.#options.position);
     this.#outbox = new Outbox(this.#options.sendWindow);
+    this.#sends = new Calls(this.#clock, "not confirmed", (id) => this.#giveUp(id));
+    this.#requests = new Calls(this.#clock, "no reply", (id) => this.#giveUp(id));
     this.#backoff = new Backoff(this.#options.backoff, this.#options.random);
     this.#monitor = new Monitor(
       this.#clock,
@@ -824,16 +868,14 @@ export class WsGateway {
     this.#unhook?.();
     this.#unhook = null;
     // Clean up first: a listener may call connect() again
-    const entries = this.#outbox.clear();
-    const requests = [...this.#requests.values()];
-    this.#requests.clear();
+    this.#outbox.clear();
+    const closed = (id) => new GatewayError("closed", error.message, true, { id, closeCode: detail.code });
+    this.#sends.rejectAll(closed);
+    this.#requests.rejectAll(closed);
     const opening = this.#opening;
     const loop = this.#loop;
     this.#opening = this.#loop = null;
     this.#setState("closed", detail);
-    for (const { id, reject } of [...entries, ...requests]) {
-      reject(new GatewayError("closed", error.message, true, { id, closeCode: detail.code }));
-    }
     opening?.reject(error);
     loop?.end(own ? null : error);
     if (!own) this.#events.emit("error", error);
@@ -873,7 +915,7 @@ export class WsGateway {
     this.#monitor.heard();
     switch (frame.type) {
       case "message": return this.#onMessage(frame);
-      case "ack": return this.#outboxDone(frame.id)?.resolve({ id: frame.id });
+      case "ack": return this.#onAck(frame);
       case "error": return this.#onError(frame);
       case "ping": return this.#transport?.send('{"type":"pong"}');
       case "welcome": return this.#onWelcome(frame);
@@ -889,8 +931,8 @@ export class WsGateway {
 
   #onWelcome(frame) {
     const { epoch, offset, recovered, reason = null, max_message_size: limit } = frame;
-    const refused = this.#outbox.takeLarger(limit); // queued before the limit was known
-    for (const { id, size, reject } of refused) reject(tooBig(id, size, limit));
+    // Queued before the limit was known
+    for (const { id, size } of this.#outbox.largerThan(limit)) this.#fail(id, tooBig(id, size, limit));
     if (this.#inbox.welcome(frame)) this.#unacked = 0;
     this.#welcome = frame;
     if (this.#state !== "open") {
@@ -924,16 +966,16 @@ export class WsGateway {
   /** Resolve the request, if it was made here; otherwise the reply is an event. */
   #onReply(message, code) {
     const id = message.replyTo;
-    const request = this.#requests.get(id);
-    this.#outbox.take(id)?.resolve({ id }); // a request with a reply is stored
+    this.#outbox.remove(id);
+    this.#sends.resolve(id, { id }); // a message with a reply is stored
     let error = null;
     if (code !== null) {
       const text = typeof message.data === "string" && message.data ? message.data : "the service refused it";
       error = new GatewayError(code, text, false, { id });
     }
-    if (request) {
-      if (error) request.reject(error);
-      else request.resolve(message);
+    if (this.#requests.has(id)) {
+      if (error) this.#requests.reject(id, error);
+      else this.#requests.resolve(id, message);
     } else if (error) {
       this.#events.emit("error", error);
     } else {
@@ -953,11 +995,23 @@ export class WsGateway {
     while (this.#backlog.length && this.#events.listens("message")) this.#deliver(this.#backlog.shift());
   }
 
+  #onAck({ id }) {
+    if (!this.#outbox.remove(id)) return;
+    this.#sends.resolve(id, { id });
+    this.#flush();
+  }
+
   #onError({ id = null, code, message, temporary }) {
     const error = new GatewayError(code, message, temporary === true, { id });
-    const entry = id === null ? undefined : this.#outboxDone(id);
-    if (entry) entry.reject(error);
-    else this.#events.emit("error", error);
+    if (!this.#outbox.has(id)) return this.#events.emit("error", error);
+    this.#fail(id, error);
+    this.#flush();
+  }
+
+  #fail(id, error) {
+    this.#outbox.remove(id);
+    this.#sends.reject(id, error);
+    this.#requests.reject(id, error);
   }
 
   #countProcessed(count) {
@@ -987,8 +1041,9 @@ export class WsGateway {
    * @param {{id?: string, timeout?: number, signal?: AbortSignal}} options *id* makes repeated
    *   calls idempotent; *timeout* is in ms.
    */
-  send(data, options = {}) {
-    return this.#send(data, options, "");
+  send(data, { id, timeout, signal } = {}) {
+    id ??= this.#newId();
+    return this.#call(this.#sends, id, { timeout, signal }, () => this.#enqueue(id, data, ""));
   }
 
   /**
@@ -1001,61 +1056,54 @@ export class WsGateway {
    */
   request(data, { id, timeout = this.#options.requestTimeout, signal } = {}) {
     id ??= this.#newId();
-    const known = this.#requests.get(id);
-    if (known) return known.promise;
-    if (signal?.aborted) return Promise.reject(aborted(id));
-    if (this.#requests.size >= this.#options.queueLimit) {
-      const text = `${this.#requests.size} requests are already waiting for replies (queueLimit)`;
-      return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
-    }
-    const request = pendingResult(this.#clock, id, "no reply", { timeout, signal }, () => {
-      if (this.#requests.get(id) !== request) return;
-      this.#requests.delete(id);
-      this.#outbox.get(id)?.reject(aborted(id)); // do not send it again
+    return this.#call(this.#requests, id, { timeout, signal }, () => {
+      if (this.#requests.has(id)) return;
+      if (this.#requests.size >= this.#options.queueLimit) {
+        const text = `${this.#requests.size} requests are already waiting for replies (queueLimit)`;
+        throw new GatewayError("queue_limit", text, true, { id });
+      }
+      this.#enqueue(id, data, '"request":true,');
     });
-    this.#requests.set(id, request);
-    // A refusal ends the request; the confirmation does not
-    this.#send(data, { id }, '"request":true,').catch(request.reject);
-    return request.promise;
   }
 
   #newId() {
     return `${this.#prefix}-${(this.#ids += 1)}`;
   }
 
-  #send(data, { id, timeout, signal }, flags) {
-    if (signal?.aborted) return Promise.reject(aborted(id ?? null));
-    if (this.#state === "closed") {
-      return Promise.reject(new GatewayError("closed", "the client is closed", true, { id: id ?? null }));
-    }
-    id ??= this.#newId();
-    const known = this.#outbox.get(id);
-    if (known) return known.promise;
-    let encoded;
+  /** Wait among *calls* for the result of what *enqueue* puts into the outbox, unless it throws. */
+  #call(calls, id, options, enqueue) {
+    if (options.signal?.aborted) return Promise.reject(aborted(id));
     try {
-      if (!ID.test(id)) throw new TypeError("id must be 1 to 64 printable ASCII characters, no spaces");
-      encoded = encode(data);
+      enqueue();
     } catch (error) {
       return Promise.reject(error);
     }
-    const limit = this.#welcome?.max_message_size ?? Infinity;
-    if (encoded.size > limit) return Promise.reject(tooBig(id, encoded.size, limit));
-    if (this.#outbox.size >= this.#options.queueLimit) {
-      const text = `${this.#outbox.size} messages are already waiting for confirmation (queueLimit)`;
-      return Promise.reject(new GatewayError("queue_limit", text, true, { id }));
-    }
-    const forget = () => this.#outbox.get(id) === entry && this.#outboxDone(id);
-    const entry = pendingResult(this.#clock, id, "not confirmed", { timeout, signal }, forget);
-    const text = `{"type":"message","id":${JSON.stringify(id)},${flags}${encoded.fields}}`;
-    this.#outbox.add(Object.assign(entry, { size: encoded.size, text, sent: false }));
+    const result = calls.join(id, options);
     this.#flush();
-    return entry.promise;
+    return result;
   }
 
-  #outboxDone(id) {
-    const entry = this.#outbox.take(id);
-    if (entry) this.#flush();
-    return entry;
+  /** Put a message into the outbox, unless the same id waits already. */
+  #enqueue(id, data, flags) {
+    if (this.#state === "closed") throw new GatewayError("closed", "the client is closed", true, { id });
+    if (this.#outbox.has(id)) return;
+    if (!ID.test(id)) throw new TypeError("id must be 1 to 64 printable ASCII characters, no spaces");
+    const { fields, size } = encode(data);
+    const limit = this.#welcome?.max_message_size ?? Infinity;
+    if (size > limit) throw tooBig(id, size, limit);
+    if (this.#outbox.size >= this.#options.queueLimit) {
+      const text = `${this.#outbox.size} messages are already waiting for confirmation (queueLimit)`;
+      throw new GatewayError("queue_limit", text, true, { id });
+    }
+    const text = `{"type":"message","id":${JSON.stringify(id)},${flags}${fields}}`;
+    this.#outbox.add({ id, size, text, sent: false });
+  }
+
+  /** Do not send a message again that no call waits for. */
+  #giveUp(id) {
+    if (this.#sends.has(id) || this.#requests.has(id)) return;
+    this.#outbox.remove(id);
+    this.#flush();
   }
 
   #flush() {
