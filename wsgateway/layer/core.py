@@ -11,7 +11,6 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
-from wsgateway.broker.bus import Closable
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import blobs, durable
@@ -20,7 +19,6 @@ from wsgateway.layer.connection import LayerConnection, full_channels
 from wsgateway.layer.connections import Connections
 from wsgateway.layer.control import Change, change_elsewhere, flush, leave_everywhere
 from wsgateway.layer.durable import Directory, GroupName
-from wsgateway.layer.forward import Forward
 from wsgateway.layer.groups import Item
 from wsgateway.layer.instances import layers
 from wsgateway.layer.local_channels import LocalChannels
@@ -54,16 +52,7 @@ class NatsChannelLayer(ConfiguredLayer):
         self.directory = Directory()
         self.connections = Connections(self)
         self.normal = NormalChannels(self)
-        self.local = LocalChannels(
-            self.client_prefix,
-            options=self,
-            is_expired=self.envelopes.is_expired,
-            choose=self.connections.current,
-            forward=self._forward,
-            directory=self.directory,
-            on_flush=self.normal.flushed,
-            notice=self._notice,
-        )
+        self.local = LocalChannels(self)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}(prefix={self.prefix!r}, client={self.client_prefix})"
@@ -310,15 +299,10 @@ class NatsChannelLayer(ConfiguredLayer):
         payload, kind = durable.payload_of(message, self.envelopes.pack)
         await self.connections.run(durable.store, inbox, payload, kind)
 
-    def _notice(self, is_open: bool) -> bytes | None:
+    def notice(self, is_open: bool) -> bytes | None:
+        """Return what channels get when the connection is back, or lost; None: nothing."""
         kind = self.on_reconnect if is_open else self.on_disconnect
         return None if kind is None else self.envelopes.encode(b"", {"type": kind})
-
-    def _forward(
-        self, connection: LayerConnection, group: str, inbox: Inbox | None, channel: str
-    ) -> Closable:
-        options, envelopes = self, self.envelopes
-        return Forward(connection, group, inbox, channel, options=options, envelopes=envelopes)
 
     # -- synchronous callers -------------------------------------------------------------
 

@@ -17,8 +17,7 @@ from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.layer.connection import LayerConnection
-    from wsgateway.layer.envelopes import Envelopes
-    from wsgateway.layer.local_channels import Options
+    from wsgateway.layer.core import NatsChannelLayer
 
 __all__ = ["Forward"]
 
@@ -32,30 +31,26 @@ class Forward:
     joins them, and all store the result under the same id.
 
     Args:
+        layer: Whose.
         connection: Where.
         group: The group's name.
         inbox: Where its messages are stored; None if they are not.
         channel: A normal channel.
-        options: The layer's, for expiry and capacity.
-        envelopes: How it writes messages.
     """
 
     def __init__(
         self,
+        layer: NatsChannelLayer,
         connection: LayerConnection,
         group: str,
         inbox: Inbox | None,
         channel: str,
-        *,
-        options: Options,
-        envelopes: Envelopes,
     ) -> None:
+        self._layer = layer
         self._connection = connection
         self._group = group
         self._channel = channel
         self._store = connection.broker.channels
-        self._options = options
-        self._envelopes = envelopes
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
         self._storing: asyncio.Task[None] | None = None  # while there is something to wait for
@@ -76,7 +71,7 @@ class Forward:
             subscription.close()
 
     def _on_stored(self, stored: Stored) -> None:
-        envelope = self._envelopes.encode_stored(stored)
+        envelope = self._layer.envelopes.encode_stored(stored)
         if envelope is not None:
             self._put_whole(envelope)
 
@@ -102,7 +97,7 @@ class Forward:
     def _put(self, envelope: bytes, identity: bytes | None) -> None:
         if self._storing is None and identity is None:
             self._offer(envelope, None)
-        elif len(self._waiting) >= self._options.get_capacity(self._channel):
+        elif len(self._waiting) >= self._layer.get_capacity(self._channel):
             self._missed(QueueFull(self._channel))
         else:
             self._waiting.append((envelope, identity))
@@ -119,7 +114,7 @@ class Forward:
                         envelope = await blobs.store(
                             self._connection.broker.blobs,
                             envelope,
-                            self._options.expiry,
+                            self._layer.expiry,
                             identity,
                         )
                     self._offer(envelope, identity)
@@ -131,7 +126,7 @@ class Forward:
     def _offer(self, envelope: bytes, identity: bytes | None) -> None:
         msg_id = None if identity is None else identity.hex()
         try:
-            result = self._store.offer(self._channel, envelope, self._options.expiry, msg_id)
+            result = self._store.offer(self._channel, envelope, self._layer.expiry, msg_id)
         except BrokerError as exc:
             self._missed(exc)
         else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import Closable, Hook
 from wsgateway.exceptions import BrokerError
-from wsgateway.layer.durable import Directory, GroupName
+from wsgateway.layer.durable import GroupName
+from wsgateway.layer.forward import Forward
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.subscription import DurableItem, Subscription
 from wsgateway.protocol.subjects import Inbox
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
     from wsgateway.layer.connection import LayerConnection
     from wsgateway.layer.local_channels import LocalChannels
 
-__all__ = ["Group", "Groups", "Item", "OpenForward"]
+__all__ = ["Group", "Groups", "Item"]
 
 logger = logging.getLogger("wsgateway.layer")
 
 Item = bytes | DurableItem
 """What a mailbox holds: an envelope, or a message of a durable group."""
-OpenForward = Callable[["LayerConnection", str, Inbox | None, str], Closable]
-"""Opens the way of a group, and where it is stored, to a normal channel."""
 
 
 class Group:
@@ -93,18 +91,15 @@ class Groups:
 
     Args:
         local: The channels.
-        directory: Knows which groups are durable.
-        forward: Opens a group's way to a normal channel.
     """
 
-    def __init__(self, local: LocalChannels, directory: Directory, forward: OpenForward) -> None:
+    def __init__(self, local: LocalChannels) -> None:
         self.by_name: dict[str, Group] = {}
         self.joined: dict[bytes, set[str]] = {}
         """Process-specific channels to the names of their groups."""
         self._unstored: set[str] = set()  # groups that name an inbox whose service did not exist
         self._local = local
-        self._directory = directory
-        self._forward = forward
+        self._layer = local.layer
 
     async def add(self, connection: LayerConnection, group_name: GroupName, channel: str) -> None:
         """Make *channel* a member; return once it is. Idempotent.
@@ -113,7 +108,7 @@ class Groups:
             BrokerError: It did not become a member.
         """
         known = self.by_name.get(group_name.name)
-        inbox = known.inbox if known else await self._directory.find(connection, group_name)
+        inbox = known.inbox if known else await self._layer.directory.find(connection, group_name)
         if group_name.inbox != inbox and group_name.inbox is not None:
             self._unstored.add(group_name.name)
         is_new = self._add(connection, group_name.name, inbox, channel)
@@ -191,7 +186,7 @@ class Groups:
                 self.discard(group.name, channel)
                 connection.publish(reply.decode(), b"")
 
-        forward = self._forward(connection, group.name, group.inbox, channel)
+        forward = Forward(self._layer, connection, group.name, group.inbox, channel)
         subject = connection.subjects.leave(group.name, channel)
         leaving = connection.bus.subscribe(subject, on_leave, queue="leave")
 
@@ -266,10 +261,11 @@ class Groups:
             start(self._store_groups(connection), "wsgateway-layer-services")
 
     async def _store_groups(self, connection: LayerConnection) -> None:
+        directory = self._layer.directory
         for group_name in list(self._unstored):
-            name = self._directory.get(group_name) or self._directory.add(connection, group_name)
+            name = directory.get(group_name) or directory.add(connection, group_name)
             with contextlib.suppress(BrokerError):  # looked at again with the next sweep
-                inbox = await self._directory.find(connection, name)
+                inbox = await directory.find(connection, name)
                 if self._local.connection is not connection:
                     return
                 group = self.by_name.get(group_name)

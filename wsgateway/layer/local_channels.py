@@ -14,88 +14,50 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import Closable
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
 from wsgateway.layer.connection import LayerConnection
 from wsgateway.layer.control import FLUSHED, Change, flush_subject
-from wsgateway.layer.durable import Directory
 from wsgateway.layer.fullness import Complaints
-from wsgateway.layer.groups import Groups, Item, OpenForward
+from wsgateway.layer.groups import Groups, Item
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.unread import Unread
 from wsgateway.supervision import start
 
-__all__ = ["LocalChannels", "Options"]
+if TYPE_CHECKING:
+    from wsgateway.layer.core import NatsChannelLayer
+
+__all__ = ["LocalChannels"]
 
 logger = logging.getLogger("wsgateway.layer")
-
-
-class Options(Protocol):
-    """What a layer's mailboxes and groups go by; read at each use."""
-
-    @property
-    def expiry(self) -> float:
-        """Seconds that a message lives."""
-
-    @property
-    def group_expiry(self) -> float:
-        """Seconds after which a channel that nobody reads leaves its groups."""
-
-    def get_capacity(self, channel: str) -> int:
-        """Return how many messages *channel* holds."""
 
 
 class LocalChannels:
     """See the module.
 
     Args:
-        client: The part of the channels' names that says whose they are.
-        options: The layer's, which may change.
-        is_expired: Says whether an envelope is too old.
-        choose: Returns the running loop's connection.
-        forward: Opens a group's way to a normal channel.
-        directory: Knows which groups are durable.
-        on_flush: Called when the layer is flushed.
-        notice: Makes the envelope that each channel gets when the connection is lost (False) or
-            is there again (True); None: they are not told.
+        layer: Whose.
     """
 
-    def __init__(
-        self,
-        client: str,
-        *,
-        options: Options,
-        is_expired: Callable[[bytes], bool],
-        choose: Callable[[], LayerConnection],
-        forward: OpenForward,
-        directory: Directory,
-        on_flush: Callable[[], None],
-        notice: Callable[[bool], bytes | None],
-    ) -> None:
-        self.client = client
+    def __init__(self, layer: NatsChannelLayer) -> None:
+        self.layer = layer
+        self.client = layer.client_prefix
         self.connection: LayerConnection | None = None
         self.mailboxes: dict[bytes, Mailbox[Item]] = {}
         self.by_channel: dict[str, Mailbox[Item]] = {}
         """Those that were read, by the names that callers use."""
         self.unconfirmed = False  # it has moved, and its subscriptions may not be in effect yet
         self.is_new = True  # until somebody may send to a channel of this process
-        self.options = options
-        self._is_expired = is_expired
-        self._choose = choose
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joiner = wire.Joiner()
         self.complaints = Complaints(self._tell)
-        self.groups = Groups(self, directory, forward)
+        self.groups = Groups(self)
         self.unread = Unread(self)
         self._moving = threading.Lock()
-        self._directory = directory
-        self._on_flush = on_flush
-        self._notice = notice
 
     # -- where it is ---------------------------------------------------------------------
 
@@ -110,7 +72,7 @@ class LocalChannels:
                 if self.unconfirmed:
                     await self.confirm()
                 return connection
-            chosen = self._choose()
+            chosen = self.layer.connections.current()
             if connection is not None and connection.usable and chosen.is_background:
                 return connection
             try:
@@ -166,7 +128,7 @@ class LocalChannels:
         ]
 
     def _on_open(self, connection: LayerConnection) -> None:
-        if self._notice(True) is not None:
+        if self.layer.notice(True) is not None:
             number = connection.bus.times_connected
             start(self._notify_restored(connection, number), "wsgateway-layer-notice")
 
@@ -178,7 +140,7 @@ class LocalChannels:
 
     def _notify(self, connection: LayerConnection, is_open: bool) -> None:
         """Tell every channel of this process what became of the connection."""
-        envelope = self._notice(is_open)
+        envelope = self.layer.notice(is_open)
         if self.connection is connection and envelope is not None:
             for mailbox in list(self.mailboxes.values()):
                 mailbox.put(envelope)
@@ -209,7 +171,7 @@ class LocalChannels:
         """Return the channel's mailbox; made at the first call."""
         mailbox = self.mailboxes.get(name)
         if mailbox is None:
-            new: Mailbox[Item] = Mailbox(self.options.get_capacity(name.decode()), self.is_expired)
+            new: Mailbox[Item] = Mailbox(self.layer.get_capacity(name.decode()), self.is_expired)
             new.used = time.monotonic()
             self.is_new = False
             mailbox = self.mailboxes.setdefault(name, new)
@@ -218,7 +180,7 @@ class LocalChannels:
     def resize(self) -> None:
         """Have each mailbox hold what the options say now."""
         for name, mailbox in list(self.mailboxes.items()):
-            mailbox.capacity = self.options.get_capacity(name.decode())
+            mailbox.capacity = self.layer.get_capacity(name.decode())
             self.taken(name.decode())
 
     def read(self, channel: str, name: bytes) -> Mailbox[Item]:
@@ -232,7 +194,7 @@ class LocalChannels:
 
     def is_expired(self, item: Item) -> bool:
         """Say whether an envelope is too old; messages of durable groups never are."""
-        return isinstance(item, bytes) and self._is_expired(item)
+        return isinstance(item, bytes) and self.layer.envelopes.is_expired(item)
 
     def _on_message(self, connection: LayerConnection, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):
@@ -311,8 +273,8 @@ class LocalChannels:
     ) -> None:
         """Add a member for another process; answer once it is one."""
         try:
-            name = self._directory.get(change.group)
-            name = name or self._directory.add(connection, change.group)
+            name = self.layer.directory.get(change.group)
+            name = name or self.layer.directory.add(connection, change.group)
             await self.groups.add(connection, name, change.channel)
             if reply:
                 connection.publish(reply.decode(), b"")
@@ -320,7 +282,7 @@ class LocalChannels:
             logger.warning("channel %s cannot join group %s: %s", change.channel, change.group, exc)
 
     def _flush(self) -> None:
-        self._on_flush()
+        self.layer.normal.flushed()
         for name, mailbox in self.mailboxes.items():
             mailbox.queue.clear()
             self.complaints.room(name)

@@ -33,7 +33,7 @@ class Mailbox(Generic[T]):
     """
 
     __slots__ = (
-        *("_coming", "_error", "_expired", "_waiters"),
+        *("_coming", "_expired", "_waiters"),
         *("capacity", "queue", "reading", "used"),
     )
 
@@ -43,15 +43,14 @@ class Mailbox(Generic[T]):
         self._coming: deque[float] = deque()  # when each message was announced
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._expired = expired
-        self._error: Exception | None = None  # set by `close`
         self.reading = 0
-        """How many are in `get` now."""
+        """How many readers wait now; they count themselves."""
         self.used = 0.0
-        """When the last `get` began or ended; the owner writes it."""
+        """When something was last taken, or a reader left."""
 
     @property
     def waiting(self) -> int:
-        """How many of those in `get` wait; what the others have is on its way to them."""
+        """How many readers wait; what the others have is on its way to them."""
         return len(self._waiters)
 
     def put(self, item: T) -> bool:
@@ -131,32 +130,17 @@ class Mailbox(Generic[T]):
                 with contextlib.suppress(ValueError):  # taken in another thread
                     self.queue.remove(item)
 
-    async def get(self) -> T:
-        """Return the next message; wait for one. May be cancelled without losing any.
-
-        Raises:
-            Exception: What `close` was given.
-        """
-        while (item := self.take()) is None:
-            await self.wait()
-        return item
-
     async def wait(self) -> None:
         """Return once there may be something to take, or `wake_all` was called.
 
         Whoever ends without taking, cancelled for example, must call `pass_on`.
-
-        Raises:
-            Exception: What `close` was given.
         """
         queue = self.queue
         if queue:
             return
-        if self._error is not None:
-            raise self._error
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        if queue or self._error is not None:  # put in another thread between the two looks
+        if queue:  # put in another thread between the two looks
             self._leave(waiter)
             return
         try:
@@ -180,12 +164,6 @@ class Mailbox(Generic[T]):
     def wake_all(self) -> None:
         """Make every `wait` return."""
         for _ in range(len(self._waiters)):
-            self._wake()
-
-    def close(self, error: Exception) -> None:
-        """Raise *error* in every `get`, now and later, once the queue is empty."""
-        self._error = error
-        while self._waiters:
             self._wake()
 
     def _leave(self, waiter: asyncio.Future[None]) -> None:

@@ -33,7 +33,7 @@ class Unread:
     def look_later(self, connection: LayerConnection) -> None:
         """Look soon, and again from then on, as long as the channels are on *connection*."""
         self.stop()
-        options = self._local.options
+        options = self._local.layer
         pause = min(max(min(options.expiry, options.group_expiry), 1.0), 60.0)
         self._timer = connection.loop.call_later(pause, self._look, connection)
 
@@ -49,7 +49,7 @@ class Unread:
         self.look_later(connection)
         groups.look_at_services(connection)
         now = time.monotonic()
-        expiry, group_expiry = local.options.expiry, local.options.group_expiry
+        expiry, group_expiry = local.layer.expiry, local.layer.group_expiry
         for name, mailbox in list(local.mailboxes.items()):
             expired = mailbox.purge()
             if expired:
