@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 import tomllib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,9 +19,9 @@ import pytest
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from tests.support import ROOT, until
+from tests.support import ROOT, site_env, until
 from wsgateway.broker.embedded import EmbeddedServer
-from wsgateway.broker.nats import broker_from_settings, handshake
+from wsgateway.broker.nats import broker_from_settings, versions
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.reader import Handler, Reader
@@ -270,13 +272,27 @@ async def test_server_info_is_what_the_server_said(
 def test_other_version_is_named(monkeypatch: pytest.MonkeyPatch, nats_settings: Any) -> None:
     """It failed somewhere inside, with an error that named neither version."""
     broker_from_settings(wsgateway_settings)
-    monkeypatch.setattr(handshake, "version", lambda _: "2.17.0")
+    monkeypatch.setattr(versions, "version", lambda _: "2.17.0")
     with pytest.raises(BrokerMisconfigured, match=r"nats-py 2\.17\.0 is installed.*tried with"):
         broker_from_settings(wsgateway_settings)
+
+
+def test_other_version_that_lacks_a_name_is_named_too() -> None:
+    """It was an ImportError, which names neither version."""
+    script = (
+        "import importlib.metadata, nats.aio.client\n"
+        "del nats.aio.client.RawCredentials\n"
+        "importlib.metadata.version = lambda name: '2.17.0'\n"
+        "import wsgateway.broker.nats"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=site_env(), capture_output=True, text=True
+    )
+    assert "BrokerMisconfigured: nats-py 2.17.0 is installed" in done.stderr
 
 
 def test_tried_version_is_the_one_that_is_required() -> None:
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (ours,) = [line for line in required if line.startswith("nats-py")]
-    major, minor = handshake.TRIED.split(".")
-    assert ours == f"nats-py[nkeys]>={handshake.TRIED},<{major}.{int(minor) + 1}"
+    major, minor = versions.TRIED.split(".")
+    assert ours == f"nats-py[nkeys]>={versions.TRIED},<{major}.{int(minor) + 1}"

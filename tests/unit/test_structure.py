@@ -158,13 +158,9 @@ def bare_tasks(source: str) -> Iterator[str]:
             yield name
 
 
-NOT_SUPERVISED_YET = ("wsgateway.layer.",)
-
-
 def test_only_supervision_creates_tasks() -> None:
     """A task that asyncio alone knows can be collected, or die without a word."""
     bare = {name for name, source in SOURCES.items() if any(bare_tasks(source))}
-    bare = {name for name in bare if not name.startswith(NOT_SUPERVISED_YET)}
     assert bare == {"wsgateway.supervision"}, "use wsgateway.supervision"
 
 

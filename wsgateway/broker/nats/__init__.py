@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.addresses import Address, split_urls, url_cure
-from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.broker.nats.connection import ConnectionOptions
-from wsgateway.broker.nats.handshake import require_tried_version
-from wsgateway.broker.nats.specs import wanted_streams
+from wsgateway.broker.nats.versions import require_tried_version
 from wsgateway.declared import declared_services
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.protocol.subjects import Subjects
+
+try:
+    from wsgateway.broker.nats.broker import NatsBroker
+    from wsgateway.broker.nats.options import ConnectionOptions
+    from wsgateway.broker.nats.specs import wanted_streams
+except ImportError:
+    require_tried_version()
+    raise
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings

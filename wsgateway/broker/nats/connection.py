@@ -159,7 +159,7 @@ class NatsConnection(RequestingBus):
             async with asyncio.timeout(self.options.timeout if timeout is None else timeout):
                 await self._opened.wait()
         except TimeoutError as exc:
-            raise self._unavailable() from exc
+            raise self._why_not_open() from exc
         self._refuse_closed()
 
     def on_open(self, callback: Callable[[], None]) -> Closable:
@@ -178,7 +178,9 @@ class NatsConnection(RequestingBus):
         if self.state is ConnectionState.CLOSED:
             raise BrokerClosed(ALREADY_CLOSED)
 
-    def _unavailable(self) -> BrokerUnavailable:
+    def _why_not_open(self) -> BrokerUnavailable | BrokerClosed:
+        if self.state is ConnectionState.CLOSED:
+            return BrokerClosed(ALREADY_CLOSED)
         if self.state is ConnectionState.NEW:
             return BrokerUnavailable("the connection to NATS is not open yet; call open()")
         return BrokerUnavailable(self._connector.problem())
@@ -282,8 +284,7 @@ class NatsConnection(RequestingBus):
             self._opened.clear()
             self._set_state(ConnectionState.CONNECTING)
             logger.warning("lost the connection to NATS (%s), reconnecting", client.end_reason)
-        closed = self.state is ConnectionState.CLOSED
-        self._fail_requests(BrokerClosed(ALREADY_CLOSED) if closed else self._unavailable())
+        self._fail_requests(self._why_not_open())
         self._call(self._on_lost)
 
     def _call(self, callbacks: dict[int, Callable[[], None]]) -> None:
@@ -311,8 +312,7 @@ class NatsConnection(RequestingBus):
         """
         client = self._client
         if client is None:
-            self._refuse_closed()
-            raise self._unavailable()
+            raise self._why_not_open()
         if client.buffered > OUTBOUND_LIMIT:
             raise BrokerUnavailable(
                 f"{client.buffered} bytes already wait for NATS at {self.address}; "
@@ -358,8 +358,7 @@ class NatsConnection(RequestingBus):
         """
         client = self._client
         if client is None or not await client.ping(self.options.timeout):
-            self._refuse_closed()
-            raise self._unavailable()
+            raise self._why_not_open()
         if self._refused:
             _, text = self._refused.popitem()
             raise BrokerForbidden(text)

@@ -19,39 +19,21 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 from nats.aio.client import Client
 
 from wsgateway.broker.bus import Handler
 from wsgateway.broker.nats.reader import Reader
-from wsgateway.exceptions import BrokerMisconfigured
 
-__all__ = ["DirectClient", "require_tried_version"]
+__all__ = ["DirectClient"]
 
 logger = logging.getLogger("wsgateway.broker")
 
-TRIED = "2.16"
-"""The minor version of nats-py whose private details these are; as in pyproject.toml."""
 OUTBOUND_HIGH = 1024 * 1024
 """Bytes waiting for the server above which `DirectClient.writable` waits."""
 REFUSALS = ("permissions violation", "maximum subscriptions exceeded", "invalid ")
 """How those errors begin after which the server keeps the connection open."""
-
-
-def require_tried_version() -> None:
-    """Refuse a nats-py whose private details nobody has looked at.
-
-    Raises:
-        BrokerMisconfigured: It is another minor version.
-    """
-    installed = version("nats-py")
-    if not installed.startswith(f"{TRIED}."):
-        raise BrokerMisconfigured(
-            f"nats-py {installed} is installed, but this version of wsgateway was only tried with "
-            f"nats-py {TRIED}; run: pip install 'nats-py[nkeys]=={TRIED}.*'"
-        )
 
 
 class DirectClient(Client):

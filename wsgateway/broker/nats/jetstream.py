@@ -38,7 +38,6 @@ NOT_FOUND = 10059
 WRONG_LAST_SEQUENCE = 10071
 STORE_FAILED = 10077
 TOO_BIG = 10054
-CONSUMER_NOT_FOUND = 10014
 STRANGE = (
     "something that is not JetStream answered; does another program subscribe to the subject "
     "and reply?"
