@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import Close
 
 from tests.support import ROOT, until
 from tests.unit.fake_gateway import FakeGateway
 from wsgateway.client import Backoff, Client, ClientState, GatewayError, Position, connect
+from wsgateway.client.lost import Lost, translated
 from wsgateway.client.session import ClientSession
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.codes import CloseCode
@@ -293,6 +296,26 @@ async def test_gateway_without_welcome_is_tried_again(gateway: FakeGateway) -> N
         await client.close()
 
 
+async def test_connect_timeout_is_the_only_limit_of_a_handshake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A handshake ended after the 10 s of `websockets`, however long *connect_timeout* was."""
+    options: dict[str, Any] = {}
+
+    def record(url: str, **given: Any) -> None:
+        options.update(given)
+        raise OSError
+
+    monkeypatch.setattr("websockets.asyncio.client.connect", record)
+    client = connect("ws://127.0.0.1:1/", connect_timeout=60.0)
+    opening = asyncio.create_task(client.open())
+    await until(lambda: options)
+    await client.close()
+    with pytest.raises(GatewayError):
+        await opening
+    assert options["open_timeout"] is None
+
+
 async def test_unreachable_gateway_is_tried_until_it_is_there(free_port: int) -> None:
     client = connect(f"ws://127.0.0.1:{free_port}/", backoff=FAST, proxy=None)
     with pytest.raises(TimeoutError):
@@ -350,6 +373,17 @@ async def test_frame_beyond_max_size_is_final(gateway: FakeGateway) -> None:
             await client.recv()
         assert caught.value.close_code == 1009
     assert len(gateway.resumes) == 2
+
+
+def test_only_a_frame_that_is_too_large_names_max_size() -> None:
+    """Whatever made `websockets` close first, for example its own ping, was put down to it."""
+    for code, reason, text in [
+        (1009, "frame too large", "1009 frame too large (max_size)"),
+        (1011, "keepalive ping timeout", "1011 keepalive ping timeout"),
+    ]:
+        with pytest.raises(Lost) as caught, translated():
+            raise ConnectionClosedError(None, Close(code, reason), None)
+        assert str(caught.value) == text
 
 
 async def test_refusal_at_the_handshake_is_final(gateway: FakeGateway) -> None:

@@ -55,7 +55,8 @@ class Connector:
         self._session = session
         self._endpoint = endpoint
         self._connect_timeout = connect_timeout
-        self._options = {"max_size": None, "ping_interval": None, **options}
+        # What the session and connect_timeout decide, `websockets` must not
+        self._options = {"max_size": None, "open_timeout": None, "ping_interval": None, **options}
         self._on_state = on_state
         self._on_events = on_events
         self._transport: Transport | None = None  # while it is open

@@ -49,7 +49,8 @@ def translated() -> Iterator[None]:
         yield
     except ConnectionClosed as exc:
         if exc.sent is not None and not exc.rcvd_then_sent:  # `websockets` closed first
-            raise Lost(exc.sent.code, f"{exc.sent.reason} (max_size)") from exc
+            option = " (max_size)" if exc.sent.code == 1009 else ""
+            raise Lost(exc.sent.code, exc.sent.reason + option) from exc
         code, reason = (exc.rcvd.code, exc.rcvd.reason) if exc.rcvd else (1006, "")
         raise Lost(code, reason) from exc
     except InvalidStatus as exc:

@@ -87,12 +87,14 @@ class Transport:
             self._ack_timer.cancel()
         if self._socket is None:
             return
-        with contextlib.suppress(ConnectionClosed, OSError):
-            async with asyncio.timeout(LEAVE_TIMEOUT):
-                if ack := self._session.last_ack():
-                    await self._socket.send(ack)
-                await self._socket.close()
-        self._socket.transport.abort()
+        try:
+            with contextlib.suppress(ConnectionClosed, OSError):
+                async with asyncio.timeout(LEAVE_TIMEOUT):
+                    if ack := self._session.last_ack():
+                        await self._socket.send(ack)
+                    await self._socket.close()
+        finally:
+            self._socket.transport.abort()
 
     def wake(self) -> None:
         """Write what is due, now or later; call this after each change of the session."""
