@@ -11,8 +11,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,26 @@ async def until(condition: Callable[..., Any], timeout: float = 30.0, what: str 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what or condition}")
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def hears(
+    register: Callable[[Callable[[], None]], Any], timeout: float = 20.0
+) -> AsyncIterator[None]:
+    """Do what is inside, then wait until a callback is called, for example of ``bus.on_lost``.
+
+    Args:
+        register: Takes the callback and returns what ends it with ``close()``.
+        timeout: Seconds.
+    """
+    heard = asyncio.Event()
+    hook = register(heard.set)
+    try:
+        yield
+        async with asyncio.timeout(timeout):
+            await heard.wait()
+    finally:
+        hook.close()
 
 
 def listening(port: int) -> bool:

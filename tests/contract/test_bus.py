@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import until
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Bus, new_reply_subject
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
@@ -22,18 +21,23 @@ class Listener:
 
     def __init__(self, bus: Bus, subject: str, queue: str = "") -> None:
         self.got: list[Message] = []
+        self._heard = asyncio.Event()
         self.subscription = bus.subscribe(subject, self._hear, queue)
 
     def _hear(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         assert headers is None
         self.got.append((subject, reply, payload))
+        self._heard.set()
 
     @property
     def payloads(self) -> list[bytes]:
         return [payload for _, _, payload in self.got]
 
     async def wait(self, count: int) -> list[bytes]:
-        await until(lambda: len(self.got) >= count, 20, f"{count} messages")
+        async with asyncio.timeout(20):
+            while len(self.got) < count:
+                self._heard.clear()
+                await self._heard.wait()
         return self.payloads
 
 

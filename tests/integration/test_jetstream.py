@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.contract.test_broker import CALLS
 from tests.faults.traffic import stored
-from tests.support import Gateway, until
+from tests.support import Gateway, hears, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.nats import broker_from_settings
@@ -145,8 +145,8 @@ async def test_publish_outlives_a_restart(
     async with connected(settings, own_server.url) as broker:
         await broker.wait_ready()
         await broker.publish(ANN, b"before")
-        await asyncio.to_thread(own_server.kill)
-        await until(lambda: not broker.connection.is_open, what="the loss")
+        async with hears(broker.on_lost):
+            await asyncio.to_thread(own_server.kill)
         publish = asyncio.create_task(broker.publish(ANN, b"meanwhile", msg_id="m"))
         await asyncio.sleep(0.2)
         assert not publish.done()

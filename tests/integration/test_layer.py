@@ -156,16 +156,18 @@ async def test_normal_channel_keeps_messages_for_one_reader_each(make: Make) -> 
     for number in range(60):
         await sender.send("work", {"type": "x", "n": number})
     got: list[list[int]] = [[] for _ in readers]
+    complete = asyncio.Event()
 
     async def read(index: int) -> None:
         while True:
             got[index].append((await readers[index].receive("work"))["n"])
+            if sum(map(len, got)) == 60:
+                complete.set()
             await asyncio.sleep(0)
 
     tasks = [asyncio.create_task(read(index)) for index in range(len(readers))]
     async with asyncio.timeout(30):
-        while sum(map(len, got)) < 60:
-            await asyncio.sleep(0.02)
+        await complete.wait()
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

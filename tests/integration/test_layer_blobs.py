@@ -14,7 +14,6 @@ import pytest
 from channels.exceptions import MessageTooLarge
 
 from tests.integration.layers import Make, drain, layers, nats_of, nothing_comes, receive
-from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import blobs
 from wsgateway.layer import NatsChannelLayer
@@ -219,10 +218,10 @@ async def test_the_servers_limit_may_be_small_and_it_may_restart(
                 await send(sender, way, channels[way], large(300_000))
             server.kill()
             server.start()
-            await until(lambda: sender.connections.current().bus.is_open, 20, "connected again")
+            await sender.connections.current().bus.ready(20)
             for way in kept:
                 assert await receive(receiver, channels[way]) == large(300_000)
-            await until(lambda: receiver.connections.current().bus.is_open, 20, "connected again")
+            await receiver.connections.current().bus.ready(20)
             await send(sender, "normal in group", channels["normal in group"], large(65_400))
             assert await receive(receiver, channels["normal in group"]) == large(65_400)
 

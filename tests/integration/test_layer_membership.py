@@ -241,7 +241,7 @@ async def test_a_failed_group_add_leaves_no_membership(
         finally:
             own_server.resume()
         assert list(layer.local.groups.by_name) == ["old"]
-        await until(lambda: layer.connections.current().bus.is_open, 20, "the connection is back")
+        await layer.connections.current().bus.ready(20)
         await layer.group_add("new", channel)
         await layer.group_send("new", {"type": "x", "n": 1})
         assert await drain(layer, channel, 1) == [1]

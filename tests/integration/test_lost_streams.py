@@ -98,7 +98,7 @@ async def test_readyz_says_so_until_it_is_back(
     await until(lambda: not broker.ready, 10, "it is noticed")
     assert (await client.get("/readyz")).status_code == 503
     allowed.set()
-    await until(lambda: broker.ready, 10, "it is back")
+    await broker.wait_ready(10)
     assert (await client.get("/readyz")).status_code == 200
     await broker.close()
     runtime.reset()

@@ -56,10 +56,13 @@ async def test_thousands_of_random_cancellations_lose_nothing() -> None:
     count = 5000
     box = mailbox(count)
     got: list[int] = []
+    complete = asyncio.Event()
 
     async def read() -> None:
         while True:
             got.append(await get(box))
+            if len(got) == count:
+                complete.set()
 
     readers = [asyncio.create_task(read()) for _ in range(5)]
     for number in range(count):
@@ -71,8 +74,7 @@ async def test_thousands_of_random_cancellations_lose_nothing() -> None:
         if chance.random() < 0.5:
             await asyncio.sleep(0)
     async with asyncio.timeout(20):
-        while len(got) < count:
-            await asyncio.sleep(0.001)
+        await complete.wait()
     for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
