@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-__all__ = ["Bus", "Closable", "Handler", "Hook", "Reply", "new_reply_subject"]
+__all__ = ["Bus", "Callbacks", "Closable", "Handler", "Hook", "Reply", "new_reply_subject"]
+
+logger = logging.getLogger("wsgateway.broker")
 
 Handler = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes a message: subject, reply subject (b"" without), payload, and its raw headers, which only
@@ -24,6 +28,33 @@ class Hook(NamedTuple):
     """A `Closable` made of a function."""
 
     close: Callable[[], None]
+
+
+class Callbacks:
+    """Functions to call when something happens.
+
+    Args:
+        event: What happens, for the log.
+    """
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._keys = itertools.count()
+
+    def add(self, callback: Callable[[], None]) -> Closable:
+        """Call *callback* each time, until what this returns is closed."""
+        key = next(self._keys)
+        self._callbacks[key] = callback
+        return Hook(lambda: self._callbacks.pop(key, None) and None)
+
+    def call(self) -> None:
+        """Call all of them. One that fails is logged and does not keep the others from it."""
+        for callback in list(self._callbacks.values()):
+            try:
+                callback()
+            except Exception:
+                logger.exception("a callback on %s failed", self._event)
 
 
 class Reply(NamedTuple):

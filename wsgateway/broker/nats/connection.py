@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 
 from wsgateway.broker.addresses import ServerList
-from wsgateway.broker.bus import Closable, Handler, Hook
+from wsgateway.broker.bus import Callbacks, Closable, Handler
 from wsgateway.broker.nats.connector import Connector
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
@@ -103,9 +103,8 @@ class NatsConnection(RequestingBus):
         self._sids = itertools.count(1)
         self._owner: asyncio.Task[None] | None = None  # runs _keep_up
         self._opened = asyncio.Event()  # set while OPEN
-        self._on_open: dict[int, Callable[[], None]] = {}
-        self._on_lost: dict[int, Callable[[], None]] = {}
-        self._hooks = itertools.count()
+        self._on_open = Callbacks("a new connection")
+        self._on_lost = Callbacks("a lost connection")
         self._connector = Connector(options, self._handlers, self._on_refusal)
         self._refusals = RefusalLog()
         self._refused: dict[str, str] = {}  # subject of a subscription -> what the server said
@@ -164,15 +163,11 @@ class NatsConnection(RequestingBus):
 
     def on_open(self, callback: Callable[[], None]) -> Closable:
         """Call *callback* on each change to OPEN."""
-        key = next(self._hooks)
-        self._on_open[key] = callback
-        return Hook(lambda: self._on_open.pop(key, None) and None)
+        return self._on_open.add(callback)
 
     def on_lost(self, callback: Callable[[], None]) -> Closable:
         """Call *callback* on each loss of the connection."""
-        key = next(self._hooks)
-        self._on_lost[key] = callback
-        return Hook(lambda: self._on_lost.pop(key, None) and None)
+        return self._on_lost.add(callback)
 
     def _refuse_closed(self) -> None:
         if self.state is ConnectionState.CLOSED:
@@ -244,7 +239,7 @@ class NatsConnection(RequestingBus):
         self._set_state(ConnectionState.OPEN)
         self._restore(client)  # again: the table may have changed while it was confirmed
         self._opened.set()
-        self._call(self._on_open)
+        self._on_open.call()
         while not lost.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.options.ping_interval):
@@ -285,14 +280,7 @@ class NatsConnection(RequestingBus):
             self._set_state(ConnectionState.CONNECTING)
             logger.warning("lost the connection to NATS (%s), reconnecting", client.end_reason)
         self._fail_requests(self._why_not_open())
-        self._call(self._on_lost)
-
-    def _call(self, callbacks: dict[int, Callable[[], None]]) -> None:
-        for callback in list(callbacks.values()):
-            try:
-                callback()
-            except Exception:
-                logger.exception("a callback on a change of the connection failed")
+        self._on_lost.call()
 
     # -- publish, subscribe --------------------------------------------------------------
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable
 
-from wsgateway.broker.bus import Closable, Hook
+from wsgateway.broker.bus import Callbacks, Closable
 from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
@@ -73,8 +72,7 @@ class Readiness:
         self._watching: asyncio.Task[None] | None = None
         self._suspicion = asyncio.Event()  # a stream may be gone
         self._created: dict[str, str] = {}  # stream to what names its life
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._keys = itertools.count()
+        self._on_ready = Callbacks("a broker that became ready")
         jetstream.on_missing = levels.on_warning = self.look_soon
 
     # -- life cycle ----------------------------------------------------------------------
@@ -143,9 +141,7 @@ class Readiness:
 
     def on_ready(self, callback: Callable[[], None]) -> Closable:
         """See `Broker.on_ready`."""
-        key = next(self._keys)
-        self._callbacks[key] = callback
-        return Hook(lambda: self._callbacks.pop(key, None) and None)
+        return self._on_ready.add(callback)
 
     # -- after a connect -----------------------------------------------------------------
 
@@ -170,11 +166,7 @@ class Readiness:
             await asyncio.sleep(RECHECK if self.problem else RETRY_EACH)
         self.problem = None
         self._checked.set()
-        for callback in list(self._callbacks.values()):
-            try:
-                callback()
-            except Exception:  # the others must hear of it all the same
-                logger.exception("a callback on a broker that became ready failed")
+        self._on_ready.call()
 
     def _note_delay(self, exc: BrokerError) -> None:
         """Log what keeps the streams from being ready, each reason once."""
