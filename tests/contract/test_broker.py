@@ -937,7 +937,7 @@ class TestCancellation:
         tasks = [asyncio.ensure_future(call(broker)) for call in CALLS.values()]
         await asyncio.sleep(0)
         await broker.close()
-        done, pending = await asyncio.wait(tasks, timeout=2.0)
+        done, pending = await asyncio.wait(tasks, timeout=20.0)
         assert not pending
         for task in done:
             assert task.exception() is None or isinstance(task.exception(), BrokerClosed)

@@ -174,9 +174,9 @@ async def test_parts_whose_stream_is_gone_are_said(
 
 
 async def test_an_expired_one_is_not_fetched(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    layer = make(expiry=0.3)
+    layer = make(expiry=0.8)
     await layer.send("normal", large())
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.0)
     await layer.send("normal", {"type": "small", "n": 1})
     assert await drain(layer, "normal", 1) == [1]
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]

@@ -108,9 +108,9 @@ async def test_a_cancelled_receive_loses_nothing_and_a_message_is_a_copy() -> No
 
 
 async def test_messages_expire() -> None:
-    layer = make(expiry=0.1)
+    layer = make(expiry=0.5)
     await layer.send("work", {"type": "x", "n": 1})
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.6)
     await layer.send("work", {"type": "x", "n": 2})
     assert await drain(layer, "work", 1) == [2]
 

@@ -65,7 +65,7 @@ async def test_a_reader_that_stops_reading_holds_no_memory_and_misses_nothing(
     make: Make, in_between: int
 ) -> None:
     """Stored messages do not expire, so they stayed in memory for the whole `group_expiry`."""
-    layer, sender = make(expiry=0.1), make()
+    layer, sender = make(expiry=0.8), make()
     channel = await layer.new_channel()
     await fill(layer, [channel])
     assert await drain(layer, channel, 5) == list(range(5))

@@ -262,7 +262,7 @@ async def test_user_of_a_handler_that_takes_long_is_served_again(
     old: NatsBroker, nats_settings: Any
 ) -> None:
     """What the worker had in hand of the old stream was never its turn: it held the user up."""
-    nats_settings.WSGATEWAY_ACK_WAIT = 1.0
+    nats_settings.WSGATEWAY_ACK_WAIT = 2.0
     release = asyncio.Event()
     handled: list[str] = []
 

@@ -191,13 +191,13 @@ async def test_service_takes_acknowledges_replies_and_sets_aside(
         await message.reply(text="done")
 
     ws_settings.WSGATEWAY_MAX_DELIVER = 2
-    ws_settings.WSGATEWAY_ACK_WAIT = 1.0
+    ws_settings.WSGATEWAY_ACK_WAIT = 2.0
     async with acting(ws_settings, url("gateway")) as gateway:
         for text in ("good", "bad", "second"):
             await offer(gateway, text, Ws_Client_Id=text, Ws_Request=text)
         async with acting(ws_settings, url("service")) as service, serving(service) as worker:
             await until(lambda: worker.counts.total() == 4, 20, "all")
-            await asyncio.sleep(1.5)  # longer than ACK_WAIT: what is not acknowledged comes again
+            await asyncio.sleep(2.5)  # longer than ACK_WAIT: what is not acknowledged comes again
         assert handled == ["good", "bad", "bad", "second"]
         assert [s.reply_to for s in await answers(gateway)] == ["good", "bad", "second"]
     async with acting(ws_settings, url("operator")) as operator:

@@ -70,9 +70,9 @@ async def test_heartbeat_keeps_to_the_consumers_ack_wait_from_the_start(
     @registry.service("orders")
     async def handle(message: Message) -> None:
         calls.append(message.text)
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(3.0)
 
-    nats_settings.WSGATEWAY_ACK_WAIT = 0.5
+    nats_settings.WSGATEWAY_ACK_WAIT = 1.2
     async with serving(broker):
         pass
     nats_settings.WSGATEWAY_ACK_WAIT = 30.0

@@ -192,18 +192,18 @@ async def test_retry_after_and_cancellation_by_the_handler(broker: NatsBroker) -
 
 
 async def test_long_handler_keeps_its_message(broker: NatsBroker, nats_settings: Any) -> None:
-    nats_settings.WSGATEWAY_ACK_WAIT = 0.5
+    nats_settings.WSGATEWAY_ACK_WAIT = 1.2
     calls: list[int] = []
 
     @registry.service("orders")
     async def handle(message: Message) -> None:
         calls.append(message.attempt)
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(3.0)
 
     await offer(broker, "slow")
     async with serving(broker) as worker, serving(broker):
-        await until(lambda: worker.counts["done"] == 1 or len(calls) > 1, 10)
-        await asyncio.sleep(0.6)
+        await until(lambda: worker.counts["done"] == 1 or len(calls) > 1)
+        await asyncio.sleep(1.3)
     assert calls == [1]
 
 
@@ -301,16 +301,18 @@ async def test_backlog_of_a_user_is_not_told_of_message_by_message(
 
 async def test_graceful_stop_finishes_and_gives_back(broker: NatsBroker) -> None:
     finished: list[str] = []
+    release = asyncio.Event()
 
     @registry.service("orders", concurrency=1)
     async def handle(message: Message) -> None:
-        await asyncio.sleep(0.2)
+        await release.wait()
         finished.append(message.text)
 
     for number in range(4):
         await offer(broker, str(number))
     async with serving(broker) as worker:
         await until(lambda: worker.in_hand == 4)
+        asyncio.get_running_loop().call_later(0.2, release.set)
     assert len(finished) == worker.counts["done"] < 4
     async with serving(broker) as worker:  # what was given back comes at once
         await until(lambda: len(finished) == 4)

@@ -72,7 +72,7 @@ async def test_worker_goes_on_with_its_heartbeat(
     broker: NatsBroker, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     """Without it, what takes longer than ACK_WAIT is handled twice."""
-    settings.WSGATEWAY_ACK_WAIT = 0.9
+    settings.WSGATEWAY_ACK_WAIT = 2.1
     begun: list[int] = []
     beats: list[int] = []
     real = NatsWorkQueue.extend
@@ -88,7 +88,7 @@ async def test_worker_goes_on_with_its_heartbeat(
     @registry.service("orders")
     async def handle(message: Message) -> None:
         begun.append(1)
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(3.5)
 
     await offer(broker, "x")
     async with serving(broker) as worker:

@@ -257,7 +257,7 @@ async def test_silent_gateway_is_left(gateway: FakeGateway) -> None:
     gateway.ping = 0.1
     async with client_of(gateway, ping_timeout=0.2):
         gateway.mute = True
-        await until(lambda: len(gateway.resumes) == 2, 5)
+        await until(lambda: len(gateway.resumes) >= 2)
         gateway.mute = False
 
 
