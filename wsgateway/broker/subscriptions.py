@@ -29,7 +29,7 @@ __all__ = ["Subscriber", "Subscriptions", "wait_usable"]
 
 logger = logging.getLogger("wsgateway.broker")
 
-DOUBTS = 32
+MAX_SUSPECTS = 32
 """Subscribers whose newest message is gone, after which no other is asked whether it changed."""
 REFUSED_PAUSE = (0.05, 0.25)
 """Seconds after which something that failed is tried again, at the earliest."""
@@ -259,7 +259,7 @@ class Reached(NamedTuple):
 
     @classmethod
     def of(cls, subscriber: Subscriber) -> Self:
-        """Return where *subscriber* is, or was when the stream's end came in doubt."""
+        """Return where *subscriber* is, or was when the stream's end became suspect."""
         window = subscriber.window
         offset, time = window.suspect or window.reached
         return cls(subscriber.epoch, offset, time, subscriber)
@@ -279,7 +279,7 @@ async def find_lost(
         thorough: The stream may be as long again as it was: compare messages. The furthest one
             that is the same proves that nothing before it changed.
     """
-    doubtful: list[Reached] = []
+    suspects: list[Reached] = []
     certain = False
     for each in sorted(reached, key=lambda each: each.offset, reverse=True):
         _, offset, time, subscriber = each
@@ -293,10 +293,10 @@ async def find_lost(
             if found == time:
                 break
             certain = certain or bool(found)
-        doubtful.append(each)
-        if not certain and len(doubtful) >= DOUBTS:
+        suspects.append(each)
+        if not certain and len(suspects) >= MAX_SUSPECTS:
             break
-    return doubtful if certain else []
+    return suspects if certain else []
 
 
 def _invalidate(subscribers: list[Subscriber]) -> None:
