@@ -12,25 +12,32 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Position, Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Window
 from wsgateway.supervision import supervise
 
-__all__ = ["Subscriber", "Subscriptions", "wait_usable"]
+__all__ = ["Subscriber", "Subscriptions", "fetch", "wait_usable"]
 
 logger = logging.getLogger("wsgateway.broker")
 
+T = TypeVar("T")
+
 MAX_SUSPECTS = 32
 """Subscribers whose newest message is gone, after which no other is asked whether it changed."""
+LAG = Backoff(initial=0.02, cap=2.0, jitter=0.5)
+"""Pauses before a lagging replica is asked again."""
+MOST = 1000
+"""Messages that are read at once, at most."""
 REFUSED_PAUSE = (0.05, 0.25)
 """Seconds after which something that failed is tried again, at the earliest."""
 
@@ -303,6 +310,46 @@ def _invalidate(subscribers: list[Subscriber]) -> None:
     for subscriber in subscribers:
         if subscriber.window.invalidate():
             subscriber.wake()
+
+
+async def fetch(
+    broker: Broker,
+    subscriber: Subscriber,
+    read: Callable[[int, int], Awaitable[T]],
+    has_changed: Callable[[], bool],
+) -> T | None:
+    """Return what *read* finds for a window that wants a fetch; pass it to `Window.fetched`.
+
+    Args:
+        broker: What *read* reads from.
+        subscriber: Whose window it is.
+        read: Reads after an offset, so many messages at most.
+        has_changed: Says whether what was read may be of another stream, or nobody wants it now.
+
+    Returns:
+        None if it counts for nothing. The window may want it again, and the broker is usable.
+
+    Raises:
+        BrokerClosed: It is closed.
+    """
+    if subscriber.window.reads_short:
+        await asyncio.sleep(LAG.delay(subscriber.window.reads_short - 1))
+        if has_changed():
+            return None
+    offset, room = subscriber.window.begin_fetch()
+    try:
+        found = await read(offset, min(room, MOST))
+    except BaseException as exc:
+        subscriber.window.fetch_failed()
+        if not isinstance(exc, BrokerError) or isinstance(exc, BrokerClosed):
+            raise
+        logger.debug("cannot read an inbox now: %s", exc)
+        await wait_usable(broker)
+        return None
+    if has_changed():
+        subscriber.window.fetch_failed()
+        return None
+    return found
 
 
 async def wait_usable(broker: Broker) -> None:

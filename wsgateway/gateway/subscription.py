@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.recovery import Start, find_start, nothing_trimmed
-from wsgateway.broker.subscriptions import wait_usable
-from wsgateway.exceptions import BrokerClosed, BrokerError, MalformedMessage
+from wsgateway.broker.subscriptions import fetch
+from wsgateway.exceptions import MalformedMessage
 from wsgateway.gateway.cursors import Cursor, Key
-from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
 from wsgateway.protocol.window import Credit, Window
@@ -20,13 +18,6 @@ if TYPE_CHECKING:
     from wsgateway.gateway.session import Session
 
 __all__ = ["Subscription"]
-
-logger = logging.getLogger("wsgateway")
-
-LAG = Backoff(initial=0.02, cap=2.0, jitter=0.5)
-"""Pauses before a lagging replica is asked again."""
-MOST = 1000
-"""Messages that are read at once, at most."""
 
 
 class Subscription:
@@ -228,34 +219,24 @@ class Subscription:
     # -- from the stream -----------------------------------------------------------------
 
     async def _fetch(self) -> None:
-        window, lags = self.window, 0
-        while window.wants_fetch and not self._changed():
-            if window.lagging:
-                await asyncio.sleep(LAG.delay(lags))
-                lags += 1
-            offset, room = window.begin_fetch()
-            try:
-                batch = await self._broker.read_after(
-                    self.inbox, offset, limit=min(room, MOST), anchor=self._acknowledges
-                )
-                trimmed = self._acknowledges and await self._trimmed(offset, batch)
-            except BrokerClosed:
-                raise
-            except BrokerError as exc:
-                window.fetch_failed()
-                logger.debug("cannot read an inbox now: %s", exc)
-                await wait_usable(self._broker)
+        while self.window.wants_fetch and not self._changed():
+            found = await fetch(self._broker, self, self._read, self._changed)
+            if found is None:
                 continue
-            if self._changed():
-                window.fetch_failed()  # what was read may be of either stream
-                return
+            batch, trimmed = found
             if trimmed:
                 self._session.hub.counts["trimmed"] += 1
                 # What is on its way stays there: the client goes on from what it confirmed.
-                start = Start(self.epoch, window.confirmed, Reason.TRIMMED)
+                start = Start(self.epoch, self.window.confirmed, Reason.TRIMMED)
                 await self._session.welcome(start)
-            window.fetched(batch.messages, more=batch.more)
+            self.window.fetched(batch.messages, more=batch.more)
             await self._write_ready()
+
+    async def _read(self, offset: int, limit: int) -> tuple[Batch, bool]:
+        """Return what was read, and whether the client must hear that messages may be missing."""
+        told = self._acknowledges
+        batch = await self._broker.read_after(self.inbox, offset, limit=limit, anchor=told)
+        return batch, told and await self._trimmed(offset, batch)
 
     async def _trimmed(self, offset: int, batch: Batch) -> bool:
         """Whether messages between *offset* and *batch* may be missing, and the client not know."""

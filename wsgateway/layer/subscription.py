@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from wsgateway.broker.messages import Position, Stored
-from wsgateway.broker.subscriptions import wait_usable
+from wsgateway.broker.messages import Batch, Position, Stored
+from wsgateway.broker.subscriptions import fetch, wait_usable
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable
-from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Credit, Window, later
@@ -27,10 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DurableItem", "Subscription"]
 
-logger = logging.getLogger("wsgateway.layer")
-
-LAG = Backoff(0.02, 2.0, 1.0, jitter=0.5)
-"""Pauses before a lagging replica is asked again."""
 _NOBODYS = Window(Credit(1))
 """Takes what still comes where a subscription has left."""
 
@@ -239,12 +233,8 @@ class Attachment:
         with contextlib.suppress(BrokerClosed):
             if not self._subscription.epoch:
                 await self._begin()
-            lagging = 0
             while self.is_current() and self.window.wants_fetch:
                 await self._fetch()
-                lagging = lagging + 1 if self.window.lagging else 0
-                if lagging:
-                    await asyncio.sleep(LAG.delay(lagging - 1))
         self._task = None
 
     async def _begin(self) -> None:
@@ -277,23 +267,15 @@ class Attachment:
         self._started = self.connection.loop.create_future()
 
     async def _fetch(self) -> None:
-        """Read what the window wants; wait if the broker is away."""
-        broker, life = self.connection.broker, self._subscription.life
-        offset, limit = self.window.begin_fetch()
-        try:
-            batch = await broker.read_after(self.inbox, offset, limit=min(limit, 1000))
-        except BaseException as exc:
-            if self.is_current():  # otherwise another loop has the window
-                self.window.fetch_failed()
-            if not isinstance(exc, BrokerError):
-                raise
-            logger.debug("cannot read %s: %s", self.inbox, exc)
-            await wait_usable(broker)
-            return
-        if not self.is_current():
-            return
-        if life != self._subscription.life:
-            self.window.fetch_failed()  # what was read may be of either stream
-            return
-        self.window.fetched(batch.messages, more=batch.more)
-        self._subscription.deliver()
+        subscription, life = self._subscription, self._subscription.life
+
+        async def read(offset: int, limit: int) -> Batch:
+            return await self.connection.broker.read_after(self.inbox, offset, limit=limit)
+
+        def has_changed() -> bool:
+            return life != subscription.life or not self.is_current()
+
+        batch = await fetch(self.connection.broker, self, read, has_changed)
+        if batch is not None:
+            self.window.fetched(batch.messages, more=batch.more)
+            subscription.deliver()

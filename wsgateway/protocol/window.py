@@ -79,13 +79,13 @@ class Window:
         "_credit",
         "_held",
         "_in_flight",
-        "_reads_short",
         "_ready",
         "_reserved",
         "confirmed",
         "fetching",
         "in_flight_bytes",
         "position",
+        "reads_short",
         "suspect",
         "time",
     )
@@ -113,7 +113,8 @@ class Window:
         self.in_flight_bytes = 0
         """Bytes of messages that are queued or taken, and not confirmed."""
         self._reserved = 0  # messages of the credit that the fetch under way may bring
-        self._reads_short = 0  # reads in a row that ended before _announced
+        self.reads_short = 0
+        """Reads in a row that ended before an offset known to exist: a replica lags."""
 
     def start(self, offset: int) -> None:
         """Begin after *offset*; a fetch is wanted next, whatever is known."""
@@ -122,7 +123,7 @@ class Window:
         self.suspect = None
         self.fetching = False
         self._behind = True
-        self._reads_short = 0
+        self.reads_short = 0
 
     def restart(self, offset: int) -> None:
         """Start again after *offset*: the stream was replaced, or lost its end."""
@@ -159,11 +160,6 @@ class Window:
         """Whether to read after `position`, `room` messages at most."""
         wanted = self._behind or self._announced > self.position
         return wanted and not self.fetching and self.room > 0
-
-    @property
-    def lagging(self) -> bool:
-        """Whether the last read ended before an offset known to exist; wait before the next."""
-        return self._reads_short > 0
 
     def live(self, message: _Message) -> bool:
         """Record a message that was just stored; return whether to wake the writer."""
@@ -211,7 +207,7 @@ class Window:
         if offset <= max(self.position, self._announced):
             return self.wants_fetch
         self._announced, self._announced_time = offset, ""
-        self._reads_short = 0
+        self.reads_short = 0
         return self.wants_fetch
 
     def invalidate(self) -> bool:
@@ -256,12 +252,12 @@ class Window:
             if message.offset > self.position and not self._queue(message):
                 break
         if more or self.position > before or self._announced <= self.position:
-            self._reads_short = 0
+            self.reads_short = 0
             return
-        self._reads_short += 1
-        if self._reads_short >= LAGGING_READS:
+        self.reads_short += 1
+        if self.reads_short >= LAGGING_READS:
             self._announced = self.position  # expired or trimmed in between; sweeps go on
-            self._reads_short = 0
+            self.reads_short = 0
 
     def _queue(self, message: _Message) -> bool:
         """Queue a live message if it follows on `position` and the window has room."""
