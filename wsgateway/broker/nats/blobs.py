@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NatsBlobStore"]
 
-HEADERS = 256
-"""Bytes of a part that are left for its headers."""
 READ_BYTES = 8 * 1024 * 1024
 """Bytes that one read may return."""
 GRACE = 60
@@ -55,7 +53,7 @@ class NatsBlobStore(BlobStore):
             keep = max(keep, lifetime)
         try:
             await self._ensure(math.ceil(keep))
-            room = self._broker.connection.max_payload - HEADERS
+            room = self._broker.channels.max_size
             parts = [data[start : start + room] for start in range(0, len(data), room)]
             for index, part in enumerate(parts):  # one after the other: read in this order
                 await self._broker.jetstream.publish(
