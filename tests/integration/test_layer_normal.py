@@ -100,6 +100,34 @@ async def test_a_request_that_the_server_forgets_is_made_again(
     assert await waiting == list(range(10))
 
 
+async def test_message_whose_acknowledgement_is_lost_is_received_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "ACK_WAIT", 0.5)
+    layer = make()
+    broker: Any = layer.connections.current().broker
+    publish = broker.connection.publish
+    lost: list[str] = []
+
+    def lossy(subject: str, payload: bytes, *args: Any, **kwargs: Any) -> None:
+        if payload == b"+ACK" and not lost:
+            lost.append(subject)
+        else:
+            publish(subject, payload, *args, **kwargs)
+
+    monkeypatch.setattr(broker.connection, "publish", lossy)
+    await send(layer, 1)
+    assert await drain(layer, "work", 1) == [0]
+    waiting = asyncio.create_task(receive(layer, "work", 40))
+    async with asyncio.timeout(20):
+        while await count(layer):
+            await asyncio.sleep(0.05)
+    assert lost
+    assert not waiting.done()
+    await send(layer, 1, 1)
+    assert (await waiting)["n"] == 1
+
+
 async def count(layer: NatsChannelLayer) -> int:
     """Return how many messages the server keeps for the channel."""
     return await stored(layer, "work")

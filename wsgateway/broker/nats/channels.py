@@ -186,14 +186,18 @@ class _Consumer(PullConsumer, ChannelConsumer):
         )
         self._publish = broker.connection.publish
         self._hand_over = on_message
+        stream, name = broker.subjects.stream("chan"), encode_token(channel)
+        self._first = f"$JS.ACK.{stream}.{name}.1."  # how the receipt of a first delivery begins
         self._acked: OrderedDict[str, None] = OrderedDict()  # sequences
 
     def ack(self, receipt: str) -> None:
         self._acked[_sequence(receipt)] = None
         if len(self._acked) > REMEMBERED:
             self._acked.popitem(last=False)
-        with contextlib.suppress(BrokerUnavailable):  # it is seen again, and then known
+        try:
             self._publish(receipt, b"+ACK")
+        except BrokerUnavailable as exc:  # it comes again, and is known then
+            logger.debug("an acknowledgement was not sent: %s", exc)
 
     def give_back(self, receipt: str) -> None:
         with contextlib.suppress(BrokerUnavailable):  # it comes again anyway
@@ -201,10 +205,10 @@ class _Consumer(PullConsumer, ChannelConsumer):
 
     def _on_delivery(self, _s: bytes, reply: bytes, data: bytes, _raw: bytes | None) -> None:
         receipt = reply.decode()
-        if _sequence(receipt) in self._acked:  # our acknowledgement was lost
-            self.ack(receipt)
-        else:
+        if receipt.startswith(self._first) or _sequence(receipt) not in self._acked:
             self._hand_over(data, receipt)
+        else:
+            self.ack(receipt)  # the last one was lost
 
 
 def _headers(ttl: float) -> dict[str, str]:
