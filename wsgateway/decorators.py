@@ -1,4 +1,4 @@
-"""What our asynchronous views need in any project."""
+"""Decorators for the package's asynchronous views."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def header(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def cookie(scope: Scope, name: str) -> str | None:
-    """Return a cookie's value; None without it.
+    """Return a cookie's value, or None.
 
     Bytes that are not UTF-8 become lone surrogates, which no `Identity` takes: another site's
     strange cookie must not keep a user out.
@@ -42,7 +42,7 @@ def cookie(scope: Scope, name: str) -> str | None:
 
 
 def parameter(scope: Scope, name: str) -> str | None:
-    """Return a query parameter's value; None without it or if it is empty.
+    """Return a query parameter's value, or None if it is missing or empty.
 
     Raises:
         IdentityRefused: The query is malformed, or has it twice with different values.
@@ -64,7 +64,7 @@ def _only(name: str, values: list[str], what: str) -> str | None:
 
 
 def bearer_token(scope: Scope) -> str | None:
-    """Return the token of ``Authorization: Bearer …``; None without it."""
+    """Return the token of ``Authorization: Bearer …``, or None."""
     for value in header(scope, b"authorization"):
         kind, _, token = value.decode("latin-1").partition(" ")
         if kind.lower() == "bearer":

@@ -69,4 +69,4 @@ async def readyz(request: HttpRequest) -> JsonResponse:
 
 
 async def _nothing(broker: Broker) -> None:
-    """Ask nothing: that the broker is ready is enough."""
+    """Do nothing: it is enough that the broker is ready."""

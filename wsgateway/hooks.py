@@ -19,7 +19,7 @@ __all__ = ["call_hook", "call_hook_in_thread", "get_resolver"]
 
 @lru_cache(maxsize=64)
 def get_resolver(path: str) -> Resolver:
-    """Return the resolver with this dotted path, one for the process."""
+    """Return the resolver with this dotted path; there is one per process."""
     resolver: Resolver = import_string(path)()
     return resolver
 
@@ -33,5 +33,5 @@ async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:
 
 
 def call_hook_in_thread(hook: Callable[..., Any], *args: Any) -> Any:
-    """Return what *hook* returns, for callers that are in a thread already."""
+    """Return what *hook* returns, for callers that already run in a thread."""
     return async_to_sync(hook)(*args) if iscoroutinefunction(hook) else hook(*args)

@@ -68,7 +68,7 @@ def sessions_are_cookies() -> bool:
 
 
 def logged_in_user(session: Any) -> Any:
-    """Return the user who is logged in with *session*; None if nobody is.
+    """Return the user who is logged in with *session*, or None.
 
     As Django's ``get_user``, but a session that does not hold is left alone: a handshake cannot
     give the browser another cookie.
@@ -97,7 +97,7 @@ def user_id_of(user: Any) -> str | None:
 def account_of(user: Any, session: Any) -> dict[str, Any]:
     """Return what an `Identity` remembers of *user*, so that the socket ends with the login.
 
-    Reads nothing: a session that nobody has looked at yet stays unread.
+    Reads nothing: a session that has not been loaded stays unloaded.
     """
     user_id = user_id_of(user)
     if user_id is None:
@@ -223,7 +223,7 @@ def _ask(backend: Any, user_id: str) -> Any:
 
 
 def _lost_sessions(keys: set[str]) -> dict[str, CloseCode]:
-    """Return the sessions that hold no more, each with the code that its sockets get."""
+    """Return the sessions that have ended, each with the close code of its sockets."""
     if not keys:
         return {}
     store = session_store()
@@ -264,7 +264,7 @@ def session_model() -> Any:
 
 
 def user_models() -> list[Any]:
-    """Return the user model and all that derive from it: Django signals each by its own name."""
+    """Return the user model and its subclasses: Django sends signals for each by itself."""
     try:
         model = get_user_model()
     except ImproperlyConfigured:  # a project without users

@@ -52,7 +52,7 @@ _dumps = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 
 def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
-    """Return the frame that exactly one of the arguments means.
+    """Return the frame that the one given argument stands for.
 
     Raises:
         TypeError: None or several are given, or of the wrong type.
@@ -216,7 +216,7 @@ class _Sending:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Say what is stored if an exception ends the sending after the first message."""
+        """Raise `PartlySent` if an exception ends the sending after the first message."""
         try:
             yield
         except Exception as exc:

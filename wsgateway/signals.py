@@ -1,4 +1,4 @@
-"""What Django signals about logins, told to every gateway once it is committed.
+"""Tells every gateway what Django signals about logins, once it is committed.
 
 Nothing here waits: a logout succeeds even if the broker is away. Gateways that hear nothing find
 out by themselves, see `wsgateway.gateway.revocation`.
@@ -35,7 +35,7 @@ __all__ = ["connect"]
 logger = logging.getLogger("wsgateway")
 
 EXIT_TIMEOUT = 2.0
-"""Seconds that the end of a process may wait for what is still to be told."""
+"""Seconds that the end of a process may wait for notices that have not been sent."""
 LINES = 500
 """Notices in one broadcast."""
 MAX_PENDING = 50_000
@@ -63,7 +63,7 @@ def connect() -> None:
 
 
 def on_log_out(request: Any = None, user: Any = None, **kwargs: Any) -> None:
-    """Tell that a session has ended; Django says so right before it deletes it."""
+    """Announce the end of a session, which Django is about to delete."""
     key = getattr(getattr(request, "session", None), "session_key", None)
     if sessions_are_cookies():
         if user is not None:
@@ -73,7 +73,7 @@ def on_log_out(request: Any = None, user: Any = None, **kwargs: Any) -> None:
 
 
 def on_log_in(request: Any = None, user: Any = None, **kwargs: Any) -> None:
-    """Tell that the session that the browser had before is another one now.
+    """Announce that the browser has a new session.
 
     A login that has nothing to do with sessions, by a token for example, leaves it as it is.
     """
@@ -93,13 +93,13 @@ def on_log_in(request: Any = None, user: Any = None, **kwargs: Any) -> None:
 def on_user_saved(
     instance: Any, created: bool, using: str, update_fields: Collection[str] | None, **kwargs: Any
 ) -> None:
-    """Tell that a user may have another password, or may not log in any more."""
+    """Announce that a user may have a new password, or may no longer log in."""
     if not created and set(update_fields or ["password"]) != {"last_login"}:
         _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
 
 
 def on_user_deleted(instance: Any, using: str, **kwargs: Any) -> None:
-    """Tell that a user is gone."""
+    """Announce that a user was deleted."""
     _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
 
 
@@ -109,7 +109,7 @@ def on_session_saved(instance: Any, created: bool, **kwargs: Any) -> None:
 
 
 def on_session_deleted(instance: Any, using: str, **kwargs: Any) -> None:
-    """Tell that a session is over, or goes on under another key.
+    """Announce that a session has ended, or continues under another key.
 
     Anonymous sessions have no sockets. Expired ones have none either by the time that
     ``clearsessions`` deletes them, perhaps a million at once.
@@ -140,7 +140,7 @@ def _sessions_alias() -> str | None:
 
 
 def _tell(alias: str | None, notice: Notice, *digests: str) -> None:
-    """Tell every gateway, once the transaction on *alias* is committed.
+    """Tell every gateway when the transaction on *alias* is committed.
 
     Django does not run `on_commit` after a commit with autocommit off. There the gateways look
     for themselves whether a session or user is gone, several times; other notices only make
@@ -217,7 +217,7 @@ class Announcer:
         _warn(len(self._take()), reason_of(error))
 
     def finish(self) -> None:
-        """Wait a moment for what is still to be told."""
+        """Wait briefly for notices that have not been sent."""
         if self._last is not None:
             concurrent.futures.wait([self._last], EXIT_TIMEOUT)
 

@@ -126,7 +126,7 @@ class Address:
 
     @property
     def has_login(self) -> bool:
-        """Whether the URL says who connects."""
+        """Whether the URL has credentials."""
         return bool(self.user or self.password or self.token)
 
     @property
@@ -156,7 +156,7 @@ class Address:
 
 
 def _split(url: str) -> SplitResult:
-    """Return the parts of *url*, whose scheme is NATS'.
+    """Return the parts of *url*, which has a scheme of NATS.
 
     Raises:
         ValueError: It is another one's, or it cannot be told where the parts are.

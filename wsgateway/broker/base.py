@@ -22,7 +22,7 @@ __all__ = ["Broker"]
 
 
 class Broker(ABC):
-    """One event loop's way to the broker. Make it anywhere; `open` it in the loop that uses it.
+    """A connection to the broker for one event loop. Create it anywhere, `open` it in that loop.
 
     Every method may raise `BrokerUnavailable` when no answer came in time and `BrokerClosed`
     after `close`.
@@ -36,7 +36,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Send what is buffered, end every task, fail every waiter. Idempotent."""
+        """Flush, cancel every task, fail every waiter. Idempotent."""
 
     @abstractmethod
     async def set_up(self, ack_wait: float | None = None) -> list[str]:
@@ -56,7 +56,7 @@ class Broker(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """What it is and where, for messages; without a login."""
+        """What and where the broker is, for messages, without credentials."""
 
     @property
     @abstractmethod
@@ -64,17 +64,17 @@ class Broker(ABC):
         """Whether `close` was called."""
 
     def forget_inherited(self) -> None:  # noqa: B027 - most have nothing
-        """Let go of what belongs to the parent, without any I/O; in a forked child."""
+        """Release what belongs to the parent process, without I/O; for a forked child."""
 
     @property
     @abstractmethod
     def connected(self) -> bool:
-        """Whether a server can be reached now, whatever its streams are doing."""
+        """Whether a server is connected now, whatever the state of its streams."""
 
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether the broker can be reached now and its streams are as the settings want."""
+        """Whether a server is connected now and its streams match the settings."""
 
     @abstractmethod
     async def wait_ready(self, timeout: float | None = None) -> None:
@@ -100,7 +100,7 @@ class Broker(ABC):
     @property
     @abstractmethod
     def bus(self) -> Bus:
-        """The way to those who listen now; see `Bus`."""
+        """Core messaging on the same connection; see `Bus`."""
 
     @abstractmethod
     def take_part(self) -> None:
@@ -124,7 +124,7 @@ class Broker(ABC):
     @property
     @abstractmethod
     def service_names(self) -> frozenset[str]:
-        """The services that exist, as far as this process has heard."""
+        """The services that exist, as far as this process knows."""
 
     @abstractmethod
     def on_new_service(self, callback: Callable[[], None]) -> Closable:
@@ -194,7 +194,7 @@ class Broker(ABC):
     @property
     @abstractmethod
     def largest_offer(self) -> int:
-        """Bytes of the largest payload that `offer` takes, as of the last connection."""
+        """Bytes of the largest payload that `offer` accepts, as of the last connection."""
 
     @abstractmethod
     def offer(
@@ -238,11 +238,11 @@ class Broker(ABC):
 
     @abstractmethod
     async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        """Return the newest offset of each inbox that holds something."""
+        """Return the newest offset of each inbox that is not empty."""
 
     @abstractmethod
     async def position(self) -> Position:
-        """Return where the inbox stream stands, as its leader knows it.
+        """Return where the inbox stream stands, according to its leader.
 
         Calls at the same time may share a request; none gets an answer from before its call.
         """
@@ -254,7 +254,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def count(self, inbox: Inbox) -> int:
-        """Return how many messages *inbox* holds, as the stream's leader knows it."""
+        """Return how many messages *inbox* holds, according to the stream's leader."""
 
     @abstractmethod
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
@@ -282,7 +282,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def drop_cursor(self, inbox: Inbox, device: str) -> None:
-        """Forget what *device* has: its offset means nothing any more. Idempotent."""
+        """Delete the cursor of *device*, whose offset has become meaningless. Idempotent."""
 
     @abstractmethod
     def work_queue(
@@ -316,7 +316,7 @@ class Broker(ABC):
     @property
     @abstractmethod
     def blobs(self) -> BlobStore:
-        """What the channel layer stores that is too big for one message."""
+        """Messages of the channel layer that are too big to be sent in one piece."""
 
     @abstractmethod
     def broadcast(self, topic: str, payload: bytes) -> None:

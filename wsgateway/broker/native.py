@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def start_native_thread(run: Callable[[], None], name: str) -> None:
-    """Run *run* in a thread that does not keep the process from ending.
+    """Run *run* in a daemon thread.
 
     Raises:
         BrokerMisconfigured: eventlet has replaced Python's threads.

@@ -136,7 +136,7 @@ class _Watch:
         threading.Thread(target=self._run, name="wsgateway-embedded", daemon=True).start()
 
     def end(self) -> None:
-        """Start nothing more; waits for a start that has begun."""
+        """Stop watching; waits for a start that has begun."""
         self._end.set()
         with self._starting:
             pass

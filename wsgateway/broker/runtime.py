@@ -168,7 +168,7 @@ async def _close_all(loop: Loop) -> None:
 
 
 async def close(broker: Broker) -> None:
-    """Close the running loop's *broker*, after those who use it have sent what they must."""
+    """Close the running loop's *broker*, after its users have flushed."""
     for connection in _all_of(asyncio.get_running_loop()):
         if connection.broker is broker:
             await connection.close()
@@ -177,7 +177,7 @@ async def close(broker: Broker) -> None:
 
 
 def reset() -> None:
-    """Have the next call read the settings again, and make a connection of its own. For tests."""
+    """Make the next call read the settings again and open a new connection. For tests."""
     _forget_target()
     with _lock:
         for loop, by_target in _connections.items():
@@ -272,7 +272,7 @@ def _after_fork() -> None:
 
 
 def stop_background() -> None:
-    """Close what the background thread has, and end it; the next call starts another one."""
+    """Close the background connections and end their thread; the next call starts another."""
     global _background
     running, _background = _background, None
     if running is not None:

@@ -1,4 +1,4 @@
-"""What workers need of a broker: a service's queue, its messages' histories, dead letters."""
+"""What workers need from a broker: queues, the histories of messages, dead letters."""
 
 from __future__ import annotations
 
@@ -131,15 +131,15 @@ class WorkQueue(ABC):
 
     @abstractmethod
     def open(self, room: int) -> None:
-        """Begin to take messages, *room* at first."""
+        """Start receiving messages, at most *room* to begin with."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Take no more, once what is on its way has come. Jobs may still be answered."""
+        """Stop receiving, after what is on its way has arrived. Jobs can still be acknowledged."""
 
     @abstractmethod
     def add_room(self, count: int) -> None:
-        """Let *count* more messages come."""
+        """Allow *count* more messages."""
 
     @abstractmethod
     async def turn(self, job: Job) -> Turn:
@@ -153,7 +153,7 @@ class WorkQueue(ABC):
 
     @abstractmethod
     def ack(self, job: Job) -> None:
-        """Say that *job* is done: it leaves the queue, and other workers hear of it.
+        """Acknowledge *job*: it leaves the queue, and other workers are told.
 
         Lost if the connection is; then the message comes again.
 
@@ -175,11 +175,11 @@ class WorkQueue(ABC):
 
     @abstractmethod
     def hold(self, job: Job) -> None:
-        """Say that *job* waits for its turn: it is not redelivered for a while."""
+        """Delay the redelivery of *job*, which waits for its turn."""
 
     @abstractmethod
     def extend(self, job: Job) -> None:
-        """Say that *job* is still being worked on."""
+        """Send a heartbeat for *job*, which is being handled."""
 
     @abstractmethod
     async def history(self, job: Job) -> History:
@@ -254,11 +254,11 @@ class DeadLetters(ABC):
 
     @abstractmethod
     async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
-        """Return those of *service* (None: of all) that are stored after the offset *after*."""
+        """Return those of *service* (None: all) stored after the offset *after*."""
 
     @abstractmethod
     async def find(self, offset: int) -> DeadEntry | None:
-        """Return the one at *offset*; None if there is none."""
+        """Return the one at *offset*, or None."""
 
     @abstractmethod
     async def remove(self, offset: int) -> None:

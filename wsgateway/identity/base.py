@@ -1,4 +1,4 @@
-"""Who is at the other end of a socket, and what finds that out."""
+"""Who is at the other end of a socket, and what a resolver is."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Resolver(Protocol):
 
 
 def shown(value: object) -> str:
-    """Return *value* for a log line; objects whose text may cost a query only by their type."""
+    """Return *value* for a log line; of objects, whose text may cost a query, only the type."""
     if value is None or isinstance(value, (str, int, float)):
         return repr(value)[:MAX_SHOWN]
     return f"a value of type {type(value).__qualname__}"

@@ -26,9 +26,9 @@ OTHER_NAME = {
     "service": "correct the path, or make a token or cookie for that service",
     "user": "connect as that user, or without a user in the path",
 }
-"""What to do if the path names another one than the login, cookie or token."""
+"""What to do if the path contradicts the login, cookie or token."""
 NO_NAME = "this login has no usable name"
-"""What a client reads whose name a resolver cannot tell."""
+"""The reason that a client gets if its resolver finds no name."""
 
 
 def _require_path(scope: Scope, identity: Identity) -> Identity:

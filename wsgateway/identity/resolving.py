@@ -25,10 +25,10 @@ OWN_ROUTE = "if this is your own consumer's URL, list its route before the gatew
 
 
 async def resolve_identity(scope: Scope) -> Identity:
-    """Return whose socket *scope* is, as the first resolver says that knows it.
+    """Return whose socket *scope* is: the first resolver that returns an identity wins.
 
     Raises:
-        IdentityRefused: Nobody knows, a resolver refuses, or the service is not allowed.
+        IdentityRefused: No resolver knows, one refuses, or the service is not allowed.
     """
     for path in settings.IDENTITY:
         identity = await _ask(path, scope)
@@ -64,7 +64,7 @@ def _failed(cause: str) -> IdentityRefused:
 
 
 def _nobody(scope: Scope) -> IdentityRefused:
-    """Return what a socket that no resolver knows lacks, and what to do."""
+    """Return the refusal of a socket that no resolver knows, with what it lacks."""
     resolvers = [get_resolver(path) for path in settings.IDENTITY]
     takes_tokens = any(isinstance(resolver, TokenIdentity) for resolver in resolvers)
     takes_sessions = any(isinstance(resolver, SessionIdentity) for resolver in resolvers)

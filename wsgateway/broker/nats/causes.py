@@ -1,4 +1,4 @@
-"""Why a server would not have us: every failure to connect in words, with its cure.
+"""Why a connection failed: every failure in words, with its cure.
 
 The only place that reads such errors. ``docs/errors.md`` and ``docs/troubleshooting.md`` list them.
 """

@@ -1,4 +1,4 @@
-"""Connecting: which server next, and why the others would not have us."""
+"""Connecting: which server to try next, and why the others failed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Connector:
         self._warned: set[Cause] = set()  # those that were logged
 
     def lost(self, reason: str) -> None:
-        """Note that the connection is gone."""
+        """Record that the connection is lost."""
         self._attempts, self._since, self._lost = 0, time.monotonic(), reason
         self._causes.clear()
         self._warned.clear()
@@ -83,13 +83,13 @@ class Connector:
         return dict(list(self._causes.items())[:SHOWN])
 
     async def connect(self, restore: Callable[[DirectClient], None]) -> DirectClient | None:
-        """Try every known server once, until one takes us.
+        """Try every known server once, until one accepts the connection.
 
         Args:
-            restore: Subscribes a client to what it must hear.
+            restore: Subscribes a client to what it must receive.
 
         Returns:
-            A client whose subscriptions are confirmed; None if no server would have us.
+            A client whose subscriptions are confirmed; None if no server accepted it.
         """
         for address in self.servers.order():
             client = DirectClient(
@@ -160,7 +160,7 @@ class Connector:
         logger.debug("cannot connect to NATS at %s: %s", address.netloc, cause, exc_info=exc)
 
     def _warn(self) -> None:
-        """Warn once an outage for each reason, not once an attempt."""
+        """Warn once per outage and reason, not once per attempt."""
         causes = set(self._causes.values())
         if not causes <= self._warned:
             self._warned |= causes

@@ -30,7 +30,7 @@ class _Entry(NamedTuple):
     """What the bucket holds for a device.
 
     Attributes:
-        revision: The entry's sequence in the bucket, to see others' writes; 0: there is none.
+        revision: The entry's sequence in the bucket, to see others' writes; 0: it has none.
         epoch: Life of the inbox stream that *offset* belongs to.
         offset: Up to where the device has everything; 0: not known.
     """
@@ -110,7 +110,7 @@ class Cursors:
             await self._purge(subject, entry.revision)
 
     def forget_beyond(self, offset: int) -> None:
-        """Forget what is remembered of cursors beyond *offset*, where the stream ends now."""
+        """Forget cached cursors beyond *offset*, where the stream ends now."""
         for subject in [s for s, entry in self._known.items() if entry.offset > offset]:
             del self._known[subject]
 
@@ -127,7 +127,7 @@ class Cursors:
         return entry
 
     async def _write(self, subject: str, epoch: str, offset: int, revision: int) -> bool:
-        """Write an entry over the one of *revision*; return False if that is no longer the last."""
+        """Replace the entry of *revision*; return False if another was written since."""
         payload = f"{epoch} {offset}".encode()
         try:
             receipt = await self._jetstream.publish(subject, payload, expect_last=revision)
@@ -140,7 +140,7 @@ class Cursors:
         return True
 
     async def _purge(self, subject: str, revision: int) -> None:
-        """Remove an entry, unless it was written over since; also from a bucket that is full."""
+        """Remove an entry, even from a full bucket, unless another was written since."""
         request = {"filter": subject, "seq": revision + 1}
         await self._jetstream.api(f"STREAM.PURGE.{self._stream}", request)
         self._known.pop(subject, None)
@@ -152,7 +152,7 @@ class Cursors:
             self._known.popitem(last=False)
 
     async def _evict(self, inbox: Inbox) -> None:
-        """Remove a user's cursors beyond the limit, those first that moved longest ago.
+        """Remove a user's cursors beyond the limit, the least recently moved first.
 
         The bucket keeps one message a key, so their order in the stream is the order of use.
         """

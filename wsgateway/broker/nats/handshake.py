@@ -1,14 +1,14 @@
 """Everything that leans on a private detail of nats-py. ``tests/integration/test_handshake.py``
 is the canary: it fails, and says what to do, when a new version changes one of them.
 
-nats-py connects: servers, TLS, credentials, the first exchange. Then `DirectClient` takes the
-socket over, because of what is slow or unsafe in nats-py 2.16 for a gateway:
+nats-py connects: servers, TLS, credentials, the first exchange. Then `DirectClient` takes over
+the socket, because some of nats-py 2.16 is slow or unsafe for a gateway:
 
 * It reads through a stream, a task and regular expressions (see `reader`), with a queue and a
   task per subscription, which reorders across subscriptions and drops silently at a limit.
 * It writes through a queue, a future and a task, and swallows cancellation while it waits.
-* Its read loop dies of a PONG for a ping that nobody waits for any more.
-* It takes a connection in clear for one with TLS if the server does not ask for TLS.
+* Its read loop dies of a PONG that nobody waits for.
+* It sends everything in clear text, even to a ``tls://`` URL, if the server does not ask for TLS.
 * It keeps every address that the cluster ever announced, and the first INFO's max_payload.
 """
 
@@ -74,7 +74,7 @@ class DirectClient(Client):
         self._ended: asyncio.Future[None] | None = None
 
     async def connect(self, *args: Any, **options: Any) -> None:
-        """Connect as nats-py does, then take the socket over."""
+        """Connect as nats-py does, then take over the socket."""
         await super().connect(*args, **options)
         stream: asyncio.StreamReader | None = getattr(self._transport, "_io_reader", None)
         writer = self._writer()
@@ -104,7 +104,7 @@ class DirectClient(Client):
 
     @property
     def was_ignored(self) -> bool:
-        """Whether something accepted the connection that did not greet as NATS does."""
+        """Whether the other side accepted the connection, but did not greet as NATS does."""
         return self._writer() is not None and not self._server_info
 
     def _writer(self) -> asyncio.StreamWriter | None:
@@ -180,7 +180,7 @@ class DirectClient(Client):
     # -- writing -------------------------------------------------------------------------
 
     def write(self, command: bytes) -> None:
-        """Send *command* at the end of this turn of the loop, with what else it writes."""
+        """Send *command* at the end of this turn of the loop, with what else was written in it."""
         if not self._commands:
             asyncio.get_running_loop().call_soon(self._end_turn)
         self._commands.append(command)
@@ -209,7 +209,7 @@ class DirectClient(Client):
 
     @property
     def is_crowded(self) -> bool:
-        """Whether so much waits for the socket that `writable` would wait, too."""
+        """Whether `writable` would wait."""
         return self.buffered > OUTBOUND_HIGH
 
     async def writable(self) -> None:
@@ -256,7 +256,7 @@ class DirectClient(Client):
     # -- the end -------------------------------------------------------------------------
 
     def close_inherited(self) -> None:
-        """Close the socket without a word to server, transport or loop, which are another's."""
+        """Close the socket only: server, transport and loop belong to the parent process."""
         if self._socket is not None:
             shared = self._socket.get_extra_info("socket")
             sock = getattr(shared, "_sock", shared)  # asyncio hides the real one
@@ -277,7 +277,7 @@ class DirectClient(Client):
 
 
 class _Ping:
-    """A PING and those who wait for its PONG.
+    """A PING and the waiters for its PONG.
 
     Args:
         timeout: Seconds that they wait.

@@ -37,7 +37,7 @@ def encode(pairs: Mapping[str, str]) -> bytes:
 
 
 def find(raw: bytes | None, name: bytes) -> bytes | None:
-    """Return the last value of header *name*; None without.
+    """Return the last value of header *name*, or None.
 
     The last one counts: the server appends its own headers behind the publisher's, so nobody
     can forge ``Nats-Sequence``.
@@ -52,13 +52,13 @@ def find(raw: bytes | None, name: bytes) -> bytes | None:
 
 
 def find_text(raw: bytes | None, name: bytes) -> str | None:
-    """Return the last value of header *name* as text, whatever its bytes; None without."""
+    """Return the last value of header *name* as text, whatever its bytes, or None."""
     value = find(raw, name)
     return None if value is None else value.decode("utf-8", "replace")
 
 
 def find_int(raw: bytes | None, name: bytes) -> int | None:
-    """Return the last value of header *name* as a number; None without."""
+    """Return the last value of header *name* as a number, or None."""
     value = find(raw, name)
     if value is None or not value.isdigit() or len(value) > MAX_DIGITS:
         return None
@@ -66,9 +66,9 @@ def find_int(raw: bytes | None, name: bytes) -> int | None:
 
 
 def status(raw: bytes | None) -> int | None:
-    """Return the status that the first line carries (``NATS/1.0 404 …``); None without.
+    """Return the status that the first line carries (``NATS/1.0 404 …``); or None.
 
-    Only an answer of the server's own has one. A publisher may begin a message's headers with
+    Only the server's own answers have one. A publisher may begin a message's headers with
     such a line too, and it is stored (NATS 2.11), so ask this only where no stored message
     comes: see `answer_status`.
     """

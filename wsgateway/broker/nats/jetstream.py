@@ -110,10 +110,10 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
 
 
 def _fields(data: bytes) -> dict[str, Any]:
-    """Return JetStream's answer.
+    """Parse an answer.
 
     Raises:
-        BrokerUnavailable: It is not JetStream's.
+        BrokerUnavailable: It does not come from JetStream.
     """
     try:
         answer = json.loads(data.decode())  # which spares json the search for the encoding
@@ -154,7 +154,7 @@ class JetStream:
 
     @property
     def patient(self) -> JetStream:
-        """The same, with `publish_timeout` for every call: for what comes before a publish."""
+        """The same, with `publish_timeout` for every call, for what precedes a publish."""
         return JetStream(self.connection, self.publish_timeout, self.publish_timeout)
 
     async def api(self, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class JetStream:
             attempt += 1
 
     def _check_size(self, size: int) -> None:
-        """Refuse what the server would answer by ending the connection."""
+        """Refuse a message for which the server would close the connection."""
         if size > self.connection.max_payload:
             raise MessageTooBig(size, self.connection.max_payload, "the NATS server's max_payload")
 

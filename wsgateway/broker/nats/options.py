@@ -1,4 +1,4 @@
-"""How to connect. Files are read for each attempt, so that renewed ones count."""
+"""How to connect. Files are read for each attempt, so that renewed ones are used."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ConnectionOptions:
     unreachable_cure: str = field(default="", compare=False)
 
     def insists_on_tls(self, address: Address) -> bool:
-        """Say whether nothing may be sent to *address* in clear."""
+        """Say whether *address* may only be used with TLS."""
         return address.tls or bool(self.tls_ca or self.tls_cert)
 
     def for_nats(self, address: Address) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Reader(asyncio.BufferedProtocol):
         self._needed: float = math.inf  # size from which parsing makes sense; until `start` none
 
     def start(self, transport: asyncio.BaseTransport, early: bytes) -> None:
-        """Begin with *early*, which was read before this was *transport*'s protocol."""
+        """Start with *early*, which was read before this became the protocol of *transport*."""
         self._transport = transport
         chunks, self._chunks = self._chunks, []
         self._size = self._needed = 0
@@ -71,25 +71,25 @@ class Reader(asyncio.BufferedProtocol):
     # -- asyncio.BufferedProtocol --------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where to put what comes."""
+        """Return the buffer to read into."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what has come."""
+        """Parse what was read into the buffer."""
         self.feed(self._buffer[:nbytes].tobytes())
 
     def pause_writing(self) -> None:
-        """Pass it on, and have writers wait."""
+        """Pass it on, and make writers wait."""
         self.writable.clear()
         self._before.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on, and let writers go on."""
+        """Pass it on, and let writers continue."""
         self.writable.set()
         self._before.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on, and say so."""
+        """Pass it on, and tell the owner."""
         self.writable.set()
         self._before.connection_lost(exc)
         self._on_end(exc)

@@ -23,7 +23,7 @@ LOOKS = 3
 
 
 class Registry:
-    """The services that have a stream, as far as this process has heard.
+    """The services that have a stream, as far as this process knows.
 
     A name that has no stream costs at most one request in `ABSENT_VALID` seconds, however many
     clients ask for however many names.
@@ -55,7 +55,7 @@ class Registry:
 
     @property
     def names(self) -> frozenset[str]:
-        """The services that exist, as far as this process has heard."""
+        """The services that exist, as far as this process knows."""
         return self._own | self._shared | self.declared.services
 
     async def exists(self, service: str) -> bool:
@@ -97,12 +97,12 @@ class Registry:
         self._invalidations += 1
 
     def announce(self) -> None:
-        """Tell every process that services have come."""
+        """Tell every process that there are new services."""
         with contextlib.suppress(BrokerUnavailable):
             self._jetstream.connection.publish(self._subjects.broadcast(TOPIC), b"")
 
     async def refresh(self) -> None:
-        """Read from the broker which services exist; several calls at once share one look."""
+        """Read from the broker which services exist. Concurrent calls share one read."""
         task = self._refreshing
         if task is None or task.done():
             task = self._refreshing = share(self._load(), "wsgateway-services")

@@ -1,4 +1,4 @@
-"""One request for many who ask the same at the same time."""
+"""One request for many callers that ask the same at the same time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Round(Generic[T]):
 
 
 class Shared(Generic[T]):
-    """Asks once for all callers that come while the request before is under way.
+    """Makes one request for all callers that come during the previous one.
 
     So no caller gets an answer from before its call. May be cancelled at any point: a request
     that nobody waits for any more is cancelled too.
