@@ -14,6 +14,7 @@ from wsgateway.broker import runtime
 from wsgateway.broker.work import Job
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import letters, purge, retry, set_aside
+from wsgateway.testing.isolation import empty_store
 
 
 @pytest.fixture
@@ -139,3 +140,20 @@ def test_admin_says_when_the_broker_is_away(client: Client, settings: Any, free_
     content = page.content.decode()
     assert "Cannot reach NATS" in content
     assert "There are no dead letters" not in content
+
+
+def test_command_in_one_process_without_a_server(
+    settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.PUBSUB_BROKER = "memory"
+    empty_store()
+
+    async def fill(broker: Any) -> None:
+        for number in (1, 2):
+            job = Job(Inbox("orders", "ann"), b"x", {}, sequence=number, id=f"S.{number}")
+            await set_aside(broker, job, ValueError(f"bad {number}"))
+
+    runtime.call_sync(fill)
+    call_command("deadletters", "retry", "1")
+    call_command("deadletters", "list")
+    assert capsys.readouterr().out.startswith("1 put back\n2\t")
