@@ -195,7 +195,7 @@ class DaphneTransport(Transport):
         self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
         self._frame_limit = protocol.maxMessagePayloadSize  # bytes that the client may send
         self._paused = False  # much waits for the kernel
-        self._pong: bytes | None = None  # owed to the last ping that came meanwhile
+        self._pong: bytes | None = None  # owed to the last ping that came in between
         self._queued = 0  # bytes that the application has not taken
         self._reading = True
         protocol.onMessage = partial(self._on_message, protocol.onMessage)

@@ -87,7 +87,7 @@ class Connections:
                 if not connection.bus.is_open:
                     await connection.call(connection.ready)
                 return connection
-            except BrokerClosed:  # by `close`, meanwhile
+            except BrokerClosed:  # `close` was called while this waited
                 if connection.usable:
                     raise
 

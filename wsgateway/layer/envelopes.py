@@ -28,7 +28,7 @@ logger = logging.getLogger("wsgateway.layer")
 
 CLOCK_TOLERANCE = 0.25
 """Seconds that hosts' clocks may differ before a message expires too early; channels_redis, which
-counts whole seconds, is no stricter. Not for an expiry below a second, which is a test's."""
+counts whole seconds, is not stricter. Not for an expiry below a second, which is a test's."""
 _backoff = Backoff(0.05, 2.0, 1.0, jitter=0.5)
 
 

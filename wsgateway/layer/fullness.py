@@ -69,6 +69,6 @@ class Complaints:
             self._tell(sender.decode(), _FULL + name)
 
     def room(self, name: bytes) -> None:
-        """Tell whoever was told that *name* is full that it is not any more."""
+        """Tell those who know that *name* is full that it is not any more."""
         for sender in self.told.pop(name, ()):
             self._tell(sender.decode(), _ROOM + name)

@@ -78,7 +78,7 @@ class LocalChannels:
             try:
                 await chosen.call(partial(self._move, chosen))
                 return self.connection or chosen
-            except BrokerClosed:  # by the layer's `close`, meanwhile
+            except BrokerClosed:  # the layer's `close` was called while this waited
                 if chosen.usable:
                     raise
 

@@ -1,7 +1,7 @@
 """One channel's messages in this process: bounded, safe to cancel, safe between threads.
 
 A waiter is only told that there may be something; it takes the message itself when it runs. So
-whoever is cancelled has not taken anything, and no message is handed to somebody who has left.
+a reader that is cancelled has not taken anything, and no message is handed to one that has left.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Mailbox(Generic[T]):
     async def wait(self) -> None:
         """Return once there may be something to take, or `wake_all` was called.
 
-        Whoever ends without taking, cancelled for example, must call `pass_on`.
+        A reader that ends without taking, cancelled for example, must call `pass_on`.
         """
         queue = self.queue
         if queue:

@@ -71,7 +71,7 @@ def pack(time: float, name: bytes, content: bytes, flags: int = 0) -> bytes:
         time: When it is sent, seconds of the epoch.
         name: The channel's name; empty for a group's message.
         content: The serialized message.
-        flags: `CONTROL` for what is no message.
+        flags: `CONTROL` for what is not a message.
     """
     return _HEAD.pack(MAGIC, flags, time, len(name)) + name + content
 
@@ -141,7 +141,7 @@ def body(data: bytes, limit: int) -> bytes:
 
 
 def compress(data: bytes) -> bytes:
-    """Return the envelope *data* with its content compressed, or *data* if that is no gain."""
+    """Return the envelope *data* with its content compressed, or *data* if that saves nothing."""
     start = _content(data)
     packed = zlib.compress(data[start:], 1)
     if len(packed) >= len(data) - start:
@@ -190,7 +190,7 @@ def claimed(data: bytes) -> tuple[bytes, int]:
     """Return identity and number of parts of what the claim *data* stands for.
 
     Raises:
-        MalformedMessage: *data* is no claim.
+        MalformedMessage: *data* is not a claim.
     """
     start = _content(data)
     if not is_claim(data) or len(data) != start + _CLAIM.size:
@@ -221,7 +221,7 @@ class Joiner:
         """Take a part; return the whole envelope once it is complete.
 
         Raises:
-            MalformedMessage: *data* is no part.
+            MalformedMessage: *data* is not a part.
         """
         start = _content(data)
         try:

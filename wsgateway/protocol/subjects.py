@@ -16,7 +16,7 @@ from wsgateway.exceptions import NameRefused
 __all__ = ["GROUP_SERVICE", "Inbox", "Subjects", "decode_token", "encode_token"]
 
 GROUP_SERVICE = "\0group"
-"""The service of the inboxes that hold durable groups which are no user's. Only this very object
+"""The service of the inboxes that hold durable groups that belong to no user. Only this very object
 means it, so that no client can name it: its token is a bare ``=``, which no name encodes to."""
 _GROUP_TOKEN = "="  # noqa: S105 - a subject's token
 
@@ -46,7 +46,7 @@ def encode_token(name: str) -> str:
     """Return the one subject token that stands for *name*.
 
     Raises:
-        NameRefused: *name* is no text, empty, too long, or not encodable as UTF-8.
+        NameRefused: *name* is not text, or is empty, too long, or not encodable as UTF-8.
     """
     if not isinstance(name, str) or not name:
         raise NameRefused(f"name {name!r} is empty or not text; give a non-empty string")
