@@ -168,12 +168,16 @@ class Subscriptions:
         replaced = [each for each in reached if each.subscriber.epoch != position.epoch]
         same = [each for each in reached if each.epoch == position.epoch]
         if replaced:
-            logger.warning("the inbox stream was replaced; restarting %d readers", len(replaced))
+            logger.warning(
+                "restarting %d readers, because the inbox stream was replaced", len(replaced)
+            )
         for each in replaced:
             each.subscriber.restart(position, Reason.EPOCH, "")
         lost = await find_lost(self._broker, same, position, thorough)
         if lost:
-            logger.warning("the inbox stream lost its end; restarting %d readers", len(lost))
+            logger.warning(
+                "restarting %d readers, because the inbox stream lost its end", len(lost)
+            )
         for each in lost:
             each.subscriber.restart(position, Reason.AHEAD, each.time)
 

@@ -75,7 +75,7 @@ class Hub:
         if self._opened:
             return
         self._opened = True
-        logger.info("the gateway starts; its broker is %s", self.broker.where)
+        logger.info("the gateway starts with its broker: %s", self.broker.where)
         self._revocations.listen()
         self._tasks = [
             supervise(self.cursors.run, "wsgateway-cursors"),

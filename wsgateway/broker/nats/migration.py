@@ -131,7 +131,7 @@ class Migration:
                     break
                 if loop.time() > deadline:
                     logger.warning(
-                        "consumer %s has not finished %s messages; they are handled again",
+                        "consumer %s has not finished %s messages, which are handled again",
                         consumer["name"],
                         pending,
                     )

@@ -120,14 +120,14 @@ class Propagation:
             self._untraced = True
             logger.warning(
                 "NATS at %s does not report traced messages, so group_add cannot wait until the "
-                "cluster's other servers know a group; allow publishing to %s.>",
+                "cluster's other servers know a group. Allow publishing to %s.>",
                 self._connection.address,
                 self._reports.rpartition(".")[0],
             )
             return
         self.silent |= missing
         logger.warning(
-            "NATS server %s does not report a probe within %s s; group_add does not wait for it",
+            "NATS server %s does not report a probe within %s s, so group_add does not wait for it",
             ", ".join(sorted(missing)),
             PROBE_TIMEOUT,
         )

@@ -190,7 +190,7 @@ class Streams:
     def _check(self, spec: StreamSpec, real: dict[str, Any]) -> None:
         moving = spec.service and self._subjects.all_of("move", spec.service)
         if real["subjects"] == [moving]:
-            logger.warning("stream %r has not been moved yet; %s", spec.name, MOVE)
+            logger.warning("stream %r has not been moved yet: %s", spec.name, MOVE)
             return
         different = spec.differences(real)
         essential = [key for key in different if key in ESSENTIAL]
@@ -210,7 +210,7 @@ class Streams:
             shared = self._subjects.stream("send")
             if not (spec.service and overlaps) or await self.own_info(shared) is None:
                 raise
-            logger.warning("stream %r still takes what %r should; %s", shared, spec.name, MOVE)
+            logger.warning("stream %r still takes what %r should: %s", shared, spec.name, MOVE)
             return None
 
     async def setup(self) -> list[str]:

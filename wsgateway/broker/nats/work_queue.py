@@ -225,7 +225,7 @@ class NatsWorkQueue(WorkQueue):
         if consumer.ack_wait not in (self.ack_wait, self._wanted_ack_wait):
             logger.warning(
                 "service %s: its consumer redelivers messages after %g s without a heartbeat, not "
-                "after WSGATEWAY_ACK_WAIT (%g s); to change it, run "
+                "after WSGATEWAY_ACK_WAIT (%g s). To change it, run "
                 '"manage.py setup_streams"',
                 self.service,
                 consumer.ack_wait,
