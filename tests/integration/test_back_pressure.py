@@ -35,13 +35,18 @@ def served(
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What each look into the connection's buffers found."""
+    """What each look into a connection's buffers found, where anything was.
+
+    A connection that another test has left to the process may look, too; nothing waits in it.
+    """
     found: list[int] = []
     buffered: property = vars(DirectClient)["buffered"]
 
     def look(client: DirectClient) -> int:
-        found.append(buffered.__get__(client))
-        return found[-1]
+        size = int(buffered.__get__(client))
+        if size:
+            found.append(size)
+        return size
 
     monkeypatch.setattr(DirectClient, "buffered", property(look))
     return found
