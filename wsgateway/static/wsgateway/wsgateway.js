@@ -514,17 +514,16 @@ class Calls {
 /** `for await (const message of client)`: a message counts as processed when the loop asks for the next. */
 class MessageLoop {
   #queue; // messages that the loop has not received
-  #autoAck;
+  #last; // {message, autoAck}: what a loop received last, this one or an earlier one
   #left;
   #waiting = []; // resolve functions of calls that found no message
-  #current = null; // the message that the loop is processing
   #ended = false;
   #failure = null; // why it ended; the loop throws it once
 
   /** *left* is called with the rest of the messages if the loop breaks. */
-  constructor(messages, autoAck, left) {
+  constructor(messages, last, left) {
     this.#queue = messages;
-    this.#autoAck = autoAck;
+    this.#last = last;
     this.#left = left;
   }
 
@@ -538,14 +537,14 @@ class MessageLoop {
   end(error) {
     this.#ended = true;
     this.#failure = error;
-    for (const resolve of this.#waiting.splice(0)) resolve(this.#last());
+    for (const resolve of this.#waiting.splice(0)) resolve(this.#finish());
   }
 
   async next() {
-    if (this.#current && this.#autoAck) this.#current.ack();
-    this.#current = null;
+    this.#last.message?.ack();
+    this.#last.message = null;
     if (this.#queue.length) return this.#hand(this.#queue.shift());
-    if (this.#ended) return this.#last();
+    if (this.#ended) return this.#finish();
     return new Promise((resolve) => this.#waiting.push(resolve));
   }
 
@@ -560,11 +559,11 @@ class MessageLoop {
   }
 
   #hand(message) {
-    this.#current = message;
+    if (this.#last.autoAck) this.#last.message = message;
     return { done: false, value: message };
   }
 
-  async #last() {
+  async #finish() {
     const failure = this.#failure;
     this.#failure = null;
     if (failure) throw failure;
@@ -668,6 +667,7 @@ export class WsGateway {
   #opening = null; // {promise, resolve, reject} of connect()
   #backlog = []; // messages that arrived without a loop or listener
   #loop = null;
+  #last; // {message, autoAck}: what a loop received last; its next call, or the next loop's, acknowledges it
   #ids = 0;
   #prefix;
   #unhook = null;
@@ -679,6 +679,7 @@ export class WsGateway {
     this.#clock = makeClock(this.#host);
     this.#inbox = new Inbox(this.#options.position);
     this.#outbox = new Outbox(this.#options.sendWindow);
+    this.#last = { message: null, autoAck: this.#options.autoAck };
     this.#sends = new Calls(this.#clock, "not confirmed", (id) => this.#giveUp(id));
     this.#requests = new Calls(this.#clock, "no reply", (id) => this.#giveUp(id));
     this.#backoff = new Backoff(this.#options.backoff, this.#options.random);
@@ -1116,7 +1117,7 @@ export class WsGateway {
   /** `for await (const message of client)`, one at a time; see `MessageLoop`. */
   [Symbol.asyncIterator]() {
     if (this.#loop) throw new Error("another loop reads this client already");
-    const loop = new MessageLoop(this.#backlog.splice(0), this.#options.autoAck, (messages) => {
+    const loop = new MessageLoop(this.#backlog.splice(0), this.#last, (messages) => {
       // The rest waits for the next loop, or for listeners
       if (this.#loop === loop) this.#loop = null;
       this.#backlog.unshift(...messages);
