@@ -21,6 +21,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.gateway.revocation import Revocations
@@ -179,13 +180,17 @@ async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
 
 async def test_publish_queue_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every frame behind the one that met a mistake waited for ever."""
-    failing_once(monkeypatch, PublishQueue, "_run")
+    failing_once(monkeypatch, PublishQueue, "_again")
     loop = asyncio.get_running_loop()
+    tried: list[str] = []
 
-    def offer(*_: Any) -> asyncio.Future[Receipt]:
+    def publish(_: object, msg_id: str, *__: object) -> asyncio.Future[Receipt]:
+        tried.append(msg_id)
+        if len(tried) == 1:
+            raise BrokerUnavailable("lost")
         stored: asyncio.Future[Receipt] = loop.create_future()
         stored.set_result(Receipt(1, False))
         return stored
 
-    queue = PublishQueue(offer, 4, 1_000_000, lambda: 30.0)
+    queue = PublishQueue(publish, 4, 1_000_000, lambda: 30.0)
     assert await asyncio.wait_for(await queue.put(Frame.of("x"), "x"), 10) == (1, False)

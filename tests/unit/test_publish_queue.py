@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support import until
 from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
-from wsgateway.gateway import publish_queue as lane_module
+from wsgateway.gateway import publish_queue as queue_module
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.protocol.frames import Frame
 
@@ -77,7 +77,7 @@ class Server:
                 self.down = True
                 self.break_off()
             elif step == "silent":  # longer than an attempt may take
-                await asyncio.sleep(lane_module.ATTEMPT_TIMEOUT * 3)
+                await asyncio.sleep(queue_module.ATTEMPT_TIMEOUT * 3)
             elif step == "late":  # all that is under way, repetitions too
                 while self._pipe:
                     self.store()
@@ -95,8 +95,8 @@ class Server:
 @pytest.fixture(autouse=True, scope="module")
 def _fast() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lane_module, "ATTEMPT_TIMEOUT", 0.01)
-        patch.setattr(lane_module, "RETRY_PAUSE", 0.001)
+        patch.setattr(queue_module, "ATTEMPT_TIMEOUT", 0.01)
+        patch.setattr(queue_module, "RETRY_PAUSE", 0.001)
         yield
 
 
@@ -176,7 +176,7 @@ def test_order_holds_when_some_are_refused_as_too_late(steps: list[str], window:
     steps=st.lists(st.sampled_from(STEPS), max_size=40),
     refused=st.integers(0, 29),
 )
-def test_strict_lane_offers_nothing_after_it_knows_of_a_refusal(
+def test_strict_queue_offers_nothing_after_it_knows_of_a_refusal(
     count: int, window: int, steps: list[str], refused: int
 ) -> None:
     """A refused raw frame, 2 of 1 to 5, left 3 to 5 stored."""
@@ -194,7 +194,7 @@ def test_strict_lane_offers_nothing_after_it_knows_of_a_refusal(
         assert all(int(msg_id) < refused + window for msg_id in server.tried)
 
 
-async def test_strict_lane_stores_nothing_behind_a_refusal_it_was_told_of() -> None:
+async def test_strict_queue_stores_nothing_behind_a_refusal_it_was_told_of() -> None:
     server = Server({"1"})
     queue = PublishQueue(server.offer, 8, 1_000_000, lambda: 30.0, strict=True)
     futures = [await queue.put(Frame.of("x"), str(number)) for number in range(2)]

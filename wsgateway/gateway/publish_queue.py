@@ -11,13 +11,13 @@ from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.frames import Frame
 from wsgateway.supervision import supervise
 
-__all__ = ["Offer", "PublishQueue"]
+__all__ = ["Publish", "PublishQueue"]
 
 ATTEMPT_TIMEOUT = 1.5
-"""Seconds after which an unanswered offer is repeated, with the same id."""
+"""Seconds without an answer after which frames are published again, with the same ids."""
 RETRY_PAUSE = 0.1
 
-Offer = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
+Publish = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
 Patience = Callable[[], float]
 NONE: Mapping[str, str] = {}
 
@@ -35,15 +35,15 @@ class _Entry:
 class PublishQueue:
     """Keeps up to *window* frames in flight; repeats what failed, in order.
 
-    When an offer fails for now, those behind it are awaited, and then all that failed are
-    offered again in their order. So frames are stored in order as long as the broker takes them
-    in the order in which it gets them.
+    When a frame fails for now, those behind it are awaited, and then all that failed are published
+    again in their order. So frames are stored in order as long as the broker takes them in the
+    order in which it gets them.
 
-    A *strict* queue ends with the first refusal: nothing behind the refused frame is offered any
-    more. What was offered before the refusal was known, a window at most, the broker may store.
+    A *strict* queue ends with the first refusal: nothing behind the refused frame is published any
+    more. What was published before the refusal was known, a window at most, the broker may store.
 
     Args:
-        offer: Tries once to store a frame, see `Broker.offer`.
+        publish: Tries once to store a frame, see `Broker.offer`.
         window: Frames that may wait for the broker; more wait in `put`.
         window_bytes: Bytes that may wait for it; a single larger frame still goes.
         patience: Returns the seconds after which a frame is refused with `BrokerUnavailable`, as
@@ -55,26 +55,29 @@ class PublishQueue:
         "_bytes",
         "_ended",
         "_entries",
-        "_holding",
-        "_offer",
+        "_loop",
         "_patience",
+        "_progress",
+        "_publish",
+        "_retrying",
         "_room",
-        "_runner",
         "_strict",
+        "_timer",
         "_window",
         "_window_bytes",
     )
 
     def __init__(
         self,
-        offer: Offer,
+        publish: Publish,
         window: int,
         window_bytes: int,
         patience: Patience,
         *,
         strict: bool = False,
     ) -> None:
-        self._offer = offer
+        self._loop = asyncio.get_running_loop()
+        self._publish = publish
         self._window = window
         self._window_bytes = window_bytes
         self._patience = patience
@@ -82,8 +85,9 @@ class PublishQueue:
         self._ended = False  # given up, or something was refused and the queue is strict
         self._bytes = 0  # of the entries
         self._entries: list[_Entry] = []  # oldest first; those in flight lead
-        self._holding = False  # new entries wait until those before them were offered again
-        self._runner: asyncio.Task[None] | None = None  # lives while there are entries
+        self._progress = 0.0  # loop time at which the oldest entry became that, or was tried
+        self._retrying: asyncio.Task[None] | None = None  # while it lives, entries are held
+        self._timer: asyncio.TimerHandle | None = None  # looks for silence; while there are any
         self._room: asyncio.Event | None = None  # set when an entry ends while put waits
 
     @property
@@ -103,25 +107,27 @@ class PublishQueue:
             self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
-        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Receipt] = self._loop.create_future()
         if self._ended:
-            nothing: asyncio.Future[Receipt] = loop.create_future()
-            nothing.cancel()
-            return nothing
-        entry = _Entry(frame, msg_id, headers, loop.time(), loop.create_future())
-        hold = self._holding or any(self._waits(earlier) for earlier in self._entries)
+            result.cancel()
+            return result
+        now = self._loop.time()
+        if not self._entries:
+            self._progress = now
+        holds = self._holds()
+        entry = _Entry(frame, msg_id, headers, now, result)
         self._entries.append(entry)
         self._bytes += size
-        if not hold:
+        if not holds:
             self._try(entry)
-        if self._runner is None or self._runner.done():
-            self._runner = supervise(self._run, "wsgateway-publish-queue")
-        return entry.result
+        if self._timer is None:
+            self._timer = self._loop.call_later(ATTEMPT_TIMEOUT, self._on_timer)
+        return result
 
     def give_up(self) -> None:
         """Forget what is not stored, and take no more. Idempotent."""
-        if self._runner is not None:
-            self._runner.cancel()
+        if self._retrying is not None:
+            self._retrying.cancel()
         self._end_behind(0)
         if self._room is not None:
             self._room.set()
@@ -131,41 +137,59 @@ class PublishQueue:
             return True
         return len(self._entries) < self._window and self._bytes + size <= self._window_bytes
 
-    def _waits(self, entry: _Entry) -> bool:
-        """Whether what comes behind *entry* must wait, though the runner may not know yet.
+    def _holds(self) -> bool:
+        """Whether what comes now must wait, though `_on_attempt` may not know yet.
 
-        It will be offered again, or, in a strict queue, it was refused.
+        Something before it is published again, or, in a strict queue, was refused.
         """
-        attempt = entry.attempt
-        if attempt is None:
+        if self._retrying is not None:
             return True
-        return attempt.done() and (self._for_now(attempt) or (self._strict and _failed(attempt)))
+        for entry in self._entries:
+            attempt = entry.attempt
+            if attempt is None or (attempt.done() and self._blocks(attempt)):
+                return True
+        return False
+
+    def _blocks(self, attempt: asyncio.Future[Receipt]) -> bool:
+        return _is_for_now(attempt) or (self._strict and attempt.exception() is not None)
 
     def _try(self, entry: _Entry) -> None:
         try:
-            entry.attempt = self._offer(entry.frame, entry.msg_id, entry.headers)
+            attempt = self._publish(entry.frame, entry.msg_id, entry.headers)
         except Exception as exc:
-            entry.attempt = asyncio.get_running_loop().create_future()
-            entry.attempt.set_exception(exc)
+            attempt = self._loop.create_future()
+            attempt.set_exception(exc)
+        entry.attempt = attempt
+        attempt.add_done_callback(self._on_attempt)
 
-    async def _run(self) -> None:
-        while self._entries:
+    def _on_attempt(self, _: asyncio.Future[Receipt]) -> None:
+        """End the entries that are decided, from the oldest on."""
+        while self._entries and self._retrying is None:
             head = self._entries[0]
-            assert head.attempt is not None
-            await asyncio.wait({head.attempt}, timeout=ATTEMPT_TIMEOUT)
-            if head.attempt.done() and not self._for_now(head.attempt):
-                self._end(head, head.attempt)
+            attempt = head.attempt
+            if attempt is None or not attempt.done():
+                return
+            if _is_for_now(attempt):
+                self._retry()
             else:
-                await self._again()
+                self._end(head, attempt)
 
-    @staticmethod
-    def _for_now(attempt: asyncio.Future[Receipt]) -> bool:
-        return attempt.cancelled() or isinstance(attempt.exception(), BrokerUnavailable)
+    def _on_timer(self) -> None:
+        """Publish again what the broker is silent about."""
+        self._timer = None
+        if not self._entries:
+            return
+        silence = self._loop.time() - self._progress
+        if silence >= ATTEMPT_TIMEOUT and self._retrying is None:
+            self._retry()
+        pause = max(ATTEMPT_TIMEOUT - silence, 0.1 * ATTEMPT_TIMEOUT)
+        self._timer = self._loop.call_later(pause, self._on_timer)
 
     def _end(self, entry: _Entry, attempt: asyncio.Future[Receipt]) -> None:
         at = self._entries.index(entry)
         del self._entries[at]
         self._bytes -= len(entry.frame.payload)
+        self._progress = self._loop.time()
         error = attempt.exception()
         if not entry.result.done():
             if error is None:
@@ -187,21 +211,23 @@ class PublishQueue:
                 entry.attempt.cancel()
         del self._entries[at:]
 
+    def _retry(self) -> None:
+        self._retrying = supervise(self._again, "wsgateway-publish-queue")
+
     async def _again(self) -> None:
-        """Let all attempts settle, end those that are decided, offer the rest again in order.
+        """Wait for all attempts, end those that are decided, publish the rest again in order.
 
         Once the oldest is too late all are refused: a client that sends them again does so in
         order.
         """
-        self._holding = True
         attempts = {entry.attempt for entry in self._entries if entry.attempt is not None}
         await asyncio.wait(attempts, timeout=ATTEMPT_TIMEOUT)
-        late = asyncio.get_running_loop().time() >= self._entries[0].since + self._patience()
+        late = self._loop.time() >= self._entries[0].since + self._patience()
         for entry in list(self._entries):
             attempt = entry.attempt
             if entry not in self._entries:  # it ended with a refused one before it
                 continue
-            if attempt is not None and attempt.done() and not self._for_now(attempt):
+            if attempt is not None and attempt.done() and not _is_for_now(attempt):
                 self._end(entry, attempt)
             elif late:
                 self._end(entry, self._refusal())
@@ -209,17 +235,18 @@ class PublishQueue:
                 attempt.cancel()
         if self._entries:
             await asyncio.sleep(RETRY_PAUSE)
-        self._holding = False
+        self._retrying = None
+        self._progress = self._loop.time()
         for entry in self._entries:
             self._try(entry)
 
     def _refusal(self) -> asyncio.Future[Receipt]:
-        refusal: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        refusal: asyncio.Future[Receipt] = self._loop.create_future()
         refusal.set_exception(
             BrokerUnavailable(f"not stored within {self._patience():g} s; send it again later")
         )
         return refusal
 
 
-def _failed(attempt: asyncio.Future[Receipt]) -> bool:
-    return attempt.exception() is not None
+def _is_for_now(attempt: asyncio.Future[Receipt]) -> bool:
+    return attempt.cancelled() or isinstance(attempt.exception(), BrokerUnavailable)
