@@ -229,12 +229,6 @@ class Session:
         for subscription in self.subscriptions:
             subscription.confirm_drained()
 
-    def wake_waiting(self) -> None:
-        """Let subscriptions look again that wait for credit, which has come back."""
-        for subscription in self.subscriptions:
-            if subscription.window.wants_fetch:
-                subscription.wake()
-
     # -- from the client -----------------------------------------------------------------
 
     async def receive(self, frame: str | bytes) -> None:
@@ -244,12 +238,15 @@ class Session:
             if self.socket.unwritten >= MAX_ANSWERS:
                 await self._answers_written()
             action = self.endpoint.receive(frame, self._now())
-            if isinstance(action, Publish):
+            if isinstance(action, Confirm):
+                if self.subscriptions[0].confirm(action.offset):
+                    self.endpoint.progressed()
+            elif isinstance(action, Publish):
                 await self._publish(action)
             elif isinstance(action, Close):
                 self._log(logging.INFO, action)
                 await self.close(action.code, action.reason)
-            elif action is not None:
+            else:
                 self._do(action)
         finally:
             self._busy = False
@@ -259,12 +256,9 @@ class Session:
         if not await self.socket.answers_written(MAX_ANSWERS):
             await self.close(CloseCode.TOO_SLOW)
 
-    def _do(self, action: Answer | Close | Confirm | None) -> None:
-        """Carry out what needs no waiting."""
-        if isinstance(action, Confirm):
-            if self.subscriptions[0].confirm(action.offset):
-                self.endpoint.progressed()
-        elif isinstance(action, Answer):
+    def _do(self, action: Answer | Close | None) -> None:
+        """Answer or close, from a callback."""
+        if isinstance(action, Answer):
             self.socket.answer(action.text)
         elif action is not None:
             self._log(logging.WARNING, action)

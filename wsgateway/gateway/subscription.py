@@ -179,7 +179,8 @@ class Subscription:
                 self._written = message.offset
                 if (drained := self.drained) > window.confirmed:
                     self.confirm(drained)
-        self.confirm_drained()
+        if not acknowledges:
+            self.confirm_drained()
 
     @property
     def drained(self) -> int:
@@ -208,12 +209,14 @@ class Subscription:
 
     def confirm(self, offset: int) -> bool:
         """Note that the client has everything up to *offset* (cumulative); say if that is news."""
-        if self._changed():
+        if self._restart is not None:
             return False  # *offset* belongs to what was before
         if not self.window.confirm(offset):
             return False
         self._session.hub.cursors.confirm(self.cursor, self.epoch, self.window.confirmed)
-        self._session.wake_waiting()
+        for each in self._session.subscriptions:
+            if each.window.wants_fetch:  # there is credit now
+                each.wake()
         return True
 
     # -- from the stream -----------------------------------------------------------------

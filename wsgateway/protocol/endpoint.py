@@ -7,6 +7,7 @@ actions out: it publishes, confirms, answers and closes, and tells the endpoint 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -52,11 +53,12 @@ class Publish(NamedTuple):
     request: bool = False
 
 
-class Confirm(NamedTuple):
+@dataclass(slots=True)
+class Confirm:
     """The client has everything up to *offset*; if that is news, call `Endpoint.progressed`.
 
     Attributes:
-        offset: May be more than was sent.
+        offset: It may be more than was sent: clamp it.
     """
 
     offset: int

@@ -9,7 +9,6 @@ from wsgateway.protocol.endpoint import (
     Answer,
     Client,
     Close,
-    Confirm,
     Endpoint,
     Message,
     Publish,
@@ -100,7 +99,7 @@ class V1Endpoint(Endpoint):
             return Answer(encode_error(error.id, error.code, error.message))
         return None
 
-    def _acknowledge(self, ack: Ack) -> Confirm | Close | None:
+    def _acknowledge(self, ack: Ack) -> Ack | Close | None:
         if ack.epoch is None:
             self._unnamed = True
             if self._lives:  # is it about the stream before?
@@ -108,7 +107,7 @@ class V1Endpoint(Endpoint):
                 return Close(CloseCode.STREAM_REPLACED)
         elif ack.epoch != self._epoch:
             return None
-        return Confirm(ack.offset)
+        return ack
 
     def _publish(self, message: ClientMessage, within_limit: bool) -> Publish | Answer:
         if problem := self._size.exceeded_by(len(message.frame.payload)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.protocol.endpoint import Confirm
 from wsgateway.protocol.frames import Frame
 
 __all__ = [
@@ -111,13 +112,12 @@ class ClientMessage:
 
 
 @dataclass(slots=True)
-class Ack:
-    """The client has everything up to *offset*. It may be more than was sent: clamp it.
+class Ack(Confirm):
+    """What a client acknowledges.
 
     Without *epoch* nobody knows whether it is about the stream before, once that was replaced.
     """
 
-    offset: int
     epoch: str | None = None
 
 
