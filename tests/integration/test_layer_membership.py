@@ -141,7 +141,7 @@ async def test_calls_at_once_share_a_round_trip(make: Make, pongs: list[bytes]) 
     channel = await layer.new_channel()
     pongs.clear()
     await asyncio.gather(*(layer.group_add(f"group-{number}", channel) for number in range(32)))
-    assert len(pongs) <= 2
+    assert 1 <= len(pongs) <= 2
 
 
 async def test_durable_memberships_at_once_share_a_round_trip(
