@@ -255,7 +255,7 @@ async def _store(
     clock = asyncio.get_running_loop().time
     end = clock() + TURN_TIME
 
-    async def lane(mine: list[OutboxMessage]) -> None:
+    async def store_in_order(mine: list[OutboxMessage]) -> None:
         for row in mine:
             if clock() > end:
                 return
@@ -265,7 +265,7 @@ async def _store(
 
     async with asyncio.TaskGroup() as group:
         for mine in by_user.values():
-            group.create_task(lane(mine))
+            group.create_task(store_in_order(mine))
     return outcomes
 
 
