@@ -89,12 +89,11 @@ class Worker:
     async def confirm(self) -> None:
         """Wait until the server has what was sent from here, and this process what came."""
         from wsgateway.broker import runtime
-        from wsgateway.layer.connection import LayerConnection
 
         for connection in runtime.connections():
-            node = connection.attached[LayerConnection]
-            await node.call(node.ready)  # a cancelled call may just have begun to connect
-            await node.call(node.bus.confirm)
+            # A cancelled call may just have begun to connect
+            await connection.call(connection.connect)
+            await connection.call(connection.bus.confirm)
         await self.layer.local.confirm()
 
     async def stored(self, channel: str) -> int:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.connection import LayerConnection
 
 __all__ = ["drain", "layers", "nats_of", "nothing_comes", "receive", "stored"]
 
@@ -33,7 +33,7 @@ async def layers(url: Any, prefix: str, **defaults: Any) -> AsyncIterator[Make]:
             await layer.close()
 
 
-def nats_of(connection: LayerConnection) -> NatsBroker:
+def nats_of(connection: Connection) -> NatsBroker:
     """Return the broker of a layer that is not in memory."""
     assert isinstance(connection.broker, NatsBroker)
     return connection.broker

@@ -20,7 +20,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
 from wsgateway.layer import NatsChannelLayer, fullness, mailbox
-from wsgateway.layer.connection import full_channels
+from wsgateway.layer.sharing import full_channels
 
 ALL_TYPES = {
     "type": "all.types",
@@ -286,7 +286,7 @@ async def test_what_is_lost_on_its_way_takes_no_room_for_long(
     channel = await layer.new_channel()
     node = layer.connections.current()
     with monkeypatch.context() as context:
-        context.setattr(node, "publish", lambda *args, **kwargs: None)
+        context.setattr(node.bus, "publish", lambda *args, **kwargs: None)
         await layer.send(channel, {"type": "x", "n": 0})
     with pytest.raises(ChannelFull):
         await layer.send(channel, {"type": "x", "n": 1})

@@ -16,12 +16,12 @@ from tests.integration.layers import Make, drain, layers, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import handshake
+from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.connection import NatsConnection
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.reader import Reader
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.connection import LayerConnection
 
 Start = Callable[[], WorkerProcess]
 
@@ -209,13 +209,13 @@ async def test_new_channel_waits_for_the_subscription_that_another_call_makes(
     layer = make()
     node = await layer.connections.ready()
     going_on = asyncio.Event()
-    in_effect = LayerConnection.in_effect
+    in_effect = NatsBroker.in_effect
 
-    async def late(self: LayerConnection) -> None:
+    async def late(self: NatsBroker) -> None:
         await going_on.wait()
         await in_effect(self)
 
-    monkeypatch.setattr(LayerConnection, "in_effect", late)
+    monkeypatch.setattr(NatsBroker, "in_effect", late)
     first = asyncio.create_task(layer.new_channel())
     await until(lambda: layer.local.connection is node, 10, "the home is here")
     second = asyncio.create_task(layer.new_channel())
@@ -272,13 +272,13 @@ async def test_on_reconnect_comes_after_memberships_are_in_effect(
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
         going_on = asyncio.Event()
-        in_effect = LayerConnection.in_effect
+        in_effect = NatsBroker.in_effect
 
-        async def late(self: LayerConnection) -> None:
+        async def late(self: NatsBroker) -> None:
             await going_on.wait()
             await in_effect(self)
 
-        monkeypatch.setattr(LayerConnection, "in_effect", late)
+        monkeypatch.setattr(NatsBroker, "in_effect", late)
         own_server.kill()
         await own_server.astart()
         link = layer.connections.current().bus

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -10,6 +13,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.native import wait_for
 from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.broker.targets import Target
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.supervision import share
 
 __all__ = ["Action", "Connection", "Loop"]
@@ -18,6 +22,11 @@ T = TypeVar("T")
 Action = Callable[[Broker], Awaitable[T]]
 Loop = asyncio.AbstractEventLoop
 Hook = Callable[[], Awaitable[None]]
+
+logger = logging.getLogger("wsgateway.broker")
+
+WAIT_EVERY = 64
+"""Calls of `publish_soon` of which one has to wait."""
 
 
 class Connection:
@@ -43,6 +52,8 @@ class Connection:
         self.loop = loop
         self.is_background = is_background
         self.broker = broker
+        self.bus = broker.bus
+        self.subjects = broker.subjects
         self.subscriptions = Subscriptions(broker)
         """What reads inboxes here: sockets and members of durable groups."""
         self.kept = False
@@ -53,6 +64,9 @@ class Connection:
         self.target = target
         self._forget = forget
         self._opening: asyncio.Task[None] | None = None
+        self._soon = itertools.count(1)
+        self._handed: deque[tuple[str, bytes, str]] = deque()  # by other threads, to publish
+        self._taking = False  # whether `_publish_handed` is about to run
 
     @property
     def usable(self) -> bool:
@@ -64,6 +78,16 @@ class Connection:
         if self._opening is None:
             self._opening = share(self.broker.open(), "wsgateway-open")
         await asyncio.shield(self._opening)
+
+    async def connect(self) -> None:
+        """Begin to connect if nobody has; wait until connected. In its loop.
+
+        Raises:
+            BrokerUnavailable: Not within ``WSGATEWAY_BROKER_TIMEOUT``.
+        """
+        if not self.bus.is_open:
+            await self.open()
+            await self.bus.ready()
 
     async def run(self, action: Action[T], timeout: float | None = None) -> T:
         """Run *action* once the broker is ready; from any loop.
@@ -95,6 +119,38 @@ class Connection:
     ) -> T:
         """Run a coroutine in the connection's loop; from a thread without a loop."""
         return wait_for(asyncio.run_coroutine_threadsafe(function(), self.loop), timeout)
+
+    def publish_soon(self, subject: str, data: bytes, reply: str) -> bool:
+        """Publish on the bus in the connection's loop, without waiting; from any thread.
+
+        What one thread hands over goes out in its order.
+
+        Args:
+            subject: Where.
+            data: At most the bus' `max_payload`.
+            reply: Where answers go; "" for none.
+
+        Returns:
+            False if it is not connected, or the caller must wait this time, so that it cannot
+            run ahead of the connection; then nothing was done.
+        """
+        if not self.bus.is_open or next(self._soon) % WAIT_EVERY == 0:
+            return False
+        self._handed.append((subject, data, reply))
+        if not self._taking:
+            self._taking = True
+            self.loop.call_soon_threadsafe(self._publish_handed)
+        return True
+
+    def _publish_handed(self) -> None:
+        self._taking = False  # before looking: what is appended after the look calls again
+        while self._handed:
+            subject, data, reply = self._handed.popleft()
+            try:
+                self.bus.publish(subject, data, reply=reply)
+            except BrokerUnavailable as exc:
+                logger.info("a message on %s was not sent: %s", subject, exc)
+        self.bus.send_now()
 
     def on_close(self, before: Hook, after: Callable[[], None]) -> None:
         """Await *before* while it is still connected, and call *after* once it is closed."""

@@ -8,12 +8,14 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from wsgateway.broker import runtime
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.runtime import is_short_lived
 from wsgateway.broker.targets import Target, target_of
 from wsgateway.exceptions import BrokerClosed
 from wsgateway.layer import wire
 from wsgateway.layer.config import find_differences
-from wsgateway.layer.connection import LayerConnection, background_connection, current_connection
+from wsgateway.layer.sharing import notices, share, shared
 
 if TYPE_CHECKING:
     from wsgateway.layer.core import NatsChannelLayer
@@ -24,6 +26,9 @@ logger = logging.getLogger("wsgateway.layer")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+YIELD_EVERY = 64
+"""Publishes after which the publisher lets the connection write."""
 
 
 class Connections:
@@ -36,8 +41,9 @@ class Connections:
     def __init__(self, layer: NatsChannelLayer) -> None:
         self._layer = layer
         self._target: Target | None = None
-        self.by_loop: dict[asyncio.AbstractEventLoop, LayerConnection] = {}
+        self.by_loop: dict[asyncio.AbstractEventLoop, Connection] = {}
         """Those that were used, by event loop."""
+        self._published = 0  # since the last pause
 
     @property
     def target(self) -> Target:
@@ -54,28 +60,30 @@ class Connections:
         """Whether a broker within this process was chosen."""
         return self._target is not None and self._target.options is None
 
-    def here(self) -> LayerConnection | None:
+    def here(self) -> Connection | None:
         """Return the running loop's own connection, if it was used before."""
         return self.by_loop.get(asyncio.get_running_loop())
 
-    def current(self) -> LayerConnection:
+    def current(self) -> Connection:
         """Return the connection that serves the running loop."""
         loop = asyncio.get_running_loop()
         connection = self.by_loop.get(loop)
         if connection is None or not connection.usable:
-            connection = current_connection(self.target)
-            connection.users.add(self._layer)
+            connection = runtime.current(self.target)
+            share(connection, self._layer)
             if connection.loop is loop:
                 for closed in [known for known in self.by_loop if known.is_closed()]:
                     del self.by_loop[closed]
                 self.by_loop[loop] = connection
         return connection
 
-    def background(self) -> LayerConnection:
+    def background(self) -> Connection:
         """Return the background thread's connection."""
-        return background_connection(self.target)
+        connection = runtime.background(self.target)
+        shared(connection)  # begins with the first layer
+        return connection
 
-    async def ready(self) -> LayerConnection:
+    async def ready(self) -> Connection:
         """Return the connection that serves the running loop, connected.
 
         Raises:
@@ -85,7 +93,7 @@ class Connections:
             connection = self.current()
             try:
                 if not connection.bus.is_open:
-                    await connection.call(connection.ready)
+                    await connection.call(connection.connect)
                 return connection
             except BrokerClosed:  # `close` was called while this waited
                 if connection.usable:
@@ -93,7 +101,7 @@ class Connections:
 
     async def run(
         self,
-        action: Callable[Concatenate[LayerConnection, P], Coroutine[Any, Any, T]],
+        action: Callable[Concatenate[Connection, P], Coroutine[Any, Any, T]],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
@@ -109,16 +117,16 @@ class Connections:
             await local.confirm()
         return await connection.call(lambda: action(connection, *args, **kwargs))
 
-    def take(self) -> list[LayerConnection]:
+    def take(self) -> list[Connection]:
         """Return all that are usable, and forget them."""
         connections, self.by_loop = self.by_loop, {}
         return [connection for connection in connections.values() if connection.usable]
 
-    def take_here(self) -> LayerConnection | None:
+    def take_here(self) -> Connection | None:
         """Return the running loop's own, if there is one, and forget it."""
         return self.by_loop.pop(asyncio.get_running_loop(), None)
 
-    def move(self) -> list[LayerConnection]:
+    def move(self) -> list[Connection]:
         """Choose the target again with the next use; return and forget all that are usable."""
         self._target = None
         return self.take()
@@ -139,13 +147,35 @@ class Connections:
             await local.place()  # one of our own channels may be among the receivers
         if here is not None and here.bus.is_open and not local.unconfirmed:
             if len(data) > here.bus.max_payload:
-                await _publish_at(here, subject, data, has_owner)
+                await self._publish_at(here, subject, data, has_owner)
                 return
-            here.publish(subject, data, reply=here.notices if has_owner else "")
-            if here.is_breathless():
-                await here.breathe()
+            here.bus.publish(subject, data, reply=notices() if has_owner else "")
+            if self.is_breathless():
+                await self.breathe(here)
         elif not (is_short_lived(loop) and self.publish_soon(subject, data, has_owner)):
-            await self.run(_publish_at, subject, data, has_owner)
+            await self.run(self._publish_at, subject, data, has_owner)
+
+    async def _publish_at(
+        self, connection: Connection, subject: str, data: bytes, has_owner: bool
+    ) -> None:
+        limit = connection.bus.max_payload
+        reply = notices() if has_owner else ""
+        is_whole = len(data) <= limit
+        for part in [data] if is_whole else wire.split(data, uuid.uuid4().bytes, limit):
+            connection.bus.publish(subject, part, reply=reply)
+            if self.is_breathless() or not is_whole:
+                await self.breathe(connection)
+
+    def is_breathless(self) -> bool:
+        """Say whether to call `breathe`; ask after each publish."""
+        self._published += 1
+        return self._published >= YIELD_EVERY
+
+    async def breathe(self, connection: Connection) -> None:
+        """Let *connection*, in its loop, write; wait while the other side is far behind."""
+        self._published = 0
+        await asyncio.sleep(0)
+        await connection.bus.pressure()
 
     def publish_soon(self, subject: str, data: bytes, has_owner: bool) -> bool:
         """Hand an envelope to the background loop; return False if the caller has to wait."""
@@ -154,16 +184,4 @@ class Connections:
             return False
         if len(data) > connection.bus.max_payload:
             return False
-        return connection.publish_soon(subject, data, connection.notices if has_owner else "")
-
-
-async def _publish_at(
-    connection: LayerConnection, subject: str, data: bytes, has_owner: bool
-) -> None:
-    limit = connection.bus.max_payload
-    reply = connection.notices if has_owner else ""
-    is_whole = len(data) <= limit
-    for part in [data] if is_whole else wire.split(data, uuid.uuid4().bytes, limit):
-        connection.publish(subject, part, reply=reply)
-        if connection.is_breathless() or not is_whole:
-            await connection.breathe()
+        return connection.publish_soon(subject, data, notices() if has_owner else "")

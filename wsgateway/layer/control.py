@@ -15,7 +15,7 @@ from wsgateway.exceptions import MalformedMessage, NobodyAnswers
 from wsgateway.layer import wire
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
 
 __all__ = ["FLUSHED", "Change", "change_elsewhere", "flush", "flush_subject", "leave_everywhere"]
 
@@ -58,7 +58,7 @@ class Change(NamedTuple):
         return cls(action, group, str(channel))
 
 
-async def change_elsewhere(connection: LayerConnection, subject: str, change: Change) -> None:
+async def change_elsewhere(connection: Connection, subject: str, change: Change) -> None:
     """Ask the channel's owner, who listens on *subject*; if it is gone, so is the channel."""
     try:
         await connection.bus.request(subject, change.encode())
@@ -66,7 +66,7 @@ async def change_elsewhere(connection: LayerConnection, subject: str, change: Ch
         logger.debug("nobody owns channel %s any more", change.channel)
 
 
-async def leave_everywhere(connection: LayerConnection, group: str, channel: str) -> None:
+async def leave_everywhere(connection: Connection, group: str, channel: str) -> None:
     """End a normal channel's membership in every process."""
     subject = connection.subjects.leave(group, channel)
     with contextlib.suppress(NobodyAnswers):  # any more: each request tells one of them
@@ -74,12 +74,12 @@ async def leave_everywhere(connection: LayerConnection, group: str, channel: str
             await connection.bus.request(subject, b"")
 
 
-def flush_subject(connection: LayerConnection) -> str:
+def flush_subject(connection: Connection) -> str:
     """Return where layers are told to forget everything."""
     return f"{connection.subjects.prefix}.all.flush"
 
 
-async def flush(connection: LayerConnection) -> None:
+async def flush(connection: Connection) -> None:
     """Empty every normal channel, and have every process forget what it holds."""
     await connection.broker.channels.purge()
     heard = asyncio.Event()

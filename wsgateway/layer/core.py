@@ -11,11 +11,11 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
+from wsgateway.broker.connection import Connection
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import blobs, durable
 from wsgateway.layer.addresses import Addresses
-from wsgateway.layer.connection import LayerConnection, full_channels
 from wsgateway.layer.connections import Connections
 from wsgateway.layer.control import Change, change_elsewhere, flush, leave_everywhere
 from wsgateway.layer.durable import Directory, GroupName
@@ -25,6 +25,7 @@ from wsgateway.layer.local_channels import LocalChannels
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
 from wsgateway.layer.normal import NormalChannels
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
+from wsgateway.layer.sharing import full_channels, shared
 from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["NatsChannelLayer"]
@@ -67,10 +68,10 @@ class NatsChannelLayer(ConfiguredLayer):
         for connection in self.connections.move():
             asyncio.run_coroutine_threadsafe(self._depart(connection), connection.loop)
 
-    async def _depart(self, connection: LayerConnection) -> None:
+    async def _depart(self, connection: Connection) -> None:
         await self.normal.close(connection)
         if not connection.is_background:
-            await connection.leave(self)
+            await shared(connection).leave(self)
         self._move_readers()
 
     @property
@@ -129,7 +130,7 @@ class NatsChannelLayer(ConfiguredLayer):
     async def _let_arrive(self) -> None:
         """Wait until this process has received what it has sent to its own channels."""
 
-        async def confirm(connection: LayerConnection) -> None:
+        async def confirm(connection: Connection) -> None:
             await connection.bus.confirm()
 
         with contextlib.suppress(TimeoutError):  # the channels' loop is busy
@@ -190,11 +191,11 @@ class NatsChannelLayer(ConfiguredLayer):
         finally:
             mailbox.end_reading()
 
-    async def connection_closing(self, connection: LayerConnection) -> None:
+    async def connection_closing(self, connection: Connection) -> None:
         """Give back what *connection* has fetched of normal channels."""
         await self.normal.close(connection)
 
-    def connection_closed(self, connection: LayerConnection) -> None:
+    def connection_closed(self, connection: Connection) -> None:
         """Let those who wait for messages find another connection."""
         if not connection.is_background:  # which is closed at the end of the process
             self._move_readers()
@@ -245,23 +246,21 @@ class NatsChannelLayer(ConfiguredLayer):
         else:
             await connection.call(lambda: here(connection, name, channel))
 
-    async def _add_here(self, connection: LayerConnection, group: GroupName, channel: str) -> None:
+    async def _add_here(self, connection: Connection, group: GroupName, channel: str) -> None:
         if not connection.bus.is_open:
-            await connection.ready()
+            await connection.connect()
         if "!" not in channel:
             # Otherwise the group's first messages would go nowhere
             await connection.broker.channels.ensure(self.largest_capacity)
         await self.local.groups.add(connection, group, channel)
 
-    async def _discard_here(
-        self, connection: LayerConnection, group: GroupName, channel: str
-    ) -> None:
+    async def _discard_here(self, connection: Connection, group: GroupName, channel: str) -> None:
         self.local.groups.discard(group.name, channel)
         if "!" not in channel:  # other processes may have added it, too
-            await connection.ready()
+            await connection.connect()
             await leave_everywhere(connection, group.name, channel)
-        elif connection.is_breathless():
-            await connection.breathe()
+        elif self.connections.is_breathless():
+            await self.connections.breathe(connection)
 
     def _name(self, group: str) -> GroupName:
         """Return what a new group's name says; in an event loop."""
@@ -370,7 +369,7 @@ class NatsChannelLayer(ConfiguredLayer):
         await self.normal.close()
         for connection in self.connections.take():
             if not connection.is_background:
-                await connection.call(partial(connection.leave, self))
+                await connection.call(partial(shared(connection).leave, self))
         self._move_readers()
 
     async def close_pools(self) -> None:

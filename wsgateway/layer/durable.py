@@ -23,7 +23,7 @@ from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
 
 __all__ = [
     "UNKNOWN_SERVICE",
@@ -94,7 +94,7 @@ class Directory:
         self._names.clear()
         self._absent.clear()
 
-    def add(self, connection: LayerConnection, group: str) -> GroupName:
+    def add(self, connection: Connection, group: str) -> GroupName:
         """Return what a valid name says; warn if it looks like an inbox's and is not."""
         kept = kept_inbox(group)
         name = GroupName(group, connection.subjects.group(group), inbox_of_group(group), kept)
@@ -114,7 +114,7 @@ class Directory:
                 self._run(connection, self._warn_of_service(connection, group, service))
         return name
 
-    def known(self, connection: LayerConnection, name: GroupName) -> tuple[bool, Inbox | None]:
+    def known(self, connection: Connection, name: GroupName) -> tuple[bool, Inbox | None]:
         """Return whether it is known where a group is stored, and where; None: it is not."""
         if name.inbox is None:
             return True, name.kept
@@ -129,7 +129,7 @@ class Directory:
             self._absent.add(service)
         return exists is not None, name.inbox if exists else name.kept
 
-    async def find(self, connection: LayerConnection, name: GroupName) -> Inbox | None:
+    async def find(self, connection: Connection, name: GroupName) -> Inbox | None:
         """Return where a group is stored, None if it is not; in the connection's loop, connected.
 
         Raises:
@@ -139,19 +139,19 @@ class Directory:
             return name.inbox
         return name.kept
 
-    def _look_again(self, connection: LayerConnection, service: str) -> None:
+    def _look_again(self, connection: Connection, service: str) -> None:
         now = monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._run(connection, self._look(connection, service))
 
-    async def _look(self, connection: LayerConnection, service: str) -> None:
+    async def _look(self, connection: Connection, service: str) -> None:
         with contextlib.suppress(BrokerError):  # with a later send, again
             await _exists(connection, service)
 
-    async def _warn_of_form(self, connection: LayerConnection, name: GroupName) -> None:
+    async def _warn_of_form(self, connection: Connection, name: GroupName) -> None:
         with contextlib.suppress(BrokerError):
-            await connection.ready()
+            await connection.connect()
             if await _exists(connection, name.prefix):
                 logger.warning(
                     "group %r begins with the service %r but does not name an inbox, so its "
@@ -161,9 +161,9 @@ class Directory:
                     name.prefix,
                 )
 
-    async def _warn_of_service(self, connection: LayerConnection, group: str, service: str) -> None:
+    async def _warn_of_service(self, connection: Connection, group: str, service: str) -> None:
         with contextlib.suppress(BrokerError):
-            await connection.ready()
+            await connection.connect()
             if not await _exists(connection, service) and service not in self._warned:
                 if len(self._warned) >= NAMES_KEPT:
                     self._warned.clear()
@@ -174,7 +174,7 @@ class Directory:
                     ServiceUnknown(service, connection.broker.service_names),
                 )
 
-    def _run(self, connection: LayerConnection, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
         run = partial(start, work, "wsgateway-layer-groups", tasks=self.looking)
         try:
             connection.loop.call_soon_threadsafe(run)
@@ -188,7 +188,7 @@ def kept_inbox(group: str) -> Inbox | None:
     return Inbox(GROUP_SERVICE, group) if is_kept else None
 
 
-async def _exists(connection: LayerConnection, service: str) -> bool:
+async def _exists(connection: Connection, service: str) -> bool:
     return await connection.broker.service_exists(service)
 
 
@@ -235,7 +235,7 @@ def frame_event(payload: bytes, kind: str | None) -> dict[str, Any]:
     return {"type": FRAME_TYPE, "text" if frame.text else "bytes": frame.data}
 
 
-async def store(connection: LayerConnection, inbox: Inbox, payload: bytes, kind: str) -> None:
+async def store(connection: Connection, inbox: Inbox, payload: bytes, kind: str) -> None:
     """Store a durable group's message; retried until the deadline, stored at most once.
 
     Raises:

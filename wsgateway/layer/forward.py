@@ -16,7 +16,7 @@ from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
     from wsgateway.layer.core import NatsChannelLayer
 
 __all__ = ["Forward"]
@@ -41,7 +41,7 @@ class Forward:
     def __init__(
         self,
         layer: NatsChannelLayer,
-        connection: LayerConnection,
+        connection: Connection,
         group: str,
         inbox: Inbox | None,
         channel: str,

@@ -17,7 +17,7 @@ from wsgateway.protocol.subjects import Inbox
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
     from wsgateway.layer.local_channels import LocalChannels
 
 __all__ = ["Group", "Groups", "Item"]
@@ -101,7 +101,7 @@ class Groups:
         self._local = local
         self._layer = local.layer
 
-    async def add(self, connection: LayerConnection, group_name: GroupName, channel: str) -> None:
+    async def add(self, connection: Connection, group_name: GroupName, channel: str) -> None:
         """Make *channel* a member; return once it is. Idempotent.
 
         Raises:
@@ -122,7 +122,7 @@ class Groups:
         try:
             if subscription is not None:
                 await subscription.started()
-            await connection.in_effect()
+            await connection.broker.in_effect()
         except BrokerError:
             if is_new:
                 self.discard(group.name, channel)
@@ -132,7 +132,7 @@ class Groups:
             group.confirmed[key] = number
 
     def _add(
-        self, connection: LayerConnection, group_name: str, inbox: Inbox | None, channel: str
+        self, connection: Connection, group_name: str, inbox: Inbox | None, channel: str
     ) -> bool:
         """Make *channel* a member, in effect some time later; return False if it was one."""
         group = self.by_name.get(group_name)
@@ -155,7 +155,7 @@ class Groups:
         return True
 
     def _listen(
-        self, connection: LayerConnection, group: Group, name: bytes, mailbox: Mailbox[Item]
+        self, connection: Connection, group: Group, name: bytes, mailbox: Mailbox[Item]
     ) -> None:
         if group.inbox is not None:
             subscription = group.subscriptions.get(name)
@@ -165,18 +165,18 @@ class Groups:
         elif b"" not in group.interests:
             group.interests[b""] = self._listen_for_members(connection, group)
 
-    def _listen_for_members(self, connection: LayerConnection, group: Group) -> Closable:
-        deliver = group.deliver
+    def _listen_for_members(self, connection: Connection, group: Group) -> Closable:
+        local, deliver = self._local, group.deliver
 
         def on_message(_s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
-            if self._local.connection is connection:
-                envelope = self._local.whole(data)
+            if local.connection is connection:
+                envelope = local.whole(data)
                 if envelope is not None:
                     deliver(envelope)
 
         return connection.bus.subscribe(connection.subjects.group(group.name), on_message)
 
-    def _listen_for_normal(self, connection: LayerConnection, group: Group, channel: str) -> None:
+    def _listen_for_normal(self, connection: Connection, group: Group, channel: str) -> None:
         name = channel.encode()
         if name in group.interests:
             return
@@ -184,7 +184,7 @@ class Groups:
         def on_leave(_s: bytes, reply: bytes, _data: bytes, _h: bytes | None) -> None:
             if self._local.connection is connection:
                 self.discard(group.name, channel)
-                connection.publish(reply.decode(), b"")
+                connection.bus.publish(reply.decode(), b"")
 
         forward = Forward(self._layer, connection, group.name, group.inbox, channel)
         subject = connection.subjects.leave(group.name, channel)
@@ -236,12 +236,12 @@ class Groups:
         """Return what is to be closed in the loop that made it; memberships stay known."""
         return [interest for group in self.by_name.values() for interest in group.pause()]
 
-    def restore(self, connection: LayerConnection) -> None:
+    def restore(self, connection: Connection) -> None:
         """Listen again, on *connection*, for all members."""
         for group in self.by_name.values():
             self._restore(connection, group)
 
-    def _restore(self, connection: LayerConnection, group: Group) -> None:
+    def _restore(self, connection: Connection, group: Group) -> None:
         for name, mailbox in group.members.items():
             self._listen(connection, group, name, mailbox)
         for channel in group.normal:
@@ -255,12 +255,12 @@ class Groups:
         self.by_name.clear()
         self.joined.clear()
 
-    def look_at_services(self, connection: LayerConnection) -> None:
+    def look_at_services(self, connection: Connection) -> None:
         """Soon, make groups durable whose service exists by now, as their senders do."""
         if self._local.connection is connection and self._unstored:
             start(self._store_groups(connection), "wsgateway-layer-services")
 
-    async def _store_groups(self, connection: LayerConnection) -> None:
+    async def _store_groups(self, connection: Connection) -> None:
         directory = self._layer.directory
         for group_name in list(self._unstored):
             name = directory.get(group_name) or directory.add(connection, group_name)

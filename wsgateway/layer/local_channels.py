@@ -18,9 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import Closable
+from wsgateway.broker.connection import Connection
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
 from wsgateway.layer import wire
-from wsgateway.layer.connection import LayerConnection
 from wsgateway.layer.control import FLUSHED, Change, flush_subject
 from wsgateway.layer.fullness import Complaints
 from wsgateway.layer.groups import Groups, Item
@@ -46,7 +46,7 @@ class LocalChannels:
     def __init__(self, layer: NatsChannelLayer) -> None:
         self.layer = layer
         self.client = layer.client_prefix
-        self.connection: LayerConnection | None = None
+        self.connection: Connection | None = None
         self.mailboxes: dict[bytes, Mailbox[Item]] = {}
         self.by_channel: dict[str, Mailbox[Item]] = {}
         """Those that were read, by the names that callers use."""
@@ -61,7 +61,7 @@ class LocalChannels:
 
     # -- where it is ---------------------------------------------------------------------
 
-    async def place(self) -> LayerConnection:
+    async def place(self) -> Connection:
         """Return the connection of the channels' loop; if they have none, move them to this loop.
 
         If the channels have moved, every subscription is in effect then.
@@ -82,7 +82,7 @@ class LocalChannels:
                 if chosen.usable:
                     raise
 
-    def _must_stay(self, connection: LayerConnection) -> bool:
+    def _must_stay(self, connection: Connection) -> bool:
         return connection.usable and not (connection.is_background and self.is_new)
 
     @property
@@ -91,8 +91,8 @@ class LocalChannels:
         connection = self.connection
         return connection is not None and not connection.usable
 
-    async def _move(self, connection: LayerConnection) -> None:
-        await connection.ready()
+    async def _move(self, connection: Connection) -> None:
+        await connection.connect()
         with self._moving:
             old, interests = self.connection, self._interests
             if old is connection or (old is not None and self._must_stay(old)):
@@ -108,7 +108,7 @@ class LocalChannels:
             _close_in(old, interests)
         await self.confirm()
 
-    def _subscribe(self, connection: LayerConnection) -> list[Closable]:
+    def _subscribe(self, connection: Connection) -> list[Closable]:
         def on_message(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
             if self.connection is connection:
                 self._on_message(connection, reply, data)
@@ -117,7 +117,7 @@ class LocalChannels:
             if self.connection is connection:
                 self._flush()
                 if reply:
-                    connection.publish(reply.decode(), FLUSHED)
+                    connection.bus.publish(reply.decode(), FLUSHED)
 
         return [
             connection.bus.subscribe(connection.subjects.process(self.client), on_message),
@@ -127,18 +127,18 @@ class LocalChannels:
             connection.bus.on_open(partial(self._on_open, connection)),
         ]
 
-    def _on_open(self, connection: LayerConnection) -> None:
+    def _on_open(self, connection: Connection) -> None:
         if self.layer.notice(True) is not None:
             number = connection.bus.times_connected
             start(self._notify_restored(connection, number), "wsgateway-layer-notice")
 
-    async def _notify_restored(self, connection: LayerConnection, number: int) -> None:
+    async def _notify_restored(self, connection: Connection, number: int) -> None:
         with contextlib.suppress(BrokerError):  # lost again: the next connection says so
-            await connection.in_effect()
+            await connection.broker.in_effect()
             if connection.bus.times_connected == number and connection.bus.is_open:
                 self._notify(connection, True)
 
-    def _notify(self, connection: LayerConnection, is_open: bool) -> None:
+    def _notify(self, connection: Connection, is_open: bool) -> None:
         """Tell every channel of this process what became of the connection."""
         envelope = self.layer.notice(is_open)
         if self.connection is connection and envelope is not None:
@@ -150,7 +150,7 @@ class LocalChannels:
         connection = self.connection
         if connection is None or not connection.usable:
             return
-        await connection.call(connection.in_effect)
+        await connection.call(connection.broker.in_effect)
         with self._moving:
             if self.connection is connection:
                 self.unconfirmed = False
@@ -196,7 +196,7 @@ class LocalChannels:
         """Say whether an envelope is too old; messages of durable groups never are."""
         return isinstance(item, bytes) and self.layer.envelopes.is_expired(item)
 
-    def _on_message(self, connection: LayerConnection, reply: bytes, data: bytes) -> None:
+    def _on_message(self, connection: Connection, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):
             logger.warning(
                 "skipped %d bytes for channels of %s: not a channel message",
@@ -223,7 +223,7 @@ class LocalChannels:
         connection = self.connection
         if connection is not None:
             with contextlib.suppress(BrokerUnavailable):  # the sender tries again by itself
-                connection.publish(sender, data)
+                connection.bus.publish(sender, data)
 
     def taken(self, channel: str) -> None:
         """Record that a message was taken, in case somebody waits for room. From any thread."""
@@ -251,7 +251,7 @@ class LocalChannels:
 
     # -- control -------------------------------------------------------------------------
 
-    def _on_control(self, connection: LayerConnection, reply: bytes, data: bytes) -> None:
+    def _on_control(self, connection: Connection, reply: bytes, data: bytes) -> None:
         try:
             change = Change.parse(data)
         except MalformedMessage as exc:
@@ -266,18 +266,16 @@ class LocalChannels:
         if change.action == "discard":
             self.groups.discard(change.group, change.channel)
         if reply:
-            connection.publish(reply.decode(), b"")
+            connection.bus.publish(reply.decode(), b"")
 
-    async def _join_for_other(
-        self, connection: LayerConnection, reply: bytes, change: Change
-    ) -> None:
+    async def _join_for_other(self, connection: Connection, reply: bytes, change: Change) -> None:
         """Add a member for another process; answer once it is one."""
         try:
             name = self.layer.directory.get(change.group)
             name = name or self.layer.directory.add(connection, change.group)
             await self.groups.add(connection, name, change.channel)
             if reply:
-                connection.publish(reply.decode(), b"")
+                connection.bus.publish(reply.decode(), b"")
         except BrokerError as exc:
             logger.warning("channel %s cannot join group %s: %s", change.channel, change.group, exc)
 
@@ -297,7 +295,7 @@ class LocalChannels:
         self.by_channel.pop(name.decode(), None)
 
 
-def _close_in(connection: LayerConnection, interests: list[Closable]) -> None:
+def _close_in(connection: Connection, interests: list[Closable]) -> None:
     def close() -> None:
         for interest in interests:
             with contextlib.suppress(BrokerUnavailable):

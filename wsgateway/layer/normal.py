@@ -12,7 +12,7 @@ from wsgateway.layer import blobs, wire
 from wsgateway.layer.prefetch import Prefetch
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
     from wsgateway.layer.core import NatsChannelLayer
 
 __all__ = ["NormalChannels"]
@@ -27,7 +27,7 @@ class NormalChannels:
 
     def __init__(self, layer: NatsChannelLayer) -> None:
         self._layer = layer
-        self.prefetches: dict[tuple[LayerConnection, str], Prefetch] = {}
+        self.prefetches: dict[tuple[Connection, str], Prefetch] = {}
         self._ended: list[Prefetch] = []  # whose readers still wait there
 
     def flushed(self) -> None:
@@ -35,7 +35,7 @@ class NormalChannels:
         for prefetch in self.prefetches.values():
             prefetch.mailbox.queue.clear()
 
-    async def send(self, connection: LayerConnection, channel: str, data: bytes) -> None:
+    async def send(self, connection: Connection, channel: str, data: bytes) -> None:
         """Store an envelope for one reader; return once it is stored.
 
         Raises:
@@ -92,7 +92,7 @@ class NormalChannels:
         if self.prefetches.get(key) is prefetch:
             del self.prefetches[key]
 
-    async def close(self, connection: LayerConnection | None = None) -> None:
+    async def close(self, connection: Connection | None = None) -> None:
         """Stop reading, on one connection or on all; what was fetched goes to others."""
         ending = [
             prefetch

@@ -13,7 +13,7 @@ from wsgateway.layer.mailbox import Mailbox
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
 
 __all__ = ["Prefetch"]
 
@@ -36,7 +36,7 @@ class Prefetch:
 
     def __init__(
         self,
-        connection: LayerConnection,
+        connection: Connection,
         channel: str,
         capacity: int,
         on_idle: Callable[[Prefetch], None],

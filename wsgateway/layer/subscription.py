@@ -20,7 +20,7 @@ from wsgateway.protocol.window import Credit, Window, later
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
     from wsgateway.layer.mailbox import Mailbox
 
 __all__ = ["DurableItem", "Subscription"]
@@ -71,7 +71,7 @@ class Subscription:
         self._mailbox = mailbox
         self._since = ""  # what was stored until then, the member has had before
 
-    def attach(self, connection: LayerConnection) -> None:
+    def attach(self, connection: Connection) -> None:
         """Begin, or go on where it was, in the running loop, which is *connection*'s."""
         if self.attachment is not None:
             self.attachment.leave()
@@ -161,7 +161,7 @@ class Attachment:
         connection: Where.
     """
 
-    def __init__(self, subscription: Subscription, connection: LayerConnection) -> None:
+    def __init__(self, subscription: Subscription, connection: Connection) -> None:
         self.connection = connection
         self.inbox = subscription.inbox
         self.window = subscription.window

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wsgateway.layer.connection import LayerConnection
+    from wsgateway.broker.connection import Connection
     from wsgateway.layer.local_channels import LocalChannels
 
 __all__ = ["Unread"]
@@ -30,7 +30,7 @@ class Unread:
         self._resting: set[bytes] = set()  # channels whose durable groups wait for a reader
         self._timer: asyncio.TimerHandle | None = None  # of the next look
 
-    def look_later(self, connection: LayerConnection) -> None:
+    def look_later(self, connection: Connection) -> None:
         """Look soon, and again from then on, as long as the channels are on *connection*."""
         self.stop()
         options = self._local.layer
@@ -42,7 +42,7 @@ class Unread:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self, connection: LayerConnection) -> None:
+    def _look(self, connection: Connection) -> None:
         local, groups = self._local, self._local.groups
         if local.connection is not connection:
             return
