@@ -441,6 +441,16 @@ async def test_token_that_has_expired_is_asked_for_again(gateway: FakeGateway) -
     assert [query.partition("&")[0] for query in gateway.queries] == ["token=a", "token=b"]
 
 
+async def test_token_that_the_application_refuses_for_good_is_final(gateway: FakeGateway) -> None:
+    def token() -> str:
+        raise GatewayError("logged_out", "the user logged out", False)
+
+    with pytest.raises(GatewayError, match="the user logged out") as caught:
+        await client_of(gateway, token=token).open()
+    assert caught.value.close_code == CloseCode.NOT_AUTHENTICATED
+    assert gateway.queries == []
+
+
 async def test_token_refused_twice_is_final(gateway: FakeGateway) -> None:
     async def token() -> str:
         return "bad"
@@ -502,13 +512,18 @@ async def test_refusal_raises_its_code(gateway: FakeGateway) -> None:
         assert client.pending == 0
 
 
-async def test_refusal_that_no_send_waits_for_goes_to_on_error(gateway: FakeGateway) -> None:
+async def test_refusal_that_no_send_waits_for_goes_to_on_error(
+    gateway: FakeGateway, caplog: pytest.LogCaptureFixture
+) -> None:
     """If the message had been given up, nobody learned that it was refused."""
     errors: list[GatewayError] = []
     async with client_of(gateway, on_error=errors.append):
         gateway.say(protocol.encode_error("gone", ErrorCode.QUEUE_FULL, "full"))
-        await until(lambda: errors)
+        gateway.say(protocol.encode_error(None, ErrorCode.BAD_REQUEST, "not JSON"))
+        await until(lambda: len(errors) == 2)
     assert (errors[0].id, errors[0].code, errors[0].temporary) == ("gone", "queue_full", True)
+    assert (errors[1].id, errors[1].code, errors[1].temporary) == (None, "bad_request", False)
+    assert "the gateway refused a frame: not JSON (bad_request)" in caplog.messages
 
 
 async def test_same_id_twice_is_one_message(gateway: FakeGateway) -> None:
@@ -523,6 +538,26 @@ async def test_same_id_twice_is_one_message(gateway: FakeGateway) -> None:
         gateway.say(protocol.encode_ack("c1"))
         assert await second == "c1"
     assert gateway.arrivals == ["c1"]
+
+
+@pytest.mark.parametrize("cancelled", ["send", "request"])
+async def test_message_is_kept_while_another_call_waits_for_its_id(
+    gateway: FakeGateway, cancelled: str
+) -> None:
+    gateway.confirm = False
+    async with client_of(gateway) as client:
+        calls: dict[str, asyncio.Task[Any]] = {
+            "request": asyncio.create_task(client.request("x", id="c1")),
+            "send": asyncio.create_task(client.send("x", id="c1")),
+        }
+        await until(lambda: gateway.arrivals == ["c1"])
+        calls.pop(cancelled).cancel()
+        gateway.cut()
+        await until(lambda: gateway.arrivals == ["c1", "c1"])
+        await gateway.reply("c1", "done")  # which confirms, too
+        (result,) = await asyncio.gather(*calls.values())
+        assert result == "c1" if cancelled == "request" else result.data == "done"
+        assert client.pending == 0
 
 
 async def test_cancelled_send_is_given_up(gateway: FakeGateway) -> None:
