@@ -1,4 +1,4 @@
-"""CHANNEL_LAYERS: those that are ours."""
+"""CHANNEL_LAYERS: the entries that use our layer."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class OutboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the check that cannot be left to the app that it misses."""
+        """Register the check for the app `wsgateway`, which cannot report its own absence."""
         from wsgateway.checks.installation import check_outbox
 
         register(check_outbox, "wsgateway")

@@ -1,4 +1,4 @@
-"""The outbox' table."""
+"""The outbox's table."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""From the outbox' table into JetStream: once, in order per user, several relays side by side.
+"""From the outbox's table into JetStream: once, in order per user, several relays side by side.
 
-A relay takes users, not rows: it locks the first row of each user whose first row nobody else
-has locked (``FOR UPDATE SKIP LOCKED``). As long as that row exists no other relay takes the
-user, so the relay may go on with the user's next rows. What was stored is deleted in the same
-transaction, which commits whatever became of the others; if the relay dies before, the next one
-publishes it again with the same ``Nats-Msg-Id``, and JetStream drops it.
+A relay takes users, not rows: it locks the first row of each user whose first row no other relay
+has locked (``FOR UPDATE SKIP LOCKED``). While that row exists, no other relay takes the user, so
+this one can go on with the user's next rows. Stored rows are deleted in the same transaction, which
+commits whatever happened to the others. If the relay dies before that, the next one publishes them
+again with the same ``Nats-Msg-Id``, and JetStream drops them.
 
-Only an error that lies in the row itself sets it aside. After any other the user's rows wait,
-and the next turn begins behind that user, so that users who wait never keep others out.
+Only an error in the row itself sets it aside. After any other error the user's rows wait, and the
+next turn begins behind that user, so that users who wait never keep others out.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ __all__ = ["AlreadyRelayed", "Relay"]
 logger = logging.getLogger("wsgateway.outbox")
 
 TURN_TIME = 10.0
-"""Seconds after which a turn begins no other row: what it has stored must be deleted long before
+"""Seconds after which a turn starts no other row: what it has stored must be deleted long before
 JetStream forgets the rows' ids."""
 TURN_BYTES = 16 * 1024 * 1024
 """Bytes of payload that a turn holds in memory."""
 FETCH = 100
-"""Rows that are read at once, so that `TURN_BYTES` is exceeded by these at most."""
+"""Rows that are read at once; `TURN_BYTES` is exceeded by at most this many."""
 LONGEST_PAUSE = 5.0
 """Seconds between attempts while the database or the broker is away."""
 LONGEST_ERROR = 2000
@@ -138,7 +138,7 @@ class Relay:
         Rows that are done are gone from the table, or set aside, whatever this raises.
 
         Raises:
-            BrokerError: None was done: nobody's rows can be stored now; they stay.
+            BrokerError: Nothing could be stored now; the rows stay.
             ImproperlyConfigured: The table is missing.
         """
         with naming_the_cure(self.using):

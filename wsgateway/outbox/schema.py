@@ -14,7 +14,7 @@ from wsgateway.outbox.models import OutboxMessage
 __all__ = ["naming_the_cure"]
 
 UNDEFINED = ("42P01", "42703")
-"""PostgreSQL's codes for a table and a column that do not exist, in whatever language."""
+"""PostgreSQL's codes for a table and a column that do not exist; its texts are translated."""
 _MISSING = re.compile("no such|doesn't exist|has no column|unknown column", re.IGNORECASE)
 """How SQLite and MySQL say so."""
 

@@ -31,10 +31,10 @@ class HandlerTimeout(WsGatewayError, TimeoutError):
 
 
 class Caller:
-    """Calls one service's handler.
+    """Calls the handler of one service.
 
     Args:
-        service: Whose.
+        service: The service whose handler it calls.
         broker: Open, in the running loop.
         concurrency: Synchronous handlers that run at once, each in a thread; None: they run one
             after the other in the thread in which Django runs synchronous code, as tests need it.
@@ -50,7 +50,7 @@ class Caller:
             )
 
     def close(self) -> None:
-        """Begin no more calls in threads."""
+        """Start no more calls in threads."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -180,7 +180,7 @@ class _Thread:
                 _interrupt(self._run.thread)
 
     def _leave(self) -> None:
-        """See to it that an interruption that was not raised yet hits nobody else.
+        """Let an interruption that was not raised yet arrive here, not in other code.
 
         It cannot be taken back: until Python 3.13, an exception that was set and removed leaves the
         interpreter looking for one at each call. Python 3.11 then never gets on in a debugger.

@@ -1,13 +1,14 @@
 """One message, from its turn until what became of it is stored.
 
-A broker counts deliveries, not tries: a message that a worker gives back unstarted, or that waited
-in the hands of one that died, was delivered once more although no handler had it. So a worker notes
-when a handler failed, with the count of deliveries at that time. A message that is delivered for
-the first time has no history, and one that succeeds then leaves none: both cost nothing.
+A broker counts deliveries, not tries: a message that a worker returns unstarted, or that waited in
+a worker that died, is delivered once more although no handler had it. So a worker records each
+failure of a handler, with the number of deliveries at that time. A message that succeeds at its
+first delivery needs no record, and costs nothing.
 
-A handler that ends its process notes nothing. A message that was delivered ``MAX_DELIVER`` times
-without a note in between is therefore suspect: a mark is stored before its handler starts, alone in
-its process, and removed when the handler ends. Who finds the mark knows that the handler did not.
+A handler that ends its process cannot record anything. A message that was delivered ``MAX_DELIVER``
+times without a record in between is therefore suspect: a mark is stored before its handler starts,
+alone in its process, and removed when the handler ends. A worker that finds the mark knows that the
+handler did not end.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ T = TypeVar("T")
 PAUSES = Backoff(0.1, 2.0, 5.0, jitter=0.5)
 """Pauses between attempts to read or store something about a message."""
 WARN_EACH = 20
-"""Of so many such attempts, the first is logged."""
+"""One in so many of these attempts is logged."""
 UNMARK_WITHIN = 2.0
 """Seconds that removing a mark may take when the worker ends."""
 COUNTED = {Done: "done", Retried: "retried", Rejected: "rejected", DeadLettered: "dead-lettered"}
@@ -81,7 +82,7 @@ class Handling:
     """Handles messages of one service.
 
     Args:
-        service: Whose.
+        service: The service.
         broker: Open, in the running loop.
         queue: Where the messages come from.
         running: The handlers of this process.
@@ -109,7 +110,7 @@ class Handling:
         self._caller = Caller(service, broker, concurrency)
 
     def close(self) -> None:
-        """Begin no more handlers."""
+        """Start no more handlers."""
         self._caller.close()
 
     async def handle(self, job: Job, crowded: Callable[[], bool]) -> Outcome:
@@ -216,7 +217,7 @@ class Handling:
                 logger.warning("%s: %s", text, one_line(error))
 
     async def _persist(self, job: Job, what: str, action: Callable[[], Awaitable[T]]) -> T:
-        """Do *action* as often as it takes: the broker may be away, or a stream full.
+        """Repeat *action* until it succeeds: the broker may be away, or a stream full.
 
         Until it succeeds, the user's other messages wait, and nobody else's.
         """
@@ -274,7 +275,7 @@ class Handling:
             logger.debug("cannot remove the record of tries of %s: %s", self._name(job), exc)
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
-        """Tell the client, if that is possible, that its message was rejected or set aside.
+        """Tell the client, if possible, that its message was rejected or set aside.
 
         Raises:
             BrokerUnavailable: Not now.
@@ -299,7 +300,7 @@ class WorkerDied(WsGatewayError):
 
 
 class _Strange(WsGatewayError):
-    """Stands for an exception that cannot be looked at."""
+    """Replaces an exception that cannot be inspected."""
 
 
 def _log_traceback(level: int, error: BaseException, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a handler gets."""
+"""The message that a handler gets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Message", "SyncMessage"]
 
 REPLY_TTL = 60.0
-"""Seconds that an answer to a request waits for the client."""
+"""Seconds for which an answer to a request is kept for the client."""
 MAX_REASON = 4_000
 """Characters of a rejection's reason that the client gets."""
 Binary = bytes

@@ -1,4 +1,4 @@
-"""What happens to a message after its handler ended. Pure."""
+"""Decides what happens to a message after its handler has ended. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DeadLettered", "Done", "Rejected", "Retried", "RetryPolicy", "Verdic
 LONGEST_PAUSE = 86400.0
 """Seconds that a handler may ask to wait; NATS takes no more than an int of nanoseconds."""
 NOT_COUNTED = (BrokerUnavailable, QueueFull)
-"""What a handler raises because of the broker: no try is used, whatever the message is."""
+"""Raised because of the broker, so no try is used."""
 
 
 @dataclass(frozen=True)

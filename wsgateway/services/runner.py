@@ -1,4 +1,4 @@
-"""All workers of one process: one connection, one end."""
+"""All workers of one process: they share a connection and stop together."""
 
 from __future__ import annotations
 

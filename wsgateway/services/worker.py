@@ -40,7 +40,7 @@ BEATS_A_HOLD = 4
 """Heartbeats, a third of ACK_WAIT apart, between two holds of what waits behind other messages."""
 FIRST_LOOK = 0.005
 LAST_LOOK = 0.25
-"""Pauses between two looks whether it is a message's turn, seconds; they double."""
+"""Seconds between two checks whether it is a message's turn; the pause doubles."""
 GIVEN_BACK_AFTER = 0.1
 GIVEN_BACK_AFTER_A_BUG = 10.0
 
@@ -128,7 +128,7 @@ class Worker:
     # -- life cycle ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to take messages."""
+        """Start to take messages."""
         self._heart = supervise(self._beat, "wsgateway-heartbeat")
         self._queue.open(IN_HAND * self._concurrency)
 
@@ -137,7 +137,7 @@ class Worker:
         await self._queue.ready.wait()
 
     async def stop(self, timeout: float, *, in_order: bool = True) -> None:
-        """Finish what is being handled, give back the rest.
+        """Finish running handlers and return the rest to the queue.
 
         Args:
             timeout: Seconds; what is not finished then is delivered to another worker.
@@ -196,7 +196,7 @@ class Worker:
             self._queue.add_room(1)
 
     def _on_turn(self, name: str) -> None:
-        """Look at once: a worker has finished a message of this user."""
+        """Check at once: a worker has finished a message of this user."""
         user = self._users.get(Inbox(self.service.name, name))
         if user is not None:
             user.look.set()

@@ -1,7 +1,7 @@
-"""For tests of your own project: no broker needed, or a real one started for you.
+"""For tests of your own project: without a broker, or with a real one that is started for you.
 
-With pytest the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` come by themselves (see
-`wsgateway.testing.plugin`); elsewhere set ``PUBSUB_BROKER = "memory"``.
+pytest finds the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` by itself (see
+`wsgateway.testing.plugin`). Elsewhere, set ``PUBSUB_BROKER = "memory"``.
 """
 
 from __future__ import annotations

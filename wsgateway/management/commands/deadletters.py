@@ -19,7 +19,7 @@ class Command(BaseCommand):
     help = "Lists, shows, retries or purges messages that were set aside."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Which of the four."""
+        """Define the four actions."""
         actions = parser.add_subparsers(dest="action", required=True)
         listing = actions.add_parser("list", help="one line each, the oldest first")
         listing.add_argument("--service", help="only of this service")
@@ -35,7 +35,7 @@ class Command(BaseCommand):
             action.add_argument("--service", help="with --all: only of this service")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Do it."""
+        """Run the action."""
         if "offsets" in options and options["all"] == bool(options["offsets"]):
             raise CommandError("give offsets, or --all")
         action = getattr(self, f"_{options['action']}")

@@ -18,7 +18,7 @@ class Command(BaseCommand):
     help = "Stores a message for a user; prints its offset once it is stored."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Whom to send what."""
+        """Define recipient, message and options."""
         parser.add_argument("service")
         parser.add_argument("user")
         parser.add_argument("text", help="the message; - reads a binary frame from standard input")

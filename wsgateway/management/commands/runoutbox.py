@@ -23,7 +23,7 @@ class Command(BaseCommand):
     help = "Sends what wsgateway.outbox.enqueue wrote. Several may run side by side on PostgreSQL."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Where, and how often."""
+        """Define which database, and how often to look."""
         parser.add_argument(
             "--database", help="the outbox's database; default: the router's choice"
         )
@@ -34,7 +34,7 @@ class Command(BaseCommand):
         parser.add_argument("--once", action="store_true", help="send what is there, and exit")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Relay."""
+        """Relay until a signal, or once."""
         if not apps.is_installed("wsgateway.outbox"):
             raise CommandError("add 'wsgateway.outbox' to INSTALLED_APPS, and migrate")
         from wsgateway.outbox.relay import Relay

@@ -20,7 +20,7 @@ class Command(BaseCommand):
     help = "Runs the handlers of services (see wsgateway.service) until it gets a signal."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Which services, and how."""
+        """Define which services, and how they run."""
         parser.add_argument(
             "names", nargs="*", metavar="NAME", help="services to run; default: all"
         )
@@ -33,7 +33,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run."""
+        """Run until a signal."""
         if options["concurrency"] is not None and options["concurrency"] < 1:
             raise CommandError("--concurrency must be 1 or more")
         try:

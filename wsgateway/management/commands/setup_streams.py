@@ -28,7 +28,7 @@ class Command(BaseCommand):
 
 
 async def set_up() -> list[str]:
-    """Return what was done, one line a stream."""
+    """Set the streams up; return a line for each."""
     broker = runtime.current().broker
     try:
         return await broker.set_up(settings.ACK_WAIT)
