@@ -57,10 +57,13 @@ class MemoryChannels:
     blobs: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
 
     def kept(self, subject: str) -> dict[int, Kept]:
-        """Return what a channel still holds; call it with `taking` held."""
+        """Return what a channel still holds; call it with `taking` held.
+
+        A message behind one that lives longer goes with that one.
+        """
         now, kept = time.monotonic(), self.messages[subject]
-        for sequence in [each for each, message in kept.items() if message.until <= now]:
-            del kept[sequence]
+        while kept and kept[first := next(iter(kept))].until <= now:
+            del kept[first]
         return kept
 
     def wake(self, subject: str) -> None:
