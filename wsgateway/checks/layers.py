@@ -13,7 +13,8 @@ from wsgateway.checks.base import possible, sentence
 from wsgateway.checks.servers import url_problem
 from wsgateway.conf import settings
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.config import OptionRefused, find_differences, find_problems, server_urls
+from wsgateway.layer.config import OptionRefused, find_problems, server_urls
+from wsgateway.layer.differences import find_differences
 
 __all__ = ["check_layer_differences", "check_layers", "check_other_layers"]
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.broker.addresses import REDIS_PORTS, Address, split_urls, url_cure
-from wsgateway.conf import settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.layer.serializers import registry
 from wsgateway.protocol.subjects import Subjects
@@ -25,13 +23,11 @@ from wsgateway.setting import MAX_INT, MAX_SECONDS
 __all__ = [
     "OPTIONS",
     "OptionRefused",
-    "find_differences",
     "find_problems",
     "require_possible",
     "server_urls",
 ]
 
-LOOPBACK = ("127.0.0.1", "::1")
 SERVER_KEYS = {"address", "host", "port"}
 SENTINEL_KEYS = {"master_name", "sentinels", "sentinel_kwargs", "service_name"}
 SERVER_CURE = (
@@ -351,53 +347,3 @@ def _url_of_pair(name: str, pair: Collection[Any]) -> str:
 def _types(items: Collection[Any]) -> str:
     """Return what a list holds, without values: one may be a password."""
     return f"({', '.join(type(item).__name__ for item in items)})"
-
-
-# -- layer and gateway -------------------------------------------------------------------------
-
-
-class Difference(NamedTuple):
-    """Why the sockets of the project's gateway get nothing from the layer, and what to do."""
-
-    problem: str
-    cure: str
-
-
-def find_differences(urls: Collection[str], prefix: str | None) -> Iterator[Difference]:
-    """Return where the layer is elsewhere than the gateway of the same project.
-
-    Args:
-        urls: The layer's servers; empty: as the settings say.
-        prefix: The layer's; None: as the settings say.
-    """
-    if not settings.is_installed("wsgateway"):
-        return
-    if settings.BROKER == "memory":
-        if urls:
-            yield Difference(
-                "servers are named, so this layer connects to NATS, although PUBSUB_BROKER is "
-                "'memory'",
-                "leave servers out, and the layer is in memory too",
-            )
-        return
-    if prefix is not None and prefix != settings.PREFIX:
-        yield Difference(
-            f"prefix is {prefix!r}, but WSGATEWAY_PREFIX is {settings.PREFIX!r}, so what this "
-            "layer sends to users does not reach their sockets",
-            "leave prefix out, unless this layer is not for sockets",
-        )
-    gateways = {_place(url) for url in split_urls(settings.URL)}
-    if urls and not gateways & {_place(url) for url in urls}:
-        where = f"names {', '.join(sorted(gateways))}" if gateways else "is empty"
-        yield Difference(
-            f"servers are {', '.join(sorted(map(_place, urls)))}, but NATS_BROKER_URL {where}, "
-            "so what this layer sends to users does not reach their sockets",
-            "leave servers out to use NATS_BROKER_URL, unless they are of one cluster",
-        )
-
-
-def _place(url: str) -> str:
-    """Return host and port, the same for every name of this machine."""
-    address = Address.parse(url)
-    host = "localhost" if address.host in LOOPBACK else address.host
-    return replace(address, host=host).netloc

@@ -14,7 +14,7 @@ from wsgateway.broker.runtime import is_short_lived
 from wsgateway.broker.targets import Target, target_of
 from wsgateway.exceptions import BrokerClosed
 from wsgateway.layer import wire
-from wsgateway.layer.config import find_differences
+from wsgateway.layer.differences import find_differences
 from wsgateway.layer.sharing import notices, share, shared
 
 if TYPE_CHECKING:
