@@ -114,7 +114,7 @@ class Settings:
 
     # Delivery
     CURSOR_INTERVAL = positive(1.0, "Cursors are written at most this often, seconds")
-    SWEEP_INTERVAL = positive(10.0, "How often gateways look for missed messages, seconds")
+    SWEEP_INTERVAL = positive(10.0, "How often missed messages are looked for, seconds")
     WINDOW = count(256, "Messages in flight to one socket; more wait in the stream")
     SEND_WINDOW = count(64, "Client frames that may wait for the broker's acknowledgement")
     SEND_WINDOW_BYTES = count(1024 * 1024, "The same in bytes; a larger frame goes alone")
