@@ -66,7 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = {
         item.path
         for item in items
-        if item.path.parent.name in ("faults", "acceptance") or item.get_closest_marker("timeout")
+        if item.path.parent.name in ("faults", "acceptance")
+        or item.get_closest_marker("timeout")
+        or item.get_closest_marker("gateway")
     }
     items.sort(key=lambda item: item.path not in long)
 

@@ -21,24 +21,33 @@ from wsgateway.broker.embedded import EmbeddedServer
 Factory = Callable[..., Gateway]
 
 
+STALLED = 2.0
+"""Seconds without progress after which a gateway counts as one that reads no more."""
+
+
 async def flood(ws: Any, seconds: float) -> None:
     """Send large messages, as many as the gateway takes; it may close the socket."""
     frames = [message(number, 900_000) for number in range(4)]
     with contextlib.suppress(ConnectionClosed, TimeoutError):
         async with asyncio.timeout(seconds):
             for frame in itertools.cycle(frames):
-                await ws.send(frame)
+                await asyncio.wait_for(ws.send(frame), STALLED)
 
 
 async def flood_small(ws: Any, frame: str | bytes, seconds: float) -> None:
-    """Send small frames as fast as can be."""
+    """Send small frames as fast as can be, as many as the gateway takes."""
     wire = masked(frame) * 2000
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not ws.transport.is_closing():
                 ws.transport.write(wire)
-                while ws.transport.get_write_buffer_size() > 1_000_000:
-                    await asyncio.sleep(0.001)
+                await asyncio.wait_for(room(ws.transport), STALLED)
+
+
+async def room(transport: asyncio.WriteTransport) -> None:
+    """Wait until little waits to be written."""
+    while transport.get_write_buffer_size() > 1_000_000:
+        await asyncio.sleep(0.001)
 
 
 async def peak_memory(gateway: Gateway, work: Awaitable[Any]) -> int:
