@@ -22,7 +22,7 @@ from django.db import connection, transaction
 from django.http import HttpRequest
 from django.test import Client
 
-from tests.support import until
+from tests.support import until, wait_for
 from wsgateway import signals
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats import broker_from_settings
@@ -447,10 +447,7 @@ def test_log_out_without_a_broker_succeeds_at_once(
     signals.on_log_out(request=SimpleNamespace(session=SimpleNamespace(session_key="abc")))
     assert time.monotonic() - began < 1.0
     signals.announcer.finish()
-    deadline = time.monotonic() + 10
-    while "could not tell the gateways that 1 logins changed" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: "could not tell the gateways that 1 logins changed" in caplog.text)
     assert "abc" not in caplog.text
 
 
@@ -461,14 +458,11 @@ def test_changes_that_wait_for_the_broker_are_bounded_and_none_is_dropped_in_sil
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
     settings.WSGATEWAY_BROKER_TIMEOUT = 0.5
     monkeypatch.setattr(signals, "MAX_PENDING", 3)
-    announcer = signals.Announcer()
+    announcer, said = signals.Announcer(), re.compile(r"that \d logins")
     for number in range(8):
         announcer.say(f"changed {number}")
     announcer.finish()
-    deadline = time.monotonic() + 10
-    while not {"that 3 logins", "that 5 logins"} <= set(re.findall(r"that \d logins", caplog.text)):
-        assert time.monotonic() < deadline, caplog.text
-        time.sleep(0.01)
+    wait_for(lambda: {"that 3 logins", "that 5 logins"} <= set(said.findall(caplog.text)))
 
 
 def test_saving_a_user_starts_no_server(settings: Any, tmp_path: Any) -> None:
