@@ -13,7 +13,7 @@ from channels.exceptions import ChannelFull
 from tests.integration.layers import Make, drain, layers, nats_of, receive, stored
 from tests.support import until
 from wsgateway.broker.channels import ACK_WAIT
-from wsgateway.broker.nats import channels, pull_consumer
+from wsgateway.broker.nats import channels
 from wsgateway.layer import NatsChannelLayer
 
 
@@ -72,32 +72,6 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
                 await layer.send("work", {"type": "x", "n": 2})
             await asyncio.sleep(0.1)
     assert (await waiting)["n"] == 2
-
-
-@pytest.mark.parametrize("lost", [1, 3])
-async def test_a_request_that_the_server_forgets_is_made_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, lost: int
-) -> None:
-    """As when the consumer's leader dies, or the stream is deleted, at the wrong moment."""
-    layer = make()
-    await layer.new_channel()
-    node = layer.connections.current()
-    publish = nats_of(node).connection.publish
-    requests = 0
-
-    def lossy(subject: str, *args: Any, **kwargs: Any) -> None:
-        nonlocal requests
-        requests += "CONSUMER.MSG.NEXT" in subject
-        if requests > lost or "CONSUMER.MSG.NEXT" not in subject:
-            publish(subject, *args, **kwargs)
-
-    monkeypatch.setattr(nats_of(node).connection, "publish", lossy)
-    monkeypatch.setattr(channels, "PULL_EXPIRES", 0.5)
-    monkeypatch.setattr(pull_consumer, "GRACE", 0.2)
-    waiting = asyncio.create_task(drain(layer, "work", 10))
-    for number in range(10):
-        await layer.send("work", {"type": "x", "n": number})
-    assert await waiting == list(range(10))
 
 
 async def test_message_whose_acknowledgement_is_lost_is_received_once(
