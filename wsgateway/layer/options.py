@@ -53,6 +53,7 @@ class ConfiguredLayer(BaseChannelLayer):
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
 
+    # Over 40 lines because it names every option
     def __init__(
         self,
         servers: Any = None,
