@@ -14,6 +14,7 @@ from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.jetstream import ApiError, JetStream
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 
@@ -144,6 +145,30 @@ async def test_layers_streams_are_checked_and_brought_in_line(
     assert (await config(plain, name))["max_msgs_per_subject"] == 7
     for broker in (first, second, third):
         await broker.close()
+
+
+async def test_limit_that_cannot_grow_is_named_with_the_cure(
+    nats_settings: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error was the server's: neither stream nor limit were in it."""
+    name = f"{prefix.upper()}_CHAN"
+    broker = await ready_open()
+    await broker.channels.ensure(7)
+    api = JetStream.api
+
+    async def refuse(self: JetStream, subject: str, *args: Any) -> dict[str, Any]:
+        if subject.startswith("STREAM.UPDATE."):
+            raise ApiError(500, 10052, "not that way")
+        return await api(self, subject, *args)
+
+    monkeypatch.setattr(JetStream, "api", refuse)
+    with pytest.raises(BrokerMisconfigured) as error:
+        await broker.channels.ensure(9)
+    text = str(error.value)
+    assert f"stream {name!r} has max_msgs_per_subject 7, settings want 9" in text
+    assert "lower the layer's capacity" in text
+    assert "not that way" in text
+    await broker.close()
 
 
 async def test_stream_that_cannot_work_is_refused_with_field_and_cure(

@@ -52,6 +52,8 @@ SETTING_OF_ALL = {
     "storage": "STORAGE",
 }
 """The same, in every family."""
+WANTED_BY = {"CHANNEL": "the layer's capacity", "BLOB": "WSGATEWAY_INBOX_MAX_AGE"}
+"""What asks for the limits that grow, by family."""
 OWNER = "wsgateway.prefix"
 """In a stream's metadata: the prefix of the installation that it belongs to."""
 NANO = 1_000_000_000
@@ -107,6 +109,8 @@ class StreamSpec:
                 "the server cannot change that: back the stream up and delete it, "
                 "or use another WSGATEWAY_PREFIX"
             )
+        elif name in self.grows:
+            cure = f"raise it with the nats command line, or lower {WANTED_BY[self.family]}"
         else:
             cure = 'run "manage.py setup_streams"'
         if setting := self.setting_of(name):

@@ -182,7 +182,11 @@ class Streams:
         try:
             return await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", {**real, **changes})
         except BrokerError as exc:
-            if changes.keys() & set(spec.grows):
+            needed = [spec.describe(key, real) for key in changes if key in spec.grows]
+            if needed and isinstance(exc, ApiError):
+                text = f"{'; '.join(needed)}; the server answered: {exc}"
+                raise BrokerMisconfigured(text) from exc
+            if needed:
                 raise
             logger.info("stream %r stays as it is: %s", spec.name, exc)  # we may not be permitted
             return info
