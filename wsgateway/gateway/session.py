@@ -24,7 +24,7 @@ from wsgateway.broker.messages import (
 )
 from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, WsGatewayError
+from wsgateway.exceptions import WsGatewayError
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.subscription import Subscription
@@ -112,7 +112,7 @@ class Session:
         self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
         self._busy = False  # a frame is being taken; nothing is heard until that is done
-        socket.on_failure = partial(self.close_soon, CloseCode.INTERNAL_ERROR)
+        socket.on_failure = self._on_failure
         socket.transport.on_hidden_frame = self._on_hidden_frame
         socket.transport.on_end = self._on_end
 
@@ -168,17 +168,11 @@ class Session:
     def deliver(self, subscription: Subscription, begin: Start) -> None:
         """Deliver what comes after *begin*, which the client knows."""
         subscription.begin(begin)
-        work = self._deliver(subscription)
+        work = subscription.run()
         self._tasks.append(start(work, "wsgateway-session", on_end=self._on_failure))
 
-    async def _deliver(self, subscription: Subscription) -> None:
-        with contextlib.suppress(SocketClosed):
-            try:
-                await subscription.run()
-            except BrokerClosed:
-                await self.close(CloseCode.SHUTTING_DOWN)
-
     def _on_failure(self, error: BaseException | None) -> None:
+        """Close the socket when a task of the session has failed; `start` has logged *error*."""
         if error is not None:
             self.close_soon(CloseCode.BROKER_UNAVAILABLE)
 

@@ -61,8 +61,8 @@ class Socket:
         self.endpoint = kind(limits(), asyncio.get_running_loop().time())
         self.endpoint.fit_server(transport.take_frames(self.endpoint.largest_frame))
         self.closed = False
-        self.on_failure: Callable[[], object] = _nothing
-        """Called when answers cannot be written, though the client is there."""
+        self.on_failure: Callable[[BaseException | None], object] | None = None
+        """Called with the error if answers cannot be written, though the client is there."""
         self._accepted = False
         self._answers: list[str] = []  # to be written beside the messages
         self._answering: asyncio.Task[None] | None = None  # lives while there are answers
@@ -120,7 +120,7 @@ class Socket:
         self._answers.append(text)
         if self._answering is None or self._answering.done():
             self._answering = start(
-                self._write_answers(), "wsgateway-answers", on_end=self._on_answers_end
+                self._write_answers(), "wsgateway-answers", on_end=self.on_failure
             )
 
     async def answers_written(self, limit: int) -> bool:
@@ -147,10 +147,6 @@ class Socket:
         except SocketClosed:
             self._answers.clear()
             self._writing = 0
-
-    def _on_answers_end(self, error: BaseException | None) -> None:
-        if error is not None:
-            self.on_failure()
 
     # -- its end -------------------------------------------------------------------------
 
@@ -183,7 +179,3 @@ class Socket:
         """Return the code that the client gets, and *code* if that is another, for the log."""
         told = self.transport.code(self.endpoint.code(code), int(code))
         return str(told) if told == code else f"{told} ({int(code)})"
-
-
-def _nothing() -> None:
-    return

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.recovery import Start, find_start, nothing_trimmed
 from wsgateway.broker.subscriptions import fetch
-from wsgateway.exceptions import MalformedMessage
+from wsgateway.exceptions import BrokerClosed, MalformedMessage
 from wsgateway.gateway.cursors import Cursor, Key
+from wsgateway.gateway.sockets import SocketClosed
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
 from wsgateway.protocol.window import Credit, Window
@@ -140,28 +142,28 @@ class Subscription:
             self._wake.set_result(None)
 
     async def run(self) -> None:
-        """Write what the window says, and read what it asks for, until the socket is closed.
-
-        Raises:
-            SocketClosed: Nothing can be written any more.
-            BrokerClosed: Nothing can be read any more.
-        """
+        """Write what the window says, and read what it asks for, until the socket is closed."""
         loop, window = asyncio.get_running_loop(), self.window
         confirms_itself = not self._acknowledges
-        while True:
-            await self._write_ready()
-            if confirms_itself and self.undrained and window.room <= 0:
-                await self._session.socket.transport.drained()
-                self.confirm_drained()
-            # Each wait may have been the one in which the stream changed: look at all that
-            # may wake this task, and then sleep at once.
-            if self._restart is not None:
-                await self._begin_again(self._restart)
-            elif window.wants_fetch:
-                await self._fetch()
-            else:
-                self._wake = loop.create_future()
-                await self._wake
+        try:
+            while True:
+                await self._write_ready()
+                if confirms_itself and self.undrained and window.room <= 0:
+                    await self._session.socket.transport.drained()
+                    self.confirm_drained()
+                # Each wait may have been the one in which the stream changed: look at all that
+                # may wake this task, and then sleep at once.
+                if self._restart is not None:
+                    await self._begin_again(self._restart)
+                elif window.wants_fetch:
+                    await self._fetch()
+                else:
+                    self._wake = loop.create_future()
+                    await self._wake
+        except SocketClosed:
+            pass
+        except BrokerClosed:
+            await self._session.close(CloseCode.SHUTTING_DOWN)
 
     async def _write_ready(self) -> None:
         window, write = self.window, self._session.socket.write
