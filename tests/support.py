@@ -152,7 +152,7 @@ class Process:
                 start_new_session=True,
             )
 
-    def wait_for_line(self, text: str, timeout: float = 20.0) -> None:
+    def wait_for_line(self, text: str, timeout: float = 30.0) -> None:
         wait_for(lambda: text in self.output or self._ended(), timeout, f"{text!r} in {self.log}")
 
     def _ended(self) -> bool:
@@ -164,7 +164,7 @@ class Process:
         assert self.popen is not None
         self.popen.send_signal(number)
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait(self, timeout: float = 20.0) -> int:
         assert self.popen is not None
         return self.popen.wait(timeout)
 
@@ -173,7 +173,7 @@ class Process:
         """Bytes of memory that the process holds now."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
 
-    def stop(self, timeout: float = 10.0) -> None:
+    def stop(self, timeout: float = 20.0) -> None:
         """End it with SIGTERM; fail if that takes longer than *timeout* seconds."""
         if self.running:
             self.send(signal.SIGTERM)

@@ -53,7 +53,7 @@ class Page:
         request = {"id": number, "method": method, "params": params}
         await self._connection.send(json.dumps(request))
         while True:
-            answer = json.loads(await asyncio.wait_for(self._connection.recv(), 20))
+            answer = json.loads(await asyncio.wait_for(self._connection.recv(), 30))
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
@@ -67,7 +67,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    async def wait(self, script: str, timeout: float = 10.0) -> Any:
+    async def wait(self, script: str, timeout: float = 30.0) -> Any:
         """Return the first true value of a JavaScript expression."""
         async with asyncio.timeout(timeout):
             while not (value := await self.run(script)):
@@ -151,7 +151,7 @@ async def browser(folder: Path) -> AsyncIterator[Page]:
 
 async def _first_tab(port: int) -> str:
     def ask() -> str | None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
             tabs = json.loads(answer.read())
         return next((t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page"), None)
 

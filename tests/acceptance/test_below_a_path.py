@@ -94,7 +94,7 @@ async def test_pages_sockets_and_cookies_stay_below_the_path(
         await arrives("/chat/login/", "document.querySelector('main a').click()")
         await page.run("id_username.value = id_password.value = 'admin'")
         await arrives("/chat/", "document.querySelector('main form').submit()")
-        await page.wait(f"{state('admin', 'open')} && {state('ann', 'open')}", 20)
+        await page.wait(f"{state('admin', 'open')} && {state('ann', 'open')}")
         await write(page, "admin", "hello ann")
         await page.wait(f"{texts('ann')}.includes('hello ann')")
         assert await page.run(f"{part('ann', 'lost')}.textContent") == "0"

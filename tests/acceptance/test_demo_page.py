@@ -69,7 +69,7 @@ async def log_in(page: Page, site: Gateway, name: str) -> None:
     await page.open(site.http("/login/"))
     await page.run(f"id_username.value = id_password.value = '{name}'")
     await page.run("document.querySelector('main form').submit()")
-    await page.wait(state(name, "open"), 20)
+    await page.wait(state(name, "open"))
 
 
 async def write(page: Page, user: str, text: str, form: str = "write") -> None:
@@ -103,7 +103,7 @@ async def test_what_is_written_to_a_cut_connection_arrives_once_it_is_mended(
     async with browser(tmp_path) as page:
         await picture_of_strangers(page, site)
         await log_in(page, site, "ann")
-        await page.wait(state("bob", "open"), 20)
+        await page.wait(state("bob", "open"))
         await picture(page, "empty")
         await write(page, "ann", "hello bob")
         await page.wait(f"{texts('bob')}.includes('hello bob')")
@@ -123,7 +123,7 @@ async def test_what_is_written_to_a_cut_connection_arrives_once_it_is_mended(
         await picture(page, "cut")
 
         await page.run(f"{part('bob', 'cut')}.click()")
-        await page.wait(f"{part('bob', 'received')}.textContent === '101'", 20)
+        await page.wait(f"{part('bob', 'received')}.textContent === '101'")
         assert await counts(page, "bob") == {"received": 101, "waiting": 0, "lost": 0, "twice": 0}
         assert (await page.run(texts("bob")))[1:] == [f"{n} of 100" for n in range(1, 101)]
         await page.wait(f"{part('ann', 'sent')}.textContent === '101'")
@@ -185,7 +185,7 @@ async def test_messages_arrive_later_and_after_a_restart(site: Gateway, tmp_path
 async def test_page_fits_a_phone_and_can_be_read(site: Gateway, tmp_path: Path) -> None:
     async with browser(tmp_path) as page:
         await log_in(page, site, "ann")
-        await page.wait(state("bob", "open"), 20)
+        await page.wait(state("bob", "open"))
         await write(page, "bob", "x" * 300)
         await page.wait(f"{texts('ann')}.length === 1")
         await page.run(f"{part('bob', 'cut')}.click()")

@@ -86,7 +86,7 @@ def test_signal_ends_everything(launched: Launched, number: signal.Signals) -> N
     launched.start()
     assert len(launched.nats_pids()) == 1
     launched.send(number)
-    assert launched.wait(10) == 0
+    assert launched.wait(30) == 0
     assert launched.nats_pids() == []
     assert "Traceback" not in launched.output
 
@@ -167,7 +167,7 @@ def test_hints_are_commands_that_work(launched: Launched) -> None:
     assert client.stdout is not None
     assert client.stdout.readline() == b"hello from NATS\n"
     launched.stop()
-    client.wait(10)
+    client.wait(30)
     client.stdout.close()
 
 
@@ -177,7 +177,7 @@ def test_taken_port_gives_one_line(symptom: Symptom, launched: Launched) -> None
         other.bind(("127.0.0.1", launched.port))
         other.listen()
         launched.spawn()
-        assert launched.wait(20) == 1
+        assert launched.wait(30) == 1
     assert len(launched.output.splitlines()) == 1
     assert f"cannot listen on 127.0.0.1:{launched.port}" in launched.output
     symptom.must_show_in(launched.output)
@@ -195,6 +195,6 @@ def test_make_run_is_the_launcher(tmp_path: Path, free_port: int) -> None:
         assert embedded.probe(launched.nats_port)
         # A terminal sends Ctrl-C to the whole group
         os.killpg(launched.pid, signal.SIGINT)
-        launched.wait(10)
+        launched.wait(30)
     assert launched.nats_pids() == []
     assert not listening(free_port)

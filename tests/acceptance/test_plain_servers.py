@@ -29,6 +29,6 @@ async def test_nats_server_starts_and_ends_with_the_process(
             assert embedded.probe(record["port"]) == record["name"]
             pid = int(record["pid"])
         os.kill(gateway.pid, number)
-        gateway.wait(10)
+        gateway.wait()
         wait_for(lambda: not process_alive(pid), what="nats-server ends")
         assert "Traceback" not in gateway.output

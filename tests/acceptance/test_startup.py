@@ -141,7 +141,7 @@ async def test_runserver_shows_the_embedded_server_with_a_command_that_works(
         heard = await client.subscribe("ws.>")
         await client.flush()
         project.run("shell", "-c", "import wsgateway; wsgateway.send('orders', 'ann', text='hi')")
-        while (await heard.next_msg(10)).data != b"hi":
+        while (await heard.next_msg(30)).data != b"hi":
             pass  # what gateways tell each other
         await client.close()
         process.stop()

@@ -153,7 +153,7 @@ async def test_graceful_end_and_broker_restart(
         await broker.wait_ready(20)
         await send(broker, "threaded", range(3, 6))
         await until(lambda: len(handled(tmp_path)) == 6 * USERS, 30, "after the restart")
-        process.stop(10)
+        process.stop()
         assert "threaded: ended (" in process.output
         assert not process.ready_file.exists()
         assert "Traceback" not in process.output
@@ -168,7 +168,7 @@ def test_worker_that_never_became_ready_ends_when_it_is_told(
     process = worker("counted", NATS_BROKER_URL=f"nats://127.0.0.1:{free_port}")
     process.spawn()
     process.wait_for_line("cannot reach NATS", 30)
-    process.stop(8)
+    process.stop()
     assert "counted: ended (no messages)" in process.output
     assert "Traceback" not in process.output
 
@@ -190,7 +190,7 @@ async def test_worker_whose_handler_hangs_ends_in_time(
     process = await worker(service, WSGATEWAY_CLOSE_TIMEOUT="0.5").start()
     await broker.offer(Inbox(service, "ann"), Frame.of("x"), "hangs")
     await until(lambda: lines(tmp_path, "begin"), 20)
-    await asyncio.to_thread(process.stop, 10)
+    await asyncio.to_thread(process.stop)
     assert process.popen is not None
     assert process.popen.returncode == 0
     assert "handlers that still run in threads" in process.output

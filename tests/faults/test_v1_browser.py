@@ -86,11 +86,11 @@ async def test_network_cut_for_a_moment_and_for_long_with_5000_messages(
         await cut(page, proxy, True)
         await page.run(SEND % 100)
         await publish(broker, 5000)
-        await page.wait("client.state === 'offline'", 20)
+        await page.wait("client.state === 'offline'")
         # The gateway has given the socket up as well, long before it could know from TCP.
         await until(lambda: "WSDISCONNECT" in gateway.output, 20, "4012")
         await cut(page, proxy, False)
-        await page.wait("client.state === 'open'", 20)
+        await page.wait("client.state === 'open'")
         await require_all(page, broker)
         await require_sent(page, broker, 100)
         assert await page.run("recovered.every((event, n) => event.recovered || !n)")
