@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,11 +16,12 @@ import wsgateway
 from tests.contract.conftest import Brokers
 from tests.integration.layers import drain, nothing_comes, receive
 from wsgateway.broker import runtime
-from wsgateway.layer import NatsChannelLayer
-from wsgateway.layer.wire import COMPRESS_OVER
+from wsgateway.layer import NatsChannelLayer, blobs
 
 Make = Callable[..., NatsChannelLayer]
 GROUP = wsgateway.inbox_group("orders", "ann")
+BIG = {"type": "x", "data": random.Random(7).randbytes(3_000_000)}
+"""More than one message of a broker holds, even if it is compressed."""
 
 
 @pytest.fixture
@@ -87,13 +89,12 @@ class TestChannels:
         layer, other = make(), make()
         mine = await layer.new_channel()
         await layer.group_add(GROUP, mine)
-        big = {"type": "x", "data": bytes(range(256)) * (2 * COMPRESS_OVER // 256)}
-        await other.send(mine, big)
-        assert await receive(layer, mine) == big
-        await other.send("work", big)
-        assert await receive(layer, "work") == big
-        await other.group_send(GROUP, big)
-        assert await receive(layer, mine) == big
+        await other.send(mine, BIG)
+        assert await receive(layer, mine) == BIG
+        await other.send("work", BIG)
+        assert await receive(layer, "work") == BIG
+        await other.group_send(GROUP, BIG)
+        assert await receive(layer, mine) == BIG
 
 
 class TestGroups:
@@ -158,6 +159,28 @@ class TestGroups:
         await one.send("work", numbered(4))
         assert await drain(two, "work", 1) == [4]
         await nothing_comes(two, channel, "end")
+
+    async def test_flush_while_a_large_message_is_fetched(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The reader went on waiting at a mailbox that the flush had dropped, for ever."""
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def find_nothing(*args: Any) -> None:
+            begun.set()
+            await go_on.wait()
+
+        monkeypatch.setattr(blobs, "fetch", find_nothing)
+        layer = make()
+        channel = await layer.new_channel()
+        await layer.group_add(GROUP, channel)
+        await layer.group_send(GROUP, BIG)
+        reading = asyncio.create_task(receive(layer, channel, 10))
+        await asyncio.wait_for(begun.wait(), 20)
+        await layer.flush()
+        go_on.set()
+        await layer.send(channel, numbered(1))
+        assert await reading == numbered(1)
 
     async def test_prefixes_are_apart(self, make: Make) -> None:
         here, there = make(), make(prefix="elsewhere")
