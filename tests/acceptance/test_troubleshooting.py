@@ -33,7 +33,7 @@ from tests.integration.test_jetstream import pretender
 from tests.support import ROOT, site_env, until
 from tests.troubleshooting import Symptom, marked, rows
 from wsgateway import send
-from wsgateway.broker import embedded
+from wsgateway.broker import project_server
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
@@ -114,7 +114,7 @@ async def test_without_the_program_there_is_no_embedded_server_to_use(
     def find_server() -> Path:
         raise BrokerMisconfigured("not found")
 
-    monkeypatch.setattr(embedded, "find_server", find_server)
+    monkeypatch.setattr(project_server, "find_server", find_server)
     nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port()}"
     nats_settings.DEBUG = True
     assert (await first_error()).endswith("or correct host and port in NATS_BROKER_URL")
