@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.proxy import proxy_to
 from tests.faults.traffic import broker_at
 from tests.support import Process, site_env, until
 from wsgateway.broker.embedded import EmbeddedServer
@@ -104,6 +105,7 @@ async def test_killed_relays(
         assert [m.payload for m in messages] == [b"%d" % number for number in range(EACH)]
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_broker_that_stops_in_the_middle_of_a_batch(
     database: str,
@@ -131,9 +133,13 @@ async def test_broker_that_stops_in_the_middle_of_a_batch(
     ):
         process = start(env, *command)
         assert await asyncio.to_thread(process.wait, 60) == 0, process.output
-    async with broker_at([own_server.url], prefix) as broker:
+    async with (
+        broker_at([own_server.url], prefix) as broker,
+        proxy_to(own_server.port) as proxy,
+    ):
         await broker.wait_ready(20)
-        relay = start(env, *RELAY)
+        proxy.pause = 0.01  # or everything may be relayed before the broker stops
+        relay = start({**env, "NATS_BROKER_URL": f"nats://127.0.0.1:{proxy.port}"}, *RELAY)
         while (await broker.position()).last < TOTAL // 4:
             assert relay.running, relay.output
         own_server.pause()
@@ -141,6 +147,7 @@ async def test_broker_that_stops_in_the_middle_of_a_batch(
             await until(lambda: "the outbox waits" in relay.output, 30, "the relay has noticed")
         finally:
             own_server.resume()
+        proxy.pause = 0.0
         await until_relayed(broker)
         extra = 0
         for user in range(USERS):
