@@ -364,7 +364,7 @@ def test_schema_is_a_schema() -> None:
     Draft202012Validator.check_schema(SCHEMA)
 
 
-# -- heartbeat ---------------------------------------------------------------------------
+# -- closing -----------------------------------------------------------------------------
 
 
 @given(st.floats(0, protocol.MAX_AFTER))
