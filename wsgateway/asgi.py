@@ -66,13 +66,16 @@ def _require_callable(name: str, app: App | None) -> None:
 
 
 def _require_usable_settings() -> None:
+    from wsgateway.broker import targets
     from wsgateway.broker.project_server import require_embedded
     from wsgateway.checks import START_CHECKS
 
     problems = [f"{error.msg} {error.hint}" for check in START_CHECKS for error in check()]
-    if not problems and settings.BROKER == "nats" and not split_urls(settings.URL):
+    if not problems:
         try:
-            require_embedded()
+            targets.load()
+            if settings.BROKER == "nats" and not split_urls(settings.URL):
+                require_embedded()
         except BrokerMisconfigured as exc:
             problems.append(str(exc))
     if problems:

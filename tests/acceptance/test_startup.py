@@ -46,6 +46,22 @@ def test_web_process_says_within_ten_seconds_that_the_broker_is_away(
     assert time.monotonic() - began < 10
 
 
+def test_nothing_is_imported_once_a_server_listens() -> None:
+    """Daphne imported NATS' modules then, and a burst of first clients waited for a second."""
+    script = (
+        "import asyncio, sys, project.asgi\n"
+        "from wsgateway.routing import open_gateway\n"
+        "before = set(sys.modules)\n"
+        "asyncio.run(open_gateway())\n"
+        "print('late:', *sorted(set(sys.modules) - before))"
+    )
+    env = site_env(DEBUG="1", NATS_BROKER_URL=f"nats://127.0.0.1:{free_port()}")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "late:\n", done.stderr
+
+
 SETTINGS = """
     from pathlib import Path
 

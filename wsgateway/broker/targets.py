@@ -10,7 +10,7 @@ from wsgateway.conf import settings
 if TYPE_CHECKING:
     from wsgateway.broker.nats.connection import ConnectionOptions
 
-__all__ = ["Target", "broker_of", "target_of"]
+__all__ = ["Target", "broker_of", "load", "target_of"]
 
 
 class Target(NamedTuple):
@@ -52,3 +52,15 @@ def broker_of(target: Target) -> Broker:
     from wsgateway.broker.nats import make_broker
 
     return make_broker(target.options, target.prefix, settings)
+
+
+def load() -> None:
+    """Import the modules of the settings' broker, which takes a tenth of a second with NATS.
+
+    A server does this before it listens: clients that connect while it imports would overflow
+    the queue of the kernel, and wait a second for their next try.
+    """
+    if settings.BROKER == "memory":
+        import wsgateway.broker.memory
+    else:
+        import wsgateway.broker.nats.broker  # noqa: F401
