@@ -202,12 +202,17 @@ async def test_a_second_member_waits_for_the_first_ones_subscription(
     await asyncio.gather(*joining)
 
 
+@pytest.mark.parametrize("is_connected", [True, False])
 async def test_new_channel_waits_for_the_subscription_that_another_call_makes(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch, is_connected: bool
 ) -> None:
-    """The second of two first calls returned before the server knew where its messages go."""
+    """The second of two first calls returned before the server knew where its messages go.
+
+    If both had waited for the connection, it still did.
+    """
     layer = make()
-    node = await layer.connections.ready()
+    if is_connected:
+        await layer.connections.ready()
     going_on = asyncio.Event()
     in_effect = NatsBroker.in_effect
 

@@ -67,20 +67,26 @@ class LocalChannels:
         If the channels have moved, every subscription is in effect then.
         """
         while True:
-            connection = self.connection
-            if connection is not None and self._must_stay(connection):
-                if self.unconfirmed:
-                    await self.confirm()
-                return connection
-            chosen = self.layer.connections.current()
-            if connection is not None and connection.usable and chosen.is_background:
-                return connection
+            chosen = self._choose()
             try:
-                await chosen.call(partial(self._move, chosen))
+                if chosen is not self.connection:
+                    await chosen.call(partial(self._move, chosen))
+                if self.unconfirmed:  # perhaps another call has moved them
+                    await self.confirm()
                 return self.connection or chosen
             except BrokerClosed:  # the layer's `close` was called while this waited
                 if chosen.usable:
                     raise
+
+    def _choose(self) -> Connection:
+        """Return where the channels have to be for a call in the running loop."""
+        connection = self.connection
+        if connection is not None and self._must_stay(connection):
+            return connection
+        chosen = self.layer.connections.current()
+        if connection is not None and connection.usable and chosen.is_background:
+            return connection
+        return chosen
 
     def _must_stay(self, connection: Connection) -> bool:
         return connection.usable and not (connection.is_background and self.is_new)
@@ -106,7 +112,6 @@ class LocalChannels:
         if old is not None:
             logger.debug("the channels of %s move to another event loop", self.client)
             _close_in(old, interests)
-        await self.confirm()
 
     def _subscribe(self, connection: Connection) -> list[Closable]:
         def on_message(_s: bytes, reply: bytes, data: bytes, _h: bytes | None) -> None:
