@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -218,3 +220,41 @@ async def test_synchronous_code_in_threads_wakes_readers() -> None:
     assert len(sent("orders", "ann")) == 4
     with pytest.raises(RuntimeError, match="event loop"):
         layer.send_sync("work", {"type": "x"})
+
+
+@pytest.fixture
+def _threads_switch_often() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def in_threads(count: int, run: Callable[[int], object]) -> list[BaseException]:
+    """Return what *run* raises in *count* threads; it gets each one's number."""
+    errors: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            run(number)
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return errors
+
+
+@pytest.mark.usefixtures("_threads_switch_often")
+def test_loops_that_end_in_several_threads() -> None:
+    """Two threads forgot the same closed loop, and `group_send` raised `KeyError`."""
+    layer = make()
+
+    def run(_: int) -> None:
+        for _ in range(100):
+            asyncio.run(layer.group_send("group", {"type": "x"}))
+
+    assert in_threads(8, run) == []

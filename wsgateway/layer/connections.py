@@ -72,8 +72,9 @@ class Connections:
             connection = runtime.current(self.target)
             share(connection, self._layer)
             if connection.loop is loop:
-                for closed in [known for known in self.by_loop if known.is_closed()]:
-                    del self.by_loop[closed]
+                for known in list(self.by_loop):  # other threads do the same
+                    if known.is_closed():
+                        self.by_loop.pop(known, None)
                 self.by_loop[loop] = connection
         return connection
 
