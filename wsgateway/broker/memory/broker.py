@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Bus, Closable, Hook
 from wsgateway.broker.channels import BlobStore, ChannelStore
-from wsgateway.broker.memory.bus import MemoryBus
+from wsgateway.broker.memory.bus import ALREADY_CLOSED, MemoryBus
 from wsgateway.broker.memory.channels import (
     MemoryBlobStore,
     MemoryChannelStore,
 )
+from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.store import Entry, Kept, MemoryStore, shared_store
 from wsgateway.broker.memory.work import (
     MemoryDeadLetters,
@@ -189,22 +191,23 @@ class MemoryBroker(Broker):
         await self.wait_ready()
         if not self.known_service(inbox.service):
             raise ServiceUnknown(inbox.service, self.service_names)
-        store, known = self.store, self.store.received.known(msg_id)
+        store = self.store
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
-        if known:
-            return known
-        kept = store.kept(inbox)
-        stored = Stored(
-            store.received.next(msg_id, store.duplicate_window),
-            kept[-1].stored.offset if kept else 0,
-            bytes(payload),
-            kind,
-            dt.datetime.now(dt.UTC).isoformat(),
-            (headers or {}).get(REPLY_TO_HEADER),
-            (headers or {}).get(ERROR_HEADER),
-        )
-        kept.append(Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
+        with taking:
+            if known := store.received.known(msg_id):
+                return known
+            kept = store.kept(inbox)
+            stored = Stored(
+                store.received.next(msg_id, store.duplicate_window),
+                kept[-1].stored.offset if kept else 0,
+                bytes(payload),
+                kind,
+                dt.datetime.now(dt.UTC).isoformat(),
+                (headers or {}).get(REPLY_TO_HEADER),
+                (headers or {}).get(ERROR_HEADER),
+            )
+            kept.append(Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
         store.announce(inbox, stored)
         await asyncio.sleep(0)
         return Receipt(stored.offset, False)
@@ -228,7 +231,8 @@ class MemoryBroker(Broker):
         self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
     ) -> Batch:
         await self.wait_ready()
-        kept = [kept.stored for kept in self.store.kept(inbox)]
+        with taking:
+            kept = [kept.stored for kept in self.store.kept(inbox)]
         found = [stored for stored in kept if stored.offset > offset]
         anchored = anchor and any(stored.offset == offset for stored in kept)
         return Batch(found[:limit], len(found) > limit, anchored)
@@ -279,11 +283,12 @@ class MemoryBroker(Broker):
         store = self.store
         if offset <= known or epoch not in (None, store.epoch):
             return
-        store.cursors.pop((inbox, device), None)  # the dict's order is the order of use
-        store.cursors[inbox, device] = (store.epoch, offset)
-        devices = [key for key in store.cursors if key[0] == inbox]
-        for key in devices[: -store.max_devices]:
-            del store.cursors[key]
+        with taking:
+            store.cursors.pop((inbox, device), None)  # the dict's order is the order of use
+            store.cursors[inbox, device] = (store.epoch, offset)
+            devices = [key for key in store.cursors if key[0] == inbox]
+            for key in devices[: -store.max_devices]:
+                del store.cursors[key]
 
     async def drop_cursor(self, inbox: Inbox, device: str) -> None:
         await self.wait_ready()
@@ -338,7 +343,8 @@ def _in_this_loop(callback: Callable[..., None]) -> Callable[..., None]:
     def call(*args: object) -> None:
         if asyncio._get_running_loop() is loop:
             callback(*args)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(callback, *args)
+        else:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(callback, *args)
 
     return call

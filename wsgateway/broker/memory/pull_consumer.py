@@ -32,8 +32,8 @@ class Waiting:
 
 W = TypeVar("W", bound=Waiting)
 
-taking = threading.Lock()
-"""Held while messages are stored, taken or removed: consumers may run in several threads."""
+taking = threading.RLock()
+"""Held while messages are stored, taken or removed: each thread may have a broker on one store."""
 
 
 class MemoryPullConsumer(Generic[W]):

@@ -14,6 +14,7 @@ from django.core import mail
 from wsgateway.broker.isolation import begin_each_test_empty, resets
 from wsgateway.broker.memory.bus import Exchange
 from wsgateway.broker.memory.channels import MemoryChannels
+from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.sequence import Sequence
 from wsgateway.broker.memory.work import Sent
 from wsgateway.broker.messages import Stored
@@ -86,9 +87,10 @@ class MemoryStore:
     def kept(self, inbox: Inbox) -> list[Kept]:
         """Return what *inbox* still holds."""
         now = time.monotonic()
-        found = [kept for kept in self.inboxes[inbox] if kept.until > now]
-        self.inboxes[inbox] = found[-self.max_messages :]
-        return self.inboxes[inbox]
+        with taking:
+            found = [kept for kept in self.inboxes[inbox] if kept.until > now]
+            self.inboxes[inbox] = found[-self.max_messages :]
+            return self.inboxes[inbox]
 
     def wake_workers(self, service: str, user: str | None = None) -> None:
         """Have the service's workers look for messages; *user*'s turn may have come."""

@@ -59,13 +59,14 @@ def enqueue(
     sent = store.sent[inbox.service]
     if len(payload) > store.max_size:
         raise MessageTooBig(len(payload), store.max_size)
-    if known := sent.known(msg_id):
-        return known
-    if full := store.is_full(inbox):
-        raise QueueFull(full)
-    offset = sent.next(msg_id, store.duplicate_window)
-    message = Sent(payload, offset, inbox=inbox, headers=dict(headers))
-    store.queues[inbox.service].append(message)
+    with taking:
+        if known := sent.known(msg_id):
+            return known
+        if full := store.is_full(inbox):
+            raise QueueFull(full)
+        offset = sent.next(msg_id, store.duplicate_window)
+        message = Sent(payload, offset, inbox=inbox, headers=dict(headers))
+        store.queues[inbox.service].append(message)
     store.wake_workers(inbox.service)
     return offset, False
 
@@ -206,10 +207,11 @@ class MemoryDeadLetters(DeadLetters):
         size = len(payload) + sum(len(name) + len(value) for name, value in headers.items())
         if size > self.max_size:
             raise MessageTooBig(size, self.max_size)
-        if store.buried.known(msg_id) is None:
-            offset = store.buried.next(msg_id, store.duplicate_window)
-            now = dt.datetime.now(dt.UTC).isoformat()
-            store.dead[offset] = DeadEntry(offset, inbox, payload, dict(headers), now)
+        with taking:
+            if store.buried.known(msg_id) is None:
+                offset = store.buried.next(msg_id, store.duplicate_window)
+                now = dt.datetime.now(dt.UTC).isoformat()
+                store.dead[offset] = DeadEntry(offset, inbox, payload, dict(headers), now)
 
     async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
         await self._broker.wait_ready()
