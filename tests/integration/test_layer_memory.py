@@ -309,3 +309,26 @@ def test_what_several_threads_send_to_a_service_is_handled() -> None:
 
     assert in_threads(4, run) == []
     assert len(set(handled)) == count
+
+
+@pytest.mark.usefixtures("_threads_switch_often")
+def test_flush_while_threads_send(caplog: pytest.LogCaptureFixture) -> None:
+    """It failed on a channel that another thread had just made, and kept the rest."""
+    layer, is_over = make(), threading.Event()
+
+    async def flush() -> None:
+        await layer.new_channel()
+        try:
+            for _ in range(8):
+                await layer.flush()
+        finally:
+            is_over.set()
+
+    async def send() -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            await layer.send(f"x.{layer.client_prefix}!{number}", {"type": "x"})
+
+    assert in_threads(3, lambda number: asyncio.run(send() if number else flush())) == []
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]

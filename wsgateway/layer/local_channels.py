@@ -286,12 +286,14 @@ class LocalChannels:
 
     def _flush(self) -> None:
         self.layer.normal.flushed()
-        for name, mailbox in self.mailboxes.items():
+        mailboxes = list(self.mailboxes.items())  # other threads make more
+        for name, mailbox in mailboxes:
             mailbox.queue.clear()
             self.complaints.room(name)
         self.groups.clear()
-        for name in [name for name, box in self.mailboxes.items() if not box.reading]:
-            self.forget(name)
+        for name, mailbox in mailboxes:
+            if not mailbox.reading:
+                self.forget(name)
 
     def forget(self, name: bytes) -> None:
         """Drop the mailbox of a channel that nobody uses."""

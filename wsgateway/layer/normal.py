@@ -32,7 +32,7 @@ class NormalChannels:
 
     def flushed(self) -> None:
         """Drop what was fetched: the layer was flushed."""
-        for prefetch in self.prefetches.values():
+        for prefetch in list(self.prefetches.values()):
             prefetch.mailbox.queue.clear()
 
     async def send(self, connection: Connection, channel: str, data: bytes) -> None:
