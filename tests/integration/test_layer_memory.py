@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
@@ -332,3 +333,17 @@ def test_flush_while_threads_send(caplog: pytest.LogCaptureFixture) -> None:
 
     assert in_threads(3, lambda number: asyncio.run(send() if number else flush())) == []
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+async def test_background_connections_of_former_tests_are_freed() -> None:
+    """Each test left a broker, with all that was stored in it, until the process ended."""
+
+    def brokers() -> int:
+        gc.collect()
+        return sum(isinstance(each, MemoryBroker) for each in gc.get_objects())
+
+    before = brokers()
+    for _ in range(10):
+        empty_store()
+        await asyncio.to_thread(wsgateway.send, "orders", "ann", text="hi")
+    await until(lambda: brokers() <= before + 1, 20, "only the last test's broker is left")

@@ -183,6 +183,11 @@ def reset() -> None:
         for loop, by_target in _connections.items():
             _retired.setdefault(loop, []).extend(by_target.values())
         _connections.clear()
+        retired = [] if _background is None else list(_retired.get(_background.loop, ()))
+    for each in retired:
+        # Of a test in memory: its loop outlives all tests, and would keep what they have stored
+        if each.target is not None and each.target.options is None:
+            asyncio.run_coroutine_threadsafe(each.close(), each.loop)
 
 
 isolation.resets.append(reset)
