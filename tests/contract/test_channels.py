@@ -252,3 +252,13 @@ async def test_offer_on_a_closed_broker(broker: Broker) -> None:
     await broker.close()
     with pytest.raises((BrokerClosed, BrokerUnavailable)):
         await broker.channels.offer("work", b"x", 60.0)
+
+
+async def test_receipts_of_a_closed_broker(broker: Broker) -> None:
+    """The acknowledgement failed, and the reader did not get the message that it had taken."""
+    await put(broker, "one", "two")
+    async with taking(broker) as taken:
+        one, two = await taken.came("one", "two")
+        await broker.close()
+        taken.consumer.ack(one)
+        taken.consumer.give_back(two)

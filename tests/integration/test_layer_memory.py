@@ -347,3 +347,13 @@ async def test_background_connections_of_former_tests_are_freed() -> None:
         empty_store()
         await asyncio.to_thread(wsgateway.send, "orders", "ann", text="hi")
     await until(lambda: brokers() <= before + 1, 20, "only the last test's broker is left")
+
+
+async def test_message_is_received_after_the_connection_was_closed() -> None:
+    """Telling a sender that there is room again failed, and the message was lost with it."""
+    layer, other = make(capacity=1), make()
+    channel = await layer.new_channel()
+    await other.send(channel, {"type": "x", "n": 1})
+    await until(lambda: channel.encode() in layer.local.complaints.told, what="it is full")
+    await layer.connections.current().close()
+    assert await drain(layer, channel, 1) == [1]

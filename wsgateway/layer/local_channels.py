@@ -227,7 +227,7 @@ class LocalChannels:
     def _tell(self, sender: str, data: bytes) -> None:
         connection = self.connection
         if connection is not None:
-            with contextlib.suppress(BrokerUnavailable):  # the sender tries again by itself
+            with contextlib.suppress(BrokerError):  # the sender tries again by itself
                 connection.bus.publish(sender, data)
 
     def taken(self, channel: str) -> None:

@@ -16,7 +16,7 @@ from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.specs import NANO, channel_stream
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerUnavailable, QueueFull
+from wsgateway.exceptions import BrokerError, BrokerUnavailable, QueueFull
 from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ class _Consumer(PullConsumer, ChannelConsumer):
             self._acked.popitem(last=False)
         try:
             self._publish(receipt, b"+ACK")
-        except BrokerUnavailable as exc:  # it comes again, and is known then
+        except BrokerError as exc:  # it comes again, and is known then
             logger.debug("an acknowledgement was not sent: %s", exc)
 
     def give_back(self, receipt: str) -> None:
-        with contextlib.suppress(BrokerUnavailable):  # it comes again anyway
+        with contextlib.suppress(BrokerError):  # it comes again anyway
             self._publish(receipt, b"-NAK")
 
     def _on_delivery(self, _s: bytes, reply: bytes, data: bytes, _raw: bytes | None) -> None:
