@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import get_channel_layer
 from channels.routing import URLRouter
@@ -22,6 +23,7 @@ from tests.integration.layers import drain, receive
 from tests.support import until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.memory.channels import MemoryChannelStore
 from wsgateway.broker.memory.store import MemoryStore
 from wsgateway.broker.memory.work import enqueue
 from wsgateway.broker.work import Job
@@ -357,3 +359,27 @@ async def test_message_is_received_after_the_connection_was_closed() -> None:
     await until(lambda: channel.encode() in layer.local.complaints.told, what="it is full")
     await layer.connections.current().close()
     assert await drain(layer, channel, 1) == [1]
+
+
+async def test_channels_stay_where_a_membership_begins(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """`new_channel` moved them before it had begun, and nobody could end it any more."""
+    settings.WSGATEWAY_BROKER_TIMEOUT = 1.0
+    layer = make()
+    begun, goes_on = threading.Event(), threading.Event()
+    ensure = MemoryChannelStore.ensure
+
+    async def late(self: MemoryChannelStore, capacity: int) -> None:
+        begun.set()
+        await asyncio.to_thread(goes_on.wait, 20)
+        await ensure(self, capacity)
+
+    monkeypatch.setattr(MemoryChannelStore, "ensure", late)
+    adding = asyncio.create_task(asyncio.to_thread(async_to_sync(layer.group_add), "g", "work"))
+    await asyncio.to_thread(begun.wait, 20)
+    await layer.new_channel()
+    goes_on.set()
+    await adding
+    await make().group_discard("g", "work")
+    assert not layer.local.groups.by_name

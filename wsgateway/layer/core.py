@@ -240,6 +240,8 @@ class NatsChannelLayer(ConfiguredLayer):
             await self.connections.run(change_elsewhere, subject, change)
             return
         connection = await self.local.place()
+        if action == "add":
+            self.local.is_new = False  # the channels must not move while this waits
         here = self._add_here if action == "add" else self._discard_here
         if self.connections.here() is connection:
             await here(connection, name, channel)
