@@ -172,6 +172,16 @@ class TestRequest:
         with pytest.raises(BrokerUnavailable, match="no answer"):
             await bus.request(subject, b"x")
 
+    async def test_closing_ends_the_wait_for_an_answer(
+        self, broker: Broker, bus: Bus, subject: str
+    ) -> None:
+        bus.subscribe(subject, lambda *_: None)
+        asking = asyncio.create_task(bus.request(subject, b"x"))
+        await asyncio.sleep(0)
+        await broker.close()
+        with pytest.raises(BrokerClosed):
+            await asking
+
     async def test_reply_subjects_are_different(self) -> None:
         assert len({new_reply_subject() for _ in range(1000)}) == 1000
 

@@ -108,7 +108,7 @@ class MemoryBroker(Broker):
             BrokerClosed: It is.
         """
         if self._closed:
-            raise BrokerClosed("the broker is already closed; open a new one")
+            raise BrokerClosed(ALREADY_CLOSED)
 
     async def set_up(self, ack_wait: float | None = None) -> list[str]:
         await self.open()

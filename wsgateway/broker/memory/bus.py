@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import Bus, Closable, Handler, Reply, new_reply_subject
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
+from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
 
 if TYPE_CHECKING:
     from wsgateway.broker.memory.broker import MemoryBroker
 
-__all__ = ["Exchange", "MemoryBus"]
+__all__ = ["ALREADY_CLOSED", "Exchange", "MemoryBus"]
+
+ALREADY_CLOSED = "the broker is already closed; open a new one"
 
 
 class _Subscription:
@@ -103,6 +105,7 @@ class MemoryBus(Bus):
         self._broker = broker
         self._exchange = exchange
         self._subscriptions: set[Closable] = set()
+        self._answers: set[asyncio.Future[Reply]] = set()  # that requests wait for
 
     @property
     def times_connected(self) -> int:  # type: ignore[override]
@@ -154,6 +157,7 @@ class MemoryBus(Bus):
 
         reply = new_reply_subject()
         subscription = self.subscribe(reply, on_answer)
+        self._answers.add(answer)
         try:
             if not self._exchange.publish(subject, payload, reply):
                 raise NobodyAnswers(f"nobody answers on {subject}")
@@ -163,9 +167,13 @@ class MemoryBus(Bus):
             limit = settings.BROKER_TIMEOUT
             raise BrokerUnavailable(f"no answer on {subject} within {limit:.3g} s") from exc
         finally:
+            self._answers.discard(answer)
             subscription.close()
 
     def close(self) -> None:
-        """End every subscription."""
+        """End every subscription, fail every request."""
         for subscription in list(self._subscriptions):
             subscription.close()
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_exception(BrokerClosed(ALREADY_CLOSED))
