@@ -221,9 +221,8 @@ async def test_new_channel_waits_for_the_subscription_that_another_call_makes(
         await in_effect(self)
 
     monkeypatch.setattr(NatsBroker, "in_effect", late)
-    first = asyncio.create_task(layer.new_channel())
-    await until(lambda: layer.local.connection is node, 10, "the home is here")
-    second = asyncio.create_task(layer.new_channel())
+    first, second = (asyncio.create_task(layer.new_channel()) for _ in range(2))
+    await until(lambda: layer.local.connection is not None, 10, "the channels have a connection")
     done, _ = await asyncio.wait([first, second], timeout=0.2)
     assert not done
     going_on.set()
@@ -295,3 +294,14 @@ async def test_on_reconnect_comes_after_memberships_are_in_effect(
         assert not done
         going_on.set()
         assert await waiting == {"type": "back"}
+
+
+async def test_leaving_at_the_request_of_somebody_who_expects_no_answer(make: Make) -> None:
+    """The answer went to no subject, so the server ended the connection."""
+    layer = make()
+    await layer.group_add("group", "work")
+    connection = layer.connections.current()
+    connection.bus.publish(connection.subjects.leave("group", "work"), b"")
+    await until(lambda: not layer.local.groups.by_name, 10, "it has left")
+    await connection.bus.confirm()
+    assert connection.bus.times_connected == 1

@@ -184,7 +184,8 @@ class Groups:
         def on_leave(_s: bytes, reply: bytes, _data: bytes, _h: bytes | None) -> None:
             if self._local.connection is connection:
                 self.discard(group.name, channel)
-                connection.bus.publish(reply.decode(), b"")
+                if reply:
+                    connection.bus.publish(reply.decode(), b"")
 
         forward = Forward(self._layer, connection, group.name, group.inbox, channel)
         subject = connection.subjects.leave(group.name, channel)
