@@ -16,7 +16,9 @@ from tests.integration.workers import no_services
 from tests.support import until
 from wsgateway import Message, asend, declared, send
 from wsgateway.broker import runtime
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.gateway.hub import get_hub
 from wsgateway.layer import NatsChannelLayer
@@ -156,3 +158,25 @@ def test_async_to_sync_leaks_none(server: EmbeddedServer) -> None:
     assert clients(server) == before + 1
     runtime.stop_background()
     assert clients(server) == before
+
+
+async def test_connection_closes_although_one_of_its_users_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The broker stayed open, and the next users did not hear of the end."""
+    connection = Connection(asyncio.get_running_loop(), MemoryBroker())
+    ended: list[str] = []
+
+    async def fail() -> None:
+        raise OSError("no room")
+
+    async def flush() -> None:
+        ended.append("flushed")
+
+    connection.on_close(fail, lambda: ended.append("closed"))
+    connection.on_close(flush, lambda: ended.append("closed"))
+    await connection.open()
+    await connection.close()
+    assert connection.broker.closed
+    assert ended == ["flushed", "closed", "closed"]
+    assert "no room" in caplog.text

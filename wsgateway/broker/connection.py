@@ -161,7 +161,10 @@ class Connection:
         self._forget(self)
         hooks, self._hooks = self._hooks, []
         for before, _ in hooks:
-            await before()
+            try:
+                await before()
+            except Exception:  # the connection ends all the same
+                logger.exception("what uses a connection failed while that was closed")
         self.subscriptions.close()
         await self.broker.close()
         for _, after in hooks:
