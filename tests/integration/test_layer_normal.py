@@ -14,6 +14,7 @@ from tests.integration.layers import Make, drain, layers, nats_of, receive, stor
 from tests.support import until
 from wsgateway.broker.channels import ACK_WAIT
 from wsgateway.broker.nats import channels
+from wsgateway.exceptions import BrokerError
 from wsgateway.layer import NatsChannelLayer
 
 
@@ -72,6 +73,32 @@ async def test_a_deleted_stream_is_made_again(make: Make) -> None:
                 await layer.send("work", {"type": "x", "n": 2})
             await asyncio.sleep(0.1)
     assert (await waiting)["n"] == 2
+
+
+async def test_message_of_a_new_stream_is_not_taken_for_one_of_the_deleted(make: Make) -> None:
+    """One that was given back vanished if the deleted stream had given its sequence to another."""
+    layer = make()
+    await send(layer, 1)
+    connection = layer.connections.current()
+    came: asyncio.Queue[str] = asyncio.Queue()
+    consumer = connection.broker.channels.take(
+        "work", 100, lambda: 10, lambda _, receipt: came.put_nowait(receipt)
+    )
+    async with asyncio.timeout(60):
+        consumer.ack(await came.get())
+        await connection.bus.confirm()
+        stream = connection.subjects.stream("chan")
+        await nats_of(connection).jetstream.api(f"STREAM.DELETE.{stream}")
+        while came.empty():
+            with contextlib.suppress(BrokerError):
+                await send(layer, 1)
+            await asyncio.sleep(0.1)
+        first = await came.get()
+        consumer.give_back(first)
+        sequence = first.split(".")[5]
+        while (await came.get()).split(".")[5] != sequence:
+            pass
+    await consumer.close()
 
 
 async def test_message_whose_acknowledgement_is_lost_is_received_once(

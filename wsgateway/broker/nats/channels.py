@@ -188,10 +188,10 @@ class _Consumer(PullConsumer, ChannelConsumer):
         self._hand_over = on_message
         stream, name = broker.subjects.stream("chan"), encode_token(channel)
         self._first = f"$JS.ACK.{stream}.{name}.1."  # how the receipt of a first delivery begins
-        self._acked: OrderedDict[str, None] = OrderedDict()  # sequences
+        self._acked: OrderedDict[str, None] = OrderedDict()  # messages
 
     def ack(self, receipt: str) -> None:
-        self._acked[_sequence(receipt)] = None
+        self._acked[_message(receipt)] = None
         if len(self._acked) > REMEMBERED:
             self._acked.popitem(last=False)
         try:
@@ -205,7 +205,7 @@ class _Consumer(PullConsumer, ChannelConsumer):
 
     def _on_delivery(self, _s: bytes, reply: bytes, data: bytes, _raw: bytes | None) -> None:
         receipt = reply.decode()
-        if receipt.startswith(self._first) or _sequence(receipt) not in self._acked:
+        if receipt.startswith(self._first) or _message(receipt) not in self._acked:
             self._hand_over(data, receipt)
         else:
             self.ack(receipt)  # the last one was lost
@@ -215,7 +215,11 @@ def _headers(ttl: float) -> dict[str, str]:
     return {"Nats-TTL": f"{max(1, math.ceil(ttl))}s"}
 
 
-def _sequence(receipt: str) -> str:
-    """Return the stream sequence in an acknowledgement's subject, of the old or new layout."""
+def _message(receipt: str) -> str:
+    """Return what names a message in an acknowledgement's subject, of the old or new layout.
+
+    That is its sequence and its time: a stream that is made again begins with the same sequences.
+    """
     tokens = receipt.split(".")
-    return tokens[5] if len(tokens) == 9 else tokens[7]
+    sequence = 5 if len(tokens) == 9 else 7
+    return f"{tokens[sequence]}.{tokens[sequence + 2]}"
