@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 from asgiref.sync import async_to_sync
+from channels.routing import URLRouter
+from channels.testing import WebsocketCommunicator
 
 from tests.integration.layers import receive
 from tests.integration.test_recovery import Client
@@ -23,6 +25,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.gateway.hub import get_hub
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.routing import websocket_urlpatterns
 from wsgateway.services import registry
 from wsgateway.services.runner import Runner
 
@@ -155,6 +158,29 @@ def test_async_to_sync_leaks_none(server: EmbeddedServer) -> None:
         group_send("room", {"type": "x"})
         if number % 100 == 0:
             publish("orders", "ann", text="x")
+    assert clients(server) == before + 1
+    runtime.stop_background()
+    assert clients(server) == before
+
+
+def test_socket_in_the_loop_of_an_asynchronous_django_test(
+    server: EmbeddedServer, settings: Any
+) -> None:
+    """It used the connection of the background's loop in its own, and got nothing."""
+    settings.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
+    before = clients(server)
+
+    async def talk() -> None:
+        client = WebsocketCommunicator(
+            URLRouter(websocket_urlpatterns), "/ws/orders/", headers=[(b"cookie", b"user=ann")]
+        )
+        assert await client.connect(timeout=20) == (True, None)
+        await asend("orders", "ann", text="hi")
+        assert await client.receive_from(timeout=20) == "hi"
+        await client.disconnect()
+
+    for _ in range(3):
+        async_to_sync(talk)()
     assert clients(server) == before + 1
     runtime.stop_background()
     assert clients(server) == before

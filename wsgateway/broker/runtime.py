@@ -40,6 +40,7 @@ __all__ = [
     "current",
     "is_short_lived",
     "on_fork",
+    "own",
     "refuse_in_loop",
     "reset",
     "stop_background",
@@ -86,9 +87,24 @@ def current(target: Target | None = None) -> Connection:
     Raises:
         BrokerMisconfigured: The settings name no usable broker.
     """
-    loop = asyncio.get_running_loop()
-    if is_short_lived(loop):
+    if is_short_lived(asyncio.get_running_loop()):
         return background(target)
+    return own(target)
+
+
+def own(target: Target | None = None) -> Connection:
+    """Return the running loop's connection, also if that loop is short-lived.
+
+    For what lives in the loop itself, such as sockets. Django runs an asynchronous test in a
+    short-lived one.
+
+    Args:
+        target: The same as for `current`.
+
+    Raises:
+        BrokerMisconfigured: The settings name no usable broker.
+    """
+    loop = asyncio.get_running_loop()
     is_background = _background is not None and _background.loop is loop
     return _connection(loop, target, is_background=is_background)
 

@@ -205,7 +205,7 @@ def get_hub() -> Hub:
     loop = asyncio.get_running_loop()
     hub = _hubs.get(loop)
     if hub is None:
-        connection = runtime.current()
+        connection = runtime.own()
         connection.kept = True
         hub = _hubs[loop] = Hub(connection)
     return hub

@@ -76,7 +76,7 @@ class Runner:
             BrokerMisconfigured: The settings name no usable broker.
             OSError: The ready file cannot be made.
         """
-        connection = runtime.current()
+        connection = runtime.own()
         connection.kept, broker = True, connection.broker
         await connection.open()
         running = Running(settings.ACK_WAIT)
