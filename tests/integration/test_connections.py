@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.gateway.hub import get_hub
+from wsgateway.gateway.hub import Hub, get_hub
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.routing import websocket_urlpatterns
@@ -184,6 +185,23 @@ def test_socket_in_the_loop_of_an_asynchronous_django_test(
     assert clients(server) == before + 1
     runtime.stop_background()
     assert clients(server) == before
+
+
+def test_hubs_of_closed_loops_are_freed() -> None:
+    """Each test with a socket left its loop, its hub and its broker in memory."""
+
+    def hubs() -> int:
+        gc.collect()
+        return sum(isinstance(each, Hub) for each in gc.get_objects())
+
+    async def use() -> None:
+        await get_hub().open()
+
+    asyncio.run(use())
+    before = hubs()
+    for _ in range(5):
+        asyncio.run(use())
+    assert hubs() <= before
 
 
 async def test_connection_closes_although_one_of_its_users_fails(

@@ -8,7 +8,6 @@ import logging
 import math
 import random
 import time
-import weakref
 from collections import Counter
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
@@ -197,7 +196,7 @@ class Hub:
         logger.log(level, "skipped message %s (%s so far): %s", offset, count, problem)
 
 
-_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
+_hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
 
 
 def get_hub() -> Hub:
@@ -205,6 +204,9 @@ def get_hub() -> Hub:
     loop = asyncio.get_running_loop()
     hub = _hubs.get(loop)
     if hub is None:
+        for known in list(_hubs):
+            if known.is_closed():
+                _hubs.pop(known, None)
         connection = runtime.own()
         connection.kept = True
         hub = _hubs[loop] = Hub(connection)
