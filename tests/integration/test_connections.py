@@ -204,6 +204,16 @@ def test_hubs_of_closed_loops_are_freed() -> None:
     assert hubs() <= before
 
 
+def test_loop_that_has_had_many_connections_can_be_closed() -> None:
+    """Each one after `close_pools` added a layer to `loop.close`; a thousand were too many."""
+
+    async def use() -> None:
+        for _ in range(1500):
+            await runtime.own().close()
+
+    asyncio.run(use())
+
+
 async def test_connection_closes_although_one_of_its_users_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -167,6 +167,8 @@ def _forget(connection: Connection) -> None:
 def _close_with(loop: Loop) -> None:
     """Make ``loop.close()`` close the loop's connections first, so that no task is destroyed."""
     original = loop.close
+    if getattr(original, "__module__", "") == __name__:  # for connections that are closed by now
+        return
 
     def close() -> None:
         found = _all_of(loop)
