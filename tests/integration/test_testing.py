@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 
 from wsgateway import Message, Reject, asend, declared, send
@@ -77,6 +78,19 @@ def test_deliver_to_a_synchronous_handler(wsgateway_memory: Any) -> None:
         message.reply(json=message.json())
 
     assert deliver("orders", "ann", json=[1]).replies[0].json() == [1]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_fixture_leaves_no_connection(wsgateway_nats: str, number: int) -> None:
+    """Each test left the connection of its synchronous calls, until there were too many."""
+    send("orders", "ann", text=str(number))
+    port = int(wsgateway_nats.rpartition(":")[2])
+    open_ones = [
+        each
+        for each in psutil.Process().net_connections("tcp")
+        if each.status == psutil.CONN_ESTABLISHED and each.raddr and each.raddr.port == port
+    ]
+    assert len(open_ones) == 1
 
 
 async def test_real_server(wsgateway_nats: str) -> None:

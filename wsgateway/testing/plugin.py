@@ -72,3 +72,4 @@ def wsgateway_nats(wsgateway_nats_server: str) -> Iterator[str]:
         runtime.reset()
         yield wsgateway_nats_server
         runtime.reset()
+        runtime.stop_background()  # with its connection: each test would leave one
