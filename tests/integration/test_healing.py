@@ -473,6 +473,19 @@ async def test_subscription_beyond_the_servers_limit_is_an_error(tmp_path: Path)
             assert connection.times_connected == 1
 
 
+async def test_draining_leaves_the_error_to_those_who_subscribed(tmp_path: Path) -> None:
+    """It took the error with it, and whoever confirmed next took the subscription for made."""
+    with server(tmp_path, max_subscriptions=2) as nats:
+        async with connected(nats.url) as connection:
+            await connection.ready()
+            first = connection.subscribe("first", lambda *_: None)
+            await connection.confirm()
+            connection.subscribe("second", lambda *_: None)
+            await first.drain(20.0)
+            with pytest.raises(BrokerForbidden, match="maximum subscriptions exceeded"):
+                await connection.confirm()
+
+
 async def test_lost_protocol_shows_no_payload(caplog: pytest.LogCaptureFixture) -> None:
     writers: list[asyncio.StreamWriter] = []
 
