@@ -17,7 +17,7 @@ from wsgateway import Message, RetryPolicy, declared
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
-from wsgateway.broker.work import Job, WorkQueue
+from wsgateway.broker.work import History, Job, WorkQueue
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
@@ -231,6 +231,40 @@ async def test_mark_stays_only_if_the_handler_may_have_ended_the_process(
         await until(lambda: worker.counts.total() == 1)
     assert worker.counts == ({"done": 1} if in_order else {"dead-lettered": 1})
     assert len(await letters(broker)) == (0 if in_order else 1)
+
+
+async def test_mark_whose_confirmation_a_restart_cut_off_is_removed(
+    broker: NatsBroker, nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that ended between the mark and its confirmation left the mark, and the next worker
+    set the message aside, although no handler had ever begun with it.
+    """
+    nats_settings.WSGATEWAY_MAX_DELIVER = 2
+    stored = asyncio.Event()
+    original = NatsWorkQueue.note
+
+    async def note(self: NatsWorkQueue, job: Job, history: History) -> None:
+        await original(self, job, history)
+        if history.started:
+            stored.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(NatsWorkQueue, "note", note)
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        pass
+
+    await offer(broker, "x")
+    await hand_back(broker, 2)
+    worker = Worker(declared.registered["orders"], broker)
+    worker.start()
+    async with asyncio.timeout(10):
+        await stored.wait()
+    await worker.stop(0.1)
+    async with serving(broker) as worker:
+        await until(lambda: worker.counts.total() == 1)
+    assert worker.counts == {"done": 1}
 
 
 async def test_handler_alone_waits_for_others_but_not_for_those_that_hang() -> None:

@@ -168,8 +168,8 @@ class Handling:
 
     async def _run_alone(self, job: Job, history: History, run: Run) -> BaseException | None:
         async with self._running.alone(run):
-            await self._queue.note(job, History(history.tries, job.deliveries, started=True))
             try:
+                await self._queue.note(job, History(history.tries, job.deliveries, started=True))
                 return await self._caller.call(job, run)
             except asyncio.CancelledError:
                 if self.ending:
