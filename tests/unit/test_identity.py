@@ -14,6 +14,7 @@ from django.http import HttpResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsgateway import identity
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway.transport import MAX_REASON
 from wsgateway.identity import (
@@ -22,6 +23,7 @@ from wsgateway.identity import (
     SessionIdentity,
     SignedCookieIdentity,
     TokenIdentity,
+    base,
     make_token,
     resolve_identity,
     set_identity_cookie,
@@ -30,6 +32,13 @@ from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
 
 REFUSED = IdentityRefused
+
+
+@pytest.mark.parametrize("name", ["DEFAULT_DEVICE", "Scope"])
+def test_names_that_resolvers_of_projects_use_can_be_imported(name: str) -> None:
+    """When the module became a folder, `from wsgateway.identity import Scope` stopped working."""
+    assert name in identity.__all__
+    assert getattr(identity, name) is getattr(base, name)
 
 
 def scope(

@@ -8,7 +8,7 @@ to be well-formed: junk is refused. Everything here runs once per connection.
 from __future__ import annotations
 
 from wsgateway.hooks import get_resolver
-from wsgateway.identity.base import Identity, Resolver
+from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Resolver, Scope
 from wsgateway.identity.resolvers import (
     CookieIdentity,
     SessionIdentity,
@@ -19,9 +19,11 @@ from wsgateway.identity.resolving import require_service, resolve_identity, with
 from wsgateway.identity.tokens import make_token, set_identity_cookie
 
 __all__ = [
+    "DEFAULT_DEVICE",
     "CookieIdentity",
     "Identity",
     "Resolver",
+    "Scope",
     "SessionIdentity",
     "SignedCookieIdentity",
     "TokenIdentity",
