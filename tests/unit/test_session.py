@@ -264,7 +264,7 @@ async def test_delivery_that_fails_closes_the_socket(
 
     monkeypatch.setattr(V1Endpoint, "message", fail)
     await hub.broker.publish(ANN, b"x")
-    await until(lambda: client.closed_with == CloseCode.BROKER_UNAVAILABLE, what="closed")
+    await until(lambda: client.closed_with == CloseCode.INTERNAL_ERROR, what="closed")
     assert "task wsgateway-session failed" in caplog.text
 
 

@@ -174,7 +174,7 @@ class Session:
     def _on_failure(self, error: BaseException | None) -> None:
         """Close the socket when a task of the session has failed; `start` has logged *error*."""
         if error is not None:
-            self.close_soon(CloseCode.BROKER_UNAVAILABLE)
+            self.close_soon(CloseCode.INTERNAL_ERROR)
 
     async def stop(self) -> None:
         """End delivery; what the client has is saved, what it sent and is stored stays."""
