@@ -94,6 +94,7 @@ class Subscriptions:
         self._resync = asyncio.Event()
         self._lock = asyncio.Lock()  # held by a sweep
         self._swept: Position | None = None  # at the last sweep
+        self._skipped = False  # the last sweep left out inboxes that were heard of
         self._sweeping: asyncio.Task[None] | None = None  # while anybody subscribes
         broker.on_ready(self.resync)
         broker.on_lost(self._suspect_end)
@@ -154,11 +155,12 @@ class Subscriptions:
             for subscriber in started:
                 subscriber.window.suspect = None
             swept = self._swept
+            at_rest = swept and (position.epoch, position.last) == (swept.epoch, swept.last)
             if thorough:
                 # What came since the last sweep may have gone already, by its age
                 if swept is None or position.first > swept.last + 1:
                     _invalidate(started)
-            elif swept and (position.epoch, position.last) == (swept.epoch, swept.last):
+            elif at_rest and not self._skipped:
                 return
             await self._announce(everything=thorough)
             self._swept = position
@@ -184,6 +186,8 @@ class Subscriptions:
     async def _announce(self, *, everything: bool) -> None:
         """Tell subscribers how far their inboxes reach; those of a quiet inbox, or everybody."""
         quiet = [key for key, inbox in self._inboxes.items() if everything or not inbox.heard]
+        # What came last to the others may be missing: a gap would have shown, but not an end
+        self._skipped = len(quiet) < len(self._inboxes)
         for inbox in self._inboxes.values():
             inbox.heard = False
         for key, offset in (await self._broker.last_offsets(quiet)).items():
