@@ -7,7 +7,6 @@ import gc
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,13 +23,9 @@ from tests.support import until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.memory.channels import MemoryChannelStore
-from wsgateway.broker.memory.store import MemoryStore
-from wsgateway.broker.memory.work import enqueue
-from wsgateway.broker.work import Job
 from wsgateway.layer import NatsChannelLayer, durable
 from wsgateway.layer.config import OptionRefused
 from wsgateway.protocol import group_names
-from wsgateway.protocol.subjects import Inbox
 from wsgateway.routing import websocket_urlpatterns
 from wsgateway.testing import assert_not_sent, assert_sent, sent
 from wsgateway.testing.isolation import empty_store
@@ -279,39 +274,6 @@ def test_what_several_threads_store_is_kept() -> None:
 
     assert in_threads(6, lambda number: asyncio.run(store(number))) == []
     assert len(sent("orders", "ann")) == 600
-
-
-@pytest.mark.usefixtures("_threads_switch_often")
-def test_what_several_threads_send_to_a_service_is_handled() -> None:
-    """What came while another message was acknowledged vanished with it."""
-    store, inbox, count = MemoryStore(), Inbox("orders", "ann"), 1500
-    handled: list[int] = []
-
-    async def handle() -> None:
-        broker = MemoryBroker(store)
-        await broker.open()
-
-        def on_job(job: Job) -> None:
-            queue.ack(job)
-            queue.add_room(1)
-            handled.append(job.sequence)
-
-        queue = broker.work_queue("orders", on_job, lambda user: None, 30.0)
-        queue.open(10)
-        await until(lambda: len(handled) == count, 30, "all messages are handled")
-        await queue.close()
-        await broker.close()
-
-    def run(number: int) -> None:
-        if number == 0:
-            asyncio.run(handle())
-            return
-        for n in range(count // 3):
-            enqueue(store, inbox, b"", {}, f"{number}-{n}")
-            time.sleep(0)
-
-    assert in_threads(4, run) == []
-    assert len(set(handled)) == count
 
 
 @pytest.mark.usefixtures("_threads_switch_often")
