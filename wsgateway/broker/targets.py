@@ -54,13 +54,16 @@ def broker_of(target: Target) -> Broker:
     return make_broker(target.options, target.prefix, settings)
 
 
-def load() -> None:
-    """Import the modules of the settings' broker, which takes a tenth of a second with NATS.
+def load(servers: tuple[str, ...] = ()) -> None:
+    """Import the modules of a broker, which takes a tenth of a second with NATS.
 
     A server does this before it listens: clients that connect while it imports would overflow
     the queue of the kernel, and wait a second for their next try.
+
+    Args:
+        servers: As for `target_of`.
     """
-    if settings.BROKER == "memory":
+    if settings.BROKER == "memory" and not servers:
         import wsgateway.broker.memory
     else:
         import wsgateway.broker.nats.broker  # noqa: F401

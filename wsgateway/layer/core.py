@@ -12,6 +12,7 @@ from typing import Any
 from channels.exceptions import ChannelFull
 
 from wsgateway.broker.connection import Connection
+from wsgateway.broker.targets import load
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import blobs, durable
@@ -39,6 +40,7 @@ class NatsChannelLayer(ConfiguredLayer):
     """
 
     def _begin(self) -> None:
+        load(tuple(self._servers))  # not in the first message's time
         self.restart(uuid.uuid4().hex)
         layers.add(self)
 
