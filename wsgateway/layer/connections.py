@@ -153,7 +153,9 @@ class Connections:
             here.bus.publish(subject, data, reply=notices() if has_owner else "")
             if self.is_breathless():
                 await self.breathe(here)
-        elif not (is_short_lived(loop) and self.publish_soon(subject, data, has_owner)):
+        elif not (
+            is_short_lived(loop) and self.publish_soon(self.background(), subject, data, has_owner)
+        ):
             await self.run(self._publish_at, subject, data, has_owner)
 
     async def _publish_at(
@@ -178,9 +180,18 @@ class Connections:
         await asyncio.sleep(0)
         await connection.bus.pressure()
 
-    def publish_soon(self, subject: str, data: bytes, has_owner: bool) -> bool:
-        """Hand an envelope to the background loop; return False if the caller has to wait."""
-        connection, local = self.background(), self._layer.local
+    def publish_soon(
+        self, connection: Connection, subject: str, data: bytes, has_owner: bool
+    ) -> bool:
+        """Hand an envelope to the background loop; return False if the caller has to wait.
+
+        Args:
+            connection: The background thread's.
+            subject: As for `publish`.
+            data: As for `publish`.
+            has_owner: As for `publish`.
+        """
+        local = self._layer.local
         if local.connection is not connection and (local.unconfirmed or local.is_stranded):
             return False
         if len(data) > connection.bus.max_payload:

@@ -313,13 +313,14 @@ class NatsChannelLayer(ConfiguredLayer):
         """As `send`, from a thread without an event loop, over the shared connection."""
         require_no_loop("send_sync")
         subject, data, mailbox = self._addressed(channel, message)
+        connection = self.connections.background()
         if mailbox is not None:
             if mailbox.has_room():
                 mailbox.announce()
-                if self.connections.publish_soon(subject, data, False):
+                if self.connections.publish_soon(connection, subject, data, False):
                     return
                 mailbox.came()
-        elif subject and self.connections.publish_soon(subject, data, True):
+        elif subject and self.connections.publish_soon(connection, subject, data, True):
             return
         self._sync(lambda: self.send(channel, message))
 
@@ -339,12 +340,12 @@ class NatsChannelLayer(ConfiguredLayer):
         name = self.directory.get(group)
         if name is None:
             return False
-        is_known, inbox = self.directory.known(self.connections.background(), name)
+        connection = self.connections.background()
+        is_known, inbox = self.directory.known(connection, name)
         if not is_known or inbox is not None:
             return False
-        return self.connections.publish_soon(
-            name.subject, self.envelopes.encode(b"", message), False
-        )
+        data = self.envelopes.encode(b"", message)
+        return self.connections.publish_soon(connection, name.subject, data, False)
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         connection = self.connections.background()
