@@ -184,7 +184,7 @@ class LocalChannels:
 
     def resize(self) -> None:
         """Have each mailbox hold what the options say now."""
-        for name, mailbox in list(self.mailboxes.items()):
+        for name, mailbox in self.mailboxes.copy().items():
             mailbox.capacity = self.layer.get_capacity(name.decode())
             self.taken(name.decode())
 
@@ -286,12 +286,12 @@ class LocalChannels:
 
     def _flush(self) -> None:
         self.layer.normal.flushed()
-        mailboxes = list(self.mailboxes.items())  # other threads make more
-        for name, mailbox in mailboxes:
+        mailboxes = self.mailboxes.copy()  # other threads make more
+        for name, mailbox in mailboxes.items():
             mailbox.queue.clear()
             self.complaints.room(name)
         self.groups.clear()
-        for name, mailbox in mailboxes:
+        for name, mailbox in mailboxes.items():
             if not mailbox.reading:
                 self.forget(name)
 

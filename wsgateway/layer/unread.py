@@ -50,7 +50,7 @@ class Unread:
         groups.look_at_services(connection)
         now = time.monotonic()
         expiry, group_expiry = local.layer.expiry, local.layer.group_expiry
-        for name, mailbox in list(local.mailboxes.items()):
+        for name, mailbox in local.mailboxes.copy().items():  # other threads make more
             expired = mailbox.purge()
             if expired:
                 local.complaints.room(name)
