@@ -474,7 +474,7 @@ async def test_subscription_beyond_the_servers_limit_is_an_error(tmp_path: Path)
 
 
 async def test_draining_leaves_the_error_to_those_who_subscribed(tmp_path: Path) -> None:
-    """It took the error with it, and whoever confirmed next took the subscription for made."""
+    """It took the error, so the next caller of `confirm` believed that all was well."""
     with server(tmp_path, max_subscriptions=2) as nats:
         async with connected(nats.url) as connection:
             await connection.ready()

@@ -594,7 +594,7 @@ class TestAsking:
             identity = Identity("orders", name, user_id=user_id, backend=path)
             await world.open(world.hubs[0], identity, codes[name])
         Directory.members = {world.users["bob"].pk}
-        await until(lambda: codes["ann"], what="ann is no member any more")
+        await until(lambda: codes["ann"], what="ann is no longer a member")
         assert codes == {"ann": [ENDED], "bob": []}
 
 

@@ -65,7 +65,7 @@ class Reply(NamedTuple):
 
 
 def new_reply_subject() -> str:
-    """Return a subject for answers, with which nobody else's begins."""
+    """Return a new subject for answers that no other subject begins with."""
     return f"_INBOX.{secrets.token_hex(11)}"
 
 
