@@ -49,9 +49,9 @@ class WsGatewayConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and receivers; called once by Django."""
-        from wsgateway import checks, signals
+        from wsgateway import checks, receivers
 
-        signals.connect()
+        receivers.connect()
         show_log_in_development()
 
         for check in checks.CHECKS:

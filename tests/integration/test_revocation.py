@@ -23,7 +23,7 @@ from django.http import HttpRequest
 from django.test import Client
 
 from tests.support import until, wait_for
-from wsgateway import signals
+from wsgateway import receivers
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
@@ -416,7 +416,7 @@ async def test_proxy_models_of_the_user_are_heard(world: World) -> None:
             proxy = True
             app_label = "auth"
 
-    signals.connect()
+    receivers.connect()
     customer = await Customer.objects.aget(username="ann")
     await deactivate(customer)
     await world.ann.closed(ENDED)
@@ -444,9 +444,9 @@ def test_log_out_without_a_broker_succeeds_at_once(
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
     settings.WSGATEWAY_BROKER_TIMEOUT = 1.0
     began = time.monotonic()
-    signals.on_log_out(request=SimpleNamespace(session=SimpleNamespace(session_key="abc")))
+    receivers.on_log_out(request=SimpleNamespace(session=SimpleNamespace(session_key="abc")))
     assert time.monotonic() - began < 1.0
-    signals.announcer.finish()
+    receivers.announcer.finish()
     wait_for(lambda: "could not tell the gateways that 1 logins changed" in caplog.text)
     assert "abc" not in caplog.text
 
@@ -457,8 +457,8 @@ def test_changes_that_wait_for_the_broker_are_bounded_and_none_is_dropped_in_sil
     settings.PUBSUB_BROKER = "nats"
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
     settings.WSGATEWAY_BROKER_TIMEOUT = 0.5
-    monkeypatch.setattr(signals, "MAX_PENDING", 3)
-    announcer, said = signals.Announcer(), re.compile(r"that \d logins")
+    monkeypatch.setattr(receivers, "MAX_PENDING", 3)
+    announcer, said = receivers.Announcer(), re.compile(r"that \d logins")
     for number in range(8):
         announcer.say(f"changed {number}")
     announcer.finish()
@@ -472,7 +472,7 @@ def test_saving_a_user_starts_no_server(settings: Any, tmp_path: Any) -> None:
     settings.WSGATEWAY_EMBEDDED_STORE = str(tmp_path / "store")
     user = get_user_model().objects.create_user("ann")
     user.save()
-    signals.announcer.finish()
+    receivers.announcer.finish()
     assert not (tmp_path / "store").exists()
 
 

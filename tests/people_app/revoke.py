@@ -12,7 +12,7 @@ from django.db import transaction
 from django.http import HttpRequest
 
 from tests.people_app.models import Employee, Person
-from wsgateway import signals
+from wsgateway import receivers
 from wsgateway.gateway.revocation import user_digest
 from wsgateway.identity import Identity
 from wsgateway.logins import account_of, logged_in_user, reasons_to_close
@@ -23,7 +23,7 @@ def main() -> None:
     for alias in ("default", "people", "people_replica"):
         call_command("migrate", run_syncdb=True, database=alias, verbosity=0)
     told: list[str] = []
-    announcer: Any = signals.announcer
+    announcer: Any = receivers.announcer
     announcer.say = told.append
     ann = Person.objects.db_manager("people").create_user("ann@example.com", "ann")
     bob = Employee(email="bob@example.com", office="9")

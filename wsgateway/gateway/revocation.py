@@ -1,6 +1,6 @@
 """Revoked means closed: ends open sockets when what let them in has ended.
 
-Django processes broadcast what Django signals (`wsgateway.signals`); a gateway closes the sockets
+Django processes broadcast what Django signals (`wsgateway.receivers`); a gateway closes the sockets
 that it concerns. Whatever is not signalled, and whatever a gateway missed while it was not
 connected, is found by asking again: every WSGATEWAY_REVALIDATE_INTERVAL seconds, and after each
 reconnect.
