@@ -1,0 +1,55 @@
+"""How the admin's pages write numbers and times; what is None is unknown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django import template
+from django.utils import timezone
+
+__all__ = ["age", "count", "duration", "percent", "rate"]
+
+register = template.Library()
+
+UNKNOWN = "unknown"
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+@register.filter
+def count(number: float | None) -> str:
+    """Write a whole number: ``12,345``."""
+    return UNKNOWN if number is None else f"{number:,.0f}"
+
+
+@register.filter
+def rate(number: float | None) -> str:
+    """Write how often something happens: ``0.2/s``, ``1,250/s``."""
+    if number is None:
+        return UNKNOWN
+    return f"{number:,.0f}/s" if number >= 10 or number == 0 else f"{number:.1f}/s"
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """Write seconds with at most two units: ``8 s``, ``3 min 20 s``, ``2 d 4 h``."""
+    if seconds is None:
+        return UNKNOWN
+    rest = max(0, int(seconds))
+    for place, (size, name) in enumerate(UNITS[:-1]):
+        if rest >= size:
+            smaller, small_name = UNITS[place + 1]
+            extra = rest % size // smaller
+            return f"{rest // size} {name}" + (f" {extra} {small_name}" if extra else "")
+    return f"{rest} s"
+
+
+@register.filter
+def age(moment: datetime | None) -> str:
+    """Write how long ago *moment* was."""
+    return duration(None if moment is None else (timezone.now() - moment).total_seconds())
+
+
+@register.filter
+def percent(part: float) -> str:
+    """Write a part of 1 as percent, without the sign: ``0.4``, ``83``."""
+    return f"{100 * part:.0f}" if part >= 0.01 or not part else f"{100 * part:.1g}"
