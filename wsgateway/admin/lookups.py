@@ -17,8 +17,11 @@ __all__ = ["DEADLINE", "Answers", "Question", "ask"]
 
 Question = Callable[[Broker], Awaitable[Any]]
 
-DEADLINE = 1.0
-"""Seconds that all lookups of a page may take together, the connection included."""
+READY = 1.0
+"""Seconds that the broker may take to become ready."""
+DEADLINE = 2.0
+"""Seconds that all lookups of a page may take together, the connection included. Presence waits for
+up to a second for a process that does not answer, and then names it."""
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ async def _ask(connection: Connection, questions: Mapping[str, Question], answer
     broker = connection.broker
     try:
         await connection.open()
-        await broker.wait_ready(min(DEADLINE, settings.BROKER_TIMEOUT))
+        await broker.wait_ready(min(READY, settings.BROKER_TIMEOUT))
     except BrokerMisconfigured as exc:  # what does not depend on that can still be shown
         answers.add_problem(str(exc))
         if not broker.connected:
