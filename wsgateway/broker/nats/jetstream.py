@@ -317,19 +317,26 @@ class _DirectRead:
 
     async def run(self, timeout: float) -> DirectBatch:
         subject = f"$JS.API.DIRECT.GET.{self._stream}"
+        self._timeout = timeout
         done = self._connection.ask(subject, self._request, self._on_reply, self._fail)
+        self._set_deadline(timeout)
         try:
-            while not self._end.done():
-                left = self._heard + timeout - self._loop.time()
-                if left <= 0:
-                    raise BrokerUnavailable(
-                        f"direct get from {self._stream!r}: no answer within {timeout} s"
-                    )
-                await asyncio.wait({self._end}, timeout=left)
-            return DirectBatch(self._replies, self._end.result())
+            return DirectBatch(self._replies, await self._end)
         finally:
             done()
-            self._end.cancel()
+            self._in_time()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._in_time = self._connection.deadlines.add(seconds, self._look)
+
+    def _look(self) -> None:
+        """Give up if no answer has come for the whole time."""
+        left = self._heard + self._timeout - self._loop.time()
+        if left > 0:
+            self._set_deadline(left)
+            return
+        text = f"direct get from {self._stream!r}: no answer within {self._timeout} s"
+        self._fail(BrokerUnavailable(text))
 
     def _on_reply(self, _subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
         self._heard = self._loop.time()

@@ -95,7 +95,8 @@ class PullConsumer:
 
     def look(self) -> None:
         """Pull more if there is room now."""
-        self._changed.set()
+        if self._wanted() > 0:  # each turn of the loop costs as much as a message
+            self._changed.set()
 
     async def _keep_pulling(self) -> None:
         backoff, attempt = Backoff(0.1, 2.0, 2.0, jitter=0.5), 0

@@ -7,9 +7,11 @@ import itertools
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 from wsgateway.broker.bus import Bus, Handler, Reply, new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.deadlines import Deadlines
 from wsgateway.exceptions import BrokerForbidden, BrokerUnavailable, NobodyAnswers
 
 __all__ = ["RequestingBus"]
@@ -30,6 +32,8 @@ class RequestingBus(Bus):
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._waiting: dict[bytes, _Waiter] = {}  # last token of their reply subject -> who waits
+        self.deadlines = Deadlines()
+        """Of what waits for answers."""
         self._tokens = itertools.count()
         self._reply_subject = new_reply_subject()
         self._reply_skip = len(self._reply_subject) + 1
@@ -81,12 +85,11 @@ class RequestingBus(Bus):
             BrokerUnavailable: None came in time, nobody listens, or the connection was lost.
             BrokerForbidden: NATS' permissions forbid to publish there.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reply] = loop.create_future()
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         limit = self._timeout if timeout is None else timeout
         token = b"%x" % next(self._tokens)
         self._waiting[token] = (subject, None, answer)
-        timer = loop.call_later(limit, _give_up, answer, subject, limit)
+        in_time = self.deadlines.add(limit, partial(_give_up, answer, subject, limit))
         try:
             reply = f"{self._reply_subject}.{token.decode()}"
             self.publish(subject, payload, headers, reply=reply)
@@ -94,7 +97,7 @@ class RequestingBus(Bus):
                 self.send_now()  # nothing is gained by waiting for others
             found = await answer
         finally:
-            timer.cancel()
+            in_time()
             self._waiting.pop(token, None)
         if found.headers is not None and hdrs.status(found.headers) == 503:
             raise NobodyAnswers(f"nobody answers on {subject}")
