@@ -64,8 +64,7 @@ def start(
     """
     task = asyncio.create_task(work, name=name)
     tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    task.add_done_callback(partial(_report, on_end))
+    task.add_done_callback(partial(_on_end, tasks, on_end))  # one: each costs a turn of the loop
     return task
 
 
@@ -124,9 +123,12 @@ def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
     return None if task.cancelling() else asyncio.CancelledError("something it awaited")
 
 
-def _report(
-    on_end: Callable[[BaseException | None], object] | None, task: asyncio.Task[Any]
+def _on_end(
+    tasks: set[asyncio.Task[Any]],
+    on_end: Callable[[BaseException | None], object] | None,
+    task: asyncio.Task[Any],
 ) -> None:
+    tasks.discard(task)
     error = _error_of(task)
     if error is not None:
         logger.error("task %s failed", task.get_name(), exc_info=error)
