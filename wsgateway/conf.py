@@ -123,6 +123,13 @@ class Settings:
         500.0, "Sockets per second that a stopping gateway asks to come back elsewhere"
     )
     CLOSE_TIMEOUT = positive(3.0, "Longest time that closing down may take, seconds")
+    ROSTER_TTL = Setting(
+        15.0,
+        "How long presence waits for a gateway that is silent before it counts as gone, seconds",
+        kind=float,
+        valid=lambda v: 1 <= v <= 3600,
+        want="1 to 3600",
+    )
 
     # Sockets
     IDENTITY = Setting(

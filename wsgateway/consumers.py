@@ -111,12 +111,13 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         hub = get_hub()
         hub.require_open()
         await hub.open()
-        session = Session(hub, identity, socket)
+        session = Session(hub, identity, socket, self.scope)
         if socket.endpoint.acknowledges:
             # The welcome says when delivery begins; no server's handshake time-out passes
             await socket.accept()
         await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
         await require_service(hub.broker, identity.service)
+        await hub.presence.listed()
         async with hub.starting:
             if socket.transport.gone:
                 # Nobody reads it, but uvicorn's websockets implementation wants an answer

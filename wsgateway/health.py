@@ -16,7 +16,8 @@ from django.views.decorators.http import require_safe
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.decorators import never_atomic
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.exceptions import BrokerUnavailable, WsGatewayError
+from wsgateway.gateway.hub import is_draining
 
 __all__ = ["alive", "healthz", "ready", "readyz"]
 
@@ -35,9 +36,14 @@ async def alive() -> JsonResponse:
 
 
 async def ready() -> JsonResponse:
-    """Answer 200 if the broker can be reached, or else 503. The reason goes to the log only."""
+    """Answer 200 if the broker can be reached and sockets are taken, or else 503.
+
+    The reason goes to the log only.
+    """
     global was_ready
     try:
+        if is_draining():
+            raise BrokerUnavailable("the gateway lets its sockets go and takes no more")
         async with asyncio.timeout(2 * READY_TIMEOUT):  # for a loop that stands still
             await runtime.call(_nothing, READY_TIMEOUT)
     except (WsGatewayError, TimeoutError) as exc:

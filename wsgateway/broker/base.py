@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored
+from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Subjects
@@ -101,6 +102,11 @@ class Broker(ABC):
     @abstractmethod
     def bus(self) -> Bus:
         """Core messaging on the same connection; see `Bus`."""
+
+    @property
+    @abstractmethod
+    def roster(self) -> Roster:
+        """Which processes exist; see `Roster`."""
 
     @abstractmethod
     def take_part(self) -> None:

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from wsgateway.exceptions import BrokerError
+
 __all__ = ["Bus", "Callbacks", "Closable", "Handler", "Hook", "Reply", "new_reply_subject"]
 
 logger = logging.getLogger("wsgateway.broker")
@@ -160,4 +162,28 @@ class Bus(ABC):
         Raises:
             NobodyAnswers: Nobody listens there.
             BrokerUnavailable: No answer in time, or the connection was lost.
+        """
+
+    @abstractmethod
+    def request_many(
+        self,
+        subject: str,
+        payload: bytes,
+        on_answer: Callable[[bytes], None],
+        on_failure: Callable[[BrokerError], None],
+    ) -> Closable:
+        """Publish, and call *on_answer* with each answer until what this returns is closed.
+
+        One process's answers come in the order in which it gives them, whichever request they
+        answer; and it gets requests in the order of these calls.
+
+        Args:
+            subject: Where.
+            payload: Bytes, at most `max_payload`.
+            on_answer: Takes an answer's payload. Neither of the two may wait or raise.
+            on_failure: Called at most once, when no answer can come any more: with
+                `NobodyAnswers` if nobody listens there, which is known after a round trip.
+
+        Raises:
+            BrokerUnavailable: Not connected.
         """

@@ -9,10 +9,12 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker import runtime
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.roster import new_member_id
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
     BrokerError,
@@ -21,6 +23,7 @@ from wsgateway.exceptions import (
 )
 from wsgateway.gateway.cursors import Cursors
 from wsgateway.gateway.daphne import at_shutdown, quieten
+from wsgateway.gateway.presence import Presence
 from wsgateway.gateway.revocation import Revocations
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
     from wsgateway.gateway.session import Session
 
-__all__ = ["Hub", "get_hub"]
+__all__ = ["Hub", "get_hub", "is_draining"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -41,6 +44,20 @@ STARTS_AT_ONCE = 32
 all together they would take so long that each one's time-outs pass, and all would come again."""
 EVENTS_INTERVAL = 60.0
 """Seconds in which the log says once that sockets do not get events."""
+
+
+class _User:
+    """A user with sockets here.
+
+    Args:
+        interest: Brings what others ask about the user.
+    """
+
+    __slots__ = ("interest", "sessions")
+
+    def __init__(self, interest: Closable) -> None:
+        self.interest = interest
+        self.sessions: set[Session] = set()
 
 
 class Hub:
@@ -53,6 +70,8 @@ class Hub:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.broker = broker = connection.broker
+        self.gateway_id = new_member_id()
+        """Names this gateway, which is one event loop of one process."""
         self.subscriptions = connection.subscriptions
         self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held by a socket while it starts; the others wait their turn."""
@@ -60,14 +79,16 @@ class Hub:
         """Messages skipped, by reason."""
         self.cursors = Cursors(broker)
         self._revocations = Revocations(broker)
-        self._users: dict[Inbox, set[Session]] = {}
+        self.presence = Presence(self)
+        self._users: dict[Inbox, _User] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: set[asyncio.Task[None]] = set()  # short ones, kept from collection
         self._tells_of_events = -math.inf  # when the log may say again that one was skipped
         self._opened = False
         self.draining = False
-        """Whether it is being closed: no socket is accepted any more."""
+        """Whether it is being closed or drained: no socket is accepted any more."""
         self._spread: float | None = None  # seconds over which clients come back, once draining
+        self._letting_go: asyncio.Task[None] | None = None  # set by `drain`
 
     async def open(self) -> None:
         """Open the broker and start the background tasks; returns at once. Idempotent."""
@@ -79,6 +100,7 @@ class Hub:
         self._tasks = [
             supervise(self.cursors.run, "wsgateway-cursors"),
             supervise(self._revocations.run, "wsgateway-revocations"),
+            self.presence.open(),
         ]
         at_shutdown(self.close)
         quieten()
@@ -92,6 +114,9 @@ class Hub:
         if not self._opened:
             return
         self.draining = True
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            self._spread = None  # the rest come back all at once
         # A socket whose client does not read must not take the time that the cursors need
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
@@ -101,11 +126,29 @@ class Hub:
                 if self._wanted:
                     await asyncio.wait(self._wanted)
                 await self.cursors.close()
+        self.presence.leave()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not answer
                 await self._connection.close()
+
+    def drain(self) -> None:
+        """Take no new sockets, and close those that are open, spread over a time. Idempotent."""
+        if not self.draining:
+            logger.info("draining %d sockets", self.sockets)
+            self.draining = True
+            self._spread = 0.0  # for the clients: the closing is spread
+            self._letting_go = self.keep(self._let_go())
+
+    async def _let_go(self) -> None:
+        """Close all sockets in random order, ``WSGATEWAY_DRAIN_RATE`` a second."""
+        loop, sessions = asyncio.get_running_loop(), self._sessions()
+        random.shuffle(sessions)
+        begin = loop.time()
+        for number, session in enumerate(sessions):
+            await asyncio.sleep(begin + number / settings.DRAIN_RATE - loop.time())
+            session.close_soon(CloseCode.SHUTTING_DOWN)
 
     def reconnect_after(self) -> float:
         """Return the seconds after which a client is to come back: random, by the rate allowed."""
@@ -118,7 +161,7 @@ class Hub:
         await session.stop()
 
     def _sessions(self) -> list[Session]:
-        return [each for sessions in self._users.values() for each in sessions]
+        return [each for user in self._users.values() for each in user.sessions]
 
     # -- sockets -------------------------------------------------------------------------
 
@@ -131,6 +174,16 @@ class Hub:
     def inboxes(self) -> int:
         """How many inboxes they read."""
         return len(self._users)
+
+    def users(self) -> Iterator[tuple[Inbox, Collection[Session]]]:
+        """Yield the users who have sockets here, with their sockets."""
+        for inbox, user in self._users.items():
+            yield inbox, user.sessions
+
+    def sessions_of(self, inbox: Inbox) -> Collection[Session]:
+        """Return a user's sockets here."""
+        user = self._users.get(inbox)
+        return () if user is None else user.sessions
 
     def require_open(self) -> None:
         """Refuse a socket that comes too late.
@@ -149,7 +202,7 @@ class Hub:
         """
         self.require_open()  # since the handshake began; nobody would close the socket
         limit = settings.MAX_CONNECTIONS_PER_USER
-        if limit and len(self._users.get(session.inbox, ())) >= limit:
+        if limit and len(self.sessions_of(session.inbox)) >= limit:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS,
                 f"the user already has the maximum number of connections ({limit})",
@@ -158,17 +211,21 @@ class Hub:
         for subscription in session.subscriptions:
             self.subscriptions.subscribe(subscription)
             subscription.cursor = self.cursors.acquire(subscription.key)
-        self._users.setdefault(session.inbox, set()).add(session)
+        user = self._users.get(session.inbox)
+        if user is None:
+            user = self._users[session.inbox] = _User(self.presence.hold(session.inbox))
+        user.sessions.add(session)
         self._revocations.add(session)
 
     def detach(self, session: Session) -> set[asyncio.Task[None]]:
         """Remove a socket; return the tasks that write its cursors, as far as they are due."""
-        sessions = self._users.get(session.inbox, set())
-        if session not in sessions:
+        user = self._users.get(session.inbox)
+        if user is None or session not in user.sessions:
             return set()
-        sessions.discard(session)
-        if not sessions:
+        user.sessions.discard(session)
+        if not user.sessions:
             del self._users[session.inbox]
+            user.interest.close()
         self._revocations.discard(session)
         for subscription in session.subscriptions:
             self.subscriptions.unsubscribe(subscription)
@@ -211,3 +268,8 @@ def get_hub() -> Hub:
         connection.kept = True
         hub = _hubs[loop] = Hub(connection)
     return hub
+
+
+def is_draining() -> bool:
+    """Say whether a gateway of this process takes no more sockets. From any thread."""
+    return any(hub.draining for loop, hub in list(_hubs.items()) if not loop.is_closed())

@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.messages import (
     CLIENT_ID_HEADER,
@@ -49,6 +50,7 @@ MAX_ANSWERS = 1000
 NEW_COOKIE = (2.0, 4.0)
 """Seconds that a client waits for its new cookie: the session is rotated while the response that
 brings it is still being made. One that came at once would be refused, and stop."""
+NO_SCOPE: Mapping[str, Any] = {}
 
 
 class Session:
@@ -58,6 +60,7 @@ class Session:
         hub: The loop's hub.
         identity: Whose socket.
         socket: Writes and closes.
+        scope: The connection's, which says where the client is and what it is.
     """
 
     __slots__ = (
@@ -66,7 +69,7 @@ class Session:
         "_headers",
         "_loop",
         "_now",
-        "_scope",
+        "_sender",
         "_tasks",
         "_timer",
         "connection",
@@ -76,16 +79,23 @@ class Session:
         "identity",
         "inbox",
         "publish_queue",
+        "scope",
+        "since",
         "socket",
         "subscriptions",
     )
 
-    def __init__(self, hub: Hub, identity: Identity, socket: Socket) -> None:
+    def __init__(
+        self, hub: Hub, identity: Identity, socket: Socket, scope: Mapping[str, Any] = NO_SCOPE
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self.hub = hub
         self.identity = identity
         self.socket = socket
+        self.scope = scope
+        self.since = time.time()
+        """When it began, seconds since 1970."""
         self.endpoint = socket.endpoint
         self.inbox = identity.inbox
         """The user's, where answers go and from where the client publishes."""
@@ -97,7 +107,7 @@ class Session:
             **({RESOLVER_HEADER: identity.resolver} if identity.resolver else {}),
         }
         # The stream compares ids of all users, so theirs are told apart here.
-        self._scope = f"{encode_token(self.inbox.service)}.{encode_token(self.inbox.user)}"
+        self._sender = f"{encode_token(self.inbox.service)}.{encode_token(self.inbox.user)}"
         self.credit = Credit(settings.WINDOW)
         """What may be in flight, of all subscriptions."""
         self.subscriptions = [Subscription(self, self.inbox, self.credit)]
@@ -208,10 +218,10 @@ class Session:
         self._confirm_drained()  # before the close frame waits for the kernel, too
         await self.socket.close(code, reason)
 
-    def close_soon(self, code: CloseCode) -> None:
-        """Close the socket from a callback; nothing more is taken from it."""
+    def close_soon(self, code: CloseCode, reason: str | None = None) -> None:
+        """Close the socket from a callback, see `close`; nothing more is taken from it."""
         self.endpoint.stop()
-        self.hub.keep(self.close(code))
+        self.hub.keep(self.close(code, reason))
 
     def _reconnect_after(self, code: CloseCode) -> float:
         """Return the seconds after which this client is to come back, random within bounds."""
@@ -269,7 +279,7 @@ class Session:
         if id is None:
             msg_id = uuid.uuid4().hex
         else:
-            msg_id = f"{self._scope}:{id}"
+            msg_id = f"{self._sender}:{id}"
             headers = {**headers, CLIENT_ID_HEADER: id}
             if message.request:
                 headers[REQUEST_HEADER] = id

@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 from wsgateway.exceptions import NameRefused
 
-__all__ = ["GROUP_SERVICE", "Inbox", "Subjects", "decode_token", "encode_token"]
+__all__ = [
+    "GROUP_SERVICE",
+    "MAX_MEMBER_ID",
+    "Inbox",
+    "Subjects",
+    "decode_token",
+    "encode_token",
+]
 
 GROUP_SERVICE = "\0group"
 """The service of the inboxes that hold durable groups that belong to no user. Only this very object
@@ -26,6 +33,8 @@ MAX_STREAM_NAME = 255
 """Longest name of a stream or consumer that NATS takes."""
 MAX_NAME_BYTES = 255
 """Longest name, in UTF-8 bytes; escaping at most triples it and NATS takes 4,096 a line."""
+MAX_MEMBER_ID = 60
+"""Characters of the longest id that a process has in the roster."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
@@ -121,6 +130,22 @@ class Subjects:
         """Where presence and control requests for a user go."""
         return self._inbox("conn", inbox)
 
+    def member(self, kind: str, id: str) -> str:
+        """Where one process answers questions about itself.
+
+        Args:
+            kind: What it is, for example ``gateway``.
+            id: Its id in the roster.
+
+        Raises:
+            NameRefused: No process has this id.
+        """
+        if not isinstance(id, str) or not _PLAIN.match(id) or len(id) > MAX_MEMBER_ID:
+            raise NameRefused(
+                f"no {kind} has the id {id!r}: it is at most {MAX_MEMBER_ID} of [A-Za-z0-9_-]"
+            )
+        return f"{self.prefix}.{kind}.{id}"
+
     def dead(self, inbox: Inbox) -> str:
         """Where messages go that no handler could process."""
         return self._inbox("dead", inbox)
@@ -175,6 +200,10 @@ class Subjects:
         """Return the key-value key of a device's cursor."""
         tokens = (encode_token(inbox.service), encode_token(inbox.user), encode_token(device))
         return ".".join(tokens)
+
+    def roster_key(self, kind: str, id: str) -> str:
+        """Return the subject that holds a process's entry in the roster; ``*`` for all ids."""
+        return f"$KV.{self.upper}_ROSTER.{kind}.{id}"
 
     def turn(self, service: str) -> str:
         """Where workers of *service* tell each other whose message has left the queue."""

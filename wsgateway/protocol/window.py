@@ -116,6 +116,20 @@ class Window:
         self.reads_short = 0
         """Reads in a row that ended before an offset known to exist: a replica lags."""
 
+    @property
+    def sent(self) -> int:
+        """Offset of the newest message that was taken; where it began, before the first."""
+        if not self._ready:
+            return self.position
+        first = self._ready[0].offset
+        taken = [offset for offset, _ in self._in_flight if offset < first]
+        return taken[-1] if taken else self.confirmed
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages are queued or taken, and not confirmed."""
+        return len(self._in_flight)
+
     def start(self, offset: int) -> None:
         """Begin after *offset*; a fetch is wanted next, whatever is known."""
         self.position = self.confirmed = offset

@@ -18,6 +18,7 @@ from wsgateway.broker.memory.channels import (
     MemoryChannelStore,
 )
 from wsgateway.broker.memory.pull_consumer import taking
+from wsgateway.broker.memory.roster import MemoryRoster
 from wsgateway.broker.memory.store import Entry, Kept, MemoryStore, shared_store
 from wsgateway.broker.memory.work import (
     MemoryDeadLetters,
@@ -34,6 +35,7 @@ from wsgateway.broker.messages import (
     check_headers,
     check_published,
 )
+from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import EVERYTHING, Declared, declared_services
 from wsgateway.exceptions import (
@@ -75,6 +77,7 @@ class MemoryBroker(Broker):
         self._on_ready: dict[int, Callable[[], None]] = {}
         self._on_lost: dict[int, Callable[[], None]] = {}  # called by nobody
         self._bus = MemoryBus(self, self.store.exchange)
+        self._roster = MemoryRoster(self)
         self._entries: set[Entry] = set()  # what this broker watches and listens to
 
     @classmethod
@@ -97,6 +100,7 @@ class MemoryBroker(Broker):
 
     async def close(self) -> None:
         self._open, self._closed = False, True
+        self._roster.close()
         for entry in list(self._entries):
             entry.close()
         self._bus.close()
@@ -152,6 +156,10 @@ class MemoryBroker(Broker):
     @property
     def bus(self) -> Bus:
         return self._bus
+
+    @property
+    def roster(self) -> Roster:
+        return self._roster
 
     def take_part(self) -> None:
         pass

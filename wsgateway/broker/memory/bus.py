@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.bus import Bus, Closable, Handler, Reply, new_reply_subject
+from wsgateway.broker.bus import Bus, Closable, Handler, Hook, Reply, new_reply_subject
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, NobodyAnswers
 
 if TYPE_CHECKING:
     from wsgateway.broker.memory.broker import MemoryBroker
@@ -106,6 +106,7 @@ class MemoryBus(Bus):
         self._exchange = exchange
         self._subscriptions: set[Closable] = set()
         self._answers: set[asyncio.Future[Reply]] = set()  # that requests wait for
+        self._failures: dict[Closable, Callable[[BrokerError], None]] = {}  # of `request_many`
 
     @property
     def times_connected(self) -> int:  # type: ignore[override]
@@ -170,8 +171,38 @@ class MemoryBus(Bus):
             self._answers.discard(answer)
             subscription.close()
 
+    def request_many(
+        self,
+        subject: str,
+        payload: bytes,
+        on_answer: Callable[[bytes], None],
+        on_failure: Callable[[BrokerError], None],
+    ) -> Closable:
+        self._broker.require_open()
+
+        def handle(_s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
+            on_answer(data)
+
+        def fail() -> None:
+            if self._failures.pop(answers, None):
+                on_failure(NobodyAnswers(f"nobody answers on {subject}"))
+
+        def end() -> None:
+            self._failures.pop(answers, None)
+            answers.close()
+
+        reply = new_reply_subject()
+        answers = self.subscribe(reply, handle)
+        self._failures[answers] = on_failure
+        if not self._exchange.publish(subject, payload, reply):
+            asyncio.get_running_loop().call_soon(fail)
+        return Hook(end)
+
     def close(self) -> None:
         """End every subscription, fail every request."""
+        failures, self._failures = self._failures, {}
+        for on_failure in failures.values():
+            on_failure(BrokerClosed(ALREADY_CLOSED))
         for subscription in list(self._subscriptions):
             subscription.close()
         for answer in self._answers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.core import mail
 
@@ -73,6 +73,9 @@ class MemoryStore:
     listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
+
+    roster: dict[tuple[str, str], tuple[Mapping[str, Any], float]] = field(default_factory=dict)
+    """Entries by kind and id, and the monotonic time at which each is gone."""
 
     exchange: Exchange = field(default_factory=Exchange)
     channels: MemoryChannels = field(default_factory=MemoryChannels)

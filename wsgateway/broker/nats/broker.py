@@ -21,9 +21,11 @@ from wsgateway.broker.nats.levels import Levels
 from wsgateway.broker.nats.propagation import Propagation
 from wsgateway.broker.nats.readiness import Readiness
 from wsgateway.broker.nats.registry import TOPIC, Registry
+from wsgateway.broker.nats.roster import NatsRoster
 from wsgateway.broker.nats.specs import StreamSpec
 from wsgateway.broker.nats.streams import Streams
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import NOTHING, Declared
 from wsgateway.exceptions import BrokerUnavailable, QueueFull, ServiceUnknown
@@ -71,6 +73,7 @@ class NatsBroker(Broker):
         self._channels = NatsChannelStore(self)
         self._blobs = NatsBlobStore(self)
         self._dead_letters = NatsDeadLetters(self.jetstream, subjects)
+        self._roster = NatsRoster(self.jetstream, subjects)
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -79,9 +82,11 @@ class NatsBroker(Broker):
         if not self._opened:
             self._opened = True
             self.listen(TOPIC, lambda _: self.services.invalidate())
+            self.on_ready(self._roster.renew)
             self._readiness.open()
 
     async def close(self) -> None:
+        self._roster.close()
         await self.connection.close(self._close_timeout)
         await self._readiness.close()
 
@@ -129,6 +134,10 @@ class NatsBroker(Broker):
     @property
     def bus(self) -> Bus:
         return self.connection
+
+    @property
+    def roster(self) -> Roster:
+        return self._roster
 
     def take_part(self) -> None:
         if self.propagation is None:

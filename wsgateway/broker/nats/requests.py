@@ -9,16 +9,18 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 
-from wsgateway.broker.bus import Bus, Handler, Reply, new_reply_subject
+from wsgateway.broker.bus import Bus, Closable, Handler, Hook, Reply, new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.deadlines import Deadlines
-from wsgateway.exceptions import BrokerForbidden, BrokerUnavailable, NobodyAnswers
+from wsgateway.exceptions import BrokerError, BrokerForbidden, BrokerUnavailable, NobodyAnswers
 
 __all__ = ["RequestingBus"]
 
 logger = logging.getLogger("wsgateway.broker")
 
-_Waiter = tuple[str, Handler, Callable[[Exception], None]] | tuple[str, None, asyncio.Future[Reply]]
+_Waiter = (
+    tuple[str, Handler, Callable[[BrokerError], None]] | tuple[str, None, asyncio.Future[Reply]]
+)
 """Who waits for answers to what was published on a subject: to all of them, or to the first."""
 
 
@@ -54,7 +56,7 @@ class RequestingBus(Bus):
         subject: str,
         payload: bytes,
         handler: Handler,
-        failed: Callable[[Exception], None],
+        failed: Callable[[BrokerError], None],
         headers: bytes = b"",
     ) -> Callable[[], None]:
         """Publish with a reply subject and hand every answer to *handler*.
@@ -103,6 +105,25 @@ class RequestingBus(Bus):
             raise NobodyAnswers(f"nobody answers on {subject}")
         return found
 
+    def request_many(
+        self,
+        subject: str,
+        payload: bytes,
+        on_answer: Callable[[bytes], None],
+        on_failure: Callable[[BrokerError], None],
+    ) -> Closable:
+        """See `Bus.request_many`."""
+
+        def handle(_subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
+            if headers is not None and hdrs.status(headers) == 503:
+                done()
+                on_failure(NobodyAnswers(f"nobody answers on {subject}"))
+            else:
+                on_answer(data)
+
+        done = self.ask(subject, payload, handle, on_failure)
+        return Hook(done)
+
     def _on_reply(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         waiter = self._waiting.get(subject[self._reply_skip :])
         if waiter is None:
@@ -112,7 +133,7 @@ class RequestingBus(Bus):
         elif not waiter[2].done():
             waiter[2].set_result(Reply(data, headers))
 
-    def _fail_requests(self, error: Exception) -> None:
+    def _fail_requests(self, error: BrokerError) -> None:
         """Fail all that wait."""
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting.values():
@@ -130,7 +151,7 @@ class RequestingBus(Bus):
         return bool(concerned) and all(waiter[1] is None for waiter in concerned)
 
 
-def _fail(waiter: _Waiter, error: Exception) -> None:
+def _fail(waiter: _Waiter, error: BrokerError) -> None:
     if waiter[1] is None:
         if not waiter[2].done():
             waiter[2].set_exception(error)

@@ -42,6 +42,7 @@ SETTING_OF = {
     "DEAD": {"max_age": "DEAD_MAX_AGE", "max_bytes": "DEAD_MAX_BYTES"},
     "CURSOR": {"max_age": "CURSOR_MAX_AGE", "max_bytes": "CURSOR_MAX_BYTES"},
     "TRIES": {"max_age": "SEND_MAX_AGE", "max_bytes": "CURSOR_MAX_BYTES"},
+    "ROSTER": {"max_age": "ROSTER_TTL"},
     "CHANNEL": {"max_bytes": "CHANNEL_MAX_BYTES"},
     "BLOB": {"max_bytes": "BLOB_MAX_BYTES"},
 }
@@ -57,6 +58,8 @@ WANTED_BY = {"CHANNEL": "the layer's capacity", "BLOB": "WSGATEWAY_INBOX_MAX_AGE
 OWNER = "wsgateway.prefix"
 """In a stream's metadata: the prefix of the installation that it belongs to."""
 NANO = 1_000_000_000
+ROSTER_BYTES = 4 * 1024 * 1024
+"""Room for some 10,000 processes."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def wanted_streams(subjects: Subjects, settings: Settings) -> list[StreamSpec]:
         _dead_letters(subjects, settings),
         _cursors(subjects, settings),
         _tries(subjects, settings),
+        _roster(subjects, settings),
         *_queues(subjects, settings),
         channel_stream(subjects, settings, 1),
         blob_stream(subjects, settings, 1),
@@ -236,6 +240,19 @@ def _tries(subjects: Subjects, settings: Settings) -> StreamSpec:
         "max_msgs_per_subject": 1,
     }
     return StreamSpec(config, "TRIES")
+
+
+def _roster(subjects: Subjects, settings: Settings) -> StreamSpec:
+    """Entries of processes that do not refresh them go by their age."""
+    config = {
+        **_config(subjects, settings, subjects.bucket("roster"), settings.ROSTER_TTL),
+        "subjects": [subjects.roster_key("*", "*")],
+        "retention": "limits",
+        "discard": "old",
+        "max_bytes": ROSTER_BYTES,
+        "max_msgs_per_subject": 1,
+    }
+    return StreamSpec(config, "ROSTER")
 
 
 def _queues(subjects: Subjects, settings: Settings) -> list[StreamSpec]:

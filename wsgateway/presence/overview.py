@@ -1,0 +1,176 @@
+"""Asking every gateway: who is online, how many there are, what the gateways do."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from operator import attrgetter
+
+from wsgateway.broker.base import Broker
+from wsgateway.broker.inquiry import PATIENCE, Fields, Inquiry, ask_members, encode
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.presence.results import Counts, Gateway, Gateways, Page, numbers_of
+from wsgateway.presence.users import GATEWAY
+
+__all__ = [
+    "DIGEST",
+    "MAX_PAGE",
+    "MAX_PARTS",
+    "count",
+    "drain_gateway",
+    "find_gateways",
+    "list_users",
+]
+
+logger = logging.getLogger("wsgateway")
+
+MAX_PAGE = 1000
+"""Users in a page, at most."""
+DIGEST = 8
+"""Bytes that stand for a user's name where names are counted. With a million users, two of them
+share theirs in one of 40 million counts."""
+PART = 30_000
+"""Digests in one answer; half of them if NATS takes smaller messages only, and so on."""
+MAX_PARTS = 1000
+
+
+async def list_users(broker: Broker, service: str, after: str | None, limit: int) -> Page:
+    """Return the first *limit* users of a service whose name comes after *after*.
+
+    Raises:
+        BrokerError: The connection was lost, or the gateways are not known.
+    """
+    request = {"ask": "online", "service": service, "after": after or "", "limit": limit}
+    answers = await ask_members(broker, GATEWAY, request)
+    users: Counter[str] = Counter()
+    known_to: list[str] = []  # a gateway that has more to tell says nothing about later names
+    for answer in _readable(answers.by_id, "users"):
+        found = numbers_of(answer["users"])
+        users.update(found)
+        if answer.get("more") and found:
+            known_to.append(max(found))
+    names = sorted(users)
+    if known_to:
+        end = min(known_to)
+        names = [name for name in names if name <= end]
+    page = names[:limit]
+    is_last = not known_to and len(names) <= limit
+    next_after = None if is_last or not page else page[-1]
+    return Page({name: users[name] for name in page}, next_after, answers.silent)
+
+
+async def count(broker: Broker) -> Counts:
+    """Return how many sockets are open and how many users have one, by service.
+
+    Raises:
+        BrokerError: The connection was lost, or the gateways are not known.
+    """
+    answers = await ask_members(broker, GATEWAY, {"ask": "counts"})
+    sockets: Counter[str] = Counter()
+    holders: dict[str, dict[str, int]] = {}  # service -> gateway -> users
+    for id, answer in answers.by_id.items():
+        for each in _readable({id: answer}, "sockets", "users"):
+            sockets.update(numbers_of(each["sockets"]))
+            for service, held in numbers_of(each["users"]).items():
+                holders.setdefault(service, {})[id] = held
+    shared = {service: found for service, found in holders.items() if len(found) > 1}
+    distinct, gone_silent = await _distinct(broker, shared)
+    users = {service: sum(found.values()) for service, found in holders.items()} | distinct
+    silent = gone_silent.union(answers.silent)
+    return Counts(dict(sockets), users, len(answers.by_id), tuple(sorted(silent)))
+
+
+async def _distinct(
+    broker: Broker, holders: Mapping[str, Mapping[str, int]]
+) -> tuple[dict[str, int], set[str]]:
+    """Count users that several gateways hold once; return that, and who was silent.
+
+    Args:
+        broker: What carries the questions.
+        holders: Services, and how many users each gateway has.
+    """
+    digests: dict[str, set[bytes]] = {service: set() for service in holders}
+    waiting: set[tuple[str, str, int]] = set()
+    size = max(1, min(PART, broker.bus.max_payload // (4 * DIGEST)))
+
+    def take(service: str, question: tuple[str, str, int], answer: Fields) -> None:
+        waiting.discard(question)
+        try:
+            data = base64.b64decode(str(answer.get("digests")), validate=True)
+        except ValueError as exc:
+            logger.warning("skipped what a gateway says of its users: %s", exc)
+            return
+        digests[service].update(data[at : at + DIGEST] for at in range(0, len(data), DIGEST))
+
+    with Inquiry(broker, GATEWAY) as inquiry:
+        for service, gateways in holders.items():
+            for id, users in gateways.items():
+                parts = min(1 + users // size, MAX_PARTS)
+                for part in range(parts):
+                    question = (service, id, part)
+                    request = {"ask": "digests", "service": service, "part": part, "parts": parts}
+                    waiting.add(question)
+                    inquiry.ask(
+                        broker.subjects.member(GATEWAY, id),
+                        encode(request),
+                        partial(take, service, question),
+                        partial(waiting.discard, question),
+                    )
+        if waiting:
+            await inquiry.until(lambda: not waiting)
+    counted = {service: len(found) for service, found in digests.items()}
+    return counted, {id for _, id, _ in waiting}
+
+
+async def find_gateways(broker: Broker) -> Gateways:
+    """Return what each gateway says of itself.
+
+    Raises:
+        BrokerError: The connection was lost, or the gateways are not known.
+    """
+    answers = await ask_members(broker, GATEWAY, {"ask": "info"})
+    found, silent = [], set(answers.silent)
+    for id, answer in answers.by_id.items():
+        try:
+            found.append(Gateway.parse(id, answer))
+        except (TypeError, ValueError) as exc:
+            logger.warning("cannot read what gateway %s says of itself: %s", id, exc)
+            silent.add(id)
+    return Gateways(sorted(found, key=attrgetter("id")), sorted(silent))
+
+
+async def drain_gateway(broker: Broker, id: str) -> bool:
+    """Have a gateway let its sockets go; return whether it exists.
+
+    Raises:
+        BrokerUnavailable: It does not answer.
+    """
+    came: list[bool] = []
+    with Inquiry(broker, GATEWAY) as inquiry:
+        inquiry.ask(
+            broker.subjects.member(GATEWAY, id),
+            encode({"ask": "drain"}),
+            lambda answer: came.append(answer.get("draining") is True),
+            lambda: came.append(False),
+        )
+        await inquiry.until(lambda: came)
+    if not came:
+        raise BrokerUnavailable(
+            f"gateway {id} did not answer within {PATIENCE:g} s; it drains if it wakes up"
+        )
+    return came[0]
+
+
+def _readable(answers: Mapping[str, Fields], *names: str) -> Iterable[Fields]:
+    """Yield the answers in which all of *names* are objects of numbers; log the others."""
+    for id, answer in answers.items():
+        try:
+            for name in names:
+                numbers_of(answer.get(name))
+        except ValueError as exc:
+            logger.warning("cannot read the answer of gateway %s: %s", id, exc)
+        else:
+            yield answer
