@@ -8,6 +8,7 @@ those that store something try again for ``WSGATEWAY_PUBLISH_TIMEOUT`` seconds w
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
@@ -230,6 +231,35 @@ class Broker(ABC):
             limit: 1-1000 messages.
             anchor: Look for the message at *offset* too, see `Batch.anchored`. One that lives
                 for ever, or is older than the stream's age limit, proves nothing.
+        """
+
+    @abstractmethod
+    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
+        """Return the newest messages of *inbox*, oldest first; `Batch.more`: it has older ones.
+
+        To page backwards, pass the offset of a page's first message as *before* of the next. Only
+        what nobody stores any more, below *before*, is sure to be complete; without it, the newest
+        may be missing for a moment, as with `read_after`.
+
+        Args:
+            inbox: Whose.
+            limit: 1-1000 messages. Fewer come, with `Batch.more`, if they are large.
+            before: Stream sequence, exclusive; None: up to the newest one kept.
+
+        Raises:
+            BrokerUnavailable: No answer in time, or the replicas contradict each other.
+        """
+
+    @abstractmethod
+    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
+        """Return the offset of the oldest message kept of those stored at *time* or later.
+
+        Args:
+            inbox: Whose.
+            time: With a time zone.
+
+        Returns:
+            None if there is none. May lag behind the leader.
         """
 
     @abstractmethod

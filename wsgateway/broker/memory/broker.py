@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import time
 from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.base import Broker
@@ -215,7 +215,7 @@ class MemoryBroker(Broker):
                 (headers or {}).get(REPLY_TO_HEADER),
                 (headers or {}).get(ERROR_HEADER),
             )
-            kept.append(Kept(stored, time.monotonic() + min(ttl or store.max_age, store.max_age)))
+            kept.append(Kept(stored, monotonic() + min(ttl or store.max_age, store.max_age)))
         store.announce(inbox, stored)
         await asyncio.sleep(0)
         return Receipt(stored.offset, False)
@@ -244,6 +244,20 @@ class MemoryBroker(Broker):
         found = [stored for stored in kept if stored.offset > offset]
         anchored = anchor and any(stored.offset == offset for stored in kept)
         return Batch(found[:limit], len(found) > limit, anchored)
+
+    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
+        await self.wait_ready()
+        with taking:
+            kept = [kept.stored for kept in self.store.kept(inbox)]
+        found = [stored for stored in kept if before is None or stored.offset < before]
+        return Batch(found[-limit:], len(found) > limit)
+
+    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
+        await self.wait_ready()
+        with taking:
+            kept = [kept.stored for kept in self.store.kept(inbox)]
+        later = (each.offset for each in kept if dt.datetime.fromisoformat(each.time) >= time)
+        return next(later, None)
 
     def watch(
         self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 
 from wsgateway.broker.base import Broker
@@ -226,6 +227,12 @@ class NatsBroker(Broker):
         self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
     ) -> Batch:
         return await self._inboxes.read_after(inbox, offset, limit=limit, anchor=anchor)
+
+    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
+        return await self._inboxes.read_last(inbox, limit, before=before)
+
+    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
+        return await self._inboxes.offset_at(inbox, time)
 
     def watch(
         self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""

@@ -9,6 +9,7 @@ from typing import Any
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER, Batch, Position, Stored
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.backwards import Backwards
 from wsgateway.broker.nats.cursors import Cursors
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
@@ -63,6 +64,7 @@ class Inboxes:
         self._last = 0  # the stream's newest offset when it was last asked
         self._max_age = 0.0  # seconds that the stream keeps a message; 0: for ever
         self._shared_position = Shared(self._ask_position)
+        self._backwards = Backwards(jetstream, self.stream)
         self.cursors = Cursors(jetstream, subjects, self.position, max_devices)
 
     async def read_after(
@@ -86,6 +88,21 @@ class Inboxes:
         more = found.pending > 0 or len(replies) > limit
         messages = [_stored(reply.data, reply.headers, live=False) for reply in replies[:limit]]
         return Batch(messages, more, anchored)
+
+    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
+        """See `Broker.read_last`."""
+        found, more = await self._backwards.read(self._subjects.recv(inbox), limit, before)
+        return Batch([_stored(reply.data, reply.headers, live=False) for reply in found], more)
+
+    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
+        """See `Broker.offset_at`."""
+        request = {
+            "start_time": time.astimezone(dt.UTC).isoformat(),
+            "next_by_subj": self._subjects.recv(inbox),
+            "batch": 1,
+        }
+        found = await self._jetstream.direct(self.stream, request)
+        return hdrs.find_int(found.replies[0].headers, _SEQUENCE) if found.replies else None
 
     def _proves(self, raw: bytes | None) -> bool:
         """Say whether a message goes no later than those behind it."""
