@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored
+from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
@@ -343,6 +344,11 @@ class Broker(ABC):
     @abstractmethod
     def dead_letters(self) -> DeadLetters:
         """Messages that no handler could process."""
+
+    @property
+    @abstractmethod
+    def operations(self) -> Operations:
+        """What operators see of the stores, and do to them."""
 
     @property
     @abstractmethod

@@ -17,9 +17,10 @@ from wsgateway.broker.memory.channels import (
     MemoryBlobStore,
     MemoryChannelStore,
 )
+from wsgateway.broker.memory.operations import MemoryOperations
 from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.roster import MemoryRoster
-from wsgateway.broker.memory.store import Entry, Kept, MemoryStore, shared_store
+from wsgateway.broker.memory.store import Cursor, Entry, Kept, MemoryStore, shared_store
 from wsgateway.broker.memory.work import (
     MemoryDeadLetters,
     MemoryWorkQueue,
@@ -35,6 +36,7 @@ from wsgateway.broker.messages import (
     check_headers,
     check_published,
 )
+from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import EVERYTHING, Declared, declared_services
@@ -292,11 +294,13 @@ class MemoryBroker(Broker):
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         await self.wait_ready()
-        epoch, offset = self.store.cursors.get((inbox, device), ("", 0))
-        if epoch != self.store.epoch or offset > self.store.received.last:
+        cursor = self.store.cursors.get((inbox, device))
+        if cursor is None:
+            return 0
+        if cursor.epoch != self.store.epoch or cursor.offset > self.store.received.last:
             await self.drop_cursor(inbox, device)
             return 0
-        return offset
+        return cursor.offset
 
     async def save_cursor(
         self, inbox: Inbox, device: str, offset: int, *, epoch: str | None = None
@@ -307,7 +311,7 @@ class MemoryBroker(Broker):
             return
         with taking:
             store.cursors.pop((inbox, device), None)  # the dict's order is the order of use
-            store.cursors[inbox, device] = (store.epoch, offset)
+            store.cursors[inbox, device] = Cursor(store.epoch, offset, dt.datetime.now(dt.UTC))
             devices = [key for key in store.cursors if key[0] == inbox]
             for key in devices[: -store.max_devices]:
                 del store.cursors[key]
@@ -328,6 +332,10 @@ class MemoryBroker(Broker):
     @property
     def dead_letters(self) -> DeadLetters:
         return MemoryDeadLetters(self)
+
+    @property
+    def operations(self) -> Operations:
+        return MemoryOperations(self)
 
     @property
     def channels(self) -> ChannelStore:

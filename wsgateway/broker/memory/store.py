@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.core import mail
 
@@ -24,13 +25,21 @@ from wsgateway.protocol.subjects import Inbox
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
-__all__ = ["Entry", "Kept", "MemoryStore", "reset_shared_store", "shared_store"]
+__all__ = ["Cursor", "Entry", "Kept", "MemoryStore", "reset_shared_store", "shared_store"]
 
 
 @dataclass
 class Kept:
     stored: Stored
     until: float  # monotonic time at which it is gone
+
+
+class Cursor(NamedTuple):
+    """How far a device has read, in which life of the stream, and when that was saved."""
+
+    epoch: str
+    offset: int
+    saved: dt.datetime
 
 
 @dataclass
@@ -62,7 +71,7 @@ class MemoryStore:
     histories: dict[str, History] = field(default_factory=dict)
     dead: dict[int, DeadEntry] = field(default_factory=dict)
     buried: Sequence = field(default_factory=Sequence)
-    cursors: dict[tuple[Inbox, str], tuple[str, int]] = field(default_factory=dict)
+    cursors: dict[tuple[Inbox, str], Cursor] = field(default_factory=dict)
     watchers: dict[Inbox, dict[str, dict[int, Callable[[Stored], None]]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )

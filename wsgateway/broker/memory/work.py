@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.memory.pull_consumer import MemoryPullConsumer, Waiting, taking
@@ -41,10 +41,12 @@ class Sent(Waiting):
     Attributes:
         inbox: Who sent it.
         headers: All of them.
+        sent: When it came.
     """
 
     inbox: Inbox
     headers: dict[str, str]
+    sent: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
 
 
 def enqueue(

@@ -8,6 +8,7 @@ messages, and those of other subjects, do not count, whatever holes they leave. 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError, DirectBatch, JetStream
 from wsgateway.exceptions import BrokerUnavailable
 
-__all__ = ["Backwards"]
+__all__ = ["Backwards", "Place", "look"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Bytes that one read may return."""
@@ -37,17 +38,19 @@ REMEMBERED = 10_000
 _SEQUENCE = b"Nats-Sequence"
 
 
-class _Place(NamedTuple):
-    """A position in the stream.
+class Place(NamedTuple):
+    """A position in a stream, seen from one subject.
 
     Attributes:
         offset: A stream sequence.
         rest: How many messages of the subject are kept from there on.
+        time: When the message there was stored; None if it is not that of a message.
         is_first: Whether the subject has none before it.
     """
 
     offset: int
     rest: int
+    time: dt.datetime | None = None
     is_first: bool = False
 
 
@@ -140,7 +143,7 @@ class _Reading:
     def _is_before(self, reply: Reply) -> bool:
         return self._before is None or _offset(reply) < self._before
 
-    async def _forward(self, start: _Place) -> DirectBatch:
+    async def _forward(self, start: Place) -> DirectBatch:
         return await self._get(start.offset, start.rest + self._room)
 
     async def _get(self, offset: int, batch: int) -> DirectBatch:
@@ -166,22 +169,18 @@ class _Reading:
 
     # -- where to begin ------------------------------------------------------------------
 
-    async def _look(self, offset: int) -> _Place | None:
-        """Return the subject's first message from *offset* on; None if there is none."""
-        found = await self._get(offset, 1)
-        if not found.replies:
-            return None
-        return _Place(_offset(found.replies[0]), 1 + found.pending)
+    async def _look(self, offset: int) -> Place | None:
+        return await look(self._jetstream, self._stream, self._subject, offset)
 
-    async def _end(self) -> _Place | None:
+    async def _end(self) -> Place | None:
         """Return where what is wanted ends, and what comes from there on; None if all is gone."""
         if self._before is not None:
             newer = await self._look(self._before)
-            return _Place(self._before, newer.rest if newer else 0)
+            return Place(self._before, newer.rest if newer else 0)
         found = await self._jetstream.direct(self._stream, {"last_by_subj": self._subject})
-        return _Place(_offset(found.replies[0]) + 1, 0) if found.replies else None
+        return Place(_offset(found.replies[0]) + 1, 0) if found.replies else None
 
-    async def _find_start(self) -> _Place | None:
+    async def _find_start(self) -> Place | None:
         """Return where to begin, and about how many messages there are from there to the end.
 
         Returns:
@@ -199,9 +198,9 @@ class _Reading:
         if not is_first:
             low = await self._search(low, end)
             self.hint = low.offset
-        return _Place(low.offset, low.rest - end.rest, is_first)
+        return low._replace(rest=low.rest - end.rest, is_first=is_first)
 
-    async def _search(self, low: _Place, end: _Place) -> _Place:
+    async def _search(self, low: Place, end: Place) -> Place:
         """Return the place with enough messages before *end*, and at most a few more.
 
         Args:
@@ -220,12 +219,32 @@ class _Reading:
             looks += 1
             found = await self._look(middle)
             if found is None or found.rest - end.rest < self._least:
-                high = _Place(middle, found.rest if found else 0)
+                high = Place(middle, found.rest if found else 0)
             elif found.offset < high.offset:
                 low = found
             else:  # others have stored more since `high` was looked at
-                high = _Place(middle, found.rest)
+                high = Place(middle, found.rest)
         return low
+
+
+async def look(jetstream: JetStream, stream: str, subject: str, offset: int = 1) -> Place | None:
+    """Return the first message of *subject* from *offset* on, and how many there are.
+
+    Args:
+        jetstream: Where.
+        stream: The stream's name.
+        subject: May have wildcards.
+        offset: Where to begin.
+
+    Returns:
+        None: there is none.
+    """
+    request = {"seq": offset, "next_by_subj": subject, "batch": 1}
+    found = await jetstream.direct(stream, request)
+    if not found.replies:
+        return None
+    raw = found.replies[0].headers
+    return Place(_offset(found.replies[0]), 1 + found.pending, hdrs.find_time(raw))
 
 
 def _offset(reply: Reply) -> int:

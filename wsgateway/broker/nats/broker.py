@@ -15,10 +15,12 @@ from wsgateway.broker.nats.blobs import NatsBlobStore
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
 from wsgateway.broker.nats.consumers import set_up_consumers
+from wsgateway.broker.nats.cursors import Saved
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
+from wsgateway.broker.nats.operations import NatsOperations
 from wsgateway.broker.nats.propagation import Propagation
 from wsgateway.broker.nats.readiness import Readiness
 from wsgateway.broker.nats.registry import TOPIC, Registry
@@ -26,6 +28,7 @@ from wsgateway.broker.nats.roster import NatsRoster
 from wsgateway.broker.nats.specs import StreamSpec
 from wsgateway.broker.nats.streams import Streams
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import NOTHING, Declared
@@ -75,6 +78,7 @@ class NatsBroker(Broker):
         self._blobs = NatsBlobStore(self)
         self._dead_letters = NatsDeadLetters(self.jetstream, subjects)
         self._roster = NatsRoster(self.jetstream, subjects)
+        self._operations = NatsOperations(self)
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -261,6 +265,10 @@ class NatsBroker(Broker):
         if epoch in (None, self.epoch):
             await self._inboxes.cursors.save(inbox, device, offset, self.epoch)
 
+    async def saved_cursors(self, inbox: Inbox) -> list[Saved]:
+        """Return every device's cursor, the most recently written last."""
+        return await self._inboxes.cursors.saved(inbox)
+
     async def drop_cursor(self, inbox: Inbox, device: str) -> None:
         await self._inboxes.cursors.drop(inbox, device)
 
@@ -278,6 +286,10 @@ class NatsBroker(Broker):
     @property
     def dead_letters(self) -> DeadLetters:
         return self._dead_letters
+
+    @property
+    def operations(self) -> Operations:
+        return self._operations
 
     @property
     def channels(self) -> ChannelStore:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from wsgateway.broker.bus import Reply
 from wsgateway.broker.messages import Position
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
-from wsgateway.exceptions import BrokerError, BrokerUnavailable
-from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
+from wsgateway.exceptions import BrokerError, BrokerUnavailable, NameRefused
+from wsgateway.protocol.subjects import Inbox, Subjects, decode_token, encode_token
 
-__all__ = ["Cursors"]
+__all__ = ["Cursors", "Saved"]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -22,6 +24,8 @@ REMEMBERED = 100_000
 ATTEMPTS = 10
 """Others' writes that one write of a cursor puts up with."""
 PAUSE = 0.01
+MOST_READ = 1000
+"""Cursors of one user that are shown."""
 MOST_EVICTED = 1000
 """Cursors that go for one that comes; more only where the limit was lowered."""
 
@@ -38,6 +42,32 @@ class _Entry(NamedTuple):
     revision: int
     epoch: str
     offset: int
+
+
+class Saved(NamedTuple):
+    """A device's cursor and when it was written; see `_Entry`."""
+
+    device: str
+    epoch: str
+    offset: int
+    time: dt.datetime
+
+
+def _parse(data: bytes) -> tuple[str, int]:
+    """Return epoch and offset of an entry; "" and 0 if it is not ours."""
+    epoch, _, offset = data.decode("utf-8", "replace").rpartition(" ")
+    known = offset.isdecimal() and len(offset) <= hdrs.MAX_DIGITS
+    return (epoch, int(offset)) if known else ("", 0)
+
+
+def _saved(reply: Reply) -> Saved:
+    token = (hdrs.find(reply.headers, b"Nats-Subject") or b"").decode().rpartition(".")[2]
+    try:
+        device = decode_token(token)
+    except NameRefused:  # not ours
+        device = token
+    time = hdrs.find_time(reply.headers) or dt.datetime.fromtimestamp(0, dt.UTC)
+    return Saved(device, *_parse(reply.data), time)
 
 
 class Cursors:
@@ -68,6 +98,9 @@ class Cursors:
 
     def _subject(self, inbox: Inbox, device: str) -> str:
         return f"{self._keys}.{self._subjects.cursor_key(inbox, device)}"
+
+    def _all_of(self, inbox: Inbox) -> str:
+        return f"{self._keys}.{encode_token(inbox.service)}.{encode_token(inbox.user)}.*"
 
     async def load(self, inbox: Inbox, device: str) -> int:
         """See `Broker.load_cursor`."""
@@ -109,6 +142,12 @@ class Cursors:
         if entry.revision:
             await self._purge(subject, entry.revision)
 
+    async def saved(self, inbox: Inbox) -> list[Saved]:
+        """Return every device's cursor, the most recently written last."""
+        request = {"seq": 1, "next_by_subj": self._all_of(inbox), "batch": MOST_READ}
+        found = await self._jetstream.direct(self._stream, request)
+        return [_saved(reply) for reply in found.replies]
+
     def forget_beyond(self, offset: int) -> None:
         """Forget cached cursors beyond *offset*, where the stream ends now."""
         for subject in [s for s, entry in self._known.items() if entry.offset > offset]:
@@ -119,10 +158,8 @@ class Cursors:
         entry = _Entry(0, "", 0)
         if found.replies:
             reply = found.replies[0]
-            epoch, _, offset = reply.data.decode("utf-8", "replace").rpartition(" ")
             revision = hdrs.find_int(reply.headers, b"Nats-Sequence") or 0
-            known = offset.isdecimal() and len(offset) <= hdrs.MAX_DIGITS
-            entry = _Entry(revision, epoch if known else "", int(offset) if known else 0)
+            entry = _Entry(revision, *_parse(reply.data))
         self._remember(subject, entry)
         return entry
 
@@ -156,8 +193,7 @@ class Cursors:
 
         The bucket keeps one message a key, so their order in the stream is the order of use.
         """
-        user = f"{encode_token(inbox.service)}.{encode_token(inbox.user)}"
-        request = {"seq": 1, "next_by_subj": f"{self._keys}.{user}.*", "batch": 1}
+        request = {"seq": 1, "next_by_subj": self._all_of(inbox), "batch": 1}
         try:
             found = await self._jetstream.direct(self._stream, request)
             excess = len(found.replies) + found.pending - self._limit

@@ -6,11 +6,21 @@ needs two or three values only, and finds them here.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 
 from wsgateway.broker.messages import check_headers
 
-__all__ = ["answer_status", "decode", "encode", "find", "find_int", "find_text", "status"]
+__all__ = [
+    "answer_status",
+    "decode",
+    "encode",
+    "find",
+    "find_int",
+    "find_text",
+    "find_time",
+    "status",
+]
 
 _LINE = b"NATS/1.0\r\n"
 _STATUS = b"NATS/1.0 "
@@ -63,6 +73,12 @@ def find_int(raw: bytes | None, name: bytes) -> int | None:
     if value is None or not value.isdigit() or len(value) > MAX_DIGITS:
         return None
     return int(value)
+
+
+def find_time(raw: bytes | None) -> dt.datetime | None:
+    """Return when the server stored the message with these headers, or None."""
+    value = find(raw, b"Nats-Time-Stamp")
+    return None if value is None else dt.datetime.fromisoformat(value.decode())
 
 
 def status(raw: bytes | None) -> int | None:

@@ -93,10 +93,14 @@ class Streams:
     @property
     def patient(self) -> Streams:
         """The same, by way of `JetStream.patient`: an election delays it, and no more."""
-        wanted = [*self.specs, *self._when_needed]
-        streams = Streams(self._jetstream.patient, self._subjects, wanted)
+        streams = Streams(self._jetstream.patient, self._subjects, self.wanted)
         streams.watched = self.watched
         return streams
+
+    @property
+    def wanted(self) -> list[StreamSpec]:
+        """All of them, those that are made when they are needed included."""
+        return [*self.specs, *self._when_needed]
 
     async def info(self, name: str) -> dict[str, Any] | None:
         """Return STREAM.INFO of *name*; None if there is no such stream."""
@@ -230,7 +234,7 @@ class Streams:
         others = {spec.name: await self.own_info(spec.name) for spec in self._when_needed}
         impossible = [
             spec.describe(key, info["config"])
-            for spec in [*self.specs, *self._when_needed]
+            for spec in self.wanted
             if (info := infos.get(spec.name) or others.get(spec.name)) is not None
             for key in spec.differences(info["config"])
             if key in FIXED

@@ -1,0 +1,160 @@
+"""What operators see of the memory broker, and do to it."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.memory.pull_consumer import taking
+from wsgateway.broker.operations import Device, InboxState, Operations, Queue, Stream
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
+
+if TYPE_CHECKING:
+    from wsgateway.broker.memory.broker import MemoryBroker
+
+__all__ = ["MemoryOperations"]
+
+
+class MemoryOperations(Operations):
+    """See `Operations`.
+
+    Args:
+        broker: Whose store it is about.
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._store = broker.store
+
+    # -- inboxes -------------------------------------------------------------------------
+
+    async def counts(self, inboxes: Iterable[Inbox]) -> dict[Inbox, InboxState]:
+        await self._broker.wait_ready()
+        with taking:
+            devices = self._devices({*(wanted := list(inboxes))})
+            return {inbox: self._state(inbox, devices.get(inbox, [])) for inbox in wanted}
+
+    def _state(self, inbox: Inbox, devices: list[Device]) -> InboxState:
+        offsets = self._offsets(inbox)
+        return InboxState(
+            messages=len(offsets),
+            first=offsets[0] if offsets else 0,
+            last=offsets[-1] if offsets else 0,
+            waiting=min((device.waiting for device in devices), default=len(offsets)),
+            last_seen=max((device.saved for device in devices), default=None),
+        )
+
+    async def devices(self, inbox: Inbox) -> list[Device]:
+        await self._broker.wait_ready()
+        with taking:
+            return self._devices({inbox}).get(inbox, [])[::-1]
+
+    def _devices(self, inboxes: set[Inbox]) -> dict[Inbox, list[Device]]:
+        store = self._store
+        found: dict[Inbox, list[Device]] = {}
+        for (inbox, name), cursor in store.cursors.items():
+            if inbox in inboxes:
+                valid = cursor.epoch == store.epoch and cursor.offset <= store.received.last
+                read_to = cursor.offset if valid else 0
+                waiting = sum(offset > read_to for offset in self._offsets(inbox))
+                device = Device(name, cursor.offset, cursor.epoch, cursor.saved, waiting)
+                found.setdefault(inbox, []).append(device)
+        return found
+
+    def _offsets(self, inbox: Inbox) -> list[int]:
+        if inbox not in self._store.inboxes:  # a look must not make one
+            return []
+        return [kept.stored.offset for kept in self._store.kept(inbox)]
+
+    async def delete(self, inbox: Inbox, offset: int) -> bool:
+        await self._broker.wait_ready()
+        with taking:
+            kept = self._store.inboxes.get(inbox, [])
+            left = [each for each in kept if each.stored.offset != offset]
+            self._store.inboxes[inbox] = left
+            return len(left) < len(kept)
+
+    async def purge(self, inbox: Inbox) -> int:
+        await self._broker.wait_ready()
+        with taking:
+            count = len(self._offsets(inbox))
+            self._store.inboxes.pop(inbox, None)
+            return count
+
+    async def names(
+        self, service: str, *, prefix: str = "", after: str | None = None, limit: int = 100
+    ) -> list[str]:
+        await self._broker.wait_ready()
+        with taking:
+            inboxes = {inbox for inbox in list(self._store.inboxes) if self._offsets(inbox)}
+            inboxes |= {inbox for inbox, _ in self._store.cursors}
+        names = (inbox.user for inbox in inboxes if inbox.service == service)
+        wanted = (name for name in names if name.startswith(prefix) and name > (after or ""))
+        return heapq.nsmallest(limit, wanted)
+
+    # -- streams and queues --------------------------------------------------------------
+
+    async def streams(self) -> list[Stream]:
+        await self._broker.wait_ready()
+        store, subjects = self._store, self._broker.subjects
+        with taking:
+            inboxes = [kept for inbox in list(store.inboxes) if (kept := store.kept(inbox))]
+            messages = [each.stored.payload for kept in inboxes for each in kept]
+            dead = [entry.payload for entry in store.dead.values()]
+        found = [
+            Stream(
+                subjects.stream("recv"),
+                "inboxes",
+                messages=len(messages),
+                bytes=sum(map(len, messages)),
+                subjects=len(inboxes),
+                max_per_subject=store.max_messages,
+                max_age=store.max_age,
+            ),
+            Stream(
+                subjects.stream("dead"),
+                "dead letters",
+                messages=len(dead),
+                bytes=sum(map(len, dead)),
+            ),
+        ]
+        for queue in await self.queues():
+            name = subjects.queue(queue.service)
+            purpose = f"messages to the service {queue.service}"
+            found.append(
+                Stream(
+                    name,
+                    purpose,
+                    queue.service,
+                    messages=queue.waiting,
+                    bytes=queue.bytes,
+                    max_messages=queue.max_messages,
+                    max_per_subject=queue.max_per_user,
+                )
+            )
+        return found
+
+    async def queues(self) -> list[Queue]:
+        await self._broker.wait_ready()
+        with taking:
+            used = {service for service in self._store.queues if service is not GROUP_SERVICE}
+            return [self._queue(name) for name in sorted(used | self._broker.service_names)]
+
+    def _queue(self, service: str) -> Queue:
+        store, now = self._store, time.monotonic()
+        waiting = list(store.queues[service]) if service in store.queues else []
+        ids = {f"{store.epoch}.{service}.{each.sequence}" for each in waiting}
+        return Queue(
+            service,
+            waiting=len(waiting),
+            in_flight=sum(each.deliveries > 0 and each.due > now for each in waiting),
+            oldest=min((each.sent for each in waiting), default=None),
+            failed=sum(store.histories[each].tries > 0 for each in ids & store.histories.keys()),
+            dead=sum(entry.inbox.service == service for entry in store.dead.values()),
+            bytes=sum(len(each.payload) for each in waiting),
+            max_messages=store.max_waiting,
+            max_per_user=store.max_waiting_per_user,
+            pulls=len(store.workers[service]) if service in store.workers else 0,
+        )

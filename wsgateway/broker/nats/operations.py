@@ -1,0 +1,176 @@
+"""What operators see of inboxes and devices on NATS, and do to them; see also `overview`."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from wsgateway.broker.nats.backwards import look
+from wsgateway.broker.nats.cursors import Saved
+from wsgateway.broker.nats.jetstream import NO_MESSAGE, NOT_DELETED, NOT_FOUND, ApiError
+from wsgateway.broker.nats.overview import Overview
+from wsgateway.broker.operations import Device, InboxState, Operations, Queue, Stream
+from wsgateway.exceptions import NameRefused
+from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
+
+if TYPE_CHECKING:
+    from wsgateway.broker.messages import Position
+    from wsgateway.broker.nats.broker import NatsBroker
+
+__all__ = ["NatsOperations"]
+
+AT_ONCE = 128
+"""Inboxes that are looked at together: a look brings a whole message, and those may be large."""
+
+
+class NatsOperations(Operations):
+    """See `Operations`.
+
+    Args:
+        broker: Whose streams it is about.
+    """
+
+    def __init__(self, broker: NatsBroker) -> None:
+        self._broker = broker
+        self._jetstream = broker.jetstream
+        self._subjects = broker.subjects
+        self._stream = broker.subjects.stream("recv")
+        self._overview = Overview(broker)
+
+    # -- inboxes -------------------------------------------------------------------------
+
+    async def counts(self, inboxes: Iterable[Inbox]) -> dict[Inbox, InboxState]:
+        found: dict[Inbox, InboxState] = {}
+        for portion in _portions(inboxes):
+            position, last, saved = await asyncio.gather(
+                self._broker.position(),
+                self._broker.last_offsets(portion),
+                asyncio.gather(*(self._broker.saved_cursors(inbox) for inbox in portion)),
+            )
+            pairs = zip(portion, saved, strict=True)
+            looks = (self._state(inbox, last.get(inbox, 0), own, position) for inbox, own in pairs)
+            found.update(zip(portion, await asyncio.gather(*looks), strict=True))
+        return found
+
+    async def _state(
+        self, inbox: Inbox, last: int, saved: list[Saved], position: Position
+    ) -> InboxState:
+        last_seen = max((cursor.time for cursor in saved), default=None)
+        if not last:
+            return InboxState(last_seen=last_seen)
+        read_to = max((_read_to(cursor, position) for cursor in saved), default=0)
+        first, waiting = await asyncio.gather(self._first(inbox), self._waiting(inbox, {read_to}))
+        offset, messages = first
+        return InboxState(messages, offset, last, waiting.get(read_to, messages), last_seen)
+
+    async def _first(self, inbox: Inbox) -> tuple[int, int]:
+        """Return the offset of the oldest message, and how many there are."""
+        place = await look(self._jetstream, self._stream, self._subjects.recv(inbox))
+        return (place.offset, place.rest) if place else (0, 0)
+
+    async def _waiting(self, inbox: Inbox, offsets: set[int]) -> dict[int, int]:
+        """Return how many messages there are after each of *offsets* but 0, which is all."""
+        subject, wanted = self._subjects.recv(inbox), sorted(offsets - {0})
+        looks = (look(self._jetstream, self._stream, subject, each + 1) for each in wanted)
+        places = await asyncio.gather(*looks)
+        return {
+            each: place.rest if place else 0 for each, place in zip(wanted, places, strict=True)
+        }
+
+    async def devices(self, inbox: Inbox) -> list[Device]:
+        position, saved, first = await asyncio.gather(
+            self._broker.position(), self._broker.saved_cursors(inbox), self._first(inbox)
+        )
+        read_to = [_read_to(cursor, position) for cursor in saved]
+        waiting = {0: first[1], **await self._waiting(inbox, {*read_to})}
+        return [
+            Device(cursor.device, cursor.offset, cursor.epoch, cursor.time, waiting[offset])
+            for cursor, offset in zip(saved, read_to, strict=True)
+        ][::-1]
+
+    async def delete(self, inbox: Inbox, offset: int) -> bool:
+        try:
+            get = f"STREAM.MSG.GET.{self._stream}"
+            found = await self._jetstream.api(get, {"seq": offset})
+            if found["message"]["subject"] != self._subjects.recv(inbox):
+                return False
+            await self._jetstream.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": offset})
+        except ApiError as exc:
+            if exc.err_code in (NO_MESSAGE, *NOT_DELETED):
+                return False
+            raise
+        return True
+
+    async def purge(self, inbox: Inbox) -> int:
+        request = {"filter": self._subjects.recv(inbox)}
+        answer = await self._jetstream.api(f"STREAM.PURGE.{self._stream}", request)
+        return int(answer["purged"])
+
+    # -- names ---------------------------------------------------------------------------
+
+    async def names(
+        self, service: str, *, prefix: str = "", after: str | None = None, limit: int = 100
+    ) -> list[str]:
+        cursors = self._subjects.bucket("cursors")
+        token, begin = encode_token(service), encode_token(prefix) if prefix else ""
+        inboxes = f"{self._subjects.prefix}.recv.{token}."
+        keys = f"$KV.{cursors.removeprefix('KV_')}.{token}."
+        found: set[str] = set()
+        for stream, head, tail in ((self._stream, inboxes, "*"), (cursors, keys, "*.*")):
+            async for subjects in self._subject_pages(stream, head + tail):
+                wanted = head + begin
+                tokens = {
+                    subject[len(head) :].partition(".")[0]
+                    for subject in subjects
+                    if subject.startswith(wanted)
+                }
+                names = (name for name in _names(tokens) if name > (after or ""))
+                found = {*heapq.nsmallest(limit, found.union(names))}
+        return sorted(found)
+
+    async def _subject_pages(self, stream: str, subject: str) -> AsyncIterator[Iterable[str]]:
+        """Yield the subjects that have messages, 100,000 at a time: the server's own pages."""
+        offset = 0
+        while True:
+            request = {"subjects_filter": subject, "offset": offset}
+            try:
+                info = await self._jetstream.api(f"STREAM.INFO.{stream}", request)
+            except ApiError as exc:
+                if exc.err_code == NOT_FOUND:
+                    return
+                raise
+            page = info["state"].get("subjects") or {}
+            yield page
+            offset += len(page)
+            if not page or offset >= info.get("total", 0):
+                return
+
+    # -- streams and queues --------------------------------------------------------------
+
+    async def streams(self) -> list[Stream]:
+        return await self._overview.streams()
+
+    async def queues(self) -> list[Queue]:
+        return await self._overview.queues()
+
+
+def _read_to(cursor: Saved, position: Position) -> int:
+    """Return up to where a device has everything; 0 if its cursor means nothing any more."""
+    valid = cursor.epoch == position.epoch and cursor.offset <= position.last
+    return cursor.offset if valid else 0
+
+
+def _portions(inboxes: Iterable[Inbox]) -> Iterator[list[Inbox]]:
+    wanted = list(dict.fromkeys(inboxes))
+    for begin in range(0, len(wanted), AT_ONCE):
+        yield wanted[begin : begin + AT_ONCE]
+
+
+def _names(tokens: Iterable[str]) -> Iterator[str]:
+    for token in tokens:
+        try:
+            yield decode_token(token)
+        except NameRefused:  # somebody else's, on a subject that is not ours
+            continue
