@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from asgiref.sync import SyncToAsync
 
-from tests.support import Gateway, PostgresServer, forget_connections
+from tests.support import ROOT, Gateway, PostgresServer, forget_connections
 from tests.troubleshooting import Symptom
 from wsgateway.broker import embedded, runtime
 from wsgateway.broker.cluster import Cluster
@@ -223,6 +223,16 @@ def new_postgresql() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def nats_command() -> str:
+    """NATS' own command line, from PATH or ``.cache/bin``."""
+    folders = os.pathsep.join([os.environ.get("PATH", ""), str(ROOT / ".cache/bin")])
+    found = shutil.which("nats", path=folders)
+    if found is None:
+        pytest.skip("NATS' command line is not installed; .ci/run installs it if Go is there")
+    return found
 
 
 @pytest.fixture

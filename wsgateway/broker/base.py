@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
+from wsgateway.broker.discovery import Shown
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
@@ -109,6 +110,13 @@ class Broker(ABC):
     @abstractmethod
     def roster(self) -> Roster:
         """Which processes exist; see `Roster`."""
+
+    @abstractmethod
+    def show(self, process: Shown) -> Closable:
+        """Show a process to the broker's own tools, such as ``nats micro``, until that is closed.
+
+        Does nothing where there are none.
+        """
 
     @abstractmethod
     def take_part(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
+from wsgateway.broker.discovery import Shown
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored, check_published
 from wsgateway.broker.nats.blobs import NatsBlobStore
 from wsgateway.broker.nats.channels import NatsChannelStore
@@ -20,6 +21,7 @@ from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
+from wsgateway.broker.nats.micro import Micro
 from wsgateway.broker.nats.operations import NatsOperations
 from wsgateway.broker.nats.propagation import Propagation
 from wsgateway.broker.nats.readiness import Readiness
@@ -143,6 +145,9 @@ class NatsBroker(Broker):
     @property
     def roster(self) -> Roster:
         return self._roster
+
+    def show(self, process: Shown) -> Closable:
+        return Micro(self.connection, self.subjects.prefix, process)
 
     def take_part(self) -> None:
         if self.propagation is None:
