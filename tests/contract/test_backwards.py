@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ import pytest
 from tests.contract.conftest import Brokers
 from tests.contract.test_broker import ANN, BOB, CAROL, eventually, fill, offsets
 from wsgateway.broker.base import Broker
+from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.jetstream import DirectBatch
+
+SEQ = b"Nats-Sequence"
 
 
 async def last(
@@ -163,24 +168,28 @@ async def test_offset_at_a_time(broker: Broker) -> None:
     assert await last(broker, 9, before) == (mine[:2], False)
 
 
+@pytest.fixture
+async def nats(brokers: Brokers, broker: Any) -> Any:
+    """A broker on NATS; for what memory has not."""
+    if brokers.settings.PUBSUB_BROKER == "memory":
+        pytest.skip("memory has all at hand, and no replicas")
+    return broker
+
+
 class TestCost:
     """What it costs on NATS: a search that any inbox can afford, and none while it is hot."""
 
     @pytest.fixture
-    async def asked(
-        self, brokers: Brokers, broker: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> list[Any]:
+    async def asked(self, nats: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         """The direct gets so far."""
-        if brokers.settings.PUBSUB_BROKER == "memory":
-            pytest.skip("memory has it at hand")
         asked: list[Any] = []
-        direct = broker.jetstream.direct
+        direct = nats.jetstream.direct
 
         async def count(stream: str, request: Any) -> Any:
             asked.append(request)
             return await direct(stream, request)
 
-        monkeypatch.setattr(broker.jetstream, "direct", count)
+        monkeypatch.setattr(nats.jetstream, "direct", count)
         return asked
 
     async def test_thirty_requests_at_most_and_three_while_hot(
@@ -206,3 +215,54 @@ class TestCost:
         asked.clear()
         assert await last(broker, 50) == (mine, False)
         assert len(asked) == 3
+
+
+class TestReplicas:
+    @pytest.fixture
+    async def lag(self, nats: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+        """Have the next direct gets answered by a replica that does not have the newest yet.
+
+        It takes how many get such an answer, and after which offset everything is missing.
+        """
+        direct = nats.jetstream.direct
+        stale: list[int] = []
+
+        async def answer(stream: str, request: Any) -> Any:
+            found = await direct(stream, request)
+            if not stale or "next_by_subj" not in request:
+                return found
+            end = stale.pop()
+            rest = (await direct(stream, {**request, "seq": end + 1, "batch": 1000})).replies
+            there = [
+                reply for reply in found.replies if (hdrs.find_int(reply.headers, SEQ) or 0) <= end
+            ]
+            missing = len(rest) - (len(found.replies) - len(there))
+            return DirectBatch(there, max(0, found.pending - missing) if there else 0)
+
+        monkeypatch.setattr(nats.jetstream, "direct", answer)
+
+        def set_lag(count: int, end: int) -> None:
+            stale[:] = [end] * count
+
+        return set_lag
+
+    @pytest.mark.parametrize("answers", [1, 2, 3, 7])
+    async def test_one_that_lags_makes_no_hole(
+        self, broker: Broker, lag: Callable[[int, int], None], answers: int
+    ) -> None:
+        """The page before a message that another replica has had."""
+        await fill(broker, BOB, 5)
+        mine = await fill(broker, ANN, 40)
+        for before, end in ((mine[38], mine[30]), (mine[5], mine[2]), (mine[3], 1)):
+            lag(answers, end)
+            older = [offset for offset in mine if offset < before]
+            assert await last(broker, 10, before) == (older[-10:], len(older) > 10)
+
+    async def test_what_was_deleted_since_is_not_waited_for(self, broker: Broker) -> None:
+        """No message proves any more that a replica has all before the end; the leader knows."""
+        mine = await fill(broker, ANN, 6)
+        for offset in mine[3:]:
+            assert await broker.operations.delete(ANN, offset)
+        assert await last(broker, 2, mine[5]) == (mine[1:3], True)
+        assert await broker.operations.purge(ANN) == 3
+        assert await last(broker, 2, mine[5]) == ([], False)
