@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from typing import Any
 
 import pytest
 
@@ -133,7 +132,7 @@ class TestNames:
     async def test_those_with_messages_or_a_cursor_by_name(self, broker: Broker) -> None:
         for user in ("bob", "ann-x", "ann", "ann@example.com", "zoë", "Ann", "ä"):
             await fill(broker, Inbox("orders", user), 1)
-        await fill(broker, Inbox("prices", "his"), 1)
+        await fill(broker, Inbox("service1", "his"), 1)
         last = (await broker.publish(BOB, b"x")).offset
         for user in ("ann", "only a cursor"):
             await broker.save_cursor(Inbox("orders", user), "phone", last)
@@ -142,7 +141,7 @@ class TestNames:
             ["bob", "ann-x", "ann", "ann@example.com", "zoë", "Ann", "ä", "only a cursor"]
         )
         assert await names("orders") == expected
-        assert await names("prices") == ["his"]
+        assert await names("service1") == ["his"]
         assert await names("orders", prefix="ann") == ["ann", "ann-x", "ann@example.com"]
         assert await names("orders", prefix="ann@") == ["ann@example.com"]
         assert await names("orders", prefix="zo") == ["zoë"]
@@ -226,8 +225,10 @@ class TestQueues:
         found = {queue.service: queue.dead for queue in await isolated.operations.queues()}
         assert found == {"orders": 2, "prices": 1}
 
-    async def test_services_that_share_a_stream(self, broker: Any) -> None:
+    async def test_services_that_share_a_stream(self, brokers: Brokers) -> None:
         """In the open mode; which services there are shows once they have workers."""
+        brokers.settings.WSGATEWAY_SERVICES = ["*"]
+        broker = await brokers.open()
         await offer(broker, "x")
         async with taking(broker) as taken:
             await taken.came("x")
