@@ -2,82 +2,150 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, DELETION
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.template.response import TemplateResponse
 
-from wsgateway.broker import runtime
+from wsgateway.admin.base import PageAdmin, carry_out, confirm, is_confirmed, log, render
+from wsgateway.admin.lookups import ask
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.models import DeadLetterEntry
 from wsgateway.services import deadletters
 from wsgateway.services.deadletters import DeadLetter, DeadLetterMissing
 
-if TYPE_CHECKING:
-    Base = admin.ModelAdmin[DeadLetterEntry]
-else:
-    Base = admin.ModelAdmin
+__all__ = ["DeadLetterAdmin", "letter_rights", "oldest"]
 
-__all__ = ["DeadLetterAdmin"]
-
-SHOWN = 200
-"""Dead letters on the page; the oldest ones."""
+SHOWN = 100
+"""Dead letters on a page."""
+MAX_DIGITS = 19
+"""Of an offset."""
+TEMPLATES = "admin/wsgateway/deadletterentry"
 
 
-async def _page(broker: Broker, service: str | None) -> tuple[list[DeadLetter], bool]:
+def _offset(text: str) -> int | None:
+    """Return the offset that *text* names; None if it is not one."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
+
+
+async def oldest(
+    broker: Broker, service: str | None, after: int = 0, limit: int | None = None
+) -> tuple[list[DeadLetter], bool]:
+    """Return the oldest dead letters behind the offset *after*, and whether there are more."""
     found: list[DeadLetter] = []
-    async for letter in deadletters.letters(broker, service):
-        if len(found) == SHOWN:
+    async for letter in deadletters.letters(broker, service, after):
+        if len(found) == (limit or SHOWN):
             return found, True
         found.append(letter)
     return found, False
 
 
-@admin.register(DeadLetterEntry)
-class DeadLetterAdmin(Base):
-    """The list and one letter; reads JetStream, not the database."""
+def letter_rights(request: HttpRequest) -> dict[str, bool]:
+    """Return what the user may do with dead letters, for templates."""
+    may = {
+        action: request.user.has_perm(f"wsgateway.{action}_deadletterentry")
+        for action in ("view", "change", "delete")
+    }
+    return {
+        "may_see_letters": may["view"] or may["change"],
+        "may_retry": may["change"],
+        "may_purge": may["delete"],
+    }
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nothing is written by hand."""
-        return False
+
+async def _find(broker: Broker, offset: int) -> DeadLetter | None:
+    try:
+        return await deadletters.find(broker, offset)
+    except DeadLetterMissing:
+        return None
+
+
+async def _act_on_each(
+    broker: Broker, retry: bool, offsets: list[int]
+) -> tuple[list[int], list[str]]:
+    """Send again or purge; return to which ones it was done, and for each other one why not."""
+    act = deadletters.retry if retry else deadletters.purge
+    done: list[int] = []
+    problems: list[str] = []
+    for offset in offsets:
+        try:
+            count, reasons = await deadletters.act_on(broker, act, [offset])
+        except WsGatewayError as exc:  # those before it are done, and must be in the log
+            problems.append(f"stopped at dead letter {offset}: {exc}")
+            break
+        done += [offset] * count
+        problems += reasons
+    return done, problems
+
+
+@admin.register(DeadLetterEntry)
+class DeadLetterAdmin(PageAdmin):
+    """The list and one letter; reads JetStream, not the database."""
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """Show the list; POST sends again, or purges, what is selected."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        service = request.GET.get("service") or None
-        letters: list[DeadLetter] | None = None  # not known
-        more = False
-        try:
-            if request.method == "POST":
-                self._act(request)
-                return redirect(request.get_full_path())
-            letters, more = runtime.call_sync(lambda broker: _page(broker, service))
-        except WsGatewayError as exc:
-            messages.error(request, str(exc))
-        return self._render(
-            request, "list", "Dead letters", letters=letters, more=more, service=service or ""
+        self.require_view(request)
+        if request.method == "POST":
+            return self._act(request)
+        service = request.GET.get("service", "").strip()
+        after = _offset(request.GET.get("after", "")) or 0
+        answers = ask(dead_letters=lambda broker: oldest(broker, service or None, after))
+        letters, more = answers["dead_letters"] or (None, False)
+        return render(
+            self,
+            request,
+            f"{TEMPLATES}/list.html",
+            "Dead letters",
+            {
+                "letters": letters,
+                "more": more,
+                "service": service,
+                "after": after,
+                **letter_rights(request),
+            },
+            problems=answers.problems,
         )
 
-    def _act(self, request: HttpRequest) -> None:
+    def _act(self, request: HttpRequest) -> HttpResponse:
         retry = "retry" in request.POST
         if not retry and "purge" not in request.POST:
             raise BadRequest("neither retry nor purge")
         allowed = self.has_change_permission if retry else self.has_delete_permission
         if not allowed(request):
             raise PermissionDenied
-        act = deadletters.retry if retry else deadletters.purge
-        offsets = [int(value) for value in request.POST.getlist("offset") if value.isdigit()]
-        count, problems = runtime.call_sync(lambda broker: deadletters.act_on(broker, act, offsets))
-        if count:
-            done = "put back into the queue" if retry else "purged"
-            messages.success(request, f"{count} dead letter(s) {done}.")
+        offsets = [*filter(None, map(_offset, request.POST.getlist("offset")))]
+        if not offsets:
+            messages.warning(request, "Select dead letters first.")
+        elif not retry and not is_confirmed(request):
+            return confirm(
+                self,
+                request,
+                "Purge dead letters",
+                "Do you want to purge these dead letters? What the clients sent is lost.",
+                items=[f"Dead letter {offset}" for offset in offsets],
+                keep=[("purge", ""), *(("offset", offset) for offset in offsets)],
+                back=request.get_full_path(),
+            )
+        else:
+            self._carry_out(request, retry, offsets)
+        return redirect(request.get_full_path())
+
+    def _carry_out(self, request: HttpRequest, retry: bool, offsets: list[int]) -> None:
+        outcome = carry_out(request, lambda broker: _act_on_each(broker, retry, offsets))
+        if outcome is None:
+            return
+        done, problems = outcome
         for text in problems:
             messages.error(request, text)
+        if done:
+            what = "put back into the queue" if retry else "purged"
+            entries = [DeadLetterEntry(pk=offset) for offset in done]
+            log(request, entries, f"{what.capitalize()}.", CHANGE if retry else DELETION)
+            messages.success(request, f"{len(done)} dead letter(s) {what}.")
 
     def change_view(
         self,
@@ -87,31 +155,24 @@ class DeadLetterAdmin(Base):
         extra_context: Any = None,
     ) -> HttpResponse:
         """Show one dead letter with its traceback."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        if not object_id.isdigit():
+        self.require_view(request)
+        offset = _offset(object_id)
+        if offset is None:
             raise Http404
-        try:
-            letter = runtime.call_sync(lambda broker: deadletters.find(broker, int(object_id)))
-        except DeadLetterMissing as exc:
-            raise Http404 from exc
-        except WsGatewayError as exc:
-            messages.error(request, str(exc))
-            return redirect("admin:wsgateway_deadletterentry_changelist")
-        payload = letter.payload.decode("utf-8", "backslashreplace")
-        title = f"Dead letter {letter.offset}"
-        return self._render(request, "detail", title, letter=letter, payload=payload)
-
-    def _render(
-        self, request: HttpRequest, template: str, title: str, **context: Any
-    ) -> HttpResponse:
-        context |= {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "may_retry": self.has_change_permission(request),
-            "may_purge": self.has_delete_permission(request),
-        }
-        return TemplateResponse(
-            request, f"admin/wsgateway/deadletterentry/{template}.html", context
+        answers = ask(dead_letter=lambda broker: _find(broker, offset))
+        letter: DeadLetter | None = answers["dead_letter"]
+        if letter is None and not answers.problems:
+            raise Http404
+        return render(
+            self,
+            request,
+            f"{TEMPLATES}/detail.html",
+            f"Dead letter {offset}",
+            {
+                "letter": letter,
+                "offset": offset,
+                "payload": letter.payload.decode("utf-8", "backslashreplace") if letter else "",
+                **letter_rights(request),
+            },
+            problems=answers.problems,
         )

@@ -174,9 +174,11 @@ def _letter(entry: DeadEntry) -> DeadLetter:
     )
 
 
-async def letters(broker: Broker, service: str | None = None) -> AsyncIterator[DeadLetter]:
-    """Yield the dead letters of *service* (None: of all), the oldest first."""
-    offset, more = 0, True
+async def letters(
+    broker: Broker, service: str | None = None, after: int = 0
+) -> AsyncIterator[DeadLetter]:
+    """Yield the dead letters of *service* (None: of all) behind offset *after*, oldest first."""
+    offset, more = after, True
     while more:
         entries, more = await broker.dead_letters.read(service, offset, PAGE)
         for entry in entries:
