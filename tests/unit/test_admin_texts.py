@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,12 @@ def test_rates(number: float | None, text: str) -> None:
 @pytest.mark.parametrize(("number", "text"), [(None, "unknown"), (0, "0"), (12345, "12,345")])
 def test_counts(number: int | None, text: str) -> None:
     assert count(number) == text
+
+
+@pytest.mark.parametrize("write", [count, rate, duration, age])
+def test_attribute_of_nothing_is_unknown(write: Any) -> None:
+    """Templates make an empty text of it."""
+    assert write("") == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
-"""How the admin's pages write numbers and times; what is None is unknown."""
+"""How the admin's pages write numbers and times.
+
+What is None is unknown, and so is the empty text that templates make of an attribute of None.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from django import template
 from django.utils import timezone
@@ -12,27 +16,28 @@ __all__ = ["age", "count", "duration", "percent", "rate"]
 register = template.Library()
 
 UNKNOWN = "unknown"
+Text = Literal[""]
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 @register.filter
-def count(number: float | None) -> str:
+def count(number: float | Text | None) -> str:
     """Write a whole number: ``12,345``."""
-    return UNKNOWN if number is None else f"{number:,.0f}"
+    return UNKNOWN if number is None or number == "" else f"{number:,.0f}"
 
 
 @register.filter
-def rate(number: float | None) -> str:
+def rate(number: float | Text | None) -> str:
     """Write how often something happens: ``0.2/s``, ``1,250/s``."""
-    if number is None:
+    if number is None or number == "":
         return UNKNOWN
     return f"{number:,.0f}/s" if number >= 10 or number == 0 else f"{number:.1f}/s"
 
 
 @register.filter
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | Text | None) -> str:
     """Write seconds with at most two units: ``8 s``, ``3 min 20 s``, ``2 d 4 h``."""
-    if seconds is None:
+    if seconds is None or seconds == "":
         return UNKNOWN
     rest = max(0, int(seconds))
     for place, (size, name) in enumerate(UNITS[:-1]):
@@ -44,9 +49,9 @@ def duration(seconds: float | None) -> str:
 
 
 @register.filter
-def age(moment: datetime | None) -> str:
+def age(moment: datetime | Text | None) -> str:
     """Write how long ago *moment* was."""
-    return duration(None if moment is None else (timezone.now() - moment).total_seconds())
+    return duration((timezone.now() - moment).total_seconds() if moment else None)
 
 
 @register.filter

@@ -1,0 +1,200 @@
+"""The admin's pages about services, gateways and streams, with real gateways and workers."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.test import Client
+
+from tests.support import Gateway, deaf_socket, wait_for
+from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
+from wsgateway.broker.work import Job
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.services.deadletters import set_aside
+
+pytestmark = pytest.mark.django_db
+
+Factory = Callable[..., Gateway]
+MODELS = ("gatewayentry", "streamentry", "deadletterentry")
+ROOT = "/admin/wsgateway/"
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    client.force_login(get_user_model()._default_manager.create_superuser("root"))
+    return client
+
+
+@pytest.fixture
+def staff(client: Client) -> Any:
+    user = get_user_model()._default_manager.create_user("staff", is_staff=True)
+    client.force_login(user)
+    return user
+
+
+def text_of(client: Client, page: str) -> str:
+    """Return what a page of the admin says, its markup taken out."""
+    response = client.get(ROOT + page)
+    assert response.status_code == 200
+    content = response.content.decode().partition('<div id="content-main">')[2]
+    return " ".join(re.sub(r"<[^>]*>", " ", content).split())
+
+
+def allow(user: Any, *names: str) -> None:
+    user.user_permissions.add(*Permission.objects.filter(codename__in=names))
+
+
+def send(service: str, user: str, text: str) -> None:
+    """Do what a gateway does with a client's frame."""
+
+    async def offer(broker: Broker) -> None:
+        await broker.offer(Inbox(service, user), Frame.of(text), f"{user}-{text}")
+
+    runtime.call_sync(offer)
+
+
+async def bury(broker: Broker) -> None:
+    """Make a dead letter."""
+    job = Job(Inbox("orders", "ann"), b"{}", {}, sequence=1, id="S.1")
+    await set_aside(broker, job, ValueError("bad"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_staff_without_the_right_see_nothing(
+    nats_settings: Any, client: Client, staff: Any, model: str
+) -> None:
+    urls = [f"{ROOT}{model}/"]
+    if model != "overview":
+        urls += [
+            f"{ROOT}{model}/1/change/",
+            f"{ROOT}{model}/1/history/",
+            f"{ROOT}{model}/1/delete/",
+        ]
+    for url in urls:
+        assert client.get(url).status_code == 403, url
+        assert client.post(url).status_code == 403, url
+    allow(staff, f"view_{model}")
+    assert client.get(f"{ROOT}{model}/").status_code == 200
+    index = client.get("/admin/").content.decode()
+    assert set(re.findall(r"/admin/wsgateway/(\w+)/", index)) == {model}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_broker_that_is_away_is_unknown_soon(
+    settings: Any, free_port: int, root: Client, model: str
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    began = time.monotonic()
+    text = text_of(root, f"{model}/")
+    assert time.monotonic() - began < 3  # a deadline of 1 s, and a busy machine
+    assert "Cannot reach NATS" in text
+    if model != "deadletterentry":
+        assert "unknown" in text
+    assert "There are no" not in text
+    assert "Nothing needs" not in text
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pages_without_a_server(settings: Any, root: Client, model: str) -> None:
+    settings.PUBSUB_BROKER = "memory"
+    text = text_of(root, f"{model}/")
+    assert "unknown" not in text
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_script_gets_only_what_changes(settings: Any, root: Client, model: str) -> None:
+    settings.PUBSUB_BROKER = "memory"
+    response = root.get(f"{ROOT}{model}/", headers={"X-Wsgateway-Refresh": "1"})
+    content = response.content.decode()
+    assert "<html" not in content
+    assert content.count("<div") == content.count("</div>")
+    assert content.strip() in root.get(f"{ROOT}{model}/").content.decode()
+    assert "X-Wsgateway-Refresh" in response.headers["Vary"]
+
+
+def test_gateways_are_counted_and_one_is_drained(
+    nats_settings: Any, gateway_factory: Factory, root: Client
+) -> None:
+    gateways = [gateway_factory(), gateway_factory()]
+    with ExitStack() as stack:
+        for number in range(6):
+            gateway = gateways[number % 3 == 0]
+            stack.callback(deaf_socket(gateway, "orders", f"u{number}", v1=True).close)
+        wait_for(lambda: "2 gateways 6 " in text_of(root, "gatewayentry/"))
+        names = re.findall(
+            r"gatewayentry/([\w-]+)/change", root.get(f"{ROOT}gatewayentry/").content.decode()
+        )
+        assert len(set(names)) == 2
+        by_name = {}
+        for name in set(names):
+            page = text_of(root, f"gatewayentry/{name}/change/")
+            by_name[name] = int(re.findall(r"Sockets (\d+)", page)[0])
+        assert sorted(by_name.values()) == [2, 4]
+        small = min(by_name, key=by_name.__getitem__)
+        drain = f"gatewayentry/{small}/drain/"
+        assert "Do you want to drain" in text_of(root, drain)
+        root.post(ROOT + drain)  # not confirmed
+        assert not LogEntry.objects.exists()
+        page = root.post(ROOT + drain, {"confirmed": "yes"}, follow=True).content.decode()
+        assert f"Gateway {small} drains." in page
+        wait_for(lambda: "draining" in text_of(root, f"gatewayentry/{small}/change/"))
+        wait_for(lambda: "Sockets 0" in text_of(root, f"gatewayentry/{small}/change/"))
+    (entry,) = LogEntry.objects.all()
+    assert (entry.object_id, entry.change_message) == (small, "Drained.")
+    assert entry.object_repr == small
+    assert "Drained." in text_of(root, f"gatewayentry/{small}/history/")
+
+
+def test_draining_wants_its_own_permission(
+    nats_settings: Any, gateway: Gateway, client: Client, staff: Any
+) -> None:
+    allow(staff, "view_gatewayentry")
+    wait_for(lambda: "open" in text_of(client, "gatewayentry/"))
+    assert "Drain" not in text_of(client, "gatewayentry/")
+    name = re.findall(
+        r"gatewayentry/([\w-]+)/change", client.get(f"{ROOT}gatewayentry/").content.decode()
+    )[0]
+    drain = f"{ROOT}gatewayentry/{name}/drain/"
+    assert client.get(drain).status_code == 403
+    assert client.post(drain, {"confirmed": "yes"}).status_code == 403
+    assert "draining" not in text_of(client, f"gatewayentry/{name}/change/")
+    assert not LogEntry.objects.exists()
+    allow(staff, "drain_gateway")
+    assert client.get(drain).status_code == 200
+
+
+def test_gateway_that_is_gone_is_not_drained(nats_settings: Any, root: Client) -> None:
+    url = f"{ROOT}gatewayentry/nobody-1-abcd/"
+    assert "does not run" in text_of(root, "gatewayentry/nobody-1-abcd/change/")
+    page = root.post(f"{url}drain/", {"confirmed": "yes"}, follow=True).content.decode()
+    assert "does not answer, so it was not drained" in page
+    assert not LogEntry.objects.exists()
+
+
+def test_streams_say_what_differs_from_the_settings(
+    nats_settings: Any, root: Client, prefix: str
+) -> None:
+    upper = prefix.upper()
+    wait_for(lambda: f"{upper}_RECV" in text_of(root, "streamentry/"))
+    assert "differs" not in text_of(root, "streamentry/")
+
+    async def change(broker: Any) -> None:
+        name = f"{upper}_RECV"
+        config = (await broker.jetstream.api(f"STREAM.INFO.{name}"))["config"]
+        await broker.jetstream.api(f"STREAM.UPDATE.{name}", {**config, "max_age": 3600 * 10**9})
+
+    runtime.call_sync(change)
+    runtime.reset()
+    wait_for(lambda: "differs from the settings" in text_of(root, "streamentry/"))
+    assert "3600 s" in text_of(root, f"streamentry/{upper}_RECV/change/")
