@@ -71,6 +71,8 @@ class GatewayConsumer(AsyncWebsocketConsumer):
                 await self.connect()
             await self.transport.taken()
         elif kind == "websocket.disconnect":
+            if self.session is not None:
+                self.session.left(message.get("code"))
             raise StopConsumer
 
     async def connect(self) -> None:

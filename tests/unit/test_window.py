@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, Credit, Window
+from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, Credit, Window, WindowCounts
 
 
 class Message(NamedTuple):
@@ -437,3 +437,88 @@ def test_credit_is_kept_whatever_the_windows_do(steps: list[tuple[int, int]], si
         assert credit.bytes == sum(each.in_flight_bytes for each in windows)
         assert credit.busy == sum(bool(each.in_flight) for each in windows)
         assert credit.messages <= size + len(windows)
+
+
+# -- what is counted ---------------------------------------------------------------------
+
+
+def counted(size: int = WINDOW) -> tuple[Window, WindowCounts]:
+    """Return a window that has read all there was, and where it counts."""
+    counts = WindowCounts()
+    window = Window(Credit(size), counts)
+    window.start(0)
+    window.begin_fetch()
+    window.fetched([], more=False)
+    return window, counts
+
+
+def test_gap_counts_once_and_is_filled_once() -> None:
+    window, counts = counted(size=10)
+    window.live(live(1, 0))
+    assert (counts.gaps, counts.filled, counts.stalls) == (0, 0, 0)
+    window.live(live(3, 2))
+    window.live(live(4, 3))
+    assert (counts.gaps, counts.filled) == (1, 0)
+    window.begin_fetch()
+    window.fetched([live(2, None), live(3, None), live(4, None)], more=False)
+    assert (counts.gaps, counts.filled, counts.stalls) == (1, 1, 0)
+    window.announce(5)  # its end was lost, which only a sweep finds
+    assert counts.gaps == 2
+
+
+def test_gap_that_late_messages_close_is_filled() -> None:
+    window, counts = counted()
+    window.live(live(2, 1))
+    window.live(live(1, 0))
+    window.live(live(2, 1))
+    assert (counts.gaps, counts.filled) == (1, 1)
+
+
+def test_gap_whose_message_is_gone_is_never_filled() -> None:
+    window, counts = counted()
+    window.announce(7)
+    while window.wants_fetch:
+        window.begin_fetch()
+        window.fetched([], more=False)
+    assert (counts.gaps, counts.filled) == (1, 0)
+    window.live(live(9, 8))
+    assert counts.gaps == 2
+
+
+def test_backlog_and_its_announcements_are_no_gap() -> None:
+    counts = WindowCounts()
+    window = Window(Credit(WINDOW), counts)
+    window.live(live(9, 8))
+    window.start(0)
+    window.begin_fetch()
+    window.announce(12)
+    window.live(live(13, 12))
+    window.fetched([live(5, None)], more=True)
+    assert (counts.gaps, counts.stalls) == (0, 0)
+
+
+def test_full_window_stalls_once_until_something_is_confirmed() -> None:
+    window, counts = counted(size=2)
+    for offset in range(1, 3):
+        window.live(live(offset, offset - 1))
+    assert counts.stalls == 0  # full, but nothing waits
+    for offset in range(3, 6):
+        window.live(live(offset, offset - 1))
+    assert (counts.stalls, counts.gaps) == (1, 0)
+    window.take()
+    window.confirm(1)
+    window.begin_fetch()
+    window.fetched([live(3, None)], more=True)
+    assert (counts.stalls, counts.gaps) == (2, 0)
+
+
+def test_unconfirmed_are_those_that_were_written() -> None:
+    window, _ = counted()
+    for offset in range(1, 4):
+        window.live(live(offset, offset - 1))
+    assert window.unconfirmed == 0
+    window.take()
+    window.take()
+    assert window.unconfirmed == 2
+    window.confirm(1)
+    assert window.unconfirmed == 1

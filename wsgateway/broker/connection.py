@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from wsgateway import counters
 from wsgateway.broker.base import Broker
 from wsgateway.broker.native import wait_for
 from wsgateway.broker.subscriptions import Subscriptions
@@ -149,6 +150,7 @@ class Connection:
             try:
                 self.bus.publish(subject, data, reply=reply)
             except BrokerUnavailable as exc:
+                counters.layer.dropped_unsent += 1
                 logger.info("a message on %s was not sent: %s", subject, exc)
         self.bus.send_now()
 

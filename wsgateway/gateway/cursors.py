@@ -7,6 +7,7 @@ import contextlib
 import logging
 from typing import Any, Protocol
 
+from wsgateway import counters
 from wsgateway.broker.base import Broker
 from wsgateway.broker.subscriptions import wait_usable
 from wsgateway.conf import settings
@@ -185,6 +186,11 @@ class Cursors:
             cursor.lost = False
         epoch, offset = cursor.epoch, cursor.confirmed
         if offset > cursor.saved:
-            await self._broker.save_cursor(inbox, device, offset, epoch=epoch)
+            try:
+                await self._broker.save_cursor(inbox, device, offset, epoch=epoch)
+            except BrokerError:
+                counters.gateway.cursor_failures += 1
+                raise
+            counters.gateway.cursor_writes += 1
             if cursor.epoch == epoch and cursor.confirmed >= offset:  # it is not about others now
                 cursor.saved = max(offset, cursor.saved)

@@ -8,10 +8,10 @@ import logging
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Collection, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
+from wsgateway import counters
 from wsgateway.broker import runtime
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.roster import new_member_id
@@ -75,8 +75,6 @@ class Hub:
         self.subscriptions = connection.subscriptions
         self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held by a socket while it starts; the others wait their turn."""
-        self.counts: Counter[str] = Counter()
-        """Messages skipped, by reason."""
         self.cursors = Cursors(broker)
         self._revocations = Revocations(broker)
         self.presence = Presence(self)
@@ -242,14 +240,14 @@ class Hub:
 
         A program that sends events sends many, each to all sockets of a user.
         """
-        self.counts["malformed"] += 1
+        counters.gateway.skipped += 1
         level = logging.WARNING
         if isinstance(problem, NotForSockets):
             now = time.monotonic()
             level = logging.WARNING if now >= self._tells_of_events else logging.DEBUG
             if level == logging.WARNING:
                 self._tells_of_events = now + EVENTS_INTERVAL
-        count = self.counts["malformed"]
+        count = counters.gateway.skipped
         logger.log(level, "skipped message %s (%s so far): %s", offset, count, problem)
 
 

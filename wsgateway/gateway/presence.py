@@ -243,8 +243,8 @@ def describe(session: Session) -> Fields:
         "sent": window.sent,
         "acknowledged": window.confirmed,
         "unacknowledged": window.unconfirmed,
-        "bytes_sent": 0,
-        "bytes_received": 0,
+        "bytes_sent": session.socket.traffic.bytes_out,
+        "bytes_received": session.socket.traffic.bytes_in,
     }
 
 

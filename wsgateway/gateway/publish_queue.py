@@ -6,8 +6,15 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from wsgateway import counters
 from wsgateway.broker.messages import Receipt
-from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerForbidden,
+    BrokerUnavailable,
+    MessageTooBig,
+    QueueFull,
+)
 from wsgateway.protocol.frames import Frame
 from wsgateway.supervision import supervise
 
@@ -16,6 +23,14 @@ __all__ = ["Publish", "PublishQueue"]
 ATTEMPT_TIMEOUT = 1.5
 """Seconds without an answer after which frames are published again, with the same ids."""
 RETRY_PAUSE = 0.1
+REASONS: dict[type[BaseException], str] = {
+    QueueFull: "queue_full",
+    MessageTooBig: "too_big",
+    BrokerForbidden: "forbidden",
+    BrokerUnavailable: "unavailable",
+    BrokerClosed: "unavailable",
+}
+"""What metrics call the errors with which frames are refused."""
 
 Publish = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
 Patience = Callable[[], float]
@@ -191,6 +206,10 @@ class PublishQueue:
         self._bytes -= len(entry.frame.payload)
         self._progress = self._loop.time()
         error = attempt.exception()
+        if error is None:
+            counters.gateway.published.observe(self._progress - entry.since)
+        else:
+            counters.gateway.not_published[_reason(error)] += 1
         if not entry.result.done():
             if error is None:
                 entry.result.set_result(attempt.result())
@@ -250,3 +269,7 @@ class PublishQueue:
 
 def _is_for_now(attempt: asyncio.Future[Receipt]) -> bool:
     return attempt.cancelled() or isinstance(attempt.exception(), BrokerUnavailable)
+
+
+def _reason(error: BaseException) -> str:
+    return next((word for kind, word in REASONS.items() if isinstance(error, kind)), "other")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from wsgateway import counters
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway.sockets import Socket
@@ -137,6 +138,7 @@ async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None
 
     A client cannot read why a handshake failed: a browser shows it no more than that it did.
     """
+    counters.gateway.refused[str(int(refusal.code))] += 1
     if refusal.code is CloseCode.SHUTTING_DOWN:
         logger.info("refused a websocket: %s", refusal)
     else:

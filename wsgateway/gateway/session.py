@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from wsgateway import counters, declared
 from wsgateway.broker.messages import (
     CLIENT_ID_HEADER,
     CONNECTION_HEADER,
@@ -25,6 +26,7 @@ from wsgateway.broker.messages import (
 )
 from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
+from wsgateway.counters import SocketCounters, size_of
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.gateway.sockets import Socket, SocketClosed
@@ -66,7 +68,9 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_busy",
+        "_counters",
         "_headers",
+        "_left",
         "_loop",
         "_now",
         "_sender",
@@ -121,6 +125,8 @@ class Session:
         )
         self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
+        self._counters: SocketCounters | None = None  # where it counts as open
+        self._left = 1006  # the code with which the client closed; this one if it did not say
         self._busy = False  # a frame is being taken; nothing is heard until that is done
         socket.on_failure = self._on_failure
         socket.transport.on_hidden_frame = self._on_hidden_frame
@@ -157,6 +163,7 @@ class Session:
         self._set_timer()
         if claim.offset is not None:
             self.hub.cursors.confirm(inbox.cursor, begin.epoch, begin.offset)
+        self._count_begin()
         self.deliver(inbox, begin)
 
     async def welcome(self, begin: Start) -> None:
@@ -166,6 +173,7 @@ class Session:
         client = Client(self.connection, identity.service, identity.user, identity.device)
         frame = self.endpoint.welcome(client, begin)
         if frame is not None:
+            counters.gateway.starts[begin.reason or "recovered"] += 1
             await self.socket.write(frame)
 
     async def welcome_again(self, begin: Start) -> None:
@@ -197,6 +205,7 @@ class Session:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=1.0)
         self._confirm_drained()
+        self._count_end()
         saves = self.hub.detach(self)
         if saves:
             await asyncio.wait(saves, timeout=settings.CLOSE_TIMEOUT / 4)  # the hub keeps them
@@ -233,11 +242,39 @@ class Session:
         for subscription in self.subscriptions:
             subscription.confirm_drained()
 
+    def left(self, code: int | None) -> None:
+        """Note with which code the client, or its server, says that the socket ended."""
+        self._left = 1006 if code is None else code
+
+    def _count_begin(self) -> None:
+        """Count the socket as open; a service that nobody has declared counts as ``*``."""
+        service = self.inbox.service
+        if service not in self.hub.broker.service_names and service not in declared.registered:
+            service = declared.ANY
+        protocol = self.endpoint.subprotocol or "raw"
+        self._counters = counters.gateway.sockets_of(service, protocol)
+        self._counters.begin(self.socket.traffic)
+
+    def _count_end(self) -> None:
+        if self._counters is None:
+            return
+        self._counters.end(self.socket.traffic)
+        self._counters = None
+        counters.gateway.unconfirmed += sum(each.window.unconfirmed for each in self.subscriptions)
+        ours = self.socket.close_code
+        if ours is None:
+            counters.gateway.note_end("client", self._left)
+        else:
+            counters.gateway.note_end("gateway", ours)
+
     # -- from the client -----------------------------------------------------------------
 
     async def receive(self, frame: str | bytes) -> None:
         """Do what a frame of the client leads to."""
         self._busy = True
+        traffic = self.socket.traffic
+        traffic.frames_in += 1
+        traffic.bytes_in += size_of(frame)
         try:
             if self.socket.unwritten >= MAX_ANSWERS:
                 await self._answers_written()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from wsgateway.conf import settings
+from wsgateway.counters import Traffic, size_of
 from wsgateway.gateway.transport import MAX_REASON, Transport
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.endpoint import Endpoint
@@ -50,9 +51,11 @@ class Socket:
         "_answering",
         "_answers",
         "_writing",
+        "close_code",
         "closed",
         "endpoint",
         "on_failure",
+        "traffic",
         "transport",
     )
 
@@ -61,6 +64,9 @@ class Socket:
         self.endpoint = kind(limits(), asyncio.get_running_loop().time())
         self.endpoint.fit_server(transport.take_frames(self.endpoint.largest_frame))
         self.closed = False
+        self.close_code: CloseCode | None = None
+        """With which `close` has closed it."""
+        self.traffic = Traffic()
         self.on_failure: Callable[[BaseException | None], object] | None = None
         """Called with the error if answers cannot be written, though the client is there."""
         self._accepted = False
@@ -102,9 +108,13 @@ class Socket:
             raise SocketClosed
         key = "text" if isinstance(frame, str) else "bytes"
         try:
-            return await self.transport.send({"type": "websocket.send", key: frame})
+            drained = await self.transport.send({"type": "websocket.send", key: frame})
         except OSError as exc:  # the client is gone, and the server has noticed
             raise SocketClosed from exc
+        traffic = self.traffic
+        traffic.frames_out += 1
+        traffic.bytes_out += size_of(frame)
+        return drained
 
     # -- answers -------------------------------------------------------------------------
 
@@ -158,6 +168,7 @@ class Socket:
         if self.closed:
             return
         self.closed = True
+        self.close_code = code
         self.endpoint.stop()
         text = (reason or code.reason).encode()[:MAX_REASON].decode(errors="ignore")
         try:

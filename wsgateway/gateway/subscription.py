@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from datetime import datetime
+from time import time
 from typing import TYPE_CHECKING
 
+from wsgateway import counters
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.recovery import Start, find_start, nothing_trimmed
 from wsgateway.broker.subscriptions import fetch
@@ -40,6 +44,7 @@ class Subscription:
         "_restart",
         "_session",
         "_told",
+        "_traffic",
         "_wake",
         "_written",
         "cursor",
@@ -56,10 +61,11 @@ class Subscription:
         self._session = session
         self._broker = session.hub.broker
         self._acknowledges = session.endpoint.acknowledges
+        self._traffic = session.socket.traffic
         self.inbox = inbox
         self.key: Key = inbox, session.identity.device
         """Whose cursor it moves."""
-        self.window = Window(credit)
+        self.window = Window(credit, counters.gateway.windows)
         self.epoch = ""
         """Life of the stream that the window's offsets belong to; empty before the start."""
         self._wake: asyncio.Future[None] | None = None  # set while `run` sleeps
@@ -147,7 +153,7 @@ class Subscription:
         confirms_itself = not self._acknowledges
         try:
             while True:
-                await self._write_ready()
+                await self._write_ready(counters.gateway.live_lag)
                 if confirms_itself and self.undrained and window.room <= 0:
                     await self._session.socket.transport.drained()
                     self.confirm_drained()
@@ -165,15 +171,27 @@ class Subscription:
         except BrokerClosed:
             await self._session.close(CloseCode.SHUTTING_DOWN)
 
-    async def _write_ready(self) -> None:
-        window, write = self.window, self._session.socket.write
+    async def _write_ready(self, lag: counters.Histogram) -> None:
+        """Write what is ready.
+
+        Args:
+            lag: Where it is counted how long ago that was stored.
+        """
+        window, write, traffic = self.window, self._session.socket.write, self._traffic
         encode, acknowledges = self._session.endpoint.message, self._acknowledges
+        counts = counters.gateway
         while not self._changed() and (message := window.take()) is not None:
             assert isinstance(message, Stored)
             try:
                 frame = encode(message)
-                if frame is not None and await write(frame) and not acknowledges:
-                    self._drained = self._written  # before it
+                if frame is not None:
+                    if await write(frame) and not acknowledges:
+                        self._drained = self._written  # before it
+                    traffic.messages_out += 1
+                    counts.until_sample -= 1
+                    if counts.until_sample <= 0:
+                        counts.until_sample = counters.SAMPLE
+                        observe_lag(lag, message.time)
             except MalformedMessage as exc:
                 self._session.hub.note_skipped(message.offset, exc)
                 window.drop(message.offset)
@@ -230,16 +248,17 @@ class Subscription:
                 continue
             batch, trimmed = found
             if trimmed:
-                self._session.hub.counts["trimmed"] += 1
                 # What is on its way stays there: the client goes on from what it confirmed.
                 start = Start(self.epoch, self.window.confirmed, Reason.TRIMMED)
                 await self._session.welcome(start)
+            counters.gateway.fetched += len(batch.messages)
             self.window.fetched(batch.messages, more=batch.more)
-            await self._write_ready()
+            await self._write_ready(counters.gateway.fetched_lag)
 
     async def _read(self, offset: int, limit: int) -> tuple[Batch, bool]:
         """Return what was read, and whether the client must hear that messages may be missing."""
         told = self._acknowledges
+        counters.gateway.fetches += 1
         batch = await self._broker.read_after(self.inbox, offset, limit=limit, anchor=told)
         return batch, told and await self._trimmed(offset, batch)
 
@@ -254,3 +273,9 @@ class Subscription:
             return False
         self._told = offset
         return True
+
+
+def observe_lag(lag: counters.Histogram, stored: str) -> None:
+    """Count how long ago a message was *stored*, which is RFC 3339 text in UTC."""
+    with contextlib.suppress(ValueError, OverflowError):  # not known, or a publisher's own header
+        lag.observe(time() - datetime.fromisoformat(stored).timestamp())

@@ -9,8 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from channels.exceptions import ChannelFull
-
+from wsgateway import counters
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.targets import load
 from wsgateway.conf import settings
@@ -24,7 +23,7 @@ from wsgateway.layer.groups import Item
 from wsgateway.layer.instances import layers
 from wsgateway.layer.local_channels import LocalChannels
 from wsgateway.layer.mailbox import COMING_VALID, Mailbox
-from wsgateway.layer.normal import NormalChannels
+from wsgateway.layer.normal import NormalChannels, channel_full
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
 from wsgateway.layer.sharing import full_channels, shared
 from wsgateway.protocol.subjects import Inbox
@@ -105,9 +104,10 @@ class NatsChannelLayer(ConfiguredLayer):
             if not mailbox.has_room():
                 await self._let_arrive()
                 if not mailbox.has_room():
-                    raise ChannelFull(channel)
+                    raise channel_full(channel)
             mailbox.announce()
         await self.connections.publish(subject, data, mailbox is None)
+        counters.layer.sent_specific += 1
 
     def _addressed(
         self, channel: str, message: dict[str, Any]
@@ -124,9 +124,9 @@ class NatsChannelLayer(ConfiguredLayer):
         if is_own:
             mailbox = self.local.mailboxes.get(name) or self.local.mailbox(name)
             if mailbox.is_full():
-                raise ChannelFull(channel)
+                raise channel_full(channel)
         elif full_channels.until and name in full_channels:
-            raise ChannelFull(channel)
+            raise channel_full(channel)
         return subject, data, mailbox
 
     async def _let_arrive(self) -> None:
@@ -167,6 +167,7 @@ class NatsChannelLayer(ConfiguredLayer):
             else:
                 message = await self.envelopes.decode_durable(mailbox, item)
             if message is not None:
+                counters.layer.received += 1
                 return message
 
     def _own_mailbox(self, channel: str) -> Mailbox[Item] | None:
@@ -298,9 +299,11 @@ class NatsChannelLayer(ConfiguredLayer):
         inbox = name.kept if name.inbox is None else await self._inbox_of(name)
         if inbox is None:
             await self.connections.publish(name.subject, self.envelopes.encode(b"", message), False)
+            counters.layer.sent_group += 1
             return
         payload, kind = durable.payload_of(message, self.envelopes.pack)
         await self.connections.run(durable.store, inbox, payload, kind)
+        counters.layer.sent_durable += 1
 
     def notice(self, is_open: bool) -> bytes | None:
         """Return what channels get when the connection is back, or lost; None: nothing."""
@@ -318,9 +321,11 @@ class NatsChannelLayer(ConfiguredLayer):
             if mailbox.has_room():
                 mailbox.announce()
                 if self.connections.publish_soon(connection, subject, data, False):
+                    counters.layer.sent_specific += 1
                     return
                 mailbox.came()
         elif subject and self.connections.publish_soon(connection, subject, data, True):
+            counters.layer.sent_specific += 1
             return
         self._sync(lambda: self.send(channel, message))
 
@@ -345,7 +350,9 @@ class NatsChannelLayer(ConfiguredLayer):
         if not is_known or inbox is not None:
             return False
         data = self.envelopes.encode(b"", message)
-        return self.connections.publish_soon(connection, name.subject, data, False)
+        was_handed = self.connections.publish_soon(connection, name.subject, data, False)
+        counters.layer.sent_group += was_handed
+        return was_handed
 
     def _sync(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         connection = self.connections.background()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import MessageTooLarge
 
+from wsgateway import counters
 from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
 from wsgateway.layer import durable, wire
@@ -115,6 +116,7 @@ class Envelopes:
         """Return the message in *envelope*; None if it is expired or damaged."""
         _, flags, sent_at, size = head(envelope)
         if sent_at < clock() - self._lifetime:
+            counters.layer.dropped_expired += 1
             return None
         try:
             if not flags:
@@ -125,6 +127,7 @@ class Envelopes:
                 return durable.frame_event(content, None)
             message = self.deserialize(content)
         except Exception as exc:  # whatever the format raises for foreign bytes
+            counters.layer.dropped_unreadable += 1
             logger.warning("skipped a channel message that cannot be read: %r", exc)
             return None
         return message
@@ -134,6 +137,7 @@ class Envelopes:
         try:
             return durable.event_of(stored, self.deserialize, self.max_message_size)
         except Exception as exc:  # whatever the format raises for foreign bytes
+            counters.layer.dropped_unreadable += 1
             logger.warning("skipped a stored message that cannot be read: %r", exc)
             return None
 
@@ -169,6 +173,7 @@ class Envelopes:
         try:
             while True:
                 if sent_at and self.is_expired(claim):
+                    counters.layer.dropped_expired += 1
                     return None
                 try:
                     found = await self._fetch(claim)
@@ -178,9 +183,11 @@ class Envelopes:
                     attempt += 1
                     continue
                 except MalformedMessage as exc:
+                    counters.layer.dropped_unreadable += 1
                     logger.warning("skipped a channel message that cannot be read: %s", exc)
                     return None
                 if found is None:
+                    counters.layer.dropped_unreadable += 1
                     logger.warning("skipped a large channel message: its parts are gone")
                     return None
                 if wire.sent_at(found) != sent_at:  # it came by way of a durable group

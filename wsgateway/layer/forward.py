@@ -8,6 +8,7 @@ import uuid
 from collections import deque
 from typing import TYPE_CHECKING
 
+from wsgateway import counters
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Receipt, Stored
 from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
@@ -139,8 +140,10 @@ class Forward:
 
     def _missed(self, error: BaseException) -> None:
         if isinstance(error, QueueFull):
+            counters.layer.dropped_full += 1
             logger.info("%s of %s channels over capacity in group %s", 1, 1, self._group)
         else:
+            counters.layer.dropped_unsent += 1
             logger.info(
                 "a message of group %s missed channel %s: %s", self._group, self._channel, error
             )

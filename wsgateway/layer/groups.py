@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from wsgateway import counters
 from wsgateway.broker.bus import Closable, Hook
 from wsgateway.exceptions import BrokerError
 from wsgateway.layer.durable import GroupName
@@ -64,6 +65,7 @@ class Group:
             if not mailbox.put(item):
                 full += 1
         if full:
+            counters.layer.dropped_full += full
             logger.info(
                 "%s of %s channels over capacity in group %s", full, len(self.members), self.name
             )

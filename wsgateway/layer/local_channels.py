@@ -17,6 +17,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from wsgateway import counters
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.connection import Connection
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
@@ -203,6 +204,7 @@ class LocalChannels:
 
     def _on_message(self, connection: Connection, reply: bytes, data: bytes) -> None:
         if not wire.is_enveloped(data):
+            counters.layer.dropped_unreadable += 1
             logger.warning(
                 "skipped %d bytes for channels of %s: not a channel message",
                 len(data),
@@ -220,6 +222,7 @@ class LocalChannels:
         if not reply:  # from this process itself
             mailbox.came()
         if not mailbox.put(whole):
+            counters.layer.dropped_full += 1
             logger.info("channel %s is over capacity; dropped a message", name.decode())
         if reply and len(mailbox.queue) >= mailbox.capacity:
             self.complaints.full(name, reply)
@@ -251,6 +254,7 @@ class LocalChannels:
         try:
             return self._joiner.add(data)
         except MalformedMessage as exc:
+            counters.layer.dropped_unreadable += 1
             logger.warning("%s", exc)
             return None
 

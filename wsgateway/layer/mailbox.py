@@ -13,6 +13,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Generic, TypeVar
 
+from wsgateway import counters
+
 __all__ = ["COMING_VALID", "Mailbox"]
 
 T = TypeVar("T")
@@ -121,6 +123,7 @@ class Mailbox(Generic[T]):
                 self.queue.appendleft(item)
                 break
             count += 1
+        counters.layer.dropped_expired += count
         return count
 
     def remove(self, unwanted: Callable[[T], bool]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import ChannelFull
 
+from wsgateway import counters
 from wsgateway.exceptions import MessageTooBig, QueueFull
 from wsgateway.layer import blobs, wire
 from wsgateway.layer.prefetch import Prefetch
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
     from wsgateway.layer.core import NatsChannelLayer
 
-__all__ = ["NormalChannels"]
+__all__ = ["NormalChannels", "channel_full"]
+
+
+def channel_full(channel: str) -> ChannelFull:
+    """Return the error of a send to a full channel, and count it."""
+    counters.layer.refused_full += 1
+    return ChannelFull(channel)
 
 
 class NormalChannels:
@@ -52,7 +59,8 @@ class NormalChannels:
                 claim = await blobs.store(connection.broker.blobs, data, expiry)
                 await store.put(channel, claim, expiry, capacity)
         except QueueFull as exc:
-            raise ChannelFull(channel) from exc
+            raise channel_full(channel) from exc
+        counters.layer.sent_normal += 1
 
     # -- receive -------------------------------------------------------------------------
 
@@ -83,6 +91,7 @@ class NormalChannels:
                     prefetch.taken(receipt)
                     message = None if envelope is None else envelopes.decode(envelope)
                     if message is not None:
+                        counters.layer.received += 1
                         return message
             finally:
                 mailbox.end_reading()

@@ -11,6 +11,7 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from wsgateway import counters
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.subscriptions import fetch, wait_usable
 from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable
@@ -57,7 +58,7 @@ class Subscription:
 
     def __init__(self, inbox: Inbox, mailbox: Mailbox[Any]) -> None:
         self.inbox = inbox
-        self.window = Window(Credit(mailbox.capacity))
+        self.window = Window(Credit(mailbox.capacity), counters.layer.windows)
         self.attachment: Attachment | None = None
         """Where it is now."""
         self.epoch = ""

@@ -33,6 +33,7 @@ from django.db import (
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
+from wsgateway import counters
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.messages import Receipt, check_published
@@ -112,6 +113,7 @@ class Relay:
             except (ImproperlyConfigured, ProgrammingError):
                 raise
             except Exception as exc:  # whatever it is, it may pass
+                counters.outbox.failures += 1
                 expected = isinstance(exc, (WsGatewayError, OperationalError, InterfaceError))
                 text = "the outbox waits %.1f s: %s"
                 logger.warning(text, pause, reason_of(exc), exc_info=None if expected else exc)
@@ -205,8 +207,9 @@ class Relay:
         rows = self._rows_of(heads)
         # Raises only before anything is sent: what is stored is deleted in any case
         outcomes = runtime.call_sync(lambda broker: _store(broker, rows))
-        stored = [row.pk for row in rows if isinstance(outcomes.get(row.pk), Receipt)]
-        self._outbox.filter(pk__in=stored).delete()
+        stored = [row for row in rows if isinstance(outcomes.get(row.pk), Receipt)]
+        self._outbox.filter(pk__in=[row.pk for row in stored]).delete()
+        _count(stored)
         done, problem = len(stored), None
         for row in rows:
             outcome = outcomes.get(row.pk)
@@ -224,6 +227,7 @@ class Relay:
         text = ascii(str(error))[1:-1][:LONGEST_ERROR]  # the table takes it, whatever it quotes
         logger.error("outbox message %s cannot be sent and is set aside: %s", row.pk, text)
         self._outbox.filter(pk=row.pk).update(failed_at=timezone.now(), error=text)
+        counters.outbox.set_aside += 1
 
 
 class _Turn(NamedTuple):
@@ -237,6 +241,13 @@ class _Refused(NamedTuple):
     """A row that no other try can store."""
 
     error: Exception
+
+
+def _count(stored: list[OutboxMessage]) -> None:
+    now = timezone.now()
+    counters.outbox.relayed += len(stored)
+    for row in stored:
+        counters.outbox.lag.observe((now - row.created_at).total_seconds())
 
 
 async def _store(

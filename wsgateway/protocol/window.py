@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["Credit", "Window", "later"]
+__all__ = ["Credit", "Window", "WindowCounts", "later"]
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Bytes in flight to one socket; a single larger message still goes."""
@@ -61,6 +61,20 @@ class Credit:
         return min(self.size // self.busy - messages, free)
 
 
+class WindowCounts:
+    """What happened to windows that share it."""
+
+    __slots__ = ("filled", "gaps", "stalls")
+
+    def __init__(self) -> None:
+        self.gaps = 0
+        """Times that a message turned out to be missing between those that came live."""
+        self.filled = 0
+        """Those gaps that were closed; the others' messages have expired, or were deleted."""
+        self.stalls = 0
+        """Times that a window was full while messages waited."""
+
+
 class Window:
     """Decides what one reader gets. Make it, `start` it, then feed it.
 
@@ -70,17 +84,21 @@ class Window:
 
     Args:
         credit: What may be in flight.
+        counts: Where it counts; None: a place of its own.
     """
 
     __slots__ = (
         "_announced",
         "_announced_time",
         "_behind",
+        "_counts",
         "_credit",
+        "_gap",
         "_held",
         "_in_flight",
         "_ready",
         "_reserved",
+        "_stalled",
         "confirmed",
         "fetching",
         "in_flight_bytes",
@@ -90,8 +108,11 @@ class Window:
         "time",
     )
 
-    def __init__(self, credit: Credit) -> None:
+    def __init__(self, credit: Credit, counts: WindowCounts | None = None) -> None:
         self._credit = credit
+        self._counts = counts or WindowCounts()
+        self._gap = False  # a message is missing between those that came live
+        self._stalled = False  # it was full while messages waited, and nothing was confirmed since
         self.position = 0
         """Offset of the newest message queued for writing; everything up to it is."""
         self.time = ""
@@ -127,8 +148,8 @@ class Window:
 
     @property
     def unconfirmed(self) -> int:
-        """How many messages are queued or taken, and not confirmed."""
-        return len(self._in_flight)
+        """How many messages are taken, and not confirmed."""
+        return len(self._in_flight) - len(self._ready)
 
     def start(self, offset: int) -> None:
         """Begin after *offset*; a fetch is wanted next, whatever is known."""
@@ -137,6 +158,7 @@ class Window:
         self.suspect = None
         self.fetching = False
         self._behind = True
+        self._gap = self._stalled = False
         self.reads_short = 0
 
     def restart(self, offset: int) -> None:
@@ -188,9 +210,33 @@ class Window:
             self._note_live(message)
             return False
         if not self._queue(message):
+            self._count_missing()
             self._note_live(message)
             return self.room > 0
+        if self._gap:
+            self._look_at_gap()
         return True
+
+    def _count_missing(self) -> None:
+        """Count why a message that is about to be announced cannot be queued."""
+        if self.fetching:
+            return
+        if self.room <= 0:
+            self._count_stall()
+        elif not (self._gap or self._behind or self._announced > self.position):
+            self._gap = True
+            self._counts.gaps += 1
+
+    def _look_at_gap(self) -> None:
+        """Count a gap that is closed by now."""
+        if self._announced <= self.position and not self._behind:
+            self._gap = False
+            self._counts.filled += 1
+
+    def _count_stall(self) -> None:
+        if not self._stalled:
+            self._stalled = True
+            self._counts.stalls += 1
 
     def _note_live(self, message: _Message) -> None:
         """Note a message that waits in the stream."""
@@ -220,6 +266,7 @@ class Window:
         """Record that the inbox reaches to *offset*; return whether to wake the writer."""
         if offset <= max(self.position, self._announced):
             return self.wants_fetch
+        self._count_missing()
         self._announced, self._announced_time = offset, ""
         self.reads_short = 0
         return self.wants_fetch
@@ -265,12 +312,17 @@ class Window:
         for message in held:
             if message.offset > self.position and not self._queue(message):
                 break
+        if self._gap:
+            self._look_at_gap()
+        if (more or self._announced > self.position) and self.room <= 0:
+            self._count_stall()
         if more or self.position > before or self._announced <= self.position:
             self.reads_short = 0
             return
         self.reads_short += 1
         if self.reads_short >= LAGGING_READS:
             self._announced = self.position  # expired or trimmed in between; sweeps go on
+            self._gap = False
             self.reads_short = 0
 
     def _queue(self, message: _Message) -> bool:
@@ -325,6 +377,7 @@ class Window:
             size += self._in_flight.pop(0)[1]
             count += 1
         if count:
+            self._stalled = False
             self._give_back(count, size)
         self.confirmed = max(self.confirmed, offset)
         return count

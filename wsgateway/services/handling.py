@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from wsgateway import counters
 from wsgateway.broker.work import History
 from wsgateway.conf import settings
 from wsgateway.exceptions import (
@@ -102,6 +103,7 @@ class Handling:
         self.ending = False
         """Whether the worker ends because it was told to; then an interrupted handler is not at
         fault. Not set when the process ends for another reason, which a handler may be."""
+        self._counters = counters.service(service.name)
         self._service = service
         self._broker = broker
         self._queue = queue
@@ -132,6 +134,7 @@ class Handling:
             self._log(job, verdict, error)
         await self._carry_out(job, history, verdict, crowded)
         self.counts[COUNTED[type(verdict)]] += 1
+        self._counters.outcomes[COUNTED[type(verdict)]] += 1
         if logger.isEnabledFor(logging.DEBUG):
             took = time.perf_counter() - begin
             logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
@@ -158,9 +161,20 @@ class Handling:
         async with self._slots:
             await self._running.begin(run)
             try:
-                return await self._caller.call(job, run)
+                return await self._call(job, run)
             finally:
                 self._running.end(run)
+
+    async def _call(self, job: Job, run: Run) -> BaseException | None:
+        """Call the handler, see `Caller.call`; count how long it takes."""
+        begin = time.perf_counter()
+        self._counters.running += 1
+        try:
+            return await self._caller.call(job, run)
+        finally:
+            self._counters.running -= 1
+            if job.problem is None:  # otherwise there was no handler
+                self._counters.handler.observe(time.perf_counter() - begin)
 
     def _suspect(self, job: Job, history: History) -> bool:
         unheard = job.deliveries - history.deliveries
@@ -170,7 +184,7 @@ class Handling:
         async with self._running.alone(run):
             try:
                 await self._queue.note(job, History(history.tries, job.deliveries, started=True))
-                return await self._caller.call(job, run)
+                return await self._call(job, run)
             except asyncio.CancelledError:
                 if self.ending:
                     await asyncio.shield(self._unmark(job, history))

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from wsgateway import counters
 from wsgateway.broker.work import Job, Turn
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError
@@ -177,6 +178,8 @@ class Worker:
     # -- messages in hand ----------------------------------------------------------------
 
     def _on_job(self, job: Job) -> None:
+        if job.deliveries > 1:
+            counters.service(self.service.name).redelivered += 1
         if self._ending:
             self._queue.give_back(job, GIVEN_BACK_AFTER)
             return

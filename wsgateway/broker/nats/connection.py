@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
+from wsgateway import counters
 from wsgateway.broker.addresses import ServerList
 from wsgateway.broker.bus import Callbacks, Closable, Handler
 from wsgateway.broker.nats.connector import Connector
@@ -234,6 +235,8 @@ class NatsConnection(RequestingBus):
         client.on_info = lambda: self._learn(client)
         self._client = client
         self._learn(client)
+        counters.broker.connects += 1
+        counters.broker.reconnects += self.times_connected > 0
         self.times_connected += 1
         self._refusals.clear()
         self._set_state(ConnectionState.OPEN)
@@ -277,6 +280,7 @@ class NatsConnection(RequestingBus):
         self._connector.lost(client.end_reason)
         if self.state is ConnectionState.OPEN:
             self._opened.clear()
+            counters.broker.losses += 1
             self._set_state(ConnectionState.CONNECTING)
             logger.warning("lost the connection to NATS (%s), reconnecting", client.end_reason)
         self._fail_requests(self._why_not_open())
