@@ -46,7 +46,7 @@ test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS=
 coverage: .venv/.dev  ## report what the last `make test ARGS=--cov` covered, by branch
 	$(BIN)/python -m coverage report
 
-versions: .venv/.dev  ## contract tests on Python 3.13, nats-server 2.11 and the newest (ARGS=folders for more)
+versions: .venv/.dev  ## contract and integration tests on Python 3.13, nats-server 2.11 and the newest
 	.ci/versions $(ARGS)
 
 lint: .venv/.dev  ## ruff: rules and format
