@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import wsgateway
+from wsgateway import counters
 from wsgateway.broker.bus import Closable
+from wsgateway.broker.discovery import Endpoint, Shown
 from wsgateway.broker.inquiry import Fields, Request, Responder
 from wsgateway.exceptions import BrokerError
 from wsgateway.handshake import header
@@ -83,6 +85,7 @@ class Presence:
         """Answer from now on, and join the roster; return the task that does."""
         hub = self._hub
         self._about_us.listen(hub.broker.subjects.member(GATEWAY, hub.gateway_id))
+        hub.broker.show(self._shown())
         return start(self._join(), "wsgateway-presence")
 
     async def _join(self) -> None:
@@ -114,6 +117,32 @@ class Presence:
     def hold(self, inbox: Inbox) -> Closable:
         """Answer for a user who has a socket here, until what this returns is closed."""
         return self._about_users.listen(self._hub.broker.subjects.conn(inbox))
+
+    def _shown(self) -> Shown:
+        """Return what NATS' own tools see of this gateway."""
+        hub = self._hub
+        return Shown(
+            name="wsgateway",
+            id=hub.gateway_id,
+            version=wsgateway.__version__,
+            description="Websockets whose messages are stored in JetStream.",
+            started=self._started,
+            metadata={
+                "prefix": hub.broker.subjects.prefix,
+                "host": socket.gethostname(),
+                "pid": str(os.getpid()),
+            },
+            endpoints=self._endpoints,
+        )
+
+    def _endpoints(self) -> list[Endpoint]:
+        subjects, hub = self._hub.broker.subjects, self._hub
+        data = {"sockets": hub.sockets, "users": hub.inboxes, "draining": hub.draining}
+        where = subjects.member(GATEWAY, hub.gateway_id)
+        return [
+            self._about_us.endpoint("gateway", where, data | counters.gateway.totals()._asdict()),
+            self._about_users.endpoint("users", subjects.all_of("conn")),
+        ]
 
     # -- about a user --------------------------------------------------------------------
 
