@@ -29,6 +29,7 @@ from wsgateway.exceptions import BrokerForbidden
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
+from wsgateway.presence import overview, users
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
 
@@ -176,6 +177,27 @@ async def test_gateway_runs_consumers_of_the_channel_layer(
         await mine.flush()
 
 
+async def test_every_role_may_ask_who_is_connected(
+    ws_settings: Any, url: Callable[[str], str], gateway_factory: Callable[..., Gateway]
+) -> None:
+    gateway = gateway_factory(
+        NATS_BROKER_URL=url("gateway"), WSGATEWAY_PREFIX="ws", WSGATEWAY_SERVICES="orders"
+    )
+    async with gateway.connect(*ANN):
+        for role in ROLES:
+            async with acting(ws_settings, url(role)) as broker:
+                assert await users.find_online(broker, [ANN]) == {ANN: True}
+                found = (await users.find_connections(broker, [ANN]))[ANN]
+                assert (len(found), found.silent) == (1, ())
+                gateways = await overview.find_gateways(broker)
+                assert [each.pid for each in gateways] == [gateway.pid]
+        async with acting(ws_settings, url("publisher")) as broker:
+            assert (await users.close_sockets(broker, ANN, {"ask": "disconnect"})).sockets == 1
+            assert await overview.drain_gateway(broker, gateways[0].id) is True
+    await asyncio.to_thread(gateway.stop)
+    assert "NATS refuses" not in gateway.output
+
+
 @pytest.mark.usefixtures("no_services")
 async def test_service_takes_acknowledges_replies_and_sets_aside(
     ws_settings: Any, url: Callable[[str], str]
@@ -253,6 +275,7 @@ FORBIDDEN: dict[str, list[str]] = {
         "$JS.API.STREAM.MSG.DELETE.WS_DEAD",
         "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
         "$KV.OTHER.key",
+        "$KV.WS_ROSTER.worker.a",
         "other.subject",
     ],
     "service": [
@@ -272,6 +295,7 @@ FORBIDDEN: dict[str, list[str]] = {
         "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
         "$JS.API.STREAM.DELETE.WS_RECV",
         "$KV.WS_CURSORS.orders.ann.default",
+        "$KV.WS_ROSTER.gateway.a",
         "other.subject",
     ],
     "operator": ["other.subject"],
@@ -279,7 +303,7 @@ FORBIDDEN: dict[str, list[str]] = {
 UNHEARD: dict[str, list[str]] = {
     "gateway": ["ws.send.>", "ws.recv.*.*", "ws.dead.>", ">"],
     "service": ["ws.live.>", "ws.recv.>", "ws.send.>", ">"],
-    "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", ">"],
+    "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", "ws.conn.>", "ws.gateway.*", ">"],
     "operator": ["ws.live.>", "ws.recv.>", "ws.send.>", ">"],
 }
 

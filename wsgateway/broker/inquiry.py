@@ -178,8 +178,8 @@ class Inquiry:
     """Questions to several processes at once. Make it, `ask`, then `ask_members`.
 
     It knows when it is complete: a process answers in the order in which it was asked, so one
-    that has answered the question to itself has answered all before it. Whoever is not there any
-    more is known at once, and whoever is silent after `PATIENCE`.
+    that has answered the question to itself has answered all before it. A process that is not
+    there any more is known at once, and one that is silent after `PATIENCE`.
 
     Args:
         broker: What carries the questions.
@@ -211,7 +211,7 @@ class Inquiry:
         on_answer: Callable[[Fields], None],
         on_nobody: Callable[[], None],
     ) -> None:
-        """Ask whoever listens on *subject*.
+        """Ask those who listen on *subject*.
 
         Args:
             subject: Where.

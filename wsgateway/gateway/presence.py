@@ -89,7 +89,7 @@ class Presence:
         return start(self._join(), "wsgateway-presence")
 
     async def _join(self) -> None:
-        """Whoever asks must know of us, or would not notice if we were silent."""
+        """Enter the roster: those who ask must know of us, or they would not notice our silence."""
         details = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
