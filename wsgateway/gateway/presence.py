@@ -96,10 +96,14 @@ class Presence:
             "version": wsgateway.__version__,
             "started": self._started.isoformat(),
         }
+        broker = self._hub.broker
+        with contextlib.suppress(BrokerError):
+            await broker.wait_ready()
         try:
-            await self._hub.broker.roster.join(GATEWAY, self._hub.gateway_id, details)
+            await broker.roster.join(GATEWAY, self._hub.gateway_id, details)
         except BrokerError as exc:
-            logger.warning("this gateway is not in the roster yet: %s", exc)
+            level = logging.WARNING if broker.connected else logging.DEBUG  # the log has it then
+            logger.log(level, "this gateway is not in the roster yet: %s", exc)
         finally:
             self._listed.set()
 
