@@ -29,6 +29,7 @@ from wsgateway.gateway.hub import Hub
 from wsgateway.protocol.subjects import Inbox
 
 USERS = 10_000
+SERVICE = "service1"
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ async def test_connected_user_costs_one_more_subscription_and_nothing_else(monit
         await hub.broker.in_effect()
         assert subscriptions() - before == 2 * 200
         assert monitored("/jsz")["messages"] - streams <= 1  # and our entry in the roster
-        held = [hub.presence.hold(Inbox("orders", f"user{n}")) for n in range(USERS)]
+        held = [hub.presence.hold(Inbox(SERVICE, f"user{n}")) for n in range(USERS)]
         await hub.broker.in_effect()
         assert subscriptions() - before == 2 * 200 + USERS
         for each in held:
@@ -106,16 +107,16 @@ async def test_hundred_lookups_take_one_round_trips_time(
         runtime.reset()
         await presence.agateways()  # connects
         proxy.pause = pause
-        one = await timed(lambda: presence.ais_online("orders", "user1"))
-        hundred = await timed(lambda: presence.aare_online("orders", names))
+        one = await timed(lambda: presence.ais_online(SERVICE, "user1"))
+        hundred = await timed(lambda: presence.aare_online(SERVICE, names))
         connections = await timed(
-            lambda: presence.aconnections_of(("orders", name) for name in names)
+            lambda: presence.aconnections_of((SERVICE, name) for name in names)
         )
         assert one >= 2 * pause
         assert hundred < one + 3 * pause
         assert connections < one + 6 * pause
         proxy.pause = 0
-        found = await presence.aare_online("orders", names)
+        found = await presence.aare_online(SERVICE, names)
         assert found == {name: n % 2 == 0 for n, name in enumerate(names)}
 
 
@@ -171,15 +172,15 @@ async def test_several_event_loops_of_a_process_are_several_gateways(nats_settin
         await Sockets().open(hub, "ann")
         thread = asyncio.create_task(asyncio.to_thread(asyncio.run, serve()))
         await ready.wait()
-        found = await presence.aconnections("orders", "ann")
+        found = await presence.aconnections(SERVICE, "ann")
         assert len(found) == len({each.gateway for each in found}) == 2
         gateways = await presence.agateways()
         assert len(gateways) == 2
         assert len({each.pid for each in gateways}) == 1
-        assert (await presence.acounts()).users == {"orders": 1}
+        assert (await presence.acounts()).users == {SERVICE: 1}
         done.set()
         await thread
-        assert len(await presence.aconnections("orders", "ann")) == 1
+        assert len(await presence.aconnections(SERVICE, "ann")) == 1
 
 
 async def test_gateway_that_may_not_write_the_roster_serves_sockets_all_the_same(
@@ -196,5 +197,5 @@ async def test_gateway_that_may_not_write_the_roster_serves_sockets_all_the_same
     await hub.presence.listed()
     await until(lambda: "not in the roster yet: not now" in caplog.text)
     await Sockets().open(hub, "ann")
-    assert await presence.ais_online("orders", "ann") is True
+    assert await presence.ais_online(SERVICE, "ann") is True
     await hub.close()
