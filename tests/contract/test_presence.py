@@ -171,6 +171,9 @@ async def test_connections_say_what_a_socket_is_and_how_far(
     ack = {"type": "ack", "offset": offsets[0], "epoch": hubs[0].broker.epoch}
     await v1.receive(json.dumps(ack))
     found = await call("connections", *ANN)
+    assert found[1].bytes_sent == 3
+    assert found[0].bytes_sent > 3 * len('{"type":"message"}')
+    assert found[0].bytes_received == len(json.dumps(ack))
     assert found.complete
     assert found.silent == ()
     assert [each.id for each in found] == [v1.connection, raw.connection]  # the oldest first
@@ -266,6 +269,8 @@ async def test_gateways_say_what_they_are(hubs: list[Hub], sockets: Sockets, cal
     assert dt.timedelta(0) <= dt.datetime.now(dt.UTC) - one.started < dt.timedelta(minutes=1)
     assert 10_000_000 < one.memory < 10_000_000_000
     assert not one.draining
+    assert one.rates.keys() == {"messages_in", "messages_out", "connects"}
+    assert one.rates["connects"] > 0
 
 
 # -- acting ------------------------------------------------------------------------------

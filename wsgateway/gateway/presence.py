@@ -30,6 +30,7 @@ from wsgateway.presence.overview import DIGEST, MAX_PAGE, MAX_PARTS
 from wsgateway.presence.users import GATEWAY
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.rates import Rates
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Presence:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._started = dt.datetime.now(dt.UTC)
+        self.rates = Rates(lambda: counters.gateway.totals()._asdict())
+        """How much this process does; run it."""
         self._listed = asyncio.Event()  # entered in the roster, or that failed
         self._about_users = Responder(
             hub.broker,
@@ -199,7 +202,7 @@ class Presence:
             "services": services,
             "memory": resident_memory(),
             "draining": self._hub.draining,
-            "rates": {},
+            "rates": self.rates.per_second(),
         }
 
     def _drain(self, request: Request) -> Iterator[Fields]:
