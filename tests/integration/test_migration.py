@@ -104,6 +104,20 @@ async def test_messages_move_in_order_and_the_old_stream_goes(old: NatsBroker, p
     await require_moved(old)
 
 
+async def test_operator_sees_how_far_it_is(old: NatsBroker) -> None:
+    await fill(old, 100)
+    steps: list[tuple[str, int, int]] = []
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.set_up(progress=lambda *step: steps.append(step))
+    await broker.close()
+    moved = [(done, total) for what, done, total in steps if what == "moving messages"]
+    assert moved == sorted(moved)
+    assert (moved[0], moved[-1]) == ((0, 600), (600, 600))
+    assert len(moved) > 3
+    streams = [(done, total) for what, done, total in steps if what == "setting up streams"]
+    assert [done for done, _ in streams] == list(range(streams[0][1]))
+
+
 async def test_old_gateway_goes_on_publishing_meanwhile(old: NatsBroker) -> None:
     """What it sends while its service moves is refused for now, and never lost or reordered."""
     await fill(old, 100)

@@ -22,7 +22,15 @@ from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Subjects
 
-__all__ = ["Broker"]
+__all__ = ["Broker", "Progress", "no_progress"]
+
+
+Progress = Callable[[str, int, int], object]
+"""Takes what is done, how much of it is done so far, and how much there is."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 class Broker(ABC):
@@ -43,12 +51,15 @@ class Broker(ABC):
         """Flush, cancel every task, fail every waiter. Idempotent."""
 
     @abstractmethod
-    async def set_up(self, ack_wait: float | None = None) -> list[str]:
+    async def set_up(
+        self, ack_wait: float | None = None, progress: Progress = no_progress
+    ) -> list[str]:
         """Create the streams, or bring them in line with the settings; for operators. Idempotent.
 
         Args:
             ack_wait: Seconds without a sign of life after which the services' queues deliver a
                 message again; None: as they are.
+            progress: Told what is done, how much of it, and how much there is.
 
         Returns:
             One line a stream, and one a queue that was changed: what was done.

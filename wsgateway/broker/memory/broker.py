@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.base import Broker
+from wsgateway.broker.base import Broker, Progress, no_progress
 from wsgateway.broker.bus import Bus, Closable, Hook
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
@@ -117,7 +117,9 @@ class MemoryBroker(Broker):
         if self._closed:
             raise BrokerClosed(ALREADY_CLOSED)
 
-    async def set_up(self, ack_wait: float | None = None) -> list[str]:
+    async def set_up(
+        self, ack_wait: float | None = None, progress: Progress = no_progress
+    ) -> list[str]:
         await self.open()
         return ["memory: nothing to set up"]
 

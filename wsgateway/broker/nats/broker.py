@@ -7,7 +7,7 @@ import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 
-from wsgateway.broker.base import Broker
+from wsgateway.broker.base import Broker, Progress, no_progress
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
@@ -97,12 +97,14 @@ class NatsBroker(Broker):
         await self.connection.close(self._close_timeout)
         await self._readiness.close()
 
-    async def set_up(self, ack_wait: float | None = None) -> list[str]:
+    async def set_up(
+        self, ack_wait: float | None = None, progress: Progress = no_progress
+    ) -> list[str]:
         await self.connection.open()
         await self.connection.ready()
         self._readiness.require_server()
         self._readiness.warn_of_limit()
-        lines = await self.streams.patient.setup()  # an operator's command outlasts an election
+        lines = await self.streams.patient.setup(progress)  # outlasts an election
         self.services.announce()
         if ack_wait is not None:
             lines += await set_up_consumers(self, ack_wait)

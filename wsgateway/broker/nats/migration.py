@@ -30,6 +30,7 @@ from wsgateway.exceptions import BrokerUnavailable, NameRefused
 from wsgateway.protocol.subjects import Inbox, Subjects
 
 if TYPE_CHECKING:
+    from wsgateway.broker.base import Progress
     from wsgateway.broker.bus import Reply
     from wsgateway.broker.nats.specs import StreamSpec
     from wsgateway.broker.nats.streams import Streams
@@ -59,13 +60,18 @@ class Migration:
         jetstream: Where.
         subjects: Names below the installation's prefix.
         streams: Creates and looks at streams.
+        progress: Told how many messages are moved.
     """
 
-    def __init__(self, jetstream: JetStream, subjects: Subjects, streams: Streams) -> None:
+    def __init__(
+        self, jetstream: JetStream, subjects: Subjects, streams: Streams, progress: Progress
+    ) -> None:
         self._jetstream = jetstream
         self._subjects = subjects
         self._streams = streams
         self._old = subjects.stream("send")
+        self._progress = progress
+        self._done, self._total = 0, 0  # messages that are moved, and all that there are
         self._parked = f"{subjects.prefix}.move"  # two tokens: no message comes on it
 
     async def run(self, specs: Iterable[StreamSpec]) -> list[str]:
@@ -74,8 +80,11 @@ class Migration:
         Returns:
             What was done with the old stream; nothing if there is none.
         """
-        if await self._streams.own_info(self._old) is None:
+        info = await self._streams.own_info(self._old)
+        if info is None:
             return []
+        self._total = info["state"]["messages"]
+        self._advance(0)
         services = {spec.service: spec for spec in specs if spec.service}
         consumers = await self._pause()
         await self._wait_for_workers(consumers)
@@ -93,6 +102,10 @@ class Migration:
             moved += await self._move(spec, service)
         await self._take_only([])
         return [await self._end(moved, consumers)]
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        self._progress("moving messages", self._done, max(self._done, self._total))
 
     @staticmethod
     def _is_live(spec: StreamSpec, info: dict[str, Any] | None) -> bool:
@@ -227,6 +240,7 @@ class Migration:
                     batch[:1] if without_id else batch, last, without_id
                 )
                 moved += count
+                self._advance(count)
                 without_id = isinstance(error, Receipt)
                 if isinstance(error, BaseException):
                     break
@@ -301,4 +315,5 @@ class Migration:
                 await self._offer(reply, {}, False)
                 await self._forget(service, reached)
                 moved += 1
+                self._advance(1)
         return moved

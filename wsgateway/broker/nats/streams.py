@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from wsgateway.broker.base import Progress, no_progress
 from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiError, JetStream
 from wsgateway.broker.nats.limits import AUTOMATIC, LEAST, Room, share_of
 from wsgateway.broker.nats.migration import Migration
@@ -221,8 +222,11 @@ class Streams:
             logger.warning("stream %r still takes what %r should: %s", shared, spec.name, MOVE)
             return None
 
-    async def setup(self) -> list[str]:
+    async def setup(self, progress: Progress = no_progress) -> list[str]:
         """Create what is missing and bring the rest in line with the settings. Idempotent.
+
+        Args:
+            progress: Told how far it is.
 
         Returns:
             One line a stream: what was done.
@@ -243,11 +247,15 @@ class Streams:
             raise BrokerMisconfigured("; ".join(impossible))
         lines = []
         if self._subjects.stream("send") not in infos:
-            lines = await Migration(self._jetstream, self._subjects, self).run(self.specs)
+            migration = Migration(self._jetstream, self._subjects, self, progress)
+            lines = await migration.run(self.specs)
             infos = await self.infos() if lines else infos
-        lines += [await self._bring_in_line(spec, infos[spec.name]) for spec in self.specs]
         made = [spec for spec in self._when_needed if others[spec.name] is not None]
-        return lines + [await self._bring_in_line(spec, others[spec.name]) for spec in made]
+        wanted = [*self.specs, *made]
+        for number, spec in enumerate(wanted):
+            progress("setting up streams", number, len(wanted))
+            lines.append(await self._bring_in_line(spec, {**others, **infos}[spec.name]))
+        return lines
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:
         if info is None:
