@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(300)  # pip downloads
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = sorted(PROJECT["optional-dependencies"])
-WITHOUT_EXTRAS = {"websockets", "pytest"}
+WITHOUT_EXTRAS = {"health_check", "pytest", "websockets"}
 """What modules import at their top that only extras, and projects' tests, need."""
 
 SETTINGS = """
@@ -199,7 +199,7 @@ def test_installed_package_offers_no_page_no_form_and_no_user(plain: Environment
     """An `include` published a form, and a command of the package created admin/admin."""
     offers = json.loads(plain.run("-c", OFFERS))
     assert offers["urls"] == ["healthz", "readyz"]
-    commands = {"deadletters", "publish", "runoutbox", "runservice", "setup_streams"}
+    commands = {"deadletters", "gateway", "publish", "runoutbox", "runservice", "setup_streams"}
     assert set(offers["commands"]) == commands
     assert offers["users"] == 0
 

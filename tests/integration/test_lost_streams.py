@@ -96,7 +96,8 @@ async def test_readyz_says_so_until_it_is_back(
     await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
     await use(broker, "recv")
     await until(lambda: not broker.ready, 10, "it is noticed")
-    assert (await client.get("/readyz")).status_code == 503
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["not_ready"]) == (503, {"streams": "not set up yet"})
     allowed.set()
     await broker.wait_ready(10)
     assert (await client.get("/readyz")).status_code == 200

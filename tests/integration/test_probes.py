@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,11 @@ def test_entry_point_says_503_while_the_broker_is_away(
 ) -> None:
     gateway = gateway_factory(server, NATS_BROKER_URL=f"nats://127.0.0.1:{free_port}")
     assert ask(gateway, "/healthz") == (200, "15", b'{"alive": true}')
-    assert ask(gateway, "/readyz") == (503, "16", b'{"ready": false}')
+    status, _, body = ask(gateway, "/readyz")
+    assert (status, json.loads(body)) == (
+        503,
+        {"ready": False, "not_ready": {"broker": "not connected"}},
+    )
 
 
 # -- the views, for projects with another outermost application -------------------------------

@@ -183,7 +183,8 @@ async def test_not_ready_without_servers(
 ) -> None:
     settings.PUBSUB_BROKER = "nats"
     answer = await async_client.get("/readyz")
-    assert (answer.status_code, answer.json()) == (503, {"ready": False})
+    problem = {"ready": False, "not_ready": {"broker": "not configured"}}
+    assert (answer.status_code, answer.json()) == (503, problem)
     assert "set NATS_BROKER_URL" in caplog.text
 
 
