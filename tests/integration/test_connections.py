@@ -122,7 +122,11 @@ async def test_worker_has_one(server: EmbeddedServer) -> None:
         counts.append(clients(server))
 
     said: list[str] = []
-    runner = Runner(list(declared.registered.values()), None, None, said.append)
+
+    def say(text: str, /, **fields: object) -> None:
+        said.append(text)
+
+    runner = Runner(list(declared.registered.values()), None, None, say)
     running = asyncio.create_task(runner.run())
     await until(lambda: said, 20, "the worker is ready")
     await runtime.call(

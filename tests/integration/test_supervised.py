@@ -173,7 +173,10 @@ async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
     @registry.service("orders")
     async def handle(message: Message) -> None: ...
 
-    runner = Runner(list(declared.registered.values()), None, str(tmp_path / "no" / "file"), print)
+    def say(text: str, /, **fields: object) -> None: ...
+
+    path = str(tmp_path / "no" / "file")
+    runner = Runner(list(declared.registered.values()), None, path, say)
     with pytest.raises(FileNotFoundError):
         await asyncio.wait_for(runner.run(), 20)
 

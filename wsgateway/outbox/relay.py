@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -124,15 +124,30 @@ class Relay:
             if not done:
                 end.wait(interval)
 
-    def run_once(self, end: threading.Event) -> None:
+    def run_once(
+        self, end: threading.Event, progress: Callable[[int], object] = lambda done: None
+    ) -> None:
         """Relay what is there, or until *end* is set.
+
+        Args:
+            end: Checked between transactions.
+            progress: Called after each transaction with how many rows are done so far.
 
         Raises:
             BrokerError: Rows are left that cannot be stored now.
             ImproperlyConfigured: The table is missing.
         """
         while not end.is_set() and self.step():
-            pass
+            progress(self.done)
+
+    def waiting(self) -> int:
+        """Return how many rows are to be relayed.
+
+        Raises:
+            ImproperlyConfigured: The table is missing.
+        """
+        with naming_the_cure(self.using):
+            return self._outbox.count()
 
     def step(self) -> int:
         """Relay what is there, up to the limits; return how many rows are done.

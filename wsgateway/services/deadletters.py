@@ -228,6 +228,8 @@ async def act_on(
     action: Callable[[Broker, DeadLetter], Awaitable[None]],
     offsets: Iterable[int] | None = None,
     service: str | None = None,
+    *,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[int, list[str]]:
     """Do *action*, `retry` or `purge`, to several dead letters.
 
@@ -236,6 +238,7 @@ async def act_on(
         action: What to do to each.
         offsets: Which ones; None: all.
         service: If all: only those of this service.
+        progress: Called after each with how many it was tried on so far, and how many there are.
 
     Returns:
         To how many it was done, and for each of the others why not.
@@ -250,10 +253,11 @@ async def act_on(
                 chosen.append(await find(broker, offset))
             except DeadLetterMissing as exc:
                 problems.append(str(exc))
-    for letter in chosen:
+    for number, letter in enumerate(chosen, 1):
         try:
             await action(broker, letter)
             done += 1
         except DeadLetterShortened as exc:
             problems.append(str(exc))
+        progress(number, len(chosen))
     return done, problems

@@ -8,18 +8,15 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 
 from wsgateway.conf import settings
-from wsgateway.services.runner import Runner
+from wsgateway.services.runner import Runner, Say
 
 __all__ = ["run_beside_reloader", "run_until_signal"]
 
 THREADS_WITHIN = 1.0
 """Seconds that threads may take to end after the workers have."""
-
-Say = Callable[[str], object]
 
 
 def run_until_signal(runner: Runner, say: Say) -> None:
@@ -27,7 +24,7 @@ def run_until_signal(runner: Runner, say: Say) -> None:
 
     Args:
         runner: What to run.
-        say: Prints a line for the operator.
+        say: Tells the operator.
     """
     asyncio.run(_run(runner, say))
 
@@ -45,13 +42,13 @@ async def _run(runner: Runner, say: Say) -> None:
 
 def _on_signal(runner: Runner, number: int, say: Say) -> None:
     if runner.ending:
-        say("ended by a second signal")
+        say("ended by a second signal", event="killed")
         os._exit(128 + number)
     runner.end()
 
 
 def _leave_threads(say: Say) -> None:
-    say("ending without the handlers that still run in threads")
+    say("ending without the handlers that still run in threads", event="abandoned")
     logging.shutdown()
     os._exit(0)
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from wsgateway.broker import runtime
 from wsgateway.conf import settings
 from wsgateway.declared import declared_services, discover
 from wsgateway.services.registry import Service, get_service
-from wsgateway.services.report import Report
 from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
 from wsgateway.supervision import share
 
-__all__ = ["Runner", "services_to_run"]
+__all__ = ["Runner", "Say", "services_to_run"]
+
+
+class Say(Protocol):
+    """Tells the operator something, in words and as fields for programs."""
+
+    def __call__(self, text: str, /, *, event: str, **fields: object) -> object: ...
 
 
 def services_to_run(names: list[str]) -> list[Service]:
@@ -45,7 +50,7 @@ class Runner:
         services: What to run.
         concurrency: Users served at once by each; None: as each says.
         ready_file: Created once every service takes messages, removed at the end.
-        say: Prints a line for the operator.
+        say: Tells the operator.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Runner:
         services: list[Service],
         concurrency: int | None,
         ready_file: str | None,
-        say: Callable[[str], object],
+        say: Say,
     ) -> None:
         self._services = services
         self._concurrency = concurrency
@@ -85,10 +90,8 @@ class Runner:
             Worker(service, broker, concurrency=self._concurrency, running=running)
             for service in self._services
         ]
-        report = Report(broker, workers, running)
         for worker in workers:
             worker.start()
-        report.open()
         announcing = share(self._announce(workers), "wsgateway-announce")
         ending = share(self._end.wait(), "wsgateway-end")
         told = False
@@ -104,18 +107,20 @@ class Runner:
             ending.cancel()
             limit = settings.CLOSE_TIMEOUT
             await asyncio.gather(*(worker.stop(limit, in_order=told) for worker in workers))
-            report.close()
             await connection.close()
             if self._ready_file is not None:
                 self._ready_file.unlink(missing_ok=True)
             for worker in workers:
-                counts = ", ".join(f"{n} {what}" for what, n in sorted(worker.counts.items()))
-                self._say(f"{worker.service.name}: ended ({counts or 'no messages'})")
+                name, counts = worker.service.name, dict(sorted(worker.counts.items()))
+                text = ", ".join(f"{count} {what}" for what, count in counts.items())
+                text = f"{name}: ended ({text or 'no messages'})"
+                self._say(text, event="ended", service=name, counts=counts)
 
     async def _announce(self, workers: list[Worker]) -> None:
         for worker in workers:
             with contextlib.suppress(asyncio.TimeoutError):
                 await worker.ready()
-            self._say(f"{worker.service.name}: ready")
+            name = worker.service.name
+            self._say(f"{name}: ready", event="ready", service=name)
         if self._ready_file is not None:
             self._ready_file.touch()

@@ -3,81 +3,191 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.management.base import Action, ActionCommand, Options, add_no_input
+from wsgateway.management.exits import Exit
+from wsgateway.management.messages import bytes_fields
+from wsgateway.management.output import Column, Output, clock, safe
 from wsgateway.services import deadletters
+from wsgateway.services.deadletters import DeadLetter
+
+__all__ = ["Command"]
 
 
-class Command(BaseCommand):
+class List(Action):
+    """All of them, or those of a service."""
+
+    name = "list"
+    help = "list dead letters, the oldest first"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define which ones."""
+        parser.add_argument("--service", metavar="NAME", help="only those of this service")
+
+    def run(self, out: Output, options: Options) -> None:
+        """Print a line each."""
+
+        async def read(broker: Broker) -> list[DeadLetter]:
+            found: list[DeadLetter] = []
+            with out.progress("reading dead letters") as done:
+                async for letter in deadletters.letters(broker, options["service"]):
+                    found.append(letter)
+                    done(len(found))
+            return found
+
+        letters = runtime.call_sync(read)
+        out.document([_summary(letter) for letter in letters])
+        if not out.is_terminal:  # as it was before there were tables
+            for letter in letters:
+                service, user = letter.inbox
+                tries = f"{letter.attempts} attempts"
+                fields = (str(letter.offset), letter.time, service, user, tries, letter.error)
+                out.line("\t".join(map(safe, fields)))
+            return
+        columns = [
+            Column("Offset", right=True),
+            Column("Set aside"),
+            Column("Service"),
+            Column("User", whole=False),
+            Column("Tries", right=True),
+            Column("Error", whole=False),
+        ]
+        rows = [
+            (str(each.offset), clock(each.time), *each.inbox, each.attempts, each.error)
+            for each in letters
+        ]
+        out.table("", columns, rows, empty="There are no dead letters.")
+
+
+class Show(Action):
+    """One of them."""
+
+    name = "show"
+    help = "show everything about one dead letter, with its traceback"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define which one."""
+        parser.add_argument("offset", type=int, metavar="OFFSET", help="as list shows it")
+
+    def run(self, out: Output, options: Options) -> None:
+        """Print it."""
+        letter = runtime.call_sync(lambda broker: deadletters.find(broker, options["offset"]))
+        service, user = letter.inbox
+        out.document(
+            {
+                **_summary(letter),
+                "headers": letter.headers,
+                **bytes_fields(letter.payload),
+                "traceback": letter.traceback,
+            }
+        )
+        for name, value in (
+            ("offset", str(letter.offset)),
+            ("time", letter.time),
+            ("service", service),
+            ("user", user),
+            ("attempts", str(letter.attempts)),
+            *([("shortened", ", ".join(letter.shortened))] if letter.shortened else []),
+            *(("header", f"{name}: {value}") for name, value in letter.headers.items()),
+            ("payload", repr(letter.payload)),
+        ):
+            out.line(f"{name:9} {safe(value)}")
+        out.line()
+        out.line(safe(letter.traceback, lines=True))
+
+
+class _Change(Action):
+    """What changes several."""
+
+    act: ClassVar[Callable[[Broker, DeadLetter], Any]]
+    done: ClassVar[str]
+    """What was done to them, for the output."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define which ones."""
+        parser.add_argument(
+            "offsets", type=int, nargs="*", metavar="OFFSET", help="as list shows them"
+        )
+        parser.add_argument("--all", action="store_true", help="all dead letters")
+        parser.add_argument(
+            "--service", metavar="NAME", help="with --all: only those of this service"
+        )
+
+    def ask(self, out: Output, options: Options) -> None:
+        """Ask for confirmation, if something is lost."""
+
+    def run(self, out: Output, options: Options) -> None:
+        """Do it, and print how many were changed."""
+        if options["all"] == bool(options["offsets"]):
+            raise CommandError("give offsets, or --all", returncode=Exit.USAGE)
+        self.ask(out, options)
+        offsets = None if options["all"] else options["offsets"]
+        act = type(self).act
+
+        async def change(broker: Broker) -> tuple[int, list[str]]:
+            with out.progress("dead letters") as progress:
+                return await deadletters.act_on(
+                    broker, act, offsets, options["service"], progress=progress
+                )
+
+        count, problems = runtime.call_sync(change)
+        out.document({self.done.replace(" ", "_"): count, "problems": problems})
+        out.line(f"{count} {self.done}")
+        if problems:
+            raise CommandError("\n".join(problems))
+
+
+class Retry(_Change):
+    """Back to the service."""
+
+    name = "retry"
+    help = "put dead letters back into their service's queue"
+    act = deadletters.retry
+    done = "put back"
+
+
+class Purge(_Change):
+    """Gone."""
+
+    name = "purge"
+    help = "delete dead letters for good; asks first if it runs in a terminal"
+    act = deadletters.purge
+    done = "purged"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define which ones."""
+        super().add_arguments(parser)
+        add_no_input(parser)
+
+    def ask(self, out: Output, options: Options) -> None:
+        """Ask people; scripts have never been asked."""
+        service = f" of {options['service']}" if options["service"] else ""
+        what = f"all dead letters{service}" if options["all"] else "these dead letters"
+        if out.somebody_answers:
+            out.confirm(f"Delete {what} for good?", interactive=options["interactive"])
+
+
+def _summary(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "offset": letter.offset,
+        "time": letter.time,
+        "service": letter.inbox.service,
+        "user": letter.inbox.user,
+        "attempts": letter.attempts,
+        "error": letter.error,
+        "size": len(letter.payload),
+        "shortened": letter.shortened,
+    }
+
+
+class Command(ActionCommand):
     """Shows and moves dead letters."""
 
     help = "Lists, shows, retries or purges messages that were set aside."
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """Define the four actions."""
-        actions = parser.add_subparsers(dest="action", required=True)
-        listing = actions.add_parser("list", help="one line each, the oldest first")
-        listing.add_argument("--service", help="only of this service")
-        show = actions.add_parser("show", help="everything about one, with its traceback")
-        show.add_argument("offset", type=int)
-        for name, text in (
-            ("retry", "put back into the service's queue"),
-            ("purge", "delete for good"),
-        ):
-            action = actions.add_parser(name, help=text)
-            action.add_argument("offsets", type=int, nargs="*", metavar="OFFSET")
-            action.add_argument("--all", action="store_true", help="all dead letters")
-            action.add_argument("--service", help="with --all: only of this service")
-
-    def handle(self, *args: Any, **options: Any) -> None:
-        """Run the action."""
-        if "offsets" in options and options["all"] == bool(options["offsets"]):
-            raise CommandError("give offsets, or --all")
-        action = getattr(self, f"_{options['action']}")
-        try:
-            runtime.call_sync(lambda broker: action(broker, options))
-        except WsGatewayError as exc:
-            raise CommandError(str(exc)) from exc
-
-    async def _list(self, broker: Broker, options: dict[str, Any]) -> None:
-        async for letter in deadletters.letters(broker, options["service"]):
-            service, user = letter.inbox
-            self.stdout.write(
-                f"{letter.offset}\t{letter.time}\t{service}\t{user}\t"
-                f"{letter.attempts} attempts\t{letter.error}"
-            )
-
-    async def _show(self, broker: Broker, options: dict[str, Any]) -> None:
-        letter = await deadletters.find(broker, options["offset"])
-        service, user = letter.inbox
-        lines = [
-            f"offset    {letter.offset}",
-            f"time      {letter.time}",
-            f"service   {service}",
-            f"user      {user}",
-            f"attempts  {letter.attempts}",
-            *([f"shortened {', '.join(letter.shortened)}"] if letter.shortened else []),
-            *(f"header    {name}: {value}" for name, value in letter.headers.items()),
-            f"payload   {letter.payload!r}",
-            "",
-            letter.traceback,
-        ]
-        self.stdout.write("\n".join(lines))
-
-    async def _retry(self, broker: Broker, options: dict[str, Any]) -> None:
-        await self._act(broker, options, deadletters.retry, "put back")
-
-    async def _purge(self, broker: Broker, options: dict[str, Any]) -> None:
-        await self._act(broker, options, deadletters.purge, "purged")
-
-    async def _act(self, broker: Broker, options: dict[str, Any], action: Any, what: str) -> None:
-        offsets = None if options["all"] else options["offsets"]
-        done, problems = await deadletters.act_on(broker, action, offsets, options["service"])
-        self.stdout.write(f"{done} {what}")
-        if problems:
-            raise CommandError("\n".join(problems))
+    actions = (List(), Show(), Retry(), Purge())

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.output import Output
+from wsgateway.management.sending import add_options, send_and_tell
 
-from wsgateway.exceptions import WsGatewayError
-from wsgateway.publish import send
+__all__ = ["Command"]
 
 
-class Command(BaseCommand):
+class Command(OutputCommand):
     """Publishes one frame and prints its offset."""
 
     help = "Stores a message for a user; prints its offset once it is stored."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define recipient, message and options."""
-        parser.add_argument("service")
-        parser.add_argument("user")
+        parser.add_argument("service", help="the service")
+        parser.add_argument("user", help="the user's name")
         parser.add_argument("text", help="the message; - reads a binary frame from standard input")
-        parser.add_argument("--id", help="message id: the same id is stored only once")
-        parser.add_argument("--ttl", type=float, help="seconds until the message is removed")
+        add_options(parser)
+        add_json(parser)
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def run(self, out: Output, options: Options) -> None:
         """Publish."""
         text = options["text"]
         data = {"bytes": sys.stdin.buffer.read()} if text == "-" else {"text": text}
-        to = options["service"], options["user"]
-        try:
-            receipt = send(*to, **data, msg_id=options["id"], ttl=options["ttl"])
-        except (WsGatewayError, ValueError) as exc:
-            raise CommandError(str(exc)) from exc
-        note = " (was stored before)" if receipt.duplicate else ""
-        self.stdout.write(f"stored at offset {receipt.offset}{note}")
+        send_and_tell(out, options, data)

@@ -5,65 +5,82 @@ from __future__ import annotations
 import signal
 import threading
 from argparse import ArgumentParser
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.exits import Exit, command_error
+from wsgateway.management.output import Output
 
 if TYPE_CHECKING:
     from wsgateway.outbox.relay import Relay
 
 
-class Command(BaseCommand):
+__all__ = ["Command"]
+
+
+class Command(OutputCommand):
     """Relays until SIGINT or SIGTERM."""
 
     help = "Sends what wsgateway.outbox.enqueue wrote. Several may run side by side on PostgreSQL."
+    is_long = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define which database, and how often to look."""
         parser.add_argument(
-            "--database", help="the outbox's database; default: the router's choice"
+            "--database",
+            metavar="ALIAS",
+            help="the outbox's database; default: the router's choice",
         )
         parser.add_argument(
-            "--interval", type=float, default=0.2, help="seconds between looks for new rows"
+            "--interval",
+            type=float,
+            default=0.2,
+            metavar="SECONDS",
+            help="time between looks for new rows; default: 0.2",
         )
-        parser.add_argument("--batch", type=int, default=1000, help="rows per transaction")
+        parser.add_argument(
+            "--batch",
+            type=int,
+            default=1000,
+            metavar="ROWS",
+            help="rows per transaction; default: 1000",
+        )
         parser.add_argument("--once", action="store_true", help="send what is there, and exit")
+        add_json(parser)
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def run(self, out: Output, options: Options) -> None:
         """Relay until a signal, or once."""
         if not apps.is_installed("wsgateway.outbox"):
             raise CommandError("add 'wsgateway.outbox' to INSTALLED_APPS, and migrate")
         from wsgateway.outbox.relay import Relay
 
         if options["batch"] < 1 or not 0 < options["interval"] <= threading.TIMEOUT_MAX:
-            raise CommandError("--batch and --interval must be positive")
+            raise CommandError("--batch and --interval must be positive", returncode=Exit.USAGE)
         relay = Relay(options["database"], rows=options["batch"])
         end = threading.Event()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: end.set())
-        try:
-            with relay.alone():
-                if options["once"]:
-                    self._run_once(relay, end)
-                else:
-                    self._run(relay, end, options["interval"])
-        except (ImproperlyConfigured, WsGatewayError) as exc:
-            raise CommandError(str(exc)) from exc
+        with relay.alone():
+            if options["once"]:
+                self._run_once(out, relay, end)
+            else:
+                out.tell("outbox: ready", event="ready")
+                relay.run(end, options["interval"])
+                out.tell(f"outbox: ended ({relay.done} relayed)", event="ended", relayed=relay.done)
 
-    def _run_once(self, relay: Relay, end: threading.Event) -> None:
+    def _run_once(self, out: Output, relay: Relay, end: threading.Event) -> None:
         try:
-            relay.run_once(end)
+            with out.progress("relaying") as progress:
+                total = relay.waiting() if out.is_watched else 0
+                relay.run_once(end, lambda done: progress(done, total))
         except WsGatewayError as exc:
-            raise CommandError(f"{relay.done} relayed, the others wait: {exc}") from exc
-        self.stdout.write(f"{relay.done} relayed")
-
-    def _run(self, relay: Relay, end: threading.Event, interval: float) -> None:
-        self.stdout.write("outbox: ready")
-        self.stdout.flush()
-        relay.run(end, interval)
-        self.stdout.write(f"outbox: ended ({relay.done} relayed)")
+            code = command_error(exc).returncode
+            text = f"{relay.done} relayed, the others wait: {exc}"
+            raise CommandError(text, returncode=code) from exc
+        out.document({"relayed": relay.done})
+        out.line(f"{relay.done} relayed")

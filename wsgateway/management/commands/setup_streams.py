@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
-from django.core.management.base import BaseCommand, CommandError
+from argparse import ArgumentParser
 
 from wsgateway.broker import runtime
+from wsgateway.broker.base import Progress, no_progress
 from wsgateway.conf import settings
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.output import Column, Output
+
+__all__ = ["Command", "set_up"]
 
 
-class Command(BaseCommand):
+class Command(OutputCommand):
     """Sets the streams up; idempotent."""
 
     help = "Creates the streams, or changes them to what the settings want. Idempotent."
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define how the result is printed."""
+        add_json(parser)
+
+    def run(self, out: Output, options: Options) -> None:
         """Set up."""
-        try:
-            lines = asyncio.run(set_up())
-        except WsGatewayError as exc:
-            raise CommandError(str(exc)) from exc
+        with out.progress("setting up streams") as steps:
+            lines = asyncio.run(set_up(lambda what, done, total: steps(done, total, what)))
+        done = [line.partition(": ")[::2] for line in lines]
+        out.document([{"name": name, "result": result} for name, result in done])
+        if out.is_terminal:
+            out.table("", [Column("Stream"), Column("Result", whole=False)], done)
+            return
         for line in lines:
-            self.stdout.write(line)
+            out.line(line)
 
 
-async def set_up() -> list[str]:
+async def set_up(progress: Progress = no_progress) -> list[str]:
     """Set the streams up; return a line for each."""
     broker = runtime.current().broker
     try:
-        return await broker.set_up(settings.ACK_WAIT)
+        return await broker.set_up(settings.ACK_WAIT, progress)
     finally:
         await runtime.close(broker)

@@ -1,0 +1,343 @@
+"""``manage.py gateway``: what it shows of real gateways, and what it does to them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from tests.commands import ESCAPES, Ended, Site, documented
+from tests.support import Gateway, Process, until
+from wsgateway import presence
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.management.exits import Exit
+from wsgateway.protocol.subjects import Inbox
+
+Factory = Callable[..., Gateway]
+ANN, BOB = Inbox("orders", "ann"), Inbox("orders", "bob")
+V1: Any = ["wsgateway.v1"]
+
+
+@pytest.fixture
+def site(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> Site:
+    return Site(tmp_path, NATS_BROKER_URL=nats_server.url, WSGATEWAY_PREFIX=prefix)
+
+
+@pytest.fixture
+def gateways(gateway_factory: Factory) -> list[Gateway]:
+    return [gateway_factory(), gateway_factory()]
+
+
+async def run(site: Site, *arguments: str) -> Ended:
+    return await asyncio.to_thread(site.run, "gateway", *arguments)
+
+
+async def show(site: Site, *arguments: str, **options: Any) -> Ended:
+    done = await asyncio.to_thread(lambda: site.show("gateway", *arguments, **options))
+    return done._replace(out=ESCAPES.sub("", done.out).replace("\r", "\n"))
+
+
+@asynccontextmanager
+async def sockets(*opens: Any) -> AsyncIterator[list[ClientConnection]]:
+    """Open several sockets at once."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_opened(each)) for each in opens]
+    found = [task.result() for task in tasks]
+    try:
+        yield found
+    finally:
+        await asyncio.gather(*(socket.close() for socket in found))
+
+
+async def _opened(opening: Any) -> ClientConnection:
+    socket: ClientConnection = await opening
+    return socket
+
+
+async def closed_with(socket: ClientConnection) -> int:
+    await asyncio.wait_for(socket.wait_closed(), 20)
+    assert socket.close_code is not None
+    return socket.close_code
+
+
+def columns(line: str) -> list[str]:
+    return re.split(r" {2,}", line.strip())
+
+
+def readyz(gateway: Gateway) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection.request("GET", "/readyz")
+    response = connection.getresponse()
+    answer = response.status, json.loads(response.read())
+    connection.close()
+    return answer
+
+
+# -- who ---------------------------------------------------------------------------------
+
+
+async def test_who_is_complete_over_all_gateways(site: Site, gateways: list[Gateway]) -> None:
+    one, two = gateways
+    async with sockets(one.connect(*ANN), two.connect(*ANN), two.connect(*BOB)):
+        done = await run(site, "who", "orders")
+        assert (done.code, done.err) == (0, "")
+        assert [columns(line) for line in done.lines] == [
+            ["User", "Sockets"],
+            ["ann", "2"],
+            ["bob", "1"],
+        ]
+        found = (await run(site, "who", "orders", "--json")).json
+        assert found == {"service": "orders", "users": {"ann": 2, "bob": 1}, "silent": []}
+        assert set(found) <= documented("gateway who")
+    done = await run(site, "who", "orders")
+    assert (done.code, done.out) == (0, "Nobody is online in orders.\n")
+
+
+async def test_who_shows_a_users_connections(site: Site, gateway: Gateway) -> None:
+    phone = gateway.connect(*ANN, query="?device=phone", subprotocols=V1)
+    async with sockets(phone) as [socket]:
+        connection = json.loads(await socket.recv())["connection"]
+        found = (await run(site, "who", "orders", "ann", "--json")).json
+        assert set(found) <= documented("gateway who")
+        assert (found["user"], found["online"], found["silent"]) == ("ann", True, [])
+        [shown] = found["connections"]
+        assert (shown["id"], shown["device"]) == (connection, "phone")
+        assert (shown["protocol"], shown["address"]) == ("wsgateway.v1", "127.0.0.1")
+        piped = await run(site, "who", "orders", "ann")
+        assert connection in piped.out
+        assert columns(piped.lines[0])[0] == "Connection"
+        assert "Python" in piped.lines[1]  # the user agent
+        terminal = await show(site, "who", "orders", "ann")
+        assert max(map(len, terminal.out.split("\n"))) <= 80
+        assert connection in terminal.out.split("\n")[0]
+        assert re.search(r"^  Device +phone$", terminal.out, re.M)
+    done = await run(site, "who", "orders", "ann", "--json")
+    assert (done.code, done.json["online"]) == (0, False)
+
+
+async def test_who_names_the_gateway_that_is_silent(site: Site, gateways: list[Gateway]) -> None:
+    one, _ = gateways
+    async with sockets(one.connect(*ANN)):
+        one.send(signal.SIGSTOP)
+        try:
+            done = await run(site, "who", "orders", "ann", "--json")
+            assert (done.code, done.json["online"]) == (Exit.INCOMPLETE, None)
+            [silent] = done.json["silent"]
+            assert f"no answer from {silent}, so the result may be incomplete" in done.err
+            words = await run(site, "who", "orders", "ann")
+            assert words.out == "No gateway that answered has a connection of ann in orders.\n"
+        finally:
+            one.send(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["who", "oders"],
+        ["inbox", "oders", "ann"],
+        ["tail", "oders", "ann"],
+        ["purge", "oders", "ann", "--no-input"],
+        ["disconnect", "oders", "ann", "--no-input"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_misspelt_service(site: Site, arguments: list[str]) -> None:
+    site.run("setup_streams")
+    done = site.run("gateway", *arguments)
+    assert (done.code, done.out) == (Exit.UNKNOWN, "")
+    assert "service 'oders' does not exist; did you mean 'orders'?" in done.err
+
+
+# -- disconnect --------------------------------------------------------------------------
+
+
+async def test_disconnect_closes_what_is_named(site: Site, gateways: list[Gateway]) -> None:
+    one, two = gateways
+    phone = one.connect(*ANN, query="?device=phone", subprotocols=V1)
+    laptop = two.connect(*ANN, query="?device=laptop", subprotocols=V1)
+    async with sockets(phone, laptop, two.connect(*BOB)) as [first, second, other]:
+        done = await run(site, "disconnect", "orders", "ann")
+        assert (done.code, done.out) == (Exit.USAGE, "")
+        assert "nobody can confirm this; pass --no-input" in done.err
+        to = ("disconnect", "orders", "ann")
+        refused = await show(site, *to, typed="n\n")
+        assert refused.code == Exit.FAILED
+        assert "Close all sockets of ann in orders?" in refused.out
+        done = await run(site, *to, "--device", "phone", "--yes", "--json", "--reason", "bye")
+        assert done.json == {"sockets": 1, "silent": []}
+        assert set(done.json) <= documented("gateway disconnect")
+        assert await closed_with(first) == 4505
+        agreed = await show(site, *to, typed="y\n")
+        assert agreed.code == 0
+        assert "1 closed" in agreed.out
+        assert await closed_with(second) == 4505
+        await other.ping()
+        assert (await run(site, *to, "--no-input")).lines == ["0 closed"]
+
+
+# -- drain -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nats_settings")
+async def test_drain_empties_one_gateway(site: Site, gateways: list[Gateway]) -> None:
+    one, two = gateways
+    async with sockets(one.connect(*ANN, subprotocols=V1), two.connect(*BOB)) as [mine, other]:
+        [name] = [each.id for each in await presence.agateways() if each.pid == one.pid]
+        done = await run(site, "drain", name)
+        assert done.code == Exit.USAGE
+        assert (await run(site, "drain", "nothing", "--no-input")).code == Exit.UNKNOWN
+        done = await run(site, "drain", name, "--no-input")
+        assert (done.code, done.lines) == (0, [f"{name} is drained: no sockets left"])
+        assert await closed_with(mine) == 4001
+        await other.ping()
+        assert readyz(one) == (503, {"ready": False, "not_ready": {"gateway": "draining"}})
+        assert readyz(two) == (200, {"ready": True})
+        again = await run(site, "drain", name, "--no-input", "--json")
+        assert again.json == {"gateway": name, "draining": True, "sockets": 0}
+        assert set(again.json) <= documented("gateway drain")
+
+
+# -- inbox, purge ------------------------------------------------------------------------
+
+
+async def test_inbox_shows_devices_and_the_newest_messages(
+    site: Site, broker: NatsBroker, gateway: Gateway
+) -> None:
+    for number in range(1, 4):
+        await broker.publish(ANN, f"message {number}".encode())
+    await broker.publish(ANN, b"\xff\x00", kind="binary")
+    async with sockets(gateway.connect(*ANN, query="?device=phone")) as [socket]:
+        for _ in range(4):
+            await socket.recv()
+    last = (await broker.publish(ANN, b"clear\x1b[2Jscreen " + b"x" * 400)).offset
+    done = await run(site, "inbox", "orders", "ann", "--json")
+    found = done.json
+    assert set(found) <= documented("gateway inbox")
+    assert (found["messages"], found["first"], found["last"]) == (5, 1, last)
+    assert found["waiting"] == 1
+    [device] = found["devices"]
+    assert (device["device"], device["offset"], device["waiting"]) == ("phone", 4, 1)
+    assert [each["offset"] for each in found["stored"]] == [1, 2, 3, 4, 5]
+    for message in found["stored"]:
+        assert set(message) <= documented("gateway inbox")
+    assert [found["stored"][0]["text"], found["stored"][3]["base64"]] == ["message 1", "/wA="]
+    assert found["stored"][3]["kind"] == "binary"
+
+    words = await run(site, "inbox", "orders", "ann", "--last", "2")
+    assert words.lines[0] == "ann in orders: 5 messages, offsets 1 to 5; 1 waiting"
+    assert r"clear\x1b[2Jscreen xxx" in words.out
+    assert "message 3" not in words.out
+    assert "there are older ones: --before 4" in words.err
+    older = await run(site, "inbox", "orders", "ann", "--last", "2", "--before", "4")
+    assert "message 2" in older.out
+    assert "<binary" not in older.out
+    terminal = await show(site, "inbox", "orders", "ann")
+    assert max(map(len, terminal.out.split("\n"))) <= 80
+    whole = await run(site, "inbox", "orders", "ann", "--offset", str(last))
+    assert "x" * 400 in whole.out
+    assert "\x1b" not in whole.out
+    missing = await run(site, "inbox", "orders", "ann", "--offset", "99")
+    assert (missing.code, missing.out) == (Exit.UNKNOWN, "")
+    assert "the inbox of 'ann' in 'orders' has no message at offset 99" in missing.err
+    assert (await run(site, "inbox", "orders", "ann", "--offset", "-1")).code == Exit.USAGE
+
+
+async def test_purge_deletes_one_or_all(site: Site, broker: NatsBroker) -> None:
+    for number in range(1, 5):
+        await broker.publish(ANN, str(number).encode())
+    await broker.publish(BOB, b"5")
+    to = ("purge", "orders", "ann")
+    assert (await run(site, *to)).code == Exit.USAGE
+    refused = await show(site, *to, typed="\n")
+    assert refused.code == Exit.FAILED
+    assert "Delete all 4 messages of ann in orders for good?" in refused.out
+    assert await broker.count(ANN) == 4
+    done = await run(site, *to, "2", "5", "--no-input", "--json")
+    assert done.json == {"deleted": 1, "missing": [5]}  # 5 is another user's
+    assert set(done.json) <= documented("gateway purge")
+    assert done.code == Exit.UNKNOWN
+    left = await broker.read_after(ANN, 0, limit=10)
+    assert [stored.offset for stored in left.messages] == [1, 3, 4]
+    done = await run(site, *to, "--no-input")
+    assert (done.code, done.lines) == (0, ["3 deleted"])
+    assert [await broker.count(ANN), await broker.count(BOB)] == [0, 1]
+    assert (await run(site, *to)).lines == ["0 deleted"]  # nothing is lost, so nothing is asked
+
+
+# -- tail --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def tailing(site: Site, folder: Path, *arguments: str) -> AsyncIterator[Process]:
+    process = Process(site.command("gateway", "tail", *arguments), folder / "tail.log", site.env)
+    process.spawn()
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_tail_follows_without_taking_anything(
+    site: Site, broker: NatsBroker, gateway: Gateway, tmp_path: Path, number: signal.Signals
+) -> None:
+    for text in ("a", "b", "c"):
+        await broker.publish(ANN, text.encode())
+    async with tailing(site, tmp_path, "orders", "ann", "--last", "2") as tail:
+        await until(lambda: len(tail.output.splitlines()) == 2, 30, "the newest two")
+        await broker.publish(ANN, b"live")
+        await until(lambda: len(tail.output.splitlines()) == 3, 30, "the live one")
+        async with sockets(gateway.connect(*ANN)) as [socket]:
+            got = [await asyncio.wait_for(socket.recv(), 20) for _ in range(4)]
+        assert got == ["a", "b", "c", "live"]
+        tail.send(number)
+        assert await asyncio.to_thread(tail.wait) == 0
+        assert [columns(line)[::2] for line in tail.output.splitlines()] == [
+            ["2", "b"],
+            ["3", "c"],
+            ["4", "live"],
+        ]
+
+
+async def test_tail_as_json_ends_after_a_number_of_messages(site: Site, broker: NatsBroker) -> None:
+    for text in ("a", "b", "c"):
+        await broker.publish(ANN, text.encode())
+    done = await run(site, "tail", "orders", "ann", "--after", "1", "--count", "2", "--json")
+    assert done.code == 0
+    messages = [json.loads(line) for line in done.lines]
+    assert [(each["offset"], each["text"]) for each in messages] == [(2, "b"), (3, "c")]
+    bad = await run(site, "tail", "orders", "ann", "--after", "99")
+    assert (bad.code, bad.out) == (Exit.UNKNOWN, "")
+    assert "offset 99 is not stored yet; the newest of all inboxes is 3" in bad.err
+    assert (await run(site, "tail", "orders", "ann", "--after", "x")).code == Exit.USAGE
+
+
+async def test_tail_goes_on_after_the_broker_was_away(
+    tmp_path: Path, own_server: EmbeddedServer, settings: Any
+) -> None:
+    site = Site(tmp_path, NATS_BROKER_URL=own_server.url, WSGATEWAY_PREFIX="ws")
+
+    def send(text: str) -> None:
+        done = site.run("gateway", "send", "orders", "ann", text)
+        assert done.code == 0, done.err
+
+    await asyncio.to_thread(send, "before")
+    async with tailing(site, tmp_path, "orders", "ann", "--json") as tail:
+        await until(lambda: "before" in tail.output, 30, "the first")
+        await asyncio.to_thread(own_server.stop)
+        await until(lambda: "the connection to the broker is lost" in tail.output, 30, "a note")
+        await asyncio.to_thread(own_server.start)
+        await asyncio.to_thread(send, "after")
+        await until(lambda: '"after"' in tail.output, 30, "the next")
+        tail.send(signal.SIGTERM)
+        assert await asyncio.to_thread(tail.wait) == 0

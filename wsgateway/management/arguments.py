@@ -1,0 +1,68 @@
+"""Arguments that several commands take, and what they name."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterable
+
+from django.core.management.base import CommandError
+
+from wsgateway.broker.base import Broker
+from wsgateway.exceptions import ServiceUnknown
+from wsgateway.management.base import Options
+from wsgateway.management.exits import Exit
+from wsgateway.protocol.subjects import Inbox
+
+__all__ = ["add_inbox", "count", "inbox_of", "page", "require_complete", "require_service"]
+
+MAX_PAGE = 1000
+
+
+def add_inbox(parser: ArgumentParser) -> None:
+    """Define whose inbox it is about."""
+    parser.add_argument("service", metavar="SERVICE", help="a service that exists")
+    parser.add_argument("user", metavar="USER", help="the user's name in that service")
+
+
+def inbox_of(options: Options) -> Inbox:
+    """Return the inbox that `add_inbox` asked for."""
+    return Inbox(options["service"], options["user"])
+
+
+def count(text: str) -> int:
+    """Take a number of 0 or more, such as an offset."""
+    if not text.isdecimal() or len(text) > 18:
+        raise ArgumentTypeError(f"{text[:40]!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def require_complete(silent: Iterable[str]) -> None:
+    """Fail, after a result was printed, if somebody is missing from it.
+
+    Raises:
+        CommandError: Gateways or workers did not answer.
+    """
+    names = sorted(silent)
+    if names:
+        raise CommandError(
+            f"no answer from {', '.join(names)}, so the result may be incomplete; ask again",
+            returncode=Exit.INCOMPLETE,
+        )
+
+
+def page(text: str) -> int:
+    """Take how many messages to show, as many as the broker reads at once."""
+    number = count(text)
+    if number > MAX_PAGE:
+        raise ArgumentTypeError(f"{number} is more than {MAX_PAGE}")
+    return number
+
+
+async def require_service(broker: Broker, service: str) -> None:
+    """Refuse a name that is probably misspelt.
+
+    Raises:
+        ServiceUnknown: Nobody declares it.
+    """
+    if not await broker.service_exists(service):
+        raise ServiceUnknown(service, broker.service_names)

@@ -1,0 +1,3 @@
+"""The actions of ``manage.py gateway``, a module each."""
+
+from __future__ import annotations

@@ -1,0 +1,123 @@
+"""``manage.py gateway tail``: follow an inbox as it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from argparse import ArgumentParser
+from contextlib import aclosing, closing
+from functools import partial
+
+from django.core.management.base import CommandError
+from rich.text import Text
+
+from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
+from wsgateway.broker.follow import follow
+from wsgateway.broker.messages import Stored
+from wsgateway.management.arguments import add_inbox, count, inbox_of, page, require_service
+from wsgateway.management.base import Action, Options
+from wsgateway.management.exits import Exit
+from wsgateway.management.messages import content, message_fields
+from wsgateway.management.output import Output, clock, safe
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.supervision import share
+
+__all__ = ["Tail"]
+
+
+class Tail(Action):
+    """Show messages as they are stored."""
+
+    name = "tail"
+    help = "follow an inbox until Ctrl-C or SIGTERM; takes nothing from sockets and their cursors"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define whose inbox, and from where to where."""
+        add_inbox(parser)
+        begin = parser.add_mutually_exclusive_group()
+        begin.add_argument(
+            "--last",
+            type=page,
+            default=10,
+            metavar="N",
+            help="begin with the newest N messages, up to 1000; default: 10",
+        )
+        begin.add_argument(
+            "--after", type=count, metavar="OFFSET", help="begin behind this offset; 0: the oldest"
+        )
+        parser.add_argument(
+            "--count", type=count, metavar="N", help="end after N messages; default: never"
+        )
+
+    def run(self, out: Output, options: Options) -> None:
+        """Follow until a signal."""
+        asyncio.run(_until_signal(out, options))
+
+
+async def _until_signal(out: Output, options: Options) -> None:
+    connection = runtime.own()
+    following = share(_follow(connection.broker, out, options), "wsgateway-tail")
+    loop = asyncio.get_running_loop()
+    is_main = threading.current_thread() is threading.main_thread()
+    for number in (signal.SIGINT, signal.SIGTERM) if is_main else ():
+        loop.add_signal_handler(number, following.cancel)
+    try:
+        await connection.open()
+        await asyncio.wait({following})
+        if not following.cancelled():
+            following.result()
+    finally:
+        following.cancel()
+        await connection.close()
+
+
+async def _follow(broker: Broker, out: Output, options: Options) -> None:
+    inbox, left = inbox_of(options), options["count"]
+    await broker.wait_ready()
+    await require_service(broker, inbox.service)
+    after = await _begin(broker, inbox, options)
+    lost, back = "the connection to the broker is lost; waiting for it", "the broker is ready again"
+    with (
+        closing(broker.on_lost(partial(out.note, lost))),
+        closing(broker.on_ready(partial(out.note, back))),
+    ):
+        await _print(broker, inbox, after, out, left)
+
+
+async def _print(broker: Broker, inbox: Inbox, after: int, out: Output, left: int | None) -> None:
+    on_replaced = partial(out.note, "the stream was made again; its offsets begin again")
+    async with aclosing(follow(broker, inbox, after, on_replaced)) as messages:
+        async for stored in messages:
+            _show(out, stored)
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+
+
+async def _begin(broker: Broker, inbox: Inbox, options: Options) -> int:
+    """Return the offset behind which to begin."""
+    after: int | None = options["after"]
+    if after is None and options["last"]:
+        batch = await broker.read_last(inbox, options["last"])
+        return batch.messages[0].offset - 1 if batch.messages else 0
+    if after is None:
+        return (await broker.last_offsets([inbox])).get(inbox, 0)
+    last = (await broker.position()).last
+    if after > last:
+        raise CommandError(
+            f"offset {after} is not stored yet; the newest of all inboxes is {last}",
+            returncode=Exit.UNKNOWN,
+        )
+    return after
+
+
+def _show(out: Output, stored: Stored) -> None:
+    out.record(message_fields(stored))
+    head = f"{stored.offset}  {clock(stored.time)}  "
+    if out.is_terminal:
+        out.line(Text.assemble((head, "dim"), safe(content(stored))))
+    else:
+        out.line(head + safe(content(stored)))
