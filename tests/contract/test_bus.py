@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.support import until
 from wsgateway.broker.base import Broker
-from wsgateway.broker.bus import Bus, new_reply_subject
-from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NobodyAnswers
+from wsgateway.broker.bus import Bus, Handler, new_reply_subject
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, NobodyAnswers
 
 Message = tuple[bytes, bytes, bytes]
 
@@ -184,6 +185,83 @@ class TestRequest:
 
     async def test_reply_subjects_are_different(self) -> None:
         assert len({new_reply_subject() for _ in range(1000)}) == 1000
+
+
+class Answers:
+    """What `request_many` hands over."""
+
+    def __init__(self, bus: Bus, subject: str, payload: bytes = b"") -> None:
+        self.got: list[bytes] = []
+        self.failures: list[BrokerError] = []
+        self.question = bus.request_many(subject, payload, self.got.append, self.failures.append)
+
+
+class TestRequestMany:
+    async def test_every_answer_comes_in_order_over_all_requests(
+        self, bus: Bus, others: Bus, subject: str
+    ) -> None:
+        """Presence rests on it: who has answered the last question has answered all before."""
+
+        def answer(_s: bytes, reply: bytes, payload: bytes, _h: bytes | None) -> None:
+            for number in range(3):
+                others.publish(reply.decode(), b"%s %d" % (payload, number))
+
+        for number in range(10):
+            others.subscribe(f"{subject}.{number}", answer)
+        await others.confirm()
+        order: list[bytes] = []
+        for number in range(10):
+            bus.request_many(f"{subject}.{number}", b"%d" % number, order.append, print)
+        await until(lambda: len(order) == 30, what="all answers")
+        assert order == [b"%d %d" % (number, n) for number in range(10) for n in range(3)]
+
+    async def test_whoever_listens_answers(self, bus: Bus, others: Bus, subject: str) -> None:
+        def answer(each: Bus, word: bytes) -> Handler:
+            return lambda _s, reply, _p, _h: each.publish(reply.decode(), word)
+
+        bus.subscribe(subject, answer(bus, b"one"))
+        others.subscribe(subject, answer(others, b"two"))
+        await others.confirm()
+        answers = Answers(bus, subject)
+        await until(lambda: len(answers.got) == 2, what="both answers")
+        assert sorted(answers.got) == [b"one", b"two"]
+        assert answers.failures == []
+
+    async def test_nobody_listens(self, bus: Bus, subject: str) -> None:
+        answers = Answers(bus, subject)
+        assert answers.failures == []  # not before the call returns
+        await until(lambda: answers.failures, what="the failure")
+        assert [type(failure) for failure in answers.failures] == [NobodyAnswers]
+        assert answers.got == []
+
+    async def test_nothing_comes_after_it_was_closed(
+        self, bus: Bus, others: Bus, subject: str, broker: Broker, brokers: Any
+    ) -> None:
+        reply: list[str] = []
+        others.subscribe(subject, lambda _s, r, _p, _h: reply.append(r.decode()))
+        await others.confirm()
+        answers, nobody = Answers(bus, subject), Answers(bus, f"{subject}.nobody")
+        for each in (answers, nobody):
+            each.question.close()
+            each.question.close()
+        await until(lambda: reply, what="the question")
+        others.publish(reply[0], b"late")
+        await others.confirm()
+        await bus.confirm()
+        assert not [*answers.got, *answers.failures, *nobody.failures]
+        assert brokers.waiting(broker) == 0
+
+    async def test_closing_the_broker_is_a_failure(
+        self, broker: Broker, bus: Bus, subject: str
+    ) -> None:
+        bus.subscribe(subject, lambda *_: None)
+        answers = Answers(bus, subject)
+        await broker.close()
+        assert [type(failure) for failure in answers.failures] == [BrokerClosed]
+
+    async def test_not_connected(self, brokers: Any, subject: str) -> None:
+        with pytest.raises(BrokerUnavailable):
+            Answers(brokers.make().bus, subject)
 
 
 class TestLife:

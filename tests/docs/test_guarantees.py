@@ -35,6 +35,7 @@ def test_every_reason_is_explained(reason: Reason) -> None:
         ("WSGATEWAY_CURSOR_MAX_AGE", "days", 86400),
         ("WSGATEWAY_CURSOR_INTERVAL", "s", 1),
         ("WSGATEWAY_DUPLICATE_WINDOW", "s", 1),
+        ("WSGATEWAY_ROSTER_TTL", "s", 1),
         ("WSGATEWAY_INBOX_MAX_MESSAGES", "", 1),
         ("WSGATEWAY_MAX_DEVICES_PER_USER", "", 1),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client
 
-from tests.support import Gateway, deaf_socket, wait_for
+from tests.support import Gateway, Process, deaf_socket, running, wait_for
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.work import Job
@@ -25,7 +28,7 @@ from wsgateway.services.deadletters import set_aside
 pytestmark = pytest.mark.django_db
 
 Factory = Callable[..., Gateway]
-MODELS = ("gatewayentry", "streamentry", "deadletterentry")
+MODELS = ("overview", "serviceentry", "gatewayentry", "streamentry", "deadletterentry")
 ROOT = "/admin/wsgateway/"
 
 
@@ -141,6 +144,7 @@ def test_gateways_are_counted_and_one_is_drained(
             page = text_of(root, f"gatewayentry/{name}/change/")
             by_name[name] = int(re.findall(r"Sockets (\d+)", page)[0])
         assert sorted(by_name.values()) == [2, 4]
+        assert "Sockets 6 Users online 6 Gateways 2" in text_of(root, "overview/")
         small = min(by_name, key=by_name.__getitem__)
         drain = f"gatewayentry/{small}/drain/"
         assert "Do you want to drain" in text_of(root, drain)
@@ -180,6 +184,76 @@ def test_gateway_that_is_gone_is_not_drained(nats_settings: Any, root: Client) -
     page = root.post(f"{url}drain/", {"confirmed": "yes"}, follow=True).content.decode()
     assert "does not answer, so it was not drained" in page
     assert not LogEntry.objects.exists()
+
+
+@pytest.fixture
+def worker(gateway: Gateway, tmp_path: Path) -> Iterator[Process]:
+    """A worker of the demo's service, beside a gateway."""
+    command = [sys.executable, "manage.py", "runservice", "demo", "--noreload"]
+    process = Process(command, tmp_path / "worker.log", gateway.env)
+    with running(process):
+        process.spawn()
+        process.wait_for_line("demo: ready")
+        yield process
+
+
+def test_services_show_what_each_worker_handles(
+    nats_settings: Any, gateway: Gateway, worker: Process, root: Client
+) -> None:
+    for user in ("ann", "bob"):
+        send("demo", user, "/wait 3")
+    page = "serviceentry/demo/change/"
+    text = wait_for(lambda: "bob, " in (text := text_of(root, page)) and text)
+    assert "ann, " in text
+    assert "In progress 2" in text
+    assert "2 of 16" in text
+    assert "Waiting 2" in text
+    wait_for(lambda: "idle" in text_of(root, page))
+    text = text_of(root, page)
+    assert "Waiting 0" in text
+    assert re.search(r"idle 0 of 16 \S+/s 2 0 0 0 ", text), text
+    assert "idle" in text_of(root, "serviceentry/")
+    worker.send(signal.SIGSTOP)
+    try:
+        wait_for(lambda: "does not answer" in text_of(root, "serviceentry/"))
+        assert "does not answer: frozen" in text_of(root, "overview/")
+    finally:
+        worker.send(signal.SIGCONT)
+
+
+def test_dead_letters_of_a_service_are_sent_again_from_its_page(
+    nats_settings: Any, root: Client
+) -> None:
+    runtime.call_sync(bury)
+    page = root.get(f"{ROOT}serviceentry/orders/change/").content.decode()
+    assert "ValueError: bad" in page
+    (action,) = re.findall(r'<form method="post" action="([^"]+deadletter[^"]+)"', page)
+    page = root.post(action, {"retry": "", "offset": "1"}, follow=True).content.decode()
+    assert "1 dead letter(s) put back into the queue." in page
+    assert "Waiting 1" in text_of(root, "serviceentry/orders/change/")
+
+
+def test_service_page_shows_no_dead_letters_without_the_right(
+    nats_settings: Any, client: Client, staff: Any
+) -> None:
+    runtime.call_sync(bury)
+    allow(staff, "view_serviceentry")
+    text = text_of(client, "serviceentry/orders/change/")
+    assert "Dead letters 1" in text
+    assert "ValueError" not in text
+
+
+def test_queue_that_nobody_empties_is_stuck(
+    nats_settings: Any, root: Client, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("wsgateway.admin.alerts.UNTAKEN", 0.0)
+    for number in range(3):
+        send("orders", "ann", str(number))
+    text = text_of(root, "overview/")
+    assert "orders: 3 messages wait and no worker takes any" in text
+    text = text_of(root, "serviceentry/orders/change/")
+    assert "Waiting 3" in text
+    assert "No worker runs this service." in text
 
 
 def test_streams_say_what_differs_from_the_settings(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
+import json
 import os
 import re
 import secrets
@@ -29,13 +31,17 @@ from wsgateway.exceptions import BrokerForbidden
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
+from wsgateway.presence import overview, users
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import deadletters, registry
+from wsgateway.services.report import Report
+from wsgateway.services.running import Running
+from wsgateway.services.status import ask_workers
 
 __all__ = ["no_services"]  # a fixture
 
-ANN = Inbox("orders", "ann")
-ROLES = ("gateway", "service", "publisher", "operator")
+ANN, BOB = Inbox("orders", "ann"), Inbox("orders", "bob")
+ROLES = ("gateway", "service", "publisher", "admin", "operator")
 PASSWORD = secrets.token_hex(8)
 
 
@@ -176,6 +182,27 @@ async def test_gateway_runs_consumers_of_the_channel_layer(
         await mine.flush()
 
 
+async def test_every_role_may_ask_who_is_connected(
+    ws_settings: Any, url: Callable[[str], str], gateway_factory: Callable[..., Gateway]
+) -> None:
+    gateway = gateway_factory(
+        NATS_BROKER_URL=url("gateway"), WSGATEWAY_PREFIX="ws", WSGATEWAY_SERVICES="orders"
+    )
+    async with gateway.connect(*ANN):
+        for role in ROLES:
+            async with acting(ws_settings, url(role)) as broker:
+                assert await users.find_online(broker, [ANN]) == {ANN: True}
+                found = (await users.find_connections(broker, [ANN]))[ANN]
+                assert (len(found), found.silent) == (1, ())
+                gateways = await overview.find_gateways(broker)
+                assert [each.pid for each in gateways] == [gateway.pid]
+        async with acting(ws_settings, url("publisher")) as broker:
+            assert (await users.close_sockets(broker, ANN, {"ask": "disconnect"})).sockets == 1
+            assert await overview.drain_gateway(broker, gateways[0].id) is True
+    await asyncio.to_thread(gateway.stop)
+    assert "NATS refuses" not in gateway.output
+
+
 @pytest.mark.usefixtures("no_services")
 async def test_service_takes_acknowledges_replies_and_sets_aside(
     ws_settings: Any, url: Callable[[str], str]
@@ -235,6 +262,85 @@ def _relay() -> None:
     assert not OutboxMessage.objects.exists()
 
 
+async def test_gateway_is_found_by_those_who_ask(
+    ws_settings: Any, url: Callable[[str], str], gateway_factory: Callable[..., Gateway]
+) -> None:
+    gateway = gateway_factory(
+        NATS_BROKER_URL=url("gateway"), WSGATEWAY_PREFIX="ws", WSGATEWAY_SERVICES="orders"
+    )
+    async with gateway.connect(*ANN) as socket:
+        await socket.send("x")
+        for role in ("gateway", "service", "publisher", "admin", "operator"):
+            async with acting(ws_settings, url(role)) as broker:
+                online = await users.find_online(broker, inboxes=[ANN, BOB])
+                assert online == {ANN: True, BOB: False}
+                [found] = await overview.find_gateways(broker)
+                assert found.sockets == 1
+        async with acting(ws_settings, url("operator")) as operator:
+            reply = await operator.connection.request(f"$SRV.PING.wsgateway.{found.id}", b"")
+            assert json.loads(reply.data)["metadata"]["prefix"] == "ws"
+        async with acting(ws_settings, url("admin")) as admin:
+            done = await users.close_sockets(admin, inbox=ANN, request={"ask": "disconnect"})
+            assert (done.sockets, done.complete) == (1, True)
+            assert await overview.drain_gateway(admin, id=found.id)
+    assert "NATS refuses" not in gateway.output
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_worker_says_what_it_does(ws_settings: Any, url: Callable[[str], str]) -> None:
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        """Do nothing."""
+
+    async with acting(ws_settings, url("service")) as service, serving(service) as worker:
+        report = Report(service, [worker], Running(30.0))
+        report.open()
+        for role in ("admin", "operator"):
+            async with acting(ws_settings, url(role)) as broker:
+                async with asyncio.timeout(20):
+                    while [each.id for each in await ask_workers(broker)] != [report.id]:
+                        await asyncio.sleep(0.02)
+        async with acting(ws_settings, url("operator")) as operator:
+            name = f"$SRV.STATS.wsgateway-worker.{report.id}"
+            assert (await operator.connection.request(name, b"")).data
+        report.close()
+        async with acting(ws_settings, url("admin")) as admin:
+            async with asyncio.timeout(20):
+                while await admin.roster.members("worker"):
+                    await asyncio.sleep(0.02)
+
+
+async def test_admin_looks_into_inboxes_and_acts(
+    ws_settings: Any, url: Callable[[str], str]
+) -> None:
+    async with acting(ws_settings, url("gateway")) as gateway:
+        mine = [(await gateway.publish(ANN, b"%d" % n)).offset for n in range(4)]
+        await gateway.save_cursor(ANN, "phone", mine[1])
+        await offer(gateway, "waits")
+    async with acting(ws_settings, url("service")) as service:
+        await service.dead_letters.add(ANN, b"bad", {}, "dead-1")
+    async with acting(ws_settings, url("admin")) as admin:
+        operations = admin.operations
+        assert (await operations.counts([ANN]))[ANN].waiting == 2
+        assert [device.device for device in await operations.devices(ANN)] == ["phone"]
+        assert await operations.names("orders") == ["ann"]
+        batch = await admin.read_last(ANN, 2, before=mine[3] + 1)
+        assert [stored.offset for stored in batch.messages] == mine[2:]
+        assert await admin.offset_at(ANN, dt.datetime(2000, 1, 1, tzinfo=dt.UTC)) == mine[0]
+        assert all(stream.last_error == "" for stream in await operations.streams())
+        [queue] = await operations.queues()
+        assert (queue.service, queue.waiting, queue.dead) == ("orders", 1, 1)
+        assert await operations.delete(ANN, mine[0])
+        await admin.publish(ANN, b"from the admin")
+        assert await operations.purge(ANN) == 4
+        [letter] = [letter async for letter in deadletters.letters(admin)]
+        await deadletters.retry(admin, letter)
+        [queue] = await operations.queues()
+        assert (queue.waiting, queue.dead) == (2, 0)
+        admin.broadcast("logout", b"{}")
+        await admin.connection.confirm()
+
+
 @pytest.mark.django_db
 def test_operator_runs_the_commands(ws_settings: Any, url: Callable[[str], str]) -> None:
     ws_settings.NATS_BROKER_URL = url("operator")
@@ -260,10 +366,17 @@ FORBIDDEN: dict[str, list[str]] = {
         "$JS.API.STREAM.MSG.DELETE.WS_DEAD",
         "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
         "$KV.OTHER.key",
+        "$KV.WS_ROSTER.worker.w-1",
+        "ws.worker.w-1",
+        "$SRV.PING",
         "other.subject",
     ],
     "service": [
         "ws.send.orders.ann",
+        "$KV.WS_ROSTER.gateway.g-1",
+        "ws.worker.w-1",
+        "$SRV.PING",
+        "$JS.API.STREAM.MSG.DELETE.WS_RECV",
         "ws.all.logout",
         "$KV.WS_CURSORS.orders.ann.default",
         "$JS.API.STREAM.DELETE.WS_RECV",
@@ -278,15 +391,36 @@ FORBIDDEN: dict[str, list[str]] = {
         "$JS.API.STREAM.MSG.GET.WS_RECV",
         "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
         "$JS.API.STREAM.DELETE.WS_RECV",
+        "$JS.API.STREAM.PURGE.WS_RECV",
         "$KV.WS_CURSORS.orders.ann.default",
+        "$KV.WS_ROSTER.gateway.g-1",
+        "$SRV.PING",
+        "other.subject",
+    ],
+    "admin": [
+        "ws.dead.orders.ann",
+        "ws.turn.orders",
+        "ws.recv.room",
+        "ws.chan.normal",
+        "$KV.WS_CURSORS.orders.ann.default",
+        "$KV.WS_ROSTER.gateway.g-1",
+        "$JS.ACK.WS_SEND_orders.service-orders.1.1.1.1.0",
+        "$JS.API.STREAM.DELETE.WS_RECV",
+        "$JS.API.STREAM.UPDATE.WS_RECV",
+        "$JS.API.STREAM.PURGE.WS_SEND_orders",
+        "$JS.API.STREAM.MSG.GET.WS_SEND_orders",
+        "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
+        "$JS.API.CONSUMER.MSG.NEXT.WS_SEND_orders.service-orders",
+        "$SRV.PING",
         "other.subject",
     ],
     "operator": ["other.subject"],
 }
 UNHEARD: dict[str, list[str]] = {
-    "gateway": ["ws.send.>", "ws.recv.*.*", "ws.dead.>", ">"],
-    "service": ["ws.live.>", "ws.recv.>", "ws.send.>", ">"],
-    "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", ">"],
+    "gateway": ["ws.send.>", "ws.recv.*.*", "ws.dead.>", "ws.worker.*", ">"],
+    "service": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", ">"],
+    "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", "ws.conn.>", "ws.gateway.*", ">"],
+    "admin": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", "$SRV.>", ">"],
     "operator": ["ws.recv.>", "ws.send.>", ">"],
 }
 

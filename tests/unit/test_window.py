@@ -522,3 +522,21 @@ def test_unconfirmed_are_those_that_were_written() -> None:
     assert window.unconfirmed == 2
     window.confirm(1)
     assert window.unconfirmed == 1
+
+
+def test_sent_and_unconfirmed_tell_how_far_the_client_is() -> None:
+    window = Window(Credit(WINDOW))
+    window.start(5)
+    window.begin_fetch()
+    assert (window.sent, window.unconfirmed) == (5, 0)
+    window.fetched([Message(offset, None, b"x") for offset in (7, 9, 12)], more=False)
+    assert (window.sent, window.unconfirmed) == (5, 0)  # nothing was taken yet
+    window.take()
+    assert (window.sent, window.unconfirmed) == (7, 1)
+    window.take()
+    window.confirm(7)
+    assert (window.sent, window.unconfirmed) == (9, 1)
+    window.take()
+    assert (window.sent, window.unconfirmed) == (12, 2)
+    window.confirm(12)
+    assert (window.sent, window.unconfirmed) == (12, 0)

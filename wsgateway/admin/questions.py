@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsgateway import presence
+from wsgateway.services import status
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
     from wsgateway.broker.operations import Queue, Stream
 
-__all__ = ["counts", "gateways", "queues", "streams"]
+__all__ = ["counts", "gateways", "queues", "streams", "workers"]
 
 
 async def counts(broker: Broker) -> presence.Counts:
@@ -21,6 +22,11 @@ async def counts(broker: Broker) -> presence.Counts:
 async def gateways(broker: Broker) -> presence.Gateways:
     """Return the gateways that answer, and the names of those that do not."""
     return await presence.agateways()
+
+
+async def workers(broker: Broker) -> status.Workers:
+    """Return the workers that answer, and the names of those that do not."""
+    return await status.aworkers()
 
 
 async def queues(broker: Broker) -> list[Queue]:

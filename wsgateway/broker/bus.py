@@ -11,7 +11,16 @@ from typing import NamedTuple, Protocol
 
 from wsgateway.exceptions import BrokerError
 
-__all__ = ["Bus", "Callbacks", "Closable", "Handler", "Hook", "Reply", "new_reply_subject"]
+__all__ = [
+    "Bus",
+    "Callbacks",
+    "Closable",
+    "Handler",
+    "Hook",
+    "Reply",
+    "may_answer",
+    "new_reply_subject",
+]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -69,6 +78,19 @@ class Reply(NamedTuple):
 def new_reply_subject() -> str:
     """Return a new subject for answers that no other subject begins with."""
     return f"_INBOX.{secrets.token_hex(11)}"
+
+
+def may_answer(reply: bytes, prefix: str) -> bool:
+    """Say whether an answer may go to *reply*, which the one who asks has chosen.
+
+    Not to our own subjects, such as a user's inbox, nor to those of NATS: the other may not be
+    permitted to publish there.
+
+    Args:
+        reply: A reply subject; b"" without.
+        prefix: First tokens of our own subjects.
+    """
+    return bool(reply) and not reply.startswith((f"{prefix}.".encode(), b"$"))
 
 
 class Bus(ABC):

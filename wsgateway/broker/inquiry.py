@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any, NamedTuple, Self
 
 from wsgateway.broker.base import Broker
-from wsgateway.broker.bus import Closable
+from wsgateway.broker.bus import Closable, may_answer
+from wsgateway.broker.discovery import Endpoint
 from wsgateway.broker.roster import Details
 from wsgateway.exceptions import BrokerError, MalformedMessage, NameRefused, NobodyAnswers
 
@@ -104,26 +105,47 @@ class Responder:
         self, broker: Broker, asks: Mapping[str, Callable[[Request], Iterable[Fields]]]
     ) -> None:
         self._bus = broker.bus
-        self._ours = f"{broker.subjects.prefix}.".encode()
+        self._prefix = broker.subjects.prefix
         self._asks = asks
         self._default = next(iter(asks))
         self._handler = self._on_request  # one object for all subscriptions
         self._complains = -math.inf  # when the log may warn again
+        self._requests = 0
+        self._refused = 0
+        self._last_error = ""
+        self._seconds = 0.0  # that answering took
 
     def listen(self, subject: str) -> Closable:
         """Answer requests on *subject*, too, until what this returns is closed."""
         return self._bus.subscribe(subject, self._handler)
 
+    def endpoint(self, name: str, subject: str, data: Fields | None = None) -> Endpoint:
+        """Return how much was asked, as others are shown it.
+
+        Args:
+            name: What to call it.
+            subject: Where it listens.
+            data: What else there is to know.
+        """
+        counts = self._requests, self._refused, self._last_error, self._seconds
+        return Endpoint(name, subject, *counts, data or {})
+
     def _on_request(
         self, subject: bytes, reply: bytes, payload: bytes, _headers: bytes | None
     ) -> None:
+        begin = time.perf_counter()
+        self._requests += 1
         try:
             answers = list(self._answers(subject.decode(), payload))
         except MalformedMessage as exc:
             self._complain(subject, exc)
+            self._refused, self._last_error = self._refused + 1, str(exc)
             answers = [{"error": str(exc)}]
-        # The reply subject is the other's choice: nothing of ours, and nothing of NATS
-        if not reply or reply.startswith((self._ours, b"$")):
+        self._answer(reply, answers)
+        self._seconds += time.perf_counter() - begin
+
+    def _answer(self, reply: bytes, answers: Iterable[Fields]) -> None:
+        if not may_answer(reply, self._prefix):
             return
         with contextlib.suppress(BrokerError, UnicodeDecodeError):
             where = reply.decode()
@@ -156,8 +178,8 @@ class Inquiry:
     """Questions to several processes at once. Make it, `ask`, then `ask_members`.
 
     It knows when it is complete: a process answers in the order in which it was asked, so one
-    that has answered the question to itself has answered all before it. Whoever is not there any
-    more is known at once, and whoever is silent after `PATIENCE`.
+    that has answered the question to itself has answered all before it. A process that is not
+    there any more is known at once, and one that is silent after `PATIENCE`.
 
     Args:
         broker: What carries the questions.
@@ -189,7 +211,7 @@ class Inquiry:
         on_answer: Callable[[Fields], None],
         on_nobody: Callable[[], None],
     ) -> None:
-        """Ask whoever listens on *subject*.
+        """Ask those who listen on *subject*.
 
         Args:
             subject: Where.

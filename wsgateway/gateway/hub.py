@@ -98,6 +98,7 @@ class Hub:
         self._tasks = [
             supervise(self.cursors.run, "wsgateway-cursors"),
             supervise(self._revocations.run, "wsgateway-revocations"),
+            supervise(self.presence.rates.run, "wsgateway-rates"),
             self.presence.open(),
         ]
         at_shutdown(self.close)

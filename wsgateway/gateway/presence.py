@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import wsgateway
+from wsgateway import counters
 from wsgateway.broker.bus import Closable
+from wsgateway.broker.discovery import Endpoint, Shown
 from wsgateway.broker.inquiry import Fields, Request, Responder
 from wsgateway.exceptions import BrokerError
 from wsgateway.handshake import header
@@ -28,6 +30,7 @@ from wsgateway.presence.overview import DIGEST, MAX_PAGE, MAX_PARTS
 from wsgateway.presence.users import GATEWAY
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.rates import Rates
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ class Presence:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._started = dt.datetime.now(dt.UTC)
+        self.rates = Rates(lambda: counters.gateway.totals()._asdict())
+        """How much this process does; run it."""
         self._listed = asyncio.Event()  # entered in the roster, or that failed
         self._about_users = Responder(
             hub.broker,
@@ -83,20 +88,25 @@ class Presence:
         """Answer from now on, and join the roster; return the task that does."""
         hub = self._hub
         self._about_us.listen(hub.broker.subjects.member(GATEWAY, hub.gateway_id))
+        hub.broker.show(self._shown())
         return start(self._join(), "wsgateway-presence")
 
     async def _join(self) -> None:
-        """Whoever asks must know of us, or would not notice if we were silent."""
+        """Enter the roster: those who ask must know of us, or they would not notice our silence."""
         details = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": wsgateway.__version__,
             "started": self._started.isoformat(),
         }
+        broker = self._hub.broker
+        with contextlib.suppress(BrokerError):
+            await broker.wait_ready()
         try:
-            await self._hub.broker.roster.join(GATEWAY, self._hub.gateway_id, details)
+            await broker.roster.join(GATEWAY, self._hub.gateway_id, details)
         except BrokerError as exc:
-            logger.warning("this gateway is not in the roster yet: %s", exc)
+            level = logging.WARNING if broker.connected else logging.DEBUG  # the log has it then
+            logger.log(level, "this gateway is not in the roster yet: %s", exc)
         finally:
             self._listed.set()
 
@@ -114,6 +124,32 @@ class Presence:
     def hold(self, inbox: Inbox) -> Closable:
         """Answer for a user who has a socket here, until what this returns is closed."""
         return self._about_users.listen(self._hub.broker.subjects.conn(inbox))
+
+    def _shown(self) -> Shown:
+        """Return what NATS' own tools see of this gateway."""
+        hub = self._hub
+        return Shown(
+            name="wsgateway",
+            id=hub.gateway_id,
+            version=wsgateway.__version__,
+            description="Websockets whose messages are stored in JetStream.",
+            started=self._started,
+            metadata={
+                "prefix": hub.broker.subjects.prefix,
+                "host": socket.gethostname(),
+                "pid": str(os.getpid()),
+            },
+            endpoints=self._endpoints,
+        )
+
+    def _endpoints(self) -> list[Endpoint]:
+        subjects, hub = self._hub.broker.subjects, self._hub
+        data = {"sockets": hub.sockets, "users": hub.inboxes, "draining": hub.draining}
+        where = subjects.member(GATEWAY, hub.gateway_id)
+        return [
+            self._about_us.endpoint("gateway", where, data | counters.gateway.totals()._asdict()),
+            self._about_users.endpoint("users", subjects.all_of("conn")),
+        ]
 
     # -- about a user --------------------------------------------------------------------
 
@@ -166,7 +202,7 @@ class Presence:
             "services": services,
             "memory": resident_memory(),
             "draining": self._hub.draining,
-            "rates": {},
+            "rates": self.rates.per_second(),
         }
 
     def _drain(self, request: Request) -> Iterator[Fields]:

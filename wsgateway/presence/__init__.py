@@ -131,8 +131,8 @@ async def adisconnect(
 ) -> Disconnected:
     """Close a user's open sockets with 4505 (raw: 1008), after which our clients stay away.
 
-    It ends no right: whoever opens a socket again is let in. Log the user out first if that must
-    not be.
+    It does not end a right: a client that opens a socket again is let in. To prevent that, log the
+    user out first.
 
     Args:
         service: The service.
@@ -204,7 +204,8 @@ def _listing(service: str, *, after: str | None = None, limit: int = MAX_PAGE) -
 async def aonline(service: str, *, after: str | None = None, limit: int = MAX_PAGE) -> Page:
     """Return a page of the users who have an open socket, in the order of their names.
 
-    Pass each page's ``after`` to get the next one. Whoever stays connected is on exactly one page.
+    Pass each page's ``after`` to get the next one. A user who stays connected is on exactly one of
+    them.
 
     Args:
         service: The service.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
 
 from wsgateway.broker.base import Broker
-from wsgateway.broker.inquiry import PATIENCE, Fields, Inquiry, ask_members, encode
+from wsgateway.broker.inquiry import PATIENCE, Answers, Fields, Inquiry, ask_members, encode
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.presence.results import Counts, Gateway, Gateways, Page, numbers_of
 from wsgateway.presence.users import GATEWAY
@@ -44,11 +44,11 @@ async def list_users(broker: Broker, service: str, after: str | None, limit: int
         BrokerError: The connection was lost, or the gateways are not known.
     """
     request = {"ask": "online", "service": service, "after": after or "", "limit": limit}
-    answers = await ask_members(broker, GATEWAY, request)
+    answers = _readable(await ask_members(broker, GATEWAY, request), "users")
     users: Counter[str] = Counter()
     known_to: list[str] = []  # a gateway that has more to tell says nothing about later names
-    for answer in _readable(answers.by_id, "users"):
-        found = numbers_of(answer["users"])
+    for answer in answers.by_id.values():
+        found = answer["users"]
         users.update(found)
         if answer.get("more") and found:
             known_to.append(max(found))
@@ -68,14 +68,14 @@ async def count(broker: Broker) -> Counts:
     Raises:
         BrokerError: The connection was lost, or the gateways are not known.
     """
-    answers = await ask_members(broker, GATEWAY, {"ask": "counts"})
+    found = await ask_members(broker, GATEWAY, {"ask": "counts"})
+    answers = _readable(found, "sockets", "users")
     sockets: Counter[str] = Counter()
     holders: dict[str, dict[str, int]] = {}  # service -> gateway -> users
     for id, answer in answers.by_id.items():
-        for each in _readable({id: answer}, "sockets", "users"):
-            sockets.update(numbers_of(each["sockets"]))
-            for service, held in numbers_of(each["users"]).items():
-                holders.setdefault(service, {})[id] = held
+        sockets.update(answer["sockets"])
+        for service, held in answer["users"].items():
+            holders.setdefault(service, {})[id] = held
     shared = {service: found for service, found in holders.items() if len(found) > 1}
     distinct, gone_silent = await _distinct(broker, shared)
     users = {service: sum(found.values()) for service, found in holders.items()} | distinct
@@ -164,13 +164,14 @@ async def drain_gateway(broker: Broker, id: str) -> bool:
     return came[0]
 
 
-def _readable(answers: Mapping[str, Fields], *names: str) -> Iterable[Fields]:
-    """Yield the answers in which all of *names* are objects of numbers; log the others."""
-    for id, answer in answers.items():
+def _readable(answers: Answers, *names: str) -> Answers:
+    """Return *answers*; one in which *names* are not all objects of numbers counts as silence."""
+    found: dict[str, Fields] = {}
+    silent = set(answers.silent)
+    for id, answer in answers.by_id.items():
         try:
-            for name in names:
-                numbers_of(answer.get(name))
+            found[id] = {**answer, **{name: numbers_of(answer.get(name)) for name in names}}
         except ValueError as exc:
             logger.warning("cannot read the answer of gateway %s: %s", id, exc)
-        else:
-            yield answer
+            silent.add(id)
+    return Answers(found, tuple(sorted(silent)))

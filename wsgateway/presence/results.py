@@ -43,7 +43,7 @@ class Connection:
         protocol: ``wsgateway.v1``, or "" for a raw socket.
         sent: Offset of the last message that was written to it, or where delivery began.
         acknowledged: Offset up to which the client has everything; of a raw socket, the kernel.
-        unacknowledged: Messages in between, with those that are about to be written.
+        unacknowledged: Messages that were written to it and are not acknowledged.
         bytes_sent: Payload bytes of the frames that were written to it.
         bytes_received: Payload bytes of the frames that came from it.
     """

@@ -1,4 +1,4 @@
-"""Asking about users: whoever holds one of them answers on the user's subject."""
+"""Asking about users: the gateways that hold one answer on the user's subject."""
 
 from __future__ import annotations
 

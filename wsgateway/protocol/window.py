@@ -142,9 +142,8 @@ class Window:
         """Offset of the newest message that was taken; where it began, before the first."""
         if not self._ready:
             return self.position
-        first = self._ready[0].offset
-        taken = [offset for offset, _ in self._in_flight if offset < first]
-        return taken[-1] if taken else self.confirmed
+        taken = self.unconfirmed
+        return self._in_flight[taken - 1][0] if taken else self.confirmed
 
     @property
     def unconfirmed(self) -> int:

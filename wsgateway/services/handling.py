@@ -150,7 +150,7 @@ class Handling:
             # Later deliveries may have reached nobody: a worker that was dead already.
             job.attempt = max(job.attempt, history.deliveries)
             return WorkerDied()
-        run = Run(partial(self._name, job))
+        run = Run(partial(self._name, job), job)
         if self._suspect(job, history):
             logger.warning(
                 "%s is handled alone because it was delivered %d times without a recorded result",

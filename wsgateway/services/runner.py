@@ -11,6 +11,7 @@ from wsgateway.broker import runtime
 from wsgateway.conf import settings
 from wsgateway.declared import declared_services, discover
 from wsgateway.services.registry import Service, get_service
+from wsgateway.services.report import Report
 from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
 from wsgateway.supervision import share
@@ -90,8 +91,10 @@ class Runner:
             Worker(service, broker, concurrency=self._concurrency, running=running)
             for service in self._services
         ]
+        report = Report(broker, workers, running)
         for worker in workers:
             worker.start()
+        report.open()
         announcing = share(self._announce(workers), "wsgateway-announce")
         ending = share(self._end.wait(), "wsgateway-end")
         told = False
@@ -107,6 +110,7 @@ class Runner:
             ending.cancel()
             limit = settings.CLOSE_TIMEOUT
             await asyncio.gather(*(worker.stop(limit, in_order=told) for worker in workers))
+            report.close()
             await connection.close()
             if self._ready_file is not None:
                 self._ready_file.unlink(missing_ok=True)

@@ -9,7 +9,10 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsgateway.broker.work import Job
 
 __all__ = ["Run", "Running"]
 
@@ -19,16 +22,18 @@ class Run:
 
     Attributes:
         name: Says what is handled, for the log.
+        job: What is handled; None if that is nothing that a client sent.
         began: When, on the monotonic clock.
         coroutine: An asynchronous handler's; None before it began.
         thread: Identifies the thread of a synchronous handler; None before it began.
         warned: Whether somebody was told that it takes long.
     """
 
-    __slots__ = ("began", "coroutine", "name", "thread", "warned")
+    __slots__ = ("began", "coroutine", "job", "name", "thread", "warned")
 
-    def __init__(self, name: Callable[[], str]) -> None:
+    def __init__(self, name: Callable[[], str], job: Job | None = None) -> None:
         self.name = name
+        self.job = job
         self.began = monotonic()
         self.coroutine: Any = None
         self.thread: int | None = None
@@ -66,6 +71,11 @@ class Running:
         self._open.set()
         self._ended = asyncio.Event()  # set when a handler ends
         self._one = asyncio.Lock()  # held by the handler that is, or waits to be, alone
+
+    @property
+    def now(self) -> list[Run]:
+        """Those that run now."""
+        return list(self._runs)
 
     async def begin(self, run: Run) -> None:
         """Begin beside others, once no handler is alone; `end` it."""

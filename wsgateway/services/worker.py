@@ -114,7 +114,8 @@ class Worker:
     ) -> None:
         self.service = service
         self._broker = broker
-        self._concurrency = concurrency or service.concurrency
+        self.concurrency = concurrency or service.concurrency
+        """Users whose messages it handles at once."""
         self._running = running or Running(settings.ACK_WAIT)
         self._queue = broker.work_queue(
             service.name, self._on_job, self._on_turn, settings.ACK_WAIT
@@ -124,14 +125,14 @@ class Worker:
         self._waiting = 0  # bytes of what is not counted as in hand
         self._ending = False
         self._heart: asyncio.Task[None] | None = None
-        self._handling = Handling(service, broker, self._queue, self._running, self._concurrency)
+        self._handling = Handling(service, broker, self._queue, self._running, self.concurrency)
 
     # -- life cycle ----------------------------------------------------------------------
 
     def start(self) -> None:
         """Start to take messages."""
         self._heart = supervise(self._beat, "wsgateway-heartbeat")
-        self._queue.open(IN_HAND * self._concurrency)
+        self._queue.open(IN_HAND * self.concurrency)
 
     async def ready(self) -> None:
         """Wait until messages come, if there are any."""

@@ -1,6 +1,6 @@
 """How the admin's pages write numbers and times.
 
-What is None is unknown, and so is the empty text that templates make of an attribute of None.
+None means unknown, and so does the empty text that templates make of an attribute of None.
 """
 
 from __future__ import annotations

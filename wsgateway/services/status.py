@@ -1,0 +1,195 @@
+"""What the workers are doing: `workers` asks each of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
+from wsgateway.broker.inquiry import Fields, ask_members
+from wsgateway.presence.results import Found
+
+__all__ = ["KIND", "Handled", "ServiceWork", "Worker", "Workers", "aworkers", "workers"]
+
+logger = logging.getLogger("wsgateway.services")
+
+KIND = "worker"
+"""What the roster calls the processes that run `runservice`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """A message that a handler has now.
+
+    Attributes:
+        service: The service.
+        user: Who sent it.
+        offset: Its place in the service's queue.
+        attempt: Which try this is; the first is 1.
+        since: When the handler began.
+    """
+
+    service: str
+    user: str
+    offset: int
+    attempt: int
+    since: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceWork:
+    """What one process does for one service, since it began.
+
+    Attributes:
+        concurrency: Users whose messages it handles at once.
+        in_hand: Messages that it has taken and not answered yet.
+        handled: Messages whose handler returned.
+        retried: Messages that come again because their handler failed.
+        rejected: Messages that the handler refused.
+        failed: Messages that became dead letters.
+        rates: How many of each of these four per second, over the last minute.
+    """
+
+    concurrency: int
+    in_hand: int
+    handled: int
+    retried: int
+    rejected: int
+    failed: int
+    rates: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One process that runs `runservice`.
+
+    Attributes:
+        id: Names it, until it ends.
+        version: Of wsgateway.
+        host: The machine's name.
+        pid: The process's id.
+        started: When it began.
+        services: What it does for each service.
+        running: What its handlers have now, the oldest first; at most 100.
+        busy: How many handlers run now.
+    """
+
+    id: str
+    version: str
+    host: str
+    pid: int
+    started: dt.datetime
+    services: dict[str, ServiceWork]
+    running: tuple[Handled, ...]
+    busy: int
+
+    @classmethod
+    def parse(cls, id: str, fields: Fields) -> Self:
+        """Return what a worker says of itself; the inverse of `fields`.
+
+        Raises:
+            ValueError: It is not what a worker of this version says.
+        """
+        try:
+            return cls(
+                id=id,
+                version=str(fields["version"]),
+                host=str(fields["host"]),
+                pid=int(fields["pid"]),
+                started=_time(fields["started"]),
+                services={name: ServiceWork(**work) for name, work in fields["services"].items()},
+                running=tuple(
+                    Handled(**{**each, "since": _time(each["since"])}) for each in fields["running"]
+                ),
+                busy=int(fields["busy"]),
+            )
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise ValueError(f"not a worker's answer: {exc!r}") from exc
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a worker answers, as JSON has it."""
+        found = asdict(self)
+        found["started"] = self.started.isoformat()
+        for each in found["running"]:
+            each["since"] = each["since"].isoformat()
+        return found
+
+    def _sum(self, name: str) -> Any:
+        return sum(getattr(work, name) for work in self.services.values())
+
+    @property
+    def concurrency(self) -> int:
+        """Users whose messages it handles at once, of all services."""
+        return int(self._sum("concurrency"))
+
+    @property
+    def handled(self) -> int:
+        """Messages whose handler returned, of all services."""
+        return int(self._sum("handled"))
+
+    @property
+    def retried(self) -> int:
+        """Messages that come again because their handler failed, of all services."""
+        return int(self._sum("retried"))
+
+    @property
+    def rejected(self) -> int:
+        """Messages that a handler refused, of all services."""
+        return int(self._sum("rejected"))
+
+    @property
+    def failed(self) -> int:
+        """Messages that became dead letters, of all services."""
+        return int(self._sum("failed"))
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """How many per second over the last minute, of all services, by what became of them."""
+        total: dict[str, float] = {}
+        for work in self.services.values():
+            for name, rate in work.rates.items():
+                total[name] = round(total.get(name, 0.0) + rate, 3)
+        return total
+
+
+class Workers(Found[Worker]):
+    """The workers that answered, by id."""
+
+
+async def aworkers() -> Workers:
+    """Ask every worker what it does; takes one round trip, or a second if one is silent.
+
+    Raises:
+        BrokerError: Nobody could be asked.
+    """
+    return await runtime.call(ask_workers)
+
+
+def workers() -> Workers:
+    """Do what `aworkers` does, from synchronous code.
+
+    Raises:
+        RuntimeError: In a running event loop; await `aworkers` there.
+    """
+    runtime.refuse_in_loop("workers()", "use `await aworkers()`")
+    return runtime.call_sync(ask_workers)
+
+
+async def ask_workers(broker: Broker) -> Workers:
+    """Ask every worker, with this broker; see `aworkers`."""
+    answers = await ask_members(broker, KIND, {"ask": "info"})
+    found, silent = [], list(answers.silent)
+    for id, fields in sorted(answers.by_id.items()):
+        try:
+            found.append(Worker.parse(id, fields))
+        except ValueError as exc:
+            logger.warning("worker %s cannot be understood: %s", id, exc)
+            silent.append(id)
+    return Workers(found, sorted(silent))
+
+
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
