@@ -421,7 +421,7 @@ UNHEARD: dict[str, list[str]] = {
     "service": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", ">"],
     "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", "ws.conn.>", "ws.gateway.*", ">"],
     "admin": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", "$SRV.>", ">"],
-    "operator": ["ws.recv.>", "ws.send.>", ">"],
+    "operator": ["ws.recv.>", "ws.send.>", "ws.conn.>", ">"],
 }
 
 

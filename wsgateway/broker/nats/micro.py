@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from wsgateway.broker.bus import Bus, Closable
+from wsgateway.broker.bus import Bus, Closable, may_answer
 from wsgateway.exceptions import BrokerError
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class Micro:
 
     Args:
         bus: Where requests come from.
-        ours: First tokens of our own subjects, to which no answer goes.
+        prefix: First tokens of our own subjects, to which no answer goes.
         shown: The process.
     """
 
-    def __init__(self, bus: Bus, ours: str, shown: Shown) -> None:
+    def __init__(self, bus: Bus, prefix: str, shown: Shown) -> None:
         self._bus = bus
-        self._ours = f"{ours}.".encode()
+        self._prefix = prefix
         self._shown = shown
         self._answers: dict[bytes, Callable[[], dict[str, Any]]] = {
             b"PING": self._ping,
@@ -49,8 +49,7 @@ class Micro:
         self, subject: bytes, reply: bytes, _payload: bytes, _headers: bytes | None
     ) -> None:
         answer = self._answers.get(subject.split(b".")[1])
-        # The reply subject is the other's choice: nothing of ours, and nothing of NATS
-        if answer is None or not reply or reply.startswith((self._ours, b"$")):
+        if answer is None or not may_answer(reply, self._prefix):
             return
         data = json.dumps(answer(), ensure_ascii=False, separators=(",", ":")).encode()
         with contextlib.suppress(BrokerError, UnicodeDecodeError):

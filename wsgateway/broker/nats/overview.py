@@ -23,6 +23,7 @@ PURPOSES = {
     "DEAD": "dead letters",
     "CURSOR": "how far devices have read",
     "TRIES": "how often handlers have failed",
+    "ROSTER": "which processes there are",
     "CHANNEL": "normal channels of the channel layer",
     "BLOB": "large messages of the channel layer",
 }

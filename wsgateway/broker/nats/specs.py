@@ -58,8 +58,8 @@ WANTED_BY = {"CHANNEL": "the layer's capacity", "BLOB": "WSGATEWAY_INBOX_MAX_AGE
 OWNER = "wsgateway.prefix"
 """In a stream's metadata: the prefix of the installation that it belongs to."""
 NANO = 1_000_000_000
-ROSTER_BYTES = 4 * 1024 * 1024
-"""Room for some 10,000 processes."""
+ROSTER_BYTES = 1024 * 1024
+"""Room for some 2,500 processes."""
 
 
 @dataclass(frozen=True)
