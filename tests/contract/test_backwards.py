@@ -168,6 +168,17 @@ async def test_offset_at_a_time(broker: Broker) -> None:
     assert await last(broker, 9, before) == (mine[:2], False)
 
 
+@pytest.mark.parametrize("hours", [-14, 0, 14])
+async def test_offset_at_a_time_that_is_far_away(broker: Broker, hours: int) -> None:
+    """NATS took a time after 2262 for one before its first message."""
+    there = dt.timezone(dt.timedelta(hours=hours))
+    (first,) = await fill(broker, ANN, 1)
+    assert await broker.offset_at(ANN, dt.datetime(2999, 1, 1, tzinfo=there)) is None
+    assert await broker.offset_at(ANN, dt.datetime.max.replace(tzinfo=there)) is None
+    assert await broker.offset_at(ANN, dt.datetime(1677, 1, 1, tzinfo=there)) == first
+    assert await broker.offset_at(ANN, dt.datetime.min.replace(tzinfo=there)) == first
+
+
 @pytest.fixture
 async def nats(brokers: Brokers, broker: Any) -> Any:
     """A broker on NATS; for what memory has not."""

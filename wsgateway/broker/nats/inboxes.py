@@ -31,6 +31,9 @@ that exceeds its max_payload."""
 MULTI_LAST_REST = 128
 """Bytes of such a request besides its subjects."""
 
+_EARLIEST, _LATEST = dt.datetime(1970, 1, 2, tzinfo=dt.UTC), dt.datetime(2262, 1, 1, tzinfo=dt.UTC)
+"""The server counts nanoseconds in 64 bits: later times would be before everything else."""
+
 _SEQUENCE = b"Nats-Sequence"
 _PREVIOUS = b"Nats-Last-Sequence"
 _KIND = FRAME_HEADER.encode()
@@ -96,8 +99,9 @@ class Inboxes:
 
     async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
         """See `Broker.offset_at`."""
+        start = min(max(time, _EARLIEST), _LATEST).astimezone(dt.UTC)
         request = {
-            "start_time": time.astimezone(dt.UTC).isoformat(),
+            "start_time": start.isoformat(),
             "next_by_subj": self._subjects.recv(inbox),
             "batch": 1,
         }
