@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "account_of",
+    "can_end_sessions",
+    "end_sessions",
     "logged_in_user",
     "reasons_to_close",
     "session_model",
@@ -261,6 +263,24 @@ def session_model() -> Any:
         return store.get_model_class()
     except RuntimeError:  # its app is not installed
         return None
+
+
+def can_end_sessions() -> bool:
+    """Say whether `end_sessions` can find sessions: only a database can be asked for them."""
+    return session_model() is not None
+
+
+def end_sessions(user: Any) -> int:
+    """End all sessions of a Django user; return how many. Reads every session there is."""
+    model, store, user_id = session_model(), session_store(), user_id_of(user)
+    rows = model._default_manager.using(router.db_for_write(model))
+    rows = rows.filter(expire_date__gt=timezone.now())
+    ended = [
+        row.session_key for row in rows.iterator() if row.get_decoded().get(SESSION_KEY) == user_id
+    ]
+    for key in ended:
+        store(key).delete(key)  # from the cache too, and Django signals it
+    return len(ended)
 
 
 def user_models() -> list[Any]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from django.db import models
 
-__all__ = ["DeadLetterEntry", "GatewayEntry", "Overview", "ServiceEntry", "StreamEntry"]
+from wsgateway.exceptions import NameRefused
+from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
+
+__all__ = [
+    "DeadLetterEntry",
+    "GatewayEntry",
+    "InboxEntry",
+    "Overview",
+    "ServiceEntry",
+    "StreamEntry",
+]
 
 
 class Overview(models.Model):
@@ -64,6 +74,45 @@ class StreamEntry(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class InboxEntry(models.Model):
+    """Stands for users' inboxes in the admin, and for what staff may do to users' sockets.
+
+    The key is the inbox's address as it is in subjects: ``orders.ann``.
+    """
+
+    address = models.CharField(max_length=2000, primary_key=True)
+
+    class Meta:
+        managed = False
+        default_permissions = ()
+        permissions = (
+            ("view_inbox", "Can see who is online, and read users' messages"),
+            ("send_message", "Can send messages to users"),
+            ("delete_message", "Can delete users' messages"),
+            ("disconnect_socket", "Can disconnect users"),
+        )
+        verbose_name = "inbox"
+        verbose_name_plural = "inboxes"
+
+    def __str__(self) -> str:
+        inbox = self.inbox
+        return self.address if inbox is None else f"{inbox.user} at {inbox.service}"
+
+    @classmethod
+    def of(cls, inbox: Inbox) -> InboxEntry:
+        """Return what stands for *inbox*."""
+        return cls(f"{encode_token(inbox.service)}.{encode_token(inbox.user)}")
+
+    @property
+    def inbox(self) -> Inbox | None:
+        """The inbox that the address names; None if it names none."""
+        service, _, user = self.address.partition(".")
+        try:
+            return Inbox(decode_token(service), decode_token(user))
+        except NameRefused:
+            return None
 
 
 class DeadLetterEntry(models.Model):

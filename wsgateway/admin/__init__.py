@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from wsgateway.admin.dead_letters import DeadLetterAdmin
 from wsgateway.admin.gateways import GatewayAdmin
+from wsgateway.admin.identities import InboxAdmin
 from wsgateway.admin.overview import OverviewAdmin
 from wsgateway.admin.services import ServiceAdmin
 from wsgateway.admin.streams import StreamAdmin
+from wsgateway.admin.users import GatewayUserMixin, take_over_stock_admin
 
-__all__ = ["DeadLetterAdmin", "GatewayAdmin", "OverviewAdmin", "ServiceAdmin", "StreamAdmin"]
+__all__ = [
+    "DeadLetterAdmin",
+    "GatewayAdmin",
+    "GatewayUserMixin",
+    "InboxAdmin",
+    "OverviewAdmin",
+    "ServiceAdmin",
+    "StreamAdmin",
+]
+
+take_over_stock_admin()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction
 from channels.db import database_sync_to_async
@@ -19,6 +19,9 @@ from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope, shown
 from wsgateway.identity.tokens import COOKIE_SALT, TOKEN_SALT, read_token, token_in
 from wsgateway.logins import account_of, logged_in_user, session_store
 from wsgateway.protocol.codes import CloseCode
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
 
 __all__ = ["CookieIdentity", "SessionIdentity", "SignedCookieIdentity", "TokenIdentity"]
 
@@ -72,6 +75,14 @@ class SessionIdentity:
             ObjectDoesNotExist: There is no such user.
         """
         return get_user_model()._default_manager.get_by_natural_key(name)
+
+    def users_named(self, users: QuerySet[Any], names: Collection[str]) -> QuerySet[Any]:
+        """Return those of *users* whom `user_name` calls one of *names*, with one query.
+
+        For the admin's filter "online now". If you override `user_name` and not this, the admin
+        asks `user_name` about each user.
+        """
+        return users.filter(**{f"{get_user_model().USERNAME_FIELD}__in": names})
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """See `Resolver`; None when nobody is logged in."""

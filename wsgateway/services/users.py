@@ -17,7 +17,7 @@ from wsgateway.identity import (
     get_resolver,
 )
 
-__all__ = ["UserNotFound", "find_user", "naming_path"]
+__all__ = ["UserNotFound", "find_user", "naming_path", "naming_resolver"]
 
 NAMED_BY_THE_PROJECT = (TokenIdentity, SignedCookieIdentity, CookieIdentity)
 """They carry names that the project's own code chose."""
@@ -77,8 +77,7 @@ def _finder(path: str) -> Any:
         return resolver
     if not isinstance(resolver, NAMED_BY_THE_PROJECT):
         return None
-    path_of_names = naming_path()
-    return get_resolver(path_of_names) if path_of_names else _by_username
+    return naming_resolver()
 
 
 def naming_path() -> str | None:
@@ -89,6 +88,12 @@ def naming_path() -> str | None:
     return next(
         (path for path in settings.IDENTITY if hasattr(get_resolver(path), "get_user")), None
     )
+
+
+def naming_resolver() -> Any:
+    """Return the resolver that names Django users: that of `naming_path`, or else by username."""
+    path = naming_path()
+    return get_resolver(path) if path else _by_username
 
 
 _by_username = SessionIdentity()

@@ -1,23 +1,27 @@
-"""How the admin's pages write numbers and times.
+"""How the admin's pages write numbers, times, and others' texts.
 
 None means unknown, and so does the empty text that templates make of an attribute of None.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Literal
 
 from django import template
 from django.utils import timezone
 
-__all__ = ["age", "count", "duration", "percent", "rate"]
+__all__ = ["age", "count", "duration", "percent", "rate", "visible"]
 
 register = template.Library()
 
 UNKNOWN = "unknown"
 Text = Literal[""]
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
 
 
 @register.filter
@@ -58,3 +62,12 @@ def age(moment: datetime | Text | None) -> str:
 def percent(part: float) -> str:
     """Write a part of 1 as percent, without the sign: ``0.4``, ``83``."""
     return f"{100 * part:.0f}" if part >= 0.01 or not part else f"{100 * part:.1g}"
+
+
+@register.filter
+def visible(text: str) -> str:
+    """Write out the control characters of *text*, line breaks and tabs excepted.
+
+    Those that change the direction of text could make a page say something else than it does.
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -1,0 +1,1 @@
+"""A site with users of its own on an admin site of its own."""
