@@ -109,6 +109,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         require_origin(self.scope)
         identity = await self._identity(socket)
         socket.transport.where += f" of {identity.user!r}"
+        socket.transport.log_fields |= {"service": identity.service, "user": identity.user}
         claim = _claim(self.scope) if socket.endpoint.acknowledges else Resume()
         hub = get_hub()
         hub.require_open()

@@ -41,9 +41,14 @@ __all__ = [
 ]
 
 
+def in_one_line(text: str) -> str:
+    """Return *text* without line breaks: in a log, each line would look like another event."""
+    return " ".join(text.split())
+
+
 def reason_of(error: BaseException) -> str:
-    """Return the text of *error*, for a log line; its type if it has none, as time-outs."""
-    return str(error) or type(error).__name__
+    """Return the text of *error* in one line, for the log; its type if it has none."""
+    return in_one_line(str(error)) or type(error).__name__
 
 
 class WsGatewayError(Exception):
@@ -195,10 +200,13 @@ class IdentityRefused(WsGatewayError):
 
     @property
     def explanation(self) -> str:
-        """The cause and the cure, for the log."""
-        told = f'; the client reads "{self.reason}"' if self.cause else ""
-        cure = f"; {self.cure}" if self.cure else ""
-        return f"{self.cause or self.reason}{cure}{told}"
+        """The cause and the cure in one line, for the log."""
+        cause = self.cause or self.reason
+        if not self.cure and not self.cause:
+            return in_one_line(cause)
+        told = f'The client reads "{self.reason}".' if self.cause else ""
+        cure = f"{self.cure[:1].upper()}{self.cure[1:]}." if self.cure else ""
+        return in_one_line(f"{cause}. {cure} {told}")
 
     def __str__(self) -> str:
         return self.reason

@@ -174,7 +174,12 @@ def _is_renamed(user: Any, identity: Identity) -> bool:
     except (InterfaceError, OperationalError):  # asked again later
         raise
     except Exception:  # one user's must not keep the others from being asked about
-        logger.warning("%s.user_name failed", identity.resolver, exc_info=True)
+        logger.warning(
+            "%s.user_name failed",
+            identity.resolver,
+            exc_info=True,
+            extra={"service": identity.service, "user": identity.user},
+        )
         return False
 
 

@@ -309,9 +309,10 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
             runtime.call_sync(store)
         except Exception:
             logger.exception(
-                "a message for service %s was not sent after the commit. "
+                "did not send a message for service %s after the commit. "
                 "wsgateway.outbox keeps such messages until they are sent",
                 service,
+                extra={"service": service, "user": user},
             )
 
     transaction.on_commit(send_now, using=using)

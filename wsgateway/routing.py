@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import path, re_path
 
 from wsgateway.consumers import GatewayConsumer, socket_of
-from wsgateway.exceptions import IdentityRefused, WsGatewayError
+from wsgateway.exceptions import IdentityRefused, WsGatewayError, reason_of
 from wsgateway.gateway import uvicorn
 from wsgateway.gateway.hub import get_hub
 from wsgateway.gateway.refusals import refuse
@@ -63,7 +63,7 @@ async def open_gateway() -> None:
     try:
         await get_hub().open()
     except (WsGatewayError, ImproperlyConfigured) as exc:
-        logger.error("the gateway refuses every socket: %s", exc)
+        logger.error("refusing all websockets: %s", reason_of(exc))
 
 
 async def lifespan(scope: Any, receive: Any, send: Any) -> None:

@@ -134,7 +134,7 @@ async def test_failing_handler_and_unknown_subscription_do_not_end_the_read_loop
     handlers[1] = fail
     client.write(b"SUB handshake.f 1\r\nSUB handshake.f 2\r\nPUB handshake.f 1\r\nx\r\n")
     assert await client.ping(10)
-    assert "a handler failed for a message on b'handshake.f'" in caplog.text
+    assert "a callback failed for a message on 'handshake.f'" in caplog.text
     assert await client.ping(10)
 
 

@@ -300,7 +300,7 @@ def test_send_on_commit_that_fails_is_logged_and_later_hooks_run(
     send_on_commit("orders", "ann", text="secret")  # no transaction: the same
     records = [r for r in caplog.records if r.levelname == "ERROR" and r.name == "wsgateway"]
     assert len(records) == 2
-    assert "service orders was not sent after the commit" in records[0].getMessage()
+    assert "did not send a message for service orders after the commit" in records[0].getMessage()
     assert "secret" not in caplog.text
 
 

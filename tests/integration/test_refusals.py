@@ -65,8 +65,8 @@ REFUSED = {
         {},
         (1008, 4501),
         "not logged in; log in first, or send a token",
-        "if this is your own consumer's URL, list its route before the gateway's",
-        cause="service 'chat' is not in WSGATEWAY_SERVICES; ",
+        "If this is your own consumer's URL, list its route before the gateway's",
+        cause="service 'chat' is not in WSGATEWAY_SERVICES. ",
     ),
     "cut token": Refused(
         "/ws/orders/?token=TOKENx", {}, (1008, 4501), "the token is not valid", "SECRET_KEY"
@@ -76,21 +76,21 @@ REFUSED = {
         {},
         (1008, 4503),
         "the path names another user",
-        "connect as that user, or without a user in the path",
+        "Connect as that user, or without a user in the path",
     ),
     "another service": Refused(
         "/ws/demo/?token=TOKEN",
         {},
         (1008, 4503),
         "the path names another service",
-        "correct the path, or make a token or cookie for that service",
+        "Correct the path, or make a token or cookie for that service",
     ),
     "unknown service": Refused(
         "/ws/chat/lobby/",
         {"Cookie": "user=ann"},
         (1008, 4503),
         "service 'chat' is not in WSGATEWAY_SERVICES",
-        "add it there, or correct the client's path; if this is your own consumer's URL, list its "
+        "Add it there, or correct the client's path. If this is your own consumer's URL, list its "
         "route before the gateway's",
     ),
     "not a name": Refused(
@@ -127,7 +127,7 @@ REFUSED = {
         COOKIES,
         (1008, 4506),
         "unknown path; is the slash at its end missing?",
-        "add a route to the URLRouter in asgi.py, or correct the client's path",
+        "Add a route to the URLRouter in asgi.py, or correct the client's path",
     ),
 }
 
@@ -217,7 +217,7 @@ async def test_service_that_exists_is_not_told_to_strangers(
         assert len({await end_of(gateway, f"/ws/{name}/bob/") for name in ("orders", "chat")}) == 1
     ends = [await end_of(gateway, f"/ws/{name}/?token={token}", **V1) for name in ("demo", "chat")]
     assert ends == 2 * [(4503, "the path names another service")]
-    want = "with 4503: service 'chat' does not exist; "
+    want = "with 4503: service 'chat' does not exist. "
     await until(lambda: want in gateway.output, what=want)
 
 
@@ -239,7 +239,7 @@ async def test_broker_that_is_away_costs_a_line_with_its_reason(
     )
     clients = (end_of(gateway, "/ws/orders/", additional_headers=COOKIES) for _ in range(20))
     assert set(await asyncio.gather(*clients)) == {(1013, "broker unavailable")}
-    assert len(re.findall("refused .* websocket.*; cannot reach NATS at", gateway.output)) == 1
+    assert len(re.findall(r"refused .* websocket.*\. Cannot reach NATS at", gateway.output)) == 1
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -290,43 +290,43 @@ UNDECLARED = Refused(
         pytest.param(
             REFUSED["cut token"],
             {},
-            marks=pytest.mark.troubleshooting("with 1008 (4501): the token is not valid;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4501): the token is not valid."),
         ),
         pytest.param(
             REFUSED["another user's name"],
             {},
-            marks=pytest.mark.troubleshooting("with 1008 (4503): the path names another user;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4503): the path names another user."),
         ),
         pytest.param(
             REFUSED["unknown service"],
             {},
             marks=pytest.mark.troubleshooting(
-                "with 1008 (4503): service … is not in WSGATEWAY_SERVICES;"
+                "with 1008 (4503): service … is not in WSGATEWAY_SERVICES."
             ),
         ),
         pytest.param(
             UNDECLARED,
             {"DJANGO_SETTINGS_MODULE": "tests.service_app.settings"},
-            marks=pytest.mark.troubleshooting("with 1008 (4503): service … does not exist;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4503): service … does not exist."),
         ),
         pytest.param(
             REFUSED["not logged in at the path of another consumer"],
             {},
             marks=pytest.mark.troubleshooting(
-                "with … service … if this is your own consumer's URL, list its route before the "
+                "with … service … If this is your own consumer's URL, list its route before the "
                 "gateway's"
             ),
         ),
         pytest.param(
             REFUSED["another page"],
             {},
-            marks=pytest.mark.troubleshooting("with 1008 (4503): origin … may not connect;"),
+            marks=pytest.mark.troubleshooting("with 1008 (4503): origin … may not connect."),
         ),
         pytest.param(
             REFUSED["too many sockets"],
             {"WSGATEWAY_MAX_CONNECTIONS_PER_USER": "1"},
             marks=pytest.mark.troubleshooting(
-                "with 1008 (4504): the user already has the maximum number of connections (…);"
+                "with 1008 (4504): the user already has the maximum number of connections (…)."
             ),
         ),
         pytest.param(

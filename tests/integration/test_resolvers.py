@@ -93,7 +93,7 @@ async def test_user_without_a_name_is_refused(
     assert caught.value.rcvd.code == CloseCode.FORBIDDEN
     assert caught.value.rcvd.reason == "this login has no usable name"
     await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
-    want = f"{path}.user_name raised Group.DoesNotExist: Group matching query does not exist;"
+    want = f"{path}.user_name raised Group.DoesNotExist: Group matching query does not exist. "
     assert want in gateway.output
     assert "Traceback" not in gateway.output
 
@@ -119,7 +119,7 @@ async def test_name_that_is_not_a_string_is_refused(
     gateway = gateway_factory(DATABASE_URL=url, WSGATEWAY_IDENTITY=path)
     assert await end_of(gateway, ann) == (4503, "this login has no usable name")
     await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
-    assert re.search(rf"{path}.user_name returned \d+, not a string; ", gateway.output)
+    assert re.search(rf"{path}.user_name returned \d+, not a string\. ", gateway.output)
     assert "Traceback" not in gateway.output
 
 
@@ -133,7 +133,7 @@ async def test_resolver_that_returns_something_else(
     assert await end_of(gateway, "") == (4018, "internal error")
     assert await end_of(gateway, "", subprotocols=None) == (1011, "internal error")
     await until(lambda: symptom.is_in(gateway.output), what=symptom.text)
-    want = "with 4018: tests.resolvers.WrongType.resolve returned 'ann', not an Identity or None; "
+    want = "with 4018: tests.resolvers.WrongType.resolve returned 'ann', not an Identity or None. "
     assert f"ERROR   wsgateway: refused a websocket at '/ws/orders/' {want}" in gateway.output
     assert "Traceback" not in gateway.output
 
@@ -147,7 +147,7 @@ async def test_resolver_that_raises(symptom: Symptom, gateway_factory: Factory) 
         assert await end_of(gateway, "") == (4018, "internal error")
     await until(lambda: "RuntimeError: a mistake" in gateway.output)
     assert symptom.is_in(gateway.output)
-    assert f"with 4018: the resolver {path} raised RuntimeError; " in gateway.output
+    assert f"with 4018: the resolver {path} raised RuntimeError. " in gateway.output
     assert gateway.output.count("Traceback") == gateway.output.count("ERROR") == 1
 
 

@@ -193,5 +193,5 @@ async def test_without_the_entry_point_a_socket_is_refused_not_failed(
     assert await client.connect() == (True, None)
     closed = await client.receive_output()
     assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
-    assert "(4014): broker unavailable; NATS_BROKER_URL is empty" in caplog.text
+    assert "(4014): broker unavailable. NATS_BROKER_URL is empty" in caplog.text
     await client.disconnect()

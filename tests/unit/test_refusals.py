@@ -56,7 +56,7 @@ async def test_first_refusal_is_logged_at_once_with_path_code_and_cure(
     clock: Clock, lines: Any
 ) -> None:
     RefusalLog(clock).add(refusal(), "/ws/orders/")
-    assert lines() == ["refused a websocket at '/ws/orders/' with 4501: not logged in; log in"]
+    assert lines() == ["refused a websocket at '/ws/orders/' with 4501: not logged in. Log in."]
 
 
 async def test_same_reason_is_counted_and_told_once_a_minute(clock: Clock, lines: Any) -> None:
@@ -66,12 +66,12 @@ async def test_same_reason_is_counted_and_told_once_a_minute(clock: Clock, lines
     assert len(lines()) == 1
     clock.now += INTERVAL
     log.add(refusal(), "/ws/orders/")
-    assert lines() == ["refused more websockets with 4501 (999 in 60 s): not logged in; log in"]
+    assert lines() == ["refused more websockets with 4501 (999 in 60 s): not logged in. Log in."]
     clock.now += INTERVAL
     log.add(refusal("the token is not valid"), "/ws/orders/")
     assert lines() == [
-        "refused more websockets with 4501 (1 in 60 s): not logged in; log in",
-        "refused a websocket at '/ws/orders/' with 4501: the token is not valid; log in",
+        "refused more websockets with 4501 (1 in 60 s): not logged in. Log in.",
+        "refused a websocket at '/ws/orders/' with 4501: the token is not valid. Log in.",
     ]
 
 
@@ -82,8 +82,8 @@ async def test_same_mistake_at_another_path_is_logged_at_once(clock: Clock, line
     log.add(refusal(), "/ws/orders/ann/", user="ann", codes="1008 (4501)")
     log.add(refusal(), "/ws/orders/bob/", user="bob", codes="1008 (4501)")
     assert lines() == [
-        "refused a websocket at '/ws/chat/' with 4501: not logged in; log in",
-        "refused a websocket at '/ws/orders/ann/' with 1008 (4501): not logged in; log in",
+        "refused a websocket at '/ws/chat/' with 4501: not logged in. Log in.",
+        "refused a websocket at '/ws/orders/ann/' with 1008 (4501): not logged in. Log in.",
     ]
     for number in range(5000):
         log.add(refusal(), f"/ws/{number}/")
@@ -113,7 +113,7 @@ async def test_reason_that_has_ended_is_logged_in_full_when_it_comes_back(
     for _ in range(2):
         log.add(refusal(), "/ws/orders/")
         clock.now += INTERVAL
-    assert lines() == 2 * ["refused a websocket at '/ws/orders/' with 4501: not logged in; log in"]
+    assert lines() == 2 * ["refused a websocket at '/ws/orders/' with 4501: not logged in. Log in."]
 
 
 async def test_names_that_clients_make_up_cannot_flood_the_log(clock: Clock, lines: Any) -> None:

@@ -234,9 +234,10 @@ async def test_refusals_are_logged(
     await session.receive(message(1))
     await until(lambda: client.got, what="an answer")
     assert json.loads(client.got[0])["code"] == "internal"
-    assert [r.levelname for r in caplog.records if "a message of a socket failed" in r.message] == [
-        "ERROR"
-    ]
+    [record] = [r for r in caplog.records if "could not store a message of a socket" in r.message]
+    assert record.levelname == "ERROR"
+    fields = {"service": "orders", "user": "ann", "connection": session.connection}
+    assert vars(record).items() >= fields.items()
 
 
 async def test_raw_message_is_confirmed_when_the_kernel_has_it(hub: Hub) -> None:

@@ -112,7 +112,7 @@ async def test_failure_to_close_is_logged(caplog: pytest.LogCaptureFixture) -> N
     server = Server()
     server.error = ZeroDivisionError()
     await server.socket().close(CloseCode.BAD_REQUEST)
-    assert "a socket could not be closed with code 4500" in caplog.text
+    assert "a socket could not be closed with 4500" in caplog.text
 
 
 async def test_answers_are_written_in_order() -> None:

@@ -14,7 +14,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.native import wait_for
 from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.broker.targets import Target
-from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.exceptions import BrokerUnavailable, reason_of
 from wsgateway.supervision import share
 
 __all__ = ["Action", "Connection", "Loop"]
@@ -151,7 +151,8 @@ class Connection:
                 self.bus.publish(subject, data, reply=reply)
             except BrokerUnavailable as exc:
                 counters.layer.dropped_unsent += 1
-                logger.info("a message on %s was not sent: %s", subject, exc)
+                text = "did not send a message on %s: %s"
+                logger.info(text, subject, reason_of(exc), extra={"subject": subject})
         self.bus.send_now()
 
     def on_close(self, before: Hook, after: Callable[[], None]) -> None:
@@ -166,7 +167,7 @@ class Connection:
             try:
                 await before()
             except Exception:  # the connection ends all the same
-                logger.exception("what uses a connection failed while that was closed")
+                logger.exception("a hook failed while the connection was being closed")
         self.subscriptions.close()
         await self.broker.close()
         for _, after in hooks:

@@ -20,7 +20,14 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable, may_answer
 from wsgateway.broker.discovery import Endpoint
 from wsgateway.broker.roster import Details
-from wsgateway.exceptions import BrokerError, MalformedMessage, NameRefused, NobodyAnswers
+from wsgateway.exceptions import (
+    BrokerError,
+    MalformedMessage,
+    NameRefused,
+    NobodyAnswers,
+    in_one_line,
+    reason_of,
+)
 
 __all__ = [
     "PATIENCE",
@@ -169,9 +176,9 @@ class Responder:
         level = logging.WARNING if now >= self._complains else logging.DEBUG
         if level == logging.WARNING:
             self._complains = now + COMPLAIN_EACH
-        logger.log(
-            level, "skipped a request on %s: %s", subject.decode("utf-8", "replace"), problem
-        )
+        where = subject.decode("utf-8", "replace")
+        text = "skipped a request on %s: %s"
+        logger.log(level, text, where, reason_of(problem), extra={"subject": where})
 
 
 class Inquiry:
@@ -302,10 +309,13 @@ class Inquiry:
         try:
             answer = _object(data)
         except MalformedMessage as exc:
-            logger.warning("skipped an answer to a request on %s: %s", subject, exc)
+            text = "skipped an answer to a request on %s: %s"
+            logger.warning(text, subject, reason_of(exc), extra={"subject": subject})
             return
         if "error" in answer:
-            logger.warning("a request on %s was refused: %s", subject, str(answer["error"])[:200])
+            reason = in_one_line(str(answer["error"])[:200])
+            text = "a request on %s was refused: %s"
+            logger.warning(text, subject, reason, extra={"subject": subject})
         on_answer(answer)
         self._changed.set()
 

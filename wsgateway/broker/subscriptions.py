@@ -19,7 +19,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Position, Stored
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.exceptions import BrokerClosed, BrokerError, reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
@@ -171,15 +171,13 @@ class Subscriptions:
         same = [each for each in reached if each.epoch == position.epoch]
         if replaced:
             logger.warning(
-                "restarting %d readers, because the inbox stream was replaced", len(replaced)
+                "restarting %d readers because the inbox stream was replaced", len(replaced)
             )
         for each in replaced:
             each.subscriber.restart(position, Reason.EPOCH, "")
         lost = await find_lost(self._broker, same, position, thorough)
         if lost:
-            logger.warning(
-                "restarting %d readers, because the inbox stream lost its end", len(lost)
-            )
+            logger.warning("restarting %d readers because the inbox stream lost its end", len(lost))
         for each in lost:
             each.subscriber.restart(position, Reason.AHEAD, each.time)
 
@@ -208,7 +206,7 @@ class Subscriptions:
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                logger.debug("cannot look for missed messages: %s", exc)
+                logger.debug("cannot look for what was missed: %s", reason_of(exc))
                 self._resync.set()
                 await wait_usable(self._broker)
             except BaseException:
@@ -351,7 +349,9 @@ async def fetch(
         subscriber.window.fetch_failed()
         if not isinstance(exc, BrokerError) or isinstance(exc, BrokerClosed):
             raise
-        logger.debug("cannot read an inbox now: %s", exc)
+        inbox = subscriber.inbox
+        log_fields = {"service": inbox.service, "user": inbox.user, "offset": offset}
+        logger.debug("cannot read an inbox now: %s", reason_of(exc), extra=log_fields)
         await wait_usable(broker)
         return None
     if has_changed():

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from wsgateway.broker.messages import CONNECTION_HEADER
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import Inbox
@@ -81,6 +82,20 @@ class Job:
         self.unstarted = deliveries == 1
         self.problem: MalformedMessage | None = None
         self._frame: Frame | None = None
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """Names it in the log."""
+        service, user = self.inbox
+        log_fields: dict[str, object] = {
+            "service": service,
+            "user": user,
+            "offset": self.sequence,
+            "attempt": self.attempt,
+        }
+        if connection := self.headers.get(CONNECTION_HEADER):
+            log_fields["connection"] = connection
+        return log_fields
 
     @property
     def frame(self) -> Frame:

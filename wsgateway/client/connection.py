@@ -250,7 +250,7 @@ class Client:
             _call(self._on_reply, answer)
             return
         if answer.id is None:
-            logger.warning("the gateway refused a frame: %s (%s)", answer, answer.code)
+            logger.warning("the gateway refused a frame with %s: %s", answer.code, answer)
         _call(self._on_error, answer)
 
     def _processed(self, generation: int, offset: int) -> None:

@@ -78,7 +78,7 @@ class Connector:
             delay = self._session.lost(lost.code, time.monotonic())
             if delay is None:
                 raise Final(lost.code, lost.reason, lost.status)
-            logger.info("connection lost (%s), reconnecting in %.1f s", lost, delay)
+            logger.info("lost the connection (%s), reconnecting in %.1f s", lost, delay)
             self._on_state(ClientState.WAITING)
             await asyncio.sleep(delay)
 

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.inbox import Position
 from wsgateway.client.lost import Final, Lost
+from wsgateway.exceptions import reason_of
 from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["Endpoint", "Token"]
@@ -52,7 +53,7 @@ class Endpoint:
         except Exception as exc:
             if isinstance(exc, GatewayError) and not exc.temporary:
                 raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
-            logger.warning("cannot get a token, will retry: %r", exc)
+            logger.warning("cannot get a token, retrying: %s", reason_of(exc))
             raise Lost(1006, "no token") from exc
 
     def address(self, position: Position | None) -> str:

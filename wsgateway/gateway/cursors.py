@@ -11,7 +11,7 @@ from wsgateway import counters
 from wsgateway.broker.base import Broker
 from wsgateway.broker.subscriptions import wait_usable
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, reason_of
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.supervision import start
 
@@ -47,6 +47,12 @@ class Cursor:
     def due(self) -> bool:
         """Whether the broker does not know yet."""
         return self.lost or self.confirmed > self.saved
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """Names it in the log."""
+        (service, user), device = self.key
+        return {"service": service, "user": user, "device": device, "offset": self.confirmed}
 
     def enter(self, epoch: str) -> None:
         """Forget the offsets of another life."""
@@ -100,7 +106,11 @@ class Cursors:
         try:
             await self.save(cursor)
         except BrokerError as exc:
-            logger.info("a cursor was not written, so messages may arrive twice: %s", exc)
+            logger.warning(
+                "did not save a cursor, so the device's next socket may get messages twice: %s",
+                reason_of(exc),
+                extra=cursor.log_fields,
+            )
         finally:
             self._forget(cursor)
 
@@ -135,7 +145,7 @@ class Cursors:
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                logger.debug("cannot write cursors now: %s", exc)
+                logger.debug("cannot save cursors now: %s", reason_of(exc))
                 await wait_usable(self._broker)
 
     async def close(self) -> None:

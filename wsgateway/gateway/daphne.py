@@ -362,7 +362,8 @@ class DaphneTransport(Transport):
         protocol = self._protocol
         if protocol.state != OPEN:
             return
-        logger.info("closed %s with %d: %s", self.where, code, reason, extra={"code": code})
+        log_fields = {**self.log_fields, "code": code}
+        logger.info("closed %s with %d: %s", self.where, code, reason, extra=log_fields)
         self._closing = protocol.failedByMe = True
         protocol._dataReceived = _discard
         protocol.data = b""

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wsgateway import counters
@@ -20,6 +20,7 @@ from wsgateway.exceptions import (
     BrokerError,
     IdentityRefused,
     MalformedMessage,
+    reason_of,
 )
 from wsgateway.gateway.cursors import Cursors
 from wsgateway.gateway.daphne import at_shutdown, quieten
@@ -93,7 +94,8 @@ class Hub:
         if self._opened:
             return
         self._opened = True
-        logger.info("the gateway starts with its broker: %s", self.broker.where)
+        log_fields = {"gateway": self.gateway_id}
+        logger.info("starting the gateway with %s", self.broker.where, extra=log_fields)
         self._revocations.listen()
         self._tasks = [
             supervise(self.cursors.run, "wsgateway-cursors"),
@@ -135,7 +137,7 @@ class Hub:
     def drain(self) -> None:
         """Take no new sockets, and close those that are open, spread over a time. Idempotent."""
         if not self.draining:
-            logger.info("draining %d sockets", self.sockets)
+            logger.info("draining %d sockets", self.sockets, extra={"gateway": self.gateway_id})
             self.draining = True
             self._spread = 0.0  # for the clients: the closing is spread
             self._letting_go = self.keep(self._let_go())
@@ -236,7 +238,9 @@ class Hub:
         """Run *work* beside everything else, safe from garbage collection."""
         return start(work, "wsgateway-hub", tasks=self._wanted)
 
-    def note_skipped(self, offset: int, problem: MalformedMessage) -> None:
+    def note_skipped(
+        self, offset: int, problem: MalformedMessage, log_fields: Mapping[str, object]
+    ) -> None:
         """Count and log a message that a socket does not get; events at most once a minute.
 
         A program that sends events sends many, each to all sockets of a user.
@@ -249,7 +253,10 @@ class Hub:
             if level == logging.WARNING:
                 self._tells_of_events = now + EVENTS_INTERVAL
         count = counters.gateway.skipped
-        logger.log(level, "skipped message %s (%s so far): %s", offset, count, problem)
+        if logger.isEnabledFor(level):
+            log_fields = {**log_fields, "offset": offset}
+            text = "skipped message %s (%s so far): %s"
+            logger.log(level, text, offset, count, reason_of(problem), extra=log_fields)
 
 
 _hubs: dict[asyncio.AbstractEventLoop, Hub] = {}

@@ -24,7 +24,7 @@ from wsgateway import counters
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.discovery import Endpoint, Shown
 from wsgateway.broker.inquiry import Fields, Request, Responder
-from wsgateway.exceptions import BrokerError
+from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.handshake import header
 from wsgateway.presence.overview import DIGEST, MAX_PAGE, MAX_PARTS
 from wsgateway.presence.users import GATEWAY
@@ -106,7 +106,9 @@ class Presence:
             await broker.roster.join(GATEWAY, self._hub.gateway_id, details)
         except BrokerError as exc:
             level = logging.WARNING if broker.connected else logging.DEBUG  # the log has it then
-            logger.log(level, "this gateway is not in the roster yet: %s", exc)
+            log_fields = {"gateway": self._hub.gateway_id}
+            text = "this gateway is not in the roster yet: %s"
+            logger.log(level, text, reason_of(exc), extra=log_fields)
         finally:
             self._listed.set()
 

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from wsgateway import counters
 from wsgateway.conf import settings
-from wsgateway.exceptions import IdentityRefused
+from wsgateway.exceptions import IdentityRefused, reason_of
 from wsgateway.gateway.sockets import Socket
 from wsgateway.handshake import Scope, route
 from wsgateway.protocol.codes import CloseCode
@@ -28,6 +28,9 @@ MAX_PATHS = 5
 """Kinds of paths for which a reason is logged in that time."""
 MAX_PATH = 200
 """Characters of a path that are logged."""
+
+
+NOBODY: Mapping[str, object] = {}
 
 
 @dataclass(slots=True)
@@ -57,7 +60,15 @@ class RefusalLog:
         self._end = -math.inf  # when the minute is over
         self._timer: asyncio.TimerHandle | None = None  # ends the minute; not if its loop has ended
 
-    def add(self, refusal: IdentityRefused, path: str, *, user: str = "", codes: str = "") -> None:
+    def add(
+        self,
+        refusal: IdentityRefused,
+        path: str,
+        *,
+        user: str = "",
+        codes: str = "",
+        log_fields: Mapping[str, object] = NOBODY,
+    ) -> None:
         """Log *refusal* of a socket, now or at the end of the minute.
 
         Args:
@@ -65,6 +76,7 @@ class RefusalLog:
             path: Where.
             user: Whom the path names: paths that differ only in this are of one kind.
             codes: What the log names as the code, if not only the refusal's.
+            log_fields: Whose socket it is, as far as that is known.
         """
         if self._clock() >= self._end:
             self._summarize()
@@ -92,7 +104,7 @@ class RefusalLog:
             codes or code,
             refusal.explanation,
             exc_info=refusal.__cause__ if failed else None,
-            extra={"code": code},
+            extra={**log_fields, "code": code},
         )
 
     def _begin(self) -> None:
@@ -139,9 +151,12 @@ async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None
     A client cannot read why a handshake failed: a browser shows it no more than that it did.
     """
     counters.gateway.refused[str(int(refusal.code))] += 1
+    path_log_fields = route(scope)
+    log_fields = {**path_log_fields, **socket.transport.log_fields}
     if refusal.code is CloseCode.SHUTTING_DOWN:
-        logger.info("refused a websocket: %s", refusal)
+        log_fields = {**log_fields, "code": int(refusal.code)}
+        logger.info("refused a websocket: %s", reason_of(refusal), extra=log_fields)
     else:
-        user = route(scope).get("user", "")
-        log.add(refusal, scope["path"], user=user, codes=socket.codes(refusal.code))
+        user, codes = path_log_fields.get("user", ""), socket.codes(refusal.code)
+        log.add(refusal, scope["path"], user=user, codes=codes, log_fields=log_fields)
     await socket.close(refusal.code, refusal.reason)

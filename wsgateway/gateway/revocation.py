@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
 from typing import Protocol
@@ -101,6 +101,10 @@ class Revocable(Protocol):
     @property
     def identity(self) -> Identity:
         """Whose it is, and by what right."""
+
+    @property
+    def log_fields(self) -> Mapping[str, object]:
+        """Names it in the log."""
 
     def close_soon(self, code: CloseCode) -> None:
         """Close it from a callback. Idempotent."""
@@ -245,7 +249,8 @@ def _close(sockets: Collection[Revocable], code: CloseCode) -> None:
     for socket in sockets:
         user, service = socket.identity.user, socket.identity.service
         text = "closing a socket of %r at the service %r with %d: %s"
-        logger.info(text, user, service, code, code.reason, extra={"code": int(code)})
+        log_fields = {**socket.log_fields, "code": int(code)}
+        logger.info(text, user, service, code, code.reason, extra=log_fields)
         socket.close_soon(code)
 
 

@@ -27,7 +27,7 @@ from wsgateway.broker.messages import (
 from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
 from wsgateway.counters import SocketCounters, size_of
-from wsgateway.exceptions import WsGatewayError
+from wsgateway.exceptions import WsGatewayError, reason_of
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.subscription import Subscription
@@ -82,6 +82,7 @@ class Session:
         "hub",
         "identity",
         "inbox",
+        "log_fields",
         "publish_queue",
         "scope",
         "since",
@@ -128,6 +129,15 @@ class Session:
         self._counters: SocketCounters | None = None  # where it counts as open
         self._left = 1006  # the code with which the client closed; this one if it did not say
         self._busy = False  # a frame is being taken; nothing is heard until that is done
+        self.log_fields = socket.transport.log_fields
+        """Names the socket in the log."""
+        self.log_fields |= {
+            "gateway": hub.gateway_id,
+            "service": identity.service,
+            "user": identity.user,
+            "device": identity.device,
+            "connection": self.connection,
+        }
         socket.on_failure = self._on_failure
         socket.transport.on_hidden_frame = self._on_hidden_frame
         socket.transport.on_end = self._on_end
@@ -308,7 +318,8 @@ class Session:
     def _log(self, level: int, close: Close) -> None:
         if close.cause is not None:
             where, codes = self.socket.transport.where, self.socket.codes(close.code)
-            logger.log(level, "closed %s with %s: %s", where, codes, close.cause)
+            log_fields = {**self.log_fields, "code": int(close.code)}
+            logger.log(level, "closed %s with %s: %s", where, codes, close.cause, extra=log_fields)
 
     async def _publish(self, message: Publish) -> None:
         """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""
@@ -339,9 +350,12 @@ class Session:
         error, where = receipt.exception(), self.socket.transport.where
         action = self.endpoint.published(id, error)
         if error is not None and not isinstance(error, WsGatewayError):
-            logger.error("a message of %s failed", where, exc_info=error)
+            logger.error(
+                "could not store a message of %s", where, exc_info=error, extra=self.log_fields
+            )
         elif error is not None and isinstance(action, Answer):
-            logger.info("refused a message of %s: %s", where, error)
+            text = "refused a message of %s: %s"
+            logger.info(text, where, reason_of(error), extra=self.log_fields)
         self._do(action)
 
     def _on_hidden_frame(self) -> None:

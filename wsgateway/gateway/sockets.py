@@ -177,7 +177,10 @@ class Socket:
         except OSError:
             pass  # the client is gone already
         except Exception:
-            logger.exception("a socket could not be closed with code %s", int(code))
+            log_fields = {**self.transport.log_fields, "code": int(code)}
+            logger.exception(
+                "%s could not be closed with %d", self.transport.where, code, extra=log_fields
+            )
 
     def end(self) -> None:
         """Note that the socket is gone."""

@@ -193,7 +193,8 @@ class Subscription:
                         counts.until_sample = counters.SAMPLE
                         observe_lag(lag, message.time)
             except MalformedMessage as exc:
-                self._session.hub.note_skipped(message.offset, exc)
+                log_fields = self._session.socket.transport.log_fields
+                self._session.hub.note_skipped(message.offset, exc, log_fields)
                 window.drop(message.offset)
             if not acknowledges:
                 self._written = message.offset

@@ -123,12 +123,14 @@ class Transport:
         send: What the consumer was given.
     """
 
-    __slots__ = ("_send", "cancel_handshake", "on_end", "on_hidden_frame", "where")
+    __slots__ = ("_send", "cancel_handshake", "log_fields", "on_end", "on_hidden_frame", "where")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.where = "a socket"
-        """Which socket this is, for the log."""
+        """Which socket this is, for the text of a log line."""
+        self.log_fields: dict[str, object] = {}
+        """The same for its fields, as far as it is known; see `wsgateway.logs.FIELDS`."""
         self.cancel_handshake: Callable[[], object] | None = None
         """Set during the handshake: lets the application end it and close, as the server ends."""
         self.on_hidden_frame: Callable[[], None] = _nothing

@@ -64,7 +64,7 @@ def warn_of_limit(receive: Any) -> None:
     if isinstance(limit, int) and limit < needed:
         logger.warning(
             "uvicorn takes websocket frames of %s bytes, so wsgateway.v1 clients may send messages "
-            "of %s bytes only, not of WSGATEWAY_MAX_MESSAGE_SIZE (%s): start uvicorn with "
+            "of %s bytes only, not of WSGATEWAY_MAX_MESSAGE_SIZE (%s). Start uvicorn with "
             "--ws-max-size %s, or lower the setting",
             limit,
             largest_message(limit),
@@ -77,7 +77,7 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     """Let no client fill the log: say in one line at INFO that its text was not UTF-8."""
     if record.msg != INVALID_TEXT:
         return True
-    logger.info("closed a socket: its text was not UTF-8", extra={"code": 1007})
+    logger.info("closed a socket because its text was not UTF-8", extra={"code": 1007})
     return False
 
 

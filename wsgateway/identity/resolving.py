@@ -21,7 +21,7 @@ from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["require_service", "resolve_identity", "with_cause"]
 
-OWN_ROUTE = "if this is your own consumer's URL, list its route before the gateway's"
+OWN_ROUTE = "If this is your own consumer's URL, list its route before the gateway's"
 
 
 async def resolve_identity(scope: Scope) -> Identity:
@@ -99,7 +99,7 @@ def _require_allowed(service: str) -> None:
         raise IdentityRefused(
             CloseCode.FORBIDDEN,
             f"service {service!r} is not in WSGATEWAY_SERVICES",
-            f"add it there, or correct the client's path; {OWN_ROUTE}",
+            f"add it there, or correct the client's path. {OWN_ROUTE}",
         )
 
 
@@ -117,7 +117,7 @@ async def require_service(broker: Broker, service: str) -> None:
         raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
     if not await broker.service_exists(service):
         unknown = ServiceUnknown(service)
-        raise IdentityRefused(CloseCode.FORBIDDEN, unknown.reason, f"{unknown.cure}; {OWN_ROUTE}")
+        raise IdentityRefused(CloseCode.FORBIDDEN, unknown.reason, f"{unknown.cure}. {OWN_ROUTE}")
 
 
 async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> IdentityRefused:

@@ -50,8 +50,8 @@ class Connections:
         """Where the layer connects to; chosen at the first use."""
         if self._target is None:
             servers, prefix = self._layer.servers
-            for problem, cure in find_differences(servers, prefix):
-                logger.warning("channel layer: %s; %s", problem, cure)
+            for what, cure in find_differences(servers, prefix):
+                logger.warning("channel layer: %s. To fix this, %s", what, cure)
             self._target = target_of(tuple(servers), self._layer.prefix)
         return self._target
 

@@ -63,7 +63,11 @@ async def change_elsewhere(connection: Connection, subject: str, change: Change)
     try:
         await connection.bus.request(subject, change.encode())
     except NobodyAnswers:
-        logger.debug("nobody owns channel %s any more", change.channel)
+        logger.debug(
+            "nobody owns channel %s any more",
+            change.channel,
+            extra={"channel": change.channel, "group": change.group},
+        )
 
 
 async def leave_everywhere(connection: Connection, group: str, channel: str) -> None:

@@ -155,10 +155,11 @@ class Directory:
             if await _exists(connection, name.prefix):
                 logger.warning(
                     "group %r begins with the service %r but does not name an inbox, so its "
-                    "messages are not stored; wsgateway.inbox_group(%r, user) makes valid names",
+                    "messages are not stored. wsgateway.inbox_group(%r, user) makes valid names",
                     name.name,
                     name.prefix,
                     name.prefix,
+                    extra={"group": name.name, "service": name.prefix},
                 )
 
     async def _warn_of_service(self, connection: Connection, group: str, service: str) -> None:
@@ -172,6 +173,7 @@ class Directory:
                     UNKNOWN_SERVICE,
                     group,
                     ServiceUnknown(service, connection.broker.service_names),
+                    extra={"group": group, "service": service},
                 )
 
     def _run(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:

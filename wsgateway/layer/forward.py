@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from wsgateway import counters
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Receipt, Stored
-from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull
+from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull, reason_of
 from wsgateway.layer import blobs, wire
 from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.supervision import start
@@ -51,6 +51,7 @@ class Forward:
         self._connection = connection
         self._group = group
         self._channel = channel
+        self._log_fields = {"group": group, "channel": channel}
         self._store = connection.broker.channels
         self._joiner = wire.Joiner()
         self._waiting: deque[tuple[bytes, bytes | None]] = deque()  # envelope, identity
@@ -90,7 +91,7 @@ class Forward:
         try:
             whole = self._joiner.add(data)
         except MalformedMessage as exc:
-            logger.warning("%s", exc)
+            logger.warning("%s", reason_of(exc), extra=self._log_fields)
             return
         if whole is not None:
             self._put(whole, wire.identity(data))
@@ -141,9 +142,10 @@ class Forward:
     def _missed(self, error: BaseException) -> None:
         if isinstance(error, QueueFull):
             counters.layer.dropped_full += 1
-            logger.info("%s of %s channels over capacity in group %s", 1, 1, self._group)
+            text = "%s of %s channels over capacity in group %s"
+            logger.info(text, 1, 1, self._group, extra=self._log_fields)
         else:
             counters.layer.dropped_unsent += 1
-            logger.info(
-                "a message of group %s missed channel %s: %s", self._group, self._channel, error
-            )
+            text = "a message of group %s did not reach channel %s: %s"
+            reason = reason_of(error)
+            logger.info(text, self._group, self._channel, reason, extra=self._log_fields)

@@ -67,7 +67,11 @@ class Group:
         if full:
             counters.layer.dropped_full += full
             logger.info(
-                "%s of %s channels over capacity in group %s", full, len(self.members), self.name
+                "%s of %s channels over capacity in group %s",
+                full,
+                len(self.members),
+                self.name,
+                extra={"group": self.name},
             )
 
     def close(self) -> list[Closable]:
@@ -227,7 +231,9 @@ class Groups:
     def leave_all(self, name: bytes) -> None:
         """Take a channel that has no reader out of its groups."""
         for group in list(self.joined.get(name, ())):
-            logger.info("channel %s has no reader; it leaves group %s", name.decode(), group)
+            channel = name.decode()
+            text = "removed channel %s from group %s because nobody reads it"
+            logger.info(text, channel, group, extra={"channel": channel, "group": group})
             self.discard(group, name.decode())
 
     def subscriptions_of(self, name: bytes) -> list[Subscription]:

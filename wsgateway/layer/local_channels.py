@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 from wsgateway import counters
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.connection import Connection
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    BrokerUnavailable,
+    MalformedMessage,
+    reason_of,
+)
 from wsgateway.layer import wire
 from wsgateway.layer.control import FLUSHED, Change, flush_subject
 from wsgateway.layer.fullness import Complaints
@@ -55,6 +61,7 @@ class LocalChannels:
         self.is_new = True  # until somebody may send to a channel of this process
         self._interests: list[Closable] = []  # subscriptions besides those of groups
         self._joiner = wire.Joiner()
+        self._log_fields = {"channel": f"{self.client}!"}  # what its channels' names have in common
         self.complaints = Complaints(self._tell)
         self.groups = Groups(self)
         self.unread = Unread(self)
@@ -111,7 +118,8 @@ class LocalChannels:
             self.groups.restore(connection)
             self.unread.look_later(connection)
         if old is not None:
-            logger.debug("the channels of %s move to another event loop", self.client)
+            text = "moving the channels of %s to another event loop"
+            logger.debug(text, self.client, extra=self._log_fields)
             _close_in(old, interests)
 
     def _subscribe(self, connection: Connection) -> list[Closable]:
@@ -206,9 +214,10 @@ class LocalChannels:
         if not wire.is_enveloped(data):
             counters.layer.dropped_unreadable += 1
             logger.warning(
-                "skipped %d bytes for channels of %s: not a channel message",
+                "skipped %d bytes for channels of %s that are not a channel message",
                 len(data),
                 self.client,
+                extra=self._log_fields,
             )
             return
         if wire.is_control(data):
@@ -223,7 +232,9 @@ class LocalChannels:
             mailbox.came()
         if not mailbox.put(whole):
             counters.layer.dropped_full += 1
-            logger.info("channel %s is over capacity; dropped a message", name.decode())
+            channel = name.decode()
+            text = "dropped a message because channel %s is over capacity"
+            logger.info(text, channel, extra={"channel": channel})
         if reply and len(mailbox.queue) >= mailbox.capacity:
             self.complaints.full(name, reply)
 
@@ -255,7 +266,9 @@ class LocalChannels:
             return self._joiner.add(data)
         except MalformedMessage as exc:
             counters.layer.dropped_unreadable += 1
-            logger.warning("%s", exc)
+            logger.warning(
+                "skipped a part of a message: %s", reason_of(exc), extra=self._log_fields
+            )
             return None
 
     # -- control -------------------------------------------------------------------------
@@ -264,7 +277,7 @@ class LocalChannels:
         try:
             change = Change.parse(data)
         except MalformedMessage as exc:
-            logger.warning("%s", exc)
+            logger.warning("skipped a request: %s", reason_of(exc), extra=self._log_fields)
             return
         client, mark, _ = change.channel.partition("!")
         if mark and not client.endswith(self.client):
@@ -286,7 +299,13 @@ class LocalChannels:
             if reply:
                 connection.bus.publish(reply.decode(), b"")
         except BrokerError as exc:
-            logger.warning("channel %s cannot join group %s: %s", change.channel, change.group, exc)
+            logger.warning(
+                "channel %s cannot join group %s: %s",
+                change.channel,
+                change.group,
+                reason_of(exc),
+                extra={"channel": change.channel, "group": change.group},
+            )
 
     def _flush(self) -> None:
         self.layer.normal.flushed()

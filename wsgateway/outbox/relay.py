@@ -240,7 +240,12 @@ class Relay:
     def _set_aside(self, row: OutboxMessage, error: Exception) -> None:
         """Mark a row that can never be stored, so that the user's others go on."""
         text = ascii(str(error))[1:-1][:LONGEST_ERROR]  # the table takes it, whatever it quotes
-        logger.error("outbox message %s cannot be sent and is set aside: %s", row.pk, text)
+        logger.error(
+            "set outbox message %s aside because it cannot be sent: %s",
+            row.pk,
+            text,
+            extra=_log_fields(row),
+        )
         self._outbox.filter(pk=row.pk).update(failed_at=timezone.now(), error=text)
         counters.outbox.set_aside += 1
 
@@ -315,8 +320,14 @@ async def _publish(broker: Broker, row: OutboxMessage) -> Receipt | _Refused | E
     except WsGatewayError as exc:
         return exc
     except Exception as exc:
-        logger.exception("outbox message %s waits after an unexpected error", row.pk)
+        logger.exception(
+            "outbox message %s waits after an unexpected error", row.pk, extra=_log_fields(row)
+        )
         return exc
+
+
+def _log_fields(row: OutboxMessage) -> dict[str, object]:
+    return {"service": row.service, "user": row.user, "outbox_id": row.pk}
 
 
 @contextlib.contextmanager

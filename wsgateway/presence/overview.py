@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from wsgateway.broker.base import Broker
 from wsgateway.broker.inquiry import PATIENCE, Answers, Fields, Inquiry, ask_members, encode
-from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.exceptions import BrokerUnavailable, reason_of
 from wsgateway.presence.results import Counts, Gateway, Gateways, Page, numbers_of
 from wsgateway.presence.users import GATEWAY
 
@@ -101,7 +101,9 @@ async def _distinct(
         try:
             data = base64.b64decode(str(answer.get("digests")), validate=True)
         except ValueError as exc:
-            logger.warning("skipped what a gateway says of its users: %s", exc)
+            log_fields = {"service": service, "gateway": question[1]}
+            text = "skipped what a gateway says of its users: %s"
+            logger.warning(text, reason_of(exc), extra=log_fields)
             return
         digests[service].update(data[at : at + DIGEST] for at in range(0, len(data), DIGEST))
 
@@ -137,7 +139,8 @@ async def find_gateways(broker: Broker) -> Gateways:
         try:
             found.append(Gateway.parse(id, answer))
         except (TypeError, ValueError) as exc:
-            logger.warning("cannot read what gateway %s says of itself: %s", id, exc)
+            text = "cannot read what gateway %s says of itself: %s"
+            logger.warning(text, id, reason_of(exc), extra={"gateway": id})
             silent.add(id)
     return Gateways(sorted(found, key=attrgetter("id")), sorted(silent))
 
@@ -172,6 +175,7 @@ def _readable(answers: Answers, *names: str) -> Answers:
         try:
             found[id] = {**answer, **{name: numbers_of(answer.get(name)) for name in names}}
         except ValueError as exc:
-            logger.warning("cannot read the answer of gateway %s: %s", id, exc)
+            text = "cannot read the answer of gateway %s: %s"
+            logger.warning(text, id, reason_of(exc), extra={"gateway": id})
             silent.add(id)
     return Answers(found, tuple(sorted(silent)))

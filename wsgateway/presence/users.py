@@ -10,6 +10,7 @@ from typing import Any
 
 from wsgateway.broker.base import Broker
 from wsgateway.broker.inquiry import Fields, Inquiry, encode
+from wsgateway.exceptions import reason_of
 from wsgateway.presence.results import Connection, Connections, Disconnected, number_of
 from wsgateway.protocol.subjects import Inbox
 
@@ -123,7 +124,8 @@ def _parse(inbox: Inbox, answers: Iterable[Fields]) -> Iterable[Connection]:
             try:
                 yield Connection.parse(inbox, str(answer.get("gateway")), fields)
             except (AttributeError, TypeError, ValueError) as exc:
-                logger.warning("skipped what a gateway says of a socket: %s", exc)
+                text = "skipped what a gateway says of a socket: %s"
+                logger.warning(text, reason_of(exc), extra=_log_fields(inbox, answer))
 
 
 async def close_sockets(broker: Broker, inbox: Inbox, request: Fields) -> Disconnected:
@@ -140,5 +142,10 @@ async def close_sockets(broker: Broker, inbox: Inbox, request: Fields) -> Discon
         try:
             closed += number_of(answer.get("closed"))
         except ValueError as exc:
-            logger.warning("skipped what a gateway says of closing sockets: %s", exc)
+            text = "skipped what a gateway says of closing sockets: %s"
+            logger.warning(text, reason_of(exc), extra=_log_fields(inbox, answer))
     return Disconnected(closed, silent if lookup.undecided else ())
+
+
+def _log_fields(inbox: Inbox, answer: Fields) -> dict[str, object]:
+    return {"service": inbox.service, "user": inbox.user, "gateway": str(answer.get("gateway"))}

@@ -136,8 +136,9 @@ class Handling:
         self.counts[COUNTED[type(verdict)]] += 1
         self._counters.outcomes[COUNTED[type(verdict)]] += 1
         if logger.isEnabledFor(logging.DEBUG):
-            took = time.perf_counter() - begin
-            logger.debug("%s: %s, %.4f s", self._name(job), COUNTED[type(verdict)], took)
+            took, outcome = time.perf_counter() - begin, COUNTED[type(verdict)]
+            log_fields = {**job.log_fields, "outcome": outcome, "duration": took}
+            logger.debug("%s: %s, %.4f s", self._name(job), outcome, took, extra=log_fields)
         return Outcome(verdict, error)
 
     def _name(self, job: Job) -> str:
@@ -156,6 +157,7 @@ class Handling:
                 "%s is handled alone because it was delivered %d times without a recorded result",
                 self._name(job),
                 job.deliveries,
+                extra=job.log_fields,
             )
             return await self._persist(job, "mark", lambda: self._run_alone(job, history, run))
         async with self._slots:
@@ -204,6 +206,7 @@ class Handling:
                 "letter: %s",
                 self._name(job),
                 one_line(exc),
+                extra=job.log_fields,
             )
 
     # -- what becomes of it --------------------------------------------------------------
@@ -214,21 +217,24 @@ class Handling:
         try:
             return judge(error, job.attempt, self._service.policies, settings.MAX_DELIVER)
         except Exception:  # an exception whose class or attributes are strange
-            logger.exception("the retry policy cannot be applied to %s", self._name(job))
+            text = "cannot apply the retry policy to %s"
+            logger.exception(text, self._name(job), extra=job.log_fields)
             return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
 
     def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
         """Log what a handler raised: its traceback at the first try and the last."""
+        name, log_fields = self._name(job), {**job.log_fields, "outcome": COUNTED[type(verdict)]}
         if isinstance(verdict, Rejected):
-            logger.info("%s is rejected: %s", self._name(job), one_line(error))
+            logger.info("%s is rejected: %s", name, one_line(error), extra=log_fields)
         elif isinstance(verdict, DeadLettered):
-            _log_traceback(logging.ERROR, error, f"{self._name(job)} becomes a dead letter")
+            _log_traceback(logging.ERROR, error, log_fields, "%s becomes a dead letter", name)
         elif isinstance(verdict, Retried):
-            text = f"{self._name(job)} failed, retrying in {verdict.after:.1f} s"
             if job.attempt == 1 and not isinstance(error, Retry):
-                _log_traceback(logging.WARNING, error, text)
+                text = "%s failed, retrying in %.1f s"
+                _log_traceback(logging.WARNING, error, log_fields, text, name, verdict.after)
             else:
-                logger.warning("%s: %s", text, one_line(error))
+                text = "%s failed, retrying in %.1f s: %s"
+                logger.warning(text, name, verdict.after, one_line(error), extra=log_fields)
 
     async def _persist(self, job: Job, what: str, action: Callable[[], Awaitable[T]]) -> T:
         """Repeat *action* until it succeeds: the broker may be away, or a stream full.
@@ -248,6 +254,7 @@ class Handling:
                         self._name(job),
                         what,
                         one_line(exc),
+                        extra=job.log_fields,
                     )
             await asyncio.sleep(PAUSES.delay(attempt))
             attempt += 1
@@ -286,7 +293,8 @@ class Handling:
         try:
             await self._queue.forget(job)
         except WsGatewayError as exc:  # its age ends it
-            logger.debug("cannot remove the record of tries of %s: %s", self._name(job), exc)
+            text = "cannot remove the record of tries of %s: %s"
+            logger.debug(text, self._name(job), one_line(exc), extra=job.log_fields)
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
         """Tell the client, if possible, that its message was rejected or set aside.
@@ -300,7 +308,8 @@ class Handling:
         except (BrokerClosed, BrokerUnavailable, QueueFull):
             raise
         except Exception as exc:  # no frame, an id that no header can hold, …
-            logger.warning("cannot tell the client of %s: %s", self._name(job), one_line(exc))
+            text = "cannot tell the client of %s: %s"
+            logger.warning(text, self._name(job), one_line(exc), extra=job.log_fields)
 
 
 class WorkerDied(WsGatewayError):
@@ -317,9 +326,11 @@ class _Strange(WsGatewayError):
     """Replaces an exception that cannot be inspected."""
 
 
-def _log_traceback(level: int, error: BaseException, text: str) -> None:
+def _log_traceback(
+    level: int, error: BaseException, log_fields: dict[str, object], text: str, *args: object
+) -> None:
     """Log *error* with its traceback, for error trackers too, even if it cannot be shown."""
     try:
-        logger.log(level, "%s", text, exc_info=error)
+        logger.log(level, text, *args, exc_info=error, extra=log_fields)
     except BaseException:  # its __str__ may raise anything
-        logger.log(level, "%s: %s", text, one_line(error))
+        logger.log(level, "%s: %s", text % args, one_line(error), extra=log_fields)

@@ -39,6 +39,11 @@ class Run:
         self.thread: int | None = None
         self.warned = False
 
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """Names what is handled in the log."""
+        return {} if self.job is None else self.job.log_fields
+
     def stack(self) -> str:
         """Return where the handler is now, as a traceback shows it."""
         frames: list[FrameType] = []

@@ -10,6 +10,7 @@ from typing import Any, Self
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.inquiry import Fields, ask_members
+from wsgateway.exceptions import reason_of
 from wsgateway.presence.results import Found
 
 __all__ = ["KIND", "Handled", "ServiceWork", "Worker", "Workers", "aworkers", "workers"]
@@ -186,7 +187,7 @@ async def ask_workers(broker: Broker) -> Workers:
         try:
             found.append(Worker.parse(id, fields))
         except ValueError as exc:
-            logger.warning("worker %s cannot be understood: %s", id, exc)
+            logger.warning("cannot read the answer of worker %s: %s", id, reason_of(exc))
             silent.append(id)
     return Workers(found, sorted(silent))
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from wsgateway import counters
 from wsgateway.broker.work import Job, Turn
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.exceptions import BrokerClosed, BrokerError, reason_of
+from wsgateway.logs import log_with_stack
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.handling import UNMARK_WITHIN, Handling
 from wsgateway.services.policy import Retried
@@ -225,7 +226,9 @@ class Worker:
             return
         except Exception:
             logger.exception(
-                "service %s failed because of a bug in wsgateway. Please report it.", inbox.service
+                "service %s failed because of a bug in wsgateway. Please report it.",
+                inbox.service,
+                extra={"service": inbox.service, "user": inbox.user},
             )
             pause = GIVEN_BACK_AFTER_A_BUG
         finally:
@@ -265,7 +268,9 @@ class Worker:
             except BrokerClosed:
                 raise
             except BrokerError as exc:
-                logger.debug("service %s cannot ask whose turn it is: %s", self.service.name, exc)
+                text = "service %s cannot ask whose turn it is: %s"
+                reason = reason_of(exc)
+                logger.debug(text, self.service.name, reason, extra=job.log_fields)
             try:
                 async with asyncio.timeout(pause):
                     await user.look.wait()
@@ -295,10 +300,13 @@ class Worker:
                     for job in user.behind():
                         self._queue.hold(job)
             for run in self._running.overdue(settings.ACK_WAIT):
-                logger.warning(
+                log_with_stack(
+                    logger,
+                    logging.WARNING,
+                    run.stack(),
                     "the handler of %s has been running for more than %.0f s. If it hangs, give "
-                    "the service a timeout. It is at:\n%s",
+                    "the service a timeout",
                     run.name(),
                     settings.ACK_WAIT,
-                    run.stack(),
+                    extra=run.log_fields,
                 )

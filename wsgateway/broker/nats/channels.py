@@ -16,7 +16,7 @@ from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.specs import NANO, channel_stream
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerError, BrokerUnavailable, QueueFull
+from wsgateway.exceptions import BrokerError, BrokerUnavailable, QueueFull, reason_of
 from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
@@ -183,7 +183,9 @@ class _Consumer(PullConsumer, ChannelConsumer):
             on_message=self._on_delivery,
             expires=PULL_EXPIRES,
             logger=logger,
+            log_fields={"channel": channel},
         )
+        self._channel = channel
         self._publish = broker.connection.publish
         self._hand_over = on_message
         stream, name = broker.subjects.stream("chan"), encode_token(channel)
@@ -197,7 +199,11 @@ class _Consumer(PullConsumer, ChannelConsumer):
         try:
             self._publish(receipt, b"+ACK")
         except BrokerError as exc:  # it comes again, and is known then
-            logger.debug("an acknowledgement was not sent: %s", exc)
+            logger.debug(
+                "did not send an acknowledgement: %s",
+                reason_of(exc),
+                extra={"channel": self._channel},
+            )
 
     def give_back(self, receipt: str) -> None:
         with contextlib.suppress(BrokerError):  # it comes again anyway

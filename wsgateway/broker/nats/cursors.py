@@ -13,7 +13,7 @@ from wsgateway.broker.bus import Reply
 from wsgateway.broker.messages import Position
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
-from wsgateway.exceptions import BrokerError, BrokerUnavailable, NameRefused
+from wsgateway.exceptions import BrokerError, BrokerUnavailable, NameRefused, reason_of
 from wsgateway.protocol.subjects import Inbox, Subjects, decode_token, encode_token
 
 __all__ = ["Cursors", "Saved"]
@@ -113,11 +113,19 @@ class Cursors:
             return 0
         if entry.offset <= position.last:
             return entry.offset
-        logger.warning("dropped a cursor at %s: the stream ends before it", entry.offset)
+        logger.warning(
+            "dropped a cursor at %s because the stream ends before it",
+            entry.offset,
+            extra={**_log_fields(inbox, device), "offset": entry.offset},
+        )
         try:
             await self._purge(subject, entry.revision)
         except BrokerError as exc:  # that must not keep its device out
-            logger.warning("the dropped cursor could not be removed: %s", exc)
+            logger.warning(
+                "could not remove the dropped cursor: %s",
+                reason_of(exc),
+                extra=_log_fields(inbox, device),
+            )
         return 0
 
     async def save(self, inbox: Inbox, device: str, offset: int, epoch: str) -> None:
@@ -206,4 +214,12 @@ class Cursors:
                 revision = hdrs.find_int(reply.headers, b"Nats-Sequence") or 0
                 await self._purge(subject, revision)
         except BrokerError as exc:  # the cursor itself is written, and the next one tries again
-            logger.warning("a user's oldest cursors could not be removed: %s", exc)
+            logger.warning(
+                "could not remove a user's oldest cursors: %s",
+                reason_of(exc),
+                extra={"service": inbox.service, "user": inbox.user},
+            )
+
+
+def _log_fields(inbox: Inbox, device: str) -> dict[str, object]:
+    return {"service": inbox.service, "user": inbox.user, "device": device}

@@ -58,5 +58,6 @@ class Levels:
             name,
             100 * level,
             info["config"]["max_bytes"],
+            extra={"stream": name},
         )
         self.on_warning()

@@ -147,6 +147,7 @@ class Migration:
                         "consumer %s has not finished %s messages, which are handled again",
                         consumer["name"],
                         pending,
+                        extra={"stream": self._old},
                     )
                     break
                 await asyncio.sleep(0.1)

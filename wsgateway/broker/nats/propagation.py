@@ -139,7 +139,8 @@ class Propagation:
             server = report["server"]["name"]
             numbers = report["request"]["header"][NUMBER]
         except (ValueError, TypeError, KeyError):
-            logger.warning("%d bytes that are not a trace came to %s", len(data), self._reports)
+            text = "ignored %d bytes on %s that are not a trace"
+            logger.warning(text, len(data), self._reports, extra={"subject": self._reports})
             return
         self.silent.discard(server)
         if self._current is not None and numbers == [str(self._current.number)]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.bus import new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.specs import NANO
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import supervise
 
@@ -49,6 +49,7 @@ class PullConsumer:
         on_message: Called with each message, in the read path.
         expires: Seconds that a request stays open.
         logger: Where it says what keeps it from pulling.
+        log_fields: What it pulls for.
     """
 
     asked = 0
@@ -64,6 +65,7 @@ class PullConsumer:
         on_message: Handler,
         expires: float,
         logger: logging.Logger,
+        log_fields: Mapping[str, object],
     ) -> None:
         self._connection = connection
         self._title = title
@@ -72,6 +74,7 @@ class PullConsumer:
         self._on_message = on_message
         self._expires = expires
         self._logger = logger
+        self._log_fields = log_fields
         self._subject = ""  # where requests go
         # Of its own: what a pull brings carries the stream's subject, not the request's
         self._reply_subject = new_reply_subject()
@@ -119,7 +122,9 @@ class PullConsumer:
         wrong = isinstance(exc, BrokerMisconfigured)
         if attempt % SAID_EACH == (0 if wrong else PATIENCE):
             level = logging.ERROR if wrong else logging.WARNING
-            self._logger.log(level, "%s waits: %s", self._title, exc)
+            self._logger.log(
+                level, "%s waits: %s", self._title, reason_of(exc), extra=self._log_fields
+            )
 
     async def _pull(self) -> None:
         """Keep requests open until the consumer is lost."""
@@ -165,5 +170,6 @@ class PullConsumer:
             self.asked = max(0, self.asked - unused)
             self._changed.set()
         elif status != 100:  # a heartbeat
-            self._logger.debug("%s: pull ended with %s", self._title, raw)
+            text = "the server ended a pull of %s with status %s"
+            self._logger.debug(text, self._title, status, extra=self._log_fields)
             self._on_lost()

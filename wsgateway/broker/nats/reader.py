@@ -160,7 +160,10 @@ class Reader(asyncio.BufferedProtocol):
                 try:
                     handler(fields[1], reply, data[middle:stop], headers)
                 except Exception:  # reading must survive whatever a handler does
-                    logger.exception("a handler failed for a message on %r", fields[1])
+                    subject = fields[1].decode("utf-8", "replace")
+                    logger.exception(
+                        "a callback failed for a message on %r", subject, extra={"subject": subject}
+                    )
             start = stop + 2
         return start, 0
 

@@ -13,7 +13,13 @@ from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
 from wsgateway.broker.nats.registry import Registry
 from wsgateway.broker.nats.streams import Streams
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerMisconfigured, BrokerUnavailable
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    BrokerMisconfigured,
+    BrokerUnavailable,
+    reason_of,
+)
 from wsgateway.supervision import supervise
 
 __all__ = ["OFFER_HEADERS", "Readiness"]
@@ -154,7 +160,7 @@ class Readiness:
                 break
             except BrokerMisconfigured as exc:
                 if str(exc) != str(self.problem):
-                    logger.error("%s", exc)
+                    logger.error("%s", reason_of(exc))
                 self.problem = exc
                 self._checked.set()
             except BrokerClosed:
@@ -172,7 +178,7 @@ class Readiness:
         """Log what keeps the streams from being ready, each reason once."""
         if str(exc) != self._delay:
             log = logger.debug if isinstance(exc, BrokerUnavailable) else logger.error
-            log("the streams are not ready yet: %s", exc)
+            log("the streams are not ready yet: %s", reason_of(exc))
         self._delay = str(exc)
 
     async def _check(self) -> None:
@@ -240,7 +246,7 @@ class Readiness:
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                logger.debug("cannot check the streams now: %s", exc)
+                logger.debug("cannot check the streams now: %s", reason_of(exc))
             await asyncio.sleep(LOOK_PAUSE)
 
     async def _look(self) -> None:

@@ -12,7 +12,7 @@ from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiErro
 from wsgateway.broker.nats.limits import AUTOMATIC, LEAST, Room, share_of
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.broker.nats.specs import ESSENTIAL, FIXED, OWNER, StreamSpec
-from wsgateway.exceptions import BrokerError, BrokerMisconfigured, QueueFull
+from wsgateway.exceptions import BrokerError, BrokerMisconfigured, QueueFull, reason_of
 from wsgateway.protocol.subjects import Subjects
 
 __all__ = ["TRIMMED_UNTIL", "Streams", "fill_level", "require_own"]
@@ -193,13 +193,16 @@ class Streams:
                 raise BrokerMisconfigured(text) from exc
             if needed:
                 raise
-            logger.info("stream %r stays as it is: %s", spec.name, exc)  # we may not be permitted
+            # We may not be permitted
+            text = "leaving stream %r as it is: %s"
+            logger.info(text, spec.name, reason_of(exc), extra={"stream": spec.name})
             return info
 
     def _check(self, spec: StreamSpec, real: dict[str, Any]) -> None:
         moving = spec.service and self._subjects.all_of("move", spec.service)
         if real["subjects"] == [moving]:
-            logger.warning("stream %r has not been moved yet: %s", spec.name, MOVE)
+            text = "stream %r has not been moved yet: %s"
+            logger.warning(text, spec.name, MOVE, extra={"stream": spec.name})
             return
         different = spec.differences(real)
         essential = [key for key in different if key in ESSENTIAL]
@@ -207,7 +210,7 @@ class Streams:
             raise BrokerMisconfigured("; ".join(spec.describe(key, real) for key in essential))
         for key in different:
             if key != "metadata":
-                logger.warning("%s", spec.describe(key, real))
+                logger.warning("%s", spec.describe(key, real), extra={"stream": spec.name})
 
     async def _create_unless_shared(self, spec: StreamSpec) -> dict[str, Any] | None:
         """Create a stream; return None while the shared stream of 0.1 takes its subjects."""
@@ -219,7 +222,8 @@ class Streams:
             shared = self._subjects.stream("send")
             if not (spec.service and overlaps) or await self.own_info(shared) is None:
                 raise
-            logger.warning("stream %r still takes what %r should: %s", shared, spec.name, MOVE)
+            text = "stream %r still takes what %r should: %s"
+            logger.warning(text, shared, spec.name, MOVE, extra={"stream": shared})
             return None
 
     async def setup(self, progress: Progress = no_progress) -> list[str]:

@@ -19,6 +19,7 @@ from wsgateway.exceptions import (
     BrokerUnavailable,
     MalformedMessage,
     NameRefused,
+    reason_of,
 )
 from wsgateway.protocol.subjects import Inbox
 
@@ -99,6 +100,7 @@ class NatsWorkQueue(WorkQueue):
             on_message=self._on_message,
             expires=PULL_EXPIRES,
             logger=logger,
+            log_fields={"service": service},
         )
         self.ready = asyncio.Event()
 
@@ -153,7 +155,9 @@ class NatsWorkQueue(WorkQueue):
         try:
             self._connection.publish(job.receipt, answer)
         except BrokerError as exc:  # it will be delivered again
-            logger.debug("an acknowledgement was not sent: %s", exc)
+            logger.debug(
+                "did not send an acknowledgement: %s", reason_of(exc), extra=job.log_fields
+            )
 
     def holds(self, job: Job) -> bool:
         """Say whether *job* is of the stream that the service has now.
@@ -230,6 +234,7 @@ class NatsWorkQueue(WorkQueue):
                 self.service,
                 consumer.ack_wait,
                 self._wanted_ack_wait,
+                extra={"service": self.service},
             )
         self.ack_wait = consumer.ack_wait
         self.ready.set()
