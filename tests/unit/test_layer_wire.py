@@ -147,6 +147,22 @@ def test_layer_reads_or_skips_whatever_comes(data: bytes) -> None:
             reader.event_of(stored)
 
 
+@pytest.mark.parametrize("content", [b"\xffs3cret", b"\xa0s3cret", b"\x92\xa6s3cret\xa1"])
+def test_log_of_what_cannot_be_read_does_not_quote_it(
+    content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The arguments of `UnicodeDecodeError` and of msgpack's `ExtraData` hold the message."""
+    for reader in READERS:
+        reader.decode(wire.pack(time.time(), b"chat.1", content))
+        reader.event_of(Stored(7, 0, content, "event"))
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert "s3cret" not in "".join(str(vars(record)) for record in caplog.records)
+    assert {vars(each).get("channel", each.__dict__.get("offset")) for each in caplog.records} == {
+        "chat.1",
+        7,
+    }
+
+
 @given(st.one_of(envelopes, st.binary(max_size=60)))
 def test_claim_is_read_or_malformed(data: bytes) -> None:
     if not wire.is_enveloped(data):

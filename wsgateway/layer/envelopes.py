@@ -12,7 +12,7 @@ from channels.exceptions import MessageTooLarge
 
 from wsgateway import counters
 from wsgateway.broker.messages import Stored
-from wsgateway.exceptions import BrokerUnavailable, MalformedMessage
+from wsgateway.exceptions import BrokerUnavailable, MalformedMessage, reason_of
 from wsgateway.layer import durable, wire
 from wsgateway.layer.serializers import BaseMessageSerializer, Serializer
 from wsgateway.layer.wire import HEAD, head
@@ -128,7 +128,8 @@ class Envelopes:
             message = self.deserialize(content)
         except Exception as exc:  # whatever the format raises for foreign bytes
             counters.layer.dropped_unreadable += 1
-            logger.warning("skipped a channel message that cannot be read: %r", exc)
+            text = "skipped a channel message that cannot be read: %s"
+            logger.warning(text, _what_failed(exc), extra={"channel": _channel(envelope)})
             return None
         return message
 
@@ -138,7 +139,8 @@ class Envelopes:
             return durable.event_of(stored, self.deserialize, self.max_message_size)
         except Exception as exc:  # whatever the format raises for foreign bytes
             counters.layer.dropped_unreadable += 1
-            logger.warning("skipped a stored message that cannot be read: %r", exc)
+            text = "skipped a stored message that cannot be read: %s"
+            logger.warning(text, _what_failed(exc), extra={"offset": stored.offset})
             return None
 
     def encode_stored(self, stored: Stored) -> bytes | None:
@@ -178,17 +180,20 @@ class Envelopes:
                 try:
                     found = await self._fetch(claim)
                 except BrokerUnavailable as exc:
-                    logger.debug("cannot fetch a large message: %s; retrying", exc)
+                    text = "cannot fetch a large message yet: %s"
+                    logger.debug(text, reason_of(exc), extra={"channel": _channel(claim)})
                     await asyncio.sleep(_backoff.delay(attempt))
                     attempt += 1
                     continue
                 except MalformedMessage as exc:
                     counters.layer.dropped_unreadable += 1
-                    logger.warning("skipped a channel message that cannot be read: %s", exc)
+                    text = "skipped a channel message that cannot be read: %s"
+                    logger.warning(text, reason_of(exc), extra={"channel": _channel(claim)})
                     return None
                 if found is None:
                     counters.layer.dropped_unreadable += 1
-                    logger.warning("skipped a large channel message: its parts are gone")
+                    text = "skipped a large channel message because its parts are gone"
+                    logger.warning(text, extra={"channel": _channel(claim)})
                     return None
                 if wire.sent_at(found) != sent_at:  # it came by way of a durable group
                     return wire.stamp(found, sent_at)
@@ -197,3 +202,18 @@ class Envelopes:
             mailbox.queue.appendleft(item)
             mailbox.pass_on()
             raise
+
+
+def _channel(envelope: bytes) -> str:
+    """Return the channel that an envelope is for; empty for a group's message."""
+    return wire.name(envelope).decode("utf-8", "replace")
+
+
+def _what_failed(error: Exception) -> str:
+    """Return what the log says about a message that cannot be read, without the message.
+
+    The text of a format's own exception may quote it, and so do the arguments of several.
+    """
+    if isinstance(error, MalformedMessage):
+        return reason_of(error)
+    return type(error).__name__
