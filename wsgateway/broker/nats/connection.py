@@ -238,7 +238,6 @@ class NatsConnection(RequestingBus):
         counters.broker.connects += 1
         counters.broker.reconnects += self.times_connected > 0
         self.times_connected += 1
-        self._refusals.clear()
         self._set_state(ConnectionState.OPEN)
         self._restore(client)  # again: the table may have changed while it was confirmed
         self._opened.set()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from wsgateway.exceptions import BrokerForbidden
+from wsgateway.exceptions import BrokerForbidden, reason_of
 
 __all__ = ["Refusal", "RefusalLog"]
 
 logger = logging.getLogger("wsgateway.broker")
 
-REMEMBERED = 1000
-"""Kinds of refusals that are logged once a connection."""
+INTERVAL = 600.0
+"""Seconds in which a kind of refusal is logged once, however often the connection is lost."""
+REMEMBERED = 100
+"""Kinds of refusals that are logged in that time."""
 
 _VIOLATION = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE
@@ -44,27 +49,48 @@ class Refusal(NamedTuple):
         return cls(text, subscribed=found[2])
 
     @property
+    def subject(self) -> str:
+        """The subject that it is about; "" if it is about none."""
+        return self.published or self.subscribed
+
+    @property
     def kind(self) -> str:
-        """The same for similar refusals: subjects differ by user."""
-        verb = "publish" if self.published else "subscribe"
-        subject = self.published or self.subscribed
-        return f"{verb} {'.'.join(subject.split('.')[:4])}" if subject else self.text
+        """The same for similar refusals: subjects differ by user, and by connection."""
+        if not self.subject:
+            return self.text
+        tokens = self.subject.split(".")
+        if tokens[0] != "$JS":
+            tokens = tokens[:-1][: 1 if tokens[0] == "_INBOX" else 3]
+        return f"{'publish' if self.published else 'subscribe'} {'.'.join(tokens[:5])}"
 
 
 class RefusalLog:
-    """Logs the first refusal of each kind."""
+    """Logs the first refusal of each kind, and again after `INTERVAL`.
 
-    def __init__(self) -> None:
-        self._kinds: set[str] = set()
+    Args:
+        clock: Returns seconds.
+    """
 
-    def clear(self) -> None:
-        """Begin again: another connection, perhaps other permissions."""
-        self._kinds.clear()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._quiet_until: dict[str, float] = {}  # by kind
 
     def add(self, refusal: Refusal) -> None:
-        """Log *refusal*, if it is the first of its kind."""
-        if refusal.kind in self._kinds or len(self._kinds) >= REMEMBERED:
-            logger.debug("NATS refuses: %s", refusal.text)
+        """Log *refusal*, unless one of its kind was logged a short time ago."""
+        now = self._clock()
+        if len(self._quiet_until) >= REMEMBERED:
+            self._quiet_until = {k: end for k, end in self._quiet_until.items() if end > now}
+        is_new = now >= self._quiet_until.get(refusal.kind, -math.inf)
+        if not is_new or len(self._quiet_until) >= REMEMBERED:
+            logger.debug("NATS refuses again: %s", refusal.text)
             return
-        self._kinds.add(refusal.kind)
-        logger.error("%s", BrokerForbidden(refusal.text))
+        self._quiet_until[refusal.kind] = now + INTERVAL
+        if not refusal.subject:  # a limit, for example
+            logger.error("%s", reason_of(BrokerForbidden(refusal.text)))
+            return
+        logger.warning(
+            'NATS permissions do not allow %s "%s". Grant what docs/deploy.md lists for the role',
+            "publishing to" if refusal.published else "subscribing to",
+            refusal.subject,
+            extra={"subject": refusal.subject},
+        )
