@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.conf import SETTINGS, misspelt_setting
 
-__all__ = ["flag", "gateway_settings", "items", "number", "required", "site_path"]
+__all__ = ["choice", "flag", "gateway_settings", "items", "number", "required", "site_path"]
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
@@ -23,6 +23,15 @@ def flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
     if value not in _TRUE | _FALSE:
         raise ImproperlyConfigured(f"{name} is {environ[name]!r} in the environment; use 1 or 0")
     return value in _TRUE
+
+
+def choice(environ: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    """Return a variable that is one of *choices*, of which the first is the default."""
+    value = environ.get(name) or choices[0]
+    if value not in choices:
+        known = ", ".join(choices)
+        raise ImproperlyConfigured(f"{name} is {value!r} in the environment; use one of {known}")
+    return value
 
 
 def items(environ: Mapping[str, str], name: str, default: str = "") -> list[str]:

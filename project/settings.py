@@ -159,16 +159,29 @@ CHANNEL_LAYERS: dict[str, dict[str, Any]] = {
     "default": {"BACKEND": "wsgateway.layer.NatsChannelLayer"},
 }
 
-LOGGING = {
+LOG_LEVELS = ("INFO", "DEBUG", "WARNING", "ERROR")
+LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
         "line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"},
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
+            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+        },
     },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": env.choice(os.environ, "LOG_FORMAT", ("line", "json")),
+        },
+    },
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
-        "wsgateway": {"level": "INFO"},
+        "wsgateway": {"level": env.choice(os.environ, "LOG_LEVEL", LOG_LEVELS)},
         "daphne.server": {"level": "INFO"},  # where it listens
     },
 }
+if LOGGING["handlers"]["console"]["formatter"] == "line":
+    del LOGGING["formatters"]["json"]  # python-json-logger may not be installed

@@ -1,18 +1,25 @@
-"""No secret of a client, of the site, or of NATS gets into a log, whatever goes wrong."""
+"""No payload and no secret gets into a log, whatever goes wrong, even at DEBUG."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import Gateway, until
+from wsgateway import Message, Reject, RetryPolicy
 from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.identity import make_token
+from wsgateway.services import registry
+
+__all__ = ["no_services"]  # a fixture
 
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
 PASSWORD, SESSION, PAYLOAD = "s3cret-of-nats", "s3ssionkeys3ssionkeys3ssionkey32", "s3cret-text"
@@ -31,6 +38,8 @@ async def test_logs_hold_no_secret(
         NATS_BROKER_URL=f"nats://gateway:{PASSWORD}@127.0.0.1:{own_server.port}",
         WSGATEWAY_MAX_MESSAGE_SIZE="100",
         WSGATEWAY_BROKER_TIMEOUT="0.5",
+        LOG_LEVEL="DEBUG",
+        LOG_FORMAT="json" if server == "daphne" else "line",
     )
     good, expired = make_token("orders", "ann"), make_token("orders", "ann", max_age=-1)
     cookie = {"Cookie": f"sessionid={SESSION}"}
@@ -59,3 +68,41 @@ async def test_logs_hold_no_secret(
         lines = [line for line in lines if not line.startswith("INFO:     ")]
     for secret in (PASSWORD, SESSION, PAYLOAD, good, good[:-2], expired):
         assert secret not in "\n".join(lines)
+    if server == "daphne":
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        closed = next(each for each in events if each.get("code") == 4509)
+        assert closed["service"] == "orders"
+        assert closed["user"] == "ann"
+        assert len(closed["connection"]) == 32
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    """Return everything that the records hold, tracebacks and fields included."""
+    show = logging.Formatter().format
+    return "\n".join(f"{show(each)} {vars(each)}" for each in caplog.records)
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_workers_log_no_payload(broker: NatsBroker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "wsgateway")
+
+    @registry.service("orders", retry=RetryPolicy(initial=0.01, cap=0.02))
+    async def handle(message: Message) -> None:
+        if message.text.startswith("reject"):
+            raise Reject("no")
+        if message.text.startswith("fail"):
+            raise OSError("cannot")
+        message.json()
+
+    for kind in ("reject", "fail", "junk"):
+        await offer(broker, f"{kind} {PAYLOAD}", user=f"{kind}er", Ws_Client_Id=kind)
+    await offer(broker, PAYLOAD.encode() + b"\xff", user="binary")
+    async with serving(broker) as worker:
+        await until(lambda: worker.counts["dead-lettered"] == 1)
+        await until(lambda: worker.counts["rejected"] == 3)
+        await answers(broker)
+    assert "becomes a dead letter" in said(caplog)
+    assert PAYLOAD not in said(caplog)
+    dead = next(each for each in caplog.records if "becomes a dead letter" in each.getMessage())
+    fields = {"service": "orders", "user": "failer", "attempt": 5, "outcome": "dead-lettered"}
+    assert vars(dead).items() >= fields.items()

@@ -1,0 +1,53 @@
+"""The configuration in ``docs/logging.md`` writes each line with its fields as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+from tests.support import ROOT
+
+BLOCK = re.search(r"```python\n(.*?)```", (ROOT / "docs/logging.md").read_text(), re.S)
+LOG = """
+import logging, logging.config
+logging.config.dictConfig(LOGGING)
+logger = logging.getLogger("wsgateway.services")
+try:
+    1 / 0
+except ZeroDivisionError as exc:
+    logger.error("message %s becomes a dead letter", 7, exc_info=exc, extra={"offset": 7})
+logger.debug("nobody reads this")
+"""
+
+
+def test_shown_formatter_writes_fields_and_tracebacks_into_one_line() -> None:
+    assert BLOCK is not None
+    code = BLOCK[1] + LOG
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    [line] = done.stderr.splitlines()
+    found = json.loads(line)
+    assert found.pop("time")
+    assert found.pop("exc_info").endswith("ZeroDivisionError: division by zero")
+    assert found == {
+        "level": "ERROR",
+        "logger": "wsgateway.services",
+        "message": "message 7 becomes a dead letter",
+        "offset": 7,
+    }
+
+
+def test_the_site_uses_the_same_formatter() -> None:
+    assert BLOCK is not None
+    shown: dict[str, object] = {}
+    exec(BLOCK[1], shown)
+    script = "import json; from project.settings import LOGGING; print(json.dumps(LOGGING))"
+    env = {"DEBUG": "1", "LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    site = json.loads(done.stdout)
+    assert site["formatters"]["json"] == shown["LOGGING"]["formatters"]["json"]  # type: ignore[index]
+    assert site["handlers"]["console"]["formatter"] == "json"
+    assert site["loggers"]["wsgateway"]["level"] == "DEBUG"
