@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import Brokers
-from tests.contract.test_broker import ANN, BOB, CAROL, eventually, fill, offsets
+from tests.contract.inboxes import ANN, BOB, CAROL, eventually, fill, offsets
 from wsgateway.broker.base import Broker
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import DirectBatch

@@ -8,7 +8,7 @@ import datetime as dt
 import pytest
 
 from tests.contract.conftest import Brokers
-from tests.contract.test_broker import ANN, BOB, CAROL, eventually, fill, offsets
+from tests.contract.inboxes import ANN, BOB, CAROL, eventually, fill, offsets
 from tests.contract.test_work import taking
 from tests.integration.workers import offer
 from wsgateway.broker.base import Broker

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import Brokers
-from tests.contract.test_broker import ANN, BOB, CAROL, eventually, fill, offsets
+from tests.contract.inboxes import ANN, BOB, CAROL, eventually, fill, offsets
 from wsgateway.broker.base import Broker
 from wsgateway.broker.recovery import find_start
 from wsgateway.protocol.v1 import Reason, Resume

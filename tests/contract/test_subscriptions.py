@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import Brokers
-from tests.contract.test_broker import ANN, BOB, fill
+from tests.contract.inboxes import ANN, BOB, fill
 from tests.support import until
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable

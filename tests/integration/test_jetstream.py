@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract.test_broker import CALLS
+from tests.contract.test_life import CALLS
 from tests.faults.traffic import stored
 from tests.support import Gateway, hears, until
 from wsgateway.broker.embedded import EmbeddedServer
