@@ -158,6 +158,12 @@ class Settings:
     COOKIE_NAME = text("wsgateway", "Name of SignedCookieIdentity's cookie")
     TOKEN_PARAMETER = text("token", "Query parameter that TokenIdentity reads")
     TOKEN_MAX_AGE = positive(3600.0, "How long a signed token or cookie is valid, seconds")
+    CONTINUE_TRACES = Setting(
+        True,
+        "Whether clients' messages continue the traces that the clients name; False: they begin "
+        "traces of their own, with links to those",
+        kind=bool,
+    )
     REVALIDATE_INTERVAL = positive(
         60.0, "How often gateways ask whether open sockets' logins still hold, seconds"
     )

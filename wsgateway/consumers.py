@@ -17,6 +17,7 @@ from wsgateway.gateway.origins import require_origin
 from wsgateway.gateway.refusals import MAX_PATH, refuse
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket, SocketClosed
+from wsgateway.gateway.traces import trace
 from wsgateway.gateway.transport import Transport, server_send
 from wsgateway.identity import Identity, require_service, resolve_identity, with_cause
 from wsgateway.protocol.codes import CloseCode
@@ -115,6 +116,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
         hub.require_open()
         await hub.open()
         session = Session(hub, identity, socket, self.scope)
+        trace(session)
         if socket.endpoint.acknowledges:
             # The welcome says when delivery begins; no server's handshake time-out passes
             await socket.accept()

@@ -956,6 +956,20 @@ test("request resolves with the reply, which is no message", async () => {
   assert.equal(page.timers.size, 1, "only the monitor's");
 });
 
+test("a trace context becomes part of the frame", async () => {
+  const page = new FakePage();
+  const client = await page.opened();
+  const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  client.send("a", { id: "a", traceparent, tracestate: 'b="c"' });
+  client.request("b", { id: "b", traceparent });
+  client.send("c", { id: "c", traceparent: undefined, tracestate: "" });
+  assert.deepEqual(page.socket.frames("message"), [
+    { type: "message", id: "a", traceparent, tracestate: 'b="c"', data: "a" },
+    { type: "message", id: "b", request: true, traceparent, data: "b" },
+    { type: "message", id: "c", data: "c" },
+  ]);
+});
+
 test("send asks for no reply", async () => {
   const page = new FakePage();
   const client = await page.opened();

@@ -6,7 +6,7 @@ export const off: () => void = c.on("message", (m: Message) => m.json<{ a: numbe
 c.on("reply", (m) => m.replyTo?.length);
 c.on("state", (s, { delay }) => { if (s === "waiting") delay?.toFixed(); });
 export const r: Promise<Message> = c.request({ a: 1 }, { timeout: null });
-export const s: Promise<{ id: string }> = c.send("x", { id: "i" });
+export const s: Promise<{ id: string }> = c.send("x", { id: "i", traceparent: "00-…" });
 c.on("error", (e) => e instanceof GatewayError && e.temporary);
 export async function loop() { for await (const m of c) m.ack(); }
 // @ts-expect-error

@@ -163,6 +163,36 @@ def test_client_message(fields: dict[str, Any], frame: Frame) -> None:
     assert protocol.parse_client(text) == ClientMessage("c1", frame)
 
 
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("fields", "trace"),
+    [
+        ({"traceparent": PARENT}, {"traceparent": PARENT}),
+        (
+            {"traceparent": PARENT, "tracestate": "a=b,c=d"},
+            {"traceparent": PARENT, "tracestate": "a=b,c=d"},
+        ),
+        ({"traceparent": PARENT, "tracestate": "a\nNats-Rollup: all"}, {"traceparent": PARENT}),
+        ({"traceparent": PARENT, "tracestate": "x" * 513}, {"traceparent": PARENT}),
+        ({"traceparent": PARENT, "tracestate": ""}, {"traceparent": PARENT}),
+        ({"tracestate": "a=b"}, None),
+        ({"traceparent": PARENT + "\r\nNats-Rollup: all"}, None),
+        ({"traceparent": PARENT.upper()}, None),
+        ({"traceparent": "ff" + PARENT[2:]}, None),
+        ({"traceparent": PARENT.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32)}, None),
+        ({"traceparent": PARENT.replace("b7ad6b7169203331", "0" * 16)}, None),
+        ({"traceparent": ""}, None),
+    ],
+)
+def test_trace_context_becomes_headers_or_is_ignored(
+    fields: dict[str, Any], trace: dict[str, str] | None
+) -> None:
+    text = json.dumps({"type": "message", "id": "c1", "data": "x", **fields})
+    assert protocol.parse_client(text) == ClientMessage("c1", Frame(b"x", True), False, trace)
+
+
 def test_client_ack_ping_pong() -> None:
     assert protocol.parse_client('{"type":"ack","offset":7}') == Ack(7)
     for epoch in ("e1", "2026~3", 'a"\\b ü', ""):
@@ -195,6 +225,9 @@ def test_client_ack_ping_pong() -> None:
         '{"type":"ack","offset":1,"offset":2}',
         '{"type":"ack","offset":1,"epoch":2}',
         '{"type":"ack","offset":' + "1" * 5000 + "}",
+        '{"type":"message","id":"a","data":"x","traceparent":1}',
+        '{"type":"message","id":"a","data":"x","traceparent":null}',
+        '{"type":"message","id":"a","data":"x","tracestate":1}',
         '{"type":"message","data":"x"}',
         '{"type":"message","id":"","data":"x"}',
         '{"type":"message","id":"a b","data":"x"}',
@@ -298,6 +331,14 @@ def test_client_message_round_trip(id: str, frame: Frame) -> None:
     text = protocol.encode_client_message(id, frame)
     assert protocol.parse_client(text) == ClientMessage(id, frame)
     CLIENT.validate(json.loads(text))
+
+
+def test_client_message_with_a_trace_context_round_trip() -> None:
+    trace = {"traceparent": PARENT, "tracestate": 'a="b"'}
+    for request in (False, True):
+        text = protocol.encode_client_message("a", Frame(b"x", True), request=request, trace=trace)
+        assert protocol.parse_client(text) == ClientMessage("a", Frame(b"x", True), request, trace)
+        CLIENT.validate(json.loads(text))
 
 
 @given(OFFSETS, TEXT, TEXT.map(Frame.of) | st.binary().map(Frame.of))

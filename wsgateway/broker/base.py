@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
-from wsgateway.broker.messages import Batch, Position, Receipt, Stored
+from wsgateway.broker.messages import REPLY_TO_HEADER, Batch, Position, Receipt, Stored
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects
+from wsgateway.tracing import Destination, find_tracer
 
 __all__ = ["Broker", "Progress", "no_progress"]
 
@@ -178,7 +179,6 @@ class Broker(ABC):
             BrokerUnavailable: No answer in time.
         """
 
-    @abstractmethod
     async def publish(
         self,
         inbox: Inbox,
@@ -217,6 +217,68 @@ class Broker(ABC):
             ValueError: *ttl* is out of range, or a header is malformed or belongs to the server.
                 So is each of the others that another try cannot change.
         """
+        tracer = find_tracer()
+        if tracer is None:
+            return await self.store_message(
+                inbox,
+                payload,
+                kind=kind,
+                msg_id=msg_id,
+                ttl=ttl,
+                headers=headers,
+                reserved=reserved,
+            )
+        given, attributes = headers or {}, dict[str, str]()
+        if msg_id is not None:
+            attributes["messaging.message.id"] = msg_id
+        if REPLY_TO_HEADER in given:
+            attributes["messaging.message.conversation_id"] = given[REPLY_TO_HEADER]
+        destination = self.destination("recv", inbox)
+        with tracer.sending(destination, len(payload), given, attributes) as traced:
+            return await self.store_message(
+                inbox,
+                payload,
+                kind=kind,
+                msg_id=msg_id,
+                ttl=ttl,
+                headers=traced,
+                reserved=reserved,
+            )
+
+    @abstractmethod
+    async def store_message(
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        *,
+        kind: str | None,
+        msg_id: str | None,
+        ttl: float | None,
+        headers: Mapping[str, str] | None,
+        reserved: bool,
+    ) -> Receipt:
+        """Do what `publish` promises; it adds a trace's headers, if there is one."""
+
+    # -- tracing -------------------------------------------------------------------------
+
+    system: str
+    """What the broker is, as OpenTelemetry names it."""
+
+    @property
+    def server(self) -> tuple[str, int] | None:
+        """Host and port of the server that is connected; None without."""
+        return None
+
+    def destination(self, kind: str, inbox: Inbox) -> Destination:
+        """Describe a user's subject of *kind*, ``send`` or ``recv``, for a trace.
+
+        If clients may name any service, they must not be able to make up names of spans.
+        """
+        service = inbox.service
+        subject = self.subjects.send(inbox) if kind == "send" else self.subjects.recv(inbox)
+        is_known = service is GROUP_SERVICE or service in self.service_names
+        template = self.subjects.template(kind, service if is_known else None)
+        return Destination(self.system, subject, template, self.server)
 
     @property
     @abstractmethod

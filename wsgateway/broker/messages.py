@@ -94,9 +94,20 @@ class Stored:
             or if that cannot be a client's id.
         error: Its ``Ws-Error`` header: why the service refused that message; None without, or
             if it answers none.
+        trace: Its ``traceparent`` header, if it is sampled and this process traces.
     """
 
-    __slots__ = ("_frame", "error", "kind", "offset", "payload", "previous", "reply_to", "time")
+    __slots__ = (
+        "_frame",
+        "error",
+        "kind",
+        "offset",
+        "payload",
+        "previous",
+        "reply_to",
+        "time",
+        "trace",
+    )
 
     def __init__(
         self,
@@ -116,6 +127,7 @@ class Stored:
         # Anybody may have published them: what cannot be a client's id answers nothing
         self.reply_to = reply_to if reply_to is not None and valid_id(reply_to) else None
         self.error = (error or None) if self.reply_to is not None else None
+        self.trace: str | None = None
         self._frame: Frame | None = None
 
     @property

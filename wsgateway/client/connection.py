@@ -34,6 +34,7 @@ from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import ServerMessage, Welcome
 from wsgateway.supervision import start
+from wsgateway.tracing import find_tracer
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 
@@ -310,7 +311,7 @@ class Client:
         id = id if id is not None else self._new_id()
         frame = _frame(data)
         if id not in self._sends:
-            self._session.send(id, frame)
+            self._session.send(id, frame, trace=_trace())
         with self._sends.joined(id) as confirmed:
             self._connector.wake()
             await asyncio.shield(confirmed)
@@ -338,7 +339,7 @@ class Client:
         """
         frame = _frame(data)
         id = id if id is not None else self._new_id()
-        self._session.request(id, frame)
+        self._session.request(id, frame, _trace())
         with self._requests.joined(id) as reply:
             self._connector.wake()
             async with asyncio.timeout(timeout):
@@ -372,6 +373,12 @@ def _call(callback: Callable[[T], object] | None, value: T) -> None:
         callback(value)
     except Exception:
         logger.exception("a callback of the client failed")
+
+
+def _trace() -> dict[str, str] | None:
+    """Return the context of the caller's span; None if the program does not trace."""
+    tracer = find_tracer()
+    return None if tracer is None else tracer.inject_w3c()
 
 
 def _frame(data: Any) -> Frame:

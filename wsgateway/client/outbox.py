@@ -5,7 +5,7 @@ Behaves like the class ``Outbox`` of ``wsgateway.js``: see ``tests/vectors/clien
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from wsgateway.protocol.frames import Frame
@@ -51,9 +51,16 @@ class ClientOutbox:
         """Whether no more messages may wait."""
         return len(self._entries) >= self._limit
 
-    def add(self, id: str, frame: Frame, *, request: bool = False) -> None:
-        """Append a message; *request* asks the service to reply."""
-        text = encode_client_message(id, frame, request=request)
+    def add(
+        self,
+        id: str,
+        frame: Frame,
+        *,
+        request: bool = False,
+        trace: Mapping[str, str] | None = None,
+    ) -> None:
+        """Append a message; *request* asks the service to reply, *trace* is its trace context."""
+        text = encode_client_message(id, frame, request=request, trace=trace)
         self._entries[id] = _Entry(text, len(frame.payload))
 
     def remove(self, id: str) -> None:

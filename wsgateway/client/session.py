@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
@@ -260,7 +261,7 @@ class ClientSession:
 
     # -- from the application ------------------------------------------------------------
 
-    def request(self, id: str, frame: Frame) -> None:
+    def request(self, id: str, frame: Frame, trace: Mapping[str, str] | None = None) -> None:
         """Queue a message and wait for its reply, unless the same request waits already.
 
         Raises:
@@ -272,20 +273,28 @@ class ClientSession:
         if len(self._requests) >= self._queue_limit:
             text = f"{len(self._requests)} requests are already waiting for replies (queue_limit)"
             raise GatewayError("queue_limit", text, True, id=id)
-        self.send(id, frame, request=True)
+        self.send(id, frame, request=True, trace=trace)
         self._requests.add(id)
 
     def expect_no_reply(self, id: str) -> None:
         """Report a later reply to *id* as `Unclaimed`. Idempotent."""
         self._requests.discard(id)
 
-    def send(self, id: str, frame: Frame, *, request: bool = False) -> None:
+    def send(
+        self,
+        id: str,
+        frame: Frame,
+        *,
+        request: bool = False,
+        trace: Mapping[str, str] | None = None,
+    ) -> None:
         """Queue a message, unless one with the same id waits already.
 
         Args:
             id: 1 to 64 printable ASCII characters without spaces.
             frame: What to send.
             request: Whether the service is asked to reply.
+            trace: The trace context in which it is sent.
 
         Raises:
             GatewayError: It cannot be queued.
@@ -295,7 +304,7 @@ class ClientSession:
             raise ValueError(f"id {id!r} is not 1 to 64 printable ASCII characters, no spaces")
         if id not in self._outbox:
             self._check(id, len(frame.payload))
-            self._outbox.add(id, frame, request=request)
+            self._outbox.add(id, frame, request=request, trace=trace)
 
     def _check(self, id: str, size: int) -> None:
         """Refuse what cannot be sent, before it is queued."""

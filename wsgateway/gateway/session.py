@@ -42,6 +42,7 @@ from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.gateway.hub import Hub
+    from wsgateway.gateway.traces import Put
 
 __all__ = ["Session"]
 
@@ -84,6 +85,7 @@ class Session:
         "inbox",
         "log_fields",
         "publish_queue",
+        "put",
         "scope",
         "since",
         "socket",
@@ -124,6 +126,8 @@ class Session:
             self._patience,
             strict=not self.endpoint.acknowledges,
         )
+        self.put: Put = self.publish_queue.put
+        """Takes what is to be published; `wsgateway.gateway.traces.trace` replaces it."""
         self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
         self._counters: SocketCounters | None = None  # where it counts as open
@@ -331,7 +335,9 @@ class Session:
             headers = {**headers, CLIENT_ID_HEADER: id}
             if message.request:
                 headers[REQUEST_HEADER] = id
-        receipt = await self.publish_queue.put(message.frame, msg_id, headers)
+            if message.trace is not None:
+                headers |= message.trace
+        receipt = await self.put(message.frame, msg_id, headers)
         receipt.add_done_callback(partial(self._on_receipt, id))
 
     def _publish_once(

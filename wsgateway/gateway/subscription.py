@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from wsgateway.broker.subscriptions import fetch
 from wsgateway.exceptions import BrokerClosed, MalformedMessage
 from wsgateway.gateway.cursors import Cursor, Key
 from wsgateway.gateway.sockets import SocketClosed
+from wsgateway.gateway.traces import deliver
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
@@ -185,7 +187,9 @@ class Subscription:
             try:
                 frame = encode(message)
                 if frame is not None:
-                    if await write(frame) and not acknowledges:
+                    traced = message.trace is not None
+                    send = partial(deliver, self._session, message) if traced else write
+                    if await send(frame) and not acknowledges:
                         self._drained = self._written  # before it
                     traffic.messages_out += 1
                     counts.until_sample -= 1

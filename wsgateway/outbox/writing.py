@@ -10,6 +10,7 @@ from wsgateway.exceptions import NameRefused
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.schema import naming_the_cure
 from wsgateway.publish import Outgoing
+from wsgateway.tracing import find_tracer
 
 __all__ = ["enqueue"]
 
@@ -40,6 +41,8 @@ def enqueue(service: str, user: str, *, using: str | None = None, **options: Any
     for name in (service, user):
         if "\0" in name:
             raise NameRefused(f"name {name!r} holds a NUL, which the outbox cannot store")
+    tracer = find_tracer()
+    trace = {} if tracer is None else tracer.inject()  # where it is written, not where it is sent
     rows = OutboxMessage.objects.using(using)
     with naming_the_cure(using or router.db_for_write(OutboxMessage)):
         return rows.create(
@@ -48,5 +51,5 @@ def enqueue(service: str, user: str, *, using: str | None = None, **options: Any
             payload=frame.payload,
             kind=frame.kind,
             ttl=message.ttl,
-            headers=dict(message.headers or {}),
+            headers={**trace, **(message.headers or {})},
         )

@@ -7,6 +7,7 @@ actions out: it publishes, confirms, answers and closes, and tells the endpoint 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -46,11 +47,13 @@ class Publish(NamedTuple):
     Attributes:
         id: The client's own name for the message; None if it has none.
         request: Whether the client wants a reply.
+        trace: The client's trace context, as headers; None if it sent none.
     """
 
     frame: Frame
     id: str | None = None
     request: bool = False
+    trace: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)

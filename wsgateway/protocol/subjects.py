@@ -179,6 +179,13 @@ class Subjects:
         """Return the wildcard for every user of *service* (None: of every service)."""
         return f"{self.prefix}.{kind}.{'*' if service is None else encode_token(service)}.*"
 
+    def template(self, kind: str, service: str | None) -> str:
+        """Return what the subjects of every user of *service* (None: of any) have in common."""
+        if service is GROUP_SERVICE:
+            return f"{self.prefix}.{kind}.{_GROUP_TOKEN}.{{group}}"
+        token = "{service}" if service is None else encode_token(service)
+        return f"{self.prefix}.{kind}.{token}.{{user}}"
+
     def parse(self, subject: str) -> tuple[str, Inbox]:
         """Return the kind and the inbox that a four-token subject names.
 

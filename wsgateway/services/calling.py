@@ -16,6 +16,8 @@ from asgiref.sync import sync_to_async
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services import database
 from wsgateway.services.message import Message, SyncMessage
+from wsgateway.services.traces import trace_handler
+from wsgateway.tracing import find_tracer
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
@@ -62,6 +64,12 @@ class Caller:
         """
         if job.problem is not None:
             return job.problem
+        tracer = find_tracer()
+        if tracer is None:
+            return await self._call(job, run)
+        return await trace_handler(tracer, self._broker, job, lambda: self._call(job, run))
+
+    async def _call(self, job: Job, run: Run) -> BaseException | None:
         try:
             if self._service.is_async:
                 await self._call_async(job, run)

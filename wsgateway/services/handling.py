@@ -39,6 +39,7 @@ from wsgateway.services.failure import one_line
 from wsgateway.services.message import Message
 from wsgateway.services.policy import DeadLettered, Done, Rejected, Retried, Verdict, judge
 from wsgateway.services.running import Run, Running
+from wsgateway.tracing import find_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -122,6 +123,13 @@ class Handling:
             job: The message.
             crowded: Says whether other messages of its user wait in this worker.
         """
+        tracer = find_tracer()
+        if tracer is None:
+            return await self._handle(job, crowded)
+        with tracer.continuing(job.headers):
+            return await self._handle(job, crowded)
+
+    async def _handle(self, job: Job, crowded: Callable[[], bool]) -> Outcome:
         history = History(0, job.deliveries)
         if not job.unstarted:
             history = await self._persist(job, "read", lambda: self._queue.history(job))

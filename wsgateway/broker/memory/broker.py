@@ -50,6 +50,7 @@ from wsgateway.exceptions import (
 )
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects
+from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
@@ -65,6 +66,8 @@ class MemoryBroker(Broker):
         subjects: Names below the installation's prefix.
         declared: The services that exist.
     """
+
+    system = "memory"
 
     def __init__(
         self,
@@ -190,16 +193,16 @@ class MemoryBroker(Broker):
         await self.wait_ready()
         return self.known_service(service)
 
-    async def publish(
+    async def store_message(
         self,
         inbox: Inbox,
         payload: bytes,
         *,
-        kind: str | None = None,
-        msg_id: str | None = None,
-        ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-        reserved: bool = False,
+        kind: str | None,
+        msg_id: str | None,
+        ttl: float | None,
+        headers: Mapping[str, str] | None,
+        reserved: bool,
     ) -> Receipt:
         subject = self.subjects.recv(inbox)
         check_published(headers, ttl, msg_id)
@@ -223,6 +226,8 @@ class MemoryBroker(Broker):
                 (headers or {}).get(REPLY_TO_HEADER),
                 (headers or {}).get(ERROR_HEADER),
             )
+            if find_tracer() is not None:
+                stored.trace = sampled((headers or {}).get(TRACEPARENT))
             kept.append(Kept(stored, monotonic() + min(ttl or store.max_age, store.max_age)))
         store.announce(inbox, stored)
         await asyncio.sleep(0)

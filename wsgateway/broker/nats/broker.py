@@ -53,6 +53,8 @@ class NatsBroker(Broker):
         max_message_size: Bytes of a client's message that the server should take.
     """
 
+    system = "nats"
+
     def __init__(
         self,
         options: ConnectionOptions,
@@ -113,6 +115,10 @@ class NatsBroker(Broker):
     @property
     def where(self) -> str:
         return f"NATS at {self.connection.address}"
+
+    @property
+    def server(self) -> tuple[str, int] | None:
+        return self.connection.peer
 
     @property
     def closed(self) -> bool:
@@ -191,16 +197,16 @@ class NatsBroker(Broker):
 
     # -- publish -------------------------------------------------------------------------
 
-    async def publish(
+    async def store_message(
         self,
         inbox: Inbox,
         payload: bytes,
         *,
-        kind: str | None = None,
-        msg_id: str | None = None,
-        ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-        reserved: bool = False,
+        kind: str | None,
+        msg_id: str | None,
+        ttl: float | None,
+        headers: Mapping[str, str] | None,
+        reserved: bool,
     ) -> Receipt:
         subject = self.subjects.recv(inbox)
         check_published(headers, ttl, msg_id)

@@ -187,6 +187,12 @@ class NatsConnection(RequestingBus):
         return self._connector.address
 
     @property
+    def peer(self) -> tuple[str, int] | None:
+        """Host and port of the server of the last connection; None before the first."""
+        current = self._connector.current
+        return None if current is None else (current.host, current.port)
+
+    @property
     def servers(self) -> ServerList:
         """The servers that it may connect to."""
         return self._connector.servers

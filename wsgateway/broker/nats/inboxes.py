@@ -18,6 +18,7 @@ from wsgateway.broker.nats.specs import NANO
 from wsgateway.broker.nats.streams import TRIMMED_UNTIL
 from wsgateway.protocol.frames import FRAME_HEADER
 from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
 __all__ = ["Inboxes"]
 
@@ -42,6 +43,7 @@ _SUBJECT = b"Nats-Subject"
 _TTL = b"Nats-TTL"
 _REPLY_TO = REPLY_TO_HEADER.encode()
 _ERROR = ERROR_HEADER.encode()
+_TRACEPARENT = TRACEPARENT.encode()
 
 
 class Inboxes:
@@ -89,7 +91,8 @@ class Inboxes:
                 rest = await self.read_after(inbox, offset, limit=limit)
                 return rest._replace(anchored=anchored)
         more = found.pending > 0 or len(replies) > limit
-        messages = [_stored(reply.data, reply.headers, live=False) for reply in replies[:limit]]
+        make = _maker()
+        messages = [make(reply.data, reply.headers, live=False) for reply in replies[:limit]]
         return Batch(messages, more, anchored)
 
     async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
@@ -123,8 +126,10 @@ class Inboxes:
     ) -> Closable:
         """See `Broker.watch`."""
 
+        make = _maker()
+
         def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
-            on_message(_stored(data, raw, live=True))
+            on_message(make(data, raw, live=True))
 
         return self._connection.subscribe(self._subjects.live(inbox), handle, queue)
 
@@ -220,6 +225,17 @@ def _stored(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
         hdrs.find_text(raw, _REPLY_TO),
         hdrs.find_text(raw, _ERROR),
     )
+
+
+def _traced(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
+    stored = _stored(payload, raw, live=live)
+    stored.trace = sampled(hdrs.find_text(raw, _TRACEPARENT))
+    return stored
+
+
+def _maker() -> Callable[..., Stored]:
+    """Return what makes a `Stored`: who does not trace need not look for a trace."""
+    return _stored if find_tracer() is None else _traced
 
 
 def _portions(subjects: Iterable[str], room: int) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring as _quote
 from typing import Any
 
@@ -25,9 +25,13 @@ from wsgateway.protocol.v1.messages import (
 REQUEST = '"request":true,'
 
 
-def encode_client_message(id: str, frame: Frame, *, request: bool = False) -> str:
+def encode_client_message(
+    id: str, frame: Frame, *, request: bool = False, trace: Mapping[str, str] | None = None
+) -> str:
     """Return the frame with which a client publishes."""
     head = f'{{"type":"message","id":{_quote(id)},{REQUEST if request else ""}'
+    if trace:
+        head += "".join(f"{_quote(name)}:{_quote(value)}," for name, value in trace.items())
     if frame.text:
         return f'{head}"data":{_quote(frame.payload.decode())}}}'
     return f'{head}"bytes":"{b64encode(frame.payload).decode()}"}}'

@@ -115,7 +115,7 @@ class V1Endpoint(Endpoint):
         if not within_limit:
             text = f"more than {self.limits.rate:g} frames per second; slow down"
             return Answer(encode_error(message.id, ErrorCode.RATE_LIMIT, text))
-        return Publish(message.frame, message.id, message.request)
+        return Publish(message.frame, message.id, message.request, message.trace)
 
     def published(self, id: str | None, error: BaseException | None) -> Answer | None:
         """See `Endpoint.published`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
 from typing import Any, NoReturn
 
 from wsgateway.protocol.frames import Frame
@@ -13,6 +14,11 @@ from wsgateway.protocol.v1.messages import ErrorCode, ProtocolError
 SUBPROTOCOL = "wsgateway.v1"
 MAX_OFFSET = 2**53 - 1
 """Largest integer that JavaScript holds exactly."""
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
+)
+_TRACESTATE = re.compile(r"[ -~]{1,512}\Z")
 
 dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse_constant).decode
@@ -62,6 +68,22 @@ def integer(fields: dict[str, Any], name: str) -> int:
     if type(value) is not int or not 0 <= value <= MAX_OFFSET:
         bad(f"{name} must be an integer from 0 to {MAX_OFFSET}")
     return value
+
+
+def trace_of(fields: dict[str, Any], id: str | None) -> dict[str, str] | None:
+    """Return the trace context as headers; None if it is not one of W3C Trace Context.
+
+    A client whose tracing is broken must still be able to send. Source: W3C Trace Context, 3.2.
+    """
+    parent, state = fields.get("traceparent", ""), fields.get("tracestate", "")
+    if not isinstance(parent, str) or not isinstance(state, str):
+        bad("traceparent and tracestate must be strings", id)
+    if not _TRACEPARENT.match(parent):
+        return None
+    found = {"traceparent": parent}
+    if _TRACESTATE.match(state):
+        found["tracestate"] = state
+    return found
 
 
 def frame_of(fields: dict[str, Any], id: str | None) -> Frame:

@@ -19,6 +19,7 @@ from wsgateway.protocol.v1.fields import (
     integer,
     load,
     string,
+    trace_of,
 )
 from wsgateway.protocol.v1.messages import (
     Ack,
@@ -223,7 +224,9 @@ def _client_message(fields: dict[str, Any]) -> ClientMessage:
     request = fields.get("request", False)
     if not isinstance(request, bool):
         bad("request must be true or false", id)
-    return ClientMessage(id, frame_of(fields, id), request)
+    has_trace = "traceparent" in fields or "tracestate" in fields
+    trace = trace_of(fields, id) if has_trace else None
+    return ClientMessage(id, frame_of(fields, id), request, trace)
 
 
 def _id_or_none(fields: dict[str, Any]) -> str | None:

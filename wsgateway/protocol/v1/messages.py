@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -104,11 +105,15 @@ class ProtocolError(WsGatewayError, ValueError):
 
 @dataclass(slots=True)
 class ClientMessage:
-    """What a client publishes; *id* makes a retry idempotent, *request* asks for a reply."""
+    """What a client publishes; *id* makes a retry idempotent, *request* asks for a reply.
+
+    *trace* is its trace context: ``traceparent``, perhaps ``tracestate``; None without.
+    """
 
     id: str
     frame: Frame
     request: bool = False
+    trace: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)

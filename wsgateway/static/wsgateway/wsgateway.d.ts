@@ -96,6 +96,9 @@ export interface SendOptions {
   /** ms until the confirmation; without it there is no limit. */
   timeout?: number;
   signal?: AbortSignal;
+  /** W3C Trace Context, for services that trace. */
+  traceparent?: string;
+  tracestate?: string;
 }
 
 export interface RequestOptions {
@@ -104,6 +107,9 @@ export interface RequestOptions {
   /** ms until the reply; null: no limit; default: the option requestTimeout. */
   timeout?: number | null;
   signal?: AbortSignal;
+  /** See SendOptions. */
+  traceparent?: string;
+  tracestate?: string;
 }
 
 export declare class GatewayError extends Error {

@@ -411,6 +411,12 @@ function tooBig(id, size, limit) {
   return new GatewayError("too_big", text, false, { id });
 }
 
+/** Return the fields of a trace context, as they are part of a frame; empty without one. */
+function trace(traceparent, tracestate) {
+  const fields = Object.entries({ traceparent, tracestate }).filter(([, value]) => value);
+  return fields.map(([name, value]) => `"${name}":${JSON.stringify(String(value))},`).join("");
+}
+
 function aborted(id) {
   return new GatewayError("aborted", "aborted; it may have been stored", true, { id });
 }
@@ -1039,12 +1045,14 @@ export class WsGateway {
    * with the same id, in order. Rejects with a `GatewayError`.
    *
    * @param data Strings and bytes are sent as they are, anything else as JSON.
-   * @param {{id?: string, timeout?: number, signal?: AbortSignal}} options *id* makes repeated
-   *   calls idempotent; *timeout* is in ms.
+   * @param {{id?: string, timeout?: number, signal?: AbortSignal, traceparent?: string,
+   *   tracestate?: string}} options *id* makes repeated calls idempotent; *timeout* is in ms;
+   *   *traceparent* and *tracestate* are a W3C trace context, for services that trace.
    */
-  send(data, { id, timeout, signal } = {}) {
+  send(data, { id, timeout, signal, traceparent, tracestate } = {}) {
     id ??= this.#newId();
-    return this.#call(this.#sends, id, { timeout, signal }, () => this.#enqueue(id, data, ""));
+    const flags = trace(traceparent, tracestate);
+    return this.#call(this.#sends, id, { timeout, signal }, () => this.#enqueue(id, data, flags));
   }
 
   /**
@@ -1052,18 +1060,19 @@ export class WsGateway {
    * `Message`. Rejects with a `GatewayError`; if the service refuses, with the service's code.
    *
    * @param data See `send`.
-   * @param {{id?: string, timeout?: number | null, signal?: AbortSignal}} options *timeout* in ms
-   *   until the reply; null: no limit.
+   * @param {{id?: string, timeout?: number | null, signal?: AbortSignal, traceparent?: string,
+   *   tracestate?: string}} options *timeout* in ms until the reply; null: no limit.
    */
-  request(data, { id, timeout = this.#options.requestTimeout, signal } = {}) {
-    id ??= this.#newId();
+  request(data, options = {}) {
+    const { timeout = this.#options.requestTimeout, signal, traceparent, tracestate } = options;
+    const id = options.id ?? this.#newId();
     return this.#call(this.#requests, id, { timeout, signal }, () => {
       if (this.#requests.has(id)) return;
       if (this.#requests.size >= this.#options.queueLimit) {
         const text = `${this.#requests.size} requests are already waiting for replies (queueLimit)`;
         throw new GatewayError("queue_limit", text, true, { id });
       }
-      this.#enqueue(id, data, '"request":true,');
+      this.#enqueue(id, data, `"request":true,${trace(traceparent, tracestate)}`);
     });
   }
 
