@@ -6,14 +6,17 @@ import asyncio
 import datetime as dt
 import json
 import subprocess
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from tests.support import Gateway
 from wsgateway.broker.discovery import Endpoint, Shown
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.exceptions import NobodyAnswers
+from wsgateway.presence import overview
 from wsgateway.protocol.subjects import Inbox
 
 STARTED = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
@@ -26,7 +29,7 @@ def shown(broker: NatsBroker, id: str, *endpoints: Endpoint) -> Shown:
 
 
 async def ask(broker: NatsBroker, subject: str) -> list[dict[str, Any]]:
-    """Return every answer of a process of this test; others on the server answer, too."""
+    """Return every answer of what the test's own process shows; others answer, too."""
     found: list[dict[str, Any]] = []
 
     def on_answer(_s: bytes, _r: bytes, data: bytes, _h: bytes | None) -> None:
@@ -105,10 +108,9 @@ async def test_no_answer_goes_to_a_subject_of_ours(broker: NatsBroker) -> None:
     assert heard == []
 
 
-async def test_nats_command_line(
-    broker: NatsBroker, nats_server: EmbeddedServer, nats_command: str
-) -> None:
-    closing = broker.show(shown(broker, "a-1", BUSY))
+@pytest.fixture
+def micro(nats_server: EmbeddedServer, nats_command: str) -> Callable[..., Awaitable[str]]:
+    """Run ``nats micro`` and return what it prints."""
 
     async def run(*arguments: str) -> str:
         command = [nats_command, "--server", nats_server.url, "micro", *arguments]
@@ -118,14 +120,55 @@ async def test_nats_command_line(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    listed = await run("ls")
+    return run
+
+
+async def test_nats_command_line(broker: NatsBroker, micro: Callable[..., Awaitable[str]]) -> None:
+    closing = broker.show(shown(broker, "a-1", BUSY))
+    listed = await micro("ls")
     assert "wsgateway" in listed
     assert "a-1" in listed
-    info = await run("info", "wsgateway", "a-1")
+    info = await micro("info", "wsgateway", "a-1")
     for text in ("Does things.", "0.1.0", broker.subjects.prefix, "ws.gateway.a-1", '"sockets": 7'):
         assert text in info
-    stats = await run("stats", "wsgateway")
+    stats = await micro("stats", "wsgateway")
     assert "a-1" in stats
     assert "500" in stats  # microseconds
-    assert "a-1" in await run("ping")
+    assert "a-1" in await micro("ping")
     closing.close()
+
+
+async def test_gateway_shows_its_sockets(
+    broker: NatsBroker, gateway: Gateway, micro: Callable[..., Awaitable[str]]
+) -> None:
+    async with gateway.connect("service1", "ann") as socket:
+        await broker.publish(Inbox("service1", "ann"), b"hi")
+        assert await socket.recv() == "hi"
+        await socket.send("x")
+        [found] = await overview.find_gateways(broker)
+
+        async def data() -> dict[str, Any]:
+            reply = await broker.connection.request(f"$SRV.STATS.wsgateway.{found.id}", b"")
+            stats = json.loads(reply.data)
+            endpoints = {each["name"]: each for each in stats["endpoints"]}
+            assert endpoints["gateway"]["num_requests"] > 0
+            assert endpoints["gateway"]["subject"] == broker.subjects.member("gateway", found.id)
+            assert endpoints["users"]["num_errors"] == 0
+            shown: dict[str, Any] = endpoints["gateway"]["data"]
+            return shown
+
+        async with asyncio.timeout(20):
+            while (await data())["messages_in"] < 1:
+                await asyncio.sleep(0.05)
+        assert await data() == {
+            "sockets": 1,
+            "users": 1,
+            "draining": False,
+            "messages_in": 1,
+            "messages_out": 1,
+            "connects": 1,
+        }
+        info = await micro("info", "wsgateway", found.id)
+        assert '"sockets": 1' in info
+        assert broker.subjects.prefix in info
+        assert found.id in await micro("ls")

@@ -177,8 +177,8 @@ class Operations(ABC):
     ) -> list[str]:
         """Return users of *service* that have an inbox with messages, or a cursor; by name.
 
-        The server lists 100,000 names in about a third of a second, however many are returned, so
-        do not call it for each row of a page.
+        The server lists 100,000 names in about a second, however few are returned, so do not
+        call it for each row of a page.
 
         Args:
             service: Whose.

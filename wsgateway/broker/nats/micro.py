@@ -89,11 +89,15 @@ def _described(endpoint: Endpoint) -> dict[str, Any]:
 
 def _counted(endpoint: Endpoint) -> dict[str, Any]:
     took = int(endpoint.seconds * _NANO)
-    return _described(endpoint) | {
-        "num_requests": endpoint.requests,
-        "num_errors": endpoint.errors,
-        "last_error": endpoint.last_error,
-        "processing_time": took,
-        "average_processing_time": took // endpoint.requests if endpoint.requests else 0,
-        "data": dict(endpoint.data),
-    }
+    data = {"data": dict(endpoint.data)} if endpoint.data else {}
+    return (
+        _described(endpoint)
+        | data
+        | {
+            "num_requests": endpoint.requests,
+            "num_errors": endpoint.errors,
+            "last_error": endpoint.last_error,
+            "processing_time": took,
+            "average_processing_time": took // endpoint.requests if endpoint.requests else 0,
+        }
+    )
