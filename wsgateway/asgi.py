@@ -7,6 +7,8 @@ and refuses websockets that no route wants.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.apps import require_installed
@@ -14,6 +16,10 @@ from wsgateway.broker.addresses import split_urls
 from wsgateway.conf import settings
 from wsgateway.entry_point import App, Application
 from wsgateway.exceptions import BrokerMisconfigured
+from wsgateway.metrics.access import is_restricted
+
+if TYPE_CHECKING:
+    from django.http import HttpResponse
 
 __all__ = ["Application", "application"]
 
@@ -24,6 +30,7 @@ def application(
     websocket: App | None = None,
     healthz: str | None = "/healthz",
     readyz: str | None = "/readyz",
+    metrics: str | None = "/metrics",
 ) -> Application:
     """Return the ASGI application of a project, for its ``asgi.py``.
 
@@ -33,6 +40,7 @@ def application(
             ``AuthMiddlewareStack(URLRouter(websocket_urlpatterns))``; None: the gateway does.
         healthz: Path of the liveness probe, which no middleware sees; None: *http* answers it.
         readyz: The same for the readiness probe.
+        metrics: The same for the metrics, while they are on; otherwise *http* answers it.
 
     Raises:
         TypeError: An argument is not an application, but a list of routes, for example.
@@ -54,7 +62,17 @@ def application(
 
     daphne.at_start(open_gateway)
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
-    return Application(http, websocket or URLRouter(websocket_urlpatterns), lifespan, probes)
+    pages = {metrics: _metrics} if metrics else {}
+    websocket = websocket or URLRouter(websocket_urlpatterns)
+    return Application(http, websocket, lifespan, probes, pages)
+
+
+async def _metrics(scope: Any) -> HttpResponse | None:
+    if not is_restricted():
+        return None
+    from wsgateway.metrics.site import respond
+
+    return await respond(scope)
 
 
 def _require_callable(name: str, app: App | None) -> None:

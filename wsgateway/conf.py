@@ -22,9 +22,11 @@ from wsgateway.setting import (
     PREFIX,
     Setting,
     are_names,
+    are_networks,
     are_origins,
     bytes_limit,
     count,
+    network_flaws,
     origin_flaws,
     positive,
     text,
@@ -201,6 +203,21 @@ class Settings:
     SERVICES_MODULE = text("ws_services", "Module of each app that holds service handlers")
     MAX_DELIVER = count(5, "Tries that a client's message has before it is set aside")
     ACK_WAIT = positive(30.0, "How long a worker may be silent before redelivery, seconds")
+
+    # Metrics
+    METRICS_TOKEN = text(
+        "",
+        "Token with which Prometheus may read /metrics; empty, and no networks: metrics are off",
+        is_secret=True,
+    )
+    METRICS_NETWORKS: Setting[list[str]] = Setting(
+        [],
+        "Networks from which anybody may read /metrics directly, without a token",
+        kind=(list, tuple),
+        valid=are_networks,
+        flaw=network_flaws,
+        want="a list of networks, for example ['10.0.0.0/8']",
+    )
 
     # Embedded server
     EMBEDDED_STORE = text(

@@ -277,6 +277,8 @@ class OutboxCounters:
         """Turns that ended with an error that may pass."""
         self.lag = Histogram()
         """Seconds from writing a row until its message was stored."""
+        self.databases: set[str] = set()
+        """Where it relays from."""
 
 
 gateway = GatewayCounters()

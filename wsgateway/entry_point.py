@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.conf import settings
 from wsgateway.gateway.transport import SERVER_SEND
+from wsgateway.metrics.access import is_restricted
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
 
-__all__ = ["App", "Application", "Probe"]
+__all__ = ["App", "Application", "Page", "Probe"]
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Probe = Callable[[], Awaitable["HttpResponse"]]
+Page = Callable[[Any], Awaitable["HttpResponse | None"]]
+"""Gets the request's scope; returns None if the site's application is to answer."""
 
 
 class Application:
@@ -25,10 +29,16 @@ class Application:
         websocket: Serves websockets.
         lifespan: Speaks ASGI's lifespan.
         probes: What answers GET and HEAD of a path below the site's, before *http*.
+        pages: The same for those that may decline, such as metrics.
     """
 
     def __init__(
-        self, http: App, websocket: App, lifespan: App, probes: Mapping[str, Probe]
+        self,
+        http: App,
+        websocket: App,
+        lifespan: App,
+        probes: Mapping[str, Probe],
+        pages: Mapping[str, Page] = MappingProxyType({}),
     ) -> None:
         self._applications = {
             "http": self._serve_http,
@@ -38,6 +48,8 @@ class Application:
         self._http = http
         self.websocket = websocket
         self.probes = probes
+        self.pages = pages
+        self._has_joined = False  # the workers whose metrics are one page
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
@@ -45,15 +57,32 @@ class Application:
             serve = self._applications[scope["type"]]
         except KeyError:
             raise ValueError(f"no application serves the type {scope['type']!r}") from None
+        if not self._has_joined and "server" in scope:
+            self._join(scope)
         await serve(scope, receive, send)
+
+    def _join(self, scope: Any) -> None:
+        """Let the server's other workers ask this one for its metrics."""
+        if self.pages and is_restricted():
+            from wsgateway.metrics.site import join
+
+            join(scope)
+            self._has_joined = True
+
+    async def _own_response(self, scope: Any, path: str) -> HttpResponse | None:
+        """Return our own answer; None if the site's application is to answer."""
+        if path not in (*self.probes, *self.pages) or scope["method"] not in ("GET", "HEAD"):
+            return None
+        if path in self.probes:
+            return await self.probes[path]()
+        return await self.pages[path](scope)
 
     async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
         scope, path = _below_root(scope)
-        probe = self.probes.get(path)
-        if probe is None or scope["method"] not in ("GET", "HEAD"):
+        response = await self._own_response(scope, path)
+        if response is None:
             await self._http(scope, receive, send)
             return
-        response = await probe()
         content = response.content
         headers = {**response.headers, "Content-Length": str(len(content))}
         await send(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_network
 from typing import Any, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
@@ -15,9 +17,11 @@ __all__ = [
     "PREFIX",
     "Setting",
     "are_names",
+    "are_networks",
     "are_origins",
     "bytes_limit",
     "count",
+    "network_flaws",
     "origin_flaws",
     "positive",
     "text",
@@ -156,3 +160,28 @@ def origin_flaws(origins: list[object]) -> str:
 
 def are_origins(origins: Any) -> bool:
     return are_names(origins) and not origin_flaws(origins)
+
+
+def _is_network(value: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_network(value))
+    return False
+
+
+def _network_flaw(value: str) -> str:
+    """Return why an entry is not a network; "" if it is one."""
+    if _is_network(value):
+        return ""
+    with suppress(ValueError):
+        return f"{value!r} has bits beyond its prefix; write '{ip_network(value, strict=False)}'"
+    return f"{value!r} is not a network; write '10.0.0.0/8' or 'fd00::/8', for example"
+
+
+def network_flaws(networks: list[object]) -> str:
+    return "; ".join(
+        flaw for each in networks if isinstance(each, str) and (flaw := _network_flaw(each))
+    )
+
+
+def are_networks(networks: Any) -> bool:
+    return are_names(networks) and not network_flaws(networks)

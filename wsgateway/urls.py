@@ -1,4 +1,4 @@
-"""The health probes. Include them where you like; `wsgateway.asgi` answers them without this."""
+"""The health probes and metrics, for projects that do not use `wsgateway.asgi`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from django.urls import path
 
 from wsgateway import health
 from wsgateway.apps import require_installed
+from wsgateway.metrics.site import metrics
 
 require_installed()
 
@@ -14,4 +15,5 @@ app_name = "wsgateway"
 urlpatterns = [
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
+    path("metrics", metrics, name="metrics"),
 ]

@@ -436,6 +436,34 @@ def test_W109_any_service(settings: Any) -> None:
     assert "fill the queue of every service" in messages(deploy=True)["W109"]
 
 
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
+def test_W120_metrics_for_everybody_in_production(production: Any, network: str) -> None:
+    production.WSGATEWAY_METRICS_NETWORKS = ["10.0.0.0/8", network]
+    assert "W120" not in messages()
+    assert network in messages(deploy=True)["W120"]
+    production.WSGATEWAY_METRICS_NETWORKS = ["10.0.0.0/8"]
+    assert "W120" not in messages(deploy=True)
+
+
+def test_W121_short_token_for_metrics_in_production(production: Any) -> None:
+    production.WSGATEWAY_METRICS_TOKEN = "secret"
+    assert "6 characters" in messages(deploy=True)["W121"]
+    assert "secret" not in messages(deploy=True)["W121"]
+    production.WSGATEWAY_METRICS_TOKEN = "3RuFQxTq7mLk2vNz"
+    assert "W121" not in messages(deploy=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "cure"),
+    [("10.0.0.1/8", "write '10.0.0.0/8'"), ("prometheus", "is not a network"), ("", "")],
+)
+def test_networks_for_metrics_that_are_none_are_explained(
+    settings: Any, network: str, cure: str
+) -> None:
+    settings.WSGATEWAY_METRICS_NETWORKS = [network]
+    assert cure in messages()["E002"]
+
+
 @pytest.mark.troubleshooting("(wsgateway.W013) NATS_BROKER_URLS is not a setting of wsgateway")
 def test_misspelt_url(symptom: Symptom, settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
     del settings.NATS_BROKER_URL

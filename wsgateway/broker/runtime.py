@@ -38,6 +38,7 @@ __all__ = [
     "close",
     "connections",
     "current",
+    "existing",
     "is_short_lived",
     "on_fork",
     "own",
@@ -117,6 +118,17 @@ def background(target: Target | None = None) -> Connection:
             _background = BackgroundLoop()
         loop = _background.loop
     return _connection(loop, target, is_background=True)
+
+
+def existing() -> Connection:
+    """Return a connection to where the settings say, made before if possible; from any thread.
+
+    For those who ask so little that another connection would be a waste.
+    """
+    target = _settings_target()
+    known = [each for each in connections() if each.target == target and each.usable]
+    known.sort(key=lambda each: (not each.broker.ready, each.is_background))
+    return known[0] if known else background(target)
 
 
 def connections() -> list[Connection]:

@@ -18,6 +18,7 @@ from wsgateway.checks.layers import check_layer_differences, check_layers, check
 from wsgateway.checks.production import (
     check_production_broker,
     check_production_identity,
+    check_production_metrics,
     check_production_origins,
     check_production_replicas,
     check_production_transport,
@@ -60,4 +61,5 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_identity,
     check_production_origins,
     check_production_services,
+    check_production_metrics,
 ]

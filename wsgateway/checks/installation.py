@@ -17,10 +17,13 @@ from django.urls import Resolver404, resolve
 from django.urls.resolvers import RoutePattern
 from django.utils.module_loading import import_string
 
+from wsgateway.checks.base import possible
 from wsgateway.checks.start import START_CHECKS
 from wsgateway.conf import settings
 from wsgateway.entry_point import Application
 from wsgateway.health import healthz, readyz
+from wsgateway.metrics.access import is_restricted
+from wsgateway.metrics.site import metrics
 
 __all__ = [
     "check_apps",
@@ -228,13 +231,20 @@ def check_probes(**kwargs: Any) -> list[CheckMessage]:
         Warning(
             f"Your URLconf has a view for {path!r}, but wsgateway.asgi.application() answers "
             "that path itself.",
-            hint="To keep your view, pass healthz=None or readyz=None, or another path. "
-            "Otherwise remove it.",
+            hint="To keep your view, pass healthz=None, readyz=None or metrics=None, or another "
+            "path. Otherwise remove it.",
             id="wsgateway.W008",
         )
-        for path in application.probes
+        for path in _answered(application)
         if _has_own_view(path)
     ]
+
+
+def _answered(application: Application) -> list[str]:
+    """Return the paths that the entry point answers."""
+    can_tell = possible("WSGATEWAY_METRICS_TOKEN", "WSGATEWAY_METRICS_NETWORKS")
+    pages = application.pages if can_tell and is_restricted() else ()
+    return [*application.probes, *pages]
 
 
 def _has_own_view(path: str) -> bool:
@@ -243,4 +253,4 @@ def _has_own_view(path: str) -> bool:
         match = resolve(path)
     except Resolver404:
         return False
-    return path.strip("/") in match.route and match.func not in (healthz, readyz)
+    return path.strip("/") in match.route and match.func not in (healthz, readyz, metrics)

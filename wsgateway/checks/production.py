@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
@@ -16,12 +17,15 @@ from wsgateway.conf import settings
 __all__ = [
     "check_production_broker",
     "check_production_identity",
+    "check_production_metrics",
     "check_production_origins",
     "check_production_replicas",
     "check_production_transport",
 ]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SHORTEST_TOKEN = 16
+"""Characters; Python's ``secrets.token_urlsafe()`` makes 43."""
 PLAIN_COOKIES = "wsgateway.identity.CookieIdentity"
 
 
@@ -132,3 +136,29 @@ def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
             id="wsgateway.E107",
         )
     ]
+
+
+def check_production_metrics(**kwargs: Any) -> list[CheckMessage]:
+    """W120: metrics that everybody can read; W121: a token that can be guessed."""
+    if not possible("WSGATEWAY_METRICS_TOKEN", "WSGATEWAY_METRICS_NETWORKS"):
+        return []
+    found: list[CheckMessage] = [
+        Warning(
+            f"WSGATEWAY_METRICS_NETWORKS holds {each!r}: everybody can read the metrics.",
+            hint="List the networks of your Prometheus servers, or use WSGATEWAY_METRICS_TOKEN.",
+            id="wsgateway.W120",
+        )
+        for each in settings.METRICS_NETWORKS
+        if not ip_network(each).prefixlen
+    ]
+    token = settings.METRICS_TOKEN
+    if token and len(token) < SHORTEST_TOKEN:
+        found.append(
+            Warning(
+                f"WSGATEWAY_METRICS_TOKEN has {len(token)} characters and can be guessed.",
+                hint=f"Use {SHORTEST_TOKEN} or more random ones, for example of "
+                "python -c 'import secrets; print(secrets.token_urlsafe())'.",
+                id="wsgateway.W121",
+            )
+        )
+    return found

@@ -75,6 +75,7 @@ class Relay:
 
     def __init__(self, using: str | None = None, *, users: int = 100, rows: int = 1000) -> None:
         self.using = using or router.db_for_write(OutboxMessage)
+        counters.outbox.databases.add(self.using)
         self._users = users
         self._rows = rows
         self.done = 0

@@ -14,6 +14,7 @@ from wsgateway.exceptions import WsGatewayError
 from wsgateway.management.base import Options, OutputCommand, add_json
 from wsgateway.management.exits import Exit, command_error
 from wsgateway.management.output import Output
+from wsgateway.metrics.server import add_metrics_arguments, metrics_served
 
 if TYPE_CHECKING:
     from wsgateway.outbox.relay import Relay
@@ -50,6 +51,7 @@ class Command(OutputCommand):
             help="rows per transaction; default: 1000",
         )
         parser.add_argument("--once", action="store_true", help="send what is there, and exit")
+        add_metrics_arguments(parser)
         add_json(parser)
 
     def run(self, out: Output, options: Options) -> None:
@@ -69,8 +71,9 @@ class Command(OutputCommand):
             if options["once"]:
                 self._run_once(out, relay, end)
             else:
-                out.tell("outbox: ready", event="ready")
-                relay.run(end, options["interval"])
+                with metrics_served(options, out):
+                    out.tell("outbox: ready", event="ready")
+                    relay.run(end, options["interval"])
                 out.tell(f"outbox: ended ({relay.done} relayed)", event="ended", relayed=relay.done)
 
     def _run_once(self, out: Output, relay: Relay, end: threading.Event) -> None:

@@ -1,0 +1,119 @@
+"""Several workers on one ``--metrics-port``: killed, frozen, stopped."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.scrape import TOKEN, Samples, ask, scrape
+from tests.support import Process, site_env, wait_for
+from wsgateway.broker.embedded import EmbeddedServer
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> Iterator[Start]:
+    """Start ``runservice`` with these arguments, and wait until it serves metrics."""
+    processes: list[Process] = []
+
+    def begin(*arguments: str, **env: str) -> Process:
+        command = [sys.executable, "manage.py", "runservice", "counted", "--noreload", *arguments]
+        values = {
+            "DEBUG": "1",
+            "SECRET_KEY": "tests",
+            "DJANGO_SETTINGS_MODULE": "tests.service_app.settings",
+            "NATS_BROKER_URL": nats_server.url,
+            "WSGATEWAY_PREFIX": prefix,
+            "WSGATEWAY_SERVICES": "counted",
+            "SERVICE_LOG": str(tmp_path / "log"),
+            **env,
+        }
+        process = Process(command, tmp_path / f"{len(processes)}.log", site_env(**values))
+        processes.append(process)
+        process.spawn()
+        process.wait_for_line("metrics: http")
+        process.wait_for_line("counted: ready")
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+
+
+def processes_of(samples: Samples) -> set[int]:
+    return {int(labels["process"]) for labels, _ in samples.find("wsgateway_info")}
+
+
+def seen(port: int) -> set[int]:
+    """Return the processes that a port answers for."""
+    return processes_of(scrape(port))
+
+
+def test_port_answers_for_all_workers_and_goes_on_when_one_is_killed(
+    start: Start, free_port: int
+) -> None:
+    workers = [start("--metrics-port", str(free_port)) for _ in range(3)]
+    pids = {worker.pid for worker in workers}
+    for _ in range(20):  # whichever of them the kernel chooses
+        assert seen(free_port) == pids
+    workers[0].kill()
+    killed = time.monotonic()
+    left = pids - {workers[0].pid}
+    refused = 0
+    while time.monotonic() - killed < 1.0:
+        try:
+            found = seen(free_port)
+        except (OSError, http.client.HTTPException):  # it had the connection when it died
+            refused += 1
+            continue
+        assert found == left
+    assert refused <= 1
+    samples = scrape(free_port)
+    assert samples.get("wsgateway_metrics_processes", state="answered") == 2
+    assert samples.get("wsgateway_metrics_processes", state="silent") == 0
+    workers[1].stop()
+    assert seen(free_port) == {workers[2].pid}
+    for worker in (workers[0], workers[1]):
+        worker.spawn()
+    wait_for(lambda: len(seen(free_port)) == 3, 30, "those that began again")
+
+
+def test_worker_that_stands_still_is_reported_by_the_others(start: Start, free_port: int) -> None:
+    workers = [start("--metrics-port", str(free_port)) for _ in range(2)]
+    frozen, other = workers
+    frozen.send(signal.SIGSTOP)
+    try:
+
+        def answer() -> Samples | None:
+            try:
+                return scrape(free_port, timeout=4.0)
+            except (OSError, http.client.HTTPException):  # the frozen one has this connection
+                return None
+
+        samples = wait_for(answer, 50, "an answer of the other")
+        assert processes_of(samples) == {other.pid}
+        assert samples.get("wsgateway_metrics_processes", state="silent") == 1
+    finally:
+        frozen.send(signal.SIGCONT)
+    wait_for(lambda: len(seen(free_port)) == 2, 30, "both")
+
+
+def test_token_holds_on_the_port_too(start: Start, free_port: int) -> None:
+    start("--metrics-port", str(free_port), WSGATEWAY_METRICS_TOKEN=TOKEN)
+    assert ask(free_port)[0] == 401
+    assert ask(free_port, Authorization=f"Bearer {TOKEN}")[0] == 200
+    assert ask(free_port, "/", Authorization=f"Bearer {TOKEN}")[0] == 404
+    assert ask(free_port, method="HEAD", Authorization=f"Bearer {TOKEN}")[::2] == (200, "")
+
+
+def test_port_that_everybody_reaches_is_said_to_be_open(start: Start, free_port: int) -> None:
+    process = start("--metrics-port", str(free_port), "--metrics-host", "0.0.0.0")
+    assert "Everybody who can reach 0.0.0.0" in process.output
+    assert ask(free_port)[0] == 200
