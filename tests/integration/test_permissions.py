@@ -310,6 +310,16 @@ async def test_worker_says_what_it_does(ws_settings: Any, url: Callable[[str], s
                     await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("role", ["gateway", "service"])
+async def test_metrics_may_ask_about_queues_and_streams(
+    ws_settings: Any, url: Callable[[str], str], role: str
+) -> None:
+    async with acting(ws_settings, url(role)) as broker:
+        assert [queue.service for queue in await broker.operations.queues()] == ["orders"]
+        streams = await broker.operations.streams()
+    assert [stream.last_error for stream in streams] == [""] * len(streams)
+
+
 async def test_admin_looks_into_inboxes_and_acts(
     ws_settings: Any, url: Callable[[str], str]
 ) -> None:

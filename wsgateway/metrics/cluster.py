@@ -39,15 +39,20 @@ ANSWER_WITHIN = 2.0
 Found = tuple[list[Queue], list[Stream]]
 
 
-def ask_cluster() -> Families:
-    """Return the cluster-wide families. Blocks for `ANSWER_WITHIN` at most; not in a loop."""
+def ask_cluster(*, broker: bool = True) -> Families:
+    """Return the cluster-wide families. Blocks for `ANSWER_WITHIN` at most; not in a loop.
+
+    Args:
+        broker: Whether to ask the broker, too.
+    """
     found = Families(CLUSTER)
     rows = _table.begin(_outbox_rows) if settings.is_installed("wsgateway.outbox") else None
-    broker = _try("the broker", _ask_broker)
-    found.add("wsgateway_cluster_up", broker is not None, "broker")
-    if broker is not None:
-        _add_queues(found, broker[0])
-        _add_streams(found, broker[1])
+    if broker:
+        queues_and_streams = _try("the broker", _ask_broker)
+        found.add("wsgateway_cluster_up", queues_and_streams is not None, "broker")
+        if queues_and_streams is not None:
+            _add_queues(found, queues_and_streams[0])
+            _add_streams(found, queues_and_streams[1])
     if rows is not None:
         outbox = _try("the outbox's table", lambda: rows.result(ANSWER_WITHIN))
         found.add("wsgateway_cluster_up", outbox is not None, "outbox")

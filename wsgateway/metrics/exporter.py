@@ -32,9 +32,12 @@ class Exporter:
 
     Args:
         port: Where they are asked, for example ``127.0.0.1:9100``.
+        asks_broker: Whether queues and streams are part of the page. A process that only stores
+            messages may not be allowed to ask.
     """
 
-    def __init__(self, port: str) -> None:
+    def __init__(self, port: str, *, asks_broker: bool = True) -> None:
+        self._asks_broker = asks_broker
         self._member = Member(port, self._answer)
 
     def open(self) -> None:
@@ -72,7 +75,7 @@ class Exporter:
         export = Families(EXPORT)
         export.add("wsgateway_metrics_processes", len(answers), "answered")
         export.add("wsgateway_metrics_processes", silent, "silent")
-        return [*merge(answers), *ask_cluster(), *export]
+        return [*merge(answers), *ask_cluster(broker=self._asks_broker), *export]
 
 
 class _Found(Collector):

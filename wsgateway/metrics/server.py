@@ -62,12 +62,15 @@ class Teller(Protocol):
 
 
 @contextlib.contextmanager
-def metrics_served(options: Mapping[str, Any], out: Teller) -> Iterator[None]:
+def metrics_served(
+    options: Mapping[str, Any], out: Teller, *, asks_broker: bool = True
+) -> Iterator[None]:
     """Serve metrics while a command does something else, if its options say so.
 
     Args:
         options: With those of `add_metrics_arguments`.
         out: Hears where they are, and whether everybody can see them.
+        asks_broker: See `wsgateway.metrics.exporter.Exporter`.
 
     Raises:
         MetricsPortRefused: Nobody can listen there.
@@ -76,7 +79,7 @@ def metrics_served(options: Mapping[str, Any], out: Teller) -> Iterator[None]:
     if port is None:
         yield
         return
-    server = MetricsServer(host, port)
+    server = MetricsServer(host, port, asks_broker=asks_broker)
     server.open()
     try:
         out.tell(f"metrics: {server.url}", event="metrics", url=server.url)
@@ -99,6 +102,7 @@ class MetricsServer(http.server.ThreadingHTTPServer):
     Args:
         host: An address of this machine, or its name.
         port: 0: one that is free.
+        asks_broker: See `wsgateway.metrics.exporter.Exporter`.
 
     Raises:
         MetricsPortRefused: Nobody can listen there.
@@ -108,7 +112,7 @@ class MetricsServer(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
     allow_reuse_port = True
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, asks_broker: bool = True) -> None:
         try:
             if not 0 <= port <= MAX_PORT:
                 raise OverflowError(f"ports are numbers from 0 to {MAX_PORT}")
@@ -122,7 +126,7 @@ class MetricsServer(http.server.ThreadingHTTPServer):
         """Address and port."""
         from wsgateway.metrics.exporter import Exporter  # with prometheus-client, when it is used
 
-        self.exporter = Exporter(self.where)
+        self.exporter = Exporter(self.where, asks_broker=asks_broker)
 
     @property
     def url(self) -> str:

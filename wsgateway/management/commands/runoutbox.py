@@ -71,7 +71,7 @@ class Command(OutputCommand):
             if options["once"]:
                 self._run_once(out, relay, end)
             else:
-                with metrics_served(options, out):
+                with metrics_served(options, out, asks_broker=False):
                     out.tell("outbox: ready", event="ready")
                     relay.run(end, options["interval"])
                 out.tell(f"outbox: ended ({relay.done} relayed)", event="ended", relayed=relay.done)
