@@ -246,7 +246,7 @@ def test_service_page_shows_no_dead_letters_without_the_right(
 def test_queue_that_nobody_empties_is_stuck(
     nats_settings: Any, root: Client, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("wsgateway.admin.alerts.UNTAKEN", 0.0)
+    monkeypatch.setattr("wsgateway.alerts.UNTAKEN", 0.0)
     for number in range(3):
         send("orders", "ann", str(number))
     text = text_of(root, "overview/")

@@ -13,13 +13,13 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 
-from wsgateway.admin import alerts
-from wsgateway.admin.alerts import Alert
+from wsgateway import alerts
 from wsgateway.admin.base import REFRESH, PageAdmin, render
 from wsgateway.admin.dead_letters import letter_rights
 from wsgateway.admin.lookups import Answers, ask
 from wsgateway.admin.questions import counts, gateways, queues, streams, workers
 from wsgateway.admin.services import service_rows
+from wsgateway.alerts import Alert
 from wsgateway.models import Overview
 
 __all__ = ["OverviewAdmin"]

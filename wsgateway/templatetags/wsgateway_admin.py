@@ -12,13 +12,14 @@ from typing import Literal
 from django import template
 from django.utils import timezone
 
+from wsgateway import readable
+
 __all__ = ["age", "count", "duration", "percent", "rate", "visible"]
 
 register = template.Library()
 
 UNKNOWN = "unknown"
 Text = Literal[""]
-UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
@@ -27,7 +28,7 @@ _CONTROLS = re.compile(
 @register.filter
 def count(number: float | Text | None) -> str:
     """Write a whole number: ``12,345``."""
-    return UNKNOWN if number is None or number == "" else f"{number:,.0f}"
+    return UNKNOWN if number is None or number == "" else readable.count(number)
 
 
 @register.filter
@@ -41,15 +42,7 @@ def rate(number: float | Text | None) -> str:
 @register.filter
 def duration(seconds: float | Text | None) -> str:
     """Write seconds with at most two units: ``8 s``, ``3 min 20 s``, ``2 d 4 h``."""
-    if seconds is None or seconds == "":
-        return UNKNOWN
-    rest = max(0, int(seconds))
-    for place, (size, name) in enumerate(UNITS[:-1]):
-        if rest >= size:
-            smaller, small_name = UNITS[place + 1]
-            extra = rest % size // smaller
-            return f"{rest // size} {name}" + (f" {extra} {small_name}" if extra else "")
-    return f"{rest} s"
+    return UNKNOWN if seconds is None or seconds == "" else readable.duration(seconds)
 
 
 @register.filter

@@ -1,4 +1,4 @@
-"""What the admin's overview takes for stuck."""
+"""What operators have to look at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wsgateway.admin.alerts import of_gateways, of_outbox, of_queues, of_streams, of_workers
+from wsgateway.alerts import of_gateways, of_outbox, of_queues, of_streams, of_workers
 from wsgateway.broker.operations import Queue, Stream
 from wsgateway.presence import Gateways
 from wsgateway.services.status import Workers

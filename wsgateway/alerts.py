@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from wsgateway.templatetags.wsgateway_admin import count, duration
+from wsgateway.readable import count, duration
 
 if TYPE_CHECKING:
     from wsgateway.broker.operations import Queue, Stream

@@ -1,0 +1,23 @@
+"""Numbers and times as people read them: in the admin's pages, in commands, in alerts. Pure."""
+
+from __future__ import annotations
+
+__all__ = ["count", "duration"]
+
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def count(number: float) -> str:
+    """Return a whole number: ``12,345``."""
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float, units: int = 2) -> str:
+    """Return seconds with at most *units* units, 1 or 2: ``8 s``, ``3 min 20 s``, ``2 d 4 h``."""
+    rest = max(0, int(seconds))
+    for place, (size, name) in enumerate(UNITS[:-1]):
+        if rest >= size:
+            smaller, small_name = UNITS[place + 1]
+            extra = rest % size // smaller if units > 1 else 0
+            return f"{rest // size} {name}" + (f" {extra} {small_name}" if extra else "")
+    return f"{rest} s"
