@@ -274,6 +274,45 @@ async def test_purge_deletes_one_or_all(site: Site, broker: NatsBroker) -> None:
     assert (await run(site, *to)).lines == ["0 deleted"]  # nothing is lost, so nothing is asked
 
 
+# -- status ------------------------------------------------------------------------------
+
+
+async def test_status_shows_everything_at_a_glance(
+    site: Site, gateways: list[Gateway], tmp_path: Path
+) -> None:
+    one, two = gateways
+    async with sockets(one.connect(*ANN), two.connect(*ANN), two.connect(*BOB)) as [socket, *_]:
+        await socket.send("for the service")
+
+        stuck = "orders: 1 message waits and no worker takes any"
+        found: dict[str, Any] = {"alerts": []}
+        async with asyncio.timeout(40):  # it is stuck after some seconds
+            while stuck not in [each["text"] for each in found["alerts"]]:
+                found = (await run(site, "status", "--json")).json
+        assert set(found) <= documented("gateway status")
+        assert {each["pid"]: each["sockets"] for each in found["gateways"]} == {
+            one.pid: 1,
+            two.pid: 2,
+        }
+        [orders] = [each for each in found["services"] if each["service"] == "orders"]
+        assert (orders["users"], orders["sockets"], orders["waiting"]) == (2, 3, 1)
+        assert {each["name"].rpartition("_")[2] for each in found["streams"]} >= {"RECV", "DEAD"}
+        words = await run(site, "status")
+        assert words.code == 0
+        for line in ("Gateways", "Services", "Workers", "Streams", "To look at", stuck):
+            assert line in words.lines
+        terminal = await show(site, "status")
+        assert max(map(len, terminal.out.split("\n"))) <= 80
+        two.send(signal.SIGSTOP)
+        try:
+            silent = await run(site, "status")
+            assert silent.code == Exit.INCOMPLETE
+            assert "no answer from" in silent.err
+            assert "Streams" in silent.lines
+        finally:
+            two.send(signal.SIGCONT)
+
+
 # -- tail --------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from wsgateway.exceptions import (
     ServiceUnknown,
 )
 from wsgateway.management.exits import Exit, command_error
-from wsgateway.management.output import Column, Level, Output, age, clock, safe, size
+from wsgateway.management.output import Column, Level, Output, clock, safe, size
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 LONG = "web-7f9c5d-with-a-rather-long-host-name-1-a1b2"
@@ -163,24 +163,6 @@ def test_nobody_can_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match="--no-input") as error:
         out.confirm("Delete all?", interactive=True)
     assert error.value.returncode == Exit.USAGE
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-5, "0 s"),
-        (0.4, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (3600, "1 h"),
-        (3605, "1 h"),
-        (90061, "1 d 1 h"),
-        (86400 * 400, "400 d"),
-    ],
-)
-def test_age(seconds: float, text: str) -> None:
-    assert age(seconds) == text
 
 
 def test_size() -> None:

@@ -25,8 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from wsgateway.management.exits import Exit
+from wsgateway.readable import count
 
-__all__ = ["Column", "Level", "Output", "Steps", "age", "clock", "safe", "size"]
+__all__ = ["Column", "Level", "Output", "Steps", "clock", "safe", "size"]
 
 WIDE = 100_000
 """Columns of what is not a terminal: nothing is wrapped or cut there."""
@@ -58,21 +59,9 @@ def safe(text: str, *, lines: bool = False) -> str:
     )
 
 
-def size(count: int) -> str:
+def size(number: int) -> str:
     """Return bytes as people read them: ``1.2 MB``."""
-    return filesize.decimal(count).replace("bytes", "B").replace("byte", "B")
-
-
-def age(seconds: float, units: int = 2) -> str:
-    """Return a time as people read it, by its largest *units*: ``3 d 4 h``."""
-    rest, parts = max(0, int(seconds)), []
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        count, rest = divmod(rest, length)
-        if count:
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:units]) or "0 s"
+    return filesize.decimal(number).replace("bytes", "B").replace("byte", "B")
 
 
 def clock(moment: dt.datetime | str) -> str:
@@ -274,7 +263,7 @@ class Output:
         if isinstance(cell, Level):
             return cell.bar() if self.is_terminal else Text(f"{cell.part:.0%}")
         if isinstance(cell, int):
-            return Text(f"{cell:,}" if self.is_terminal else str(cell))
+            return Text(count(cell) if self.is_terminal else str(cell))
         return Text(safe(cell))
 
     def block(self, title: str, fields: Iterable[tuple[str, Cell]]) -> None:

@@ -8,6 +8,7 @@ from wsgateway.management.gateway.drain import Drain
 from wsgateway.management.gateway.inbox import ShowInbox
 from wsgateway.management.gateway.purge import Purge
 from wsgateway.management.gateway.send import Send
+from wsgateway.management.gateway.status import Status
 from wsgateway.management.gateway.tail import Tail
 from wsgateway.management.gateway.who import Who
 
@@ -19,6 +20,7 @@ class Command(ActionCommand):
 
     help = "Shows and steers gateways, services and inboxes."
     actions = (
+        Status(),
         Who(),
         ShowInbox(),
         Send(),

@@ -18,8 +18,9 @@ from wsgateway.management.arguments import add_inbox, count, inbox_of, page, req
 from wsgateway.management.base import Action, Options
 from wsgateway.management.exits import Exit
 from wsgateway.management.messages import content, kind_of, message_fields
-from wsgateway.management.output import Column, Output, age, clock, safe, size
+from wsgateway.management.output import Column, Output, clock, safe, size
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.readable import duration
 
 __all__ = ["ShowInbox"]
 
@@ -136,7 +137,7 @@ def _show(out: Output, inbox: Inbox, found: _Found) -> None:
             each.device,
             str(each.offset),
             each.waiting,
-            f"{age((now - each.saved).total_seconds())} ago",
+            f"{duration((now - each.saved).total_seconds())} ago",
         )
         for each in found.devices
     )

@@ -12,8 +12,9 @@ from wsgateway import presence
 from wsgateway.broker import runtime
 from wsgateway.management.arguments import require_complete, require_service
 from wsgateway.management.base import Action, Options
-from wsgateway.management.output import Cell, Column, Output, age, size
+from wsgateway.management.output import Cell, Column, Output, size
 from wsgateway.presence import Connection
+from wsgateway.readable import duration
 
 __all__ = ["Who"]
 
@@ -103,7 +104,7 @@ def _row(each: Connection) -> tuple[Cell, ...]:
         each.device,
         each.gateway,
         each.address or None,
-        age((timezone.now() - each.since).total_seconds()),
+        duration((timezone.now() - each.since).total_seconds()),
         each.protocol or "raw",
         str(each.sent),
         str(each.acknowledged),
