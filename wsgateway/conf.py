@@ -181,6 +181,13 @@ class Settings:
         want=f"0 or more, at most {MAX_INT}",
     )
     RATE_BURST = count(20_000, "Frames that a client may send at once within RATE_LIMIT")
+    OFFLINE_GRACE = Setting(
+        10.0,
+        "How long a user must have no socket before runevents says that they went offline, seconds",
+        kind=float,
+        valid=lambda v: 0 <= v <= MAX_SECONDS,
+        want=f"0 or more, at most {MAX_SECONDS}",
+    )
     PING_INTERVAL = Setting(
         25.0,
         "How often wsgateway.v1 clients are pinged, seconds",

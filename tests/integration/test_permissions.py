@@ -17,6 +17,7 @@ import pytest
 from django.core.management import call_command
 
 from tests.integration.layers import layers, receive
+from tests.integration.test_presence_events import signals_of_runevents
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import ROOT, Gateway, Process, until
 from wsgateway import Message, RetryPolicy, asend
@@ -41,7 +42,7 @@ from wsgateway.services.status import ask_workers
 __all__ = ["no_services"]  # a fixture
 
 ANN, BOB = Inbox("orders", "ann"), Inbox("orders", "bob")
-ROLES = ("gateway", "service", "publisher", "admin", "operator")
+ROLES = ("gateway", "service", "publisher", "admin", "events", "operator")
 PASSWORD = secrets.token_hex(8)
 
 
@@ -234,6 +235,21 @@ async def test_service_takes_acknowledges_replies_and_sets_aside(
         assert [letter async for letter in deadletters.letters(operator)] == []
 
 
+async def test_events_follows_sockets_and_sends_signals(
+    ws_settings: Any, url: Callable[[str], str], gateway_factory: Callable[..., Gateway]
+) -> None:
+    ws_settings.WSGATEWAY_OFFLINE_GRACE = 0.0
+    ws_settings.NATS_BROKER_URL = url("events")
+    gateway = gateway_factory(
+        NATS_BROKER_URL=url("gateway"), WSGATEWAY_PREFIX="ws", WSGATEWAY_SERVICES="orders"
+    )
+    async with signals_of_runevents() as (got, _):
+        async with gateway.connect(*ANN):
+            await until(lambda: ("user_online", "ann") in got, 20)
+        await until(lambda: ("user_offline", "ann") in got, 20)
+    assert "NATS refuses" not in gateway.output
+
+
 @pytest.mark.django_db(transaction=True)
 async def test_publisher_sends_to_inboxes_and_groups_and_relays_the_outbox(
     ws_settings: Any, url: Callable[[str], str]
@@ -377,12 +393,14 @@ FORBIDDEN: dict[str, list[str]] = {
         "$JS.API.CONSUMER.CREATE.WS_RECV.thief",
         "$KV.OTHER.key",
         "$KV.WS_ROSTER.worker.w-1",
+        "$KV.WS_ROSTER.lease.events",
         "ws.worker.w-1",
         "$SRV.PING",
         "other.subject",
     ],
     "service": [
         "ws.send.orders.ann",
+        "ws.event.orders.ann",
         "$KV.WS_ROSTER.gateway.g-1",
         "ws.worker.w-1",
         "$SRV.PING",
@@ -396,6 +414,7 @@ FORBIDDEN: dict[str, list[str]] = {
     ],
     "publisher": [
         "ws.send.orders.ann",
+        "ws.event.orders.ann",
         "ws.dead.orders.ann",
         "$JS.API.DIRECT.GET.WS_RECV",
         "$JS.API.STREAM.MSG.GET.WS_RECV",
@@ -424,13 +443,31 @@ FORBIDDEN: dict[str, list[str]] = {
         "$SRV.PING",
         "other.subject",
     ],
+    "events": [
+        "ws.event.orders.ann",
+        "ws.send.orders.ann",
+        "$KV.WS_ROSTER.gateway.g-1",
+        "$KV.WS_CURSORS.orders.ann.default",
+        "$JS.API.DIRECT.GET.WS_RECV",
+        "$JS.API.STREAM.PURGE.KV_WS_ROSTER",
+        "other.subject",
+    ],
     "operator": ["other.subject"],
 }
 UNHEARD: dict[str, list[str]] = {
     "gateway": ["ws.send.>", "ws.recv.*.*", "ws.dead.>", "ws.worker.*", ">"],
     "service": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", ">"],
-    "publisher": ["ws.live.>", "ws.recv.>", "ws.send.>", "$KV.>", "ws.conn.>", "ws.gateway.*", ">"],
+    "publisher": [
+        "ws.live.>",
+        "ws.recv.>",
+        "ws.event.>",
+        "$KV.>",
+        "ws.conn.>",
+        "ws.gateway.*",
+        ">",
+    ],
     "admin": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", "$SRV.>", ">"],
+    "events": ["ws.live.>", "ws.recv.>", "ws.send.>", "ws.conn.>", "ws.gateway.*", ">"],
     "operator": ["ws.recv.>", "ws.send.>", "ws.conn.>", ">"],
 }
 

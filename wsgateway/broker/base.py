@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
+from wsgateway.broker.lease import Lease
 from wsgateway.broker.messages import REPLY_TO_HEADER, Batch, Position, Receipt, Stored
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
@@ -128,6 +129,15 @@ class Broker(ABC):
         """Show a process to the broker's own tools, such as ``nats micro``, until that is closed.
 
         Does nothing where there are none.
+        """
+
+    @abstractmethod
+    def lease(self, name: str, holder: str) -> Lease:
+        """Return the right to do what *name* stands for, which one holder at a time has.
+
+        Args:
+            name: One token.
+            holder: The process's id in the roster.
         """
 
     @abstractmethod

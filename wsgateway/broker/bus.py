@@ -172,7 +172,7 @@ class Bus(ABC):
         May be called while not connected. Outlives connections.
 
         Args:
-            subject: A whole subject.
+            subject: A whole subject; a token ``*`` stands for any one token.
             handler: Whom to call.
             queue: Each message goes to one of the subscriptions with the same queue.
         """

@@ -24,6 +24,7 @@ from wsgateway.exceptions import (
 )
 from wsgateway.gateway.cursors import Cursors
 from wsgateway.gateway.daphne import at_shutdown, quieten
+from wsgateway.gateway.events import SocketEvents
 from wsgateway.gateway.presence import Presence
 from wsgateway.gateway.revocation import Revocations
 from wsgateway.protocol.codes import CloseCode
@@ -77,6 +78,7 @@ class Hub:
         self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held by a socket while it starts; the others wait their turn."""
         self.cursors = Cursors(broker)
+        self.events = SocketEvents(broker, self.gateway_id)
         self._revocations = Revocations(broker)
         self.presence = Presence(self)
         self._users: dict[Inbox, _User] = {}

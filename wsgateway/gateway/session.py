@@ -83,9 +83,11 @@ class Session:
         "hub",
         "identity",
         "inbox",
+        "is_announced",
         "log_fields",
         "publish_queue",
         "put",
+        "reconnect_after",
         "scope",
         "since",
         "socket",
@@ -108,6 +110,10 @@ class Session:
         """The user's, where answers go and from where the client publishes."""
         self.connection = uuid.uuid4().hex
         """Names this socket; part of what services get."""
+        self.reconnect_after: float | None = None
+        """Seconds after which the client was told to come back, once it was."""
+        self.is_announced = False
+        """Whether `SocketEvents` has said that it is connected, and not yet that it is gone."""
         self._headers = {  # of what the client sends
             CONNECTION_HEADER: self.connection,
             DEVICE_HEADER: encode_token(identity.device),
@@ -179,6 +185,7 @@ class Session:
             self.hub.cursors.confirm(inbox.cursor, begin.epoch, begin.offset)
         self._count_begin()
         self.deliver(inbox, begin)
+        self.hub.events.connected(self)
 
     async def welcome(self, begin: Start) -> None:
         """Tell the client where delivery begins, the first time or again."""
@@ -221,6 +228,7 @@ class Session:
         self._confirm_drained()
         self._count_end()
         saves = self.hub.detach(self)
+        self.hub.events.disconnected(self)
         if saves:
             await asyncio.wait(saves, timeout=settings.CLOSE_TIMEOUT / 4)  # the hub keeps them
 
@@ -234,7 +242,8 @@ class Session:
         if self.socket.closed:
             return
         if self.endpoint.announces(code):
-            frame = self.endpoint.closing(self._reconnect_after(code))
+            self.reconnect_after = self._reconnect_after(code)
+            frame = self.endpoint.closing(self.reconnect_after)
             with contextlib.suppress(SocketClosed, TimeoutError):
                 async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
                     await self.socket.write(frame)
@@ -259,6 +268,12 @@ class Session:
     def left(self, code: int | None) -> None:
         """Note with which code the client, or its server, says that the socket ended."""
         self._left = 1006 if code is None else code
+
+    @property
+    def close_code(self) -> int:
+        """The gateway's close code, or else the client's; 1006 if nobody gave one."""
+        ours = self.socket.close_code
+        return self._left if ours is None else int(ours)
 
     def _count_begin(self) -> None:
         """Count the socket as open; a service that nobody has declared counts as ``*``."""

@@ -146,6 +146,10 @@ class Subjects:
             )
         return f"{self.prefix}.{kind}.{id}"
 
+    def event(self, inbox: Inbox) -> str:
+        """Where gateways say that a user's sockets come and go."""
+        return self._inbox("event", inbox)
+
     def dead(self, inbox: Inbox) -> str:
         """Where messages go that no handler could process."""
         return self._inbox("dead", inbox)

@@ -9,17 +9,32 @@ import os
 import signal
 import threading
 from concurrent.futures import Future
+from typing import Protocol
 
 from wsgateway.conf import settings
-from wsgateway.services.runner import Runner, Say
+from wsgateway.services.runner import Say
 
-__all__ = ["run_beside_reloader", "run_until_signal"]
+__all__ = ["Runs", "run_beside_reloader", "run_until_signal"]
 
 THREADS_WITHIN = 1.0
 """Seconds that threads may take to end after the workers have."""
 
 
-def run_until_signal(runner: Runner, say: Say) -> None:
+class Runs(Protocol):
+    """What a process runs."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether `end` was called."""
+
+    def end(self) -> None:
+        """Let `run` return; from its loop."""
+
+    async def run(self) -> None:
+        """Run until `end`."""
+
+
+def run_until_signal(runner: Runs, say: Say) -> None:
     """Run until SIGINT or SIGTERM; a second one ends the process at once.
 
     Args:
@@ -29,7 +44,7 @@ def run_until_signal(runner: Runner, say: Say) -> None:
     asyncio.run(_run(runner, say))
 
 
-async def _run(runner: Runner, say: Say) -> None:
+async def _run(runner: Runs, say: Say) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, runner, number, say)
@@ -40,7 +55,7 @@ async def _run(runner: Runner, say: Say) -> None:
     watch.start()
 
 
-def _on_signal(runner: Runner, number: int, say: Say) -> None:
+def _on_signal(runner: Runs, number: int, say: Say) -> None:
     if runner.ending:
         say("ended by a second signal", event="killed")
         os._exit(128 + number)
@@ -53,7 +68,7 @@ def _leave_threads(say: Say) -> None:
     os._exit(0)
 
 
-def run_beside_reloader(runner: Runner) -> None:
+def run_beside_reloader(runner: Runs) -> None:
     """Run in a thread beside the reloader, which ends the process from the main thread."""
     ended: Future[None] = Future()
     loop = asyncio.new_event_loop()

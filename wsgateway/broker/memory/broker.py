@@ -13,11 +13,13 @@ from wsgateway.broker.base import Broker, Progress, no_progress
 from wsgateway.broker.bus import Bus, Closable, Hook
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
+from wsgateway.broker.lease import Lease
 from wsgateway.broker.memory.bus import ALREADY_CLOSED, MemoryBus
 from wsgateway.broker.memory.channels import (
     MemoryBlobStore,
     MemoryChannelStore,
 )
+from wsgateway.broker.memory.lease import MemoryLease
 from wsgateway.broker.memory.operations import MemoryOperations
 from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.roster import MemoryRoster
@@ -171,6 +173,9 @@ class MemoryBroker(Broker):
 
     def show(self, process: Shown) -> Closable:
         return Hook(lambda: None)  # nobody else looks into this process
+
+    def lease(self, name: str, holder: str) -> Lease:
+        return MemoryLease(self.store, name, holder)
 
     def take_part(self) -> None:
         pass

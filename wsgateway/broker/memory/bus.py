@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -61,10 +62,14 @@ class Exchange:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._subscriptions: dict[str, list[_Subscription]] = {}
+        self._patterns: dict[str, re.Pattern[str]] = {}  # of those subjects that hold "*"
 
     def add(self, subject: str, subscription: _Subscription) -> None:
         with self._lock:
             self._subscriptions.setdefault(subject, []).append(subscription)
+            if "*" in subject:
+                pattern = re.escape(subject).replace(r"\*", r"[^.]+")
+                self._patterns[subject] = re.compile(rf"{pattern}\Z")
 
     def remove(self, subject: str, subscription: _Subscription) -> None:
         """Take a subscription out. Idempotent."""
@@ -74,11 +79,12 @@ class Exchange:
                 found.remove(subscription)
             if not found:
                 self._subscriptions.pop(subject, None)
+                self._patterns.pop(subject, None)
 
     def publish(self, subject: str, payload: bytes, reply: str) -> int:
         """Hand a message to all, and to one of each queue; return to how many."""
         with self._lock:
-            found = self._subscriptions.get(subject, ())
+            found = self._listening(subject)
             receivers = [each for each in found if not each.queue]
             queues: dict[str, list[_Subscription]] = {}
             for each in found:
@@ -89,6 +95,13 @@ class Exchange:
             for each in receivers:
                 each.deliver(subject.encode(), reply.encode(), payload)
         return len(receivers)
+
+    def _listening(self, subject: str) -> list[_Subscription]:
+        found = list(self._subscriptions.get(subject, ()))
+        for wildcard, pattern in self._patterns.items():
+            if pattern.match(subject):
+                found += self._subscriptions[wildcard]
+        return found
 
 
 class MemoryBus(Bus):

@@ -86,6 +86,9 @@ class MemoryStore:
     roster: dict[tuple[str, str], tuple[Mapping[str, Any], float]] = field(default_factory=dict)
     """Entries by kind and id, and the monotonic time at which each is gone."""
 
+    leases: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Holders by name, and the monotonic time at which each lease ends."""
+
     exchange: Exchange = field(default_factory=Exchange)
     channels: MemoryChannels = field(default_factory=MemoryChannels)
 

@@ -11,6 +11,7 @@ from wsgateway.broker.base import Broker, Progress, no_progress
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
+from wsgateway.broker.lease import Lease
 from wsgateway.broker.messages import Batch, Position, Receipt, Stored, check_published
 from wsgateway.broker.nats.blobs import NatsBlobStore
 from wsgateway.broker.nats.channels import NatsChannelStore
@@ -20,6 +21,7 @@ from wsgateway.broker.nats.cursors import Saved
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.lease import NatsLease
 from wsgateway.broker.nats.levels import Levels
 from wsgateway.broker.nats.micro import Micro
 from wsgateway.broker.nats.operations import NatsOperations
@@ -156,6 +158,9 @@ class NatsBroker(Broker):
 
     def show(self, process: Shown) -> Closable:
         return Micro(self.connection, self.subjects.prefix, process)
+
+    def lease(self, name: str, holder: str) -> Lease:
+        return NatsLease(self.jetstream, self.subjects, name, holder)
 
     def take_part(self) -> None:
         if self.propagation is None:

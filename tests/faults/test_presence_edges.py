@@ -1,0 +1,228 @@
+"""Who came online and who went offline, while gateways and ``runevents`` are killed: counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.proxy import Balancer, listening
+from tests.support import Gateway, Process, site_env, until
+from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.client import Backoff, Client, ClientState, connect
+
+USERS = 40
+GRACE = 4.0
+QUICK = Backoff(initial=0.05, factor=1.5, cap=0.5)
+Gateways = Callable[..., Gateway]
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Events(Process):
+    """``manage.py runevents`` with receivers that write into a file."""
+
+    def __init__(self, folder: Path, name: str, env: dict[str, str]) -> None:
+        self.ready_file = folder / f"{name}.ready"
+        command = [sys.executable, "manage.py", "runevents", "--noreload"]
+        command += ["--ready-file", str(self.ready_file)]
+        super().__init__(command, folder / f"{name}.log", env)
+
+    async def start(self) -> Events:
+        self.ready_file.unlink(missing_ok=True)
+        await asyncio.to_thread(self.spawn)
+        await until(lambda: self.ready_file.exists() or self._ended(), 30, "ready")
+        return self
+
+    @property
+    def is_active(self) -> bool:
+        lines = [line for line in self.output.splitlines() if line.startswith("events: ")]
+        states = [line for line in lines if line in ("events: active", "events: standing by")]
+        return states[-1:] == ["events: active"]
+
+
+class Log:
+    """The signals that were sent."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def count(self, name: str) -> Counter[str]:
+        """Return how often each user had a signal."""
+        return Counter(line["user"] for line in self.lines if line["signal"] == name)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    return Log(tmp_path / "signals.log")
+
+
+@pytest.fixture
+def runevents(
+    tmp_path: Path, nats_server: EmbeddedServer, prefix: str, log: Log
+) -> Iterator[Callable[..., Events]]:
+    made: list[Events] = []
+
+    def make(**env: str) -> Events:
+        values = {
+            "DEBUG": "1",
+            "SECRET_KEY": "tests",
+            "DJANGO_SETTINGS_MODULE": "tests.presence_app.settings",
+            "NATS_BROKER_URL": nats_server.url,
+            "WSGATEWAY_PREFIX": prefix,
+            "WSGATEWAY_OFFLINE_GRACE": str(GRACE),
+            "WSGATEWAY_ROSTER_TTL": "4",
+            "SIGNALS_LOG": str(log.path),
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'db.sqlite3'}",
+            **env,
+        }
+        process = Events(tmp_path, f"events{len(made)}", site_env(**values))
+        made.append(process)
+        return process
+
+    yield make
+    for process in made:
+        process.kill()
+
+
+@pytest.fixture
+async def balancer() -> AsyncIterator[Balancer]:
+    numbers = random.Random(3)
+    async with listening(Balancer([], numbers.choice)) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def clients(
+    balancer: Balancer, names: list[str], **options: Any
+) -> AsyncIterator[list[Client]]:
+    async with contextlib.AsyncExitStack() as stack:
+        made = []
+        for name in names:
+            headers = {"Cookie": f"service=faults; user={name}"}
+            url = f"ws://127.0.0.1:{balancer.port}/ws/faults/{name}/"
+            client = connect(url, additional_headers=headers, backoff=QUICK, **options)
+            made.append(await stack.enter_async_context(client))
+        yield made
+
+
+NAMES = [f"u{number}" for number in range(USERS)]
+ONCE = Counter(NAMES)
+ROSTER = {"WSGATEWAY_ROSTER_TTL": "4"}
+
+
+async def test_a_rolling_restart_is_an_edge_for_nobody(
+    gateway_factory: Gateways, runevents: Callable[..., Events], balancer: Balancer, log: Log
+) -> None:
+    gateways = [gateway_factory(WSGATEWAY_DRAIN_RATE="20", **ROSTER) for _ in range(2)]
+    balancer.targets = [gateway.port for gateway in gateways]
+    await runevents().start()
+    async with clients(balancer, NAMES) as made:
+        await until(lambda: log.count("user_online") == ONCE)
+        for gateway in gateways:
+            balancer.targets = [each.port for each in gateways if each is not gateway]
+            await asyncio.to_thread(gateway.stop)
+            await asyncio.to_thread(gateway.start)
+            balancer.targets = [each.port for each in gateways]
+            await until(lambda: all(client.state is ClientState.OPEN for client in made))
+        await asyncio.sleep(GRACE + 4.0)  # whoever were offline would be so by now
+        assert log.count("user_offline") == Counter()
+        assert log.count("user_online") == ONCE
+    await until(lambda: log.count("user_offline") == ONCE)
+    assert log.count("user_online") == ONCE
+
+
+async def test_the_users_of_a_killed_gateway_go_offline_once_unless_they_come_back(
+    gateway_factory: Gateways, runevents: Callable[..., Events], balancer: Balancer, log: Log
+) -> None:
+    kept, killed = (gateway_factory(**ROSTER) for _ in range(2))
+    balancer.targets = [kept.port]
+    await runevents().start()
+    stay, gone = NAMES[: USERS // 2], NAMES[USERS // 2 :]
+    back = gone[: USERS // 4]
+    async with clients(balancer, stay):
+        balancer.targets = [killed.port]
+        async with contextlib.AsyncExitStack() as stack:
+            returning = await stack.enter_async_context(clients(balancer, back))
+            await stack.enter_async_context(clients(balancer, [n for n in gone if n not in back]))
+            await until(lambda: log.count("user_online") == ONCE)
+            balancer.targets = []  # nobody comes back
+            killed.kill()
+            begin = time.monotonic()
+            away = [name for name in gone if name not in back]
+            async with clients_when(kept, balancer, back):
+                await until(lambda: log.count("user_offline") == Counter(away))
+                took = time.monotonic() - begin
+                assert GRACE - 0.5 <= took < GRACE + 4.0
+                assert log.count("user_online") == ONCE
+                assert len(returning) == len(back)
+                await asyncio.sleep(3.0)
+                assert log.count("user_offline") == Counter(away)
+
+
+@contextlib.asynccontextmanager
+async def clients_when(
+    gateway: Gateway, balancer: Balancer, names: list[str]
+) -> AsyncIterator[None]:
+    """Connect *names* to *gateway* directly, whatever the balancer does."""
+    async with contextlib.AsyncExitStack() as stack:
+        for name in names:
+            await stack.enter_async_context(gateway.connect("faults", name))
+        yield
+
+
+async def test_another_goes_on_when_the_active_process_is_killed_or_frozen(
+    gateway_factory: Gateways, runevents: Callable[..., Events], balancer: Balancer, log: Log
+) -> None:
+    gateway = gateway_factory(**ROSTER)
+    balancer.targets = [gateway.port]
+    first = await runevents().start()
+    await until(lambda: first.is_active)
+    second = await runevents().start()
+    async with clients(balancer, NAMES):
+        await until(lambda: log.count("user_online") == ONCE)
+        first.send(signal.SIGSTOP)
+        await until(lambda: second.is_active, 20)
+    # Those who leave now are the second one's; the first wakes, and must not speak
+    first.send(signal.SIGCONT)
+    await until(lambda: log.count("user_offline") == ONCE, 20)
+    await asyncio.sleep(2.0)
+    assert log.count("user_offline") == log.count("user_online") == ONCE
+    pids = {line["pid"] for line in log.lines if line["signal"] == "user_offline"}
+    assert pids == {second.pid}
+    second.kill()
+    await until(lambda: first.output.count("events: active") == 2, 20)
+    async with clients(balancer, ["late"]):
+        await until(lambda: log.count("user_online")["late"] == 1)
+
+
+async def test_a_process_that_ends_hands_over_at_once(
+    gateway_factory: Gateways, runevents: Callable[..., Events], balancer: Balancer, log: Log
+) -> None:
+    gateway = gateway_factory(**ROSTER)
+    balancer.targets = [gateway.port]
+    first = await runevents().start()
+    await until(lambda: first.is_active)
+    second = await runevents().start()
+    async with clients(balancer, NAMES):
+        await until(lambda: log.count("user_online") == ONCE)
+    await until(lambda: sum(log.count("socket_disconnected").values()) == USERS)
+    await asyncio.to_thread(first.stop)  # in the grace period: the edges are the second one's
+    await until(lambda: second.is_active, 3)
+    await until(lambda: log.count("user_offline") == ONCE)
+    assert "events: ended" in first.output

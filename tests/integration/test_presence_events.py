@@ -1,0 +1,187 @@
+"""Events of sockets, the signals of ``runevents``, and clients that watch users."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.support import Gateway, until
+from wsgateway import signals
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.events.runner import EventRunner
+from wsgateway.exceptions import MalformedMessage
+
+Gateways = Callable[..., Gateway]
+V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
+
+
+@pytest.fixture
+async def events(broker: NatsBroker) -> list[dict[str, Any]]:
+    """What gateways say, as it comes."""
+    heard: list[dict[str, Any]] = []
+
+    def on_event(subject: bytes, _r: bytes, payload: bytes, _h: bytes | None) -> None:
+        heard.append({**json.loads(payload), "subject": subject.decode().partition(".")[2]})
+
+    broker.bus.subscribe(broker.subjects.all_of("event"), on_event)
+    await broker.bus.confirm()
+    return heard
+
+
+async def test_a_socket_that_comes_and_goes_is_an_event_each(
+    gateway: Gateway, events: list[dict[str, Any]]
+) -> None:
+    async with gateway.connect("orders", "ann", query="?device=phone", **V1) as socket:
+        welcome = json.loads(await socket.recv())
+        await until(lambda: events)
+    await until(lambda: len(events) == 2)
+    came, gone = events
+    for event in events:
+        assert event["subject"] == "event.orders.ann"
+        assert (event["service"], event["user"], event["device"]) == ("orders", "ann", "phone")
+        assert event["connection"] == welcome["connection"]
+        assert event["protocol"] == "wsgateway.v1"
+        age = datetime.now(UTC) - datetime.fromisoformat(event["time"])
+        assert 0 <= age.total_seconds() < 30
+    assert came["gateway"] == gone["gateway"]
+    assert (came["event"], "code" in came) == ("connected", False)
+    assert (gone["event"], gone["code"], "reconnect_after" in gone) == ("disconnected", 1000, False)
+
+
+async def test_a_gateway_that_ends_says_when_its_clients_come_back(
+    gateway: Gateway, events: list[dict[str, Any]]
+) -> None:
+    async with gateway.connect("orders", "ann", **V1), gateway.connect("orders", "bob"):
+        await until(lambda: len(events) == 2)
+        await asyncio.to_thread(gateway.stop)
+        await until(lambda: len(events) == 4)
+    gone = {event["user"]: event for event in events[2:]}
+    assert gone["ann"]["code"] == gone["bob"]["code"] == 4001
+    assert gone["ann"]["reconnect_after"] >= 0
+    assert "reconnect_after" not in gone["bob"]
+    assert gone["bob"]["protocol"] == ""
+
+
+async def test_a_socket_that_is_refused_is_no_event(
+    gateway: Gateway, events: list[dict[str, Any]]
+) -> None:
+    async with gateway.connect("orders", "ann", origin="http://evil.example", **V1) as socket:
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+    async with gateway.connect("orders", "carol", **V1) as socket:
+        await socket.recv()
+        await until(lambda: events)
+    await until(lambda: len(events) == 2)
+    assert {event["user"] for event in events} == {"carol"}
+
+
+# -- signals -----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def signals_of_runevents() -> AsyncIterator[tuple[list[tuple[str, str]], list[str]]]:
+    """Run ``runevents`` in this loop; yield the signals that it sends and the lines it says."""
+    got: list[tuple[str, str]] = []
+    said: list[str] = []
+    receivers = []
+    for name in signals.__all__:
+
+        def receive(name: str = name, **kwargs: Any) -> None:
+            assert kwargs["service"] == "orders"
+            assert kwargs["time"].tzinfo is not None
+            got.append((name, kwargs["user"]))
+
+        receivers.append(receive)
+        getattr(signals, name).connect(receive)
+
+    def say(text: str, /, *, event: str, **fields: object) -> None:
+        said.append(text)
+
+    runner = EventRunner(None, say)
+    task = asyncio.create_task(runner.run())
+    try:
+        await until(lambda: any("ready" in line for line in said) or task.done())
+        await until(lambda: "events: active" in said or task.done())
+        yield got, said
+    finally:
+        runner.end()
+        await task
+        for name, receive in zip(signals.__all__, receivers, strict=True):
+            getattr(signals, name).disconnect(receive)
+
+
+async def test_signals_name_sockets_and_the_first_and_last_of_a_user(
+    nats_settings: Any, gateway_factory: Gateways
+) -> None:
+    nats_settings.WSGATEWAY_OFFLINE_GRACE = 0.5
+    one, other = gateway_factory(), gateway_factory()
+    async with signals_of_runevents() as (got, said):
+        async with one.connect("orders", "ann", **V1) as first:
+            await first.recv()
+            await until(lambda: ("user_online", "ann") in got)
+            async with other.connect("orders", "ann", **V1) as second:
+                await second.recv()
+                await until(lambda: got.count(("socket_connected", "ann")) == 2)
+            await until(lambda: got.count(("socket_disconnected", "ann")) == 1)
+            await asyncio.sleep(1.5)  # nothing may come: the first socket is still there
+            assert ("user_offline", "ann") not in got
+        await until(lambda: ("user_offline", "ann") in got)
+    assert got == [
+        ("socket_connected", "ann"),
+        ("user_online", "ann"),
+        ("socket_connected", "ann"),
+        ("socket_disconnected", "ann"),
+        ("socket_disconnected", "ann"),
+        ("user_offline", "ann"),
+    ]
+    assert "events: ended (6 sent)" in said
+
+
+async def test_who_is_online_before_it_starts_is_known(
+    nats_settings: Any, gateway: Gateway
+) -> None:
+    nats_settings.WSGATEWAY_OFFLINE_GRACE = 0.0
+    async with gateway.connect("orders", "ann", **V1) as socket:
+        await socket.recv()
+        async with signals_of_runevents() as (got, said):
+            assert "events: ready (1 users are online)" in said
+            await socket.close()
+            await until(lambda: ("user_offline", "ann") in got)
+            assert ("user_online", "ann") not in got
+
+
+async def test_a_quick_return_is_no_edge(nats_settings: Any, gateway: Gateway) -> None:
+    nats_settings.WSGATEWAY_OFFLINE_GRACE = 3.0
+    async with signals_of_runevents() as (got, _):
+        for number in range(1, 4):
+            async with gateway.connect("orders", "ann", **V1) as socket:
+                await socket.recv()
+                await until(lambda count=number: got.count(("socket_connected", "ann")) == count)
+        await until(lambda: ("user_offline", "ann") in got)
+    assert got.count(("user_online", "ann")) == got.count(("user_offline", "ann")) == 1
+
+
+def lose(payload: bytes) -> None:
+    """Leave no trace of an event, as a gateway does that is killed."""
+    raise MalformedMessage("lost")
+
+
+async def test_a_lost_event_is_made_up_for(
+    nats_settings: Any, gateway: Gateway, broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nats_settings.WSGATEWAY_OFFLINE_GRACE = 0.0
+    monkeypatch.setattr("wsgateway.events.runner.RECONCILE", 0.5)
+    async with signals_of_runevents() as (got, _):
+        monkeypatch.setattr("wsgateway.events.runner.parse_event", lose)
+        async with gateway.connect("orders", "ann", **V1) as socket:
+            await socket.recv()
+            await until(lambda: ("user_online", "ann") in got)
+        await until(lambda: ("user_offline", "ann") in got)
+    assert got == [("user_online", "ann"), ("user_offline", "ann")]

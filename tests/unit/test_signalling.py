@@ -1,0 +1,173 @@
+"""Signals: one user's in order, several users' at once, whatever receivers do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from django.dispatch import Signal
+
+from tests.support import until
+from wsgateway.events import signalling as module
+from wsgateway.events.signalling import Signalling
+from wsgateway.protocol.subjects import Inbox
+
+ANN = Inbox("orders", "ann")
+
+
+@pytest.fixture
+async def signalling() -> AsyncIterator[Signalling]:
+    made = Signalling(lambda: True)
+    made.start()
+    yield made
+    await made.stop(1.0)
+
+
+async def test_receivers_of_both_kinds_get_the_arguments(signalling: Signalling) -> None:
+    signal, got = Signal(), []
+
+    def receive(**kwargs: Any) -> None:
+        got.append((threading.current_thread() is threading.main_thread(), kwargs["user"]))
+
+    async def receive_async(**kwargs: Any) -> None:
+        got.append((threading.current_thread() is threading.main_thread(), kwargs["service"]))
+
+    signal.connect(receive)
+    signal.connect(receive_async)
+    signalling.send(signal, ANN, time=1)
+    await until(lambda: len(got) == 2)
+    assert sorted(got) == [(False, "ann"), (True, "orders")]
+
+
+async def test_one_users_signals_wait_for_each_other_and_another_users_do_not(
+    signalling: Signalling,
+) -> None:
+    signal, got, go = Signal(), [], asyncio.Event()
+
+    async def receive(user: str, number: int, **kwargs: Any) -> None:
+        if user == "ann" and number == 1:
+            await go.wait()
+        got.append((user, number))
+
+    signal.connect(receive)
+    other = next(
+        inbox
+        for inbox in (Inbox("orders", f"u{number}") for number in range(1000))
+        if hash(inbox) % module.LANES != hash(ANN) % module.LANES
+    )
+    for number in (1, 2, 3):
+        signalling.send(signal, ANN, number=number)
+    signalling.send(signal, other, number=9)
+    await until(lambda: got == [(other.user, 9)])
+    go.set()
+    await until(lambda: len(got) == 4)
+    assert got[1:] == [("ann", 1), ("ann", 2), ("ann", 3)]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+async def test_a_receiver_that_raises_is_logged_and_stops_nothing(
+    signalling: Signalling, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    signal, got = Signal(), []
+
+    async def broken(**kwargs: Any) -> None:
+        if kwargs["number"] == 1:
+            raise error
+
+    async def receive(number: int, **kwargs: Any) -> None:
+        got.append(number)
+
+    signal.connect(broken)
+    signal.connect(receive)
+    signalling.send(signal, ANN, number=1)
+    signalling.send(signal, ANN, number=2)
+    await until(lambda: 2 in got)
+    assert error.__name__ in caplog.text
+    assert signalling.counts["failed"] == 1
+
+
+async def test_a_synchronous_receiver_that_raises_is_logged_too(
+    signalling: Signalling, caplog: pytest.LogCaptureFixture
+) -> None:
+    signal, got = Signal(), []
+
+    def broken(**kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    def receive(number: int, **kwargs: Any) -> None:
+        got.append(number)
+
+    signal.connect(broken)
+    signal.connect(receive)
+    signalling.send(signal, ANN, number=1)
+    await until(lambda: got == [1])
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_what_receivers_cannot_keep_up_with_is_dropped_and_logged_once(
+    signalling: Signalling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    signal, got, go = Signal(), [], asyncio.Event()
+
+    async def receive(number: int, **kwargs: Any) -> None:
+        await go.wait()
+        got.append(number)
+
+    signal.connect(receive)
+    for number in range(6):
+        signalling.send(signal, ANN, number=number)
+    go.set()
+    await until(lambda: got == [0, 1, 2])
+    assert signalling.counts["dropped"] == 3
+    assert [r.levelno for r in caplog.records if "too slow" in r.getMessage()] == [logging.ERROR]
+
+
+async def test_who_loses_the_right_sends_nothing_that_waits() -> None:
+    allowed, signal, got, go = [True], Signal(), [], asyncio.Event()
+    signalling = Signalling(lambda: allowed[0])
+    signalling.start()
+
+    async def receive(number: int, **kwargs: Any) -> None:
+        await go.wait()
+        got.append(number)
+
+    signal.connect(receive)
+    signalling.send(signal, ANN, number=1)
+    signalling.send(signal, ANN, number=2)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    allowed[0] = False
+    signalling.send(signal, ANN, number=3)
+    go.set()
+    await signalling.stop(5.0)
+    assert got in ([], [1])
+
+
+async def test_the_end_waits_for_receivers_but_not_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    signal, got, never = Signal(), [], asyncio.Event()
+    signalling = Signalling(lambda: True)
+    signalling.start()
+
+    async def receive(number: int, **kwargs: Any) -> None:
+        if number == 2:
+            await never.wait()
+        await asyncio.sleep(0.05)
+        got.append(number)
+
+    signal.connect(receive)
+    signalling.send(signal, ANN, number=1)
+    await signalling.stop(5.0)
+    assert got == [1]
+    stuck = Signalling(lambda: True)
+    stuck.start()
+    stuck.send(signal, ANN, number=2)
+    await stuck.stop(0.05)
+    assert got == [1]
+    assert "1 signals were not sent" in caplog.text

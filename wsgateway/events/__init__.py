@@ -1,0 +1,1 @@
+"""What ``manage.py runevents`` does: gateways' events become Django's signals."""

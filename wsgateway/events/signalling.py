@@ -1,0 +1,120 @@
+"""Sends signals: one user's in order, several users' at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+from django.dispatch import Signal
+
+from wsgateway.protocol.events import SocketEvent
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.services import database
+from wsgateway.supervision import supervise
+
+__all__ = ["Signalling"]
+
+logger = logging.getLogger("wsgateway.events")
+
+LANES = 16
+"""Users whose receivers run at once."""
+MAX_WAITING = 10_000
+"""Signals that may wait for receivers; those that come after are dropped, and that is logged."""
+COMPLAIN_EACH = 60.0
+"""Seconds in which the log says once that signals were dropped."""
+
+
+class Signalling:
+    """Calls receivers, with usable database connections, as services call handlers.
+
+    Args:
+        may_send: Asked right before each signal; if it says no, nobody hears of it.
+    """
+
+    def __init__(self, may_send: Callable[[], bool]) -> None:
+        self._may_send = may_send
+        self._lanes: list[asyncio.Queue[tuple[Signal, Mapping[str, Any]]]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._waiting = 0  # signals in all lanes, those that are being sent included
+        self._idle = asyncio.Event()  # set while none waits
+        self._idle.set()
+        self._complains = -math.inf  # when the log may say again that some were dropped
+        self.counts: Counter[str] = Counter()
+        """Signals, by what became of them: sent, failed (in a receiver), dropped."""
+
+    def start(self) -> None:
+        """Begin to call receivers."""
+        self._lanes = [asyncio.Queue() for _ in range(LANES)]
+        self._tasks = [
+            supervise(lambda lane=lane: self._run(lane), "wsgateway-signals")  # type: ignore[misc]
+            for lane in self._lanes
+        ]
+
+    async def stop(self, timeout: float) -> None:
+        """Finish what waits, for *timeout* seconds at most."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d signals were not sent before the end", self._waiting)
+        for task in self._tasks:
+            task.cancel()
+
+    def send(self, signal: Signal, inbox: Inbox, **arguments: Any) -> None:
+        """Send a signal soon, after this user's earlier ones."""
+        if not signal.has_listeners(SocketEvent) or not self._may_send():
+            return
+        if self._waiting >= MAX_WAITING:
+            self._drop()
+            return
+        self._waiting += 1
+        self._idle.clear()
+        lane = self._lanes[hash(inbox) % LANES]
+        lane.put_nowait((signal, {"service": inbox.service, "user": inbox.user, **arguments}))
+
+    def _drop(self) -> None:
+        self.counts["dropped"] += 1
+        if monotonic() >= self._complains:
+            self._complains = monotonic() + COMPLAIN_EACH
+            logger.error(
+                "receivers are too slow: %d signals wait, so others are dropped (%d so far); "
+                "hand long work to a task queue",
+                self._waiting,
+                self.counts["dropped"],
+            )
+
+    async def _run(self, lane: asyncio.Queue[tuple[Signal, Mapping[str, Any]]]) -> None:
+        while True:
+            signal, arguments = await lane.get()
+            try:
+                if self._may_send():
+                    await self._call(signal, arguments)
+            finally:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._idle.set()
+
+    async def _call(self, signal: Signal, arguments: Mapping[str, Any]) -> None:
+        """Call the receivers. Django logs the errors of those that raise."""
+        database.begin_handler()
+        try:
+            if database.refresh_needed():
+                await database.refresh()
+            results = await signal.asend_robust(SocketEvent, **arguments)
+            failed = any(isinstance(result, Exception) for _, result in results)
+            self.counts["failed" if failed else "sent"] += 1
+        except (Exception, asyncio.CancelledError, SystemExit) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            self.counts["failed"] += 1
+            logger.exception("a receiver failed")
+        finally:
+            if database.refresh_needed():
+                await database.refresh()
+            database.end_handler()

@@ -1,0 +1,53 @@
+"""``manage.py runevents``: send Django's signals when sockets and users come and go."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from django.core.management.base import CommandError
+from django.utils import autoreload
+
+from wsgateway.conf import settings
+from wsgateway.events.runner import EventRunner
+from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.exits import Exit
+from wsgateway.management.output import Output
+from wsgateway.services.process import run_beside_reloader, run_until_signal
+
+__all__ = ["Command"]
+
+
+class Command(OutputCommand):
+    """Follows events until SIGINT or SIGTERM."""
+
+    help = (
+        "Sends the signals of wsgateway.signals until it gets a signal itself. Of several "
+        "processes one is active, and the others stand by."
+    )
+    is_long = True
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define how it runs."""
+        parser.add_argument(
+            "--ready-file", metavar="FILE", help="file to create once it knows who is online"
+        )
+        parser.add_argument(
+            "--noreload",
+            action="store_true",
+            help="do not restart when code changes (only DEBUG does)",
+        )
+        add_json(parser)
+
+    def run(self, out: Output, options: Options) -> None:
+        """Run until a signal."""
+        if settings.BROKER == "memory":
+            raise CommandError(
+                "PUBSUB_BROKER is 'memory', whose events stay in the process of each gateway; use "
+                "nats",
+                returncode=Exit.FAILED,
+            )
+        runner = EventRunner(options["ready_file"], out.tell)
+        if settings.debug and not options["noreload"]:
+            autoreload.run_with_reloader(run_beside_reloader, runner)
+        else:
+            run_until_signal(runner, out.tell)

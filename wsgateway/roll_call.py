@@ -1,0 +1,59 @@
+"""Asks again and again which gateways are there, and says when one is missing.
+
+A gateway that is killed says nothing: its users' sockets are gone without an event. One that is
+frozen or cut off does not answer, so nobody knows about its users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from wsgateway.broker.base import Broker
+from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.presence.overview import find_gateways
+
+__all__ = ["INTERVAL", "RollCall"]
+
+logger = logging.getLogger("wsgateway")
+
+INTERVAL = 0.5
+"""Seconds between an answer and the next question."""
+
+
+class RollCall:
+    """Knows which gateways answer. Run `run` as a task.
+
+    Args:
+        broker: Carries the questions.
+        on_missing: Called when one has gone, has fallen silent or answers again, so that what
+            was known of users may not hold any more; not when one is new, because that says
+            itself who comes to it.
+    """
+
+    def __init__(self, broker: Broker, on_missing: Callable[[], None]) -> None:
+        self._broker = broker
+        self._on_missing = on_missing
+        self._there: set[str] = set()  # that answered the last time
+        self._silent: set[str] = set()  # that must answer, and did not
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            try:
+                found = await find_gateways(self._broker)
+            except BrokerClosed:
+                return
+            except BrokerError as exc:
+                logger.debug("cannot ask which gateways are there: %s", exc)
+            else:
+                self._heard({each.id for each in found}, set(found.silent))
+            await asyncio.sleep(INTERVAL)
+
+    def _heard(self, there: set[str], silent: set[str]) -> None:
+        gone = self._there - there
+        changed = silent != self._silent
+        self._there, self._silent = there, silent
+        if gone or changed:
+            self._on_missing()
