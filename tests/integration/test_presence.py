@@ -26,6 +26,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway.hub import Hub
+from wsgateway.protocol.endpoint import RawEndpoint
 from wsgateway.protocol.subjects import Inbox
 
 USERS = 10_000
@@ -128,6 +129,24 @@ async def timed(ask: Callable[[], Any]) -> float:
         await ask()
         times.append(time.monotonic() - began)
     return statistics.median(times)
+
+
+async def test_connecting_waits_for_no_answer_about_presence(
+    nats_settings: Any, nats_server: EmbeddedServer
+) -> None:
+    """A new socket waits for its cursor: for one round trip, as before there was presence."""
+    pause = 0.2
+    async with proxy_to(nats_server.port) as proxy:
+        nats_settings.NATS_BROKER_URL = f"nats://127.0.0.1:{proxy.port}"
+        nats_settings.WSGATEWAY_NATS_IGNORE_DISCOVERED = True
+        async with gateway_hub() as hub:
+            proxy.pause = pause
+            began = time.monotonic()
+            await Sockets().open(hub, "ann", kind=RawEndpoint)
+            took = time.monotonic() - began
+            proxy.pause = 0
+            assert 2 * pause <= took < 4 * pause
+            assert await presence.ais_online(SERVICE, "ann") is True
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
