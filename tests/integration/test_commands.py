@@ -22,6 +22,7 @@ from wsgateway.broker.work import Job
 from wsgateway.management.exits import Exit
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import set_aside
+from wsgateway.testing.isolation import empty_store
 
 ANN = Inbox("orders", "ann")
 
@@ -281,12 +282,29 @@ def test_runservice_without_a_handler(site: Site) -> None:
     assert "CommandError: no service 'nothing'" in done.err
 
 
-def test_commands_work_in_one_process_without_a_server(
+def test_gateway_commands_in_one_process_without_a_server(
     settings: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings.PUBSUB_BROKER = "memory"
-    assert send("orders", "ann", text="x").offset == 1
-    call_command("gateway", "send", "orders", "ann", "y", "--json")
-    shown = capsys.readouterr()
-    assert json.loads(shown.out)["duplicate"] is False
-    assert "PUBSUB_BROKER is 'memory'" in shown.err
+    empty_store()
+    first = send("orders", "ann", text="x").offset
+
+    def result(*arguments: str) -> Any:
+        call_command("gateway", *arguments, "--json")
+        printed = capsys.readouterr()
+        assert "PUBSUB_BROKER is 'memory'" in printed.err
+        return json.loads(printed.out)
+
+    assert result("send", "orders", "ann", "y") == {"offset": first + 1, "duplicate": False}
+    found = result("inbox", "orders", "ann")
+    assert [each["text"] for each in found["stored"]] == ["x", "y"]
+    assert result("tail", "orders", "ann", "--last", "1", "--count", "1")["text"] == "y"
+    assert result("who", "orders") == {"service": "orders", "users": {}, "silent": []}
+    assert result("who", "orders", "ann")["online"] is False
+    assert result("disconnect", "orders", "ann", "--no-input")["sockets"] == 0
+    assert result("purge", "orders", "ann", str(first), "--yes") == {"deleted": 1, "missing": []}
+    assert result("purge", "orders", "ann", "--yes") == {"deleted": 1, "missing": []}
+    assert result("status")["gateways"] == []
+    nobody = failed("gateway", "drain", "nobody", "--no-input")
+    assert nobody.returncode == Exit.UNKNOWN
+    assert "no gateway 'nobody'; those that answer: none" in str(nobody)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.broker.connection import Connection
 from wsgateway.broker.follow import follow
 from wsgateway.broker.messages import Stored
 from wsgateway.management.arguments import add_inbox, count, inbox_of, page, require_service
@@ -58,13 +59,12 @@ class Tail(Action):
 
 async def _until_signal(out: Output, options: Options) -> None:
     connection = runtime.own()
-    following = share(_follow(connection.broker, out, options), "wsgateway-tail")
+    following = share(_follow(connection, out, options), "wsgateway-tail")
     loop = asyncio.get_running_loop()
     is_main = threading.current_thread() is threading.main_thread()
     for number in (signal.SIGINT, signal.SIGTERM) if is_main else ():
         loop.add_signal_handler(number, following.cancel)
     try:
-        await connection.open()
         await asyncio.wait({following})
         if not following.cancelled():
             following.result()
@@ -73,8 +73,9 @@ async def _until_signal(out: Output, options: Options) -> None:
         await connection.close()
 
 
-async def _follow(broker: Broker, out: Output, options: Options) -> None:
-    inbox, left = inbox_of(options), options["count"]
+async def _follow(connection: Connection, out: Output, options: Options) -> None:
+    broker, inbox, left = connection.broker, inbox_of(options), options["count"]
+    await connection.open()
     await broker.wait_ready()
     await require_service(broker, inbox.service)
     after = await _begin(broker, inbox, options)
