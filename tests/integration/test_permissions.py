@@ -367,6 +367,16 @@ async def test_admin_looks_into_inboxes_and_acts(
         await admin.connection.confirm()
 
 
+async def test_publisher_cannot_look_into_queues(
+    ws_settings: Any, url: Callable[[str], str]
+) -> None:
+    async with acting(ws_settings, url("publisher")) as publisher:
+        with pytest.raises(BrokerForbidden):
+            await publisher.operations.queues()
+        with pytest.raises(BrokerForbidden):
+            await publisher.read_last(ANN, 10)
+
+
 @pytest.mark.django_db
 def test_operator_runs_the_commands(ws_settings: Any, url: Callable[[str], str]) -> None:
     ws_settings.NATS_BROKER_URL = url("operator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +109,10 @@ class Overview:
     async def _queue(self, service: str, shared: str) -> Queue:
         own = self._subjects.queue(service)
         info = await self._broker.streams.own_info(own)
-        stream = own if info is not None else shared
         config, state = (info["config"], info["state"]) if info is not None else ({}, {})
         consumer, waiting, failed, dead = await asyncio.gather(
-            self._consumer(stream, service),
-            self._place(stream, self._subjects.all_of("send", service)),
+            self._consumer(own if info is not None else shared, service),
+            self._waiting(service, state, shared),
             self._place(self._subjects.bucket("tries"), self._subjects.tries_key(service, ">")),
             self._place(self._subjects.stream("dead"), self._subjects.all_of("dead", service)),
         )
@@ -129,6 +129,21 @@ class Overview:
             max_per_user=_limit(config, "max_msgs_per_subject"),
             pulls=consumer.get("num_waiting", 0),
         )
+
+    async def _waiting(self, service: str, state: Mapping[str, Any], shared: str) -> Place | None:
+        """Return the oldest message to a service; None if there is none.
+
+        Args:
+            service: The service.
+            state: Of its own stream, which says so; {} if it shares one.
+            shared: The name of that one.
+        """
+        if not state:
+            return await self._place(shared, self._subjects.all_of("send", service))
+        if not state["messages"]:
+            return None
+        time = dt.datetime.fromisoformat(state["first_ts"])
+        return Place(state["first_seq"], state["messages"], time)
 
     async def _consumer(self, stream: str, service: str) -> dict[str, Any]:
         """Return CONSUMER.INFO of the service's consumer; {} if no worker has made it yet."""
