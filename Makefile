@@ -9,7 +9,7 @@ PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage versions lint types pins soak bench docs clean
+.PHONY: help run test coverage versions lint types pins soak bench docs screenshots clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench: .venv/.bench  ## measure; see benchmarks/
 
 docs: .venv/.dev  ## check that the documents are true
 	$(WITH_BIN) $(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
+
+screenshots: .venv/.dev  ## make the pictures of the documents, with headless Chromium
+	DOCS_IMAGES=docs/images $(WITH_BIN) $(BIN)/python -m pytest -n 0 \
+		tests/acceptance/test_admin_pictures.py $(ARGS)
 
 clean:  ## remove what the other targets made, but not the data of `make run`
 	rm -rf .venv .cache build dist *.egg-info staticfiles tests/js/node_modules

@@ -33,6 +33,35 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 
+CONTRAST = """
+(() => {
+  const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (color) => rgba(color).slice(0, 3)
+    .map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (rgba(color)[3] === 255) return color;
+    }
+    return 'white';
+  };
+  const texts = [...document.querySelectorAll('body *')].filter((node) =>
+    node.checkVisibility() && [...node.childNodes].some((c) => c.nodeType === 3 && c.data.trim()));
+  return texts.map((node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), node.textContent.trim().slice(0, 40)];
+  }).filter(([ratio]) => ratio < 4.5);
+})()
+"""
+"""Texts that cannot be read well: contrast, and what they say."""
+
 
 class Page:
     """One tab.
@@ -105,6 +134,7 @@ class Page:
 
     async def screenshot(self, path: Path, width: int, height: int, *, dark: bool = False) -> None:
         """Save a picture of the page in a window of this size."""
+        await self.command("Emulation.setScrollbarsHidden", hidden=True)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         await self.command("Emulation.setEmulatedMedia", features=scheme)
         await self.command(

@@ -207,10 +207,10 @@ def test_services_show_what_each_worker_handles(
     assert "ann, " in text
     assert "In progress 2" in text
     assert "2 of 16" in text
-    assert "Waiting 2" in text
+    assert "Queued 2" in text
     wait_for(lambda: "idle" in text_of(root, page))
     text = text_of(root, page)
-    assert "Waiting 0" in text
+    assert "Queued 0" in text
     assert re.search(r"idle 0 of 16 \S+/s 2 0 0 0 ", text), text
     assert "idle" in text_of(root, "serviceentry/")
     worker.send(signal.SIGSTOP)
@@ -230,7 +230,7 @@ def test_dead_letters_of_a_service_are_sent_again_from_its_page(
     (action,) = re.findall(r'<form method="post" action="([^"]+deadletter[^"]+)"', page)
     page = root.post(action, {"retry": "", "offset": "1"}, follow=True).content.decode()
     assert "1 dead letter(s) put back into the queue." in page
-    assert "Waiting 1" in text_of(root, "serviceentry/orders/change/")
+    assert "Queued 1" in text_of(root, "serviceentry/orders/change/")
 
 
 def test_service_page_shows_no_dead_letters_without_the_right(
@@ -252,7 +252,7 @@ def test_queue_that_nobody_empties_is_stuck(
     text = text_of(root, "overview/")
     assert "orders: 3 messages wait and no worker takes any" in text
     text = text_of(root, "serviceentry/orders/change/")
-    assert "Waiting 3" in text
+    assert "Queued 3" in text
     assert "No worker runs this service." in text
 
 
