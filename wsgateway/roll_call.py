@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from wsgateway.broker.base import Broker
-from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.exceptions import BrokerClosed, BrokerError, reason_of
 from wsgateway.presence.overview import find_gateways
 
 __all__ = ["INTERVAL", "RollCall"]
@@ -46,7 +46,7 @@ class RollCall:
             except BrokerClosed:
                 return
             except BrokerError as exc:
-                logger.debug("cannot ask which gateways are there: %s", exc)
+                logger.debug("cannot ask which gateways are there: %s", reason_of(exc))
             else:
                 self._heard({each.id for each in found}, set(found.silent))
             await asyncio.sleep(INTERVAL)

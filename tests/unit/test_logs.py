@@ -26,6 +26,8 @@ CONCERN_NOBODY = {
     "cannot check the logins of open sockets now: %s",
     "refused more websockets for other reasons (%d in %g s)",
     "channel layer: %s. To fix this, %s",
+    "metrics of other processes at %s are not shown: %s. Set TMPDIR to a folder where this user "
+    "may write, the same for all of them",
     "refusing all websockets: %s",
     "uvicorn takes websocket frames of %s bytes, so wsgateway.v1 clients may send messages of "
     "%s bytes only, not of WSGATEWAY_MAX_MESSAGE_SIZE (%s). Start uvicorn with --ws-max-size %s, "

@@ -31,7 +31,7 @@ def name_of(user: Any) -> str | None:
     except (ObjectDoesNotExist, NameRefused):
         return None
     except Exception:  # the project's code: one user's must not cost the page
-        logger.warning("%r has no user name", user_name, exc_info=True)
+        logger.warning("%r failed", user_name, exc_info=True)
         return None
     return str(name)
 
@@ -61,5 +61,5 @@ def account_named(name: str) -> Any:
     except (ObjectDoesNotExist, UserNotFound):
         return None
     except Exception:
-        logger.warning("cannot find the user named %r", name, exc_info=True)
+        logger.warning("cannot find the user named %r", name, exc_info=True, extra={"user": name})
         return None

@@ -21,7 +21,7 @@ from wsgateway.conf import settings
 from wsgateway.events.edges import RETRY, Edges
 from wsgateway.events.reconciling import list_online
 from wsgateway.events.signalling import Signalling
-from wsgateway.exceptions import BrokerError, MalformedMessage, NameRefused
+from wsgateway.exceptions import BrokerError, MalformedMessage, NameRefused, reason_of
 from wsgateway.presence.users import find_online
 from wsgateway.protocol.events import CONNECTED, DISCONNECTED, SocketEvent, parse_event
 from wsgateway.protocol.subjects import Inbox
@@ -142,7 +142,8 @@ class EventRunner:
             _, inbox = self._broker.subjects.parse(subject.decode())
             event = parse_event(payload)
         except (MalformedMessage, NameRefused, UnicodeDecodeError) as exc:
-            logger.debug("skipped an event: %s", exc)
+            where = subject.decode("utf-8", "replace")
+            logger.debug("skipped an event: %s", reason_of(exc), extra={"subject": where})
             return
         if self._early is None:
             self._take(inbox, event)
@@ -199,7 +200,7 @@ class EventRunner:
         try:
             return await find_online(self._broker, inboxes)
         except BrokerError as exc:
-            logger.debug("cannot find out who is online: %s", exc)
+            logger.debug("cannot find out who is online: %s", reason_of(exc))
             return {}
 
     async def _reconcile(self) -> None:
@@ -214,7 +215,7 @@ class EventRunner:
             try:
                 listed, complete = await list_online(self._broker)
             except BrokerError as exc:
-                logger.debug("cannot find out who is online: %s", exc)
+                logger.debug("cannot find out who is online: %s", reason_of(exc))
                 complete = False
             else:
                 # Who is silent for longer does not exist, as far as presence knows
@@ -258,7 +259,7 @@ class EventRunner:
             try:
                 await self._lease.renew()
             except BrokerError as exc:
-                logger.debug("cannot renew the lease: %s", exc)
+                logger.debug("cannot renew the lease: %s", reason_of(exc))
             self._looked.set()
             if self._lease.held is not self._active:
                 self._active = self._lease.held

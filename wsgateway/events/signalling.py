@@ -82,8 +82,8 @@ class Signalling:
         if monotonic() >= self._complains:
             self._complains = monotonic() + COMPLAIN_EACH
             logger.error(
-                "receivers are too slow: %d signals wait, so others are dropped (%d so far); "
-                "hand long work to a task queue",
+                "receivers are too slow: %d signals wait, so others are dropped (%d so far). "
+                "Hand long work to a task queue",
                 self._waiting,
                 self.counts["dropped"],
             )

@@ -105,7 +105,7 @@ class Member:
                 self._listen()
         except OSError as exc:
             logger.warning(
-                "metrics of other processes at %s are not shown: %s; set TMPDIR to a folder where "
+                "metrics of other processes at %s are not shown: %s. Set TMPDIR to a folder where "
                 "this user may write, the same for all of them",
                 self._port,
                 reason_of(exc),
