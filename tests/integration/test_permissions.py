@@ -11,17 +11,23 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.admin.utils import quote
+from django.contrib.auth import get_user_model
 from django.core.management import call_command
+from django.test import Client
+from django.urls import reverse
 
 from tests.integration.layers import layers, receive
 from tests.integration.test_presence_events import signals_of_runevents
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import ROOT, Gateway, Process, until
-from wsgateway import Message, RetryPolicy, asend
+from wsgateway import Message, RetryPolicy, asend, send
 from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
 from wsgateway.broker.embedded import find_server, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -29,6 +35,7 @@ from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerForbidden
+from wsgateway.models import InboxEntry
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
@@ -365,6 +372,39 @@ async def test_admin_looks_into_inboxes_and_acts(
         assert (queue.waiting, queue.dead) == (2, 0)
         admin.broadcast("logout", b"{}")
         await admin.connection.confirm()
+
+
+async def join(kind: str, broker: Broker) -> None:
+    await broker.roster.join(kind, "not-there-1")
+
+
+@pytest.mark.django_db
+def test_admins_pages_are_complete(
+    ws_settings: Any, url: Callable[[str], str], client: Client
+) -> None:
+    ws_settings.NATS_BROKER_URL = url("operator")
+    send(*ANN, text="to be looked at")
+    for kind in ("gateway", "worker"):  # or nobody would be asked
+        runtime.call_sync(partial(join, kind))
+    ws_settings.NATS_BROKER_URL = url("admin")
+    root = get_user_model()._default_manager.create_superuser("root")
+    client.force_login(root)
+    entry = InboxEntry.of(ANN)
+    inbox = reverse("admin:wsgateway_inboxentry_websockets", args=[quote(entry.pk)])
+    models = ("overview", "serviceentry", "gatewayentry", "streamentry", "deadletterentry")
+    pages = [reverse(f"admin:wsgateway_{model}_changelist") for model in models]
+    pages += [
+        reverse("admin:wsgateway_inboxentry_changelist") + "?service=orders",
+        reverse("admin:auth_user_changelist"),
+        reverse("admin:auth_user_websockets", args=[root.pk]),
+        inbox,
+    ]
+    for page in pages:
+        answer = client.get(page)
+        assert answer.status_code == 200
+        assert "unknown" not in answer.content.decode(), page
+        assert "NATS refuses" not in answer.content.decode(), page
+    assert "to be looked at" in client.get(inbox).content.decode()
 
 
 async def test_publisher_cannot_look_into_queues(
