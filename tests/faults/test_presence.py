@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,14 +16,14 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tests.acceptance.proxy import Proxy, proxy_to
+from tests.acceptance.proxy import Balancer, Proxy, listening, proxy_to
 from tests.support import Gateway, until
 from wsgateway import presence
 from wsgateway.broker import runtime
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.inquiry import PATIENCE
-from wsgateway.client import Client, ClientState
+from wsgateway.client import Backoff, Client, ClientState
 
 Gateways = Callable[..., Gateway]
 Settings = Any
@@ -243,6 +244,41 @@ async def test_drained_gateway_lets_go_says_so_and_keeps_answering(
     await asyncio.to_thread(drained.stop)
     assert {each.id for each in await presence.agateways()} == {fleet.ids[other]}
     await fleet.close()
+
+
+async def test_clients_of_a_drained_gateway_go_to_the_other(gateway_factory: Gateways) -> None:
+    """A load balancer asks /readyz; until it notices, clients are sent back, and try again."""
+    gateways = [
+        await asyncio.to_thread(gateway_factory, WSGATEWAY_DRAIN_RATE="30") for _ in range(2)
+    ]
+    fleet = Fleet(gateways)
+    await fleet.begin()
+    drained, other = gateways
+    async with (
+        listening(Balancer([g.port for g in gateways], random.choice)) as balancer,
+        contextlib.AsyncExitStack() as clients,
+    ):
+        for n in range(30):
+            headers = {"Cookie": f"service={SERVICE}; user=u{n}"}
+            url = f"ws://127.0.0.1:{balancer.port}/ws/{SERVICE}/u{n}/"
+            client = Client(url, additional_headers=headers, backoff=Backoff(0.1, cap=0.5))
+            await clients.enter_async_context(client)
+        everybody = presence.Counts({SERVICE: 30}, {SERVICE: 30}, 2)
+        await true_soon(lambda counts: counts == everybody, presence.acounts)
+        assert await presence.adrain(fleet.ids[drained]) is True
+        await asyncio.sleep(0.5)  # the balancer's interval
+        balancer.targets = [g.port for g in gateways if readyz(g) == 200]
+        assert balancer.targets == [other.port]
+        await true_soon(
+            lambda found: (
+                [(g.id, g.sockets) for g in found if g.sockets] == [(fleet.ids[other], 30)]
+            ),
+            presence.agateways,
+            30,
+        )
+        assert await presence.acounts() == everybody
+        assert len((await presence.aonline(SERVICE)).users) == 30
+    await true_soon(lambda counts: counts == presence.Counts({}, {}, 2), presence.acounts)
 
 
 async def test_sigterm_while_it_drains_ends_the_rest_at_once(gateway_factory: Gateways) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
+import shlex
 import statistics
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
+from channels.routing import URLRouter
+from channels.testing import WebsocketCommunicator
 
 from tests.acceptance.proxy import proxy_to
 from tests.contract.test_presence import Sockets
-from tests.support import Gateway, until
+from tests.support import ROOT, Gateway, until
 from wsgateway import presence
 from wsgateway.broker import runtime
 from wsgateway.broker.connection import Connection
@@ -28,6 +34,7 @@ from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway.hub import Hub
 from wsgateway.protocol.endpoint import RawEndpoint
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.routing import websocket_urlpatterns
 
 USERS = 10_000
 SERVICE = "service1"
@@ -218,3 +225,61 @@ async def test_gateway_that_may_not_write_the_roster_serves_sockets_all_the_same
     await Sockets().open(hub, "ann")
     assert await presence.ais_online(SERVICE, "ann") is True
     await hub.close()
+
+
+@pytest.mark.parametrize("is_djangos", [False, True], ids=["own loop", "async_to_sync"])
+def test_socket_of_a_projects_own_test_in_memory(settings: Any, is_djangos: bool) -> None:
+    """In a loop of its own, and in one that Django makes for an asynchronous test."""
+    settings.PUBSUB_BROKER = "memory"
+    settings.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
+    runtime.reset()
+
+    async def talk() -> None:
+        client = WebsocketCommunicator(
+            URLRouter(websocket_urlpatterns), "/ws/orders/", headers=[(b"cookie", b"user=ann")]
+        )
+        assert await presence.ais_online("orders", "ann") is False
+        assert await client.connect(timeout=20) == (True, None)
+        assert await presence.ais_online("orders", "ann") is True
+        assert await asyncio.to_thread(presence.is_online, "orders", "ann") is True
+        assert (await presence.acounts()).users == {"orders": 1}
+        assert await presence.adisconnect("orders", "ann") == presence.Disconnected(1)
+        assert await client.receive_output(timeout=20) == {
+            "type": "websocket.close",
+            "code": 1008,
+            "reason": "disconnected by an operator",
+        }
+        assert await presence.ais_online("orders", "ann") is False
+        await client.disconnect()
+
+    if is_djangos:
+        async_to_sync(talk)()
+    else:
+        asyncio.run(talk())
+    runtime.reset()
+
+
+async def test_nats_own_command_line_as_documented(
+    nats_settings: Any, nats_server: EmbeddedServer, nats_command: str
+) -> None:
+    """Each line of docs/presence.md, with names of ours."""
+    async with gateway_hub() as hub:
+        await Sockets().open(hub, "ann", service="orders")
+        page = (ROOT / "docs/presence.md").read_text()
+        lines = re.findall(r"^nats (.*?) +# ", page, re.M)
+        assert len(lines) == 4
+        prefix, upper = hub.broker.subjects.prefix, hub.broker.subjects.upper
+        found = []
+        for line in lines:
+            ours = line.replace("web1-4711-a3f0", hub.gateway_id).replace(" ws.", f" {prefix}.")
+            command = [nats_command, "--server", nats_server.url, *shlex.split(ours)]
+            command = [word.replace("WS_ROSTER", f"{upper}_ROSTER") for word in command]
+            done = await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, text=True, timeout=20
+            )
+            assert done.returncode == 0, done.stderr
+            found.append(done.stdout)
+        assert json.loads(found[0]) == {"gateway": hub.gateway_id, "sockets": 1}
+        assert '"user_agent":"Firefox' in found[1]
+        assert json.loads(found[2])["sockets"] == 1
+        assert f"gateway.{hub.gateway_id}" in found[3]

@@ -29,6 +29,8 @@ Details = Mapping[str, Any]
 REFRESHES = 5
 """How often an entry is written in the time after which it would be gone. An election of a stream's
 leader takes NATS 4 to 9 s, and nothing is written until it is over."""
+REFRESH_EACH = 3.0
+"""Seconds between two writes at most: `setup_streams` may not have changed the bucket yet."""
 
 
 def new_member_id() -> str:
@@ -96,7 +98,7 @@ class Roster(ABC):
     async def _refresh(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.ROSTER_TTL / REFRESHES):
+                async with asyncio.timeout(min(settings.ROSTER_TTL / REFRESHES, REFRESH_EACH)):
                     await self._due.wait()
             self._due.clear()
             with contextlib.suppress(BrokerError):  # not connected: `renew` follows

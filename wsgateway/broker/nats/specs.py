@@ -246,7 +246,7 @@ def _roster(subjects: Subjects, settings: Settings) -> StreamSpec:
     """Entries of processes that do not refresh them go by their age."""
     config = {
         **_config(subjects, settings, subjects.bucket("roster"), settings.ROSTER_TTL),
-        "subjects": [subjects.roster_key("*", "*")],
+        "subjects": [f"$KV.{subjects.upper}_ROSTER.>"],
         "retention": "limits",
         "discard": "old",
         "max_bytes": ROSTER_BYTES,
