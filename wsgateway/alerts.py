@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from wsgateway.readable import count, duration
+from wsgateway.readable import duration, some
 
 if TYPE_CHECKING:
     from wsgateway.broker.operations import Queue, Stream
@@ -72,20 +72,18 @@ def of_queues(queues: Iterable[Queue], now: datetime) -> Iterator[Alert]:
     for queue in queues:
         waited = (now - queue.oldest).total_seconds() if queue.oldest else 0.0
         if not queue.pulls and not queue.in_flight and waited >= UNTAKEN:
-            text = f"{queue.service}: {_some(queue.waiting, 'message')} and no worker takes any"
+            text = f"{queue.service}: {_waiting(queue)} and no worker takes any"
             yield Alert(text, "wsgateway.serviceentry", queue.service)
         elif waited >= LATE:
-            text = f"{queue.service}: {_some(queue.waiting, 'message')}, the oldest for "
+            text = f"{queue.service}: {_waiting(queue)}, the oldest for "
             yield Alert(text + duration(waited), "wsgateway.serviceentry", queue.service)
         if queue.dead:
-            text = f"{queue.service}: {_some(queue.dead, 'dead letter')}"
+            text = f"{queue.service}: {some(queue.dead, 'dead letter')}"
             yield Alert(text, "wsgateway.deadletterentry", queue.service, "warning")
 
 
-def _some(number: int, thing: str) -> str:
-    if thing == "message":
-        return "1 message waits" if number == 1 else f"{count(number)} messages wait"
-    return f"{count(number)} {thing}{'' if number == 1 else 's'}"
+def _waiting(queue: Queue) -> str:
+    return f"{some(queue.waiting, 'message')} {'waits' if queue.waiting == 1 else 'wait'}"
 
 
 def of_streams(streams: Iterable[Stream]) -> Iterator[Alert]:
@@ -106,7 +104,7 @@ def of_outbox(failed: int, oldest: datetime | None, now: datetime) -> Iterator[A
     """Yield an alert if rows cannot be sent, or the oldest of the others waits for too long."""
     page = "wsgateway_outbox.outboxmessage"
     if failed:
-        yield Alert(f"Outbox: {_some(failed, 'row')} could not be sent", page, level="warning")
+        yield Alert(f"Outbox: {some(failed, 'row')} could not be sent", page, level="warning")
     waited = (now - oldest).total_seconds() if oldest else 0.0
     if waited >= LATE:
         text = f"Outbox: the oldest row waits for {duration(waited)}; does a relay run?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "duration"]
+__all__ = ["count", "duration", "some"]
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -10,6 +10,11 @@ UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 def count(number: float) -> str:
     """Return a whole number: ``12,345``."""
     return f"{number:,.0f}"
+
+
+def some(number: int, thing: str) -> str:
+    """Return how many of something: ``1 message``, ``1,200 messages``."""
+    return f"{count(number)} {thing}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float, units: int = 2) -> str:

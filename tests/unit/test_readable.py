@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgateway.readable import count, duration
+from wsgateway.readable import count, duration, some
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ from wsgateway.readable import count, duration
 def test_duration(seconds: float, two: str, one: str) -> None:
     assert duration(seconds) == two
     assert duration(seconds, units=1) == one
+
+
+def test_some() -> None:
+    assert [some(n, "row") for n in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
 
 
 def test_count() -> None:

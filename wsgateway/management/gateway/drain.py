@@ -12,6 +12,7 @@ from wsgateway.management.base import Action, Options, add_no_input
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
 from wsgateway.presence import Gateway
+from wsgateway.readable import some
 
 __all__ = ["Drain"]
 
@@ -44,7 +45,7 @@ class Drain(Action):
         """Drain it, and wait until it is empty."""
         name = options["gateway"]
         found = _find(name)
-        question = f"Ask the {found.sockets} sockets of {name} to reconnect elsewhere?"
+        question = f"Close {some(found.sockets, 'socket')} of {name}, and let it accept no more?"
         out.confirm(question, interactive=options["interactive"])
         if not presence.drain(name):
             raise CommandError(f"gateway {name!r} does not answer", returncode=Exit.UNKNOWN)
@@ -55,9 +56,9 @@ class Drain(Action):
         elif left == 0:
             out.line(f"{name} is drained: no sockets left")
         elif not options["timeout"]:
-            out.line(f"{name} is draining: {left} sockets")
+            out.line(f"{name} is draining: {some(left, 'socket')} left")
         else:
-            raise CommandError(f"{name} still has {left} sockets; it goes on draining")
+            raise CommandError(f"{name} still has {some(left, 'socket')}; it goes on draining")
 
 
 def _find(name: str) -> Gateway:

@@ -20,7 +20,7 @@ from wsgateway.management.exits import Exit
 from wsgateway.management.messages import content, kind_of, message_fields
 from wsgateway.management.output import Column, Output, clock, safe, size
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.readable import duration
+from wsgateway.readable import duration, some
 
 __all__ = ["ShowInbox"]
 
@@ -122,8 +122,8 @@ def _show(out: Output, inbox: Inbox, found: _Found) -> None:
     state, now = found.state, timezone.now()
     offsets = f", offsets {state.first} to {state.last}" if state.messages else ""
     out.line(
-        f"{safe(inbox.user)} in {safe(inbox.service)}: {state.messages} messages{offsets}; "
-        f"{state.waiting} waiting"
+        f"{safe(inbox.user)} in {safe(inbox.service)}: "
+        f"{some(state.messages, 'message')}{offsets}; {state.waiting} waiting"
     )
     out.line()
     columns = [

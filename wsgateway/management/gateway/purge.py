@@ -13,6 +13,7 @@ from wsgateway.management.base import Action, Options, add_no_input
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.readable import some
 
 __all__ = ["Purge"]
 
@@ -35,8 +36,8 @@ class Purge(Action):
         """Delete, and print how many there were."""
         inbox, offsets = inbox_of(options), options["offsets"]
         there = runtime.call_sync(lambda broker: _count(broker, inbox))
-        what = f"{len(offsets)} of the {there}" if offsets else f"all {there}"
-        question = f"Delete {what} messages of {inbox.user} in {inbox.service} for good?"
+        what = some(len(offsets) or there, "message")
+        question = f"Delete {what} of {inbox.user} in {inbox.service} for good?"
         if there:
             out.confirm(question, interactive=options["interactive"])
         if offsets:
