@@ -188,6 +188,10 @@ class Settings:
         valid=lambda v: 0 <= v <= MAX_SECONDS,
         want=f"0 or more, at most {MAX_SECONDS}",
     )
+    MAY_WATCH = text(
+        "", "Says whose presence a client may watch, dotted path of a function; empty: nobody's"
+    )
+    MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
     PING_INTERVAL = Setting(
         25.0,
         "How often wsgateway.v1 clients are pinged, seconds",

@@ -62,7 +62,7 @@ def test_final_standard_codes_are_documented() -> None:
 @pytest.mark.parametrize("text", re.findall(r'^\{"type".*?\}$', PAGE, re.M | re.S))
 def test_examples_mean_something(text: str) -> None:
     frame = json.loads(text)
-    if frame["type"] == "message" and "id" in frame:
+    if frame["type"] == "watch" or (frame["type"] == "message" and "id" in frame):
         protocol.parse_client(text)
     else:
         assert not isinstance(protocol.parse_server(text), protocol.Unknown)

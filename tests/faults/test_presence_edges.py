@@ -226,3 +226,28 @@ async def test_a_process_that_ends_hands_over_at_once(
     await until(lambda: second.is_active, 3)
     await until(lambda: log.count("user_offline") == ONCE)
     assert "events: ended" in first.output
+
+
+async def test_clients_watch_users_of_a_killed_and_of_a_frozen_gateway(
+    gateway_factory: Gateways, balancer: Balancer
+) -> None:
+    rights = {"WSGATEWAY_MAY_WATCH": "tests.presence_app.rights.may_watch", **ROSTER}
+    watched_by, killed = gateway_factory(**rights), gateway_factory(**rights)
+    seen: list[tuple[float, bool | None]] = []
+
+    def on_presence(presence: Any) -> None:
+        seen.append((time.monotonic(), presence.online))
+
+    balancer.targets = [watched_by.port]
+    async with clients(balancer, ["ann"], on_presence=on_presence) as [ann]:
+        async with killed.connect("faults", "bob"):
+            assert await ann.watch("bob") is True
+            killed.send(signal.SIGSTOP)
+            await until(lambda: seen[-1][1] is None, 10)
+            killed.send(signal.SIGCONT)
+            await until(lambda: seen[-1][1] is True, 10)
+            killed.kill()
+            begin = time.monotonic()
+            await until(lambda: seen[-1][1] is False, 10)
+            assert seen[-1][0] - begin < 2.0
+        assert [online for _, online in seen] == [True, None, True, False]

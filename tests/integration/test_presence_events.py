@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.support import Gateway, until
-from wsgateway import signals
+from wsgateway import presence, signals
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.client import Client, GatewayError, connect
 from wsgateway.events.runner import EventRunner
 from wsgateway.exceptions import MalformedMessage
 
 Gateways = Callable[..., Gateway]
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
+RIGHTS = {"WSGATEWAY_MAY_WATCH": "tests.presence_app.rights.may_watch"}
 
 
 @pytest.fixture
@@ -185,3 +188,129 @@ async def test_a_lost_event_is_made_up_for(
             await until(lambda: ("user_online", "ann") in got)
         await until(lambda: ("user_offline", "ann") in got)
     assert got == [("user_online", "ann"), ("user_offline", "ann")]
+
+
+# -- watching ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def client_of(gateway: Gateway, user: str, **options: Any) -> AsyncIterator[Client]:
+    options["additional_headers"] = {"Cookie": f"service=orders; user={user}"}
+    async with connect(gateway.ws(f"/ws/orders/{user}/"), **options) as client:
+        yield client
+
+
+async def test_a_client_watches_who_is_allowed(gateway_factory: Gateways) -> None:
+    one, other = gateway_factory(**RIGHTS), gateway_factory(**RIGHTS)
+    seen: list[tuple[str, bool | None]] = []
+
+    def on_presence(presence: Any) -> None:
+        assert presence.service == "orders"
+        seen.append((presence.user, presence.online))
+
+    async with client_of(one, "ann", on_presence=on_presence) as ann:
+        assert await ann.watch("bob") is False
+        async with client_of(other, "bob"):
+            await until(lambda: seen[-1:] == [("bob", True)])
+            assert await ann.watch("bob") is True
+        await until(lambda: seen[-1:] == [("bob", False)])
+        with pytest.raises(GatewayError, match="not allowed") as refused:
+            await ann.watch("carol")
+        assert (refused.value.code, refused.value.temporary) == ("forbidden", False)
+        with pytest.raises(GatewayError) as failed:
+            await ann.watch("broken")
+        assert (failed.value.code, failed.value.temporary) == ("internal", True)
+        assert "WSGATEWAY_MAY_WATCH failed" in one.output
+        ann.unwatch("bob")
+        async with client_of(other, "bob2") as second:
+            assert await ann.watch("bob2") is True
+            assert await second.watch("bob") is False
+    assert seen == [("bob", False), ("bob", True), ("bob", False), ("bob2", True)]
+
+
+async def test_nobody_may_watch_by_default(gateway: Gateway) -> None:
+    async with client_of(gateway, "ann") as ann:
+        with pytest.raises(GatewayError) as refused:
+            await ann.watch("ann")
+    assert refused.value.code == "forbidden"
+
+
+async def test_an_asynchronous_function_decides_too(gateway_factory: Gateways) -> None:
+    path = "tests.presence_app.rights.may_watch_async"
+    async with client_of(gateway_factory(WSGATEWAY_MAY_WATCH=path), "ann") as ann:
+        assert await ann.watch("bob") is False
+        with pytest.raises(GatewayError):
+            await ann.watch("carol")
+
+
+async def test_a_socket_watches_no_more_users_than_it_may(gateway_factory: Gateways) -> None:
+    async with client_of(gateway_factory(**RIGHTS, WSGATEWAY_MAX_WATCHES="2"), "ann") as ann:
+        assert [await ann.watch("u1"), await ann.watch("u2")] == [False, False]
+        with pytest.raises(GatewayError) as refused:
+            await ann.watch("u3")
+        assert refused.value.code == "too_many"
+        ann.unwatch("u1")
+        assert await ann.watch("u3") is False
+
+
+async def test_watches_are_there_again_after_a_reconnect(gateway_factory: Gateways) -> None:
+    gateway, other = gateway_factory(**RIGHTS), gateway_factory(**RIGHTS)
+    seen: list[bool | None] = []
+    async with client_of(gateway, "ann", on_presence=lambda p: seen.append(p.online)) as ann:
+        assert await ann.watch("bob") is False
+        await asyncio.to_thread(gateway.stop)
+        async with client_of(other, "bob"):
+            await asyncio.to_thread(gateway.start)
+            await until(lambda: seen[-1:] == [True])
+        await until(lambda: seen[-1:] == [False])
+    assert [state for state in seen if state is not None] == [False, True, False]
+
+
+async def test_a_right_that_has_ended_ends_the_watch_wherever_it_is(
+    nats_settings: Any, gateway_factory: Gateways, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "blocked"
+    rights = {**RIGHTS, "BLOCKED": str(blocked)}
+    gateways = [gateway_factory(**rights) for _ in range(2)]
+    seen: list[tuple[str, str, bool | None]] = []
+    errors: list[str] = []
+    async with AsyncExitStack() as stack:
+        for user, gateway in zip(["bob-a", "bob-b"], gateways, strict=True):
+            client = await stack.enter_async_context(
+                client_of(
+                    gateway,
+                    user,
+                    on_presence=lambda p, me=user: seen.append((me, p.user, p.online)),
+                    on_error=lambda error: errors.append(error.code),
+                )
+            )
+            for other in ("bob-a", "u1"):
+                await client.watch(other)
+        before = len(seen)
+        blocked.write_text("bob-a")
+        await presence.arecheck_watches("orders", "bob-a")
+        # bob-a watches nobody any more, and nobody watches bob-a
+        await until(lambda: len(errors) == 3)
+        assert errors == ["forbidden"] * 3
+        told = sorted((me, user) for me, user, online in seen[before:] if online is None)
+        assert told == [("bob-a", "bob-a"), ("bob-a", "u1"), ("bob-b", "bob-a")]
+        async with gateways[0].connect("orders", "u1"):
+            await until(lambda: seen[-1] == ("bob-b", "u1", True))
+
+
+async def test_each_state_is_another_one_than_the_last(gateway_factory: Gateways) -> None:
+    gateway = gateway_factory(**RIGHTS)
+    async with gateway.connect("orders", "ann", **V1) as socket:
+        await socket.recv()
+        await socket.send('{"type":"watch","id":"w","user":"bob"}')
+        assert json.loads(await socket.recv())["online"] is False
+        for _ in range(5):
+            async with gateway.connect("orders", "bob", **V1) as other:
+                await other.recv()
+        await socket.send('{"type":"watch","id":"v","user":"bob"}')
+        frames: list[dict[str, Any]] = []
+        while not frames or frames[-1]["type"] != "watching":
+            frames.append(json.loads(await asyncio.wait_for(socket.recv(), 10)))
+        told = [frame["online"] for frame in frames if frame["type"] == "presence"]
+        assert told == [online for online in told if isinstance(online, bool)]
+        assert all(a is not b for a, b in zip([False, *told], told, strict=False))

@@ -23,6 +23,9 @@ LONG = [*SHORT, 1, 5]
 HANDSHAKE = 4.0  # seconds; the session does not know of connect_timeout, the JavaScript client does
 LOST = [1006, 1006, 1006, 1006, 1000, 1001, 4001, 4012, 4016, 4501, 4505]
 FRAMES = [*["message"] * 8, *["ack"] * 4, "error", "error", "closing", "ping", "pong", "welcome"]
+FRAMES += ["watching", "watching", "presence", "presence", "unwatched", "watch_error"]
+USERS = ["ann", "bob"]
+SERVICES = ["orders", "chat"]
 
 
 class Scenario:
@@ -61,7 +64,7 @@ class Scenario:
         return self.steps
 
     def some_kind(self) -> str:
-        kinds = ["call", "call", "processed", "wait", "wait", "give_up"]
+        kinds = ["call", "call", "processed", "wait", "wait", "give_up", "watch", "unwatch"]
         if self.numbers.random() < 0.02:
             kinds = ["close", "sleep"]
         elif self.runner.state == "idle":
@@ -115,6 +118,19 @@ class Scenario:
         ids = [id for id in self.kinds if id not in self.repeated]
         return {"give_up": self.numbers.choice(ids)} if ids else None
 
+    def someone(self) -> dict[str, str]:
+        user = {"user": self.numbers.choice(USERS)}
+        return user if self.numbers.random() < 0.6 else user | {"service": self.some_service()}
+
+    def some_service(self) -> str:
+        return self.numbers.choice(SERVICES)
+
+    def watch(self) -> dict[str, Any]:
+        return {"watch": self.someone()}
+
+    def unwatch(self) -> dict[str, Any]:
+        return {"unwatch": self.someone()}
+
     def processed(self) -> dict[str, Any] | None:
         given = [*self.runner.given]
         return {"processed": self.numbers.choice(given)} if given else None
@@ -123,6 +139,26 @@ class Scenario:
         return getattr(self, self.numbers.choice(FRAMES))()  # type: ignore[no-any-return]
 
     # -- frames from the gateway -----------------------------------------------------------
+
+    def presence(self) -> dict[str, Any]:
+        online = self.numbers.choice([True, False, None])
+        someone = {"service": self.some_service(), "user": self.numbers.choice(USERS)}
+        return {"frame": {"type": "presence", **someone, "online": online}}
+
+    def some_watch(self) -> str:
+        return f"watch-{self.numbers.randint(1, len(self.runner.watches) + 1)}"
+
+    def watching(self) -> dict[str, Any]:
+        frame = self.presence()["frame"]
+        return {"frame": {**frame, "type": "watching", "id": self.some_watch()}}
+
+    def unwatched(self) -> dict[str, Any]:
+        someone = {"service": self.some_service(), "user": self.numbers.choice(USERS)}
+        return {"frame": {"type": "unwatched", **someone, "code": "forbidden", "reason": "r"}}
+
+    def watch_error(self) -> dict[str, Any]:
+        frame = self.error()["frame"]
+        return {"frame": {**frame, "id": self.some_watch()}}
 
     def welcome(self) -> dict[str, Any]:
         choice = self.numbers.choice

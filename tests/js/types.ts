@@ -8,6 +8,8 @@ c.on("state", (s, { delay }) => { if (s === "waiting") delay?.toFixed(); });
 export const r: Promise<Message> = c.request({ a: 1 }, { timeout: null });
 export const s: Promise<{ id: string }> = c.send("x", { id: "i", traceparent: "00-…" });
 c.on("error", (e) => e instanceof GatewayError && e.temporary);
+export const w: Promise<boolean | null> = c.watch("bob", { service: "orders" });
+c.on("presence", ({ service, user, online }) => { if (online === null) c.unwatch(user, { service }); });
 export async function loop() { for await (const m of c) m.ack(); }
 // @ts-expect-error
 c.on("nothing", () => {});

@@ -56,6 +56,7 @@ class Runner {
     this.client.on("error", ({ id, code, temporary }) => {
       if (code !== "closed") this.add("errors", { id, code, temporary }); // that is the state
     });
+    this.client.on("presence", (presence) => this.add("presences", presence));
     this.client.on("state", (state, { delay }) => {
       this.out.state = state;
       if (state === "waiting") this.out.reconnects_in = delay / 1000;
@@ -128,6 +129,16 @@ class Runner {
 
   give_up(id) {
     this.calls.get(id).abort();
+  }
+
+  watch({ user, service }) {
+    this.client.watch(user, { service }).catch(refusal).then((result) => {
+      (this.out.results ??= {})[`watch ${user}`] = result;
+    });
+  }
+
+  unwatch({ user, service }) {
+    this.client.unwatch(user, { service });
   }
 
   processed(name) {

@@ -245,6 +245,22 @@ def test_E003_resolver_that_is_none(settings: Any, path: str, text: str) -> None
     assert text in messages(deploy=True)["E003"]
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("nowhere.may_watch", "No module named 'nowhere'"),
+        ("tests.presence_app.rights.nothing", "nothing"),
+        ("tests.presence_app.rights.CALLS", "it is not a function"),
+        ("tests.unit.test_checks.Path", "it is not a function"),
+    ],
+)
+def test_E009_may_watch_that_is_not_a_function(settings: Any, path: str, text: str) -> None:
+    settings.WSGATEWAY_MAY_WATCH = path
+    assert text in messages()["E009"]
+    settings.WSGATEWAY_MAY_WATCH = "tests.presence_app.rights.may_watch"
+    assert "E009" not in messages()
+
+
 def test_E004_file_that_cannot_be_read(settings: Any, tmp_path: Path) -> None:
     settings.WSGATEWAY_NATS_CREDENTIALS = str(tmp_path / "missing.creds")
     assert "missing.creds" in messages()["E004"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ from wsgateway.client.events import (
     Delivered,
     Event,
     Failed,
+    Seen,
     Unclaimed,
+    Watched,
     Welcomed,
 )
 from wsgateway.client.inbox import Position
@@ -60,6 +63,7 @@ class Runner:
         self.redial_at = math.inf
         self.token: str | None = None
         self.requests: set[str] = set()
+        self.watches: dict[str, str] = {}  # id -> label
         self.given: dict[str, tuple[int, int]] = {}  # payload -> generation and offset
         self.out: dict[str, Any] = {}
         self.told = self.position
@@ -158,6 +162,23 @@ class Runner:
         self.session.give_up(id)
         self.session.expect_no_reply(id)
 
+    def do_watch(self, whom: dict[str, str]) -> None:
+        label = f"watch {whom['user']}"
+        try:
+            id = self.session.watch(whom.get("service"), whom["user"])
+        except GatewayError as exc:
+            self.result(label, refusal(exc))
+            return
+        self.watches[id] = label
+        is_known, online = self.session.watched(id)
+        if is_known:
+            self.result(label, online)
+
+    def do_unwatch(self, whom: dict[str, str]) -> None:
+        id = self.session.watch_of(whom.get("service"), whom["user"])
+        if id is not None:
+            self.apply(self.session.unwatch(id))
+
     def do_processed(self, payload: str) -> None:
         self.session.processed(*self.given[payload], self.now)
 
@@ -211,6 +232,12 @@ class Runner:
                 case Unclaimed(reply):
                     assert not isinstance(reply, GatewayError)
                     self.add("replies", {"reply_to": reply.reply_to, **fields(reply.frame)})
+                case Watched(id, GatewayError() as error):
+                    self.result(self.watches[id], refusal(error))
+                case Watched(id, online):
+                    self.result(self.watches[id], online)
+                case Seen(presence):
+                    self.add("presences", dataclasses.asdict(presence))
                 case Welcomed(welcome):
                     told = {"recovered": welcome.recovered, "reason": welcome.reason}
                     self.add("welcomes", told)

@@ -6,6 +6,7 @@ one `in`, see the `do_` methods of `Runner`. `out` is everything that comes of i
 
 * `publishes`, `confirms`, `answers`, `closes`: the action; `closes` has the code that the client
   gets, and the reason and the cause for the log if there is one;
+* `watches`, `unwatches`: the service and user whom the client watches, or not any more;
 * `writes`: the frame that is written;
 * `code`: what a close means to this client.
 """
@@ -31,10 +32,13 @@ from wsgateway.protocol.endpoint import (
     Close,
     Confirm,
     Endpoint,
+    EndWatch,
     Publish,
     RawEndpoint,
+    StartWatch,
 )
 from wsgateway.protocol.limits import Limits
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, encode_client_ack
 from wsgateway.protocol.v1.endpoint import V1Endpoint
 
@@ -88,6 +92,10 @@ class Runner:
             if action.offset > self.confirmed:
                 self.confirmed = action.offset
                 self.endpoint.progressed()
+        elif isinstance(action, StartWatch):
+            self.out["watches"] = [*action.inbox]
+        elif isinstance(action, EndWatch):
+            self.out["unwatches"] = [*action.inbox]
         elif isinstance(action, Answer):
             assert "answers" not in self.out
             self.out["answers"] = json.loads(action.text)
@@ -161,6 +169,19 @@ class Runner:
                 )
             )
         )
+
+    # -- from presence -------------------------------------------------------------------
+
+    def do_presence(self, fields: dict[str, Any]) -> None:
+        """The state of somebody whom the client may watch."""
+        inbox = Inbox(fields.get("service", "orders"), fields["user"])
+        self.apply(self.endpoint.presence(inbox, fields["online"]))
+
+    def do_forbid(self, fields: dict[str, Any]) -> None:
+        """The client may not watch somebody, or that cannot be found out."""
+        inbox = Inbox(fields.get("service", "orders"), fields["user"])
+        error = ZeroDivisionError() if fields.get("error") else None
+        self.apply(self.endpoint.refuse_watch(inbox, error))
 
     # -- from the session ----------------------------------------------------------------
 

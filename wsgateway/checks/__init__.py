@@ -7,7 +7,7 @@ E is an error, W a warning. Those from 100 on appear with ``check --deploy`` onl
 from __future__ import annotations
 
 from wsgateway.checks.base import Check
-from wsgateway.checks.identity import check_resolvers, check_user_names
+from wsgateway.checks.identity import check_resolvers, check_user_names, check_watching
 from wsgateway.checks.installation import (
     check_apps,
     check_entry_point,
@@ -42,6 +42,7 @@ CHECKS: list[Check] = [
     check_values,
     check_resolvers,
     check_user_names,
+    check_watching,
     check_files,
     check_urls,
     check_apps,

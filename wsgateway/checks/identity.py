@@ -1,4 +1,4 @@
-"""WSGATEWAY_IDENTITY: who users are."""
+"""WSGATEWAY_IDENTITY: who users are. WSGATEWAY_MAY_WATCH: whom they may watch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 from wsgateway.hooks import get_resolver
 
-__all__ = ["check_resolvers", "check_user_names", "resolver_problem"]
+__all__ = ["check_resolvers", "check_user_names", "check_watching", "resolver_problem"]
 
 
 def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
@@ -72,3 +72,27 @@ def _finds_otherwise(resolver: type) -> bool:
         if "user_name" in vars(each):
             return hasattr(resolver, "get_user")
     return False
+
+
+def check_watching(**kwargs: Any) -> list[CheckMessage]:
+    """E009: WSGATEWAY_MAY_WATCH is not a function."""
+    path = settings.MAY_WATCH if possible("WSGATEWAY_MAY_WATCH") else ""
+    problem = _function_problem(path) if path else None
+    if problem is None:
+        return []
+    return [
+        Error(
+            f"WSGATEWAY_MAY_WATCH names {path!r}: {problem}.",
+            hint="Name a function that takes an identity, a service and a user's name, sync or "
+            "async, for example 'shop.presence.may_watch'.",
+            id="wsgateway.E009",
+        )
+    ]
+
+
+def _function_problem(path: str) -> str | None:
+    try:
+        found = import_string(path)
+    except ImportError as exc:
+        return str(exc)
+    return None if callable(found) and not isinstance(found, type) else "it is not a function"

@@ -23,7 +23,9 @@ from wsgateway.client.events import (
     Delivered,
     Event,
     Failed,
+    Seen,
     Unclaimed,
+    Watched,
     Welcomed,
 )
 from wsgateway.client.inbox import Position
@@ -32,7 +34,7 @@ from wsgateway.client.message import Message
 from wsgateway.client.session import ClientSession
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.v1 import ServerMessage, Welcome
+from wsgateway.protocol.v1 import Presence, ServerMessage, Welcome
 from wsgateway.supervision import start
 from wsgateway.tracing import find_tracer
 
@@ -67,6 +69,7 @@ class Client:
         on_reply: Called with each reply that no call waits for: it answers another client of the
             user, or comes after a timeout.
         on_error: Called with each refusal, by the service or the gateway, that no call waits for.
+        on_presence: Called with each state of a watched user, the first included.
         options: For ``websockets.asyncio.client.connect``: ssl, additional_headers, proxy, ...
     """
 
@@ -91,6 +94,7 @@ class Client:
         on_welcome: Callable[[Welcome], object] | None = None,
         on_reply: Callable[[Message], object] | None = None,
         on_error: Callable[[GatewayError], object] | None = None,
+        on_presence: Callable[[Presence], object] | None = None,
         **options: Any,
     ) -> None:
         self._auto_ack = auto_ack
@@ -98,6 +102,7 @@ class Client:
         self._on_welcome = on_welcome
         self._on_reply = on_reply
         self._on_error = on_error
+        self._on_presence = on_presence
         self._session = ClientSession(
             position=position,
             ack_every=ack_every,
@@ -118,6 +123,7 @@ class Client:
         )
         self._sends = Calls[None](self._give_up)  # what is in the outbox
         self._requests = Calls[Message](self._give_up_request)  # replies to come
+        self._watches = Calls[bool | None](self._leave_watch)  # answers to come
         self._queue: deque[Message] = deque()  # not returned by `recv` yet; the window bounds it
         self._current: Message | None = None  # returned by `recv`, not processed yet
         self._arrived = asyncio.Event()  # the queue is not empty, or the client is closed
@@ -240,6 +246,10 @@ class Client:
                     self._requests.resolve(id, self._answer(answer))
                 case Unclaimed(answer):
                     self._unclaimed(self._answer(answer))
+                case Watched(id, online):
+                    self._watches.resolve(id, online)
+                case Seen(presence):
+                    _call(self._on_presence, presence)
                 case Welcomed(welcome):
                     _call(self._on_welcome, welcome)
 
@@ -344,6 +354,42 @@ class Client:
             self._connector.wake()
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(reply)
+
+    async def watch(self, user: str, *, service: str | None = None) -> bool | None:
+        """Watch whether *user* is online, across reconnects; return whether they are now.
+
+        Each change goes to *on_presence*. If you cancel this before it returns, the watch ends.
+
+        Args:
+            user: Whom.
+            service: The user's service; None: this client's own.
+
+        Returns:
+            None if it is not known now.
+
+        Raises:
+            GatewayError: You may not, or the client is closed.
+        """
+        id = self._session.watch(service, user)
+        is_known, online = self._session.watched(id)
+        if is_known:
+            return online
+        with self._watches.joined(id) as answer:
+            self._connector.wake()
+            return await asyncio.shield(answer)
+
+    def unwatch(self, user: str, *, service: str | None = None) -> None:
+        """Do not watch *user* any more. Idempotent."""
+        id = self._session.watch_of(service, user)
+        if id is not None:
+            self._apply(self._session.unwatch(id))
+            self._connector.wake()
+
+    def _leave_watch(self, id: str) -> None:
+        is_known, _ = self._session.watched(id)
+        if not is_known:
+            self._session.unwatch(id)
+            self._connector.wake()
 
     def _give_up(self, id: str) -> None:
         if id not in self._requests:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wsgateway.client.errors import GatewayError
-from wsgateway.protocol.v1 import ServerMessage, Welcome
+from wsgateway.protocol.v1 import Presence, ServerMessage, Welcome
 
-__all__ = ["Answered", "Confirmed", "Delivered", "Event", "Failed", "Unclaimed", "Welcomed"]
+__all__ = [
+    "Answered",
+    "Confirmed",
+    "Delivered",
+    "Event",
+    "Failed",
+    "Seen",
+    "Unclaimed",
+    "Watched",
+    "Welcomed",
+]
 
 
 @dataclass(slots=True)
@@ -55,4 +65,19 @@ class Unclaimed:
     answer: ServerMessage | GatewayError
 
 
-Event = Welcomed | Delivered | Confirmed | Failed | Answered | Unclaimed
+@dataclass(slots=True)
+class Watched:
+    """The watch *id* was answered: whether the user is online, or why it may not be watched."""
+
+    id: str
+    answer: bool | GatewayError | None
+
+
+@dataclass(slots=True)
+class Seen:
+    """A watched user's state is news."""
+
+    presence: Presence
+
+
+Event = Welcomed | Delivered | Confirmed | Failed | Answered | Unclaimed | Watched | Seen

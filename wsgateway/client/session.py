@@ -18,10 +18,12 @@ from wsgateway.client.events import (
     Event,
     Failed,
     Unclaimed,
+    Watched,
     Welcomed,
 )
 from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.outbox import ClientOutbox
+from wsgateway.client.watches import ClientWatches
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
@@ -30,9 +32,12 @@ from wsgateway.protocol.v1 import (
     Closing,
     ErrorCode,
     Ping,
+    Presence,
     ProtocolError,
     Refused,
     ServerMessage,
+    Unwatched,
+    Watching,
     Welcome,
     encode_client_ack,
     encode_ping,
@@ -45,6 +50,7 @@ __all__ = ["ClientSession", "should_reconnect"]
 
 STABLE = 5.0
 """Seconds that a connection must last to reset the backoff."""
+_AFTER_WELCOME = ServerMessage | Accepted | Refused | Presence | Unwatched
 _FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 """Standard close codes after which the same client would be refused again."""
 
@@ -95,7 +101,8 @@ class ClientSession:
         self._inbox = ClientInbox(position)
         self._outbox = ClientOutbox(queue_limit, send_window)
         self._requests: set[str] = set()  # ids that wait for their replies
-        self._controls: deque[str] = deque()  # pings and pongs to write
+        self._watches = ClientWatches()
+        self._controls: deque[str] = deque()  # pings, pongs and watches to write
         self._opened_at: float | None = None  # when this connection was welcomed
         self._ack_at: float | None = None  # when to acknowledge
         self._heard_at = 0.0  # when the last frame came
@@ -131,6 +138,7 @@ class ClientSession:
     def connecting(self) -> Position | None:
         """Start a connection; return the position to ask for."""
         self._outbox.connecting()
+        self._watches.connecting()
         return self._inbox.connecting()
 
     def lost(self, code: int, now: float) -> float | None:
@@ -172,6 +180,7 @@ class ClientSession:
 
         events: list[Event] = [Failed(id, closed(id)) for id in self._outbox]
         events += [Answered(id, closed(id)) for id in self._requests]
+        events += [Watched(id, closed(id)) for id in self._watches.end()]
         self._outbox.clear()
         self._requests.clear()
         return events
@@ -186,7 +195,7 @@ class ClientSession:
         """
         frame = parse_server(text)
         self._heard_at, self._asked_at = now, None
-        if self._opened_at is None and isinstance(frame, ServerMessage | Accepted | Refused):
+        if self._opened_at is None and isinstance(frame, _AFTER_WELCOME):
             message = "the gateway did not begin with a welcome"
             raise ProtocolError(ErrorCode.BAD_REQUEST, message, fatal=True)
         match frame:
@@ -198,6 +207,8 @@ class ClientSession:
                 return self._confirm(id)
             case Refused():
                 return self._refused(frame)
+            case Presence() | Unwatched():
+                return self._presence(frame)
             case Closing(after):
                 self._reconnect_after = after
             case Ping():
@@ -211,6 +222,7 @@ class ClientSession:
             self._opened_at = now
             self._renewed = False
             self.beat_at = now + self._silence
+            self._controls.extend(self._watches.due())
         events: list[Event] = []
         for id, size in self._outbox.larger_than(welcome.max_message_size):
             events += self._fail(id, _too_big(id, size, welcome.max_message_size))
@@ -246,7 +258,21 @@ class ClientSession:
         self._outbox.remove(id)
         return [Confirmed(id)]
 
+    @property
+    def _own_service(self) -> str:
+        return "" if self.welcome is None else self.welcome.service
+
+    def _presence(self, frame: Presence | Unwatched) -> list[Event]:
+        if isinstance(frame, Watching):
+            return self._watches.answered(frame, self._own_service)
+        if isinstance(frame, Presence):
+            return self._watches.changed(frame, self._own_service)
+        return self._watches.ended(frame, self._own_service)
+
     def _refused(self, frame: Refused) -> list[Event]:
+        about_watch = self._watches.refused(frame, self._own_service)
+        if about_watch is not None:
+            return about_watch
         error = GatewayError(frame.code, frame.message, frame.temporary, id=frame.id)
         if frame.id is None or frame.id not in self._outbox:
             return [Unclaimed(error)]
@@ -317,6 +343,41 @@ class ClientSession:
                 f"{len(self._outbox)} messages are already waiting for confirmation (queue_limit)"
             )
             raise GatewayError("queue_limit", text, True, id=id)
+
+    def watch(self, service: str | None, user: str) -> str:
+        """Watch a user's presence from now on; return the id of the watch. Idempotent.
+
+        Args:
+            service: The user's; None: the client's own.
+            user: Whom.
+
+        Raises:
+            GatewayError: The session has ended.
+        """
+        if self._ended:
+            raise GatewayError("closed", "the client is already closed", True)
+        id = self._watches.add(self._shortest(service), user)
+        if self.is_open:
+            self._controls.extend(self._watches.due())
+        return id
+
+    def _shortest(self, service: str | None) -> str | None:
+        return None if service == self._own_service else service
+
+    def watch_of(self, service: str | None, user: str) -> str | None:
+        """Return the id of the watch of a user; None if there is none."""
+        return self._watches.id_of(self._shortest(service), user)
+
+    def watched(self, id: str) -> tuple[bool, bool | None]:
+        """Return whether a watch was answered, and the last state that was."""
+        return self._watches.known(id)
+
+    def unwatch(self, id: str) -> list[Event]:
+        """End a watch. Idempotent."""
+        frame, events = self._watches.remove(id)
+        if frame is not None and self.is_open:
+            self._controls.append(frame)
+        return events
 
     def give_up(self, id: str) -> None:
         """Do not send *id* again; it may have been stored. Idempotent."""

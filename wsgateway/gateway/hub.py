@@ -27,6 +27,7 @@ from wsgateway.gateway.daphne import at_shutdown, quieten
 from wsgateway.gateway.events import SocketEvents
 from wsgateway.gateway.presence import Presence
 from wsgateway.gateway.revocation import Revocations
+from wsgateway.gateway.watching import Watching
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
 from wsgateway.protocol.subjects import Inbox
@@ -79,6 +80,7 @@ class Hub:
         """Held by a socket while it starts; the others wait their turn."""
         self.cursors = Cursors(broker)
         self.events = SocketEvents(broker, self.gateway_id)
+        self.watching = Watching(broker)
         self._revocations = Revocations(broker)
         self.presence = Presence(self)
         self._users: dict[Inbox, _User] = {}
@@ -99,6 +101,7 @@ class Hub:
         log_fields = {"gateway": self.gateway_id}
         logger.info("starting the gateway with %s", self.broker.where, extra=log_fields)
         self._revocations.listen()
+        self.watching.listen()
         self._tasks = [
             supervise(self.cursors.run, "wsgateway-cursors"),
             supervise(self._revocations.run, "wsgateway-revocations"),
@@ -130,6 +133,7 @@ class Hub:
                     await asyncio.wait(self._wanted)
                 await self.cursors.close()
         self.presence.leave()
+        self.watching.close()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
         with contextlib.suppress(TimeoutError):

@@ -31,9 +31,18 @@ from wsgateway.exceptions import WsGatewayError, reason_of
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.subscription import Subscription
+from wsgateway.gateway.watches import SocketWatches
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.protocol.endpoint import Answer, Client, Close, Confirm, Publish
+from wsgateway.protocol.endpoint import (
+    Answer,
+    Client,
+    Close,
+    Confirm,
+    EndWatch,
+    Publish,
+    StartWatch,
+)
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import encode_token
 from wsgateway.protocol.v1 import Resume
@@ -77,6 +86,7 @@ class Session:
         "_sender",
         "_tasks",
         "_timer",
+        "_watches",
         "connection",
         "credit",
         "endpoint",
@@ -138,6 +148,7 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
         self._counters: SocketCounters | None = None  # where it counts as open
         self._left = 1006  # the code with which the client closed; this one if it did not say
+        self._watches: SocketWatches | None = None  # made for the first one
         self._busy = False  # a frame is being taken; nothing is heard until that is done
         self.log_fields = socket.transport.log_fields
         """Names the socket in the log."""
@@ -218,6 +229,8 @@ class Session:
     async def stop(self) -> None:
         """End delivery; what the client has is saved, what it sent and is stored stays."""
         self.socket.end()
+        if self._watches is not None:
+            self._watches.close()
         if self._timer is not None:
             self._timer.cancel()
         if not self._tasks:
@@ -316,6 +329,8 @@ class Session:
             elif isinstance(action, Close):
                 self._log(logging.INFO, action)
                 await self.close(action.code, action.reason)
+            elif isinstance(action, StartWatch | EndWatch):
+                self._watch(action)
             else:
                 self._do(action)
         finally:
@@ -339,6 +354,14 @@ class Session:
             where, codes = self.socket.transport.where, self.socket.codes(close.code)
             log_fields = {**self.log_fields, "code": int(close.code)}
             logger.log(level, "closed %s with %s: %s", where, codes, close.cause, extra=log_fields)
+
+    def _watch(self, action: StartWatch | EndWatch) -> None:
+        if self._watches is None:
+            self._watches = SocketWatches(self, self.hub.watching)
+        if isinstance(action, StartWatch):
+            self._watches.begin(action.inbox)
+        else:
+            self._watches.end(action.inbox)
 
     async def _publish(self, message: Publish) -> None:
         """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""

@@ -35,6 +35,7 @@ def limits() -> Limits:
         window=settings.WINDOW,
         ping_interval=settings.PING_INTERVAL,
         ping_timeout=settings.PING_TIMEOUT,
+        watches=settings.MAX_WATCHES,
     )
 
 

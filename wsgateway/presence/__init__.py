@@ -50,6 +50,7 @@ __all__ = [
     "ais_online",
     "aonline",
     "are_online",
+    "arecheck_watches",
     "connections",
     "connections_of",
     "counts",
@@ -58,6 +59,7 @@ __all__ = [
     "gateways",
     "is_online",
     "online",
+    "recheck_watches",
 ]
 
 
@@ -152,6 +154,28 @@ async def adisconnect(
 def disconnect(service: str, user: str, **options: Any) -> Disconnected:
     """Do what `adisconnect` does, from synchronous code; it takes the same arguments."""
     return runtime.call_sync(_closing(service, user, **options))
+
+
+async def arecheck_watches(service: str, user: str) -> None:
+    """Have ``WSGATEWAY_MAY_WATCH`` asked again about watches of a user and by that user.
+
+    Call it when a right has ended, for example when users block each other. Clients that may not
+    watch any more are told within a second; a gateway that is not connected to NATS at that
+    moment does not hear of it.
+
+    Args:
+        service: The service.
+        user: The user's name.
+
+    Raises:
+        NameRefused: No user can have this name.
+    """
+    await runtime.call(partial(users.recheck_watches, inbox=_inbox(service, user)))
+
+
+def recheck_watches(service: str, user: str) -> None:
+    """Do what `arecheck_watches` does, from synchronous code."""
+    runtime.call_sync(partial(users.recheck_watches, inbox=_inbox(service, user)))
 
 
 # -- many users --------------------------------------------------------------------------

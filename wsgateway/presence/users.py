@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,12 +15,21 @@ from wsgateway.exceptions import reason_of
 from wsgateway.presence.results import Connection, Connections, Disconnected, number_of
 from wsgateway.protocol.subjects import Inbox
 
-__all__ = ["GATEWAY", "close_sockets", "find_connections", "find_online"]
+__all__ = [
+    "GATEWAY",
+    "RECHECK",
+    "close_sockets",
+    "find_connections",
+    "find_online",
+    "recheck_watches",
+]
 
 logger = logging.getLogger("wsgateway")
 
 GATEWAY = "gateway"
 """What gateways are in the roster."""
+RECHECK = "watches"
+"""Where gateways are told that the right to watch somebody may have ended."""
 AT_ONCE = 0.05
 """Seconds that answers have before it is asked which gateways there are: usually, there is no need
 to know, because the answers say enough."""
@@ -145,6 +155,16 @@ async def close_sockets(broker: Broker, inbox: Inbox, request: Fields) -> Discon
             text = "skipped what a gateway says of closing sockets: %s"
             logger.warning(text, reason_of(exc), extra=_log_fields(inbox, answer))
     return Disconnected(closed, silent if lookup.undecided else ())
+
+
+async def recheck_watches(broker: Broker, inbox: Inbox) -> None:
+    """Have gateways ask again who may watch *inbox*'s user, and whom that user may watch.
+
+    Raises:
+        BrokerError: They could not be told.
+    """
+    broker.broadcast(RECHECK, json.dumps(inbox).encode())
+    await broker.bus.confirm()
 
 
 def _log_fields(inbox: Inbox, answer: Fields) -> dict[str, object]:

@@ -16,6 +16,7 @@ from wsgateway.exceptions import MessageTooBig, QueueFull
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.limits import Limits, RateLimit, SizeLimit
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = [
     "Action",
@@ -23,10 +24,12 @@ __all__ = [
     "Client",
     "Close",
     "Confirm",
+    "EndWatch",
     "Endpoint",
     "Publish",
     "RawEndpoint",
     "Start",
+    "StartWatch",
     "State",
 ]
 
@@ -86,7 +89,22 @@ class Close(NamedTuple):
     cause: str | None = None
 
 
-Action = Publish | Confirm | Answer | Close
+class StartWatch(NamedTuple):
+    """Find out whether the client may watch *inbox*.
+
+    If so, call `Endpoint.presence`, and again at each change; otherwise `Endpoint.refuse_watch`.
+    """
+
+    inbox: Inbox
+
+
+class EndWatch(NamedTuple):
+    """The client does not watch *inbox* any more."""
+
+    inbox: Inbox
+
+
+Action = Publish | Confirm | Answer | Close | StartWatch | EndWatch
 
 
 class Client(NamedTuple):
@@ -254,6 +272,24 @@ class Endpoint(ABC):
         Raises:
             MalformedMessage: It cannot be a frame.
         """
+
+    def presence(self, inbox: Inbox, online: bool | None) -> Answer | None:
+        """Return what to tell the client of somebody whom it watches; None: nothing.
+
+        Args:
+            inbox: Whom.
+            online: Whether they are; None: not known now.
+        """
+        return None
+
+    def refuse_watch(self, inbox: Inbox, error: Exception | None = None) -> Answer | None:
+        """End a watch; return what to tell the client.
+
+        Args:
+            inbox: Whom it may not watch.
+            error: What failed when that was to be found out; None: it may not.
+        """
+        return None
 
     def announces(self, code: CloseCode) -> bool:
         """Say whether a close with *code* is announced, with `closing`."""

@@ -19,6 +19,7 @@ class Limits(NamedTuple):
         window: Messages that a client may leave unacknowledged.
         ping_interval: Seconds between pings.
         ping_timeout: Seconds that the client has to send anything after a ping.
+        watches: Users whose presence a client may watch.
     """
 
     message: int
@@ -27,6 +28,7 @@ class Limits(NamedTuple):
     window: int
     ping_interval: float
     ping_timeout: float
+    watches: int = 0
 
 
 class RateLimit:

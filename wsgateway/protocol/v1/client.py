@@ -8,7 +8,7 @@ from json.encoder import encode_basestring as _quote
 from typing import Any
 
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.v1.fields import bad, frame_of, integer, load, string
+from wsgateway.protocol.v1.fields import bad, dumps, frame_of, integer, load, string
 from wsgateway.protocol.v1.messages import (
     MAX_AFTER,
     MAX_PING,
@@ -16,9 +16,12 @@ from wsgateway.protocol.v1.messages import (
     Closing,
     Ping,
     Pong,
+    Presence,
     Refused,
     ServerMessage,
     Unknown,
+    Unwatched,
+    Watching,
     Welcome,
 )
 
@@ -42,9 +45,21 @@ def encode_client_ack(offset: int, epoch: str) -> str:
     return f'{{"type":"ack","offset":{offset},"epoch":{_quote(epoch)}}}'
 
 
-def parse_server(
-    text: str | bytes,
-) -> Welcome | ServerMessage | Accepted | Refused | Closing | Ping | Pong | Unknown:
+def encode_watch(id: str, service: str | None, user: str) -> str:
+    """Return the frame that asks for a user's presence; *service* None: the client's own."""
+    return dumps({"type": "watch", "id": id, **_target(service, user)})
+
+
+def encode_unwatch(service: str | None, user: str) -> str:
+    """Return the frame that ends a watch."""
+    return dumps({"type": "unwatch", **_target(service, user)})
+
+
+def _target(service: str | None, user: str) -> dict[str, str]:
+    return {"user": user} if service is None else {"service": service, "user": user}
+
+
+def parse_server(text: str | bytes) -> _ServerFrame | Unknown:
     """Return what a gateway's websocket frame means. Unknown fields are ignored.
 
     Raises:
@@ -97,6 +112,26 @@ def _refused(fields: dict[str, Any]) -> Refused:
     return Refused(id, string(fields, "code"), string(fields, "message"), temporary)
 
 
+def _presence(fields: dict[str, Any]) -> Presence:
+    return Presence(string(fields, "service"), string(fields, "user"), _online(fields))
+
+
+def _watching(fields: dict[str, Any]) -> Watching:
+    seen = _presence(fields)
+    return Watching(seen.service, seen.user, seen.online, string(fields, "id"))
+
+
+def _online(fields: dict[str, Any]) -> bool | None:
+    online = fields.get("online", "")
+    if not (online is None or isinstance(online, bool)):
+        bad("online must be true, false or null")
+    return online
+
+
+def _unwatched(fields: dict[str, Any]) -> Unwatched:
+    return Unwatched(*(string(fields, name) for name in ("service", "user", "code", "reason")))
+
+
 def _closing(fields: dict[str, Any]) -> Closing:
     after = fields.get("reconnect_after")
     if isinstance(after, bool) or not isinstance(after, int | float) or not 0 <= after <= MAX_AFTER:
@@ -104,13 +139,27 @@ def _closing(fields: dict[str, Any]) -> Closing:
     return Closing(float(after))
 
 
-_ServerFrame = Welcome | ServerMessage | Accepted | Refused | Closing | Ping | Pong
+_ServerFrame = (
+    Welcome
+    | ServerMessage
+    | Accepted
+    | Refused
+    | Watching
+    | Presence
+    | Unwatched
+    | Closing
+    | Ping
+    | Pong
+)
 
 _SERVER: dict[str, Callable[[dict[str, Any]], _ServerFrame]] = {
     "message": _server_message,
     "ack": _accepted,
     "error": _refused,
     "welcome": _welcome,
+    "watching": _watching,
+    "presence": _presence,
+    "unwatched": _unwatched,
     "closing": _closing,
     "ping": lambda fields: Ping(),
     "pong": lambda fields: Pong(),

@@ -13,10 +13,12 @@ from wsgateway.protocol.endpoint import (
     Message,
     Publish,
     Start,
+    StartWatch,
     State,
 )
 from wsgateway.protocol.heartbeat import Beat, Heartbeat
 from wsgateway.protocol.limits import Limits
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1.fields import SUBPROTOCOL
 from wsgateway.protocol.v1.gateway import (
     encode_ack,
@@ -35,9 +37,12 @@ from wsgateway.protocol.v1.messages import (
     ErrorCode,
     Ping,
     ProtocolError,
+    Unwatch,
+    Watch,
     encode_ping,
     encode_pong,
 )
+from wsgateway.protocol.v1.watches import Watches
 
 __all__ = ["V1Endpoint"]
 
@@ -48,7 +53,7 @@ COME_BACK_LATER = frozenset((CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHAN
 class V1Endpoint(Endpoint):
     """A client that speaks ``wsgateway.v1``; see ``docs/protocol.md``."""
 
-    __slots__ = ("_epoch", "_heartbeat", "_lives", "_unnamed")
+    __slots__ = ("_epoch", "_heartbeat", "_lives", "_service", "_unnamed", "_watches")
 
     acknowledges = True
     subprotocol = SUBPROTOCOL
@@ -61,6 +66,8 @@ class V1Endpoint(Endpoint):
         self._epoch = ""  # what the client calls the epoch of its offsets, see `welcome`
         self._lives = 0  # how often delivery began again
         self._unnamed = False  # the client sent an acknowledgement without an epoch
+        self._service = ""  # the client's own; set by `welcome`
+        self._watches: Watches | None = None  # made at the first one: most clients have none
 
     # -- from the client -----------------------------------------------------------------
 
@@ -89,6 +96,10 @@ class V1Endpoint(Endpoint):
             return self._acknowledge(message)
         if isinstance(message, ClientMessage):
             return self._publish(message, within_limit)
+        if isinstance(message, Watch):
+            return self._watch(message, within_limit)
+        if isinstance(message, Unwatch):
+            return None if self._watches is None else self._watches.end(self._inbox(message))
         return Answer(encode_pong()) if isinstance(message, Ping) and within_limit else None
 
     def _refuse(self, error: ProtocolError, within_limit: bool) -> Answer | Close | None:
@@ -113,9 +124,22 @@ class V1Endpoint(Endpoint):
         if problem := self._size.exceeded_by(len(message.frame.payload)):
             return Answer(encode_error(message.id, ErrorCode.TOO_BIG, str(problem)))
         if not within_limit:
-            text = f"more than {self.limits.rate:g} frames per second; slow down"
-            return Answer(encode_error(message.id, ErrorCode.RATE_LIMIT, text))
+            return self._too_fast(message.id)
         return Publish(message.frame, message.id, message.request, message.trace)
+
+    def _too_fast(self, id: str) -> Answer:
+        text = f"more than {self.limits.rate:g} frames per second; slow down"
+        return Answer(encode_error(id, ErrorCode.RATE_LIMIT, text))
+
+    def _watch(self, message: Watch, within_limit: bool) -> StartWatch | Answer:
+        if not within_limit:
+            return self._too_fast(message.id)
+        if self._watches is None:
+            self._watches = Watches(self.limits.watches)
+        return self._watches.ask(message.id, self._inbox(message))
+
+    def _inbox(self, message: Watch | Unwatch) -> Inbox:
+        return Inbox(message.service or self._service, message.user)
 
     def published(self, id: str | None, error: BaseException | None) -> Answer | None:
         """See `Endpoint.published`."""
@@ -141,6 +165,7 @@ class V1Endpoint(Endpoint):
         messages of the same offsets. So the client gets another name for the epoch each time that
         delivery begins again; `Resume.stream_epoch` takes it for the epoch.
         """
+        self._service = client.service
         self._epoch = f"{start.epoch}{LIFE}{self._lives}" if self._lives else start.epoch
         return encode_welcome(
             **client._asdict(),
@@ -165,6 +190,21 @@ class V1Endpoint(Endpoint):
         return encode_message(
             stored.offset, stored.time, payload, text, stored.reply_to, stored.error
         )
+
+    def presence(self, inbox: Inbox, online: bool | None) -> Answer | None:
+        """See `Endpoint.presence`."""
+        return None if self._watches is None else self._watches.presence(inbox, online)
+
+    def refuse_watch(self, inbox: Inbox, error: Exception | None = None) -> Answer | None:
+        """See `Endpoint.refuse_watch`."""
+        if self._watches is None:
+            return None
+        if error is None:
+            return self._watches.refuse(
+                inbox, ErrorCode.FORBIDDEN, "not allowed to watch this user"
+            )
+        text = "the gateway could not find out whether that is allowed"
+        return self._watches.refuse(inbox, ErrorCode.INTERNAL, text)
 
     def announces(self, code: CloseCode) -> bool:
         """See `Endpoint.announces`."""

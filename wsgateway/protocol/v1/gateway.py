@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring as _quote
 from typing import Any
 from urllib.parse import parse_qsl
 
+from wsgateway.exceptions import NameRefused
+from wsgateway.protocol.subjects import Inbox, encode_token
 from wsgateway.protocol.v1.fields import (
     MAX_OFFSET,
     SUBPROTOCOL,
@@ -29,6 +31,8 @@ from wsgateway.protocol.v1.messages import (
     Pong,
     ProtocolError,
     Resume,
+    Unwatch,
+    Watch,
     valid_id,
 )
 
@@ -186,6 +190,21 @@ def encode_error(
     )
 
 
+def encode_watching(id: str, inbox: Inbox, online: bool | None) -> str:
+    """Return the answer to a watch: the present state."""
+    return dumps({"type": "watching", "id": id, **inbox._asdict(), "online": online})
+
+
+def encode_presence(inbox: Inbox, online: bool | None) -> str:
+    """Return the news that a watched user came or went; *online* None: not known now."""
+    return dumps({"type": "presence", **inbox._asdict(), "online": online})
+
+
+def encode_unwatched(inbox: Inbox, code: ErrorCode, reason: str) -> str:
+    """Return the news that a watch has ended."""
+    return dumps({"type": "unwatched", **inbox._asdict(), "code": code.value, "reason": reason})
+
+
 def encode_closing(reconnect_after: float) -> str:
     """Return the announcement of a close, see `Closing`."""
     return f'{{"type":"closing","reconnect_after":{reconnect_after:.3f}}}'
@@ -194,7 +213,10 @@ def encode_closing(reconnect_after: float) -> str:
 # -- parsing -----------------------------------------------------------------------------
 
 
-def parse_client(text: str | bytes) -> ClientMessage | Ack | Ping | Pong:
+ClientFrame = ClientMessage | Ack | Watch | Unwatch | Ping | Pong
+
+
+def parse_client(text: str | bytes) -> ClientFrame:
     """Return what a client's websocket frame means. Unknown fields are ignored.
 
     Raises:
@@ -208,12 +230,8 @@ def parse_client(text: str | bytes) -> ClientMessage | Ack | Ping | Pong:
     if kind == "ack":
         epoch = None if fields.get("epoch") is None else string(fields, "epoch")
         return Ack(integer(fields, "offset"), epoch)
-    if kind == "message":
-        return _client_message(fields)
-    if kind == "pong":
-        return Pong()
-    if kind == "ping":
-        return Ping()
+    if kind in _PARSERS:
+        return _PARSERS[kind](fields)
     raise ProtocolError(ErrorCode.UNKNOWN_TYPE, f"unknown type {kind[:64]!r}", _id_or_none(fields))
 
 
@@ -229,6 +247,43 @@ def _client_message(fields: dict[str, Any]) -> ClientMessage:
     return ClientMessage(id, frame_of(fields, id), request, trace)
 
 
+def _watch(fields: dict[str, Any]) -> Watch:
+    id = _id_or_none(fields)
+    if id is None:
+        bad("id must be 1 to 64 printable ASCII characters without spaces")
+    return Watch(id, *_target(fields, id))
+
+
+def _unwatch(fields: dict[str, Any]) -> Unwatch:
+    return Unwatch(*_target(fields, _id_or_none(fields)))
+
+
+def _target(fields: dict[str, Any], id: str | None) -> tuple[str | None, str]:
+    """Return the service, None for the client's own, and the user that a frame names."""
+    service = fields.get("service")
+    return None if service is None else _name(fields, "service", id), _name(fields, "user", id)
+
+
+def _name(fields: dict[str, Any], field: str, id: str | None) -> str:
+    name = fields.get(field)
+    if not isinstance(name, str):
+        bad(f"{field} must be a string", id)
+    try:
+        encode_token(name)
+    except NameRefused as exc:
+        bad(f"{field} cannot be used: {exc}", id)
+    return name
+
+
 def _id_or_none(fields: dict[str, Any]) -> str | None:
     id = fields.get("id")
     return id if isinstance(id, str) and valid_id(id) else None
+
+
+_PARSERS: dict[str, Callable[[dict[str, Any]], ClientFrame]] = {
+    "message": _client_message,
+    "watch": _watch,
+    "unwatch": _unwatch,
+    "pong": lambda fields: Pong(),
+    "ping": lambda fields: Ping(),
+}

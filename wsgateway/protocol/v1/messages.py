@@ -19,12 +19,17 @@ __all__ = [
     "ErrorCode",
     "Ping",
     "Pong",
+    "Presence",
     "ProtocolError",
     "Reason",
     "Refused",
     "Resume",
     "ServerMessage",
     "Unknown",
+    "Unwatch",
+    "Unwatched",
+    "Watch",
+    "Watching",
     "Welcome",
     "encode_ping",
     "encode_pong",
@@ -57,6 +62,8 @@ class ErrorCode(StrEnum):
     BAD_REQUEST = "bad_request", False, "the frame is not as the protocol wants it"
     UNKNOWN_TYPE = "unknown_type", False, "this gateway does not know that type of message"
     TOO_BIG = "too_big", False, "the message is larger than the gateway takes"
+    FORBIDDEN = "forbidden", False, "the client may not do that"
+    TOO_MANY = "too_many", False, "the socket has as many of these as it may have"
     QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
     RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
     UNAVAILABLE = "unavailable", True, "the broker did not confirm it; it may have been stored"
@@ -127,6 +134,23 @@ class Ack(Confirm):
 
 
 @dataclass(slots=True)
+class Watch:
+    """A client wants to know whether a user is online; *service* None: its own."""
+
+    id: str
+    service: str | None
+    user: str
+
+
+@dataclass(slots=True)
+class Unwatch:
+    """It does not any more."""
+
+    service: str | None
+    user: str
+
+
+@dataclass(slots=True)
 class Ping:
     """Answer with a pong."""
 
@@ -188,12 +212,38 @@ class Accepted:
 
 @dataclass(slots=True)
 class Refused:
-    """The client's message *id* was refused; None if the gateway could not read the id."""
+    """The client's message or watch *id* was refused; None if its id could not be read."""
 
     id: str | None
     code: str
     message: str
     temporary: bool
+
+
+@dataclass(slots=True)
+class Presence:
+    """Whether a watched user is online has changed; *online* None: not known now."""
+
+    service: str
+    user: str
+    online: bool | None
+
+
+@dataclass(slots=True)
+class Watching(Presence):
+    """The client watches a user from now on; *id* is that of its `Watch`."""
+
+    id: str
+
+
+@dataclass(slots=True)
+class Unwatched:
+    """The gateway has ended a watch; *code* as in `Refused`, *reason* is for the developer."""
+
+    service: str
+    user: str
+    code: str
+    reason: str
 
 
 @dataclass(slots=True)

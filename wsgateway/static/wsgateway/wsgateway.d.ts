@@ -78,6 +78,18 @@ export interface Recovered extends Position {
   reason: string | null;
 }
 
+export interface Presence {
+  service: string;
+  user: string;
+  /** null: not known now. */
+  online: boolean | null;
+}
+
+export interface WatchOptions {
+  /** The user's service; default: the client's own. */
+  service?: string;
+}
+
 export interface StateDetail {
   code?: number;
   reason?: string;
@@ -149,6 +161,8 @@ export interface Events {
   reply: (message: Message) => void;
   state: (state: State, detail: StateDetail) => void;
   recovered: (recovered: Recovered) => void;
+  /** The state of a watched user, the first included. */
+  presence: (presence: Presence) => void;
   error: (error: GatewayError | Error) => void;
 }
 
@@ -163,6 +177,9 @@ export declare class WsGateway implements AsyncIterable<Message> {
   send(data: unknown, options?: SendOptions): Promise<Receipt>;
   /** Publish, and wait for the service's reply. */
   request(data: unknown, options?: RequestOptions): Promise<Message>;
+  /** Watch whether a user is online; null: not known now. */
+  watch(user: string, options?: WatchOptions): Promise<boolean | null>;
+  unwatch(user: string, options?: WatchOptions): void;
   /** Returns a function that removes the listener. */
   on<K extends keyof Events>(name: K, listener: Events[K]): () => void;
   once<K extends keyof Events>(name: K, listener: Events[K]): () => void;

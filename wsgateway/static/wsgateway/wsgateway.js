@@ -4,7 +4,7 @@
  * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
  * constructor passed in. One file, because pages include it without a bundler, and Django's
  * ManifestStaticFilesStorage does not rewrite imports between modules. Each section uses only
- * those above it: names; payloads and frames; inbox, outbox and backoff (no I/O); one connection;
+ * those above it: names; payloads and frames; inbox, outbox, watches, backoff (no I/O); one connection;
  * what the application holds; the client.
  */
 
@@ -34,6 +34,7 @@ const DEFAULTS = {
 
 /** Standard close codes after which the same client would be refused again. */
 const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
+const AFTER_WELCOME = new Set(["message", "ack", "error", "watching", "presence", "unwatched"]);
 const CREDENTIALS_CHANGED = 4016;
 const NOT_AUTHENTICATED = 4501;
 const ID = /^[!-~]{1,64}$/;
@@ -83,6 +84,8 @@ const isNumber = (value, low, high) => typeof value === "number" && value >= low
 const isOffset = (value) => Number.isSafeInteger(value) && value >= 0;
 const isBase64 = (value) => isText(value) && value.length % 4 === 0 && /^[A-Za-z0-9+/]*={0,2}$/.test(value);
 
+const isPresence = (f) => isText(f.service) && isText(f.user) && (f.online === null || typeof f.online === "boolean");
+
 /** What a frame of each known type must be. */
 const VALID = {
   __proto__: null,
@@ -95,6 +98,9 @@ const VALID = {
     [f.connection, f.service, f.user, f.device, f.epoch, f.reason ?? ""].every(isText) &&
     [f.offset, f.window, f.max_message_size].every(isOffset) &&
     typeof f.recovered === "boolean" && isNumber(f.ping, 0, 86400) && f.ping > 0 && f.ping < 86400,
+  watching: (f) => isText(f.id) && isPresence(f),
+  presence: isPresence,
+  unwatched: (f) => [f.service, f.user, f.code, f.reason].every(isText),
   closing: (f) => isNumber(f.reconnect_after, 0, 3600),
 };
 
@@ -123,7 +129,7 @@ function encode(data) {
   return { fields: `"data":${JSON.stringify(text)}`, size: utf8Length(text) };
 }
 
-// == inbox, outbox and backoff: no I/O =======================================================
+// == inbox, outbox, watches and backoff: no I/O ==============================================
 
 /** Which messages are new, and up to where they were processed. */
 class Inbox {
@@ -256,6 +262,75 @@ class Outbox {
     }
   }
 }
+
+/** Whose presence is watched, over all connections. */
+class Watches {
+  #watches = new Map(); // id -> {service, user, online, told, sent}; service null: the client's own
+  #count = 0;
+
+  /** Return the id of a watch; undefined if there is none. */
+  find(service, user) {
+    for (const [id, watch] of this.#watches) if (watch.service === service && watch.user === user) return id;
+    return undefined;
+  }
+
+  add(service, user) {
+    const known = this.find(service, user);
+    if (known) return known;
+    const id = `watch-${(this.#count += 1)}`;
+    this.#watches.set(id, { service, user, online: null, told: false, sent: false });
+    return id;
+  }
+
+  get(id) {
+    return this.#watches.get(id);
+  }
+
+  remove(id) {
+    this.#watches.delete(id);
+  }
+
+  clear() {
+    this.#watches.clear();
+  }
+
+  /** Return the ids of a user's watches: one that names the service, and one that does not. */
+  of({ service, user }, own) {
+    const ids = [];
+    for (const [id, watch] of this.#watches) {
+      if (watch.user === user && (watch.service ?? own) === service) ids.push(id);
+    }
+    return ids;
+  }
+
+  /** Record a user's state, for watches that were answered, or are now: *answered* is its id. Return whether it is news. */
+  update(frame, own, answered) {
+    let isNews = false;
+    for (const id of this.of(frame, own)) {
+      const watch = this.#watches.get(id);
+      if (!watch.told && id !== answered) continue;
+      isNews ||= !watch.told || watch.online !== frame.online;
+      Object.assign(watch, { told: true, online: frame.online });
+    }
+    return isNews;
+  }
+
+  /** Start a connection: all must be asked for on it. */
+  connecting() {
+    for (const watch of this.#watches.values()) watch.sent = false;
+  }
+
+  /** Yield the frames to write now, and count them as sent. */
+  *due() {
+    for (const [id, watch] of this.#watches) {
+      if (watch.sent) continue;
+      watch.sent = true;
+      yield JSON.stringify({ type: "watch", id, ...target(watch) });
+    }
+  }
+}
+
+const target = ({ service, user }) => (service === null ? { user } : { service, user });
 
 /** Exponential, with full jitter: when a gateway dies, its clients spread over the whole delay. */
 export class Backoff {
@@ -656,6 +731,8 @@ export class WsGateway {
   #outbox;
   #sends; // calls that wait for a confirmation
   #requests; // calls that wait for a reply
+  #watches = new Watches();
+  #watching; // calls that wait for the answer to a watch
   #backoff;
   #reconnectAfter = null; // ms, the delay that `closing` asked for on this connection
   #monitor;
@@ -688,6 +765,7 @@ export class WsGateway {
     this.#last = { message: null, autoAck: this.#options.autoAck };
     this.#sends = new Calls(this.#clock, "not confirmed", (id) => this.#giveUp(id));
     this.#requests = new Calls(this.#clock, "no reply", (id) => this.#giveUp(id));
+    this.#watching = new Calls(this.#clock, "no answer", () => {});
     this.#backoff = new Backoff(this.#options.backoff, this.#options.random);
     this.#monitor = new Monitor(
       this.#clock,
@@ -797,6 +875,7 @@ export class WsGateway {
   #dial() {
     this.#inbox.connecting();
     this.#outbox.connecting();
+    this.#watches.connecting();
     this.#unacked = 0;
     const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
     try {
@@ -879,6 +958,8 @@ export class WsGateway {
     const closed = (id) => new GatewayError("closed", error.message, true, { id, closeCode: detail.code });
     this.#sends.rejectAll(closed);
     this.#requests.rejectAll(closed);
+    this.#watches.clear();
+    this.#watching.rejectAll(closed);
     const opening = this.#opening;
     const loop = this.#loop;
     this.#opening = this.#loop = null;
@@ -916,7 +997,7 @@ export class WsGateway {
     } catch {
       return this.#lost(4500, "the gateway sent a malformed frame");
     }
-    if (this.#state !== "open" && ["message", "ack", "error"].includes(frame.type)) {
+    if (this.#state !== "open" && AFTER_WELCOME.has(frame.type)) {
       return this.#lost(4500, "the gateway did not begin with a welcome");
     }
     this.#monitor.heard();
@@ -926,6 +1007,9 @@ export class WsGateway {
       case "error": return this.#onError(frame);
       case "ping": return this.#transport?.send('{"type":"pong"}');
       case "welcome": return this.#onWelcome(frame);
+      case "watching": return this.#onPresence(frame);
+      case "presence": return this.#onPresence({ ...frame, id: undefined });
+      case "unwatched": return this.#onUnwatched(frame);
       case "closing": return this.#onClosing(frame);
       default: // pong, and the types of later versions
     }
@@ -954,6 +1038,32 @@ export class WsGateway {
     }
     this.#events.emit("recovered", { recovered, reason, epoch, offset });
     this.#flush();
+  }
+
+  /** A user's state; *id* is that of the watch that it answers. Later versions may send more fields. */
+  #onPresence({ service, user, online, id }) {
+    const presence = { service, user, online };
+    const own = this.#welcome.service;
+    if (id !== undefined && !this.#watches.of(presence, own).includes(id)) return;
+    const isNews = this.#watches.update(presence, own, id);
+    if (id !== undefined) this.#watching.resolve(id, online);
+    if (isNews) this.#events.emit("presence", presence);
+  }
+
+  #onUnwatched(frame) {
+    for (const id of this.#watches.of(frame, this.#welcome.service)) {
+      this.#endWatch(id, new GatewayError(frame.code, frame.reason, false, { id }));
+    }
+  }
+
+  /** The gateway has ended or refused a watch. */
+  #endWatch(id, error) {
+    const { service, user, online, told } = this.#watches.get(id);
+    this.#watches.remove(id);
+    if (!told) return this.#watching.reject(id, error);
+    this.#events.emit("error", error);
+    if (online === null) return;
+    this.#events.emit("presence", { service: service ?? this.#welcome.service, user, online: null });
   }
 
   #onMessage({ offset, time = null, data, reply_to = null, error = null }) {
@@ -1010,6 +1120,7 @@ export class WsGateway {
 
   #onError({ id = null, code, message, temporary }) {
     const error = new GatewayError(code, message, temporary === true, { id });
+    if (this.#watches.get(id)) return this.#endWatch(id, error);
     if (!this.#outbox.has(id)) return this.#events.emit("error", error);
     this.#fail(id, error);
     this.#flush();
@@ -1076,6 +1187,41 @@ export class WsGateway {
     });
   }
 
+  /**
+   * Watch whether a user is online, across reconnects. Resolves with true, false, or null (not
+   * known now); each state, the first included, is a "presence" event. Rejects with a
+   * `GatewayError` if that is not allowed.
+   *
+   * @param {string} user Whom.
+   * @param {{service?: string}} options *service* is the user's; default: this client's own.
+   */
+  watch(user, { service } = {}) {
+    if (this.#state === "closed") {
+      return Promise.reject(new GatewayError("closed", "the client is closed", true));
+    }
+    const id = this.#watches.add(this.#foreign(service), user);
+    const { told, online } = this.#watches.get(id);
+    if (told) return Promise.resolve(online);
+    const result = this.#watching.join(id, {});
+    this.#flush();
+    return result;
+  }
+
+  /** Do not watch a user any more. Idempotent. */
+  unwatch(user, { service } = {}) {
+    const id = this.#watches.find(this.#foreign(service), user);
+    if (!id) return;
+    const watch = this.#watches.get(id);
+    this.#watches.remove(id);
+    this.#watching.reject(id, new GatewayError("ended", "the watch was ended before it was answered", false));
+    if (watch.sent) this.#transport?.send(JSON.stringify({ type: "unwatch", ...target(watch) }));
+  }
+
+  /** Return *service*; null if it is the client's own. */
+  #foreign(service) {
+    return service === undefined || service === this.#welcome?.service ? null : service;
+  }
+
   #newId() {
     return `${this.#prefix}-${(this.#ids += 1)}`;
   }
@@ -1118,6 +1264,7 @@ export class WsGateway {
 
   #flush() {
     if (this.#state !== "open") return;
+    for (const text of this.#watches.due()) this.#transport.send(text);
     for (const entry of this.#outbox.due()) this.#transport.send(entry.text);
   }
 
