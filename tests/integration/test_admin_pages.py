@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.support import Gateway, Process, deaf_socket, running, wait_for
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.work import Job
+from wsgateway.outbox.models import OutboxMessage
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import set_aside
@@ -241,6 +243,51 @@ def test_service_page_shows_no_dead_letters_without_the_right(
     text = text_of(client, "serviceentry/orders/change/")
     assert "Dead letters 1" in text
     assert "ValueError" not in text
+
+
+def test_who_is_online_is_for_those_who_may_see_it(
+    nats_settings: Any, gateway: Gateway, client: Client, staff: Any
+) -> None:
+    allow(staff, "view_serviceentry", "view_overview")
+    deaf = deaf_socket(gateway, "orders", "ann.k", v1=True)
+    text = wait_for(
+        lambda: "Sockets 1" in (text := text_of(client, "serviceentry/orders/change/")) and text
+    )
+    assert "ann.k" not in text
+    assert "?online=yes" not in client.get(f"{ROOT}overview/").content.decode()
+    allow(staff, "view_inbox", "view_user")
+    assert "ann.k 1 socket" in text_of(client, "serviceentry/orders/change/")
+    assert "/admin/auth/user/?online=yes" in client.get(f"{ROOT}overview/").content.decode()
+    page = client.get(f"{ROOT}serviceentry/orders/change/").content.decode()
+    (url,) = re.findall(r'<a href="([^"]+/inboxentry/[^"]+)">ann.k', page)
+    assert "ann.k" in client.get(url, follow=True).content.decode()
+    deaf.close()
+
+
+def test_outbox_that_is_stuck_is_on_the_overview(settings: Any, root: Client) -> None:
+    settings.PUBSUB_BROKER = "memory"
+    assert "Outbox" not in text_of(root, "overview/")
+    row = OutboxMessage.objects.create(service="orders", user="ann", payload=b"", kind="text")
+    assert "Outbox" not in text_of(root, "overview/")
+    OutboxMessage.objects.update(created_at=row.created_at - timedelta(minutes=5))
+    text = text_of(root, "overview/")
+    assert "Outbox: the oldest row waits for 5 min; does a relay run?" in text
+    OutboxMessage.objects.update(failed_at=row.created_at)
+    assert "Outbox: 1 row could not be sent" in text_of(root, "overview/")
+
+
+def test_alerts_lead_only_where_the_user_may_go(
+    nats_settings: Any, client: Client, staff: Any
+) -> None:
+    runtime.call_sync(bury)
+    allow(staff, "view_overview")
+    page = client.get(f"{ROOT}overview/").content.decode()
+    assert "orders: 1 dead letter" in page
+    assert "deadletterentry" not in page
+    assert "gatewayentry" not in page
+    allow(staff, "view_deadletterentry", "view_gatewayentry")
+    page = client.get(f"{ROOT}overview/").content.decode()
+    assert "/admin/wsgateway/deadletterentry/?service=orders" in page
 
 
 def test_queue_that_nobody_empties_is_stuck(

@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.utils import quote
+from django.contrib.auth import get_user_model
 from django.db import DatabaseError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -19,6 +20,8 @@ from wsgateway.admin.dead_letters import letter_rights
 from wsgateway.admin.lookups import Answers, ask
 from wsgateway.admin.questions import counts, gateways, queues, streams, workers
 from wsgateway.admin.services import service_rows
+from wsgateway.admin.targets import VIEW
+from wsgateway.admin.users import GatewayUserMixin, OnlineFilter
 from wsgateway.alerts import Alert
 from wsgateway.models import Overview
 
@@ -44,6 +47,18 @@ def may_see(request: HttpRequest, page: str) -> bool:
     """Say whether the user may see the pages of a model, named with its app."""
     app, model = page.split(".")
     return any(request.user.has_perm(f"{app}.{action}_{model}") for action in ("view", "change"))
+
+
+def online_users_url(site: admin.AdminSite, request: HttpRequest) -> str:
+    """Return where the Django users are listed who are online; empty if not for this user."""
+    model = get_user_model()
+    owner: object = site.get_model_admin(model) if site.is_registered(model) else None
+    if not isinstance(owner, GatewayUserMixin) or not request.user.has_perm(VIEW):
+        return ""
+    if not owner.has_view_permission(request):
+        return ""
+    name = f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist"
+    return reverse(name, current_app=site.name, query={OnlineFilter.parameter_name: "yes"})
 
 
 def all_alerts(answers: Answers) -> list[Alert]:
@@ -80,6 +95,7 @@ class OverviewAdmin(PageAdmin):
             "users": None if found is None else sum(found.users.values()),
             "waiting": None if queued is None else sum(queue.waiting for queue in queued),
             "dead": None if queued is None else sum(queue.dead for queue in queued),
+            "users_url": online_users_url(self.admin_site, request),
             "may_see_services": may_see(request, "wsgateway.serviceentry"),
             **letter_rights(request),
         }

@@ -12,9 +12,11 @@ from django.http import HttpRequest, HttpResponse
 from wsgateway import presence
 from wsgateway.admin.base import REFRESH, PageAdmin, render
 from wsgateway.admin.dead_letters import letter_rights, oldest
-from wsgateway.admin.lookups import Answers, ask
+from wsgateway.admin.lookups import Answers, Question, ask
 from wsgateway.admin.questions import counts, queues, workers
-from wsgateway.models import ServiceEntry
+from wsgateway.admin.targets import VIEW
+from wsgateway.models import InboxEntry, ServiceEntry
+from wsgateway.protocol.subjects import Inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -155,19 +157,24 @@ class ServiceAdmin(PageAdmin):
         self.require_view(request)
         name = unquote(object_id)
         rights = letter_rights(request)
-        letters = {"dead_letters": lambda broker: oldest(broker, name, limit=LETTERS)}
-        answers = ask(
-            queues=queues,
-            counts=counts,
-            workers=workers,
-            online=lambda broker: presence.aonline(name, limit=ONLINE),
-            **(letters if rights["may_see_letters"] else {}),
-        )
+        may_see_users = request.user.has_perm(VIEW)
+        questions: dict[str, Question] = {"queues": queues, "counts": counts, "workers": workers}
+        if may_see_users:
+            questions["online"] = lambda broker: presence.aonline(name, limit=ONLINE)
+        if rights["may_see_letters"]:
+            questions["dead_letters"] = lambda broker: oldest(broker, name, limit=LETTERS)
+        answers = ask(**questions)
         found, more = answers.get("dead_letters") or (None, False)
+        online: presence.Page | None = answers.get("online")
         context = {
             "name": name,
             "row": next((row for row in _rows(answers) if row.name == name), None),
-            "online": answers["online"],
+            "may_see_users": may_see_users,
+            "online": online,
+            "users": [
+                (user, sockets, InboxEntry.of(Inbox(name, user)).pk)
+                for user, sockets in (online.users if online else {}).items()
+            ],
             "letters": found,
             "more": more,
             **rights,
