@@ -86,3 +86,12 @@ async def test_leader_and_copies_in_a_cluster(
     assert len({inboxes.leader, *(peer.name for peer in inboxes.peers)}) == 3
     assert inboxes.last_error == ""
     await broker.close()
+
+
+async def test_looking_raises_no_alarm(broker: NatsBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look asked for the channel layer's streams, and their absence had all be checked."""
+    alarms: list[None] = []
+    monkeypatch.setattr(broker.jetstream, "on_missing", lambda: alarms.append(None))
+    await broker.operations.streams()
+    await broker.operations.queues()
+    assert alarms == []

@@ -46,13 +46,19 @@ class Overview:
 
     async def streams(self) -> list[Stream]:
         """See `Operations.streams`."""
-        specs = {spec.name: spec for spec in self._broker.streams.wanted}
-        names = dict.fromkeys([*specs, *sorted(await self._broker.services.streams())])
-        found = await asyncio.gather(*(self._stream(name, specs.get(name)) for name in names))
-        return [stream for stream in found if stream is not None]
+        there = await self._broker.services.streams(f"{self._subjects.prefix}.>")
+        wanted = {spec.name: spec for spec in self._broker.streams.wanted}
+        # The layer makes its own when it needs them; other services' are not among the wanted ones
+        names = [name for name, spec in wanted.items() if not spec.grows or name in there]
+        names += [name for name in sorted(there) if self._is_queue(name) and name not in wanted]
+        return await asyncio.gather(*(self._stream(name, wanted.get(name)) for name in names))
 
-    async def _stream(self, name: str, spec: StreamSpec | None) -> Stream | None:
-        """Return what is known of a stream; None if nobody has needed it yet."""
+    def _is_queue(self, name: str) -> bool:
+        shared = self._subjects.stream("send")
+        return name == shared or self._subjects.service_of(name) is not None
+
+    async def _stream(self, name: str, spec: StreamSpec | None) -> Stream:
+        """Return what is known of a stream that is there, or should be."""
         service = self._subjects.service_of(name)
         purpose = self._purpose(service, spec)
         try:
@@ -60,8 +66,7 @@ class Overview:
         except BrokerError as exc:
             return Stream(name, purpose, service, last_error=str(exc))
         if info is None:
-            needed = spec is not None and not spec.grows
-            return Stream(name, purpose, service, last_error=MISSING) if needed else None
+            return Stream(name, purpose, service, last_error=MISSING)
         config, state = info["config"], info["state"]
         leader, peers = _cluster(info)
         return Stream(

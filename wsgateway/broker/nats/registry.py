@@ -121,15 +121,19 @@ class Registry:
         if invalidations == self._invalidations:
             self._valid_until = monotonic() + ABSENT_VALID
 
-    async def streams(self) -> list[str]:
+    async def streams(self, subject: str = "") -> list[str]:
         """Return the streams that take what clients send.
+
+        Args:
+            subject: Those that take what is published on this one, instead; may have wildcards.
 
         Raises:
             BrokerUnavailable: No answer in time.
         """
         found: list[str] = []
+        subject = subject or self._subjects.all_of("send")
         while True:
-            request = {"subject": self._subjects.all_of("send"), "offset": len(found)}
+            request = {"subject": subject, "offset": len(found)}
             answer = await self._jetstream.api("STREAM.NAMES", request)
             page = answer.get("streams") or []
             found += page
