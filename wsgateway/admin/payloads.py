@@ -57,12 +57,18 @@ class Shown:
     @property
     def summary(self) -> str:
         """Its beginning in one line."""
-        return " ".join(self.text[:400].split())[:SUMMARY]
+        line = " ".join(self.text[: 4 * SUMMARY].split())
+        return f"{line[:SUMMARY]}…" if self.cut or len(line) > SUMMARY else line
 
     @property
     def is_short(self) -> bool:
         """Whether that is all."""
-        return self.summary == self.text and not self.cut
+        return self.summary == self.text
+
+    @property
+    def is_dump(self) -> bool:
+        """Whether its lines must not be broken."""
+        return self.kind in ("binary", "malformed")
 
 
 def shown(message: Stored, limit: int) -> Shown:

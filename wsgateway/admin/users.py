@@ -88,7 +88,7 @@ class GatewayUserMixin(Base):
     """Adds to the admin of a user model who is online, and what waits for them.
 
     Put it before the class that it extends: ``class MyUserAdmin(GatewayUserMixin, UserAdmin)``.
-    Staff see it with the permission ``wsgateway.view_inbox``. The columns come last, unless
+    Staff see it with the permission ``wsgateway.view_inbox``. The columns come second, unless
     ``list_display`` names them.
 
     Raises:
@@ -136,7 +136,8 @@ class GatewayUserMixin(Base):
         listed = list(super().get_list_display(request))
         if not request.user.has_perm(VIEW):
             return [column for column in listed if column not in COLUMNS]
-        return listed + [column for column in COLUMNS if column not in listed]
+        own = [column for column in COLUMNS if column not in listed]
+        return [*listed[:1], *own, *listed[1:]]
 
     def get_list_filter(self, request: HttpRequest) -> Any:
         """Add the filter, for those who may see the columns."""
@@ -157,7 +158,9 @@ class GatewayUserMixin(Base):
         icon, text = STATES[online]
         url = self.gateway_url(user)
         img = static(f"admin/img/icon-{icon}.svg")
-        return format_html('<a href="{}"><img src="{}" alt=""> {}</a>', url, img, text)
+        return format_html(
+            '<a href="{}" class="nowrap"><img src="{}" alt=""> {}</a>', url, img, text
+        )
 
     @admin.display(description="sockets")
     def gateway_sockets(self, user: Any) -> str:
