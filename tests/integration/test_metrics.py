@@ -17,6 +17,7 @@ from tests.scrape import TOKEN, Samples, ask, scrape
 from tests.support import Gateway, until, wait_for
 from wsgateway import Message, Reject, RetryPolicy, counters, service
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.counters import SAMPLE
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.metrics.cluster import ask_cluster
 from wsgateway.metrics.collector import COLLECTOR
@@ -107,14 +108,16 @@ async def test_traffic_of_sockets_is_counted_exactly(
             await v1.send(json.dumps(publish, ensure_ascii=False))
         answers = [json.loads(each)["type"] for each in await v1.take(4)]
         assert sorted(answers) == ["ack", "ack", "ack", "error"]
-        for number in range(6):
+        receipts = [
             await broker.publish(Inbox("orders", "ann"), f"m{number}ß".encode())
+            for number in range(2 * SAMPLE)
+        ]
         await broker.publish(Inbox("orders", "bob"), b"for bob")
-        await raw.take(6)
-        await twin.take(6)
+        await raw.take(2 * SAMPLE)
+        await twin.take(2 * SAMPLE)
         await v1.take()
         samples = await asyncio.to_thread(
-            settled, gateway.port, wsgateway_gateway_messages_total=13
+            settled, gateway.port, wsgateway_gateway_messages_total=4 * SAMPLE + 1
         )
         assert samples.by("wsgateway_gateway_sockets", "service", "protocol") == {
             ("orders", "raw"): 2,
@@ -124,7 +127,7 @@ async def test_traffic_of_sockets_is_counted_exactly(
     kinds = "service", "protocol", "direction"
     assert samples.by("wsgateway_gateway_frames_total", *kinds) == {
         ("orders", "raw", "in"): 2,
-        ("orders", "raw", "out"): 12,
+        ("orders", "raw", "out"): 4 * SAMPLE,
         ("orders", V1, "in"): 4,
         ("orders", V1, "out"): 6,
     }
@@ -140,8 +143,8 @@ async def test_traffic_of_sockets_is_counted_exactly(
     }
     assert samples.get("wsgateway_gateway_publish_seconds_count") == 5
     assert samples.by("wsgateway_gateway_publish_errors_total", "reason") == {("queue_full",): 1}
-    # The first message, and then every seventh
-    assert samples.get("wsgateway_gateway_delivery_lag_seconds_count") == 2
+    sampled = sum(not receipt.offset % SAMPLE for receipt in receipts)
+    assert samples.get("wsgateway_gateway_delivery_lag_seconds_count") == 2 * sampled == 4
     assert 0 <= samples.get("wsgateway_gateway_delivery_lag_seconds_sum") < 10
     assert samples.by("wsgateway_gateway_starts_total", "result") == {("new",): 1}
     assert samples.get("wsgateway_gateway_unconfirmed_total") == 1, "bob confirmed nothing"

@@ -57,7 +57,8 @@ def test_traffic_of_sockets_that_ended_still_counts() -> None:
     one, other = traffic(frames_in=1, bytes_in=10), traffic(frames_in=2, bytes_in=5)
     sockets.begin(one)
     sockets.begin(other)
-    one.messages_out += 3
+    one.frames_out += 5
+    one.others_out += 2
     sockets.end(one)
     total = sockets.total()
     assert (total.frames_in, total.bytes_in, total.messages_out) == (3, 15, 3)
@@ -67,7 +68,7 @@ def test_traffic_of_sockets_that_ended_still_counts() -> None:
 def test_totals_add_up_all_services_and_protocols() -> None:
     counts = GatewayCounters()
     for service, protocol in (("chat", "raw"), ("chat", "wsgateway.v1"), ("orders", "raw")):
-        counts.sockets_of(service, protocol).begin(traffic(messages_out=2))
+        counts.sockets_of(service, protocol).begin(traffic(frames_out=3, others_out=1))
     counts.published.observe(0.1)
     counts.not_published["queue_full"] += 4
     assert counts.totals() == (5, 6, 3)

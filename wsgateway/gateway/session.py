@@ -206,7 +206,7 @@ class Session:
         frame = self.endpoint.welcome(client, begin)
         if frame is not None:
             counters.gateway.starts[begin.reason or "recovered"] += 1
-            await self.socket.write(frame)
+            await self._write_other(frame)
 
     async def welcome_again(self, begin: Start) -> None:
         """Tell the client to forget its position."""
@@ -259,7 +259,7 @@ class Session:
             frame = self.endpoint.closing(self.reconnect_after)
             with contextlib.suppress(SocketClosed, TimeoutError):
                 async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
-                    await self.socket.write(frame)
+                    await self._write_other(frame)
         self._confirm_drained()  # before the close frame waits for the kernel, too
         await self.socket.close(code, reason)
 
@@ -277,6 +277,11 @@ class Session:
     def _confirm_drained(self) -> None:
         for subscription in self.subscriptions:
             subscription.confirm_drained()
+
+    async def _write_other(self, frame: str) -> None:
+        """Write a frame that is not a message."""
+        await self.socket.write(frame)
+        self.socket.traffic.others_out += 1
 
     def left(self, code: int | None) -> None:
         """Note with which code the client, or its server, says that the socket ended."""
@@ -316,7 +321,7 @@ class Session:
         self._busy = True
         traffic = self.socket.traffic
         traffic.frames_in += 1
-        traffic.bytes_in += size_of(frame)
+        traffic.bytes_in += len(frame) if frame.isascii() else size_of(frame)
         try:
             if self.socket.unwritten >= MAX_ANSWERS:
                 await self._answers_written()

@@ -114,7 +114,7 @@ class Socket:
             raise SocketClosed from exc
         traffic = self.traffic
         traffic.frames_out += 1
-        traffic.bytes_out += size_of(frame)
+        traffic.bytes_out += len(frame) if frame.isascii() else size_of(frame)
         return drained
 
     # -- answers -------------------------------------------------------------------------
@@ -154,6 +154,7 @@ class Socket:
                 self._writing = len(answers)
                 for text in answers:
                     await self.write(text)
+                    self.traffic.others_out += 1
                     self._writing -= 1
         except SocketClosed:
             self._answers.clear()

@@ -13,6 +13,7 @@ from wsgateway import counters
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.recovery import Start, find_start, nothing_trimmed
 from wsgateway.broker.subscriptions import fetch
+from wsgateway.counters import SAMPLE
 from wsgateway.exceptions import BrokerClosed, MalformedMessage
 from wsgateway.gateway.cursors import Cursor, Key
 from wsgateway.gateway.sockets import SocketClosed
@@ -46,7 +47,6 @@ class Subscription:
         "_restart",
         "_session",
         "_told",
-        "_traffic",
         "_wake",
         "_written",
         "cursor",
@@ -63,7 +63,6 @@ class Subscription:
         self._session = session
         self._broker = session.hub.broker
         self._acknowledges = session.endpoint.acknowledges
-        self._traffic = session.socket.traffic
         self.inbox = inbox
         self.key: Key = inbox, session.identity.device
         """Whose cursor it moves."""
@@ -152,10 +151,10 @@ class Subscription:
     async def run(self) -> None:
         """Write what the window says, and read what it asks for, until the socket is closed."""
         loop, window = asyncio.get_running_loop(), self.window
-        confirms_itself = not self._acknowledges
+        confirms_itself, lag = not self._acknowledges, counters.gateway.live_lag
         try:
             while True:
-                await self._write_ready(counters.gateway.live_lag)
+                await self._write_ready(lag)
                 if confirms_itself and self.undrained and window.room <= 0:
                     await self._session.socket.transport.drained()
                     self.confirm_drained()
@@ -179,9 +178,8 @@ class Subscription:
         Args:
             lag: Where it is counted how long ago that was stored.
         """
-        window, write, traffic = self.window, self._session.socket.write, self._traffic
+        window, write = self.window, self._session.socket.write
         encode, acknowledges = self._session.endpoint.message, self._acknowledges
-        counts = counters.gateway
         while not self._changed() and (message := window.take()) is not None:
             assert isinstance(message, Stored)
             try:
@@ -191,10 +189,7 @@ class Subscription:
                     send = partial(deliver, self._session, message) if traced else write
                     if await send(frame) and not acknowledges:
                         self._drained = self._written  # before it
-                    traffic.messages_out += 1
-                    counts.until_sample -= 1
-                    if counts.until_sample <= 0:
-                        counts.until_sample = counters.SAMPLE
+                    if not message.offset % SAMPLE:
                         observe_lag(lag, message.time)
             except MalformedMessage as exc:
                 log_fields = self._session.socket.transport.log_fields

@@ -97,7 +97,7 @@ GATEWAY = (
         "wsgateway_gateway_delivery_lag_seconds",
         "histogram",
         ("path",),
-        "From storing a message until it was written to a socket; one message in seven. Path is "
+        "From storing a message until it was written to a socket, of one message in 13. Path is "
         "live, or fetched: read from the stream",
     ),
     Spec(
