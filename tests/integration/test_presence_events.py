@@ -14,11 +14,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.support import Gateway, until
-from wsgateway import presence, signals
+from wsgateway import counters, presence, signals
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.client import Client, GatewayError, connect
 from wsgateway.events.runner import EventRunner
 from wsgateway.exceptions import MalformedMessage
+from wsgateway.metrics.collector import LocalCollector
 
 Gateways = Callable[..., Gateway]
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
@@ -85,11 +86,23 @@ async def test_a_socket_that_is_refused_is_no_event(
     assert {event["user"] for event in events} == {"carol"}
 
 
+def counted(name: str) -> list[Any]:
+    """Return the samples of a metric in this process."""
+    return [
+        sample
+        for family in LocalCollector().collect()
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
 # -- signals -----------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def signals_of_runevents() -> AsyncIterator[tuple[list[tuple[str, str]], list[str]]]:
+async def signals_of_runevents(
+    service: str = "orders",
+) -> AsyncIterator[tuple[list[tuple[str, str]], list[str]]]:
     """Run ``runevents`` in this loop; yield the signals that it sends and the lines it says."""
     got: list[tuple[str, str]] = []
     said: list[str] = []
@@ -97,7 +110,7 @@ async def signals_of_runevents() -> AsyncIterator[tuple[list[tuple[str, str]], l
     for name in signals.__all__:
 
         def receive(name: str = name, **kwargs: Any) -> None:
-            assert kwargs["service"] == "orders"
+            assert kwargs["service"] == service
             assert kwargs["time"].tzinfo is not None
             got.append((name, kwargs["user"]))
 
@@ -120,6 +133,11 @@ async def signals_of_runevents() -> AsyncIterator[tuple[list[tuple[str, str]], l
             getattr(signals, name).disconnect(receive)
 
 
+@pytest.fixture(autouse=True)
+def counts_from_zero() -> None:
+    counters.reset()
+
+
 async def test_signals_name_sockets_and_the_first_and_last_of_a_user(
     nats_settings: Any, gateway_factory: Gateways
 ) -> None:
@@ -135,6 +153,8 @@ async def test_signals_name_sockets_and_the_first_and_last_of_a_user(
             await until(lambda: got.count(("socket_disconnected", "ann")) == 1)
             await asyncio.sleep(1.5)  # nothing may come: the first socket is still there
             assert ("user_offline", "ann") not in got
+            [sample] = counted("wsgateway_events_online")
+            assert sample.value == 1
         await until(lambda: ("user_offline", "ann") in got)
     assert got == [
         ("socket_connected", "ann"),
@@ -145,6 +165,8 @@ async def test_signals_name_sockets_and_the_first_and_last_of_a_user(
         ("user_offline", "ann"),
     ]
     assert "events: ended (6 sent)" in said
+    sent = {s.labels["outcome"]: s.value for s in counted("wsgateway_events_signals_total")}
+    assert sent == {"sent": 6, "failed": 0, "dropped": 0}
 
 
 async def test_who_is_online_before_it_starts_is_known(
