@@ -24,6 +24,7 @@ __all__ = [
     "SAMPLE",
     "SECONDS_BOUNDS",
     "BrokerCounters",
+    "EventsCounters",
     "GatewayCounters",
     "Histogram",
     "LayerCounters",
@@ -33,6 +34,7 @@ __all__ = [
     "Totals",
     "Traffic",
     "broker",
+    "events",
     "gateway",
     "layer",
     "outbox",
@@ -195,6 +197,8 @@ class GatewayCounters:
         """Reads of inboxes."""
         self.fetched = 0
         """Messages that they brought."""
+        self.watched = 0
+        """Users whom sockets watch, each once."""
         self.cursor_writes = 0
         self.cursor_failures = 0
 
@@ -284,8 +288,23 @@ class OutboxCounters:
         """Where it relays from."""
 
 
+class EventsCounters:
+    """What ``runevents`` did in this process."""
+
+    def __init__(self) -> None:
+        self.active = False
+        """Whether it sends signals; otherwise it stands by."""
+        self.online = 0
+        """Users who are online, as far as it knows."""
+        self.waiting = 0
+        """Signals that wait for receivers."""
+        self.outcomes: Counter[str] = Counter()
+        """Signals by what became of them: sent, failed (a receiver raised), dropped."""
+
+
 gateway = GatewayCounters()
 broker = BrokerCounters()
+events = EventsCounters()
 layer = LayerCounters()
 outbox = OutboxCounters()
 services: dict[str, ServiceCounters] = {}
@@ -299,10 +318,11 @@ def service(name: str) -> ServiceCounters:
 
 def reset() -> None:
     """Begin at zero again: a forked child has done nothing yet. Also for tests."""
-    global _lock, gateway, broker, layer, outbox
+    global _lock, gateway, broker, events, layer, outbox
     _lock = threading.Lock()  # another thread of the parent may have held it
     gateway = GatewayCounters()
     broker = BrokerCounters()
+    events = EventsCounters()
     layer = LayerCounters()
     outbox = OutboxCounters()
     services.clear()

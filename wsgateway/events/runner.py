@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsgateway import counters
 from wsgateway.broker import runtime
 from wsgateway.broker.roster import new_member_id
 from wsgateway.conf import settings
@@ -183,6 +184,7 @@ class EventRunner:
         """Find out who has gone offline, until cancelled."""
         while True:
             await asyncio.sleep(LOOK)
+            counters.events.online = len(self._edges.online)
             remaining = iter(self._edges.due(self._now()))
             while batch := list(islice(remaining, BATCH)):
                 found = await self._ask(batch)
@@ -262,7 +264,7 @@ class EventRunner:
                 logger.debug("cannot renew the lease: %s", reason_of(exc))
             self._looked.set()
             if self._lease.held is not self._active:
-                self._active = self._lease.held
+                self._active = counters.events.active = self._lease.held
                 if self._active:
                     self._say("events: active", event="active")
                 else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from django.dispatch import Signal
 
+from wsgateway import counters
 from wsgateway.protocol.events import SocketEvent
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import database
@@ -73,12 +74,17 @@ class Signalling:
             self._drop()
             return
         self._waiting += 1
+        counters.events.waiting = self._waiting
         self._idle.clear()
         lane = self._lanes[hash(inbox) % LANES]
         lane.put_nowait((signal, {"service": inbox.service, "user": inbox.user, **arguments}))
 
+    def _count(self, outcome: str) -> None:
+        self.counts[outcome] += 1
+        counters.events.outcomes[outcome] += 1
+
     def _drop(self) -> None:
-        self.counts["dropped"] += 1
+        self._count("dropped")
         if monotonic() >= self._complains:
             self._complains = monotonic() + COMPLAIN_EACH
             logger.error(
@@ -96,6 +102,7 @@ class Signalling:
                     await self._call(signal, arguments)
             finally:
                 self._waiting -= 1
+                counters.events.waiting = self._waiting
                 if not self._waiting:
                     self._idle.set()
 
@@ -107,12 +114,12 @@ class Signalling:
                 await database.refresh()
             results = await signal.asend_robust(SocketEvent, **arguments)
             failed = any(isinstance(result, Exception) for _, result in results)
-            self.counts["failed" if failed else "sent"] += 1
+            self._count("failed" if failed else "sent")
         except (Exception, asyncio.CancelledError, SystemExit) as exc:
             task = asyncio.current_task()
             if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise
-            self.counts["failed"] += 1
+            self._count("failed")
             logger.exception("a receiver failed")
         finally:
             if database.refresh_needed():

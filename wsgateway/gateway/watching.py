@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
+from wsgateway import counters
 from wsgateway.exceptions import BrokerError, MalformedMessage
 from wsgateway.presence.users import RECHECK, find_online
 from wsgateway.protocol.events import CONNECTED, parse_event
@@ -130,6 +131,7 @@ class Watching:
             subject = self._broker.subjects.event(inbox)
             handler = self._handler(inbox)
             user = self._users[inbox] = _User(self._broker.bus.subscribe(subject, handler))
+            counters.gateway.watched += 1
             self._start()
             self._ask_in(0.0, inbox, user)
         is_new = watcher not in user.watchers
@@ -146,6 +148,7 @@ class Watching:
         if not user.watchers:
             user.subscription.close()
             del self._users[inbox]
+            counters.gateway.watched -= 1
             if not self._users:
                 self.close()
 

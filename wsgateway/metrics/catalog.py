@@ -131,6 +131,12 @@ GATEWAY = (
         (),
         "Times that messages waited because a socket had WSGATEWAY_WINDOW unconfirmed ones",
     ),
+    Spec(
+        "wsgateway_gateway_watched_users",
+        "gauge",
+        (),
+        "Users whose presence sockets watch, each counted once",
+    ),
     Spec("wsgateway_gateway_fetches_total", "counter", (), "Reads of inboxes from the stream"),
     Spec(
         "wsgateway_gateway_fetched_messages_total",
@@ -251,6 +257,22 @@ OUTBOX = (
         "From writing a row until its message was stored",
     ),
 )
+EVENTS = (
+    Spec(
+        "wsgateway_events_active",
+        "gauge",
+        (),
+        "1 in the runevents process that sends signals, 0 in those that stand by",
+    ),
+    Spec("wsgateway_events_online", "gauge", (), "Users who are online, as far as it knows"),
+    Spec("wsgateway_events_waiting", "gauge", (), "Signals that wait for receivers"),
+    Spec(
+        "wsgateway_events_signals_total",
+        "counter",
+        ("outcome",),
+        "Signals: sent, failed (a receiver raised), dropped (too many waited)",
+    ),
+)
 LOCAL = (
     Spec("wsgateway_info", "gauge", ("version",), "Always 1; the version of wsgateway"),
     *GATEWAY,
@@ -258,6 +280,7 @@ LOCAL = (
     *LAYER,
     *SERVICE,
     *OUTBOX,
+    *EVENTS,
 )
 CLUSTER = (
     Spec(

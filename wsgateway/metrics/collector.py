@@ -18,6 +18,7 @@ from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["COLLECTOR", "LocalCollector", "register"]
 
+SIGNALS = ("sent", "failed", "dropped")
 OUTCOMES = ("done", "retried", "rejected", "dead-lettered")
 REASONS = ("queue_full", "too_big", "forbidden", "unavailable", "other")
 STATES = ("ready", "connected", "disconnected")
@@ -41,6 +42,7 @@ class LocalCollector(Collector):
         _layer(found)
         _services(found)
         _outbox(found)
+        _events(found)
         return found
 
 
@@ -98,6 +100,7 @@ def _gateway(found: Families) -> None:
     found.add("wsgateway_gateway_gaps_total", counts.windows.gaps)
     found.add("wsgateway_gateway_gaps_filled_total", counts.windows.filled)
     found.add("wsgateway_gateway_window_stalls_total", counts.windows.stalls)
+    found.add("wsgateway_gateway_watched_users", counts.watched)
     found.add("wsgateway_gateway_fetches_total", counts.fetches)
     found.add("wsgateway_gateway_fetched_messages_total", counts.fetched)
     found.add("wsgateway_gateway_cursor_writes_total", counts.cursor_writes, "ok")
@@ -148,3 +151,12 @@ def _outbox(found: Families) -> None:
     found.add("wsgateway_outbox_set_aside_total", counts.set_aside)
     found.add("wsgateway_outbox_failures_total", counts.failures)
     found.add_histogram("wsgateway_outbox_relay_seconds", counts.lag)
+
+
+def _events(found: Families) -> None:
+    counts = counters.events
+    found.add("wsgateway_events_active", counts.active)
+    found.add("wsgateway_events_online", counts.online)
+    found.add("wsgateway_events_waiting", counts.waiting)
+    for outcome in SIGNALS:
+        found.add("wsgateway_events_signals_total", counts.outcomes[outcome], outcome)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
 
 from django.core.management.base import CommandError
 from django.utils import autoreload
@@ -12,6 +14,7 @@ from wsgateway.events.runner import EventRunner
 from wsgateway.management.base import Options, OutputCommand, add_json
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
+from wsgateway.metrics.server import add_metrics_arguments, metrics_served
 from wsgateway.services.process import run_beside_reloader, run_until_signal
 
 __all__ = ["Command"]
@@ -36,6 +39,7 @@ class Command(OutputCommand):
             action="store_true",
             help="do not restart when code changes (only DEBUG does)",
         )
+        add_metrics_arguments(parser)
         add_json(parser)
 
     def run(self, out: Output, options: Options) -> None:
@@ -47,7 +51,12 @@ class Command(OutputCommand):
                 returncode=Exit.FAILED,
             )
         runner = EventRunner(options["ready_file"], out.tell)
+
+        def run(work: Callable[..., None], *args: Any) -> None:
+            with metrics_served(options, out):  # in the process that the reloader starts
+                work(runner, *args)
+
         if settings.debug and not options["noreload"]:
-            autoreload.run_with_reloader(run_beside_reloader, runner)
+            autoreload.run_with_reloader(run, run_beside_reloader)
         else:
-            run_until_signal(runner, out.tell)
+            run(run_until_signal, out.tell)
