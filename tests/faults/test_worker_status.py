@@ -8,7 +8,8 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -140,15 +141,64 @@ async def test_nats_command_line_shows_workers(
     assert counted["data"]["done"] == 24
 
 
-@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b'{"version": 1}', b"\xff"])
+STRANGE = {"version": "2", "host": "h", "pid": 1, "started": "2026-01-01T00:00:00Z", "busy": 0}
+
+
+async def test_answer_of_a_newer_version_is_understood(broker: NatsBroker) -> None:
+    """While workers are replaced, one that says more than this version knows is not silent."""
+    work = dict.fromkeys(("concurrency", "in_hand", "handled", "retried", "rejected", "failed"), 3)
+    answer = {
+        **STRANGE,
+        "new": 1,
+        "services": {"orders": {**work, "rates": {"handled": 1}, "new": 1}},
+        "running": [
+            {
+                "service": "orders",
+                "user": "ann",
+                "offset": 1,
+                "attempt": 1,
+                "since": "2026-01-01T00:00:00Z",
+                "new": 1,
+            }
+        ],
+    }
+    with answering(broker, json.dumps(answer).encode()):
+        await broker.roster.join(KIND, "strange-1")
+        [found] = await ask_workers(broker)
+    assert (found.id, found.handled, found.rates) == ("strange-1", 3, {"handled": 1.0})
+    assert found.running[0].user == "ann"
+
+
+@contextmanager
+def answering(broker: NatsBroker, answer: bytes) -> Iterator[None]:
+    """Answer in the place of a worker."""
+    listening = broker.connection.subscribe(
+        broker.subjects.member(KIND, "strange-1"),
+        lambda _s, reply, *_: broker.connection.publish(reply.decode(), answer),
+    )
+    yield
+    listening.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"version": 1}',
+        b"\xff",
+        json.dumps({**STRANGE, "services": [], "running": []}).encode(),
+        json.dumps({**STRANGE, "services": {"x": {"rates": 1}}, "running": []}).encode(),
+        json.dumps({**STRANGE, "services": {}, "running": [1]}).encode(),
+        json.dumps({**STRANGE, "services": {}, "running": [], "pid": "x"}).encode(),
+        json.dumps({**STRANGE, "services": {}, "running": [], "started": "now"}).encode(),
+    ],
+)
 async def test_answer_that_means_nothing_counts_as_silence(
     broker: NatsBroker, answer: bytes
 ) -> None:
-    await broker.roster.join(KIND, "strange-1")
-    subject = broker.subjects.member(KIND, "strange-1")
-    listening = broker.connection.subscribe(
-        subject, lambda _s, reply, *_: broker.connection.publish(reply.decode(), answer)
-    )
-    found = await ask_workers(broker)
+    with answering(broker, answer):
+        await broker.roster.join(KIND, "strange-1")
+        found = await ask_workers(broker)
     assert (found, found.silent) == ((), ("strange-1",))
-    listening.close()

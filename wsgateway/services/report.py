@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
+import logging
 import os
 import socket
 import time
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from wsgateway.services.worker import Worker
 
 __all__ = ["Report"]
+
+logger = logging.getLogger("wsgateway.services")
 
 MOST_SHOWN = 100
 """Running handlers in one answer."""
@@ -82,8 +84,10 @@ class Report:
             "started": self._started.isoformat(),
             "services": sorted(worker.service.name for worker in self._workers),
         }
-        with contextlib.suppress(BrokerError):  # each refresh tries again
+        try:
             await self._broker.roster.join(KIND, self.id, details)
+        except BrokerError as exc:  # each refresh tries again
+            logger.warning("this worker is not in the roster yet: %s", exc)
 
     @property
     def _subject(self) -> str:

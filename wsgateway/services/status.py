@@ -39,6 +39,17 @@ class Handled:
     attempt: int
     since: dt.datetime
 
+    @classmethod
+    def parse(cls, fields: Fields) -> Self:
+        """Return what a worker says of a message; what it says besides is ignored."""
+        return cls(
+            str(fields["service"]),
+            str(fields["user"]),
+            int(fields["offset"]),
+            int(fields["attempt"]),
+            _time(fields["since"]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceWork:
@@ -61,6 +72,13 @@ class ServiceWork:
     rejected: int
     failed: int
     rates: dict[str, float]
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Self:
+        """Return what a worker says of a service; what it says besides is ignored."""
+        numbers = ("concurrency", "in_hand", "handled", "retried", "rejected", "failed")
+        rates = {str(name): float(rate) for name, rate in fields["rates"].items()}
+        return cls(**{name: int(fields[name]) for name in numbers}, rates=rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +119,10 @@ class Worker:
                 host=str(fields["host"]),
                 pid=int(fields["pid"]),
                 started=_time(fields["started"]),
-                services={name: ServiceWork(**work) for name, work in fields["services"].items()},
-                running=tuple(
-                    Handled(**{**each, "since": _time(each["since"])}) for each in fields["running"]
-                ),
+                services={
+                    str(name): ServiceWork.parse(work) for name, work in fields["services"].items()
+                },
+                running=tuple(Handled.parse(each) for each in fields["running"]),
                 busy=int(fields["busy"]),
             )
         except (AttributeError, KeyError, TypeError) as exc:
