@@ -53,6 +53,7 @@ async def follow(
                     on_replaced()
                 async for stored in _read(broker, inbox, after, announced):
                     after = stored.offset
+                    announced.newest = max(announced.newest, after)
                     yield stored
                 await announced.wait(LOOK_EACH)
             except BrokerUnavailable:
@@ -71,7 +72,7 @@ class _Announced:
 
     def __init__(self, offset: int) -> None:
         self.newest = offset
-        """The offset of the newest message, as far as announced."""
+        """The offset of the newest message, as far as announced or read."""
         self.event = asyncio.Event()
         """Set by each announcement, and when the broker is ready again."""
         self.doubtful = False
