@@ -198,8 +198,9 @@ def test_declared_dependencies_suffice(plain: Environment) -> None:
 def test_installed_package_offers_no_page_no_form_and_no_user(plain: Environment) -> None:
     """An `include` published a form, and a command of the package created admin/admin."""
     offers = json.loads(plain.run("-c", OFFERS))
-    assert offers["urls"] == ["healthz", "readyz"]
-    commands = {"deadletters", "gateway", "publish", "runoutbox", "runservice", "setup_streams"}
+    assert offers["urls"] == ["healthz", "readyz", "metrics"]
+    running = {"runevents", "runoutbox", "runservice"}
+    commands = {"deadletters", "gateway", "publish", "setup_streams", *running}
     assert set(offers["commands"]) == commands
     assert offers["users"] == 0
 
