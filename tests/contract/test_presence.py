@@ -535,6 +535,9 @@ async def test_impossible_arguments(hubs: list[Hub], call: Any) -> None:
                 await call(name, "service1", wrong)
             with pytest.raises(NameRefused):
                 await call(name, wrong, "ann")
+    for name in ("device", "connection", "reason"):
+        with pytest.raises(TypeError, match=f"{name} must be str"):
+            await call("disconnect", *ANN, **{name: 7})
     for limit in (0, -1, 1001):
         with pytest.raises(ValueError, match="limit"):
             await call("online", "service1", limit=limit)

@@ -229,9 +229,9 @@ class Presence:
         service, after = request.text("service"), request.text("after") or ""
         limit = request.number("limit", MAX_PAGE, MAX_PAGE)
         found = {
-            inbox.user: len(held)
-            for inbox, held in self._users()
-            if inbox.service == service and inbox.user > after
+            inbox.user: count
+            for inbox, sessions in self._hub.users()
+            if inbox.service == service and inbox.user > after and (count := len(_open(sessions)))
         }
         names = heapq.nsmallest(limit, found)
         room = self._hub.broker.bus.max_payload - 1024

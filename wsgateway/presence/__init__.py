@@ -117,9 +117,11 @@ def _closing(
     connection: str | None = None,
     reason: str = "",
 ) -> Action[Disconnected]:
-    request: dict[str, Any] = {"ask": "disconnect", "reason": reason}
-    request |= {} if device is None else {"device": device}
-    request |= {} if connection is None else {"connection": connection}
+    request: dict[str, Any] = {"ask": "disconnect"}
+    for name, value in (("reason", reason), ("device", device), ("connection", connection)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} must be str or None, not {type(value).__name__}")
+        request |= {} if value is None else {name: value}
     return partial(users.close_sockets, inbox=_inbox(service, user), request=request)
 
 
@@ -145,6 +147,7 @@ async def adisconnect(
 
     Raises:
         NameRefused: No user can have this name.
+        TypeError: One of the others is not text.
     """
     return await runtime.call(
         _closing(service, user, device=device, connection=connection, reason=reason)
