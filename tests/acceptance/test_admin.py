@@ -27,13 +27,21 @@ window.violations = [];
 document.addEventListener('securitypolicyviolation', (event) =>
   violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
-FIGURES = """
+FIGURES = r"""
 Object.fromEntries([...document.querySelectorAll('.wsgateway-figures div')].map((div) =>
-  [div.querySelector('dt').textContent, div.querySelector('dd').firstChild.data.trim()]))
+  [div.querySelector('dt').textContent,
+   div.querySelector('dd').textContent.trim().split(/\s/)[0]]))
 """
 CELLS = """
 [...document.querySelectorAll('#live {rows} tr')].map((row) =>
   [...row.cells].map((cell) => cell.textContent.trim()))
+"""
+
+
+STATES = """
+[...document.querySelectorAll('#result_list .field-gateway_online')]
+  .map((cell) => cell.textContent.trim())
+  .reduce((sums, text) => ({...sums, [text]: (sums[text] ?? 0) + 1}), {})
 """
 
 
@@ -92,6 +100,15 @@ async def test_a_thousand_users_half_of_them_connected(
         assert [row[1:3] for row in rows] == [["open", str(CONNECTED // 2)]] * 2
         (total,) = await page.run(CELLS.format(rows="tfoot"))
         assert total[2] == str(CONNECTED)
+
+        # The list of users: a page of them, then those who are online
+        await page.open(gateways[0].http("/admin/auth/user/"))
+        assert await page.run(STATES) == {"online": 97, "offline": 3}
+        await page.open(gateways[0].http("/admin/auth/user/?online=yes"))
+        assert f"{CONNECTED} users" in await page.run(
+            "document.querySelector('.paginator').textContent"
+        )
+        assert await page.run(STATES) == {"online": 100}
 
         # Killed: the page finds out by itself, and nothing of it counts any more
         await page.open(gateways[0].http("/admin/wsgateway/overview/"))
