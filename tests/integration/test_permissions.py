@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from tests.support import ROOT, Gateway, Process, until
 from wsgateway import Message, RetryPolicy, asend, send
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.broker.discovery import Shown
 from wsgateway.broker.embedded import find_server, free_port
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -372,6 +374,20 @@ async def test_admin_looks_into_inboxes_and_acts(
         assert (queue.waiting, queue.dead) == (2, 0)
         admin.broadcast("logout", b"{}")
         await admin.connection.confirm()
+
+
+async def test_operator_uses_nats_command_line(
+    ws_settings: Any, url: Callable[[str], str], nats_command: str
+) -> None:
+    async with acting(ws_settings, url("gateway")) as gateway:
+        at = dt.datetime.now(dt.UTC)
+        gateway.show(Shown("wsgateway", "g-1", "0.1.0", "A gateway.", at, {}, list))
+        await gateway.connection.confirm()
+        command = [nats_command, "--server", url("operator"), "micro", "ls"]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=20
+        )
+    assert "g-1" in done.stdout
 
 
 async def join(kind: str, broker: Broker) -> None:
