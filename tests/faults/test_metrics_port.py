@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,15 +17,17 @@ from tests.support import Process, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer
 
 Start = Callable[..., Process]
+WORKER = "runservice", "counted", "--noreload"
 
 
 @pytest.fixture
 def start(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> Iterator[Start]:
-    """Start ``runservice`` with these arguments, and wait until it serves metrics."""
+    """Start a command with these arguments, and wait until it is ready and serves metrics."""
     processes: list[Process] = []
 
-    def begin(*arguments: str, **env: str) -> Process:
-        command = [sys.executable, "manage.py", "runservice", "counted", "--noreload", *arguments]
+    def begin(
+        *arguments: str, command: tuple[str, ...] = WORKER, ready: str = "ready", **env: str
+    ) -> Process:
         values = {
             "DEBUG": "1",
             "SECRET_KEY": "tests",
@@ -35,11 +38,12 @@ def start(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> Iterator[
             "SERVICE_LOG": str(tmp_path / "log"),
             **env,
         }
-        process = Process(command, tmp_path / f"{len(processes)}.log", site_env(**values))
+        line = [sys.executable, "manage.py", *command, *arguments]
+        process = Process(line, tmp_path / f"{len(processes)}.log", site_env(**values))
         processes.append(process)
         process.spawn()
         process.wait_for_line("metrics: http")
-        process.wait_for_line("counted: ready")
+        process.wait_for_line(ready)
         return process
 
     yield begin
@@ -117,3 +121,27 @@ def test_port_that_everybody_reaches_is_said_to_be_open(start: Start, free_port:
     process = start("--metrics-port", str(free_port), "--metrics-host", "0.0.0.0")
     assert "Everybody who can reach 0.0.0.0" in process.output
     assert ask(free_port)[0] == 200
+
+
+def test_other_commands_serve_metrics_and_do_not_ask_the_broker(
+    start: Start, tmp_path: Path
+) -> None:
+    """Their roles may not read streams, and each try would be a warning in the log."""
+    database = f"sqlite:///{tmp_path / 'own.sqlite3'}"
+    settings = {"DATABASE_URL": database, "DJANGO_SETTINGS_MODULE": "project.settings"}
+    env = site_env(DEBUG="1", SECRET_KEY="tests", PUBSUB_BROKER="memory", **settings)
+    subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], env=env, check=True)
+    port = ("--metrics-port", "0")
+    relay = start(*port, command=("runoutbox",), **settings)
+    samples = scrape(port_of(relay))
+    assert samples.get("wsgateway_outbox_rows", state="waiting") == 0
+    assert samples.get("wsgateway_cluster_up", source="outbox") == 1
+    assert not samples.find("wsgateway_cluster_up", source="broker")
+    events = start(*port, command=("runevents", "--noreload"))
+    samples = scrape(port_of(events))
+    assert samples.get("wsgateway_events_signals_total") == 0
+    assert not samples.find("wsgateway_cluster_up", source="broker")
+
+
+def port_of(process: Process) -> int:
+    return int(process.output.partition("metrics: http://127.0.0.1:")[2].partition("/")[0])

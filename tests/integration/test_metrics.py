@@ -18,6 +18,7 @@ from tests.support import Gateway, until, wait_for
 from wsgateway import Message, Reject, RetryPolicy, counters, service
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.counters import SAMPLE
+from wsgateway.events.signalling import Signalling
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.metrics.cluster import ask_cluster
 from wsgateway.metrics.collector import COLLECTOR
@@ -25,6 +26,7 @@ from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
 from wsgateway.protocol.subjects import Inbox
+from wsgateway.signals import user_online
 
 __all__ = ["no_services"]
 
@@ -298,6 +300,28 @@ async def test_what_synchronous_code_sends_is_counted_too(layer: NatsChannelLaye
         ("normal",): 1,
         ("group",): 2,
     }
+
+
+# -- events ------------------------------------------------------------------------------
+
+
+async def test_signals_are_counted_by_what_became_of_them() -> None:
+    signalling = Signalling(lambda: True)
+    signalling.start()
+
+    def receive(user: str, **kwargs: Any) -> None:
+        if user == "bob":
+            raise ValueError("a receiver's bug")
+
+    user_online.connect(receive)
+    try:
+        for user in ("ann", "bob", "eve"):
+            signalling.send(user_online, Inbox("orders", user))
+        await signalling.stop(20.0)
+    finally:
+        user_online.disconnect(receive)
+    found = local().by("wsgateway_events_signals_total", "outcome")
+    assert found == {("sent",): 2, ("failed",): 1}
 
 
 # -- the outbox and the cluster ----------------------------------------------------------

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Callable
-from typing import Any
 
 from django.core.management.base import CommandError
-from django.utils import autoreload
 
 from wsgateway.conf import settings
 from wsgateway.management.base import Options, OutputCommand, add_json
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
-from wsgateway.metrics.server import add_metrics_arguments, metrics_served
-from wsgateway.services.process import run_beside_reloader, run_until_signal
+from wsgateway.management.running import run_long
+from wsgateway.metrics.server import add_metrics_arguments
 from wsgateway.services.runner import Runner, services_to_run
 
 __all__ = ["Command"]
@@ -59,12 +56,4 @@ class Command(OutputCommand):
                 "Use nats for a worker beside a gateway."
             )
         runner = Runner(services, options["concurrency"], options["ready_file"], out.tell)
-
-        def run(work: Callable[..., None], *args: Any) -> None:
-            with metrics_served(options, out):  # in the process that the reloader starts
-                work(runner, *args)
-
-        if settings.debug and not options["noreload"]:
-            autoreload.run_with_reloader(run, run_beside_reloader)
-        else:
-            run(run_until_signal, out.tell)
+        run_long(runner, out, options)

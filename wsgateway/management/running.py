@@ -1,0 +1,37 @@
+"""How commands run that go on until a signal: beside Django's reloader, and with metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.utils import autoreload
+
+from wsgateway.conf import settings
+from wsgateway.management.base import Options
+from wsgateway.management.output import Output
+from wsgateway.metrics.server import metrics_served
+from wsgateway.services.process import Runs, run_beside_reloader, run_until_signal
+
+__all__ = ["run_long"]
+
+
+def run_long(runner: Runs, out: Output, options: Options, *, asks_broker: bool = True) -> None:
+    """Run until SIGINT or SIGTERM; in development, again whenever code changes.
+
+    Args:
+        runner: What to run.
+        out: Tells the operator.
+        options: With ``--noreload`` and those of `wsgateway.metrics.server.add_metrics_arguments`.
+        asks_broker: See `wsgateway.metrics.exporter.Exporter`.
+    """
+
+    def run(work: Callable[..., None], *args: Any) -> None:
+        # In the process that the reloader starts
+        with metrics_served(options, out, asks_broker=asks_broker):
+            work(runner, *args)
+
+    if settings.debug and not options["noreload"]:
+        autoreload.run_with_reloader(run, run_beside_reloader)
+    else:
+        run(run_until_signal, out.tell)
