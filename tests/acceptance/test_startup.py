@@ -29,7 +29,7 @@ def test_web_process_says_where_it_listens_and_which_broker_it_uses(
     """On daphne it said nothing at all before the first socket."""
     url = nats_server.url.replace("//", "//gate:s3cret@")
     gateway = gateway_factory(server, NATS_BROKER_URL=url)
-    gateway.wait_for_line(f"starts with its broker: NATS at 127.0.0.1:{nats_server.port}\n")
+    gateway.wait_for_line(f"starting the gateway with NATS at 127.0.0.1:{nats_server.port}\n")
     gateway.wait_for_line(f"connected to NATS at 127.0.0.1:{nats_server.port}\n")
     gateway.wait_for_line(LISTENS[server].format(gateway.port))
     assert "s3cret" not in gateway.output
@@ -148,7 +148,7 @@ async def test_runserver_shows_the_embedded_server_with_a_command_that_works(
     """Without LOGGING, nothing that the gateway logs was seen; the port had to be guessed."""
     with running(project.runserver("--noreload")) as process:
         process.wait_for_line("connected to NATS at ", 40)
-        port = re.search(r"starts with its broker: NATS at 127\.0\.0\.1:(\d+)\n", process.output)
+        port = re.search(r"starting the gateway with NATS at 127\.0\.0\.1:(\d+)\n", process.output)
         shown = re.search(r"nats --server (\S+) subscribe 'ws\.>'", process.output)
         assert port
         assert shown
