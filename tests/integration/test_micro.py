@@ -168,6 +168,11 @@ async def test_gateway_shows_its_sockets(
             "messages_out": 1,
             "connects": 1,
         }
+        await broker.connection.request(broker.subjects.member("gateway", found.id), b"{")
+        reply = await broker.connection.request(f"$SRV.STATS.wsgateway.{found.id}", b"")
+        endpoint = json.loads(reply.data)["endpoints"][0]
+        assert (endpoint["num_errors"], endpoint["last_error"]) == (1, "it is not JSON")
+        assert 0 < endpoint["average_processing_time"] < endpoint["processing_time"]
         info = await micro("info", "wsgateway", found.id)
         assert '"sockets": 1' in info
         assert broker.subjects.prefix in info
