@@ -83,6 +83,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(roll_call, "find_gateways", made.find_gateways)
     monkeypatch.setattr(roll_call, "INTERVAL", 0.01)
     monkeypatch.setattr(module, "SETTLE", 0.05)
+    monkeypatch.setattr(module, "SWEEP", 3600.0)
     monkeypatch.setattr(module, "RETRY", 0.02)
     yield made
     await broker.close()
@@ -194,6 +195,17 @@ async def test_an_answer_from_before_an_event_does_not_count(
     world.pause.set()
     await until(lambda: socket.told)
     assert socket.told == [("ann", True)]
+
+
+async def test_a_lost_event_is_made_up_for(
+    world: World, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP", 0.05)
+    socket = Socket()
+    watching.add(ANN, socket)
+    await until(lambda: socket.told == [("ann", False)])
+    world.online[ANN] = True
+    await until(lambda: socket.told[-1] == ("ann", True))
 
 
 async def test_a_quick_return_is_not_told(world: World, watching: Watching) -> None:
