@@ -170,14 +170,14 @@ class Runner:
             self.result(label, refusal(exc))
             return
         self.watches[id] = label
-        is_known, online = self.session.watched(id)
+        is_known, online = self.session.watches.known(id)
         if is_known:
             self.result(label, online)
 
     def do_unwatch(self, whom: dict[str, str]) -> None:
-        id = self.session.watch_of(whom.get("service"), whom["user"])
+        id = self.session.watches.id_of(whom.get("service"), whom["user"])
         if id is not None:
-            self.apply(self.session.unwatch(id))
+            self.apply(self.session.watches.remove(id))
 
     def do_processed(self, payload: str) -> None:
         self.session.processed(*self.given[payload], self.now)

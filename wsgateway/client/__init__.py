@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from wsgateway.client.inbox import Position
     from wsgateway.client.message import Message
     from wsgateway.protocol.backoff import Backoff
+    from wsgateway.protocol.v1 import Presence
 
-__all__ = ["Backoff", "Client", "ClientState", "GatewayError", "Message", "Position", "connect"]
+__all__ = [
+    "Backoff",
+    "Client",
+    "ClientState",
+    "GatewayError",
+    "Message",
+    "Position",
+    "Presence",
+    "connect",
+]
 
 _MODULES = {
     "Backoff": "wsgateway.protocol.backoff",
@@ -26,6 +36,7 @@ _MODULES = {
     "GatewayError": "wsgateway.client.errors",
     "Message": "wsgateway.client.message",
     "Position": "wsgateway.client.inbox",
+    "Presence": "wsgateway.protocol.v1",
     "connect": "wsgateway.client.connection",
 }
 

@@ -371,7 +371,7 @@ class Client:
             GatewayError: You may not, or the client is closed.
         """
         id = self._session.watch(service, user)
-        is_known, online = self._session.watched(id)
+        is_known, online = self._session.watches.known(id)
         if is_known:
             return online
         with self._watches.joined(id) as answer:
@@ -380,15 +380,15 @@ class Client:
 
     def unwatch(self, user: str, *, service: str | None = None) -> None:
         """Do not watch *user* any more. Idempotent."""
-        id = self._session.watch_of(service, user)
+        id = self._session.watches.id_of(service, user)
         if id is not None:
-            self._apply(self._session.unwatch(id))
+            self._apply(self._session.watches.remove(id))
             self._connector.wake()
 
     def _leave_watch(self, id: str) -> None:
-        is_known, _ = self._session.watched(id)
+        is_known, _ = self._session.watches.known(id)
         if not is_known:
-            self._session.unwatch(id)
+            self._session.watches.remove(id)
             self._connector.wake()
 
     def _give_up(self, id: str) -> None:

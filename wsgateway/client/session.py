@@ -37,7 +37,6 @@ from wsgateway.protocol.v1 import (
     Refused,
     ServerMessage,
     Unwatched,
-    Watching,
     Welcome,
     encode_client_ack,
     encode_ping,
@@ -101,8 +100,9 @@ class ClientSession:
         self._inbox = ClientInbox(position)
         self._outbox = ClientOutbox(queue_limit, send_window)
         self._requests: set[str] = set()  # ids that wait for their replies
-        self._watches = ClientWatches()
-        self._controls: deque[str] = deque()  # pings, pongs and watches to write
+        self.watches = ClientWatches()
+        """Whose presence is watched; `watch` adds."""
+        self._controls: deque[str] = deque()  # pings and pongs to write
         self._opened_at: float | None = None  # when this connection was welcomed
         self._ack_at: float | None = None  # when to acknowledge
         self._heard_at = 0.0  # when the last frame came
@@ -138,7 +138,7 @@ class ClientSession:
     def connecting(self) -> Position | None:
         """Start a connection; return the position to ask for."""
         self._outbox.connecting()
-        self._watches.connecting()
+        self.watches.connecting()
         return self._inbox.connecting()
 
     def lost(self, code: int, now: float) -> float | None:
@@ -150,6 +150,7 @@ class ClientSession:
         opened_at, self._opened_at = self._opened_at, None
         self._ack_at = None
         self._controls.clear()
+        self.watches.connecting()
         self.beat_at = math.inf
         if opened_at is not None and now - opened_at >= STABLE:
             self._attempt = 0
@@ -180,7 +181,7 @@ class ClientSession:
 
         events: list[Event] = [Failed(id, closed(id)) for id in self._outbox]
         events += [Answered(id, closed(id)) for id in self._requests]
-        events += [Watched(id, closed(id)) for id in self._watches.end()]
+        events += [Watched(id, closed(id)) for id in self.watches.end()]
         self._outbox.clear()
         self._requests.clear()
         return events
@@ -208,7 +209,7 @@ class ClientSession:
             case Refused():
                 return self._refused(frame)
             case Presence() | Unwatched():
-                return self._presence(frame)
+                return self.watches.receive(frame)
             case Closing(after):
                 self._reconnect_after = after
             case Ping():
@@ -222,7 +223,7 @@ class ClientSession:
             self._opened_at = now
             self._renewed = False
             self.beat_at = now + self._silence
-            self._controls.extend(self._watches.due())
+            self.watches.welcomed(welcome.service)
         events: list[Event] = []
         for id, size in self._outbox.larger_than(welcome.max_message_size):
             events += self._fail(id, _too_big(id, size, welcome.max_message_size))
@@ -258,19 +259,8 @@ class ClientSession:
         self._outbox.remove(id)
         return [Confirmed(id)]
 
-    @property
-    def _own_service(self) -> str:
-        return "" if self.welcome is None else self.welcome.service
-
-    def _presence(self, frame: Presence | Unwatched) -> list[Event]:
-        if isinstance(frame, Watching):
-            return self._watches.answered(frame, self._own_service)
-        if isinstance(frame, Presence):
-            return self._watches.changed(frame, self._own_service)
-        return self._watches.ended(frame, self._own_service)
-
     def _refused(self, frame: Refused) -> list[Event]:
-        about_watch = self._watches.refused(frame, self._own_service)
+        about_watch = self.watches.refused(frame)
         if about_watch is not None:
             return about_watch
         error = GatewayError(frame.code, frame.message, frame.temporary, id=frame.id)
@@ -345,39 +335,14 @@ class ClientSession:
             raise GatewayError("queue_limit", text, True, id=id)
 
     def watch(self, service: str | None, user: str) -> str:
-        """Watch a user's presence from now on; return the id of the watch. Idempotent.
-
-        Args:
-            service: The user's; None: the client's own.
-            user: Whom.
+        """Watch a user's presence, see `ClientWatches.add`.
 
         Raises:
             GatewayError: The session has ended.
         """
         if self._ended:
             raise GatewayError("closed", "the client is already closed", True)
-        id = self._watches.add(self._shortest(service), user)
-        if self.is_open:
-            self._controls.extend(self._watches.due())
-        return id
-
-    def _shortest(self, service: str | None) -> str | None:
-        return None if service == self._own_service else service
-
-    def watch_of(self, service: str | None, user: str) -> str | None:
-        """Return the id of the watch of a user; None if there is none."""
-        return self._watches.id_of(self._shortest(service), user)
-
-    def watched(self, id: str) -> tuple[bool, bool | None]:
-        """Return whether a watch was answered, and the last state that was."""
-        return self._watches.known(id)
-
-    def unwatch(self, id: str) -> list[Event]:
-        """End a watch. Idempotent."""
-        frame, events = self._watches.remove(id)
-        if frame is not None and self.is_open:
-            self._controls.append(frame)
-        return events
+        return self.watches.add(service, user)
 
     def give_up(self, id: str) -> None:
         """Do not send *id* again; it may have been stored. Idempotent."""
@@ -402,7 +367,8 @@ class ClientSession:
     @property
     def write_at(self) -> float:
         """When `next_frame` has a frame; ``-inf``: now, ``inf``: not until something changes."""
-        if self._controls or (self._opened_at is not None and self._outbox.due):
+        is_due = self._outbox.due or self.watches.due
+        if self._controls or (self._opened_at is not None and is_due):
             return -math.inf
         return math.inf if self._ack_at is None else self._ack_at
 
@@ -412,6 +378,8 @@ class ClientSession:
             return self._controls.popleft()
         if not self.is_open:
             return None
+        if (frame := self.watches.next_frame()) is not None:
+            return frame
         if self._ack_at is not None and self._ack_at <= now and (ack := self.last_ack()):
             return ack
         return self._outbox.next_frame()

@@ -5,7 +5,7 @@ Behaves like the class ``Watches`` of ``wsgateway.js``: see ``tests/vectors/clie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
 
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import Event, Seen, Unclaimed, Watched
@@ -38,24 +38,72 @@ class _Watch:
 class ClientWatches:
     """The watches of one client. They are asked for again on each connection."""
 
-    __slots__ = ("_count", "_watches")
+    __slots__ = ("_count", "_frames", "_is_open", "_own", "_watches")
 
     def __init__(self) -> None:
         self._count = 0  # numbers the watches
         self._watches: list[_Watch] = []
+        self._frames: deque[str] = deque()  # to write
+        self._is_open = False  # whether there is a connection that was welcomed
+        self._own: str | None = None  # the client's own service, once it is known
+
+    # -- connections -------------------------------------------------------------------------
+
+    def connecting(self) -> None:
+        """Start a connection, or note that it has ended: all must be asked for on the next."""
+        self._is_open = False
+        self._frames.clear()
+        for watch in self._watches:
+            watch.is_sent = False
+
+    def welcomed(self, own: str) -> None:
+        """Ask for those that were not asked for on this connection.
+
+        Args:
+            own: The client's own service.
+        """
+        self._own = own
+        self._is_open = True
+        self._ask()
+
+    def _ask(self) -> None:
+        for watch in self._watches if self._is_open else ():
+            if not watch.is_sent:
+                watch.is_sent = True
+                self._frames.append(encode_watch(watch.id, watch.service, watch.user))
+
+    @property
+    def due(self) -> bool:
+        """Whether `next_frame` has a frame."""
+        return bool(self._frames)
+
+    def next_frame(self) -> str | None:
+        """Return the next frame to write; None if there is none."""
+        return self._frames.popleft() if self._frames else None
+
+    # -- from the application ----------------------------------------------------------------
 
     def add(self, service: str | None, user: str) -> str:
-        """Return the id of a watch, made unless there is one."""
+        """Watch a user's presence from now on; return the id of the watch. Idempotent.
+
+        Args:
+            service: The user's; None: the client's own.
+            user: Whom.
+        """
         id = self.id_of(service, user)
         if id is None:
             self._count += 1
             id = f"watch-{self._count}"
-            self._watches.append(_Watch(id, service, user))
+            self._watches.append(_Watch(id, self._shortest(service), user))
+            self._ask()
         return id
+
+    def _shortest(self, service: str | None) -> str | None:
+        return None if service == self._own else service
 
     def id_of(self, service: str | None, user: str) -> str | None:
         """Return the id of a watch; None if there is none."""
-        wanted = service, user
+        wanted = self._shortest(service), user
         return next((w.id for w in self._watches if (w.service, w.user) == wanted), None)
 
     def known(self, id: str) -> tuple[bool, bool | None]:
@@ -63,75 +111,59 @@ class ClientWatches:
         watch = self._by_id(id)
         return (False, None) if watch is None else (watch.told, watch.online)
 
-    def remove(self, id: str) -> tuple[str | None, list[Event]]:
-        """Forget a watch. Idempotent.
-
-        Returns:
-            The frame that says so, if the gateway knows of it; and what happened.
-        """
+    def remove(self, id: str) -> list[Event]:
+        """End a watch. Idempotent."""
         watch = self._by_id(id)
         if watch is None:
-            return None, []
+            return []
         self._watches.remove(watch)
-        frame = encode_unwatch(watch.service, watch.user) if watch.is_sent else None
+        if watch.is_sent and self._is_open:
+            self._frames.append(encode_unwatch(watch.service, watch.user))
         text = "the watch was ended before it was answered"
-        return frame, ([] if watch.told else [Watched(id, GatewayError("ended", text, False))])
-
-    def connecting(self) -> None:
-        """Start a connection: all must be asked for on it."""
-        for watch in self._watches:
-            watch.is_sent = False
-
-    def due(self) -> Iterator[str]:
-        """Yield the frames to write now, and count them as sent."""
-        for watch in self._watches:
-            if not watch.is_sent:
-                watch.is_sent = True
-                yield encode_watch(watch.id, watch.service, watch.user)
+        return [] if watch.told else [Watched(id, GatewayError("ended", text, False))]
 
     # -- from the gateway --------------------------------------------------------------------
 
-    def answered(self, frame: Watching, own: str) -> list[Event]:
-        """Take the answer to a watch.
+    def receive(self, frame: Presence | Unwatched) -> list[Event]:
+        """Take a frame about somebody who is watched."""
+        if isinstance(frame, Watching):
+            return self._answered(frame)
+        return self._changed(frame) if isinstance(frame, Presence) else self._ended(frame)
 
-        Args:
-            frame: What it says.
-            own: The client's own service.
-        """
+    def _answered(self, frame: Watching) -> list[Event]:
         watch = self._by_id(frame.id)
-        if watch is None or watch not in self._all_of(frame.service, frame.user, own):
+        if watch is None or watch not in self._all_of(frame.service, frame.user):
             return []
         if watch.told:
-            return self.changed(frame, own)
+            return self._changed(frame)
         watch.told, watch.online = True, frame.online
-        self.changed(frame, own)
+        self._changed(frame)
         seen = Presence(frame.service, frame.user, frame.online)
         return [Watched(watch.id, frame.online), Seen(seen)]
 
-    def changed(self, frame: Presence, own: str) -> list[Event]:
+    def _changed(self, frame: Presence) -> list[Event]:
         """Take the state of a user; it is news only for a watch that was answered."""
         events: list[Event] = []
-        for watch in self._all_of(frame.service, frame.user, own):
+        for watch in self._all_of(frame.service, frame.user):
             if watch.told and watch.online is not frame.online:
                 watch.online = frame.online
                 events = [Seen(Presence(frame.service, frame.user, frame.online))]
         return events
 
-    def ended(self, frame: Unwatched, own: str) -> list[Event]:
-        """Take the end of a watch that the gateway has decided."""
+    def _ended(self, frame: Unwatched) -> list[Event]:
         events: list[Event] = []
-        for watch in self._all_of(frame.service, frame.user, own):
+        for watch in self._all_of(frame.service, frame.user):
             error = GatewayError(frame.code, frame.reason, False, id=watch.id)
             events += self._lost(watch, error, frame.service)
         return events
 
-    def refused(self, frame: Refused, own: str) -> list[Event] | None:
+    def refused(self, frame: Refused) -> list[Event] | None:
         """Take an error; return None if it is not about a watch."""
         watch = None if frame.id is None else self._by_id(frame.id)
         if watch is None:
             return None
         error = GatewayError(frame.code, frame.message, frame.temporary, id=watch.id)
-        return self._lost(watch, error, watch.service or own)
+        return self._lost(watch, error, watch.service or self._own or "")
 
     def _lost(self, watch: _Watch, error: GatewayError, service: str) -> list[Event]:
         self._watches.remove(watch)
@@ -150,6 +182,6 @@ class ClientWatches:
     def _by_id(self, id: str) -> _Watch | None:
         return next((watch for watch in self._watches if watch.id == id), None)
 
-    def _all_of(self, service: str, user: str, own: str) -> list[_Watch]:
+    def _all_of(self, service: str, user: str) -> list[_Watch]:
         """Return the watches of a user: one that names the service, and one that does not."""
-        return [w for w in self._watches if w.user == user and (w.service or own) == service]
+        return [w for w in self._watches if w.user == user and (w.service or self._own) == service]
