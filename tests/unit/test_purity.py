@@ -17,7 +17,9 @@ PURE = sorted(
 SHELLS = ["asyncio", "django", "channels", "nats", "daphne", "twisted", "websockets"]
 
 
-@pytest.mark.parametrize("module", [*PURE, "exceptions", "client.inbox", "client.outbox"])
+@pytest.mark.parametrize(
+    "module", [*PURE, "exceptions", "client.inbox", "client.monitor", "client.outbox"]
+)
 def test_import_loads_no_shell(module: str) -> None:
     code = (
         f"import sys, wsgateway.{module}; "

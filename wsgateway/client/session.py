@@ -22,6 +22,7 @@ from wsgateway.client.events import (
     Welcomed,
 )
 from wsgateway.client.inbox import ClientInbox, Position
+from wsgateway.client.monitor import Monitor, Sign
 from wsgateway.client.outbox import ClientOutbox
 from wsgateway.client.watches import ClientWatches
 from wsgateway.protocol.backoff import Backoff
@@ -94,7 +95,7 @@ class ClientSession:
         self._ack_every = ack_every
         self._ack_interval = ack_interval
         self._queue_limit = queue_limit
-        self._half_timeout = ping_timeout / 2
+        self._monitor = Monitor(ping_timeout)
         self._backoff = backoff or Backoff()
         self._renewable = renewable
         self._inbox = ClientInbox(position)
@@ -105,8 +106,6 @@ class ClientSession:
         self._controls: deque[str] = deque()  # pings and pongs to write
         self._opened_at: float | None = None  # when this connection was welcomed
         self._ack_at: float | None = None  # when to acknowledge
-        self._heard_at = 0.0  # when the last frame came
-        self._asked_at: float | None = None  # when the unanswered ping was sent
         self._attempt = 0  # failures in a row
         self._reconnect_after: float | None = None  # the delay that `closing` asked for, seconds
         self._renewed = False  # asked for another token since the last welcome
@@ -115,8 +114,6 @@ class ClientSession:
         """The last one."""
         self.stale = True
         """Whether to ask for the token before the next attempt."""
-        self.beat_at = math.inf
-        """When to call `alive`."""
 
     @property
     def position(self) -> Position | None:
@@ -151,7 +148,7 @@ class ClientSession:
         self._ack_at = None
         self._controls.clear()
         self.watches.connecting()
-        self.beat_at = math.inf
+        self._monitor.stop()
         if opened_at is not None and now - opened_at >= STABLE:
             self._attempt = 0
         # A gateway that refuses before the handshake cannot always say why.
@@ -195,7 +192,7 @@ class ClientSession:
             ProtocolError: The other end does not speak this protocol; do not reconnect.
         """
         frame = parse_server(text)
-        self._heard_at, self._asked_at = now, None
+        self._monitor.heard(now)
         if self._opened_at is None and isinstance(frame, _AFTER_WELCOME):
             message = "the gateway did not begin with a welcome"
             raise ProtocolError(ErrorCode.BAD_REQUEST, message, fatal=True)
@@ -222,7 +219,7 @@ class ClientSession:
         if not self.is_open:
             self._opened_at = now
             self._renewed = False
-            self.beat_at = now + self._silence
+            self._monitor.start(welcome.ping, now)
             self.watches.welcomed(welcome.service)
         events: list[Event] = []
         for id, size in self._outbox.larger_than(welcome.max_message_size):
@@ -393,25 +390,16 @@ class ClientSession:
     # -- a gateway that does not answer --------------------------------------------------
 
     @property
-    def _silence(self) -> float:
-        """Seconds without a frame after which to send a ping."""
-        assert self.welcome is not None
-        return self.welcome.ping + self._half_timeout
+    def beat_at(self) -> float:
+        """When to call `alive`."""
+        return self._monitor.due
 
     def alive(self, now: float) -> bool:
         """Return False if the gateway counts as dead; queue a ping when one is due."""
-        if now < self.beat_at:
-            return True
-        if self._asked_at is None and now < self._heard_at + self._silence:
-            self.beat_at = self._heard_at + self._silence
-            return True
-        # A late check means that this process slept and the answer may wait unread: ask again
-        if self._asked_at is not None and now - self._asked_at <= 2 * self._half_timeout:
-            return False
-        self._asked_at = now
-        self._controls.append(encode_ping())
-        self.beat_at = now + self._half_timeout
-        return True
+        sign = self._monitor.check(now)
+        if sign is Sign.ASK:
+            self._controls.append(encode_ping())
+        return sign is not Sign.DEAD
 
 
 def _too_big(id: str, size: int, limit: int) -> GatewayError:
