@@ -14,6 +14,7 @@ __all__ = ["FIELDS", "log_with_stack"]
 
 FIELDS: Mapping[str, str] = {
     "gateway": "The id of the gateway process.",
+    "worker": "The id of the worker process.",
     "connection": "The socket. Clients read it in their `welcome`, services in the message.",
     "service": "The service; of a refused socket, the one that its path names.",
     "user": "The user's name; of a refused socket, the one that its path names.",

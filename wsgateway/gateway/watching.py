@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from wsgateway import counters
-from wsgateway.exceptions import BrokerError, MalformedMessage
+from wsgateway.exceptions import BrokerError, MalformedMessage, reason_of
 from wsgateway.presence.users import RECHECK, find_online
 from wsgateway.protocol.events import CONNECTED, parse_event
 from wsgateway.protocol.strict_json import loads
@@ -241,7 +241,7 @@ class Watching:
         try:
             return await find_online(self._broker, inboxes)
         except BrokerError as exc:
-            logger.debug("cannot find out who is online: %s", exc)
+            logger.debug("cannot find out who is online: %s", reason_of(exc))
             return {}
 
     def _apply(self, inbox: Inbox, user: _User, online: bool | None) -> None:

@@ -15,7 +15,7 @@ from wsgateway import counters
 from wsgateway.broker.discovery import Endpoint, Shown
 from wsgateway.broker.inquiry import Fields, Request, Responder
 from wsgateway.broker.roster import new_member_id
-from wsgateway.exceptions import BrokerError
+from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.protocol.subjects import encode_token
 from wsgateway.rates import Rates
 from wsgateway.services.status import KIND, Handled, ServiceWork
@@ -87,7 +87,11 @@ class Report:
         try:
             await self._broker.roster.join(KIND, self.id, details)
         except BrokerError as exc:  # each refresh tries again
-            logger.warning("this worker is not in the roster yet: %s", exc)
+            logger.warning(
+                "this worker is not in the roster yet: %s",
+                reason_of(exc),
+                extra={"worker": self.id},
+            )
 
     @property
     def _subject(self) -> str:

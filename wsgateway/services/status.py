@@ -205,7 +205,8 @@ async def ask_workers(broker: Broker) -> Workers:
         try:
             found.append(Worker.parse(id, fields))
         except ValueError as exc:
-            logger.warning("cannot read the answer of worker %s: %s", id, reason_of(exc))
+            text = "cannot read the answer of worker %s: %s"
+            logger.warning(text, id, reason_of(exc), extra={"worker": id})
             silent.append(id)
     return Workers(found, sorted(silent))
 
