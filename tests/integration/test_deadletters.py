@@ -120,6 +120,26 @@ def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
 
 
 @pytest.mark.django_db
+def test_admin_acts_on_all_of_a_service(offsets: list[int], client: Client, prefix: str) -> None:
+    client.force_login(get_user_model()._default_manager.create_superuser("root"))
+    url = "/admin/wsgateway/deadletterentry/"
+    page = client.post(f"{url}?service=orders", {"retry_all": ""}).content.decode()
+    assert "the oldest 1,000 dead letters of orders back into the queue?" in page
+    assert queue(prefix)["messages"] == 0
+    form = {"retry_all": "", "confirmed": "yes"}
+    page = client.post(f"{url}?service=orders", form, follow=True).content.decode()
+    assert "1 dead letter(s) put back into the queue." in page
+    assert queue(prefix)["messages"] == 1
+    assert "bad 2" in client.get(url).content.decode()
+    client.post(url, {"purge_all": ""})
+    assert "bad 2" in client.get(url).content.decode()
+    client.post(url, {"purge_all": "", "confirmed": "yes"})
+    assert "There are no dead letters" in client.get(url).content.decode()
+    done = LogEntry.objects.values_list("object_id", "action_flag")
+    assert set(done) == {("1", CHANGE), ("2", DELETION)}
+
+
+@pytest.mark.django_db
 def test_admin_reads_page_by_page(offsets: list[int], client: Client, monkeypatch: Any) -> None:
     """The two hundred oldest were shown, and those behind them could not be reached."""
     monkeypatch.setattr("wsgateway.admin.dead_letters.SHOWN", 1)
@@ -156,7 +176,7 @@ def test_admin_wants_permissions(offsets: list[int], client: Client) -> None:
     page = client.get(url)
     assert page.status_code == 200
     assert "Purge selected" not in page.content.decode()
-    for action in ("retry", "purge"):
+    for action in ("retry", "purge", "retry_all", "purge_all"):
         assert client.post(url, {action: "", "offset": "1"}).status_code == 403
         form = {action: "", "offset": "1", "confirmed": "yes"}
         assert client.post(url, form).status_code == 403

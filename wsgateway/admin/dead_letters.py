@@ -22,6 +22,25 @@ __all__ = ["DeadLetterAdmin", "letter_rights", "oldest"]
 
 SHOWN = 100
 """Dead letters on a page."""
+AT_ONCE = 1000
+"""Dead letters that "all" takes at once, so that the request ends before its proxy gives up."""
+ACTIONS = {
+    "retry": ("", ""),  # at once: nothing is lost
+    "purge": (
+        "Purge dead letters",
+        "Do you want to purge these dead letters? What the clients sent is lost.",
+    ),
+    "retry_all": (
+        "Send all again",
+        "Do you want to put the oldest {at_once:,} dead letters{of_service} back into the queue?",
+    ),
+    "purge_all": (
+        "Purge all dead letters",
+        "Do you want to purge the oldest {at_once:,} dead letters{of_service}? What the clients "
+        "sent is lost.",
+    ),
+}
+"""What can be done, and the title and text of the question before that."""
 MAX_DIGITS = 19
 """Of an offset."""
 TEMPLATES = "admin/wsgateway/deadletterentry"
@@ -111,35 +130,50 @@ class DeadLetterAdmin(PageAdmin):
         )
 
     def _act(self, request: HttpRequest) -> HttpResponse:
-        retry = "retry" in request.POST
-        if not retry and "purge" not in request.POST:
+        action = next((name for name in ACTIONS if name in request.POST), None)
+        if action is None:
             raise BadRequest("neither retry nor purge")
+        retry, everything = action.startswith("retry"), action.endswith("_all")
         allowed = self.has_change_permission if retry else self.has_delete_permission
         if not allowed(request):
             raise PermissionDenied
         offsets = [*filter(None, map(_offset, request.POST.getlist("offset")))]
-        if not offsets:
+        if not offsets and not everything:
             messages.warning(request, "Select dead letters first.")
-        elif not retry and not is_confirmed(request):
-            return confirm(
-                self,
-                request,
-                "Purge dead letters",
-                "Do you want to purge these dead letters? What the clients sent is lost.",
-                items=[f"Dead letter {offset}" for offset in offsets],
-                keep=[("purge", ""), *(("offset", offset) for offset in offsets)],
-                back=request.get_full_path(),
-            )
+        elif is_confirmed(request) or action == "retry":
+            self._carry_out(request, retry, None if everything else offsets)
         else:
-            self._carry_out(request, retry, offsets)
+            return self._confirm(request, action, offsets)
         return redirect(request.get_full_path())
 
-    def _carry_out(self, request: HttpRequest, retry: bool, offsets: list[int]) -> None:
-        outcome = carry_out(request, lambda broker: _act_on_each(broker, retry, offsets))
+    def _confirm(self, request: HttpRequest, action: str, offsets: list[int]) -> HttpResponse:
+        title, question = ACTIONS[action]
+        of_service = f" of {request.GET['service']}" if request.GET.get("service") else ""
+        return confirm(
+            self,
+            request,
+            title,
+            question.format(of_service=of_service, at_once=AT_ONCE),
+            items=[f"Dead letter {offset}" for offset in offsets],
+            keep=[(action, ""), *(("offset", offset) for offset in offsets)],
+            back=request.get_full_path(),
+        )
+
+    def _carry_out(self, request: HttpRequest, retry: bool, offsets: list[int] | None) -> None:
+        service = request.GET.get("service", "").strip() or None
+
+        async def act(broker: Broker) -> tuple[list[int], list[str]]:
+            chosen = offsets
+            if chosen is None:
+                letters, _ = await oldest(broker, service, limit=AT_ONCE)
+                chosen = [letter.offset for letter in letters]
+            return await _act_on_each(broker, retry, chosen)
+
+        outcome = carry_out(request, act)
         if outcome is None:
             return
         done, problems = outcome
-        for text in problems:
+        for text in problems[:SHOWN]:
             messages.error(request, text)
         if done:
             what = "put back into the queue" if retry else "purged"
