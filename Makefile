@@ -73,7 +73,7 @@ docs: .venv/.dev  ## check that the documents are true
 
 screenshots: .venv/.dev  ## make the pictures of the documents, with headless Chromium
 	DOCS_IMAGES=docs/images $(WITH_BIN) $(BIN)/python -m pytest -n 0 \
-		tests/acceptance/test_admin_pictures.py $(ARGS)
+		tests/acceptance/test_admin_pictures.py tests/acceptance/test_admin_user_pictures.py $(ARGS)
 
 clean:  ## remove what the other targets made, but not the data of `make run`
 	rm -rf .venv .cache build dist *.egg-info staticfiles tests/js/node_modules

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT, site_env
+
+HOSTS = """
+import os
+import socket
+
+name = os.environ["PRETENDED_HOST"]
+socket.gethostname = lambda: name
+"""
+"""Runs in each process at its start, so that pictures do not show the name of this machine."""
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +30,12 @@ def demo_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (["migrate", "-v0"], ["shell", "-v0", "-c", script]):
         subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
     return path
+
+
+@pytest.fixture
+def pretended(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """The environment of a process on a host of another name."""
+    folder = tmp_path / "hosts"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HOSTS)
+    return lambda name: {"PYTHONPATH": str(folder), "PRETENDED_HOST": name}

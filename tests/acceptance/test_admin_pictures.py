@@ -36,6 +36,8 @@ IN_THE_DOCS = {
     "service": "admin-service",
     "gateways": "admin-gateways",
     "streams": "admin-streams",
+    "users": "admin-users",
+    "user": "admin-user",
 }
 """Pictures that the documents show, by the state that they show; each light."""
 RECORD = """
@@ -45,7 +47,10 @@ document.addEventListener('securitypolicyviolation', (event) =>
 """
 UNREADABLE = CONTRAST.replace("body *", "#content-main *")
 HEIGHT = "document.documentElement.scrollHeight"
-BOTTOM = "Math.ceil(document.querySelector('#live').getBoundingClientRect().bottom) + 60"
+BOTTOM = """
+Math.ceil(['#inbox tr:nth-child(8)', '#live', '#changelist'].map((part) =>
+  document.querySelector(part)).find(Boolean).getBoundingClientRect().bottom) + 60
+"""
 SERVICES = ["demo", "orders"]
 LIMITS = {
     f"WSGATEWAY_{family}_MAX_BYTES": 4_000_000
@@ -53,14 +58,6 @@ LIMITS = {
 }
 """Small, so that a stream can be nearly full."""
 TEXT = "(document.querySelector('#content')?.innerText ?? '')"
-HOSTS = """
-import os
-import socket
-
-name = os.environ["PRETENDED_HOST"]
-socket.gethostname = lambda: name
-"""
-"""Runs in each process at its start, so that pictures do not show the name of this machine."""
 
 
 class Site:
@@ -100,10 +97,11 @@ class Site:
         for width in (WIDE, PHONE):
             for dark in (False, True):
                 if "SCREENSHOTS" in os.environ or dark == (width == PHONE):
-                    await self._look(name, width, dark)
+                    await self.look_again(name, width, dark)
         assert await self.page.run("violations") == []
 
-    async def _look(self, name: str, width: int, dark: bool) -> None:
+    async def look_again(self, name: str, width: int, dark: bool) -> None:
+        """Look at the page that is open."""
         look = f"{'dark' if dark else 'light'}-{width}"
         folder = os.environ.get("SCREENSHOTS")
         path = Path(folder or self.gateways[0].log.parent) / f"admin-{name}-{look}.png"
@@ -139,15 +137,6 @@ def nats_settings(nats_settings: Any) -> Any:
     for name, value in LIMITS.items():
         setattr(nats_settings, name, value)
     return nats_settings
-
-
-@pytest.fixture
-def pretended(tmp_path: Path) -> Callable[[str], dict[str, str]]:
-    """The environment of a process on a host of another name."""
-    folder = tmp_path / "hosts"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(HOSTS)
-    return lambda name: {"PYTHONPATH": str(folder), "PRETENDED_HOST": name}
 
 
 @pytest.fixture

@@ -361,12 +361,15 @@ def test_user_of_a_frozen_gateway_is_unknown(
     try:
         page = root.get(LIST).content.decode()
         assert standing(page, "ann") == "online 1 0 now"
-        assert standing(page, "bob") == "unknown 0 0 -"
+        assert standing(page, "bob") == "unknown unknown 0 -"
         assert standing(page, "carl") == "offline 0 0 -"
         (silent,) = presence.gateways().silent
         assert f"Gateway {silent} does not answer" in page
         assert "does not answer" in read(root, LIST, online="yes")
-        assert f"Gateway {silent} does not answer" in read(root, page_at("orders", "bob"))
+        page = read(root, page_at("orders", "bob"))
+        assert f"Gateway {silent} does not answer" in page
+        assert "Sockets unknown" in page
+        assert "No open sockets" not in page
     finally:
         frozen.send(signal.SIGCONT)
 

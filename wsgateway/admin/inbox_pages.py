@@ -131,7 +131,7 @@ class InboxPages:
 
     def _panels(self, request: HttpRequest, target: Target, times: TimesForm) -> Panels:
         if target.name is None:
-            return Panels((), None, Standing(False, 0, 0), (), {}, (), None, ())
+            return Panels((), None, Standing(False, 0, 0), (), frozenset(), {}, (), None, ())
         place = Place(
             before=number_of(request, "before"),
             after=number_of(request, "after"),

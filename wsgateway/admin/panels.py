@@ -68,7 +68,8 @@ class Panels:
         services: Those that exist.
         inbox: The one that is shown in detail; None: there is no service.
         standing: How it stands with the user in all services together.
-        connections: Of all services, the newest first.
+        connections: Of all services, the newest first; see `silent`.
+        silent: Services in which the user may have sockets on a gateway that does not answer.
         states: What each service's inbox holds, for those that are known.
         devices: That have a cursor in `inbox`.
         leaf: Some messages of `inbox`.
@@ -79,6 +80,7 @@ class Panels:
     inbox: Inbox | None
     standing: Standing
     connections: Sequence[Connection] | None
+    silent: frozenset[str]
     states: Mapping[Inbox, InboxState] | None
     devices: Sequence[Device] | None
     leaf: Leaf | None
@@ -89,9 +91,10 @@ class Panels:
         """Each service, with the number of its sockets, and what its inbox holds."""
         sockets = Counter(each.service for each in self.connections or ())
         states = {inbox.service: state for inbox, state in (self.states or {}).items()}
-        known = self.connections is not None
+        unknown = self.silent if self.connections is not None else frozenset(self.services)
         return [
-            (name, sockets[name] if known else None, states.get(name)) for name in self.services
+            (name, sockets[name] or (None if name in unknown else 0), states.get(name))
+            for name in self.services
         ]
 
     @property
@@ -99,10 +102,8 @@ class Panels:
         """Each device that has a cursor, with the number of its sockets."""
         sockets = Counter((each.service, each.device) for each in self.connections or ())
         service = self.inbox.service if self.inbox else ""
-        known = self.connections is not None
-        return [
-            (each, sockets[service, each.device] if known else None) for each in self.devices or ()
-        ]
+        none = None if self.connections is None or service in self.silent else 0
+        return [(each, sockets[service, each.device] or none) for each in self.devices or ()]
 
     @property
     def state(self) -> InboxState | None:
@@ -169,6 +170,7 @@ def _panels(answers: Answers, name: str, services: Sequence[str]) -> Panels:
         answers["inbox"],
         join([name], found, answers["states"])[name],
         connections,
+        frozenset(inbox.service for inbox, one in (found or {}).items() if one.silent),
         answers["states"],
         answers["devices"],
         answers["messages"],

@@ -40,7 +40,7 @@ class Standing:
 
     Attributes:
         online: Whether they have an open socket.
-        sockets: How many, as far as the gateways have answered.
+        sockets: How many, as far as the gateways have answered; never 0 if `online` is None.
         waiting: Messages that none of their devices has.
         last_seen: When one of their devices confirmed something, or disconnected; None also if
             that never happened, or was forgotten.
@@ -130,7 +130,7 @@ def join(
     return {
         name: Standing(
             None if connections is None else _online(number, name in unsure),
-            None if connections is None else number,
+            None if connections is None else _number(number, name in unsure),
             None if states is None else waiting[name],
             max(seen[name], default=None),
         )
@@ -140,6 +140,10 @@ def join(
 
 def _online(sockets: int, unsure: bool) -> bool | None:
     return True if sockets else (None if unsure else False)
+
+
+def _number(sockets: int, unsure: bool) -> int | None:
+    return sockets if sockets or not unsure else None
 
 
 def online_users() -> Online:
