@@ -18,6 +18,8 @@ __all__ = ["INTERVAL", "RollCall"]
 
 logger = logging.getLogger("wsgateway")
 
+MAX_LOST = 10_000
+"""Gateways that may be remembered in case they come back: one that was restarted never does."""
 INTERVAL = 0.5
 """Seconds between an answer and the next question."""
 
@@ -27,15 +29,15 @@ class RollCall:
 
     Args:
         broker: Carries the questions.
-        on_missing: Called when one has gone, has fallen silent or answers again, so that what
-            was known of users may not hold any more; not when one is new, because that says
-            itself who comes to it.
+        on_change: Called when one has gone, has fallen silent, or is back, so that what was known
+            of users may not hold any more. Not when one is new: that says itself who comes to it.
     """
 
-    def __init__(self, broker: Broker, on_missing: Callable[[], None]) -> None:
+    def __init__(self, broker: Broker, on_change: Callable[[], None]) -> None:
         self._broker = broker
-        self._on_missing = on_missing
+        self._on_change = on_change
         self._there: set[str] = set()  # that answered the last time
+        self._lost: set[str] = set()  # that answered before, and did not the last time
         self._silent: set[str] = set()  # that must answer, and did not
 
     async def run(self) -> None:
@@ -52,8 +54,11 @@ class RollCall:
             await asyncio.sleep(INTERVAL)
 
     def _heard(self, there: set[str], silent: set[str]) -> None:
-        gone = self._there - there
-        changed = silent != self._silent
+        gone, back = self._there - there, there & self._lost
+        changed = bool(gone or back) or silent != self._silent
+        self._lost = (self._lost | gone) - back
         self._there, self._silent = there, silent
-        if gone or changed:
-            self._on_missing()
+        if len(self._lost) > MAX_LOST:
+            self._lost.clear()
+        if changed:
+            self._on_change()

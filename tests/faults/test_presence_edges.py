@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.proxy import Balancer, listening
-from tests.support import Gateway, Process, site_env, until
+from tests.faults.test_service_database import end_connections
+from tests.support import Gateway, PostgresServer, Process, site_env, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import Backoff, Client, ClientState, connect
 
@@ -251,3 +252,64 @@ async def test_clients_watch_users_of_a_killed_and_of_a_frozen_gateway(
             await until(lambda: seen[-1][1] is False, 10)
             assert seen[-1][0] - begin < 2.0
         assert [online for _, online in seen] == [True, None, True, False]
+
+
+async def test_users_of_a_frozen_gateway_are_offline_once_nobody_expects_it_any_more(
+    gateway_factory: Gateways, runevents: Callable[..., Events], balancer: Balancer, log: Log
+) -> None:
+    frozen, other = (gateway_factory(**ROSTER) for _ in range(2))
+    await runevents(WSGATEWAY_OFFLINE_GRACE="0.5").start()
+    stay, gone = NAMES[: USERS // 2], NAMES[USERS // 2 :]
+    async with contextlib.AsyncExitStack() as stack:
+        for name in stay:
+            await stack.enter_async_context(other.connect("faults", name))
+        for name in gone:
+            await stack.enter_async_context(frozen.connect("faults", name))
+        await until(lambda: log.count("user_online") == ONCE)
+        frozen.send(signal.SIGSTOP)
+        begin = time.monotonic()
+        await until(lambda: log.count("user_offline") == Counter(gone))
+        assert time.monotonic() - begin > 3.0  # WSGATEWAY_ROSTER_TTL is 4 s, written each 0.8 s
+        frozen.send(signal.SIGCONT)
+        await until(lambda: log.count("user_online") == ONCE + Counter(gone))
+        await asyncio.sleep(2.0)
+        assert log.count("user_offline") == Counter(gone)
+
+
+async def test_a_restart_of_nats_is_an_edge_for_nobody(
+    gateway_factory: Gateways,
+    runevents: Callable[..., Events],
+    own_server: EmbeddedServer,
+    log: Log,
+) -> None:
+    url = own_server.url
+    gateways = [gateway_factory(NATS_BROKER_URL=url, **ROSTER) for _ in range(2)]
+    process = await runevents(NATS_BROKER_URL=url).start()
+    async with contextlib.AsyncExitStack() as stack:
+        for number, name in enumerate(NAMES):
+            await stack.enter_async_context(gateways[number % 2].connect("faults", name))
+        await until(lambda: log.count("user_online") == ONCE)
+        await asyncio.to_thread(own_server.kill)
+        await asyncio.sleep(1.0)
+        await own_server.astart()
+        await until(lambda: process.is_active)
+        await asyncio.sleep(GRACE + 4.0)
+        assert log.count("user_offline") == Counter()
+        assert log.count("user_online") == ONCE
+    await until(lambda: log.count("user_offline") == ONCE)
+
+
+async def test_receivers_get_new_connections_after_the_database_ended_theirs(
+    gateway_factory: Gateways,
+    runevents: Callable[..., Events],
+    own_postgresql: PostgresServer,
+    log: Log,
+) -> None:
+    gateway = gateway_factory()
+    url = f"{own_postgresql.url}/postgres"
+    await runevents(DATABASE_URL=url, SIGNALS_QUERY="1").start()
+    for name in ("before", "after"):
+        async with gateway.connect("faults", name):
+            for kind in ("sync query", "async query"):
+                await until(lambda kind=kind, name=name: log.count(kind)[name] == 1, 20)
+        await asyncio.to_thread(end_connections, url)

@@ -168,6 +168,24 @@ async def test_a_gateway_that_vanishes_makes_everybody_doubtful(
     assert ("bob", False) not in socket.told
 
 
+async def test_a_gateway_that_is_back_makes_everybody_doubtful(
+    world: World, watching: Watching
+) -> None:
+    """One that was frozen, or cut off, says nothing of the sockets that it had kept."""
+    socket = Socket()
+    world.online[ANN] = True
+    watching.add(ANN, socket)
+    await until(lambda: socket.told == [("ann", True)])
+    await asyncio.sleep(0.05)
+    world.online[ANN] = False
+    frozen = world.gateways.pop(0)
+    await until(lambda: socket.told[-1] == ("ann", False))
+    await asyncio.sleep(0.05)
+    world.online[ANN] = True
+    world.gateways.append(frozen)
+    await until(lambda: socket.told[-1] == ("ann", True))
+
+
 async def test_silence_is_unknown_until_it_is_over(world: World, watching: Watching) -> None:
     socket = Socket()
     world.online[ANN] = True
