@@ -94,6 +94,7 @@ class Session:
         "identity",
         "inbox",
         "is_announced",
+        "is_traced",
         "log_fields",
         "publish_queue",
         "put",
@@ -144,6 +145,8 @@ class Session:
         )
         self.put: Put = self.publish_queue.put
         """Takes what is to be published; `wsgateway.gateway.traces.trace` replaces it."""
+        self.is_traced = False
+        """Whether it was replaced."""
         self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
         self._counters: SocketCounters | None = None  # where it counts as open
@@ -378,7 +381,7 @@ class Session:
             headers = {**headers, CLIENT_ID_HEADER: id}
             if message.request:
                 headers[REQUEST_HEADER] = id
-            if message.trace is not None:
+            if message.trace is not None and (self.is_traced or settings.CONTINUE_TRACES):
                 headers |= message.trace
         receipt = await self.put(message.frame, msg_id, headers)
         receipt.add_done_callback(partial(self._on_receipt, id))

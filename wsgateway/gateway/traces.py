@@ -28,7 +28,7 @@ def trace(session: Session) -> None:
     """Make a span of everything that the client sends, if a tracer provider is set by now."""
     tracer = find_tracer()
     if tracer is not None:
-        session.put = _Traces(tracer, session).put
+        session.put, session.is_traced = _Traces(tracer, session).put, True
 
 
 class _Traces:
