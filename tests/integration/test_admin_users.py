@@ -15,20 +15,23 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from channels.testing import WebsocketCommunicator
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.urls import reverse
 from websockets.sync.client import ClientConnection, connect
 
+from project.asgi import application
 from tests.support import ROOT, Gateway, site_env, wait_for
 from wsgateway import presence, send
 from wsgateway.admin import users
 from wsgateway.broker import runtime
 from wsgateway.identity import SessionIdentity, make_token
+from wsgateway.logins import end_sessions, session_store
 from wsgateway.models import InboxEntry
 from wsgateway.protocol.subjects import Inbox
 
@@ -486,6 +489,38 @@ def test_part_that_refreshes_is_without_the_rest(root: Client) -> None:
     assert "Connections" in html
     assert "<html" not in html
     assert "Inbox" not in html
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_sockets_are_shown_and_closed_with_the_memory_broker() -> None:
+    client = WebsocketCommunicator(
+        application,
+        f"/ws/orders/?token={make_token('orders', 'ann')}&device=phone",
+        headers=[(b"host", b"testserver")],
+    )
+    assert (await client.connect(10))[0]
+    browser = AsyncClient()
+    await browser.aforce_login(await get_user_model().objects.acreate_superuser("root"))
+    page = page_at("orders", "ann")
+    assert "online" in (await browser.get(page)).content.decode()
+    (found,) = await presence.aconnections("orders", "ann")
+    assert found.id in (await browser.get(page)).content.decode()
+    await browser.post(f"{page}disconnect/", {"connection": found.id})
+    assert (await client.receive_output(10))["code"] == 1008
+    assert "No open sockets" in (await browser.get(page)).content.decode()
+
+
+@pytest.mark.parametrize("engine", ["db", "cached_db"])
+def test_sessions_end_wherever_they_are_kept(settings: Any, engine: str) -> None:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    ann, bob = create("ann"), create("bob")
+    browsers = [Client() for _ in range(3)]
+    for browser, user in zip(browsers, (ann, ann, bob), strict=True):
+        browser.force_login(user)
+    assert end_sessions(ann) == 2
+    stores = [session_store()(browser.cookies["sessionid"].value) for browser in browsers]
+    assert ["_auth_user_id" in store for store in stores] == [False, False, True]
+    assert end_sessions(ann) == 0
 
 
 # -- identities that are not Django users --------------------------------------------------
