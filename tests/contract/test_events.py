@@ -14,6 +14,7 @@ from tests.support import until
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["fresh", "hubs", "sockets"]  # fixtures
 
@@ -102,3 +103,47 @@ async def test_a_watch_that_ends_while_the_right_is_asked_for_is_not_answered(
     await until(lambda: any(f.get("id") == "carol" for f in frames))
     assert not [f for f in frames if f.get("id") == "bob"]
     assert hubs[0].watching.users == 1
+
+
+async def test_a_client_that_does_not_read_gets_the_last_state_only(
+    hubs: list[Hub], sockets: Sockets, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has not read yet is replaced by what is true, so it costs no memory."""
+    settings.WSGATEWAY_MAY_WATCH = "tests.presence_app.rights.may_watch"
+    reads, written = asyncio.Event(), []
+
+    async def write(self: Any, frame: str) -> bool:
+        fields = json.loads(frame)
+        if fields["type"] in ("watching", "presence"):
+            written.append(fields["online"])
+            await reads.wait()
+        return True
+
+    monkeypatch.setattr("wsgateway.gateway.sockets.Socket.write", write)
+    monkeypatch.setattr("wsgateway.gateway.watching.SETTLE", 0.0)
+    ann = await sockets.open(hubs[0], "ann")
+    await watch(ann, "bob")
+    await until(lambda: written == [False])  # and the client has not read that yet
+    heard: list[bool | None] = []
+
+    class Other:
+        """A socket that reads."""
+
+        def tell(self, inbox: Inbox, online: bool | None) -> None:
+            heard.append(online)
+
+        def recheck(self, inbox: Inbox | None = None) -> None:
+            """Keep watching."""
+
+    hubs[0].watching.add(Inbox("service1", "bob"), Other())
+    for count in range(1, 6):
+        bob = await sockets.open(hubs[1], "bob")
+        await until(lambda count=count: heard.count(True) >= count)
+        await bob.stop()
+        await until(lambda count=count: heard.count(False) > count)
+    last = await sockets.open(hubs[1], "bob")
+    await until(lambda: heard[-1] is True)
+    reads.set()
+    await until(lambda: written[-1] is True)
+    assert written == [False, True]
+    await last.stop()
