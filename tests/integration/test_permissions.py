@@ -31,6 +31,7 @@ from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.embedded import find_server, free_port
+from wsgateway.broker.inquiry import Responder
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.jetstream import ApiError
@@ -374,6 +375,25 @@ async def test_admin_looks_into_inboxes_and_acts(
         assert (queue.waiting, queue.dead) == (2, 0)
         admin.broadcast("logout", b"{}")
         await admin.connection.confirm()
+
+
+async def test_what_is_optional_keeps_nobody_from_working(
+    ws_settings: Any, url: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A gateway that was upgraded before its permissions: joining any group of Channels failed."""
+    async with acting(ws_settings, url("publisher")) as broker:  # which may answer nobody
+        at = dt.datetime.now(dt.UTC)
+        broker.show(Shown("wsgateway", "g-1", "0.1.0", "A gateway.", at, {}, list))
+        Responder(broker, {"info": lambda request: ()}).listen(broker.subjects.conn(ANN))
+        await broker.connection.confirm()
+        await broker.connection.confirm()
+        said = " ".join(r.getMessage() for r in caplog.records)
+        assert "ws.conn.orders.ann" in said
+        assert "$SRV.*" in said
+        broker.connection.subscribe("ws.recv.room", lambda *_: None)
+        with pytest.raises(BrokerForbidden, match=r"ws\.recv\.room"):
+            await broker.connection.confirm()
+    caplog.clear()
 
 
 async def test_operator_uses_nats_command_line(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.troubleshooting import Symptom
-from wsgateway.broker.nats.refusals import INTERVAL, REMEMBERED, Refusal, RefusalLog
+from wsgateway.broker.nats.refusals import INTERVAL, REMEMBERED, Refusal, RefusalLog, Vetoes
+from wsgateway.exceptions import BrokerForbidden
 
 
 class Clock:
@@ -90,3 +91,38 @@ def test_what_is_not_about_a_subject_is_an_error(lines: Any) -> None:
     [(level, text)] = lines()
     assert level == "ERROR"
     assert "maximum subscriptions exceeded; raise that limit" in text
+
+
+class TestVetoes:
+    def test_each_is_raised_once(self) -> None:
+        vetoes = Vetoes()
+        vetoes.take()
+        for subject in ("ws.recv.a", "ws.recv.b"):
+            vetoes.note(subscribe(subject))
+        for _ in range(2):
+            with pytest.raises(BrokerForbidden, match=r"ws\.recv\."):
+                vetoes.take()
+        vetoes.take()
+
+    def test_what_is_published_is_not_among_them(self) -> None:
+        vetoes = Vetoes()
+        vetoes.note(publish("ws.recv.a"))
+        vetoes.take()
+
+    def test_optional_ones_are_not_raised_as_long_as_they_last(self) -> None:
+        vetoes = Vetoes()
+        for _ in range(2):
+            vetoes.allow("ws.conn.a")
+        vetoes.forget("ws.conn.a")
+        vetoes.note(subscribe("ws.conn.a"))
+        vetoes.take()
+        vetoes.forget("ws.conn.a")
+        vetoes.note(subscribe("ws.conn.a"))
+        with pytest.raises(BrokerForbidden):
+            vetoes.take()
+
+    def test_another_connection_may_have_other_permissions(self) -> None:
+        vetoes = Vetoes()
+        vetoes.note(subscribe("ws.recv.a"))
+        vetoes.clear()
+        vetoes.take()

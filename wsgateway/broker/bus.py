@@ -166,7 +166,9 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Closable:
+    def subscribe(
+        self, subject: str, handler: Handler, queue: str = "", *, optional: bool = False
+    ) -> Closable:
         """Call *handler* for each message, in the order of arrival over all subscriptions.
 
         May be called while not connected. Outlives connections.
@@ -175,6 +177,8 @@ class Bus(ABC):
             subject: A whole subject; a token ``*`` stands for any one token.
             handler: Whom to call.
             queue: Each message goes to one of the subscriptions with the same queue.
+            optional: Whether the work goes on if the broker forbids it: then only the log says so,
+                and no caller of `confirm` gets an error.
         """
 
     @abstractmethod

@@ -124,7 +124,7 @@ class Responder:
 
     def listen(self, subject: str) -> Closable:
         """Answer requests on *subject*, too, until what this returns is closed."""
-        return self._bus.subscribe(subject, self._handler)
+        return self._bus.subscribe(subject, self._handler, optional=True)
 
     def endpoint(self, name: str, subject: str, data: Fields | None = None) -> Endpoint:
         """Return how much was asked, as others are shown it.

@@ -155,7 +155,9 @@ class MemoryBus(Bus):
         loop.call_soon(arrived.set_result, None)  # after the messages for this loop
         await asyncio.shield(arrived)
 
-    def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Closable:
+    def subscribe(
+        self, subject: str, handler: Handler, queue: str = "", *, optional: bool = False
+    ) -> Closable:
         self._broker.require_not_closed()
         made = _Subscription(self._exchange, self._subscriptions, subject, handler, queue)
         self._exchange.add(subject, made)

@@ -20,7 +20,7 @@ from wsgateway.broker.bus import Callbacks, Closable, Handler
 from wsgateway.broker.nats.connector import Connector
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
-from wsgateway.broker.nats.refusals import Refusal, RefusalLog
+from wsgateway.broker.nats.refusals import Refusal, RefusalLog, Vetoes
 from wsgateway.broker.nats.requests import RequestingBus
 from wsgateway.broker.nats.server_info import ServerInfo
 from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable
@@ -54,13 +54,16 @@ class ConnectionState(enum.Enum):
 class Subscription:
     """Interest in one subject; outlives connections until `close`."""
 
-    __slots__ = ("_connection", "queue", "sid", "subject")
+    __slots__ = ("_connection", "optional", "queue", "sid", "subject")
 
-    def __init__(self, connection: NatsConnection, sid: int, subject: str, queue: str) -> None:
+    def __init__(
+        self, connection: NatsConnection, sid: int, subject: str, queue: str, optional: bool
+    ) -> None:
         self._connection = connection
         self.sid = sid
         self.subject = subject
         self.queue = queue
+        self.optional = optional
 
     def command(self) -> bytes:
         """Return the SUB command."""
@@ -108,7 +111,7 @@ class NatsConnection(RequestingBus):
         self._on_lost = Callbacks("a lost connection")
         self._connector = Connector(options, self._handlers, self._on_refusal)
         self._refusals = RefusalLog()
-        self._refused: dict[str, str] = {}  # subject of a subscription -> what the server said
+        self._vetoes = Vetoes()
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -271,8 +274,7 @@ class NatsConnection(RequestingBus):
         if refusal.subscribed.startswith(self._reply_subject):  # no answer would ever come
             client.give_up(text)
             return
-        if not refusal.published:
-            self._refused[refusal.subscribed] = text  # for `confirm`
+        self._vetoes.note(refusal)
         if not self._forbid_requests(refusal.published, BrokerForbidden(text)):
             self._refusals.add(refusal)
 
@@ -280,7 +282,7 @@ class NatsConnection(RequestingBus):
         if client is None or client is not self._client:
             return
         self._client = None
-        self._refused.clear()
+        self._vetoes.clear()
         client.abandon()
         self._connector.lost(client.end_reason)
         if self.state is ConnectionState.OPEN:
@@ -356,9 +358,7 @@ class NatsConnection(RequestingBus):
         client = self._client
         if client is None or not await client.ping(self.options.timeout):
             raise self._why_not_open()
-        if self._refused:
-            _, text = self._refused.popitem()
-            raise BrokerForbidden(text)
+        self._vetoes.take()
 
     def forget_inherited(self) -> None:
         """Close a forked child's copy of the socket; the parent's connection goes on.
@@ -368,14 +368,18 @@ class NatsConnection(RequestingBus):
         if self._client is not None:
             self._client.close_inherited()
 
-    def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+    def subscribe(
+        self, subject: str, handler: Handler, queue: str = "", *, optional: bool = False
+    ) -> Subscription:
         """Call *handler* for each message, in the order of arrival over all subscriptions.
 
         *handler* runs in the read path: it must not wait. May be called while not connected.
         """
         self._refuse_closed()
         sid = next(self._sids)
-        subscription = Subscription(self, sid, subject, queue)
+        subscription = Subscription(self, sid, subject, queue, optional)
+        if optional:
+            self._vetoes.allow(subject)
         self._handlers[sid] = handler
         self._subscriptions[sid] = subscription
         if self._client is not None:
@@ -386,6 +390,8 @@ class NatsConnection(RequestingBus):
         if self._handlers.pop(subscription.sid, None) is None:
             return
         del self._subscriptions[subscription.sid]
+        if subscription.optional:
+            self._vetoes.forget(subscription.subject)
         if self._client is not None:
             self._client.write(f"UNSUB {subscription.sid}\r\n".encode())
 

@@ -38,7 +38,9 @@ class Micro:
             b"STATS": self._stats,
         }
         names = ("$SRV.*", f"$SRV.*.{shown.name}", f"$SRV.*.{shown.name}.{shown.id}")
-        self._subscriptions: list[Closable] = [bus.subscribe(n, self._on_request) for n in names]
+        self._subscriptions: list[Closable] = [
+            bus.subscribe(name, self._on_request, optional=True) for name in names
+        ]
 
     def close(self) -> None:
         """Answer no more. Idempotent."""

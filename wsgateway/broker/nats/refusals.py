@@ -6,12 +6,13 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 from wsgateway.exceptions import BrokerForbidden, reason_of
 
-__all__ = ["Refusal", "RefusalLog"]
+__all__ = ["Refusal", "RefusalLog", "Vetoes"]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -62,6 +63,42 @@ class Refusal(NamedTuple):
         if tokens[0] != "$JS":
             tokens = tokens[:-1][: 1 if tokens[0] == "_INBOX" else 3]
         return f"{'publish' if self.published else 'subscribe'} {'.'.join(tokens[:5])}"
+
+
+class Vetoes:
+    """Subscriptions that the server has refused, until somebody confirms theirs."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}  # subject -> what the server said
+        self._optional: Counter[str] = Counter()  # subjects of which nobody needs to hear
+
+    def allow(self, subject: str) -> None:
+        """Note a subscription that may be refused."""
+        self._optional[subject] += 1
+
+    def forget(self, subject: str) -> None:
+        """Note its end."""
+        self._optional[subject] -= 1
+        if self._optional[subject] <= 0:
+            del self._optional[subject]
+
+    def note(self, refusal: Refusal) -> None:
+        """Remember what the server said, unless it may refuse that."""
+        if not refusal.published and refusal.subscribed not in self._optional:
+            self._texts[refusal.subscribed] = refusal.text
+
+    def take(self) -> None:
+        """Forget one that was remembered, and raise it.
+
+        Raises:
+            BrokerForbidden: There was one.
+        """
+        if self._texts:
+            raise BrokerForbidden(self._texts.popitem()[1])
+
+    def clear(self) -> None:
+        """Forget all that were remembered: another connection, perhaps other permissions."""
+        self._texts.clear()
 
 
 class RefusalLog:
