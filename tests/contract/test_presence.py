@@ -409,6 +409,30 @@ async def test_gateway_that_has_gone_counts_no_longer_at_once(
     assert time.monotonic() - began < PATIENCE
 
 
+async def test_gateway_that_is_there_counts_though_its_entry_is_gone(
+    hubs: list[Hub], sockets: Sockets, broker: Broker, settings: Any
+) -> None:
+    """While JetStream stores nothing, entries expire: then nobody was waited for, and a user's
+    sockets, and all gateways, were missing from answers that said they were complete."""
+    await sockets.open(hubs[0], "ann")
+    assert (await presence.acounts()).gateways == 2
+    for hub in hubs:
+        hub.broker.roster.leave("gateway", hub.gateway_id)
+    while await hubs[0].broker.roster.members("gateway"):
+        await asyncio.sleep(0.05)
+    assert await presence.acounts() == presence.Counts({"service1": 1}, {"service1": 1}, 2)
+    assert len(await presence.aconnections(*ANN)) == 1
+    assert len(await presence.agateways()) == 2
+    assert await presence.adisconnect(*ANN) == presence.Disconnected(1)
+    await hubs[0].close()
+    began = time.monotonic()
+    while not (await presence.agateways()).complete:  # the server may be about to notice
+        assert time.monotonic() - began < 2.0
+    settings.WSGATEWAY_ROSTER_TTL = 1.0
+    await asyncio.sleep(1.1)
+    assert await presence.agateways() == ()  # nothing has listed it for so long
+
+
 async def test_gateway_that_ended_left_the_roster(hubs: list[Hub], sockets: Sockets) -> None:
     session = await sockets.open(hubs[0], "ann")
     await hubs[0].close()

@@ -267,18 +267,20 @@ class Inquiry:
         Raises:
             BrokerError: The roster could not be read, or the connection was lost.
         """
-        payload = encode(request)
+        payload, roster = encode(request), self._broker.roster
+        heard = roster.heard(self._kind)
         # Those known from before at once, so that it takes one round trip, not two
-        self._ask_members(self._broker.roster.known(self._kind), payload)
+        self._ask_members([*roster.known(self._kind), *heard], payload)
         members = await self._members()
         self._ask_members(members, payload)
-        waiting = set(members)
+        waiting = {*members, *heard}
 
         def complete() -> bool:
             waiting.difference_update(self._answers, self._gone)
             return not waiting or enough()
 
         await self.until(complete)
+        roster.hear(self._kind, self._answers)
         found = {id: answer for id, answer in self._answers.items() if "error" not in answer}
         waiting.update(self._answers.keys() - found.keys())  # of another version, perhaps
         return Answers(found, () if enough() else tuple(sorted(waiting)))

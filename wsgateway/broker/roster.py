@@ -14,7 +14,8 @@ import re
 import secrets
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import Any
 
 from wsgateway.conf import settings
@@ -46,6 +47,7 @@ class Roster(ABC):
     def __init__(self) -> None:
         self._joined: dict[tuple[str, str], Details] = {}  # entries to refresh
         self._known: dict[str, dict[str, Details]] = {}  # by kind, as last read
+        self._heard: dict[tuple[str, str], float] = {}  # when each was last heard of, monotonic
         self._due = asyncio.Event()  # set when a refresh must not wait for its interval
         self._refreshing: asyncio.Task[None] | None = None  # while there are entries
 
@@ -87,6 +89,20 @@ class Roster(ABC):
     def known(self, kind: str) -> Mapping[str, Details]:
         """Return what `members` returned last; empty before."""
         return self._known.get(kind, {})
+
+    def hear(self, kind: str, ids: Iterable[str]) -> None:
+        """Note that processes have answered a question just now."""
+        now = monotonic()
+        self._heard.update(((kind, id), now) for id in ids)
+
+    def heard(self, kind: str) -> list[str]:
+        """Return who answered within ``WSGATEWAY_ROSTER_TTL``, though it may not be listed.
+
+        While JetStream stores nothing, entries go, and their processes are still there.
+        """
+        since = monotonic() - settings.ROSTER_TTL
+        self._heard = {key: at for key, at in self._heard.items() if at > since}
+        return [id for each, id in self._heard if each == kind]
 
     def close(self) -> None:
         """Refresh nothing any more; entries that are left go in time. Idempotent."""
