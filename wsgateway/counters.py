@@ -21,6 +21,7 @@ from wsgateway.protocol.window import WindowCounts
 
 __all__ = [
     "HANDLER_BOUNDS",
+    "RAW",
     "SAMPLE",
     "SECONDS_BOUNDS",
     "BrokerCounters",
@@ -53,6 +54,8 @@ SAMPLE = 13
 for each message would cost as much as everything else that is counted, many times over; a sample
 has the same quantiles. A prime, so that it meets all of those who get messages in turn."""
 
+RAW = "raw"
+"""The protocol of sockets without a subprotocol."""
 _CODES = frozenset({*range(1000, 1016), *CloseCode})
 """Those that a standard or our own table names."""
 

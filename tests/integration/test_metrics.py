@@ -121,6 +121,8 @@ async def test_traffic_of_sockets_is_counted_exactly(
         samples = await asyncio.to_thread(
             settled, gateway.port, wsgateway_gateway_messages_total=4 * SAMPLE + 1
         )
+        zeros = samples.find("wsgateway_gateway_sockets", service="demo")
+        assert len(zeros) == 2, "of services without sockets, so that a first one is an increase"
         assert samples.by("wsgateway_gateway_sockets", "service", "protocol") == {
             ("orders", "raw"): 2,
             ("orders", V1): 1,
@@ -361,7 +363,9 @@ async def test_queues_and_streams_are_measured_where_they_are(
     assert samples.get("wsgateway_stream_healthy", stream=stream) == 1
 
 
-def test_what_does_not_answer_is_missing_and_said_to_be(settings: Any, free_port: int) -> None:
+def test_what_does_not_answer_is_missing_and_said_to_be(
+    settings: Any, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """An old number, or a zero, would be taken for the truth."""
     settings.PUBSUB_BROKER = "nats"
     settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
@@ -370,6 +374,9 @@ def test_what_does_not_answer_is_missing_and_said_to_be(settings: Any, free_port
     assert samples.get("wsgateway_cluster_up", source="outbox") == 0, "the test has no database"
     assert not samples.find("wsgateway_queue_messages")
     assert not samples.find("wsgateway_outbox_rows")
+    ask_cluster()  # the log says it once, not at each scrape
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert sum("metrics leave out the broker" in text for text in told) == 1
 
 
 # -- who may see them --------------------------------------------------------------------

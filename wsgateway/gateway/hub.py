@@ -16,6 +16,8 @@ from wsgateway.broker import runtime
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.roster import new_member_id
 from wsgateway.conf import settings
+from wsgateway.counters import RAW
+from wsgateway.declared import declared_services
 from wsgateway.exceptions import (
     BrokerError,
     IdentityRefused,
@@ -31,7 +33,7 @@ from wsgateway.gateway.watching import Watching
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.v1 import MAX_AFTER
+from wsgateway.protocol.v1 import MAX_AFTER, SUBPROTOCOL
 from wsgateway.supervision import start, supervise
 
 if TYPE_CHECKING:
@@ -98,6 +100,9 @@ class Hub:
         if self._opened:
             return
         self._opened = True
+        for service in declared_services().services:  # zeros, until there are sockets
+            for protocol in (RAW, SUBPROTOCOL):
+                counters.gateway.sockets_of(service, protocol)
         log_fields = {"gateway": self.gateway_id}
         logger.info("starting the gateway with %s", self.broker.where, extra=log_fields)
         self._revocations.listen()

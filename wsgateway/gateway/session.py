@@ -301,7 +301,7 @@ class Session:
         service = self.inbox.service
         if service not in self.hub.broker.service_names and service not in declared.registered:
             service = declared.ANY
-        protocol = self.endpoint.subprotocol or "raw"
+        protocol = self.endpoint.subprotocol or counters.RAW
         self._counters = counters.gateway.sockets_of(service, protocol)
         self._counters.begin(self.socket.traffic)
 

@@ -63,12 +63,22 @@ def ask_cluster(*, broker: bool = True) -> Families:
     return found
 
 
+_away: set[str] = set()
+"""What did not answer the last time: the log says so once, not at each scrape."""
+
+
 def _try(what: str, ask: Callable[[], T]) -> T | None:
     try:
-        return ask()
+        found = ask()
     except Exception as exc:  # a driver of a database raises whatever it likes
-        logger.info("metrics leave out %s: %s", what, reason_of(exc))
+        level = logging.DEBUG if what in _away else logging.WARNING
+        logger.log(level, "metrics leave out %s: %s", what, reason_of(exc))
+        _away.add(what)
         return None
+    if what in _away:
+        _away.discard(what)
+        logger.info("metrics have %s again", what)
+    return found
 
 
 # -- the broker --------------------------------------------------------------------------
