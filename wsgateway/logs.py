@@ -19,7 +19,7 @@ FIELDS: Mapping[str, str] = {
     "service": "The service; of a refused socket, the one that its path names.",
     "user": "The user's name; of a refused socket, the one that its path names.",
     "device": "The user's device.",
-    "code": "The close code of `wsgateway.v1`, whatever a raw client gets.",
+    "code": "The gateway's close code, as `wsgateway.v1` clients get it, or else the client's.",
     "offset": "The message's offset in its inbox or queue; of a dead letter or cursor, its own.",
     "attempt": "Which try of the handler this is; the first is 1.",
     "outcome": "What became of a message: `done`, `retried`, `rejected` or `dead-lettered`.",

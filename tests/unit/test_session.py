@@ -226,6 +226,19 @@ async def test_nothing_is_taken_from_a_raw_socket_after_a_refusal(hub: Hub, brok
     await until(lambda: client.closed_with == CloseCode.QUEUE_FULL.raw, what="closed")
 
 
+async def test_socket_has_a_line_when_it_opens_and_when_it_ends(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "wsgateway")
+    session, _ = await opened(hub)
+    session.left(1001)
+    await session.stop()
+    mine = [r for r in caplog.records if vars(r).get("connection") == session.connection]
+    assert [r.getMessage() for r in mine] == ["opened a socket", "a socket ended with 1001"]
+    assert vars(mine[1])["code"] == 1001
+    assert vars(mine[1])["gateway"] == hub.gateway_id
+
+
 async def test_refusals_are_logged(
     hub: Hub, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

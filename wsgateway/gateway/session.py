@@ -198,6 +198,7 @@ class Session:
         if claim.offset is not None:
             self.hub.cursors.confirm(inbox.cursor, begin.epoch, begin.offset)
         self._count_begin()
+        logger.debug("opened %s", self.socket.transport.where, extra=self.log_fields)
         self.deliver(inbox, begin)
         self.hub.events.connected(self)
 
@@ -243,6 +244,9 @@ class Session:
         await asyncio.wait(self._tasks, timeout=1.0)
         self._confirm_drained()
         self._count_end()
+        log_fields = {**self.log_fields, "code": self.close_code}
+        where = self.socket.transport.where
+        logger.debug("%s ended with %d", where, self.close_code, extra=log_fields)
         saves = self.hub.detach(self)
         self.hub.events.disconnected(self)
         if saves:
