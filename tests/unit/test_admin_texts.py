@@ -36,7 +36,14 @@ def test_age_is_the_time_since_then() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(None, "unknown"), (0, "0/s"), (0.25, "0.2/s"), (9.96, "10.0/s"), (1250.4, "1,250/s")],
+    [
+        (None, "unknown"),
+        (0, "0/s"),
+        (0.02, "under 0.1/s"),
+        (0.25, "0.2/s"),
+        (9.96, "10.0/s"),
+        (1250.4, "1,250/s"),
+    ],
 )
 def test_rates(number: float | None, text: str) -> None:
     assert rate(number) == text

@@ -36,6 +36,8 @@ def rate(number: float | Text | None) -> str:
     """Write how often something happens: ``0.2/s``, ``1,250/s``."""
     if number is None or number == "":
         return UNKNOWN
+    if 0 < number < 0.05:
+        return "under 0.1/s"
     return f"{number:,.0f}/s" if number >= 10 or number == 0 else f"{number:.1f}/s"
 
 
