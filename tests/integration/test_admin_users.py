@@ -23,6 +23,7 @@ from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.test import AsyncClient, Client
 from django.urls import reverse
+from django.utils.http import urlencode
 from websockets.sync.client import ClientConnection, connect
 
 from project.asgi import application
@@ -561,6 +562,39 @@ def test_identities_are_paged(root_of_each: Client, monkeypatch: pytest.MonkeyPa
         after = re.search(r'<a href="(\?[^"]*)" rel="next">', html)
         url = f"/admin/wsgateway/inboxentry/{after[1]}" if after else None
     assert found == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\0", "*", "a.>", "=2E", " ", "é" * 200])
+def test_names_that_cannot_be_or_are_strange_are_searched(root_of_each: Client, name: str) -> None:
+    url = "/admin/wsgateway/inboxentry/"
+    assert root_of_each.get(url, {"service": "orders", "name": name}).status_code == 200
+    assert root_of_each.get(url, {"service": name, "name": "ann"}).status_code == 200
+    assert root_of_each.get(url, {"service": name, "name": name, "after": name}).status_code == 200
+    page = page_of(create("ann"))
+    assert root_of_each.get(page, {"service": name}).status_code == 200
+    for action in ("purge/", "delete/?offset=1"):
+        url = f"{page}{action}{'&' if '?' in action else '?'}{urlencode({'service': name})}"
+        assert root_of_each.post(url, {"confirmed": "yes"}).status_code == 302
+    answer = root_of_each.post(f"{page}send/", message("x", service=name))
+    assert answer.status_code == 200
+
+
+def test_identities_that_are_only_connected_are_paged(
+    root: Client, open_socket: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was a link to a page without anybody."""
+    monkeypatch.setattr("wsgateway.admin.finding.LIMIT", 2)
+    for name in ("a", "a1", "a2", "b1", "b2"):
+        open_socket("orders", name)
+    send("orders", "a3", text="x")
+    pages = []
+    url = "/admin/wsgateway/inboxentry/?service=orders&name=a"
+    while url:
+        html = root.get(url).content.decode().replace("&amp;", "&")
+        pages.append(re.findall(r'<th scope="row" class="long"><a [^>]*>([^<]*)</a>', html))
+        after = re.search(r'<a href="(\?[^"]*)" rel="next">', html)
+        url = f"/admin/wsgateway/inboxentry/{after[1]}" if after else ""
+    assert pages == [["a", "a1"], ["a2", "a3"]]
 
 
 def test_page_of_an_identity_is_the_one_of_its_service(root: Client) -> None:

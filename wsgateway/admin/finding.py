@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,51 +67,54 @@ def find_identities(service: str, prefix: str, after: str | None) -> Found:
         name = await chosen(broker)
         if name is None:
             return []
-        return await broker.operations.names(name, prefix=prefix, after=after, limit=LIMIT)
+        return await broker.operations.names(name, prefix=prefix, after=after, limit=LIMIT + 1)
 
     async def online(broker: Broker) -> Page | None:
         name = await chosen(broker)
         if name is None:
             return None
-        return await presence.aonline(name, after=max(after or "", prefix) or None, limit=LIMIT)
+        start = max(after or "", prefix) or None
+        return await presence.aonline(name, after=start, limit=LIMIT + 1)
 
     answers = ask(services=services_of, service=chosen, stored=stored, online=online)
-    names, more = _merge(answers, prefix, first=after is None)
-    rows, problems = _rows(answers["service"], names, {*(answers["stored"] or ())})
+    exact = [prefix] if after is None and prefix else []  # `online` begins after it
+    certain, more = _merge(answers, prefix)
+    names = sorted({*certain, *exact})[:LIMIT]
+    rows, problems = _rows(answers["service"], names, certain)
     return Found(
         answers["services"] or ([service] if service else []),
         answers["service"] or service or None,
         rows,
-        names[-1] if more else None,
+        names[-1] if more and names else None,
         _exact(answers["service"] or service, prefix),
         [*answers.problems, *(each for each in problems if each not in answers.problems)],
     )
 
 
-def _merge(answers: Answers, prefix: str, *, first: bool) -> tuple[list[str], bool]:
-    """Return the names of a page, and whether there may be more."""
+def _merge(answers: Answers, prefix: str) -> tuple[list[str], bool]:
+    """Return the names that were found, more than fit perhaps, and whether there may be others."""
     stored: Sequence[str] = answers["stored"] or ()
     page: Page | None = answers["online"]
     online = [name for name in (page.users if page else ()) if name.startswith(prefix)]
-    exact = [prefix] if first and prefix else []  # `online` begins after it
-    names = sorted({*stored, *online, *exact})
+    names = sorted({*stored, *online})
     # Beyond the end of either, names of that one are missing
-    ends = [stored[-1]] if len(stored) == LIMIT else []
-    if page is not None and page.after is not None and online:
+    ends = [stored[-1]] if len(stored) > LIMIT else []
+    if page is not None and page.after is not None and page.after.startswith(prefix):
         ends.append(page.after)
     if ends:
         names = [name for name in names if name <= min(ends)]
-    return names[:LIMIT], bool(ends) or len(names) > LIMIT
+    return names, bool(ends) or len(names) > LIMIT
 
 
 def _rows(
-    service: str | None, names: Sequence[str], stored: set[str]
+    service: str | None, names: Sequence[str], certain: Collection[str]
 ) -> tuple[list[Row], Sequence[str]]:
+    """Return rows; a name that is not certain to exist has one if it is connected."""
     if service is None:
         return [], []
     found, problems = standings([name for name in names if _is_usable(name)], [service])
     rows = [Row(Inbox(service, name), found.get(name, UNKNOWN)) for name in names]
-    return [row for row in rows if row.inbox.user in stored or row.standing.sockets], problems
+    return [row for row in rows if row.inbox.user in certain or row.standing.sockets], problems
 
 
 def _is_usable(name: str) -> bool:
@@ -123,4 +126,6 @@ def _is_usable(name: str) -> bool:
 
 
 def _exact(service: str | None, name: str) -> Inbox | None:
-    return Inbox(service, name) if service and name and _is_usable(name) else None
+    if not service or not _is_usable(service) or not _is_usable(name):
+        return None
+    return Inbox(service, name)
