@@ -145,7 +145,10 @@ class TestNames:
         assert await names("orders", prefix="ann") == ["ann", "ann-x", "ann@example.com"]
         assert await names("orders", prefix="ann@") == ["ann@example.com"]
         assert await names("orders", prefix="zo") == ["zoë"]
-        assert await names("orders", prefix="nobody") == []
+        for prefix in ("nobody", "x" * 256, "\ud800", "*", ">", "ann.", "."):
+            assert await names("orders", prefix=prefix) == []
+        for service in ("nothing", "", "x" * 256, "*", ">"):
+            assert await names(service) == []
 
     async def test_pages(self, broker: Broker) -> None:
         users = [f"user-{number:03}" for number in range(25)]

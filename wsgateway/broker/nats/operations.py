@@ -114,7 +114,10 @@ class NatsOperations(Operations):
         self, service: str, *, prefix: str = "", after: str | None = None, limit: int = 100
     ) -> list[str]:
         cursors = self._subjects.bucket("cursors")
-        token, begin = encode_token(service), encode_token(prefix) if prefix else ""
+        try:
+            token, begin = encode_token(service), encode_token(prefix) if prefix else ""
+        except NameRefused:  # nobody can have such a name
+            return []
         inboxes = f"{self._subjects.prefix}.recv.{token}."
         keys = f"$KV.{cursors.removeprefix('KV_')}.{token}."
         found: set[str] = set()
