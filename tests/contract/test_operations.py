@@ -71,6 +71,17 @@ class TestCounts:
             assert (states[inbox].messages, states[inbox].waiting) == (count, waiting)
         assert {states[inbox] for inbox in (*inboxes[40:], ANN)} == {InboxState()}
 
+    async def test_name_that_nobody_can_have_has_nothing(self, broker: Broker) -> None:
+        """Django's user names may be longer than ours; one of them spoilt the whole list."""
+        mine = await fill(broker, ANN, 1)
+        strange = [Inbox("orders", "用" * 150), Inbox("orders", ""), Inbox("", "ann")]
+        states = await broker.operations.counts([*strange, ANN])
+        assert list(states) == [*strange, ANN]
+        assert [states[inbox] for inbox in strange] == [InboxState()] * 3
+        assert states[ANN].last == mine[0]
+        for inbox in strange:
+            assert await broker.operations.devices(inbox) == []
+
     async def test_cursor_of_another_epoch_counts_as_none(
         self, brokers: Brokers, broker: Broker
     ) -> None:

@@ -42,8 +42,9 @@ class NatsOperations(Operations):
     # -- inboxes -------------------------------------------------------------------------
 
     async def counts(self, inboxes: Iterable[Inbox]) -> dict[Inbox, InboxState]:
-        found: dict[Inbox, InboxState] = {}
-        for portion in _portions(inboxes):
+        wanted = list(dict.fromkeys(inboxes))
+        found = {inbox: InboxState() for inbox in wanted}
+        for portion in _portions([inbox for inbox in wanted if self._can_be(inbox)]):
             position, last, saved = await asyncio.gather(
                 self._broker.position(),
                 self._broker.last_offsets(portion),
@@ -53,6 +54,14 @@ class NatsOperations(Operations):
             looks = (self._state(inbox, last.get(inbox, 0), own, position) for inbox, own in pairs)
             found.update(zip(portion, await asyncio.gather(*looks), strict=True))
         return found
+
+    def _can_be(self, inbox: Inbox) -> bool:
+        """Say whether a user can have this name; Django's may be longer."""
+        try:
+            self._subjects.recv(inbox)
+        except NameRefused:
+            return False
+        return True
 
     async def _state(
         self, inbox: Inbox, last: int, saved: list[Saved], position: Position
@@ -80,6 +89,8 @@ class NatsOperations(Operations):
         }
 
     async def devices(self, inbox: Inbox) -> list[Device]:
+        if not self._can_be(inbox):
+            return []
         position, saved, first = await asyncio.gather(
             self._broker.position(), self._broker.saved_cursors(inbox), self._first(inbox)
         )
@@ -165,8 +176,7 @@ def _read_to(cursor: Saved, position: Position) -> int:
     return cursor.offset if valid else 0
 
 
-def _portions(inboxes: Iterable[Inbox]) -> Iterator[list[Inbox]]:
-    wanted = list(dict.fromkeys(inboxes))
+def _portions(wanted: list[Inbox]) -> Iterator[list[Inbox]]:
     for begin in range(0, len(wanted), AT_ONCE):
         yield wanted[begin : begin + AT_ONCE]
 
