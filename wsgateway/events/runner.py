@@ -39,8 +39,8 @@ __all__ = ["EventRunner"]
 
 logger = logging.getLogger("wsgateway.events")
 
-KIND = "events"
-"""In the roster."""
+LEASE = "events"
+"""Names what one process does at a time."""
 LOOK_FOR_LEASE = 0.5
 """Seconds between two looks whether the lease is free."""
 RENEWALS = 5
@@ -102,7 +102,7 @@ class EventRunner:
         connection.kept, self._broker = True, connection.broker
         await connection.open()
         id = new_member_id()
-        self._lease = self._broker.lease(KIND, id)
+        self._lease = self._broker.lease(LEASE, id)
         self._signalling = Signalling(lambda: self._lease.held)
         self._signalling.start()
         self._broker.on_lost(self._lease.drop)
