@@ -120,6 +120,28 @@ def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
 
 
 @pytest.mark.django_db
+def test_numbers_in_forms_and_links_are_not_for_people(client: Client, settings: Any) -> None:
+    """With thousand separators, the form sent 1,001, which was not an offset."""
+    settings.PUBSUB_BROKER = "memory"
+    settings.USE_THOUSAND_SEPARATOR = True
+    empty_store()
+
+    async def fill(broker: Any) -> None:
+        for number in range(1, 1003):
+            job = Job(Inbox("orders", "ann"), b"x", {}, sequence=number, id=f"S.{number}")
+            await set_aside(broker, job, ValueError("bad"))
+
+    runtime.call_sync(fill)
+    client.force_login(get_user_model()._default_manager.create_superuser("root"))
+    url = "/admin/wsgateway/deadletterentry/"
+    assert "&amp;after=1000" in client.get(url, {"after": "900"}).content.decode()
+    assert 'value="1001"' in client.get(url, {"after": "1000"}).content.decode()
+    assert 'value="1001"' in client.get(f"{url}1001/change/").content.decode()
+    page = client.post(url, {"purge": "", "offset": "1001"}).content.decode()
+    assert 'value="1001"' in page
+
+
+@pytest.mark.django_db
 def test_admin_acts_on_all_of_a_service(offsets: list[int], client: Client, prefix: str) -> None:
     client.force_login(get_user_model()._default_manager.create_superuser("root"))
     url = "/admin/wsgateway/deadletterentry/"
