@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.scrape import TOKEN, Samples, ask, scrape
-from tests.support import Process, site_env, wait_for
+from tests.support import (
+    ROOT,
+    Process,
+    listening,
+    process_alive,
+    running,
+    site_env,
+    wait_for,
+)
 from wsgateway.broker.embedded import EmbeddedServer
 
 Start = Callable[..., Process]
@@ -141,6 +150,36 @@ def test_other_commands_serve_metrics_and_do_not_ask_the_broker(
     samples = scrape(port_of(events))
     assert samples.get("wsgateway_events_signals_total") == 0
     assert not samples.find("wsgateway_cluster_up", source="broker")
+
+
+FORKS = """
+import os, sys, time, django
+django.setup()
+from wsgateway.metrics.server import MetricsServer
+MetricsServer("127.0.0.1", int(sys.argv[1])).open()
+child = os.fork()
+if child:
+    print(f"child {child} ", flush=True)
+time.sleep(60)
+"""
+
+
+def test_child_of_a_killed_process_does_not_keep_the_port(tmp_path: Path, free_port: int) -> None:
+    """It inherits the socket, and would be handed requests that it never answers."""
+    env = site_env(DJANGO_SETTINGS_MODULE="tests.settings", PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, str(free_port)]
+    process = Process(command, tmp_path / "log", env)
+    with running(process):
+        process.spawn()
+        process.wait_for_line("child ")
+        child = int(process.output.partition("child ")[2].split()[0])
+        try:
+            assert listening(free_port)
+            process.kill()
+            assert process_alive(child)
+            wait_for(lambda: not listening(free_port), 10, "nobody listens")
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def port_of(process: Process) -> int:

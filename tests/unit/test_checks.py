@@ -325,6 +325,13 @@ def test_W008_probe_hides_a_view(settings: Any, view: Any, warned: set[str]) -> 
     assert set(messages()) == set()
 
 
+def test_W008_metrics_hide_a_view_only_while_they_are_on(settings: Any) -> None:
+    settings.ROOT_URLCONF = (path("metrics", probe_of_our_own),)
+    assert messages() == {}
+    settings.WSGATEWAY_METRICS_NETWORKS = ["10.0.0.0/8"]
+    assert "'/metrics'" in messages()["W008"]
+
+
 @pytest.mark.troubleshooting("(wsgateway.W008) Your URLconf has a view for …")
 def test_hidden_view_shows_in_check(
     symptom: Symptom, settings: Any, capsys: pytest.CaptureFixture[str]

@@ -111,6 +111,7 @@ def test_threads_that_count_at_the_same_time_lose_nothing(own_counters: None) ->
     assert counters.layer.sent_group == 400_000
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_forked_child_begins_at_zero(own_counters: None) -> None:
     counters.layer.received = 7
     counters.service("chat").redelivered = 3
