@@ -59,7 +59,10 @@ async def test_before_excludes_and_need_not_be_an_offset_of_the_inbox(broker: Br
     assert await last(broker, 9, between[1]) == (first, False)
     assert await last(broker, 9, then[1] + 1) == (first + then, False)
     assert await last(broker, 9, then[1] + 1000) == (first + then, False)
-    assert await last(broker, 9, first[0]) == ([], False)
+    for beyond in (2**63 - 1, 2**63, 2**70):
+        assert await last(broker, 9, beyond) == (first + then, False)
+    for nothing in (first[0], 1, 0, -1):
+        assert await last(broker, 9, nothing) == ([], False)
 
 
 async def test_pages_back_to_the_first(broker: Broker) -> None:

@@ -122,7 +122,8 @@ class TestDelete:
         assert await offsets(other, ANN) == [mine[0], mine[2]]
         assert not await broker.operations.delete(ANN, mine[1])  # gone
         assert not await broker.operations.delete(ANN, his[0])  # another's
-        assert not await broker.operations.delete(ANN, 10_000)
+        for offset in (10_000, 0, -1, 2**63, 2**70):
+            assert not await broker.operations.delete(ANN, offset)
         assert not await broker.operations.delete(CAROL, mine[0])
         assert await offsets(broker, BOB) == his
         assert await broker.count(ANN) == 2

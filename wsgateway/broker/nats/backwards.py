@@ -17,8 +17,10 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError, DirectBatch, JetStream
 from wsgateway.exceptions import BrokerUnavailable
 
-__all__ = ["Backwards", "Place", "look"]
+__all__ = ["MAX_OFFSET", "Backwards", "Place", "look"]
 
+MAX_OFFSET = 2**63 - 1
+"""No stream gets that far; the server does not read all that are larger."""
 READ_BYTES = 4 * 1024 * 1024
 """Bytes that one read may return."""
 SPARE = 8
@@ -81,6 +83,7 @@ class Backwards:
         """
         if before is not None and before <= 1:
             return [], False
+        before = None if before is None or before > MAX_OFFSET else before
         key = subject, before or 0
         reading = _Reading(self._jetstream, self._stream, subject, limit, before)
         reading.hint = self._starts.get(key, 0)

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.nats.backwards import look
+from wsgateway.broker.nats.backwards import MAX_OFFSET, look
 from wsgateway.broker.nats.cursors import Saved
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, NOT_DELETED, NOT_FOUND, ApiError
 from wsgateway.broker.nats.overview import Overview
@@ -102,6 +102,8 @@ class NatsOperations(Operations):
         ][::-1]
 
     async def delete(self, inbox: Inbox, offset: int) -> bool:
+        if not 0 < offset <= MAX_OFFSET:
+            return False
         try:
             get = f"STREAM.MSG.GET.{self._stream}"
             found = await self._jetstream.api(get, {"seq": offset})
