@@ -100,7 +100,7 @@ async def test_killed_frozen_and_ended(
     killed.kill()
     begin = time.monotonic()
     await workers_of(broker, frozen, ended)
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 5.0  # its entry in the roster lasts for 15 s
     frozen.send(signal.SIGSTOP)
     found = await ask_workers(broker)
     assert [each.pid for each in found] == [ended.pid]
