@@ -184,8 +184,26 @@ def test_gateway_that_is_gone_is_not_drained(nats_settings: Any, root: Client) -
     url = f"{ROOT}gatewayentry/nobody-1-abcd/"
     assert "does not run" in text_of(root, "gatewayentry/nobody-1-abcd/change/")
     page = root.post(f"{url}drain/", {"confirmed": "yes"}, follow=True).content.decode()
-    assert "does not answer, so it was not drained" in page
+    assert "does not run, so it was not drained" in page
     assert not LogEntry.objects.exists()
+
+
+def test_draining_a_gateway_that_is_frozen_is_logged_as_tried(
+    nats_settings: Any, gateway: Gateway, root: Client
+) -> None:
+    wait_for(lambda: "open" in text_of(root, "gatewayentry/"))
+    page = root.get(f"{ROOT}gatewayentry/").content.decode()
+    name = re.findall(r"gatewayentry/([\w-]+)/change", page)[0]
+    gateway.send(signal.SIGSTOP)
+    try:
+        url = f"{ROOT}gatewayentry/{name}/drain/"
+        page = root.post(url, {"confirmed": "yes"}, follow=True).content.decode()
+    finally:
+        gateway.send(signal.SIGCONT)
+    assert f"Gateway {name} drains" not in page
+    assert "does not answer" in page
+    (entry,) = LogEntry.objects.all()
+    assert entry.change_message == "Tried to drain it; not confirmed."
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from django.test import Client
 
 from wsgateway.broker import runtime
 from wsgateway.broker.work import Job
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import letters, purge, retry, set_aside
 from wsgateway.testing.isolation import empty_store
@@ -117,6 +118,27 @@ def test_admin(offsets: list[int], client: Client, prefix: str) -> None:
     assert set(done) == {("1", CHANGE, "Put back into the queue."), ("2", DELETION, "Purged.")}
     page = client.get(f"{url}1/history/").content.decode()
     assert "Put back into the queue." in page
+
+
+@pytest.mark.django_db
+def test_admin_logs_what_was_done_before_the_broker_went(
+    offsets: list[int], client: Client, monkeypatch: Any
+) -> None:
+    async def purge_one(broker: Any, letter: Any) -> None:
+        if letter.offset == 2:
+            raise BrokerUnavailable("no answer within 5 s")
+        await purge(broker, letter)
+
+    monkeypatch.setattr("wsgateway.services.deadletters.purge", purge_one)
+    client.force_login(get_user_model()._default_manager.create_superuser("root"))
+    form = {"purge": "", "offset": ["1", "2"], "confirmed": "yes"}
+    page = client.post("/admin/wsgateway/deadletterentry/", form, follow=True).content.decode()
+    assert "topped at dead letter 2: no answer within 5 s" in page
+    assert "1 dead letter(s) purged." in page
+    assert set(LogEntry.objects.values_list("object_id", "change_message")) == {
+        ("1", "Purged."),
+        ("2", "Perhaps purged; not confirmed by the broker."),
+    }
 
 
 @pytest.mark.django_db

@@ -85,8 +85,12 @@ async def _find(broker: Broker, offset: int) -> DeadLetter | None:
 
 async def _act_on_each(
     broker: Broker, retry: bool, offsets: list[int]
-) -> tuple[list[int], list[str]]:
-    """Send again or purge; return to which ones it was done, and for each other one why not."""
+) -> tuple[list[int], list[int], list[str]]:
+    """Send again or purge.
+
+    Returns:
+        To which ones it was done, which one perhaps, and for each of the others why not.
+    """
     act = deadletters.retry if retry else deadletters.purge
     done: list[int] = []
     problems: list[str] = []
@@ -95,10 +99,10 @@ async def _act_on_each(
             count, reasons = await deadletters.act_on(broker, act, [offset])
         except WsGatewayError as exc:  # those before it are done, and must be in the log
             problems.append(f"stopped at dead letter {offset}: {exc}")
-            break
+            return done, [offset], problems
         done += [offset] * count
         problems += reasons
-    return done, problems
+    return done, [], problems
 
 
 @admin.register(DeadLetterEntry)
@@ -162,7 +166,7 @@ class DeadLetterAdmin(PageAdmin):
     def _carry_out(self, request: HttpRequest, retry: bool, offsets: list[int] | None) -> None:
         service = request.GET.get("service", "").strip() or None
 
-        async def act(broker: Broker) -> tuple[list[int], list[str]]:
+        async def act(broker: Broker) -> tuple[list[int], list[int], list[str]]:
             chosen = offsets
             if chosen is None:
                 letters, _ = await oldest(broker, service, limit=AT_ONCE)
@@ -172,13 +176,16 @@ class DeadLetterAdmin(PageAdmin):
         outcome = carry_out(request, act)
         if outcome is None:
             return
-        done, problems = outcome
+        done, perhaps, problems = outcome
         for text in problems[:SHOWN]:
             messages.error(request, text)
+        flag, what = (CHANGE, "put back into the queue") if retry else (DELETION, "purged")
+        if perhaps:
+            entries = [DeadLetterEntry(pk=offset) for offset in perhaps]
+            log(request, entries, f"Perhaps {what}; not confirmed by the broker.")
         if done:
-            what = "put back into the queue" if retry else "purged"
             entries = [DeadLetterEntry(pk=offset) for offset in done]
-            log(request, entries, f"{what.capitalize()}.", CHANGE if retry else DELETION)
+            log(request, entries, f"{what.capitalize()}.", flag)
             messages.success(request, f"{len(done)} dead letter(s) {what}.")
 
     def change_view(

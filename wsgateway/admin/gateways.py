@@ -117,6 +117,8 @@ class GatewayAdmin(PageAdmin):
         if drained:
             log(request, [GatewayEntry(name)], "Drained.")
             messages.success(request, f"Gateway {name} drains.")
-        elif drained is not None:
-            messages.error(request, f"Gateway {name} does not answer, so it was not drained.")
+        elif drained is None:  # one that wakes up later may do it
+            log(request, [GatewayEntry(name)], "Tried to drain it; not confirmed.")
+        else:
+            messages.error(request, f"Gateway {name} does not run, so it was not drained.")
         return redirect(back)
