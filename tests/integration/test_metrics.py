@@ -16,6 +16,7 @@ from tests.integration.workers import no_services, offer, serving
 from tests.scrape import TOKEN, Samples, ask, scrape
 from tests.support import Gateway, until, wait_for
 from wsgateway import Message, Reject, RetryPolicy, counters, service
+from wsgateway.broker import runtime
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.counters import SAMPLE
 from wsgateway.events.signalling import Signalling
@@ -361,6 +362,16 @@ async def test_queues_and_streams_are_measured_where_they_are(
     stream = broker.subjects.queue("orders")
     assert samples.get("wsgateway_stream_messages", stream=stream) == 3
     assert samples.get("wsgateway_stream_healthy", stream=stream) == 1
+
+
+async def test_queues_are_measured_in_memory_too() -> None:
+    connection = runtime.own()
+    await connection.open()
+    await offer(connection.broker, "hello")
+    samples = Samples(await asyncio.to_thread(ask_cluster))
+    assert samples.get("wsgateway_cluster_up", source="broker") == 1
+    assert samples.by("wsgateway_queue_messages", "service") == {("orders",): 1}
+    await connection.close()
 
 
 def test_what_does_not_answer_is_missing_and_said_to_be(
