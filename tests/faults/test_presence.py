@@ -438,3 +438,35 @@ async def test_cluster_of_three_nodes(
     await fleet.require_exact(one, two)
     assert PATIENCE < WITHIN
     await fleet.close()
+
+
+async def test_node_of_a_cluster_that_is_killed(
+    gateway_factory: Gateways, nats_cluster: Cluster, asks: Settings
+) -> None:
+    """Gateways on it go to other nodes, and the roster may have to elect a leader."""
+    asks.NATS_BROKER_URL = nats_cluster.urls[2]
+    asks.WSGATEWAY_NATS_IGNORE_DISCOVERED = True
+    asks.WSGATEWAY_REPLICAS = 3
+    gateways = [
+        await asyncio.to_thread(
+            gateway_factory,
+            NATS_BROKER_URL=",".join(nats_cluster.urls),
+            WSGATEWAY_REPLICAS="3",
+            WSGATEWAY_ROSTER_TTL="15",
+        )
+        for _ in range(3)
+    ]
+    fleet = Fleet(gateways)
+    await fleet.begin()
+    await fleet.open_many(4)
+    everybody = presence.Counts({SERVICE: 15}, {SERVICE: 13}, 3)
+    await true_soon(lambda counts: counts == everybody, presence.acounts)
+    node = nats_cluster.nodes[0]
+    await asyncio.to_thread(node.kill)
+    try:
+        await true_soon(lambda counts: counts == everybody, presence.acounts, 40)
+        await fleet.require_exact(*gateways)
+    finally:
+        await node.astart()
+    await true_soon(lambda counts: counts == everybody, presence.acounts, 40)
+    await fleet.close()
