@@ -22,8 +22,8 @@ from channels.testing import WebsocketCommunicator
 
 from tests.acceptance.proxy import proxy_to
 from tests.contract.test_presence import Sockets
-from tests.support import ROOT, Gateway, until
-from wsgateway import presence
+from tests.support import ROOT, Gateway, until, wait_for
+from wsgateway import presence, send
 from wsgateway.broker import runtime
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer, free_port
@@ -225,6 +225,25 @@ async def test_gateway_that_may_not_write_the_roster_serves_sockets_all_the_same
     await Sockets().open(hub, "ann")
     assert await presence.ais_online(SERVICE, "ann") is True
     await hub.close()
+
+
+def test_nobody_is_offline_while_a_frozen_server_keeps_the_gateways_unknown(
+    own_server: EmbeddedServer, settings: Any, prefix: str
+) -> None:
+    """A process that had not asked before took everybody for offline."""
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    settings.WSGATEWAY_PREFIX = prefix
+    send("orders", "ann", text="connected")
+    own_server.pause()
+    try:
+        for ask in (presence.is_online, presence.connections):
+            with pytest.raises(BrokerUnavailable, match="'gateway' exist is not known"):
+                ask("orders", "ann")
+    finally:
+        own_server.resume()
+    wait_for(lambda: presence.is_online("orders", "ann") is False)
+    runtime.stop_background()
 
 
 @pytest.mark.parametrize("is_djangos", [False, True], ids=["own loop", "async_to_sync"])

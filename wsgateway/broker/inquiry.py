@@ -22,6 +22,7 @@ from wsgateway.broker.discovery import Endpoint
 from wsgateway.broker.roster import Details
 from wsgateway.exceptions import (
     BrokerError,
+    BrokerUnavailable,
     MalformedMessage,
     NameRefused,
     NobodyAnswers,
@@ -289,12 +290,16 @@ class Inquiry:
         try:
             async with asyncio.timeout_at(self._deadline):
                 return await self._broker.roster.members(self._kind)
-        except TimeoutError:
-            pass
-        except BrokerError:
-            if not self._broker.roster.known(self._kind):
+        except (TimeoutError, BrokerError) as exc:
+            known = self._broker.roster.known(self._kind)
+            if known:
+                return known
+            if isinstance(exc, BrokerError):
                 raise
-        return self._broker.roster.known(self._kind)
+            raise BrokerUnavailable(
+                f"which processes of the kind {self._kind!r} exist is not known: the broker does "
+                f"not answer within {PATIENCE:g} s"
+            ) from exc
 
     def _ask_members(self, ids: Iterable[str], payload: bytes) -> None:
         for id in [id for id in ids if id not in self._asked]:
