@@ -332,6 +332,30 @@ def test_pages_show_unknown_quickly_while_the_broker_is_away(away: Any, root: Cl
     assert time.monotonic() - begin < 8
 
 
+def test_pages_show_unknown_quickly_while_the_broker_is_frozen(
+    root: Client, own_server: Any, settings: Any, prefix: str
+) -> None:
+    """Connected, but without an answer."""
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    settings.WSGATEWAY_PREFIX = prefix
+    ann = create("ann")
+    send("orders", "ann", text="x")
+    own_server.pause()
+    try:
+        for url in (LIST, f"{LIST}?online=yes", page_of(ann), page_at("orders", "ann")):
+            begin = time.monotonic()
+            answer = root.get(url)
+            assert time.monotonic() - begin < 6, url  # two deadlines, on a busy machine
+            assert answer.status_code == 200
+            assert "answer within" in answer.content.decode()
+            assert "No open sockets" not in answer.content.decode()
+    finally:
+        own_server.resume()
+    wait_for(lambda: standing(root.get(LIST).content.decode(), "ann") == "offline 0 1 -")
+    runtime.stop_background()
+
+
 def test_actions_say_that_the_broker_is_away(away: Any, root: Client) -> None:
     away.WSGATEWAY_PUBLISH_TIMEOUT = 0.5
     ann = create("ann")
