@@ -16,6 +16,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.management.exits import Exit
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox
 
@@ -176,7 +177,7 @@ def test_worker_that_never_became_ready_ends_when_it_is_told(
 def test_unknown_service_is_named(worker: Callable[..., WorkerProcess]) -> None:
     process = worker("nonsense")
     process.spawn()
-    assert process.wait(30) == 1
+    assert process.wait(30) == Exit.UNKNOWN
     assert "no service 'nonsense'; known: " in process.output
     assert "counted, deadly, demo" in process.output
     assert "Traceback" not in process.output
