@@ -141,6 +141,16 @@ def test_import_for_types_does_not_count() -> None:
     assert graph_of(modules) == {"wsgateway.a": set(), "wsgateway.b": {"wsgateway.a"}}
 
 
+def test_only_tracing_imports_opentelemetry() -> None:
+    """It is optional: elsewhere, an import would fail where it is not installed."""
+    importers = {
+        module
+        for module, source in SOURCES.items()
+        if any(name.startswith("opentelemetry") for name, _ in imported(ast.parse(source)))
+    }
+    assert importers == {"wsgateway.tracing"}
+
+
 def bare_tasks(source: str) -> Iterator[str]:
     """Yield the calls in *source* that create a task nobody watches."""
     tree = ast.parse(source)
