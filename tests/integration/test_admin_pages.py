@@ -21,6 +21,7 @@ from django.test import Client
 from tests.support import Gateway, Process, deaf_socket, running, wait_for
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.work import Job
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.protocol.frames import Frame
@@ -108,6 +109,24 @@ def test_broker_that_is_away_is_unknown_soon(
         assert "unknown" in text
     assert "There are no" not in text
     assert "Nothing needs" not in text
+
+
+def test_broker_that_is_frozen_is_unknown_soon(
+    settings: Any, own_server: EmbeddedServer, root: Client
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = own_server.url
+    assert "Nothing needs" not in text_of(root, "overview/")  # no gateway
+    own_server.pause()
+    try:
+        for model in MODELS:
+            began = time.monotonic()
+            text = text_of(root, f"{model}/")
+            assert time.monotonic() - began < 5, model  # 2 s, and a busy machine
+            assert re.search("no answer|not answer", text), text
+            assert "There are no" not in text
+    finally:
+        own_server.resume()
 
 
 @pytest.mark.parametrize("model", MODELS)
