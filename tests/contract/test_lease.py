@@ -72,3 +72,23 @@ async def test_dropped_means_not_held_until_it_is_renewed(brokers: Brokers) -> N
     assert not lease.held
     await until(lambda: not lease.held)
     assert await lease.renew()
+
+
+async def test_a_term_lasts_until_another_may_have_had_it(brokers: Brokers) -> None:
+    first, second = [(await brokers.open()).lease("events", name) for name in "ab"]
+    await first.renew()
+    term = first.term
+    first.drop()
+    waiting = asyncio.ensure_future(first.settled(term))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await first.renew()
+    assert await waiting
+    await first.release()
+    assert await first.settled(term) is False
+    await second.renew()
+    await second.release()
+    await first.renew()
+    assert first.term > term
+    assert not await first.settled(term)
+    assert await first.settled(first.term)

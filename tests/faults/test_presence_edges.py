@@ -19,6 +19,7 @@ import pytest
 from tests.acceptance.proxy import Balancer, listening
 from tests.faults.test_service_database import end_connections
 from tests.support import Gateway, PostgresServer, Process, site_env, until
+from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import Backoff, Client, ClientState, connect
 
@@ -313,3 +314,48 @@ async def test_receivers_get_new_connections_after_the_database_ended_theirs(
             for kind in ("sync query", "async query"):
                 await until(lambda kind=kind, name=name: log.count(kind)[name] == 1, 20)
         await asyncio.to_thread(end_connections, url)
+
+
+async def test_edges_and_watches_are_exact_in_a_cluster_that_loses_a_node(
+    gateway_factory: Gateways,
+    runevents: Callable[..., Events],
+    nats_cluster: Cluster,
+    balancer: Balancer,
+    log: Log,
+) -> None:
+    """Events, interest and answers take different routes between the nodes."""
+    # The lease must outlive an election of its stream's leader
+    env = {"WSGATEWAY_ROSTER_TTL": "15", "WSGATEWAY_REPLICAS": "3"}
+    rights = {"WSGATEWAY_MAY_WATCH": "tests.presence_app.rights.may_watch"}
+    one, two, three = nats_cluster.urls
+    watched_by = await asyncio.to_thread(
+        gateway_factory, NATS_BROKER_URL=one, WSGATEWAY_NATS_IGNORE_DISCOVERED="1", **env, **rights
+    )
+    other = await asyncio.to_thread(
+        gateway_factory, NATS_BROKER_URL=two, WSGATEWAY_NATS_IGNORE_DISCOVERED="1", **env
+    )
+    await runevents(NATS_BROKER_URL=f"{three},{one}", **env).start()
+    seen: list[bool | None] = []
+    balancer.targets = [watched_by.port]
+    async with (
+        clients(balancer, ["ann"], on_presence=lambda p: seen.append(p.online)) as [ann],
+        other.connect("faults", "u1"),
+    ):
+        assert await ann.watch("bob") is False
+        for _ in range(15):
+            async with other.connect("faults", "bob"):
+                await until(lambda: seen[-1] is True, 5)
+            await until(lambda: seen[-1] is False, 5)
+        assert seen == [False, *[True, False] * 15]
+        await until(lambda: log.count("user_offline")["bob"] == 1)
+        nodes = dict(zip(nats_cluster.urls, nats_cluster, strict=True))
+        await asyncio.to_thread(nodes[three].kill)  # the one of runevents
+        try:
+            async with other.connect("faults", "u2"):
+                await until(lambda: log.count("user_online")["u2"] == 1, 40)
+            await until(lambda: log.count("user_offline")["u2"] == 1, 40)
+        finally:
+            await nodes[three].astart()
+    expected = Counter(ann=1, u1=1, bob=1, u2=1)
+    assert log.count("user_online") == expected
+    await until(lambda: log.count("user_offline") == expected)

@@ -17,6 +17,8 @@ from tests.scrape import TOKEN, Samples, ask, scrape
 from tests.support import Gateway, until, wait_for
 from wsgateway import Message, Reject, RetryPolicy, counters, service
 from wsgateway.broker import runtime
+from wsgateway.broker.memory import MemoryStore
+from wsgateway.broker.memory.lease import MemoryLease
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.counters import SAMPLE
 from wsgateway.events.signalling import Signalling
@@ -309,7 +311,9 @@ async def test_what_synchronous_code_sends_is_counted_too(layer: NatsChannelLaye
 
 
 async def test_signals_are_counted_by_what_became_of_them() -> None:
-    signalling = Signalling(lambda: True)
+    lease = MemoryLease(MemoryStore(), "events", "here")
+    await lease.renew()
+    signalling = Signalling(lease)
     signalling.start()
 
     def receive(user: str, **kwargs: Any) -> None:

@@ -19,9 +19,23 @@ from wsgateway.protocol.subjects import Inbox
 ANN = Inbox("orders", "ann")
 
 
+class Right:
+    """The right to send signals, as the test says."""
+
+    def __init__(self) -> None:
+        self.possible = True
+        self.term = 1
+        self.known = asyncio.Event()
+        self.known.set()
+
+    async def settled(self, term: int) -> bool:
+        await self.known.wait()
+        return self.possible and term == self.term
+
+
 @pytest.fixture
 async def signalling() -> AsyncIterator[Signalling]:
-    made = Signalling(lambda: True)
+    made = Signalling(Right())
     made.start()
     yield made
     await made.stop(1.0)
@@ -128,31 +142,54 @@ async def test_what_receivers_cannot_keep_up_with_is_dropped_and_logged_once(
 
 
 async def test_who_loses_the_right_sends_nothing_that_waits() -> None:
-    allowed, signal, got, go = [True], Signal(), [], asyncio.Event()
-    signalling = Signalling(lambda: allowed[0])
+    right, signal, got = Right(), Signal(), []
+    signalling = Signalling(right)
     signalling.start()
 
     async def receive(number: int, **kwargs: Any) -> None:
-        await go.wait()
         got.append(number)
 
     signal.connect(receive)
+    right.known.clear()  # the connection is lost
     signalling.send(signal, ANN, number=1)
+    await asyncio.sleep(0)
+    right.possible = False  # another has it
     signalling.send(signal, ANN, number=2)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    allowed[0] = False
-    signalling.send(signal, ANN, number=3)
-    go.set()
+    right.known.set()
     await signalling.stop(5.0)
-    assert got in ([], [1])
+    assert got == []
+
+
+async def test_a_signal_waits_until_it_is_known_who_may_send_it() -> None:
+    """After each reconnect, what came until the next renewal of the lease was dropped."""
+    right, signal, got = Right(), Signal(), []
+    signalling = Signalling(right)
+    signalling.start()
+
+    async def receive(number: int, **kwargs: Any) -> None:
+        got.append(number)
+
+    signal.connect(receive)
+    right.known.clear()
+    signalling.send(signal, ANN, number=1)
+    await asyncio.sleep(0.05)
+    assert got == []
+    right.known.set()
+    await until(lambda: got == [1])
+    right.known.clear()
+    signalling.send(signal, ANN, number=2)
+    right.term += 1  # it is ours again, but another may have had it
+    right.known.set()
+    signalling.send(signal, ANN, number=3)
+    await until(lambda: got == [1, 3])
+    await signalling.stop(5.0)
 
 
 async def test_the_end_waits_for_receivers_but_not_for_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     signal, got, never = Signal(), [], asyncio.Event()
-    signalling = Signalling(lambda: True)
+    signalling = Signalling(Right())
     signalling.start()
 
     async def receive(number: int, **kwargs: Any) -> None:
@@ -165,7 +202,7 @@ async def test_the_end_waits_for_receivers_but_not_for_ever(
     signalling.send(signal, ANN, number=1)
     await signalling.stop(5.0)
     assert got == [1]
-    stuck = Signalling(lambda: True)
+    stuck = Signalling(Right())
     stuck.start()
     stuck.send(signal, ANN, number=2)
     await stuck.stop(0.05)

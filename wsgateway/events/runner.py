@@ -80,6 +80,7 @@ class EventRunner:
         self._doubts.set()
         self._active = False  # had the lease when last looked
         self._looked = asyncio.Event()  # set once it has looked
+        self._renew = asyncio.Event()  # to be looked at now
         self._failure: OSError | None = None  # why it cannot go on
 
     @property
@@ -103,10 +104,10 @@ class EventRunner:
         await connection.open()
         id = new_member_id()
         self._lease = self._broker.lease(LEASE, id)
-        self._signalling = Signalling(lambda: self._lease.held)
+        self._signalling = Signalling(self._lease)
         self._signalling.start()
         self._broker.on_lost(self._lease.drop)
-        self._broker.on_ready(self._doubts.set)
+        self._broker.on_ready(self._on_ready)
         subject = self._broker.subjects.all_of("event")
         subscription = self._broker.bus.subscribe(subject, self._on_event)
         tasks = [
@@ -269,7 +270,16 @@ class EventRunner:
                     self._say("events: active", event="active")
                 else:
                     self._say("events: standing by", event="standby")
-            await asyncio.sleep(settings.ROSTER_TTL / RENEWALS if self._active else LOOK_FOR_LEASE)
+            pause = settings.ROSTER_TTL / RENEWALS if self._active else LOOK_FOR_LEASE
+            self._renew.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._renew.wait()
+
+    def _on_ready(self) -> None:
+        """Look again at everything: the connection was lost, and events with it."""
+        self._renew.set()
+        self._doubts.set()
 
 
 def _time(text: str) -> datetime:

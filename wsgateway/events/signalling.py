@@ -6,9 +6,9 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from django.dispatch import Signal
 
@@ -30,16 +30,39 @@ COMPLAIN_EACH = 60.0
 """Seconds in which the log says once that signals were dropped."""
 
 
+class Right(Protocol):
+    """The right to send signals; see `wsgateway.broker.lease.Lease`."""
+
+    @property
+    def possible(self) -> bool: ...
+    @property
+    def term(self) -> int: ...
+    async def settled(self, term: int) -> bool: ...
+
+
+class _Waiting(NamedTuple):
+    """A signal that was not sent yet.
+
+    Attributes:
+        term: When it was decided, see `Lease.term`: after a gap, another may have sent it.
+    """
+
+    signal: Signal
+    arguments: Mapping[str, Any]
+    term: int
+
+
 class Signalling:
     """Calls receivers, with usable database connections, as services call handlers.
 
     Args:
-        may_send: Asked right before each signal; if it says no, nobody hears of it.
+        right: Asked right before each signal. Without it nobody hears of the signal; while that is
+            not known, as after the connection to the broker was lost, the signal waits.
     """
 
-    def __init__(self, may_send: Callable[[], bool]) -> None:
-        self._may_send = may_send
-        self._lanes: list[asyncio.Queue[tuple[Signal, Mapping[str, Any]]]] = []
+    def __init__(self, right: Right) -> None:
+        self._right = right
+        self._lanes: list[asyncio.Queue[_Waiting]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._waiting = 0  # signals in all lanes, those that are being sent included
         self._idle = asyncio.Event()  # set while none waits
@@ -68,7 +91,7 @@ class Signalling:
 
     def send(self, signal: Signal, inbox: Inbox, **arguments: Any) -> None:
         """Send a signal soon, after this user's earlier ones."""
-        if not signal.has_listeners(SocketEvent) or not self._may_send():
+        if not signal.has_listeners(SocketEvent) or not self._right.possible:
             return
         if self._waiting >= MAX_WAITING:
             self._drop()
@@ -77,7 +100,8 @@ class Signalling:
         counters.events.waiting = self._waiting
         self._idle.clear()
         lane = self._lanes[hash(inbox) % LANES]
-        lane.put_nowait((signal, {"service": inbox.service, "user": inbox.user, **arguments}))
+        about = {"service": inbox.service, "user": inbox.user, **arguments}
+        lane.put_nowait(_Waiting(signal, about, self._right.term))
 
     def _count(self, outcome: str) -> None:
         self.counts[outcome] += 1
@@ -94,12 +118,12 @@ class Signalling:
                 self.counts["dropped"],
             )
 
-    async def _run(self, lane: asyncio.Queue[tuple[Signal, Mapping[str, Any]]]) -> None:
+    async def _run(self, lane: asyncio.Queue[_Waiting]) -> None:
         while True:
-            signal, arguments = await lane.get()
+            waiting = await lane.get()
             try:
-                if self._may_send():
-                    await self._call(signal, arguments)
+                if await self._right.settled(waiting.term):
+                    await self._call(waiting.signal, waiting.arguments)
             finally:
                 self._waiting -= 1
                 counters.events.waiting = self._waiting

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from wsgateway.broker.lease import Lease
+from wsgateway.broker.lease import Claim, Lease
 from wsgateway.conf import settings
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class MemoryLease(Lease):
         self._name = name
         self._holder = holder
 
-    async def _claim(self) -> bool:
+    async def _claim(self) -> Claim:
         now = time.monotonic()
         holder, until = self._store.leases.get(self._name, ("", 0.0))
         if holder != self._holder and now < until:
-            return False
+            return Claim.REFUSED
         self._store.leases[self._name] = self._holder, now + settings.ROSTER_TTL
-        return True
+        return Claim.KEPT if holder == self._holder else Claim.TAKEN
 
     async def _give_up(self) -> None:
         if self._store.leases.get(self._name, ("", 0.0))[0] == self._holder:

@@ -5,7 +5,7 @@ Each write names the revision that it replaces, so of two who write, one is refu
 
 from __future__ import annotations
 
-from wsgateway.broker.lease import Lease
+from wsgateway.broker.lease import Claim, Lease
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream
 from wsgateway.protocol.subjects import Subjects
@@ -34,14 +34,14 @@ class NatsLease(Lease):
         self._holder = holder.encode()
         self._revision = 0  # of our entry, as last written; 0: not ours
 
-    async def _claim(self) -> bool:
+    async def _claim(self) -> Claim:
         if self._revision and await self._write(self._holder, self._revision):
-            return True
+            return Claim.KEPT
         holder, revision = await self._read()
         if holder not in (b"", self._holder):
             self._revision = 0
-            return False
-        return await self._write(self._holder, revision)
+            return Claim.REFUSED
+        return Claim.TAKEN if await self._write(self._holder, revision) else Claim.REFUSED
 
     async def _give_up(self) -> None:
         revision, self._revision = self._revision, 0
