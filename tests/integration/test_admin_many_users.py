@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -17,8 +16,6 @@ from django.test import Client
 from tests.support import Gateway
 
 AT_ONCE = 50
-LIMIT, TRIES = 0.3, 30
-"""Seconds that the page may take, and looks at it: other tests may be running on this machine."""
 
 
 async def connect(stack: AsyncExitStack, gateway: Gateway, names: list[str]) -> None:
@@ -36,34 +33,28 @@ def prepare() -> Client:
     return browser
 
 
-def timed(browser: Client, url: str) -> tuple[str, float]:
-    begin = time.perf_counter()
-    page = browser.get(url).content.decode()
-    return page, time.perf_counter() - begin
+def show(browser: Client, url: str) -> str:
+    return browser.get(url).content.decode()
 
 
 @pytest.mark.django_db(transaction=True)
 async def test_list_of_a_thousand_users_with_half_of_them_connected(
     gateway_factory: Callable[..., Gateway], nats_settings: Any
 ) -> None:
-    """100 users a page take less than 300 ms, and the filter finds all 500."""
+    """What a page takes is measured by ``python -m benchmarks admin``."""
     nats_settings.WSGATEWAY_SERVICES = ["demo", "orders"]
     gateways = [gateway_factory(WSGATEWAY_SERVICES="demo,orders") for _ in range(2)]
     browser = await sync_to_async(prepare)()
-    look = sync_to_async(timed)
+    look = sync_to_async(show)
     async with AsyncExitStack() as stack:
         for place, gateway in enumerate(gateways):
             names = [f"user{number:04}" for number in range(999) if number % 4 == place]
             await connect(stack, gateway, names)
-        durations: list[float] = []
-        while min(durations, default=1.0) >= LIMIT and len(durations) < TRIES:
-            page, duration = await look(browser, "/admin/auth/user/")
-            durations.append(duration)
-        assert min(durations) < LIMIT, durations
+        page = await look(browser, "/admin/auth/user/")
         assert len(re.findall(r"online</a>", page)) == 50
         found: list[str] = []
         for number in range(1, 6):
-            page, _ = await look(browser, f"/admin/auth/user/?online=yes&p={number}")
+            page = await look(browser, f"/admin/auth/user/?online=yes&p={number}")
             assert "500 users" in page
             found += re.findall(r">(user\d{4})<", page)
         assert len(found) == len(set(found)) == 500

@@ -15,6 +15,7 @@ COMMANDS = [
     [*FEW, "--only", "latency,many,outbox", "--messages", "100", "--rows", "100"],
     ["layer", "--quick", "--layers", "ours", "--only", "durable, nobody there"],
     ["sockets", "--quick", "--server", "daphne"],
+    ["admin", "--users", "20", "--looks", "1"],
     ["metrics", "--rounds", "1", "--users", "10", "--messages", "200"],
     ["v1", "--quick", "--servers", "uvicorn", "--kinds", "v1", "--sockets", "100"],
 ]
