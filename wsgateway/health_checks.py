@@ -8,8 +8,8 @@ path("health/", HealthCheckView.as_view(checks=["wsgateway.health_checks.Gateway
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from django.utils import timezone
 from health_check.base import HealthCheck
 from health_check.exceptions import ServiceUnavailable, ServiceWarning
 
@@ -73,7 +73,7 @@ class Queue(HealthCheck):  # type: ignore[misc]
             raise ServiceUnavailable(f"the queue is full: {queue.waiting} messages wait")
         if level > self.max_level:
             raise ServiceWarning(f"the queue is {level:.0%} full: {queue.waiting} messages wait")
-        age = (timezone.now() - queue.oldest).total_seconds() if queue.oldest else 0.0
+        age = (datetime.now(UTC) - queue.oldest).total_seconds() if queue.oldest else 0.0
         if age > self.max_age:
             raise ServiceWarning(f"{queue.waiting} messages wait, the oldest for {age:.0f} s")
 

@@ -6,6 +6,7 @@ from django.db import models
 
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
+from wsgateway.readable import visible
 
 __all__ = [
     "DeadLetterEntry",
@@ -98,7 +99,7 @@ class InboxEntry(models.Model):
 
     def __str__(self) -> str:
         inbox = self.inbox
-        return self.address if inbox is None else f"{inbox.user} at {inbox.service}"
+        return visible(self.address if inbox is None else f"{inbox.user} at {inbox.service}")
 
     @classmethod
     def of(cls, inbox: Inbox) -> InboxEntry:

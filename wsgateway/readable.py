@@ -1,10 +1,16 @@
-"""Numbers and times as people read them: in the admin's pages, in commands, in alerts. Pure."""
+"""Numbers, times and others' texts as people read them: in pages, commands, alerts. Pure."""
 
 from __future__ import annotations
 
-__all__ = ["count", "duration", "some"]
+import re
+
+__all__ = ["count", "duration", "some", "visible"]
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
 
 
 def count(number: float) -> str:
@@ -26,3 +32,12 @@ def duration(seconds: float, units: int = 2) -> str:
             extra = rest % size // smaller if units > 1 else 0
             return f"{rest // size} {name}" + (f" {extra} {small_name}" if extra else "")
     return f"{rest} s"
+
+
+def visible(text: str) -> str:
+    """Return *text* with its control characters written out, line breaks and tabs excepted.
+
+    Those that change the direction of text could make a page say something else than it does, and
+    PostgreSQL stores no text with a null character.
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -7,7 +7,7 @@ import pytest
 
 from wsgateway.admin.payloads import PREVIEW, Shown, shown
 from wsgateway.broker.messages import Stored
-from wsgateway.templatetags.wsgateway_admin import visible
+from wsgateway.readable import visible
 
 
 def read(payload: bytes, kind: str | None = None, limit: int = PREVIEW) -> Shown:

@@ -16,6 +16,7 @@ from django.utils.cache import patch_vary_headers
 from wsgateway.broker import runtime
 from wsgateway.broker.connection import Action
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.readable import visible
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser
@@ -124,7 +125,7 @@ def carry_out(request: HttpRequest, action: Action[T]) -> T | None:
 def log(request: HttpRequest, objects: Iterable[Model], text: str, flag: int = CHANGE) -> None:
     """Record what was done to *objects* in the admin's log."""
     user = cast("AbstractBaseUser", request.user)  # nobody else passes the admin's login
-    LogEntry.objects.log_actions(user.pk, list(objects), flag, text)
+    LogEntry.objects.log_actions(user.pk, list(objects), flag, visible(text))
 
 
 class PageAdmin(Base):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from django import forms
+from django.utils import timezone
 
 from wsgateway.broker.messages import MAX_TTL, MIN_TTL
 from wsgateway.conf import settings
@@ -80,3 +82,15 @@ class TimesForm(forms.Form):
     until = forms.DateTimeField(
         label="To", required=False, widget=forms.DateTimeInput(attrs={"type": "datetime-local"})
     )
+
+    def clean_since(self) -> datetime | None:
+        """Return a moment, with USE_TZ and without."""
+        return _aware(self.cleaned_data["since"])
+
+    def clean_until(self) -> datetime | None:
+        """The same."""
+        return _aware(self.cleaned_data["until"])
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return timezone.make_aware(moment) if moment and timezone.is_naive(moment) else moment

@@ -17,7 +17,7 @@ from wsgateway.admin.inbox_pages import InboxPages
 from wsgateway.admin.targets import VIEW, Target
 from wsgateway.admin.users import GatewayUserMixin
 from wsgateway.models import InboxEntry
-from wsgateway.templatetags.wsgateway_admin import visible
+from wsgateway.readable import visible
 
 __all__ = ["InboxAdmin"]
 

@@ -39,7 +39,6 @@ from wsgateway.broker.connection import Action
 from wsgateway.broker.messages import Receipt
 from wsgateway.logins import can_end_sessions, end_sessions
 from wsgateway.models import GatewayEntry
-from wsgateway.templatetags.wsgateway_admin import visible
 
 if TYPE_CHECKING:
     from wsgateway.presence import Disconnected
@@ -227,7 +226,7 @@ class InboxPages:
         connection = request.POST.get("connection", "")
         if connection:
             inbox = target.inbox_of(request)
-            what = f"disconnect {visible(connection[:80])} from {inbox.service}"
+            what = f"disconnect {connection[:80]} from {inbox.service}"
             self._close(request, target, what, (inbox.service,), connection)
             return self._back(target, request.POST.get("back"))
         if not is_confirmed(request):

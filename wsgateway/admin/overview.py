@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from django.apps import apps
@@ -67,7 +68,7 @@ def all_alerts(answers: Answers) -> list[Alert]:
     if answers["gateways"] is not None:
         found += alerts.of_gateways(answers["gateways"])
     if answers["queues"] is not None:
-        found += alerts.of_queues(answers["queues"], timezone.now())
+        found += alerts.of_queues(answers["queues"], datetime.now(UTC))
     if answers["streams"] is not None:
         found += alerts.of_streams(answers["streams"])
     if answers["workers"] is not None:

@@ -15,7 +15,7 @@ from wsgateway.exceptions import MalformedMessage
 from wsgateway.layer import durable
 from wsgateway.protocol.frames import EVENT
 from wsgateway.protocol.strict_json import refuse_constant, unique
-from wsgateway.templatetags.wsgateway_admin import visible
+from wsgateway.readable import visible
 
 __all__ = ["PREVIEW", "WHOLE", "Shown", "shown"]
 

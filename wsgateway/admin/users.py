@@ -23,7 +23,7 @@ from wsgateway.admin.accounts import name_of, users_named
 from wsgateway.admin.inbox_pages import InboxPages
 from wsgateway.admin.standing import UNKNOWN, Online, Standing, online_users, standings
 from wsgateway.admin.targets import VIEW, Target
-from wsgateway.templatetags.wsgateway_admin import visible
+from wsgateway.readable import visible
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Any]

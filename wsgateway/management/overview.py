@@ -8,8 +8,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from django.utils import timezone
-
 from wsgateway import presence
 from wsgateway.alerts import Alert, of_gateways, of_queues, of_streams, of_workers
 from wsgateway.broker.base import Broker
@@ -98,7 +96,7 @@ class Overview:
             "streams": [asdict(each) for each in self.streams],
             "alerts": [
                 {"level": each.level, "name": each.name, "text": each.text}
-                for each in self.alerts(timezone.now())
+                for each in self.alerts(dt.datetime.now(dt.UTC))
             ],
             "silent": self.silent,
         }

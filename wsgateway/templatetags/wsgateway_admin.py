@@ -5,8 +5,7 @@ None means unknown, and so does the empty text that templates make of an attribu
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from django import template
@@ -14,15 +13,13 @@ from django.utils import timezone
 
 from wsgateway import readable
 
-__all__ = ["age", "count", "duration", "percent", "rate", "visible"]
+__all__ = ["age", "clock", "count", "duration", "percent", "rate"]
 
 register = template.Library()
 
 UNKNOWN = "unknown"
 Text = Literal[""]
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
+register.filter("visible", readable.visible)
 
 
 @register.filter
@@ -50,19 +47,16 @@ def duration(seconds: float | Text | None) -> str:
 @register.filter
 def age(moment: datetime | Text | None) -> str:
     """Write how long ago *moment* was."""
-    return duration((timezone.now() - moment).total_seconds() if moment else None)
+    return duration((datetime.now(UTC) - moment).total_seconds() if moment else None)
+
+
+@register.filter
+def clock(moment: datetime | Text | None) -> str:
+    """Write *moment* in the site's time zone, to the second; nothing if it is not known."""
+    return timezone.localtime(moment).strftime("%Y-%m-%d %H:%M:%S") if moment else ""
 
 
 @register.filter
 def percent(part: float) -> str:
     """Write a part of 1 as percent, without the sign: ``0.4``, ``83``."""
     return f"{100 * part:.0f}" if part >= 0.01 or not part else f"{100 * part:.1g}"
-
-
-@register.filter
-def visible(text: str) -> str:
-    """Write out the control characters of *text*, line breaks and tabs excepted.
-
-    Those that change the direction of text could make a page say something else than it does.
-    """
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

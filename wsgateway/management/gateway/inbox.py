@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from django.core.management.base import CommandError
-from django.utils import timezone
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
@@ -119,7 +119,7 @@ def _show_one(out: Output, stored: Stored) -> None:
 
 
 def _show(out: Output, inbox: Inbox, found: _Found) -> None:
-    state, now = found.state, timezone.now()
+    state, now = found.state, datetime.now(UTC)
     offsets = f", offsets {state.first} to {state.last}" if state.messages else ""
     out.line(
         f"{safe(inbox.user)} in {safe(inbox.service)}: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 
-from django.utils import timezone
 from rich.text import Text
 
 from wsgateway.broker import runtime
@@ -76,7 +75,7 @@ class Status(Action):
 
 
 def _show(out: Output, found: Overview) -> None:
-    now = timezone.now()
+    now = dt.datetime.now(dt.UTC)
     out.line(f"{found.broker}, prefix {found.prefix}")
     out.line()
     gateways = (_gateway(each, now) for each in found.gateways)

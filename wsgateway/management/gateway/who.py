@@ -5,8 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from dataclasses import asdict
-
-from django.utils import timezone
+from datetime import UTC, datetime
 
 from wsgateway import presence
 from wsgateway.broker import runtime
@@ -104,7 +103,7 @@ def _row(each: Connection) -> tuple[Cell, ...]:
         each.device,
         each.gateway,
         each.address or None,
-        duration((timezone.now() - each.since).total_seconds()),
+        duration((datetime.now(UTC) - each.since).total_seconds()),
         each.protocol or "raw",
         str(each.sent),
         str(each.acknowledged),

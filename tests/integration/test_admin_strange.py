@@ -1,0 +1,131 @@
+"""The admin with unusual settings, and with names and payloads that somebody made up to harm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.admin.utils import quote
+from django.contrib.auth import get_user_model
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from wsgateway import send
+from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
+from wsgateway.broker.work import Job
+from wsgateway.models import InboxEntry
+from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.services.deadletters import set_aside
+
+pytestmark = pytest.mark.django_db
+
+ROOT = "/admin/wsgateway/"
+MODELS = (
+    "overview",
+    "serviceentry",
+    "gatewayentry",
+    "streamentry",
+    "deadletterentry",
+    "inboxentry",
+)
+SCRIPT = "<script>alert(1)</script>"
+TURNED = "\u202egnp.exe"
+NAMES = [SCRIPT, TURNED, "a/b ?c#d%2F.é", "line\nbreak", "null\0", "..", "*", ">", "x" * 200]
+
+
+@pytest.fixture
+def root(client: Client, settings: Any) -> Client:
+    settings.WSGATEWAY_SERVICES = ["orders", "demo"]
+    client.force_login(get_user_model()._default_manager.create_superuser("root"))
+    return client
+
+
+@pytest.fixture
+def queued() -> None:
+    """A message that waits for a service, and a dead letter, both of a user with a bad name."""
+
+    async def queue(broker: Broker) -> None:
+        inbox = Inbox("orders", SCRIPT)
+        await broker.offer(inbox, Frame.of(SCRIPT), "1")
+        job = Job(inbox, f"{SCRIPT}{TURNED}".encode(), {"x": SCRIPT}, sequence=1, id="S.1")
+        await set_aside(broker, job, ValueError(f"{SCRIPT}{TURNED}"))
+
+    runtime.call_sync(queue)
+
+
+def page_of(name: str) -> str:
+    key = InboxEntry.of(Inbox("orders", name)).pk
+    return reverse("admin:wsgateway_inboxentry_websockets", args=[quote(key)])
+
+
+def pages() -> Iterator[str]:
+    yield from (f"{ROOT}{model}/" for model in MODELS)
+    yield from (f"{ROOT}{model}/orders/change/" for model in ("serviceentry", "streamentry"))
+    yield from (f"{ROOT}deadletterentry/{offset}/change/" for offset in (1, "٣", 9**19))
+    for name in NAMES:
+        page = page_of(name)
+        yield from (page, f"{page}?since=2020-01-01T00:00&until=2999-01-01T00:00")
+        yield from (f"{page}?since=0001-01-01T00:00", f"{page}?until=9999-12-31T23:59")
+        yield from (f"{page}?before=18446744073709551615", f"{page}?after=0&service=%00")
+        yield from (f"{page}{each}/?offset=1" for each in ("message", "delete", "purge"))
+        yield from (f"{page}disconnect/", f"{page.removesuffix('websockets/')}history/")
+
+
+USUAL: dict[str, Any] = {}
+UTC_ONLY = {"USE_TZ": False, "TIME_ZONE": "Asia/Tokyo"}
+GROUPED = {"LANGUAGE_CODE": "de", "USE_THOUSAND_SEPARATOR": True}
+
+
+@pytest.mark.parametrize("broker", ["memory", "nats"])
+@pytest.mark.parametrize("changed", [USUAL, UTC_ONLY, GROUPED], ids=["usual", "no-tz", "grouped"])
+def test_no_page_fails_or_shows_markup(
+    broker: str, changed: dict[str, Any], settings: Any, request: pytest.FixtureRequest
+) -> None:
+    """Without USE_TZ, ages compared an aware time with a naive one, and the pages failed."""
+    if broker == "nats":
+        request.getfixturevalue("nats_settings")
+    for name, value in changed.items():
+        setattr(settings, name, value)
+    root: Client = request.getfixturevalue("root")
+    request.getfixturevalue("queued")
+    for name in NAMES:
+        send("orders", name, text=SCRIPT)
+    for url in pages():
+        answer = root.get(url)
+        assert answer.status_code in (200, 302, 404), url
+        html = answer.content.decode()
+        assert SCRIPT not in html, url
+        assert "\u202e" not in html, url
+
+
+def test_times_are_the_sites_without_use_tz(root: Client, settings: Any) -> None:
+    """They were shown in UTC, while the filter by time took the site's."""
+    settings.USE_TZ, settings.TIME_ZONE = False, "Asia/Tokyo"
+    send("orders", "ann", text="hello")
+    html = root.get(page_of("ann")).content.decode()
+    shown = re.search(r'data-label="Stored">([^<]*)<', html)
+    assert shown is not None
+    stored = datetime.fromisoformat(shown[1])
+    assert abs((timezone.now() - stored).total_seconds()) < 60
+    for query, there in (({"until": shown[1]}, False), ({"since": shown[1]}, True)):
+        page = root.get(page_of("ann"), query).content.decode()
+        assert ("<code>hello</code>" in page) is there
+
+
+def test_log_takes_every_name(root: Client) -> None:
+    """PostgreSQL refuses null characters: the action was done, then the page failed."""
+    name = f"null\0{TURNED}"
+    send("orders", name, text="hello")
+    root.post(f"{page_of(name)}purge/?service=orders", {"confirmed": "yes"})
+    page = f"/admin/auth/user/{get_user_model()._default_manager.get().pk}/websockets/"
+    root.post(f"{page}purge/?service=nul%00l", {"confirmed": "yes"})
+    first, second = LogEntry.objects.order_by("id")
+    assert first.object_repr == "null\\u0000\\u202egnp.exe at orders"
+    assert "Purged the inbox of nul\\u0000l" in second.get_change_message()
