@@ -20,8 +20,8 @@ TOKEN = re.compile(
     re.VERBOSE,
 )
 FUNCTIONS = {
-    *("abs", "clamp_min", "ceil", "delta", "deriv", "histogram_quantile", "increase", "irate"),
-    *("max_over_time", "rate", "round", "scalar", "time", "vector"),
+    *("abs", "absent", "clamp_min", "ceil", "delta", "deriv", "histogram_quantile", "increase"),
+    *("irate", "max_over_time", "min_over_time", "rate", "round", "scalar", "time", "vector"),
 }
 AGGREGATES = {"avg", "count", "max", "min", "sum", "topk", "bottomk", "quantile"}
 BINARY = [

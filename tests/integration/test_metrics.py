@@ -365,6 +365,8 @@ async def test_queues_and_streams_are_measured_where_they_are(
     assert 0 <= samples.get("wsgateway_queue_age_seconds", service="orders") < 60
     stream = broker.subjects.queue("orders")
     assert samples.get("wsgateway_stream_messages", stream=stream) == 3
+    limit = samples.get("wsgateway_stream_limit_messages", stream=stream)
+    assert limit == 1_000_000
     assert samples.get("wsgateway_stream_healthy", stream=stream) == 1
 
 

@@ -293,7 +293,7 @@ CLUSTER = (
         "wsgateway_queue_in_flight",
         "gauge",
         ("service",),
-        "Those that a worker has taken",
+        "Those that a worker has taken, and has not finished, even if it died since",
     ),
     Spec(
         "wsgateway_queue_pulls",
@@ -320,6 +320,12 @@ CLUSTER = (
         "gauge",
         ("stream",),
         "Bytes that the stream may hold; 0 if there is no limit",
+    ),
+    Spec(
+        "wsgateway_stream_limit_messages",
+        "gauge",
+        ("stream",),
+        "Messages that the stream may hold; 0 if there is no limit",
     ),
     Spec(
         "wsgateway_stream_healthy",

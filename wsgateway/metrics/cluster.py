@@ -109,6 +109,7 @@ def _add_streams(found: Families, streams: list[Stream]) -> None:
         found.add("wsgateway_stream_messages", stream.messages, stream.name)
         found.add("wsgateway_stream_bytes", stream.bytes, stream.name)
         found.add("wsgateway_stream_limit_bytes", stream.max_bytes, stream.name)
+        found.add("wsgateway_stream_limit_messages", stream.max_messages, stream.name)
         found.add("wsgateway_stream_healthy", not stream.last_error, stream.name)
 
 
