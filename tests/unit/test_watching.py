@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import until
-from wsgateway import roll_call
+from wsgateway import roll_call, supervision
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.exceptions import BrokerUnavailable
@@ -151,6 +151,24 @@ async def test_nobody_is_asked_about_any_more_when_the_last_has_left(
     world.say(DISCONNECTED, ANN)
     await asyncio.sleep(0.1)
     assert len(world.asked) == asked
+
+
+async def test_who_is_not_watched_any_more_does_not_keep_others_from_their_answer(
+    world: World, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question about a batch failed if one of its users was removed before it was asked."""
+    socket, leaving = Socket(), Socket()
+    start = supervision.start
+
+    def leave_and_start(*args: Any, **options: Any) -> Any:
+        watching.remove(ANN, leaving)
+        return start(*args, **options)
+
+    monkeypatch.setattr(module, "start", leave_and_start)
+    watching.add(ANN, leaving)
+    watching.add(BOB, socket)
+    await until(lambda: socket.told == [("bob", False)])
+    assert world.asked == [[BOB]]
 
 
 async def test_a_gateway_that_vanishes_makes_everybody_doubtful(

@@ -228,8 +228,9 @@ class Watching:
     # -- answers -----------------------------------------------------------------------------
 
     async def _ask(self, inboxes: list[Inbox]) -> None:
-        questions = {inbox: self._users[inbox].asked for inbox in inboxes}
-        answers = await self._answers(inboxes)
+        users = self._users  # without those whom nobody watches since they were due
+        questions = {inbox: users[inbox].asked for inbox in inboxes if inbox in users}
+        answers = await self._answers([*questions])
         for inbox, number in questions.items():
             user = self._users.get(inbox)
             if user is not None and user.asked == number:
