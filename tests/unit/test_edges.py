@@ -54,6 +54,21 @@ def test_who_comes_while_it_is_found_out_is_not_offline() -> None:
     assert edges.online == {ANN}
 
 
+def test_who_comes_and_leaves_while_it_is_found_out_has_a_grace_period_again() -> None:
+    """The answer from before counted: the user went offline at once, or stayed online for good."""
+    for online in (False, True, None):
+        edges = Edges(10.0)
+        edges.came(ANN)
+        edges.left(ANN, 100.0)
+        assert edges.due(110.0) == [ANN]
+        assert not edges.came(ANN)  # the question is under way
+        edges.left(ANN, 110.05)
+        assert not edges.found(ANN, online, 110.1)
+        assert edges.due(120.0) == []
+        assert edges.due(120.05) == [ANN]
+        assert edges.found(ANN, False, 120.05)
+
+
 def test_the_grace_period_begins_when_the_client_was_told_to_come_back() -> None:
     edges = Edges(10.0)
     edges.came(ANN)

@@ -7,6 +7,7 @@ they offline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from wsgateway.protocol.subjects import Inbox
@@ -30,11 +31,12 @@ class Edges:
         self._grace = grace
         self.online: set[Inbox] = set()
         """Those who are online, as far as anybody was told."""
-        self._leaving: dict[Inbox, float] = {}  # of those, who may be offline, and when to ask
+        self.leaving: dict[Inbox, float] = {}
+        """Of those, who may be offline, and when to ask."""
 
     def came(self, inbox: Inbox) -> bool:
         """Note that a user has a socket; return whether it is the first."""
-        self._leaving.pop(inbox, None)
+        self.leaving.pop(inbox, None)
         if inbox in self.online:
             return False
         self.online.add(inbox)
@@ -50,28 +52,28 @@ class Edges:
         """
         if inbox in self.online:
             due = now + (back_in or 0.0) + self._grace
-            self._leaving[inbox] = max(due, self._leaving.get(inbox, 0.0))
+            self.leaving[inbox] = max(due, self.leaving.get(inbox, 0.0))
 
     def due(self, now: float) -> list[Inbox]:
         """Return those of whom it is to be found out now whether they are online."""
-        return [inbox for inbox, due in self._leaving.items() if due <= now]
+        return [inbox for inbox, due in self.leaving.items() if due <= now]
 
     def found(self, inbox: Inbox, online: bool | None, now: float) -> bool:
         """Note what was found out; return whether the user went offline.
 
-        One who has come in between is not offline, whatever was found out.
+        One who has come or left in between is not offline yet, whatever was found out.
 
         Args:
             inbox: Who.
             online: Whether they are; None: nobody knows.
             now: The clock's value.
         """
-        if inbox not in self._leaving:
+        if self.leaving.get(inbox, math.inf) > now:
             return False
         if online is None:
-            self._leaving[inbox] = now + RETRY
+            self.leaving[inbox] = now + RETRY
             return False
-        del self._leaving[inbox]
+        del self.leaving[inbox]
         if not online:
             self.online.discard(inbox)
         return not online
@@ -82,6 +84,6 @@ class Edges:
         Those who are missing may be offline; whether another gateway has them is asked later.
         """
         for inbox in self.online.difference(inboxes):
-            if inbox not in self._leaving:
+            if inbox not in self.leaving:
                 self.left(inbox, now)
         return [inbox for inbox in inboxes if inbox not in self.online]

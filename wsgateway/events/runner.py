@@ -194,10 +194,11 @@ class EventRunner:
 
     def _found(self, inbox: Inbox, online: bool | None) -> None:
         is_offline = self._edges.found(inbox, online, self._now())
-        if online is not None:
-            time = self._left_at.pop(inbox, None) or datetime.now(UTC)
-            if is_offline:
-                self._signalling.send(user_offline, inbox, time=time)
+        if inbox in self._edges.leaving:
+            return
+        time = self._left_at.pop(inbox, None) or datetime.now(UTC)
+        if is_offline:
+            self._signalling.send(user_offline, inbox, time=time)
 
     async def _ask(self, inboxes: list[Inbox]) -> Mapping[Inbox, bool | None]:
         try:
