@@ -41,6 +41,13 @@ def test_a_later_version_may_say_more() -> None:
     assert (event.event, event.code, event.user) == ("moved", None, "")
 
 
+@pytest.mark.parametrize("after", ["true", "-1", "3601", "1e300", "9" * 400, '"1"'])
+def test_a_delay_that_no_gateway_asks_for_says_nothing(after: str) -> None:
+    """A large one raised an OverflowError, or kept the user online for ever."""
+    event = parse_event(b'{"event":"disconnected","reconnect_after":%s}' % after.encode())
+    assert event.reconnect_after is None
+
+
 @pytest.mark.parametrize(
     "payload", [b"", b"null", b"[]", b"{}", b'{"event":""}', b'{"event":7}', b"\xff", b"[" * 9999]
 )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.strict_json import loads
+from wsgateway.protocol.v1 import MAX_AFTER
 
 __all__ = ["CONNECTED", "DISCONNECTED", "SocketEvent", "encode_event", "parse_event"]
 
@@ -66,7 +67,10 @@ def parse_event(payload: bytes) -> SocketEvent:
         raise MalformedMessage("the event is not a JSON object") from exc
     if not isinstance(fields, dict):
         raise MalformedMessage("the event is not a JSON object")
-    code, after = fields.get("code"), fields.get("reconnect_after")
+    code: Any = fields.get("code")
+    after: Any = fields.get("reconnect_after")
+    if type(after) not in (int, float) or not 0 <= after <= MAX_AFTER:
+        after = None
     return SocketEvent(
         event=_text(fields, "event", required=True),
         service=_text(fields, "service"),
@@ -77,7 +81,7 @@ def parse_event(payload: bytes) -> SocketEvent:
         time=_text(fields, "time"),
         protocol=_text(fields, "protocol"),
         code=code if type(code) is int else None,
-        reconnect_after=float(after) if isinstance(after, int | float) else None,
+        reconnect_after=after,
     )
 
 
