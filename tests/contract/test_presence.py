@@ -47,6 +47,7 @@ class Sockets:
     def __init__(self) -> None:
         self.codes: Codes = {}
         self.reasons: list[str] = []
+        self.frames: list[dict[str, Any]] = []
 
     async def open(
         self,
@@ -63,6 +64,8 @@ class Sockets:
             if event["type"] == "websocket.close":
                 codes.append(event["code"])
                 self.reasons.append(event["reason"])
+            elif event.get("text"):
+                self.frames.append(json.loads(event["text"]))
 
         identity = Identity(service, user, device)
         session = Session(hub, identity, Socket(Transport(send), kind), SCOPE)
@@ -467,6 +470,10 @@ async def test_gateway_that_ended_left_the_roster(hubs: list[Hub], sockets: Sock
         b'{"ask": "disconnect", "device": 1}',
         b'{"ask": "disconnect", "connection": {}}',
         b'{"ask": "disconnect", "reason": 5}',
+        b'{"ask": "disconnect", "reason": "\\ud800"}',
+        b'{"ask": "connections", "ask": "disconnect"}',
+        b'{"ask": "online", "service": "service1", "limit": NaN}',
+        b'{"ask": ' + b"[" * 900 + b"]" * 900 + b"}",
     ],
     ids=lambda junk: junk[:60].decode("latin-1"),
 )

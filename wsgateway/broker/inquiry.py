@@ -29,6 +29,7 @@ from wsgateway.exceptions import (
     in_one_line,
     reason_of,
 )
+from wsgateway.protocol.strict_json import loads
 
 __all__ = [
     "PATIENCE",
@@ -361,7 +362,7 @@ def _object(data: bytes) -> dict[str, Any]:
         MalformedMessage: It is something else.
     """
     try:
-        found = json.loads(data)
+        found = loads(data)
     except (ValueError, RecursionError) as exc:
         raise MalformedMessage("it is not JSON") from exc
     if not isinstance(found, dict):
