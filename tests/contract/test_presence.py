@@ -47,7 +47,7 @@ class Sockets:
     def __init__(self) -> None:
         self.codes: Codes = {}
         self.reasons: list[str] = []
-        self.frames: list[dict[str, Any]] = []
+        self.texts: list[str] = []
 
     async def open(
         self,
@@ -65,7 +65,7 @@ class Sockets:
                 codes.append(event["code"])
                 self.reasons.append(event["reason"])
             elif event.get("text"):
-                self.frames.append(json.loads(event["text"]))
+                self.texts.append(event["text"])
 
         identity = Identity(service, user, device)
         session = Session(hub, identity, Socket(Transport(send), kind), SCOPE)
@@ -577,3 +577,49 @@ async def test_impossible_arguments(hubs: list[Hub], call: Any) -> None:
 async def test_synchronous_call_would_block_a_loop() -> None:
     with pytest.raises(RuntimeError, match="would block the event loop"):
         presence.is_online(*ANN)
+
+
+# -- watching ------------------------------------------------------------------------------
+
+
+class Rights:
+    """What the project's function says, once it may."""
+
+    allowed = True
+    asked = 0
+    release = asyncio.Event()
+
+
+async def may_watch(identity: Identity, service: str, user: str) -> bool:
+    allowed = Rights.allowed
+    Rights.asked += 1
+    await Rights.release.wait()
+    return allowed
+
+
+@pytest.mark.parametrize("concerned", ["ann", "bob"])
+async def test_right_that_ends_while_it_is_looked_up_is_not_granted(
+    hubs: list[Hub],
+    sockets: Sockets,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    concerned: str,
+) -> None:
+    """Who was being asked about when a right ended got it until the next connection."""
+    settings.WSGATEWAY_MAY_WATCH = f"{__name__}.may_watch"
+    for name, value in (("asked", 0), ("allowed", True), ("release", asyncio.Event())):
+        monkeypatch.setattr(Rights, name, value)
+    session = await sockets.open(hubs[0], "ann")
+    await session.receive('{"type":"watch","id":"w","user":"bob"}')
+    await until(lambda: Rights.asked == 1, what="a question")
+    Rights.allowed = False
+    await presence.arecheck_watches("service1", "carol")  # whom this does not concern
+    await presence.arecheck_watches("service1", concerned)
+    await until(lambda: Rights.asked == 2, what="another question")
+    Rights.release.set()
+    await until(lambda: "w" in [json.loads(text).get("id") for text in sockets.texts])
+    [answer] = [frame for frame in map(json.loads, sockets.texts) if frame.get("id") == "w"]
+    assert (answer["type"], answer["code"]) == ("error", "forbidden")
+    assert hubs[0].watching.users == 0
+    assert not hubs[0].watching.asking
+    await session.stop()

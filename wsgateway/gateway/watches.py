@@ -44,11 +44,20 @@ class SocketWatches:
         """Ask whether the client may watch *inbox*; begin if so, and end the watch if not."""
         if inbox not in self._asking:
             self._asking[inbox] = start(self._begin(inbox), "wsgateway-watch")
+            self._watching.asking.add(self)
 
     def recheck(self, inbox: Inbox | None = None) -> None:
-        """Ask again about *inbox*; None: about everybody whom the client watches."""
-        for each in list(self._watched) if inbox is None else [inbox]:
-            self.begin(each)
+        """Ask again about *inbox*; None: about everybody whom the client watches or wants to."""
+        for each in self._watched | self._asking.keys():
+            if inbox in (None, each):
+                self._stop_asking(each)  # the answer may be from before the right ended
+                self.begin(each)
+
+    def _stop_asking(self, inbox: Inbox) -> None:
+        if task := self._asking.pop(inbox, None):
+            task.cancel()
+        if not self._asking:
+            self._watching.asking.discard(self)
 
     async def _begin(self, inbox: Inbox) -> None:
         error: Exception | None = None
@@ -57,7 +66,10 @@ class SocketWatches:
         except Exception as exc:
             logger.exception("WSGATEWAY_MAY_WATCH failed")
             error, allowed = exc, False
-        self._asking.pop(inbox, None)
+        if self._asking.get(inbox) is not asyncio.current_task():
+            return  # it was cancelled, whatever the project's function made of that
+        del self._asking[inbox]
+        self._stop_asking(inbox)
         if allowed:
             self._watched.add(inbox)
             self._watching.add(inbox, self)
@@ -75,8 +87,7 @@ class SocketWatches:
 
     def end(self, inbox: Inbox) -> None:
         """Watch *inbox* no longer. Idempotent."""
-        if task := self._asking.pop(inbox, None):
-            task.cancel()
+        self._stop_asking(inbox)
         self._watched.discard(inbox)
         self._news.pop(inbox, None)
         self._watching.remove(inbox, self)

@@ -84,6 +84,8 @@ class Watching:
         self._broker = broker
         self._users: dict[Inbox, _User] = {}
         self._owners: dict[Inbox, set[Watcher]] = {}  # sockets that watch somebody, by their user
+        self.asking: set[Watcher] = set()
+        """Sockets of which it is being found out whether they may watch somebody."""
         self._due: list[tuple[float, Inbox]] = []  # a heap; some are out of date
         self._news = asyncio.Event()  # something may be due earlier than `_run` knows
         self._tasks: list[asyncio.Task[None]] = []  # as long as anybody is watched
@@ -109,9 +111,9 @@ class Watching:
             return
         for watcher in list(self._owners.get(inbox, ())):
             watcher.recheck()
-        if inbox in self._users:
-            for watcher in list(self._users[inbox].watchers):
-                watcher.recheck(inbox)
+        watchers = self._users[inbox].watchers if inbox in self._users else set()
+        for watcher in watchers | self.asking:
+            watcher.recheck(inbox)
 
     def join(self, owner: Inbox, watcher: Watcher) -> None:
         """Note that a socket of *owner* may watch somebody."""
