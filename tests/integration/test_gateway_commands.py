@@ -224,6 +224,43 @@ async def test_drain_empties_one_gateway(site: Site, gateways: list[Gateway]) ->
         assert set(again.json) <= documented("gateway drain")
 
 
+async def test_drain_of_a_gateway_that_freezes_meanwhile(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said to be gone, with code 0, although it still held its sockets."""
+    [name] = [each.id for each in await presence.agateways()]
+    drain = presence.drain
+
+    def drain_and_freeze(gateway_id: str) -> bool:
+        found = drain(gateway_id)
+        gateway.send(signal.SIGSTOP)
+        return found
+
+    monkeypatch.setattr(presence, "drain", drain_and_freeze)
+    async with sockets(gateway.connect(*ANN)):
+        try:
+            done = await call("drain", name, "--no-input", "--timeout", "1")
+        finally:
+            gateway.send(signal.SIGCONT)
+    assert done.code == Exit.INCOMPLETE
+    assert "does not answer any more" in done.err
+
+
+@pytest.mark.parametrize("timeout", ["nan", "-1", "inf", "soon"])
+def test_drain_waits_for_a_number_of_seconds(timeout: str) -> None:
+    """With nan it waited without end, and -1 was a time-out at once."""
+    done = called("drain", "some-1-abcd", f"--timeout={timeout}")
+    assert "is not a number of seconds, 0 or more" in done.err
+
+
+@pytest.mark.parametrize("data", ["[" * 100_000, "[NaN]", '{"a": 1, "a": 2}'])
+def test_send_refuses_json_that_not_everybody_reads_alike(data: str) -> None:
+    """Deep JSON ended with a traceback of 1,000 lines; the others were sent as JSON."""
+    done = called("send", "orders", "ann", data, "--type", "json")
+    assert done.code == Exit.USAGE
+    assert "the message is not JSON" in done.err
+
+
 # -- inbox, purge ------------------------------------------------------------------------
 
 

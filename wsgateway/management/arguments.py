@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable
 
@@ -13,7 +15,15 @@ from wsgateway.management.base import Options
 from wsgateway.management.exits import Exit
 from wsgateway.protocol.subjects import Inbox
 
-__all__ = ["add_inbox", "count", "inbox_of", "page", "require_complete", "require_service"]
+__all__ = [
+    "add_inbox",
+    "count",
+    "inbox_of",
+    "page",
+    "require_complete",
+    "require_service",
+    "seconds",
+]
 
 MAX_PAGE = 1000
 
@@ -34,6 +44,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise ArgumentTypeError(f"{text[:40]!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """Take how long to wait."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= threading.TIMEOUT_MAX:
+        raise ArgumentTypeError(f"{text[:40]!r} is not a number of seconds, 0 or more")
+    return number
 
 
 def require_complete(silent: Iterable[str]) -> None:

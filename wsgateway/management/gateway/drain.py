@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 from django.core.management.base import CommandError
 
 from wsgateway import presence
+from wsgateway.management.arguments import seconds
 from wsgateway.management.base import Action, Options, add_no_input
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
@@ -34,7 +35,7 @@ class Drain(Action):
         parser.add_argument("gateway", metavar="GATEWAY", help="its id, as status shows it")
         parser.add_argument(
             "--timeout",
-            type=float,
+            type=seconds,
             default=60.0,
             metavar="SECONDS",
             help="how long to wait until it has no sockets; 0: do not wait; default: 60",
@@ -78,14 +79,22 @@ def _find(name: str) -> Gateway:
 
 
 def _wait(out: Output, before: Gateway, timeout: float) -> int | None:
-    """Wait until a gateway has no sockets; return how many it has, or None if it is gone."""
+    """Wait until a gateway has no sockets; return how many it has, or None if it is gone.
+
+    Raises:
+        CommandError: It does not answer any more.
+    """
     until = time.monotonic() + timeout
-    left: int | None = before.sockets
     with out.progress("sockets closed") as progress:
         while True:
-            known = {gateway.id: gateway.sockets for gateway in presence.gateways()}
-            left = known.get(before.id)
-            if not left or time.monotonic() >= until:
-                return left
-            progress(before.sockets - left, before.sockets)
+            found = presence.gateways()
+            is_over = time.monotonic() >= until
+            if before.id not in found.silent:
+                left = {gateway.id: gateway.sockets for gateway in found}.get(before.id)
+                if not left or is_over:
+                    return left
+                progress(before.sockets - left, before.sockets)
+            elif is_over:
+                text = f"gateway {before.id!r} does not answer any more; it may still have sockets"
+                raise CommandError(text, returncode=Exit.INCOMPLETE)
             time.sleep(LOOK_EACH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser
 from typing import Any
@@ -14,6 +13,7 @@ from wsgateway.management.base import Action, Options
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
 from wsgateway.management.sending import add_options, send_and_tell
+from wsgateway.protocol import strict_json
 
 __all__ = ["Send"]
 
@@ -50,8 +50,8 @@ def _message(data: bytes, kind: str) -> dict[str, Any]:
     try:
         text = data.decode()
         if kind == "json":
-            json.loads(text)
-    except ValueError as exc:
+            strict_json.loads(text)
+    except (ValueError, RecursionError) as exc:
         what = "JSON" if kind == "json" else "UTF-8; use --type binary"
         raise CommandError(f"the message is not {what} ({exc})", returncode=Exit.USAGE) from exc
     return {"text": text}
