@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+from typing import Any
+
 import msgpack
 import pytest
 
-from wsgateway.admin.payloads import PREVIEW, Shown, shown
+from wsgateway.admin.payloads import PREVIEW, WHOLE, Shown, shown
 from wsgateway.broker.messages import Stored
 from wsgateway.readable import visible
 
@@ -82,6 +86,24 @@ def test_event_that_cannot_be_read_is_dumped(payload: bytes) -> None:
 def test_only_the_beginning_of_what_is_long(payload: bytes) -> None:
     found = read(payload)
     assert (len(found.text), found.cut, found.size) == (PREVIEW, True, len(payload))
+
+
+@pytest.mark.parametrize("kind", ["text", "event"])
+def test_deep_json_takes_little_memory(kind: str) -> None:
+    """Its indentation took 150 MB, of which 256 kB are shown."""
+    deep: Any = [1] * 250_000
+    for _ in range(300):
+        deep = [deep]
+    text, event = json.dumps(deep).encode(), msgpack.packb({"type": "x", "a": deep})
+    payload = text if kind == "text" else event
+    tracemalloc.start()
+    try:
+        found = read(payload, kind, WHOLE)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(found.text), found.cut) == (WHOLE, True)
+    assert peak < 30_000_000
 
 
 def test_time_is_known() -> None:

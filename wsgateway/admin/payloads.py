@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import msgpack
 from django.utils.dateparse import parse_datetime
@@ -90,7 +91,7 @@ def _read(message: Stored, limit: int) -> tuple[str, str]:
     if not frame.text:
         return "binary", _dump(message.payload, limit)
     text = frame.payload.decode()
-    pretty = _pretty(text) if len(text) < limit * TOO_LONG else None
+    pretty = _pretty(text, limit) if len(text) < limit * TOO_LONG else None
     return ("text", text) if pretty is None else ("JSON", pretty)
 
 
@@ -98,12 +99,12 @@ def _event(message: Stored, limit: int) -> tuple[str, str]:
     """Read an event of the channel layer, unless the layer encrypts or has its own serializer."""
     try:
         event = durable.event_of(message, msgpack.unpackb, EVENT_LIMIT)
-        return "event", json.dumps(event, indent=2, ensure_ascii=False, default=repr)
+        return "event", _indented(event, limit)
     except Exception:  # anybody may have published it
         return "event", _dump(message.payload, limit)
 
 
-def _pretty(text: str) -> str | None:
+def _pretty(text: str, limit: int) -> str | None:
     """Return JSON with indentation; None if *text* is something else, or would not stay the same.
 
     What other parsers may read otherwise is shown as it is: a name given twice, ``1.10``.
@@ -114,9 +115,24 @@ def _pretty(text: str) -> str | None:
         value = json.loads(
             text, parse_float=_same, parse_constant=refuse_constant, object_pairs_hook=unique
         )
-        return json.dumps(value, indent=2, ensure_ascii=False)
+        return _indented(value, limit)
     except (ValueError, RecursionError):
         return None
+
+
+def _indented(value: Any, limit: int) -> str:
+    """Return JSON with indentation, or only a little more than *limit* characters of it.
+
+    The indentation of deep JSON can be a thousand times as long as the message.
+    """
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=repr)
+    parts, size = [], 0
+    for part in encoder.iterencode(value):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            break
+    return "".join(parts)
 
 
 def _same(digits: str) -> float:
