@@ -3,6 +3,8 @@
 All offsets are stream sequences: they rise within an inbox, but have holes. All methods that
 wait have a deadline of ``WSGATEWAY_BROKER_TIMEOUT`` seconds and may be cancelled at any point;
 those that store something try again for ``WSGATEWAY_PUBLISH_TIMEOUT`` seconds while connected.
+
+The module is long because it is one interface, and most of it says what each method promises.
 """
 
 from __future__ import annotations

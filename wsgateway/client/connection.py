@@ -1,4 +1,7 @@
-"""The client as applications use it; each other module of this folder does a part of its work."""
+"""The client as applications use it; each other module of this folder does a part of its work.
+
+The module is long because it is one public class, with what each method promises.
+"""
 
 from __future__ import annotations
 

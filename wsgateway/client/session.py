@@ -2,6 +2,8 @@
 
 `ClientSession` decides, `Transport` does the I/O, and `Client` talks to the application. The
 scenarios in ``tests/vectors/client.json`` hold for it and for ``wsgateway.js``.
+
+The module is long because it is one state machine: each frame may concern all of its state.
 """
 
 from __future__ import annotations

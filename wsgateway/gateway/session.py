@@ -1,6 +1,7 @@
 """One socket's session: what its client sends, and what it is sent.
 
-`Session` joins socket, endpoint, broker and subscriptions; nothing else does.
+`Session` joins socket, endpoint, broker and subscriptions; nothing else does. The module is long
+because of that: what could decide by itself is in `protocol`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 nats-py's own reconnect gives up, has no jitter, and buffers silently. Here one task owns the
 connection: it connects, restores every subscription, and only then announces ``OPEN``. All others
 publish, or get `BrokerUnavailable` at once.
+
+The module is long because the state of a connection has one owner; requests, propagation and the
+handshake are elsewhere.
 """
 
 from __future__ import annotations
