@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,26 @@ def test_member_that_does_not_answer_is_silent(monkeypatch: pytest.MonkeyPatch) 
         frozen.bind(str(path))
         frozen.listen()
         assert member.ask_others() == ({}, 1)
+    member.close()
+
+
+def test_member_that_is_killed_while_it_is_asked_is_gone() -> None:
+    """It counted as silent, as if it stood still, if it died before it accepted the connection."""
+    member = Member("site:1", lambda: b"here")
+    member.open()
+    path = private_folder("site:1") / "7-abcd.sock"
+    dying = socket.socket(socket.AF_UNIX)
+    dying.bind(str(path))
+    dying.listen()
+
+    def die() -> None:
+        select.select([dying], [], [], 5.0)  # a connection waits to be accepted
+        dying.close()
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    assert member.ask_others() == ({}, 0)
+    thread.join()
     member.close()
 
 

@@ -202,7 +202,7 @@ def _ask(path: Path) -> bytes | None:
     except ConnectionRefusedError:  # nobody listens: it was killed
         path.unlink(missing_ok=True)
         return b""
-    except FileNotFoundError:  # it has just ended
+    except (FileNotFoundError, ConnectionResetError):  # it has just ended, or been killed
         return b""
     except OSError as exc:
         logger.debug("no metrics from %s: %s", path, reason_of(exc))
