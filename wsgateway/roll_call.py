@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable
 
 from wsgateway.broker.base import Broker
+from wsgateway.broker.inquiry import ask_members
 from wsgateway.exceptions import BrokerClosed, BrokerError, reason_of
-from wsgateway.presence.overview import find_gateways
+from wsgateway.presence.users import GATEWAY
 
 __all__ = ["INTERVAL", "RollCall"]
 
@@ -44,13 +45,13 @@ class RollCall:
         """Ask until cancelled."""
         while True:
             try:
-                found = await find_gateways(self._broker)
+                found = await ask_members(self._broker, GATEWAY, {"ask": "ping"})
             except BrokerClosed:
                 return
             except BrokerError as exc:
                 logger.debug("cannot ask which gateways are there: %s", reason_of(exc))
             else:
-                self._heard({each.id for each in found}, set(found.silent))
+                self._heard(set(found.by_id), set(found.silent))
             await asyncio.sleep(INTERVAL)
 
     def _heard(self, there: set[str], silent: set[str]) -> None:

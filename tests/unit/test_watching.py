@@ -11,6 +11,7 @@ import pytest
 from tests.support import until
 from wsgateway import roll_call, supervision
 from wsgateway.broker.bus import Closable
+from wsgateway.broker.inquiry import Answers, Fields
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway import watching as module
@@ -35,17 +36,6 @@ class Socket:
         pass
 
 
-class Gateways(list[Any]):
-    """What the roll call finds."""
-
-    silent: tuple[str, ...] = ()
-
-
-class Gateway:
-    def __init__(self, id: str) -> None:
-        self.id = id
-
-
 class World:
     """Who is online, and what is asked."""
 
@@ -53,7 +43,8 @@ class World:
         self.broker = broker
         self.online: dict[Inbox, bool | None] = {}
         self.asked: list[list[Inbox]] = []
-        self.gateways = Gateways([Gateway("g1"), Gateway("g2")])
+        self.gateways = ["g1", "g2"]
+        self.silent: tuple[str, ...] = ()
         self.fails = False
         self.pause: asyncio.Event | None = None
 
@@ -66,8 +57,9 @@ class World:
             raise BrokerUnavailable("away")
         return answer
 
-    async def find_gateways(self, broker: Any) -> Gateways:
-        return self.gateways
+    async def ask_members(self, broker: Any, kind: str, request: Fields) -> Answers:
+        assert (kind, request) == ("gateway", {"ask": "ping"}), "what costs a gateway nothing"
+        return Answers({id: {"gateway": id} for id in self.gateways}, self.silent)
 
     def say(self, kind: str, inbox: Inbox) -> None:
         event = SocketEvent(kind, *inbox, "default", "c", "g1", "")
@@ -80,7 +72,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     await broker.open()
     made = World(broker)
     monkeypatch.setattr(module, "find_online", made.find_online)
-    monkeypatch.setattr(roll_call, "find_gateways", made.find_gateways)
+    monkeypatch.setattr(roll_call, "ask_members", made.ask_members)
     monkeypatch.setattr(roll_call, "INTERVAL", 0.01)
     monkeypatch.setattr(module, "SETTLE", 0.05)
     monkeypatch.setattr(module, "SWEEP", 3600.0)
@@ -211,7 +203,7 @@ async def test_silence_is_unknown_until_it_is_over(world: World, watching: Watch
     await until(lambda: socket.told == [("ann", True)])
     await asyncio.sleep(0.05)
     world.online[ANN] = None
-    world.gateways.silent = ("g2",)
+    world.silent = ("g2",)
     await until(lambda: socket.told[-1] == ("ann", None))
     world.online[ANN] = True  # it is asked again and again
     await until(lambda: socket.told[-1] == ("ann", True))
