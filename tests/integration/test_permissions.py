@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.contrib.admin.utils import quote
@@ -38,6 +39,7 @@ from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerForbidden
+from wsgateway.gateway.watching import Watching
 from wsgateway.models import InboxEntry
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
@@ -385,10 +387,14 @@ async def test_what_is_optional_keeps_nobody_from_working(
         at = dt.datetime.now(dt.UTC)
         broker.show(Shown("wsgateway", "g-1", "0.1.0", "A gateway.", at, {}, list))
         Responder(broker, {"info": lambda request: ()}).listen(broker.subjects.conn(ANN))
+        watching = Watching(broker)
+        watching.add(ANN, Mock())
         await broker.connection.confirm()
         await broker.connection.confirm()
+        watching.close()
         said = " ".join(r.getMessage() for r in caplog.records)
         assert "ws.conn.orders.ann" in said
+        assert "ws.event.orders.ann" in said
         assert "$SRV.*" in said
         broker.connection.subscribe("ws.recv.room", lambda *_: None)
         with pytest.raises(BrokerForbidden, match=r"ws\.recv\.room"):

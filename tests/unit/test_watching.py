@@ -106,9 +106,9 @@ async def test_all_who_watch_a_user_share_a_subscription_and_a_question(
     subscribed: list[str] = []
     subscribe = world.broker.bus.subscribe
 
-    def count(subject: str, handler: Any, queue: str = "") -> Closable:
+    def count(subject: str, handler: Any, **options: Any) -> Closable:
         subscribed.append(subject)
-        return subscribe(subject, handler, queue)
+        return subscribe(subject, handler, **options)
 
     monkeypatch.setattr(world.broker.bus, "subscribe", count)
     sockets = [Socket() for _ in range(50)]

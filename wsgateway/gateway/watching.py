@@ -131,8 +131,8 @@ class Watching:
         user = self._users.get(inbox)
         if user is None:
             subject = self._broker.subjects.event(inbox)
-            handler = self._handler(inbox)
-            user = self._users[inbox] = _User(self._broker.bus.subscribe(subject, handler))
+            subscription = self._broker.bus.subscribe(subject, self._handler(inbox), optional=True)
+            user = self._users[inbox] = _User(subscription)
             counters.gateway.watched += 1
             self._start()
             self._ask_in(0.0, inbox, user)
