@@ -94,17 +94,18 @@ class ClientWatches:
         if id is None:
             self._count += 1
             id = f"watch-{self._count}"
-            self._watches.append(_Watch(id, self._shortest(service), user))
+            self._watches.append(_Watch(id, None if service == self._own else service, user))
             self._ask()
         return id
 
-    def _shortest(self, service: str | None) -> str | None:
-        return None if service == self._own else service
-
     def id_of(self, service: str | None, user: str) -> str | None:
         """Return the id of a watch; None if there is none."""
-        wanted = self._shortest(service), user
-        return next((w.id for w in self._watches if (w.service, w.user) == wanted), None)
+        found = (w.id for w in self._watches if w.user == user and self._same(w.service, service))
+        return next(found, None)
+
+    def _same(self, one: str | None, other: str | None) -> bool:
+        """Say whether two name the same service; None is the client's own, perhaps unknown yet."""
+        return one == other or {one, other} == {None, self._own}
 
     def known(self, id: str) -> tuple[bool, bool | None]:
         """Return whether a watch was answered, and the last state."""

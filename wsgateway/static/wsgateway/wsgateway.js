@@ -268,14 +268,16 @@ class Watches {
   #watches = new Map(); // id -> {service, user, online, told, sent}; service null: the client's own
   #count = 0;
 
-  /** Return the id of a watch; undefined if there is none. */
-  find(service, user) {
-    for (const [id, watch] of this.#watches) if (watch.service === service && watch.user === user) return id;
+  /** Return the id of a watch; undefined if there is none. *own*: the client's service, null before it is known. */
+  find(service, user, own) {
+    for (const [id, watch] of this.#watches) {
+      if (watch.user === user && (watch.service ?? own) === (service ?? own)) return id;
+    }
     return undefined;
   }
 
-  add(service, user) {
-    const known = this.find(service, user);
+  add(service, user, own) {
+    const known = this.find(service, user, own);
     if (known) return known;
     const id = `watch-${(this.#count += 1)}`;
     this.#watches.set(id, { service, user, online: null, told: false, sent: false });
@@ -1199,7 +1201,7 @@ export class WsGateway {
     if (this.#state === "closed") {
       return Promise.reject(new GatewayError("closed", "the client is closed", true));
     }
-    const id = this.#watches.add(this.#foreign(service), user);
+    const id = this.#watches.add(this.#foreign(service), user, this.#own);
     const { told, online } = this.#watches.get(id);
     if (told) return Promise.resolve(online);
     const result = this.#watching.join(id, {});
@@ -1209,7 +1211,7 @@ export class WsGateway {
 
   /** Do not watch a user any more. Idempotent. */
   unwatch(user, { service } = {}) {
-    const id = this.#watches.find(this.#foreign(service), user);
+    const id = this.#watches.find(this.#foreign(service), user, this.#own);
     if (!id) return;
     const watch = this.#watches.get(id);
     this.#watches.remove(id);
@@ -1219,7 +1221,11 @@ export class WsGateway {
 
   /** Return *service*; null if it is the client's own. */
   #foreign(service) {
-    return service === undefined || service === this.#welcome?.service ? null : service;
+    return service === undefined || service === this.#own ? null : service;
+  }
+
+  get #own() {
+    return this.#welcome?.service ?? null;
   }
 
   #newId() {
