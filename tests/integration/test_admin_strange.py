@@ -8,18 +8,22 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from django.contrib import admin
+from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.utils import quote
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 from django.test import Client
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils import timezone
 
 from wsgateway import send
+from wsgateway.admin import GatewayAdmin, OverviewAdmin, ServiceAdmin
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.work import Job
-from wsgateway.models import InboxEntry
+from wsgateway.models import GatewayEntry, InboxEntry, Overview, ServiceEntry
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.deadletters import set_aside
@@ -58,6 +62,14 @@ def queued() -> None:
         await set_aside(broker, job, ValueError(f"{SCRIPT}{TURNED}"))
 
     runtime.call_sync(queue)
+
+
+# What another site of the admin shows, which has not all pages
+ops = AdminSite(name="ops")
+ops.register(Overview, OverviewAdmin)
+ops.register(ServiceEntry, ServiceAdmin)
+ops.register(GatewayEntry, GatewayAdmin)
+urlpatterns = [path("admin/", admin.site.urls), path("ops/", ops.urls)]
 
 
 def page_of(name: str) -> str:
@@ -129,3 +141,42 @@ def test_log_takes_every_name(root: Client) -> None:
     first, second = LogEntry.objects.order_by("id")
     assert first.object_repr == "null\\u0000\\u202egnp.exe at orders"
     assert "Purged the inbox of nul\\u0000l" in second.get_change_message()
+
+
+@pytest.mark.parametrize(
+    "page", ["overview/", "serviceentry/", "serviceentry/orders/change/", "gatewayentry/"]
+)
+def test_pages_that_are_linked_need_not_be_registered(
+    page: str, settings: Any, queued: None, root: Client
+) -> None:
+    """A dead letter, or a user who is online, made the page fail."""
+    settings.ROOT_URLCONF = __name__
+    answer = root.get(f"/ops/wsgateway/{page}")
+    assert answer.status_code == 200
+    assert "/deadletterentry/" not in answer.content.decode()
+
+
+def test_drain_page_stays_on_its_site(settings: Any, root: Client) -> None:
+    """It led to Django's default site."""
+    settings.ROOT_URLCONF = __name__
+    html = root.get("/ops/wsgateway/gatewayentry/some-1-abcd/drain/").content.decode()
+    assert "/ops/wsgateway/gatewayentry/some-1-abcd/change/" in html
+    assert "/admin/" not in html.replace("/static/admin/", "")
+
+
+def test_drain_wants_the_permission_to_look(client: Client) -> None:
+    """Like every other action."""
+    user = get_user_model()._default_manager.create_user("staff", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="drain_gateway"))
+    client.force_login(user)
+    url = f"{ROOT}gatewayentry/some-1-abcd/drain/"
+    assert client.get(url).status_code == 403
+    assert client.post(url, {"confirmed": "yes"}).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["nul%00l", "x" * 300, "a.b", "*"])
+def test_gateway_that_cannot_be_is_not_in_the_log(name: str, root: Client) -> None:
+    """The log had that draining it was tried; with a null character, PostgreSQL refused that."""
+    url = f"{ROOT}gatewayentry/{name}/drain/"
+    assert root.post(url, {"confirmed": "yes"}).status_code == 404
+    assert not LogEntry.objects.exists()

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 else:
     Base = admin.ModelAdmin
 
-__all__ = ["REFRESH", "PageAdmin", "carry_out", "confirm", "is_confirmed", "log", "render"]
+__all__ = [
+    "REFRESH",
+    "PageAdmin",
+    "carry_out",
+    "confirm",
+    "is_confirmed",
+    "log",
+    "may_see",
+    "render",
+]
 
 T = TypeVar("T")
 
@@ -107,6 +116,11 @@ def confirm(
 def is_confirmed(request: HttpRequest) -> bool:
     """Say whether the operator has answered `confirm` with yes."""
     return request.method == "POST" and "confirmed" in request.POST
+
+
+def may_see(site: admin.AdminSite, request: HttpRequest, model: type[Model]) -> bool:
+    """Say whether *site* has pages of *model*, and the user may see them."""
+    return site.is_registered(model) and site.get_model_admin(model).has_view_permission(request)
 
 
 def carry_out(request: HttpRequest, action: Action[T]) -> T | None:

@@ -10,7 +10,15 @@ from django.core.exceptions import BadRequest, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from wsgateway.admin.base import PageAdmin, carry_out, confirm, is_confirmed, log, render
+from wsgateway.admin.base import (
+    PageAdmin,
+    carry_out,
+    confirm,
+    is_confirmed,
+    log,
+    may_see,
+    render,
+)
 from wsgateway.admin.lookups import ask
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
@@ -63,16 +71,13 @@ async def oldest(
     return found, False
 
 
-def letter_rights(request: HttpRequest) -> dict[str, bool]:
-    """Return what the user may do with dead letters, for templates."""
-    may = {
-        action: request.user.has_perm(f"wsgateway.{action}_deadletterentry")
-        for action in ("view", "change", "delete")
-    }
+def letter_rights(site: admin.AdminSite, request: HttpRequest) -> dict[str, bool]:
+    """Return what the user may do with dead letters on *site*, for templates."""
+    sees = may_see(site, request, DeadLetterEntry)
     return {
-        "may_see_letters": may["view"] or may["change"],
-        "may_retry": may["change"],
-        "may_purge": may["delete"],
+        "may_see_letters": sees,
+        "may_retry": sees and request.user.has_perm("wsgateway.change_deadletterentry"),
+        "may_purge": sees and request.user.has_perm("wsgateway.delete_deadletterentry"),
     }
 
 
@@ -128,7 +133,7 @@ class DeadLetterAdmin(PageAdmin):
                 "more": more,
                 "service": service,
                 "after": after,
-                **letter_rights(request),
+                **letter_rights(self.admin_site, request),
             },
             problems=answers.problems,
         )
@@ -213,7 +218,7 @@ class DeadLetterAdmin(PageAdmin):
                 "letter": letter,
                 "offset": offset,
                 "payload": letter.payload.decode("utf-8", "backslashreplace") if letter else "",
-                **letter_rights(request),
+                **letter_rights(self.admin_site, request),
             },
             problems=answers.problems,
         )

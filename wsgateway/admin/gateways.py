@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import URLPattern, path, reverse
 
@@ -22,7 +22,9 @@ from wsgateway.admin.base import (
 )
 from wsgateway.admin.lookups import ask
 from wsgateway.admin.questions import gateways
+from wsgateway.exceptions import NameRefused
 from wsgateway.models import GatewayEntry
+from wsgateway.protocol.subjects import encode_token
 
 if TYPE_CHECKING:
     from wsgateway.presence import Gateway, Gateways
@@ -45,6 +47,14 @@ def totals(found: Gateways) -> dict[str, float]:
         "memory": sum(each.memory for each in found),
         **{name: sum(each.rates.get(name, 0.0) for each in found) for name in names},
     }
+
+
+def _is_id(name: str) -> bool:
+    """Say whether a gateway can have this id, which is a subject token as it is."""
+    try:
+        return encode_token(name) == name
+    except NameRefused:
+        return False
 
 
 @admin.register(GatewayEntry)
@@ -105,14 +115,16 @@ class GatewayAdmin(PageAdmin):
 
     def drain_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask, then drain the gateway."""
+        self.require_view(request)
         self.require(request, "drain_gateway")
         name = unquote(object_id)
+        if not _is_id(name):
+            raise Http404
         back = reverse(CHANGELIST, current_app=self.admin_site.name)
         if not is_confirmed(request):
-            url = reverse("admin:wsgateway_gatewayentry_change", args=[quote(name)])
-            return confirm(
-                self, request, "Drain", DRAIN.format(name), parents=[(name, url)], back=back
-            )
+            view, site = "admin:wsgateway_gatewayentry_change", self.admin_site.name
+            parents = [(name, reverse(view, args=[quote(name)], current_app=site))]
+            return confirm(self, request, "Drain", DRAIN.format(name), parents=parents, back=back)
         drained = carry_out(request, lambda broker: presence.adrain(name))
         if drained:
             log(request, [GatewayEntry(name)], "Drained.")

@@ -27,6 +27,7 @@ from wsgateway.admin.base import (
     confirm,
     is_confirmed,
     log,
+    may_see,
     render,
 )
 from wsgateway.admin.forms import SendForm, TimesForm
@@ -364,8 +365,7 @@ class InboxPages:
         )
 
     def _may_see_gateways(self, request: HttpRequest) -> bool:
-        is_there = self._owner.admin_site.is_registered(GatewayEntry)
-        return is_there and request.user.has_perm("wsgateway.view_gatewayentry")
+        return may_see(self._owner.admin_site, request, GatewayEntry)
 
     def _history(self, target: Target) -> str:
         opts, site = self._owner.opts, self._owner.admin_site

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from wsgateway import alerts
-from wsgateway.admin.base import REFRESH, PageAdmin, render
+from wsgateway.admin.base import REFRESH, PageAdmin, may_see, render
 from wsgateway.admin.dead_letters import letter_rights
 from wsgateway.admin.lookups import Answers, ask
 from wsgateway.admin.questions import counts, gateways, queues, streams, workers
@@ -24,7 +24,7 @@ from wsgateway.admin.services import service_rows
 from wsgateway.admin.targets import VIEW
 from wsgateway.admin.users import GatewayUserMixin, OnlineFilter
 from wsgateway.alerts import Alert
-from wsgateway.models import Overview
+from wsgateway.models import Overview, ServiceEntry
 
 __all__ = ["OverviewAdmin"]
 
@@ -42,12 +42,6 @@ def outbox_alerts(answers: Answers) -> Iterator[Alert]:
         answers.add_problem(f"outbox: {exc}")
     else:
         yield from alerts.of_outbox(failed, oldest.created_at if oldest else None, timezone.now())
-
-
-def may_see(request: HttpRequest, page: str) -> bool:
-    """Say whether the user may see the pages of a model, named with its app."""
-    app, model = page.split(".")
-    return any(request.user.has_perm(f"{app}.{action}_{model}") for action in ("view", "change"))
 
 
 def online_users_url(site: admin.AdminSite, request: HttpRequest) -> str:
@@ -97,8 +91,8 @@ class OverviewAdmin(PageAdmin):
             "waiting": None if queued is None else sum(queue.waiting for queue in queued),
             "dead": None if queued is None else sum(queue.dead for queue in queued),
             "users_url": online_users_url(self.admin_site, request),
-            "may_see_services": may_see(request, "wsgateway.serviceentry"),
-            **letter_rights(request),
+            "may_see_services": may_see(self.admin_site, request, ServiceEntry),
+            **letter_rights(self.admin_site, request),
         }
         return render(
             self,
@@ -112,7 +106,7 @@ class OverviewAdmin(PageAdmin):
 
     def _url(self, request: HttpRequest, alert: Alert) -> str:
         """Return where an alert leads; empty if the user may not see that page."""
-        if not may_see(request, alert.page):
+        if not may_see(self.admin_site, request, apps.get_model(alert.page)):
             return ""
         site, base = self.admin_site.name, f"admin:{alert.page.replace('.', '_')}"
         if alert.page == "wsgateway.deadletterentry":

@@ -138,7 +138,8 @@ class ServiceAdmin(PageAdmin):
             "rows": _rows(answers),
             "workers": None if found is None else worker_rows(found),
             "silent": () if found is None else found.silent,
-            **letter_rights(request),
+            "may_see_users": request.user.has_perm(VIEW),
+            **letter_rights(self.admin_site, request),
         }
         return render(
             self,
@@ -156,7 +157,7 @@ class ServiceAdmin(PageAdmin):
         """Show one service: its workers, what they handle, who is online, its dead letters."""
         self.require_view(request)
         name = unquote(object_id)
-        rights = letter_rights(request)
+        rights = letter_rights(self.admin_site, request)
         may_see_users = request.user.has_perm(VIEW)
         questions: dict[str, Question] = {"queues": queues, "counts": counts, "workers": workers}
         if may_see_users:
@@ -171,6 +172,7 @@ class ServiceAdmin(PageAdmin):
             "row": next((row for row in _rows(answers) if row.name == name), None),
             "may_see_users": may_see_users,
             "online": online,
+            "may_see_inboxes": self.admin_site.is_registered(InboxEntry),
             "users": [
                 (user, sockets, InboxEntry.of(Inbox(name, user)).pk)
                 for user, sockets in (online.users if online else {}).items()
