@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +97,22 @@ def test_new_code_handles_what_comes_after_the_change(
         process.send(signal.SIGTERM)
         process.wait(20)
         assert "Traceback" not in process.output
+
+
+def test_port_that_is_taken_ends_the_command_in_one_line(
+    tmp_path: Path, nats_server: EmbeddedServer
+) -> None:
+    """It printed a traceback and went on, without doing anything, until code changed."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        env = site_env(
+            DEBUG="1",
+            SECRET_KEY="tests",
+            NATS_BROKER_URL=nats_server.url,
+            DATABASE_URL=f"sqlite:///{tmp_path / 'db.sqlite3'}",
+        )
+        command = [sys.executable, str(ROOT / "manage.py"), "runservice", "--metrics-port"]
+        command.append(str(taken.getsockname()[1]))
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "CommandError: cannot serve metrics at port" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -410,6 +410,8 @@ async def test_tail_as_json_ends_after_a_number_of_messages(site: Site, broker: 
     assert done.code == 0
     messages = [json.loads(line) for line in done.lines]
     assert [(each["offset"], each["text"]) for each in messages] == [(2, "b"), (3, "c")]
+    none = await run(site, "tail", "orders", "ann", "--count", "0", "--json")
+    assert (none.code, none.lines) == (0, [])
     bad = await call("tail", "orders", "ann", "--after", "99")
     assert (bad.code, bad.out) == (Exit.UNKNOWN, "")
     assert "offset 99 is not stored yet; the newest of all inboxes is 3" in bad.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ from django.utils import autoreload
 
 from wsgateway.conf import settings
 from wsgateway.management.base import Options
+from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
-from wsgateway.metrics.server import metrics_served
+from wsgateway.metrics.server import MetricsPortRefused, metrics_served
 from wsgateway.services.process import Runs, run_beside_reloader, run_until_signal
 
 __all__ = ["run_long"]
@@ -31,7 +33,15 @@ def run_long(runner: Runs, out: Output, options: Options, *, asks_broker: bool =
         with metrics_served(options, out, asks_broker=asks_broker):
             work(runner, *args)
 
+    def run_reloaded() -> None:
+        try:
+            run(run_beside_reloader)
+        except MetricsPortRefused as exc:
+            # No change of the code mends it, and in this thread SystemExit ends nothing
+            out.note(f"CommandError: {exc}")
+            os._exit(Exit.FAILED)
+
     if settings.debug and not options["noreload"]:
-        autoreload.run_with_reloader(run, run_beside_reloader)
+        autoreload.run_with_reloader(run_reloaded)
     else:
         run(run_until_signal, out.tell)

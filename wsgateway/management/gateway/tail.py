@@ -79,6 +79,8 @@ async def _follow(connection: Connection, out: Output, options: Options) -> None
     await broker.wait_ready()
     await require_service(broker, inbox.service)
     after = await _begin(broker, inbox, options)
+    if left == 0:
+        return
     lost, back = "the connection to the broker is lost; waiting for it", "the broker is ready again"
     with (
         closing(broker.on_lost(partial(out.note, lost))),
