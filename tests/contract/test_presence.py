@@ -536,6 +536,12 @@ async def test_junk_in_the_roster_and_in_answers_is_skipped(
         "empty": b"{}",
         "wrong": b'{"sockets": {"s": -1}, "users": 7, "connections": [7, {}], "rates": 1}',
         "error": b'{"error": "no"}',
+        "large": json.dumps(
+            {
+                **{"version": "1", "host": "h", "started": "2026-01-01T00:00:00Z", "services": {}},
+                **{"pid": 1, "sockets": 0, "memory": 0, "rates": {"connects": 10**400}},
+            }
+        ).encode(),
     }
 
     def answer(data: bytes) -> Callable[..., None]:

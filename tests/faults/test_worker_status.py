@@ -144,6 +144,12 @@ async def test_nats_command_line_shows_workers(
 STRANGE = {"version": "2", "host": "h", "pid": 1, "started": "2026-01-01T00:00:00Z", "busy": 0}
 
 
+LARGE = {
+    **dict.fromkeys(("concurrency", "in_hand", "handled", "retried", "rejected", "failed"), 3),
+    "rates": {"handled": 10**400},
+}
+
+
 async def test_answer_of_a_newer_version_is_understood(broker: NatsBroker) -> None:
     """While workers are replaced, one that says more than this version knows is not silent."""
     work = dict.fromkeys(("concurrency", "in_hand", "handled", "retried", "rejected", "failed"), 3)
@@ -190,6 +196,7 @@ def answering(broker: NatsBroker, answer: bytes) -> Iterator[None]:
         b"\xff",
         json.dumps({**STRANGE, "services": [], "running": []}).encode(),
         json.dumps({**STRANGE, "services": {"x": {"rates": 1}}, "running": []}).encode(),
+        json.dumps({**STRANGE, "services": {"x": LARGE}, "running": []}).encode(),
         json.dumps({**STRANGE, "services": {}, "running": [1]}).encode(),
         json.dumps({**STRANGE, "services": {}, "running": [], "pid": "x"}).encode(),
         json.dumps({**STRANGE, "services": {}, "running": [], "started": "now"}).encode(),

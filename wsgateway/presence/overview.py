@@ -138,7 +138,7 @@ async def find_gateways(broker: Broker) -> Gateways:
     for id, answer in answers.by_id.items():
         try:
             found.append(Gateway.parse(id, answer))
-        except (TypeError, ValueError) as exc:
+        except (OverflowError, TypeError, ValueError) as exc:
             text = "cannot read what gateway %s says of itself: %s"
             logger.warning(text, id, reason_of(exc), extra={"gateway": id})
             silent.add(id)

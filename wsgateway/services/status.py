@@ -125,7 +125,7 @@ class Worker:
                 running=tuple(Handled.parse(each) for each in fields["running"]),
                 busy=int(fields["busy"]),
             )
-        except (AttributeError, KeyError, TypeError) as exc:
+        except (AttributeError, KeyError, OverflowError, TypeError) as exc:
             raise ValueError(f"not a worker's answer: {exc!r}") from exc
 
     def fields(self) -> dict[str, Any]:
