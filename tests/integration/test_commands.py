@@ -141,6 +141,29 @@ def test_wrong_arguments_are_usage_errors(site: Site) -> None:
     assert site.run("deadletters", "purge").code == Exit.USAGE
 
 
+@pytest.mark.parametrize("offset", ["-1", "9" * 23, "one"])
+@pytest.mark.parametrize("action", ["show", "retry", "purge"])
+def test_offset_that_cannot_be_is_a_usage_error(action: str, offset: str) -> None:
+    """JetStream was asked, and answered with an error of its own, code 1."""
+    error = failed("deadletters", action, "--", offset)
+    assert f"{offset!r} is not a whole number of 0 or more" in str(error)
+
+
+@pytest.mark.usefixtures("nats_settings")
+def test_there_is_no_dead_letter_0() -> None:
+    """JetStream was asked for it, and refused with an error of its own."""
+    error = failed("deadletters", "show", "0")
+    assert (error.returncode, str(error)) == (Exit.UNKNOWN, "there is no dead letter 0")
+
+
+@pytest.mark.usefixtures("nats_settings")
+def test_empty_name_is_not_everybody() -> None:
+    """``who orders "$NAME"`` listed all users if NAME was not set."""
+    error = failed("gateway", "who", "orders", "")
+    assert error.returncode == Exit.USAGE
+    assert "name '' is empty" in str(error)
+
+
 def test_nobody_reads_the_output(site: Site) -> None:
     """``| head -1`` ended with a traceback."""
     with subprocess.Popen(

@@ -192,7 +192,7 @@ async def find(broker: Broker, offset: int) -> DeadLetter:
     Raises:
         DeadLetterMissing: There is none.
     """
-    entry = await broker.dead_letters.find(offset)
+    entry = await broker.dead_letters.find(offset) if offset > 0 else None  # NATS refuses 0
     if entry is None:
         raise DeadLetterMissing(f"there is no dead letter {offset}")
     return _letter(entry)

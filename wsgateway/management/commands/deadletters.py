@@ -10,6 +10,7 @@ from django.core.management.base import CommandError
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.management.arguments import count
 from wsgateway.management.base import Action, ActionCommand, Options, add_no_input
 from wsgateway.management.exits import Exit
 from wsgateway.management.messages import bytes_fields
@@ -73,7 +74,7 @@ class Show(Action):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define which one."""
-        parser.add_argument("offset", type=int, metavar="OFFSET", help="as list shows it")
+        parser.add_argument("offset", type=count, metavar="OFFSET", help="as list shows it")
 
     def run(self, out: Output, options: Options) -> None:
         """Print it."""
@@ -112,7 +113,7 @@ class _Change(Action):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define which ones."""
         parser.add_argument(
-            "offsets", type=int, nargs="*", metavar="OFFSET", help="as list shows them"
+            "offsets", type=count, nargs="*", metavar="OFFSET", help="as list shows them"
         )
         parser.add_argument("--all", action="store_true", help="all dead letters")
         parser.add_argument(
@@ -136,9 +137,9 @@ class _Change(Action):
                     broker, act, offsets, options["service"], progress=progress
                 )
 
-        count, problems = runtime.call_sync(change)
-        out.document({self.done.replace(" ", "_"): count, "problems": problems})
-        out.line(f"{count} {self.done}")
+        done, problems = runtime.call_sync(change)
+        out.document({self.done.replace(" ", "_"): done, "problems": problems})
+        out.line(f"{done} {self.done}")
         if problems:
             raise CommandError("\n".join(problems))
 

@@ -49,7 +49,7 @@ class Who(Action):
         """Print them."""
         service, user = options["service"], options["user"]
         runtime.call_sync(lambda broker: require_service(broker, service))
-        silent = _connections(out, service, user) if user else _users(out, service)
+        silent = _users(out, service) if user is None else _connections(out, service, user)
         require_complete(silent)
 
 
