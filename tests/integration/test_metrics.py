@@ -426,7 +426,7 @@ def test_network_opens_the_page_only_without_a_proxy(gateway_factory: Factory) -
     """Whatever a proxy says about its client, the client may have written itself."""
     near = gateway_factory(WSGATEWAY_METRICS_NETWORKS="10.0.0.0/8,127.0.0.0/8")
     assert ask(near.port)[0] == 200
-    status, _, text = ask(near.port, X_Forwarded_For="127.0.0.1")
+    status, _, text = ask(near.port, X_Forwarded_Proto="https")
     assert (status, "proxy" in text) == (403, True)
     far = gateway_factory(WSGATEWAY_METRICS_NETWORKS="10.0.0.0/8")
     status, _, text = ask(far.port)

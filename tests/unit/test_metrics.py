@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from tests.scrape import Samples
 from wsgateway.counters import Histogram
 from wsgateway.metrics import members
-from wsgateway.metrics.access import Asker, is_restricted, refusal_of
+from wsgateway.metrics.access import Asker, is_forwarded, is_restricted, refusal_of
 from wsgateway.metrics.catalog import Spec
 from wsgateway.metrics.families import Families, decode, encode, merge
 from wsgateway.metrics.members import Member, private_folder
@@ -82,6 +82,25 @@ def test_network_lets_in_its_own_addresses(settings: Any, address: str, is_near:
     forwarded = refusal_of(asker(address, is_forwarded=True))
     assert forwarded is not None
     assert "proxy" in forwarded.text
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("X-Forwarded-For", True),
+        ("X-Forwarded-Proto", True),
+        ("x-forwarded-host", True),
+        ("Forwarded", True),
+        ("Via", True),
+        ("X-Real-IP", True),
+        ("CF-Connecting-IP", True),
+        ("Accept", False),
+        ("X-Prometheus-Scrape-Timeout-Seconds", False),
+    ],
+)
+def test_proxy_is_known_by_any_of_its_headers(header: str, expected: bool) -> None:
+    """One that added only X-Forwarded-Proto counted as the client itself, and let in everybody."""
+    assert is_forwarded(["Host", header]) is expected
 
 
 # -- families ----------------------------------------------------------------------------

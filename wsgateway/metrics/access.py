@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
@@ -9,10 +10,10 @@ from django.utils.crypto import constant_time_compare
 
 from wsgateway.conf import settings
 
-__all__ = ["FORWARDED", "Asker", "Refusal", "is_restricted", "refusal_of"]
+__all__ = ["Asker", "Refusal", "is_forwarded", "is_restricted", "refusal_of"]
 
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
-"""Headers that proxies add, in lower case."""
+FORWARDED = ("cf-connecting-ip", "forwarded", "true-client-ip", "via", "x-client-ip", "x-real-ip")
+"""Headers that proxies add, in lower case, besides all that begin with ``x-forwarded-``."""
 
 
 class Asker(NamedTuple):
@@ -39,6 +40,15 @@ class Refusal(NamedTuple):
 
     status: int
     text: str
+
+
+def is_forwarded(headers: Iterable[str]) -> bool:
+    """Say whether a request with *headers*, names in any case, came through a proxy that says so.
+
+    Any such header is enough: many a proxy is told to add ``X-Forwarded-Proto`` and nothing else.
+    """
+    names = [name.lower() for name in headers]
+    return any(name.startswith("x-forwarded-") or name in FORWARDED for name in names)
 
 
 def is_restricted() -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from wsgateway.exceptions import WsGatewayError, reason_of
-from wsgateway.metrics.access import FORWARDED, Asker, is_restricted, refusal_of
+from wsgateway.metrics.access import Asker, is_forwarded, is_restricted, refusal_of
 from wsgateway.metrics.members import serve, stop
 
 __all__ = ["MetricsPortRefused", "MetricsServer", "add_metrics_arguments", "metrics_served"]
@@ -185,7 +185,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != PATH:
             return 404, plain, f"metrics are at {PATH}\n".encode()
         if is_restricted():
-            forwarded = any(name in self.headers for name in FORWARDED)
+            forwarded = is_forwarded(self.headers)
             authorization = self.headers.get("Authorization", "")
             asker = Asker(self.client_address[0], authorization, forwarded)
             if refusal := refusal_of(asker):

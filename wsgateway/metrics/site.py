@@ -13,7 +13,7 @@ from django.views.decorators.http import require_safe
 
 from wsgateway.broker import runtime
 from wsgateway.decorators import never_atomic
-from wsgateway.metrics.access import FORWARDED, Asker, is_restricted, refusal_of
+from wsgateway.metrics.access import Asker, is_forwarded, is_restricted, refusal_of
 
 if TYPE_CHECKING:
     from wsgateway.metrics.exporter import Exporter
@@ -59,7 +59,7 @@ async def respond(scope: Any) -> HttpResponse:
     asker = Asker(
         (scope.get("client") or ("",))[0] or "",
         headers.get("authorization", ""),
-        any(name in headers for name in FORWARDED),
+        is_forwarded(headers),
     )
     return await _answer(asker, _port(scope), headers.get("accept", ""))
 
@@ -79,7 +79,7 @@ async def metrics(request: HttpRequest) -> HttpResponse:
     asker = Asker(
         request.META.get("REMOTE_ADDR") or "",
         headers.get("authorization", ""),
-        any(name in headers for name in FORWARDED),
+        is_forwarded(headers),
     )
     return await _answer(asker, request.META["SERVER_PORT"], headers.get("accept", ""))
 
