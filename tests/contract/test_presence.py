@@ -192,6 +192,20 @@ async def test_connections_say_what_a_socket_is_and_how_far(
     assert await call("connections", "service1", "nobody") == ()
 
 
+async def test_no_answer_is_larger_than_the_broker_takes(
+    hubs: list[Hub], sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 sockets were an answer: with a small max_payload, long user agents hid all of them."""
+    monkeypatch.setattr(hubs[0].broker.bus, "max_payload", 32 * 1024)
+    agent = (b"user-agent", b"\x01" * 500)
+    monkeypatch.setitem(SCOPE, "headers", [agent])
+    for _ in range(40):
+        await sockets.open(hubs[0], "ann")
+    found = await presence.aconnections(*ANN)
+    assert len({each.id for each in found}) == 40
+    assert found.complete
+
+
 async def test_user_with_very_many_sockets(hubs: list[Hub], sockets: Sockets) -> None:
     """They do not fit into one message."""
     for _ in range(130):

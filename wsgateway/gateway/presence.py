@@ -23,7 +23,7 @@ import wsgateway
 from wsgateway import counters
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.discovery import Endpoint, Shown
-from wsgateway.broker.inquiry import Fields, Request, Responder
+from wsgateway.broker.inquiry import Fields, Request, Responder, encode
 from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.handshake import header
 from wsgateway.presence.overview import DIGEST, MAX_PAGE, MAX_PARTS
@@ -43,8 +43,6 @@ logger = logging.getLogger("wsgateway")
 
 LISTED_WITHIN = 1.0
 """Seconds that the first sockets wait until this gateway is in the roster."""
-SOCKETS_AT_ONCE = 50
-"""Sockets in one answer."""
 MAX_USER_AGENT = 500
 """Characters of what a client says it is."""
 
@@ -166,9 +164,17 @@ class Presence:
 
     def _connections(self, request: Request) -> Iterator[Fields]:
         _, sessions = self._asked_about(request)
-        for at in range(0, len(sessions) or 1, SOCKETS_AT_ONCE):
-            found = [describe(session) for session in sessions[at : at + SOCKETS_AT_ONCE]]
-            yield {"gateway": self._hub.gateway_id, "connections": found}
+        found: list[Fields] = []
+        room = most = self._hub.broker.bus.max_payload - 1024
+        for session in sessions:
+            described = describe(session)
+            size = len(encode(described)) + 1
+            if found and size > room:
+                yield {"gateway": self._hub.gateway_id, "connections": found}
+                found, room = [], most
+            found.append(described)
+            room -= size
+        yield {"gateway": self._hub.gateway_id, "connections": found}
 
     def _disconnect(self, request: Request) -> Iterator[Fields]:
         device, connection = request.text("device"), request.text("connection")
