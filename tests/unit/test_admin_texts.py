@@ -61,7 +61,16 @@ def test_attribute_of_nothing_is_unknown(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "text"), [(0.0, "0"), (0.00012, "0.01"), (0.0042, "0.4"), (0.834, "83"), (1.0, "100")]
+    ("part", "text"),
+    [
+        (0.0, "0"),
+        (3.3e-8, "0.01"),
+        (0.00012, "0.01"),
+        (0.0042, "0.4"),
+        (0.834, "83"),
+        (1.0, "100"),
+    ],
 )
 def test_a_little_is_not_nothing(part: float, text: str) -> None:
+    """A stream that was nearly empty was ``3e-06 %`` full."""
     assert percent(part) == text

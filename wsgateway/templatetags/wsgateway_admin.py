@@ -58,5 +58,7 @@ def clock(moment: datetime | Text | None) -> str:
 
 @register.filter
 def percent(part: float) -> str:
-    """Write a part of 1 as percent, without the sign: ``0.4``, ``83``."""
-    return f"{100 * part:.0f}" if part >= 0.01 or not part else f"{100 * part:.1g}"
+    """Write a part of 1 as percent, without the sign: ``0.4``, ``83``; a trace is ``0.01``."""
+    if part >= 0.01 or not part:
+        return f"{100 * part:.0f}"
+    return f"{max(100 * part, 0.01):.1g}"
