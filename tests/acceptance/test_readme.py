@@ -171,7 +171,7 @@ async def test_code_of_the_readme_works_as_it_stands(
                 assert await asyncio.wait_for(chat.recv(), 10) == "lobby: hello"
             assert await end_of("/ws/orders/") == (1008, "unknown path")
             assert (await end_of("/ws/orders"))[1].endswith("is the slash at its end missing?")
-            assert "add a route to the URLRouter in asgi.py" in gateway.output
+            assert "Add a route to the URLRouter in asgi.py" in gateway.output
         assert "Traceback" not in gateway.output
 
 

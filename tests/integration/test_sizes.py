@@ -180,7 +180,7 @@ async def test_limit_of_uvicorn_is_kept_and_the_log_says_what_to_do(
     symptom.must_show_in(gateway.output)
     assert (
         "uvicorn takes websocket frames of 1000000 bytes, so wsgateway.v1 clients may send "
-        "messages of 165984 bytes only, not of WSGATEWAY_MAX_MESSAGE_SIZE (1000000): start "
+        "messages of 165984 bytes only, not of WSGATEWAY_MAX_MESSAGE_SIZE (1000000). Start "
         "uvicorn with --ws-max-size 6004096, or lower the setting"
     ) in gateway.output
     async with client_of(gateway) as (client, states), asyncio.timeout(15):
