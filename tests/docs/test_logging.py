@@ -9,7 +9,8 @@ import sys
 
 from tests.support import ROOT
 
-BLOCK = re.search(r"```python\n(.*?)```", (ROOT / "docs/logging.md").read_text(), re.S)
+PAGE = (ROOT / "docs/logging.md").read_text()
+BLOCK = re.search(r"```python\n(.*?)```", PAGE, re.S)
 LOG = """
 import logging, logging.config
 logging.config.dictConfig(LOGGING)
@@ -20,6 +21,14 @@ except ZeroDivisionError as exc:
     logger.error("message %s becomes a dead letter", 7, exc_info=exc, extra={"offset": 7})
 logger.debug("nobody reads this")
 """
+
+
+def test_every_logger_is_listed() -> None:
+    """The list lacked those of signals and of the outbox."""
+    code = "".join(path.read_text() for path in (ROOT / "wsgateway").rglob("*.py"))
+    used = set(re.findall(r'getLogger\("(wsgateway[a-z.]*)"\)', code))
+    first = PAGE.partition("One line is one event")[0]
+    assert set(re.findall(r"`(wsgateway[a-z.]*)`", first)) == used
 
 
 def test_shown_formatter_writes_fields_and_tracebacks_into_one_line() -> None:

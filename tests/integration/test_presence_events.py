@@ -223,7 +223,7 @@ async def client_of(gateway: Gateway, user: str, **options: Any) -> AsyncIterato
 
 
 async def test_a_client_watches_who_is_allowed(gateway_factory: Gateways) -> None:
-    one, other = gateway_factory(**RIGHTS), gateway_factory(**RIGHTS)
+    one, other = gateway_factory(**RIGHTS, LOG_FORMAT="json"), gateway_factory(**RIGHTS)
     seen: list[tuple[str, bool | None]] = []
 
     def on_presence(presence: Any) -> None:
@@ -242,7 +242,9 @@ async def test_a_client_watches_who_is_allowed(gateway_factory: Gateways) -> Non
         with pytest.raises(GatewayError) as failed:
             await ann.watch("broken")
         assert (failed.value.code, failed.value.temporary) == ("internal", True)
-        assert "WSGATEWAY_MAY_WATCH failed" in one.output
+        lines = [json.loads(each) for each in one.output.splitlines() if each.startswith("{")]
+        line = next(each for each in lines if each["message"] == "WSGATEWAY_MAY_WATCH failed")
+        assert (line["service"], line["user"], len(line["connection"])) == ("orders", "ann", 32)
         ann.unwatch("bob")
         async with client_of(other, "bob2") as second:
             assert await ann.watch("bob2") is True

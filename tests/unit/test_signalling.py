@@ -102,6 +102,9 @@ async def test_a_receiver_that_raises_is_logged_and_stops_nothing(
     await until(lambda: 2 in got)
     assert error.__name__ in caplog.text
     assert signalling.counts["failed"] == 1
+    ours = [vars(each) for each in caplog.records if each.name == "wsgateway.events"]
+    assert all((each["service"], each["user"]) == ("orders", "ann") for each in ours)
+    assert len(ours) == (error is asyncio.CancelledError)  # Django logs the other
 
 
 async def test_a_synchronous_receiver_that_raises_is_logged_too(

@@ -144,7 +144,8 @@ class Signalling:
             if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise
             self._count("failed")
-            logger.exception("a receiver failed")
+            log_fields = {name: arguments[name] for name in ("service", "user")}
+            logger.exception("a receiver failed", extra=log_fields)
         finally:
             if database.refresh_needed():
                 await database.refresh()

@@ -64,7 +64,7 @@ class SocketWatches:
         try:
             allowed = await self._may_watch(inbox)
         except Exception as exc:
-            logger.exception("WSGATEWAY_MAY_WATCH failed")
+            logger.exception("WSGATEWAY_MAY_WATCH failed", extra=self._session.log_fields)
             error, allowed = exc, False
         if self._asking.get(inbox) is not asyncio.current_task():
             return  # it was cancelled, whatever the project's function made of that
