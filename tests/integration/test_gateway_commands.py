@@ -22,6 +22,8 @@ from tests.support import Gateway, Process, until
 from wsgateway import presence
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.operations import NatsOperations
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.management.exits import Exit
 from wsgateway.protocol.subjects import Inbox
 
@@ -326,6 +328,25 @@ async def test_purge_deletes_one_or_all(site: Site, broker: NatsBroker) -> None:
     assert (done.code, done.lines) == (0, ["3 deleted"])
     assert [await broker.count(ANN), await broker.count(BOB)] == [0, 1]
     assert (await call(*to)).lines == ["0 deleted"]  # nothing is lost, so nothing is asked
+
+
+async def test_purge_that_fails_halfway_says_how_far_it_came(
+    broker: NatsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three messages one was deleted, and the error told nothing of that."""
+    first, second, third = [(await broker.publish(ANN, b"x")).offset for _ in range(3)]
+    delete = NatsOperations.delete
+
+    async def fail_at_second(self: NatsOperations, inbox: Inbox, offset: int) -> bool:
+        if offset == second:
+            raise BrokerUnavailable("no answer")
+        return await delete(self, inbox, offset)
+
+    monkeypatch.setattr(NatsOperations, "delete", fail_at_second)
+    done = await call("purge", *ANN, str(first), str(second), str(third), "--no-input")
+    assert done.code == Exit.UNAVAILABLE
+    assert f"1 deleted; offset {second}: no answer" in done.err
+    assert await broker.count(ANN) == 2
 
 
 # -- status ------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from django.core.management.base import CommandError
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.exceptions import WsGatewayError
 from wsgateway.management.arguments import add_inbox, count, inbox_of, require_service
 from wsgateway.management.base import Action, Options, add_no_input
-from wsgateway.management.exits import Exit
+from wsgateway.management.exits import Exit, command_error
 from wsgateway.management.output import Output
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.readable import some
@@ -60,14 +61,23 @@ async def _count(broker: Broker, inbox: Inbox) -> int:
 
 
 def _delete(out: Output, inbox: Inbox, offsets: list[int]) -> list[int]:
-    """Delete single messages; return the offsets that the inbox does not have."""
+    """Delete single messages; return the offsets that the inbox does not have.
+
+    Raises:
+        CommandError: The broker failed; the text says how many are deleted.
+    """
 
     async def delete(broker: Broker) -> list[int]:
-        missing = []
-        for number, offset in enumerate(offsets, 1):
-            if not await broker.operations.delete(inbox, offset):
+        missing: list[int] = []
+        for number, offset in enumerate(offsets):
+            try:
+                deleted = await broker.operations.delete(inbox, offset)
+            except WsGatewayError as exc:
+                text = f"{number - len(missing)} deleted; offset {offset}: {exc}"
+                raise CommandError(text, returncode=command_error(exc).returncode) from exc
+            if not deleted:
                 missing.append(offset)
-            progress(number, len(offsets))
+            progress(number + 1, len(offsets))
         return missing
 
     with out.progress("deleting") as progress:
