@@ -17,6 +17,7 @@ OTHERS: dict[str, Any] = {
     **{f"WSGATEWAY_{family}_MAX_AGE": 3600.0 for family in ("INBOX", "SEND", "DEAD", "CURSOR")},
     **{f"WSGATEWAY_{family}_MAX_BYTES": 10**7 for family in ("INBOX", "SEND", "DEAD", "CURSOR")},
     **{f"WSGATEWAY_{family}_MAX_BYTES": 10**7 for family in ("CHANNEL", "BLOB")},
+    "WSGATEWAY_ROSTER_TTL": 40.0,
     "WSGATEWAY_INBOX_MAX_MESSAGES": 3,
     "WSGATEWAY_SEND_MAX_MESSAGES": 3,
     "WSGATEWAY_SEND_MAX_MESSAGES_PER_USER": 3,
