@@ -441,6 +441,7 @@ def test_workers_of_one_server_answer_for_all(gateway_factory: Factory) -> None:
         return {labels["process"] for labels, _ in scrape(gateway.port).find("wsgateway_info")}
 
     wait_for(lambda: len(processes()) == 2, 30, "both workers have had a connection")
+    gateway.stop()  # SIGKILL would leave the workers behind
 
 
 def test_own_registry_is_part_of_the_page_and_ours_of_it() -> None:
