@@ -108,10 +108,12 @@ class Setting(Generic[T]):
     def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
         if instance is None:
             return self
+        value: T = getattr(django_settings, self.name, self.default)
+        if value is self.default:  # as it mostly is, and it is right
+            return value
         problem = self.problem()
         if problem:
             raise ImproperlyConfigured(problem)
-        value: T = getattr(django_settings, self.name, self.default)
         return value
 
 
