@@ -134,7 +134,7 @@ class TestCursors:
         found = {device: await other.load_cursor(ANN, device) for device in "abcde"}
         assert found == {"a": 5, "b": 0, "c": 0, "d": 7, "e": 7}
         assert await other.load_cursor(BOB, "phone") == 1
-        # Whoever lost its cursor may have one again, also where it was remembered.
+        # A device that lost its cursor may get a new one, even where the old one was remembered.
         await other.save_cursor(ANN, "b", 2)
         assert await broker.load_cursor(ANN, "b") == 2
         assert await broker.load_cursor(ANN, "a") == 0

@@ -48,7 +48,7 @@ class TestOffer:
         with pytest.raises(QueueFull):
             await broker.offer(ANN, text("2"), "2")
         assert await brokers.sent(broker, ANN) == [b"0", b"1"]
-        # A repetition of what is stored is no news, so it is not refused.
+        # A repetition of what is stored adds nothing, so it is not refused.
         assert (await broker.offer(ANN, text("0"), "0")).duplicate
 
     async def test_cancelled_future_harms_no_other(self, brokers: Brokers, broker: Broker) -> None:
