@@ -1,4 +1,6 @@
-"""The site's settings. Only this module reads the environment; docs/settings.md lists what.
+"""The site's settings. Only this module reads the environment.
+
+docs/reference/settings.md lists the variables.
 
 Without DEBUG=1 this is production, however it is started: SECRET_KEY is required, HTTPS is
 enforced, and plain cookies are not accepted. `make run` sets DEBUG=1 unless SECRET_KEY is set.

@@ -25,8 +25,8 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def documented(name: str) -> set[str]:
-    """Return the names of JSON that docs/commands.md has for a command or an action."""
-    text = (ROOT / "docs/commands.md").read_text()
+    """Return the names of JSON that docs/reference/commands.md has for a command or an action."""
+    text = (ROOT / "docs/reference/commands.md").read_text()
     found = re.search(rf"^##+ {name}\n(.*?)(?=^##|\Z)", text, re.S | re.M)
     assert found is not None
     return set(re.findall(r"`(\w+)`", found[1]))

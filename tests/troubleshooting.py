@@ -1,4 +1,4 @@
-"""The rows of ``docs/troubleshooting.md``, and which test provokes which.
+"""The rows of ``docs/how-to/troubleshooting.md``, and which test provokes which.
 
 To add a row, write it into a table of the document, the symptom in backticks and ``…`` for what
 varies, and add a test, anywhere, which provokes it::
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tests.support import ROOT
 
-DOCUMENT = ROOT / "docs" / "troubleshooting.md"
+DOCUMENT = ROOT / "docs/how-to/troubleshooting.md"
 TESTS = ROOT / "tests"
 HEAD = ["Symptom", "Cause", "Fix"]
 GAP = "…"

@@ -2,7 +2,7 @@
 
 Only this module and `setting` read ``django.conf.settings``. Nothing is cached, so
 ``override_settings`` works. Durations are float seconds, sizes int bytes. A test checks
-``docs/settings.md`` against `SETTINGS`.
+``docs/reference/settings.md`` against `SETTINGS`.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class BrokerForbidden(BrokerMisconfigured):
     def __str__(self) -> str:
         cure = "raise that limit in the server's configuration"
         if self.said.lower().startswith("permissions"):
-            cure = "grant the permissions that docs/deploy.md lists"
+            cure = "grant the permissions that docs/how-to/nats-permissions.md lists"
         return f"NATS refuses: {self.said}; {cure}"
 
 

@@ -1,4 +1,4 @@
-"""Checks for django-health-check 4, if you have installed it. See docs/deploy.md.
+"""Checks for django-health-check 4, if you have installed it. See docs/how-to/deploy.md.
 
 from health_check.views import HealthCheckView
 

@@ -1,7 +1,8 @@
 """What log lines carry besides their text: fields in ``extra``, with the same names everywhere.
 
 A line is one event and has no line breaks, except for the traceback or stack that follows it.
-Payloads, cookies, tokens and passwords are never part of it. ``docs/logging.md`` lists the fields.
+Payloads, cookies, tokens and passwords are never part of it. ``docs/how-to/logging.md`` lists the
+fields.
 """
 
 from __future__ import annotations

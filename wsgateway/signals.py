@@ -1,4 +1,6 @@
-"""The signals that ``manage.py runevents`` sends; ``docs/presence-events.md`` describes them.
+"""The signals that ``manage.py runevents`` sends.
+
+``docs/how-to/presence-events.md`` describes them.
 
 Receivers may be synchronous or ``async def``. All signals have the keyword arguments *service*,
 *user* and *time* (an aware `datetime`); those about sockets also have *device*, *connection*,

@@ -1,4 +1,4 @@
-"""Rows of ``docs/troubleshooting.md`` that show when a step of the README is left out.
+"""Rows of ``docs/how-to/troubleshooting.md`` that show when a step of the README is left out.
 
 The tests of the steps themselves are in `tests.acceptance.test_readme`.
 """

@@ -1,4 +1,4 @@
-"""What docs/other-languages.md shows works: the program as it stands there, and the commands."""
+"""What docs/how-to/other-languages.md shows works: the program as it is, and the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import GatewayError, connect
 from wsgateway.protocol.subjects import encode_token
 
-PAGE = (ROOT / "docs/other-languages.md").read_text()
+PAGE = (ROOT / "docs/how-to/other-languages.md").read_text()
 
 
 @pytest.fixture

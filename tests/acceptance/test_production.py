@@ -37,7 +37,7 @@ def shell(line: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
 def production(
     tmp_path_factory: pytest.TempPathFactory, nats_server: EmbeddedServer
 ) -> dict[str, str]:
-    """The environment that docs/deploy.md asks for."""
+    """The environment that docs/how-to/deploy.md asks for."""
     folder = tmp_path_factory.mktemp("production")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return site_env(

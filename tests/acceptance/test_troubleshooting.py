@@ -1,6 +1,7 @@
-"""Each row of ``docs/troubleshooting.md`` is provoked by a test; see `tests.troubleshooting`.
+"""Each row of ``docs/how-to/troubleshooting.md`` is provoked by a test.
 
-Rows whose test is beside the tests of its part are found by their marker.
+See `tests.troubleshooting`. Rows whose test is beside the tests of its part are found by their
+marker.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def test_each_row_has_a_test_and_each_test_has_a_row() -> None:
     missing = in_document.keys() - tested
     assert not missing, f"no test is marked with pytest.mark.troubleshooting({missing})"
     stray = [(text, str(path)) for text, path in marked() if text not in in_document]
-    assert not stray, f"docs/troubleshooting.md has no such row: {stray}"
+    assert not stray, f"docs/how-to/troubleshooting.md has no such row: {stray}"
 
 
 async def first_error() -> str:

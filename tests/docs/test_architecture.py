@@ -1,4 +1,4 @@
-"""docs/architecture.md: the folders and the functions that it names exist.
+"""docs/explanation/architecture.md: the folders and the functions that it names exist.
 
 `tests/unit/test_structure.py` compares its picture of the imports with the code.
 """
@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import ROOT
 
-PAGE = (ROOT / "docs/architecture.md").read_text()
+PAGE = (ROOT / "docs/explanation/architecture.md").read_text()
 PACKAGE = ROOT / "wsgateway"
 SECTIONS = re.split(r"^### ", PAGE.partition("## Walks")[2], flags=re.M)[1:]
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::([\w.]+)`", PAGE)))

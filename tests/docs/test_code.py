@@ -12,7 +12,7 @@ import pytest
 from tests.support import ROOT
 from wsgateway.protocol.v1 import SUBPROTOCOL
 
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in DOCUMENTS

@@ -1,4 +1,4 @@
-"""docs/commands.md against the commands' parsers."""
+"""docs/reference/commands.md against the commands' parsers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand
 from tests.support import ROOT
 from wsgateway.management.exits import Exit
 
-DOCUMENT = (ROOT / "docs/commands.md").read_text()
+DOCUMENT = (ROOT / "docs/reference/commands.md").read_text()
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "wsgateway/management/commands").glob("*.py")
@@ -78,7 +78,7 @@ def shown(action: argparse.Action) -> str:
 def section(name: str) -> str:
     """Return what the document says of a command or an action."""
     found = re.search(rf"^##+ {name}\n(.*?)(?=^##|\Z)", DOCUMENT, re.S | re.M)
-    assert found is not None, f"docs/commands.md has no section {name!r}"
+    assert found is not None, f"docs/reference/commands.md has no section {name!r}"
     return found[1]
 
 

@@ -1,4 +1,4 @@
-"""docs/glossary.md: what it says of the code is so."""
+"""docs/reference/glossary.md: what it says of the code is so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from tests.docs.test_architecture import PACKAGE, defined
 from tests.docs.test_tables import rows
 
-WORDS = [(row[0], row[2]) for row in rows("glossary.md", first=r"[a-z, ]+") if row[0] != "word"]
+WORDS = [
+    (row[0], row[2]) for row in rows("reference/glossary.md", first=r"[a-z, ]+") if row[0] != "word"
+]
 
 
 def test_the_table_is_read() -> None:

@@ -1,4 +1,4 @@
-"""docs/guarantees.md: what it names exists, and no reason of a welcome is left out."""
+"""docs/explanation/guarantees.md: what it names exists, and no reason of a welcome is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import ROOT
 from wsgateway.conf import SETTINGS
 from wsgateway.protocol.v1 import Reason
 
-PAGE = (ROOT / "docs/guarantees.md").read_text()
+PAGE = (ROOT / "docs/explanation/guarantees.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/[\w/]+\.py)`", PAGE))))

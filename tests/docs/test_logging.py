@@ -1,4 +1,4 @@
-"""The configuration in ``docs/logging.md`` writes each line with its fields as JSON."""
+"""The configuration in ``docs/how-to/logging.md`` writes each line with its fields as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 from tests.support import ROOT
 
-PAGE = (ROOT / "docs/logging.md").read_text()
+PAGE = (ROOT / "docs/how-to/logging.md").read_text()
 BLOCK = re.search(r"```python\n(.*?)```", PAGE, re.S)
 LOG = """
 import logging, logging.config

@@ -1,4 +1,4 @@
-"""docs/protocol.md and the clients' pages against the code."""
+"""docs/reference/protocol.md and the clients' pages against the code."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.codes import CloseCode
 
 STATIC = ROOT / "wsgateway/static/wsgateway"
-PAGE = (ROOT / "docs/protocol.md").read_text()
+PAGE = (ROOT / "docs/reference/protocol.md").read_text()
 
 
 def test_close_codes() -> None:
-    assert rows("protocol.md", first=r"\d{4}") == [
+    assert rows("reference/protocol.md", first=r"\d{4}") == [
         [str(int(code)), code.reason, "yes" if code.reconnect else "no"] for code in CloseCode
     ]
 
 
 def test_error_codes() -> None:
-    table = [row for row in rows("protocol.md", first=r"`\w+`") if row[1] in ("yes", "no")]
+    table = [
+        row for row in rows("reference/protocol.md", first=r"`\w+`") if row[1] in ("yes", "no")
+    ]
     assert table == [
         [f"`{code}`", "yes" if code.temporary else "no", code.meaning]
         for code in protocol.ErrorCode
@@ -35,7 +37,7 @@ def test_error_codes() -> None:
 
 def test_reasons() -> None:
     names = "|".join(protocol.Reason)
-    table = rows("protocol.md", first=f"`({names})`")
+    table = rows("reference/protocol.md", first=f"`({names})`")
     expected = [[f"`{reason}`", reason.meaning] for reason in protocol.Reason]
     assert [row for row in table if row in expected] == expected
 
@@ -70,7 +72,7 @@ def test_examples_mean_something(text: str) -> None:
 
 def test_size_of_the_javascript_client_is_the_documented_one() -> None:
     size = len(gzip.compress((STATIC / "wsgateway.js").read_bytes(), 9))
-    page = (ROOT / "docs/client-javascript.md").read_text()
+    page = (ROOT / "docs/reference/client-javascript.md").read_text()
     documented = float(re.search(r"\*\*([0-9.]+) kB\*\* gzipped", page)[1])  # type: ignore[index]
     assert abs(size / 1000 - documented) < 0.2
 
@@ -81,7 +83,7 @@ def test_options_of_the_javascript_client_are_documented_and_typed() -> None:
     assert options
     defaults = dict(re.findall(r"^  (\w+): (.*),$", options[1], re.M))
     names = set(defaults)
-    page = (ROOT / "docs/client-javascript.md").read_text()
+    page = (ROOT / "docs/reference/client-javascript.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", page, re.M))
     assert documented.keys() == names
     for name, default in defaults.items():

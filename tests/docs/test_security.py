@@ -1,4 +1,4 @@
-"""docs/security.md: each threat names tests, and they exist."""
+"""docs/explanation/security.md: each threat names tests, and they exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = r"`(tests/\w+/\w+\.py)::(\w+)`"
 
 
 def threats() -> list[list[str]]:
-    lines = (ROOT / "docs/security.md").read_text().splitlines()
+    lines = (ROOT / "docs/explanation/security.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("| ") and line != HEADER]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
 

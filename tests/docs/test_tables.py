@@ -29,12 +29,12 @@ def shown(setting: Setting[object]) -> str:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     names = r"`(WSGATEWAY_\w+|PUBSUB_BROKER|NATS_BROKER_URL)`"
-    table = [tuple(row) for row in rows("settings.md", first=names)]
+    table = [tuple(row) for row in rows("reference/settings.md", first=names)]
     assert table == [(f"`{name}`", shown(s), s.doc) for name, s in SETTINGS.items()]
 
 
 def test_every_close_code_is_documented() -> None:
-    table = rows("errors.md", first=r"\d{4}")
+    table = rows("reference/errors.md", first=r"\d{4}")
     assert table == [
         [str(int(code)), str(code.raw), code.reason, "yes" if code.reconnect else "no"]
         for code in CloseCode
@@ -42,13 +42,13 @@ def test_every_close_code_is_documented() -> None:
 
 
 def test_every_exception_is_documented() -> None:
-    table = {row[0].strip("`") for row in rows("errors.md", first=r"`[A-Z]\w+`")}
+    table = {row[0].strip("`") for row in rows("reference/errors.md", first=r"`[A-Z]\w+`")}
     assert table == set(exceptions.__all__) - {"WsGatewayError", "BrokerError"}
 
 
 @pytest.mark.parametrize(
     "path",
-    [p.relative_to(ROOT) for p in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]],
+    [p.relative_to(ROOT) for p in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]],
     ids=str,
 )
 def test_links_lead_somewhere(path: object) -> None:

@@ -1,4 +1,4 @@
-"""The examples of docs/testing.md, run as they stand there."""
+"""The examples of docs/how-to/testing.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import ROOT, site_env
 
 
 def test_examples_pass(tmp_path: Path) -> None:
-    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.S)
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/testing.md").read_text(), re.S)
     for number, example in enumerate(found):
         (tmp_path / f"test_example_{number}.py").write_text(example)
     plugin = ["-p", "wsgateway.testing.plugin"]  # the entry point, once the package is installed

@@ -1,4 +1,4 @@
-"""The permissions that docs/deploy.md lists: each role can do its work, and nothing else."""
+"""docs/how-to/nats-permissions.md: with these, each role can do its work and nothing else."""
 
 from __future__ import annotations
 
@@ -59,8 +59,12 @@ PASSWORD = secrets.token_hex(8)
 
 
 def documented() -> str:
-    """Return the configuration in docs/deploy.md."""
-    found = re.search(r"```\n(authorization \{.*?)```", (ROOT / "docs/deploy.md").read_text(), re.S)
+    """Return the configuration in docs/how-to/nats-permissions.md."""
+    found = re.search(
+        r"```\n(authorization \{.*?)```",
+        (ROOT / "docs/how-to/nats-permissions.md").read_text(),
+        re.S,
+    )
     assert found is not None
     return found[1]
 

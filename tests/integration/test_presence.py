@@ -281,10 +281,10 @@ def test_socket_of_a_projects_own_test_in_memory(settings: Any, is_djangos: bool
 async def test_nats_own_command_line_as_documented(
     nats_settings: Any, nats_server: EmbeddedServer, nats_command: str
 ) -> None:
-    """Each line of docs/presence.md, with names of ours."""
+    """Each line of docs/how-to/presence.md, with names of ours."""
     async with gateway_hub() as hub:
         await Sockets().open(hub, "ann", service="orders")
-        page = (ROOT / "docs/presence.md").read_text()
+        page = (ROOT / "docs/how-to/presence.md").read_text()
         lines = re.findall(r"^nats (.*?) +# ", page, re.M)
         assert len(lines) == 4
         prefix, upper = hub.broker.subjects.prefix, hub.broker.subjects.upper

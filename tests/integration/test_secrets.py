@@ -64,7 +64,9 @@ async def test_logs_hold_no_secret(
         await asyncio.wait_for(socket.wait_closed(), 60)
     await until(lambda: "lost the connection to NATS" in gateway.output)
     lines = gateway.output.splitlines()
-    if server == "uvicorn":  # its own lines hold URLs: docs/security.md says how to silence them
+    if (
+        server == "uvicorn"
+    ):  # its own lines hold URLs: docs/explanation/security.md says how to silence them
         lines = [line for line in lines if not line.startswith("INFO:     ")]
     for secret in (PASSWORD, SESSION, PAYLOAD, good, good[:-2], expired):
         assert secret not in "\n".join(lines)

@@ -1,4 +1,4 @@
-/** wsgateway.js against a fake page: every promise of docs/client-javascript.md. */
+/** wsgateway.js against a fake page: every promise of docs/reference/client-javascript.md. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

@@ -80,7 +80,7 @@ def test_E001_unknown_name_suggests_the_nearest(settings: Any) -> None:
     found = check_names()
     assert [m.hint for m in found] == [
         "Did you mean WSGATEWAY_REPLICAS?",
-        "docs/settings.md lists all settings.",
+        "docs/reference/settings.md lists all settings.",
     ]
     assert {m.id for m in found} == {"wsgateway.E001"}
 
@@ -435,7 +435,9 @@ def test_every_id_has_its_test_and_its_place_in_the_documentation() -> None:
     ids = set(re.findall(r'id="wsgateway\.([EW]\d{3})"', source))
     written = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     tests = set(re.findall(r"def test_([EW]\d{3})_", written))
-    table = re.findall(r"^\| `wsgateway\.([EW]\d{3})`", (ROOT / "docs/errors.md").read_text(), re.M)
+    table = re.findall(
+        r"^\| `wsgateway\.([EW]\d{3})`", (ROOT / "docs/reference/errors.md").read_text(), re.M
+    )
     assert ids == tests == set(table)
     assert len(table) == len(ids)
 

@@ -208,7 +208,7 @@ def test_no_field_collides_with_an_attribute_of_log_records() -> None:
 
 
 def test_the_table_lists_every_field() -> None:
-    page = (ROOT / "docs/logging.md").read_text().partition("## Fields")[2]
+    page = (ROOT / "docs/how-to/logging.md").read_text().partition("## Fields")[2]
     table = re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.M)
     assert table == list(FIELDS.items())
 

@@ -37,7 +37,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 @pytest.mark.troubleshooting(
-    "NATS permissions do not allow … Grant what docs/deploy.md lists for the role"
+    "NATS permissions do not allow … Grant what docs/how-to/nats-permissions.md lists for the role"
 )
 def test_warning_names_subject_and_cure(
     symptom: Symptom, lines: Any, caplog: pytest.LogCaptureFixture
@@ -50,7 +50,7 @@ def test_warning_names_subject_and_cure(
         (
             "WARNING",
             'NATS permissions do not allow publishing to "ws.live.orders.ann". Grant what '
-            "docs/deploy.md lists for the role",
+            "docs/how-to/nats-permissions.md lists for the role",
         )
     ]
 

@@ -1,4 +1,4 @@
-"""Imports point down, as docs/architecture.md shows, and never in circles."""
+"""Imports point down, as docs/explanation/architecture.md shows, and never in circles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tests.support import ROOT
 Graph = dict[str, set[str]]
 
 PACKAGE = "wsgateway"
-SECTION = (ROOT / "docs/architecture.md").read_text().partition("## Direction of imports")[2]
+SECTION = (
+    (ROOT / "docs/explanation/architecture.md").read_text().partition("## Direction of imports")[2]
+)
 PICTURE = re.search(r"```text\n(.*?)```", SECTION, re.S)
 assert PICTURE is not None
 LAYERS = [line.split() for line in reversed(PICTURE[1].splitlines())]
@@ -101,7 +103,7 @@ def test_no_modules_import_each_other() -> None:
 
 def test_every_module_is_in_the_picture() -> None:
     missing = [module for module in sorted(GRAPH.keys() - {PACKAGE}) if unit_of(module) is None]
-    assert not missing, "add these to the picture in docs/architecture.md"
+    assert not missing, "add these to the picture in docs/explanation/architecture.md"
 
 
 @pytest.mark.parametrize("name", sorted(RANKS))

@@ -1,7 +1,7 @@
 """System checks: every unsafe or impossible setting, each with what to do about it.
 
 E is an error, W a warning. Those from 100 on appear with ``check --deploy`` only.
-``docs/errors.md`` is checked against them.
+``docs/reference/errors.md`` is checked against them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def check_names(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"Unknown setting {name}.",
-            hint=f"Did you mean {near}?" if near else "docs/settings.md lists all settings.",
+            hint=f"Did you mean {near}?"
+            if near
+            else "docs/reference/settings.md lists all settings.",
             id="wsgateway.E001",
         )
         for name in settings.names_set()

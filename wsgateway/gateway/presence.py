@@ -1,6 +1,7 @@
 """What a gateway answers when others ask who is connected here, and what it does.
 
-See `wsgateway.presence` for those who ask, and ``docs/presence.md`` for what goes over the wire.
+See `wsgateway.presence` for those who ask, and ``docs/how-to/presence.md`` for what goes over the
+wire.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""With which code a command ends, for scripts; docs/commands.md lists them."""
+"""With which code a command ends, for scripts; docs/reference/commands.md lists them."""
 
 from __future__ import annotations
 

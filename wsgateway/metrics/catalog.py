@@ -1,4 +1,4 @@
-"""Every metric: name, type, labels, meaning. ``docs/metrics.md`` is checked against it."""
+"""Every metric: name, type, labels, meaning. ``docs/how-to/metrics.md`` is checked against it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ subject; if nobody does, NATS says so at once. A gateway that is there and does 
 *silent*: what it holds is unknown, and each result names it.
 
 Each function has a twin for asynchronous code, whose name begins with ``a``. All of them raise
-`BrokerUnavailable` if the broker cannot be reached. See ``docs/presence.md``.
+`BrokerUnavailable` if the broker cannot be reached. See ``docs/how-to/presence.md``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 4000-4499 tell a client to reconnect, 4500-4999 to stop (Centrifugo's rule). A raw socket
 (without the ``wsgateway.v1`` subprotocol) gets the standard code nearest to it.
-``docs/protocol.md`` and the JavaScript client are checked against this table.
+``docs/reference/protocol.md`` and the JavaScript client are checked against this table.
 """
 
 from __future__ import annotations

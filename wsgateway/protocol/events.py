@@ -1,6 +1,7 @@
 """What gateways say on ``ws.event.<service>.<user>`` when a socket comes or goes. Pure.
 
-``docs/presence-events.md`` describes the payload, a JSON object, for programs in any language.
+``docs/how-to/presence-events.md`` describes the payload, a JSON object, for programs in any
+language.
 """
 
 from __future__ import annotations

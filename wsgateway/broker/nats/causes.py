@@ -1,6 +1,7 @@
 """Why a connection failed: every failure in words, with its cure.
 
-The only place that reads such errors. ``docs/errors.md`` and ``docs/troubleshooting.md`` list them.
+The only place that reads such errors. ``docs/reference/errors.md`` and
+``docs/how-to/troubleshooting.md`` list them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SAID = {
     "user authentication revoked": "issue new credentials",
     "authentication timeout": "raise the server's auth_timeout, or see why the network is slow",
     "maximum": "raise that limit in the server or the account, or end other clients",
-    "permissions violation": "grant the permissions that docs/deploy.md lists",
+    "permissions violation": "grant the permissions that docs/how-to/nats-permissions.md lists",
     "secure connection - tls required": "write tls:// in NATS_BROKER_URL",
     "attempted to connect to": CLIENT_PORT,
     "the server offers no tls": (

@@ -126,7 +126,8 @@ class RefusalLog:
             logger.error("%s", reason_of(BrokerForbidden(refusal.text)))
             return
         logger.warning(
-            'NATS permissions do not allow %s "%s". Grant what docs/deploy.md lists for the role',
+            'NATS permissions do not allow %s "%s". '
+            "Grant what docs/how-to/nats-permissions.md lists for the role",
             "publishing to" if refusal.published else "subscribing to",
             refusal.subject,
             extra={"subject": refusal.subject},

@@ -1,8 +1,9 @@
 """The subprotocol ``wsgateway.v1``: frames to objects and back. Pure.
 
 Both ends use it: the gateway parses with `parse_client`, the Python client with `parse_server`.
-A parser returns, or raises `ProtocolError`, whatever it is fed. ``docs/protocol.md`` describes
-each message; ``protocol.schema.json`` beside the JavaScript client is checked against this package.
+A parser returns, or raises `ProtocolError`, whatever it is fed. ``docs/reference/protocol.md``
+describes each message; ``protocol.schema.json`` beside the JavaScript client is checked against
+this package.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ COME_BACK_LATER = frozenset((CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHAN
 
 
 class V1Endpoint(Endpoint):
-    """A client that speaks ``wsgateway.v1``; see ``docs/protocol.md``."""
+    """A client that speaks ``wsgateway.v1``; see ``docs/reference/protocol.md``."""
 
     __slots__ = ("_epoch", "_heartbeat", "_lives", "_service", "_unnamed", "_watches")
 

@@ -1,4 +1,4 @@
-/** Types of wsgateway.js; see docs/client-javascript.md. */
+/** Types of wsgateway.js; see docs/reference/client-javascript.md. */
 
 export declare const SUBPROTOCOL: "wsgateway.v1";
 

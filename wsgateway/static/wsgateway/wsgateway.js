@@ -1,5 +1,5 @@
 /**
- * wsgateway.v1: a websocket that resumes where it left off. See docs/client-javascript.md.
+ * wsgateway.v1: a websocket that resumes where it left off. See docs/reference/client-javascript.md.
  *
  * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
  * constructor passed in. One file, because pages include it without a bundler, and Django's
@@ -469,7 +469,7 @@ class Monitor {
 /** What `send` rejects with, and what "error" listeners get. */
 export class GatewayError extends Error {
   /**
-   * @param {string} code One word, see docs/protocol.md and docs/client-javascript.md.
+   * @param {string} code One word, see docs/reference/protocol.md and docs/reference/client-javascript.md.
    * @param {string} message What happened.
    * @param {boolean} temporary Whether it makes sense to send the same message again.
    */
