@@ -27,6 +27,10 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+.venv/.docs: requirements-docs.txt .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 .venv/.bench: requirements-bench.txt .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
@@ -59,6 +63,7 @@ types: .venv/.dev  ## mypy, strict
 pins: .venv/.dev  ## write requirements*.txt anew from requirements*.in (ARGS=--upgrade for newer)
 	$(PINS) $(ARGS) requirements.in -o requirements.txt
 	$(PINS) $(ARGS) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(PINS) $(ARGS) requirements-docs.in -c requirements-dev.txt -o requirements-docs.txt
 	$(PINS) $(ARGS) requirements-bench.in -c requirements-dev.txt -o requirements-bench.txt
 	$(PINS) $(ARGS) requirements-node.in -o requirements-node.txt
 
