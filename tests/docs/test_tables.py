@@ -48,7 +48,7 @@ def test_every_exception_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p.relative_to(ROOT) for p in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]],
+    [p.relative_to(ROOT) for p in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]],
     ids=str,
 )
 def test_links_lead_somewhere(path: object) -> None:
@@ -56,6 +56,12 @@ def test_links_lead_somewhere(path: object) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_changelog_names_settings_that_exist() -> None:
+    names = set(re.findall(r"WSGATEWAY_[A-Z_]+", (ROOT / "CHANGELOG.md").read_text()))
+    assert names
+    assert names <= set(SETTINGS)
 
 
 def test_make_help_lists_every_target_that_readme_or_contributing_name() -> None:
