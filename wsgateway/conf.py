@@ -235,7 +235,7 @@ class Settings:
         "", "Folder of the embedded server's store; empty: .nats next to manage.py"
     )
     EMBEDDED_PORT = count(
-        0, "Port of the embedded server; 0: one that stays the same while it is free", least=0
+        0, "Port of the embedded server; 0: 4222, or another one while that is taken", least=0
     )
     EMBEDDED_SYNC_INTERVAL = text(
         "always", "When the embedded server calls fsync: always, or a duration such as 10s"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -260,19 +261,62 @@ def test_server_ends_with_the_process_that_it_is_bound_to(tmp_path: Path) -> Non
         assert not listening(server.port)
 
 
-def test_port_follows_from_the_store_unless_it_is_taken(tmp_path: Path) -> None:
+@pytest.fixture
+def usual_port(monkeypatch: pytest.MonkeyPatch, free_port: int) -> int:
+    """A port of the test's own, in the place of 4222, which somebody may have."""
+    assert project_server.USUAL_PORT == 4222
+    monkeypatch.setattr(project_server, "USUAL_PORT", free_port)
+    return free_port
+
+
+def port_on(store: Path) -> int:
+    """Start a server, stop it, and return where it listened."""
+    url = embedded_url(store)
+    stop_embedded()
+    return int(url.rpartition(":")[2])
+
+
+def test_new_store_is_served_on_the_port_that_every_program_expects(
+    tmp_path: Path, usual_port: int
+) -> None:
+    """It was a random one: the printed and documented ``nats pub`` could not reach it."""
+    assert port_on(tmp_path) == usual_port
+
+
+def test_while_the_usual_port_is_taken_the_port_follows_from_the_store(
+    tmp_path: Path, usual_port: int
+) -> None:
     """It was another one after each `rm -r .nats`; commands in the shell's history failed."""
-    url = embedded_url(tmp_path / "a")
-    stop_embedded()
+    with socket.create_server(("127.0.0.1", usual_port)):
+        port = port_on(tmp_path / "a")
+        assert port != usual_port
+        shutil.rmtree(tmp_path / "a")
+        assert port_on(tmp_path / "a") == port
+    assert port_on(tmp_path / "a") == port  # others may wait for it there
     shutil.rmtree(tmp_path / "a")
-    assert embedded_url(tmp_path / "a") == url
-    stop_embedded()
-    shutil.rmtree(tmp_path / "a")
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
-        other.listen()
-        assert embedded_url(tmp_path / "a") != url
-    stop_embedded()
+    with (
+        socket.create_server(("127.0.0.1", usual_port)),
+        socket.create_server(("127.0.0.1", port)),
+    ):
+        assert port_on(tmp_path / "a") not in (usual_port, port)
+
+
+def test_port_that_somebody_takes_at_that_moment_is_left_to_them(
+    tmp_path: Path, usual_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two projects that are started together both find 4222 free."""
+    with ExitStack() as others:
+
+        class TooLate(EmbeddedServer):
+            def spawn(self) -> None:
+                if self.port == usual_port:
+                    others.enter_context(socket.create_server(("127.0.0.1", usual_port)))
+                super().spawn()
+
+        monkeypatch.setattr(project_server, "EmbeddedServer", TooLate)
+        port = port_on(tmp_path)
+        assert listening(usual_port)
+    assert port != usual_port
 
 
 def test_forked_child_does_not_stop_its_parents_server(tmp_path: Path) -> None:

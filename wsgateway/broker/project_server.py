@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from wsgateway.broker.embedded import (
     probe,
 )
 from wsgateway.conf import settings
-from wsgateway.exceptions import BrokerMisconfigured, reason_of
+from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
 
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
 logger = logging.getLogger("wsgateway.broker")
 
 HEADER_ROOM = 64 * 1024
+USUAL_PORT = 4222
+"""NATS' own: programs that are told nothing else connect to it."""
 BACKOFF = Backoff(initial=0.5, factor=2.0, cap=30.0, jitter=0.0)
 """Pauses between two checks that the shared server still listens."""
 
@@ -69,8 +71,8 @@ def embedded_url(
 
     Args:
         store: See `EmbeddedServer`, as for the other arguments.
-        port: 0 means the port of the last time, or else one that follows from *store*, if that is
-            free; any free one otherwise.
+        port: 0 means the port of the last time, or else `USUAL_PORT`, or else one that follows
+            from *store*; any free one if they are taken.
         sync_interval: For a server that is started here.
         max_payload: For a server that is started here.
     """
@@ -90,22 +92,43 @@ def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int)
         record = _read_record(store)
         if record is not None and probe(record["port"]) == record["name"]:
             return f"nats://{HOST}:{record['port']}"
-        if port == 0:
-            usual = (record["port"],) if record is not None else ()
-            port = next(filter(_is_free, (*usual, _port_of(store))), 0)
         reloader = _reloader()
-        server = EmbeddedServer(
-            store,
-            port=port,
-            sync_interval=sync_interval,
-            max_payload=max_payload,
-            bound_to=reloader,
-        ).start()
+        server = _start(
+            (port,) if port else _ports(store, record),
+            lambda port: EmbeddedServer(
+                store,
+                port=port,
+                sync_interval=sync_interval,
+                max_payload=max_payload,
+                bound_to=reloader,
+            ),
+        )
         if reloader is None:
             _shared[store] = (os.getpid(), server)
         record = {"port": server.port, "name": server.name, "pid": server.pid}
         (store / "server.json").write_text(json.dumps(record))
         return server.url
+
+
+def _ports(store: Path, record: dict[str, Any] | None) -> list[int]:
+    """Return where a server on *store* may listen, the best first; 0: anywhere.
+
+    The port of the last time comes first, because a process that shared the last server may still
+    wait for it there.
+    """
+    last = [record["port"]] if record is not None else []
+    return [*filter(_is_free, (*last, USUAL_PORT, _port_of(store))), 0]
+
+
+def _start(ports: Sequence[int], make: Callable[[int], EmbeddedServer]) -> EmbeddedServer:
+    """Start a server on the first of *ports* that nobody takes in between."""
+    for port in ports[:-1]:
+        try:
+            return make(port).start()
+        except BrokerUnavailable:
+            if _is_free(port):  # then something else is wrong
+                raise
+    return make(ports[-1]).start()
 
 
 def _reloader() -> int | None:
