@@ -31,7 +31,7 @@ BY_SERIES = {f"{spec.name}{part}": spec for spec in CATALOG for part in PARTS.ge
 
 
 def documented() -> list[tuple[str, ...]]:
-    lines = (ROOT / "docs/how-to/metrics.md").read_text().splitlines()
+    lines = (ROOT / "docs/reference/metrics.md").read_text().splitlines()
     cells = [[c.strip() for c in line.strip("| ").split(" | ")] for line in lines if "|" in line]
     return [tuple(row) for row in cells if row[0].startswith("`wsgateway_")]
 

@@ -1,4 +1,4 @@
-"""Every metric: name, type, labels, meaning. ``docs/how-to/metrics.md`` is checked against it."""
+"""Every metric: name, type, labels, meaning; a test compares docs/reference/metrics.md with it."""
 
 from __future__ import annotations
 

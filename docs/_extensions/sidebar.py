@@ -1,0 +1,56 @@
+"""Build the sidebar from the lists in the index pages, so that each page is listed once.
+
+``<kind>/index.md`` is plain Markdown: a heading for each group, and below it a list of links. Code
+hosts show it as it is. Here, each group becomes a table of contents; its heading is the caption.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+KINDS = {
+    "tutorial": "Tutorial",
+    "how-to": "How to",
+    "reference": "Reference",
+    "explanation": "Explanation",
+}
+LINE = re.compile(r"## (?P<heading>.+)|[-*\d.]+ \[[^\]]+\]\((?P<page>[^):#]+)\.md\)")
+
+
+def groups(kind: str, index: str) -> list[tuple[str, list[str]]]:
+    """Return the caption and the pages of each group that *index*, the text of a page, lists."""
+    found: list[tuple[str, list[str]]] = [(KINDS[kind], [f"{kind}/index"])]
+    for match in LINE.finditer(index):
+        if page := match["page"]:
+            found[-1][1].append(normpath(str(PurePosixPath(kind, page))))
+        elif len(found) == 1 and len(found[0][1]) == 1:
+            found[0] = (f"{KINDS[kind]}: {match['heading']}", found[0][1])
+        else:
+            found.append((f"{KINDS[kind]}: {match['heading']}", []))
+    return found
+
+
+def add_tables_of_contents(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Append what the sidebar shows to the landing page."""
+    if docname != app.config.root_doc:
+        return
+    for kind in KINDS:
+        path = Path(app.srcdir, kind, "index.md")
+        app.env.note_dependency(str(path))
+        for caption, pages in groups(kind, path.read_text()):
+            entries = [f"Overview <{p}>" if p == f"{kind}/index" else p for p in pages]
+            source[0] += "\n".join(
+                ["", "```{toctree}", ":hidden:", f":caption: '{caption}'", *entries, "```", ""]
+            )
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("source-read", add_tables_of_contents)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
