@@ -1,5 +1,8 @@
 /** Types of wsgateway.js; see docs/reference/client-javascript.md. */
 
+/** The version of this client: that of the Python package, and of the package on npm. */
+export declare const VERSION: string;
+
 export declare const SUBPROTOCOL: "wsgateway.v1";
 
 /** Returns whether a client should reconnect after this close code. */

@@ -10,6 +10,9 @@
 
 // == names ===================================================================================
 
+/** The version of this file: that of the Python package, and of the package on npm. */
+export const VERSION = "0.1.0";
+
 export const SUBPROTOCOL = "wsgateway.v1";
 
 const DEFAULTS = {
