@@ -73,11 +73,11 @@ soak: .venv/.dev  ## break everything at random for MINUTES=10 and count (ARGS='
 bench: .venv/.bench  ## measure; see benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: .venv/.dev  ## check that the documents are true
+docs: .venv/.docs  ## check that the documents are true
 	$(WITH_BIN) $(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
 
 site: .venv/.docs  ## build the documentation site into build/site; a broken link fails
-	$(BIN)/sphinx-build -q -W -n --keep-going -d .cache/sphinx docs build/site $(ARGS)
+	$(BIN)/sphinx-build -q -W -n -E --keep-going -d .cache/sphinx docs build/site $(ARGS)
 
 screenshots: .venv/.dev  ## make the pictures of the documents, with headless Chromium
 	DOCS_IMAGES=docs/images $(WITH_BIN) $(BIN)/python -m pytest -n 0 \

@@ -10,7 +10,7 @@ sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
 
 project = "wsgateway"
 author = "the wsgateway contributors"
-extensions = ["myst_parser", "sphinx_copybutton", "sidebar"]
+extensions = ["myst_parser", "sphinx_copybutton", "pictures", "repository", "sidebar"]
 exclude_patterns = ["_*"]
 
 # Code hosts make the same anchors of headings

@@ -20,6 +20,12 @@ KINDS = {
     "reference": "Reference",
     "explanation": "Explanation",
 }
+PROJECT = [
+    "README <project/readme>",
+    "project/changelog",
+    "project/contributing",
+    "project/security",
+]
 LINE = re.compile(r"## (?P<heading>.+)|[-*\d.]+ \[[^\]]+\]\((?P<page>[^):#]+)\.md\)")
 
 
@@ -45,9 +51,13 @@ def add_tables_of_contents(app: Sphinx, docname: str, source: list[str]) -> None
         app.env.note_dependency(str(path))
         for caption, pages in groups(kind, path.read_text()):
             entries = [f"Overview <{p}>" if p == f"{kind}/index" else p for p in pages]
-            source[0] += "\n".join(
-                ["", "```{toctree}", ":hidden:", f":caption: '{caption}'", *entries, "```", ""]
-            )
+            source[0] += _table_of_contents(caption, entries)
+    source[0] += _table_of_contents("Project", PROJECT)
+
+
+def _table_of_contents(caption: str, entries: list[str]) -> str:
+    lines = ["", "```{toctree}", ":hidden:", f":caption: '{caption}'", *entries, "```", ""]
+    return "\n".join(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

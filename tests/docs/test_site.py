@@ -1,0 +1,115 @@
+"""The documentation site: what ``make site`` must refuse, and what it makes of links."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+pytestmark = pytest.mark.skipif(
+    find_spec("sphinx") is None, reason="Sphinx is not installed; `make site` installs it"
+)
+KINDS = ("tutorial", "how-to", "reference", "explanation")
+
+
+def build(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build a site in *folder* with the options of ``make site``."""
+    command = (ROOT / "Makefile").read_text().split("sphinx-build", 1)[1].splitlines()[0].split()
+    assert command[-3:] == ["docs", "build/site", "$(ARGS)"]
+    options = [".cache" if option == ".cache/sphinx" else option for option in command[:-3]]
+    return subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "-c", ROOT / "docs", source, folder / "site"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+def build_pages(pages: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build a site of these *pages*."""
+    source = folder / "docs"
+    indexes = dict.fromkeys((f"{kind}/index.md" for kind in KINDS), "# Index\n")
+    for name, text in {"index.md": "# Site\n", **indexes, **pages}.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return build(source, folder)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of the documents."""
+    folder = tmp_path_factory.mktemp("site")
+    result = build(ROOT / "docs", folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    return folder / "site"
+
+
+def test_site_with_broken_links_is_refused(tmp_path: Path) -> None:
+    """Each kind of broken link is named; the site is not accepted."""
+    broken = {
+        "a page": "[text](missing.md)",
+        "an anchor of another page": "[text](page.md#missing-there)",
+        "an anchor of the page itself": "[text](#missing-here)",
+        "a picture": "![text](missing.png)",
+        "a picture in HTML": '<img src="missing-html.png" alt="">',
+        "a picture for dark pages": '<picture><source media="(prefers-color-scheme: dark)" '
+        'srcset="missing-dark.png"><img src="page.md" alt=""></picture>',
+        "a file outside docs/": "[text](../deploy/missing.yaml)",
+        "a folder outside docs/": "[text](../missing-folder/)",
+        "a reference-style link": "[text][key]\n\n[key]: missing-key.md",
+    }
+    index = (
+        "# Index\n\n## Group\n\n- [Page](page.md): is here.\n- [Gone](missing-entry.md): is not.\n"
+    )
+    text = "\n\n".join(["# Page", "## Good anchor", *broken.values()])
+    pages = {
+        "how-to/index.md": index,
+        "how-to/page.md": text,
+        "how-to/missing-from-the-lists.md": "# Forgotten\n",
+    }
+    result = build_pages(pages, tmp_path)
+    assert result.returncode != 0
+    targets = (
+        "missing.md",
+        "missing-there",
+        "missing-here",
+        "missing.png",
+        "missing-html.png",
+        "missing-dark.png",
+        "deploy/missing.yaml",
+        "missing-folder/",
+        "missing-key.md",
+        "how-to/missing-entry",
+        "missing-from-the-lists.md",
+    )
+    assert [target for target in targets if target not in result.stderr] == []
+
+
+def test_links_out_of_the_documents_lead_to_pages_of_the_site(site: Path) -> None:
+    """`LICENSE` and `deploy/` are outside ``docs/``, and the README is a page like any other."""
+    measured = (site / "explanation/measured.html").read_text()
+    assert 'href="../files/benchmarks/results/layer.csv.html"' in measured
+    assert "<pre>" in (site / "files/benchmarks/results/layer.csv.html").read_text()
+    raw = (ROOT / "benchmarks/results/layer.csv").read_bytes()
+    assert (site / "files/benchmarks/results/layer.csv").read_bytes() == raw
+    changelog = (site / "project/changelog.html").read_text()
+    assert 'href="../reference/settings.html' in changelog
+
+
+def test_site_asks_no_other_host_for_anything(site: Path) -> None:
+    """Fonts, scripts, styles and pictures come from the site, so it works from a file server."""
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        for attribute in (' src="', '<link rel="stylesheet" type="text/css" href="'):
+            starts = [part[:8] for part in text.split(attribute)[1:]]
+            assert [start for start in starts if start.startswith(("http", "//"))] == [], page
+    for style in site.rglob("*.css"):
+        assert "url(http" not in style.read_text(), style
