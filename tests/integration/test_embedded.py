@@ -261,6 +261,82 @@ def test_server_ends_with_the_process_that_it_is_bound_to(tmp_path: Path) -> Non
         assert not listening(server.port)
 
 
+RELOADED = """
+import asyncio, logging, os, pathlib, sys, time
+import django
+from django.conf import settings
+logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
+store = pathlib.Path(sys.argv[1])
+settings.configure(DEBUG=True, BASE_DIR=store, INSTALLED_APPS=["wsgateway"], SECRET_KEY="x")
+django.setup()
+from wsgateway.broker import runtime
+from wsgateway.broker.embedded import probe
+from wsgateway.broker.project_server import embedded_url_from_settings
+async def nothing(broker): pass
+port = int(embedded_url_from_settings().rpartition(":")[2])
+runtime.call_sync(nothing)
+print("connected", flush=True)
+while probe(port):
+    time.sleep(0.05)
+time.sleep(2)  # longer than until the server would be started again
+print("ending", "with a server" if probe(port) else "without a server", flush=True)
+"""
+RELOADER = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env={**os.environ, "RUN_MAIN": "true"})
+input()
+"""
+
+
+def test_end_of_the_reloader_is_no_lost_connection(tmp_path: Path) -> None:
+    """Ctrl-C ended the reloader, and with it the server. What the reloader had started warned of
+    a lost connection, and could start a server again that nothing would ever end."""
+    reloader = subprocess.Popen(
+        [sys.executable, "-c", RELOADER, RELOADED, str(tmp_path)],
+        cwd=ROOT,
+        env=site_env(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert reloader.stdout is not None
+    assert reloader.stdin is not None
+    lines = iter(reloader.stdout)
+    assert "connected\n" in lines
+    reloader.kill()
+    reloader.wait()
+    rest = list(lines)  # until the reloaded process has ended
+    reloader.stdin.close()
+    reloader.stdout.close()
+    assert rest[-1] == "ending without a server\n"
+    assert not [line for line in rest if line.startswith(("WARNING", "ERROR"))]
+
+
+def test_git_ignores_the_store(tmp_path: Path) -> None:
+    """In one's own project, `git add .` added the messages of development."""
+    embedded_url(tmp_path / ".nats")
+    stop_embedded()
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    status = ["git", "status", "--porcelain", "--untracked-files=all"]
+    done = subprocess.run(status, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == ""
+
+
+def test_folder_with_other_files_stays_visible_to_git(tmp_path: Path) -> None:
+    (tmp_path / "manage.py").touch()
+    embedded_url(tmp_path)
+    stop_embedded()
+    assert not (tmp_path / ".gitignore").exists()
+
+
+def test_changed_gitignore_of_the_store_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("mine")
+    embedded_url(tmp_path)
+    stop_embedded()
+    assert (tmp_path / ".gitignore").read_text() == "mine"
+
+
 @pytest.fixture
 def usual_port(monkeypatch: pytest.MonkeyPatch, free_port: int) -> int:
     """A port of the test's own, in the place of 4222, which somebody may have."""

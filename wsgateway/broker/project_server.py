@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
-
 from wsgateway.broker.embedded import (
     DEFAULT_MAX_PAYLOAD,
     FIRST_PORT,
@@ -30,6 +28,7 @@ from wsgateway.broker.embedded import (
     find_server,
     probe,
 )
+from wsgateway.broker.ending import is_ending, note_end, reloader
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
@@ -46,6 +45,8 @@ __all__ = [
 
 logger = logging.getLogger("wsgateway.broker")
 
+OURS = {"jetstream", "lock", "nats-server.json", "nats-server.log", "server.json"}
+"""What a store contains."""
 HEADER_ROOM = 64 * 1024
 USUAL_PORT = 4222
 """NATS' own: programs that are told nothing else connect to it."""
@@ -89,10 +90,11 @@ def embedded_url(
 def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int) -> str:
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(store / "lock"):
+        _hide_from_git(store)
         record = _read_record(store)
         if record is not None and probe(record["port"]) == record["name"]:
             return f"nats://{HOST}:{record['port']}"
-        reloader = _reloader()
+        owner = reloader()
         server = _start(
             (port,) if port else _ports(store, record),
             lambda port: EmbeddedServer(
@@ -100,10 +102,10 @@ def _start_or_join(store: Path, port: int, sync_interval: str, max_payload: int)
                 port=port,
                 sync_interval=sync_interval,
                 max_payload=max_payload,
-                bound_to=reloader,
+                bound_to=owner,
             ),
         )
-        if reloader is None:
+        if owner is None:
             _shared[store] = (os.getpid(), server)
         record = {"port": server.port, "name": server.name, "pid": server.pid}
         (store / "server.json").write_text(json.dumps(record))
@@ -131,10 +133,15 @@ def _start(ports: Sequence[int], make: Callable[[int], EmbeddedServer]) -> Embed
     return make(ports[-1]).start()
 
 
-def _reloader() -> int | None:
-    """Return the id of Django's reloader, if that started this process; it outlives reloads."""
-    is_reloaded = os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" and sys.platform != "win32"
-    return os.getppid() if is_reloaded else None
+def _hide_from_git(store: Path) -> None:
+    """Make git ignore the store, as pytest and ruff do with theirs, unless it is somebody's folder.
+
+    A store that is a folder of the project must not hide what else is in it.
+    """
+    found = {path.name for path in store.iterdir()}
+    if found <= OURS:
+        with contextlib.suppress(OSError), (store / ".gitignore").open("x") as file:
+            file.write("# Made by wsgateway\n*\n")
 
 
 def _port_of(store: Path) -> int:
@@ -167,6 +174,8 @@ class _Watch:
     def _run(self) -> None:
         attempt = 0  # failures in a row
         while not self._end.wait(BACKOFF.delay(attempt)):
+            if is_ending():  # nobody would end the server that is started now
+                return
             if not _is_free(self._port):
                 attempt = 0
                 continue
@@ -264,6 +273,11 @@ def embedded_is_running() -> bool:
 
 
 @atexit.register
+def _end_with_process() -> None:
+    note_end()
+    stop_embedded()
+
+
 def stop_embedded() -> None:
     """Stop every server that `embedded_url` started in this process; runs at its end too.
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from wsgateway import counters
 from wsgateway.broker.addresses import ServerList
 from wsgateway.broker.bus import Callbacks, Closable, Handler
+from wsgateway.broker.ending import is_ending
 from wsgateway.broker.nats.connector import Connector
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
@@ -292,7 +293,8 @@ class NatsConnection(RequestingBus):
             self._opened.clear()
             counters.broker.losses += 1
             self._set_state(ConnectionState.CONNECTING)
-            logger.warning("lost the connection to NATS (%s), reconnecting", client.end_reason)
+            level = logging.DEBUG if is_ending() else logging.WARNING
+            logger.log(level, "lost the connection to NATS (%s), reconnecting", client.end_reason)
         self._fail_requests(self._why_not_open())
         self._on_lost.call()
 

@@ -12,6 +12,7 @@ from nats.errors import NoServersError
 
 from wsgateway.broker.addresses import Address, ServerList
 from wsgateway.broker.bus import Handler
+from wsgateway.broker.ending import is_ending
 from wsgateway.broker.nats.causes import Cause, cause_of, find_stranger
 from wsgateway.broker.nats.handshake import DirectClient
 from wsgateway.broker.nats.options import ConnectionOptions
@@ -162,7 +163,7 @@ class Connector:
     def _warn(self) -> None:
         """Warn once per outage and reason, not once per attempt."""
         causes = set(self._causes.values())
-        if not causes <= self._warned:
+        if not causes <= self._warned and not is_ending():
             self._warned |= causes
             logger.warning("%s (retrying)", self.problem())
 
