@@ -310,7 +310,7 @@ class Conversation:
 async def test_two_versions_side_by_side(
     previous: Path, nats_server: EmbeddedServer, prefix: str, tmp_path: Path
 ) -> None:
-    """Deploy as docs/how-to/deploy.md says: new gateways, `setup_streams`, old ones go."""
+    """Deploy as docs/how-to/upgrade.md says: new gateways, `setup_streams`, old ones go."""
     env = {
         "NATS_BROKER_URL": nats_server.url,
         "WSGATEWAY_PREFIX": prefix,
