@@ -9,7 +9,7 @@ PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage versions lint types pins soak bench docs site screenshots clean
+.PHONY: help run test coverage versions lint types pins soak bench docs site reference screenshots clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ docs: .venv/.docs  ## check that the documents are true
 
 site: .venv/.docs  ## build the documentation site into build/site; a broken link fails
 	$(BIN)/sphinx-build -q -W -n -E --keep-going -d .cache/sphinx docs build/site $(ARGS)
+
+reference: .venv/.dev  ## write the generated parts of docs/reference
+	DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python -m tests.docs.reference
 
 screenshots: .venv/.dev  ## make the pictures of the documents, with headless Chromium
 	DOCS_IMAGES=docs/images $(WITH_BIN) $(BIN)/python -m pytest -n 0 \

@@ -1,8 +1,8 @@
 """All settings: one typed property each, with default and unit, read on each access.
 
 Only this module and `setting` read ``django.conf.settings``. Nothing is cached, so
-``override_settings`` works. Durations are float seconds, sizes int bytes. A test checks
-``docs/reference/settings.md`` against `SETTINGS`.
+``override_settings`` works. Durations are float seconds, sizes int bytes. A setting belongs to the
+group above it. ``make reference`` writes ``docs/reference/settings.md`` from this module.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from wsgateway.setting import (
     MAX_INT,
     MAX_SECONDS,
     PREFIX,
+    Group,
     Setting,
     are_names,
     are_networks,
@@ -29,37 +30,29 @@ from wsgateway.setting import (
     network_flaws,
     origin_flaws,
     positive,
+    seconds,
     text,
 )
 
-__all__ = ["SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
+__all__ = ["GROUPS", "SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
 
 
 class Settings:
     """Typed view of the project's settings; see `SETTINGS` for the list."""
 
-    BROKER = Setting(
-        "nats",
-        "Which broker: nats, or memory (one process, nothing kept; for tests)",
-        kind=str,
-        valid=lambda v: v in ("nats", "memory"),
-        want="'nats' or 'memory'",
-        name="PUBSUB_BROKER",
-    )
+    CONNECTING = Group("Connect to NATS")
     URL = Setting(
         "",
-        "NATS servers, comma-separated URLs; empty: an embedded server, in development only",
+        "NATS servers, as URLs with commas between them. If it is empty, development starts a "
+        "server of its own; production needs a value",
         kind=str,
         name="NATS_BROKER_URL",
         is_secret=True,
     )
-    PREFIX = text("ws", "First token(s) of every subject; names the streams too")
-
-    # The connection to NATS
     NATS_USER = text("", "User name for NATS, unless the URL has one")
     NATS_PASSWORD = text("", "Password for NATS, unless the URL has one", is_secret=True)
     NATS_TOKEN = text("", "Token for NATS", is_secret=True)
-    NATS_CREDENTIALS = text("", "Path of a .creds file (JWT and nkey seed)")
+    NATS_CREDENTIALS = text("", "Path of a `.creds` file, which holds a JWT and an nkey seed")
     NATS_NKEY_SEED = text("", "Path of a file that holds an nkey seed")
     NATS_TLS_CA = text("", "Path of the CA certificate that signed the servers' certificates")
     NATS_TLS_CERT = text("", "Path of the client's certificate")
@@ -67,141 +60,152 @@ class Settings:
     NATS_TLS_HOSTNAME = text("", "Host name to expect in the servers' certificates")
     NATS_IGNORE_DISCOVERED = Setting(
         False,
-        "Connect to the servers of NATS_BROKER_URL only, not to others that the cluster announces",
+        "Connect only to the servers in `NATS_BROKER_URL`, not to others that the cluster "
+        "announces. Set it if those addresses cannot be reached from here",
         kind=bool,
     )
-    BROKER_TIMEOUT = positive(5.0, "Longest wait for an answer of the broker, seconds")
-    PUBLISH_TIMEOUT = positive(
-        25.0, "Longest wait until a message is stored, retries included, seconds"
+    CONNECT_TIMEOUT = seconds(2.0, "Longest wait for one connection attempt")
+    BROKER_TIMEOUT = seconds(5.0, "Longest wait for an answer from NATS")
+    PUBLISH_TIMEOUT = seconds(25.0, "Longest wait until a message is stored, retries included")
+    PREFIX = text(
+        "ws",
+        "First token, or tokens, of every subject, and part of every stream's name. Projects that "
+        "share a NATS server need different prefixes",
     )
-    CONNECT_TIMEOUT = positive(2.0, "Longest wait for one connection attempt, seconds")
-
-    # Streams
-    REPLICAS = Setting(
-        1,
-        "Copies of each stream; 3 in a cluster",
-        kind=int,
-        valid=lambda v: v in (1, 3, 5),
-        want="1, 3 or 5",
-    )
-    STORAGE = Setting(
-        "file",
-        "Where streams live: file or memory",
+    BROKER = Setting(
+        "nats",
+        "Which broker to use: `'nats'`, or `'memory'` for tests, which needs no server, works "
+        "within one process and forgets everything when it ends",
         kind=str,
-        valid=lambda v: v in ("file", "memory"),
-        want="'file' or 'memory'",
-    )
-    INBOX_MAX_AGE = positive(7 * 86400.0, "How long a user's message is kept, seconds")
-    INBOX_MAX_MESSAGES = count(10_000, "Messages kept per user; the oldest goes first")
-    INBOX_MAX_BYTES = bytes_limit("Bytes of all inboxes; above, publishing is refused")
-    SEND_MAX_AGE = positive(7 * 86400.0, "How long a client's message waits for a service, seconds")
-    SEND_MAX_MESSAGES = count(1_000_000, "Client messages that may wait for one service")
-    SEND_MAX_MESSAGES_PER_USER = count(
-        10_000, "Client messages that may wait for one service from one user"
-    )
-    SEND_MAX_BYTES = bytes_limit("Bytes of client messages that may wait for one service")
-    DEAD_MAX_BYTES = bytes_limit("Bytes of all dead letters; the oldest goes first")
-    CURSOR_MAX_BYTES = bytes_limit("Bytes of all cursors")
-    CHANNEL_MAX_BYTES = bytes_limit("Bytes in the layer's normal channels; above, they are full")
-    BLOB_MAX_BYTES = bytes_limit("Bytes of the layer's messages that are stored in parts")
-    DEAD_MAX_AGE = positive(30 * 86400.0, "How long a dead letter is kept, seconds")
-    DUPLICATE_WINDOW = Setting(
-        120.0,
-        "How long a message id is remembered, seconds; never longer than a stream keeps messages",
-        kind=float,
-        valid=lambda v: 0.1 <= v <= MAX_SECONDS,  # the server's own limits
-        want=f"0.1 or more, at most {MAX_SECONDS}",
-    )
-    CURSOR_MAX_AGE = positive(30 * 86400.0, "How long an unused device's cursor is kept, seconds")
-
-    # Delivery
-    CURSOR_INTERVAL = positive(1.0, "Cursors are written at most this often, seconds")
-    SWEEP_INTERVAL = positive(10.0, "How often missed messages are looked for, seconds")
-    WINDOW = count(256, "Messages in flight to one socket; more wait in the stream")
-    SEND_WINDOW = count(64, "Client frames that may wait for the broker's acknowledgement")
-    SEND_WINDOW_BYTES = count(1024 * 1024, "The same in bytes; a larger frame goes alone")
-    MAX_MESSAGE_SIZE = count(1_000_000, "Largest websocket frame or payload, bytes")
-    DRAIN_RATE = positive(
-        500.0, "Sockets per second that a stopping gateway asks to come back elsewhere"
-    )
-    CLOSE_TIMEOUT = positive(3.0, "Longest time that closing down may take, seconds")
-    ROSTER_TTL = Setting(
-        15.0,
-        "How long presence waits for a gateway that is silent before it counts as gone, seconds",
-        kind=float,
-        valid=lambda v: 1 <= v <= 3600,
-        want="1 to 3600",
+        valid=lambda v: v in ("nats", "memory"),
+        want="'nats' or 'memory'",
+        name="PUBSUB_BROKER",
     )
 
-    # Sockets
+    CONNECTIONS = Group("Who may connect")
     IDENTITY = Setting(
         ["wsgateway.identity.SessionIdentity"],
-        "Resolvers of a socket's identity, dotted paths, tried in order",
+        "Resolvers that say whose socket it is, as dotted paths. They are tried in order",
         kind=(list, tuple),
         valid=lambda v: bool(v) and all(isinstance(path, str) for path in v),
         want="a list of dotted paths, for example ['wsgateway.identity.SessionIdentity']",
     )
-    SERVICES: Setting[list[str] | None] = Setting(
-        None,
-        "Services that clients may name; None: those that are declared; ['*']: any (not isolated)",
-        kind=(list, tuple, type(None)),
-        valid=lambda v: v is None or are_names(v),
-        want="a list of names, for example ['orders']",
-    )
     ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
         None,
-        "Origins that browsers may connect from; None: hosts in ALLOWED_HOSTS; ['*']: any",
+        "Origins of the pages that may open sockets. `None` allows the hosts in `ALLOWED_HOSTS`, "
+        "`['*']` any page",
         kind=(list, tuple, type(None)),
         valid=lambda v: v is None or are_origins(v),
         flaw=origin_flaws,
         want="a list of origins such as 'https://example.com' or, with all subdomains, "
         "'.example.com'",
     )
-    COOKIE_NAME = text("wsgateway", "Name of SignedCookieIdentity's cookie")
-    TOKEN_PARAMETER = text("token", "Query parameter that TokenIdentity reads")
-    TOKEN_MAX_AGE = positive(3600.0, "How long a signed token or cookie is valid, seconds")
-    CONTINUE_TRACES = Setting(
-        True,
-        "Whether clients' messages continue the traces that the clients name; False: they begin "
-        "traces of their own, with links to those",
-        kind=bool,
+    COOKIE_NAME = text("wsgateway", "Name of the cookie that `SignedCookieIdentity` reads")
+    TOKEN_PARAMETER = text("token", "Query parameter that `TokenIdentity` reads")
+    TOKEN_MAX_AGE = seconds(3600.0, "How long a signed token or cookie is valid")
+    REVALIDATE_INTERVAL = seconds(
+        60.0, "How often a gateway asks whether the logins behind its open sockets are still valid"
     )
-    REVALIDATE_INTERVAL = positive(
-        60.0, "How often gateways ask whether open sockets' logins still hold, seconds"
+
+    SERVING = Group("Services")
+    SERVICES: Setting[list[str] | None] = Setting(
+        None,
+        "The complete list of services that clients may name. `None` stands for those that "
+        "`@service` declares, `['*']` for any service, without isolation between them",
+        kind=(list, tuple, type(None)),
+        valid=lambda v: v is None or are_names(v),
+        want="a list of names, for example ['orders']",
+    )
+    SERVICES_MODULE = text("ws_services", "Module of each app that holds service handlers")
+    MAX_DELIVER = count(
+        5, "Tries that a client's message has before it is set aside as a dead letter"
+    )
+    ACK_WAIT = seconds(30.0, "How long a worker may be silent before another one gets its messages")
+
+    KEEPING = Group("How long messages are kept")
+    INBOX_MAX_AGE = seconds(7 * 86400.0, "How long a message for a user is kept")
+    INBOX_MAX_MESSAGES = count(
+        10_000, "Messages that are kept for one user. Above that, the oldest goes first"
+    )
+    INBOX_MAX_BYTES = bytes_limit("Size of all inboxes together. Above that, publishing is refused")
+    SEND_MAX_AGE = seconds(7 * 86400.0, "How long a client's message waits for a service")
+    SEND_MAX_MESSAGES = count(1_000_000, "Clients' messages that may wait for one service")
+    SEND_MAX_MESSAGES_PER_USER = count(10_000, "Messages of one user that may wait for one service")
+    SEND_MAX_BYTES = bytes_limit("Size of the clients' messages that may wait for one service")
+    DEAD_MAX_AGE = seconds(30 * 86400.0, "How long a dead letter is kept")
+    DEAD_MAX_BYTES = bytes_limit("Size of all dead letters. Above that, the oldest goes first")
+    CURSOR_MAX_AGE = seconds(30 * 86400.0, "How long the cursor of an unused device is kept")
+    CURSOR_MAX_BYTES = bytes_limit("Size of all cursors")
+    DUPLICATE_WINDOW = Setting(
+        120.0,
+        "How long a message id is remembered, so that a retry is not stored twice. It is never "
+        "longer than a stream keeps its messages",
+        kind=float,
+        valid=lambda v: 0.1 <= v <= MAX_SECONDS,  # the server's own limits
+        want=f"0.1 or more, at most {MAX_SECONDS}",
+        unit="seconds",
+    )
+    REPLICAS = Setting(
+        1,
+        "Copies of each stream. Use 3 in a cluster",
+        kind=int,
+        valid=lambda v: v in (1, 3, 5),
+        want="1, 3 or 5",
+    )
+    STORAGE = Setting(
+        "file",
+        "Where NATS keeps streams: `'file'` or `'memory'`",
+        kind=str,
+        valid=lambda v: v in ("file", "memory"),
+        want="'file' or 'memory'",
+    )
+
+    LIMITS = Group("Limits for clients")
+    MAX_MESSAGE_SIZE = count(
+        1_000_000, "Largest websocket frame, and largest payload of a message", unit="bytes"
+    )
+    MAX_CONNECTIONS_PER_USER = count(
+        0, "Sockets that one user may have in one process. 0 means any number", least=0
     )
     MAX_DEVICES_PER_USER = count(
-        100, "Devices of one user whose cursors are kept; the least recently used goes first"
+        100,
+        "Devices of one user whose cursors are kept. The least recently used goes first",
     )
-    MAX_CONNECTIONS_PER_USER = count(0, "Sockets of one user in one process; 0: any", least=0)
     RATE_LIMIT = Setting(
         2000.0,
-        "Frames that a client may send per second, on average; 0: any",
+        "Frames that a client may send per second, on average. 0 means any number",
         kind=float,
         valid=lambda v: 0 <= v <= MAX_INT,
         want=f"0 or more, at most {MAX_INT}",
     )
-    RATE_BURST = count(20_000, "Frames that a client may send at once within RATE_LIMIT")
-    OFFLINE_GRACE = Setting(
-        10.0,
-        "How long a user must have no socket before runevents says that they went offline, seconds",
-        kind=float,
-        valid=lambda v: 0 <= v <= MAX_SECONDS,
-        want=f"0 or more, at most {MAX_SECONDS}",
+    RATE_BURST = count(20_000, "Frames that a client may send at once within `RATE_LIMIT`")
+    WINDOW = count(
+        256, "Messages that are on their way to one socket. More than that wait in the stream"
     )
-    MAY_WATCH = text(
-        "", "Says whose presence a client may watch, dotted path of a function; empty: nobody's"
+    SEND_WINDOW = count(64, "Frames of one client that may wait until NATS has stored them")
+    SEND_WINDOW_BYTES = count(
+        1024 * 1024, "The same, by size. A larger frame goes alone", unit="bytes"
     )
-    MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
+
+    DELIVERING = Group("Delivery")
     PING_INTERVAL = Setting(
         25.0,
-        "How often wsgateway.v1 clients are pinged, seconds",
+        "How often `wsgateway.v1` clients are pinged. Keep it below the idle timeout of every "
+        "proxy in between",
         kind=float,
         valid=lambda v: 0 < v < MAX_PING,
         want=f"above 0 and below {MAX_PING}",
+        unit="seconds",
     )
-    PING_TIMEOUT = positive(10.0, "How long a pong may take, seconds")
+    PING_TIMEOUT = seconds(10.0, "How long a pong may take before the socket is closed")
+    CURSOR_INTERVAL = seconds(
+        1.0,
+        "Shortest time between two writes of a cursor. What was delivered after the last one is "
+        "delivered again after a crash",
+    )
+    SWEEP_INTERVAL = seconds(10.0, "How often a gateway looks for messages that it has missed")
 
-    # Channel layer
+    LAYER = Group("The channel layer")
     DURABLE_GROUPS: Setting[list[str]] = Setting(
         [],
         "Glob patterns of groups that are stored, besides those that name an inbox",
@@ -209,36 +213,73 @@ class Settings:
         valid=are_names,
         want="a list of glob patterns, for example ['chat.*']",
     )
+    CHANNEL_MAX_BYTES = bytes_limit(
+        "Size of what waits in normal channels. Above that, they are full"
+    )
+    BLOB_MAX_BYTES = bytes_limit("Size of the messages that are stored in parts")
 
-    # Services
-    SERVICES_MODULE = text("ws_services", "Module of each app that holds service handlers")
-    MAX_DELIVER = count(5, "Tries that a client's message has before it is set aside")
-    ACK_WAIT = positive(30.0, "How long a worker may be silent before redelivery, seconds")
+    PRESENCE = Group("Presence")
+    OFFLINE_GRACE = Setting(
+        10.0,
+        "How long a user must have no socket before `runevents` says that they went offline",
+        kind=float,
+        valid=lambda v: 0 <= v <= MAX_SECONDS,
+        want=f"0 or more, at most {MAX_SECONDS}",
+        unit="seconds",
+    )
+    MAY_WATCH = text(
+        "",
+        "Function that says whose presence a client may watch, as a dotted path. If it is empty, "
+        "clients may watch nobody",
+    )
+    MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
+    ROSTER_TTL = Setting(
+        15.0,
+        "How long a gateway that does not answer still counts. After that, presence takes it for "
+        "gone",
+        kind=float,
+        valid=lambda v: 1 <= v <= 3600,
+        want="1 to 3600",
+        unit="seconds",
+    )
 
-    # Metrics
+    STOPPING = Group("Stopping a gateway")
+    DRAIN_RATE = positive(
+        500.0, "Sockets per second that a stopping gateway asks to reconnect elsewhere"
+    )
+    CLOSE_TIMEOUT = seconds(3.0, "Longest time that closing down may take")
+
+    OBSERVING = Group("Metrics and traces")
     METRICS_TOKEN = text(
         "",
-        "Token with which Prometheus may read /metrics; empty, and no networks: metrics are off",
+        "Token with which Prometheus may read `/metrics`. Metrics are off if this is empty and no "
+        "networks are set either",
         is_secret=True,
     )
     METRICS_NETWORKS: Setting[list[str]] = Setting(
         [],
-        "Networks from which anybody may read /metrics directly, without a token",
+        "Networks from which anybody may read `/metrics` directly, without a token",
         kind=(list, tuple),
         valid=are_networks,
         flaw=network_flaws,
         want="a list of networks, for example ['10.0.0.0/8']",
     )
+    CONTINUE_TRACES = Setting(
+        True,
+        "Whether clients' messages continue the traces that the clients name. If not, each begins "
+        "a trace of its own with a link to the client's",
+        kind=bool,
+    )
 
-    # Embedded server
+    EMBEDDED = Group("The embedded server")
     EMBEDDED_STORE = text(
-        "", "Folder of the embedded server's store; empty: .nats next to manage.py"
+        "", "Folder of the server's store. If it is empty: `.nats` next to `manage.py`"
     )
     EMBEDDED_PORT = count(
-        0, "Port of the embedded server; 0: 4222, or another one while that is taken", least=0
+        0, "Port of the server. 0 means 4222, or another port while that is taken", least=0
     )
     EMBEDDED_SYNC_INTERVAL = text(
-        "always", "When the embedded server calls fsync: always, or a duration such as 10s"
+        "always", "When the server calls fsync: `always`, or a duration such as `10s`"
     )
 
     # What Django itself knows
@@ -321,6 +362,9 @@ SETTINGS: dict[str, Setting[Any]] = {
     value.name: value for value in vars(Settings).values() if isinstance(value, Setting)
 }
 """Every setting by its name in Django's settings."""
+
+GROUPS: list[Group] = [value for value in vars(Settings).values() if isinstance(value, Group)]
+"""Every group of settings, in the order in which the reference shows them."""
 
 settings = Settings()
 

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_INT",
     "MAX_SECONDS",
     "PREFIX",
+    "Group",
     "Setting",
     "are_names",
     "are_networks",
@@ -24,6 +25,7 @@ __all__ = [
     "network_flaws",
     "origin_flaws",
     "positive",
+    "seconds",
     "text",
 ]
 
@@ -36,12 +38,28 @@ MAX_SECONDS = 9_000_000_000
 """NATS counts nanoseconds in 64 bits."""
 
 
+class Group:
+    """A heading in the list of settings, for the settings that follow it in their class."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.settings: list[Setting[Any]] = []
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        members = list(vars(owner).values())
+        for member in members[members.index(self) + 1 :]:
+            if isinstance(member, Group):
+                break
+            if isinstance(member, Setting):
+                self.settings.append(member)
+
+
 class Setting(Generic[T]):
     """One setting.
 
     Args:
         default: Its value when the project does not set it.
-        doc: One line: what it does and its unit.
+        doc: What it does, in Markdown, without the full stop at the end.
         kind: Types that its value may have; also what an environment value is converted to.
         valid: Says whether a value is possible.
         want: What *valid* wants, for the error text.
@@ -49,6 +67,7 @@ class Setting(Generic[T]):
         is_secret: Whether the value may hold a password, which no text may show.
         flaw: Returns what is wrong with a part of a value that is not *valid*, and how to write
             it; "" if *want* says enough.
+        unit: What a number counts: ``seconds``, ``bytes``, or "" if *doc* says it.
     """
 
     def __init__(
@@ -62,6 +81,7 @@ class Setting(Generic[T]):
         name: str | None = None,
         is_secret: bool = False,
         flaw: Callable[[Any], str] = lambda value: "",
+        unit: str = "",
     ) -> None:
         self.default = default
         self.doc = doc
@@ -71,6 +91,7 @@ class Setting(Generic[T]):
         self.name = name or ""
         self.is_secret = is_secret
         self.flaw = flaw
+        self.unit = unit
 
     def __set_name__(self, owner: type, attribute: str) -> None:
         self.name = self.name or PREFIX + attribute
@@ -95,10 +116,12 @@ class Setting(Generic[T]):
         value = getattr(django_settings, self.name, self.default)
         number = next((kind for kind in (float, int) if kind in self.kind), None)
         if number and isinstance(value, str):
-            return f"Convert it to a number: {number.__name__}(…). {self.doc}."
+            of = f" of {self.unit}" if self.unit else ""
+            return f"Convert it to a number{of}: {number.__name__}(…). {self.doc}."
         if list in self.kind and isinstance(value, str):
             return f"Write a list, with brackets: {value.split(',')!r}. {self.doc}."
-        default = "" if self.is_secret else f" The default is {self.default!r}."
+        shown = f"{self.default!r} {self.unit}".rstrip()
+        default = "" if self.is_secret else f" The default is {shown}."
         return f"{self.doc}.{default}"
 
     @overload
@@ -117,18 +140,35 @@ class Setting(Generic[T]):
         return value
 
 
-def positive(default: float, doc: str) -> Setting[float]:
-    want = f"above 0, at most {MAX_SECONDS}"
-    return Setting(default, doc, kind=float, valid=lambda v: 0 < v <= MAX_SECONDS, want=want)
+def positive(default: float, doc: str, *, unit: str = "") -> Setting[float]:
+    return Setting(
+        default,
+        doc,
+        kind=float,
+        valid=lambda v: 0 < v <= MAX_SECONDS,
+        want=f"above 0, at most {MAX_SECONDS}",
+        unit=unit,
+    )
 
 
-def count(default: int, doc: str, *, least: int = 1) -> Setting[int]:
-    want = f"{least} or more, at most {MAX_INT}"
-    return Setting(default, doc, kind=int, valid=lambda v: least <= v <= MAX_INT, want=want)
+def seconds(default: float, doc: str) -> Setting[float]:
+    return positive(default, doc, unit="seconds")
+
+
+def count(default: int, doc: str, *, least: int = 1, unit: str = "") -> Setting[int]:
+    return Setting(
+        default,
+        doc,
+        kind=int,
+        valid=lambda v: least <= v <= MAX_INT,
+        want=f"{least} or more, at most {MAX_INT}",
+        unit=unit,
+    )
 
 
 def bytes_limit(doc: str) -> Setting[int]:
-    return count(0, f"{doc}; 0: a share of what NATS offers; -1: no limit", least=-1)
+    text = f"{doc}. 0 means a share of what NATS offers, -1 no limit"
+    return count(0, text, least=-1, unit="bytes")
 
 
 def text(default: str, doc: str, *, is_secret: bool = False) -> Setting[str]:

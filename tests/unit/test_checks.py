@@ -173,9 +173,9 @@ def test_E002_impossible_value(settings: Any, name: str, value: object, text: st
     ("name", "value", "hint"),
     [
         ("WSGATEWAY_WINDOW", "64", "Convert it to a number: int(…)."),
-        ("WSGATEWAY_ACK_WAIT", "1", "Convert it to a number: float(…)."),
+        ("WSGATEWAY_ACK_WAIT", "1", "Convert it to a number of seconds: float(…)."),
         ("WSGATEWAY_SERVICES", "a,b", "Write a list, with brackets: ['a', 'b']."),
-        ("WSGATEWAY_REPLICAS", 2, "Copies of each stream; 3 in a cluster. The default is 1."),
+        ("WSGATEWAY_REPLICAS", 2, "Copies of each stream. Use 3 in a cluster. The default is 1."),
     ],
 )
 def test_E002_says_what_to_write(settings: Any, name: str, value: object, hint: str) -> None:
