@@ -1,7 +1,8 @@
 """Build the sidebar from the lists in the index pages, so that each page is listed once.
 
-``<kind>/index.md`` is plain Markdown: a heading for each group, and below it a list of links. Code
-hosts show it as it is. Here, each group becomes a table of contents; its heading is the caption.
+``<kind>/index.md`` is plain Markdown, which code hosts show as it is: a heading for each group, and
+below it items such as ``- [A page](page.md): what it is for.`` Here, each group becomes a table of
+contents, with its heading as the caption. Links after the colon do not count.
 """
 
 from __future__ import annotations
@@ -26,19 +27,23 @@ PROJECT = [
     "project/contributing",
     "project/security",
 ]
-LINE = re.compile(r"## (?P<heading>.+)|[-*\d.]+ \[[^\]]+\]\((?P<page>[^):#]+)\.md\)")
+ITEM = re.compile(r"[-*\d.]+ (?P<links>\[.*)")
+LINK = re.compile(r"\]\((?P<page>[^):#]+)\.md\)")
 
 
 def groups(kind: str, index: str) -> list[tuple[str, list[str]]]:
     """Return the caption and the pages of each group that *index*, the text of a page, lists."""
     found: list[tuple[str, list[str]]] = [(KINDS[kind], [f"{kind}/index"])]
-    for match in LINE.finditer(index):
-        if page := match["page"]:
-            found[-1][1].append(normpath(str(PurePosixPath(kind, page))))
-        elif len(found) == 1 and len(found[0][1]) == 1:
-            found[0] = (f"{KINDS[kind]}: {match['heading']}", found[0][1])
-        else:
-            found.append((f"{KINDS[kind]}: {match['heading']}", []))
+    for line in index.splitlines():
+        if line.startswith("## "):
+            caption = f"{KINDS[kind]}: {line[3:]}"
+            if len(found) == 1 and len(found[0][1]) == 1:
+                found[0] = (caption, found[0][1])
+            else:
+                found.append((caption, []))
+        elif item := ITEM.match(line):
+            links = LINK.findall(item["links"].partition("): ")[0] + ")")
+            found[-1][1].extend(normpath(str(PurePosixPath(kind, page))) for page in links)
     return found
 
 

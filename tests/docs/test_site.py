@@ -48,7 +48,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site of the documents."""
     folder = tmp_path_factory.mktemp("site")
     result = build(ROOT / "docs", folder)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stderr == ""
+    assert result.returncode == 0
     return folder / "site"
 
 
