@@ -354,7 +354,7 @@ async def test_drained_gateway_lets_its_sockets_go_over_a_time(
         **{f"u{n}": 1 for n in range(10)},
         "stays": 0,
     }
-    assert {code for codes in sockets.codes.values() for code in codes} == {4001, 1001}
+    assert {code for codes in sockets.codes.values() for code in codes} == {4001, 1012}
     assert [g.draining for g in await call("gateways") if g.id == hubs[1].gateway_id] == [False]
     assert await call("is_online", "service1", "stays") is True
     await stays.stop()

@@ -100,7 +100,7 @@ async def test_rate_limit(gateway_factory: Callable[..., Gateway]) -> None:
             await raw.send("x")
         with pytest.raises(ConnectionClosed):
             await asyncio.wait_for(raw.recv(), 10)
-        assert raw.close_code == 1008
+        assert raw.close_code == 1013
     async with gateway.connect(*ANN, **V1) as v1:
         await v1.recv()
         for number in range(4):

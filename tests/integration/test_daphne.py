@@ -108,7 +108,7 @@ async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
     await v1.send(json.dumps({"type": "ping"}))
     assert json.loads(await v1.recv()) == {"type": "pong"}
     gateway.stop(timeout=5.0)
-    expected = {"daphne": [1001, 4001], "uvicorn": [1012, 1012]}[server]
+    expected = {"daphne": [1012, 4001], "uvicorn": [1012, 1012]}[server]
     assert [(await closed_with(ws))[0] for ws in (raw, v1)] == expected
     await broker.position()  # learns the epoch
     found = [await broker.load_cursor(Inbox("s", user), "default") for user in ("raw", "v1")]

@@ -31,7 +31,17 @@ def test_reconnect_follows_from_the_range() -> None:
 
 def test_raw_clients_get_a_code_that_servers_may_send() -> None:
     """RFC 6455 reserves 1005, 1006 and 1015 and leaves 1012 to 1014 to a registry."""
-    assert {code.raw for code in CloseCode} == {1001, 1008, 1009, 1011, 1012, 1013}
+    assert {code.raw for code in CloseCode} == {1008, 1009, 1011, 1012, 1013}
+
+
+def test_raw_code_says_whether_to_come_back() -> None:
+    """After a deploy (1001), a pause or a flood (1008), htmx's extension never reconnected.
+
+    It does after 1011, 1012 and 1013; no client should after 1008 and 1009.
+    """
+    for code in CloseCode:
+        assert (code.raw in (1011, 1012, 1013)) is code.reconnect, code.name
+        assert (code.raw in (1008, 1009)) is not code.reconnect, code.name
 
 
 def test_number_and_text() -> None:

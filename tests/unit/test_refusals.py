@@ -148,5 +148,5 @@ async def test_gateway_that_ends_is_not_worth_a_warning(caplog: pytest.LogCaptur
     code = CloseCode.SHUTTING_DOWN
     socket = Socket(Transport(send), RawEndpoint)
     await refuse(socket, IdentityRefused(code, code.reason), {"path": "/ws/orders/"})
-    assert sent == [("websocket.accept", None), ("websocket.close", 1001)]
+    assert sent == [("websocket.accept", None), ("websocket.close", 1012)]
     assert [record.levelname for record in caplog.records] == ["INFO"]

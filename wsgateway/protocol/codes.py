@@ -1,7 +1,8 @@
 """Close codes: number, reason, what a raw client gets instead, whether to reconnect.
 
 4000-4499 tell a client to reconnect, 4500-4999 to stop (Centrifugo's rule). A raw socket
-(without the ``wsgateway.v1`` subprotocol) gets the standard code nearest to it.
+(without the ``wsgateway.v1`` subprotocol) gets the standard code nearest to it: 1011, 1012 or 1013
+if it should come back, 1008 or 1009 if not. htmx and other clients reconnect after the first three.
 ``docs/reference/protocol.md`` and the JavaScript client are checked against this table.
 """
 
@@ -26,10 +27,10 @@ class CloseCode(IntEnum):
         member.raw = raw
         return member
 
-    SHUTTING_DOWN = 4001, "shutting down", 1001
-    TOO_SLOW = 4008, "too slow", 1008
-    NO_PONG = 4012, "no pong", 1008
-    RATE_LIMIT = 4013, "rate limit exceeded", 1008
+    SHUTTING_DOWN = 4001, "shutting down", 1012
+    TOO_SLOW = 4008, "too slow", 1013
+    NO_PONG = 4012, "no pong", 1011
+    RATE_LIMIT = 4013, "rate limit exceeded", 1013
     BROKER_UNAVAILABLE = 4014, "broker unavailable", 1013
     STREAM_REPLACED = 4015, "stream replaced", 1013
     CREDENTIALS_CHANGED = 4016, "credentials changed", 1012
