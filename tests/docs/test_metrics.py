@@ -57,6 +57,13 @@ def test_collector_exports_exactly_the_metrics_of_the_catalog() -> None:
             assert set(sample.labels) - {"le"} == set(spec.labels)
 
 
+def test_every_metric_of_the_catalog_gets_a_value() -> None:
+    """A metric that the collector forgot had a family without samples, which nobody noticed."""
+    filled = {family.name for family in COLLECTOR.collect() if family.samples}
+    per_service = {spec.family for spec in LOCAL if "service" in spec.labels}
+    assert {spec.family for spec in LOCAL} - filled <= per_service
+
+
 def test_registered_with_prometheus_client_it_is_described_without_counting() -> None:
     described = {family.name: family.samples for family in COLLECTOR.describe()}
     assert described == {spec.family: [] for spec in LOCAL}

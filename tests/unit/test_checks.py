@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.core.checks.registry import registry
 from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
@@ -440,6 +441,16 @@ def test_every_id_has_its_test_and_its_place_in_the_documentation() -> None:
     )
     assert ids == tests == set(table)
     assert len(table) == len(ids)
+
+
+def test_every_check_runs() -> None:
+    """A check that no list names would pass its own test and never run."""
+    registered = {
+        getattr(each, "__name__", "")
+        for each in registry.get_checks(include_deployment_checks=True)
+    }
+    source = "".join(path.read_text() for path in Path(checks.__file__).parent.glob("*.py"))
+    assert set(re.findall(r"^def (check_\w+)", source, re.M)) <= registered
 
 
 def test_E002_service_that_no_stream_can_have(settings: Any) -> None:
