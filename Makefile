@@ -5,6 +5,9 @@ MINUTES ?= 10
 BIN = .venv/bin
 PINS = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
 	--custom-compile-command 'make pins'
+# uv is quicker, but does not read pip's settings: if only those name a package index, pip installs
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python -r $(1) 2> /dev/null \
+	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 # Behind the machine's own Node.js, which then need not be installed
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 
@@ -19,25 +22,27 @@ help:  ## list the targets
 		|| { echo "$(PYTHON) is older than 3.11; choose another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/.run: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/bin/uv: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt uv
+
+.venv/.run: requirements.txt | .venv/bin/uv
+	$(call install,requirements.txt)
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(call install,requirements-dev.txt)
 	@touch $@
 
 .venv/.docs: requirements-docs.txt .venv/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(call install,requirements-docs.txt)
 	@touch $@
 
 .venv/.bench: requirements-bench.txt .venv/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	$(call install,requirements-bench.txt)
 	@touch $@
 
 tests/js/node_modules/.installed: tests/js/package.json requirements-node.txt | .venv/.dev
-	@command -v npm > /dev/null || $(BIN)/python -m pip install --quiet \
-		--disable-pip-version-check -r requirements-node.txt
+	@command -v npm > /dev/null || { $(call install,requirements-node.txt); }
 	cd tests/js && $(WITH_BIN) npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
