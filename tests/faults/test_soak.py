@@ -14,9 +14,8 @@ from tests.soak.__main__ import soak
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("seed", [1, 13])
-async def test_nothing_acknowledged_is_lost(seed: int, tmp_path: Path) -> None:
-    report = await soak(tmp_path, seed, seconds=45, most=6, users=8)
+async def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    report = await soak(tmp_path, 13, seconds=45, most=6, users=8)
     assert report.broken == []
     assert report.published > 100
     assert report.accepted > 100
