@@ -349,6 +349,58 @@ async def test_purge_that_fails_halfway_says_how_far_it_came(
     assert await broker.count(ANN) == 2
 
 
+@pytest.mark.django_db(transaction=True)
+async def test_purge_of_a_user_shows_asks_and_deletes(broker: NatsBroker) -> None:
+    """There was no way to delete all that is kept of a user."""
+    chat, of_ann = Inbox("service1", "ann"), ("purge", "--user", "ann")
+    for inbox in (ANN, ANN, chat, BOB):
+        await broker.publish(inbox, b"x")
+    await broker.save_cursor(ANN, "phone", 1)
+    shown = await call(*of_ann, "--dry-run")
+    assert shown.lines[-1] == "4 records would be deleted"
+    assert [columns(line) for line in shown.lines[1:3]] == [
+        ["orders", "2", "1", "0", "0"],
+        ["service1", "1", "0", "0", "0"],
+    ]
+    refused = await call(*of_ann)
+    assert (refused.code, "--no-input" in refused.err) == (Exit.USAGE, True)
+    assert await broker.count(ANN) == 2
+    done = await call(*of_ann, "--service", "service1", "--no-input", "--json")
+    empty = {"cursors": 0, "queued": 0, "dead_letters": 0}
+    assert done.json == {
+        "user": "ann",
+        "dry_run": False,
+        "services": {"service1": {"messages": 1, **empty}},
+        "outbox_rows": 0,
+        "sockets": 0,
+        "silent": [],
+    }
+    assert set(done.json) <= documented("gateway purge")
+    assert (await call(*of_ann, "--no-input")).lines[-1] == "3 records deleted"
+    assert [await broker.count(each) for each in (ANN, chat, BOB)] == [0, 0, 1]
+    assert "No service stores anything" in (await call(*of_ann, "--dry-run")).out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("orders", "ann", "--user", "ann"),
+        ("orders",),
+        (),
+        ("orders", "ann", "--dry-run"),
+        ("orders", "ann", "--service", "orders"),
+        ("--user", "", "--no-input"),
+        ("--user", "ann", "--service", "", "--no-input"),
+    ],
+)
+async def test_purge_with_arguments_that_do_not_fit_deletes_nothing(
+    broker: NatsBroker, arguments: tuple[str, ...]
+) -> None:
+    await broker.publish(ANN, b"x")
+    assert (await call("purge", *arguments)).code == Exit.USAGE
+    assert await broker.count(ANN) == 1
+
+
 # -- status ------------------------------------------------------------------------------
 
 

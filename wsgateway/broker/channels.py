@@ -153,3 +153,11 @@ class BlobStore(ABC):
         Raises:
             BrokerError: It cannot be read now.
         """
+
+    @abstractmethod
+    async def remove(self, identity: bytes) -> None:
+        """Delete what is stored under *identity*. Idempotent.
+
+        Raises:
+            BrokerError: It may still be there.
+        """

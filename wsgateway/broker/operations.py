@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from wsgateway.protocol.subjects import Inbox
 
-__all__ = ["Device", "InboxState", "Operations", "Peer", "Queue", "Stream"]
+__all__ = ["Device", "Held", "InboxState", "Operations", "Peer", "Queue", "Stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,28 @@ class Queue:
     pulls: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is stored about a user in one service, in numbers.
+
+    Attributes:
+        messages: In the inbox.
+        cursors: Devices' positions.
+        queued: Messages that the user sent, and that no handler has finished.
+        dead_letters: Messages that the user sent, and that no handler could process.
+    """
+
+    messages: int = 0
+    cursors: int = 0
+    queued: int = 0
+    dead_letters: int = 0
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.messages + self.cursors + self.queued + self.dead_letters
+
+
 class Operations(ABC):
     """See `Broker.operations`. Every method may raise `BrokerUnavailable`, and may be cancelled."""
 
@@ -170,6 +192,25 @@ class Operations(ABC):
     @abstractmethod
     async def purge(self, inbox: Inbox) -> int:
         """Delete all messages of *inbox* for good; return how many there were. Cursors stay."""
+
+    @abstractmethod
+    async def held(self, user: str, service: str | None = None) -> dict[str, Held]:
+        """Return what is stored about a user, by service; those with nothing are missing.
+
+        Args:
+            user: The user's name.
+            service: In this service only; None: in all, whether they still exist or not.
+
+        Raises:
+            NameRefused: No user, or no service, can have this name.
+        """
+
+    @abstractmethod
+    async def erase(self, inbox: Inbox) -> Held:
+        """Delete everything that is stored about a user in one service; return what it was.
+
+        What a handler or a socket has in hand at this moment is not stored, and may be soon.
+        """
 
     @abstractmethod
     async def names(

@@ -33,7 +33,7 @@ class Cursor:
         key: Whose.
     """
 
-    __slots__ = ("confirmed", "epoch", "key", "lost", "saved", "sockets")
+    __slots__ = ("abandoned", "confirmed", "epoch", "key", "lost", "saved", "sockets")
 
     def __init__(self, key: Key) -> None:
         self.key = key
@@ -41,12 +41,13 @@ class Cursor:
         self.confirmed = 0
         self.saved = 0
         self.lost = False  # the broker's cursor means nothing any more, and must go
+        self.abandoned = False  # it must not be written, because the user's data is deleted
         self.sockets = 0
 
     @property
     def due(self) -> bool:
         """Whether the broker does not know yet."""
-        return self.lost or self.confirmed > self.saved
+        return not self.abandoned and (self.lost or self.confirmed > self.saved)
 
     @property
     def log_fields(self) -> dict[str, object]:
@@ -87,7 +88,7 @@ class Cursors:
     def acquire(self, key: Key) -> Cursor:
         """Return the cursor of a device that has one more socket."""
         cursor = self._cursors.get(key)
-        if cursor is None:
+        if cursor is None or cursor.abandoned:
             cursor = self._cursors[key] = Cursor(key)
         cursor.sockets += 1
         return cursor
@@ -132,6 +133,10 @@ class Cursors:
         cursor.lost = True
         self._moved[cursor] = None
         self._early.set()
+
+    def abandon(self, cursor: Cursor) -> None:
+        """Write no more of a cursor; the device's next socket gets another one."""
+        cursor.abandoned = True
 
     async def run(self) -> None:
         """Write what has moved, every ``WSGATEWAY_CURSOR_INTERVAL``, until the broker closes."""
@@ -190,6 +195,8 @@ class Cursors:
         Raises:
             BrokerError: It may not be written.
         """
+        if cursor.abandoned:
+            return
         inbox, device = cursor.key
         if cursor.lost:
             await self._broker.drop_cursor(inbox, device)

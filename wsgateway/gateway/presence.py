@@ -179,7 +179,7 @@ class Presence:
 
     def _disconnect(self, request: Request) -> Iterator[Fields]:
         device, connection = request.text("device"), request.text("connection")
-        reason = request.text("reason") or None
+        reason, forgets = request.text("reason") or None, request.number("forget", 0, 1)
         inbox, sessions = self._asked_about(request)
         chosen = [
             session
@@ -189,6 +189,9 @@ class Presence:
         ]
         code = CloseCode.DISCONNECTED_BY_OPERATOR
         for session in chosen:
+            if forgets:
+                for subscription in session.subscriptions:
+                    self._hub.cursors.abandon(subscription.cursor)
             session.close_soon(code, reason)
         text = "disconnecting %d sockets of %r at the service %r"
         logger.info(text, len(chosen), inbox.user, inbox.service, extra={"code": int(code)})

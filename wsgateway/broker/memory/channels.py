@@ -215,3 +215,7 @@ class MemoryBlobStore(BlobStore):
         await self._broker.wait_ready()
         data, until = self._broker.store.channels.blobs.get(identity, (None, 0.0))
         return data if until > time.monotonic() else None
+
+    async def remove(self, identity: bytes) -> None:
+        await self._broker.wait_ready()
+        self._broker.store.channels.blobs.pop(identity, None)

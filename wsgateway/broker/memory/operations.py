@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.memory.pull_consumer import taking
-from wsgateway.broker.operations import Device, InboxState, Operations, Queue, Stream
-from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
+from wsgateway.broker.operations import Device, Held, InboxState, Operations, Queue, Stream
+from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, encode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.memory.broker import MemoryBroker
@@ -82,6 +82,57 @@ class MemoryOperations(Operations):
             count = len(self._offsets(inbox))
             self._store.inboxes.pop(inbox, None)
             return count
+
+    async def held(self, user: str, service: str | None = None) -> dict[str, Held]:
+        for name in (user, *([] if service is None else [service])):
+            encode_token(name)  # refuses what nobody can be called
+        await self._broker.wait_ready()
+        store = self._store
+        with taking:
+            inboxes = {
+                *list(store.inboxes),
+                *(inbox for inbox, _ in store.cursors),
+                *(sent.inbox for queue in store.queues.values() for sent in queue),
+                *(entry.inbox for entry in store.dead.values()),
+            }
+            wanted = {
+                inbox
+                for inbox in inboxes
+                if inbox.user == user and inbox.service is not GROUP_SERVICE
+            }
+            found = {inbox.service: self._held(inbox) for inbox in wanted}
+        return {
+            name: held
+            for name, held in sorted(found.items())
+            if held.total and service in (None, name)
+        }
+
+    def _held(self, inbox: Inbox) -> Held:
+        store = self._store
+        queue = store.queues.get(inbox.service, [])
+        return Held(
+            messages=len(self._offsets(inbox)),
+            cursors=sum(key[0] == inbox for key in store.cursors),
+            queued=sum(sent.inbox == inbox for sent in queue),
+            dead_letters=sum(entry.inbox == inbox for entry in store.dead.values()),
+        )
+
+    async def erase(self, inbox: Inbox) -> Held:
+        await self._broker.wait_ready()
+        store = self._store
+        with taking:
+            held = self._held(inbox)
+            store.inboxes.pop(inbox, None)
+            for key in [key for key in store.cursors if key[0] == inbox]:
+                del store.cursors[key]
+            for offset in [offset for offset, e in store.dead.items() if e.inbox == inbox]:
+                del store.dead[offset]
+            if held.queued:
+                queue = store.queues[inbox.service]
+                queue[:] = [sent for sent in queue if sent.inbox != inbox]
+        if held.queued:
+            store.wake_workers(inbox.service, inbox.user)
+        return held
 
     async def names(
         self, service: str, *, prefix: str = "", after: str | None = None, limit: int = 100

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsgateway.broker.channels import BlobStore
 from wsgateway.broker.nats import headers as hdrs
+from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError
 from wsgateway.broker.nats.specs import NANO, blob_stream
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerUnavailable, NobodyAnswers
@@ -73,6 +74,14 @@ class NatsBlobStore(BlobStore):
         spec = blob_stream(self._broker.subjects, settings, keep)
         info = await self._broker.streams.patient.ensure(spec)
         self._keeps = int(info["config"]["max_age"]) // NANO or keep
+
+    async def remove(self, identity: bytes) -> None:
+        request = {"filter": self._subject(identity)}
+        try:
+            await self._broker.jetstream.api(f"STREAM.PURGE.{self._stream}", request)
+        except ApiError as exc:
+            if exc.err_code != NOT_FOUND:
+                raise
 
     # -- fetch ---------------------------------------------------------------------------
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats.backwards import MAX_OFFSET, look
 from wsgateway.broker.nats.cursors import Saved
-from wsgateway.broker.nats.jetstream import NO_MESSAGE, NOT_DELETED, NOT_FOUND, ApiError
+from wsgateway.broker.nats.holdings import Holdings, subject_pages
+from wsgateway.broker.nats.jetstream import NO_MESSAGE, NOT_DELETED, ApiError
 from wsgateway.broker.nats.overview import Overview
-from wsgateway.broker.operations import Device, InboxState, Operations, Queue, Stream
+from wsgateway.broker.operations import Device, Held, InboxState, Operations, Queue, Stream
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
 
@@ -38,6 +39,7 @@ class NatsOperations(Operations):
         self._subjects = broker.subjects
         self._stream = broker.subjects.stream("recv")
         self._overview = Overview(broker)
+        self._holdings = Holdings(broker)
 
     # -- inboxes -------------------------------------------------------------------------
 
@@ -121,6 +123,12 @@ class NatsOperations(Operations):
         answer = await self._jetstream.api(f"STREAM.PURGE.{self._stream}", request)
         return int(answer["purged"])
 
+    async def held(self, user: str, service: str | None = None) -> dict[str, Held]:
+        return await self._holdings.find(user, service)
+
+    async def erase(self, inbox: Inbox) -> Held:
+        return await self._holdings.erase(inbox)
+
     # -- names ---------------------------------------------------------------------------
 
     async def names(
@@ -135,7 +143,7 @@ class NatsOperations(Operations):
         keys = f"$KV.{cursors.removeprefix('KV_')}.{token}."
         found: set[str] = set()
         for stream, head, tail in ((self._stream, inboxes, "*"), (cursors, keys, "*.*")):
-            async for subjects in self._subject_pages(stream, head + tail):
+            async for subjects in subject_pages(self._jetstream, stream, head + tail):
                 wanted = head + begin
                 tokens = {
                     subject[len(head) :].partition(".")[0]
@@ -145,23 +153,6 @@ class NatsOperations(Operations):
                 names = (name for name in _names(tokens) if name > (after or ""))
                 found = {*heapq.nsmallest(limit, found.union(names))}
         return sorted(found)
-
-    async def _subject_pages(self, stream: str, subject: str) -> AsyncIterator[Iterable[str]]:
-        """Yield the subjects that have messages, 100,000 at a time: the server's own pages."""
-        offset = 0
-        while True:
-            request = {"subjects_filter": subject, "offset": offset}
-            try:
-                info = await self._jetstream.api(f"STREAM.INFO.{stream}", request)
-            except ApiError as exc:
-                if exc.err_code == NOT_FOUND:
-                    return
-                raise
-            page = info["state"].get("subjects") or {}
-            yield page
-            offset += len(page)
-            if not page or offset >= info.get("total", 0):
-                return
 
     # -- streams and queues --------------------------------------------------------------
 

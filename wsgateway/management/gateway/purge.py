@@ -1,4 +1,4 @@
-"""``manage.py gateway purge``: delete messages of an inbox."""
+"""``manage.py gateway purge``: delete messages of an inbox, or everything of a user."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from django.core.management.base import CommandError
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.management.arguments import add_inbox, count, inbox_of, require_service
+from wsgateway.management.arguments import count, require_service
 from wsgateway.management.base import Action, Options, add_no_input
 from wsgateway.management.exits import Exit, command_error
+from wsgateway.management.gateway.user_purge import purge_user
 from wsgateway.management.output import Output
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.readable import some
@@ -23,36 +24,68 @@ class Purge(Action):
     """Delete what is stored for a user."""
 
     name = "purge"
-    help = "delete all messages of an inbox for good, or single ones; cursors stay"
+    help = "delete messages of an inbox for good, or everything that is stored about a user"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define which ones."""
-        add_inbox(parser)
+        parser.add_argument("service", metavar="SERVICE", nargs="?", help="a service that exists")
+        parser.add_argument(
+            "inbox_user", metavar="USER", nargs="?", help="the user's name in that service"
+        )
         parser.add_argument(
             "offsets", metavar="OFFSET", nargs="*", type=count, help="only these messages"
+        )
+        parser.add_argument(
+            "--user",
+            metavar="NAME",
+            help="delete everything that is stored about this user, in all services",
+        )
+        parser.add_argument(
+            "--service",
+            dest="only_service",
+            metavar="NAME",
+            help="with --user: only in this service",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="with --user: only show what would be deleted"
         )
         add_no_input(parser)
 
     def run(self, out: Output, options: Options) -> None:
         """Delete, and print how many there were."""
-        inbox, offsets = inbox_of(options), options["offsets"]
-        there = runtime.call_sync(lambda broker: _count(broker, inbox))
-        what = some(len(offsets) or there, "message")
-        question = f"Delete {what} of {inbox.user} in {inbox.service} for good?"
-        if there:
-            out.confirm(question, interactive=options["interactive"])
-        if offsets:
-            missing = _delete(out, inbox, offsets)
-            deleted = len(offsets) - len(missing)
+        named = options["service"], options["inbox_user"]
+        if options["user"] is not None:
+            if named[0] is not None:
+                raise CommandError("give SERVICE and USER, or --user", returncode=Exit.USAGE)
+            purge_user(out, options["user"], options)
+        elif None in named:
+            raise CommandError("give SERVICE and USER, or --user NAME", returncode=Exit.USAGE)
+        elif options["only_service"] is not None or options["dry_run"]:
+            raise CommandError("--service and --dry-run need --user", returncode=Exit.USAGE)
         else:
-            missing = []
-            deleted = runtime.call_sync(lambda broker: broker.operations.purge(inbox))
-        out.document({"deleted": deleted, "missing": missing})
-        out.line(f"{deleted} deleted")
-        if missing:
-            listed = ", ".join(map(str, missing))
-            text = f"the inbox has no message at offset {listed}"
-            raise CommandError(text, returncode=Exit.UNKNOWN)
+            _purge_inbox(out, Inbox(*named), options)
+
+
+def _purge_inbox(out: Output, inbox: Inbox, options: Options) -> None:
+    """Delete an inbox's messages, or some of them."""
+    offsets = options["offsets"]
+    there = runtime.call_sync(lambda broker: _count(broker, inbox))
+    what = some(len(offsets) or there, "message")
+    question = f"Delete {what} of {inbox.user} in {inbox.service} for good?"
+    if there:
+        out.confirm(question, interactive=options["interactive"])
+    if offsets:
+        missing = _delete(out, inbox, offsets)
+        deleted = len(offsets) - len(missing)
+    else:
+        missing = []
+        deleted = runtime.call_sync(lambda broker: broker.operations.purge(inbox))
+    out.document({"deleted": deleted, "missing": missing})
+    out.line(f"{deleted} deleted")
+    if missing:
+        listed = ", ".join(map(str, missing))
+        text = f"the inbox has no message at offset {listed}"
+        raise CommandError(text, returncode=Exit.UNKNOWN)
 
 
 async def _count(broker: Broker, inbox: Inbox) -> int:
