@@ -93,20 +93,21 @@ class Traffic:
     Args:
         broker: Publishes.
         url: The gateway's websocket.
+        inbox: The user.
+        options: For `Client`.
     """
 
-    def __init__(self, broker: NatsBroker, url: str) -> None:
+    def __init__(self, broker: NatsBroker, url: str, inbox: Inbox = INBOX, **options: Any) -> None:
         self.broker = broker
+        self.inbox = inbox
         self.accepted: list[bytes] = []
         """What the gateway confirmed, in the order of sending."""
         self.published: list[str] = []
         """What the broker confirmed, in order."""
         self.received: list[str | bytes] = []
-        cookie = {"Cookie": f"service={INBOX.service}; user={INBOX.user}"}
-        fast = Backoff(0.05, 0.5)
-        self.client = Client(
-            url, additional_headers=cookie, proxy=None, backoff=fast, ping_timeout=3.0
-        )
+        cookie = {"Cookie": f"service={inbox.service}; user={inbox.user}"}
+        options = {"additional_headers": cookie, "backoff": Backoff(0.05, 0.5), **options}
+        self.client = Client(url, proxy=None, ping_timeout=3.0, **options)
         self._ending = False
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -144,7 +145,7 @@ class Traffic:
         while not self._ending:
             text = f"down {number}"
             try:
-                await self.broker.publish(INBOX, text.encode(), msg_id=text)
+                await self.broker.publish(self.inbox, text.encode(), msg_id=text)
             except BrokerUnavailable:
                 continue  # the same one again, with the same id
             self.published.append(text)
@@ -176,7 +177,7 @@ class Traffic:
         await asyncio.wait_for(asyncio.gather(*self._tasks[:2]), 30)
         await until(lambda: len(self.received) >= len(self.published), 30, "the rest")
         assert self.received == self.published
-        assert await stored(self.broker, "send") == self.accepted
+        assert await stored(self.broker, "send", self.inbox) == self.accepted
 
 
 def ws(gateway: Gateway) -> str:
