@@ -21,6 +21,8 @@ KINDS = {
     "reference": "Reference",
     "explanation": "Explanation",
 }
+NESTED = ("explanation/decisions/index",)
+"""Pages below which their list's pages appear in the sidebar."""
 PROJECT = [
     "README <project/readme>",
     "project/changelog",
@@ -48,7 +50,11 @@ def groups(kind: str, index: str) -> list[tuple[str, list[str]]]:
 
 
 def add_tables_of_contents(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append what the sidebar shows to the landing page."""
+    """Append what the sidebar shows to the landing page, and to pages with pages below them."""
+    if docname in NESTED:
+        items = [item["links"] for item in map(ITEM.match, source[0].splitlines()) if item]
+        pages = [page for links in items for page in LINK.findall(links)]
+        source[0] += _table_of_contents("", pages)
     if docname != app.config.root_doc:
         return
     for kind in KINDS:
@@ -61,7 +67,8 @@ def add_tables_of_contents(app: Sphinx, docname: str, source: list[str]) -> None
 
 
 def _table_of_contents(caption: str, entries: list[str]) -> str:
-    lines = ["", "```{toctree}", ":hidden:", f":caption: '{caption}'", *entries, "```", ""]
+    options = [":hidden:", *([f":caption: '{caption}'"] if caption else [])]
+    lines = ["", "```{toctree}", *options, *entries, "```", ""]
     return "\n".join(lines)
 
 
