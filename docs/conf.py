@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
@@ -19,5 +23,42 @@ myst_enable_extensions = ["alert"]
 
 html_theme = "furo"
 html_title = "wsgateway"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
+html_theme_options = {
+    # The colours of the demo and of the pictures
+    "light_css_variables": {
+        "color-brand-primary": "#4338ca",
+        "color-brand-content": "#4338ca",
+        "color-brand-visited": "#6d28d9",
+        "color-sidebar-link-text": "var(--color-foreground-secondary)",
+        "color-sidebar-link-text--top-level": "var(--color-foreground-secondary)",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#a5b4fc",
+        "color-brand-content": "#a5b4fc",
+        "color-brand-visited": "#c4b5fd",
+        "color-code-background": "#1b1d21",
+        "color-sidebar-link-text": "var(--color-foreground-secondary)",
+        "color-sidebar-link-text--top-level": "var(--color-foreground-secondary)",
+    },
+}
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "github-dark"
+
+
+def style_landing_page(
+    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Give the landing page styles of its own, and no list of its headings."""
+    if pagename == app.config.root_doc:
+        app.add_css_file("landing.css")
+        context["furo_hide_toc"] = True
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("html-page-context", style_landing_page, priority=900)  # after Furo

@@ -53,7 +53,7 @@ def default(setting: Setting[Any]) -> str:
         return size(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{number(value):,}"
-    return f"`{value!r}`"
+    return f"`{value!r}`" if value != "" else "empty"
 
 
 def entry(setting: Setting[Any]) -> str:
