@@ -37,10 +37,10 @@ gateway_router: Any = URLRouter(
         re_path(r"^(?P<service>[^/]+)/$", gateway),
     ]
 )
-"""The gateway, for a prefix of your choice: ``path("live/", gateway_router)``."""
+"""The gateway below a prefix of your choice, for example ``path("live/", gateway_router)``."""
 
 websocket_urlpatterns: list[Any] = [path("ws/", gateway_router)]
-"""The same below ``ws/``."""
+"""The gateway below ``ws/``, for your own ``URLRouter``."""
 
 
 async def refuse_unknown_path(scope: Any, receive: Any, send: Any) -> None:

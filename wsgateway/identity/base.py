@@ -36,7 +36,7 @@ class Identity:
         resolver: Dotted path of the resolver that made it, set by `resolve_identity`.
 
     Raises:
-        IdentityRefused: A name is empty, too long, or no Unicode text.
+        IdentityRefused: A name is empty, too long, or not valid Unicode.
     """
 
     service: str

@@ -54,8 +54,8 @@ def _require_path(scope: Scope, identity: Identity) -> Identity:
 class SessionIdentity:
     """The user who is logged in to Django; the service comes from the path.
 
-    Works with and without Channels' ``AuthMiddlewareStack``. Without, the session is read only
-    when there is a session cookie, and nothing of it costs anything after the handshake.
+    Works with and without Channels' ``AuthMiddlewareStack``. Without it, the session is read only
+    if the client sends a session cookie, and only during the handshake.
     """
 
     def user_name(self, user: Any) -> str | Awaitable[str]:
@@ -154,7 +154,7 @@ def _read_login(
 
 
 class SignedCookieIdentity:
-    """A cookie that `set_identity_cookie` made. One that is invalid or expired counts as none."""
+    """A cookie that `set_identity_cookie` made; an invalid or expired one is ignored."""
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """See `Resolver`."""

@@ -34,8 +34,9 @@ __all__ = ["NatsChannelLayer"]
 class NatsChannelLayer(ConfiguredLayer):
     """Channels on NATS; a drop-in for ``channels_redis``.
 
-    `ConfiguredLayer` describes the arguments. With ``PUBSUB_BROKER = "memory"`` and without
-    servers of its own, everything stays within this process.
+    Its arguments are the options in ``CONFIG``, which the reference lists. With
+    ``PUBSUB_BROKER = "memory"`` and without servers of its own, everything stays within this
+    process.
     """
 
     def _begin(self) -> None:

@@ -74,7 +74,8 @@ async def ais_online(service: str, user: str) -> bool | None:
         user: The user's name.
 
     Returns:
-        None if that is unknown: a gateway that may hold one is silent. `connections` names it.
+        None if that is unknown, because a gateway that may hold one is silent. `connections` says
+        which.
 
     Raises:
         NameRefused: No user can have this name.

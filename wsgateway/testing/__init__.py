@@ -53,7 +53,7 @@ class Sent:
 
     @property
     def data(self) -> str | bytes:
-        """The frame: str for text, bytes for binary, and for an event as it is stored."""
+        """A text frame as str, a binary one as bytes, and an event as it is stored."""
         return self.stored.payload if self.stored.kind == EVENT else self.stored.frame.data
 
     @property
@@ -87,7 +87,7 @@ class _Word(str):
 
 @dataclass(frozen=True)
 class Delivered:
-    """What became of a message that a handler got.
+    """What happened to a message that was given to a handler.
 
     Attributes:
         outcome: ``done``, ``retried``, ``rejected`` or ``dead-lettered``.
