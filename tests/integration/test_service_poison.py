@@ -406,6 +406,25 @@ async def test_traceback_is_logged_at_the_first_try_and_the_last(
     ]
 
 
+async def test_another_error_at_a_later_try_is_logged_with_its_traceback(
+    broker: NatsBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was one line, which did not say where a second fault was."""
+    caplog.set_level(logging.WARNING, "wsgateway.services")
+
+    @registry.service("orders", retry=RetryPolicy(attempts=5, initial=0.01, cap=0.01))
+    async def handle(message: Message) -> None:
+        if message.attempt < 3:
+            raise ValueError("why")
+        raise KeyError("missing")
+
+    await offer(broker, "x")
+    async with serving(broker) as worker:
+        await until(lambda: worker.counts["dead-lettered"] == 1)
+    found = [r.exc_info is not None for r in caplog.records if "try" in r.message]
+    assert found == [True, False, True, False, True]
+
+
 async def make_again(broker: NatsBroker, kind: str) -> None:
     name = broker.subjects.queue("orders") if kind == "send" else broker.subjects.stream(kind)
     config = (await broker.jetstream.api(f"STREAM.INFO.{name}"))["config"]

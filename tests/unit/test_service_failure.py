@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgateway.services.failure import clip, code_word, fit, one_line, trace
+from wsgateway.services.failure import Repeats, clip, code_word, fit, one_line, trace
 
 
 class Unshowable(Exception):
@@ -102,3 +102,21 @@ def test_clipped_text_is_valid_unicode(text: str) -> None:
 )
 def test_code_is_one_word(code: Any, word: str) -> None:
     assert code_word(code) == word
+
+
+def test_repeats_know_type_and_place_of_the_last_error() -> None:
+    def fail(kind: type[Exception]) -> Exception:
+        try:
+            raise kind("x")
+        except Exception as exc:
+            return exc
+
+    repeats = Repeats(limit=2)
+    assert repeats.is_new("1", fail(ValueError))
+    assert not repeats.is_new("1", fail(ValueError))
+    assert repeats.is_new("2", fail(ValueError))
+    assert repeats.is_new("1", fail(KeyError))
+    assert repeats.is_new("1", ValueError("never raised"))
+    assert not repeats.is_new("1", ValueError("never raised"))
+    assert repeats.is_new("3", fail(ValueError))
+    assert repeats.is_new("2", fail(ValueError))  # forgotten: two are remembered

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import quote
 
-__all__ = ["clip", "code_word", "fit", "one_line", "trace"]
+__all__ = ["Repeats", "clip", "code_word", "fit", "one_line", "trace"]
 
 MAX_LINE = 500
 """Characters of an exception's text where one line is wanted."""
@@ -19,6 +20,37 @@ MAX_TRACE = 16_000
 """Characters of a traceback that are kept: its beginning and its end."""
 MAX_CODE = 64
 _SAFE = " '\"()[]{}<>:;,.!?=/*+-_@#$&"
+
+
+class Repeats:
+    """Tells an error that a message has failed with before from a new one.
+
+    Args:
+        limit: Messages that are remembered.
+    """
+
+    def __init__(self, limit: int = 1000) -> None:
+        self._limit = limit
+        self._last: OrderedDict[str, tuple[object, ...]] = OrderedDict()  # by message
+
+    def is_new(self, message: str, error: BaseException) -> bool:
+        """Say whether *message* last failed otherwise, or not here; its type and place count."""
+        place = (type(error), *_place(error))
+        if self._last.get(message) == place:
+            return False
+        self._last[message] = place
+        self._last.move_to_end(message)
+        if len(self._last) > self._limit:
+            self._last.popitem(last=False)
+        return True
+
+
+def _place(error: BaseException) -> tuple[object, ...]:
+    """Return where an error was raised: the file and the line."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return () if frame is None else (frame.tb_frame.f_code.co_filename, frame.tb_lineno)
 
 
 def one_line(error: BaseException) -> str:

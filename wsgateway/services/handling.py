@@ -35,7 +35,7 @@ from wsgateway.protocol.backoff import Backoff
 from wsgateway.services.calling import Caller
 from wsgateway.services.deadletters import set_aside
 from wsgateway.services.errors import Retry
-from wsgateway.services.failure import one_line
+from wsgateway.services.failure import Repeats, one_line
 from wsgateway.services.message import Message
 from wsgateway.services.policy import DeadLettered, Done, Rejected, Retried, Verdict, judge
 from wsgateway.services.running import Run, Running
@@ -111,6 +111,7 @@ class Handling:
         self._running = running
         self._slots = asyncio.Semaphore(concurrency or 1)
         self._caller = Caller(service, broker, concurrency)
+        self._repeats = Repeats()
 
     def close(self) -> None:
         """Start no more handlers."""
@@ -230,14 +231,14 @@ class Handling:
             return judge(_Strange(one_line(error)), job.attempt, {}, settings.MAX_DELIVER)
 
     def _log(self, job: Job, verdict: Verdict, error: BaseException) -> None:
-        """Log what a handler raised: its traceback at the first try and the last."""
+        """Log what a handler raised: its traceback at the last try, and whenever it is another."""
         name, log_fields = self._name(job), {**job.log_fields, "outcome": COUNTED[type(verdict)]}
         if isinstance(verdict, Rejected):
             logger.info("%s is rejected: %s", name, one_line(error), extra=log_fields)
         elif isinstance(verdict, DeadLettered):
             _log_traceback(logging.ERROR, error, log_fields, "%s becomes a dead letter", name)
         elif isinstance(verdict, Retried):
-            if job.attempt == 1 and not isinstance(error, Retry):
+            if not isinstance(error, Retry) and self._repeats.is_new(job.id, error):
                 text = "%s failed, retrying in %.1f s"
                 _log_traceback(logging.WARNING, error, log_fields, text, name, verdict.after)
             else:
