@@ -15,7 +15,7 @@ from tests.support import until
 from wsgateway import Message, Reject, Retry
 from wsgateway.broker.base import Broker
 from wsgateway.broker.work import History, Job, Turn, WorkQueue
-from wsgateway.exceptions import MessageTooBig
+from wsgateway.exceptions import MessageTooBig, NameRefused
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import RetryPolicy, deadletters, registry
 
@@ -172,10 +172,35 @@ class TestDeadLetters:
         assert [entry.payload for entry in rest] == [b"3", b"4"]
         assert not more
         own, _ = await other.dead_letters.read("service1", 0, 10)
+        assert [
+            e.inbox for e in (await other.dead_letters.read(None, 0, 10, own[0].inbox.user)).entries
+        ] == [
+            e.inbox
+            for e in (await other.dead_letters.read(None, 0, 10)).entries
+            if e.inbox.user == own[0].inbox.user
+        ]
         assert [(entry.inbox.service, entry.payload) for entry in own] == [
             ("service1", b"1"),
             ("service1", b"3"),
         ]
+
+    async def test_are_read_by_user(self, broker: Broker) -> None:
+        await self.fill(broker, 2)
+        for name in ("an", "ann.x", "*"):
+            await broker.dead_letters.add(
+                Inbox("orders", name), b"x", {}, f"of-{len(name)}-{name!r}"
+            )
+        read = broker.dead_letters.read
+        assert [e.inbox.service for e in (await read(None, 0, 10, "ann"))[0]] == [
+            "orders",
+            "service1",
+        ]
+        assert [e.inbox for e in (await read("service1", 0, 10, "ann"))[0]] == [
+            Inbox("service1", "ann")
+        ]
+        assert [e.inbox.user for e in (await read(None, 0, 10, "*"))[0]] == ["*"]
+        with pytest.raises(NameRefused):
+            await read(None, 0, 10, "")
 
     async def test_are_stored_once(self, broker: Broker) -> None:
         await self.fill(broker, 1)

@@ -224,7 +224,7 @@ def test_dead_letters_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["headers"] == {"Ws-Client-Id": "c1"}
     assert "ValueError" in shown["traceback"]
     assert result("retry", "1") == {"put_back": 1, "problems": []}
-    assert result("purge", "--all") == {"purged": 1, "problems": []}
+    assert result("purge", "--all", "--yes") == {"purged": 1, "problems": []}
     assert result("list") == []
     with pytest.raises(CommandError) as error:
         call_command("deadletters", "show", "99", "--json")
@@ -232,8 +232,10 @@ def test_dead_letters_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("letters")
-def test_purge_asks_people_only(site: Site) -> None:
-    """Scripts have purged without an option since there is a purge."""
+def test_purge_asks(site: Site) -> None:
+    """In a pipe it asked nobody, and deleted."""
+    unasked = site.run("deadletters", "purge", "--all")
+    assert (unasked.code, unasked.out) == (Exit.USAGE, "")
     refused = site.show("deadletters", "purge", "--all", typed="n\n")
     assert refused.code == Exit.FAILED
     assert "Delete all dead letters for good?" in refused.out
@@ -241,7 +243,7 @@ def test_purge_asks_people_only(site: Site) -> None:
     agreed = site.show("deadletters", "purge", "1", typed="y\n")
     assert agreed.code == 0
     assert "1 purged" in agreed.out
-    assert site.run("deadletters", "purge", "--all").lines == ["1 purged"]
+    assert site.run("deadletters", "purge", "--all", "--no-input").lines == ["1 purged"]
 
 
 @pytest.mark.usefixtures("letters")

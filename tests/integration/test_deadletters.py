@@ -71,7 +71,9 @@ def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix:
         output(capsys, "retry", "1", "99")
     assert capsys.readouterr().out == "1 put back\n"
     assert queue(prefix)["messages"] == 1
-    assert output(capsys, "purge", "--all") == "1 purged\n"
+    with pytest.raises(CommandError, match="nobody can confirm this; pass --no-input"):
+        output(capsys, "purge", "--all")
+    assert output(capsys, "purge", "--all", "--no-input") == "1 purged\n"
     assert output(capsys, "list") == ""
 
 
@@ -168,7 +170,7 @@ def test_admin_acts_on_all_of_a_service(offsets: list[int], client: Client, pref
     client.force_login(get_user_model()._default_manager.create_superuser("root"))
     url = "/admin/wsgateway/deadletterentry/"
     page = client.post(f"{url}?service=orders", {"retry_all": ""}).content.decode()
-    assert "the oldest 1,000 dead letters of orders back into the queue?" in page
+    assert "the oldest 1,000 dead letters in orders back into the queue?" in page
     assert queue(prefix)["messages"] == 0
     form = {"retry_all": "", "confirmed": "yes"}
     page = client.post(f"{url}?service=orders", form, follow=True).content.decode()
@@ -192,11 +194,66 @@ def test_admin_reads_page_by_page(offsets: list[int], client: Client, monkeypatc
     page = client.get(url).content.decode()
     assert "bad 1" in page
     assert "bad 2" not in page
-    assert "?service=&amp;after=1" in page
+    assert "?service=&amp;user=&amp;after=1" in page
     page = client.get(url, {"after": "1"}).content.decode()
     assert "bad 1" not in page
     assert "bad 2" in page
     assert "after=2" not in page
+
+
+@pytest.fixture
+def of_three(settings: Any) -> None:
+    """A dead letter each of two users, the second in two services."""
+    settings.PUBSUB_BROKER = "memory"
+    empty_store()
+
+    async def fill(broker: Any) -> None:
+        for number, inbox in enumerate(
+            (Inbox("orders", "ann"), Inbox("orders", "b.o"), Inbox("chat", "b.o")), 1
+        ):
+            job = Job(inbox, b"x", {}, sequence=number, id=f"S.{number}")
+            await set_aside(broker, job, ValueError(f"bad {number}"))
+
+    runtime.call_sync(fill)
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("of_three")
+def test_admin_finds_and_purges_those_of_a_user(client: Client) -> None:
+    """There was no search: one user's could be found by reading all pages."""
+    client.force_login(get_user_model()._default_manager.create_superuser("root"))
+    url = "/admin/wsgateway/deadletterentry/"
+
+    def shown(**query: str) -> list[str]:
+        return re.findall(r"ValueError: bad (\d)", client.get(url, query).content.decode())
+
+    assert shown(user="b.o") == ["2", "3"]
+    assert shown(user="b.o", service="chat") == ["3"]
+    assert shown(user="b.o", after="2") == ["3"]
+    assert shown(user="b") == []
+    assert "of b in chat" in client.get(url, {"user": "b", "service": "chat"}).content.decode()
+    assert client.get(url, {"user": "x" * 300}).status_code == 200
+    question = client.post(f"{url}?user=b.o", {"purge_all": ""}).content.decode()
+    assert "the oldest 1,000 dead letters of b.o?" in question
+    client.post(f"{url}?user=b.o", {"purge_all": "", "confirmed": "yes"})
+    assert shown() == ["1"]
+
+
+@pytest.mark.usefixtures("of_three")
+def test_command_finds_and_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    """It printed all of them, however many there were."""
+
+    def shown(*options: str) -> list[str]:
+        call_command("deadletters", "list", *options)
+        return [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert shown("--user", "b.o") == ["2", "3"]
+    assert shown("--user", "b.o", "--service", "orders") == ["2"]
+    assert shown("--limit", "2") == ["1", "2"]
+    assert shown("--limit", "2", "--after", "2") == ["3"]
+    call_command("deadletters", "purge", "--all", "--user", "b.o", "--no-input")
+    assert capsys.readouterr().out == "2 purged\n"
+    assert shown() == ["1"]
 
 
 @pytest.mark.django_db

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, DELETION
@@ -40,11 +41,11 @@ ACTIONS = {
     ),
     "retry_all": (
         "Send all again",
-        "Do you want to put the oldest {at_once:,} dead letters{of_service} back into the queue?",
+        "Do you want to put the oldest {at_once:,} dead letters{of} back into the queue?",
     ),
     "purge_all": (
         "Purge all dead letters",
-        "Do you want to purge the oldest {at_once:,} dead letters{of_service}? What the clients "
+        "Do you want to purge the oldest {at_once:,} dead letters{of}? What the clients "
         "sent is lost.",
     ),
 }
@@ -59,12 +60,22 @@ def _offset(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
+def _filters(request: HttpRequest) -> tuple[str | None, str | None]:
+    """Return the service and the user whose dead letters are wanted; None: of all."""
+    wanted = (request.GET.get(name, "").strip() or None for name in ("service", "user"))
+    return next(wanted), next(wanted)
+
+
 async def oldest(
-    broker: Broker, service: str | None, after: int = 0, limit: int | None = None
+    broker: Broker,
+    service: str | None,
+    after: int = 0,
+    limit: int | None = None,
+    user: str | None = None,
 ) -> tuple[list[DeadLetter], bool]:
     """Return the oldest dead letters behind the offset *after*, and whether there are more."""
     found: list[DeadLetter] = []
-    async for letter in deadletters.letters(broker, service, after):
+    async for letter in deadletters.letters(broker, service, after, user):
         if len(found) == (limit or SHOWN):
             return found, True
         found.append(letter)
@@ -119,9 +130,9 @@ class DeadLetterAdmin(PageAdmin):
         self.require_view(request)
         if request.method == "POST":
             return self._act(request)
-        service = request.GET.get("service", "").strip()
+        service, user = _filters(request)
         after = _offset(request.GET.get("after", "")) or 0
-        answers = ask(dead_letters=lambda broker: oldest(broker, service or None, after))
+        answers = ask(dead_letters=lambda broker: oldest(broker, service, after, user=user))
         letters, more = answers["dead_letters"] or (None, False)
         return render(
             self,
@@ -131,7 +142,9 @@ class DeadLetterAdmin(PageAdmin):
             {
                 "letters": letters,
                 "more": more,
-                "service": service,
+                "service": service or "",
+                "user_name": user or "",
+                "query": urlencode({"service": service or "", "user": user or ""}),
                 "after": after,
                 **letter_rights(self.admin_site, request),
             },
@@ -157,24 +170,25 @@ class DeadLetterAdmin(PageAdmin):
 
     def _confirm(self, request: HttpRequest, action: str, offsets: list[int]) -> HttpResponse:
         title, question = ACTIONS[action]
-        of_service = f" of {request.GET['service']}" if request.GET.get("service") else ""
+        service, user = _filters(request)
+        of = (f" of {user}" if user else "") + (f" in {service}" if service else "")
         return confirm(
             self,
             request,
             title,
-            question.format(of_service=of_service, at_once=AT_ONCE),
+            question.format(of=of, at_once=AT_ONCE),
             items=[f"Dead letter {offset}" for offset in offsets],
             keep=[(action, ""), *(("offset", offset) for offset in offsets)],
             back=request.get_full_path(),
         )
 
     def _carry_out(self, request: HttpRequest, retry: bool, offsets: list[int] | None) -> None:
-        service = request.GET.get("service", "").strip() or None
+        service, user = _filters(request)
 
         async def act(broker: Broker) -> tuple[list[int], list[int], list[str]]:
             chosen = offsets
             if chosen is None:
-                letters, _ = await oldest(broker, service, limit=AT_ONCE)
+                letters, _ = await oldest(broker, service, limit=AT_ONCE, user=user)
                 chosen = [letter.offset for letter in letters]
             return await _act_on_each(broker, retry, chosen)
 

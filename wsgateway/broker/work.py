@@ -268,8 +268,14 @@ class DeadLetters(ABC):
         """
 
     @abstractmethod
-    async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
-        """Return those of *service* (None: all) stored after the offset *after*."""
+    async def read(
+        self, service: str | None, after: int, limit: int, user: str | None = None
+    ) -> DeadPage:
+        """Return those of *service* and *user* (None: of all) stored after the offset *after*.
+
+        Raises:
+            NameRefused: No service, or no user, can have this name.
+        """
 
     @abstractmethod
     async def find(self, offset: int) -> DeadEntry | None:

@@ -175,12 +175,22 @@ def _letter(entry: DeadEntry) -> DeadLetter:
 
 
 async def letters(
-    broker: Broker, service: str | None = None, after: int = 0
+    broker: Broker, service: str | None = None, after: int = 0, user: str | None = None
 ) -> AsyncIterator[DeadLetter]:
-    """Yield the dead letters of *service* (None: of all) behind offset *after*, oldest first."""
+    """Yield the dead letters behind offset *after*, oldest first.
+
+    Args:
+        broker: Ready.
+        service: Only those of this service; None: of all.
+        after: The offset.
+        user: Only those of this user; None: of all.
+
+    Raises:
+        NameRefused: No service, or no user, can have this name.
+    """
     offset, more = after, True
     while more:
-        entries, more = await broker.dead_letters.read(service, offset, PAGE)
+        entries, more = await broker.dead_letters.read(service, offset, PAGE, user)
         for entry in entries:
             offset = entry.offset
             yield _letter(entry)
@@ -229,6 +239,7 @@ async def act_on(
     offsets: Iterable[int] | None = None,
     service: str | None = None,
     *,
+    user: str | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[int, list[str]]:
     """Do *action*, `retry` or `purge`, to several dead letters.
@@ -238,6 +249,7 @@ async def act_on(
         action: What to do to each.
         offsets: Which ones; None: all.
         service: If all: only those of this service.
+        user: If all: only those of this user.
         progress: Called after each with how many it was tried on so far, and how many there are.
 
     Returns:
@@ -245,7 +257,7 @@ async def act_on(
     """
     done, problems = 0, []
     if offsets is None:
-        chosen = [letter async for letter in letters(broker, service)]
+        chosen = [letter async for letter in letters(broker, service, user=user)]
     else:
         chosen = []
         for offset in offsets:

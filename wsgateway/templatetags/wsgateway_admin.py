@@ -51,8 +51,14 @@ def age(moment: datetime | Text | None) -> str:
 
 
 @register.filter
-def clock(moment: datetime | Text | None) -> str:
-    """Write *moment* in the site's time zone, to the second; nothing if it is not known."""
+def clock(moment: datetime | str | None) -> str:
+    """Write *moment* in the site's time zone, to the second; nothing if it is not known.
+
+    Args:
+        moment: Aware; as text, in the form of RFC 3339.
+    """
+    if isinstance(moment, str) and moment:
+        moment = datetime.fromisoformat(moment)
     return timezone.localtime(moment).strftime("%Y-%m-%d %H:%M:%S") if moment else ""
 
 

@@ -20,7 +20,7 @@ from wsgateway.broker.work import (
     WorkQueue,
 )
 from wsgateway.exceptions import MessageTooBig, QueueFull
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, encode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.memory.broker import MemoryBroker
@@ -215,12 +215,18 @@ class MemoryDeadLetters(DeadLetters):
                 now = dt.datetime.now(dt.UTC).isoformat()
                 store.dead[offset] = DeadEntry(offset, inbox, payload, dict(headers), now)
 
-    async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
+    async def read(
+        self, service: str | None, after: int, limit: int, user: str | None = None
+    ) -> DeadPage:
+        for name in {service, user} - {None}:
+            encode_token(name or "")  # refuses what nobody can be called
         await self._broker.wait_ready()
         found = [
             entry
             for offset, entry in sorted(self._store.dead.items())
-            if offset > after and service in (None, entry.inbox.service)
+            if offset > after
+            and service in (None, entry.inbox.service)
+            and user in (None, entry.inbox.user)
         ]
         return DeadPage(found[:limit], len(found) > limit)
 

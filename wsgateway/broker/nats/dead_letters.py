@@ -9,7 +9,7 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.jetstream import NOT_DELETED, ApiError
 from wsgateway.broker.work import DeadEntry, DeadLetters, DeadPage
 from wsgateway.exceptions import NameRefused
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.bus import Reply
@@ -41,8 +41,12 @@ class NatsDeadLetters(DeadLetters):
         subject = self._subjects.dead(inbox)
         await self._jetstream.publish(subject, payload, dict(headers), msg_id=msg_id)
 
-    async def read(self, service: str | None, after: int, limit: int) -> DeadPage:
+    async def read(
+        self, service: str | None, after: int, limit: int, user: str | None = None
+    ) -> DeadPage:
         subject = self._subjects.all_of("dead", service)
+        if user is not None:
+            subject = subject.removesuffix("*") + encode_token(user)
         request = {"seq": after + 1, "next_by_subj": subject, "batch": limit}
         found = await self._jetstream.direct(self._stream, request)
         return DeadPage([self._entry(reply) for reply in found.replies], found.pending > 0)

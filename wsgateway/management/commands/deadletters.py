@@ -30,6 +30,13 @@ class List(Action):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define which ones."""
         parser.add_argument("--service", metavar="NAME", help="only those of this service")
+        parser.add_argument("--user", metavar="NAME", help="only those of this user")
+        parser.add_argument(
+            "--after", type=count, default=0, metavar="OFFSET", help="begin behind this offset"
+        )
+        parser.add_argument(
+            "--limit", type=count, metavar="N", help="print at most so many; default: all"
+        )
 
     def run(self, out: Output, options: Options) -> None:
         """Print a line each."""
@@ -37,7 +44,12 @@ class List(Action):
         async def read(broker: Broker) -> list[DeadLetter]:
             found: list[DeadLetter] = []
             with out.progress("reading dead letters") as done:
-                async for letter in deadletters.letters(broker, options["service"]):
+                chosen = deadletters.letters(
+                    broker, options["service"], options["after"], options["user"]
+                )
+                async for letter in chosen:
+                    if len(found) == options["limit"]:
+                        break
                     found.append(letter)
                     done(len(found))
             return found
@@ -90,7 +102,7 @@ class Show(Action):
         )
         for name, value in (
             ("offset", str(letter.offset)),
-            ("time", letter.time),
+            ("time", clock(letter.time) if out.is_terminal else letter.time),
             ("service", service),
             ("user", user),
             ("attempts", str(letter.attempts)),
@@ -119,6 +131,7 @@ class _Change(Action):
         parser.add_argument(
             "--service", metavar="NAME", help="with --all: only those of this service"
         )
+        parser.add_argument("--user", metavar="NAME", help="with --all: only those of this user")
 
     def ask(self, out: Output, options: Options) -> None:
         """Ask for confirmation, if something is lost."""
@@ -134,7 +147,12 @@ class _Change(Action):
         async def change(broker: Broker) -> tuple[int, list[str]]:
             with out.progress("dead letters") as progress:
                 return await deadletters.act_on(
-                    broker, act, offsets, options["service"], progress=progress
+                    broker,
+                    act,
+                    offsets,
+                    options["service"],
+                    user=options["user"],
+                    progress=progress,
                 )
 
         done, problems = runtime.call_sync(change)
@@ -157,7 +175,7 @@ class Purge(_Change):
     """Gone."""
 
     name = "purge"
-    help = "delete dead letters for good; asks first if it runs in a terminal"
+    help = "delete dead letters for good"
     act = deadletters.purge
     done = "purged"
 
@@ -167,11 +185,11 @@ class Purge(_Change):
         add_no_input(parser)
 
     def ask(self, out: Output, options: Options) -> None:
-        """Ask people; scripts have never been asked."""
-        service = f" of {options['service']}" if options["service"] else ""
-        what = f"all dead letters{service}" if options["all"] else "these dead letters"
-        if out.somebody_answers:
-            out.confirm(f"Delete {what} for good?", interactive=options["interactive"])
+        """Ask, whoever it is."""
+        user = f" of {options['user']}" if options["user"] else ""
+        service = f" in {options['service']}" if options["service"] else ""
+        what = "all dead letters" + user + service if options["all"] else "these dead letters"
+        out.confirm(f"Delete {what} for good?", interactive=options["interactive"])
 
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:
