@@ -101,7 +101,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "demo:page"
-LOGOUT_REDIRECT_URL = "demo:page"
+LOGOUT_REDIRECT_URL = "demo:start"
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
@@ -151,7 +151,7 @@ else:
         "wsgateway.identity.TokenIdentity",
     ]
 
-# What clients may talk to: the demo's own service, and the one of the README's tour
+# What clients may talk to: the demo's service, and the one in the article that wsgateway began with
 WSGATEWAY_SERVICES = ["demo", "service1"]
 
 # PUBSUB_BROKER, NATS_BROKER_URL and every WSGATEWAY_… setting may come from the environment

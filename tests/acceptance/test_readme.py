@@ -177,8 +177,8 @@ async def test_code_of_the_readme_works_as_it_stands(
 
 def test_tour_is_the_one_that_make_run_prints() -> None:
     """`tests.acceptance.test_launcher` runs what it prints."""
-    printed = tour("127.0.0.1", 8000, [])
+    printed = tour("127.0.0.1", 8000, "", ["ann"])
     (listen,) = re.findall(r"^websocat .*", README, re.M)
     (publish,) = re.findall(r"manage.py (publish .*) '", README)
-    assert f"  {listen}\n" in printed
+    assert f"{listen}\n" in printed
     assert f"manage.py {publish} '" in printed

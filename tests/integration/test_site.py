@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from django.contrib.auth import get_user_model
 from django.test import AsyncClient, Client
 
 from project.demo.users import create_demo_users
+from tests.support import ROOT
 from wsgateway import health
 from wsgateway.broker import runtime
 from wsgateway.exceptions import BrokerUnavailable
@@ -31,9 +33,54 @@ def log_in(name: str, **fields: Any) -> Any:
 
 
 def test_demo_sends_strangers_to_the_login_page(client: Client) -> None:
+    assert client.get("/demo/").headers["location"] == "/login/?next=/demo/"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_start_page_leads_to_what_the_visitor_may_see(
+    client: Client, settings: Any, debug: bool
+) -> None:
+    """It had a log-in button and nothing else."""
+    settings.DEBUG = debug
     page = client.get("/").content.decode()
-    assert 'href="/login/"' in page
-    assert "demo.js" not in page
+    assert 'src="/static/demo/overview.svg"' in page
+    assert 'href="/demo/"' in page
+    assert ('href="/admin/"' in page, "admin</code>" in page) == (debug, debug)
+
+
+def test_drawing_of_the_start_page_is_that_of_the_readme() -> None:
+    ours = ROOT / "project/demo/static/demo/overview.svg"
+    assert ours.read_bytes() == (ROOT / "docs/images/overview.svg").read_bytes()
+
+
+def test_documents_are_shown_during_development_once_they_are_built(
+    client: Client, settings: Any, tmp_path: Path
+) -> None:
+    settings.DEBUG = True
+    settings.BASE_DIR = tmp_path
+    assert "make site" in client.get("/").content.decode()
+    assert client.get("/documents/").status_code == 404
+    (tmp_path / "build" / "site" / "how-to").mkdir(parents=True)
+    (tmp_path / "secret.html").write_text("secret")
+    for name in ("index.html", "how-to/index.html"):
+        (tmp_path / "build" / "site" / name).write_text(f"<p>{name}</p>")
+    assert 'href="/documents/"' in client.get("/").content.decode()
+    assert client.get("/documents/").content == b"<p>index.html</p>"
+    assert client.get("/documents/how-to/").content == b"<p>how-to/index.html</p>"
+    for name in ("nothing.html", "../../secret.html", "%2e%2e/%2e%2e/secret.html"):
+        assert client.get(f"/documents/{name}").status_code == 404
+    settings.DEBUG = False
+    assert client.get("/documents/").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/login/", "/admin/login/", "/favicon.ico"])
+def test_every_page_has_the_icon(client: Client, path: str) -> None:
+    answer = client.get(path)
+    if path == "/favicon.ico":
+        assert answer.headers["location"] == "/static/demo/favicon.svg"
+    else:
+        link = '<link rel="icon" type="image/svg+xml" href="/static/demo/favicon.svg">'
+        assert link in answer.content.decode()
 
 
 def test_demo_users_log_in_and_see_their_inbox(client: Client, settings: Any) -> None:
@@ -42,11 +89,11 @@ def test_demo_users_log_in_and_see_their_inbox(client: Client, settings: Any) ->
     assert create_demo_users() == ["ann", "bob", "admin"]
     answer = client.post("/login/", {"username": "ann", "password": "ann"}, follow=True)
     page = answer.content.decode()
-    assert answer.redirect_chain == [("/", 302)]
+    assert answer.redirect_chain == [("/demo/", 302)]
     assert 'data-path="/ws/demo/ann/"' in page
     assert 'data-path="/ws/demo/bob/" data-token="/demo/token/"' in page
     assert 'aria-live="polite"' in page
-    assert 'action="/publish/"' in page
+    assert 'action="/demo/publish/"' in page
     assert ">Admin<" not in page
 
 
@@ -58,13 +105,13 @@ def test_wrong_password_says_so(client: Client) -> None:
 
 def test_name_with_special_characters_stays_one_path_segment(client: Client) -> None:
     client.force_login(log_in('a/b?c"<d>'))
-    assert 'data-path="/ws/demo/a%2Fb%3Fc%22%3Cd%3E/"' in client.get("/").content.decode()
+    assert 'data-path="/ws/demo/a%2Fb%3Fc%22%3Cd%3E/"' in client.get("/demo/").content.decode()
 
 
 def test_admin_shows_users(client: Client) -> None:
     client.force_login(log_in("admin", is_staff=True, is_superuser=True))
     assert "admin" in client.get("/admin/auth/user/").content.decode()
-    assert ">Admin<" in client.get("/").content.decode()
+    assert ">Admin<" in client.get("/demo/").content.decode()
 
 
 @pytest.mark.parametrize("path", ["/", "/login/", "/admin/login/", "/healthz"])
@@ -106,7 +153,7 @@ def test_nobody_else_gets_a_second_user(
         client.force_login(log_in(name, is_staff=True, is_superuser=True))
     answer = client.post("/demo/token/")
     assert (answer.status_code, "token" in answer.json()) == (403, False)
-    assert "data-token" not in client.get("/").content.decode()
+    assert "data-token" not in client.get("/demo/").content.decode()
 
 
 async def stored(user: str) -> Any:
@@ -125,11 +172,11 @@ class TestPublish:
 
     async def test_form_stores_a_message(self, client: AsyncClient) -> None:
         data = {"user": "bob", "text": "hi"}
-        answer = await client.post("/publish/", data, headers={"accept": "application/json"})
+        answer = await client.post("/demo/publish/", data, headers={"accept": "application/json"})
         offset = answer.json()["offset"]
         assert answer.json() == {"user": "bob", "offset": offset}
-        answer = await client.post("/publish/", data)
-        assert (answer.status_code, answer.headers["location"]) == (302, "/")
+        answer = await client.post("/demo/publish/", data)
+        assert (answer.status_code, answer.headers["location"]) == (302, "/demo/")
         batch = await stored("bob")
         assert [(m.payload, m.kind) for m in batch.messages] == [(b"hi", "text")] * 2
         assert batch.messages[0].offset == offset
@@ -138,23 +185,46 @@ class TestPublish:
     async def test_incomplete_form_is_refused(
         self, client: AsyncClient, data: dict[str, str]
     ) -> None:
-        assert (await client.post("/publish/", data)).status_code == 400
+        assert (await client.post("/demo/publish/", data)).status_code == 400
 
     async def test_only_staff_publishes_in_production(
         self, client: AsyncClient, settings: Any
     ) -> None:
         settings.DEBUG = False
-        assert (await client.post("/publish/", {"user": "b", "text": "x"})).status_code == 403
+        assert (await client.post("/demo/publish/", {"user": "b", "text": "x"})).status_code == 403
+
+    async def test_history_is_that_of_the_page_s_own_inboxes(
+        self, client: AsyncClient, settings: Any
+    ) -> None:
+        for user in ("ann", "bob", "carol"):
+            for text in ("old", "new"):
+                await client.post("/demo/publish/", {"user": user, "text": f"{text} {user}"})
+        newest = (await stored("bob")).messages[-1].offset
+
+        async def texts(user: str, before: int | str) -> list[str] | int:
+            answer = await client.get("/demo/history/", {"user": user, "before": before})
+            if answer.status_code != 200:
+                return int(answer.status_code)
+            return [message["text"] for message in answer.json()["messages"]]
+
+        assert await texts("bob", newest + 1) == ["old bob", "new bob"]
+        assert await texts("bob", newest) == ["old bob"]
+        assert await texts("ann", 10**15) == ["old ann", "new ann"]
+        assert await texts("ann", -1) == []
+        assert await texts("ann", "") == 400
+        assert await texts("carol", newest) == 403
+        settings.DEBUG = False  # nobody sees another one's inbox
+        assert await texts("bob", newest) == 403
 
     async def test_strangers_may_not_publish(self) -> None:
-        answer = await AsyncClient().post("/publish/", {"user": "b", "text": "x"})
+        answer = await AsyncClient().post("/demo/publish/", {"user": "b", "text": "x"})
         assert answer.status_code == 403
 
     async def test_same_id_is_stored_once(self, client: AsyncClient) -> None:
         data = {"user": "carol", "text": "hi", "id": "1-2"}
         headers = {"accept": "application/json"}
         offsets = [
-            (await client.post("/publish/", data, headers=headers)).json()["offset"]
+            (await client.post("/demo/publish/", data, headers=headers)).json()["offset"]
             for _ in range(2)
         ]
         assert offsets[0] == offsets[1]
@@ -163,7 +233,7 @@ class TestPublish:
 
     async def test_form_needs_its_token(self, settings: Any) -> None:
         strict = AsyncClient(enforce_csrf_checks=True)
-        assert (await strict.post("/publish/", {"user": "b", "text": "x"})).status_code == 403
+        assert (await strict.post("/demo/publish/", {"user": "b", "text": "x"})).status_code == 403
 
 
 async def test_health(async_client: AsyncClient) -> None:

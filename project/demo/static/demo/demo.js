@@ -15,8 +15,11 @@ const STATES = {
   closed: "Closed",
 };
 
+const LOGGED_OUT = 4501; // close code: the login has ended
+
 const panels = new Map(); // user -> Panel, of this page
 const root = document.getElementById("panels");
+const narrow = matchMedia("(max-width: 30rem)"); // as in demo.css
 
 /** A WebSocket constructor whose network can be cut: sockets end, new ones find nobody. */
 function cuttable(onFrame) {
@@ -55,16 +58,20 @@ function clock(date) {
   return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 }
 
+async function fetchJson(url, options = {}) {
+  const response = await fetch(url, { ...options, headers: { Accept: "application/json" } });
+  const answer = await response.json().catch(() => ({}));
+  if (response.ok) return answer;
+  throw Object.assign(new Error(answer.error ?? `the site answered ${response.status}`), {
+    temporary: response.status >= 500,
+  });
+}
+
 async function post(url, fields) {
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) form.set(name, value);
   form.set("csrfmiddlewaretoken", document.querySelector("[name=csrfmiddlewaretoken]").value);
-  const response = await fetch(url, { method: "POST", body: form, headers: { Accept: "application/json" } });
-  const answer = await response.json().catch(() => ({}));
-  if (response.ok) return answer;
-  throw Object.assign(new Error(answer.error ?? `the site answered ${response.status}`), {
-    final: response.status < 500,
-  });
+  return fetchJson(url, { method: "POST", body: form });
 }
 
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
@@ -76,7 +83,7 @@ async function publish(fields) {
     try {
       return await post(root.dataset.publish, form);
     } catch (error) {
-      if (error.final || attempt === ATTEMPTS) throw error;
+      if (error.temporary === false || attempt === ATTEMPTS) throw error;
       await pause(attempt * 500);
     }
   }
@@ -131,6 +138,15 @@ function open(message) {
   return { text: message.data };
 }
 
+function makeRow(kind, text, meta, mark) {
+  const row = element("li", "", { className: kind });
+  const details = element("p", "", { className: "meta" });
+  const status = element("span", mark, { className: "mark-text" });
+  details.append(element("span", meta), status);
+  row.append(element("p", text, { className: "text" }), details);
+  return { row, status };
+}
+
 class Panel {
   #parts = {};
   #rows = new Map(); // offset -> the row's mark, until it is acknowledged
@@ -158,33 +174,48 @@ class Panel {
     });
     this.client.on("state", (state, detail) => this.#onState(state, detail));
     this.client.on("recovered", (event) => this.#onRecovered(event));
+    this.client.once("recovered", ({ offset }) => this.#loadEarlier(offset));
     this.client.on("message", (message) => this.#onMessage(message));
     this.client.on("reply", (message) => this.#onMessage(message, "service"));
     this.client.on("error", (error) => {
-      // Anything else is a token that could not be had; the state says that it is tried again.
-      if (error instanceof GatewayError) this.#note(error.message);
+      // The state tells the rest: the connection is closed, or a token is asked for again.
+      if (error instanceof GatewayError && error.code !== "closed") this.#note(error.message);
     });
-    this.#parts.cut.addEventListener("click", () => this.#toggle());
+    this.#parts.cut.addEventListener("click", () => this.#onCut());
     this.#parts.write?.addEventListener("submit", (event) => this.#onWrite(event));
     this.#parts.burst?.addEventListener("click", () => this.#onBurst());
     this.#parts.ask.addEventListener("submit", (event) => this.#onAsk(event));
+    for (const button of section.querySelectorAll("[data-ask]")) {
+      button.addEventListener("click", () => this.#ask(button.dataset.ask));
+    }
     this.client.connect();
   }
 
   // -- connection --------------------------------------------------------------------------
 
-  #toggle() {
+  #onCut() {
+    if (this.client.state === "closed") {
+      this.client.connect().catch(() => {}); // the state says why
+      return;
+    }
     this.#isCut = !this.#isCut;
     this.#parts.cut.setAttribute("aria-pressed", this.#isCut);
-    this.#parts.cut.textContent = this.#isCut ? "Mend the connection" : "Cut the connection";
+    this.#nameCut();
     this.section.classList.toggle("is-cut", this.#isCut);
     this.#network.set(this.#isCut);
     // What a browser says when its network is back.
     if (!this.#isCut) window.dispatchEvent(new Event("online"));
   }
 
-  #onState(state, { delay, reason }) {
+  #nameCut() {
+    const closed = this.client.state === "closed" ? "Connect again" : "Cut the connection";
+    this.#parts.cut.textContent = this.#isCut ? "Mend the connection" : closed;
+  }
+
+  #onState(state, { code, delay, reason }) {
     clearInterval(this.#timer);
+    this.#nameCut();
+    if (state === "closed" && code === LOGGED_OUT) document.getElementById("logged-out").hidden = false;
     this.#parts.status.dataset.state = state;
     const text = state === "closed" && reason ? `Closed: ${reason}` : STATES[state];
     this.#parts.state.textContent = text;
@@ -218,18 +249,54 @@ class Panel {
   // -- messages ----------------------------------------------------------------------------
 
   #append(kind, text, meta, mark = "") {
-    const { log, scroll, empty } = this.#parts;
+    const { log } = this.#parts;
+    const made = makeRow(kind, text, meta, mark);
+    this.#keepAtEnd(() => {
+      log.append(made.row);
+      if (log.children.length > SHOWN) log.firstElementChild.remove();
+    });
+    return made;
+  }
+
+  /** Change the rows; stay at their end if that is what the reader sees. */
+  #keepAtEnd(change) {
+    const { scroll, empty } = this.#parts;
     const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    const row = element("li", "", { className: kind });
-    const details = element("p", "", { className: "meta" });
-    const status = element("span", mark, { className: "mark-text" });
-    details.append(element("span", meta), status);
-    row.append(element("p", text, { className: "text" }), details);
-    log.append(row);
-    if (log.children.length > SHOWN) log.firstElementChild.remove();
+    change();
     empty.hidden = true;
     if (atEnd) scroll.scrollTop = scroll.scrollHeight;
-    return { row, status };
+  }
+
+  /** Show what the inbox keeps from before this page began to read, after *offset*. */
+  async #loadEarlier(offset) {
+    const query = new URLSearchParams({ user: this.user, before: offset + 1 });
+    let messages;
+    try {
+      ({ messages } = await fetchJson(`${root.dataset.history}?${query}`));
+    } catch (error) {
+      this.#note(`Earlier messages cannot be shown: ${error.message}.`);
+      return;
+    }
+    for (const message of messages) {
+      const { from = message.from, text } = open({ data: message.text });
+      const time = clock(new Date(message.time));
+      const about = [`#${message.offset}`, from, time].filter(Boolean).join(" · ");
+      this.#addEarlier(message.offset, "in", text, about, message.error ? "refused" : "");
+      const author = panels.get(from);
+      author?.#addEarlier(message.offset, "out", text, `to ${this.user} · ${time}`, `✓✓ #${message.offset} received`);
+    }
+  }
+
+  /** Insert a row where its offset belongs; two inboxes fill one panel. */
+  #addEarlier(offset, ...looks) {
+    const { earlier } = this.#parts;
+    const { row } = makeRow(...looks);
+    row.dataset.offset = offset;
+    const next = [...earlier.children].find((other) => Number(other.dataset.offset) > offset);
+    this.#keepAtEnd(() => {
+      earlier.hidden = false;
+      earlier.insertBefore(row, next ?? null);
+    });
   }
 
   #note(text) {
@@ -238,7 +305,8 @@ class Panel {
   }
 
   #onMessage(message, sender) {
-    const { from = sender, series, number, text } = open(message);
+    const opened = open(message);
+    const { from = sender, series, number, text } = opened;
     if (number !== undefined) this.#tally.take(series, number);
     const parts = [`#${message.offset}`, from, clock(message.time ?? new Date())];
     const { status } = this.#append("in", text, parts.filter(Boolean).join(" · "), "received");
@@ -248,7 +316,7 @@ class Panel {
     this.#count();
     this.#news += 1;
     if (this.#news === 1) setTimeout(() => this.#tell(text), 500);
-    for (const panel of panels.values()) panel.onDelivered(this.user, message.offset);
+    panels.get(from)?.onDelivered(this.user, message, opened);
   }
 
   /** One announcement for many messages: nobody wants to hear a hundred. */
@@ -297,12 +365,13 @@ class Panel {
 
   // -- writing -----------------------------------------------------------------------------
 
-  #outgoing = new Map(); // "user offset" -> its mark, until it is delivered
+  #outgoing = new Map(); // "series number" -> its mark, until it is delivered
 
-  onDelivered(user, offset) {
-    const key = `${user} ${offset}`;
-    const status = this.#outgoing.get(key);
-    if (!status) return;
+  /** A message of this panel's user has reached another one; perhaps it was sent before a reload. */
+  onDelivered(user, { offset, time }, { series, number, text }) {
+    const key = `${series} ${number}`;
+    const about = `to ${user} · ${clock(time ?? new Date())}`;
+    const status = this.#outgoing.get(key) ?? this.#append("out", text, about).status;
     status.textContent = `✓✓ #${offset} received`;
     this.#outgoing.delete(key);
   }
@@ -310,17 +379,17 @@ class Panel {
   async #publish(user, text) {
     if (!this.#series.has(user)) this.#series.set(user, new Series());
     const series = this.#series.get(user);
-    const body = JSON.stringify({ from: this.user, text, ...series.next() });
+    const place = series.next();
+    const key = `${place.series} ${place.number}`;
     const { status, row } = this.#append("out", text, `to ${user} · ${clock(new Date())}`, "sending");
+    this.#outgoing.set(key, status);
     try {
-      const { offset } = await publish({ user, text: body });
+      const { offset } = await publish({ user, text: JSON.stringify({ from: this.user, text, ...place }) });
       this.#sent += 1;
-      status.textContent = `✓ #${offset} stored`;
-      this.#outgoing.set(`${user} ${offset}`, status);
-      const reader = panels.get(user);
-      if (reader?.client.position?.offset >= offset) this.onDelivered(user, offset);
-      reader?.expect(offset);
+      if (this.#outgoing.has(key)) status.textContent = `✓ #${offset} stored`;
+      panels.get(user)?.expect(offset);
     } catch (error) {
+      this.#outgoing.delete(key);
       series.restart();
       row.classList.add("failed");
       status.textContent = `not sent: ${error.message}`;
@@ -345,11 +414,14 @@ class Panel {
     burst.focus();
   }
 
-  async #onAsk(event) {
+  #onAsk(event) {
     event.preventDefault();
     const field = event.target.elements.text;
-    const text = field.value;
+    this.#ask(field.value);
     field.value = "";
+  }
+
+  async #ask(text) {
     const open = this.client.state === "open";
     const { status, row } = this.#append("out", text, `to the service · ${clock(new Date())}`, open ? "sending" : "queued");
     const id = unique();
@@ -365,11 +437,25 @@ class Panel {
       row.classList.toggle("failed", !stored || error.code !== "timeout");
       const silent = stored ? "✓ stored; no answer yet, is the service running?" : "not confirmed in time";
       status.textContent = error.code === "timeout" ? silent : `refused: ${error.message}`;
+      if (error.code === "failed") this.#pointToDeadLetters(status);
     }
     this.#asked.delete(id);
   }
+
+  #pointToDeadLetters(status) {
+    const { attempts, deadLetters } = root.dataset;
+    status.textContent = `failed ${attempts} times; set aside as a dead letter. `;
+    if (deadLetters) status.append(element("a", "See it in the admin", { href: deadLetters }));
+  }
 }
 
+/** On a phone, what is needed less folds away, so that both inboxes fit. */
+function fold() {
+  for (const details of document.querySelectorAll("details.ask")) details.open = !narrow.matches;
+}
+
+fold();
+narrow.addEventListener("change", fold);
 for (const section of root.querySelectorAll(".panel")) {
   const panel = new Panel(section);
   panels.set(panel.user, panel);
