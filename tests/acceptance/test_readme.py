@@ -1,4 +1,7 @@
-"""The README's own code in a project that ``django-admin startproject`` has made."""
+"""The README's own code in a project that ``django-admin startproject`` has made.
+
+And the ``asgi.py`` of docs/how-to/mount.md, in the same project.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.support import ROOT, Process, listening, running, site_env, wait_for
 from wsgateway.client import connect
 
 README = (ROOT / "README.md").read_text()
-CODE = re.findall(r"```python\n(.*?)```", README, re.S)
+MOUNT = (ROOT / "docs/how-to/mount.md").read_text()
 STEPS = re.findall(r"^python manage\.py (.*?)(?: +#.*)?$", README, re.M)
 
 CONSUMER = """
@@ -42,9 +45,10 @@ print("session:", client.cookies["sessionid"].value)
 """
 
 
-def block(text: str) -> str:
-    """Return the one block of the README's Python that has *text* in it."""
-    found: list[str] = [code for code in CODE if text in code]
+def block(text: str, page: str = README) -> str:
+    """Return the one block of Python in *page* that has *text* in it."""
+    code = re.findall(r"```python\n(.*?)```", page, re.S)
+    found: list[str] = [each for each in code if text in each]
     assert len(found) == 1, f"{text!r} is in {len(found)} blocks"
     return found[0]
 
@@ -121,7 +125,7 @@ SERVERS: dict[str, Callable[[int], list[str]]] = {
 }  # fmt: skip
 
 
-SHORT, LONG = "application = wsgateway.asgi.application()", "gateway_router"
+SHORT, LONG = "application = wsgateway.asgi.application()", 'path("live/", gateway_router)'
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ async def test_code_of_the_readme_works_as_it_stands(
     site: Site, free_port: int, server: str, entry_point: str, prefix: str
 ) -> None:
     """The gateway's URLs could not be below a prefix, and swallowed those of other consumers."""
-    (site.folder / "mysite/asgi.py").write_text(block(entry_point))
+    (site.folder / "mysite/asgi.py").write_text(block(entry_point, MOUNT))
     cookie = {"Cookie": f"sessionid={site.session}"}
     base = f"ws://127.0.0.1:{free_port}"
 
