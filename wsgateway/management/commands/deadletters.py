@@ -185,7 +185,7 @@ class Purge(_Change):
         add_no_input(parser)
 
     def ask(self, out: Output, options: Options) -> None:
-        """Ask, whoever it is."""
+        """Ask, no matter who runs the command."""
         user = f" of {options['user']}" if options["user"] else ""
         service = f" in {options['service']}" if options["service"] else ""
         what = "all dead letters" + user + service if options["all"] else "these dead letters"
