@@ -7,18 +7,19 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from django.core.management import load_command_class
+from django.core.management import find_commands, load_command_class
 from django.core.management.base import BaseCommand
 
 from tests.support import ROOT
 from wsgateway.management.exits import Exit
 
 DOCUMENT = (ROOT / "docs/reference/commands.md").read_text()
-COMMANDS = sorted(
-    path.stem
-    for path in (ROOT / "wsgateway/management/commands").glob("*.py")
-    if path.stem != "__init__"
-)
+APPS = ("wsgateway", "wsgateway.outbox")
+COMMANDS = {
+    name: app
+    for app in APPS
+    for name in find_commands(str(ROOT / app.replace(".", "/") / "management"))
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -38,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Yield each command, and each action of one, with what parses its arguments."""
     for name in COMMANDS:
-        parser = load_command_class("wsgateway", name).create_parser("manage.py", name)
+        parser = load_command_class(COMMANDS[name], name).create_parser("manage.py", name)
         choices = [action.choices for action in arguments(parser)]
         actions = next((each for each in choices if isinstance(each, dict)), {})
         yield from ((f"{name} {action}", each) for action, each in actions.items())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from argparse import ArgumentParser
-from typing import TYPE_CHECKING
 
-from django.apps import apps
 from django.core.management.base import CommandError
 
 from wsgateway.exceptions import WsGatewayError
@@ -15,10 +13,7 @@ from wsgateway.management.base import Options, OutputCommand, add_json
 from wsgateway.management.exits import Exit, command_error
 from wsgateway.management.output import Output
 from wsgateway.metrics.server import add_metrics_arguments, metrics_served
-
-if TYPE_CHECKING:
-    from wsgateway.outbox.relay import Relay
-
+from wsgateway.outbox.relay import Relay
 
 __all__ = ["Command"]
 
@@ -56,10 +51,6 @@ class Command(OutputCommand):
 
     def run(self, out: Output, options: Options) -> None:
         """Relay until a signal, or once."""
-        if not apps.is_installed("wsgateway.outbox"):
-            raise CommandError("add 'wsgateway.outbox' to INSTALLED_APPS, and migrate")
-        from wsgateway.outbox.relay import Relay
-
         if options["batch"] < 1 or not 0 < options["interval"] <= threading.TIMEOUT_MAX:
             raise CommandError("--batch and --interval must be positive", returncode=Exit.USAGE)
         relay = Relay(options["database"], rows=options["batch"])
