@@ -10,6 +10,8 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python -r $(1) 2> /dev/n
 	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1)
 # Behind the machine's own Node.js, which then need not be installed
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
+COVERED = .cache/coverage.json
+COVER = $(if $(COVERAGE),-m slipcover --json --out $(COVERED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test coverage versions lint types pins soak bench docs site reference screenshots clean
@@ -50,10 +52,11 @@ run: .venv/.run  ## serve on 127.0.0.1:8000 with everything it needs (PORT=8001 
 	@exec $(BIN)/python manage.py rungateway --demo --port $(PORT)
 
 test: .venv/.dev tests/js/node_modules/.installed  ## run the whole suite (ARGS='-k name' for a part)
-	$(WITH_BIN) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@mkdir -p $(dir $(COVERED))
+	$(WITH_BIN) $(BIN)/python $(COVER) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-coverage: .venv/.dev  ## report what the last `make test ARGS=--cov` covered, by branch
-	$(BIN)/python -m coverage report
+coverage: .venv/.dev  ## report what the last `make test COVERAGE=1` covered, by branch
+	$(BIN)/python -m slipcover --merge $(COVERED) --out $(COVERED:.json=.txt) --fail-under 94
 
 versions: .venv/.dev  ## contract and integration tests on Python 3.13, nats-server 2.11 and the newest
 	.ci/versions $(ARGS)
@@ -93,4 +96,4 @@ screenshots: .venv/.dev  ## make the pictures of the documents, with headless Ch
 
 clean:  ## remove what the other targets made, but not the data of `make run`
 	rm -rf .venv .cache build dist *.egg-info staticfiles tests/js/node_modules
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
