@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -404,6 +405,28 @@ async def test_what_is_optional_keeps_nobody_from_working(
         with pytest.raises(BrokerForbidden, match=r"ws\.recv\.room"):
             await broker.connection.confirm()
     caplog.clear()
+
+
+async def test_operator_backs_up_and_restores(
+    ws_settings: Any, url: Callable[[str], str], nats_command: str, tmp_path: Path
+) -> None:
+    """The operator could read a stream, but not confirm the pieces of a backup, so none ended."""
+
+    async def nats(*arguments: str) -> None:
+        command = [nats_command, "--server", url("operator"), "stream", *arguments]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=20
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    async with acting(ws_settings, url("publisher")) as publisher:
+        await publisher.publish(ANN, b"kept")
+    await nats("backup", "--no-progress", "WS_RECV", str(tmp_path / "backup"))
+    await nats("rm", "--force", "WS_RECV")
+    await nats("restore", "--no-progress", str(tmp_path / "backup"))
+    async with acting(ws_settings, url("gateway")) as gateway:
+        batch = await gateway.read_after(ANN, 0, limit=10)
+        assert [message.payload for message in batch.messages] == [b"kept"]
 
 
 async def test_operator_uses_nats_command_line(
