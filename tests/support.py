@@ -25,6 +25,8 @@ from tests import LIMITS, SERVICES
 from wsgateway.broker.embedded import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = ("-p", "no:wsgateway", "-p", "wsgateway.testing.plugin")
+"""Loads our fixtures in a pytest of its own, once, whether the package is installed or not."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SERVERS = ["daphne", "uvicorn --loop uvloop", "uvicorn --loop asyncio"]
 # Uvicorn's other implementations. Without wsproto, uvicorn cannot choose that.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, site_env
+from tests.support import PLUGIN, ROOT, site_env
 
 SETTINGS = """
 SECRET_KEY = "tests"
@@ -18,18 +18,32 @@ DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memor
 CHANNEL_LAYERS = {"default": {"BACKEND": "wsgateway.layer.NatsChannelLayer"}}
 WSGATEWAY_SERVICES = ["orders"]
 PUBSUB_BROKER = "memory"
+ROOT_URLCONF = "tests_of_mine"
+ALLOWED_HOSTS = ["*"]
+STATIC_URL = "/static/"
 """
 TESTS = """
 import asyncio
+from urllib.request import urlopen
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
-from django.test import SimpleTestCase, TestCase, TransactionTestCase
+from django.http import HttpResponse
+from django.test import LiveServerTestCase, SimpleTestCase, TestCase, TransactionTestCase
+from django.urls import path
 
 from wsgateway import inbox_group, send
 from wsgateway.testing import assert_not_sent, assert_sent
 
 layer = get_channel_layer()
+
+
+def view(request):
+    send("orders", "ann", text="from a view")
+    return HttpResponse("ok")
+
+
+urlpatterns = [path("", view)]
 
 
 def use_everything():
@@ -73,6 +87,18 @@ class WithData(TestCase):
 
     def test_two(self):
         use_everything()
+
+
+class Live(LiveServerTestCase):
+    # The server's thread stores where the test looks
+
+    def fetch(self):
+        assert_not_sent()
+        with urlopen(f"{self.live_server_url}/") as response:
+            assert response.status == 200
+        assert_sent("orders", "ann", text="from a view", count=1)
+
+    test_one = test_two = lambda self: self.fetch()
 
 
 class WithoutData(TestCase):
@@ -136,12 +162,12 @@ def run(project: Path, *arguments: str) -> str:
 def test_each_test_of_manage_py_test_begins_with_nothing(project: Path) -> None:
     """What one test had published was there in the next; the layer looked for a NATS server."""
     output = run(project, "django", "test", "tests_of_mine", "--shuffle")
-    assert "Ran 8 tests" in output, output
+    assert "Ran 10 tests" in output, output
     assert "\nOK" in output, output
 
 
 def test_each_test_of_pytest_begins_with_nothing(project: Path) -> None:
-    options = ["-q", "-n0", "-p", "no:cacheprovider", "-p", "wsgateway.testing.plugin"]
+    options = ["-q", "-n2", "-p", "no:cacheprovider", *PLUGIN]  # each process has its own
     output = run(
         project,
         "pytest",
@@ -151,4 +177,4 @@ def test_each_test_of_pytest_begins_with_nothing(project: Path) -> None:
         "tests_of_mine.py",
         "test_functions.py",
     )
-    assert "16 passed" in output, output
+    assert "18 passed" in output, output
