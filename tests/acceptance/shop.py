@@ -21,7 +21,7 @@ PAGES = [
     ROOT / "docs/how-to/htmx.md",
     ROOT / "docs/reference/client-javascript.md",
 ]
-BLOCK = re.compile(r"```(?:python|html)\n(?:#|<!--) (shop/\S+?)(?: -->)?\n(.*?)```", re.S)
+BLOCK = re.compile(r"```(?:python|html|js)\n(?:#|<!--|//) (shop/\S+?)(?: -->)?\n(.*?)```", re.S)
 MODULES = ROOT / "tests/js/node_modules"
 SETTINGS = """
 from project.settings import *
@@ -121,7 +121,7 @@ def write_shop(folder: Path) -> None:
     (folder / "shop/settings.py").write_text(SETTINGS)
     (folder / "shop/urls.py").write_text(URLS)
     static = folder / "shop/static/shop"
-    static.mkdir(parents=True)
+    static.mkdir(parents=True, exist_ok=True)
     shutil.copy(MODULES / "htmx.org/dist/htmx.min.js", static)
     shutil.copy(MODULES / "htmx-ext-ws/dist/ws.min.js", static)
     shutil.copy(MODULES / "htmx4/dist/htmx.min.js", static / "htmx4.min.js")

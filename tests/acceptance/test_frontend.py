@@ -1,4 +1,4 @@
-"""What docs/how-to/react.md and htmx.md show, as it stands there, in Chromium."""
+"""What the pages on React, htmx and the JavaScript client show, as it stands there, in Chromium."""
 
 from __future__ import annotations
 
@@ -218,3 +218,18 @@ async def test_htmx_with_acknowledgements_loses_no_order(
     await asyncio.to_thread(shop.gateway.start)
     await page.wait(f"{LINES}.length === 2 && {STATUS} === 'Ordered.'")
     assert await page.run("document.querySelector('input').value") == ""
+
+
+@pytest.mark.parametrize("name", ["inline", "mapped"])
+async def test_templates_find_the_client_under_its_hashed_name(
+    shop: Shop, page: Page, name: str
+) -> None:
+    """As docs/reference/client-javascript.md shows, with the storage that Django recommends."""
+    await shop.log_in(page, "ann")
+    await page.open(shop.gateway.http(f"/shop/{name}.html"))
+    await page.wait("sockets.at(-1)?.readyState === 1")
+    await shop.send("ann", f"for {name}")
+    await page.wait(f"document.querySelector('#last').textContent === 'for {name}'")
+    loaded = await page.run("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    scripts = {url.rpartition("/")[2] for url in loaded if url.endswith(".js")}
+    assert any(re.fullmatch(r"wsgateway\.[0-9a-f]{12}\.js", script) for script in scripts), scripts

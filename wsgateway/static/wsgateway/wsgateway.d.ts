@@ -28,9 +28,15 @@ export interface WebSocketLike {
 }
 
 export interface Options {
-  /** Which of the user's devices this is; each has its own cursor. */
+  /**
+   * Which of the user's devices this is; each has its own position on the server. A device that is
+   * new to the server gets the whole inbox, so save the name and keep it. Default: "default".
+   */
   device?: string;
-  /** Sent in the query; a function is called again after an attempt that failed or was refused. */
+  /**
+   * Sent in the URL, which proxies log: let it live for minutes. A function is called again after
+   * an attempt that failed or was refused.
+   */
   token?: string | (() => string | Promise<string>);
   /** Name of the token's query parameter; default "token". */
   tokenParameter?: string;
@@ -78,6 +84,7 @@ export interface Welcome extends Position {
 export interface Recovered extends Position {
   /** True if no message since the last position is missing. False can also come while open. */
   recovered: boolean;
+  /** "new": the device is new to the server, and the whole inbox follows. */
   reason: string | null;
 }
 
