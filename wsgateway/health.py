@@ -72,7 +72,7 @@ async def _look() -> tuple[dict[str, str], str]:
     except BrokerMisconfigured as exc:
         return {"broker": "not configured"}, str(exc)
     try:
-        async with asyncio.timeout(2 * READY_TIMEOUT):  # for a loop that stands still
+        async with asyncio.timeout(2 * READY_TIMEOUT):  # for a loop that is blocked
             await connection.run(_nothing, READY_TIMEOUT)
     except TimeoutError:
         return {"broker": "no answer in time"}, "no answer in time"

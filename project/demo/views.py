@@ -148,7 +148,7 @@ def _example(panel: Panel) -> str:
     return hints.nats_publish(url, Inbox(SERVICE, panel.user), "hello") if url else ""
 
 
-@login_not_required  # the page's script wants JSON, also when the session is over
+@login_not_required  # the page's script wants JSON, even when the session is over
 @never_cache
 @require_safe
 def history(request: HttpRequest) -> HttpResponse:
@@ -185,7 +185,7 @@ def _shown(message: Stored) -> dict[str, object]:
     }
 
 
-@login_not_required  # the page's script wants JSON, also when the session is over
+@login_not_required  # the page's script wants JSON, even when the session is over
 @never_cache
 @require_POST
 def token(request: HttpRequest) -> HttpResponse:

@@ -42,7 +42,7 @@ class Standing:
         online: Whether they have an open socket.
         sockets: How many, as far as the gateways have answered; never 0 if `online` is None.
         waiting: Messages that none of their devices has.
-        last_seen: When one of their devices confirmed something, or disconnected; None also if
+        last_seen: When one of their devices confirmed something, or disconnected; None, too, if
             that never happened, or was forgotten.
     """
 

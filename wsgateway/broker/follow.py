@@ -33,7 +33,7 @@ async def follow(
         broker: Ready.
         inbox: Whose.
         after: Offset behind which to begin.
-        on_replaced: Called when the stream was made again; its messages then come from the first.
+        on_replaced: Called when the stream was recreated; its messages then come from the first.
 
     Raises:
         BrokerMisconfigured: For example, the NATS user may not read the inbox.
@@ -76,7 +76,7 @@ class _Announced:
         self.event = asyncio.Event()
         """Set by each announcement, and when the broker is ready again."""
         self.doubtful = False
-        """Whether the stream may have been made again, so that the broker must ask."""
+        """Whether the stream may have been recreated, so that the broker must ask."""
 
     def note(self, stored: Stored) -> None:
         """Take an announcement."""

@@ -94,7 +94,7 @@ def current(target: Target | None = None) -> Connection:
 
 
 def own(target: Target | None = None) -> Connection:
-    """Return the running loop's connection, also if that loop is short-lived.
+    """Return the running loop's connection, even if that loop is short-lived.
 
     For what lives in the loop itself, such as sockets. Django runs an asynchronous test in a
     short-lived one.

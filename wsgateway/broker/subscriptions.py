@@ -55,7 +55,7 @@ class Subscriber(Protocol):
 
     @property
     def window(self) -> Window:
-        """What live messages and announcements go to, also before it is started."""
+        """What live messages and announcements go to, even before it is started."""
 
     @property
     def epoch(self) -> str:

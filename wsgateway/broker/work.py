@@ -24,7 +24,7 @@ class Turn(enum.Enum):
     """An earlier message of the same user is still in the queue."""
     GONE = "gone"
     """It has left the queue: it expired, an operator removed it, another worker has handled it
-    while this one stood still, or the queue's stream was made again."""
+    while this one hung, or the queue's stream was recreated."""
 
 
 class Job:
@@ -38,7 +38,7 @@ class Job:
         key: Which stream it is of, as the queue counts them, and its sequence there.
         deliveries: How often it was delivered, this time included.
         attempt: Which try this is; the first is 1. Set by the worker.
-        id: Names the message, also after its stream was made again and counts from 1.
+        id: Names the message, even after its stream was recreated and counts from 1.
         receipt: Where the broker takes the answer to this delivery; its own business.
         problem: Why no handler can have it; None if one can.
         unstarted: Whether it is certain that no handler has begun with it.

@@ -165,7 +165,7 @@ class DaphneTransport(Transport):
     """A websocket on daphne.
 
     Daphne's send returns before anything is written, and daphne queues what a client sends
-    without end. So this stops writing while more than 64 KiB wait for the kernel, and stops
+    forever. So this stops writing while more than 64 KiB wait for the kernel, and stops
     reading while the application has not taken what came.
 
     Args:

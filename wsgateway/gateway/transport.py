@@ -147,7 +147,7 @@ class Transport:
 
     @property
     def pending(self) -> int:
-        """Bytes that the kernel has not taken yet; 0 also if the server does not tell."""
+        """Bytes that the kernel has not taken yet; 0 as well if the server does not tell."""
         return 0
 
     def take_frames(self, size: int) -> int:

@@ -2,7 +2,7 @@
 
 Everything that changes membership runs in that one loop, so that the read path finds it
 unchanged. Mailboxes may be read from any loop. The channels live in the first long-lived loop that
-receives; if that loop is gone or stands still, they move to the next receiver's. Moving away from a
+receives; if that loop is gone or blocked, they move to the next receiver's. Moving away from a
 loop that runs would lose what is on its way there, so they stay: also in the background, once a
 channel was made there.
 """

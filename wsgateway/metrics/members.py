@@ -32,7 +32,7 @@ __all__ = ["Answers", "Member", "private_folder", "serve", "stop"]
 logger = logging.getLogger("wsgateway")
 
 ANSWER_WITHIN = 1.0
-"""Seconds after which a process counts as silent: it stands still, or its disk does."""
+"""Seconds after which a process counts as silent: it hangs, or its disk does."""
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes that a process may answer with."""
 ASKED_AT_ONCE = 16

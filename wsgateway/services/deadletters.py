@@ -222,7 +222,7 @@ async def retry(broker: Broker, letter: DeadLetter) -> None:
             f"dead letter {letter.offset} holds only the first {len(letter.payload)} bytes of its "
             "message, because the rest did not fit; it can be purged, but not put back"
         )
-    # The time tells it from the letter that has this offset after the stream was made again
+    # The time tells it from the letter that has this offset after the stream was recreated
     msg_id = f"retry.{letter.time}.{letter.offset}"
     await broker.dead_letters.requeue(letter.inbox, letter.payload, letter.headers, msg_id)
     await purge(broker, letter)

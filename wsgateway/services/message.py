@@ -205,7 +205,7 @@ class SyncMessage(Message):
 
     def reply(self, **options: Any) -> Receipt:  # type: ignore[override]
         """See `Message.reply`."""
-        limit = settings.PUBLISH_TIMEOUT + settings.BROKER_TIMEOUT  # the loop may stand still
+        limit = settings.PUBLISH_TIMEOUT + settings.BROKER_TIMEOUT  # the loop may be blocked
         reply = super().reply(**options)
         try:
             future = asyncio.run_coroutine_threadsafe(reply, self._loop)

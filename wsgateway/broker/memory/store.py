@@ -125,7 +125,7 @@ class MemoryStore:
         return ""
 
     def start_over(self) -> None:
-        """Forget the inboxes, as when the stream is deleted and made again."""
+        """Forget the inboxes, as when the stream is deleted and recreated."""
         self.epoch = uuid.uuid4().hex
         self.received = Sequence()
         self.inboxes.clear()

@@ -224,7 +224,7 @@ def _headers(ttl: float) -> dict[str, str]:
 def _message(receipt: str) -> str:
     """Return what names a message in an acknowledgement's subject, of the old or new layout.
 
-    That is its sequence and its time: a stream that is made again begins with the same sequences.
+    That is its sequence and its time: a stream that is recreated begins with the same sequences.
     """
     tokens = receipt.split(".")
     sequence = 5 if len(tokens) == 9 else 7

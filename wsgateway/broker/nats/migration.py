@@ -45,7 +45,7 @@ AT_ONCE = 256
 """Messages that are copied at once."""
 READ_BYTES = 4 * 1024 * 1024
 PAUSE = dt.timedelta(hours=1)
-"""How long consumers of the old stream stand still if a run is killed."""
+"""How long consumers of the old stream stay paused if a run is killed."""
 PATIENCE = 60.0
 """Longest wait for workers to finish what they have, seconds."""
 SETTLE = 1.0

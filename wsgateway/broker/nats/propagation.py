@@ -34,7 +34,7 @@ logger = logging.getLogger("wsgateway.broker")
 
 PROBE_TIMEOUT = 1.0
 """Seconds that a server has to report a probe; after that nobody waits for it until it reports
-one. One that is dead or stands still can hold up a single `group_add`, and no sender of its own
+one. One that is dead or hangs can hold up a single `group_add`, and no sender of its own
 gets a message through it either."""
 NUMBER = "Ws-Probe"
 CLIENT, ROUTER = 0, 1

@@ -162,7 +162,7 @@ class NatsWorkQueue(WorkQueue):
     def holds(self, job: Job) -> bool:
         """Say whether *job* is of the stream that the service has now.
 
-        It is not if that was made again, or if `setup_streams` has moved it: then it comes again.
+        It is not if that was recreated, or if `setup_streams` has moved it: then it comes again.
         """
         return job.key[0] == self._life
 

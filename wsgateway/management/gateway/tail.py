@@ -90,7 +90,7 @@ async def _follow(connection: Connection, out: Output, options: Options) -> None
 
 
 async def _print(broker: Broker, inbox: Inbox, after: int, out: Output, left: int | None) -> None:
-    on_replaced = partial(out.note, "the stream was made again; its offsets begin again")
+    on_replaced = partial(out.note, "the stream was recreated; its offsets begin again")
     async with aclosing(follow(broker, inbox, after, on_replaced)) as messages:
         async for stored in messages:
             _show(out, stored)
