@@ -14,12 +14,14 @@ from typing import Any
 import nats
 import pytest
 
+from tests.pages import DocumentPage
 from tests.support import ROOT, Gateway, Process, site_env
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import GatewayError, connect
 from wsgateway.protocol.subjects import encode_token
 
-PAGE = (ROOT / "docs/how-to/other-languages.md").read_text()
+DOCUMENT = DocumentPage("how-to/other-languages.md")
+PAGE = DOCUMENT.text
 
 
 @pytest.fixture
@@ -33,9 +35,8 @@ def service(tmp_path: Path, nats_server: EmbeddedServer, prefix: str) -> Iterato
     """The program from the page, with the tests' npm packages."""
     node = shutil.which("node")
     assert node, "these tests need Node.js"
-    found = re.search(r"```js\n(.*?)```", PAGE, re.S)
-    assert found
-    (tmp_path / "prices.mjs").write_text(found[1])
+    (tmp_path / "prices.mjs").write_text(DOCUMENT.code("consumers.add", "js"))
+    (tmp_path / "send.mjs").write_text(DOCUMENT.code("sale-1", "js"))
     (tmp_path / "node_modules").symlink_to(ROOT / "tests/js/node_modules")
     env = site_env(NATS_BROKER_URL=nats_server.url, WSGATEWAY_PREFIX=prefix)
     process = Process([node, "prices.mjs"], tmp_path / "prices.log", env, tmp_path)
@@ -79,6 +80,19 @@ async def test_service_in_javascript_answers_and_survives_sigkill(
 def test_escaping_example() -> None:
     assert encode_token("ann@example.com") == "ann=40example=2Ecom"
     assert "`ann@example.com` becomes `ann=40example=2Ecom`" in PAGE
+
+
+async def test_message_from_javascript_arrives_once(gateway: Gateway, service: Process) -> None:
+    async with gateway.connect("prices", "ann") as raw:
+        for _ in range(2):  # with the same id
+            node, _ = service.command
+            program = await asyncio.create_subprocess_exec(
+                node, "send.mjs", cwd=service.cwd, env=service.env
+            )
+            assert await asyncio.wait_for(program.wait(), 20) == 0
+        assert await asyncio.wait_for(raw.recv(), 10) == '{"sale":true}'
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(raw.recv(), 0.2)
 
 
 async def test_publications_on_the_command_line_arrive(
