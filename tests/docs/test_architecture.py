@@ -54,3 +54,8 @@ def test_table_of_folders_has_them_all() -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.py)`", PAGE))))
 def test_file_named_without_its_folder_exists(name: str) -> None:
     assert list(PACKAGE.rglob(name))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", PAGE))))
+def test_path_exists(path: str) -> None:
+    assert any((root / path).exists() for root in (ROOT, PACKAGE, PACKAGE / "broker"))
