@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -16,7 +17,14 @@ import pytest
 import websockets.asyncio.client
 
 from tests.acceptance import proxies
-from tests.acceptance.deployment import container, instruction, instructions, listed
+from tests.acceptance.deployment import (
+    container,
+    instruction,
+    instructions,
+    listed,
+    tool,
+    unit,
+)
 from tests.acceptance.proxies import Proxy
 from tests.acceptance.stack import GATEWAYS, METRICS_TOKEN, SERVERS, SERVICES, VALUES, Stack
 from tests.faults.traffic import Traffic, broker_at
@@ -119,6 +127,26 @@ def test_kubernetes_health_checks_ask_for_what_is_there(stack: Stack) -> None:
             assert proxy.get(spec[probe]["httpGet"]["path"], Host="10.0.0.1")[0] == 200
 
 
+def test_systemd_waits_until_each_is_ready(stack: Stack) -> None:
+    """``systemctl restart`` returns once ExecStartPost has, so a rolling restart relies on it."""
+    curl = tool("curl", "it is in Debian's package curl")
+    checks = {
+        "wsgateway-gateway@.service": ("http://127.0.0.1:%i", stack.ports["gateway-1"]),
+        "nats-server.service": ("http://127.0.0.1:8222", stack.monitors["nats-1"]),
+    }
+    for name, (address, port) in checks.items():
+        [line] = unit(name)["ExecStartPost"]
+        for number, code in ((port, 0), (1, 7)):
+            command = line.replace(address, f"http://127.0.0.1:{number}").split()
+            command[command.index("--retry") + 1] = "0"
+            assert subprocess.run([curl, *command[1:]]).returncode == code
+    [line] = unit("wsgateway-worker@.service")["ExecStartPost"]
+    [start] = unit("wsgateway-worker@.service")["ExecStart"]
+    assert start.endswith(" --ready-file /run/wsgateway-worker-%i/ready")
+    waiting = line.replace("/run/wsgateway-worker-%i/", f"{stack.folder}/")
+    assert subprocess.run(shlex.split(waiting), timeout=10).returncode == 0
+
+
 # -- proxies -------------------------------------------------------------------------------
 
 
@@ -192,7 +220,7 @@ async def busy(broker: NatsBroker, proxy: Proxy, user: str) -> AsyncIterator[Tra
     visits = Visits(proxy)
     token = make_token(inbox.service, inbox.user)
     url = proxy.ws(f"/ws/{inbox.service}/")
-    async with Traffic(broker, url, inbox, ssl=proxy.context, token=token) as traffic:
+    async with Traffic(broker, url, inbox, 0.01, ssl=proxy.context, token=token) as traffic:
         task = asyncio.create_task(visits.run())
         try:
             yield traffic
@@ -221,12 +249,12 @@ async def test_rolling_restart_behind_proxies_loses_nothing(
     caplog.set_level(logging.INFO, "wsgateway.client")
     async with busy(broker, nginx, "ann") as ann, busy(broker, caddy, "cyd") as cyd:
         for name in GATEWAYS:
-            await asyncio.gather(ann.more(), cyd.more())
+            await asyncio.gather(ann.more(30), cyd.more(30))
             limit = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
             assert await asyncio.to_thread(stack.processes[name].end, within=limit) < limit
             stack.start_gateway(name)
             await asyncio.to_thread(stack.wait_until_healthy, name)
-        await asyncio.gather(ann.more(), cyd.more())
+        await asyncio.gather(ann.more(30), cyd.more(30))
         lost: list[Any] = [
             record.args for record in caplog.records if record.msg.startswith("lost")
         ]
@@ -241,10 +269,10 @@ async def test_rolling_restart_behind_proxies_loses_nothing(
             process.send(signal.SIGTERM)  # Kubernetes does so as soon as preStop has returned
             assert await asyncio.to_thread(process.wait, 45) == 0
             assert "Closing existing clients" in process.output
-            await asyncio.gather(ann.more(), cyd.more())
+            await asyncio.gather(ann.more(30), cyd.more(30))
             stack.start_nats(name)
             await asyncio.to_thread(wait_for, lambda: stack.nats_is_ready(name), 30)
-            await asyncio.gather(ann.more(), cyd.more())
+            await asyncio.gather(ann.more(30), cyd.more(30))
     for each in ("gateway-1", "gateway-2", "worker", "outbox"):
         assert "Traceback" not in stack.processes[each].output
 

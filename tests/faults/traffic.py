@@ -94,12 +94,21 @@ class Traffic:
         broker: Publishes.
         url: The gateway's websocket.
         inbox: The user.
+        pause: Seconds between two messages, each way.
         options: For `Client`.
     """
 
-    def __init__(self, broker: NatsBroker, url: str, inbox: Inbox = INBOX, **options: Any) -> None:
+    def __init__(
+        self,
+        broker: NatsBroker,
+        url: str,
+        inbox: Inbox = INBOX,
+        pause: float = 0.002,
+        **options: Any,
+    ) -> None:
         self.broker = broker
         self.inbox = inbox
+        self.pause = pause
         self.accepted: list[bytes] = []
         """What the gateway confirmed, in the order of sending."""
         self.published: list[str] = []
@@ -138,7 +147,7 @@ class Traffic:
             payload, task = flying.pop(0)
             await task
             self.accepted.append(payload)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(self.pause)
 
     async def _publish(self) -> None:
         number = 0
@@ -150,7 +159,7 @@ class Traffic:
                 continue  # the same one again, with the same id
             self.published.append(text)
             number += 1
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(self.pause)
 
     async def _receive(self) -> None:
         async for message in self.client:
