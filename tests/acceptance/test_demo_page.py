@@ -1,4 +1,8 @@
-"""The demo page in a real browser."""
+"""The demo page in a real browser.
+
+`make screenshots` films it for the README and saves the documents' pictures. To look at every
+state, light and dark, wide and on a phone, set SCREENSHOTS=folder.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.browser import CONTRAST, Page, browser
+from tests.acceptance.film import Film
 from tests.support import ROOT, Gateway, Process, running
 
 CONTENT = "document.querySelector('#content').innerText"
 LOGGED_OUT = "document.querySelector('nav a')?.textContent === 'Log in'"
+ALL_WAIT = "document.querySelector('[data-user=bob] [data-part=waiting]').textContent === '100'"
 BOTH_HALVES = """
 [...document.querySelectorAll('.panel')].map((panel) => panel.getBoundingClientRect())
   .every(({ top, bottom }) => top >= 0 && bottom <= innerHeight)
@@ -103,18 +109,27 @@ async def test_what_is_written_to_a_cut_connection_arrives_once_it_is_mended(
         await page.wait(f"{texts('ann')}.includes('hello ann')")
         await picture(page, "talking")
 
+        film = Film("demo")
+        await film.shoot(page, 1500, tmp_path)
         await page.run(f"{part('bob', 'cut')}.click()")
         await page.wait(state("bob", "waiting"))
+        await film.shoot(page, 1500, tmp_path)
         await page.run(f"{part('ann', 'burst')}.click()")
-        await page.wait(f"{part('bob', 'waiting')}.textContent === '100'", 30)
+        while film.is_wanted and not await page.run(ALL_WAIT):
+            await film.shoot(page, 200, tmp_path)
+        await page.wait(ALL_WAIT, 30)
         assert (await counts(page, "bob"))["received"] == 1
+        await film.shoot(page, 2000, tmp_path)
         await picture(page, "cut")
 
         await page.run(f"{part('bob', 'cut')}.click()")
+        await film.shoot(page, 300, tmp_path)
         await page.wait(f"{part('bob', 'received')}.textContent === '101'")
         assert await counts(page, "bob") == {"received": 101, "waiting": 0, "lost": 0, "twice": 0}
         assert (await page.run(texts("bob")))[1:] == [f"{n} of 100" for n in range(1, 101)]
         await page.wait(f"{part('ann', 'sent')}.textContent === '101'")
+        await film.shoot(page, 3500, tmp_path)
+        film.save()
         await picture(page, "mended")
 
 

@@ -16,13 +16,13 @@ import pytest
 import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 
-from project.demo.launcher import tour
 from tests.acceptance.test_package import run
 from tests.support import ROOT, Process, listening, running, site_env, wait_for
 from wsgateway.client import connect
 
 README = (ROOT / "README.md").read_text()
 MOUNT = (ROOT / "docs/how-to/mount.md").read_text()
+(STARTPROJECT,) = re.findall(r"^django-admin (.*)", README, re.M)
 STEPS = re.findall(r"^python manage\.py (.*?)(?: +#.*)?$", README, re.M)
 
 CONSUMER = """
@@ -63,7 +63,7 @@ def step(command: str) -> list[str]:
 def start_project(folder: Path) -> None:
     """Make the project of the README in *folder*, with its files as they stand there."""
     env = {"PYTHONPATH": str(ROOT)}
-    run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
+    run(sys.executable, "-m", "django", *STARTPROJECT.split(), cwd=folder)
     run(sys.executable, "manage.py", *step("startapp"), cwd=folder, **env)
     with (folder / "mysite/settings.py").open("a") as settings:
         settings.write(block("INSTALLED_APPS"))
@@ -141,7 +141,8 @@ async def test_code_of_the_readme_works_as_it_stands(
     site: Site, free_port: int, server: str, entry_point: str, prefix: str
 ) -> None:
     """The gateway's URLs could not be below a prefix, and swallowed those of other consumers."""
-    (site.folder / "mysite/asgi.py").write_text(block(entry_point, MOUNT))
+    page = README if entry_point == SHORT else MOUNT
+    (site.folder / "mysite/asgi.py").write_text(block(entry_point, page))
     cookie = {"Cookie": f"sessionid={site.session}"}
     base = f"ws://127.0.0.1:{free_port}"
 
@@ -158,7 +159,7 @@ async def test_code_of_the_readme_works_as_it_stands(
     with running(site.start(*SERVERS[server](free_port))) as gateway:
         wait_for(lambda: listening(free_port), 30, "it listens")
         async with ws(f"{prefix}/orders/") as ann:
-            await asyncio.to_thread(site.manage, "shell", "-c", block("group_send"))
+            await asyncio.to_thread(site.manage, "shell", "-c", block('send("orders"'))
             assert await asyncio.wait_for(ann.recv(), 10) == "your order has shipped"
         url = f"{base}{prefix}/orders/ann/"
         async with connect(url, additional_headers=cookie, proxy=None) as client:
@@ -177,12 +178,3 @@ async def test_code_of_the_readme_works_as_it_stands(
             assert (await end_of("/ws/orders"))[1].endswith("is the slash at its end missing?")
             assert "Add a route to the URLRouter in asgi.py" in gateway.output
         assert "Traceback" not in gateway.output
-
-
-def test_tour_is_the_one_that_make_run_prints() -> None:
-    """`tests.acceptance.test_launcher` runs what it prints."""
-    printed = tour("127.0.0.1", 8000, "", ["ann"])
-    (listen,) = re.findall(r"^websocat .*", README, re.M)
-    (publish,) = re.findall(r"manage.py (publish .*) '", README)
-    assert f"{listen}\n" in printed
-    assert f"manage.py {publish} '" in printed

@@ -208,8 +208,8 @@ class Panel {
   }
 
   #nameCut() {
-    const closed = this.client.state === "closed" ? "Connect again" : "Cut the connection";
-    this.#parts.cut.textContent = this.#isCut ? "Mend the connection" : closed;
+    const closed = this.client.state === "closed" ? "Connect again" : "Cut connection";
+    this.#parts.cut.textContent = this.#isCut ? "Mend connection" : closed;
   }
 
   #onState(state, { code, delay, reason }) {
