@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import ROOT
 
-HEADER = "| threat | what the product does | what you must do | tests |"
+HEADER = "| threat | what wsgateway does | what you must do | tests |"
 NAME = r"`(tests/\w+/\w+\.py)::(\w+)`"
 
 
