@@ -60,6 +60,24 @@ INDEX = """<!doctype html>
   <body><div id="root"></div><script type="module" src="/src/main.tsx"></script></body>
 </html>
 """
+SWAP = """
+import { StrictMode, useState } from "react";
+import { createRoot } from "react-dom/client";
+import { Orders } from "./Orders";
+
+function Pages() {
+  const [page, setPage] = useState(1);
+  return (
+    <>
+      {page < 3 ? <Orders key={page} /> : <p>Goodbye</p>}
+      <button id="next" onClick={() => setPage(page + 1)}>Page {page}</button>
+    </>
+  );
+}
+
+createRoot(document.getElementById("root")!).render(<StrictMode><Pages /></StrictMode>);
+"""
+"""Two pages with the component, which React mounts again, and one without it."""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +103,8 @@ def frontend(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "package.json").write_text('{"private": true, "type": "module"}')
     (folder / "tsconfig.json").write_text(json.dumps(TSCONFIG))
     (folder / "index.html").write_text(INDEX)
+    (folder / "swap.html").write_text(INDEX.replace("main.tsx", "swap.tsx"))
+    (folder / "src/swap.tsx").write_text(SWAP)
     run(npm, "pack", "--silent", ROOT / "wsgateway/static/wsgateway", cwd=folder)
     quiet = ("--offline", "--no-audit", "--no-fund")
     [tarball] = folder.glob("*.tgz")
@@ -136,7 +156,7 @@ def test_types_and_build_of_a_vite_project(frontend: Path) -> None:
 async def test_react_in_strict_mode_behind_vites_proxy(
     frontend: Path, shop: Shop, page: Page
 ) -> None:
-    """StrictMode mounts everything twice, and two components share a connection: one socket."""
+    """One socket for components that mount twice, are two, or follow each other; none without."""
     with vite(frontend) as origin:
         await page.open(f"{origin}/admin/login/?next=/admin/")
         await page.run("id_username.value = id_password.value = 'ann'")
@@ -152,6 +172,17 @@ async def test_react_in_strict_mode_behind_vites_proxy(
         await page.wait(f"{LINES}.length === 2")
         assert (await page.run(LINES))[0] == "one"
         assert await page.run("sockets.length") == 1
+
+        await page.open(f"{origin}/swap.html")
+        await page.wait("sockets.at(-1)?.readyState === 1")
+        await page.run("document.querySelector('#next').click()")
+        await page.wait("document.querySelector('#next').textContent === 'Page 2'")
+        await shop.send("ann", "two")
+        await page.wait(f"{LINES}.includes('two')")
+        assert await page.run("sockets.map((socket) => socket.readyState)") == [1]
+        await page.run("document.querySelector('#next').click()")
+        await page.wait("sockets[0].readyState === 3")
+        assert await page.run("sockets.length") == 1, "nobody needs a connection now"
 
 
 async def order(page: Page, item: str) -> None:
