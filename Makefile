@@ -85,7 +85,7 @@ docs: .venv/.docs  ## check that the documents are true
 	$(WITH_BIN) $(BIN)/python -m pytest -n 0 tests/docs $(ARGS)
 
 site: .venv/.docs  ## build the documentation site into build/site; a broken link fails
-	$(BIN)/sphinx-build -q -W -n -E --keep-going -d .cache/sphinx docs build/site $(ARGS)
+	$(BIN)/sphinx-build -q -W -n -E -j auto --keep-going -d .cache/sphinx docs build/site $(ARGS)
 
 reference: .venv/.dev  ## write the generated parts of docs/reference
 	DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python -m tests.docs.reference

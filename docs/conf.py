@@ -64,6 +64,7 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = "wsgateway"
+html_logo = html_favicon = "../project/demo/static/demo/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False

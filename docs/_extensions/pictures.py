@@ -16,6 +16,8 @@ from docutils import nodes
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
+WIDE = 500
+"""Pixels from which a picture would be too small to read on a phone: it scrolls there."""
 PICTURE = re.compile(r"<(?:img|picture|source)\b")
 
 
@@ -50,8 +52,16 @@ def replace_html(app: Sphinx, doctree: nodes.document) -> None:
     for raw in list(doctree.findall(nodes.raw)):
         if raw.get("format") == "html" and PICTURE.search(raw.astext()):
             pictures.feed(raw.astext())
-            raw.replace_self(pictures.found)
+            raw.replace_self([_scrolling(image) for image in pictures.found])
             pictures.found = []
+
+
+def _scrolling(image: nodes.image) -> nodes.Element:
+    """Return *image*; if it is wide, in a box that scrolls."""
+    width = image.get("width", "").removesuffix("px")
+    if not width.isdigit() or int(width) < WIDE or not image["uri"].endswith(".svg"):
+        return image
+    return nodes.container("", image, classes=["wide-picture", *image["classes"]])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

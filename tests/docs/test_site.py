@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from tests.acceptance.browser import browser
 from tests.support import ROOT
 
-pytestmark = pytest.mark.skipif(
-    find_spec("sphinx") is None, reason="Sphinx is not installed; `make site` installs it"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("sphinx") is None, reason="Sphinx is not installed; `make site` installs it"
+    ),
+    pytest.mark.timeout(180),  # building the site takes ten seconds, on a machine that is free
+]
 KINDS = ("tutorial", "how-to", "reference", "explanation")
 
 
@@ -28,7 +37,7 @@ def build(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=150,
     )
 
 
@@ -45,7 +54,9 @@ def build_pages(pages: dict[str, str], folder: Path) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of the documents."""
+    """The site of the documents; in CI, the one that `make site` has built."""
+    if "SITE" in os.environ:
+        return Path(os.environ["SITE"])
     folder = tmp_path_factory.mktemp("site")
     result = build(ROOT / "docs", folder)
     assert result.stderr == ""
@@ -114,3 +125,45 @@ def test_site_asks_no_other_host_for_anything(site: Path) -> None:
             assert [start for start in starts if start.startswith(("http", "//"))] == [], page
     for style in site.rglob("*.css"):
         assert "url(http" not in style.read_text(), style
+
+
+@pytest.fixture
+def served(site: Path) -> Iterator[str]:
+    """The URL of a file server that has the site."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Keep the tests' output for the tests."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+RESULTS = "[...document.querySelectorAll('#search-results li a')].map((link) => link.href)"
+SCHEME = "getComputedStyle(document.body).colorScheme"
+
+
+async def test_reader_finds_a_setting_and_pages_fit_a_phone(served: str, tmp_path: Path) -> None:
+    """Search works without a server of its own; wide tables scroll in themselves."""
+    async with browser(tmp_path) as page:
+        await page.open(f"{served}search.html?q=WSGATEWAY_INBOX_MAX_AGE")
+        found = await page.wait(f"({RESULTS}).length && ({RESULTS})")
+        assert any("reference/settings.html" in link for link in found)
+        await page.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=390,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=True,
+        )
+        for name in ("index", "reference/metrics", "reference/commands", "reference/errors"):
+            await page.open(f"{served}{name}.html")
+            assert await page.run("document.documentElement.scrollWidth") == 390, name
+        for theme in ("dark", "light"):  # pictures follow what the reader chose
+            await page.run(f"document.body.dataset.theme = '{theme}'")
+            assert await page.run(SCHEME) == theme
