@@ -7,8 +7,11 @@ and refuses websockets that no route wants.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
+from django.conf import ENVIRONMENT_VARIABLE
+from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway.apps import require_installed
@@ -44,9 +47,11 @@ def application(
 
     Raises:
         TypeError: An argument is not an application, but a list of routes, for example.
-        ImproperlyConfigured: ``wsgateway`` is not in INSTALLED_APPS, or every socket or
-            ``group_send`` would fail with these settings. Servers run no system checks.
+        ImproperlyConfigured: Nothing says where the settings are, ``wsgateway`` is not in
+            INSTALLED_APPS, or every socket or ``group_send`` would fail with these settings.
+            Servers run no system checks.
     """
+    _require_settings()
     from django.core.asgi import get_asgi_application
 
     for name, app in (("http", http), ("websocket", websocket)):
@@ -80,6 +85,16 @@ def _require_callable(name: str, app: App | None) -> None:
         raise TypeError(
             f"{name} must be an ASGI application, not {type(app).__name__}; "
             "wrap routes in channels.routing.URLRouter"
+        )
+
+
+def _require_settings() -> None:
+    """Refuse a server's process that nobody has told where the settings are."""
+    if not django_settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+        raise ImproperlyConfigured(
+            f"{ENVIRONMENT_VARIABLE} is not set; in asgi.py, before you call "
+            f'wsgateway.asgi.application(), write os.environ.setdefault("{ENVIRONMENT_VARIABLE}", '
+            '"mysite.settings") with the name of your project'
         )
 
 

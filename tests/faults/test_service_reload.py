@@ -71,6 +71,7 @@ def test_new_code_handles_what_comes_after_the_change(
         DJANGO_SETTINGS_MODULE="changing.settings",
         PYTHONPATH=f"{tmp_path}:{ROOT}",
         PYTHONDONTWRITEBYTECODE="1",
+        PYTHONWARNINGS="default::ResourceWarning",
         NATS_BROKER_URL=nats_server.url,
         WSGATEWAY_PREFIX=prefix,
         DATABASE_URL=f"sqlite:///{tmp_path / 'db.sqlite3'}",
@@ -97,6 +98,7 @@ def test_new_code_handles_what_comes_after_the_change(
         process.send(signal.SIGTERM)
         process.wait(20)
         assert "Traceback" not in process.output
+        assert "unclosed event loop" not in process.output  # as `python -X dev` showed it
 
 
 def test_port_that_is_taken_ends_the_command_in_one_line(

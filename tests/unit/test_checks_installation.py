@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import types
 from importlib import import_module
@@ -25,6 +26,7 @@ from django.core.wsgi import get_wsgi_application
 from django.urls import path, re_path
 
 import wsgateway.asgi
+from tests.support import ROOT, site_env
 from tests.troubleshooting import Symptom
 from tests.unit.test_checks import messages
 from wsgateway.checks.installation import (
@@ -313,6 +315,22 @@ def test_what_startproject_makes(
 ) -> None:
     monkeypatch.setattr("project.asgi.application", pages)
     symptom.must_show_in(output_of_check(capsys))
+
+
+@pytest.mark.troubleshooting(
+    "DJANGO_SETTINGS_MODULE is not set; in asgi.py, before you call wsgateway.asgi.application()"
+)
+def test_nothing_names_the_settings(symptom: Symptom) -> None:
+    """Django spoke of LOGGING_CONFIG, which no line of an asgi.py mentions."""
+    env = {name: value for name, value in site_env().items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import wsgateway.asgi; wsgateway.asgi.application()"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    symptom.must_show_in(done.stderr)
 
 
 @pytest.mark.troubleshooting("'wsgateway' is not in INSTALLED_APPS; add it there")

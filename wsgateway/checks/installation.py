@@ -175,8 +175,10 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"ASGI_APPLICATION is {path!r}, which wsgateway.asgi.application() did not make.",
-            hint="Middleware that wraps send then hides the server's socket from the gateway. "
-            "Use wsgateway.asgi.application(http=..., websocket=...) in asgi.py.",
+            hint="In asgi.py: application = wsgateway.asgi.application(websocket=...), with what "
+            "your ProtocolTypeRouter has for websockets. Without it, a websocket to an unknown "
+            "path is a server error, Uvicorn finds no lifespan, /healthz and /readyz are missing, "
+            "and middleware that wraps send hides the server's socket from the gateway.",
             id="wsgateway.W003",
         )
     ]

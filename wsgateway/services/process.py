@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -74,12 +75,14 @@ def run_beside_reloader(runner: Runs) -> None:
     loop = asyncio.new_event_loop()
 
     def end() -> None:
-        loop.call_soon_threadsafe(runner.end)
+        with contextlib.suppress(RuntimeError):  # it has just ended by itself
+            loop.call_soon_threadsafe(runner.end)
         ended.result(settings.CLOSE_TIMEOUT)
 
     atexit.register(end)
     try:
         loop.run_until_complete(runner.run())
     finally:
-        ended.set_result(None)
         atexit.unregister(end)
+        loop.close()
+        ended.set_result(None)
