@@ -59,11 +59,11 @@ class ErrorCode(StrEnum):
         member.meaning = meaning
         return member
 
-    BAD_REQUEST = "bad_request", False, "the frame is not as the protocol wants it"
+    BAD_REQUEST = "bad_request", False, "the frame breaks the protocol"
     UNKNOWN_TYPE = "unknown_type", False, "this gateway does not know that type of message"
-    TOO_BIG = "too_big", False, "the message is larger than the gateway takes"
+    TOO_BIG = "too_big", False, "the message is larger than the gateway accepts"
     FORBIDDEN = "forbidden", False, "the client may not do that"
-    TOO_MANY = "too_many", False, "the socket has as many of these as it may have"
+    TOO_MANY = "too_many", False, "the socket is at its limit of these"
     QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
     RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
     UNAVAILABLE = "unavailable", True, "the broker did not confirm it; it may have been stored"
@@ -82,7 +82,7 @@ class Reason(StrEnum):
         return member
 
     NEW = "new", "neither the client nor its device has a position yet"
-    EPOCH = "epoch", "the stream is another one than the client's position belongs to"
+    EPOCH = "epoch", "the client's position belongs to another stream"
     TRIMMED = "trimmed", "messages after the position may have expired or been trimmed"
     AHEAD = "ahead", "the stream lost its end, and the position is beyond it"
 
