@@ -96,7 +96,7 @@ class Site:
             page.write_files(folder)
         (folder / "accounts/urls.py").write_text(MOBILE.code("urlpatterns"))
         views = folder / "accounts/views.py"
-        views.write_text(views.read_text().replace("MAX_AGE = 600", "MAX_AGE = 2"))
+        views.write_text(views.read_text().replace("MAX_AGE = 600", "MAX_AGE = 5"))
         for app in APPS:
             (folder / app / "__init__.py").touch()
         self.sessions = dict(line.split() for line in self.run("-c", PREPARE).splitlines())
@@ -167,7 +167,7 @@ async def reload(page: Page) -> None:
 async def test_mobile_apps_get_messages_renew_tokens_and_can_be_locked_out(
     site: Site, broker: NatsBroker
 ) -> None:
-    """The page's two programs; their tokens live for two seconds."""
+    """The page's two programs; their tokens live for five seconds."""
     by_hand, by_client = "subprotocols=[", "GatewayError, connect"
     apps = {
         "ann": site.app("ann", by_hand),
