@@ -6,10 +6,12 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support import ROOT, Gateway
+from tests import LIMITS, SERVICES
+from tests.support import ROOT, Gateway, site_env
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
@@ -30,7 +32,8 @@ def script(heading: str) -> str:
 def restore_script(folder: Path) -> str:
     """Return the commands that restore, with the day of the backup in *folder*."""
     [day] = (folder / "backup").iterdir()
-    return script("Restore").replace("2026-11-26", day.name)
+    text = script("Restore").replace("2026-11-26", day.name)
+    return text.replace("python manage.py", f"{sys.executable} {ROOT}/manage.py")
 
 
 async def test_backup_and_restore_as_documented(
@@ -41,9 +44,21 @@ async def test_backup_and_restore_as_documented(
     tmp_path: Path,
     gateway_factory: Callable[..., Gateway],
 ) -> None:
-    """A restored inbox has what it had, in another epoch, so that no client trusts old offsets."""
-    env = {**os.environ, "NATS_URL": nats_server.url, "HOME": str(tmp_path)}
-    env["PATH"] = f"{Path(nats_command).parent}{os.pathsep}{env['PATH']}"
+    """A restored inbox has what it had, in another epoch, so that no client trusts old offsets.
+
+    NATS before 2.15 restores the creation time as well, and that alone was the epoch: offsets of
+    lost messages counted for new ones, which clients then never got.
+    """
+    env = site_env(
+        DEBUG="1",
+        WSGATEWAY_SERVICES=",".join(SERVICES),
+        WSGATEWAY_PREFIX=prefix,
+        NATS_BROKER_URL=nats_server.url,
+        NATS_URL=nats_server.url,
+        HOME=str(tmp_path),
+        PATH=f"{Path(nats_command).parent}{os.pathsep}{os.environ['PATH']}",
+        **{name: str(value) for name, value in LIMITS.items()},
+    )
 
     def shell(text: str) -> None:
         own = text.replace("WS_", f"{prefix.upper()}_")
@@ -70,6 +85,11 @@ async def test_backup_and_restore_as_documented(
         batch = await restored.read_after(ANN, 0, limit=10)
         assert [each.payload for each in batch.messages] == [b"one", b"two"]
         assert restored.epoch != epoch
+        seen = restored.epoch
+        await restored.set_up()  # keeps the mark
+        assert (await restored.position()).epoch == seen
+        await restored.set_up(restored=True)  # once more, as after a second restore
+        assert (await restored.position()).epoch not in (epoch, seen)
     finally:
         await restored.close()
     gateway = gateway_factory()

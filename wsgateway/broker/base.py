@@ -56,7 +56,11 @@ class Broker(ABC):
 
     @abstractmethod
     async def set_up(
-        self, ack_wait: float | None = None, progress: Progress = no_progress
+        self,
+        ack_wait: float | None = None,
+        progress: Progress = no_progress,
+        *,
+        restored: bool = False,
     ) -> list[str]:
         """Create the streams, or bring them in line with the settings; for operators. Idempotent.
 
@@ -64,6 +68,7 @@ class Broker(ABC):
             ack_wait: Seconds without a sign of life after which the services' queues deliver a
                 message again; None: as they are.
             progress: Told what is done, how much of it, and how much there is.
+            restored: The inboxes come from a backup: give them a new epoch. Not idempotent.
 
         Returns:
             One line a stream, and one a queue that was changed: what was done.

@@ -123,7 +123,11 @@ class MemoryBroker(Broker):
             raise BrokerClosed(ALREADY_CLOSED)
 
     async def set_up(
-        self, ack_wait: float | None = None, progress: Progress = no_progress
+        self,
+        ack_wait: float | None = None,
+        progress: Progress = no_progress,
+        *,
+        restored: bool = False,
     ) -> list[str]:
         await self.open()
         return ["memory: nothing to set up"]

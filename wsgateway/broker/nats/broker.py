@@ -102,13 +102,20 @@ class NatsBroker(Broker):
         await self._readiness.close()
 
     async def set_up(
-        self, ack_wait: float | None = None, progress: Progress = no_progress
+        self,
+        ack_wait: float | None = None,
+        progress: Progress = no_progress,
+        *,
+        restored: bool = False,
     ) -> list[str]:
         await self.connection.open()
         await self.connection.ready()
         self._readiness.require_server()
         self._readiness.warn_of_limit()
-        lines = await self.streams.patient.setup(progress)  # outlasts an election
+        streams = self.streams.patient  # outlasts an election
+        lines = await streams.setup(progress)
+        if restored:
+            lines.append(await streams.mark_restored())
         self.services.announce()
         if ack_wait is not None:
             lines += await set_up_consumers(self, ack_wait)

@@ -15,7 +15,7 @@ from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.specs import NANO
-from wsgateway.broker.nats.streams import TRIMMED_UNTIL
+from wsgateway.broker.nats.streams import RESTORED_AT, TRIMMED_UNTIL
 from wsgateway.protocol.frames import FRAME_HEADER
 from wsgateway.protocol.subjects import Inbox, Subjects
 from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
@@ -257,5 +257,6 @@ def _time(text: str) -> dt.datetime:
 
 
 def _epoch(info: Mapping[str, Any]) -> str:
-    """Return what names the stream's life: its creation time, digits only."""
-    return "".join(char for char in str(info["created"]) if char.isdigit())
+    """Return what names the stream's life: when it was created and restored, digits only."""
+    restored = (info["config"].get("metadata") or {}).get(RESTORED_AT, "")
+    return "".join(char for char in f"{info['created']}{restored}" if char.isdigit())

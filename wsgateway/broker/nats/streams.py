@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,12 +16,16 @@ from wsgateway.broker.nats.specs import ESSENTIAL, FIXED, OWNER, StreamSpec
 from wsgateway.exceptions import BrokerError, BrokerMisconfigured, QueueFull, reason_of
 from wsgateway.protocol.subjects import Subjects
 
-__all__ = ["TRIMMED_UNTIL", "Streams", "fill_level", "require_own"]
+__all__ = ["RESTORED_AT", "TRIMMED_UNTIL", "Streams", "fill_level", "require_own"]
 
 logger = logging.getLogger("wsgateway.broker")
 
 TRIMMED_UNTIL = "wsgateway.trimmed-until"
 """In metadata: up to this sequence a limit lower than today's may have removed messages."""
+RESTORED_AT = "wsgateway.restored-at"
+"""In metadata: when an operator said that the stream comes from a backup, in nanoseconds.
+
+It is part of the epoch, because servers before 2.15 restore the creation time, too."""
 MOVE = 'run "manage.py setup_streams" to give each service its own stream'
 WARN_LEVEL = 0.8
 """Part of its limit in bytes above which a stream is nearly full."""
@@ -260,6 +265,15 @@ class Streams:
             progress("setting up streams", number, len(wanted))
             lines.append(await self._bring_in_line(spec, {**others, **infos}[spec.name]))
         return lines
+
+    async def mark_restored(self) -> str:
+        """Give the inboxes a new epoch; return a line for the operator."""
+        name = self.specs[0].name
+        config = (await self._jetstream.api(f"STREAM.INFO.{name}"))["config"]
+        mark = {RESTORED_AT: str(time.time_ns())}
+        config["metadata"] = {**(config.get("metadata") or {}), **mark}
+        await self._jetstream.api(f"STREAM.UPDATE.{name}", config)
+        return f"{name}: has a new epoch, so no position or cursor from before counts"
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:
         if info is None:

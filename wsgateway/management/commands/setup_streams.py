@@ -20,13 +20,23 @@ class Command(OutputCommand):
     help = "Creates the streams, or changes them to what the settings want. Idempotent."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Define how the result is printed."""
+        """Define what else happens, and how the result is printed."""
+        parser.add_argument(
+            "--restored",
+            action="store_true",
+            help="the inboxes come from a backup: void what clients know of their positions",
+        )
         add_json(parser)
 
     def run(self, out: Output, options: Options) -> None:
         """Set up."""
         with out.progress("setting up streams") as steps:
-            lines = asyncio.run(set_up(lambda what, done, total: steps(done, total, what)))
+            lines = asyncio.run(
+                set_up(
+                    lambda what, done, total: steps(done, total, what),
+                    restored=options["restored"],
+                )
+            )
         done = [line.partition(": ")[::2] for line in lines]
         out.document([{"name": name, "result": result} for name, result in done])
         if out.is_terminal:
@@ -36,10 +46,10 @@ class Command(OutputCommand):
             out.line(line)
 
 
-async def set_up(progress: Progress = no_progress) -> list[str]:
-    """Set the streams up; return a line for each."""
+async def set_up(progress: Progress = no_progress, *, restored: bool = False) -> list[str]:
+    """Set the streams up; return a line for each. See `Broker.set_up`."""
     broker = runtime.current().broker
     try:
-        return await broker.set_up(settings.ACK_WAIT, progress)
+        return await broker.set_up(settings.ACK_WAIT, progress, restored=restored)
     finally:
         await runtime.close(broker)
