@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from django.core.management import get_commands
 
-from tests.acceptance.deployment import COMPOSE, DEPLOY, tool
+from tests.acceptance.deployment import COMPOSE, DEPLOY, container, tool
 from tests.integration.test_auth_tls import Authority
 from tests.support import ROOT
 from wsgateway.broker.embedded import find_server
@@ -150,6 +152,34 @@ def test_nats_accepts_the_tls_block(tmp_path: Path) -> None:
     (tmp_path / "nats.conf").write_text(text)
     command = [str(find_server()), "-c", str(tmp_path / "nats.conf"), "-t"]
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def kubernetes_environment() -> dict[str, str]:
+    """Return what the StatefulSet sets, with variables filled in as the kubelet does."""
+    env = dict.fromkeys(("NATS_PASSWORD", "NATS_CLUSTER_PASSWORD"), "abc123")
+    for each in container("StatefulSet", "nats")["env"]:
+        text = each.get("value", env.get(each["name"], "nats-0"))
+        env[each["name"]] = re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], text)
+    return env
+
+
+def page_environment() -> dict[str, str]:
+    """Return what the page puts into ``/etc/nats/env``."""
+    block = next(each for each in blocks("nats-cluster", "sh") if "NATS_ROUTES=" in each)
+    return dict(word.split("=", 1) for word in shlex.split(block))
+
+
+@pytest.mark.parametrize("environment", [kubernetes_environment, page_environment])
+def test_nats_accepts_its_configuration_with_this_environment(
+    environment: Callable[[], dict[str, str]], tmp_path: Path
+) -> None:
+    """`tests/acceptance/test_deployment.py` runs it with that of compose.yaml."""
+    env = {**os.environ, **environment(), "NATS_STORE": str(tmp_path)}
+    routes: list[str] = json.loads(env["NATS_ROUTES"])
+    assert len(set(routes)) == 3
+    command = [str(find_server()), "-c", str(DEPLOY / "nats/nats.conf"), "-t"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
