@@ -22,6 +22,7 @@ pytest_plugins = ["wsgateway.testing.plugin"]
 SERVICES = DocumentPage("how-to/services.md")
 SENDING = DocumentPage("how-to/send-messages.md")
 OUTBOX = DocumentPage("how-to/outbox.md")
+LLM = DocumentPage("how-to/stream-llm-tokens.md")
 
 
 def run(page: DocumentPage, part: str, module: str = "page") -> dict[str, Any]:
@@ -143,6 +144,25 @@ def test_send_to_many() -> None:
         get_user_model().objects.create(username=name)
     assert run(SENDING, "def announce")["announce"]("hello") == []
     assert [message.inbox.user for message in sent("news")] == ["ann", "bob"]
+
+
+async def test_second_try_of_an_answer_is_told_from_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model answers differently the second time, so parts of both must not be mixed."""
+    model = ModuleType("assistant.llm")
+    exec(LLM.code("def stream_tokens").replace("201", "21"), vars(model))
+    monkeypatch.setitem(sys.modules, "assistant", ModuleType("assistant"))
+    monkeypatch.setitem(sys.modules, "assistant.llm", model)
+    run(LLM, '@service("assistant"')
+    for attempt in (1, 2):
+        done = await adeliver("assistant", "ann", json={"prompt": "t"}, attempt=attempt)
+        assert done.outcome == "done"
+        parts = [part.json() for part in done.replies]
+        assert {part["run"] for part in parts} == {attempt}
+        assert parts[-1]["state"] == "done"
+        text = "".join(part["text"] for part in parts)
+        assert text == "".join(f"t-{number} " for number in range(1, 21))
 
 
 @pytest.mark.django_db(transaction=True)
