@@ -192,6 +192,7 @@ def test_W011_application_without_the_gateway(
     found = [m for m in check_entry_point() if m.id == "wsgateway.W011"]
     assert len(found) == 1
     assert "wsgateway.asgi.application()" in str(found[0].hint)
+    assert "only the channel layer" in str(found[0].hint)
 
 
 @pytest.mark.parametrize(("route", "reaches"), [(path, False), (re_path, True)])

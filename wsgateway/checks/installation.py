@@ -166,7 +166,7 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
                 hint="In asgi.py: application = wsgateway.asgi.application(). If you have routes "
                 "of your own, add path('ws/', wsgateway.routing.gateway_router) to your URLRouter. "
                 "Put middleware around that URLRouter: a path() to gateway_router behind "
-                "middleware never matches.",
+                "middleware never matches. Silence this if you use only the channel layer.",
                 id="wsgateway.W011",
             )
         ]
