@@ -32,10 +32,10 @@ class List(Action):
         parser.add_argument("--service", metavar="NAME", help="only those of this service")
         parser.add_argument("--user", metavar="NAME", help="only those of this user")
         parser.add_argument(
-            "--after", type=count, default=0, metavar="OFFSET", help="begin behind this offset"
+            "--after", type=count, default=0, metavar="OFFSET", help="start after this offset"
         )
         parser.add_argument(
-            "--limit", type=count, metavar="N", help="print at most so many; default: all"
+            "--limit", type=count, metavar="N", help="print at most this many; default: all"
         )
 
     def run(self, out: Output, options: Options) -> None:

@@ -16,9 +16,9 @@ __all__ = ["Command"]
 
 
 class Command(ActionCommand):
-    """Shows and steers gateways, services and inboxes."""
+    """Shows and controls gateways, services and inboxes."""
 
-    help = "Shows and steers gateways, services and inboxes."
+    help = "Shows and controls gateways, services and inboxes."
     actions = (
         Status(),
         Who(),

@@ -23,9 +23,9 @@ class Disconnect(Action):
         """Define which ones."""
         add_inbox(parser)
         parser.add_argument("--device", metavar="NAME", help="only those of this device")
-        parser.add_argument("--connection", metavar="ID", help="only this one, as who shows it")
+        parser.add_argument("--connection", metavar="ID", help="only this socket; who lists ids")
         parser.add_argument(
-            "--reason", default="", metavar="TEXT", help="what the client is told; it can be read"
+            "--reason", default="", metavar="TEXT", help="the reason that the client gets"
         )
         add_no_input(parser)
 

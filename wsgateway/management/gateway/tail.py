@@ -46,10 +46,10 @@ class Tail(Action):
             help="begin with the newest N messages, up to 1000; default: 10",
         )
         begin.add_argument(
-            "--after", type=count, metavar="OFFSET", help="begin behind this offset; 0: the oldest"
+            "--after", type=count, metavar="OFFSET", help="start after this offset; 0: the oldest"
         )
         parser.add_argument(
-            "--count", type=count, metavar="N", help="end after N messages; default: never"
+            "--count", type=count, metavar="N", help="stop after N messages; default: never"
         )
 
     def run(self, out: Output, options: Options) -> None:
