@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+from django.core.management import get_commands, load_command_class
 
 from tests.acceptance.deployment import (
     COMPOSE,
@@ -26,6 +28,7 @@ from tests.acceptance.deployment import (
     tool,
     unit,
 )
+from tests.support import ROOT
 from wsgateway.conf import settings
 from wsgateway.metrics.catalog import CATALOG
 
@@ -133,6 +136,32 @@ def test_release_does_the_same_everywhere() -> None:
     assert container("Job", "release")["command"] == ["sh", "-c", want]
     lines = unit("wsgateway-release.service")["ExecStart"]
     assert [line.removeprefix("/srv/wsgateway/venv/bin/") for line in lines] == want.split(" && ")
+
+
+def management_commands() -> Iterator[list[str]]:
+    """Yield the arguments of each ``manage.py`` that a file of ``deploy/`` or the Procfile runs."""
+    lines = [line.split(": ", 1)[1] for line in (ROOT / "Procfile").read_text().splitlines()]
+    for path in UNITS:
+        lines += unit(path.name).get("ExecStart", [])
+    services = compose(SECRETS)["services"].values()
+    containers = [container(*each) for each in manifests() if each[0] in ("Deployment", "Job")]
+    commands = [each.get("command", []) for each in (*services, *containers)]
+    lines += [each[2] if each[:2] == ["sh", "-c"] else shlex.join(each) for each in commands]
+    for line in lines:
+        for command in line.split(" && "):
+            _, found, arguments = command.partition("manage.py ")
+            if found:
+                yield shlex.split(arguments)
+
+
+def test_management_commands_understand_their_arguments() -> None:
+    names = set()
+    for name, *arguments in management_commands():
+        names.add(name)
+        command = load_command_class(get_commands()[name], name)
+        command.create_parser("manage.py", name).parse_args(arguments)
+    ours = {"runservice", "runoutbox", "runevents", "setup_streams"}
+    assert names == {"migrate", "check"} | ours
 
 
 def test_every_port_is_the_one_that_the_image_listens_at() -> None:

@@ -79,6 +79,15 @@ def test_files_that_the_pages_name_exist() -> None:
         assert list(ROOT.glob(path)), path
 
 
+def test_each_file_is_on_a_page() -> None:
+    """Nobody finds what no page names."""
+    text = "".join(PAGES.values())
+    for path in DEPLOY.rglob("*"):
+        if path.is_file():
+            name = re.sub(r"@.*", "@", path.name)
+            assert name in text, path
+
+
 def test_compose_commands_name_services_that_exist() -> None:
     services = set(yaml.safe_load(COMPOSE.read_text())["services"])
     named = set()
