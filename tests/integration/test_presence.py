@@ -281,10 +281,10 @@ def test_socket_of_a_projects_own_test_in_memory(settings: Any, is_djangos: bool
 async def test_nats_own_command_line_as_documented(
     nats_settings: Any, nats_server: EmbeddedServer, nats_command: str
 ) -> None:
-    """Each line of docs/how-to/presence.md, with names of ours."""
+    """Each line of docs/reference/presence.md, with names of ours."""
     async with gateway_hub() as hub:
         await Sockets().open(hub, "ann", service="orders")
-        page = (ROOT / "docs/how-to/presence.md").read_text()
+        page = (ROOT / "docs/reference/presence.md").read_text()
         lines = re.findall(r"^nats (.*?) +# ", page, re.M)
         assert len(lines) == 4
         prefix, upper = hub.broker.subjects.prefix, hub.broker.subjects.upper
@@ -302,3 +302,28 @@ async def test_nats_own_command_line_as_documented(
         assert '"user_agent":"Firefox' in found[1]
         assert json.loads(found[2])["sockets"] == 1
         assert f"gateway.{hub.gateway_id}" in found[3]
+
+
+async def test_code_of_the_page_runs(
+    nats_settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/how-to/presence.md, block by block, with two users who are online."""
+    page = (ROOT / "docs/how-to/presence.md").read_text()
+    ask, silence, disconnect, drain = re.findall(r"```python\n(.*?)```", page, re.S)
+    async with gateway_hub() as hub:
+        sockets = Sockets()
+        for user, device in (("ann", "laptop"), ("ann", "phone"), ("carol", "phone")):
+            await sockets.open(hub, user, service="orders", device=device)
+        names: dict[str, Any] = {}
+
+        async def run(code: str) -> str:
+            await asyncio.to_thread(exec, code.replace("web1-4711-a3f0", hub.gateway_id), names)
+            return capsys.readouterr().out
+
+        shown = (await run(ask)).splitlines()
+        assert [line.split()[0] for line in shown] == ["laptop", "phone"]
+        assert await run(silence) == ""
+        await run(disconnect)
+        await until(lambda: sockets.codes["ann"] == [4505])
+        assert (await run(drain)).split()[0] == hub.gateway_id
+        assert hub.draining
