@@ -41,6 +41,7 @@ extensions = [
     "sphinx_copybutton",
     "pictures",
     "repository",
+    "setting_links",
     "sidebar",
 ]
 exclude_patterns = ["_*"]

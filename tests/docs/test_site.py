@@ -76,6 +76,7 @@ def test_site_with_broken_links_is_refused(tmp_path: Path) -> None:
         'srcset="missing-dark.png"><img src="page.md" alt=""></picture>',
         "a file outside docs/": "[text](../deploy/missing.yaml)",
         "a folder outside docs/": "[text](../missing-folder/)",
+        "a setting that does not exist": "`WSGATEWAY_MISSING`",
         "a reference-style link": "[text][key]\n\n[key]: missing-key.md",
     }
     index = (
@@ -99,6 +100,7 @@ def test_site_with_broken_links_is_refused(tmp_path: Path) -> None:
         "deploy/missing.yaml",
         "missing-folder/",
         "missing-key.md",
+        "WSGATEWAY_MISSING is not a setting",
         "how-to/missing-entry",
         "missing-from-the-lists.md",
     )
