@@ -65,7 +65,7 @@ from django.http import HttpRequest
 call_command("migrate", verbosity=0, run_syncdb=True)
 call_command("collectstatic", verbosity=0, interactive=False)
 keys = {}
-for name in ("ann", "bob", "cid", "dora", "eve", "fay"):
+for name in ("ann", "bob", "cid", "dora"):
     user = get_user_model().objects.create_superuser(name, password=name)
     request = HttpRequest()
     request.session = SessionStore()

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -211,44 +211,67 @@ async def test_react_build_goes_offline_and_resumes(frontend: Path, shop: Shop, 
         assert await page.run("document.querySelector('[role=alert]').textContent") == ""
 
 
-@pytest.mark.parametrize(("user", "template"), [("dora", "orders"), ("eve", "orders_htmx4")])
-async def test_htmx_extension_shows_fragments_and_reconnects(
-    shop: Shop, page: Page, user: str, template: str
-) -> None:
-    """A gateway that stopped closed raw sockets with 1001, after which the extension gave up."""
+async def open_shop(page: Page, shop: Shop, user: str, template: str) -> None:
+    """Open a page of *user* and wait for its socket."""
     await shop.log_in(page, user)
     await page.open(shop.gateway.http(f"/shop/{template}.html"))
     await page.wait("sockets.at(-1)?.readyState === 1")
-    await order(page, "<b>tea</b>")
-    await page.wait(f"{LINES}.includes('<b>tea</b>')")
-    assert await page.run("document.querySelector('input').value") == ""
+
+
+@asynccontextmanager
+async def both_versions(
+    page: Page, shop: Shop, user: str, template: str
+) -> AsyncIterator[tuple[Page, Page]]:
+    """Open the page for htmx 2, and the one for htmx 4 in another tab."""
     async with page.another() as tab:
-        await tab.open(shop.gateway.http(f"/shop/{template}.html"))
-        assert await tab.run(LINES) == ["<b>tea</b>"], "the list is part of the page"
-    await asyncio.to_thread(shop.gateway.restart)
-    await page.wait("sockets.length > 1 && sockets.at(-1).readyState === 1")
-    await order(page, "coffee")
-    await page.wait(f"{LINES}.length === 2")
-    assert await page.run(LINES) == ["<b>tea</b>", "coffee"]
+        await tab.command("Page.addScriptToEvaluateOnNewDocument", source=COUNT_SOCKETS)
+        await open_shop(page, shop, user, template)
+        await open_shop(tab, shop, user, f"{template}_htmx4")
+        yield page, tab
 
 
-@pytest.mark.parametrize(("user", "suffix"), [("cid", ""), ("fay", "_htmx4")])
-async def test_htmx_with_acknowledgements_loses_no_order(
-    shop: Shop, page: Page, user: str, suffix: str
-) -> None:
-    await shop.log_in(page, user)
-    await page.open(shop.gateway.http(f"/shop/orders_acknowledged{suffix}.html"))
-    await page.wait("sockets.at(-1)?.readyState === 1")
-    await order(page, "tea")
-    await page.wait(f"{LINES}.length === 1 && {STATUS} === 'Ordered.'")
-    shop.gateway.kill()
-    await page.wait("sockets.at(-1).readyState === 3")
-    await order(page, "coffee")
-    await page.wait(f"{STATUS} === 'Waiting for a connection…'")
-    assert await page.run("document.querySelector('input').value") == "coffee"
-    await asyncio.to_thread(shop.gateway.start)
-    await page.wait(f"{LINES}.length === 2 && {STATUS} === 'Ordered.'")
-    assert await page.run("document.querySelector('input').value") == ""
+async def test_htmx_extension_shows_fragments_and_reconnects(shop: Shop, page: Page) -> None:
+    """A gateway that stopped closed raw sockets with 1001, after which the extension gave up."""
+    wanted = []
+    async with both_versions(page, shop, "cid", "orders") as tabs:
+
+        async def orders_from_each_tab_arrive_in_both(*items: str) -> None:
+            for tab, item in zip(tabs, items, strict=True):
+                await order(tab, item)
+                await tab.wait("document.querySelector('input').value === ''")
+                wanted.append(item)
+                for each in tabs:
+                    await each.wait(f"{LINES}.length === {len(wanted)}")
+                    assert await each.run(LINES) == wanted
+
+        await orders_from_each_tab_arrive_in_both("<b>tea</b>", "milk")
+        await asyncio.to_thread(shop.gateway.restart)
+        for each in tabs:
+            await each.command("Page.bringToFront")
+            await each.wait("sockets.length > 1 && sockets.at(-1).readyState === 1")
+        await orders_from_each_tab_arrive_in_both("coffee", "sugar")
+    await page.open(shop.gateway.http("/shop/orders.html"))
+    assert await page.run(LINES) == wanted, "the list is part of the page"
+
+
+async def test_htmx_with_acknowledgements_loses_no_order(shop: Shop, page: Page) -> None:
+    async with both_versions(page, shop, "dora", "orders_acknowledged") as tabs:
+        await order(page, "tea")
+        for each in tabs:
+            await each.wait(f"{LINES}.includes('tea')")
+        await page.wait(f"{STATUS} === 'Ordered.'")
+        shop.gateway.kill()
+        for each, item in zip(tabs, ("coffee", "sugar"), strict=True):
+            await each.wait("sockets.at(-1).readyState === 3")
+            await order(each, item)
+            await each.wait(f"{STATUS} === 'Waiting for a connection…'")
+            assert await each.run("document.querySelector('input').value") == item
+        await asyncio.to_thread(shop.gateway.start)
+        for each in tabs:
+            await each.command("Page.bringToFront")
+            await each.wait(f"{LINES}.length === 3 && {STATUS} === 'Ordered.'")
+            assert await each.run("document.querySelector('input').value") == ""
+            assert sorted(await each.run(LINES)) == ["coffee", "sugar", "tea"]
 
 
 @pytest.mark.parametrize("name", ["inline", "mapped"])
@@ -256,9 +279,7 @@ async def test_templates_find_the_client_under_its_hashed_name(
     shop: Shop, page: Page, name: str
 ) -> None:
     """As docs/reference/client-javascript.md shows, with the storage that Django recommends."""
-    await shop.log_in(page, "ann")
-    await page.open(shop.gateway.http(f"/shop/{name}.html"))
-    await page.wait("sockets.at(-1)?.readyState === 1")
+    await open_shop(page, shop, "ann", name)
     await shop.send("ann", f"for {name}")
     await page.wait(f"document.querySelector('#last').textContent === 'for {name}'")
     loaded = await page.run("performance.getEntriesByType('resource').map((entry) => entry.name)")

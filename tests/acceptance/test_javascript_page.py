@@ -88,7 +88,8 @@ async def test_examples_do_what_the_page_says(
     gateway = gateway_factory(WSGATEWAY_MAY_WATCH="tests.presence_app.rights.may_watch")
     async with gateway.connect(*INBOX, query="?device=first"):  # which creates the streams
         pass
-    await broker.publish(INBOX, b'{"item":"tea"}', kind="text")
+    for _ in range(10):
+        await broker.publish(INBOX, b'{"item":"tea"}', kind="text")
     await answer_requests(broker)
     (folder / "snippets.js").write_text(module_of(SNIPPETS))
     program = str(ROOT / "tests/js/examples.mjs")
@@ -104,6 +105,7 @@ async def test_examples_do_what_the_page_says(
     assert [{"bought": 3}] in report["logged"], "the reply"
     assert ["bob", False] in report["logged"], "whether a user is online"
     assert {"item": "tea"} in report["saved"]
+    assert [{"item": "tea"}] * 10 in report["saved"], "the batch"
     assert report["device"]
 
 

@@ -33,7 +33,7 @@ await Promise.all(snippets.map(async ({ run, endless }, number) => {
   if (endless) loops.push(done);
   else await done;
 }));
-const shown = () => logged.some(([offset, data]) => offset === 1 && data) && saved.length > 0;
+const shown = () => logged.some(([offset, data]) => offset === 1 && data) && saved.some(Array.isArray);
 for (let turn = 0; turn < 500 && !shown(); turn += 1) {
   await new Promise((resolve) => setTimeout(resolve, 20));
 }
