@@ -121,7 +121,7 @@ def test_async_views_of_the_projects_own(symptom: Symptom, monkeypatch: pytest.M
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/publish/", "/demo/token/"])
+@pytest.mark.parametrize("path", ["/demo/publish/", "/demo/token/"])
 async def test_scripts_get_json_where_pages_require_a_login(
     async_client: AsyncClient, settings: Any, path: str
 ) -> None:
