@@ -85,7 +85,12 @@ def test_each_file_is_on_a_page() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file():
             name = re.sub(r"@.*", "@", path.name)
-            assert name in text, path
+            assert name in text or name == "README.md", path
+    folders = {path.name for path in DEPLOY.iterdir() if path.is_dir()}
+    readme = (DEPLOY / "README.md").read_text()
+    assert folders == set(re.findall(r"`(\w+)/`", readme))
+    for link in re.findall(r"\]\(([^)]+)\)", readme):
+        assert (DEPLOY / link).is_file(), link
 
 
 def test_compose_commands_name_services_that_exist() -> None:
