@@ -10,7 +10,7 @@ import sys
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs/how-to/logging.md").read_text()
-BLOCK = re.search(r"```python\n(.*?)```", PAGE, re.S)
+PLAIN, JSON = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 LOG = """
 import logging, logging.config
 logging.config.dictConfig(LOGGING)
@@ -27,13 +27,19 @@ def test_every_logger_is_listed() -> None:
     """The list lacked those of signals and of the outbox."""
     code = "".join(path.read_text() for path in (ROOT / "wsgateway").rglob("*.py"))
     used = set(re.findall(r'getLogger\("(wsgateway[a-z.]*)"\)', code))
-    first = PAGE.partition("One line is one event")[0]
+    first = PAGE.partition("## Handlers that fail")[0]
     assert set(re.findall(r"`(wsgateway[a-z.]*)`", first)) == used
 
 
+def test_first_configuration_shows_the_lines_of_wsgateway() -> None:
+    code = PLAIN + LOG
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("message 7 becomes a dead letter\nTraceback")
+    assert "nobody reads this" not in done.stderr
+
+
 def test_shown_formatter_writes_fields_and_tracebacks_into_one_line() -> None:
-    assert BLOCK is not None
-    code = BLOCK[1] + LOG
+    code = JSON + LOG
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     [line] = done.stderr.splitlines()
     found = json.loads(line)
@@ -48,9 +54,8 @@ def test_shown_formatter_writes_fields_and_tracebacks_into_one_line() -> None:
 
 
 def test_the_site_uses_the_same_formatter() -> None:
-    assert BLOCK is not None
     shown: dict[str, object] = {}
-    exec(BLOCK[1], shown)
+    exec(JSON, shown)
     script = "import json; from project.settings import LOGGING; print(json.dumps(LOGGING))"
     env = {"DEBUG": "1", "LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"}
     done = subprocess.run(
