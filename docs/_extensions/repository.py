@@ -35,6 +35,8 @@ ROOT_TEXTS = {
 KEY = "repository_files"
 """Where a page's metadata keep which files it links to."""
 LEXERS = {".service": "systemd", ".target": "systemd", ".socket": "systemd"}
+SHOWN = ("deploy/", "examples/")
+"""Folders whose files are linked where a page names one in backticks."""
 PICTURES = {".svg", ".png", ".gif", ".webp", ".ico"}
 
 
@@ -64,8 +66,29 @@ def resolve_links(app: Sphinx, doctree: nodes.document) -> None:
             _point_to_page(node, page, node.get("reftargetid") or anchor or None)
         elif not path.is_relative_to(app.srcdir):
             files.add(path.relative_to(ROOT).as_posix())
-            uri = app.builder.get_relative_uri(docname, _page_of_file(path))
-            node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=True))
+            node.replace_self(_link_to_file(app, docname, path, node.children))
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().rstrip("/")
+        if name.startswith(SHOWN) and (ROOT / name).exists() and is_in_running_text(literal):
+            files.add(name)
+            literal.replace_self(_link_to_file(app, docname, ROOT / name, [literal.deepcopy()]))
+
+
+def is_in_running_text(node: nodes.Node) -> bool:
+    """Say whether *node* is not part of a heading or a link."""
+    parent = node.parent
+    while parent is not None:
+        if isinstance(parent, nodes.title | nodes.reference | pending_xref):
+            return False
+        parent = parent.parent
+    return True
+
+
+def _link_to_file(
+    app: Sphinx, docname: str, path: Path, children: list[nodes.Node]
+) -> nodes.reference:
+    uri = app.builder.get_relative_uri(docname, _page_of_file(path))
+    return nodes.reference("", "", *children, refuri=uri, internal=True)
 
 
 def _path(app: Sphinx, base: Path, node: nodes.Element, target: str) -> Path | None:

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from docutils import nodes
+from repository import is_in_running_text
 from sphinx.addnodes import pending_xref
 from sphinx.util import logging
 
@@ -22,23 +23,13 @@ NAME = re.compile(r"WSGATEWAY_(?:[A-Z0-9]+_)*[A-Z0-9]+")
 logger = logging.getLogger(__name__)
 
 
-def _is_plain(node: nodes.literal) -> bool:
-    """Say whether *node* is in running text, and not part of a heading or a link."""
-    parent = node.parent
-    while parent is not None:
-        if isinstance(parent, nodes.title | nodes.reference | pending_xref):
-            return False
-        parent = parent.parent
-    return True
-
-
 def link_settings(app: Sphinx, doctree: nodes.document) -> None:
     """Turn the names of settings into links."""
     docname = app.env.current_document.docname
     for node in list(doctree.findall(nodes.literal)):
         name = node.astext()
         if name in SETTINGS:
-            if docname != PAGE and _is_plain(node):
+            if docname != PAGE and is_in_running_text(node):
                 link = pending_xref(
                     "",
                     nodes.inline("", "", node.deepcopy()),

@@ -114,6 +114,8 @@ def test_links_out_of_the_documents_lead_to_pages_of_the_site(site: Path) -> Non
     assert "<pre>" in (site / "files/benchmarks/results/layer.csv.html").read_text()
     raw = (ROOT / "benchmarks/results/layer.csv").read_bytes()
     assert (site / "files/benchmarks/results/layer.csv").read_bytes() == raw
+    compose = (site / "how-to/deploy-compose.html").read_text()
+    assert 'href="../files/deploy/docker/compose.yaml.html"' in compose  # it says only the path
     changelog = (site / "project/changelog.html").read_text()
     assert 'href="../reference/settings.html' in changelog
 
