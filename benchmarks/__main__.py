@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
         print("usage: python -m benchmarks NAME [OPTIONS]; NAME is one of")
         for name, line in names.items():
             print(f"  {name:10} {line}")
-        return 2
+        return 2 if argv else 0
     module = importlib.import_module(f"benchmarks.{argv[0]}")
     return int(module.main(argv[1:]) or 0)
 

@@ -235,7 +235,7 @@ class Settings:
     MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
     ROSTER_TTL = Setting(
         15.0,
-        "How long a gateway that does not answer still counts. After that, presence takes it for "
+        "How long a gateway that does not answer still counts. After that, presence treats it as "
         "gone",
         kind=float,
         valid=lambda v: 1 <= v <= 3600,
