@@ -65,7 +65,7 @@ from django.http import HttpRequest
 call_command("migrate", verbosity=0, run_syncdb=True)
 call_command("collectstatic", verbosity=0, interactive=False)
 keys = {}
-for name in ("ann", "bob", "cid", "dora"):
+for name in ("ann", "bob", "cid", "dora", "eve"):
     user = get_user_model().objects.create_superuser(name, password=name)
     request = HttpRequest()
     request.session = SessionStore()
@@ -93,11 +93,12 @@ class Shop:
         cookie = {"name": "sessionid", "value": self._sessions[user], "domain": "127.0.0.1"}
         await page.command("Network.setCookie", **cookie, path="/")
 
-    async def send(self, user: str, text: str) -> None:
-        """Store a message for a user of the service ``orders``, as any other program does."""
+    async def send(self, user: str, *texts: str) -> None:
+        """Store messages for a user of the service ``orders``, as any other program does."""
         env = self.gateway.env
         async with broker_at([env["NATS_BROKER_URL"]], env["WSGATEWAY_PREFIX"]) as broker:
-            await broker.publish(Inbox("orders", user), text.encode())
+            for text in texts:
+                await broker.publish(Inbox("orders", user), text.encode())
 
 
 def _python(gateway: Gateway, code: str) -> str:
@@ -153,6 +154,7 @@ def build_shop(folder: Path, nats_url: str) -> Iterator[Shop]:
         "NATS_BROKER_URL": nats_url,
         "WSGATEWAY_PREFIX": f"t{secrets.token_hex(6)}",
         "WSGATEWAY_IDENTITY": "wsgateway.identity.SessionIdentity",
+        "WSGATEWAY_INBOX_MAX_MESSAGES": "20",
     }
     gateway = Gateway(folder, env)
     sessions = json.loads(_python(gateway, PREPARE))

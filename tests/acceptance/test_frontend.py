@@ -274,6 +274,23 @@ async def test_htmx_with_acknowledgements_loses_no_order(shop: Shop, page: Page)
             assert sorted(await each.run(LINES)) == ["coffee", "sugar", "tea"]
 
 
+async def test_page_that_missed_updates_reloads_once(shop: Shop, page: Page) -> None:
+    """It reloaded for ever: until it acknowledges something, the gateway says so each time."""
+    count = "sessionStorage.loads = Number(sessionStorage.loads ?? 0) + 1"
+    await page.command("Page.addScriptToEvaluateOnNewDocument", source=count)
+    await open_shop(page, shop, "eve", "orders_acknowledged")
+    await shop.send("eve", "<p>before</p>")
+    await page.network(offline=True)
+    await page.run("sockets.at(-1).close()")
+    loads = int(await page.run("sessionStorage.loads"))
+    await shop.send("eve", *(f"<p>{number}</p>" for number in range(25)))
+    await page.network(offline=False)
+    await page.wait(f"sessionStorage.loads > {loads} && sockets.at(-1)?.readyState === 1")
+    await order(page, "tea")
+    await page.wait(f"{LINES}.length === 1 && {STATUS} === 'Ordered.'")
+    assert int(await page.run("sessionStorage.loads")) == loads + 1
+
+
 @pytest.mark.parametrize("name", ["inline", "mapped"])
 async def test_templates_find_the_client_under_its_hashed_name(
     shop: Shop, page: Page, name: str
