@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,20 @@ def demo_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (["migrate", "-v0"], ["shell", "-v0", "-c", script]):
         subprocess.run([sys.executable, "manage.py", *command], cwd=ROOT, env=env, check=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, built from a copy, so that nothing is left in the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("wsgateway", "project"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    return next((source / "dist").glob("*.whl"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -155,19 +154,6 @@ class Environment:
         where, *missing = self.run("-c", USE).split()
         assert where.startswith(str(self.folder))
         return set(missing)
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the checkout."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("wsgateway", "project"):
-        shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=source)
-    return next((source / "dist").glob("*.whl"))
 
 
 def test_wheel_holds_what_the_app_needs(wheel: Path) -> None:
