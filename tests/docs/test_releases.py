@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import ROOT
 from wsgateway import __version__
-from wsgateway.broker.nats.readiness import LEAST_VERSION
+from wsgateway.broker.embedded import LEAST_VERSION
 from wsgateway.broker.nats.versions import TRIED
 from wsgateway.conf import SETTINGS
 

@@ -107,6 +107,23 @@ def test_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         embedded.find_server()
 
 
+def test_program_on_path_that_is_too_old_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's 2.9 started, and each process then logged that the server should be upgraded."""
+
+    def absent(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    program = tmp_path / "nats-server"
+    program.write_text("#!/bin/sh\necho nats-server: v2.9.10\n")
+    program.chmod(0o755)
+    with pytest.raises(BrokerMisconfigured, match=r"^nats-server 2\.9\.10 is too old, .* 2\.11 "):
+        embedded.find_server()
+
+
 def test_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     """The kernel's "die with your parent" means the parent thread."""
     server = EmbeddedServer(tmp_path)

