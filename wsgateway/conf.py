@@ -322,6 +322,11 @@ class Settings:
         return getattr(django_settings, "ROOT_URLCONF", None)
 
     @property
+    def settings_module(self) -> str | None:
+        """The module that holds the project's settings; None if they were made otherwise."""
+        return getattr(django_settings, "SETTINGS_MODULE", None)
+
+    @property
     def script_name(self) -> str:
         """FORCE_SCRIPT_NAME: the path that the site is below; empty if the server says so."""
         return django_settings.FORCE_SCRIPT_NAME or ""

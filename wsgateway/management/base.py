@@ -84,10 +84,12 @@ class Action(ABC):
     Attributes:
         name: What follows the command's name.
         help: One sentence.
+        asks_broker: Whether its result comes from the broker.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
+    asks_broker: ClassVar[bool] = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:  # noqa: B027 - some have none
         """Define what it takes, besides ``--json``."""
@@ -116,10 +118,10 @@ class ActionCommand(OutputCommand):
 
     def run(self, out: Output, options: Options) -> None:
         """Do the action."""
-        if settings.BROKER == "memory":
+        action = next(each for each in self.actions if each.name == options["action"])
+        if action.asks_broker and settings.BROKER == "memory":
             out.note(
                 "PUBSUB_BROKER is 'memory', so this command knows only its own process. "
                 "Use nats to see gateways and workers."
             )
-        action = next(each for each in self.actions if each.name == options["action"])
         action.run(out, options)

@@ -6,6 +6,7 @@ from wsgateway.management.base import ActionCommand
 from wsgateway.management.gateway.disconnect import Disconnect
 from wsgateway.management.gateway.drain import Drain
 from wsgateway.management.gateway.inbox import ShowInbox
+from wsgateway.management.gateway.init import Init
 from wsgateway.management.gateway.purge import Purge
 from wsgateway.management.gateway.send import Send
 from wsgateway.management.gateway.status import Status
@@ -20,6 +21,7 @@ class Command(ActionCommand):
 
     help = "Shows and controls gateways, services and inboxes."
     actions = (
+        Init(),
         Status(),
         Who(),
         ShowInbox(),

@@ -1,0 +1,97 @@
+"""``manage.py gateway init``: a project that does what it prints lacks nothing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.test_first_check import manage
+from tests.acceptance.test_package import run
+from tests.support import ROOT
+
+STEP = re.compile(r"^(?P<text>\S.*):\n\n(?P<code>(?:(?:    .*)?\n)+)", re.M)
+FILE = re.compile(r"(?P<how>Add this to the end of|Replace all of|Create) (?P<name>\S+)")
+OWN_ROUTES = """
+import os
+from django.core.asgi import get_asgi_application
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+django_application = get_asgi_application()
+from channels.routing import ProtocolTypeRouter, URLRouter
+application = ProtocolTypeRouter({"http": django_application, "websocket": URLRouter([])})
+"""
+COMPLETE = "Nothing is missing.\n"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``startproject`` makes."""
+    folder = tmp_path_factory.mktemp("started")
+    run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
+    return folder
+
+
+def follow(project: Path, printed: str) -> None:
+    """Do what was printed."""
+    steps = printed.partition("\nThen\n")[0].rstrip() + "\n"
+    found = list(STEP.finditer(steps))
+    assert found
+    for step in found:
+        code = re.sub(r"^    ", "", step["code"], flags=re.M).strip() + "\n"
+        if match := FILE.match(step["text"]):
+            path = project / match["name"]
+            assert path.exists() == (match["how"] != "Create")
+            kept = path.read_text() if match["how"].startswith("Add") else ""
+            path.write_text(kept + code)
+        else:
+            words = shlex.split(code)
+            assert words[:2] == ["python", "manage.py"]
+            manage(project, *words[2:])
+
+
+@pytest.mark.parametrize(
+    "installed",
+    ['INSTALLED_APPS += ["wsgateway"]', 'INSTALLED_APPS = (*INSTALLED_APPS, "wsgateway")'],
+)
+def test_what_it_prints_completes_a_new_project(
+    started: Path, tmp_path: Path, installed: str
+) -> None:
+    """Only the app is there; the README's settings, taken literally, once removed the admin."""
+    project = Path(shutil.copytree(started, tmp_path / "copy"))
+    settings = project / "mysite/settings.py"
+    settings.write_text(f"{settings.read_text()}\n{installed}\n")
+    follow(project, manage(project, "gateway", "init"))
+    assert "System check identified no issues (0 silenced)." in manage(project, "check")
+    again = manage(project, "gateway", "init")
+    assert again.startswith(COMPLETE)
+    service = re.findall(r"gateway send (\w+) ann hello", again)
+    assert service == ["chat"]
+    assert "django.contrib.admin" in manage(
+        project, "shell", "-c", "from django.conf import settings; print(settings.INSTALLED_APPS)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asgi", "text"),
+    [
+        (OWN_ROUTES, "Change mysite/asgi.py. ASGI_APPLICATION is 'mysite.asgi.application', where"),
+        (
+            "import wsgateway.asgi\napplication = wsgateway.asgi.application()\n",
+            "Add this to mysite/asgi.py, before application is made; servers do not set it:",
+        ),
+    ],
+    ids=["own routes", "no settings module"],
+)
+def test_asgi_with_code_of_its_own_is_not_to_be_replaced(
+    tmp_path: Path, asgi: str, text: str
+) -> None:
+    project = Path(shutil.copytree(ROOT / "examples/chat", tmp_path / "copy"))
+    assert manage(project, "gateway", "init").startswith(COMPLETE)
+    (project / "mysite/asgi.py").write_text(asgi)
+    printed = manage(project, "gateway", "init")
+    assert text in printed
+    assert "Replace" not in printed
