@@ -93,7 +93,7 @@ reference: .venv/.dev  ## write the generated parts of docs/reference
 screenshots: .venv/.dev  ## make the pictures of the documents, with headless Chromium
 	DOCS_IMAGES=docs/images $(WITH_BIN) $(BIN)/python -m pytest -n 0 --timeout 300 \
 		tests/acceptance/test_demo_page.py tests/acceptance/test_admin_pictures.py \
-		tests/acceptance/test_admin_user_pictures.py $(ARGS)
+		tests/acceptance/test_admin_user_pictures.py tests/acceptance/test_tutorial.py $(ARGS)
 
 clean:  ## remove what the other targets made, but not the data of `make run`
 	rm -rf .venv .cache build dist *.egg-info staticfiles tests/js/node_modules

@@ -141,6 +141,8 @@ def _text(path: Path) -> str | None:
 
 
 def _lexer(path: Path, text: str) -> str:
+    if path.name == "Procfile" and "&&" in text:
+        return "text"  # what Pygments calls a Procfile has one program a line
     if path.suffix in LEXERS:
         return LEXERS[path.suffix]
     if path.suffix == ".conf" and "server {" in text:
