@@ -68,7 +68,7 @@ lint: .venv/.dev  ## ruff: rules and format
 types: .venv/.dev  ## mypy, strict
 	$(BIN)/mypy
 
-pins: .venv/.dev  ## write requirements*.txt anew from requirements*.in (ARGS=--upgrade for newer)
+pins: .venv/.dev  ## rewrite requirements*.txt from requirements*.in (ARGS=--upgrade for newer)
 	$(PINS) $(ARGS) requirements.in -o requirements.txt
 	$(PINS) $(ARGS) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 	$(PINS) $(ARGS) requirements-docs.in -c requirements-dev.txt -o requirements-docs.txt

@@ -51,7 +51,7 @@ class Case(NamedTuple):
         against: The peers that count.
         layers: Who takes part.
         beside: The row whose peers count, if it is another one.
-        floor: What ours shall be itself, where no peer does the like.
+        floor: What ours should reach by itself, where no peer has the same.
     """
 
     title: str

@@ -230,7 +230,7 @@ async def slow_client(bench: Bench, server: str) -> None:
                 "sent without acknowledgement": waited,
                 "gateway grew, MB": (peak - before) / 2**20,
                 "others' p99 ms before": alone,
-                "others' p99 ms meanwhile": beside,
+                "others' p99 ms during that": beside,
                 "missing": 0 if complete else count - waited - sleeper.count,
                 "out of order or twice": sleeper.wrong + crowd.wrong,
                 "messages/s once it wakes": sleeper.rate,

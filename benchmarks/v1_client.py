@@ -27,7 +27,7 @@ class _Socket(LoadSocket):
     client: Client
 
     def data_received(self, data: bytes) -> None:
-        """Parse frames; whoever is told to go, goes."""
+        """Parse frames; a client that is told to leave, leaves."""
         super().data_received(data)
         if self.closed is not None:
             self.close()

@@ -94,7 +94,7 @@ def forget_connections() -> None:
 
 
 def process_alive(pid: int) -> bool:
-    """Say whether a process with this id exists and is no zombie."""
+    """Say whether a process with this id exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -103,7 +103,7 @@ def test_killed_launcher_takes_its_nats_server_along(launched: Launched) -> None
 async def test_sockets_stay_open_while_the_nats_server_is_started_again(
     launched: Launched,
 ) -> None:
-    """Also if a command that joins at that moment starts it, and takes it along when it ends."""
+    """Even if a command that joins at that moment starts it, and stops it when it ends."""
     launched.start()
     url = f"ws://127.0.0.1:{launched.port}/ws/notification/user001/"
     headers = {"Cookie": "user=user001;service=service1"}

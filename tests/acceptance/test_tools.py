@@ -66,7 +66,7 @@ def texts(size: int) -> str:
 
 
 def binary(size: int) -> bytes:
-    """Return *size* bytes that are no UTF-8."""
+    """Return *size* bytes that are not UTF-8."""
     return b"\xff" + os.urandom(size - 1)
 
 

@@ -54,7 +54,7 @@ async def test_send_receive_and_ask(gateway: Gateway, page: Page, broker: NatsBr
     await until_async(lambda: stored(broker, "send", INBOX), 4)
     await broker.publish(INBOX, b"!", kind="text", headers={REPLY_TO_HEADER: "q1"})
     assert await page.run("reply.then((message) => [message.replyTo, message.data])") == ["q1", "!"]
-    assert await page.run("got.length") == 21, "a reply is no message"
+    assert await page.run("got.length") == 21, "a reply is not a message"
 
 
 async def test_what_both_ends_write_is_as_the_schema_says(

@@ -114,7 +114,7 @@ async def test_stream_that_was_made_again_is_followed_from_its_beginning(
 
 
 class Unaware(MemoryBroker):
-    """Learns only by asking that the stream was made again, as one on NATS may."""
+    """Learns only by asking that the stream was recreated, as one on NATS may."""
 
     known = ""
 

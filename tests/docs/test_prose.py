@@ -10,10 +10,10 @@ import pytest
 
 from tests.support import ROOT
 
-SUFFIXES = {".py", ".md", ".html", ".js"}
+SUFFIXES = {".py", ".md", ".html", ".js", ".yaml", ".yml", ".conf", ".service", ".example"}
 PAGES = [
     path
-    for folder in ("wsgateway", "project", "docs")
+    for folder in ("wsgateway", "project", "docs", "deploy", "examples", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in SUFFIXES
 ] + sorted(ROOT.glob("*.md"))

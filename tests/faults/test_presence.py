@@ -402,7 +402,7 @@ async def test_server_that_restarts(
 async def test_cluster_of_three_nodes(
     gateway_factory: Gateways, nats_cluster: Cluster, asks: Settings
 ) -> None:
-    """Each gateway is on a node of its own, and whoever asks is on another than the victim."""
+    """Each gateway has its own node, and the one that asks is not on the victim's."""
     asks.NATS_BROKER_URL = nats_cluster.urls[0]
     asks.WSGATEWAY_NATS_IGNORE_DISCOVERED = True
     asks.WSGATEWAY_REPLICAS = 3

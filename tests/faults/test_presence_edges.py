@@ -142,7 +142,7 @@ async def test_a_rolling_restart_is_an_edge_for_nobody(
             await asyncio.to_thread(gateway.start)
             balancer.targets = [each.port for each in gateways]
             await until(lambda: all(client.state is ClientState.OPEN for client in made))
-        await asyncio.sleep(GRACE + 4.0)  # whoever were offline would be so by now
+        await asyncio.sleep(GRACE + 4.0)  # anybody who went offline would be known by now
         assert log.count("user_offline") == Counter()
         assert log.count("user_online") == ONCE
     await until(lambda: log.count("user_offline") == ONCE)

@@ -81,7 +81,7 @@ async def test_network_cut_for_a_moment_and_for_long_with_5000_messages(
         await publish(broker, 10)
         await cut(page, proxy, False)
         await require_all(page, broker)
-        assert await page.run("recovered.length") == 1, "a moment is no reason to reconnect"
+        assert await page.run("recovered.length") == 1, "a moment is not a reason to reconnect"
 
         await cut(page, proxy, True)
         await page.run(SEND % 100)

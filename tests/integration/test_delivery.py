@@ -63,7 +63,7 @@ async def hub() -> AsyncIterator[Hub]:
 
 
 async def test_message_sent_while_a_second_tab_is_accepted_reaches_both(hub: Hub) -> None:
-    """The second tab began after what the first had confirmed meanwhile, and so missed it."""
+    """The second tab began after what the first had confirmed in between, and so missed it."""
     first = Client(hub)
     await first.session.start(Resume())
 

@@ -433,7 +433,7 @@ def test_development_uses_the_projects_store(settings: object, tmp_path: Path) -
 
 
 async def retried(attempt: Callable[[], Awaitable[T]], timeout: float = 45.0) -> T:
-    """Return the first result of *attempt* that is no error of a cluster that is electing."""
+    """Return the first result of *attempt* that is not the error of a cluster in an election."""
     async with asyncio.timeout(timeout):
         while True:
             try:

@@ -253,7 +253,7 @@ async def test_drain_of_a_gateway_that_freezes_meanwhile(
 
 @pytest.mark.parametrize("timeout", ["nan", "-1", "inf", "soon"])
 def test_drain_waits_for_a_number_of_seconds(timeout: str) -> None:
-    """With nan it waited without end, and -1 was a time-out at once."""
+    """With nan it waited forever, and -1 was a time-out at once."""
     done = called("drain", "some-1-abcd", f"--timeout={timeout}")
     assert "is not a number of seconds, 0 or more" in done.err
 

@@ -211,7 +211,7 @@ async def test_offers_fail_with_the_connection(
 async def test_too_big_for_the_server_does_not_cost_the_connection(
     settings: Any, tmp_path: Path, prefix: str
 ) -> None:
-    """The server ends the connection of whoever exceeds max_payload, and a retry does it again."""
+    """The server disconnects a client that exceeds max_payload, and a retry does it again."""
     settings.WSGATEWAY_PREFIX = prefix
     with EmbeddedServer(tmp_path, sync_interval="10s", max_payload=65536) as server:
         async with connected(settings, server.url) as broker:

@@ -243,7 +243,7 @@ async def test_the_layers_own_limit_counts(make: Make, way: str) -> None:
 async def test_bytes_from_elsewhere_on_a_normal_channel(
     make: Make, nats_server: Any, prefix: str
 ) -> None:
-    """They ended whoever received there."""
+    """They ended the receiver there."""
     layer = make()
     await layer.send("normal", {"type": "x", "n": 1})
     client = await nats.connect(nats_server.url)

@@ -138,7 +138,7 @@ async def test_cancelled_senders_send_once_or_not_at_all(
 async def test_first_calls_cancelled_while_connecting(
     make: Make, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Closing while the streams are still looked at is no error that somebody must act on."""
+    """Closing while the streams are still looked at is not an error that somebody must act on."""
     caplog.set_level("ERROR")
     for number in range(30):
         layer = make()

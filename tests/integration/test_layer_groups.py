@@ -151,7 +151,7 @@ async def test_a_pattern_makes_any_group_durable(make: Make, settings: Any) -> N
     await layer.group_send("chat.42", {"type": "x", "n": 1})
     assert await drain(layer, channel, 1) == [1]
     assert layer.local.groups.by_name["chat.42"].inbox is not None
-    assert await stored(layer, Inbox("chat", "42")) == 0  # it is no client's inbox
+    assert await stored(layer, Inbox("chat", "42")) == 0  # it is not a client's inbox
 
 
 @pytest.mark.parametrize("call", ["group_send", "group_add", "group_send_sync"])

@@ -105,7 +105,7 @@ async def test_who_waits_finds_another_home_when_the_first_loop_ends(make: Make)
 def test_a_membership_survives_the_loop_that_made_it(
     nats_server: EmbeddedServer, prefix: str, group: str
 ) -> None:
-    """A durable group's messages meanwhile are not lost either."""
+    """A durable group's messages in between are not lost either."""
     member = NatsChannelLayer(nats_server.url, prefix=prefix)
     sender = NatsChannelLayer(nats_server.url, prefix=prefix)
 

@@ -214,7 +214,7 @@ class Model(RuleBasedStateMachine):
     @rule(process=PROCESSES, data=st.data())
     def kill(self, process: int, data: Any) -> None:
         """Its channels are gone, and what it has accepted or fetched for others is not."""
-        self.settle()  # an acknowledgement that was not sent is no acknowledgement
+        self.settle()  # one that was not sent does not count
         self.kills += 1
         self.workers[process].kill()
         self.workers[process] = WorkerProcess(self.url)

@@ -1,4 +1,4 @@
-"""The outbox: sent if and only if the transaction commits; once, in order, whoever dies."""
+"""The outbox: sent if and only if the transaction commits; once, in order, whatever dies."""
 
 from __future__ import annotations
 

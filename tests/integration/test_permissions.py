@@ -135,7 +135,7 @@ async def clean(ws_settings: Any, url: Callable[[str], str]) -> None:
         assert await broker.set_up()
         for spec in broker.streams.specs:
             await broker.jetstream.api(f"STREAM.PURGE.{spec.name}")
-        for kind in ("chan", "blob"):  # whoever needs these makes them
+        for kind in ("chan", "blob"):  # the process that needs these makes them
             with contextlib.suppress(ApiError):
                 await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream(kind)}")
     finally:

@@ -331,7 +331,7 @@ async def test_sockets_before_the_end_that_was_lost_go_on(hub: Hub, store: Memor
 
 
 async def test_nothing_begins_again_where_nothing_is_lost(hub: Hub, store: MemoryStore) -> None:
-    """Messages that are gone are no sign that the stream's end is another one."""
+    """Messages that are gone do not mean that the stream's end has changed."""
     clients = [await Client(hub, to=Inbox("service1", f"u{number}")).start() for number in range(3)]
     for number in range(3):
         await publish(hub.broker, "x", to=Inbox("service1", f"u{number}"))

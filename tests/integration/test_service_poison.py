@@ -453,7 +453,7 @@ async def test_replies_survive_that_the_queue_is_made_again(broker: NatsBroker) 
 async def test_dead_letters_and_their_retries_survive_new_streams(
     broker: NatsBroker, kind: str
 ) -> None:
-    """Their ids came from offsets, too: one set aside, or put back, after a stream was made again
+    """Their ids came from offsets, too: one set aside, or put back, after a stream was recreated
     was a duplicate of another message.
     """
     registry.service("orders", retry=RetryPolicy(attempts=1))(broken)

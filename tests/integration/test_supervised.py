@@ -168,7 +168,7 @@ def test_background_loop_pauses_longer_each_time_it_stops(
 async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
     nats_settings: Any, tmp_path: Path
 ) -> None:
-    """It ran on, and whoever waited for the file waited for ever."""
+    """It ran on, and a script that waited for the file waited for ever."""
 
     @registry.service("orders")
     async def handle(message: Message) -> None: ...

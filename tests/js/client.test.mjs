@@ -444,7 +444,7 @@ test("a listener that fails is reported and stops nobody", async () => {
   assert.deepEqual([got, reported], [[1], ["mine"]]);
 });
 
-test("unknown types and fields are ignored; what is no JSON ends the connection", async () => {
+test("unknown types and fields are ignored; what is not JSON ends the connection", async () => {
   const page = new FakePage();
   const client = await page.opened();
   page.socket.say({ type: "weather" });
@@ -866,7 +866,7 @@ test("at most sendWindow messages are on the wire", async () => {
   assert.deepEqual(ids(), ["b", "c"]);
 });
 
-test("a message larger than the gateway takes is refused here, also if it waited", async () => {
+test("a message larger than the gateway accepts is refused here, even if it waited", async () => {
   const page = new FakePage();
   const client = page.client();
   const waiting = client.send("ü".repeat(501), { id: "big" });
@@ -939,7 +939,7 @@ test("a confirmed send leaves no timer behind", async () => {
 
 // -- asking --------------------------------------------------------------------------------
 
-test("request resolves with the reply, which is no message", async () => {
+test("request resolves with the reply, which is not a message", async () => {
   const page = new FakePage();
   const client = await page.opened();
   const reply = client.request({ buy: 3 });

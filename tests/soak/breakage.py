@@ -196,7 +196,7 @@ async def full_store(world: World) -> None:
 
 
 async def replace_stream(world: World) -> None:
-    """Delete the inbox stream: whoever needs it makes a new one, and every client is told."""
+    """Delete the inbox stream: a process that needs it makes another, and every client is told."""
     stream = world.subjects.stream("recv")
     told_from = time.time()
     async with world.broker() as broker:

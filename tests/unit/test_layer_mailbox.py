@@ -1,4 +1,4 @@
-"""One channel's mailbox: bounded, ordered, nothing lost when whoever waits is cancelled."""
+"""One channel's mailbox: bounded, ordered, nothing lost when a waiting reader is cancelled."""
 
 from __future__ import annotations
 

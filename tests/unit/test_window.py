@@ -154,7 +154,7 @@ class ReaderModel(RuleBasedStateMachine):
     @precondition(lambda self: self.reading is None)
     @rule()
     def another_stream(self) -> None:
-        """The stream is deleted and made again; what was on the way is lost with it."""
+        """The stream is deleted and recreated; what was on the way is lost with it."""
         self.stream.clear()
         self.on_the_way.clear()
         self.old.clear()
