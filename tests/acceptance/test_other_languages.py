@@ -95,20 +95,28 @@ async def test_message_from_javascript_arrives_once(gateway: Gateway, service: P
             await asyncio.wait_for(raw.recv(), 0.2)
 
 
-async def test_publications_on_the_command_line_arrive(
-    gateway: Gateway, nats_server: EmbeddedServer, prefix: str
+async def test_commands_of_the_page_publish_and_show(
+    gateway: Gateway, nats_server: EmbeddedServer, nats_command: str, prefix: str
 ) -> None:
-    """The tool itself is not installed here: its commands are read, and done with nats-py."""
-    commands = [shlex.split(line) for line in re.findall(r"^nats pub .*$", PAGE, re.M)]
-    assert len(commands) == 2
-    connection = await nats.connect(nats_server.url)
-    try:
-        async with gateway.connect("prices", "ann") as raw:
-            for _, _, subject, payload, *rest in commands:
-                headers = dict(value.split(":", 1) for value in rest if value != "-H")
-                ours = subject.replace("ws.", f"{prefix}.", 1)
-                await connection.publish(ours, payload.encode(), headers=headers or None)
-            got = [await asyncio.wait_for(raw.recv(), 10) for _ in commands]
-        assert got == [command[3] for command in commands]
-    finally:
-        await connection.close()
+    """With NATS' own tool."""
+
+    async def run(line: str) -> str:
+        line = line.replace("ws.recv", f"{prefix}.recv").replace("WS_", f"{prefix.upper()}_")
+        program = await asyncio.create_subprocess_exec(
+            nats_command,
+            *shlex.split(line)[1:],
+            env=site_env(NATS_URL=nats_server.url),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(program.communicate(), 20)
+        assert program.returncode == 0, line
+        return output.decode()
+
+    publishing = re.findall(r"^nats pub .*$", PAGE, re.M)
+    assert len(publishing) == 2
+    (showing,) = re.findall(r"^nats stream get .*$", PAGE, re.M)
+    async with gateway.connect("prices", "ann") as raw:
+        for line in publishing:
+            await run(line)
+            assert await asyncio.wait_for(raw.recv(), 10) == shlex.split(line)[3]
+    assert '{"sale":true}' in await run(showing)
