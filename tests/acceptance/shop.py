@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nats
+
 from tests.acceptance.browser import Page
 from tests.faults.traffic import broker_at
 from tests.support import ROOT, Gateway, Process, running
@@ -93,12 +95,19 @@ class Shop:
         cookie = {"name": "sessionid", "value": self._sessions[user], "domain": "127.0.0.1"}
         await page.command("Network.setCookie", **cookie, path="/")
 
-    async def send(self, user: str, *texts: str) -> None:
-        """Store messages for a user of the service ``orders``, as any other program does."""
+    async def send(self, user: str, text: str) -> None:
+        """Store a message for a user of the service ``orders``, as any other program does."""
         env = self.gateway.env
         async with broker_at([env["NATS_BROKER_URL"]], env["WSGATEWAY_PREFIX"]) as broker:
-            for text in texts:
-                await broker.publish(Inbox("orders", user), text.encode())
+            await broker.publish(Inbox("orders", user), text.encode())
+
+    async def empty_inboxes(self) -> None:
+        """Remove all messages from all inboxes, as the limit on their age does."""
+        client = await nats.connect(self.gateway.env["NATS_BROKER_URL"])
+        stream = client.jetstream()
+        subject = f"{self.gateway.env['WSGATEWAY_PREFIX']}.recv.*.*"
+        await stream.purge_stream(await stream.find_stream_name_by_subject(subject))
+        await client.close()
 
 
 def _python(gateway: Gateway, code: str) -> str:
@@ -154,7 +163,6 @@ def build_shop(folder: Path, nats_url: str) -> Iterator[Shop]:
         "NATS_BROKER_URL": nats_url,
         "WSGATEWAY_PREFIX": f"t{secrets.token_hex(6)}",
         "WSGATEWAY_IDENTITY": "wsgateway.identity.SessionIdentity",
-        "WSGATEWAY_INBOX_MAX_MESSAGES": "20",
     }
     gateway = Gateway(folder, env)
     sessions = json.loads(_python(gateway, PREPARE))
