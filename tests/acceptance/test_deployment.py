@@ -274,7 +274,8 @@ async def test_rolling_restart_behind_proxies_loses_nothing(
             await asyncio.to_thread(wait_for, lambda: stack.nats_is_ready(name), 30)
             await asyncio.gather(ann.more(30), cyd.more(30))
     for each in ("gateway-1", "gateway-2", "worker", "outbox"):
-        assert "Traceback" not in stack.processes[each].output
+        output = stack.processes[each].output
+        assert "Traceback" not in output, output
 
 
 def test_each_process_ends_in_time(stack: Stack) -> None:
