@@ -16,24 +16,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# Nothing that starts threads, event loops or reactors when it is imported
 PRELOADED = (
     "cryptography.fernet",
+    "daphne.server",  # with Twisted's reactor: what uses that must not be run in a fork
     "django.contrib.staticfiles.storage",
     "django.core.management.commands.migrate",
-    "django.core.management.commands.runserver",
     "django.db.backends.sqlite3.base",
     "django.db.models",
     "django.forms",
+    "django.middleware.csrf",
     "django.template.defaulttags",
     "django.test.client",
     "django.views.debug",
-    "channels.routing",
     "nats.aio.client",
     "rich.progress",
     "wsgateway.asgi",
     "wsgateway.broker.nats.broker",
+    "wsgateway.gateway.session",
+    "wsgateway.layer",
     "wsgateway.management.base",
+    "wsgateway.presence",
     "wsgateway.services",
 )
 

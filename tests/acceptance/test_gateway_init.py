@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_first_check import manage
-from tests.acceptance.test_package import run
-from tests.support import ROOT
+from tests.acceptance.forking import Forker
+from tests.support import ROOT, site_env
+
+Manage = Callable[..., str]
 
 STEP = re.compile(r"^(?P<text>\S.*):\n\n(?P<code>(?:(?:    .*)?\n)+)", re.M)
 FILE = re.compile(r"(?P<how>Add this to the end of|Replace all of|Create) (?P<name>\S+)")
@@ -28,14 +31,27 @@ COMPLETE = "Nothing is missing.\n"
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manage]:
+    """Runs a command of a project, and returns what it prints."""
+    env = site_env(PYTHONPATH=str(ROOT))
+    forker = Forker(Path(sys.executable), tmp_path_factory.mktemp("forker"), env)
+
+    def manage(project: Path, *arguments: str, script: str = "manage.py") -> str:
+        return forker.run([*script.split(), *arguments], project, env)
+
+    yield manage
+    forker.close()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory, manage: Manage) -> Path:
     """What ``startproject`` makes."""
     folder = tmp_path_factory.mktemp("started")
-    run(sys.executable, "-m", "django", "startproject", "mysite", ".", cwd=folder)
+    manage(folder, "startproject", "mysite", ".", script="-m django")
     return folder
 
 
-def follow(project: Path, printed: str) -> None:
+def follow(project: Path, printed: str, manage: Manage) -> None:
     """Do what was printed."""
     steps = printed.partition("\nThen\n")[0].rstrip() + "\n"
     found = list(STEP.finditer(steps))
@@ -53,26 +69,23 @@ def follow(project: Path, printed: str) -> None:
             manage(project, *words[2:])
 
 
-@pytest.mark.parametrize(
-    "installed",
-    ['INSTALLED_APPS += ["wsgateway"]', 'INSTALLED_APPS = (*INSTALLED_APPS, "wsgateway")'],
-)
 def test_what_it_prints_completes_a_new_project(
-    started: Path, tmp_path: Path, installed: str
+    started: Path, tmp_path: Path, manage: Manage
 ) -> None:
-    """Only the app is there; the README's settings, taken literally, once removed the admin."""
+    """Only the app is there; INSTALLED_APPS of the README, taken literally, removed the admin.
+
+    Here they are a tuple, to which no list can be added.
+    """
     project = Path(shutil.copytree(started, tmp_path / "copy"))
     settings = project / "mysite/settings.py"
-    settings.write_text(f"{settings.read_text()}\n{installed}\n")
-    follow(project, manage(project, "gateway", "init"))
+    only_app = 'INSTALLED_APPS = (*INSTALLED_APPS, "wsgateway")'
+    settings.write_text(f"{settings.read_text()}\n{only_app}\n")
+    follow(project, manage(project, "gateway", "init"), manage)
     assert "System check identified no issues (0 silenced)." in manage(project, "check")
     again = manage(project, "gateway", "init")
     assert again.startswith(COMPLETE)
-    service = re.findall(r"gateway send (\w+) ann hello", again)
-    assert service == ["chat"]
-    assert "django.contrib.admin" in manage(
-        project, "shell", "-c", "from django.conf import settings; print(settings.INSTALLED_APPS)"
-    )
+    assert re.findall(r"gateway send (\w+) ann hello", again) == ["chat"]
+    assert "django.contrib.admin" in runpy.run_path(str(settings))["INSTALLED_APPS"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,7 @@ def test_what_it_prints_completes_a_new_project(
     ids=["own routes", "no settings module"],
 )
 def test_asgi_with_code_of_its_own_is_not_to_be_replaced(
-    tmp_path: Path, asgi: str, text: str
+    tmp_path: Path, manage: Manage, asgi: str, text: str
 ) -> None:
     project = Path(shutil.copytree(ROOT / "examples/chat", tmp_path / "copy"))
     assert manage(project, "gateway", "init").startswith(COMPLETE)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import ROOT, Process, process_alive, site_env, wait_for
+from tests.acceptance.forking import Forker
+from tests.support import ROOT, Process, site_env, wait_for
 from wsgateway.broker.embedded import free_port
 
 __all__ = ["PAGES", "Walk", "read_page"]
@@ -35,8 +34,8 @@ READY = {
     "nats-server": "Server is ready",
 }
 """What a server prints once it can be used."""
-UNSTABLE = re.compile(r"127\.0\.0\.1:\d+|(?<=version )[\d.]+\d")
-"""What may differ in output: ports and versions."""
+UNSTABLE = re.compile(r"127\.0\.0\.1:\d+|(?<=version )[\d.]+\d|\(\d+(?= silenced)")
+"""What may differ in output: ports, versions, and what is silenced for newer ones."""
 PASSWORD = "correct-horse-battery"
 
 
@@ -72,68 +71,6 @@ def read_page(page: str) -> list[Block]:
     return found
 
 
-class Forked:
-    """A process that a `Forker` has made, with what `Process` wants of `subprocess.Popen`."""
-
-    def __init__(self, pid: int, status: Path) -> None:
-        self.pid = pid
-        self._status = status
-
-    def poll(self) -> int | None:
-        """Return the exit code, or None while it runs."""
-        if process_alive(self.pid):
-            return None
-        return int(self._status.read_text()) if self._status.exists() else -signal.SIGKILL
-
-    def wait(self, timeout: float = 20.0) -> int:
-        """Wait until it has ended; return the exit code."""
-        wait_for(lambda: self.poll() is not None, timeout, "the process ends")
-        code = self.poll()
-        assert code is not None
-        return code
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Kill it."""
-        self.send_signal(signal.SIGKILL)
-
-
-class Forker:
-    """Starts Python programs in an environment faster than Python itself.
-
-    Args:
-        python: The environment's.
-        folder: For files of its own.
-    """
-
-    def __init__(self, python: Path, folder: Path) -> None:
-        self._folder = folder
-        self._process = subprocess.Popen(
-            [python, Path(__file__).with_name("forker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def fork(self, argv: list[str], cwd: Path, env: dict[str, str], log: Path) -> Any:
-        """Start a program: a script, or ``-m`` and a module, and arguments."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        status = self._folder / f"{log.stem}.status"
-        order = {"argv": argv, "cwd": str(cwd), "env": env, "log": str(log), "status": str(status)}
-        log.touch()
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return Forked(int(self._process.stdout.readline()), status)
-
-    def close(self) -> None:
-        """End it; what it has started goes on."""
-        self._process.communicate()
-
-
 class Walk:
     """A reader who types everything.
 
@@ -149,6 +86,7 @@ class Walk:
         self.project = folder / "chatsite"
         self.port = free_port()
         self.walked: list[Block] = []
+        self.written: set[str] = set()
         self.servers: dict[str, Process] = {}
         self._wheel = wheel
         self._constraints = constraints
@@ -199,6 +137,7 @@ class Walk:
             assert text.count(addition["before"]) == 1, f"{addition['before']!r} in {path}"
             path.write_text(text.replace(addition["before"], block.code + addition["before"]))
         elif match := FILE.search(block.before):
+            self.written.add(match["name"])
             self._write(self.project / match["name"], block)
         else:
             self._compare(block)
@@ -247,7 +186,8 @@ class Walk:
         uv = f"{sys.executable} -m uv --quiet"  # fast, and has what was installed before
         line = self._own_ports(line)
         if line == "python3 -m venv .venv":
-            line = f"{uv} venv --python {sys.executable} .venv"
+            python = os.environ.get("TUTORIAL_PYTHON", sys.executable)
+            line = f"{uv} venv --python {python} .venv"
         elif line.startswith("python -m pip wheel"):
             (self.project / "wheels").mkdir()
             shutil.copy(self._wheel, self.project / "wheels")
@@ -267,14 +207,13 @@ class Walk:
         """Start a program; Python's in forks, once there is an environment."""
         process = Process(["bash", "-c", f"exec {line}"], log, self.env, self.project)
         words = shlex.split(line)
-        if words[0] not in ("python", "daphne"):
+        if words[0] != "python" or "runserver" in words:  # Daphne's reactor survives no fork
             process.spawn()
             return process
         if self._forker is None:
             self._forker = Forker(self.bin / "python", self._folder)
-        argv = words[1:] if words[0] == "python" else [str(self.bin / words[0]), *words[1:]]
-        argv = [self._exported.get(word.removeprefix("$"), word) for word in argv]
-        process.popen = self._forker.fork(argv, self.project, self.env, log)
+        forked: Any = self._forker.fork(words[1:], self.project, self.env, log)
+        process.popen = forked
         return process
 
     def _own_ports(self, line: str) -> str:

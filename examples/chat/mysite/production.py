@@ -16,6 +16,9 @@ SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 SECURE_HSTS_SECONDS = 3600
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 
+# The chat sends no mail. If yours does, set up a mail server, on which newer Djangos insist
+SILENCED_SYSTEM_CHECKS = ["mail.E001"]
+
 # WhiteNoise serves the static files that collectstatic has gathered
 MIDDLEWARE.insert(1, "whitenoise.middleware.WhiteNoiseMiddleware")
 STATIC_ROOT = BASE_DIR / "staticfiles"
