@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from tests.acceptance.proxies import Proxy
 from tests.acceptance.stack import GATEWAYS, METRICS_TOKEN, SERVERS, SERVICES, VALUES, Stack
 from tests.faults.traffic import Traffic, broker_at
 from tests.support import wait_for
+from wsgateway.broker.embedded import free_port
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.identity import make_token
 from wsgateway.presence.users import find_connections
@@ -159,6 +161,23 @@ def test_metrics_are_not_public(stack: Stack, nginx: Proxy, caddy: Proxy) -> Non
             status, _, body = proxy.get(path, **token)
             assert status in (301, 400, 404), path
             assert "wsgateway_" not in body
+
+
+def test_no_proxy_logs_the_token_of_a_request_that_fails(tmp_path: Path) -> None:
+    """Caddy wrote the whole URL into its error log, where the filter did not apply."""
+    gateways, secret = [free_port(), free_port()], "s3cret-t0ken"
+    folders = [tmp_path / "nginx", tmp_path / "caddy"]
+    for folder in folders:
+        folder.mkdir()
+    running = proxies.nginx(folders[0], gateways, tmp_path), proxies.caddy(folders[1], gateways)
+    for folder, start in zip(folders, running, strict=True):
+        with start as proxy:
+            referer = f"https://localhost/?token={secret}"
+            status, _, _ = proxy.get(f"/ws/faults/?token={secret}", Referer=referer)
+            assert status in (502, 503)
+            wait_for(lambda log=proxy.log: "/ws/faults/" in log.read_text(), 5, "it is logged")
+        for path in folder.glob("*.log"):
+            assert secret not in path.read_text(), path
 
 
 def test_pages_and_static_files_through_nginx(stack: Stack, nginx: Proxy) -> None:
