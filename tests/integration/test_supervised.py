@@ -15,12 +15,13 @@ from tests.support import until, wait_for
 from wsgateway import Message, declared, publish, supervision
 from wsgateway.broker import background, runtime
 from wsgateway.broker.connection import Connection
-from wsgateway.broker.embedded import EmbeddedServer
+from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.messages import Receipt
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
+from wsgateway.events.runner import EventRunner
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.publish_queue import PublishQueue
@@ -179,6 +180,32 @@ async def test_worker_whose_ready_file_cannot_be_made_ends_with_the_reason(
     runner = Runner(list(declared.registered.values()), None, path, say)
     with pytest.raises(FileNotFoundError):
         await asyncio.wait_for(runner.run(), 20)
+
+
+@pytest.mark.usefixtures("no_services")
+@pytest.mark.parametrize("kind", ["worker", "events"])
+async def test_ready_file_of_a_killed_process_is_removed_first(
+    settings: Any, tmp_path: Path, kind: str
+) -> None:
+    """Kubernetes keeps /tmp when it restarts a container, so a new process looked ready."""
+
+    @registry.service("orders")
+    async def handle(message: Message) -> None: ...
+
+    def say(text: str, /, **fields: object) -> None: ...
+
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port()}"
+    path = tmp_path / "ready"
+    path.touch()
+    services = list(declared.registered.values())
+    runner: Runner | EventRunner = EventRunner(str(path), say)
+    if kind == "worker":
+        runner = Runner(services, None, str(path), say)
+    running = asyncio.create_task(runner.run())
+    await until(lambda: not path.exists(), 10, "the file is gone")
+    runner.end()
+    await asyncio.wait_for(running, 20)
 
 
 async def test_publish_queue_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

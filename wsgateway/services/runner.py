@@ -83,6 +83,8 @@ class Runner:
             BrokerMisconfigured: The settings name no usable broker.
             OSError: The ready file cannot be made.
         """
+        if self._ready_file is not None:  # of a process that was killed, in the same container
+            self._ready_file.unlink(missing_ok=True)
         connection = runtime.own()
         connection.kept, broker = True, connection.broker
         await connection.open()
