@@ -208,6 +208,12 @@ def test_compose_has_each_service_and_volume_that_it_refers_to() -> None:
     assert used == volumes
 
 
+def test_compose_limits_every_log() -> None:
+    """Docker keeps every line for ever, and the disk that fills up is NATS' and PostgreSQL's."""
+    for name, service in compose(SECRETS)["services"].items():
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
+
+
 def test_compose_has_no_secret_of_its_own() -> None:
     """Each has to be set; a default would be everybody's."""
     text = COMPOSE.read_text()
