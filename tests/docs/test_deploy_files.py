@@ -316,6 +316,16 @@ def test_services_select_pods_and_ports_that_exist() -> None:
     assert backend["port"]["name"] in {port["name"] for port in ports}
 
 
+@pytest.mark.parametrize("name", ["gateway", "worker", "nats"])
+def test_draining_a_node_never_stops_all_of_them(name: str) -> None:
+    """Both workers could be evicted from one node together, so that nobody answered clients."""
+    found = manifests()
+    assert found["PodDisruptionBudget", name]["spec"]["maxUnavailable"] == 1
+    kind = "StatefulSet" if name == "nats" else "Deployment"
+    pod = found[kind, name]["spec"]["template"]["spec"]
+    assert "topologySpreadConstraints" in pod or "podAntiAffinity" in pod["affinity"]
+
+
 @pytest.mark.parametrize("name", ["gateway", "worker", "outbox", "nats"])
 def test_pods_are_locked_down(name: str) -> None:
     kind = "StatefulSet" if name == "nats" else "Deployment"
