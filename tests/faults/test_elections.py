@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from typing import Any
 
@@ -28,6 +29,13 @@ async def leader_of(broker: NatsBroker, stream: str) -> str:
         if info["cluster"].get("leader"):
             return str(info["cluster"]["leader"])
         await asyncio.sleep(0.1)
+
+
+async def is_current(broker: NatsBroker, stream: str, server: str) -> bool:
+    await leader_of(broker, stream)
+    cluster = (await broker.jetstream.api(f"STREAM.INFO.{stream}"))["cluster"]
+    current = [peer["name"] for peer in cluster.get("replicas", ()) if peer["current"]]
+    return server in (cluster.get("leader"), *current)
 
 
 class Publishers:
@@ -92,5 +100,38 @@ async def test_no_publish_fails_in_an_election_and_none_is_stored_twice(
         assert publishers.failed == []
         found = await stored(broker, "recv", ANN)
         assert sorted(found) == sorted(publishers.confirmed)
+    finally:
+        await broker.close()
+
+
+async def test_empty_server_of_the_same_name_replaces_a_broken_one(
+    settings: Any, nats_cluster: Cluster, prefix: str
+) -> None:
+    """As docs/how-to/nats-cluster.md says; then the copy is needed, because another one dies."""
+    settings.NATS_BROKER_URL = ",".join(nats_cluster.urls)
+    settings.WSGATEWAY_PREFIX = prefix
+    settings.WSGATEWAY_REPLICAS = 3
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    try:
+        await broker.wait_ready(40)
+        stream = broker.subjects.stream("recv")
+        texts = [str(number).encode() for number in range(20)]
+        for text in texts:
+            await broker.publish(ANN, text)
+        leader = await leader_of(broker, stream)
+        broken, other = (node for node in nats_cluster if node.name != leader)
+        await asyncio.to_thread(broken.kill)
+        shutil.rmtree(broken.store / "jetstream")
+        await broken.astart()
+
+        end = time.monotonic() + 40
+        while not await is_current(broker, stream, broken.name):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(other.kill)
+        await broker.publish(ANN, b"last")
+        assert [*await stored(broker, "recv", ANN)] == [*texts, b"last"]
+        await other.astart()
     finally:
         await broker.close()
