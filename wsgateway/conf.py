@@ -230,7 +230,7 @@ class Settings:
     MAY_WATCH = text(
         "",
         "Function that says whose presence a client may watch, as a dotted path. If it is empty, "
-        "clients may watch nobody",
+        "clients may not watch anyone",
     )
     MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
     ROSTER_TTL = Setting(
@@ -258,7 +258,7 @@ class Settings:
     )
     METRICS_NETWORKS: Setting[list[str]] = Setting(
         [],
-        "Networks from which anybody may read `/metrics` directly, without a token",
+        "Networks from which anyone may read `/metrics` directly, without a token",
         kind=(list, tuple),
         valid=are_networks,
         flaw=network_flaws,

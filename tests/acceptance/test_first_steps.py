@@ -77,7 +77,7 @@ async def test_project_without_tables(symptom: Symptom, project: Path, free_port
         wait_for(lambda: symptom.is_in(server.output), what="the row")
 
 
-@pytest.mark.troubleshooting("with 1008 (4501): nobody is logged in with this session cookie")
+@pytest.mark.troubleshooting("with 1008 (4501): this session is not logged in, or has ended")
 async def test_session_that_does_not_exist(symptom: Symptom, project: Path, free_port: int) -> None:
     manage(project, "migrate")
     with served(project, free_port) as server:

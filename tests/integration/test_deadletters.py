@@ -71,7 +71,7 @@ def test_command(offsets: list[int], capsys: pytest.CaptureFixture[str], prefix:
         output(capsys, "retry", "1", "99")
     assert capsys.readouterr().out == "1 put back\n"
     assert queue(prefix)["messages"] == 1
-    with pytest.raises(CommandError, match="nobody can confirm this; pass --no-input"):
+    with pytest.raises(CommandError, match="no one can confirm this; pass --no-input"):
         output(capsys, "purge", "--all")
     assert output(capsys, "purge", "--all", "--no-input") == "1 purged\n"
     assert output(capsys, "list") == ""

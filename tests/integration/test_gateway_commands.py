@@ -121,7 +121,7 @@ async def test_who_is_complete_over_all_gateways(site: Site, gateways: list[Gate
         assert found == {"service": "orders", "users": {"ann": 2, "bob": 1}, "silent": []}
         assert set(found) <= documented("gateway who")
     done = await call("who", "orders")
-    assert (done.code, done.out) == (0, "Nobody is online in orders.\n")
+    assert (done.code, done.out) == (0, "No one is online in orders.\n")
 
 
 async def test_who_shows_a_users_connections(site: Site, gateway: Gateway) -> None:
@@ -188,7 +188,7 @@ async def test_disconnect_closes_what_is_named(site: Site, gateways: list[Gatewa
     async with sockets(phone, laptop, two.connect(*BOB)) as [first, second, other]:
         done = await run(site, "disconnect", "orders", "ann")
         assert (done.code, done.out) == (Exit.USAGE, "")
-        assert "nobody can confirm this; pass --no-input" in done.err
+        assert "so no one can confirm this; pass --no-input" in done.err
         to = ("disconnect", "orders", "ann")
         refused = await show(site, *to, typed="n\n")
         assert refused.code == Exit.FAILED

@@ -359,7 +359,7 @@ async def test_service_that_is_not_listed_is_forbidden(resolvers: Any) -> None:
 
 # -- nobody ----------------------------------------------------------------------------------
 
-NO_SESSION = "nobody is logged in with this session cookie, or no longer; log in again"
+NO_SESSION = "this session is not logged in, or has ended; log in again"
 NO_READER = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"
 
 

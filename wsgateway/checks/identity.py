@@ -57,7 +57,7 @@ def check_user_names(**kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"{path!r} in WSGATEWAY_IDENTITY overrides user_name, but not get_user.",
-            hint="Add get_user(name), the inverse: without it, message.user finds nobody.",
+            hint="Add get_user(name), the inverse: without it, message.user finds no one.",
             id="wsgateway.W005",
         )
         for path in settings.IDENTITY

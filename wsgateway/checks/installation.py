@@ -174,7 +174,7 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"ASGI_APPLICATION is {path!r}, which wsgateway.asgi.application() did not make.",
+            f"ASGI_APPLICATION is {path!r}, which wsgateway.asgi.application() did not create.",
             hint="In asgi.py: application = wsgateway.asgi.application(websocket=...), with what "
             "your ProtocolTypeRouter has for websockets. Without it, a websocket to an unknown "
             "path is a server error, Uvicorn finds no lifespan, /healthz and /readyz are missing, "

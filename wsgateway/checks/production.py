@@ -36,7 +36,7 @@ def check_production_broker(**kwargs: Any) -> list[CheckMessage]:
     if settings.BROKER == "memory":
         return [
             Error(
-                "PUBSUB_BROKER is 'memory': one process, and nothing is kept.",
+                "PUBSUB_BROKER is 'memory', which works within one process only and keeps nothing.",
                 hint="Set PUBSUB_BROKER to 'nats'.",
                 id="wsgateway.E101",
             )
@@ -62,7 +62,7 @@ def check_production_broker(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_production_transport(**kwargs: Any) -> list[CheckMessage]:
-    """W104: messages that cross a network in clear."""
+    """W104: messages that cross a network unencrypted."""
     if not possible("NATS_BROKER_URL", "WSGATEWAY_NATS_TLS_CA", "WSGATEWAY_NATS_TLS_CERT"):
         return []
     if settings.NATS_TLS_CA or settings.NATS_TLS_CERT:
@@ -102,12 +102,12 @@ def check_production_replicas(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_production_identity(**kwargs: Any) -> list[CheckMessage]:
-    """E106: identities that anybody can claim."""
+    """E106: identities that anyone can claim."""
     if not possible("WSGATEWAY_IDENTITY") or not any(map(_is_plain, settings.IDENTITY)):
         return []
     return [
         Error(
-            "WSGATEWAY_IDENTITY holds CookieIdentity: everybody can read everybody's messages.",
+            "WSGATEWAY_IDENTITY holds CookieIdentity: anyone can read anyone's messages.",
             hint="Use SessionIdentity, SignedCookieIdentity or TokenIdentity.",
             id="wsgateway.E106",
         )
@@ -139,12 +139,12 @@ def check_production_origins(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_production_metrics(**kwargs: Any) -> list[CheckMessage]:
-    """W120: metrics that everybody can read; W121: a token that can be guessed."""
+    """W120: metrics that anyone can read; W121: a token that can be guessed."""
     if not possible("WSGATEWAY_METRICS_TOKEN", "WSGATEWAY_METRICS_NETWORKS"):
         return []
     found: list[CheckMessage] = [
         Warning(
-            f"WSGATEWAY_METRICS_NETWORKS holds {each!r}: everybody can read the metrics.",
+            f"WSGATEWAY_METRICS_NETWORKS holds {each!r}: anyone can read the metrics.",
             hint="List the networks of your Prometheus servers, or use WSGATEWAY_METRICS_TOKEN.",
             id="wsgateway.W120",
         )

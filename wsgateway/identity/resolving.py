@@ -71,7 +71,7 @@ def _nobody(scope: Scope) -> IdentityRefused:
     if not takes_tokens and token_in(scope):
         reason = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"
     elif takes_sessions and cookie(scope, settings.session_cookie_name):
-        reason = "nobody is logged in with this session cookie, or no longer; log in again"
+        reason = "this session is not logged in, or has ended; log in again"
     elif takes_tokens:
         reason = "not logged in; log in first, or send a token"
     else:

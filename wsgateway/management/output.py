@@ -335,7 +335,7 @@ class Output:
             return
         if not self.somebody_answers:
             raise CommandError(
-                "standard input is not a terminal, so nobody can confirm this; pass --no-input",
+                "standard input is not a terminal, so no one can confirm this; pass --no-input",
                 returncode=Exit.USAGE,
             )
         try:

@@ -68,7 +68,7 @@ def _users(out: Output, service: str) -> Iterable[str]:
                 break
     out.document({"service": service, "users": users, "silent": sorted(silent)})
     columns = [Column("User", whole=False), Column("Sockets", right=True)]
-    out.table("", columns, users.items(), empty=f"Nobody is online in {service}.")
+    out.table("", columns, users.items(), empty=f"No one is online in {service}.")
     return silent
 
 

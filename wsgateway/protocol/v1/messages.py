@@ -63,7 +63,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_TYPE = "unknown_type", False, "this gateway does not know that type of message"
     TOO_BIG = "too_big", False, "the message is larger than the gateway accepts"
     FORBIDDEN = "forbidden", False, "the client may not do that"
-    TOO_MANY = "too_many", False, "the socket is at its limit of these"
+    TOO_MANY = "too_many", False, "the socket has reached its limit for these"
     QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
     RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
     UNAVAILABLE = "unavailable", True, "the broker did not confirm it; it may have been stored"
