@@ -9,13 +9,15 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.support import ROOT
+from wsgateway.exceptions import NameRefused
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import (
     Accepted,
     Ack,
@@ -109,6 +111,29 @@ def test_choose_subprotocol_prefers_the_best_that_both_know(
 )
 def test_parse_resume(query: bytes, resume: Resume) -> None:
     assert protocol.parse_resume(query) == resume
+
+
+@given(*[st.text(min_size=1, max_size=9)] * 4, st.integers(0, 3))
+@example("a.b", "c", "a", "b.c", 0)
+@example("orders", "ann", "orders", "ann", 1)
+def test_a_position_is_of_one_inbox(
+    service: str, user: str, other_service: str, other_user: str, lives: int
+) -> None:
+    inbox, other = Inbox(service, user), Inbox(other_service, other_user)
+    try:
+        claim = Resume(None, protocol.name_epoch("2026-11-23T21:00:00Z", inbox, lives), 7)
+        assert claim.is_of(inbox)
+        assert claim.is_of(other) is (inbox == other)
+    except NameRefused:
+        return
+    assert claim.stream_epoch == "2026-11-23T21:00:00Z"
+
+
+@pytest.mark.parametrize("epoch", [None, "2026-11-23T21:00:00Z", "2026-11-23T21:00:00Z~1"])
+def test_a_position_of_an_earlier_version_is_of_any_inbox(epoch: str | None) -> None:
+    claim = Resume(None, epoch, 7)
+    assert claim.is_of(Inbox("orders", "ann"))
+    assert claim.stream_epoch == (epoch or "").removesuffix("~1")
 
 
 @pytest.mark.parametrize(

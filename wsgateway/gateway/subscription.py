@@ -82,12 +82,17 @@ class Subscription:
         """Return where delivery begins.
 
         Args:
-            claim: The client's own position, if it has one; otherwise the device's cursor counts.
+            claim: The client's own position, if it has one; otherwise the device's cursor counts,
+                as it does for the position of a client that was another user before.
 
         Raises:
             BrokerUnavailable: The cursor could not be read.
         """
-        start = await self._find_start(claim, self.key[1])
+        if claim.is_of(self.inbox):
+            start = await self._find_start(claim, self.key[1])
+        else:
+            start = await self._find_start(Resume(claim.device), self.key[1])
+            start = start._replace(reason=Reason.EPOCH)
         self.epoch = start.epoch
         return start
 

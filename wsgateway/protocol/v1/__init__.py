@@ -57,6 +57,7 @@ from wsgateway.protocol.v1.messages import (
     Welcome,
     encode_ping,
     encode_pong,
+    name_epoch,
     valid_id,
 )
 
@@ -103,6 +104,7 @@ __all__ = [
     "encode_welcome",
     "largest_frame",
     "largest_message",
+    "name_epoch",
     "parse_client",
     "parse_resume",
     "parse_server",

@@ -31,7 +31,6 @@ from wsgateway.protocol.v1.gateway import (
     parse_client,
 )
 from wsgateway.protocol.v1.messages import (
-    LIFE,
     Ack,
     ClientMessage,
     ErrorCode,
@@ -41,6 +40,7 @@ from wsgateway.protocol.v1.messages import (
     Watch,
     encode_ping,
     encode_pong,
+    name_epoch,
 )
 from wsgateway.protocol.v1.watches import Watches
 
@@ -63,7 +63,7 @@ class V1Endpoint(Endpoint):
     def __init__(self, limits: Limits, now: float) -> None:
         super().__init__(limits, now)
         self._heartbeat: Heartbeat | None = None  # set by `open`
-        self._epoch = ""  # what the client calls the epoch of its offsets, see `welcome`
+        self._epoch = ""  # what the client calls the epoch of its offsets, see `name_epoch`
         self._lives = 0  # how often delivery began again
         self._unnamed = False  # the client sent an acknowledgement without an epoch
         self._service = ""  # the client's own; set by `welcome`
@@ -159,14 +159,10 @@ class V1Endpoint(Endpoint):
     # -- to the client -------------------------------------------------------------------
 
     def welcome(self, client: Client, start: Start) -> str:
-        """See `Endpoint.welcome`.
-
-        A stream that loses its end keeps its epoch, and a late acknowledgement would confirm
-        messages of the same offsets. So the client gets another name for the epoch each time that
-        delivery begins again; `Resume.stream_epoch` takes it for the epoch.
-        """
+        """See `Endpoint.welcome`."""
         self._service = client.service
-        self._epoch = f"{start.epoch}{LIFE}{self._lives}" if self._lives else start.epoch
+        inbox = Inbox(client.service, client.user)
+        self._epoch = name_epoch(start.epoch, inbox, self._lives)
         return encode_welcome(
             **client._asdict(),
             epoch=self._epoch,

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2s
 
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.protocol.endpoint import Confirm
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox, encode_token
 
 __all__ = [
     "Accepted",
@@ -33,11 +35,14 @@ __all__ = [
     "Welcome",
     "encode_ping",
     "encode_pong",
+    "name_epoch",
     "valid_id",
 ]
 
-LIFE = "~"
-"""Joins an epoch and the number of times that an open socket began again; in no epoch itself."""
+JOINT = "~"
+"""Joins the parts of `name_epoch`; in no epoch itself."""
+MARK_SIZE = 6
+"""Bytes of an inbox's mark in a position. It prevents mistakes; no right depends on it."""
 MAX_AFTER = 3600
 """Longest delay, in seconds, that a gateway asks for."""
 MAX_PING = 86400
@@ -82,7 +87,7 @@ class Reason(StrEnum):
         return member
 
     NEW = "new", "neither the client nor its device has a position yet"
-    EPOCH = "epoch", "the client's position belongs to another stream"
+    EPOCH = "epoch", "the client's position belongs to another stream or another user"
     TRIMMED = "trimmed", "messages after the position may have expired or been trimmed"
     AHEAD = "ahead", "the stream lost its end, and the position is beyond it"
 
@@ -274,8 +279,35 @@ class Resume:
 
     @property
     def stream_epoch(self) -> str:
-        """The stream's epoch; a gateway may have told the client another name for it."""
-        return (self.epoch or "").partition(LIFE)[0]
+        """The stream's epoch, without what `name_epoch` adds."""
+        return (self.epoch or "").partition(JOINT)[0]
+
+    def is_of(self, inbox: Inbox) -> bool:
+        """Whether the position was given to a client of *inbox*.
+
+        All inboxes share the stream's offsets, so another inbox's position looks plausible. True
+        for a bare epoch, which a gateway of an earlier version gave.
+        """
+        mark = (self.epoch or "").partition(JOINT)[2].partition(JOINT)[0]
+        return len(mark) != 2 * MARK_SIZE or mark == _mark(inbox)
+
+
+def _mark(inbox: Inbox) -> str:
+    name = f"{encode_token(inbox.service)}.{encode_token(inbox.user)}"
+    return blake2s(name.encode(), digest_size=MARK_SIZE).hexdigest()
+
+
+def name_epoch(epoch: str, inbox: Inbox, lives: int) -> str:
+    """Return what a client calls the *epoch* of its offsets; opaque to clients.
+
+    Args:
+        epoch: The stream's.
+        inbox: Where the offsets are from: a client may come back as another user.
+        lives: How often delivery began again on the client's connection. A stream that loses its
+            end keeps its epoch, and a late acknowledgement would confirm other messages.
+    """
+    parts = (epoch, _mark(inbox), *([str(lives)] if lives else []))
+    return JOINT.join(parts)
 
 
 def valid_id(id: object) -> bool:

@@ -1,0 +1,84 @@
+"""Positions that belong to another user: a browser or program whose login changes reconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from tests.support import Gateway
+from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.v1 import SUBPROTOCOL
+
+ANN = Inbox("orders", "ann")
+BOB = Inbox("orders", "bob")
+
+
+async def take(socket: ClientConnection) -> Any:
+    async with asyncio.timeout(20):
+        return json.loads(await socket.recv())
+
+
+def position(welcome: Any, offset: int) -> str:
+    """Return the query with which the client of *welcome* resumes."""
+    return "?" + urlencode({"epoch": welcome["epoch"], "offset": offset})
+
+
+@pytest.fixture
+async def ann(gateway: Gateway, broker: NatsBroker) -> AsyncIterator[str]:
+    """The query that resumes Ann's position, which is beyond two messages for Bob."""
+    for text in (b"one", b"two"):
+        await broker.publish(BOB, text)
+    offset = (await broker.publish(ANN, b"for ann")).offset
+    async with gateway.connect(*ANN, subprotocols=[SUBPROTOCOL]) as socket:
+        yield position(await take(socket), offset)
+
+
+async def test_a_position_of_another_user_skips_no_message(gateway: Gateway, ann: str) -> None:
+    """The gateway said ``recovered: true``, sent Bob nothing, and moved his device's cursor."""
+    async with gateway.connect(*BOB, query=ann, subprotocols=[SUBPROTOCOL]) as socket:
+        welcome = await take(socket)
+        assert (welcome["recovered"], welcome["reason"]) == (False, "epoch")
+        assert [(await take(socket))["data"] for _ in range(2)] == ["one", "two"]
+    async with gateway.connect(*BOB, subprotocols=[SUBPROTOCOL]) as socket:
+        welcome = await take(socket)
+        assert (welcome["offset"], welcome["reason"]) == (0, "new"), "nothing is acknowledged"
+        assert (await take(socket))["data"] == "one"
+
+
+async def test_a_position_of_another_user_gives_way_to_the_device(
+    gateway: Gateway, broker: NatsBroker, ann: str
+) -> None:
+    first = (await broker.read_after(BOB, 0, limit=1)).messages[0].offset
+    await broker.save_cursor(BOB, "default", first)
+    async with gateway.connect(*BOB, query=ann, subprotocols=[SUBPROTOCOL]) as socket:
+        welcome = await take(socket)
+        assert (welcome["offset"], welcome["reason"]) == (first, "epoch")
+        assert (await take(socket))["data"] == "two"
+
+
+async def test_a_position_resumes_in_its_own_inbox(
+    gateway: Gateway, broker: NatsBroker, ann: str
+) -> None:
+    await broker.publish(ANN, b"later")
+    async with gateway.connect(*ANN, query=ann, subprotocols=[SUBPROTOCOL]) as socket:
+        assert (await take(socket))["recovered"] is True
+        assert (await take(socket))["data"] == "later"
+
+
+async def test_a_position_of_an_earlier_version_resumes(
+    gateway: Gateway, broker: NatsBroker
+) -> None:
+    """It has the stream's epoch alone."""
+    offset = (await broker.publish(ANN, b"before")).offset
+    await broker.publish(ANN, b"later")
+    query = "?" + urlencode({"epoch": broker.epoch, "offset": offset})
+    async with gateway.connect(*ANN, query=query, subprotocols=[SUBPROTOCOL]) as socket:
+        assert (await take(socket))["recovered"] is True
+        assert (await take(socket))["data"] == "later"
