@@ -11,8 +11,10 @@ from urllib.parse import urlencode
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from tests.support import Gateway
+from tests.support import Gateway, until
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.client import GatewayError, connect
+from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import SUBPROTOCOL
 
@@ -82,3 +84,32 @@ async def test_a_position_of_an_earlier_version_resumes(
     async with gateway.connect(*ANN, query=query, subprotocols=[SUBPROTOCOL]) as socket:
         assert (await take(socket))["recovered"] is True
         assert (await take(socket))["data"] == "later"
+
+
+async def test_a_client_whose_login_changes_sends_nothing_as_the_other_user(
+    gateway: Gateway, broker: NatsBroker
+) -> None:
+    """What waited in the queue of Ann's client was published as Bob."""
+    await broker.publish(BOB, b"for bob")
+    headers = {"Cookie": "service=orders; user=ann"}
+    client = connect(
+        gateway.ws("/ws/orders/"),
+        additional_headers=headers,
+        backoff=Backoff(initial=0.2, cap=0.2, jitter=0.0),
+    )
+    async with client:
+        await client.send("as ann")
+        headers["Cookie"] = "service=orders; user=bob"
+        await asyncio.to_thread(gateway.stop)
+        await until(lambda: client.state.value != "open", 20, "the connection is lost")
+        sending = asyncio.create_task(client.send("still as ann"))
+        await until(lambda: client.pending == 1, 20, "the message waits")
+        await asyncio.to_thread(gateway.start)
+        with pytest.raises(GatewayError, match=r"'bob' of 'orders', but .* 'ann'") as caught:
+            async with asyncio.timeout(20):
+                await sending
+        assert (caught.value.code, caught.value.close_code) == ("closed", 4501)
+        with pytest.raises(GatewayError):
+            await client.recv()
+    queue = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.queue('orders')}")
+    assert queue["state"]["messages"] == 1

@@ -375,6 +375,43 @@ test("recovered says what may be missing, and another epoch begins again", async
   ]);
 });
 
+test("another user closes the client; connect() goes on as that user", async () => {
+  const page = new FakePage();
+  const client = page.client();
+  client.connect();
+  await settle();
+  page.socket.welcome();
+  page.socket.message(50); // no listener, so it waits in the page
+  page.socket.end(1006);
+  const sending = client.send("as u");
+  await page.tick(500);
+  page.socket.welcome({ user: "v", epoch: "e1~v", offset: 3, recovered: false, reason: "epoch" });
+  const error = await outcome(sending);
+  assert.deepEqual([error.code, error.closeCode], ["closed", 4501]);
+  assert.match(error.message, /'v' of 's', but this client belongs to 'u' of 's'/);
+  assert.deepEqual([client.state, client.welcome.user, page.socket.frames()], ["closed", "u", []]);
+  assert.deepEqual(client.errors.map(({ closeCode }) => closeCode), [4501]);
+
+  const connected = client.connect();
+  const answer = client.send("as v");
+  await settle();
+  page.socket.welcome({ user: "v", epoch: "e1~v", offset: 3, recovered: false, reason: "epoch" });
+  assert.equal(await outcome(connected), undefined);
+  assert.deepEqual(page.socket.frames("message").map(({ data }) => data), ["as v"]);
+  page.socket.message(4);
+  const got = [];
+  client.on("message", ({ offset }) => got.push(offset));
+  await settle();
+  assert.deepEqual(got, [4]);
+  assert.deepEqual(client.position, { epoch: "e1~v", offset: 4 });
+  assert.equal(await outcome(answer), "pending");
+
+  page.socket.end(1006);
+  await page.tick(500);
+  page.socket.welcome();
+  assert.equal(client.state, "closed", "it belongs to v now");
+});
+
 test("a second welcome on an open socket replaces the position", async () => {
   const page = new FakePage();
   const client = await page.opened();

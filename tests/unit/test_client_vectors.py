@@ -119,6 +119,9 @@ class Runner:
         except ProtocolError:
             self.end("not the protocol", 4500)
             return
+        except GatewayError as exc:
+            self.end(str(exc), exc.close_code)
+            return
         if self.session.is_open and not was_open:
             self.become("open")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
+from wsgateway.client.errors import GatewayError
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import ProtocolError
 
@@ -55,6 +56,8 @@ def translated() -> Iterator[None]:
         raise Lost(code, reason) from exc
     except InvalidStatus as exc:
         raise _refused(exc.response.status_code) from exc
+    except GatewayError as exc:  # the session ends itself
+        raise Final(exc.close_code or CloseCode.BAD_REQUEST, str(exc)) from exc
     except (InvalidURI, ProtocolError) as exc:
         raise Final(CloseCode.BAD_REQUEST, str(exc)) from exc
     except (OSError, TimeoutError, WebSocketException) as exc:

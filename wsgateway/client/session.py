@@ -191,6 +191,7 @@ class ClientSession:
         """Take one websocket frame.
 
         Raises:
+            GatewayError: The connection belongs to another user than before; do not reconnect.
             ProtocolError: The other end does not speak this protocol; do not reconnect.
         """
         frame = parse_server(text)
@@ -216,6 +217,9 @@ class ClientSession:
         return []
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[Event]:
+        if self.welcome is not None and _whose(welcome) != _whose(self.welcome):
+            # What waits here must not be sent as another user
+            raise _another_user(self.welcome, welcome)
         self._inbox.welcome(welcome)
         self.welcome = welcome
         if not self.is_open:
@@ -402,6 +406,18 @@ class ClientSession:
         if sign is Sign.ASK:
             self._controls.append(encode_ping())
         return sign is not Sign.DEAD
+
+
+def _whose(welcome: Welcome) -> tuple[str, str]:
+    return welcome.service, welcome.user
+
+
+def _another_user(before: Welcome, now: Welcome) -> GatewayError:
+    text = (
+        f"connected as {now.user!r} of {now.service!r}, but this client belongs to "
+        f"{before.user!r} of {before.service!r}; make a new client"
+    )
+    return GatewayError("closed", text, False, close_code=CloseCode.NOT_AUTHENTICATED)
 
 
 def _too_big(id: str, size: int, limit: int) -> GatewayError:

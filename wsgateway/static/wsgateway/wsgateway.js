@@ -750,6 +750,7 @@ export class WsGateway {
   #openedAt = 0;
   #attempt = 0; // number of the connection attempt; a token that comes late is dropped
   #token = null;
+  #reopened = false; // connect() was called after a close: the client may become another user's
   #stale = true; // ask for the token before the next attempt
   #refreshed = false; // asked for another token since the last welcome
   #opening = null; // {promise, resolve, reject} of connect()
@@ -832,7 +833,7 @@ export class WsGateway {
     }
     const { promise } = this.#opening;
     if (this.#state === "idle" || this.#state === "closed") {
-      this.#stale = true;
+      this.#stale = this.#reopened = true;
       this.#refreshed = false;
       this.#backoff.reset();
       if (this.#host.addEventListener) this.#unhook ??= watchPage(this.#host, this.#page);
@@ -1027,6 +1028,12 @@ export class WsGateway {
 
   #onWelcome(frame) {
     const { epoch, offset, recovered, reason = null, max_message_size: limit } = frame;
+    const before = this.#welcome ?? frame;
+    if (frame.user !== before.user || frame.service !== before.service) {
+      if (!this.#reopened) return this.#anotherUser(before, frame);
+      this.#backlog = []; // the other user's
+    }
+    this.#reopened = false;
     // Queued before the limit was known
     for (const { id, size } of this.#outbox.largerThan(limit)) this.#fail(id, tooBig(id, size, limit));
     if (this.#inbox.welcome(frame)) this.#unacked = 0;
@@ -1043,6 +1050,14 @@ export class WsGateway {
     }
     this.#events.emit("recovered", { recovered, reason, epoch, offset });
     this.#flush();
+  }
+
+  /** What waits here must not be sent as another user. */
+  #anotherUser(before, now) {
+    const text = `connected as '${now.user}' of '${now.service}', but this client belongs to ` +
+      `'${before.user}' of '${before.service}'; make a new client`;
+    const error = new GatewayError("closed", text, false, { closeCode: NOT_AUTHENTICATED });
+    this.#stop(error, { code: NOT_AUTHENTICATED, reason: text });
   }
 
   /** A user's state; *id* is that of the watch that it answers. Later versions may send more fields. */
