@@ -18,7 +18,10 @@ from tests.support import ROOT, site_env
 Manage = Callable[..., str]
 
 STEP = re.compile(r"^(?P<text>\S.*):\n\n(?P<code>(?:(?:    .*)?\n)+)", re.M)
-FILE = re.compile(r"(?P<how>Add this to the end of|Replace all of|Create) (?P<name>\S+)")
+FILE = re.compile(
+    r"(?P<how>Add this to the end of|Replace all of|Create|Replace CHANNEL_LAYERS in)"
+    r" (?P<name>[\w/.]+\w)"
+)
 OWN_ROUTES = """
 import os
 from django.core.asgi import get_asgi_application
@@ -26,6 +29,43 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
 django_application = get_asgi_application()
 from channels.routing import ProtocolTypeRouter, URLRouter
 application = ProtocolTypeRouter({"http": django_application, "websocket": URLRouter([])})
+"""
+CHANNELS_PROJECT = """
+INSTALLED_APPS = ["daphne", "channels", *INSTALLED_APPS, "chat", "wsgateway"]
+ASGI_APPLICATION = "mysite.asgi.application"
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.core.RedisChannelLayer",
+        "CONFIG": {"hosts": [("127.0.0.1", 6379)]},
+    },
+}
+"""
+CHANNELS_ASGI = """
+import os
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+django_asgi_app = get_asgi_application()
+
+from chat.routing import websocket_urlpatterns
+
+application = ProtocolTypeRouter(
+    {
+        "http": django_asgi_app,
+        "websocket": AuthMiddlewareStack(
+            URLRouter(websocket_urlpatterns)
+        ),
+    }
+)
+"""
+CHANNELS_ROUTING = """
+from channels.generic.websocket import WebsocketConsumer
+from django.urls import re_path
+
+websocket_urlpatterns = [re_path(r"ws/chat/(?P<room_name>\\w+)/$", WebsocketConsumer.as_asgi())]
 """
 COMPLETE = "Nothing is missing.\n"
 
@@ -61,7 +101,8 @@ def follow(project: Path, printed: str, manage: Manage) -> None:
         if match := FILE.match(step["text"]):
             path = project / match["name"]
             assert path.exists() == (match["how"] != "Create")
-            kept = path.read_text() if match["how"].startswith("Add") else ""
+            keeps = match["how"].startswith("Add") or "CHANNEL_LAYERS" in match["how"]
+            kept = path.read_text() if keeps else ""
             path.write_text(kept + code)
         else:
             words = shlex.split(code)
@@ -88,10 +129,29 @@ def test_what_it_prints_completes_a_new_project(
     assert "django.contrib.admin" in runpy.run_path(str(settings))["INSTALLED_APPS"]
 
 
+def test_what_it_prints_completes_a_channels_project(
+    started: Path, tmp_path: Path, manage: Manage
+) -> None:
+    """It once printed hints without code for the Channels tutorial's own chat."""
+    project = Path(shutil.copytree(started, tmp_path / "copy"))
+    manage(project, "startapp", "chat")
+    (project / "chat/routing.py").write_text(CHANNELS_ROUTING)
+    (project / "mysite/asgi.py").write_text(CHANNELS_ASGI)
+    with (project / "mysite/settings.py").open("a") as file:
+        file.write(CHANNELS_PROJECT)
+    follow(project, manage(project, "gateway", "init"), manage)
+    assert "System check identified no issues (0 silenced)." in manage(project, "check")
+    assert manage(project, "gateway", "init").startswith(COMPLETE)
+    found = manage(
+        project, "shell", "-v", "0", "-c", "from mysite.asgi import routes; print(routes.routes)"
+    )
+    assert "room_name" in found
+
+
 @pytest.mark.parametrize(
     ("asgi", "text"),
     [
-        (OWN_ROUTES, "Change mysite/asgi.py. ASGI_APPLICATION is 'mysite.asgi.application', where"),
+        (OWN_ROUTES, "Where it says websocket_urlpatterns, name the list of your routes:"),
         (
             "import wsgateway.asgi\napplication = wsgateway.asgi.application()\n",
             "Add this to mysite/asgi.py, before application is made; servers do not set it:",

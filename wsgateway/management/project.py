@@ -6,6 +6,7 @@ The system checks know most of it; this turns what they report into lines to cop
 from __future__ import annotations
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ __all__ = ["Step", "find_missing", "next_commands"]
 CHANNELS, NO_APPLICATION, NO_DAPHNE = (f"wsgateway.W0{n}" for n in ("01", "02", "12"))
 ENTRY_POINT = {f"wsgateway.W0{n}" for n in ("03", "10", "11")}
 """Checks of what ASGI_APPLICATION names."""
+NO_GATEWAY, OTHER_LAYER = "wsgateway.W011", "wsgateway.W014"
 OWN_ROUTES = ("URLRouter", "ProtocolTypeRouter", "wsgateway")
 """What an asgi.py has that is not the one of ``startproject``."""
 LAYER = 'CHANNEL_LAYERS = {"default": {"BACKEND": "wsgateway.layer.NatsChannelLayer"}}'
@@ -34,6 +36,21 @@ import wsgateway.asgi
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "{settings}")
 
 application = wsgateway.asgi.application()
+"""
+BESIDE_OWN_ROUTES = """\
+from channels.auth import AuthMiddlewareStack
+from channels.routing import URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.urls import path
+
+import wsgateway.asgi
+from wsgateway.routing import gateway_router
+
+routes = URLRouter([*{routes}, path("ws/", gateway_router)])
+application = wsgateway.asgi.application(
+    http={http},
+    websocket=AllowedHostsOriginValidator(AuthMiddlewareStack(routes)),  # or your own middleware
+)
 """
 SERVICE = """\
 from wsgateway import service
@@ -67,6 +84,9 @@ def find_missing() -> list[Step]:
         code = SERVICE.format(name=_app_name())
         steps.append(_create(_app_folder() / f"{settings.SERVICES_MODULE}.py", code))
     known = {CHANNELS, NO_APPLICATION, NO_DAPHNE, *ENTRY_POINT}
+    if OTHER_LAYER in problems and settings.channel_layers.keys() == {"default"}:
+        steps.append(_other_layer(problems[OTHER_LAYER]))
+        known.add(OTHER_LAYER)
     others = (each for id, each in problems.items() if id not in known)
     return steps + [Step(f"{each.msg} {each.hint or ''}".strip(), "", "") for each in others]
 
@@ -141,6 +161,8 @@ def _entry_point(problems: dict[str, CheckMessage]) -> list[Step]:
     if not any(word in source for word in OWN_ROUTES):
         return [Step(f"Replace all of {file}:", file, code)]
     found = next((problems[id] for id in sorted(ENTRY_POINT & problems.keys())), None)
+    if found is not None and found.id == NO_GATEWAY and "URLRouter" in source:
+        return [_beside_own_routes(file, source)]
     if found is not None:
         return [Step(f"Change {file}. {found.msg} {found.hint}", file, "")]
     if "DJANGO_SETTINGS_MODULE" in source:
@@ -148,6 +170,27 @@ def _entry_point(problems: dict[str, CheckMessage]) -> list[Step]:
     line = next(line for line in code.splitlines() if "DJANGO" in line)
     text = f"Add this to {file}, before application is made; servers do not set it:"
     return [Step(text, file, f"import os\n\n{line}\n")]
+
+
+def _beside_own_routes(file: str, source: str) -> Step:
+    routes = re.search(r"URLRouter\(\s*([\w.]+)\s*\)", source)
+    http = re.search(r"^(\w+) = get_asgi_application\(\)", source, re.M)
+    code = BESIDE_OWN_ROUTES.format(
+        routes=routes[1] if routes else "websocket_urlpatterns", http=http[1] if http else None
+    )
+    text = f"Add this to the end of {file}, to serve wsgateway beside your own routes"
+    if not routes:
+        text += ". Where it says websocket_urlpatterns, name the list of your routes"
+    return Step(f"{text}:", file, code)
+
+
+def _other_layer(problem: CheckMessage) -> Step:
+    file = _settings_file()
+    text = (
+        f"Replace CHANNEL_LAYERS in {file}. {problem.msg} If only consumers of your own use this "
+        f"layer, keep it, and add {OTHER_LAYER!r} to SILENCED_SYSTEM_CHECKS instead:"
+    )
+    return Step(text, file, f"{LAYER}\n")
 
 
 def _create(path: Path, code: str) -> Step:
