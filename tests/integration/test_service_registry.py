@@ -106,11 +106,14 @@ async def test_shared_stream_of_an_earlier_version_goes_on(
 
 
 def test_runservice_refuses_what_no_client_can_reach(nats_settings: Any) -> None:
-    """Its worker waited for ever for a stream that nobody makes, without a word."""
+    """Its worker waited for ever for a stream that nobody makes, without a word.
+
+    Without a name, it said that no app has a service, when the setting listed none of them.
+    """
     nats_settings.WSGATEWAY_SERVICES = ["orders"]
     with pytest.raises(CommandError, match="WSGATEWAY_SERVICES does not list 'demo'"):
         call_command("runservice", "demo", "--noreload")
-    with pytest.raises(CommandError, match="no app has a service"):
+    with pytest.raises(CommandError, match="WSGATEWAY_SERVICES does not list 'demo'"):
         call_command("runservice", "--noreload")
 
 

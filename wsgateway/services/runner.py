@@ -29,13 +29,13 @@ def services_to_run(names: list[str]) -> list[Service]:
     """Return the services with these *names*; without any, all that clients may name.
 
     Raises:
-        LookupError: There is none, or ``WSGATEWAY_SERVICES`` does not list one of *names*.
+        LookupError: There is none, or ``WSGATEWAY_SERVICES`` does not list one of *names*, or any.
     """
     declared = declared_services()
     found = [get_service(name) for name in dict.fromkeys(names or discover())]
     listed = [each for each in found if declared.is_open or each.name in declared.services]
     unlisted = [each.name for each in found if each not in listed]
-    if names and unlisted:
+    if unlisted and (names or not listed):
         raise LookupError(
             f"WSGATEWAY_SERVICES does not list {unlisted[0]!r}, so no client can reach it; add it"
         )
