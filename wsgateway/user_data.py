@@ -65,31 +65,32 @@ class UserData:
         return self.outbox_rows + sum(held.total for held in self.services.values())
 
 
-def find(user: str, *, service: str | None = None) -> UserData:
+def find(user: str, *, service: str | None = None, using: str | None = None) -> UserData:
     """Return what is stored about a user. Changes nothing.
 
     Args:
         user: The user's name.
         service: In this service only; None: in all, those included that no longer exist.
+        using: The outbox's database; None: as the router says.
 
     Raises:
         NameRefused: No user, or no service, can have this name.
     """
     _require_names(user, service)
-    rows = _count_rows(user, service)
+    rows = _count_rows(user, service, using)
     found = runtime.call_sync(lambda broker: broker.operations.held(user, service))
     return UserData(found, rows)
 
 
-async def afind(user: str, *, service: str | None = None) -> UserData:
+async def afind(user: str, *, service: str | None = None, using: str | None = None) -> UserData:
     """Do what `find` does, from asynchronous code."""
     _require_names(user, service)
-    rows = await sync_to_async(_count_rows)(user, service)
+    rows = await sync_to_async(_count_rows)(user, service, using)
     found = await runtime.call(lambda broker: broker.operations.held(user, service))
     return UserData(found, rows)
 
 
-def delete(user: str, *, service: str | None = None) -> UserData:
+def delete(user: str, *, service: str | None = None, using: str | None = None) -> UserData:
     """Delete what is stored about a user for good, and return what it was. Idempotent.
 
     Open sockets are closed with 4505 (raw: 1008). A user who can still log in, and does, begins to
@@ -98,19 +99,20 @@ def delete(user: str, *, service: str | None = None) -> UserData:
     Args:
         user: The user's name.
         service: In this service only; None: in all, those included that no longer exist.
+        using: The outbox's database; None: as the router says.
 
     Raises:
         NameRefused: No user, or no service, can have this name.
     """
     _require_names(user, service)
-    rows = _delete_rows(user, service)  # first: a relay would send them again
+    rows = _delete_rows(user, service, using)  # first: a relay would send them again
     return runtime.call_sync(partial(_delete, user=user, service=service, rows=rows))
 
 
-async def adelete(user: str, *, service: str | None = None) -> UserData:
+async def adelete(user: str, *, service: str | None = None, using: str | None = None) -> UserData:
     """Do what `delete` does, from asynchronous code."""
     _require_names(user, service)
-    rows = await sync_to_async(_delete_rows)(user, service)
+    rows = await sync_to_async(_delete_rows)(user, service, using)
     return await runtime.call(partial(_delete, user=user, service=service, rows=rows))
 
 
@@ -187,16 +189,19 @@ async def _remove_blobs(broker: Broker, inbox: Inbox) -> None:
 # -- the outbox --------------------------------------------------------------------------
 
 
-def _count_rows(user: str, service: str | None) -> int:
-    return _on_rows(user, service, lambda rows: rows.count())
+def _count_rows(user: str, service: str | None, using: str | None) -> int:
+    return _on_rows(user, service, using, lambda rows: rows.count())
 
 
-def _delete_rows(user: str, service: str | None) -> int:
-    return _on_rows(user, service, lambda rows: rows.delete()[0])
+def _delete_rows(user: str, service: str | None, using: str | None) -> int:
+    return _on_rows(user, service, using, lambda rows: rows.delete()[0])
 
 
 def _on_rows(
-    user: str, service: str | None, action: Callable[[QuerySet[OutboxMessage]], int]
+    user: str,
+    service: str | None,
+    using: str | None,
+    action: Callable[[QuerySet[OutboxMessage]], int],
 ) -> int:
     """Do something to a user's rows; 0 if the project has no outbox."""
     if not apps.is_installed("wsgateway.outbox"):
@@ -204,7 +209,7 @@ def _on_rows(
     from wsgateway.outbox.models import OutboxMessage
     from wsgateway.outbox.schema import naming_the_cure
 
-    using = router.db_for_write(OutboxMessage)
+    using = using or router.db_for_write(OutboxMessage)
     rows = OutboxMessage.objects.using(using).filter(user=user)
     with naming_the_cure(using):
         return action(rows if service is None else rows.filter(service=service))

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable
 
 from django.core.management.base import CommandError
+from django.db import connections
 
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import ServiceUnknown
@@ -18,6 +19,7 @@ from wsgateway.protocol.subjects import Inbox
 __all__ = [
     "add_inbox",
     "count",
+    "database",
     "inbox_of",
     "page",
     "require_complete",
@@ -55,6 +57,14 @@ def seconds(text: str) -> float:
     if not 0 <= number <= threading.TIMEOUT_MAX:
         raise ArgumentTypeError(f"{text[:40]!r} is not a number of seconds, 0 or more")
     return number
+
+
+def database(text: str) -> str:
+    """Take the alias of a database."""
+    if text not in connections:
+        known = ", ".join(connections)
+        raise ArgumentTypeError(f"{text[:40]!r} is not in DATABASES, which has {known}")
+    return text
 
 
 def require_complete(silent: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from django.core.management.base import CommandError
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.management.arguments import count, require_service
+from wsgateway.management.arguments import count, database, require_service
 from wsgateway.management.base import Action, Options, add_no_input
 from wsgateway.management.exits import Exit, command_error
 from wsgateway.management.gateway.user_purge import purge_user
@@ -49,6 +49,12 @@ class Purge(Action):
         parser.add_argument(
             "--dry-run", action="store_true", help="with --user: only show what would be deleted"
         )
+        parser.add_argument(
+            "--database",
+            metavar="ALIAS",
+            type=database,
+            help="with --user: the outbox's database; default: the router's choice",
+        )
         add_no_input(parser)
 
     def run(self, out: Output, options: Options) -> None:
@@ -60,8 +66,9 @@ class Purge(Action):
             purge_user(out, options["user"], options)
         elif None in named:
             raise CommandError("give SERVICE and USER, or --user NAME", returncode=Exit.USAGE)
-        elif options["only_service"] is not None or options["dry_run"]:
-            raise CommandError("--service and --dry-run need --user", returncode=Exit.USAGE)
+        elif options["dry_run"] or {options["only_service"], options["database"]} != {None}:
+            text = "--service, --database and --dry-run need --user"
+            raise CommandError(text, returncode=Exit.USAGE)
         else:
             _purge_inbox(out, Inbox(*named), options)
 

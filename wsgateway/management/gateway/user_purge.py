@@ -24,8 +24,8 @@ COLUMNS = [
 
 def purge_user(out: Output, user: str, options: Options) -> None:
     """Show what is stored about a user, ask, delete it, and print what it was."""
-    service = options["only_service"]
-    found = user_data.find(user, service=service)
+    service, using = options["only_service"], options["database"]
+    found = user_data.find(user, service=service, using=using)
     if options["dry_run"]:
         _print(out, found, user, dry_run=True)
         return
@@ -35,7 +35,7 @@ def purge_user(out: Output, user: str, options: Options) -> None:
         f"({some(found.total, 'record')}), and close open sockets?"
     )
     out.confirm(question, interactive=options["interactive"])
-    deleted = user_data.delete(user, service=service)
+    deleted = user_data.delete(user, service=service, using=using)
     _print(out, deleted, user, dry_run=False)
     require_complete(deleted.silent)
 

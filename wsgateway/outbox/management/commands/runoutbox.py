@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from django.core.management.base import CommandError
 
 from wsgateway.exceptions import WsGatewayError
+from wsgateway.management.arguments import database
 from wsgateway.management.base import Options, OutputCommand, add_json
 from wsgateway.management.exits import Exit, command_error
 from wsgateway.management.output import Output
@@ -29,6 +30,7 @@ class Command(OutputCommand):
         parser.add_argument(
             "--database",
             metavar="ALIAS",
+            type=database,
             help="the outbox's database; default: the router's choice",
         )
         parser.add_argument(
