@@ -8,6 +8,7 @@ is deleted, and what no function can find.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from wsgateway.layer import durable, wire
 from wsgateway.presence.overview import count
 from wsgateway.presence.users import close_sockets
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, encode_token
+from wsgateway.readable import some
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from wsgateway.outbox.models import OutboxMessage
 
 __all__ = ["Held", "UserData", "adelete", "afind", "delete", "find"]
+
+logger = logging.getLogger("wsgateway")
 
 PAGE = 100
 """Messages that are read at once, to find what large ones have outside their inbox."""
@@ -141,12 +145,22 @@ async def _delete(broker: Broker, *, user: str, service: str | None, rows: int) 
         found = await broker.operations.held(user, service)
         if not found:
             break
-    return UserData(
+    deleted = UserData(
         dict(sorted(erased.items())),
         rows,
         sum(each.sockets for each in closed),
         tuple(sorted({gateway for each in closed for gateway in each.silent})),
     )
+    _log(deleted, user)
+    return deleted
+
+
+def _log(deleted: UserData, user: str) -> None:
+    counts = some(deleted.total, "record"), some(deleted.sockets, "socket")
+    logger.info("deleted a user's data: %s, %s closed", *counts, extra={"user": user})
+    if deleted.silent:
+        text = "a user's sockets may still be open, and save positions: no answer from %s"
+        logger.warning(text, ", ".join(deleted.silent), extra={"user": user})
 
 
 async def _with_sockets(broker: Broker) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +29,7 @@ from wsgateway.identity import Identity
 from wsgateway.layer import blobs, wire
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
+from wsgateway.presence.results import Disconnected
 from wsgateway.protocol.frames import EVENT, Frame
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, encode_token
 from wsgateway.protocol.v1 import Resume
@@ -182,6 +184,24 @@ async def test_name_that_nobody_can_have(broker: Broker, user: str, service: str
         await user_data.afind(user, service=service)
     with pytest.raises(NameRefused):
         await user_data.adelete(user, service=service)
+
+
+async def test_log_says_that_it_was_deleted_and_nothing_of_it(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A receiver of post_delete left no trace, and nobody heard of a gateway that was silent."""
+
+    async def silent(*_: Any) -> Disconnected:
+        return Disconnected(0, ("gw1",))
+
+    monkeypatch.setattr(user_data, "close_sockets", silent)
+    caplog.set_level(logging.INFO, "wsgateway")
+    await broker.publish(Inbox("orders", ZOE), b"a secret")
+    assert (await user_data.adelete(ZOE)).silent == ("gw1",)
+    done, warning = [each for each in caplog.records if getattr(each, "user", None) == ZOE]
+    assert done.getMessage() == "deleted a user's data: 1 record, 0 sockets closed"
+    assert (warning.levelname, "gw1" in warning.getMessage()) == ("WARNING", True)
+    assert "secret" not in caplog.text
 
 
 def test_from_synchronous_code(settings: Any) -> None:
