@@ -29,7 +29,7 @@ class ConfiguredLayer(BaseChannelLayer):
             means ``NATS_BROKER_URL``.
         prefix: First token of every subject; None means ``WSGATEWAY_PREFIX``.
         expiry: Seconds from sending after which a message is dropped unread.
-        group_expiry: Seconds after which a channel that nobody reads leaves its groups.
+        group_expiry: Seconds after which a channel that is not read leaves its groups.
         capacity: Messages that a channel holds.
         channel_capacity: Other capacities, by glob or compiled pattern; the first match counts.
         symmetric_encryption_keys: The first one encrypts, each of them decrypts.
