@@ -201,9 +201,9 @@ def test_draining_wants_its_own_permission(
 
 def test_gateway_that_is_gone_is_not_drained(nats_settings: Any, root: Client) -> None:
     url = f"{ROOT}gatewayentry/nobody-1-abcd/"
-    assert "does not run" in text_of(root, "gatewayentry/nobody-1-abcd/change/")
+    assert "is not running" in text_of(root, "gatewayentry/nobody-1-abcd/change/")
     page = root.post(f"{url}drain/", {"confirmed": "yes"}, follow=True).content.decode()
-    assert "does not run, so it was not drained" in page
+    assert "is not running, so it was not drained" in page
     assert not LogEntry.objects.exists()
 
 

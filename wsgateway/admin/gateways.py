@@ -132,5 +132,5 @@ class GatewayAdmin(PageAdmin):
         elif drained is None:  # one that wakes up later may do it
             log(request, [GatewayEntry(name)], "Tried to drain it; not confirmed.")
         else:
-            messages.error(request, f"Gateway {name} does not run, so it was not drained.")
+            messages.error(request, f"Gateway {name} is not running, so it was not drained.")
         return redirect(back)
