@@ -107,5 +107,5 @@ def of_outbox(failed: int, oldest: datetime | None, now: datetime) -> Iterator[A
         yield Alert(f"Outbox: {some(failed, 'row')} could not be sent", page, level="warning")
     waited = (now - oldest).total_seconds() if oldest else 0.0
     if waited >= LATE:
-        text = f"Outbox: the oldest row waits for {duration(waited)}; does a relay run?"
+        text = f"Outbox: the oldest row has waited for {duration(waited)}; is a relay running?"
         yield Alert(text, page)

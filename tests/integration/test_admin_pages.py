@@ -172,7 +172,7 @@ def test_gateways_are_counted_and_one_is_drained(
         root.post(ROOT + drain)  # not confirmed
         assert not LogEntry.objects.exists()
         page = root.post(ROOT + drain, {"confirmed": "yes"}, follow=True).content.decode()
-        assert f"Gateway {small} drains." in page
+        assert f"Gateway {small} is draining." in page
         wait_for(lambda: "draining" in text_of(root, f"gatewayentry/{small}/change/"))
         wait_for(lambda: "Sockets 0" in text_of(root, f"gatewayentry/{small}/change/"))
     (entry,) = LogEntry.objects.all()

@@ -34,7 +34,7 @@ class SendForm(forms.Form):
         required=False,
         min_value=MIN_TTL,
         max_value=MAX_TTL,
-        help_text="Empty: as long as the inbox keeps messages.",
+        help_text="If empty, as long as the inbox keeps messages.",
     )
     msg_id = forms.RegexField(
         r"\A[\w.-]{1,64}\Z",

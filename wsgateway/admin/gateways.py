@@ -128,7 +128,7 @@ class GatewayAdmin(PageAdmin):
         drained = carry_out(request, lambda broker: presence.adrain(name))
         if drained:
             log(request, [GatewayEntry(name)], "Drained.")
-            messages.success(request, f"Gateway {name} drains.")
+            messages.success(request, f"Gateway {name} is draining.")
         elif drained is None:  # one that wakes up later may do it
             log(request, [GatewayEntry(name)], "Tried to drain it; not confirmed.")
         else:

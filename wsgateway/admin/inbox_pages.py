@@ -189,7 +189,7 @@ class InboxPages:
         inbox, offset = target.inbox_of(request), offset_of(request)
         if not is_confirmed(request):
             question = (
-                f"Message {offset} of {inbox.service} is deleted. Devices that have not received "
+                f"This deletes message {offset} of {inbox.service}. Devices that have not received "
                 "it yet will not receive it. It cannot be restored."
             )
             return self._confirm(request, target, "Delete the message?", question, inbox.service)
@@ -207,7 +207,7 @@ class InboxPages:
         inbox = target.inbox_of(request)
         if not is_confirmed(request):
             question = (
-                f"All messages in the inbox of {inbox.service} are deleted, whether they were "
+                f"This deletes all messages in the inbox of {inbox.service}, whether they were "
                 "received or not. They cannot be restored."
             )
             return self._confirm(request, target, "Purge the inbox?", question, inbox.service)
@@ -232,7 +232,7 @@ class InboxPages:
             return self._back(target, request.POST.get("back"))
         if not is_confirmed(request):
             question = (
-                "All open sockets are closed, in every service. Clients do not reconnect by "
+                "This closes all open sockets, in every service. Clients do not reconnect by "
                 "themselves, but may connect again: reloading the page is enough."
             )
             return self._confirm(request, target, "Disconnect all?", question)
@@ -244,8 +244,8 @@ class InboxPages:
             raise PermissionDenied
         if not is_confirmed(request):
             question = (
-                "All sessions of this user end, in every browser, and all open sockets are "
-                "closed. Signed tokens and cookies stay valid until they expire."
+                "This ends all of the user's sessions, in every browser, and closes all open "
+                "sockets. Signed tokens and cookies stay valid until they expire."
             )
             if target.account == request.user:
                 question += " This is you: you will have to log in again."
