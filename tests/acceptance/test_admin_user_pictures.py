@@ -208,7 +208,7 @@ async def test_user_is_disconnected_without_scripts(
         await page.command("Page.navigate", url=url)
         await page.wait(f"location.href === '{url}' && {TEXT}.includes('127.0.0.1')")
         await page.run("document.querySelector('.object-tools a[href$=\"/disconnect/\"]').click()")
-        await page.wait(f"{TEXT}.includes('All open sockets are closed')")
+        await page.wait(f"{TEXT}.includes('This closes all open sockets')")
         await page.run("document.querySelector('#content [type=submit]').click()")
         async with asyncio.timeout(20):
             await socket.wait_closed()

@@ -320,7 +320,7 @@ def test_outbox_that_is_stuck_is_on_the_overview(settings: Any, root: Client) ->
     assert "Outbox" not in text_of(root, "overview/")
     OutboxMessage.objects.update(created_at=row.created_at - timedelta(minutes=5))
     text = text_of(root, "overview/")
-    assert "Outbox: the oldest row waits for 5 min; does a relay run?" in text
+    assert "Outbox: the oldest row has waited for 5 min; is a relay running?" in text
     OutboxMessage.objects.update(failed_at=row.created_at)
     assert "Outbox: 1 row could not be sent" in text_of(root, "overview/")
 

@@ -728,7 +728,7 @@ def test_all_sockets_are_disconnected_once_that_is_confirmed(
     sockets = [open_socket("orders", "ann"), open_socket("demo", "ann")]
     other = open_socket("orders", "bob")
     url = f"{page_of(ann)}disconnect/"
-    assert "All open sockets are closed" in root.get(url).content.decode()
+    assert "This closes all open sockets" in root.get(url).content.decode()
     root.post(url)
     assert sockets[0].ping().wait(10)
     root.post(url, {"confirmed": "yes"})
@@ -758,7 +758,7 @@ def test_user_is_logged_out_everywhere(root: Client, open_socket: Open) -> None:
         browser.force_login(user)
     socket = open_socket("orders", "ann")
     url = f"{page_of(ann)}log_out/"
-    assert "All sessions of this user end" in root.get(url).content.decode()
+    assert "This ends all of the user's sessions" in root.get(url).content.decode()
     root.post(url)
     assert Session.objects.count() == 4
     answer = root.post(url, {"confirmed": "yes"}, follow=True)

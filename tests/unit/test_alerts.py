@@ -69,7 +69,7 @@ def test_streams(stream: Stream, alerts: list[tuple[str, str]]) -> None:
             60,
             [
                 "Outbox: 2 rows could not be sent",
-                "Outbox: the oldest row waits for 1 min; does a relay run?",
+                "Outbox: the oldest row has waited for 1 min; is a relay running?",
             ],
         ),
     ],
