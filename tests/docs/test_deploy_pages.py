@@ -15,7 +15,7 @@ import pytest
 import yaml
 from django.core.management import get_commands
 
-from tests.acceptance.deployment import COMPOSE, DEPLOY, container, tool
+from tests.acceptance.deployment import COMPOSE, DEPLOY, container, manifests, tool
 from tests.integration.test_auth_tls import Authority
 from tests.support import ROOT
 from wsgateway.broker.embedded import find_server
@@ -138,6 +138,18 @@ def test_kustomize_builds_the_site_of_the_page(tmp_path: Path) -> None:
     assert config["ALLOWED_HOSTS"] == "talk.example.org"
     assert config["WSGATEWAY_REPLICAS"] == "3"
     assert {each["metadata"]["namespace"] for each in built} == {"chat"}
+
+
+def test_selector_of_the_page_keeps_new_code_from_an_old_database() -> None:
+    """One `kubectl apply` started gateways while the Job still migrated."""
+    [later] = re.findall(r"app\.kubernetes\.io/name notin \((.*?)\)", PAGES["deploy-kubernetes"])
+    first = set()
+    for (kind, _), each in manifests().items():
+        label = each["metadata"].get("labels", {}).get("app.kubernetes.io/name")
+        if label not in later.split(", "):
+            first.add(kind)
+    assert {"Job", "StatefulSet"} <= first
+    assert "Deployment" not in first
 
 
 def test_nginx_page_quotes_the_site() -> None:
