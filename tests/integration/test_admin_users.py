@@ -758,7 +758,7 @@ def test_user_is_logged_out_everywhere(root: Client, open_socket: Open) -> None:
         browser.force_login(user)
     socket = open_socket("orders", "ann")
     url = f"{page_of(ann)}log_out/"
-    assert "This ends all of the user's sessions" in root.get(url).content.decode()
+    assert "and closes all open sockets" in root.get(url).content.decode()
     root.post(url)
     assert Session.objects.count() == 4
     answer = root.post(url, {"confirmed": "yes"}, follow=True)
