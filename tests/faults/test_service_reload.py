@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,24 @@ def whole_group(process: Process) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def change(file: Path, code: str, is_seen: Callable[[], bool]) -> None:
+    """Write a file, and touch it until the reloader has noticed.
+
+    It sees changes after its first look only, which is later than "ready".
+    """
+    file.write_text(code)
+    stamps = itertools.count(file.stat().st_mtime + 1)
+
+    def is_noticed() -> bool:
+        if not is_seen():
+            stamp = next(stamps)
+            os.utime(file, (stamp, stamp))
+            return False
+        return True
+
+    wait_for(is_noticed, 30, "the reloader notices")
+
+
 def test_new_code_handles_what_comes_after_the_change(
     tmp_path: Path, nats_server: EmbeddedServer, prefix: str, nats_settings: Any
 ) -> None:
@@ -82,22 +100,19 @@ def test_new_code_handles_what_comes_after_the_change(
         process.wait_for_line("changing: ready", 30)
         offer("1")
         wait_for(lambda: log.read_text() == "old1 ", 20)
-        handler.write_text(HANDLER.format(log=str(log), word="newer"))
-        # Django's reloader sees changes after its first look only, which is later than "ready"
-        stamps = itertools.count(handler.stat().st_mtime + 1)
-
-        def started_again() -> bool:
-            stamp = next(stamps) if process.output.count("changing: ready") == 1 else None
-            if stamp is not None:
-                os.utime(handler, (stamp, stamp))
-            return stamp is None
-
-        wait_for(started_again, 30, "a second start")
+        new = HANDLER.format(log=str(log), word="newer")
+        change(handler, new, lambda: process.output.count("changing: ready") == 2)
         offer("2")
         wait_for(lambda: log.read_text() == "old1 newer2 ", 20)
+        assert "Traceback" not in process.output
+        # A mistake once ended the command, when runserver waits until it is corrected
+        broken = new.replace('@service("changing")', '@service("changing", nonsense=1)')
+        change(handler, broken, lambda: "unexpected keyword argument" in process.output)
+        change(handler, new, lambda: process.output.count("changing: ready") == 3)
+        offer("3")
+        wait_for(lambda: log.read_text() == "old1 newer2 newer3 ", 20)
         process.send(signal.SIGTERM)
         process.wait(20)
-        assert "Traceback" not in process.output
         assert "unclosed event loop" not in process.output  # as `python -X dev` showed it
 
 

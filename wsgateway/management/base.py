@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import autoreload
 
 from wsgateway.conf import settings
 from wsgateway.management.exits import EXPECTED, Exit, command_error
@@ -55,6 +56,20 @@ class OutputCommand(BaseCommand):
         self._is_process = True
         super().run_from_argv(argv)
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Run; if a change broke the code, wait for the next one, as ``runserver`` does."""
+        try:
+            return super().execute(*args, **options)
+        except Exception as exc:
+            if not self._is_reloaded(options):
+                raise
+            autoreload.run_with_reloader(_fail, exc)
+            return None
+
+    def _is_reloaded(self, options: Options) -> bool:
+        is_child = os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
+        return self.is_long and self._is_process and is_child and not options["noreload"]
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Run, with the errors that an operator can mend as one line."""
         if self._is_process and not self.is_long and options["verbosity"] < 2:
@@ -76,6 +91,11 @@ class OutputCommand(BaseCommand):
     def run(self, out: Output, options: Options) -> None:
         """Do what the command is for."""
         raise NotImplementedError
+
+
+def _fail(exc: Exception) -> None:
+    """Raise *exc* where the reloader sees it: it then watches the file, too."""
+    raise exc
 
 
 class Action(ABC):
