@@ -171,7 +171,7 @@ async def look_at_actions(site: Site, keys: dict[str, str]) -> None:
     await click(page, "#content [type=submit]", "Send a message")
     await site.go(f"{carol}?service=orders", "a-device-")
     await click(page, "#live td form [type=submit]", "Send a message")
-    await site.look("disconnect", f"{carol}disconnect/", "All open sockets")
+    await site.look("disconnect", f"{carol}disconnect/", "closes all open sockets")
     await click(page, "#content [type=submit]", "No open sockets")
     await site.look("purge", f"{carol}purge/?service=orders", "cannot be restored")
     await click(page, "#content [type=submit]", "No messages")
