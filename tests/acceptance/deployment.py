@@ -113,10 +113,11 @@ def compose(values: dict[str, str]) -> dict[str, Any]:
 
 
 def manifests() -> dict[tuple[str, str], dict[str, Any]]:
-    """Return what the kustomization consists of, as kind and name."""
+    """Return what the kustomization and its component consist of, as kind and name."""
     folder = DEPLOY / "kubernetes"
     names = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
     files = [folder / name for name in names if name.endswith(".yaml")]
+    files.append(folder / "events/events.yaml")
     found = [each for path in files for each in yaml.safe_load_all(path.read_text())]
     return {(each["kind"], each["metadata"]["name"]): each for each in found}
 

@@ -244,7 +244,7 @@ def test_everybody_gets_the_time_that_draining_takes() -> None:
     for path in DEPLOY.glob("systemd/wsgateway-*.service"):
         if "release" not in path.name:
             assert seconds(unit(path.name)["TimeoutStopSec"][0]) > drain
-    for name in ("gateway", "worker", "outbox"):
+    for name in ("gateway", "worker", "outbox", "events"):
         pod = manifests()["Deployment", name]["spec"]["template"]["spec"]
         before = pod["containers"][0].get("lifecycle", {}).get("preStop")
         sleep = float(before["exec"]["command"][1]) if before else 0.0
@@ -326,7 +326,7 @@ def test_draining_a_node_never_stops_all_of_them(name: str) -> None:
     assert "topologySpreadConstraints" in pod or "podAntiAffinity" in pod["affinity"]
 
 
-@pytest.mark.parametrize("name", ["gateway", "worker", "outbox", "nats"])
+@pytest.mark.parametrize("name", ["gateway", "worker", "outbox", "events", "nats"])
 def test_pods_are_locked_down(name: str) -> None:
     kind = "StatefulSet" if name == "nats" else "Deployment"
     pod = manifests()[kind, name]["spec"]["template"]["spec"]

@@ -11,9 +11,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
-from django.core.management import get_commands
+from django.core.management import get_commands, load_command_class
 
 from tests.acceptance.deployment import COMPOSE, DEPLOY, container, manifests, tool
 from tests.integration.test_auth_tls import Authority
@@ -138,6 +139,34 @@ def test_kustomize_builds_the_site_of_the_page(tmp_path: Path) -> None:
     assert config["ALLOWED_HOSTS"] == "talk.example.org"
     assert config["WSGATEWAY_REPLICAS"] == "3"
     assert {each["metadata"]["namespace"] for each in built} == {"chat"}
+
+
+def test_component_for_presence_signals_fits_the_site(tmp_path: Path) -> None:
+    """On Kubernetes nobody could run `runevents` without writing a manifest."""
+    program = tool("kubectl", "see Kubernetes")
+    site, component = [
+        each
+        for each in blocks("deploy-kubernetes", "yaml")
+        if "resources" in each or "comp" in each
+    ]
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    (tmp_path / "my-site").mkdir()
+    path = tmp_path / "my-site/kustomization.yaml"
+    path.write_text(site + component)
+    done = subprocess.run([program, "kustomize", str(path.parent)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built = {(e["kind"], e["metadata"]["name"]): e for e in yaml.safe_load_all(done.stdout)}
+    events, worker = built["Deployment", "events"], built["Deployment", "worker"]
+    kubernetes_validate.validate(events, "1.37", strict=True)
+    labels = events["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/part-of"] == "wsgateway"  # NATS' NetworkPolicy lets it in
+    [pod], [other] = (e["spec"]["template"]["spec"]["containers"] for e in (events, worker))
+    assert (pod["image"], pod["envFrom"]) == (other["image"], other["envFrom"])
+    assert pod["command"][:2] == ["python", "manage.py"]
+    name, *arguments = pod["command"][2:]
+    parser = load_command_class(get_commands()[name], name).create_parser("manage.py", name)
+    parser.parse_args(arguments)
+    assert name == "runevents"
 
 
 def test_selector_of_the_page_keeps_new_code_from_an_old_database() -> None:
