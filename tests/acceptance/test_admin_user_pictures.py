@@ -175,7 +175,7 @@ async def look_at_actions(site: Site, keys: dict[str, str]) -> None:
     await click(page, "#content [type=submit]", "No open sockets")
     await site.look("purge", f"{carol}purge/?service=orders", "cannot be restored")
     await click(page, "#content [type=submit]", "No messages")
-    await site.look("log-out", f"{carol}log_out/", "All sessions")
+    await site.look("log-out", f"{carol}log_out/", "This ends all")
     await click(page, "#content [type=submit]", "Send a message")
     await site.go(f"auth/user/{keys['carol']}/history/", "Purged the inbox")
 
