@@ -17,7 +17,7 @@ __all__ = ["Command", "set_up"]
 class Command(OutputCommand):
     """Sets the streams up; idempotent."""
 
-    help = "Creates the streams, or changes them to what the settings want. Idempotent."
+    help = "Creates the streams, or brings them in line with the settings. Idempotent."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define what else happens, and how the result is printed."""
