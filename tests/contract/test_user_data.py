@@ -20,7 +20,7 @@ from wsgateway.broker.connection import Connection
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.operations import Held
-from wsgateway.exceptions import NameRefused
+from wsgateway.exceptions import BrokerUnavailable, NameRefused
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
@@ -184,6 +184,30 @@ async def test_name_that_nobody_can_have(broker: Broker, user: str, service: str
         await user_data.afind(user, service=service)
     with pytest.raises(NameRefused):
         await user_data.adelete(user, service=service)
+
+
+async def test_interrupted_deletion_is_completed_by_the_next(
+    brokers: Brokers, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two, two services are no longer declared."""
+    for service in SERVICES:
+        await fill(broker, Inbox(service, ZOE))
+    kind: Any = type(broker.operations)
+    erase, calls = kind.erase, iter([True])
+
+    async def once(operations: Any, inbox: Inbox) -> Any:
+        if next(calls, False):
+            return await erase(operations, inbox)
+        raise BrokerUnavailable("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "erase", once)
+        with pytest.raises(BrokerUnavailable):
+            await user_data.adelete(ZOE)
+    assert len((await user_data.afind(ZOE)).services) == 2
+    brokers.settings.WSGATEWAY_SERVICES = ["Orders"]
+    assert (await user_data.adelete(ZOE)).services == {"chat": FILLED, "orders": FILLED}
+    assert await about(broker, ZOE) == []
 
 
 async def test_log_says_that_it_was_deleted_and_nothing_of_it(
