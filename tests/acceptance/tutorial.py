@@ -147,7 +147,7 @@ class Walk:
         if APPEND in sentence:
             path.write_text(f"{path.read_text()}\n{block.code}")
             return
-        assert path.exists() == ("Replace" in sentence), f"{block.page}: {sentence}"
+        assert path.exists() == ("replace" in sentence.lower()), f"{block.page}: {sentence}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.code)
 
