@@ -79,7 +79,7 @@ def test_views_answer_probes_despite_atomic_requests_and_required_logins(
     tenant = {"Host": "chat.example.com", "X-Forwarded-Proto": "https"}
     assert ask(gateway, "/healthz", **tenant)[::2] == (200, b'{"alive": true}')
     assert ask(gateway, "/readyz", **tenant)[::2] == (200, b'{"ready": true}')
-    assert ask(gateway, "/", **tenant)[0] == 302  # what is not a probe wants a login
+    assert ask(gateway, "/demo/", **tenant)[0] == 302  # what is not a probe wants a login
 
 
 @pytest.mark.troubleshooting("HTTP/1.1 301 Moved Permanently")
