@@ -351,6 +351,7 @@ async def test_two_versions_side_by_side(
 # -- a rolling restart ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_rolling_restart_under_load_loses_nothing(tmp_path: Path) -> None:
     report = await soak(

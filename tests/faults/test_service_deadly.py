@@ -81,6 +81,7 @@ async def test_message_that_ends_its_process_is_set_aside_alone(
     assert len(handled) == 201
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_ten_rolling_restarts_set_exactly_the_deadly_one_aside(
     broker: NatsBroker, worker: Callable[..., WorkerProcess], tmp_path: Path

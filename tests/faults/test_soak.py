@@ -13,6 +13,7 @@ import pytest
 from tests.soak.__main__ import soak
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     report = await soak(tmp_path, 13, seconds=45, most=6, users=8)

@@ -243,6 +243,7 @@ class Model(RuleBasedStateMachine):
             worker.call("close", "loop")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_any_interleaving_does_what_the_specification_allows(nats_server: EmbeddedServer) -> None:
     Model.url = nats_server.url
