@@ -69,7 +69,9 @@ def application(
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
     pages = {metrics: _metrics} if metrics else {}
     websocket = websocket or URLRouter(websocket_urlpatterns)
-    return Application(http, websocket, lifespan, probes, pages)
+    made = Application(http, websocket, lifespan, probes, pages)
+    daphne.at_start(made.begin)
+    return made
 
 
 async def _metrics(scope: Any) -> HttpResponse | None:

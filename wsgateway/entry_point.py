@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.conf import settings
+from wsgateway.gateway.daphne import at_shutdown
 from wsgateway.gateway.transport import SERVER_SEND
 from wsgateway.metrics.access import is_restricted
 
@@ -50,6 +52,12 @@ class Application:
         self.probes = probes
         self.pages = pages
         self._has_joined = False  # the workers whose metrics are one page
+        self._requests: set[asyncio.Task[Any]] = set()  # those being answered
+        self._ending = False  # whether the server ends: nothing new reaches the site
+
+    async def begin(self) -> None:
+        """Prepare for the end of the server that has begun to run; only daphne needs it."""
+        at_shutdown(self._finish_requests)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
@@ -78,6 +86,34 @@ class Application:
         return await self.pages[path](scope)
 
     async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._ending:
+            await _refuse(send)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests.add(task)
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._requests.discard(task)
+
+    async def _finish_requests(self) -> None:
+        """Return once no request is being answered; take no others.
+
+        Django answers in threads that wait for the event loop in between. Python joins them at its
+        end, so if the loop stopped first, the process would never end. Daphne waits for them only
+        if each of its connections has an application, which one that was upgraded to a websocket
+        within the last second has not.
+        """
+        self._ending = True
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=settings.CLOSE_TIMEOUT / 4)
+        for task in self._requests:  # a stream may be endless
+            task.cancel()
+        if self._requests:
+            await asyncio.wait(self._requests)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         scope, path = _below_root(scope)
         response = await self._own_response(scope, path)
         if response is None:
@@ -106,6 +142,13 @@ class Application:
             if not str(exc).startswith("No route found for path"):
                 raise
             await refuse_unknown_path(scope, receive, send)
+
+
+async def _refuse(send: Any) -> None:
+    """Answer a request that came while the server ends."""
+    headers = [(b"connection", b"close"), (b"content-length", b"0"), (b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _below_root(scope: Any) -> tuple[Any, str]:
