@@ -6,14 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from websockets.asyncio.client import ClientConnection
 
 from tests.support import Gateway, until
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.client import GatewayError, connect
+from wsgateway.client import Client, GatewayError, Position, connect
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import SUBPROTOCOL
@@ -29,7 +29,8 @@ async def take(socket: ClientConnection) -> Any:
 
 def position(welcome: Any, offset: int) -> str:
     """Return the query with which the client of *welcome* resumes."""
-    return "?" + urlencode({"epoch": welcome["epoch"], "offset": offset})
+    fields = {"epoch": welcome["epoch"], "offset": offset, "inbox": welcome["inbox"]}
+    return "?" + urlencode(fields)
 
 
 @pytest.fixture
@@ -74,10 +75,41 @@ async def test_a_position_resumes_in_its_own_inbox(
         assert (await take(socket))["data"] == "later"
 
 
+async def test_a_position_that_another_users_client_saved_skips_no_message(
+    gateway: Gateway, broker: NatsBroker
+) -> None:
+    for text in (b"one", b"two"):
+        await broker.publish(BOB, text)
+    await broker.publish(ANN, b"for ann")
+
+    def client(user: str, position: Position | None = None) -> Client:
+        cookie = {"Cookie": f"service=orders; user={user}"}
+        return connect(gateway.ws("/ws/orders/"), additional_headers=cookie, position=position)
+
+    async with asyncio.timeout(20):
+        async with client("ann") as ann:
+            message = await ann.recv()
+            assert message.data == "for ann"
+            assert ann.position is not None
+            saved = ann.position._replace(offset=message.offset)
+        async with client("ann", saved) as ann:
+            await broker.publish(ANN, b"more")
+            assert (await ann.recv()).data == "more"
+        async with client("bob", saved) as bob:
+            assert [(await bob.recv()).data for _ in range(2)] == ["one", "two"]
+
+
+async def test_a_gateway_of_an_earlier_version_takes_the_epoch(
+    gateway: Gateway, broker: NatsBroker, ann: str
+) -> None:
+    """It compares the epoch with the stream's; both were joined, and it sent everything again."""
+    assert dict(parse_qsl(ann[1:]))["epoch"] == broker.epoch
+
+
 async def test_a_position_of_an_earlier_version_resumes(
     gateway: Gateway, broker: NatsBroker
 ) -> None:
-    """It has the stream's epoch alone."""
+    """It names no inbox."""
     offset = (await broker.publish(ANN, b"before")).offset
     await broker.publish(ANN, b"later")
     query = "?" + urlencode({"epoch": broker.epoch, "offset": offset})

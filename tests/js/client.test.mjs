@@ -385,7 +385,7 @@ test("another user closes the client; connect() goes on as that user", async () 
   page.socket.end(1006);
   const sending = client.send("as u");
   await page.tick(500);
-  page.socket.welcome({ user: "v", epoch: "e1~v", offset: 3, recovered: false, reason: "epoch" });
+  page.socket.welcome({ user: "v", inbox: "v", offset: 3, recovered: false, reason: "epoch" });
   const error = await outcome(sending);
   assert.deepEqual([error.code, error.closeCode], ["closed", 4501]);
   assert.match(error.message, /'v' of 's', but this client belongs to 'u' of 's'/);
@@ -395,7 +395,7 @@ test("another user closes the client; connect() goes on as that user", async () 
   const connected = client.connect();
   const answer = client.send("as v");
   await settle();
-  page.socket.welcome({ user: "v", epoch: "e1~v", offset: 3, recovered: false, reason: "epoch" });
+  page.socket.welcome({ user: "v", inbox: "v", offset: 3, recovered: false, reason: "epoch" });
   assert.equal(await outcome(connected), undefined);
   assert.deepEqual(page.socket.frames("message").map(({ data }) => data), ["as v"]);
   page.socket.message(4);
@@ -403,7 +403,7 @@ test("another user closes the client; connect() goes on as that user", async () 
   client.on("message", ({ offset }) => got.push(offset));
   await settle();
   assert.deepEqual(got, [4]);
-  assert.deepEqual(client.position, { epoch: "e1~v", offset: 4 });
+  assert.deepEqual(client.position, { epoch: "e1", offset: 4, inbox: "v" });
   assert.equal(await outcome(answer), "pending");
 
   page.socket.end(1006);

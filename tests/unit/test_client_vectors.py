@@ -45,6 +45,10 @@ def full(frame: dict[str, Any]) -> dict[str, Any]:
     return {**FILE["welcome"], **frame} if frame["type"] == "welcome" else frame
 
 
+def _fields(position: Position) -> dict[str, Any]:
+    return {name: value for name, value in position._asdict().items() if value is not None}
+
+
 class Runner:
     """Feeds a session as `Transport` and `Client` do, without a socket; collects what it says."""
 
@@ -71,7 +75,7 @@ class Runner:
     @property
     def position(self) -> dict[str, Any] | None:
         position = self.session.position
-        return position._asdict() if position else None
+        return _fields(position) if position else None
 
     def step(self, event: dict[str, Any]) -> dict[str, Any]:
         """Do what a step says; return what happened."""
@@ -102,7 +106,7 @@ class Runner:
         position = self.session.connecting()
         self.out["dial"] = {
             **({"token": self.token} if self.token else {}),
-            **(position._asdict() if position else {}),
+            **(_fields(position) if position else {}),
         }
         self.become("connecting")
 

@@ -39,7 +39,7 @@ from wsgateway.protocol.endpoint import (
 )
 from wsgateway.protocol.limits import Limits
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.v1 import Reason, encode_client_ack, name_epoch
+from wsgateway.protocol.v1 import Reason, encode_client_ack
 from wsgateway.protocol.v1.endpoint import V1Endpoint
 
 REASONS = {str(reason): reason for reason in Reason}
@@ -131,7 +131,7 @@ class Runner:
     def do_acks(self, count: int) -> None:
         """So many acknowledgements that are news."""
         for offset in range(1, count + 1):
-            self.do_text(encode_client_ack(offset, name_epoch("e", Inbox("orders", "ann"), 0)))
+            self.do_text(encode_client_ack(offset, "e"))
 
     def do_hidden(self, count: int) -> None:
         """So many pings, which the server answers itself."""

@@ -65,6 +65,8 @@ class Endpoint:
             fields["device"] = self._device
         if position is not None:
             fields |= {"epoch": position.epoch, "offset": str(position.offset)}
+            if position.inbox is not None:
+                fields["inbox"] = position.inbox
         parts = urlsplit(self._url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True)) | fields
         return urlunsplit(parts._replace(query=urlencode(query), fragment=""))

@@ -13,10 +13,20 @@ __all__ = ["ClientInbox", "Position"]
 
 
 class Position(NamedTuple):
-    """Up to where messages were processed; offsets are comparable within one epoch only."""
+    """Up to where messages were processed; offsets are comparable within one epoch only.
+
+    *inbox* is the gateway's name for the user's inbox; None if the gateway gave none.
+    """
 
     epoch: str
     offset: int
+    inbox: str | None = None
+
+    def is_comparable(self, other: Position) -> bool:
+        """Whether offsets of both mean the same, as far as is known."""
+        return self.epoch == other.epoch and (
+            self.inbox == other.inbox or self.inbox is None or other.inbox is None
+        )
 
 
 class ClientInbox:
@@ -69,11 +79,14 @@ class ClientInbox:
 
         On an open connection, a welcome that only reports missing messages moves nothing.
         """
-        same = self._position is not None and welcome.epoch == self._position.epoch
+        known, position = self._position, Position(welcome.epoch, welcome.offset, welcome.inbox)
+        same = known is not None and known.is_comparable(position)
         if same and self._asked is None and welcome.reason == Reason.TRIMMED:
             return
         if not same or welcome.offset != self._asked:
-            self._restart(Position(welcome.epoch, welcome.offset))
+            self._restart(position)
+        elif known is not None and welcome.inbox is not None:  # earlier gateways give none
+            self._position = known._replace(inbox=welcome.inbox)
         self._asked = None
         self._unacked = 0
 
@@ -106,17 +119,17 @@ class ClientInbox:
         position = self._position
         if position is None or generation != self._generation or offset <= position.offset:
             return
-        self._advance(position.epoch, offset)
+        self._advance(position, offset)
 
     def mark_newest_processed(self) -> None:
         """Record that the message just accepted is processed, but none that wait before it."""
         position = self._position
         assert position is not None, "a message was accepted"
         self._overtook.add(self._received)
-        self._advance(position.epoch, position.offset)
+        self._advance(position, position.offset)
 
-    def _advance(self, epoch: str, offset: int) -> None:
-        """Move the position to *offset*, and past what was processed out of turn."""
+    def _advance(self, position: Position, offset: int) -> None:
+        """Move *position* to *offset*, and past what was processed out of turn."""
         for held in list(self._held):
             if held > offset and held not in self._overtook:
                 break
@@ -124,7 +137,7 @@ class ClientInbox:
             self._overtook.discard(held)
             offset = max(offset, held)
             self._unacked += 1
-        self._position = Position(epoch, offset)
+        self._position = Position(position.epoch, offset, position.inbox)
 
     def take_ack(self) -> Position | None:
         """Return the position to acknowledge; None if there is nothing new."""

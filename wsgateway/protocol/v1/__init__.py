@@ -57,6 +57,7 @@ from wsgateway.protocol.v1.messages import (
     Welcome,
     encode_ping,
     encode_pong,
+    mark_of,
     name_epoch,
     valid_id,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "encode_welcome",
     "largest_frame",
     "largest_message",
+    "mark_of",
     "name_epoch",
     "parse_client",
     "parse_resume",

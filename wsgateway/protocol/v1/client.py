@@ -87,6 +87,7 @@ def _welcome(fields: dict[str, Any]) -> Welcome:
     if isinstance(ping, bool) or not isinstance(ping, int | float) or not 0 < ping < MAX_PING:
         bad("ping must be a number of seconds")
     reason = None if fields.get("reason") is None else string(fields, "reason")
+    inbox = None if fields.get("inbox") is None else string(fields, "inbox")
     return Welcome(
         connection=string(fields, "connection"),
         service=string(fields, "service"),
@@ -96,6 +97,7 @@ def _welcome(fields: dict[str, Any]) -> Welcome:
         offset=integer(fields, "offset"),
         recovered=recovered,
         reason=reason,
+        inbox=inbox,
         ping=float(ping),
         window=integer(fields, "window"),
         max_message_size=integer(fields, "max_message_size"),

@@ -40,6 +40,7 @@ from wsgateway.protocol.v1.messages import (
     Watch,
     encode_ping,
     encode_pong,
+    mark_of,
     name_epoch,
 )
 from wsgateway.protocol.v1.watches import Watches
@@ -161,8 +162,7 @@ class V1Endpoint(Endpoint):
     def welcome(self, client: Client, start: Start) -> str:
         """See `Endpoint.welcome`."""
         self._service = client.service
-        inbox = Inbox(client.service, client.user)
-        self._epoch = name_epoch(start.epoch, inbox, self._lives)
+        self._epoch = name_epoch(start.epoch, self._lives)
         return encode_welcome(
             **client._asdict(),
             epoch=self._epoch,
@@ -172,6 +172,7 @@ class V1Endpoint(Endpoint):
             ping=self.limits.ping_interval,
             window=self.limits.window,
             max_message_size=self.largest_message,
+            inbox=mark_of(Inbox(client.service, client.user)),
         )
 
     def restart(self) -> Close | None:

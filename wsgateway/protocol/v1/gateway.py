@@ -76,7 +76,7 @@ def parse_resume(query_string: bytes) -> Resume:
         raise fatal("the query string cannot be read") from exc
     fields: dict[str, str] = {}
     for name, value in pairs:
-        if name in ("device", "epoch", "offset"):
+        if name in ("device", "epoch", "offset", "inbox"):
             if name in fields:
                 raise fatal(f"{name} is given twice")
             fields[name] = value
@@ -89,7 +89,7 @@ def parse_resume(query_string: bytes) -> Resume:
         return Resume(fields.get("device") or None)
     if not _DIGITS.match(offset) or int(offset) > MAX_OFFSET:
         raise fatal(f"offset must be an integer from 0 to {MAX_OFFSET}")
-    return Resume(fields.get("device") or None, epoch, int(offset))
+    return Resume(fields.get("device") or None, epoch, int(offset), fields.get("inbox") or None)
 
 
 def largest_frame(size: int) -> int:
@@ -145,6 +145,7 @@ def encode_welcome(
     ping: float,
     window: int,
     max_message_size: int,
+    inbox: str | None = None,
     reason: str | None = None,
 ) -> str:
     """Return the first frame of a connection, see `Welcome`.
@@ -162,6 +163,8 @@ def encode_welcome(
         "offset": offset,
         "recovered": recovered,
     }
+    if inbox is not None:
+        fields["inbox"] = inbox
     if reason is not None:
         fields["reason"] = str(reason)
     fields |= {"ping": ping, "window": window, "max_message_size": max_message_size}

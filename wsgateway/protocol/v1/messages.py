@@ -35,6 +35,7 @@ __all__ = [
     "Welcome",
     "encode_ping",
     "encode_pong",
+    "mark_of",
     "name_epoch",
     "valid_id",
 ]
@@ -176,6 +177,7 @@ class Welcome:
         ping: Seconds between the gateway's pings.
         window: Messages that the gateway sends without acknowledgement.
         max_message_size: Largest payload that the gateway takes, bytes, however it is encoded.
+        inbox: See `mark_of`; None from a gateway of an earlier version.
     """
 
     connection: str
@@ -189,6 +191,7 @@ class Welcome:
     ping: float
     window: int
     max_message_size: int
+    inbox: str | None = None
 
 
 @dataclass(slots=True)
@@ -271,11 +274,15 @@ class Unknown:
 
 @dataclass(slots=True)
 class Resume:
-    """What a client asks for when it connects; both *epoch* and *offset*, or neither."""
+    """What a client asks for when it connects; both *epoch* and *offset*, or neither.
+
+    *inbox* is `mark_of` the inbox that the position is from; None if the client does not say.
+    """
 
     device: str | None = None
     epoch: str | None = None
     offset: int | None = None
+    inbox: str | None = None
 
     @property
     def stream_epoch(self) -> str:
@@ -283,31 +290,31 @@ class Resume:
         return (self.epoch or "").partition(JOINT)[0]
 
     def is_of(self, inbox: Inbox) -> bool:
-        """Whether the position was given to a client of *inbox*.
+        """Whether the position, if there is one, may be from *inbox*.
 
-        All inboxes share the stream's offsets, so another inbox's position looks plausible. True
-        for a bare epoch, which a gateway of an earlier version gave.
+        All inboxes share the stream's offsets, so another inbox's position looks plausible.
         """
-        mark = (self.epoch or "").partition(JOINT)[2].partition(JOINT)[0]
-        return len(mark) != 2 * MARK_SIZE or mark == _mark(inbox)
+        return self.offset is None or self.inbox is None or self.inbox == mark_of(inbox)
 
 
-def _mark(inbox: Inbox) -> str:
+def mark_of(inbox: Inbox) -> str:
+    """Return what a client sends back with its position, so that no other inbox resumes it.
+
+    It is not in the epoch: gateways of earlier versions compare that, and ignore this.
+    """
     name = f"{encode_token(inbox.service)}.{encode_token(inbox.user)}"
     return blake2s(name.encode(), digest_size=MARK_SIZE).hexdigest()
 
 
-def name_epoch(epoch: str, inbox: Inbox, lives: int) -> str:
+def name_epoch(epoch: str, lives: int) -> str:
     """Return what a client calls the *epoch* of its offsets; opaque to clients.
 
     Args:
         epoch: The stream's.
-        inbox: Where the offsets are from: a client may come back as another user.
         lives: How often delivery began again on the client's connection. A stream that loses its
             end keeps its epoch, and a late acknowledgement would confirm other messages.
     """
-    parts = (epoch, _mark(inbox), *([str(lives)] if lives else []))
-    return JOINT.join(parts)
+    return f"{epoch}{JOINT}{lives}" if lives else epoch
 
 
 def valid_id(id: object) -> bool:

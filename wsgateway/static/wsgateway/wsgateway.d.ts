@@ -13,6 +13,8 @@ export type State = "idle" | "connecting" | "open" | "waiting" | "offline" | "cl
 export interface Position {
   epoch: string;
   offset: number;
+  /** The gateway's name for the user's inbox; missing if the gateway gave none. */
+  inbox?: string;
 }
 
 /** The part of a WHATWG WebSocket that the client uses. */

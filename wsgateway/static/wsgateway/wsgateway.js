@@ -98,7 +98,7 @@ const VALID = {
   ack: (f) => isText(f.id),
   error: (f) => isText(f.id ?? "") && isText(f.code) && isText(f.message),
   welcome: (f) =>
-    [f.connection, f.service, f.user, f.device, f.epoch, f.reason ?? ""].every(isText) &&
+    [f.connection, f.service, f.user, f.device, f.epoch, f.inbox ?? "", f.reason ?? ""].every(isText) &&
     [f.offset, f.window, f.max_message_size].every(isOffset) &&
     typeof f.recovered === "boolean" && isNumber(f.ping, 0, 86400) && f.ping > 0 && f.ping < 86400,
   watching: (f) => isText(f.id) && isPresence(f),
@@ -137,6 +137,7 @@ function encode(data) {
 /** Which messages are new, and up to where they were processed. */
 class Inbox {
   epoch = null;
+  #name = null; // what the gateway calls the user's inbox; one of an earlier version says nothing
   processed = 0; // the resume position: everything up to it was handled
   #received = 0; // everything up to this offset has arrived
   #held = new Map(); // offset -> {time, done}, of what arrived after `processed`
@@ -146,8 +147,15 @@ class Inbox {
   constructor(position) {
     if (position) {
       this.epoch = position.epoch;
+      this.#name = position.inbox ?? null;
       this.processed = this.#received = position.offset;
     }
+  }
+
+  get position() {
+    if (this.epoch === null) return null;
+    const position = { epoch: this.epoch, offset: this.processed };
+    return this.#name === null ? position : { ...position, inbox: this.#name };
   }
 
   connecting() {
@@ -155,16 +163,19 @@ class Inbox {
   }
 
   /** Return false if the welcome only reports missing messages; then nothing moves. */
-  welcome({ epoch, offset, reason }) {
+  welcome({ epoch, offset, reason, inbox = null }) {
     const asked = this.#asked;
     this.#asked = null;
-    if (asked === null && epoch === this.epoch && reason === "trimmed") return false;
-    if (epoch !== this.epoch || offset !== asked) this.#restart(epoch, offset);
+    const same = epoch === this.epoch && (inbox ?? this.#name) === (this.#name ?? inbox);
+    if (asked === null && same && reason === "trimmed") return false;
+    if (!same || offset !== asked) this.#restart(epoch, offset, inbox);
+    else this.#name = inbox ?? this.#name;
     return true;
   }
 
-  #restart(epoch, offset) {
+  #restart(epoch, offset, name) {
     this.epoch = epoch;
+    this.#name = name;
     this.processed = this.#received = offset;
     this.#held.clear();
     this.#generation += 1;
@@ -175,7 +186,7 @@ class Inbox {
     if (offset <= this.#received) {
       // Redelivered, unless the stream lost its end and reuses offsets
       if (offset <= this.processed || this.#held.get(offset)?.time === time) return null;
-      this.#restart(this.epoch, this.processed);
+      this.#restart(this.epoch, this.processed, this.#name);
     }
     this.#received = offset;
     this.#held.set(offset, { time, done: false });
@@ -792,9 +803,9 @@ export class WsGateway {
     return this.#outbox.size;
   }
 
-  /** `{epoch, offset}` up to which messages were processed; null before the first connection. */
+  /** `{epoch, offset, inbox}` up to which messages were processed; null before the first connection. */
   get position() {
-    return this.#inbox.epoch === null ? null : { epoch: this.#inbox.epoch, offset: this.#inbox.processed };
+    return this.#inbox.position;
   }
 
   /** The gateway's last welcome: connection, service, user, device, …; null before the first. */
@@ -905,10 +916,7 @@ export class WsGateway {
     url.hash = "";
     if (this.#token) url.searchParams.set(tokenParameter, this.#token);
     if (device) url.searchParams.set("device", device);
-    if (this.#inbox.epoch !== null) {
-      url.searchParams.set("epoch", this.#inbox.epoch);
-      url.searchParams.set("offset", this.#inbox.processed);
-    }
+    for (const [name, value] of Object.entries(this.#inbox.position ?? {})) url.searchParams.set(name, value);
     return url.href;
   }
 
