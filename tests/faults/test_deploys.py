@@ -248,7 +248,7 @@ class Conversation:
         self.published: list[str] = []
         self.received: list[Any] = []
         cookie = {"Cookie": f"service={INBOX.service}; user={INBOX.user}"}
-        fast = Backoff(0.05, 0.5)
+        fast = Backoff(0.05, cap=0.5)
         self.client = Client(url, additional_headers=cookie, proxy=None, backoff=fast)
         self._stop = asyncio.Event()
 

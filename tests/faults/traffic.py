@@ -115,8 +115,9 @@ class Traffic:
         """What the broker confirmed, in order."""
         self.received: list[str | bytes] = []
         cookie = {"Cookie": f"service={inbox.service}; user={inbox.user}"}
-        options = {"additional_headers": cookie, "backoff": Backoff(0.05, 0.5), **options}
-        self.client = Client(url, proxy=None, ping_timeout=3.0, **options)
+        quick = {"backoff": Backoff(0.05, cap=0.5), "ping_timeout": 3.0}
+        options = {"additional_headers": cookie, **quick, **options}
+        self.client = Client(url, proxy=None, **options)
         self._ending = False
         self._tasks: list[asyncio.Task[Any]] = []
 

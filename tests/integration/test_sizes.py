@@ -45,7 +45,7 @@ async def client_of(gateway: Gateway, **options: Any) -> AsyncIterator[tuple[Cli
     client = Client(
         gateway.ws("/ws/orders/ann/"),
         additional_headers={"Cookie": "service=orders; user=ann"},
-        backoff=Backoff(0.05, 0.2),
+        backoff=Backoff(0.05, cap=0.2),
         on_state=states.append,
         proxy=None,
         **options,

@@ -35,7 +35,7 @@ class User:
         self.client = Client(
             f"{url}/ws/{SERVICE}/{name}/",
             device=device,
-            backoff=Backoff(0.05, 1.0),
+            backoff=Backoff(0.05, cap=1.0),
             ping_timeout=4.0,
             connect_timeout=8.0,
             on_welcome=self.welcomed,
