@@ -131,7 +131,7 @@ def check(command: list[str], env: dict[str, str] | None = None) -> None:
 def started(process: Process, port: int) -> Iterator[None]:
     process.spawn()
     try:
-        wait_for(lambda: listening(port) or not process.running, 20, f"{process.command} listens")
+        wait_for(lambda: listening(port) or not process.running, 30, f"{process.command} listens")
         assert process.running, process.output
         yield
     finally:

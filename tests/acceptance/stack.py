@@ -32,6 +32,7 @@ VALUES = {
 """What an operator puts into ``.env``."""
 SERVICES = compose(VALUES)["services"]
 GATEWAYS = ("gateway-1", "gateway-2")
+COMMANDS = ("worker", "outbox")
 SERVERS = ("nats-1", "nats-2", "nats-3")
 METRICS_TOKEN = secrets.token_hex(16)
 
@@ -50,9 +51,17 @@ class Contained(Process):
 
     def __init__(self, command: list[str], log: Path, env: dict[str, str], cwd: Path) -> None:
         super().__init__(first_process(command), log, env, cwd)
+        self.ready = False
+        """Whether it was found ready, and was not asked to end since then."""
+        self._earlier = len(self.output) if log.exists() else 0
+
+    def says(self, text: str) -> bool:
+        """Whether it has written *text*; an earlier process had the same log."""
+        return text in self.output[self._earlier :]
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to process 1."""
+        """Send a signal to process 1, each of which asks it to end."""
+        self.ready = False
         children = psutil.Process(self.pid).children() if self.command[0] == "unshare" else []
         os.kill(children[0].pid if children else self.pid, number)
 
@@ -149,6 +158,15 @@ class Stack:
         self.processes[name] = process
         process.spawn()
 
+    def launch(self, name: str) -> None:
+        """Start any of them."""
+        if name in SERVERS:
+            self.start_nats(name)
+        elif name in GATEWAYS:
+            self.start_gateway(name)
+        else:
+            self.start_command(name)
+
     def start_gateway(self, name: str) -> None:
         """Start what the image runs without a command."""
         command = listed(instruction("CMD"))
@@ -158,6 +176,8 @@ class Stack:
     def start_command(self, name: str) -> None:
         """Start a service that has a command of its own."""
         command = [self.local(each) for each in SERVICES[name]["command"]]
+        if "--ready-file" in command:  # not that of a process before it, which was killed
+            Path(command[command.index("--ready-file") + 1]).unlink(missing_ok=True)
         self.start(name, command, self.env, self.image)
 
     def local(self, word: str) -> str:
@@ -171,13 +191,31 @@ class Stack:
         words = [self.local(each).replace("8000", str(self.ports.get(name))) for each in words]
         return subprocess.run(words, env=self.env, capture_output=True).returncode == 0
 
-    def wait_until_healthy(self, name: str) -> None:
-        """Wait as long as an engine would; the check itself starts a process."""
+    def is_ready(self, name: str) -> bool:
+        """Ask what an engine would; where compose.yaml has no check, read what it says."""
+        if name in SERVERS:
+            return self.nats_is_ready(name)
+        if name == "outbox":
+            return self.processes[name].says("outbox: ready")
+        port = self.ports.get(name)  # the check itself starts a process
+        return (port is None or listening(port)) and self.is_healthy(name)
+
+    def wait_until_ready(self, name: str) -> None:
+        """Wait as long as an engine would."""
         process = self.processes[name]
-
-        def is_up() -> bool:
-            port = self.ports.get(name)
-            return not process.running or port is None or listening(port)
-
-        wait_for(lambda: is_up() and (not process.running or self.is_healthy(name)), 40, name)
+        wait_for(lambda: not process.running or self.is_ready(name), 60, f"{name} is ready")
         assert process.running, process.output
+        process.ready = True
+
+    def restore(self) -> None:
+        """Start again what a test ended, and wait until everything is ready."""
+        away = [name for name, process in self.processes.items() if not self.is_settled(process)]
+        for name in away:
+            self.processes[name].kill()
+            self.launch(name)
+        for name in away:
+            self.wait_until_ready(name)
+
+    @staticmethod
+    def is_settled(process: Contained) -> bool:
+        return process.running and process.ready
