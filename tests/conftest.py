@@ -117,6 +117,13 @@ def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(autouse=True)
+def _whole_cluster(request: pytest.FixtureRequest) -> None:
+    """Let a test begin when each node of `nats_cluster` runs, whatever the test before did."""
+    if "nats_cluster" in request.fixturenames:
+        request.getfixturevalue("nats_cluster").start(60.0)
+
+
 @pytest.fixture
 def prefix() -> str:
     """A subject prefix that no other test uses."""

@@ -12,6 +12,11 @@ from tests.faults.traffic import broker_at, sending, stored
 from tests.integration.test_migration import USERS, expected, fill, old_config, set_up
 from tests.support import until
 from wsgateway.broker.cluster import Cluster
+from wsgateway.broker.embedded import ask
+from wsgateway.broker.nats import broker_from_settings
+from wsgateway.broker.nats.limits import LEAST
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerMisconfigured
 
 
 @pytest.fixture
@@ -22,6 +27,47 @@ def replicated(settings: Any, nats_cluster: Cluster, prefix: str) -> Any:
     settings.WSGATEWAY_REPLICAS = 3
     settings.WSGATEWAY_SERVICES = ["orders", "s", "service1"]
     return settings
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("limit", ["chosen", "automatic"])
+async def test_server_that_comes_back_is_waited_for(
+    replicated: Any, nats_cluster: Cluster, limit: str
+) -> None:
+    """For a second it is a "peer offline" (10005), which was an error for an operator.
+
+    Where the limits are ours to choose, it looked like a full disk: streams got 1 MB.
+    """
+    for name in LIMITS if limit == "automatic" else ():
+        setattr(replicated, name, 0)
+    node, port = nats_cluster.nodes[2], nats_cluster.nodes[0].port
+    early = {"name": "EARLY", "num_replicas": 3}
+    answer: dict[str, Any] = {}
+    while "peer offline" not in str(answer):  # the moment that this test is about
+        ask(port, "STREAM.DELETE.EARLY", timeout=5.0)
+        await asyncio.to_thread(node.restart)
+        answer = ask(port, "STREAM.CREATE.EARLY", early, timeout=5.0)[1]
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    try:
+        await broker.wait_ready(40)
+        info = await broker.jetstream.api(f"STREAM.INFO.{broker.subjects.stream('recv')}")
+        assert len(info["cluster"]["replicas"]) == 2
+        assert info["config"]["max_bytes"] != LEAST
+    finally:
+        await broker.close()
+
+
+async def test_more_replicas_than_the_cluster_has_servers(replicated: Any) -> None:
+    """Waiting does not help here, so it is an error that says what to change."""
+    replicated.WSGATEWAY_REPLICAS = 5
+    broker = broker_from_settings(wsgateway_settings)
+    await broker.open()
+    try:
+        with pytest.raises(BrokerMisconfigured, match="WSGATEWAY_REPLICAS wants 5 servers"):
+            await broker.wait_ready(40)
+    finally:
+        await broker.close()
 
 
 @pytest.mark.timeout(120)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgateway.broker.messages import Receipt
-from wsgateway.broker.nats.jetstream import ApiError, error_of, receipt_of
+from wsgateway.broker.nats.jetstream import ApiError, PeerOffline, error_of, receipt_of
 from wsgateway.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -59,6 +59,15 @@ def test_answer_to_a_publish_is_a_receipt_or_an_error_of_ours(data: bytes) -> No
         (400, 10097, "header size exceeds maximum allowed of 64k", MessageRefused),
         (400, 10165, "invalid per-message TTL", MessageRefused),
         (400, 10071, "wrong last sequence: 1", ApiError),
+        (400, 10005, "no suitable peers for placement, peer offline", PeerOffline),
+        (400, 10005, "no suitable peers for placement", ApiError),
+        (400, 10005, "no suitable peers for placement, insufficient storage", ApiError),
+        (
+            400,
+            10005,
+            "no suitable peers for placement, peer offline, insufficient storage",
+            ApiError,
+        ),
     ],
 )
 def test_error_says_whether_another_try_helps(

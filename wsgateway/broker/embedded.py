@@ -137,6 +137,25 @@ def probe(port: int, timeout: float = 1.0) -> str | None:
     Returns:
         The server's name, or None while there is no server or JetStream is not ready.
     """
+    name, answer = ask(port, "INFO", timeout=timeout)
+    return None if "error" in answer else name
+
+
+def ask(
+    port: int, request: str, fields: dict[str, Any] | None = None, *, timeout: float = 1.0
+) -> tuple[str, dict[str, Any]]:
+    """Ask JetStream one thing, without a client library; blocking.
+
+    Args:
+        port: On loopback.
+        request: What follows ``$JS.API.``.
+        fields: Of the request.
+        timeout: Seconds for the whole exchange.
+
+    Returns:
+        The server's name, and the answer; no answer is one with an ``error``, too.
+    """
+    body = b"" if fields is None else json.dumps(fields).encode()
     try:
         with socket.create_connection((HOST, port), timeout) as connection:
             connection.settimeout(timeout)
@@ -144,14 +163,16 @@ def probe(port: int, timeout: float = 1.0) -> str | None:
             info = json.loads(lines.readline().removeprefix(b"INFO "))
             connection.sendall(
                 b'CONNECT {"verbose":false,"pedantic":false,"lang":"python","version":"0"}\r\n'
-                b"SUB _INBOX.probe 1\r\nPUB $JS.API.INFO _INBOX.probe 0\r\n\r\nPING\r\n"
+                b"SUB _INBOX.probe 1\r\n"
+                b"PUB $JS.API.%s _INBOX.probe %d\r\n%s\r\nPING\r\n"
+                % (request.encode(), len(body), body)
             )
             while (line := lines.readline()) and not line.startswith(b"MSG "):
                 pass
             answer = json.loads(lines.readline()) if line else {"error": "closed"}
-            return None if "error" in answer else str(info.get("server_name"))
-    except (OSError, ValueError):
-        return None
+            return str(info.get("server_name")), answer
+    except (OSError, ValueError) as exc:
+        return "", {"error": str(exc)}
 
 
 def bound_to_parent(command: list[str]) -> list[str]:

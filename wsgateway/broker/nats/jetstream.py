@@ -29,7 +29,7 @@ from wsgateway.exceptions import (
 )
 from wsgateway.protocol.backoff import Backoff
 
-__all__ = ["ApiError", "DirectBatch", "JetStream", "error_of", "receipt_of"]
+__all__ = ["ApiError", "DirectBatch", "JetStream", "PeerOffline", "error_of", "receipt_of"]
 
 ATTEMPT_TIMEOUT = 1.5
 """Seconds after which an unanswered publish is tried again, with the same id."""
@@ -49,6 +49,8 @@ ITS_OWN_FAULT = frozenset({10097, 10165})
 ``Nats-…`` headers are missing here because `check_published` keeps them out."""
 NOT_ENABLED = (10039, 10076)
 """JetStream is off for the account, or for the server."""
+NO_PEERS = 10005
+"""Too few servers can take a stream; the text says why, as far as the server knows."""
 SUBJECTS_OVERLAP = 10065
 NAME_IN_USE = 10058
 NO_MESSAGE = 10037
@@ -74,6 +76,13 @@ class ApiError(BrokerError):
 
     def __str__(self) -> str:
         return f"JetStream refuses: {self.description} (error {self.err_code})"
+
+
+class PeerOffline(BrokerUnavailable):
+    """Too few servers of the cluster are online for the replicas that a stream has.
+
+    A server that starts, or comes back, counts as offline for about a second.
+    """
 
 
 class DirectBatch(NamedTuple):
@@ -106,6 +115,10 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
         )
     if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
         return BrokerUnavailable(f"JetStream is not available now: {text}")
+    if err_code == NO_PEERS and "peer offline" in text and "insufficient storage" not in text:
+        return PeerOffline(
+            f"too few servers of the NATS cluster are online: {text} (error {err_code})"
+        )
     return ApiError(code, err_code, text)
 
 

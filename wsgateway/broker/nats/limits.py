@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from wsgateway.broker.nats.jetstream import NAME_IN_USE, ApiError, JetStream
+from wsgateway.broker.nats.jetstream import NAME_IN_USE, NO_PEERS, ApiError, JetStream
 from wsgateway.exceptions import QueueFull
 from wsgateway.protocol.subjects import Subjects
 
@@ -24,7 +24,6 @@ LEAST = 1024 * 1024
 """Bytes that a stream has at least."""
 MOST = 2**44
 """Where the search for what a server offers begins."""
-NO_PEERS = 10005
 ATTEMPTS = 20
 
 

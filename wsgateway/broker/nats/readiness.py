@@ -10,7 +10,7 @@ from collections.abc import Callable
 from wsgateway.broker.bus import Callbacks, Closable
 from wsgateway.broker.embedded import LEAST_VERSION
 from wsgateway.broker.nats.inboxes import Inboxes
-from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.jetstream import JetStream, PeerOffline
 from wsgateway.broker.nats.levels import Levels
 from wsgateway.broker.nats.registry import Registry
 from wsgateway.broker.nats.streams import Streams
@@ -177,8 +177,10 @@ class Readiness:
     def _note_delay(self, exc: BrokerError) -> None:
         """Log what keeps the streams from being ready, each reason once."""
         if str(exc) != self._delay:
-            log = logger.debug if isinstance(exc, BrokerUnavailable) else logger.error
-            log("the streams are not ready yet: %s", reason_of(exc))
+            level = logging.DEBUG if isinstance(exc, BrokerUnavailable) else logging.ERROR
+            if isinstance(exc, PeerOffline):  # an operator can start the server
+                level = logging.WARNING
+            logger.log(level, "the streams are not ready yet: %s", reason_of(exc))
         self._delay = str(exc)
 
     async def _check(self) -> None:

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wsgateway.broker.base import Progress, no_progress
-from wsgateway.broker.nats.jetstream import NOT_FOUND, SUBJECTS_OVERLAP, ApiError, JetStream
+from wsgateway.broker.nats.jetstream import (
+    NO_PEERS,
+    NOT_FOUND,
+    SUBJECTS_OVERLAP,
+    ApiError,
+    JetStream,
+)
 from wsgateway.broker.nats.limits import AUTOMATIC, LEAST, Room, share_of
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.broker.nats.specs import ESSENTIAL, FIXED, OWNER, StreamSpec
@@ -349,6 +355,7 @@ class Streams:
 
         Raises:
             BrokerMisconfigured: The server refuses it.
+            BrokerUnavailable: No answer in time, or too few servers are online now.
         """
         config = dict(spec.config)
         is_ours = config.get("max_bytes") == AUTOMATIC
@@ -371,6 +378,9 @@ class Streams:
                 cure = ""
                 if exc.err_code == SUBJECTS_OVERLAP:
                     cure = f"; find the stream that takes {spec.config['subjects']}, and delete it"
+                if exc.err_code == NO_PEERS:
+                    setting, count = spec.setting_of("num_replicas"), config["num_replicas"]
+                    cure = f"; {setting} wants {count} servers with room, so add some or lower it"
                 raise BrokerMisconfigured(
                     f"cannot create stream {spec.name!r}: {exc}{cure}"
                 ) from exc
