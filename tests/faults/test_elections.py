@@ -124,6 +124,7 @@ async def test_empty_server_of_the_same_name_replaces_a_broken_one(
         await asyncio.to_thread(broken.kill)
         shutil.rmtree(broken.store / "jetstream")
         await broken.astart()
+        await asyncio.to_thread(nats_cluster.wait_whole, 40.0)  # it votes for JetStream's leader
 
         end = time.monotonic() + 40
         while not await is_current(broker, stream, broken.name):

@@ -59,6 +59,7 @@ def test_answer_to_a_publish_is_a_receipt_or_an_error_of_ours(data: bytes) -> No
         (400, 10097, "header size exceeds maximum allowed of 64k", MessageRefused),
         (400, 10165, "invalid per-message TTL", MessageRefused),
         (400, 10071, "wrong last sequence: 1", ApiError),
+        (409, 10158, "duplicate message id is in process", BrokerUnavailable),
         (400, 10005, "no suitable peers for placement, peer offline", PeerOffline),
         (400, 10005, "no suitable peers for placement", ApiError),
         (400, 10005, "no suitable peers for placement, insufficient storage", ApiError),

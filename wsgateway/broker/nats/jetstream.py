@@ -49,6 +49,8 @@ ITS_OWN_FAULT = frozenset({10097, 10165})
 ``Nats-…`` headers are missing here because `check_published` keeps them out."""
 NOT_ENABLED = (10039, 10076)
 """JetStream is off for the account, or for the server."""
+IN_PROCESS = 10158
+"""A message with the same id waits for its replicas; another try gets a receipt."""
 NO_PEERS = 10005
 """Too few servers can take a stream; the text says why, as far as the server knows."""
 SUBJECTS_OVERLAP = 10065
@@ -113,6 +115,8 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
         return BrokerMisconfigured(
             f"NATS refuses: {text}; enable JetStream for the account that the gateway connects to"
         )
+    if err_code == IN_PROCESS:
+        return BrokerUnavailable(f"JetStream has not stored the first try yet: {text}")
     if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
         return BrokerUnavailable(f"JetStream is not available now: {text}")
     if err_code == NO_PEERS and "peer offline" in text and "insufficient storage" not in text:
