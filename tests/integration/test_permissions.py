@@ -338,7 +338,7 @@ async def test_worker_says_what_it_does(ws_settings: Any, url: Callable[[str], s
             assert (await operator.connection.request(name, b"")).data
         report.close()
         async with acting(ws_settings, url("admin")) as admin:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):  # longer than the entry lives
                 while await admin.roster.members("worker"):
                     await asyncio.sleep(0.02)
 

@@ -61,7 +61,7 @@ async def test_many_unknown_names_cost_one_request(
     broker.services.invalidate()
     found = await asyncio.gather(*(broker.service_exists(f"chat {n}") for n in range(500)))
     assert not any(found)
-    assert len(asked) == 1
+    assert asked.count("STREAM.NAMES") == 1  # the broker may look after its streams at any time
 
 
 @pytest.mark.parametrize("protocol", [None, "wsgateway.v1"])
