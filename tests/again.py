@@ -1,8 +1,8 @@
 """A pytest plugin of `.ci/run`: writes down which few tests failed, so that they may run once more.
 
 ``python -m pytest -p tests.again --failures-to FILE`` writes their names to FILE, one a line, as
-``pytest @FILE`` takes them. It writes nothing if more than `MOST` failed, or if the run did not
-reach its end.
+``pytest @FILE`` takes them. It writes nothing if more than `MOST` failed in more than one file, or
+if the run did not reach its end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import pytest
 
 MOST = 5
 """If more tests fail, a busy machine is not the reason."""
+MOST_OF_ONE_FILE = 30
+"""Unless they are of one file: those may share a server that did not start."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,5 +29,7 @@ def pytest_terminal_summary(
     reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
     names = sorted({report.nodeid for report in reports})
     whole = exitstatus == pytest.ExitCode.TESTS_FAILED and not config.getoption("maxfail")
-    if path and whole and 0 < len(names) <= MOST:
+    files = {name.partition("::")[0] for name in names}
+    most = MOST_OF_ONE_FILE if len(files) == 1 else MOST
+    if path and whole and 0 < len(names) <= most:
         path.write_text("".join(f"{name}\n" for name in names))

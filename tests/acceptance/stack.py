@@ -83,7 +83,7 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.image = folder / "image"
-        self.ports = {name: free_port() for name in (*GATEWAYS, *SERVERS)}
+        self.ports = {name: free_port() for name in SERVERS}  # and gateways', once they start
         self.routes = {name: free_port() for name in SERVERS}
         self.monitors = {name: free_port() for name in SERVERS}
         self.processes: dict[str, Contained] = {}
@@ -169,8 +169,9 @@ class Stack:
 
     def start_gateway(self, name: str) -> None:
         """Start what the image runs without a command."""
+        port = self.ports.setdefault(name, free_port())  # not earlier: it is free only now
         command = listed(instruction("CMD"))
-        command[2], command[4] = "127.0.0.1", str(self.ports[name])
+        command[2], command[4] = "127.0.0.1", str(port)
         self.start(name, command, self.env, self.image)
 
     def start_command(self, name: str) -> None:

@@ -54,6 +54,15 @@ def test_few_failures_are_named_as_pytest_takes_them(tmp_path: Path, workers: st
     assert not (tmp_path / "passed").exists()
 
 
+def test_failures_of_one_file_may_have_one_cause(tmp_path: Path) -> None:
+    """A server that did not start fails all tests that share it."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(TESTS.format(names=0, failing=2 * MOST))
+    names = tmp_path / "failures"
+    run(tmp_path, "-p", "tests.again", "--failures-to", str(names))
+    assert len(names.read_text().splitlines()) == 2 * MOST
+
+
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [
@@ -67,7 +76,8 @@ def test_few_failures_are_named_as_pytest_takes_them(tmp_path: Path, workers: st
 )
 def test_other_failures_are_not(tmp_path: Path, code: str, arguments: tuple[str, ...]) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    (tmp_path / "test_it.py").write_text(code)
+    for name in ("test_it.py", "test_more.py"):
+        (tmp_path / name).write_text(code)
     names = tmp_path / "failures"
     run(tmp_path, "-p", "tests.again", "--failures-to", str(names), *arguments)
     assert not names.exists()
