@@ -70,6 +70,7 @@ async def until_relayed(broker: NatsBroker) -> None:
 RELAY = ("manage.py", "runoutbox", "--interval", "0.02")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("database", "relays"), [("sqlite", 1), ("postgresql", 2)])
 async def test_killed_relays(
     database: str,

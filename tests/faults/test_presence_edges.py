@@ -28,7 +28,7 @@ GRACE = 4.0
 QUICK = Backoff(initial=0.05, factor=1.5, cap=0.5)
 Gateways = Callable[..., Gateway]
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.long]
 
 
 class Events(Process):
