@@ -248,27 +248,30 @@ def test_nobody_is_offline_while_a_frozen_server_keeps_the_gateways_unknown(
 
 @pytest.mark.parametrize("is_djangos", [False, True], ids=["own loop", "async_to_sync"])
 def test_socket_of_a_projects_own_test_in_memory(settings: Any, is_djangos: bool) -> None:
-    """In a loop of its own, and in one that Django makes for an asynchronous test."""
+    """In a loop of its own, and in one that Django makes for an asynchronous test.
+
+    The user is the test's own: the memory of this process may hold messages for others.
+    """
     settings.PUBSUB_BROKER = "memory"
     settings.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
     runtime.reset()
 
     async def talk() -> None:
         client = WebsocketCommunicator(
-            URLRouter(websocket_urlpatterns), "/ws/orders/", headers=[(b"cookie", b"user=ann")]
+            URLRouter(websocket_urlpatterns), "/ws/orders/", headers=[(b"cookie", b"user=own")]
         )
-        assert await presence.ais_online("orders", "ann") is False
+        assert await presence.ais_online("orders", "own") is False
         assert await client.connect(timeout=20) == (True, None)
-        assert await presence.ais_online("orders", "ann") is True
-        assert await asyncio.to_thread(presence.is_online, "orders", "ann") is True
+        assert await presence.ais_online("orders", "own") is True
+        assert await asyncio.to_thread(presence.is_online, "orders", "own") is True
         assert (await presence.acounts()).users == {"orders": 1}
-        assert await presence.adisconnect("orders", "ann") == presence.Disconnected(1)
+        assert await presence.adisconnect("orders", "own") == presence.Disconnected(1)
         assert await client.receive_output(timeout=20) == {
             "type": "websocket.close",
             "code": 1008,
             "reason": "disconnected by an operator",
         }
-        assert await presence.ais_online("orders", "ann") is False
+        assert await presence.ais_online("orders", "own") is False
         await client.disconnect()
 
     if is_djangos:
