@@ -12,7 +12,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from tests.integration.layer_worker import WorkerProcess
-from tests.integration.layers import Make, drain, layers, receive
+from tests.integration.layers import Make, drain, layers, nothing_comes, receive
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import handshake
@@ -305,3 +305,25 @@ async def test_leaving_at_the_request_of_somebody_who_expects_no_answer(make: Ma
     await until(lambda: not layer.local.groups.by_name, 10, "it has left")
     await connection.bus.confirm()
     assert connection.bus.times_connected == 1
+
+
+async def test_member_that_is_discarded_while_it_is_added_was_added(
+    own_server: EmbeddedServer, prefix: str
+) -> None:
+    """`group_add` failed with "the channel left the group", as if NATS were unavailable."""
+    async with layers(own_server.url, prefix) as make:
+        layer = make()
+        first, second = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("service.user", first)  # so that the group is known
+        own_server.pause()
+        try:
+            adding = asyncio.create_task(layer.group_add("service.user", second))
+            await until(lambda: second.encode() in layer.local.groups.joined, what="it joins")
+            discarding = asyncio.create_task(layer.group_discard("service.user", second))
+            await until(lambda: second.encode() not in layer.local.groups.joined, what="it leaves")
+        finally:
+            own_server.resume()
+        await asyncio.gather(adding, discarding)
+        await layer.group_send("service.user", {"type": "x"})
+        assert await receive(layer, first) == {"type": "x"}
+        await nothing_comes(layer, second, "service.user")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wsgateway import counters
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.subscriptions import fetch, wait_usable
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable
+from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Credit, Window, later
@@ -197,7 +197,7 @@ class Attachment:
         self.leave()
         if self._task is not None:
             self._task.cancel()
-        self._report(BrokerUnavailable("the channel left the group"))
+        self._report(None)  # it was a member until now; whoever added it did not fail
 
     async def started(self) -> None:
         """See `Subscription.started`."""
