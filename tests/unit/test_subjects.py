@@ -9,7 +9,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wsgateway.exceptions import NameRefused
-from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects, decode_token, encode_token
+from wsgateway.protocol.subjects import (
+    GROUP_SERVICE,
+    Inbox,
+    Subjects,
+    Topic,
+    decode_token,
+    encode_token,
+)
 
 TRICKY = [
     "ann@example.org",
@@ -190,6 +197,42 @@ def test_service_is_read_back_from_its_stream(service: str) -> None:
     assert TOKEN.match(queue)
     assert subjects.service_of(queue) == service
     subjects.require_service(service)
+
+
+@given(names, names, names, names)
+def test_two_topics_never_share_a_subject(a: str, b: str, c: str, d: str) -> None:
+    assume((a, b) != (c, d))
+    subjects = Subjects()
+    for kind in (subjects.topic, subjects.topic_live, subjects.cast):
+        assert kind(Topic(a, b)) != kind(Topic(c, d))
+    assert subjects.topic_live(Topic(a, b)) != subjects.live(Inbox(c, d))
+
+
+@given(names, names)
+def test_topic_is_not_the_inbox_of_the_same_names(service: str, name: str) -> None:
+    topic, inbox = Topic(service, name), Inbox(service, name)
+    assert topic != inbox
+    assert len({topic: 1, inbox: 2}) == 2
+
+
+@given(names.filter(lambda name: "." not in name), names)
+def test_topic_both_ways(service: str, name: str) -> None:
+    assert Topic.parse(str(Topic(service, name))) == Topic(service, name)
+
+
+@pytest.mark.parametrize("text", ["", "room", ".42", "room.", ".", None, 42, "room.\udc80"])
+def test_what_names_no_topic_is_refused(text: object) -> None:
+    with pytest.raises(NameRefused):
+        Topic.parse(text)  # type: ignore[arg-type]
+
+
+@given(short_names)
+def test_service_of_topics_is_read_back_from_its_stream(service: str) -> None:
+    subjects = Subjects("acme.ws-1")
+    stream = subjects.topic_stream(service)
+    assert subjects.service_of_topics(stream) == service
+    assert subjects.service_of(stream) is None
+    assert subjects.service_of_topics(subjects.queue(service)) is None
 
 
 @given(st.text(max_size=20))

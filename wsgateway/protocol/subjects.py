@@ -8,6 +8,7 @@ for an escape, so two names never share a token and no name can hold ``.``, ``*`
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,8 +17,10 @@ from wsgateway.exceptions import NameRefused
 __all__ = [
     "GROUP_SERVICE",
     "MAX_MEMBER_ID",
+    "Address",
     "Inbox",
     "Subjects",
+    "Topic",
     "decode_token",
     "encode_token",
 ]
@@ -48,6 +51,39 @@ class Inbox(NamedTuple):
 
     service: str
     user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """The address of the messages that many may read, such as those of a chat room.
+
+    Not a tuple, so that it never equals an `Inbox`.
+    """
+
+    service: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Topic:
+        """Return the topic that *text* names: ``room.42`` is ``42`` of the service ``room``.
+
+        Raises:
+            NameRefused: It has no dot, or one of the names before and after the first dot cannot
+                be a name.
+        """
+        service, dot, name = text.partition(".") if isinstance(text, str) else ("", "", "")
+        if not dot:
+            raise NameRefused(f"topic {text!r} is not <service>.<name>, such as 'room.42'")
+        encode_token(service)
+        encode_token(name)
+        return cls(service, name)
+
+    def __str__(self) -> str:
+        return f"{self.service}.{self.name}"
+
+
+Address = Inbox | Topic
+"""What a message is stored under."""
 
 
 @lru_cache(maxsize=65536)
@@ -125,6 +161,22 @@ class Subjects:
     def live(self, inbox: Inbox) -> str:
         """Where JetStream republishes what was stored for a user."""
         return self._inbox("live", inbox)
+
+    def topic(self, topic: Topic) -> str:
+        """Where a durable topic's messages are published; stored in its service's stream."""
+        return f"{self.prefix}.topic.{encode_token(topic.service)}.{encode_token(topic.name)}"
+
+    def topic_live(self, topic: Topic) -> str:
+        """Where JetStream republishes what was stored in a topic.
+
+        One token longer than `live`, so that no user's subject can be the same.
+        """
+        tokens = f"{encode_token(topic.service)}.{encode_token(topic.name)}"
+        return f"{self.prefix}.live.topic.{tokens}"
+
+    def cast(self, topic: Topic) -> str:
+        """Where an ephemeral topic's messages are published; nothing keeps them."""
+        return f"{self.prefix}.cast.{encode_token(topic.service)}.{encode_token(topic.name)}"
 
     def conn(self, inbox: Inbox) -> str:
         """Where presence and control requests for a user go."""
@@ -241,9 +293,20 @@ class Subjects:
         Raises:
             NameRefused: No service can have this name.
         """
+        return self._own_stream("SEND", service)
+
+    def topic_stream(self, service: str) -> str:
+        """Return the name of the stream that holds the topics of *service*; see `queue`.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        return self._own_stream("TOPIC", service)
+
+    def _own_stream(self, kind: str, service: str) -> str:
         encode_token(service)
         token = _UNSAFE_IN_STREAM.sub(lambda found: b"=%02X" % found.group()[0], service.encode())
-        return _short_enough(service, f"{self.upper}_SEND_{token.decode()}")
+        return _short_enough(service, f"{self.upper}_{kind}_{token.decode()}")
 
     def consumer(self, service: str) -> str:
         """Return the name of the consumer that all workers of *service* share.
@@ -270,16 +333,23 @@ class Subjects:
         self.consumer(service)
 
     def service_of(self, queue: str) -> str | None:
-        """Return the service whose stream has this name; None if it is not a service's."""
-        prefix = f"{self.upper}_SEND_"
-        if not queue.startswith(prefix):
+        """Return the service whose queue has this name; None if it is not a service's."""
+        return self._owner("SEND", queue)
+
+    def service_of_topics(self, stream: str) -> str | None:
+        """Return the service whose topics are in this stream; None if it is not one of topics."""
+        return self._owner("TOPIC", stream)
+
+    def _owner(self, kind: str, stream: str) -> str | None:
+        prefix = f"{self.upper}_{kind}_"
+        if not stream.startswith(prefix):
             return None
         try:
             raw = _ESCAPE.sub(
-                lambda found: bytes([int(found.group(1), 16)]), queue[len(prefix) :].encode()
+                lambda found: bytes([int(found.group(1), 16)]), stream[len(prefix) :].encode()
             )
             service = raw.decode()
-            return service if self.queue(service) == queue else None
+            return service if self._own_stream(kind, service) == stream else None
         except (NameRefused, UnicodeError):
             return None
 
