@@ -123,7 +123,7 @@ async def test_writer_that_fails_costs_the_connection_only(
     next_frame = ClientSession.next_frame
 
     def fails_once(session: ClientSession, now: float) -> str | None:
-        if session.pending and failures:
+        if len(session.sending) and failures:
             raise failures.pop()
         return next_frame(session, now)
 

@@ -154,9 +154,9 @@ class Runner:
         try:
             if request:
                 self.requests.add(id)
-                self.session.request(id, Frame.of(data))
+                self.session.sending.request(id, Frame.of(data))
             else:
-                self.session.send(id, Frame.of(data))
+                self.session.sending.send(id, Frame.of(data))
         except ValueError:
             self.result(id, "invalid")
         except GatewayError as exc:
@@ -166,8 +166,8 @@ class Runner:
         self.do_send(message, request=True)
 
     def do_give_up(self, id: str) -> None:
-        self.session.give_up(id)
-        self.session.expect_no_reply(id)
+        self.session.sending.give_up(id)
+        self.session.sending.expect_no_reply(id)
 
     def do_watch(self, whom: dict[str, str]) -> None:
         label = f"watch {whom['user']}"

@@ -157,7 +157,7 @@ class Client:
     @property
     def pending(self) -> int:
         """How many messages are queued or sent, and not confirmed."""
-        return self._session.pending
+        return len(self._session.sending)
 
     async def open(self) -> None:
         """Connect, and wait for the first welcome without a time limit. Idempotent.
@@ -324,7 +324,7 @@ class Client:
         id = id if id is not None else self._new_id()
         frame = _frame(data)
         if id not in self._sends:
-            self._session.send(id, frame, trace=_trace())
+            self._session.sending.send(id, frame, trace=_trace())
         with self._sends.joined(id) as confirmed:
             self._connector.wake()
             await asyncio.shield(confirmed)
@@ -352,7 +352,7 @@ class Client:
         """
         frame = _frame(data)
         id = id if id is not None else self._new_id()
-        self._session.request(id, frame, _trace())
+        self._session.sending.request(id, frame, _trace())
         with self._requests.joined(id) as reply:
             self._connector.wake()
             async with asyncio.timeout(timeout):
@@ -396,13 +396,13 @@ class Client:
 
     def _give_up(self, id: str) -> None:
         if id not in self._requests:
-            self._session.give_up(id)
+            self._session.sending.give_up(id)
             self._connector.wake()  # the window may have room
 
     def _give_up_request(self, id: str) -> None:
-        self._session.expect_no_reply(id)
+        self._session.sending.expect_no_reply(id)
         if id not in self._sends:
-            self._session.give_up(id)
+            self._session.sending.give_up(id)
             self._connector.wake()
 
     def _new_id(self) -> str:

@@ -2,34 +2,26 @@
 
 `ClientSession` decides, `Transport` does the I/O, and `Client` talks to the application. The
 scenarios in ``tests/vectors/client.json`` hold for it and for ``wsgateway.js``.
-
-The module is long because it is one state machine: each frame may concern all of its state.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
-    Answered,
-    Confirmed,
     Delivered,
     Event,
-    Failed,
-    Unclaimed,
     Watched,
     Welcomed,
 )
 from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.monitor import Monitor, Sign
-from wsgateway.client.outbox import ClientOutbox
+from wsgateway.client.sending import Sending
 from wsgateway.client.watches import ClientWatches
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import (
     Accepted,
     Closing,
@@ -45,7 +37,6 @@ from wsgateway.protocol.v1 import (
     encode_ping,
     encode_pong,
     parse_server,
-    valid_id,
 )
 
 __all__ = ["ClientSession", "should_reconnect"]
@@ -96,13 +87,12 @@ class ClientSession:
     ) -> None:
         self._ack_every = ack_every
         self._ack_interval = ack_interval
-        self._queue_limit = queue_limit
         self._monitor = Monitor(ping_timeout)
         self._backoff = backoff or Backoff()
         self._renewable = renewable
         self._inbox = ClientInbox(position)
-        self._outbox = ClientOutbox(queue_limit, send_window)
-        self._requests: set[str] = set()  # ids that wait for their replies
+        self.sending = Sending(queue_limit, send_window)
+        """Messages and requests that wait for the gateway."""
         self.watches = ClientWatches()
         """Whose presence is watched; `watch` adds."""
         self._controls: deque[str] = deque()  # pings and pongs to write
@@ -123,11 +113,6 @@ class ClientSession:
         return self._inbox.position
 
     @property
-    def pending(self) -> int:
-        """How many messages are queued or sent, and not confirmed."""
-        return len(self._outbox)
-
-    @property
     def is_open(self) -> bool:
         """Whether there is a connection that the gateway has welcomed."""
         return self._opened_at is not None
@@ -136,7 +121,7 @@ class ClientSession:
 
     def connecting(self) -> Position | None:
         """Start a connection; return the position to ask for."""
-        self._outbox.connecting()
+        self.sending.connecting()
         self.watches.connecting()
         return self._inbox.connecting()
 
@@ -174,15 +159,10 @@ class ClientSession:
     def end(self, reason: str, close_code: int | None = None) -> list[Event]:
         """End the session, and fail what waits."""
         self._ended = True
-
-        def closed(id: str) -> GatewayError:
-            return GatewayError("closed", reason, True, id=id, close_code=close_code)
-
-        events: list[Event] = [Failed(id, closed(id)) for id in self._outbox]
-        events += [Answered(id, closed(id)) for id in self._requests]
-        events += [Watched(id, closed(id)) for id in self.watches.end()]
-        self._outbox.clear()
-        self._requests.clear()
+        events = self.sending.end(reason, close_code)
+        for id in self.watches.end():
+            closed = GatewayError("closed", reason, True, id=id, close_code=close_code)
+            events.append(Watched(id, closed))
         return events
 
     # -- from the gateway ----------------------------------------------------------------
@@ -205,7 +185,7 @@ class ClientSession:
             case Welcome():
                 return self._welcomed(frame, now)
             case Accepted(id):
-                return self._confirm(id)
+                return self.sending.confirm(id)
             case Refused():
                 return self._refused(frame)
             case Presence() | Unwatched():
@@ -227,10 +207,7 @@ class ClientSession:
             self._renewed = False
             self._monitor.start(welcome.ping, now)
             self.watches.welcomed(welcome.service)
-        events: list[Event] = []
-        for id, size in self._outbox.larger_than(welcome.max_message_size):
-            events += self._fail(id, _too_big(id, size, welcome.max_message_size))
-        return [*events, Welcomed(welcome)]
+        return [*self.sending.welcomed(welcome.max_message_size), Welcomed(welcome)]
 
     def _message(self, message: ServerMessage, now: float) -> list[Event]:
         generation = self._inbox.accept(message)
@@ -242,100 +219,13 @@ class ClientSession:
         # A reply overtakes messages that wait for `recv`: do not acknowledge those with it
         self._inbox.mark_newest_processed()
         self._ack_soon(now)
-        return self._reply(message, message.reply_to)
-
-    def _reply(self, message: ServerMessage, id: str) -> list[Event]:
-        answer: ServerMessage | GatewayError = message
-        if message.error is not None:
-            text = message.frame.data if message.frame.text else ""
-            text = str(text) or "the service refused it"
-            answer = GatewayError(message.error, text, False, id=id)
-        events = self._confirm(id)  # a request with a reply is stored
-        if id not in self._requests:
-            return [*events, Unclaimed(answer)]
-        self._requests.remove(id)
-        return [*events, Answered(id, answer)]
-
-    def _confirm(self, id: str) -> list[Event]:
-        if id not in self._outbox:
-            return []
-        self._outbox.remove(id)
-        return [Confirmed(id)]
+        return self.sending.replied(message, message.reply_to)
 
     def _refused(self, frame: Refused) -> list[Event]:
         about_watch = self.watches.refused(frame)
-        if about_watch is not None:
-            return about_watch
-        error = GatewayError(frame.code, frame.message, frame.temporary, id=frame.id)
-        if frame.id is None or frame.id not in self._outbox:
-            return [Unclaimed(error)]
-        return self._fail(frame.id, error)
-
-    def _fail(self, id: str, error: GatewayError) -> list[Event]:
-        self._outbox.remove(id)
-        if id not in self._requests:
-            return [Failed(id, error)]
-        self._requests.remove(id)
-        return [Failed(id, error), Answered(id, error)]
+        return self.sending.refused(frame) if about_watch is None else about_watch
 
     # -- from the application ------------------------------------------------------------
-
-    def request(self, id: str, frame: Frame, trace: Mapping[str, str] | None = None) -> None:
-        """Queue a message and wait for its reply, unless the same request waits already.
-
-        Raises:
-            GatewayError: It cannot be queued.
-            ValueError: The id cannot be used.
-        """
-        if id in self._requests:
-            return
-        if len(self._requests) >= self._queue_limit:
-            text = f"{len(self._requests)} requests are already waiting for replies (queue_limit)"
-            raise GatewayError("queue_limit", text, True, id=id)
-        self.send(id, frame, request=True, trace=trace)
-        self._requests.add(id)
-
-    def expect_no_reply(self, id: str) -> None:
-        """Report a later reply to *id* as `Unclaimed`. Idempotent."""
-        self._requests.discard(id)
-
-    def send(
-        self,
-        id: str,
-        frame: Frame,
-        *,
-        request: bool = False,
-        trace: Mapping[str, str] | None = None,
-    ) -> None:
-        """Queue a message, unless one with the same id waits already.
-
-        Args:
-            id: 1 to 64 printable ASCII characters without spaces.
-            frame: What to send.
-            request: Whether the service is asked to reply.
-            trace: The trace context in which it is sent.
-
-        Raises:
-            GatewayError: It cannot be queued.
-            ValueError: The id cannot be used.
-        """
-        if not valid_id(id):
-            raise ValueError(f"id {id!r} is not 1 to 64 printable ASCII characters, no spaces")
-        if id not in self._outbox:
-            self._check(id, len(frame.payload))
-            self._outbox.add(id, frame, request=request, trace=trace)
-
-    def _check(self, id: str, size: int) -> None:
-        """Refuse what cannot be sent, before it is queued."""
-        if self._ended:
-            raise GatewayError("closed", "the client is already closed", True, id=id)
-        if self.welcome is not None and size > self.welcome.max_message_size:
-            raise _too_big(id, size, self.welcome.max_message_size)
-        if self._outbox.full:
-            text = (
-                f"{len(self._outbox)} messages are already waiting for confirmation (queue_limit)"
-            )
-            raise GatewayError("queue_limit", text, True, id=id)
 
     def watch(self, service: str | None, user: str) -> str:
         """Watch a user's presence, see `ClientWatches.add`.
@@ -346,10 +236,6 @@ class ClientSession:
         if self._ended:
             raise GatewayError("closed", "the client is already closed", True)
         return self.watches.add(service, user)
-
-    def give_up(self, id: str) -> None:
-        """Do not send *id* again; it may have been stored. Idempotent."""
-        self._outbox.remove(id)
 
     def processed(self, generation: int, offset: int, now: float) -> None:
         """Record that everything up to *offset* is processed; both are from `Delivered`."""
@@ -370,7 +256,7 @@ class ClientSession:
     @property
     def write_at(self) -> float:
         """When `next_frame` has a frame; ``-inf``: now, ``inf``: not until something changes."""
-        is_due = self._outbox.due or self.watches.due
+        is_due = self.sending.due or self.watches.due
         if self._controls or (self._opened_at is not None and is_due):
             return -math.inf
         return math.inf if self._ack_at is None else self._ack_at
@@ -385,7 +271,7 @@ class ClientSession:
             return frame
         if self._ack_at is not None and self._ack_at <= now and (ack := self.last_ack()):
             return ack
-        return self._outbox.next_frame()
+        return self.sending.next_frame()
 
     def last_ack(self) -> str | None:
         """Return the acknowledgement of everything processed; None if there is nothing new."""
@@ -418,8 +304,3 @@ def _another_user(before: Welcome, now: Welcome) -> GatewayError:
         f"{before.user!r} of {before.service!r}; make a new client"
     )
     return GatewayError("closed", text, False, close_code=CloseCode.NOT_AUTHENTICATED)
-
-
-def _too_big(id: str, size: int, limit: int) -> GatewayError:
-    text = f"message of {size} bytes exceeds the gateway's limit of {limit} bytes"
-    return GatewayError("too_big", text, False, id=id)
