@@ -1,18 +1,11 @@
-"""The client as applications use it; each other module of this folder does a part of its work.
-
-The module is long because it is one public class, with what each method promises.
-"""
+"""The client as applications use it; each other module of this folder does a part of its work."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from itertools import count
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -31,21 +24,20 @@ from wsgateway.client.events import (
     Watched,
     Welcomed,
 )
+from wsgateway.client.exchange import REQUEST_TIMEOUT, Exchange
 from wsgateway.client.inbox import Position
 from wsgateway.client.lost import Final
 from wsgateway.client.message import Message
+from wsgateway.client.reading import Reader
 from wsgateway.client.session import ClientSession
 from wsgateway.protocol.backoff import Backoff
-from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import Presence, ServerMessage, Welcome
 from wsgateway.supervision import start
-from wsgateway.tracing import find_tracer
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 
 logger = logging.getLogger("wsgateway.client")
 
-REQUEST_TIMEOUT = 30.0
 T = TypeVar("T")
 
 
@@ -100,7 +92,6 @@ class Client:
         on_presence: Callable[[Presence], object] | None = None,
         **options: Any,
     ) -> None:
-        self._auto_ack = auto_ack
         self._on_state = on_state
         self._on_welcome = on_welcome
         self._on_reply = on_reply
@@ -124,18 +115,13 @@ class Client:
             on_state=self._set_state,
             on_events=self._apply,
         )
-        self._sends = Calls[None](self._give_up)  # what is in the outbox
-        self._requests = Calls[Message](self._give_up_request)  # replies to come
+        self._exchange = Exchange(self._session.sending, self._connector.wake)
         self._watches = Calls[bool | None](self._leave_watch)  # answers to come
-        self._queue: deque[Message] = deque()  # not returned by `recv` yet; the window bounds it
-        self._current: Message | None = None  # returned by `recv`, not processed yet
-        self._arrived = asyncio.Event()  # the queue is not empty, or the client is closed
+        self._reader = Reader(auto_ack)
         self._opened: asyncio.Future[None] | None = None  # set at the first welcome
         self._runner: asyncio.Task[None] | None = None
         self._state = ClientState.IDLE
         self._error: GatewayError | None = None  # why it closed, unless the caller closed it
-        self._ids = count(1)
-        self._prefix = secrets.token_urlsafe(9)
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -230,7 +216,7 @@ class Client:
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(failure)
         self._apply(self._session.end(str(failure), failure.close_code))
-        self._arrived.set()
+        self._reader.end(failure, stops=self._error is None)
 
     # -- from the gateway ----------------------------------------------------------------
 
@@ -239,14 +225,13 @@ class Client:
         for event in events:
             match event:
                 case Delivered(received, generation):
-                    self._queue.append(Message(received, generation, self._processed))
-                    self._arrived.set()
+                    self._reader.put(Message(received, generation, self._processed))
                 case Confirmed(id):
-                    self._sends.resolve(id, None)
+                    self._exchange.confirmed(id)
                 case Failed(id, error):
-                    self._sends.resolve(id, error)
+                    self._exchange.confirmed(id, error)
                 case Answered(id, answer):
-                    self._requests.resolve(id, self._answer(answer))
+                    self._exchange.answered(id, self._answer(answer))
                 case Unclaimed(answer):
                     self._unclaimed(self._answer(answer))
                 case Watched(id, online):
@@ -281,31 +266,15 @@ class Client:
         Raises:
             GatewayError: The client is closed and no message is left.
         """
-        if self._current is not None and self._auto_ack:
-            self._current.ack()
-        self._current = None
-        while not self._queue:
-            if self._state is ClientState.CLOSED:
-                raise self._closed()
-            self._arrived.clear()
-            await self._arrived.wait()
-        self._current = self._queue.popleft()
-        return self._current
+        return await self._reader.recv()
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> AsyncIterator[Message]:
         """Yield each message; end when the caller closes the client.
 
         Raises:
             GatewayError: The gateway closed the connection for good.
         """
-        while True:
-            try:
-                message = await self.recv()
-            except GatewayError:
-                if self._error is not None:
-                    raise
-                return
-            yield message
+        return aiter(self._reader)
 
     async def send(self, data: Any, *, id: str | None = None) -> str:
         """Publish *data* and return its id once it is stored. Survives reconnects.
@@ -321,14 +290,7 @@ class Client:
             GatewayError: It was refused; ``code`` and ``temporary`` say why.
             ValueError: *id* or *data* cannot be sent.
         """
-        id = id if id is not None else self._new_id()
-        frame = _frame(data)
-        if id not in self._sends:
-            self._session.sending.send(id, frame, trace=_trace())
-        with self._sends.joined(id) as confirmed:
-            self._connector.wake()
-            await asyncio.shield(confirmed)
-        return id
+        return await self._exchange.send(data, id)
 
     async def request(
         self, data: Any, *, id: str | None = None, timeout: float | None = REQUEST_TIMEOUT
@@ -350,13 +312,7 @@ class Client:
             TimeoutError: No reply in time; the service may still handle it.
             ValueError: *id* or *data* cannot be sent.
         """
-        frame = _frame(data)
-        id = id if id is not None else self._new_id()
-        self._session.sending.request(id, frame, _trace())
-        with self._requests.joined(id) as reply:
-            self._connector.wake()
-            async with asyncio.timeout(timeout):
-                return await asyncio.shield(reply)
+        return await self._exchange.request(data, id, timeout)
 
     async def watch(self, user: str, *, service: str | None = None) -> bool | None:
         """Watch whether *user* is online, across reconnects; return whether they are now.
@@ -394,20 +350,6 @@ class Client:
             self._session.watches.remove(id)
             self._connector.wake()
 
-    def _give_up(self, id: str) -> None:
-        if id not in self._requests:
-            self._session.sending.give_up(id)
-            self._connector.wake()  # the window may have room
-
-    def _give_up_request(self, id: str) -> None:
-        self._session.sending.expect_no_reply(id)
-        if id not in self._sends:
-            self._session.sending.give_up(id)
-            self._connector.wake()
-
-    def _new_id(self) -> str:
-        return f"{self._prefix}-{next(self._ids)}"
-
 
 def connect(url: str, **options: Any) -> Client:
     """Return a client: ``async with connect(url) as client``. `Client` lists the options."""
@@ -422,17 +364,3 @@ def _call(callback: Callable[[T], object] | None, value: T) -> None:
         callback(value)
     except Exception:
         logger.exception("a callback of the client failed")
-
-
-def _trace() -> dict[str, str] | None:
-    """Return the context of the caller's span; None if the program does not trace."""
-    tracer = find_tracer()
-    return None if tracer is None else tracer.inject_w3c()
-
-
-def _frame(data: Any) -> Frame:
-    if isinstance(data, bytes | bytearray | memoryview):
-        return Frame(bytes(data), False)
-    if not isinstance(data, str):
-        data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Frame.of(data)
