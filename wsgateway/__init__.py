@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wsgateway.protocol.group_names import inbox_group
     from wsgateway.publish import Outgoing, asend, asend_many, send, send_many, send_on_commit
     from wsgateway.services import JsonHandler, Message, Reject, Retry, RetryPolicy, service
+    from wsgateway.topics.registry import topic
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "send_many",
     "send_on_commit",
     "service",
+    "topic",
 ]
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
         "wsgateway.publish",
     ),
     "inbox_group": "wsgateway.protocol.group_names",
+    "topic": "wsgateway.topics.registry",
 }
 
 

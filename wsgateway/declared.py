@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.utils.module_loading import autodiscover_modules
 
 from wsgateway.conf import settings
+
+if TYPE_CHECKING:
+    from wsgateway.topics.registry import TopicService
 
 __all__ = [
     "ANY",
@@ -16,6 +19,8 @@ __all__ = [
     "declared_services",
     "discover",
     "registered",
+    "source_of",
+    "topics",
 ]
 
 ANY = "*"
@@ -26,12 +31,16 @@ class Declared(NamedTuple):
     """The services that a process declares.
 
     Attributes:
-        services: Their names; it makes their streams.
-        is_open: Whether clients may name any service; then all share one stream.
+        services: The names of those of users; it makes their streams.
+        is_open: Whether clients may name any of them; then all share one stream.
+        topics: The names of those of durable topics; it makes their streams.
+        casts: The names of those of ephemeral topics, which have no stream.
     """
 
     services: frozenset[str] = frozenset()
     is_open: bool = False
+    topics: frozenset[str] = frozenset()
+    casts: frozenset[str] = frozenset()
 
 
 NOTHING = Declared()
@@ -41,6 +50,9 @@ EVERYTHING = Declared(is_open=True)
 registered: dict[str, Any] = {}
 """What `wsgateway.service` has registered, by name: `wsgateway.services.registry.Service`."""
 
+topics: dict[str, TopicService] = {}
+"""What `wsgateway.topic` has registered, by name. A service has users or topics, never both."""
+
 
 def discover() -> dict[str, Any]:
     """Import ``ws_services`` of every installed app; return what is registered then."""
@@ -49,10 +61,25 @@ def discover() -> dict[str, Any]:
 
 
 def declared_services() -> Declared:
-    """Return what ``WSGATEWAY_SERVICES`` lists; without it, what ``@service`` registers."""
+    """Return what ``@service``, ``WSGATEWAY_SERVICES`` and ``@topic`` declare.
+
+    The setting, if there is one, replaces ``@service``.
+    """
+    registered = discover()
+    found = Declared(
+        topics=frozenset(name for name, topic in topics.items() if topic.durable),
+        casts=frozenset(name for name, topic in topics.items() if not topic.durable),
+    )
     listed = settings.SERVICES
     if listed is None:
-        return Declared(frozenset(discover()))
+        return found._replace(services=frozenset(registered))
     if ANY in listed:
-        return EVERYTHING
-    return Declared(frozenset(listed))
+        return found._replace(is_open=True)
+    return found._replace(services=frozenset(listed))
+
+
+def source_of(function: Any) -> str:
+    """Return the dotted path of a function, or of the class of an instance that can be called."""
+    kind = type(function)
+    module = getattr(function, "__module__", None) or kind.__module__
+    return f"{module}.{getattr(function, '__qualname__', kind.__qualname__)}"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from wsgateway import declared
 from wsgateway.conf import settings
+from wsgateway.declared import source_of
 from wsgateway.protocol.subjects import Subjects
 from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
@@ -129,8 +130,12 @@ def _policies(retry: RetryPolicy | Policies | None) -> Policies:
 
 def _register(new: Service) -> None:
     known: Service | None = declared.registered.get(new.name)
-    if known is not None and _source(known.handler) != _source(new.handler):
-        raise ValueError(f"service {new.name!r} has a handler already: {_source(known.handler)}")
+    if known is not None and source_of(known.handler) != source_of(new.handler):
+        raise ValueError(f"service {new.name!r} has a handler already: {source_of(known.handler)}")
+    if new.name in declared.topics:
+        raise ValueError(
+            f"{new.name!r} is a service of topics; a service has users or topics, so rename one"
+        )
     declared.registered[new.name] = new
 
 
@@ -153,15 +158,10 @@ def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
         raise TypeError(f"{handler!r} is not a function")
     function = handler if inspect.isroutine(handler) else type(handler).__call__
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{_source(handler)} has a yield, so calling it would not handle anything")
+        text = f"{source_of(handler)} has a yield, so calling it would not handle anything"
+        raise TypeError(text)
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(function)
     return handler, is_async
-
-
-def _source(handler: Any) -> str:
-    kind = type(handler)  # of an instance with __call__
-    module = getattr(handler, "__module__", None) or kind.__module__
-    return f"{module}.{getattr(handler, '__qualname__', kind.__qualname__)}"
 
 
 def get_service(name: str) -> Service:

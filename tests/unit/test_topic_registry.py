@@ -1,0 +1,121 @@
+"""What `wsgateway.topic` accepts, and what it declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import wsgateway
+from wsgateway import declared
+from wsgateway.declared import Declared, declared_services
+from wsgateway.exceptions import NameRefused
+from wsgateway.services.registry import service
+
+
+@pytest.fixture(autouse=True)
+def nothing_declared(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    declared.discover()
+    settings.WSGATEWAY_SERVICES = None
+    monkeypatch.setattr(declared, "registered", {})
+    monkeypatch.setattr(declared, "topics", {})
+
+
+def allow(identity: Any, name: str) -> str:
+    return "read"
+
+
+def test_function_declares_durable_topics() -> None:
+    assert wsgateway.topic("room")(allow) is allow
+    room = declared.topics["room"]
+    assert (room.allow, room.handler, room.durable, room.direct) == (allow, None, True, False)
+    assert declared_services() == Declared(topics=frozenset({"room"}))
+
+
+def test_class_has_its_handler() -> None:
+    @wsgateway.topic("room")
+    class Room:
+        def allow(self, identity: Any, name: str) -> str:
+            return name
+
+        def handle(self, message: Any) -> str:
+            return f"handled {message}"
+
+    room = declared.topics["room"]
+    assert room.allow(None, "42") == "42"  # type: ignore[arg-type]
+    assert room.handler is not None
+    assert room.handler("m") == "handled m"
+
+
+def test_ephemeral_topics_have_no_stream(settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["orders"]
+    wsgateway.topic("cursors", durable=False)(allow)
+    assert declared_services() == Declared(frozenset({"orders"}), casts=frozenset({"cursors"}))
+
+
+def test_open_mode_declares_topics_too(settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["*"]
+    wsgateway.topic("room")(allow)
+    assert declared_services() == Declared(is_open=True, topics=frozenset({"room"}))
+
+
+def without_arguments() -> None:
+    """Cannot be asked anything."""
+
+
+def generates(identity: Any, name: str) -> Any:
+    yield "read"
+
+
+class Plain:
+    """Has no allow()."""
+
+
+class Text:
+    allow = "read"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (7, "7 is not a function"),
+        (without_arguments, "without_arguments must take two arguments, identity and name"),
+        (generates, "generates has a yield"),
+        (Plain, r"Plain needs a method allow\(self, identity, name\)"),
+        (Text, "'read' is not a function"),
+    ],
+)
+def test_what_cannot_decide_is_refused(wrong: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        wsgateway.topic("room")(wrong)
+    assert declared.topics == {}
+
+
+def test_service_has_users_or_topics() -> None:
+    def handle(message: Any) -> None:
+        """Do nothing."""
+
+    wsgateway.topic("room")(allow)
+    with pytest.raises(ValueError, match="'room' is a service of topics"):
+        service("room")(handle)
+    service("orders")(handle)
+    with pytest.raises(ValueError, match="'orders' is a service of users"):
+        wsgateway.topic("orders")(allow)
+    with pytest.raises(ValueError, match=r"'room' are declared already: .*\.allow"):
+        wsgateway.topic("room")(lambda identity, name: None)
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    class Room:
+        def allow(self, identity: Any, name: str) -> None:
+            """Allow nothing."""
+
+        def handle(self, message: Any) -> None:
+            """Do nothing."""
+
+    with pytest.raises(ValueError, match="remove cursors=True"):
+        wsgateway.topic("room", durable=False, cursors=True)(allow)
+    with pytest.raises(ValueError, match=r"handle\(\) is never called"):
+        wsgateway.topic("room", direct=True)(Room)
+    with pytest.raises(NameRefused):
+        wsgateway.topic("x" * 300)

@@ -1,0 +1,167 @@
+"""Who may read and write topics: the decorator that declares a service of topics."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wsgateway import declared
+from wsgateway.conf import settings
+from wsgateway.declared import source_of
+from wsgateway.protocol.subjects import Subjects
+
+if TYPE_CHECKING:
+    from wsgateway.identity import Identity
+
+__all__ = ["Access", "TopicService", "topic"]
+
+R = TypeVar("R", bound=Callable[..., Any])
+
+Allow = Callable[["Identity", str], Any]
+"""Takes a socket's identity and a topic's name; returns an `Access`, or None. May be awaited."""
+
+
+class Access(StrEnum):
+    """What someone may do with a topic."""
+
+    READ = "read"
+    """Subscribe to it."""
+    WRITE = "write"
+    """Send to it, and subscribe to it."""
+
+
+class TopicService:
+    """A service of topics; made by `topic`.
+
+    Attributes:
+        name: The service: the part of a topic's name before the first dot.
+        allow: Says who may read and write which of its topics.
+        handler: What is called with each message that a client sends to one of its topics; None:
+            nothing is.
+        durable: Whether its topics are stored.
+        direct: Whether a gateway stores what clients send in the topic itself.
+        cursors: Whether the broker keeps a position for each device that reads a topic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        allow: Allow,
+        handler: Callable[..., Any] | None = None,
+        *,
+        durable: bool = True,
+        direct: bool = False,
+        cursors: bool = False,
+    ) -> None:
+        if cursors and not durable:
+            raise ValueError(f"topics of {name!r} are not durable, so remove cursors=True")
+        if direct and handler is not None:
+            raise ValueError(
+                f"topics of {name!r} store what clients send, so handle() is never called; "
+                "remove it, or direct=True"
+            )
+        self.name = name
+        self.allow = allow
+        self.handler = handler
+        self.durable = durable
+        self.direct = direct
+        self.cursors = cursors
+
+    def __repr__(self) -> str:
+        return f"<TopicService {self.name}>"
+
+
+def topic(
+    name: str, *, durable: bool = True, direct: bool = False, cursors: bool = False
+) -> Callable[[R], R]:
+    """Declare the topics of a service, and who may read and write them.
+
+    ::
+
+        @topic("room")
+        def allow(identity, name):
+            if Member.objects.filter(room=name, user__username=identity.user).exists():
+                return "write"
+
+    The function says what *identity* may do with the topic ``room.<name>``: ``"read"``,
+    ``"write"``, which includes reading, or None. A synchronous function runs in a thread, with
+    Django's database connections taken care of. If it raises, the client is refused and the error
+    is logged.
+
+    A class works too. It has the function as a method, ``allow(self, identity, name)``, and
+    perhaps a handler of what clients send, ``handle(self, message)``. One instance serves all.
+
+    Put it into ``ws_services.py`` of an installed app.
+
+    Args:
+        name: The service, which has topics and no users.
+        durable: Whether messages are stored. If not, they reach those who are subscribed, once at
+            most, and `direct` and ``allow`` work the same.
+        direct: Whether what clients send goes to the topic at once, with the sender's name, and
+            not to a handler.
+        cursors: Whether the broker keeps a position for each device, for clients that do not.
+
+    Raises:
+        NameRefused: *name* cannot be part of a subject, or is too long for a stream's name.
+        ValueError: There is such a service already, or two arguments contradict each other.
+        TypeError: What is decorated cannot be called with an identity and a name.
+    """
+    subjects = Subjects(settings.PREFIX)
+    subjects.require_service(name)
+    subjects.topic_stream(name)
+
+    def register(rules: R) -> R:
+        allow, handler = _parts(rules)
+        service = TopicService(
+            name, allow, handler, durable=durable, direct=direct, cursors=cursors
+        )
+        _register(service)
+        return rules
+
+    return register
+
+
+def _parts(rules: Any) -> tuple[Allow, Callable[..., Any] | None]:
+    """Return what says who may, and what handles messages, if anything does.
+
+    Raises:
+        TypeError: *rules* is neither a function nor a class as `topic` wants it.
+    """
+    handler = None
+    allow = rules
+    if isinstance(rules, type):
+        instance = rules()
+        allow, handler = getattr(instance, "allow", None), getattr(instance, "handle", None)
+        if allow is None:
+            raise TypeError(f"{rules.__name__} needs a method allow(self, identity, name)")
+        if handler is not None and not callable(handler):
+            raise TypeError(f"{rules.__name__}.handle is not a method")
+    _require_allow(allow)
+    return allow, handler
+
+
+def _require_allow(allow: Any) -> None:
+    if not callable(allow):
+        raise TypeError(f"{allow!r} is not a function")
+    function = allow if inspect.isroutine(allow) else type(allow).__call__
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{source_of(allow)} has a yield, so calling it would not decide anything")
+    try:
+        inspect.signature(allow).bind(object(), "name")
+    except TypeError as exc:
+        raise TypeError(f"{source_of(allow)} must take two arguments, identity and name") from exc
+    except ValueError:  # of some built-in functions
+        return
+
+
+def _register(new: TopicService) -> None:
+    known = declared.topics.get(new.name)
+    if known is not None and source_of(known.allow) != source_of(new.allow):
+        raise ValueError(f"topics of {new.name!r} are declared already: {source_of(known.allow)}")
+    if new.name in declared.registered:
+        raise ValueError(
+            f"{new.name!r} is a service of users; a service has users or topics, so rename one"
+        )
+    declared.topics[new.name] = new
