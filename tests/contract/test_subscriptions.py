@@ -16,9 +16,10 @@ from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Position, Stored
 from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.protocol.credit import Credit
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
-from wsgateway.protocol.window import Credit, Window
+from wsgateway.protocol.window import Window
 
 
 class Reader:

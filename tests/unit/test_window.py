@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsgateway.protocol.window import LAGGING_READS, WINDOW_BYTES, Credit, Window, WindowCounts
+from wsgateway.protocol.credit import WINDOW_BYTES, Credit
+from wsgateway.protocol.window import LAGGING_READS, Window, WindowCounts
 
 
 class Message(NamedTuple):

@@ -13,28 +13,19 @@ import random
 import time
 import uuid
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wsgateway import counters, declared
-from wsgateway.broker.messages import (
-    CLIENT_ID_HEADER,
-    CONNECTION_HEADER,
-    DEVICE_HEADER,
-    REQUEST_HEADER,
-    RESOLVER_HEADER,
-    Receipt,
-)
 from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
 from wsgateway.counters import SocketCounters, size_of
-from wsgateway.exceptions import WsGatewayError, reason_of
-from wsgateway.gateway.publish_queue import PublishQueue
+from wsgateway.gateway.publishing import Publisher
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.gateway.watches import SocketWatches
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.credit import Credit
 from wsgateway.protocol.endpoint import (
     Answer,
     Client,
@@ -44,15 +35,11 @@ from wsgateway.protocol.endpoint import (
     Publish,
     StartWatch,
 )
-from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import encode_token
 from wsgateway.protocol.v1 import Resume
-from wsgateway.protocol.window import Credit
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.gateway.hub import Hub
-    from wsgateway.gateway.traces import Put
 
 __all__ = ["Session"]
 
@@ -80,11 +67,9 @@ class Session:
         "__weakref__",
         "_busy",
         "_counters",
-        "_headers",
         "_left",
         "_loop",
         "_now",
-        "_sender",
         "_tasks",
         "_timer",
         "_watches",
@@ -95,10 +80,8 @@ class Session:
         "identity",
         "inbox",
         "is_announced",
-        "is_traced",
         "log_fields",
-        "publish_queue",
-        "put",
+        "publisher",
         "reconnect_after",
         "scope",
         "since",
@@ -126,28 +109,12 @@ class Session:
         """Seconds after which the client was told to come back, once it was."""
         self.is_announced = False
         """Whether `SocketEvents` has said that it is connected, and not yet that it is gone."""
-        self._headers = {  # of what the client sends
-            CONNECTION_HEADER: self.connection,
-            DEVICE_HEADER: encode_token(identity.device),
-            **({RESOLVER_HEADER: identity.resolver} if identity.resolver else {}),
-        }
-        # The stream compares ids of all users, so theirs are told apart here.
-        self._sender = f"{encode_token(self.inbox.service)}.{encode_token(self.inbox.user)}"
         self.credit = Credit(settings.WINDOW)
         """What may be in flight, of all subscriptions."""
         self.subscriptions = [Subscription(self, self.inbox, self.credit)]
         """What the client reads: its inbox."""
-        self.publish_queue = PublishQueue(
-            self._publish_once,
-            settings.SEND_WINDOW,
-            settings.SEND_WINDOW_BYTES,
-            self._patience,
-            strict=not self.endpoint.acknowledges,
-        )
-        self.put: Put = self.publish_queue.put
-        """Takes what is to be published; `wsgateway.gateway.traces.trace` replaces it."""
-        self.is_traced = False
-        """Whether it was replaced."""
+        self.publisher = Publisher(self)
+        """Takes what the client sends."""
         self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
         self._counters: SocketCounters | None = None  # where it counts as open
@@ -338,14 +305,14 @@ class Session:
                 if self.subscriptions[0].confirm(action.offset):
                     self.endpoint.progressed()
             elif isinstance(action, Publish):
-                await self._publish(action)
+                await self.publisher.publish(action)
             elif isinstance(action, Close):
                 self._log(logging.INFO, action)
                 await self.close(action.code, action.reason)
             elif isinstance(action, StartWatch | EndWatch):
                 self._watch(action)
             else:
-                self._do(action)
+                self.do(action)
         finally:
             self._busy = False
 
@@ -354,7 +321,7 @@ class Session:
         if not await self.socket.answers_written(MAX_ANSWERS):
             await self.close(CloseCode.TOO_SLOW)
 
-    def _do(self, action: Answer | Close | None) -> None:
+    def do(self, action: Answer | Close | None) -> None:
         """Answer or close, from a callback."""
         if isinstance(action, Answer):
             self.socket.answer(action.text)
@@ -376,45 +343,6 @@ class Session:
         else:
             self._watches.end(action.inbox)
 
-    async def _publish(self, message: Publish) -> None:
-        """Publish a frame. The broker's answer is awaited elsewhere, so frames are pipelined."""
-        id, headers = message.id, self._headers
-        if id is None:
-            msg_id = uuid.uuid4().hex
-        else:
-            msg_id = f"{self._sender}:{id}"
-            headers = {**headers, CLIENT_ID_HEADER: id}
-            if message.request:
-                headers[REQUEST_HEADER] = id
-            if message.trace is not None and (self.is_traced or settings.CONTINUE_TRACES):
-                headers |= message.trace
-        receipt = await self.put(message.frame, msg_id, headers)
-        receipt.add_done_callback(partial(self._on_receipt, id))
-
-    def _publish_once(
-        self, frame: Frame, msg_id: str, headers: Mapping[str, str]
-    ) -> asyncio.Future[Receipt]:
-        return self.hub.broker.offer(self.inbox, frame, msg_id, headers)
-
-    def _patience(self) -> float:
-        """Return how long a client's frame may wait: an election passes, an outage may not."""
-        connected = self.hub.broker.connected
-        return settings.PUBLISH_TIMEOUT if connected else settings.BROKER_TIMEOUT
-
-    def _on_receipt(self, id: str | None, receipt: asyncio.Future[Receipt]) -> None:
-        if receipt.cancelled():
-            return
-        error, where = receipt.exception(), self.socket.transport.where
-        action = self.endpoint.published(id, error)
-        if error is not None and not isinstance(error, WsGatewayError):
-            logger.error(
-                "could not store a message of %s", where, exc_info=error, extra=self.log_fields
-            )
-        elif error is not None and isinstance(action, Answer):
-            text = "refused a message of %s: %s"
-            logger.info(text, where, reason_of(error), extra=self.log_fields)
-        self._do(action)
-
     def _on_hidden_frame(self) -> None:
         """Count a frame that only the server sees, such as a ping, which it answers."""
         close = self.endpoint.hidden_frame(self._now())
@@ -426,7 +354,7 @@ class Session:
     def _on_end(self) -> None:
         """Take nothing more, not even what the server has read already."""
         self.endpoint.stop()
-        self.publish_queue.give_up()
+        self.publisher.give_up()
 
     def _set_timer(self) -> None:
         if (deadline := self.endpoint.deadline) is not None:
@@ -434,5 +362,5 @@ class Session:
 
     def _on_timer(self) -> None:
         now = self._now()
-        self._do(self.endpoint.check(now, busy=self._busy))
+        self.do(self.endpoint.check(now, busy=self._busy))
         self._set_timer()

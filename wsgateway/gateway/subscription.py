@@ -19,9 +19,10 @@ from wsgateway.gateway.cursors import Cursor, Key
 from wsgateway.gateway.sockets import SocketClosed
 from wsgateway.gateway.traces import deliver
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.credit import Credit
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason, Resume
-from wsgateway.protocol.window import Credit, Window
+from wsgateway.protocol.window import Window
 
 if TYPE_CHECKING:
     from wsgateway.gateway.session import Session

@@ -28,7 +28,8 @@ def trace(session: Session) -> None:
     """Make a span of everything that the client sends, if a tracer provider is set by now."""
     tracer = find_tracer()
     if tracer is not None:
-        session.put, session.is_traced = _Traces(tracer, session).put, True
+        session.publisher.put = _Traces(tracer, session).put
+        session.publisher.is_traced = True
 
 
 class _Traces:
@@ -43,7 +44,7 @@ class _Traces:
 
     def __init__(self, tracer: Tracer, session: Session) -> None:
         self._tracer = tracer
-        self._put = session.put
+        self._put = session.publisher.put
         self._broker = session.hub.broker
         self._inbox = session.inbox
         self._destination: Destination | None = None  # once the broker has been ready

@@ -15,9 +15,10 @@ from wsgateway import counters
 from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.subscriptions import fetch, wait_usable
 from wsgateway.exceptions import BrokerClosed, BrokerError
+from wsgateway.protocol.credit import Credit
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import Reason
-from wsgateway.protocol.window import Credit, Window, later
+from wsgateway.protocol.window import Window, later
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
