@@ -304,11 +304,11 @@ def test_refusal_says_what_json_does_not_have(value: str) -> None:
 
 def test_refusal_names_the_message_it_refuses() -> None:
     assert refusal('{"type":"message","id":"c1","bytes":"*"}').id == "c1"
-    error = refusal('{"type":"subscribe","id":"c2"}')
+    error = refusal('{"type":"weather","id":"c2"}')
     assert (error.id, error.code, str(error)) == (
         "c2",
         ErrorCode.UNKNOWN_TYPE,
-        "unknown type 'subscribe'",
+        "unknown type 'weather'",
     )
 
 

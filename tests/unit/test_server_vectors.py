@@ -7,6 +7,7 @@ one `in`, see the `do_` methods of `Runner`. `out` is everything that comes of i
 * `publishes`, `confirms`, `answers`, `closes`: the action; `closes` has the code that the client
   gets, and the reason and the cause for the log if there is one;
 * `watches`, `unwatches`: the service and user whom the client watches, or not any more;
+* `subscribes`, `unsubscribes`: the topic that the client reads, or not any more;
 * `writes`: the frame that is written;
 * `code`: what a close means to this client.
 """
@@ -36,13 +37,16 @@ from wsgateway.protocol.endpoint import (
     Publish,
     RawEndpoint,
     StartWatch,
+    Subscribe,
+    Unsubscribe,
 )
 from wsgateway.protocol.limits import Limits
-from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.v1 import Reason, encode_client_ack
+from wsgateway.protocol.subjects import Inbox, Topic
+from wsgateway.protocol.v1 import ErrorCode, Reason, encode_client_ack
 from wsgateway.protocol.v1.endpoint import V1Endpoint
 
 REASONS = {str(reason): reason for reason in Reason}
+CODES = {str(code): code for code in ErrorCode}
 FILE = json.loads((ROOT / "tests/vectors/server.json").read_text())
 
 
@@ -64,7 +68,7 @@ class Runner:
         self.now = 1000.0
         limits = Limits(**{**FILE["limits"], **vector.get("limits", {})})
         self.endpoint = kind(limits, self.now)
-        self.confirmed = 0
+        self.confirmed: dict[Topic | None, int] = {}
         self.out: dict[str, Any] = {}
         if vector.get("opened", True):
             self.do_welcome({"epoch": "e", "offset": 0})
@@ -86,12 +90,20 @@ class Runner:
                 **id,
                 **payload,
                 **({"request": True} if action.request else {}),
+                **({"topic": str(action.topic)} if action.topic else {}),
             }
         elif isinstance(action, Confirm):
-            self.out["confirms"] = action.offset
-            if action.offset > self.confirmed:
-                self.confirmed = action.offset
+            topic = action.topic
+            self.out["confirms"] = [str(topic), action.offset] if topic else action.offset
+            if action.offset > self.confirmed.get(topic, 0):
+                self.confirmed[topic] = action.offset
                 self.endpoint.progressed()
+        elif isinstance(action, Subscribe):
+            given = {name: value for name, value in action._asdict().items() if value is not None}
+            self.out["subscribes"] = {**given, "topic": str(action.topic)}
+        elif isinstance(action, Unsubscribe):
+            self.out["unsubscribes"] = str(action.topic)
+            self.write(action.text)
         elif isinstance(action, StartWatch):
             self.out["watches"] = [*action.inbox]
         elif isinstance(action, EndWatch):
@@ -156,19 +168,41 @@ class Runner:
         """There is a message for the client."""
         is_text = "data" in fields
         payload = fields["data"].encode() if is_text else base64.b64decode(fields["bytes"])
-        self.write(
-            self.endpoint.message(
-                Stored(
-                    fields["offset"],
-                    None,
-                    payload,
-                    "text" if is_text else "binary",
-                    fields["time"],
-                    fields.get("reply_to"),
-                    fields.get("error"),
-                )
-            )
+        stored = Stored(
+            fields["offset"],
+            None,
+            payload,
+            "text" if is_text else "binary",
+            fields["time"],
+            fields.get("reply_to"),
+            fields.get("error"),
         )
+        stored.sender = Inbox(*fields["from"]) if "from" in fields else None
+        topic = Topic.parse(fields["topic"]) if "topic" in fields else None
+        self.write(self.endpoint.message(stored, topic))
+
+    # -- from topics ---------------------------------------------------------------------
+
+    def start_of(self, fields: dict[str, Any]) -> Start | None:
+        if "epoch" not in fields:
+            return None
+        reason = fields.get("reason")
+        return Start(fields["epoch"], fields["offset"], REASONS[reason] if reason else None)
+
+    def do_subscribed(self, fields: dict[str, Any]) -> None:
+        """The client may read a topic; without `epoch`, it is ephemeral."""
+        topic, access = Topic.parse(fields["topic"]), fields.get("access", "read")
+        self.write(self.endpoint.subscribed(topic, self.start_of(fields), fields["id"], access))
+
+    def do_subscribed_again(self, fields: dict[str, Any]) -> None:
+        """The stream of a topic that it reads has changed, or what it may do."""
+        topic, start = Topic.parse(fields["topic"]), self.start_of(fields)
+        self.write(self.endpoint.subscribed_again(topic, start, fields.get("access")))
+
+    def do_unsubscribed(self, fields: dict[str, Any]) -> None:
+        """The client may not read a topic, or not any more."""
+        topic, code = Topic.parse(fields["topic"]), CODES[fields["code"]]
+        self.write(self.endpoint.unsubscribed(topic, code, fields.get("reason"), fields.get("id")))
 
     # -- from presence -------------------------------------------------------------------
 
@@ -195,8 +229,8 @@ class Runner:
 
     def do_welcome(self, fields: dict[str, Any]) -> None:
         """Delivery begins there, or something was trimmed."""
-        reason = fields.get("reason")
-        start = Start(fields["epoch"], fields["offset"], REASONS[reason] if reason else None)
+        start = self.start_of(fields)
+        assert start is not None
         self.write(self.endpoint.welcome(Client("c", "orders", "ann", "phone"), start))
 
     def do_restart(self, fields: dict[str, Any]) -> None:

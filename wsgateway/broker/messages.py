@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import valid_id
 
 __all__ = [
@@ -95,16 +96,20 @@ class Stored:
         error: Its ``Ws-Error`` header: why the service refused that message; None without, or
             if it answers none.
         trace: Its ``traceparent`` header, if it is sampled and this process traces.
+        sender: Who wrote it to a topic, as the gateway says; None without.
+        encoded: Its frame for ``wsgateway.v1`` clients of a topic, once one of them has it.
     """
 
     __slots__ = (
         "_frame",
+        "encoded",
         "error",
         "kind",
         "offset",
         "payload",
         "previous",
         "reply_to",
+        "sender",
         "time",
         "trace",
     )
@@ -128,6 +133,8 @@ class Stored:
         self.reply_to = reply_to if reply_to is not None and valid_id(reply_to) else None
         self.error = (error or None) if self.reply_to is not None else None
         self.trace: str | None = None
+        self.sender: Inbox | None = None
+        self.encoded: str | None = None
         self._frame: Frame | None = None
 
     @property

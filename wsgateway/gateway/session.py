@@ -34,6 +34,8 @@ from wsgateway.protocol.endpoint import (
     EndWatch,
     Publish,
     StartWatch,
+    Subscribe,
+    Unsubscribe,
 )
 from wsgateway.protocol.v1 import Resume
 from wsgateway.supervision import start
@@ -311,6 +313,8 @@ class Session:
                 await self.close(action.code, action.reason)
             elif isinstance(action, StartWatch | EndWatch):
                 self._watch(action)
+            elif isinstance(action, Subscribe | Unsubscribe):
+                raise NotImplementedError  # the limit of subscriptions is 0 so far
             else:
                 self.do(action)
         finally:

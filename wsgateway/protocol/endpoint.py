@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from wsgateway.exceptions import MessageTooBig, QueueFull
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.limits import Limits, RateLimit, SizeLimit
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
+
+if TYPE_CHECKING:
+    from wsgateway.protocol.v1.messages import ErrorCode
 
 __all__ = [
+    "Access",
     "Action",
     "Answer",
     "Client",
@@ -31,7 +35,15 @@ __all__ = [
     "Start",
     "StartWatch",
     "State",
+    "Subscribe",
+    "Unsubscribe",
 ]
+
+Access = Literal["read", "write"]
+"""What a client may do with a topic; writing includes reading."""
+Since = Literal["new", "all"] | int
+"""Where a client without a position begins: with what is new, all that is kept, or so many of the
+newest messages."""
 
 
 class State(Enum):
@@ -51,12 +63,14 @@ class Publish(NamedTuple):
         id: The client's own name for the message; None if it has none.
         request: Whether the client wants a reply.
         trace: The client's trace context, as headers; None if it sent none.
+        topic: Where to; the client has subscribed to it and may write. None: its own service.
     """
 
     frame: Frame
     id: str | None = None
     request: bool = False
     trace: Mapping[str, str] | None = None
+    topic: Topic | None = None
 
 
 @dataclass(slots=True)
@@ -65,9 +79,11 @@ class Confirm:
 
     Attributes:
         offset: It may be more than was sent: clamp it.
+        topic: Of which topic; None: of the inbox.
     """
 
     offset: int
+    topic: Topic | None = field(default=None, kw_only=True)
 
 
 class Answer(NamedTuple):
@@ -104,7 +120,39 @@ class EndWatch(NamedTuple):
     inbox: Inbox
 
 
-Action = Publish | Confirm | Answer | Close | StartWatch | EndWatch
+class Subscribe(NamedTuple):
+    """Find out whether the client may read *topic*, and where to begin.
+
+    If so, call `Endpoint.subscribed`, and deliver after what it returns is written; otherwise
+    `Endpoint.unsubscribed` with the *id*. Frames of other topics do not wait for this one.
+
+    Attributes:
+        id: The client's name for the question.
+        epoch: The client's own position, with *offset*: both or neither.
+        since: Where to begin if the client has no position.
+        token: What the client's page was given, to prove that it may; None without.
+    """
+
+    topic: Topic
+    id: str
+    epoch: str | None = None
+    offset: int | None = None
+    since: Since = "new"
+    token: str | None = None
+
+
+class Unsubscribe(NamedTuple):
+    """End the subscription to *topic*, or the question whether it may begin, at once.
+
+    Write *text* when nothing of that subscription can be written any more. The endpoint has
+    forgotten the topic already, so the next frame may subscribe to it again.
+    """
+
+    topic: Topic
+    text: str
+
+
+Action = Publish | Confirm | Answer | Close | StartWatch | EndWatch | Subscribe | Unsubscribe
 
 
 class Client(NamedTuple):
@@ -137,7 +185,15 @@ class Start(Protocol):
 
 
 class Message(Protocol):
-    """A stored message."""
+    """A stored message.
+
+    Attributes:
+        offset: 0 if it is not stored, as in an ephemeral topic.
+        sender: Who wrote it to a topic, as the gateway says; None if that is not known.
+        encoded: Its frame for clients of a topic, once one of them has it.
+    """
+
+    encoded: str | None
 
     @property
     def offset(self) -> int: ...
@@ -149,6 +205,8 @@ class Message(Protocol):
     def reply_to(self) -> str | None: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def sender(self) -> Inbox | None: ...
 
 
 class Endpoint(ABC):
@@ -266,12 +324,62 @@ class Endpoint(ABC):
         return None
 
     @abstractmethod
-    def message(self, stored: Message) -> str | bytes | None:
+    def message(self, stored: Message, topic: Topic | None = None) -> str | bytes | None:
         """Return the frame for a stored message; None if this client does not get it.
+
+        Args:
+            stored: The message.
+            topic: Where it is stored, which must be the same for all clients; None: in the inbox.
 
         Raises:
             MalformedMessage: It cannot be a frame.
         """
+
+    def subscribed(self, topic: Topic, start: Start | None, id: str, access: Access) -> str | None:
+        """Begin a subscription; return the frame that says so.
+
+        Args:
+            topic: To what.
+            start: Where delivery begins; None: the topic is ephemeral.
+            id: Of the `Subscribe`.
+            access: What the client may do.
+
+        Returns:
+            None if the client has ended it since: then deliver nothing.
+        """
+        return None
+
+    def subscribed_again(
+        self, topic: Topic, start: Start | None, access: Access | None = None
+    ) -> str | None:
+        """Return the frame that says that the topic's stream, or the client's right, changed.
+
+        Args:
+            topic: Which.
+            start: Where delivery goes on. With the reason ``epoch`` or ``ahead``, offsets before
+                mean nothing any more; otherwise, the client keeps its position.
+            access: What the client may do from now on; None: the same as before.
+
+        Returns:
+            None if the client has not subscribed to *topic*.
+        """
+        return None
+
+    def unsubscribed(
+        self, topic: Topic, code: ErrorCode, reason: str | None = None, id: str | None = None
+    ) -> str | None:
+        """Refuse or end a subscription; return the frame that says so.
+
+        Args:
+            topic: To what.
+            code: Why.
+            reason: The same for the client's developer; None: what *code* means.
+            id: Of the `Subscribe` that is refused; None: end a subscription.
+
+        Returns:
+            None if there is nothing to refuse or to end: the client has ended it.
+        """
+        return None
 
     def presence(self, inbox: Inbox, online: bool | None) -> Answer | None:
         """Return what to tell the client of somebody whom it watches; None: nothing.
@@ -357,7 +465,7 @@ class RawEndpoint(Endpoint):
     def welcome(self, client: Client, start: Start) -> None:
         """Say nothing: there is no way to."""
 
-    def message(self, stored: Message) -> str | bytes | None:
+    def message(self, stored: Message, topic: Topic | None = None) -> str | bytes | None:
         """See `Endpoint.message`; no answers to requests, which a raw client cannot have made."""
         return stored.frame.data if stored.reply_to is None else None
 

@@ -20,6 +20,7 @@ class Limits(NamedTuple):
         ping_interval: Seconds between pings.
         ping_timeout: Seconds that the client has to send anything after a ping.
         watches: Users whose presence a client may watch.
+        subscriptions: Topics that a client may read, besides its inbox.
     """
 
     message: int
@@ -29,6 +30,7 @@ class Limits(NamedTuple):
     ping_interval: float
     ping_timeout: float
     watches: int = 0
+    subscriptions: int = 0
 
 
 class RateLimit:

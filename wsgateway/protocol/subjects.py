@@ -73,7 +73,8 @@ class Topic:
         """
         service, dot, name = text.partition(".") if isinstance(text, str) else ("", "", "")
         if not dot:
-            raise NameRefused(f"topic {text!r} is not <service>.<name>, such as 'room.42'")
+            shown = text[:40] if isinstance(text, str) else text
+            raise NameRefused(f"topic {shown!r} is not <service>.<name>, such as 'room.42'")
         encode_token(service)
         encode_token(name)
         return cls(service, name)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring as _quote
 from typing import Any
 
+from wsgateway.protocol.endpoint import Since
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1.fields import bad, dumps, frame_of, integer, load, string
 from wsgateway.protocol.v1.messages import (
     MAX_AFTER,
@@ -19,7 +21,9 @@ from wsgateway.protocol.v1.messages import (
     Presence,
     Refused,
     ServerMessage,
+    Subscribed,
     Unknown,
+    Unsubscribed,
     Unwatched,
     Watching,
     Welcome,
@@ -29,10 +33,17 @@ REQUEST = '"request":true,'
 
 
 def encode_client_message(
-    id: str, frame: Frame, *, request: bool = False, trace: Mapping[str, str] | None = None
+    id: str,
+    frame: Frame,
+    *,
+    request: bool = False,
+    trace: Mapping[str, str] | None = None,
+    topic: str | None = None,
 ) -> str:
-    """Return the frame with which a client publishes."""
+    """Return the frame with which a client publishes, to its service or to a topic."""
     head = f'{{"type":"message","id":{_quote(id)},{REQUEST if request else ""}'
+    if topic is not None:
+        head += f'"topic":{_quote(topic)},'
     if trace:
         head += "".join(f"{_quote(name)}:{_quote(value)}," for name, value in trace.items())
     if frame.text:
@@ -40,9 +51,50 @@ def encode_client_message(
     return f'{head}"bytes":"{b64encode(frame.payload).decode()}"}}'
 
 
-def encode_client_ack(offset: int, epoch: str) -> str:
-    """Return the client's word that it has everything up to *offset* of *epoch*."""
-    return f'{{"type":"ack","offset":{offset},"epoch":{_quote(epoch)}}}'
+def encode_client_ack(offset: int, epoch: str, topic: str | None = None) -> str:
+    """Return the client's word that it has everything up to *offset* of *epoch*.
+
+    Args:
+        offset: Of the last message that it has processed.
+        epoch: What its last welcome said; that of a topic, what its last `Subscribed` said.
+        topic: Of which topic; None: of the inbox.
+    """
+    about = "" if topic is None else f'"topic":{_quote(topic)},'
+    return f'{{"type":"ack",{about}"offset":{offset},"epoch":{_quote(epoch)}}}'
+
+
+def encode_subscribe(
+    id: str,
+    topic: str,
+    *,
+    epoch: str | None = None,
+    offset: int | None = None,
+    since: Since = "new",
+    token: str | None = None,
+) -> str:
+    """Return the frame that asks for a topic.
+
+    Args:
+        id: The client's name for the question.
+        topic: Which.
+        epoch: The client's own position, with *offset*: both or neither.
+        offset: What it has processed.
+        since: Where to begin without a position.
+        token: What proves that it may; None: the gateway finds out.
+    """
+    fields: dict[str, object] = {"type": "subscribe", "id": id, "topic": topic}
+    if epoch is not None:
+        fields |= {"epoch": epoch, "offset": offset}
+    elif since != "new":
+        fields["since"] = since
+    if token is not None:
+        fields["token"] = token
+    return dumps(fields)
+
+
+def encode_unsubscribe(topic: str) -> str:
+    """Return the frame that ends a subscription."""
+    return dumps({"type": "unsubscribe", "topic": topic})
 
 
 def encode_watch(id: str, service: str | None, user: str) -> str:
@@ -71,23 +123,63 @@ def parse_server(text: str | bytes) -> _ServerFrame | Unknown:
 
 
 def _server_message(fields: dict[str, Any]) -> ServerMessage:
-    time, reply_to, error = (
-        None if fields.get(name) is None else string(fields, name)
-        for name in ("time", "reply_to", "error")
+    time, reply_to, error, topic = (
+        _string_or_none(fields, name) for name in ("time", "reply_to", "error", "topic")
     )
     if not isinstance(fields.get("data", ""), str):
         bad("data must be a string")
-    return ServerMessage(integer(fields, "offset"), time, frame_of(fields, None), reply_to, error)
+    is_stored = topic is None or "offset" in fields
+    offset = integer(fields, "offset") if is_stored else 0
+    sender = None if topic is None else _sender(fields)
+    return ServerMessage(offset, time, frame_of(fields, None), reply_to, error, topic, sender)
+
+
+def _string_or_none(fields: dict[str, Any], name: str) -> str | None:
+    return None if fields.get(name) is None else string(fields, name)
+
+
+def _sender(fields: dict[str, Any]) -> Inbox | None:
+    sender = fields.get("from")
+    if sender is None:
+        return None
+    if not isinstance(sender, dict):
+        bad("from must be an object")
+    return Inbox(string(sender, "service"), string(sender, "user"))
+
+
+def _boolean(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if not isinstance(value, bool):
+        bad(f"{name} must be true or false")
+    return value
+
+
+def _subscribed(fields: dict[str, Any]) -> Subscribed:
+    topic, access = string(fields, "topic"), string(fields, "access")
+    id = _string_or_none(fields, "id")
+    if "durable" in fields and not _boolean(fields, "durable"):
+        return Subscribed(topic, access, id, durable=False)
+    return Subscribed(
+        topic,
+        access,
+        id,
+        epoch=string(fields, "epoch"),
+        offset=integer(fields, "offset"),
+        recovered=_boolean(fields, "recovered"),
+        reason=_string_or_none(fields, "reason"),
+    )
+
+
+def _unsubscribed(fields: dict[str, Any]) -> Unsubscribed:
+    id, code, reason = (_string_or_none(fields, name) for name in ("id", "code", "reason"))
+    return Unsubscribed(string(fields, "topic"), id, code, reason, fields.get("temporary") is True)
 
 
 def _welcome(fields: dict[str, Any]) -> Welcome:
-    recovered, ping = fields.get("recovered"), fields.get("ping")
-    if not isinstance(recovered, bool):
-        bad("recovered must be true or false")
+    recovered, ping = _boolean(fields, "recovered"), fields.get("ping")
     if isinstance(ping, bool) or not isinstance(ping, int | float) or not 0 < ping < MAX_PING:
         bad("ping must be a number of seconds")
-    reason = None if fields.get("reason") is None else string(fields, "reason")
-    inbox = None if fields.get("inbox") is None else string(fields, "inbox")
+    reason, inbox = _string_or_none(fields, "reason"), _string_or_none(fields, "inbox")
     return Welcome(
         connection=string(fields, "connection"),
         service=string(fields, "service"),
@@ -109,8 +201,7 @@ def _accepted(fields: dict[str, Any]) -> Accepted:
 
 
 def _refused(fields: dict[str, Any]) -> Refused:
-    id = None if fields.get("id") is None else string(fields, "id")
-    temporary = fields.get("temporary") is True
+    temporary, id = fields.get("temporary") is True, _string_or_none(fields, "id")
     return Refused(id, string(fields, "code"), string(fields, "message"), temporary)
 
 
@@ -146,6 +237,8 @@ _ServerFrame = (
     | ServerMessage
     | Accepted
     | Refused
+    | Subscribed
+    | Unsubscribed
     | Watching
     | Presence
     | Unwatched
@@ -159,6 +252,8 @@ _SERVER: dict[str, Callable[[dict[str, Any]], _ServerFrame]] = {
     "ack": _accepted,
     "error": _refused,
     "welcome": _welcome,
+    "subscribed": _subscribed,
+    "unsubscribed": _unsubscribed,
     "watching": _watching,
     "presence": _presence,
     "unwatched": _unwatched,

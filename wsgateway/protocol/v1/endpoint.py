@@ -5,26 +5,33 @@ from __future__ import annotations
 from wsgateway.exceptions import BrokerError, MessageTooBig, QueueFull
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.endpoint import (
+    Access,
     Action,
     Answer,
     Client,
     Close,
+    Confirm,
     Endpoint,
     Message,
     Publish,
     Start,
     StartWatch,
     State,
+    Subscribe,
+    Unsubscribe,
 )
 from wsgateway.protocol.heartbeat import Beat, Heartbeat
 from wsgateway.protocol.limits import Limits
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1.fields import SUBPROTOCOL
 from wsgateway.protocol.v1.gateway import (
+    ClientFrame,
     encode_ack,
     encode_closing,
     encode_error,
     encode_message,
+    encode_topic_message,
+    encode_unsubscribed,
     encode_welcome,
     largest_frame,
     largest_message,
@@ -36,6 +43,7 @@ from wsgateway.protocol.v1.messages import (
     ErrorCode,
     Ping,
     ProtocolError,
+    UnsubscribeFrom,
     Unwatch,
     Watch,
     encode_ping,
@@ -43,18 +51,20 @@ from wsgateway.protocol.v1.messages import (
     mark_of,
     name_epoch,
 )
+from wsgateway.protocol.v1.topics import Topics
 from wsgateway.protocol.v1.watches import Watches
 
 __all__ = ["V1Endpoint"]
 
 COME_BACK_LATER = frozenset((CloseCode.SHUTTING_DOWN, CloseCode.CREDENTIALS_CHANGED))
 """Closes after which a client that came back at once would be refused, or come with all others."""
+NO_TOPICS = Topics(0)
 
 
 class V1Endpoint(Endpoint):
     """A client that speaks ``wsgateway.v1``; see ``docs/reference/protocol.md``."""
 
-    __slots__ = ("_epoch", "_heartbeat", "_lives", "_service", "_unnamed", "_watches")
+    __slots__ = ("_epoch", "_heartbeat", "_lives", "_service", "_topics", "_unnamed", "_watches")
 
     acknowledges = True
     subprotocol = SUBPROTOCOL
@@ -68,7 +78,9 @@ class V1Endpoint(Endpoint):
         self._lives = 0  # how often delivery began again
         self._unnamed = False  # the client sent an acknowledgement without an epoch
         self._service = ""  # the client's own; set by `welcome`
-        self._watches: Watches | None = None  # made at the first one: most clients have none
+        # Made at the first one: most clients have none
+        self._watches: Watches | None = None
+        self._topics: Topics | None = None
 
     # -- from the client -----------------------------------------------------------------
 
@@ -97,6 +109,14 @@ class V1Endpoint(Endpoint):
             return self._acknowledge(message)
         if isinstance(message, ClientMessage):
             return self._publish(message, within_limit)
+        return self._take_other(message, within_limit)
+
+    def _take_other(self, message: ClientFrame, within_limit: bool) -> Action | None:
+        """Return what to do about a frame of a kind that is rare."""
+        if isinstance(message, Subscribe):
+            return self._subscribe(message, within_limit)
+        if isinstance(message, UnsubscribeFrom):
+            return self._unsubscribe(message.topic, within_limit)
         if isinstance(message, Watch):
             return self._watch(message, within_limit)
         if isinstance(message, Unwatch):
@@ -111,7 +131,9 @@ class V1Endpoint(Endpoint):
             return Answer(encode_error(error.id, error.code, error.message))
         return None
 
-    def _acknowledge(self, ack: Ack) -> Ack | Close | None:
+    def _acknowledge(self, ack: Ack) -> Confirm | Close | None:
+        if ack.topic is not None:
+            return None if self._topics is None else self._topics.confirm(ack)
         if ack.epoch is None:
             self._unnamed = True
             if self._lives:  # is it about the stream before?
@@ -126,11 +148,31 @@ class V1Endpoint(Endpoint):
             return Answer(encode_error(message.id, ErrorCode.TOO_BIG, str(problem)))
         if not within_limit:
             return self._too_fast(message.id)
-        return Publish(message.frame, message.id, message.request, message.trace)
+        topic = message.topic
+        if topic is not None and (refusal := (self._topics or NO_TOPICS).refuse_to_write(topic)):
+            return Answer(encode_error(message.id, ErrorCode.FORBIDDEN, refusal))
+        return Publish(message.frame, message.id, message.request, message.trace, topic)
 
     def _too_fast(self, id: str) -> Answer:
-        text = f"more than {self.limits.rate:g} frames per second; slow down"
-        return Answer(encode_error(id, ErrorCode.RATE_LIMIT, text))
+        return Answer(encode_error(id, ErrorCode.RATE_LIMIT, self._too_fast_text))
+
+    @property
+    def _too_fast_text(self) -> str:
+        return f"more than {self.limits.rate:g} frames per second; slow down"
+
+    def _subscribe(self, message: Subscribe, within_limit: bool) -> Subscribe | Answer:
+        if not within_limit:
+            code, text = ErrorCode.RATE_LIMIT, self._too_fast_text
+            return Answer(encode_unsubscribed(str(message.topic), code, text, message.id))
+        if self._topics is None:
+            self._topics = Topics(self.limits.subscriptions)
+        return self._topics.ask(message)
+
+    def _unsubscribe(self, topic: Topic, within_limit: bool) -> Unsubscribe | Answer | None:
+        known = None if self._topics is None else self._topics.leave(topic)
+        if known is None and within_limit:
+            return Answer(encode_unsubscribed(str(topic)))
+        return known
 
     def _watch(self, message: Watch, within_limit: bool) -> StartWatch | Answer:
         if not within_limit:
@@ -181,12 +223,35 @@ class V1Endpoint(Endpoint):
         # Acknowledgements without an epoch may come too late to be told apart
         return Close(CloseCode.STREAM_REPLACED) if self._unnamed else None
 
-    def message(self, stored: Message) -> str:
-        """See `Endpoint.message`."""
+    def message(self, stored: Message, topic: Topic | None = None) -> str:
+        """See `Endpoint.message`; a topic's is encoded once for all clients."""
+        if topic is not None:
+            if stored.encoded is None:
+                name, frame, sender = str(topic), stored.frame, stored.sender
+                stored.encoded = encode_topic_message(
+                    name, stored.offset, stored.time, *frame, sender
+                )
+            return stored.encoded
         payload, text = stored.frame
         return encode_message(
             stored.offset, stored.time, payload, text, stored.reply_to, stored.error
         )
+
+    def subscribed(self, topic: Topic, start: Start | None, id: str, access: Access) -> str | None:
+        """See `Endpoint.subscribed`."""
+        return None if self._topics is None else self._topics.begin(topic, start, id, access)
+
+    def subscribed_again(
+        self, topic: Topic, start: Start | None, access: Access | None = None
+    ) -> str | None:
+        """See `Endpoint.subscribed_again`."""
+        return None if self._topics is None else self._topics.change(topic, start, access)
+
+    def unsubscribed(
+        self, topic: Topic, code: ErrorCode, reason: str | None = None, id: str | None = None
+    ) -> str | None:
+        """See `Endpoint.unsubscribed`."""
+        return None if self._topics is None else self._topics.end(topic, code, reason, id)
 
     def presence(self, inbox: Inbox, online: bool | None) -> Answer | None:
         """See `Endpoint.presence`."""

@@ -62,11 +62,11 @@ def string(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def integer(fields: dict[str, Any], name: str) -> int:
-    """Return the field *name*, which must be an integer from 0 to `MAX_OFFSET`."""
+def integer(fields: dict[str, Any], name: str, id: str | None = None) -> int:
+    """Return the field *name*, which must be an integer from 0 to `MAX_OFFSET`; *id*: see `bad`."""
     value = fields.get(name)
     if type(value) is not int or not 0 <= value <= MAX_OFFSET:
-        bad(f"{name} must be an integer from 0 to {MAX_OFFSET}")
+        bad(f"{name} must be an integer from 0 to {MAX_OFFSET}", id)
     return value
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 from typing import Any
 from urllib.parse import parse_qsl
 
 from wsgateway.exceptions import NameRefused
-from wsgateway.protocol.subjects import Inbox, encode_token
+from wsgateway.protocol.endpoint import Access, Since, Start, Subscribe
+from wsgateway.protocol.subjects import Inbox, Topic, encode_token
 from wsgateway.protocol.v1.fields import (
     MAX_OFFSET,
     SUBPROTOCOL,
@@ -31,6 +33,7 @@ from wsgateway.protocol.v1.messages import (
     Pong,
     ProtocolError,
     Resume,
+    UnsubscribeFrom,
     Unwatch,
     Watch,
     valid_id,
@@ -40,6 +43,12 @@ SUBPROTOCOLS = (SUBPROTOCOL,)
 """What this version speaks, the best first."""
 MAX_EPOCH = 128
 MAX_QUERY_FIELDS = 32
+MAX_SINCE = 1000
+"""How many of a topic's newest messages a client may ask for when it subscribes."""
+MAX_TOKEN = 4096
+"""Characters of the longest token that a client may send."""
+MAX_TOPIC = 511
+"""Characters of the longest topic: two names and a dot."""
 GROWTH = 6
 """How many times larger than a message the text in its frame can be: ``\\u0000``."""
 OVERHEAD = 4096
@@ -48,6 +57,10 @@ OVERHEAD = 4096
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
 _PLAIN_ACK = re.compile(
     r'\{"type":"ack","offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
+)
+_PLAIN_TOPIC_ACK = re.compile(
+    r'\{"type":"ack","topic":"([ !#-\[\]-~]{1,511})",'
+    r'"offset":(0|[1-9][0-9]{0,14}),"epoch":"([!#-\[\]-~]{1,128})"\}\Z'
 )
 """As both of our clients write it: most of what a gateway gets, so it is not parsed as JSON."""
 
@@ -133,6 +146,79 @@ def encode_message(
     return f'{head}"bytes":"{b64encode(payload).decode()}"}}'
 
 
+def encode_topic_message(
+    topic: str, offset: int, time: str, payload: bytes, text: bool, sender: Inbox | None = None
+) -> str:
+    """Return the frame for a topic's message; see `encode_message`.
+
+    Args:
+        topic: Which, as text.
+        offset: Its offset; 0 if the topic is ephemeral.
+        time: RFC 3339 text; empty if not known.
+        payload: The message; UTF-8 if *text*.
+        text: Whether it is a text frame.
+        sender: Who wrote it; None if that is not known.
+    """
+    head = f'{{"type":"message","topic":{_quote(topic)},'
+    if offset:
+        head += f'"offset":{offset},'
+    head += f'"time":{_quote(time) if time else "null"},'
+    if sender is not None:
+        head += f'"from":{dumps(sender._asdict())},'
+    if text:
+        return f'{head}"data":{_quote(payload.decode())}}}'
+    return f'{head}"bytes":"{b64encode(payload).decode()}"}}'
+
+
+def encode_subscribed(
+    topic: str, access: Access, start: Start | None, epoch: str = "", id: str | None = None
+) -> str:
+    """Return the answer to a subscribe, or the news that something has changed.
+
+    Args:
+        topic: Which, as text.
+        access: What the client may do.
+        start: Where delivery begins; None: the topic is ephemeral.
+        epoch: What the client calls the epoch of its offsets, see `name_epoch`.
+        id: Of the question; None: nobody has asked.
+    """
+    fields: dict[str, object] = {"type": "subscribed"}
+    if id is not None:
+        fields["id"] = id
+    fields["topic"] = topic
+    if start is None:
+        fields["durable"] = False
+    else:
+        fields |= {"epoch": epoch, "offset": start.offset, "recovered": start.reason is None}
+        if start.reason is not None:
+            fields["reason"] = str(start.reason)
+    return dumps({**fields, "access": access})
+
+
+def encode_unsubscribed(
+    topic: str, code: ErrorCode | None = None, reason: str | None = None, id: str | None = None
+) -> str:
+    """Return the news that a subscription was refused, or has ended.
+
+    Args:
+        topic: Which, as text.
+        code: Why; None: the client has asked for it.
+        reason: The same for the client's developer; None: what *code* means.
+        id: Of the question that is refused; None: it has ended.
+    """
+    fields: dict[str, object] = {"type": "unsubscribed"}
+    if id is not None:
+        fields["id"] = id
+    fields["topic"] = topic
+    if code is not None:
+        fields |= {
+            "code": code.value,
+            "reason": code.meaning if reason is None else reason,
+            "temporary": code.temporary,
+        }
+    return dumps(fields)
+
+
 def encode_welcome(
     *,
     connection: str,
@@ -216,7 +302,7 @@ def encode_closing(reconnect_after: float) -> str:
 # -- parsing -----------------------------------------------------------------------------
 
 
-ClientFrame = ClientMessage | Ack | Watch | Unwatch | Ping | Pong
+ClientFrame = ClientMessage | Ack | Subscribe | UnsubscribeFrom | Watch | Unwatch | Ping | Pong
 
 
 def parse_client(text: str | bytes) -> ClientFrame:
@@ -228,32 +314,93 @@ def parse_client(text: str | bytes) -> ClientFrame:
     plain = _PLAIN_ACK.match(text) if isinstance(text, str) else None
     if plain is not None:
         return Ack(int(plain[1]), plain[2])
+    plain = _PLAIN_TOPIC_ACK.match(text) if isinstance(text, str) else None
+    if plain is not None:
+        return Ack(int(plain[2]), plain[3], topic=_parse_topic(plain[1], None))
     fields = load(text)
     kind = fields["type"]
-    if kind == "ack":
-        epoch = None if fields.get("epoch") is None else string(fields, "epoch")
-        return Ack(integer(fields, "offset"), epoch)
     if kind in _PARSERS:
         return _PARSERS[kind](fields)
     raise ProtocolError(ErrorCode.UNKNOWN_TYPE, f"unknown type {kind[:64]!r}", _id_or_none(fields))
 
 
+def _ack(fields: dict[str, Any]) -> Ack:
+    epoch = None if fields.get("epoch") is None else string(fields, "epoch")
+    topic = _topic_or_none(fields, None)
+    if topic is not None and epoch is None:
+        bad("an ack with a topic needs the epoch that its offset belongs to")
+    return Ack(integer(fields, "offset"), epoch, topic=topic)
+
+
 def _client_message(fields: dict[str, Any]) -> ClientMessage:
-    id = _id_or_none(fields)
-    if id is None:
-        bad("id must be 1 to 64 printable ASCII characters without spaces")
+    id = _id(fields)
     request = fields.get("request", False)
     if not isinstance(request, bool):
         bad("request must be true or false", id)
     has_trace = "traceparent" in fields or "tracestate" in fields
     trace = trace_of(fields, id) if has_trace else None
-    return ClientMessage(id, frame_of(fields, id), request, trace)
+    topic = _topic_or_none(fields, id)
+    return ClientMessage(id, frame_of(fields, id), request, trace, topic)
+
+
+def _subscribe(fields: dict[str, Any]) -> Subscribe:
+    id = _id(fields)
+    topic = _topic(fields, id)
+    epoch, token = (_text_or_none(fields, *field, id) for field in LIMITED)
+    offset = None if fields.get("offset") is None else integer(fields, "offset", id)
+    if (epoch is None) != (offset is None):
+        bad("epoch and offset belong together; give both or neither", id)
+    return Subscribe(topic, id, epoch, offset, _since(fields, id), token)
+
+
+LIMITED = (("epoch", MAX_EPOCH), ("token", MAX_TOKEN))
+
+
+def _text_or_none(fields: dict[str, Any], name: str, limit: int, id: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= limit):
+        bad(f"{name} must be a string of 1 to {limit} characters", id)
+    return value
+
+
+def _since(fields: dict[str, Any], id: str) -> Since:
+    since = fields.get("since")
+    if since is None or since == "new":
+        return "new"
+    if since == "all":
+        return "all"
+    if type(since) is int and 1 <= since <= MAX_SINCE:
+        return since
+    bad(f'since must be "new", "all" or an integer from 1 to {MAX_SINCE}', id)
+
+
+def _unsubscribe(fields: dict[str, Any]) -> UnsubscribeFrom:
+    return UnsubscribeFrom(_topic(fields, _id_or_none(fields)))
+
+
+def _topic_or_none(fields: dict[str, Any], id: str | None) -> Topic | None:
+    return None if fields.get("topic") is None else _topic(fields, id)
+
+
+def _topic(fields: dict[str, Any], id: str | None) -> Topic:
+    topic = fields.get("topic")
+    if not isinstance(topic, str) or len(topic) > MAX_TOPIC:
+        bad(f"topic must be a string of at most {MAX_TOPIC} characters", id)
+    return _parse_topic(topic, id)
+
+
+def _parse_topic(text: str, id: str | None) -> Topic:
+    try:
+        return _topic_of(text)
+    except NameRefused as exc:
+        bad(f"topic cannot be used: {exc}", id)
+
+
+_topic_of = lru_cache(maxsize=65536)(Topic.parse)
 
 
 def _watch(fields: dict[str, Any]) -> Watch:
-    id = _id_or_none(fields)
-    if id is None:
-        bad("id must be 1 to 64 printable ASCII characters without spaces")
+    id = _id(fields)
     return Watch(id, *_target(fields, id))
 
 
@@ -278,13 +425,23 @@ def _name(fields: dict[str, Any], field: str, id: str | None) -> str:
     return name
 
 
+def _id(fields: dict[str, Any]) -> str:
+    id = _id_or_none(fields)
+    if id is None:
+        bad("id must be 1 to 64 printable ASCII characters without spaces")
+    return id
+
+
 def _id_or_none(fields: dict[str, Any]) -> str | None:
     id = fields.get("id")
     return id if isinstance(id, str) and valid_id(id) else None
 
 
 _PARSERS: dict[str, Callable[[dict[str, Any]], ClientFrame]] = {
+    "ack": _ack,
     "message": _client_message,
+    "subscribe": _subscribe,
+    "unsubscribe": _unsubscribe,
     "watch": _watch,
     "unwatch": _unwatch,
     "pong": lambda fields: Pong(),

@@ -11,7 +11,7 @@ from hashlib import blake2s
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.protocol.endpoint import Confirm
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox, encode_token
+from wsgateway.protocol.subjects import Inbox, Topic, encode_token
 
 __all__ = [
     "Accepted",
@@ -27,7 +27,10 @@ __all__ = [
     "Refused",
     "Resume",
     "ServerMessage",
+    "Subscribed",
     "Unknown",
+    "UnsubscribeFrom",
+    "Unsubscribed",
     "Unwatch",
     "Unwatched",
     "Watch",
@@ -120,23 +123,33 @@ class ProtocolError(WsGatewayError, ValueError):
 class ClientMessage:
     """What a client publishes; *id* makes a retry idempotent, *request* asks for a reply.
 
-    *trace* is its trace context: ``traceparent``, perhaps ``tracestate``; None without.
+    *trace* is its trace context: ``traceparent``, perhaps ``tracestate``; None without. *topic*
+    is where it goes; None: the client's service.
     """
 
     id: str
     frame: Frame
     request: bool = False
     trace: Mapping[str, str] | None = None
+    topic: Topic | None = None
 
 
 @dataclass(slots=True)
 class Ack(Confirm):
     """What a client acknowledges.
 
-    Without *epoch* nobody knows whether it is about the stream before, once that was replaced.
+    Without *epoch* nobody knows whether it is about the stream before, once that was replaced. So
+    one with a *topic* always has it.
     """
 
     epoch: str | None = None
+
+
+@dataclass(slots=True)
+class UnsubscribeFrom:
+    """A client does not want to read a topic any more."""
+
+    topic: Topic
 
 
 @dataclass(slots=True)
@@ -196,12 +209,15 @@ class Welcome:
 
 @dataclass(slots=True)
 class ServerMessage:
-    """A message of the inbox.
+    """A message of the inbox, or of a topic.
 
     Attributes:
+        offset: 0 in an ephemeral topic.
         time: RFC 3339 text; None if not known.
         reply_to: Id of the client's message that this answers; None if it answers none.
         error: Why the service refused that message; None unless it did.
+        topic: Which topic's, as text; None: the inbox's.
+        sender: Who wrote it to the topic, if the gateway knows.
     """
 
     offset: int
@@ -209,6 +225,8 @@ class ServerMessage:
     frame: Frame
     reply_to: str | None = None
     error: str | None = None
+    topic: str | None = None
+    sender: Inbox | None = None
 
 
 @dataclass(slots=True)
@@ -252,6 +270,44 @@ class Unwatched:
     user: str
     code: str
     reason: str
+
+
+@dataclass(slots=True)
+class Subscribed:
+    """A subscription begins, or its topic's stream or the client's right has changed.
+
+    Attributes:
+        id: Of the question that this answers; None: of a change.
+        epoch: As in a `Welcome`, like *offset*, *recovered* and *reason*.
+        durable: Whether it has these; otherwise *epoch* is empty and *offset* 0.
+        access: What the client may do: ``read`` or ``write``; clients accept others too.
+    """
+
+    topic: str
+    access: str
+    id: str | None = None
+    epoch: str = ""
+    offset: int = 0
+    recovered: bool = True
+    reason: str | None = None
+    durable: bool = True
+
+
+@dataclass(slots=True)
+class Unsubscribed:
+    """A subscription was refused, or has ended.
+
+    Attributes:
+        id: Of the question that is refused; None: it has ended.
+        code: Why, as in `Refused`, like *temporary*; None: because the client has asked for it.
+        reason: The same for the developer.
+    """
+
+    topic: str
+    id: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    temporary: bool = False
 
 
 @dataclass(slots=True)
