@@ -16,6 +16,8 @@ from wsgateway.protocol.subjects import (
     Topic,
     decode_token,
     encode_token,
+    parse_sender,
+    sender_token,
 )
 
 TRICKY = [
@@ -117,6 +119,65 @@ def test_two_inboxes_never_share_a_subject_or_a_cursor(a: str, b: str, c: str, d
     assert subjects.recv(Inbox(a, b)) != subjects.recv(Inbox(c, d))
     assert subjects.cursor_key(Inbox(a, b), "x") != subjects.cursor_key(Inbox(c, d), "x")
     assert subjects.cursor_key(Inbox("s", a), b) != subjects.cursor_key(Inbox("s", c), d)
+
+
+@given(names, names, names)
+def test_sender_to_another_service_both_ways(service: str, own: str, user: str) -> None:
+    subjects, inbox = Subjects("acme.ws"), Inbox(own, user)
+    for kind in (subjects.send, subjects.dead, subjects.move):
+        subject = kind(inbox, service)
+        assert subject.count(".") == 4
+        assert not set("*> \r\n\t") & set(subject)
+        assert subjects.parse_sent(subject) == (service, inbox)
+    assert parse_sender(sender_token(inbox, service), service) == inbox
+
+
+@given(names, names, names, names, names)
+def test_two_senders_never_share_a_subject(service: str, a: str, b: str, c: str, d: str) -> None:
+    """Joined by a dot, the user "x" of "a.b" and the user "b.x" of "a" were the same."""
+    assume((a, b) != (c, d))
+    subjects = Subjects()
+    assert subjects.send(Inbox(a, b), service) != subjects.send(Inbox(c, d), service)
+
+
+def test_names_of_senders() -> None:
+    subjects, ann = Subjects(), Inbox("k.z", "ann@x")
+    assert subjects.send(ann, "room") == "ws.send.room.k=2Ez==ann=40x"
+    assert subjects.send(ann, "k.z") == subjects.send(ann) == "ws.send.k=2Ez.ann=40x"
+    longest = Inbox("*" * 255, "*" * 255)
+    assert len(subjects.send(longest, "é" * 127)) < 2400  # NATS takes 4,096 a line
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "ws.send.room.==ann",
+        "ws.send.room.orders==",
+        "ws.send.room.==",
+        "ws.send.room.orders===61",
+        "ws.send.room.a==b==c",
+        "ws.send.room.room==ann",
+        "ws.send.*.orders==ann",
+        "ws.send.orders==ann",
+        "other.send.room.orders==ann",
+        "ws.send.room.x.orders==ann",
+        "ws.send.room.ann=",
+        "ws.send.=.orders==ann",
+    ],
+)
+def test_what_no_sender_has_is_refused(subject: str) -> None:
+    with pytest.raises(NameRefused):
+        Subjects().parse_sent(subject)
+
+
+@given(st.text(alphabet="ws.send=ro*> 41", max_size=30))
+def test_parse_sent_returns_or_refuses(subject: str) -> None:
+    subjects = Subjects()
+    try:
+        service, inbox = subjects.parse_sent(f"ws.send.{subject}")
+    except NameRefused:
+        return
+    assert subjects.send(inbox, service) == f"ws.send.{subject}"
 
 
 @given(names, names)

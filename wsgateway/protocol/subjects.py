@@ -3,6 +3,9 @@
 A token keeps ``[A-Za-z0-9_-]``; every other byte of the name's UTF-8 form becomes ``=XX``
 (upper-case hexadecimal). ``=`` is legal in subjects and in key-value keys, and can only stand
 for an escape, so two names never share a token and no name can hold ``.``, ``*`` or ``>``.
+
+What a user of one service sends to another, to a topic of it, has the user's inbox as one token:
+both names' tokens, joined by ``==``, which no name's token holds.
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ __all__ = [
     "Topic",
     "decode_token",
     "encode_token",
+    "parse_sender",
+    "sender_token",
 ]
 
 GROUP_SERVICE = "\0group"
 """The service of the inboxes that hold durable groups that belong to no user. Only this very object
 means it, so that no client can name it: its token is a bare ``=``, which no name encodes to."""
 _GROUP_TOKEN = "="  # noqa: S105 - a subject's token
+_JOINT = "=="
+"""Joins the tokens of an inbox to one."""
 
 CONSUMER = "service-"
 """How the name of a service's consumer begins."""
@@ -129,6 +136,35 @@ def decode_token(token: str) -> str:
     return name
 
 
+def sender_token(inbox: Inbox, service: str) -> str:
+    """Return the one subject token that stands for a client's inbox among messages to *service*.
+
+    That is the user's; or, for a user of another service, who can only send to topics of this one,
+    ``<service>==<user>``.
+
+    Raises:
+        NameRefused: See `encode_token`.
+    """
+    if inbox.service == service:
+        return encode_token(inbox.user)
+    return f"{encode_token(inbox.service)}{_JOINT}{encode_token(inbox.user)}"
+
+
+def parse_sender(token: str, service: str) -> Inbox:
+    """Return the inbox that *token* stands for; the inverse of `sender_token`.
+
+    Raises:
+        NameRefused: *token* is not what `sender_token` produces for any inbox.
+    """
+    own, joint, user = token.partition(_JOINT)
+    if not joint:
+        return Inbox(service, decode_token(token))
+    inbox = Inbox(decode_token(own), decode_token(user))
+    if inbox.service == service:
+        raise NameRefused(f"subject token {token!r} names the service that it belongs to")
+    return inbox
+
+
 class Subjects:
     """The subjects, stream and bucket names below one prefix.
 
@@ -151,13 +187,23 @@ class Subjects:
         service = _GROUP_TOKEN if group else encode_token(inbox.service)
         return f"{self.prefix}.{kind}.{service}.{encode_token(inbox.user)}"
 
+    def _sent(self, kind: str, inbox: Inbox, service: str | None) -> str:
+        if service is None or service == inbox.service:
+            return self._inbox(kind, inbox)
+        return f"{self.prefix}.{kind}.{encode_token(service)}.{sender_token(inbox, service)}"
+
     def recv(self, inbox: Inbox) -> str:
         """Where services publish to a user; stored in the inbox stream."""
         return self._inbox("recv", inbox)
 
-    def send(self, inbox: Inbox) -> str:
-        """Where the gateway publishes what a client sent."""
-        return self._inbox("send", inbox)
+    def send(self, inbox: Inbox, service: str | None = None) -> str:
+        """Where the gateway publishes what a client sent.
+
+        Args:
+            inbox: Whose client; answers go there.
+            service: Who handles it, if that is not the inbox's service but one of topics.
+        """
+        return self._sent("send", inbox, service)
 
     def live(self, inbox: Inbox) -> str:
         """Where JetStream republishes what was stored for a user."""
@@ -203,9 +249,9 @@ class Subjects:
         """Where gateways say that a user's sockets come and go."""
         return self._inbox("event", inbox)
 
-    def dead(self, inbox: Inbox) -> str:
-        """Where messages go that no handler could process."""
-        return self._inbox("dead", inbox)
+    def dead(self, inbox: Inbox, service: str | None = None) -> str:
+        """Where messages go that no handler could process; see `send`."""
+        return self._sent("dead", inbox, service)
 
     def group(self, name: str) -> str:
         """Where an ephemeral group's messages go (one token, so no stream keeps them)."""
@@ -256,9 +302,26 @@ class Subjects:
         service = GROUP_SERVICE if group else decode_token(tokens[-2])
         return tokens[self._skip - 1], Inbox(service, decode_token(tokens[-1]))
 
-    def move(self, inbox: Inbox) -> str:
-        """Where `setup_streams` publishes what it moves into a service's stream."""
-        return self._inbox("move", inbox)
+    def parse_sent(self, subject: str) -> tuple[str, Inbox]:
+        """Return the service and the sender's inbox that a subject of `send` or `dead` names.
+
+        The inbox is of another service if the message was sent to a topic.
+
+        Raises:
+            NameRefused: *subject* has another shape or prefix.
+        """
+        head, _, token = subject.rpartition(".")
+        if _JOINT not in token:
+            inbox = self.parse(subject)[1]
+            return inbox.service, inbox
+        service = self.parse(f"{head}.x")[1].service
+        if service is GROUP_SERVICE:
+            raise NameRefused(f"subject {subject!r} sends to durable groups, which nobody serves")
+        return service, parse_sender(token, service)
+
+    def move(self, inbox: Inbox, service: str | None = None) -> str:
+        """Where `setup_streams` publishes what it moves into a service's stream; see `send`."""
+        return self._sent("move", inbox, service)
 
     def cursor_key(self, inbox: Inbox, device: str) -> str:
         """Return the key-value key of a device's cursor."""
