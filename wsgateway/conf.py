@@ -16,6 +16,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 
 from wsgateway.protocol.v1 import MAX_PING
+from wsgateway.retention import are_retentions, retention_flaws
 from wsgateway.setting import (
     MAX_INT,
     MAX_SECONDS,
@@ -128,6 +129,16 @@ class Settings:
         10_000, "Messages that are kept for one user. Above that, the oldest goes first"
     )
     INBOX_MAX_BYTES = bytes_limit("Size of all inboxes together. Above that, publishing is refused")
+    TOPICS: Setting[dict[str, dict[str, Any]]] = Setting(
+        {},
+        "Limits of the topics of each service, by its name: `max_age` (seconds that a message is "
+        "kept), `max_messages` (in one topic) and `max_bytes` (of all topics of the service). What "
+        "is not given is 7 days, 10,000 messages, and a share of the free space",
+        kind=dict,
+        valid=are_retentions,
+        flaw=retention_flaws,
+        want="a dict, for example {'room': {'max_age': 86400, 'max_messages': 1000}}",
+    )
     SEND_MAX_AGE = seconds(7 * 86400.0, "How long a client's message waits for a service")
     SEND_MAX_MESSAGES = count(1_000_000, "Clients' messages that may wait for one service")
     SEND_MAX_MESSAGES_PER_USER = count(10_000, "Messages of one user that may wait for one service")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.utils.module_loading import autodiscover_modules
@@ -16,6 +17,7 @@ __all__ = [
     "EVERYTHING",
     "NOTHING",
     "Declared",
+    "TopicKind",
     "declared_services",
     "discover",
     "registered",
@@ -25,6 +27,14 @@ __all__ = [
 
 ANY = "*"
 """In ``WSGATEWAY_SERVICES``: clients may name any service."""
+
+
+class TopicKind(StrEnum):
+    """What topics a service has."""
+
+    NONE = ""
+    DURABLE = "durable"
+    EPHEMERAL = "ephemeral"
 
 
 class Declared(NamedTuple):
@@ -41,6 +51,15 @@ class Declared(NamedTuple):
     is_open: bool = False
     topics: frozenset[str] = frozenset()
     casts: frozenset[str] = frozenset()
+
+    def topic_kind(self, service: str) -> TopicKind | None:
+        """Return what topics *service* is declared to have; None: it is not declared to have any.
+
+        That says nothing about what other processes declare.
+        """
+        if service in self.topics:
+            return TopicKind.DURABLE
+        return TopicKind.EPHEMERAL if service in self.casts else None
 
 
 NOTHING = Declared()

@@ -51,6 +51,20 @@ def test_nothing_is_cached() -> None:
         ("WSGATEWAY_RATE_LIMIT", float("inf"), "is inf, but must be 0 or more, at most"),
         ("WSGATEWAY_INBOX_MAX_BYTES", 2**63, f"is {2**63}, but must be -1 or more, at most"),
         ("WSGATEWAY_ALLOWED_ORIGINS", [None], "must be a list of origins"),
+        ("WSGATEWAY_TOPICS", ["room"], "must be of type dict"),
+        ("WSGATEWAY_TOPICS", {"room": 60}, "write {'room': {'max_age': 86400}}, not {'room': 60}"),
+        (
+            "WSGATEWAY_TOPICS",
+            {"room": {"max_mesages": 1}},
+            "unknown limit 'max_mesages' of 'room': did you mean 'max_messages'",
+        ),
+        ("WSGATEWAY_TOPICS", {"room": {"ttl": 1}}, "may be one of max_age, max_messages, max_b"),
+        (
+            "WSGATEWAY_TOPICS",
+            {"room": {"max_messages": 1.5}},
+            "'max_messages' of 'room' is 1.5, but must be 1 or more",
+        ),
+        ("WSGATEWAY_TOPICS", {"room": {"max_age": 0}}, "is 0, but must be 0.1 or more"),
         (
             "WSGATEWAY_ALLOWED_ORIGINS",
             ["*.example.com"],

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+import wsgateway
+from wsgateway import declared
 from wsgateway.broker.nats.specs import StreamSpec, wanted_streams
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.protocol.subjects import Subjects
@@ -27,6 +29,26 @@ SHORT_AGES = [
     pytest.param(f"WSGATEWAY_{family}_MAX_AGE", 60.0, id=f"{family}_MAX_AGE_below_the_window")
     for family in ("INBOX", "SEND", "DEAD", "CURSOR")
 ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("max_age", 60.0), ("max_messages", 3), ("max_bytes", 10**7)]
+)
+def test_drift_of_a_topic_stream_names_the_limit_of_its_service(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    wsgateway.topic("room")(lambda identity, name: None)
+    sized = {"max_bytes": 10**6}
+    settings.WSGATEWAY_TOPICS = {"room": sized}
+    before = wanted()["WS_TOPIC_room"]
+    settings.WSGATEWAY_TOPICS = {"room": {**sized, limit: value}, "other": {"max_messages": 7}}
+    spec = wanted()["WS_TOPIC_room"]
+    texts = [spec.describe(name, before.config) for name in spec.differences(before.config)]
+    assert texts
+    for text in texts:
+        assert text.endswith(f" or change WSGATEWAY_TOPICS['room']['{limit}']"), text
 
 
 def wanted() -> dict[str, StreamSpec]:

@@ -279,7 +279,7 @@ class Subjects:
         return self.broadcast("probe")
 
     def all_of(self, kind: str, service: str | None = None) -> str:
-        """Return the wildcard for every user of *service* (None: of every service)."""
+        """Return the wildcard for every user or topic of *service* (None: of every service)."""
         return f"{self.prefix}.{kind}.{'*' if service is None else encode_token(service)}.*"
 
     def template(self, kind: str, service: str | None) -> str:
@@ -367,6 +367,14 @@ class Subjects:
         """
         return self._own_stream("TOPIC", service)
 
+    def cast_stream(self, service: str) -> str:
+        """Return the name of the empty stream that says that *service* has ephemeral topics.
+
+        Raises:
+            NameRefused: No service can have this name.
+        """
+        return self._own_stream("CAST", service)
+
     def _own_stream(self, kind: str, service: str) -> str:
         encode_token(service)
         token = _UNSAFE_IN_STREAM.sub(lambda found: b"=%02X" % found.group()[0], service.encode())
@@ -403,6 +411,10 @@ class Subjects:
     def service_of_topics(self, stream: str) -> str | None:
         """Return the service whose topics are in this stream; None if it is not one of topics."""
         return self._owner("TOPIC", stream)
+
+    def service_of_casts(self, stream: str) -> str | None:
+        """Return the service that `cast_stream` makes this name for; None if there is none."""
+        return self._owner("CAST", stream)
 
     def _owner(self, kind: str, stream: str) -> str | None:
         prefix = f"{self.upper}_{kind}_"

@@ -112,6 +112,8 @@ class NatsBroker(Broker):
         await self.connection.ready()
         self._readiness.require_server()
         self._readiness.warn_of_limit()
+        await self.services.refresh()
+        self.services.require_one_kind()
         streams = self.streams.patient  # outlasts an election
         lines = await streams.setup(progress)
         if restored:

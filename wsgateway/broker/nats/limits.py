@@ -18,8 +18,19 @@ __all__ = ["AUTOMATIC", "LEAST", "SHARES", "Room", "share_of"]
 
 AUTOMATIC = 0
 """As a setting of bytes: a share of what the server offers."""
-SHARES = {"INBOX": 0.4, "SEND": 0.2, "BLOB": 0.1, "DEAD": 0.05, "CHANNEL": 0.05, "CURSOR": 0.02}
-"""By family; the services' streams have theirs together, each one a quarter of it at most."""
+SHARES = {
+    "INBOX": 0.4,
+    "SEND": 0.2,
+    "TOPIC": 0.12,
+    "BLOB": 0.1,
+    "DEAD": 0.05,
+    "CHANNEL": 0.05,
+    "CURSOR": 0.02,
+}
+"""By family."""
+SHARED = ("SEND", "TOPIC")
+"""Families with a stream for each service: together they have the share, each one a quarter of it
+at most."""
 LEAST = 1024 * 1024
 """Bytes that a stream has at least."""
 MOST = 2**44
@@ -30,7 +41,7 @@ ATTEMPTS = 20
 def share_of(family: str, count: int, free: int) -> int:
     """Return the bytes of one of *count* streams of *family*, if *free* are free."""
     share = SHARES[family]
-    if family == "SEND":
+    if family in SHARED:
         share /= max(4, count)
     return max(LEAST, int(free * share))
 

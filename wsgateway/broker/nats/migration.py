@@ -85,7 +85,8 @@ class Migration:
             return []
         self._total = info["state"]["messages"]
         self._advance(0)
-        services = {spec.service: spec for spec in specs if spec.service}
+        queues = (spec for spec in specs if spec.family == "SEND")
+        services = {spec.service: spec for spec in queues if spec.service}
         consumers = await self._pause()
         await self._wait_for_workers(consumers)
         states = {name: await self._streams.own_info(spec.name) for name, spec in services.items()}

@@ -52,17 +52,19 @@ class Overview:
         wanted = {spec.name: spec for spec in self._broker.streams.wanted}
         # The layer makes its own when it needs them; other services' are not among the wanted ones
         names = [name for name, spec in wanted.items() if not spec.grows or name in there]
-        names += [name for name in sorted(there) if self._is_queue(name) and name not in wanted]
+        names += [name for name in sorted(there) if self._is_service(name) and name not in wanted]
         return await asyncio.gather(*(self._stream(name, wanted.get(name)) for name in names))
 
-    def _is_queue(self, name: str) -> bool:
-        shared = self._subjects.stream("send")
-        return name == shared or self._subjects.service_of(name) is not None
+    def _is_service(self, name: str) -> bool:
+        """Say whether a stream holds messages to services, or topics."""
+        subjects = self._subjects
+        owners = (subjects.service_of, subjects.service_of_topics, subjects.service_of_casts)
+        return name == subjects.stream("send") or any(owner(name) is not None for owner in owners)
 
     async def _stream(self, name: str, spec: StreamSpec | None) -> Stream:
         """Return what is known of a stream that is there, or should be."""
         service = self._subjects.service_of(name)
-        purpose = self._purpose(service, spec)
+        purpose = self._purpose(name, spec)
         try:
             info = await self._broker.streams.own_info(name)
         except BrokerError as exc:
@@ -89,9 +91,13 @@ class Overview:
             differences=_differences(spec, config),
         )
 
-    def _purpose(self, service: str | None, spec: StreamSpec | None) -> str:
-        if service is not None:
+    def _purpose(self, name: str, spec: StreamSpec | None) -> str:
+        if (service := self._subjects.service_of(name)) is not None:
             return f"messages to the service {service}"
+        if (service := self._subjects.service_of_topics(name)) is not None:
+            return f"topics of the service {service}"
+        if (service := self._subjects.service_of_casts(name)) is not None:
+            return f"says that {service} has ephemeral topics"
         family = spec.family if spec is not None else ""
         return PURPOSES.get(family, "messages to services")
 
@@ -102,7 +108,7 @@ class Overview:
         services = self._broker.services
         await services.refresh()
         shared = self._subjects.stream("send")
-        names = set(services.names)
+        names = set(services.queue_names)
         if shared in await services.streams():
             names.update(await self._served(shared))
         return await asyncio.gather(*(self._queue(name, shared) for name in sorted(names)))

@@ -185,12 +185,14 @@ class Readiness:
 
     async def _check(self) -> None:
         self.require_server()
+        await self._services.refresh()
+        self._services.require_one_kind()
         infos, created = await self._streams.ensure_all()
         self._created = {name: info["created"] for name, info in infos.items()}
         for info in infos.values():
             self._levels.note(info)
-        await self._services.refresh()
         if created:
+            await self._services.refresh()
             self._services.announce()
         if self._inboxes.stream in infos:
             self._inboxes.learn(infos[self._inboxes.stream])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.declared import declared_services
-from wsgateway.protocol.subjects import Subjects
+from wsgateway.protocol.subjects import Subjects, Topic, encode_token
+from wsgateway.retention import retention_of
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
@@ -20,6 +21,7 @@ __all__ = [
     "StreamSpec",
     "blob_stream",
     "channel_stream",
+    "topic_stream",
     "wanted_streams",
 ]
 
@@ -53,6 +55,12 @@ SETTING_OF_ALL = {
     "storage": "STORAGE",
 }
 """The same, in every family."""
+LIMIT_OF_TOPICS = {
+    "max_age": "max_age",
+    "max_msgs_per_subject": "max_messages",
+    "max_bytes": "max_bytes",
+}
+"""Which key of an entry of ``WSGATEWAY_TOPICS`` a field comes from."""
 WANTED_BY = {"CHANNEL": "the layer's capacity", "BLOB": "WSGATEWAY_INBOX_MAX_AGE"}
 """What asks for the limits that grow, by family."""
 OWNER = "wsgateway.prefix"
@@ -60,6 +68,8 @@ OWNER = "wsgateway.prefix"
 NANO = 1_000_000_000
 ROSTER_BYTES = 1024 * 1024
 """Room for some 2,500 processes."""
+MARK_BYTES = 64 * 1024
+"""Of a stream that stays empty; some accounts want a limit of each stream."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,8 @@ class StreamSpec:
     Attributes:
         config: The fields that matter, as in the JetStream API (durations in nanoseconds).
         family: Which settings it comes from, for messages; see `SETTING_OF`.
-        service: Whose queue it is; None: another stream, or the queue that all share.
+        service: Whose queue, or topics, it holds; None: another stream, or the queue that all
+            share.
         grows: Limits of a stream that is made when a layer needs it: layers differ, and the largest
             limit counts.
     """
@@ -125,7 +136,9 @@ class StreamSpec:
         window = self.config.get("duplicate_window")
         if name == "duplicate_window" and window == self.config.get("max_age"):
             name = "max_age"  # ids are never remembered for longer
-        setting = SETTING_OF[self.family].get(name) or SETTING_OF_ALL.get(name)
+        if self.family == "TOPIC" and name in LIMIT_OF_TOPICS:
+            return f"WSGATEWAY_TOPICS[{self.service!r}][{LIMIT_OF_TOPICS[name]!r}]"
+        setting = SETTING_OF.get(self.family, {}).get(name) or SETTING_OF_ALL.get(name)
         return setting and f"WSGATEWAY_{setting}"
 
 
@@ -162,6 +175,7 @@ def wanted_streams(subjects: Subjects, settings: Settings) -> list[StreamSpec]:
         _tries(subjects, settings),
         _roster(subjects, settings),
         *_queues(subjects, settings),
+        *_topics(subjects, settings),
         channel_stream(subjects, settings, 1),
         blob_stream(subjects, settings, 1),
     ]
@@ -275,6 +289,45 @@ def _queue(subjects: Subjects, settings: Settings, service: str | None) -> Strea
         "max_bytes": settings.SEND_MAX_BYTES,
     }
     return StreamSpec(config, "SEND", service)
+
+
+def _topics(subjects: Subjects, settings: Settings) -> list[StreamSpec]:
+    """Return the streams of the services that have topics."""
+    declared = declared_services()
+    durable = [topic_stream(subjects, settings, service) for service in sorted(declared.topics)]
+    return durable + [_mark(subjects, settings, service) for service in sorted(declared.casts)]
+
+
+def topic_stream(subjects: Subjects, settings: Settings, service: str) -> StreamSpec:
+    """Return the stream of all topics of *service*."""
+    keep, topics = retention_of(service, settings.TOPICS), subjects.all_of("topic", service)
+    live = subjects.topic_live(Topic(service, "x"))[:-1]
+    config = {
+        **_config(subjects, settings, subjects.topic_stream(service), keep.max_age),
+        "subjects": [topics],
+        "retention": "limits",
+        # As with inboxes: the limit of messages drops the topic's own oldest
+        "discard": "new",
+        "max_msgs_per_subject": keep.max_messages,
+        "max_bytes": keep.max_bytes,
+        "allow_msg_ttl": True,
+        "republish": {"src": topics, "dest": f"{live}{{{{wildcard(1)}}}}"},
+    }
+    return StreamSpec(config, "TOPIC", service)
+
+
+def _mark(subjects: Subjects, settings: Settings, service: str) -> StreamSpec:
+    """Return the stream that tells others that a service has ephemeral topics.
+
+    It takes a subject that nobody publishes on, so it stays empty.
+    """
+    config = {
+        **_config(subjects, settings, subjects.cast_stream(service)),
+        "subjects": [f"{subjects.prefix}.topic.{encode_token(service)}"],
+        "retention": "limits",
+        "max_bytes": MARK_BYTES,
+    }
+    return StreamSpec(config, "CAST", service)
 
 
 def channel_stream(subjects: Subjects, settings: Settings, capacity: int) -> StreamSpec:

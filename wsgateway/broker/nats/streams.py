@@ -210,8 +210,7 @@ class Streams:
             return info
 
     def _check(self, spec: StreamSpec, real: dict[str, Any]) -> None:
-        moving = spec.service and self._subjects.all_of("move", spec.service)
-        if real["subjects"] == [moving]:
+        if spec.family == "SEND" and self._is_moving(spec, real):
             text = "stream %r has not been moved yet: %s"
             logger.warning(text, spec.name, MOVE, extra={"stream": spec.name})
             return
@@ -223,6 +222,10 @@ class Streams:
             if key != "metadata":
                 logger.warning("%s", spec.describe(key, real), extra={"stream": spec.name})
 
+    def _is_moving(self, spec: StreamSpec, real: dict[str, Any]) -> bool:
+        """Say whether a service's queue is still being filled by `Migration`."""
+        return bool(real["subjects"] == [self._subjects.all_of("move", spec.service)])
+
     async def _create_unless_shared(self, spec: StreamSpec) -> dict[str, Any] | None:
         """Create a stream; return None while the shared stream of 0.1 takes its subjects."""
         try:
@@ -231,7 +234,8 @@ class Streams:
             cause = exc.__cause__
             overlaps = isinstance(cause, ApiError) and cause.err_code == SUBJECTS_OVERLAP
             shared = self._subjects.stream("send")
-            if not (spec.service and overlaps) or await self.own_info(shared) is None:
+            is_queue = spec.family == "SEND" and spec.service is not None
+            if not (is_queue and overlaps) or await self.own_info(shared) is None:
                 raise
             text = "stream %r still takes what %r should: %s"
             logger.warning(text, shared, spec.name, MOVE, extra={"stream": shared})
@@ -305,7 +309,7 @@ class Streams:
             free = await Room(self._jetstream, self._subjects).free(storage, replicas)
             self._free = (loop.time() + FREE_VALID, free)
         family = "CURSOR" if spec.family == "TRIES" else spec.family
-        count = sum(1 for other in self.specs if other.service is not None)
+        count = sum(1 for other in self.specs if other.family == spec.family)
         return share_of(family, count, self._free[1])
 
     async def limit_in_bytes(self, spec: StreamSpec, info: Mapping[str, Any]) -> int:
