@@ -4,7 +4,7 @@
  * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
  * constructor passed in. One file, because pages include it without a bundler, and Django's
  * ManifestStaticFilesStorage does not rewrite imports between modules. Each section uses only
- * those above it: names; payloads and frames; inbox, outbox, watches, backoff (no I/O); one connection;
+ * those above it: names; payloads and frames; reader, outbox, watches, backoff (no I/O); one connection;
  * what the application holds; the client.
  */
 
@@ -132,13 +132,13 @@ function encode(data) {
   return { fields: `"data":${JSON.stringify(text)}`, size: utf8Length(text) };
 }
 
-// == inbox, outbox, watches and backoff: no I/O ==============================================
+// == reader, outbox, watches and backoff: no I/O =============================================
 
-/** Which messages are new, and up to where they were processed. */
-class Inbox {
+/** Which messages of an inbox are new, and up to where they were processed. */
+class Reader {
   epoch = null;
-  #name = null; // what the gateway calls the user's inbox; one of an earlier version says nothing
   processed = 0; // the resume position: everything up to it was handled
+  #name = null; // what the gateway calls the user's inbox; one of an earlier version says nothing
   #received = 0; // everything up to this offset has arrived
   #held = new Map(); // offset -> {time, done}, of what arrived after `processed`
   #generation = 0; // changes when offsets change their meaning
@@ -707,6 +707,67 @@ class Emitter {
   }
 }
 
+/** Hands messages to "message" listeners and to a loop; keeps those that come before either. */
+class Handover {
+  #events;
+  #autoAck;
+  #backlog = []; // the window bounds it
+  #loop = null;
+  #last; // {message, autoAck}: what a loop received last; its next call, or the next loop's, acknowledges it
+
+  constructor(events, autoAck) {
+    this.#events = events;
+    this.#autoAck = autoAck;
+    this.#last = { message: null, autoAck };
+  }
+
+  push(message) {
+    if (this.#loop || this.#events.listens("message")) this.#deliver(message);
+    else this.#backlog.push(message);
+  }
+
+  /** Hand what waits to listeners that were added in this turn, all of them. */
+  listened() {
+    queueMicrotask(() => this.#release());
+  }
+
+  /** Forget what waits. */
+  clear() {
+    this.#backlog = [];
+  }
+
+  /** End the loop; *error* is null if the application did. */
+  end(error) {
+    const loop = this.#loop;
+    this.#loop = null;
+    loop?.end(error);
+  }
+
+  /** Return a loop; one that `ends` at once if the owner is closed. */
+  read(ends) {
+    if (this.#loop) throw new Error("another loop reads this already");
+    const loop = new MessageLoop(this.#backlog.splice(0), this.#last, (messages) => {
+      // The rest waits for the next loop, or for listeners
+      if (this.#loop === loop) this.#loop = null;
+      this.#backlog.unshift(...messages);
+      this.#release();
+    });
+    if (ends) loop.end(null);
+    else this.#loop = loop;
+    return loop;
+  }
+
+  #deliver(message) {
+    this.#events.emit("message", message);
+    if (this.#loop) this.#loop.push(message);
+    else if (this.#autoAck) message.ack();
+  }
+
+  #release() {
+    while (this.#backlog.length && this.#events.listens("message")) this.#deliver(this.#backlog.shift());
+  }
+}
+
 /** Call `hurry`, `hide` or `offline` as the page is shown, hidden or without network; return a function that stops it. */
 function watchPage(host, { hurry, hide, offline }) {
   const { document } = host;
@@ -743,7 +804,8 @@ export class WsGateway {
   #host;
   #clock;
   #events = new Emitter();
-  #inbox;
+  #reader;
+  #handover;
   #outbox;
   #sends; // calls that wait for a confirmation
   #requests; // calls that wait for a reply
@@ -765,9 +827,6 @@ export class WsGateway {
   #stale = true; // ask for the token before the next attempt
   #refreshed = false; // asked for another token since the last welcome
   #opening = null; // {promise, resolve, reject} of connect()
-  #backlog = []; // messages that arrived without a loop or listener
-  #loop = null;
-  #last; // {message, autoAck}: what a loop received last; its next call, or the next loop's, acknowledges it
   #ids = 0;
   #prefix;
   #unhook = null;
@@ -777,9 +836,9 @@ export class WsGateway {
     this.#url = url;
     this.#host = this.#options.host;
     this.#clock = makeClock(this.#host);
-    this.#inbox = new Inbox(this.#options.position);
+    this.#reader = new Reader(this.#options.position);
+    this.#handover = new Handover(this.#events, this.#options.autoAck);
     this.#outbox = new Outbox(this.#options.sendWindow);
-    this.#last = { message: null, autoAck: this.#options.autoAck };
     this.#sends = new Calls(this.#clock, "not confirmed", (id) => this.#giveUp(id));
     this.#requests = new Calls(this.#clock, "no reply", (id) => this.#giveUp(id));
     this.#watching = new Calls(this.#clock, "no answer", () => {});
@@ -805,7 +864,7 @@ export class WsGateway {
 
   /** `{epoch, offset, inbox}` up to which messages were processed; null before the first connection. */
   get position() {
-    return this.#inbox.position;
+    return this.#reader.position;
   }
 
   /** The gateway's last welcome: connection, service, user, device, …; null before the first. */
@@ -815,14 +874,13 @@ export class WsGateway {
 
   on(name, listener) {
     const off = this.#events.on(name, listener);
-    // Later, so that all listeners added in this turn get what waited
-    if (name === "message") queueMicrotask(() => this.#release());
+    if (name === "message") this.#handover.listened();
     return off;
   }
 
   once(name, listener) {
     const off = this.#events.once(name, listener);
-    if (name === "message") queueMicrotask(() => this.#release());
+    if (name === "message") this.#handover.listened();
     return off;
   }
 
@@ -890,7 +948,7 @@ export class WsGateway {
   }
 
   #dial() {
-    this.#inbox.connecting();
+    this.#reader.connecting();
     this.#outbox.connecting();
     this.#watches.connecting();
     this.#unacked = 0;
@@ -916,7 +974,7 @@ export class WsGateway {
     url.hash = "";
     if (this.#token) url.searchParams.set(tokenParameter, this.#token);
     if (device) url.searchParams.set("device", device);
-    for (const [name, value] of Object.entries(this.#inbox.position ?? {})) url.searchParams.set(name, value);
+    for (const [name, value] of Object.entries(this.#reader.position ?? {})) url.searchParams.set(name, value);
     return url.href;
   }
 
@@ -975,11 +1033,10 @@ export class WsGateway {
     this.#watches.clear();
     this.#watching.rejectAll(closed);
     const opening = this.#opening;
-    const loop = this.#loop;
-    this.#opening = this.#loop = null;
+    this.#opening = null;
     this.#setState("closed", detail);
     opening?.reject(error);
-    loop?.end(own ? null : error);
+    this.#handover.end(own ? null : error);
     if (!own) this.#events.emit("error", error);
   }
 
@@ -1039,12 +1096,12 @@ export class WsGateway {
     const before = this.#welcome ?? frame;
     if (frame.user !== before.user || frame.service !== before.service) {
       if (!this.#reopened) return this.#anotherUser(before, frame);
-      this.#backlog = []; // the other user's
+      this.#handover.clear(); // the other user's
     }
     this.#reopened = false;
     // Queued before the limit was known
     for (const { id, size } of this.#outbox.largerThan(limit)) this.#fail(id, tooBig(id, size, limit));
-    if (this.#inbox.welcome(frame)) this.#unacked = 0;
+    if (this.#reader.welcome(frame)) this.#unacked = 0;
     this.#welcome = frame;
     if (this.#state !== "open") {
       this.#clock.clearTimeout(this.#timer);
@@ -1095,17 +1152,16 @@ export class WsGateway {
   }
 
   #onMessage({ offset, time = null, data, reply_to = null, error = null }) {
-    const generation = this.#inbox.accept(offset, time);
+    const generation = this.#reader.accept(offset, time);
     // A redelivered message fills the window until it is acknowledged again
-    if (generation === null) return this.#countProcessed(offset <= this.#inbox.processed ? 1 : 0);
+    if (generation === null) return this.#countProcessed(offset <= this.#reader.processed ? 1 : 0);
     const isReply = reply_to !== null;
     // A reply overtakes messages that wait for a loop: do not acknowledge those with it
     const mark = isReply ? "markOneProcessed" : "markProcessed";
-    const onAck = () => this.#countProcessed(this.#inbox[mark](generation, offset));
+    const onAck = () => this.#countProcessed(this.#reader[mark](generation, offset));
     const message = new Message(offset, time, data, onAck, reply_to);
     if (isReply) this.#onReply(message, error);
-    else if (this.#loop || this.#events.listens("message")) this.#deliver(message);
-    else this.#backlog.push(message); // the window bounds it
+    else this.#handover.push(message);
   }
 
   /** Resolve the request, if it was made here; otherwise the reply is an event. */
@@ -1128,16 +1184,6 @@ export class WsGateway {
     }
     message.ack();
     this.#flush();
-  }
-
-  #deliver(message) {
-    this.#events.emit("message", message);
-    if (this.#loop) this.#loop.push(message);
-    else if (this.#options.autoAck) message.ack();
-  }
-
-  #release() {
-    while (this.#backlog.length && this.#events.listens("message")) this.#deliver(this.#backlog.shift());
   }
 
   #onAck({ id }) {
@@ -1173,7 +1219,7 @@ export class WsGateway {
     this.#ackTimer = null;
     if (!this.#unacked || this.#state !== "open") return;
     this.#unacked = 0;
-    const { processed, epoch } = this.#inbox;
+    const { processed, epoch } = this.#reader;
     this.#transport.send(`{"type":"ack","offset":${processed},"epoch":${JSON.stringify(epoch)}}`);
   }
 
@@ -1304,15 +1350,6 @@ export class WsGateway {
 
   /** `for await (const message of client)`, one at a time; see `MessageLoop`. */
   [Symbol.asyncIterator]() {
-    if (this.#loop) throw new Error("another loop reads this client already");
-    const loop = new MessageLoop(this.#backlog.splice(0), this.#last, (messages) => {
-      // The rest waits for the next loop, or for listeners
-      if (this.#loop === loop) this.#loop = null;
-      this.#backlog.unshift(...messages);
-      this.#release();
-    });
-    if (this.#state === "closed") loop.end(null);
-    else this.#loop = loop;
-    return loop;
+    return this.#handover.read(this.#state === "closed");
   }
 }
