@@ -15,6 +15,7 @@ const base64 = (bytes) => Buffer.from(bytes).toString("base64");
 const unbase64 = (text) => new Uint8Array(Buffer.from(text, "base64"));
 const payload = ({ data }, text = "data", bytes = "bytes") =>
   typeof data === "string" ? { [text]: data } : { [bytes]: base64(data) };
+const without = (name, value) => (value === null || value === undefined ? {} : { [name]: value });
 const refusal = ({ code, temporary, closeCode }) => // 1000 is the application's own
   ({ error: code, temporary, ...(closeCode > 1000 ? { close_code: closeCode } : {}) });
 
@@ -41,16 +42,13 @@ class Runner {
   read = new Map(); // socket -> frames that were reported
   given = new Map(); // payload -> message
   calls = new Map(); // id -> AbortController
+  topics = new Map(); // name -> topic
   out = {};
 
   constructor(options = {}) {
     this.client = this.page.client(translate(structuredClone({ ...FILE.options, ...options })));
     this.told = this.client.position;
-    this.client.on("message", (message) => {
-      const fields = payload(message);
-      this.given.set(Object.values(fields)[0], message);
-      this.add("delivers", { offset: message.offset, ...fields });
-    });
+    this.client.on("message", (message) => this.deliver(message));
     this.client.on("recovered", ({ recovered, reason }) => this.add("welcomes", { recovered, reason }));
     this.client.on("reply", (message) => this.add("replies", { reply_to: message.replyTo, ...payload(message) }));
     this.client.on("error", ({ id, code, temporary }) => {
@@ -61,6 +59,13 @@ class Runner {
       this.out.state = state;
       if (state === "waiting") this.out.reconnects_in = delay / 1000;
     });
+  }
+
+  deliver(message) {
+    const fields = payload(message);
+    this.given.set(Object.values(fields)[0], message);
+    const about = Object.assign({}, ...["topic", "offset", "from"].map((name) => without(name, message[name])));
+    this.add("delivers", { ...about, ...fields });
   }
 
   add(name, value) {
@@ -83,6 +88,12 @@ class Runner {
     }
     if (JSON.stringify(this.client.position) !== JSON.stringify(this.told)) {
       this.out.position = this.told = this.client.position;
+    }
+    for (const [name, topic] of this.topics) {
+      const position = topic.position && { ...topic.position };
+      if (JSON.stringify(position) === JSON.stringify(topic.told)) continue;
+      topic.told = position;
+      (this.out.positions ??= {})[name] = position;
     }
     return this.out;
   }
@@ -112,10 +123,25 @@ class Runner {
     this.client.close();
   }
 
-  send({ id, data, bytes }, method = "send") {
+  topic({ topic: name, tokens, ...rest }) {
+    const token = tokens && (() => tokens.shift());
+    const topic = this.client.topic(name, { ...rest, token });
+    topic.told = topic.position && { ...topic.position };
+    this.topics.set(name, topic);
+    topic.on("message", (message) => this.deliver(message));
+    topic.on("recovered", ({ recovered, reason }) =>
+      this.add("subscribed", { topic: name, access: topic.access, recovered, reason }));
+    topic.on("error", ({ code, temporary }) => this.add("ended", { topic: name, error: code, temporary }));
+  }
+
+  leave(name) {
+    this.topics.get(name).close();
+  }
+
+  send({ id, topic, data, bytes }, method = "send") {
     const call = new AbortController();
     this.calls.set(id, call);
-    this.client[method](bytes === undefined ? data : unbase64(bytes), { id, signal: call.signal })
+    (topic ? this.topics.get(topic) : this.client)[method](bytes === undefined ? data : unbase64(bytes), { id, signal: call.signal })
       .then((reply) => (method === "send" ? "stored" : payload(reply, "reply", "reply_bytes")))
       .catch((error) => (error instanceof TypeError ? "invalid" : refusal(error)))
       .then((result) => {
@@ -164,7 +190,7 @@ async function opened({ options, opened: fields }) {
   return runner;
 }
 
-for (const vector of FILE.vectors) {
+for (const vector of [...FILE.vectors, ...FILE.topic_vectors]) {
   test(vector.name, async () => {
     const runner = await opened(vector);
     for (const [number, step] of vector.steps.entries()) {

@@ -4,7 +4,7 @@
  * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
  * constructor passed in. One file, because pages include it without a bundler, and Django's
  * ManifestStaticFilesStorage does not rewrite imports between modules. Each section uses only
- * those above it: names; payloads and frames; reader, outbox, watches, backoff (no I/O); one connection;
+ * those above it: names; payloads and frames; reader, outbox, topics, watches, backoff (no I/O); one connection;
  * what the application holds; the client.
  */
 
@@ -37,10 +37,13 @@ const DEFAULTS = {
 
 /** Standard close codes after which the same client would be refused again. */
 const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
-const AFTER_WELCOME = new Set(["message", "ack", "error", "watching", "presence", "unwatched"]);
+const AFTER_WELCOME = new Set([
+  "message", "ack", "error", "subscribed", "unsubscribed", "watching", "presence", "unwatched",
+]);
 const CREDENTIALS_CHANGED = 4016;
 const NOT_AUTHENTICATED = 4501;
 const ID = /^[!-~]{1,64}$/;
+const TOPIC = /^[^.]+\../s;
 const STABLE = 5_000; // ms that a connection must last to reset the backoff
 
 /** Return whether a client should reconnect after this close code. */
@@ -89,11 +92,16 @@ const isBase64 = (value) => isText(value) && value.length % 4 === 0 && /^[A-Za-z
 
 const isPresence = (f) => isText(f.service) && isText(f.user) && (f.online === null || typeof f.online === "boolean");
 
+const isSender = (value) => isText(value.service) && isText(value.user);
+
 /** What a frame of each known type must be. */
 const VALID = {
   __proto__: null,
   message: (f) =>
-    isOffset(f.offset) && [f.time, f.reply_to, f.error].every((value) => isText(value ?? "")) &&
+    // What an ephemeral topic sends has no offset
+    (isOffset(f.offset) || (isText(f.topic) && f.offset === undefined)) &&
+    [f.time, f.topic, f.reply_to, f.error].every((value) => isText(value ?? "")) &&
+    (f.from == null || isSender(f.from)) &&
     "data" in f !== "bytes" in f && (isText(f.data) || isBase64(f.bytes)),
   ack: (f) => isText(f.id),
   error: (f) => isText(f.id ?? "") && isText(f.code) && isText(f.message),
@@ -101,6 +109,10 @@ const VALID = {
     [f.connection, f.service, f.user, f.device, f.epoch, f.inbox ?? "", f.reason ?? ""].every(isText) &&
     [f.offset, f.window, f.max_message_size].every(isOffset) &&
     typeof f.recovered === "boolean" && isNumber(f.ping, 0, 86400) && f.ping > 0 && f.ping < 86400,
+  subscribed: (f) =>
+    [f.topic, f.access, f.id ?? "", f.reason ?? ""].every(isText) &&
+    (f.durable === false || (isText(f.epoch) && isOffset(f.offset) && typeof f.recovered === "boolean")),
+  unsubscribed: (f) => isText(f.topic) && [f.id, f.code, f.reason].every((value) => isText(value ?? "")),
   watching: (f) => isText(f.id) && isPresence(f),
   presence: isPresence,
   unwatched: (f) => [f.service, f.user, f.code, f.reason].every(isText),
@@ -132,9 +144,9 @@ function encode(data) {
   return { fields: `"data":${JSON.stringify(text)}`, size: utf8Length(text) };
 }
 
-// == reader, outbox, watches and backoff: no I/O =============================================
+// == reader, outbox, topics, watches and backoff: no I/O =====================================
 
-/** Which messages of an inbox are new, and up to where they were processed. */
+/** Which messages of an inbox or topic are new, and up to where they were processed. */
 class Reader {
   epoch = null;
   processed = 0; // the resume position: everything up to it was handled
@@ -171,6 +183,21 @@ class Reader {
     if (!same || offset !== asked) this.#restart(epoch, offset, inbox);
     else this.#name = inbox ?? this.#name;
     return true;
+  }
+
+  /**
+   * The same for a topic. Its epoch may have another name on each connection, so that what the
+   * gateway says about it counts; *answers*: to a question of this connection.
+   */
+  subscribed(frame, answers) {
+    const { epoch, offset, recovered, reason } = frame;
+    const stays = answers
+      ? recovered && this.epoch !== null && offset === this.#asked
+      : epoch === this.epoch && reason !== "epoch" && reason !== "ahead";
+    if (!stays) return this.welcome(frame);
+    this.#asked = null;
+    this.epoch = epoch;
+    return answers;
   }
 
   #restart(epoch, offset, name) {
@@ -264,16 +291,83 @@ class Outbox {
     for (const entry of this.#entries.values()) entry.sent = false;
   }
 
-  /** Yield what to write now, oldest first, and count it as sent. */
-  *due() {
+  /** Return the ids of what waits to be written to a topic, or was. */
+  of(topic) {
+    return [...this.#entries.values()].filter((entry) => entry.topic === topic).map(({ id }) => id);
+  }
+
+  /** Yield what to write now, oldest first, and count it as sent; *may*: whether a topic takes it now. */
+  *due(may) {
     if (this.#inFlight >= this.#window) return;
     for (const entry of this.#entries.values()) {
-      if (entry.sent) continue;
+      if (entry.sent || !(entry.topic === null || may(entry.topic))) continue;
       entry.sent = true;
       this.#inFlight += 1;
       yield entry;
       if (this.#inFlight >= this.#window) return;
     }
+  }
+}
+
+/** One topic, over all connections: whether the gateway delivers it, and from where. */
+class Subscription {
+  state = "waiting"; // or "subscribed", or "ended"
+  access = null; // "read" or "write", since the last answer
+  isDurable = true;
+  reader;
+  asked = null; // id of the question that waits for an answer on this connection
+  since; // of the first question; later ones have a position
+  token = null;
+  renewable; // whether the application can fetch another token
+  stale; // ask the application for a token before the next question
+  accepted = false; // an answer came for this token, so that it may have expired when it is refused
+  error = null; // why it ended
+
+  constructor(name, { since = "new", position, token }) {
+    this.name = name;
+    this.since = since;
+    this.reader = new Reader(position);
+    this.renewable = this.stale = typeof token === "function";
+    if (!this.renewable) this.token = token ?? null;
+  }
+
+  /** A connection begins, or the subscription is to be asked for again. */
+  waits() {
+    this.asked = null;
+    this.state = "waiting";
+  }
+
+  /** Return the frame that asks for it. */
+  ask(id) {
+    this.asked = id;
+    this.reader.connecting();
+    const { position } = this.reader;
+    const since = position || this.since === "new" ? {} : { since: this.since };
+    const token = this.token === null ? {} : { token: this.token };
+    return JSON.stringify({ type: "subscribe", id, topic: this.name, ...position, ...since, ...token });
+  }
+
+  /** Say whether a frame is about this life of the subscription, not about an earlier one. */
+  concerns({ id = null }) {
+    return id === this.asked && (id !== null || this.state === "subscribed");
+  }
+
+  /** Return whether what was delivered before is to be acknowledged anew. */
+  begin(frame) {
+    const answers = this.asked !== null;
+    this.asked = null;
+    this.state = "subscribed";
+    this.access = frame.access;
+    this.isDurable = frame.durable !== false;
+    if (answers) this.accepted = true;
+    return this.isDurable && this.reader.subscribed(frame, answers);
+  }
+
+  /** Return whether a refusal may be the token's fault, so that another one is worth a try. */
+  renew(code) {
+    if (code !== "forbidden" || !this.renewable || !this.accepted) return false;
+    this.accepted = false;
+    return (this.stale = true);
   }
 }
 
@@ -508,19 +602,34 @@ function trace(traceparent, tracestate) {
   return fields.map(([name, value]) => `"${name}":${JSON.stringify(String(value))},`).join("");
 }
 
+/** What a message to a topic that has ended rejects with. */
+function endOf({ code, message, temporary, closeCode }, id) {
+  return new GatewayError(code, message, temporary, { id, closeCode });
+}
+
+/** A promise, and what settles it; nobody has to handle its rejection. */
+function deferred() {
+  const result = {};
+  result.promise = new Promise((resolve, reject) => Object.assign(result, { resolve, reject }));
+  result.promise.catch(() => {}); // there is an "error" event, too
+  return result;
+}
+
 function aborted(id) {
   return new GatewayError("aborted", "aborted; it may have been stored", true, { id });
 }
 
-/** One message of the inbox. */
+/** One message of the inbox, or of a topic. */
 export class Message {
   #onAck;
 
-  constructor(offset, time, data, onAck, replyTo = null) {
-    this.offset = offset;
+  constructor({ offset = null, time = null, data, topic = null, from = null, reply_to = null }, onAck) {
+    this.offset = offset; // null in an ephemeral topic
     this.time = time === null ? null : new Date(time);
     this.data = data; // string, or Uint8Array for a binary frame
-    this.replyTo = replyTo; // id of the request that it answers
+    this.topic = topic; // null: the inbox
+    this.from = from; // {service, user}, if the gateway vouches for who wrote it to the topic
+    this.replyTo = reply_to; // id of the request that it answers
     this.#onAck = onAck;
   }
 
@@ -606,6 +715,10 @@ class Calls {
     this.#callers.delete(id);
     this.#left(id);
   }
+}
+
+function ackOf({ processed, epoch }, topic) {
+  return JSON.stringify({ type: "ack", topic, offset: processed, epoch });
 }
 
 /** `for await (const message of client)`: a message counts as processed when the loop asks for the next. */
@@ -768,6 +881,81 @@ class Handover {
   }
 }
 
+/**
+ * A subscription to a topic; `client.topic(name)` makes it.
+ *
+ * States: "waiting" (for the connection, or the gateway's answer), "subscribed", "ended".
+ */
+export class Topic {
+  #entry;
+  #calls;
+
+  /** *calls*: what the client does for it. */
+  constructor(entry, calls) {
+    this.#entry = entry;
+    this.#calls = calls;
+  }
+
+  get name() {
+    return this.#entry.subscription.name;
+  }
+
+  get state() {
+    return this.#entry.subscription.state;
+  }
+
+  /** "read" or "write" (which includes reading); null before the gateway's answer. */
+  get access() {
+    return this.#entry.subscription.access;
+  }
+
+  /** `{epoch, offset}` up to which messages were processed; null if the gateway has not said yet. */
+  get position() {
+    return this.#entry.subscription.reader.position;
+  }
+
+  /** Resolves when the gateway has subscribed the client; rejects if it refuses. */
+  get ready() {
+    return this.#entry.ready.promise;
+  }
+
+  on(name, listener) {
+    const off = this.#entry.events.on(name, listener);
+    if (name === "message") this.#entry.handover.listened();
+    return off;
+  }
+
+  once(name, listener) {
+    const off = this.#entry.events.once(name, listener);
+    if (name === "message") this.#entry.handover.listened();
+    return off;
+  }
+
+  off(name, listener) {
+    this.#entry.events.off(name, listener);
+  }
+
+  /** Write to the topic; see `WsGateway.send`. Waits for the subscription. */
+  send(data, options) {
+    return this.#calls.send(data, options);
+  }
+
+  /** The same, and wait for the service's reply; see `WsGateway.request`. */
+  request(data, options) {
+    return this.#calls.request(data, options);
+  }
+
+  /** End the subscription; what is not confirmed rejects with code "ended". Idempotent. */
+  close() {
+    this.#calls.close();
+  }
+
+  /** `for await (const message of topic)`, one at a time; see `MessageLoop`. */
+  [Symbol.asyncIterator]() {
+    return this.#entry.handover.read(this.state === "ended");
+  }
+}
+
 /** Call `hurry`, `hide` or `offline` as the page is shown, hidden or without network; return a function that stops it. */
 function watchPage(host, { hurry, hide, offline }) {
   const { document } = host;
@@ -809,6 +997,9 @@ export class WsGateway {
   #outbox;
   #sends; // calls that wait for a confirmation
   #requests; // calls that wait for a reply
+  #topics = new Map(); // name -> {subscription, events, handover, topic, …}, see `topic`
+  #unasked = new Set(); // those of them that must be asked for on this connection
+  #questions = 0;
   #watches = new Watches();
   #watching; // calls that wait for the answer to a watch
   #backoff;
@@ -819,7 +1010,7 @@ export class WsGateway {
   #welcome = null;
   #timer = null; // of the next attempt, or the handshake's timeout
   #ackTimer = null;
-  #unacked = 0; // messages processed since the last acknowledgement
+  #unacked = new Map(); // reader -> messages processed since its last acknowledgement
   #openedAt = 0;
   #attempt = 0; // number of the connection attempt; a token that comes late is dropped
   #token = null;
@@ -894,11 +1085,7 @@ export class WsGateway {
   connect() {
     if (this.#state === "open") return Promise.resolve();
     if (!this.#opening) {
-      this.#opening = {};
-      this.#opening.promise = new Promise((resolve, reject) => {
-        Object.assign(this.#opening, { resolve, reject });
-      });
-      this.#opening.promise.catch(() => {}); // there is an "error" event, too
+      this.#opening = deferred();
     }
     const { promise } = this.#opening;
     if (this.#state === "idle" || this.#state === "closed") {
@@ -951,7 +1138,7 @@ export class WsGateway {
     this.#reader.connecting();
     this.#outbox.connecting();
     this.#watches.connecting();
-    this.#unacked = 0;
+    this.#unacked.clear();
     const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
     try {
       this.#transport = new Transport(WebSocket, this.#address(), this.#clock, {
@@ -1001,6 +1188,7 @@ export class WsGateway {
     const after = this.#reconnectAfter;
     this.#attempt += 1;
     this.#dropTransport(1000, "");
+    for (const entry of this.#topics.values()) this.#ask(entry);
     if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
     // A browser does not say why a handshake failed: it may have been the token
     if (!wasOpen || code === CREDENTIALS_CHANGED) this.#stale = true;
@@ -1032,6 +1220,7 @@ export class WsGateway {
     this.#requests.rejectAll(closed);
     this.#watches.clear();
     this.#watching.rejectAll(closed);
+    for (const entry of [...this.#topics.values()]) this.#endTopic(entry, error, own);
     const opening = this.#opening;
     this.#opening = null;
     this.#setState("closed", detail);
@@ -1078,6 +1267,8 @@ export class WsGateway {
       case "error": return this.#onError(frame);
       case "ping": return this.#transport?.send('{"type":"pong"}');
       case "welcome": return this.#onWelcome(frame);
+      case "subscribed": return this.#onSubscribed(frame);
+      case "unsubscribed": return this.#onUnsubscribed(frame);
       case "watching": return this.#onPresence(frame);
       case "presence": return this.#onPresence({ ...frame, id: undefined });
       case "unwatched": return this.#onUnwatched(frame);
@@ -1101,7 +1292,7 @@ export class WsGateway {
     this.#reopened = false;
     // Queued before the limit was known
     for (const { id, size } of this.#outbox.largerThan(limit)) this.#fail(id, tooBig(id, size, limit));
-    if (this.#reader.welcome(frame)) this.#unacked = 0;
+    if (this.#reader.welcome(frame)) this.#unacked.delete(this.#reader);
     this.#welcome = frame;
     if (this.#state !== "open") {
       this.#clock.clearTimeout(this.#timer);
@@ -1151,17 +1342,22 @@ export class WsGateway {
     this.#events.emit("presence", { service: service ?? this.#welcome.service, user, online: null });
   }
 
-  #onMessage({ offset, time = null, data, reply_to = null, error = null }) {
-    const generation = this.#reader.accept(offset, time);
+  #onMessage(frame) {
+    const { offset, topic = null, reply_to = null, error = null } = frame;
+    const entry = topic === null ? null : this.#topics.get(topic);
+    if (entry === undefined || (entry && entry.subscription.state !== "subscribed")) return; // left
+    const handover = entry?.handover ?? this.#handover;
+    if (offset === undefined) return handover.push(new Message(frame, () => {}));
+    const reader = entry?.subscription.reader ?? this.#reader;
+    const generation = reader.accept(offset, frame.time ?? null);
     // A redelivered message fills the window until it is acknowledged again
-    if (generation === null) return this.#countProcessed(offset <= this.#reader.processed ? 1 : 0);
-    const isReply = reply_to !== null;
+    if (generation === null) return this.#countProcessed(reader, offset <= reader.processed ? 1 : 0);
+    const isReply = topic === null && reply_to !== null;
     // A reply overtakes messages that wait for a loop: do not acknowledge those with it
     const mark = isReply ? "markOneProcessed" : "markProcessed";
-    const onAck = () => this.#countProcessed(this.#reader[mark](generation, offset));
-    const message = new Message(offset, time, data, onAck, reply_to);
+    const message = new Message(frame, () => this.#countProcessed(reader, reader[mark](generation, offset)));
     if (isReply) this.#onReply(message, error);
-    else this.#handover.push(message);
+    else handover.push(message);
   }
 
   /** Resolve the request, if it was made here; otherwise the reply is an event. */
@@ -1195,6 +1391,9 @@ export class WsGateway {
   #onError({ id = null, code, message, temporary }) {
     const error = new GatewayError(code, message, temporary === true, { id });
     if (this.#watches.get(id)) return this.#endWatch(id, error);
+    for (const entry of id === null ? [] : this.#topics.values()) {
+      if (entry.subscription.asked === id) return this.#refused(entry, error);
+    }
     if (!this.#outbox.has(id)) return this.#events.emit("error", error);
     this.#fail(id, error);
     this.#flush();
@@ -1206,21 +1405,27 @@ export class WsGateway {
     this.#requests.reject(id, error);
   }
 
-  #countProcessed(count) {
-    this.#unacked += count;
-    if (!this.#unacked || this.#state !== "open") return;
+  /** Count what was processed of one reader; acknowledge all of them together. */
+  #countProcessed(reader, count) {
+    if (count) this.#unacked.set(reader, (this.#unacked.get(reader) ?? 0) + count);
+    if (!this.#unacked.size || this.#state !== "open") return;
     const every = Math.min(this.#options.ackEvery, Math.ceil(this.#welcome.window / 2));
-    if (this.#unacked >= every) this.#sendAck();
+    let total = 0;
+    for (const unacked of this.#unacked.values()) total += unacked; // few: at most `every` readers
+    if (total >= every) this.#sendAck();
     else this.#ackTimer ??= this.#clock.setTimeout(() => this.#sendAck(), this.#options.ackInterval);
   }
 
   #sendAck() {
     this.#clock.clearTimeout(this.#ackTimer);
     this.#ackTimer = null;
-    if (!this.#unacked || this.#state !== "open") return;
-    this.#unacked = 0;
-    const { processed, epoch } = this.#reader;
-    this.#transport.send(`{"type":"ack","offset":${processed},"epoch":${JSON.stringify(epoch)}}`);
+    if (this.#state !== "open") return;
+    if (this.#unacked.delete(this.#reader)) this.#transport.send(ackOf(this.#reader));
+    for (const { subscription } of this.#unacked.size ? this.#topics.values() : []) {
+      const { reader, state, name } = subscription;
+      if (state === "subscribed" && this.#unacked.has(reader)) this.#transport.send(ackOf(reader, name));
+    }
+    this.#unacked.clear();
   }
 
   // -- to the gateway --------------------------------------------------------------------
@@ -1234,10 +1439,14 @@ export class WsGateway {
    *   tracestate?: string}} options *id* makes repeated calls idempotent; *timeout* is in ms;
    *   *traceparent* and *tracestate* are a W3C trace context, for services that trace.
    */
-  send(data, { id, timeout, signal, traceparent, tracestate } = {}) {
+  send(data, options) {
+    return this.#send(data, options);
+  }
+
+  #send(data, { id, timeout, signal, traceparent, tracestate } = {}, subscription = null) {
     id ??= this.#newId();
     const flags = trace(traceparent, tracestate);
-    return this.#call(this.#sends, id, { timeout, signal }, () => this.#enqueue(id, data, flags));
+    return this.#call(this.#sends, id, { timeout, signal }, () => this.#enqueue(id, data, flags, subscription));
   }
 
   /**
@@ -1248,7 +1457,11 @@ export class WsGateway {
    * @param {{id?: string, timeout?: number | null, signal?: AbortSignal, traceparent?: string,
    *   tracestate?: string}} options *timeout* in ms until the reply; null: no limit.
    */
-  request(data, options = {}) {
+  request(data, options) {
+    return this.#request(data, options);
+  }
+
+  #request(data, options = {}, subscription = null) {
     const { timeout = this.#options.requestTimeout, signal, traceparent, tracestate } = options;
     const id = options.id ?? this.#newId();
     return this.#call(this.#requests, id, { timeout, signal }, () => {
@@ -1257,7 +1470,7 @@ export class WsGateway {
         const text = `${this.#requests.size} requests are already waiting for replies (queueLimit)`;
         throw new GatewayError("queue_limit", text, true, { id });
       }
-      this.#enqueue(id, data, `"request":true,${trace(traceparent, tracestate)}`);
+      this.#enqueue(id, data, `"request":true,${trace(traceparent, tracestate)}`, subscription);
     });
   }
 
@@ -1318,8 +1531,9 @@ export class WsGateway {
   }
 
   /** Put a message into the outbox, unless the same id waits already. */
-  #enqueue(id, data, flags) {
+  #enqueue(id, data, flags, subscription) {
     if (this.#state === "closed") throw new GatewayError("closed", "the client is closed", true, { id });
+    if (subscription?.error) throw endOf(subscription.error, id);
     if (this.#outbox.has(id)) return;
     if (!ID.test(id)) throw new TypeError("id must be 1 to 64 printable ASCII characters, no spaces");
     const { fields, size } = encode(data);
@@ -1329,8 +1543,10 @@ export class WsGateway {
       const text = `${this.#outbox.size} messages are already waiting for confirmation (queueLimit)`;
       throw new GatewayError("queue_limit", text, true, { id });
     }
-    const text = `{"type":"message","id":${JSON.stringify(id)},${flags}${fields}}`;
-    this.#outbox.add({ id, size, text, sent: false });
+    const topic = subscription?.name ?? null;
+    const to = topic === null ? "" : `"topic":${JSON.stringify(topic)},`;
+    const text = `{"type":"message","id":${JSON.stringify(id)},${to}${flags}${fields}}`;
+    this.#outbox.add({ id, topic, size, text, sent: false });
   }
 
   /** Do not send a message again that no call waits for. */
@@ -1342,8 +1558,154 @@ export class WsGateway {
 
   #flush() {
     if (this.#state !== "open") return;
+    for (const entry of this.#unasked) this.#subscribe(entry);
     for (const text of this.#watches.due()) this.#transport.send(text);
-    for (const entry of this.#outbox.due()) this.#transport.send(entry.text);
+    const may = (topic) => this.#topics.get(topic)?.subscription.state === "subscribed";
+    for (const entry of this.#outbox.due(may)) this.#transport.send(entry.text);
+  }
+
+  // -- topics ----------------------------------------------------------------------------
+
+  /**
+   * Subscribe to a topic, from now on and across reconnects. A second call without options returns
+   * the same one; close it before you choose others.
+   *
+   * @param {string} name `<service>.<name>`, such as "room.42".
+   * @param {{since?: "new" | "all" | number, position?: {epoch: string, offset: number},
+   *   token?: string | ((name: string) => string | Promise<string>), autoAck?: boolean}} options
+   *   *since*: where to begin without a position: with what is new, with all that is kept, or with so
+   *   many of the newest messages.
+   */
+  topic(name, options) {
+    const known = this.#topics.get(name);
+    if (known && options) throw new Error(`already subscribed to '${name}'; close that topic first`);
+    if (known) return known.topic;
+    if (!TOPIC.test(name)) throw new TypeError(`topic '${name}' is not <service>.<name>, such as 'room.42'`);
+    const subscription = new Subscription(name, options ?? {});
+    const events = new Emitter();
+    const handover = new Handover(events, options?.autoAck ?? this.#options.autoAck);
+    const entry = { subscription, events, handover, fetch: options?.token, timer: null, since: null };
+    entry.backoff = new Backoff(this.#options.backoff, this.#options.random);
+    entry.ready = deferred();
+    entry.topic = new Topic(entry, {
+      send: (data, how) => this.#send(data, how, subscription),
+      request: (data, how) => this.#request(data, how, subscription),
+      close: () => this.#leave(entry),
+    });
+    this.#topics.set(name, entry);
+    this.#ask(entry);
+    this.#flush();
+    return entry.topic;
+  }
+
+  /** Ask for a topic as soon as the connection, and its token, allow. */
+  #ask(entry) {
+    const { subscription, events } = entry;
+    const was = subscription.state;
+    subscription.waits();
+    this.#unasked.add(entry);
+    if (was !== subscription.state) events.emit("state", subscription.state, {});
+  }
+
+  #subscribe(entry) {
+    const { subscription, timer } = entry;
+    if (timer !== null) return; // it was refused, or has no token, for now
+    this.#unasked.delete(entry);
+    if (subscription.stale) this.#authorize(entry);
+    else this.#transport.send(subscription.ask(`topic-${(this.#questions += 1)}`));
+  }
+
+  /** Fetch a topic's token, then ask for the topic. */
+  async #authorize(entry) {
+    const { subscription, events, fetch } = entry;
+    if (entry.isFetching) return;
+    entry.isFetching = true;
+    try {
+      subscription.token = await fetch(subscription.name);
+      subscription.stale = false;
+    } catch (error) {
+      if (subscription.state === "ended") return;
+      if (error?.temporary === false) return this.#endTopic(entry, error);
+      events.emit("error", error);
+      this.#askLater(entry);
+      return;
+    } finally {
+      entry.isFetching = false;
+    }
+    if (subscription.state === "ended") return;
+    this.#unasked.add(entry);
+    this.#flush();
+  }
+
+  #askLater(entry) {
+    this.#ask(entry);
+    this.#clock.clearTimeout(entry.timer);
+    entry.timer = this.#clock.setTimeout(() => {
+      entry.timer = null;
+      this.#flush();
+    }, entry.backoff.next());
+  }
+
+  #onSubscribed(frame) {
+    const entry = this.#topics.get(frame.topic);
+    if (!entry?.subscription.concerns(frame)) return;
+    const { subscription, events } = entry;
+    const isNew = subscription.state !== "subscribed";
+    if (subscription.begin(frame)) this.#unacked.delete(subscription.reader);
+    if (isNew) {
+      entry.since = this.#clock.now();
+      entry.ready.resolve();
+      events.emit("state", "subscribed", { access: frame.access });
+    }
+    const { recovered = false, reason = null, epoch = null, offset = null } = frame;
+    events.emit("recovered", { recovered, reason, epoch, offset });
+    this.#flush();
+  }
+
+  #onUnsubscribed(frame) {
+    const entry = this.#topics.get(frame.topic);
+    if (!entry?.subscription.concerns(frame)) return;
+    const { code = "ended", reason = "the gateway ended the subscription", temporary = false } = frame;
+    this.#refused(entry, new GatewayError(code, reason, temporary === true, { id: frame.id }));
+  }
+
+  /** The gateway does not deliver a topic, or no longer: try again if that may help. */
+  #refused(entry, error) {
+    const { subscription, backoff } = entry;
+    const lasted = entry.since !== null && this.#clock.now() - entry.since >= STABLE;
+    entry.since = null;
+    if (lasted) backoff.reset();
+    const renews = subscription.renew(error.code);
+    if (!renews && !error.temporary) return this.#endTopic(entry, error);
+    if (renews && lasted) this.#ask(entry);
+    else this.#askLater(entry);
+    this.#flush();
+  }
+
+  /** The application is done with a topic. */
+  #leave(entry) {
+    const { subscription } = entry;
+    if (subscription.state === "ended") return;
+    const isKnown = this.#state === "open" && (subscription.asked !== null || subscription.state === "subscribed");
+    this.#sendAck();
+    this.#endTopic(entry, new GatewayError("ended", "the topic was closed; it may have been stored", true), true);
+    if (isKnown) this.#transport.send(JSON.stringify({ type: "unsubscribe", topic: subscription.name }));
+  }
+
+  /** *own*: the application closed the topic, or the client. */
+  #endTopic(entry, error, own = false) {
+    const { subscription, events, handover, timer, ready } = entry;
+    this.#clock.clearTimeout(timer);
+    this.#topics.delete(subscription.name);
+    this.#unasked.delete(entry);
+    this.#unacked.delete(subscription.reader);
+    subscription.waits();
+    Object.assign(subscription, { state: "ended", error, access: null });
+    for (const id of this.#outbox.of(subscription.name)) this.#fail(id, endOf(error, id));
+    ready.reject(error);
+    events.emit("state", "ended", { code: error.code, reason: error.message });
+    handover.end(own ? null : error);
+    if (!own) events.emit("error", error);
   }
 
   // -- async iteration -------------------------------------------------------------------
