@@ -10,6 +10,13 @@ export const s: Promise<{ id: string }> = c.send("x", { id: "i", traceparent: "0
 c.on("error", (e) => e instanceof GatewayError && e.temporary);
 export const w: Promise<boolean | null> = c.watch("bob", { service: "orders" });
 c.on("presence", ({ service, user, online }) => { if (online === null) c.unwatch(user, { service }); });
+const room = c.topic("room.42", { since: 50, token: async (name) => name });
+room.on("message", ({ topic, from }) => (topic ?? "") + (from?.user ?? ""));
+room.on("recovered", ({ recovered, reason }) => !recovered && reason === "trimmed");
+room.on("state", (state, { access }) => state === "subscribed" && access === "write");
+c.topic("room.43", { position: room.position ?? undefined, since: "all" }).ready.then(() => room.close());
+export const t: Promise<{ id: string }> = room.send({ text: "hi" });
+export async function read() { for await (const m of c.topic("room.42")) m.ack(); }
 export async function loop() { for await (const m of c) m.ack(); }
 // @ts-expect-error
 c.on("nothing", () => {});
@@ -17,3 +24,7 @@ c.on("nothing", () => {});
 c.send("x", { timeout: "1" });
 // @ts-expect-error
 new WsGateway("/x", { wrong: 1 });
+// @ts-expect-error
+c.topic("room.42", { since: "old" });
+// @ts-expect-error
+room.on("reply", () => {});

@@ -304,18 +304,19 @@ def validator(direction: str) -> Draft202012Validator:
     return Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{direction}"})
 
 
+ALL = [*FILE["vectors"], *FILE["topic_vectors"]]
+
+
 def frames(kind: str) -> list[dict[str, Any]]:
-    steps = [step for vector in FILE["vectors"] for step in vector["steps"]]
+    steps = [step for vector in ALL for step in vector["steps"]]
     if kind == "sends":
         return [frame for step in steps for frame in step["out"].get("sends", ())]
-    welcomes = [
-        {"type": "welcome", **vector["opened"]} for vector in FILE["vectors"] if "opened" in vector
-    ]
+    welcomes = [{"type": "welcome", **vector["opened"]} for vector in ALL if "opened" in vector]
     return welcomes + [step["in"]["frame"] for step in steps if "frame" in step["in"]]
 
 
 def test_names_are_unique() -> None:
-    names = [vector["name"] for vector in FILE["vectors"]]
+    names = [vector["name"] for vector in ALL]
     assert len(set(names)) == len(names)
 
 

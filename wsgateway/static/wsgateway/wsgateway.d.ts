@@ -149,10 +149,20 @@ export declare class GatewayError extends Error {
   readonly closeCode: number | null;
 }
 
+export interface Sender {
+  service: string;
+  user: string;
+}
+
 export declare class Message {
-  readonly offset: number;
+  /** Rises within an inbox or topic, with gaps; null in an ephemeral topic. */
+  readonly offset: number | null;
   readonly time: Date | null;
   readonly data: string | Uint8Array;
+  /** The topic; null for a message of the inbox. */
+  readonly topic: string | null;
+  /** Who wrote it to the topic, if the gateway vouches for it. */
+  readonly from: Sender | null;
   /** Id of the message that it replies to; null if it is not a reply. */
   readonly replyTo: string | null;
   json<T = unknown>(): T;
@@ -178,6 +188,68 @@ export interface Events {
   error: (error: GatewayError | Error) => void;
 }
 
+export type Access = "read" | "write";
+
+export type TopicState = "waiting" | "subscribed" | "ended";
+
+export interface TopicPosition {
+  epoch: string;
+  offset: number;
+}
+
+export interface TopicOptions {
+  /**
+   * Where to begin without a position: with what is new (the default), with all that is kept, or
+   * with so many of the newest messages.
+   */
+  since?: "new" | "all" | number;
+  /** Where to resume, for example from storage. */
+  position?: TopicPosition;
+  /** A signed topic token; a function is called again when the gateway refuses the last one. */
+  token?: string | ((name: string) => string | Promise<string>);
+  /** Default: the client's. */
+  autoAck?: boolean;
+}
+
+export interface TopicRecovered {
+  /** True if no message since the last position is missing. */
+  recovered: boolean;
+  /** "new": there was no position. */
+  reason: string | null;
+  /** Null in an ephemeral topic. */
+  epoch: string | null;
+  offset: number | null;
+}
+
+export interface TopicEvents {
+  message: (message: Message) => void;
+  state: (state: TopicState, detail: { access?: Access; code?: string; reason?: string }) => void;
+  /** At each answer of the gateway, and when the topic's stream changed. */
+  recovered: (recovered: TopicRecovered) => void;
+  /** The subscription was refused or ended, or a token could not be fetched. */
+  error: (error: GatewayError | Error) => void;
+}
+
+/** Made by `client.topic(name)`. */
+export declare class Topic implements AsyncIterable<Message> {
+  private constructor();
+  readonly name: string;
+  readonly state: TopicState;
+  /** Writing includes reading; null before the gateway's answer. */
+  readonly access: Access | null;
+  readonly position: TopicPosition | null;
+  /** Resolves when the gateway has subscribed the client; rejects if it refuses. */
+  readonly ready: Promise<void>;
+  on<K extends keyof TopicEvents>(name: K, listener: TopicEvents[K]): () => void;
+  once<K extends keyof TopicEvents>(name: K, listener: TopicEvents[K]): () => void;
+  off<K extends keyof TopicEvents>(name: K, listener: TopicEvents[K]): void;
+  /** Write to the topic, once the client is subscribed. */
+  send(data: unknown, options?: SendOptions): Promise<Receipt>;
+  request(data: unknown, options?: RequestOptions): Promise<Message>;
+  close(): void;
+  [Symbol.asyncIterator](): AsyncIterableIterator<Message>;
+}
+
 export declare class WsGateway implements AsyncIterable<Message> {
   constructor(url: string | URL, options?: Options);
   readonly state: State;
@@ -189,6 +261,8 @@ export declare class WsGateway implements AsyncIterable<Message> {
   send(data: unknown, options?: SendOptions): Promise<Receipt>;
   /** Publish, and wait for the service's reply. */
   request(data: unknown, options?: RequestOptions): Promise<Message>;
+  /** Subscribe to a topic; without options, the one that is open. */
+  topic(name: string, options?: TopicOptions): Topic;
   /** Watch whether a user is online; null: not known now. */
   watch(user: string, options?: WatchOptions): Promise<boolean | null>;
   unwatch(user: string, options?: WatchOptions): void;
