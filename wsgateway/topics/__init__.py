@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from wsgateway.topics.registry import Access
+from wsgateway.topics.revoking import arecheck, arevoke, recheck, revoke
+from wsgateway.topics.tokens import token
 
-__all__ = ["Access"]
+__all__ = ["arecheck", "arevoke", "recheck", "revoke", "token"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsgateway import declared
@@ -15,21 +14,12 @@ from wsgateway.protocol.subjects import Subjects
 if TYPE_CHECKING:
     from wsgateway.identity import Identity
 
-__all__ = ["Access", "TopicService", "topic"]
+__all__ = ["TopicService", "topic"]
 
 R = TypeVar("R", bound=Callable[..., Any])
 
 Allow = Callable[["Identity", str], Any]
-"""Takes a socket's identity and a topic's name; returns an `Access`, or None. May be awaited."""
-
-
-class Access(StrEnum):
-    """What someone may do with a topic."""
-
-    READ = "read"
-    """Subscribe to it."""
-    WRITE = "write"
-    """Send to it, and subscribe to it."""
+"""Takes a socket's identity and a topic's name; returns ``"read"``, ``"write"`` or None."""
 
 
 class TopicService:

@@ -1,0 +1,268 @@
+"""Who may read and write a topic, as a gateway asks it: tokens, ``allow``, and what was revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from wsgateway import declared
+from wsgateway.broker.base import Broker
+from wsgateway.broker.bus import Closable
+from wsgateway.broker.follow import follow
+from wsgateway.broker.messages import Stored
+from wsgateway.broker.subscriptions import wait_usable
+from wsgateway.conf import settings
+from wsgateway.declared import source_of
+from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
+from wsgateway.hooks import call_hook
+from wsgateway.identity.base import Identity, shown
+from wsgateway.protocol.endpoint import Access
+from wsgateway.protocol.subjects import Topic
+from wsgateway.supervision import start, supervise
+from wsgateway.topics.marks import INBOX, LEAST_KEPT, Mark, Marks
+from wsgateway.topics.registry import TopicService
+from wsgateway.topics.tokens import ACCESSES, read_token
+
+__all__ = ["Holder", "Rights"]
+
+logger = logging.getLogger("wsgateway")
+
+BATCH = 1000
+"""Marks that are read at once."""
+AT_ONCE = 16
+"""Subscriptions whose rights are asked about again at the same time."""
+
+
+class Holder(Protocol):
+    """An open subscription: it holds a right to its topic."""
+
+    @property
+    def identity(self) -> Identity:
+        """Whose it is."""
+
+    @property
+    def topic(self) -> Topic:
+        """What it reads."""
+
+    def change_access(self, access: Access | None) -> None:
+        """Go on with another right; None: end, the right has been withdrawn. Must not wait."""
+
+
+class Rights:
+    """Decides what the sockets of one event loop may do. Call everything in that loop.
+
+    Args:
+        broker: Brings what is revoked.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._marks = Marks()
+        self._holders: dict[Topic, dict[Holder, Access]] = {}
+        self._after, self._epoch = 0, ""  # up to where marks were read, in which life of the stream
+        self._loaded = asyncio.Event()  # set once the marks that are kept are known
+        self._lost: float | None = None  # when the connection was lost, monotonic
+        self._hooks: list[Closable] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def open(self) -> None:
+        """Begin to follow what is revoked, if there are topics. Idempotent."""
+        if declared.topics and not self._tasks:
+            broker = self._broker
+            self._hooks = [broker.on_lost(self._on_lost), broker.on_ready(self._on_ready)]
+            self._tasks.add(supervise(self._follow, "wsgateway-topic-rights"))
+
+    def close(self) -> None:
+        """Follow nothing any more. Idempotent."""
+        for hook in self._hooks:
+            hook.close()
+        for task in list(self._tasks):
+            task.cancel()
+        self._hooks = []
+        self._tasks.clear()
+
+    # -- what a socket asks ------------------------------------------------------------------
+
+    async def access(
+        self, identity: Identity, topic: Topic, token: str | None = None
+    ) -> Access | None:
+        """Return what *identity* may do with *topic*; None: nothing, or there is no such topic.
+
+        A valid token decides. Without one, Django does. What is revoked while that is found out
+        has it found out again.
+
+        Raises:
+            BrokerUnavailable: It is not known yet what is revoked.
+        """
+        service = declared.topics.get(topic.service)
+        if service is None or "\0" in topic.name:  # databases choke on it
+            return None
+        await self._wait_loaded()
+        while True:
+            number = self._marks.number(topic, identity.inbox)
+            grant = read_token(token, topic, identity.inbox) if token else None
+            if grant and self._marks.allow(grant.issued, topic, identity.inbox):
+                return grant.access
+            access = await _ask(service, identity, topic)
+            if number == self._marks.number(topic, identity.inbox):
+                return access
+
+    async def acquire(self, holder: Holder, token: str | None = None) -> Access | None:
+        """Do what `access` does, and tell *holder* from then on when its right changes.
+
+        Nothing is told before this has returned. Call `release` at the end, also after None.
+
+        Raises:
+            BrokerUnavailable: It is not known yet what is revoked.
+        """
+        access = await self.access(holder.identity, holder.topic, token)
+        if access is not None:
+            self._holders.setdefault(holder.topic, {})[holder] = access
+        return access
+
+    def release(self, holder: Holder) -> None:
+        """Tell *holder* nothing more. Idempotent."""
+        holders = self._holders.get(holder.topic, {})
+        holders.pop(holder, None)
+        if not holders:
+            self._holders.pop(holder.topic, None)
+
+    async def _wait_loaded(self) -> None:
+        self.open()
+        try:
+            async with asyncio.timeout(settings.BROKER_TIMEOUT):
+                await self._loaded.wait()
+        except TimeoutError:
+            text = f"cannot read from {self._broker.where} which rights to topics are revoked"
+            raise BrokerUnavailable(text) from None
+
+    # -- what is revoked ---------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        with contextlib.suppress(BrokerClosed):
+            await self._load()
+            if self._epoch != self._broker.epoch:
+                self._on_replaced()
+            following = follow(self._broker, INBOX, self._after, self._on_replaced)
+            async with aclosing(following) as messages:
+                async for stored in messages:
+                    mark = self._take(stored)
+                    if mark is not None:
+                        self._on_mark(mark)
+
+    async def _load(self) -> None:
+        """Read the marks that are kept; they are older than any subscription of this gateway."""
+        while not self._loaded.is_set():
+            try:
+                await self._broker.wait_ready()
+                position = await self._broker.position()
+                times = [mark.time async for mark in self._kept()]
+            except BrokerError:
+                await wait_usable(self._broker)
+                continue
+            if 0 < position.max_messages <= len(times):  # older ones had to go
+                self._marks.distrust(times[0])
+            self._epoch = position.epoch
+            self._loaded.set()
+
+    async def _kept(self) -> AsyncIterator[Mark]:
+        self._after, more = 0, True
+        while more:
+            batch = await self._broker.read_after(INBOX, self._after, limit=BATCH)
+            for mark in map(self._take, batch.messages):
+                if mark is not None:
+                    yield mark
+            more = batch.more
+
+    def _take(self, stored: Stored) -> Mark | None:
+        self._after = stored.offset
+        try:
+            mark = Mark.decode(stored.payload)
+        except MalformedMessage as exc:
+            logger.warning("skipped message %d: %s", stored.offset, exc)
+            return None
+        self._marks.add(mark)
+        return mark
+
+    def _on_replaced(self) -> None:
+        """Marks are gone with the stream: trust no token, and ask about every subscription."""
+        self._after, self._epoch = 0, self._broker.epoch
+        self._marks.distrust(time.time())
+        self._ask_again(self._everybody())
+
+    def _on_lost(self) -> None:
+        self._lost = self._lost or time.monotonic()
+
+    def _on_ready(self) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None and time.monotonic() - lost > LEAST_KEPT / 2:
+            self._ask_again(self._everybody())  # some marks may have come and gone
+
+    def _everybody(self) -> list[Holder]:
+        return [holder for holders in self._holders.values() for holder in holders]
+
+    def _on_mark(self, mark: Mark) -> None:
+        whom: Iterable[Holder] = self._everybody()
+        if mark.name is not None:
+            whom = self._holders.get(Topic(mark.service, mark.name), ())
+        holders = [each for each in whom if mark.covers(each.topic, each.identity.inbox)]
+        if mark.ask:
+            self._ask_again(holders)
+            return
+        for holder in holders:
+            self._change(holder, None)
+
+    def _ask_again(self, holders: Collection[Holder]) -> None:
+        if holders:
+            start(self._ask_about(iter(holders)), "wsgateway-topic-recheck", tasks=self._tasks)
+
+    async def _ask_about(self, holders: Iterator[Holder]) -> None:
+        async def work() -> None:
+            for holder in holders:
+                if self._holds(holder):
+                    self._change(holder, await self.access(holder.identity, holder.topic))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(work())
+
+    def _holds(self, holder: Holder) -> bool:
+        return holder in self._holders.get(holder.topic, ())
+
+    def _change(self, holder: Holder, access: Access | None) -> None:
+        """Tell *holder* about its right, if that is another one than before."""
+        if not self._holds(holder) or self._holders[holder.topic][holder] == access:
+            return
+        if access is None:
+            self.release(holder)
+        else:
+            self._holders[holder.topic][holder] = access
+        try:
+            holder.change_access(access)
+        except Exception:  # the others must hear of it all the same
+            logger.exception("cannot change the right to topic %s", holder.topic)
+
+
+async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Access | None:
+    """Return what ``allow`` says; None if it fails, or says something else."""
+    log_fields = {"topic": str(topic), "service": identity.service, "user": identity.user}
+    try:
+        allowed = await call_hook(service.allow, identity, topic.name)
+    except Exception:
+        logger.exception("refused topic %r: its allow failed", str(topic), extra=log_fields)
+        return None
+    if not allowed or allowed in ACCESSES:
+        return allowed or None
+    logger.error(
+        "refused topic %r: its allow, %s, returned %s; return 'read', 'write' or None",
+        str(topic),
+        source_of(service.allow),
+        shown(allowed),
+        extra=log_fields,
+    )
+    return None
