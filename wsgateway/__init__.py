@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsgateway.outgoing import Outgoing
     from wsgateway.protocol.group_names import inbox_group
-    from wsgateway.publish import Outgoing, asend, asend_many, send, send_many, send_on_commit
+    from wsgateway.publish import asend, asend_many, send, send_many, send_on_commit
     from wsgateway.services import JsonHandler, Message, Reject, Retry, RetryPolicy, service
     from wsgateway.topics.registry import topic
 
@@ -36,9 +37,10 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(
-        ("Outgoing", "asend", "asend_many", "send", "send_many", "send_on_commit"),
+        ("asend", "asend_many", "send", "send_many", "send_on_commit"),
         "wsgateway.publish",
     ),
+    "Outgoing": "wsgateway.outgoing",
     "inbox_group": "wsgateway.protocol.group_names",
     "topic": "wsgateway.topics.registry",
 }

@@ -31,8 +31,8 @@ from wsgateway.exceptions import QueueFull, ServiceUnknown
 from wsgateway.layer import NatsChannelLayer
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.relay import Relay
+from wsgateway.outgoing import Outgoing
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.publish import Outgoing
 from wsgateway.routing import websocket_urlpatterns
 from wsgateway.services import registry
 

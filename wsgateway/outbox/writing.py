@@ -9,7 +9,7 @@ from django.db import router
 from wsgateway.exceptions import NameRefused
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.schema import naming_the_cure
-from wsgateway.publish import Outgoing
+from wsgateway.outgoing import Outgoing
 from wsgateway.tracing import find_tracer
 
 __all__ = ["enqueue"]

@@ -22,11 +22,11 @@ from wsgateway.broker.messages import (
 )
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable, NameRefused
+from wsgateway.outgoing import NOTHING, frame_of
 from wsgateway.protocol import strict_json
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import decode_token
 from wsgateway.protocol.v1 import valid_id
-from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.errors import Reject
 from wsgateway.services.failure import clip, code_word
 from wsgateway.services.users import find_user

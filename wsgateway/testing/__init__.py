@@ -28,9 +28,9 @@ from wsgateway.broker.messages import (
 from wsgateway.broker.work import History, Job
 from wsgateway.conf import settings
 from wsgateway.layer.options import ConfiguredLayer
+from wsgateway.outgoing import NOTHING, frame_of
 from wsgateway.protocol.frames import EVENT, FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
-from wsgateway.publish import NOTHING, frame_of
 from wsgateway.services.handling import Handling, Outcome
 from wsgateway.services.policy import Retried
 from wsgateway.services.registry import Service, get_service
