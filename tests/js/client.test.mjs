@@ -318,6 +318,75 @@ test("a token that comes after close opens nothing", async () => {
   assert.equal(page.sockets.length, 0);
 });
 
+// -- a token that expires ------------------------------------------------------------------
+
+const refreshes = (page) => page.socket.frames("refresh").map(({ token }) => token);
+
+test("refreshToken replaces the token of an open socket, though the URL's never changes", async () => {
+  const page = new FakePage();
+  const client = await page.opened({ token: "t0", refreshToken: async () => "t1" }, { expires_in: 20 });
+  await page.tick(17_999);
+  assert.deepEqual(refreshes(page), []);
+  await page.tick(1);
+  assert.deepEqual(refreshes(page), ["t1"]);
+  page.socket.say({ type: "refreshed", expires_in: 10 });
+  await page.tick(9000);
+  assert.deepEqual([refreshes(page), client.errors], [["t1", "t1"], []]);
+});
+
+test("clients that connected together do not fetch their tokens together", async () => {
+  for (const [random, at] of [[0, 18_000], [1, 14_000]]) {
+    const page = new FakePage();
+    await page.opened({ token: () => "t", random: () => random }, { expires_in: 20 });
+    await page.tick(at - 1);
+    assert.equal(refreshes(page).length, 0);
+    await page.tick(1);
+    assert.equal(refreshes(page).length, 1);
+  }
+});
+
+test("a token that cannot be fetched is fetched again while the old one lasts", async () => {
+  const page = new FakePage();
+  let answer = () => { throw new TypeError("Failed to fetch"); };
+  const client = await page.opened({ token: "t0", refreshToken: () => answer() }, { expires_in: 10 });
+  await page.tick(9000);
+  assert.deepEqual([client.errors.map(({ message }) => message), client.state], [["Failed to fetch"], "open"]);
+  answer = () => "t1";
+  await page.tick(500);
+  assert.deepEqual(refreshes(page), ["t1"]);
+  page.socket.say({ type: "refreshed", expires_in: 10 });
+  answer = () => { throw new GatewayError("forbidden", "logged out", false); };
+  await page.tick(9000);
+  assert.equal(client.errors.at(-1).message, "logged out");
+  await page.tick(500);
+  assert.equal(refreshes(page).length, 1, "that answer was final");
+});
+
+test("a token that comes after the connection is not sent on the next one", async () => {
+  const page = new FakePage();
+  let give;
+  await page.opened({ token: "t0", refreshToken: () => new Promise((resolve) => (give = resolve)) }, { expires_in: 10 });
+  await page.tick(9000);
+  page.socket.end(1006);
+  await page.tick(500);
+  page.socket.welcome({ expires_in: 1e9 });
+  give("late");
+  await settle();
+  assert.deepEqual(refreshes(page), []);
+  page.socket.end(4505);
+  assert.equal(page.timers.size, 0);
+});
+
+test("tokens that have always expired are not fetched without a pause", async () => {
+  const page = new FakePage();
+  await page.opened({ token: () => "t" }, { expires_in: 0 });
+  for (let n = 0; n < 4; n += 1) {
+    await page.tick(250);
+    page.socket.say({ type: "refreshed", expires_in: 0 });
+  }
+  assert.ok(refreshes(page).length <= 2);
+});
+
 // -- messages ------------------------------------------------------------------------------
 
 test("messages arrive decoded", async () => {

@@ -1,7 +1,7 @@
 // Must type-check against wsgateway.d.ts; each expected error must be one.
 
 import { GatewayError, Message, WsGateway } from "../../wsgateway/static/wsgateway/wsgateway.js";
-const c = new WsGateway("/x", { token: async () => "t", requestTimeout: null });
+const c = new WsGateway("/x", { token: async () => "t", requestTimeout: null, refreshToken: () => "t" });
 export const off: () => void = c.on("message", (m: Message) => m.json<{ a: number }>().a);
 c.on("reply", (m) => m.replyTo?.length);
 c.on("state", (s, { delay }) => { if (s === "waiting") delay?.toFixed(); });

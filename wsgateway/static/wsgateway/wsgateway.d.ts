@@ -44,6 +44,11 @@ export interface Options {
   tokenParameter?: string;
   /** Renews a cookie or session; called before the attempt that follows a refusal (4501). */
   refresh?: () => unknown;
+  /**
+   * Fetches a token for the open socket, before the old one expires; default: `token`, if that is a
+   * function.
+   */
+  refreshToken?: () => string | Promise<string>;
   /** Where to resume, for example from storage; without it the device's cursor decides. */
   position?: Position;
   /** Acknowledge when listeners have returned or the loop asks for the next; default true. */
@@ -81,6 +86,8 @@ export interface Welcome extends Position {
   ping: number;
   window: number;
   max_message_size: number;
+  /** Seconds until the login ends; missing if it does not. */
+  expires_in?: number;
 }
 
 export interface Recovered extends Position {

@@ -20,6 +20,7 @@ const DEFAULTS = {
   token: undefined,
   tokenParameter: "token",
   refresh: undefined,
+  refreshToken: undefined,
   position: undefined,
   autoAck: true,
   ackEvery: 16,
@@ -38,13 +39,15 @@ const DEFAULTS = {
 /** Standard close codes after which the same client would be refused again. */
 const FINAL = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const AFTER_WELCOME = new Set([
-  "message", "ack", "error", "subscribed", "unsubscribed", "watching", "presence", "unwatched",
+  "message", "ack", "error", "subscribed", "unsubscribed", "watching", "presence", "unwatched", "refreshed",
 ]);
 const CREDENTIALS_CHANGED = 4016;
 const NOT_AUTHENTICATED = 4501;
 const ID = /^[!-~]{1,64}$/;
 const TOPIC = /^[^.]+\../s;
 const STABLE = 5_000; // ms that a connection must last to reset the backoff
+const LONGEST = 2 ** 31 - 1; // ms, of a timer
+const SOONEST = 500; // ms between two tokens of one connection
 
 /** Return whether a client should reconnect after this close code. */
 export function shouldReconnect(code) {
@@ -108,7 +111,8 @@ const VALID = {
   welcome: (f) =>
     [f.connection, f.service, f.user, f.device, f.epoch, f.inbox ?? "", f.reason ?? ""].every(isText) &&
     [f.offset, f.window, f.max_message_size].every(isOffset) &&
-    typeof f.recovered === "boolean" && isNumber(f.ping, 0, 86400) && f.ping > 0 && f.ping < 86400,
+    typeof f.recovered === "boolean" && isNumber(f.ping, 0, 86400) && f.ping > 0 && f.ping < 86400 &&
+    isNumber(f.expires_in ?? 0, 0, Infinity),
   subscribed: (f) =>
     [f.topic, f.access, f.id ?? "", f.reason ?? ""].every(isText) &&
     (f.durable === false || (isText(f.epoch) && isOffset(f.offset) && typeof f.recovered === "boolean")),
@@ -116,6 +120,7 @@ const VALID = {
   watching: (f) => isText(f.id) && isPresence(f),
   presence: isPresence,
   unwatched: (f) => [f.service, f.user, f.code, f.reason].every(isText),
+  refreshed: (f) => isNumber(f.expires_in ?? 0, 0, Infinity),
   closing: (f) => isNumber(f.reconnect_after, 0, 3600),
 };
 
@@ -1016,6 +1021,8 @@ export class WsGateway {
   #token = null;
   #reopened = false; // connect() was called after a close: the client may become another user's
   #stale = true; // ask for the token before the next attempt
+  #renewals; // delays until the next token, after one that the gateway did not accept
+  #renewalTimer = null;
   #refreshed = false; // asked for another token since the last welcome
   #opening = null; // {promise, resolve, reject} of connect()
   #ids = 0;
@@ -1034,6 +1041,7 @@ export class WsGateway {
     this.#requests = new Calls(this.#clock, "no reply", (id) => this.#giveUp(id));
     this.#watching = new Calls(this.#clock, "no answer", () => {});
     this.#backoff = new Backoff(this.#options.backoff, this.#options.random);
+    this.#renewals = new Backoff(this.#options.backoff, this.#options.random);
     this.#monitor = new Monitor(
       this.#clock,
       () => this.#transport?.send('{"type":"ping"}'),
@@ -1134,6 +1142,41 @@ export class WsGateway {
     this.#stale = false;
   }
 
+  /** Replace the token before the login ends in so many *seconds*; null or undefined: it does not. */
+  #renewBefore(seconds) {
+    this.#renewals.reset();
+    this.#clock.clearTimeout(this.#renewalTimer);
+    this.#renewalTimer = null;
+    if (seconds == null) return;
+    // Spread over the clients of one moment, and the tabs of one worker
+    const delay = seconds * 1000 * (0.9 - 0.2 * this.#options.random());
+    this.#renewIn(Math.min(Math.max(delay, SOONEST), LONGEST));
+  }
+
+  #renewIn(delay) {
+    const { token, refreshToken = typeof token === "function" ? token : undefined } = this.#options;
+    if (!refreshToken) return;
+    this.#clock.clearTimeout(this.#renewalTimer);
+    this.#renewalTimer = this.#clock.setTimeout(() => this.#renew(refreshToken), delay);
+  }
+
+  /** Hand a new token to the gateway; if there is none, the old one lasts a while. */
+  async #renew(refreshToken) {
+    const transport = this.#transport;
+    let token;
+    try {
+      token = await refreshToken();
+    } catch (error) {
+      if (transport !== this.#transport) return;
+      this.#events.emit("error", error);
+      if (error?.temporary !== false) this.#renewIn(this.#renewals.next());
+      return;
+    }
+    if (transport !== this.#transport || transport === null || !token) return;
+    if (this.#options.token) this.#token = token;
+    transport.send(JSON.stringify({ type: "refresh", token }));
+  }
+
   #dial() {
     this.#reader.connecting();
     this.#outbox.connecting();
@@ -1175,7 +1218,8 @@ export class WsGateway {
     this.#monitor.stop();
     this.#clock.clearTimeout(this.#timer);
     this.#clock.clearTimeout(this.#ackTimer);
-    this.#timer = this.#ackTimer = this.#reconnectAfter = null;
+    this.#clock.clearTimeout(this.#renewalTimer);
+    this.#timer = this.#ackTimer = this.#renewalTimer = this.#reconnectAfter = null;
     const transport = this.#transport;
     this.#transport = null;
     // Browsers let a page close with 1000 and 3000-4999 only.
@@ -1272,6 +1316,7 @@ export class WsGateway {
       case "watching": return this.#onPresence(frame);
       case "presence": return this.#onPresence({ ...frame, id: undefined });
       case "unwatched": return this.#onUnwatched(frame);
+      case "refreshed": return this.#renewBefore(frame.expires_in);
       case "closing": return this.#onClosing(frame);
       default: // pong, and the types of later versions
     }
@@ -1304,6 +1349,7 @@ export class WsGateway {
       this.#opening?.resolve();
       this.#opening = null;
     }
+    this.#renewBefore(frame.expires_in);
     this.#events.emit("recovered", { recovered, reason, epoch, offset });
     this.#flush();
   }
@@ -1394,6 +1440,7 @@ export class WsGateway {
     for (const entry of id === null ? [] : this.#topics.values()) {
       if (entry.subscription.asked === id) return this.#refused(entry, error);
     }
+    if (code === "unauthorized") this.#renewIn(this.#renewals.next());
     if (!this.#outbox.has(id)) return this.#events.emit("error", error);
     this.#fail(id, error);
     this.#flush();
