@@ -56,11 +56,8 @@ OVERHEAD = 4096
 
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
 _PLAIN_ACK = re.compile(
-    r'\{"type":"ack","offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
-)
-_PLAIN_TOPIC_ACK = re.compile(
-    r'\{"type":"ack","topic":"([ !#-\[\]-~]{1,511})",'
-    r'"offset":(0|[1-9][0-9]{0,14}),"epoch":"([!#-\[\]-~]{1,128})"\}\Z'
+    r'\{"type":"ack",(?:"topic":"([ !#-\[\]-~]{1,511})",)?'
+    r'"offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
 )
 """As both of our clients write it: most of what a gateway gets, so it is not parsed as JSON."""
 
@@ -313,10 +310,11 @@ def parse_client(text: str | bytes) -> ClientFrame:
     """
     plain = _PLAIN_ACK.match(text) if isinstance(text, str) else None
     if plain is not None:
-        return Ack(int(plain[1]), plain[2])
-    plain = _PLAIN_TOPIC_ACK.match(text) if isinstance(text, str) else None
-    if plain is not None:
-        return Ack(int(plain[2]), plain[3], topic=_parse_topic(plain[1], None))
+        topic, offset, epoch = plain.groups()
+        if topic is None:
+            return Ack(int(offset), epoch)
+        if epoch is not None:
+            return Ack(int(offset), epoch, topic=_parse_topic(topic, None))
     fields = load(text)
     kind = fields["type"]
     if kind in _PARSERS:
