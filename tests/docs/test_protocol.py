@@ -65,7 +65,7 @@ def test_final_standard_codes_are_documented() -> None:
 def test_examples_mean_something(text: str) -> None:
     frame = json.loads(text)
     sent = {("message", "id"), ("ack", "offset")}
-    if frame["type"] in ("watch", "subscribe", "unsubscribe") or any(
+    if frame["type"] in ("watch", "refresh", "subscribe", "unsubscribe") or any(
         frame["type"] == kind and field in frame for kind, field in sent
     ):
         protocol.parse_client(text)

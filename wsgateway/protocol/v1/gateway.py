@@ -32,6 +32,7 @@ from wsgateway.protocol.v1.messages import (
     Ping,
     Pong,
     ProtocolError,
+    Refresh,
     Resume,
     UnsubscribeFrom,
     Unwatch,
@@ -45,7 +46,7 @@ MAX_EPOCH = 128
 MAX_QUERY_FIELDS = 32
 MAX_SINCE = 1000
 """How many of a topic's newest messages a client may ask for when it subscribes."""
-MAX_TOKEN = 4096
+MAX_TOKEN = 16_384
 """Characters of the longest token that a client may send."""
 MAX_TOPIC = 511
 """Characters of the longest topic: two names and a dot."""
@@ -230,6 +231,7 @@ def encode_welcome(
     max_message_size: int,
     inbox: str | None = None,
     reason: str | None = None,
+    expires_in: float | None = None,
 ) -> str:
     """Return the first frame of a connection, see `Welcome`.
 
@@ -251,7 +253,7 @@ def encode_welcome(
     if reason is not None:
         fields["reason"] = str(reason)
     fields |= {"ping": ping, "window": window, "max_message_size": max_message_size}
-    return dumps(fields)
+    return dumps(fields | _end(expires_in))
 
 
 def encode_ack(id: str) -> str:
@@ -291,6 +293,15 @@ def encode_unwatched(inbox: Inbox, code: ErrorCode, reason: str) -> str:
     return dumps({"type": "unwatched", **inbox._asdict(), "code": code.value, "reason": reason})
 
 
+def encode_refreshed(expires_in: float | None) -> str:
+    """Return the answer to a refresh, see `Refreshed`."""
+    return dumps({"type": "refreshed"} | _end(expires_in))
+
+
+def _end(expires_in: float | None) -> dict[str, object]:
+    return {} if expires_in is None else {"expires_in": round(max(0.0, expires_in), 3)}
+
+
 def encode_closing(reconnect_after: float) -> str:
     """Return the announcement of a close, see `Closing`."""
     return f'{{"type":"closing","reconnect_after":{reconnect_after:.3f}}}'
@@ -299,7 +310,9 @@ def encode_closing(reconnect_after: float) -> str:
 # -- parsing -----------------------------------------------------------------------------
 
 
-ClientFrame = ClientMessage | Ack | Subscribe | UnsubscribeFrom | Watch | Unwatch | Ping | Pong
+ClientFrame = (
+    ClientMessage | Ack | Subscribe | UnsubscribeFrom | Watch | Unwatch | Refresh | Ping | Pong
+)
 
 
 def parse_client(text: str | bytes) -> ClientFrame:
@@ -406,6 +419,14 @@ def _unwatch(fields: dict[str, Any]) -> Unwatch:
     return Unwatch(*_target(fields, _id_or_none(fields)))
 
 
+def _refresh(fields: dict[str, Any]) -> Refresh:
+    token = fields.get("token")
+    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
+        text = f"token must be a string of 1 to {MAX_TOKEN} characters"
+        raise ProtocolError(ErrorCode.UNAUTHORIZED, text)
+    return Refresh(token)
+
+
 def _target(fields: dict[str, Any], id: str | None) -> tuple[str | None, str]:
     """Return the service, None for the client's own, and the user that a frame names."""
     service = fields.get("service")
@@ -442,6 +463,7 @@ _PARSERS: dict[str, Callable[[dict[str, Any]], ClientFrame]] = {
     "unsubscribe": _unsubscribe,
     "watch": _watch,
     "unwatch": _unwatch,
+    "refresh": _refresh,
     "pong": lambda fields: Pong(),
     "ping": lambda fields: Ping(),
 }
