@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.endpoint import Access, Since, Start, Subscribe
 from wsgateway.protocol.subjects import Inbox, Topic, encode_token
+from wsgateway.protocol.subprotocols import RAW_SUBPROTOCOL
 from wsgateway.protocol.v1.fields import (
     MAX_OFFSET,
     SUBPROTOCOL,
@@ -40,8 +41,8 @@ from wsgateway.protocol.v1.messages import (
     valid_id,
 )
 
-SUBPROTOCOLS = (SUBPROTOCOL,)
-"""What this version speaks, the best first."""
+SUBPROTOCOLS = (SUBPROTOCOL, RAW_SUBPROTOCOL)
+"""What a gateway selects, the best first."""
 MAX_EPOCH = 128
 MAX_QUERY_FIELDS = 32
 MAX_SINCE = 1000
@@ -55,6 +56,7 @@ GROWTH = 6
 OVERHEAD = 4096
 """Bytes of a frame that are not its message, at most."""
 
+_TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}\Z")
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
 _PLAIN_ACK = re.compile(
     r'\{"type":"ack",(?:"topic":"([ !#-\[\]-~]{1,511})",)?'
@@ -421,8 +423,8 @@ def _unwatch(fields: dict[str, Any]) -> Unwatch:
 
 def _refresh(fields: dict[str, Any]) -> Refresh:
     token = fields.get("token")
-    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
-        text = f"token must be a string of 1 to {MAX_TOKEN} characters"
+    if not isinstance(token, str) or not _TOKEN.match(token):
+        text = f"token must be 1 to {MAX_TOKEN} printable ASCII characters without spaces"
         raise ProtocolError(ErrorCode.UNAUTHORIZED, text)
     return Refresh(token)
 
