@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults.traffic import broker_at, stored
 from tests.pages import DocumentPage
 from tests.support import ROOT, Gateway, Process, running, site_env, until
+from tests.unit.fake_gateway import FakeGateway
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.client import Client
 from wsgateway.identity import make_token
@@ -31,7 +35,7 @@ async def test_program_of_the_page_receives(
     gateway: Gateway, nats_server: EmbeddedServer, prefix: str, tmp_path: Path, settings: Any
 ) -> None:
     settings.SECRET_KEY = "tests"
-    text = PAGE.code("async def main").replace("127.0.0.1:8000", f"127.0.0.1:{gateway.port}")
+    text = PAGE.code("client.send").replace("127.0.0.1:8000", f"127.0.0.1:{gateway.port}")
     (tmp_path / "page.py").write_text(text.replace("…", make_token("orders", "ann")))
     env = site_env(PYTHONPATH=str(ROOT))
     program = Process([sys.executable, "page.py"], tmp_path / "page.log", env, tmp_path)
@@ -43,3 +47,20 @@ async def test_program_of_the_page_receives(
             await broker.publish(Inbox("orders", "ann"), b"hello")
             await until(lambda: "1 hello" in program.output, 20, "the program prints it")
             assert await stored(broker, "send", Inbox("orders", "ann")) == [b'{"buy":3}']
+
+
+async def test_program_of_the_page_reads_and_writes_a_topic(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with FakeGateway().running() as fake:
+        room = fake.topic("room.42")
+        text = PAGE.code("client.topic").replace("ws://127.0.0.1:8000/ws/chat/", fake.url)
+        names: dict[str, Any] = {}
+        exec(text.replace("asyncio.run(main())", ""), names)
+        program = asyncio.create_task(names["main"]())
+        await until(lambda: fake.stored)
+        await room.store("hello back")
+        await until(lambda: "user='bob') hello back" in capsys.readouterr().out)
+        program.cancel()
+        await asyncio.wait({program})
+    assert [frame.data for frame in fake.stored.values()] == ['{"text":"hello"}']

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from tests.support import until
+from tests.unit.fake_topics import FakeTopic
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.v1 import Ack, ClientMessage, ErrorCode, Ping, Resume
@@ -32,6 +33,7 @@ class FakeGateway:
         self.ping = 25.0
         self.max_message_size = 1000
         self.stored: dict[str, Frame] = {}  # what clients sent, by id, in order
+        self.stored_in: dict[str, str | None] = {}  # the topics they were sent to
         self.arrivals: list[str] = []  # ids as they came, repetitions too
         self.acks: list[int] = []
         self.ack_epochs: list[str | None] = []
@@ -39,6 +41,7 @@ class FakeGateway:
         self.queries: list[str] = []
         self.most_unacked = 0
         self.connections: set[ServerConnection] = set()
+        self.topics: dict[str, FakeTopic] = {}
         self.refusals: dict[str, ErrorCode] = {}  # by id
         self.before_welcome: list[str] = []  # frames
         self.welcoming = asyncio.Event()  # clear: welcomes wait
@@ -59,6 +62,11 @@ class FakeGateway:
                 offset = self.inbox[-1][0] + gap if self.inbox else gap
                 self.inbox.append((offset, f"t{offset}", Frame.of(item)))
             self._news.notify_all()
+
+    def topic(self, name: str, **options: Any) -> FakeTopic:
+        """Return a new topic."""
+        self.topics[name] = FakeTopic(name, **options)
+        return self.topics[name]
 
     async def reply(self, id: str, data: str, error: str | None = None) -> None:
         """Do what a service does."""
@@ -129,6 +137,8 @@ class FakeGateway:
             pass
         finally:
             self.connections.discard(connection)
+            for topic in self.topics.values():
+                topic.readers.pop(connection, None)
             if writer is not None:
                 writer.cancel()
                 await asyncio.wait({writer})
@@ -185,7 +195,9 @@ class FakeGateway:
                 self.most_unacked = max(self.most_unacked, len(unacked))
 
     async def _read(self, connection: ServerConnection, frame: object, state: Any) -> None:
-        if isinstance(frame, Ack):
+        if (topic := self._topic_of(frame)) is not None:
+            await topic.take(connection, frame)
+        elif isinstance(frame, Ack):
             self.acks.append(frame.offset)
             self.ack_epochs.append(frame.epoch)
             async with self._news:
@@ -203,10 +215,18 @@ class FakeGateway:
                 await connection.send(protocol.encode_error(frame.id, code, "refused"))
                 return
             self.stored.setdefault(frame.id, frame.frame)
+            self.stored_in[frame.id] = None if frame.topic is None else str(frame.topic)
             if self.confirm:
                 await connection.send(protocol.encode_ack(frame.id))
         elif isinstance(frame, protocol.Pong):
             self.pongs += 1
+
+    def _topic_of(self, frame: object) -> FakeTopic | None:
+        """Return the topic that a frame is about; None for a message, which is stored here."""
+        name = getattr(frame, "topic", None)
+        if name is None or isinstance(frame, ClientMessage):
+            return None
+        return self.topics.get(str(name)) or FakeTopic(str(name), access=None)
 
     async def cut_at_random(self, numbers: random.Random, every: float) -> None:
         """Cut connections until cancelled, at random moments *every* seconds on average."""

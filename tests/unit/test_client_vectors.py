@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -19,23 +19,28 @@ from tests.support import ROOT
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Answered,
+    Began,
     Confirmed,
     Delivered,
+    Ended,
     Event,
     Failed,
     Seen,
+    TokenWanted,
     Unclaimed,
     Watched,
     Welcomed,
 )
 from wsgateway.client.inbox import Position
 from wsgateway.client.session import ClientSession
+from wsgateway.client.subscription import Subscription
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.v1 import ErrorCode, ProtocolError, Reason
+from wsgateway.protocol.v1 import ErrorCode, ProtocolError, Reason, ServerMessage
 
 FILE = json.loads((ROOT / "tests/vectors/client.json").read_text())
 SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())
+VECTORS = [*FILE["vectors"], *FILE["topic_vectors"]]
 BAD = FILE["not_the_protocol"]
 CLOSE_ENOUGH = 1e-6  # of clock values
 
@@ -68,9 +73,12 @@ class Runner:
         self.token: str | None = None
         self.requests: set[str] = set()
         self.watches: dict[str, str] = {}  # id -> label
-        self.given: dict[str, tuple[int, int]] = {}  # payload -> generation and offset
+        self.topics: dict[str, Subscription] = {}
+        self.topic_tokens: dict[str, Iterator[str]] = {}
+        self.given: dict[str, Delivered] = {}  # by payload
         self.out: dict[str, Any] = {}
         self.told = self.position
+        self.told_of_topics: dict[str, Any] = {}
 
     @property
     def position(self) -> dict[str, Any] | None:
@@ -85,6 +93,12 @@ class Runner:
         self.write()
         if self.position != self.told:
             self.out["position"] = self.told = self.position
+        for name, subscription in self.topics.items():
+            position = subscription.inbox.position
+            told = _fields(position) if position else None
+            if told != self.told_of_topics[name]:
+                self.told_of_topics[name] = told
+                self.out.setdefault("positions", {})[name] = told
         return self.out
 
     def add(self, name: str, value: object) -> None:
@@ -139,8 +153,8 @@ class Runner:
         self.become("waiting")
 
     def do_close(self, _: object) -> None:
-        if ack := self.session.last_ack():
-            self.add("sends", json.loads(ack))
+        for frame in self.session.last_frames():
+            self.add("sends", json.loads(frame))
         self.end("closed by the application", None)
 
     def end(self, reason: str, code: int | None) -> None:
@@ -151,12 +165,15 @@ class Runner:
     def do_send(self, message: dict[str, Any], *, request: bool = False) -> None:
         id = message["id"]
         data = message["data"] if "data" in message else base64.b64decode(message["bytes"])
+        topic = message.get("topic")
         try:
+            if topic and (error := self.topics[topic].error):
+                raise error.about(id)
             if request:
                 self.requests.add(id)
-                self.session.sending.request(id, Frame.of(data))
+                self.session.sending.request(id, Frame.of(data), topic=topic)
             else:
-                self.session.sending.send(id, Frame.of(data))
+                self.session.sending.send(id, Frame.of(data), topic=topic)
         except ValueError:
             self.result(id, "invalid")
         except GatewayError as exc:
@@ -186,8 +203,30 @@ class Runner:
         if id is not None:
             self.apply(self.session.watches.remove(id))
 
+    def do_topic(self, options: dict[str, Any]) -> None:
+        options = dict(options)
+        name, renewable = options.pop("topic"), "tokens" in options
+        self.topic_tokens[name] = iter(options.pop("tokens", ()))
+        if given := options.pop("position", None):
+            options["position"] = Position(**given)
+        subscription, events = self.session.subscriptions.add(name, **options, renewable=renewable)
+        self.topics[name] = subscription
+        position = subscription.inbox.position
+        self.told_of_topics[name] = _fields(position) if position else None
+        self.apply(events)
+
+    def do_leave(self, name: str) -> None:
+        error = GatewayError("ended", "closed", True)
+        events = self.session.subscriptions.remove(self.topics[name], error)
+        self.apply(event for event in events if not isinstance(event, Ended))
+
     def do_processed(self, payload: str) -> None:
-        self.session.processed(*self.given[payload], self.now)
+        given = self.given[payload]
+        about = (given.generation, given.message.offset, self.now)
+        if given.subscription is None:
+            self.session.processed(*about)
+        else:
+            self.session.subscriptions.processed(given.subscription, *about)
 
     def do_wait(self, seconds: float) -> None:
         end = self.now + seconds
@@ -221,10 +260,12 @@ class Runner:
     def apply(self, events: Iterable[Event]) -> None:
         for event in events:
             match event:
-                case Delivered(message, generation):
+                case Delivered(message):
                     payload = fields(message.frame)
-                    self.given[str(next(iter(payload.values())))] = (generation, message.offset)
-                    self.add("delivers", {"offset": message.offset, **payload})
+                    self.given[str(next(iter(payload.values())))] = event
+                    self.add("delivers", {**about(message), **payload})
+                case Began() | Ended() | TokenWanted():
+                    self.apply_to_topic(event)
                 case Confirmed(id):
                     if id not in self.requests:
                         self.result(id, "stored")
@@ -249,6 +290,26 @@ class Runner:
                     told = {"recovered": welcome.recovered, "reason": welcome.reason}
                     self.add("welcomes", told)
 
+    def apply_to_topic(self, event: Began | Ended | TokenWanted) -> None:
+        topic = event.subscription.topic
+        match event:
+            case Began(_, frame):
+                recovered = frame.recovered and frame.durable
+                told = {"access": frame.access, "recovered": recovered, "reason": frame.reason}
+                self.add("subscribed", {"topic": topic, **told})
+            case Ended(_, error):
+                ended = {"topic": topic, "error": error.code, "temporary": error.temporary}
+                self.add("ended", ended)
+            case TokenWanted(subscription):
+                token = next(self.topic_tokens[topic])
+                self.session.subscriptions.authorize(subscription, token, self.now)
+
+
+def about(message: ServerMessage) -> dict[str, Any]:
+    sender = message.sender and message.sender._asdict()
+    told = {"topic": message.topic, "offset": message.offset or None, "from": sender}
+    return {name: value for name, value in told.items() if value is not None}
+
 
 def fields(frame: Frame, *, data: str = "data", bytes: str = "bytes") -> dict[str, str]:
     if frame.text:
@@ -271,7 +332,7 @@ def opened(vector: dict[str, Any]) -> Runner:
     return runner
 
 
-@pytest.mark.parametrize("vector", FILE["vectors"], ids=lambda vector: vector["name"])
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_vector(vector: dict[str, Any]) -> None:
     runner = opened(vector)
     for number, step in enumerate(vector["steps"], 1):
@@ -304,19 +365,16 @@ def validator(direction: str) -> Draft202012Validator:
     return Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{direction}"})
 
 
-ALL = [*FILE["vectors"], *FILE["topic_vectors"]]
-
-
 def frames(kind: str) -> list[dict[str, Any]]:
-    steps = [step for vector in ALL for step in vector["steps"]]
+    steps = [step for vector in VECTORS for step in vector["steps"]]
     if kind == "sends":
         return [frame for step in steps for frame in step["out"].get("sends", ())]
-    welcomes = [{"type": "welcome", **vector["opened"]} for vector in ALL if "opened" in vector]
+    welcomes = [{"type": "welcome", **vector["opened"]} for vector in VECTORS if "opened" in vector]
     return welcomes + [step["in"]["frame"] for step in steps if "frame" in step["in"]]
 
 
 def test_names_are_unique() -> None:
-    names = [vector["name"] for vector in ALL]
+    names = [vector["name"] for vector in VECTORS]
     assert len(set(names)) == len(names)
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from wsgateway.client.errors import GatewayError
     from wsgateway.client.inbox import Position
     from wsgateway.client.message import Message
+    from wsgateway.client.topic import Topic
     from wsgateway.protocol.backoff import Backoff
-    from wsgateway.protocol.v1 import Presence
+    from wsgateway.protocol.v1 import Presence, Subscribed
 
 __all__ = [
     "Backoff",
@@ -26,6 +27,8 @@ __all__ = [
     "Message",
     "Position",
     "Presence",
+    "Subscribed",
+    "Topic",
     "connect",
 ]
 
@@ -37,6 +40,8 @@ _MODULES = {
     "Message": "wsgateway.client.message",
     "Position": "wsgateway.client.inbox",
     "Presence": "wsgateway.protocol.v1",
+    "Subscribed": "wsgateway.protocol.v1",
+    "Topic": "wsgateway.client.topic",
     "connect": "wsgateway.client.connection",
 }
 

@@ -7,8 +7,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
+from wsgateway.client.callbacks import call
 from wsgateway.client.calls import Calls
 from wsgateway.client.connector import ClientState, Connector
 from wsgateway.client.endpoint import Endpoint, Token
@@ -30,15 +31,16 @@ from wsgateway.client.lost import Final
 from wsgateway.client.message import Message
 from wsgateway.client.reading import Reader
 from wsgateway.client.session import ClientSession
+from wsgateway.client.topic import Topic, TopicToken
+from wsgateway.client.topics import Topics
 from wsgateway.protocol.backoff import Backoff
-from wsgateway.protocol.v1 import Presence, ServerMessage, Welcome
+from wsgateway.protocol.endpoint import Since
+from wsgateway.protocol.v1 import Presence, ServerMessage, Subscribed, Welcome
 from wsgateway.supervision import start
 
 __all__ = ["Client", "ClientState", "Message", "connect"]
 
 logger = logging.getLogger("wsgateway.client")
-
-T = TypeVar("T")
 
 
 class Client:
@@ -117,6 +119,13 @@ class Client:
         )
         self._exchange = Exchange(self._session.sending, self._connector.wake)
         self._watches = Calls[bool | None](self._leave_watch)  # answers to come
+        self._topics = Topics(
+            self._session.subscriptions,
+            self._exchange,
+            auto_ack=auto_ack,
+            backoff=backoff or Backoff(),
+            on_events=self._apply,
+        )
         self._reader = Reader(auto_ack)
         self._opened: asyncio.Future[None] | None = None  # set at the first welcome
         self._runner: asyncio.Task[None] | None = None
@@ -191,7 +200,7 @@ class Client:
         self._state = state
         if state is ClientState.OPEN and self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
-        _call(self._on_state, state)
+        call(self._on_state, state)
 
     async def _run(self) -> None:
         try:
@@ -224,7 +233,7 @@ class Client:
         """Tell the application what happened."""
         for event in events:
             match event:
-                case Delivered(received, generation):
+                case Delivered(received, generation, None):
                     self._reader.put(Message(received, generation, self._processed))
                 case Confirmed(id):
                     self._exchange.confirmed(id)
@@ -237,20 +246,23 @@ class Client:
                 case Watched(id, online):
                     self._watches.resolve(id, online)
                 case Seen(presence):
-                    _call(self._on_presence, presence)
+                    call(self._on_presence, presence)
                 case Welcomed(welcome):
-                    _call(self._on_welcome, welcome)
+                    call(self._on_welcome, welcome)
+                case _:
+                    is_closing = self._state is ClientState.CLOSED and self._error is None
+                    self._topics.tell(event, is_closing=is_closing)
 
     def _answer(self, answer: ServerMessage | GatewayError) -> Message | GatewayError:
         return Message(answer, 0, self._processed) if isinstance(answer, ServerMessage) else answer
 
     def _unclaimed(self, answer: Message | GatewayError) -> None:
         if isinstance(answer, Message):
-            _call(self._on_reply, answer)
+            call(self._on_reply, answer)
             return
         if answer.id is None:
             logger.warning("the gateway refused a frame with %s: %s", answer.code, answer)
-        _call(self._on_error, answer)
+        call(self._on_error, answer)
 
     def _processed(self, generation: int, offset: int) -> None:
         self._session.processed(generation, offset, time.monotonic())
@@ -314,6 +326,37 @@ class Client:
         """
         return await self._exchange.request(data, id, timeout)
 
+    def topic(
+        self,
+        name: str,
+        *,
+        since: Since | None = None,
+        position: Position | None = None,
+        token: TopicToken | None = None,
+        on_subscribed: Callable[[Subscribed], object] | None = None,
+    ) -> Topic:
+        """Read a topic from now on, across reconnects; return at once.
+
+        Without options, a second call returns the same `Topic`, until that is closed.
+
+        Args:
+            name: ``<service>.<name>``, such as ``room.42``.
+            since: Where to begin without a position: ``"new"`` (the default), ``"all"``, or how
+                many of the newest messages.
+            position: Where to resume; what `Topic.position` was.
+            token: Proves that the client may read it. A function gets the topic's name, and is
+                asked again after a refusal.
+            on_subscribed: Called with each answer of the gateway; check its ``recovered``.
+
+        Raises:
+            GatewayError: The client is closed.
+            ValueError: *name* or *since* is not possible, or the client reads the topic already,
+                with other options.
+        """
+        if self._state is ClientState.CLOSED:
+            raise self._closed()
+        return self._topics.open(name, since, token, position=position, on_subscribed=on_subscribed)
+
     async def watch(self, user: str, *, service: str | None = None) -> bool | None:
         """Watch whether *user* is online, across reconnects; return whether they are now.
 
@@ -354,13 +397,3 @@ class Client:
 def connect(url: str, **options: Any) -> Client:
     """Return a client: ``async with connect(url) as client``. `Client` lists the options."""
     return Client(url, **options)
-
-
-def _call(callback: Callable[[T], object] | None, value: T) -> None:
-    """Call the user's function, and log what it raises."""
-    if callback is None:
-        return
-    try:
-        callback(value)
-    except Exception:
-        logger.exception("a callback of the client failed")

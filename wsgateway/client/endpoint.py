@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from wsgateway.client.callbacks import fetch
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.inbox import Position
 from wsgateway.client.lost import Final, Lost
@@ -48,8 +48,7 @@ class Endpoint:
         """
         source = self._source
         try:
-            token = source() if callable(source) else source
-            self._token = await token if inspect.isawaitable(token) else token
+            self._token = await fetch(source) if callable(source) else source
         except Exception as exc:
             if isinstance(exc, GatewayError) and not exc.temporary:
                 raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc

@@ -36,3 +36,9 @@ class GatewayError(WsGatewayError):
 
     def __str__(self) -> str:
         return self.message
+
+    def about(self, id: str) -> GatewayError:
+        """Return the same error for the message *id*."""
+        return GatewayError(
+            self.code, self.message, self.temporary, id=id, close_code=self.close_code
+        )

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from wsgateway.client.errors import GatewayError
-from wsgateway.protocol.v1 import Presence, ServerMessage, Welcome
+from wsgateway.protocol.v1 import Presence, ServerMessage, Subscribed, Welcome
+
+if TYPE_CHECKING:
+    from wsgateway.client.subscription import Subscription
 
 __all__ = [
     "Answered",
+    "Began",
     "Confirmed",
     "Delivered",
+    "Ended",
     "Event",
     "Failed",
     "Seen",
+    "TokenWanted",
     "Unclaimed",
     "Watched",
     "Welcomed",
@@ -29,10 +36,12 @@ class Welcomed:
 
 @dataclass(slots=True)
 class Delivered:
-    """A new message arrived; report it to `ClientSession.processed` later."""
+    """A new message arrived; report it to the session's or subscription's ``processed`` later."""
 
     message: ServerMessage
     generation: int
+    subscription: Subscription | None = None
+    """Whose it is; None: the inbox's."""
 
 
 @dataclass(slots=True)
@@ -80,4 +89,39 @@ class Seen:
     presence: Presence
 
 
-Event = Welcomed | Delivered | Confirmed | Failed | Answered | Unclaimed | Watched | Seen
+@dataclass(slots=True)
+class Began:
+    """A subscription begins, or its topic's stream or the client's right has changed."""
+
+    subscription: Subscription
+    subscribed: Subscribed
+
+
+@dataclass(slots=True)
+class Ended:
+    """A subscription was refused or has ended, and is not asked for again."""
+
+    subscription: Subscription
+    error: GatewayError
+
+
+@dataclass(slots=True)
+class TokenWanted:
+    """Get a token for a topic, then call `Subscriptions.authorize` or `Subscriptions.fail`."""
+
+    subscription: Subscription
+
+
+Event = (
+    Welcomed
+    | Delivered
+    | Confirmed
+    | Failed
+    | Answered
+    | Unclaimed
+    | Watched
+    | Seen
+    | Began
+    | Ended
+    | TokenWanted
+)

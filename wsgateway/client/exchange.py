@@ -13,6 +13,7 @@ from wsgateway.client.calls import Calls
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.message import Message
 from wsgateway.client.sending import Sending
+from wsgateway.client.subscription import Subscription
 from wsgateway.protocol.frames import Frame
 from wsgateway.tracing import find_tracer
 
@@ -31,7 +32,8 @@ class Exchange:
 
     def __init__(self, sending: Sending, wake: Callable[[], None]) -> None:
         self._sending = sending
-        self._wake = wake
+        self.wake = wake
+        """Call this when there may be something to write."""
         self._sends = Calls[None](self._give_up)  # what is in the outbox
         self._requests = Calls[Message](self._give_up_request)  # replies to come
         self._ids = count(1)
@@ -45,40 +47,63 @@ class Exchange:
         """Take the reply to a request."""
         self._requests.resolve(id, answer)
 
-    async def send(self, data: Any, id: str | None) -> str:
-        """Publish *data* and return its id once it is stored; see `Client.send`."""
+    async def send(
+        self, data: Any, id: str | None, subscription: Subscription | None = None
+    ) -> str:
+        """Publish *data* and return its id once it is stored; see `Client.send`.
+
+        Args:
+            data: What to send.
+            id: Its id; None: a new one.
+            subscription: To which topic; None: to the client's service.
+        """
         id = id if id is not None else self._new_id()
-        frame = _frame(data)
+        frame, topic = _frame(data), _topic(subscription, id)
         if id not in self._sends:
-            self._sending.send(id, frame, trace=_trace())
+            self._sending.send(id, frame, trace=_trace(), topic=topic)
         with self._sends.joined(id) as confirmed:
-            self._wake()
+            self.wake()
             await asyncio.shield(confirmed)
         return id
 
-    async def request(self, data: Any, id: str | None, timeout: float | None) -> Message:
-        """Publish *data* and return the service's reply; see `Client.request`."""
-        frame = _frame(data)
+    async def request(
+        self,
+        data: Any,
+        id: str | None,
+        timeout: float | None,
+        subscription: Subscription | None = None,
+    ) -> Message:
+        """Publish *data* and return the service's reply; see `send` and `Client.request`."""
         id = id if id is not None else self._new_id()
-        self._sending.request(id, frame, _trace())
+        frame, topic = _frame(data), _topic(subscription, id)
+        self._sending.request(id, frame, trace=_trace(), topic=topic)
         with self._requests.joined(id) as reply:
-            self._wake()
+            self.wake()
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(reply)
 
     def _give_up(self, id: str) -> None:
         if id not in self._requests:
             self._sending.give_up(id)
-            self._wake()  # the window may have room
+            self.wake()  # the window may have room
 
     def _give_up_request(self, id: str) -> None:
         self._sending.expect_no_reply(id)
         if id not in self._sends:
             self._sending.give_up(id)
-            self._wake()
+            self.wake()
 
     def _new_id(self) -> str:
         return f"{self._prefix}-{next(self._ids)}"
+
+
+def _topic(subscription: Subscription | None, id: str) -> str | None:
+    """Return where a message goes; raise why it cannot."""
+    if subscription is None:
+        return None
+    if subscription.error is not None:
+        raise subscription.error.about(id)
+    return subscription.topic
 
 
 def _trace() -> dict[str, str] | None:

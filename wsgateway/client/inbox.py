@@ -1,4 +1,4 @@
-"""Which messages of the inbox are new to a client, and up to where they were processed. Pure.
+"""Which messages of an inbox or topic are new to a client, and which were processed. Pure.
 
 Behaves like the class ``Inbox`` of ``wsgateway.js``: see ``tests/vectors/client.json``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wsgateway.protocol.v1 import Reason, ServerMessage, Welcome
+from wsgateway.protocol.v1 import Reason, ServerMessage
 
 __all__ = ["ClientInbox", "Position"]
 
@@ -74,21 +74,45 @@ class ClientInbox:
         self._unacked = 0
         return self._position
 
-    def welcome(self, welcome: Welcome) -> None:
+    def welcome(self, position: Position, reason: str | None) -> None:
         """Continue if the gateway grants the position; otherwise start at the gateway's.
 
         On an open connection, a welcome that only reports missing messages moves nothing.
         """
-        known, position = self._position, Position(welcome.epoch, welcome.offset, welcome.inbox)
+        known = self._position
         same = known is not None and known.is_comparable(position)
-        if same and self._asked is None and welcome.reason == Reason.TRIMMED:
+        if same and self._asked is None and reason == Reason.TRIMMED:
             return
-        if not same or welcome.offset != self._asked:
+        if not same or position.offset != self._asked:
             self._restart(position)
-        elif known is not None and welcome.inbox is not None:  # earlier gateways give none
-            self._position = known._replace(inbox=welcome.inbox)
+        elif known is not None and position.inbox is not None:  # earlier gateways give none
+            self._position = known._replace(inbox=position.inbox)
         self._asked = None
         self._unacked = 0
+
+    def subscribed(
+        self, position: Position, reason: str | None, *, recovered: bool, answers: bool
+    ) -> None:
+        """Do the same for a topic, whose epoch may have another name on each connection.
+
+        Args:
+            position: Where the gateway begins.
+            reason: Why *recovered* is false; None if it is true.
+            recovered: Whether the gateway goes on where the client asked for.
+            answers: Whether this answers the question of this connection.
+        """
+        known = self._position
+        if known is None or not (
+            recovered and position.offset == self._asked
+            if answers
+            else position.epoch == known.epoch and reason not in (Reason.EPOCH, Reason.AHEAD)
+        ):
+            self.welcome(position, reason)
+            return
+        self._position = known._replace(epoch=position.epoch)
+        if answers:
+            self._asked = None
+            self._unacked = 0
 
     def _restart(self, position: Position) -> None:
         self._position = position

@@ -12,16 +12,28 @@ __all__ = ["Message"]
 
 
 class Message:
-    """One message of the inbox.
+    """One message of the inbox, or of a topic.
 
     Attributes:
-        offset: Its offset in the inbox; rises, with gaps.
+        offset: Its offset in the inbox or topic; rises, with gaps. 0 in an ephemeral topic.
         time: When it was stored, in RFC 3339 format; None if unknown.
         data: str for a text frame, bytes for a binary one.
         reply_to: Id of the client's message that it replies to; None if it is not a reply.
+        topic: The topic's name; None: it is the inbox's.
+        sender: Who wrote it to the topic, with ``service`` and ``user``; None if the gateway does
+            not vouch for anybody.
     """
 
-    __slots__ = ("_generation", "_processed", "data", "offset", "reply_to", "time")
+    __slots__ = (
+        "_generation",
+        "_processed",
+        "data",
+        "offset",
+        "reply_to",
+        "sender",
+        "time",
+        "topic",
+    )
 
     def __init__(
         self, received: ServerMessage, generation: int, processed: Callable[[int, int], None]
@@ -32,9 +44,12 @@ class Message:
         self.time = received.time
         self.data = received.frame.data
         self.reply_to = received.reply_to
+        self.topic = received.topic
+        self.sender = received.sender
 
     def __repr__(self) -> str:
-        return f"<Message offset={self.offset} {type(self.data).__name__}[{len(self.data)}]>"
+        about = "" if self.topic is None else f" topic={self.topic!r}"
+        return f"<Message{about} offset={self.offset} {type(self.data).__name__}[{len(self.data)}]>"
 
     def json(self) -> Any:
         """Return the payload parsed as JSON.

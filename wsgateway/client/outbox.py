@@ -5,7 +5,7 @@ Behaves like the class ``Outbox`` of ``wsgateway.js``: see ``tests/vectors/clien
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from wsgateway.protocol.frames import Frame
@@ -18,6 +18,7 @@ __all__ = ["ClientOutbox"]
 class _Entry:
     text: str
     size: int
+    topic: str | None
     sent: bool = False  # on the current connection
 
 
@@ -29,12 +30,14 @@ class ClientOutbox:
         window: Most messages on the wire without confirmation.
     """
 
-    __slots__ = ("_entries", "_in_flight", "_limit", "_window")
+    __slots__ = ("_blocked", "_entries", "_in_flight", "_limit", "_ready", "_window")
 
     def __init__(self, limit: int, window: int) -> None:
         self._limit = limit
         self._window = window
         self._entries: dict[str, _Entry] = {}  # by id, oldest first
+        self._ready: dict[str, _Entry] = {}  # those that may be sent, oldest first
+        self._blocked: dict[str, dict[str, _Entry]] = {}  # by topic: those that wait for it
         self._in_flight = 0
 
     def __len__(self) -> int:
@@ -58,27 +61,65 @@ class ClientOutbox:
         *,
         request: bool = False,
         trace: Mapping[str, str] | None = None,
+        topic: str | None = None,
     ) -> None:
-        """Append a message; *request* asks the service to reply, *trace* is its trace context."""
-        text = encode_client_message(id, frame, request=request, trace=trace)
-        self._entries[id] = _Entry(text, len(frame.payload))
+        """Append a message.
+
+        Args:
+            id: Its id.
+            frame: What to send.
+            request: Whether the service is asked to reply.
+            trace: The trace context in which it is sent.
+            topic: To which topic; None: to the client's service.
+        """
+        text = encode_client_message(id, frame, request=request, trace=trace, topic=topic)
+        entry = self._entries[id] = _Entry(text, len(frame.payload), topic)
+        self._line_of(entry)[id] = entry
+
+    def _line_of(self, entry: _Entry) -> dict[str, _Entry]:
+        return self._ready if entry.topic is None else self._blocked.get(entry.topic, self._ready)
 
     def remove(self, id: str) -> None:
         """Forget a message that is confirmed, refused, or given up. Idempotent."""
         entry = self._entries.pop(id, None)
-        if entry is not None and entry.sent:
+        if entry is None:
+            return
+        if entry.sent:
             self._in_flight -= 1
+        else:
+            del self._line_of(entry)[id]
 
     def clear(self) -> None:
         """Forget every message."""
         self._entries.clear()
-        self._in_flight = 0
+        self.connecting(())
 
-    def connecting(self) -> None:
-        """Start a connection: every message must be sent on it."""
+    def connecting(self, topics: Iterable[str]) -> None:
+        """Start a connection: every message must be sent on it, those of *topics* after `unblock`.
+
+        Args:
+            topics: Those that the gateway must accept first.
+        """
         self._in_flight = 0
-        for entry in self._entries.values():
+        self._ready = {}
+        self._blocked = {topic: {} for topic in topics}
+        for id, entry in self._entries.items():
             entry.sent = False
+            self._line_of(entry)[id] = entry
+
+    def block(self, topic: str) -> None:
+        """Send nothing to *topic* until `unblock`. Idempotent."""
+        if topic not in self._blocked:
+            unsent = [id for id, entry in self._ready.items() if entry.topic == topic]
+            self._blocked[topic] = {id: self._ready.pop(id) for id in unsent}
+
+    def unblock(self, topic: str) -> None:
+        """Send what waits for *topic*. Idempotent."""
+        self._ready |= self._blocked.pop(topic, {})
+
+    def sent_to(self, topic: str) -> list[str]:
+        """Return the ids of messages to *topic*."""
+        return [id for id, entry in self._entries.items() if entry.topic == topic]
 
     def larger_than(self, size: int) -> list[tuple[str, int]]:
         """Return id and size of each message above *size* bytes."""
@@ -87,13 +128,13 @@ class ClientOutbox:
     @property
     def due(self) -> bool:
         """Whether there is a frame to write now."""
-        return self._in_flight < min(self._window, len(self._entries))
+        return bool(self._ready) and self._in_flight < self._window
 
     def next_frame(self) -> str | None:
         """Return the oldest frame to write now, and count it as sent; None if none is due."""
         if not self.due:
             return None
-        entry = next(entry for entry in self._entries.values() if not entry.sent)
+        entry = self._ready.pop(next(iter(self._ready)))
         entry.sent = True
         self._in_flight += 1
         return entry.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -11,9 +12,17 @@ from wsgateway.client.message import Message
 
 __all__ = ["Reader"]
 
+logger = logging.getLogger("wsgateway.client")
+
+
+LIMIT = 1000
+"""Messages without offsets that may wait: no window bounds those."""
+
 
 class Reader:
     """A queue of messages with one reader; the gateway's window bounds it.
+
+    Of messages that need no acknowledgement, it keeps the newest `LIMIT`.
 
     Args:
         auto_ack: Acknowledge a message when the next one is asked for.
@@ -25,12 +34,19 @@ class Reader:
         self._current: Message | None = None  # returned by `recv`, not processed yet
         self._arrived = asyncio.Event()  # the queue is not empty, or no message follows
         self._end: GatewayError | None = None  # what `recv` raises when the queue is empty
+        self.dropped = 0
+        """Messages that were not kept."""
         self._stops = False  # whether a loop ends then, instead of raising that
 
     def put(self, message: Message) -> None:
         """Append a message."""
         self._queue.append(message)
         self._arrived.set()
+        if not message.offset and len(self._queue) > LIMIT:
+            self._queue.popleft()
+            self.dropped += 1
+            if self.dropped == 1:
+                logger.warning("dropping messages of %s: nobody reads them", message.topic)
 
     def end(self, error: GatewayError, *, stops: bool) -> None:
         """Let `recv` raise *error* once no message is left; *stops*: a loop ends without it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import Answered, Confirmed, Event, Failed, Unclaimed
@@ -36,9 +36,25 @@ class Sending:
 
     # -- connections ---------------------------------------------------------------------
 
-    def connecting(self) -> None:
-        """Start a connection: every message must be sent on it."""
-        self._outbox.connecting()
+    def connecting(self, topics: Iterable[str]) -> None:
+        """Start a connection; see `ClientOutbox.connecting`."""
+        self._outbox.connecting(topics)
+
+    def block(self, topic: str) -> None:
+        """Send nothing to *topic* until `unblock`. Idempotent."""
+        self._outbox.block(topic)
+
+    def unblock(self, topic: str) -> None:
+        """Send what waits for *topic*. Idempotent."""
+        self._outbox.unblock(topic)
+
+    def fail_topic(self, topic: str, error: GatewayError) -> list[Event]:
+        """Fail what waits to be sent to *topic*, or to be confirmed."""
+        events: list[Event] = []
+        for id in self._outbox.sent_to(topic):
+            events += self._fail(id, error.about(id))
+        self._outbox.unblock(topic)
+        return events
 
     def welcomed(self, max_size: int) -> list[Event]:
         """Take the gateway's limit, in bytes; fail what is larger."""
@@ -108,7 +124,14 @@ class Sending:
 
     # -- from the application ------------------------------------------------------------
 
-    def request(self, id: str, frame: Frame, trace: Mapping[str, str] | None = None) -> None:
+    def request(
+        self,
+        id: str,
+        frame: Frame,
+        *,
+        trace: Mapping[str, str] | None = None,
+        topic: str | None = None,
+    ) -> None:
         """Queue a message and wait for its reply, unless the same request waits already.
 
         Raises:
@@ -120,7 +143,7 @@ class Sending:
         if len(self._requests) >= self._queue_limit:
             text = f"{len(self._requests)} requests are already waiting for replies (queue_limit)"
             raise GatewayError("queue_limit", text, True, id=id)
-        self.send(id, frame, request=True, trace=trace)
+        self.send(id, frame, request=True, trace=trace, topic=topic)
         self._requests.add(id)
 
     def expect_no_reply(self, id: str) -> None:
@@ -134,6 +157,7 @@ class Sending:
         *,
         request: bool = False,
         trace: Mapping[str, str] | None = None,
+        topic: str | None = None,
     ) -> None:
         """Queue a message, unless one with the same id waits already.
 
@@ -142,6 +166,7 @@ class Sending:
             frame: What to send.
             request: Whether the service is asked to reply.
             trace: The trace context in which it is sent.
+            topic: To which topic, sent once the client reads it; None: to the client's service.
 
         Raises:
             GatewayError: It cannot be queued.
@@ -151,7 +176,7 @@ class Sending:
             raise ValueError(f"id {id!r} is not 1 to 64 printable ASCII characters, no spaces")
         if id not in self._outbox:
             self._check(id, len(frame.payload))
-            self._outbox.add(id, frame, request=request, trace=trace)
+            self._outbox.add(id, frame, request=request, trace=trace, topic=topic)
 
     def _check(self, id: str, size: int) -> None:
         """Refuse what cannot be sent, before it is queued."""

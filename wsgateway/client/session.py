@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from wsgateway.client.acks import Acks
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.events import (
     Delivered,
@@ -19,6 +20,7 @@ from wsgateway.client.events import (
 from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.monitor import Monitor, Sign
 from wsgateway.client.sending import Sending
+from wsgateway.client.subscriptions import Subscriptions
 from wsgateway.client.watches import ClientWatches
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.codes import CloseCode
@@ -31,9 +33,10 @@ from wsgateway.protocol.v1 import (
     ProtocolError,
     Refused,
     ServerMessage,
+    Subscribed,
+    Unsubscribed,
     Unwatched,
     Welcome,
-    encode_client_ack,
     encode_ping,
     encode_pong,
     parse_server,
@@ -43,7 +46,9 @@ __all__ = ["ClientSession", "should_reconnect"]
 
 STABLE = 5.0
 """Seconds that a connection must last to reset the backoff."""
-_AFTER_WELCOME = ServerMessage | Accepted | Refused | Presence | Unwatched
+_AFTER_WELCOME = (
+    ServerMessage | Accepted | Refused | Subscribed | Unsubscribed | Presence | Unwatched
+)
 _FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 """Standard close codes after which the same client would be refused again."""
 
@@ -85,19 +90,19 @@ class ClientSession:
         backoff: Backoff | None = None,
         renewable: bool = False,
     ) -> None:
-        self._ack_every = ack_every
-        self._ack_interval = ack_interval
+        self._acks = Acks(ack_every, ack_interval)
         self._monitor = Monitor(ping_timeout)
         self._backoff = backoff or Backoff()
         self._renewable = renewable
         self._inbox = ClientInbox(position)
         self.sending = Sending(queue_limit, send_window)
         """Messages and requests that wait for the gateway."""
+        self.subscriptions = Subscriptions(self._acks, self.sending, self._backoff)
+        """The topics that are read."""
         self.watches = ClientWatches()
         """Whose presence is watched; `watch` adds."""
         self._controls: deque[str] = deque()  # pings and pongs to write
         self._opened_at: float | None = None  # when this connection was welcomed
-        self._ack_at: float | None = None  # when to acknowledge
         self._attempt = 0  # failures in a row
         self._reconnect_after: float | None = None  # the delay that `closing` asked for, seconds
         self._renewed = False  # asked for another token since the last welcome
@@ -121,7 +126,8 @@ class ClientSession:
 
     def connecting(self) -> Position | None:
         """Start a connection; return the position to ask for."""
-        self.sending.connecting()
+        self.subscriptions.connecting()
+        self.sending.connecting(self.subscriptions)
         self.watches.connecting()
         return self._inbox.connecting()
 
@@ -132,8 +138,9 @@ class ClientSession:
             Seconds until the next attempt; None: do not reconnect.
         """
         opened_at, self._opened_at = self._opened_at, None
-        self._ack_at = None
+        self._acks.clear()
         self._controls.clear()
+        self.subscriptions.connecting()
         self.watches.connecting()
         self._monitor.stop()
         if opened_at is not None and now - opened_at >= STABLE:
@@ -163,7 +170,8 @@ class ClientSession:
         for id in self.watches.end():
             closed = GatewayError("closed", reason, True, id=id, close_code=close_code)
             events.append(Watched(id, closed))
-        return events
+        closed = GatewayError("closed", reason, False, close_code=close_code)
+        return [*events, *self.subscriptions.end(closed)]
 
     # -- from the gateway ----------------------------------------------------------------
 
@@ -187,29 +195,42 @@ class ClientSession:
             case Accepted(id):
                 return self.sending.confirm(id)
             case Refused():
-                return self._refused(frame)
+                return self._refused(frame, now)
+            case Subscribed():
+                return self.subscriptions.subscribed(frame, now)
+            case Unsubscribed():
+                return self.subscriptions.unsubscribed(frame, now)
             case Presence() | Unwatched():
                 return self.watches.receive(frame)
-            case Closing(after):
-                self._reconnect_after = after
-            case Ping():
-                self._controls.append(encode_pong())
+            case _:
+                self._note(frame)
         return []
+
+    def _note(self, frame: object) -> None:
+        """Take a frame that concerns only the connection."""
+        if isinstance(frame, Closing):
+            self._reconnect_after = frame.reconnect_after
+        elif isinstance(frame, Ping):
+            self._controls.append(encode_pong())
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[Event]:
         if self.welcome is not None and _whose(welcome) != _whose(self.welcome):
             # What waits here must not be sent as another user
             raise _another_user(self.welcome, welcome)
-        self._inbox.welcome(welcome)
+        self._inbox.welcome(Position(welcome.epoch, welcome.offset, welcome.inbox), welcome.reason)
         self.welcome = welcome
+        events: list[Event] = []
         if not self.is_open:
             self._opened_at = now
             self._renewed = False
             self._monitor.start(welcome.ping, now)
             self.watches.welcomed(welcome.service)
-        return [*self.sending.welcomed(welcome.max_message_size), Welcomed(welcome)]
+            events = self.subscriptions.welcomed(welcome.window)
+        return [*self.sending.welcomed(welcome.max_message_size), Welcomed(welcome), *events]
 
     def _message(self, message: ServerMessage, now: float) -> list[Event]:
+        if message.topic is not None:
+            return self.subscriptions.message(message, now)
         generation = self._inbox.accept(message)
         if generation is None:
             self._ack_soon(now)
@@ -221,9 +242,11 @@ class ClientSession:
         self._ack_soon(now)
         return self.sending.replied(message, message.reply_to)
 
-    def _refused(self, frame: Refused) -> list[Event]:
-        about_watch = self.watches.refused(frame)
-        return self.sending.refused(frame) if about_watch is None else about_watch
+    def _refused(self, frame: Refused, now: float) -> list[Event]:
+        events = self.watches.refused(frame)
+        if events is None:
+            events = self.subscriptions.refused(frame, now)
+        return self.sending.refused(frame) if events is None else events
 
     # -- from the application ------------------------------------------------------------
 
@@ -245,21 +268,19 @@ class ClientSession:
     # -- to the gateway ------------------------------------------------------------------
 
     def _ack_soon(self, now: float) -> None:
-        if not self.is_open or self.welcome is None or not self._inbox.unacked:
-            return
-        every = min(self._ack_every, (self.welcome.window + 1) // 2)
-        if self._inbox.unacked >= every:
-            self._ack_at = now
-        elif self._ack_at is None:
-            self._ack_at = now + self._ack_interval
+        if self.is_open and self.welcome is not None:
+            self._acks.note(self._inbox, self.welcome.window, now)
 
     @property
     def write_at(self) -> float:
         """When `next_frame` has a frame; ``-inf``: now, ``inf``: not until something changes."""
-        is_due = self.sending.due or self.watches.due
-        if self._controls or (self._opened_at is not None and is_due):
+        if self._controls:
             return -math.inf
-        return math.inf if self._ack_at is None else self._ack_at
+        if not self.is_open:
+            return math.inf
+        if self.sending.due or self.watches.due:
+            return -math.inf
+        return min(self.subscriptions.write_at, self._acks.write_at)
 
     def next_frame(self, now: float) -> str | None:
         """Return the next frame to write, and count it as sent; None if none is due."""
@@ -267,17 +288,18 @@ class ClientSession:
             return self._controls.popleft()
         if not self.is_open:
             return None
-        if (frame := self.watches.next_frame()) is not None:
-            return frame
-        if self._ack_at is not None and self._ack_at <= now and (ack := self.last_ack()):
-            return ack
-        return self.sending.next_frame()
+        return (
+            self.watches.next_frame()
+            or self.subscriptions.next_frame(now)
+            or self._acks.next_frame(now)
+            or self.sending.next_frame()
+        )
 
-    def last_ack(self) -> str | None:
-        """Return the acknowledgement of everything processed; None if there is nothing new."""
-        self._ack_at = None
-        position = self._inbox.take_ack() if self.is_open else None
-        return None if position is None else encode_client_ack(position.offset, position.epoch)
+    def last_frames(self) -> list[str]:
+        """Return what to write before the end: topics that are left, what was processed."""
+        if not self.is_open:
+            return []
+        return self.subscriptions.take_frames() + self._acks.take()
 
     # -- a gateway that does not answer --------------------------------------------------
 

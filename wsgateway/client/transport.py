@@ -82,7 +82,7 @@ class Transport:
             await asyncio.wait(tasks)
 
     async def leave(self) -> None:
-        """Send the last acknowledgement and close, within `LEAVE_TIMEOUT`."""
+        """Send the last acknowledgements and close, within `LEAVE_TIMEOUT`."""
         if self._ack_timer is not None:
             self._ack_timer.cancel()
         if self._socket is None:
@@ -90,8 +90,8 @@ class Transport:
         try:
             with contextlib.suppress(ConnectionClosed, OSError):
                 async with asyncio.timeout(LEAVE_TIMEOUT):
-                    if ack := self._session.last_ack():
-                        await self._socket.send(ack)
+                    for text in self._session.last_frames():
+                        await self._socket.send(text)
                     await self._socket.close()
         finally:
             self._socket.transport.abort()

@@ -15,13 +15,8 @@ from wsgateway.identity.resolvers import (
     SignedCookieIdentity,
     TokenIdentity,
 )
-from wsgateway.identity.resolving import (
-    renew_identity,
-    require_service,
-    resolve_identity,
-    with_cause,
-)
-from wsgateway.identity.tokens import make_token, set_identity_cookie, token_in
+from wsgateway.identity.resolving import require_service, resolve_identity, with_cause
+from wsgateway.identity.tokens import make_token, set_identity_cookie
 
 __all__ = [
     "DEFAULT_DEVICE",
@@ -34,10 +29,8 @@ __all__ = [
     "TokenIdentity",
     "get_resolver",
     "make_token",
-    "renew_identity",
     "require_service",
     "resolve_identity",
     "set_identity_cookie",
-    "token_in",
     "with_cause",
 ]
