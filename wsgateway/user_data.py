@@ -187,7 +187,7 @@ async def _remove_blobs(broker: Broker, inbox: Inbox) -> None:
     """Delete what large messages of an inbox have stored outside it."""
     offset, more = 0, True
     while more:
-        batch = await broker.read_after(inbox, offset, limit=PAGE)
+        batch = await broker.inboxes.read_after(inbox, offset, limit=PAGE)
         for stored in batch.messages:
             offset = stored.offset
             claim = durable.claim_of(stored)

@@ -163,7 +163,7 @@ def history(request: HttpRequest) -> HttpResponse:
     inbox = Inbox(SERVICE, user)
     try:
         batch = runtime.call_sync(
-            lambda broker: broker.read_last(inbox, HISTORY, before=max(before, 1))
+            lambda broker: broker.inboxes.read_last(inbox, HISTORY, before=max(before, 1))
         )
     except WsGatewayError as exc:
         return JsonResponse({"error": str(exc)}, status=503)

@@ -55,7 +55,7 @@ async def connect(page: Page, origin: str, **options: Any) -> None:
 
 async def publish(broker: NatsBroker, count: int, at_once: int = 100) -> None:
     """Store *count* messages in the inbox: their numbers, going on from the last ones."""
-    first = await broker.count(INBOX)
+    first = await broker.inboxes.count(INBOX)
     for start in range(first, first + count, at_once):
         numbers = range(start, min(start + at_once, first + count))
         await asyncio.gather(*(broker.publish(INBOX, str(n).encode()) for n in numbers))

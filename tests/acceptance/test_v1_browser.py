@@ -119,7 +119,7 @@ async def test_tabs_share_what_a_device_has_read_and_devices_do_not(
 
 
 async def stored_offsets(broker: NatsBroker) -> list[int]:
-    batch = await broker.read_after(INBOX, 0, limit=1000)
+    batch = await broker.inboxes.read_after(INBOX, 0, limit=1000)
     return [message.offset for message in batch.messages]
 
 

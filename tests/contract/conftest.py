@@ -89,16 +89,16 @@ class MemoryBrokers(Brokers):
         ]
 
     async def renew(self, broker: Any) -> None:
-        broker.store.start_over()
+        broker.store.inboxes.start_over()
 
     async def back_up(self, broker: Any) -> Any:
-        return broker.store.received.last
+        return broker.store.inboxes.received.last
 
     async def restore(self, broker: Any, backup: Any) -> None:
-        broker.store.lose_tail(backup)
+        broker.store.inboxes.lose_tail(backup)
 
     async def keep(self, broker: Any, count: int) -> None:
-        broker.store.max_messages = count
+        broker.store.inboxes.max_messages = count
 
     def waiting(self, broker: Any) -> int:
         return 0

@@ -24,7 +24,7 @@ async def fill(broker: Broker, inbox: Inbox, count: int) -> list[int]:
 
 
 async def offsets(broker: Broker, inbox: Inbox, after: int = 0, limit: int = 1000) -> list[int]:
-    return [m.offset for m in (await broker.read_after(inbox, after, limit=limit)).messages]
+    return [m.offset for m in (await broker.inboxes.read_after(inbox, after, limit=limit)).messages]
 
 
 async def eventually(check: Callable[[], Awaitable[Any]], what: str, timeout: float = 20.0) -> Any:

@@ -22,7 +22,7 @@ SEQ = b"Nats-Sequence"
 async def last(
     broker: Broker, limit: int, before: int | None = None, inbox: Any = ANN
 ) -> tuple[list[int], bool]:
-    batch = await broker.read_last(inbox, limit, before=before)
+    batch = await broker.inboxes.read_last(inbox, limit, before=before)
     return [stored.offset for stored in batch.messages], batch.more
 
 
@@ -35,7 +35,7 @@ async def test_empty_inbox(broker: Broker) -> None:
 async def test_newest_come_oldest_first_with_what_they_hold(broker: Broker) -> None:
     await fill(broker, ANN, 5)
     await broker.publish(ANN, b"\xff", kind="binary")
-    batch = await broker.read_last(ANN, 3)
+    batch = await broker.inboxes.read_last(ANN, 3)
     assert [stored.payload for stored in batch.messages] == [b"3", b"4", b"\xff"]
     assert [stored.kind for stored in batch.messages] == [None, None, "binary"]
     assert all(dt.datetime.fromisoformat(stored.time).tzinfo for stored in batch.messages)
@@ -87,10 +87,10 @@ async def test_what_is_gone_leaves_no_holes_in_a_page(brokers: Brokers, broker: 
     for number in range(60):
         await broker.publish(ANN, b"x", ttl=1 if number % 3 else None)
         await fill(broker, BOB, 1)
-    assert len((await broker.read_last(ANN, 30)).messages) == 30
+    assert len((await broker.inboxes.read_last(ANN, 30)).messages) == 30
 
     async def expired() -> bool:
-        return await broker.count(ANN) == 10
+        return await broker.inboxes.count(ANN) == 10
 
     await eventually(expired, "two of three have expired")
     kept = await offsets(broker, ANN)
@@ -162,12 +162,12 @@ async def test_offset_at_a_time(broker: Broker) -> None:
         mine += await fill(broker, ANN, 1)
         await fill(broker, BOB, 1)
         await asyncio.sleep(0.02)  # two times that differ
-    assert [await broker.offset_at(ANN, time) for time in times] == mine
-    assert await broker.offset_at(ANN, dt.datetime.now(dt.UTC)) is None
+    assert [await broker.inboxes.offset_at(ANN, time) for time in times] == mine
+    assert await broker.inboxes.offset_at(ANN, dt.datetime.now(dt.UTC)) is None
     there = dt.timezone(dt.timedelta(hours=7))
-    assert await broker.offset_at(ANN, times[1].astimezone(there)) == mine[1]
-    assert await broker.offset_at(CAROL, times[0]) is None
-    before = await broker.offset_at(ANN, times[2])
+    assert await broker.inboxes.offset_at(ANN, times[1].astimezone(there)) == mine[1]
+    assert await broker.inboxes.offset_at(CAROL, times[0]) is None
+    before = await broker.inboxes.offset_at(ANN, times[2])
     assert await last(broker, 9, before) == (mine[:2], False)
 
 
@@ -176,10 +176,10 @@ async def test_offset_at_a_time_that_is_far_away(broker: Broker, hours: int) -> 
     """NATS took a time after 2262 for one before its first message."""
     there = dt.timezone(dt.timedelta(hours=hours))
     (first,) = await fill(broker, ANN, 1)
-    assert await broker.offset_at(ANN, dt.datetime(2999, 1, 1, tzinfo=there)) is None
-    assert await broker.offset_at(ANN, dt.datetime.max.replace(tzinfo=there)) is None
-    assert await broker.offset_at(ANN, dt.datetime(1677, 1, 1, tzinfo=there)) == first
-    assert await broker.offset_at(ANN, dt.datetime.min.replace(tzinfo=there)) == first
+    assert await broker.inboxes.offset_at(ANN, dt.datetime(2999, 1, 1, tzinfo=there)) is None
+    assert await broker.inboxes.offset_at(ANN, dt.datetime.max.replace(tzinfo=there)) is None
+    assert await broker.inboxes.offset_at(ANN, dt.datetime(1677, 1, 1, tzinfo=there)) == first
+    assert await broker.inboxes.offset_at(ANN, dt.datetime.min.replace(tzinfo=there)) == first
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class TestCursors:
         assert await other.load_cursor(ANN, "phone") == 100
         await brokers.renew(broker)
         for each in (broker, other):
-            await each.position()
+            await each.inboxes.position()
             assert await each.load_cursor(ANN, "phone") == 0
         await fill(broker, ANN, 2)
         await broker.save_cursor(ANN, "phone", 2)
@@ -76,15 +76,15 @@ class TestCursors:
         self, brokers: Brokers, broker: Broker
     ) -> None:
         """What a client confirmed of the stream before counted for the new one."""
-        before = broker.epoch
+        before = broker.inboxes.epoch
         await broker.save_cursor(ANN, "phone", 100, epoch=before)
         assert await broker.load_cursor(ANN, "phone") == 100
         await brokers.renew(broker)
         await fill(broker, ANN, 150)
-        await broker.position()
+        await broker.inboxes.position()
         await broker.save_cursor(ANN, "phone", 120, epoch=before)
         assert await broker.load_cursor(ANN, "phone") == 0
-        await broker.save_cursor(ANN, "phone", 5, epoch=broker.epoch)
+        await broker.save_cursor(ANN, "phone", 5, epoch=broker.inboxes.epoch)
         assert await broker.load_cursor(ANN, "phone") == 5
 
     async def test_dropped(self, broker: Broker, other: Broker) -> None:
@@ -104,7 +104,7 @@ class TestCursors:
         """What is full can still be dropped, so a cursor beyond the end refuses no connection."""
         if brokers.settings.PUBSUB_BROKER == "memory":
             pytest.skip("it has no limit")
-        last = (await broker.position()).last
+        last = (await broker.inboxes.position()).last
         await broker.save_cursor(ANN, "phone", last + 10)
         await broker.save_cursor(ANN, "laptop", last)
         stream = f"KV_{broker.subjects.upper}_CURSORS"
@@ -169,7 +169,7 @@ class TestCursorsAfterARestore:
         receipts = await fill(broker, ANN, 5)
         await broker.save_cursor(ANN, "phone", receipts[-1])
         await brokers.restore(broker, backup)
-        await broker.position()  # as each sweep asks
+        await broker.inboxes.position()  # as each sweep asks
         await fill(broker, ANN, 1)
         await broker.load_cursor(ANN, "phone")
         await fill(broker, ANN, 10)

@@ -16,6 +16,7 @@ from wsgateway.broker import memory
 from wsgateway.broker.base import Broker
 from wsgateway.broker.follow import follow
 from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.memory.log import MemoryLog
 from wsgateway.broker.messages import Position
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.protocol.subjects import Inbox
@@ -76,7 +77,9 @@ async def test_lost_announcement_costs_time_only(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOOK_EACH", 0.05)
-    monkeypatch.setattr(broker, "watch", lambda inbox, on_message: broker.on_lost(lambda: None))
+    monkeypatch.setattr(
+        broker.inboxes, "watch", lambda inbox, on_message: broker.on_lost(lambda: None)
+    )
     async with following(broker) as got:
         await broker.publish(ANN, b"a")
         await until(lambda: got == [b"a"], 20, "it is found")
@@ -113,7 +116,7 @@ async def test_stream_that_was_made_again_is_followed_from_its_beginning(
         assert replaced == [True]
 
 
-class Unaware(MemoryBroker):
+class Unaware(MemoryLog):
     """Learns only by asking that the stream was recreated, as one on NATS may."""
 
     known = ""
@@ -123,21 +126,25 @@ class Unaware(MemoryBroker):
         return self.known
 
     async def position(self) -> Position:
-        self.known = self.store.epoch
-        return await super().position()
+        position = await super().position()
+        self.known = position.epoch
+        return position
 
 
-async def test_offsets_that_fall_make_it_ask(settings: Any) -> None:
+async def test_offsets_that_fall_make_it_ask(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.PUBSUB_BROKER = "memory"
     memory.reset_shared_store()
-    broker = Unaware.from_settings(wsgateway_settings)
+    monkeypatch.setattr("wsgateway.broker.memory.broker.MemoryLog", Unaware)
+    broker = MemoryBroker.from_settings(wsgateway_settings)
     await broker.open()
-    await broker.position()
+    await broker.inboxes.position()
     for text in (b"a", b"b", b"c"):
         await broker.publish(ANN, text)
     async with following(broker) as got:
         await until(lambda: len(got) == 3, 20, "the first three")
-        broker.store.start_over()
+        broker.store.inboxes.start_over()
         for text in (b"1", b"2", b"3", b"4"):
             await broker.publish(ANN, text)
         await until(lambda: got[-4:] == [b"1", b"2", b"3", b"4"], 2, "the new stream")

@@ -33,7 +33,7 @@ class TestLife:
         await broker.open()
         await until(lambda: calls, what="the callback")
         assert (before, broker.ready) == (False, True)
-        await broker.position()
+        await broker.inboxes.position()
         assert calls == ["kept"]
 
     async def test_not_open_yet(self, brokers: Brokers) -> None:
@@ -44,7 +44,7 @@ class TestLife:
         with pytest.raises(BrokerUnavailable):
             await broker.publish(ANN, b"x")
         with pytest.raises(BrokerUnavailable):
-            await broker.read_after(ANN, 0, limit=1)
+            await broker.inboxes.read_after(ANN, 0, limit=1)
 
     async def test_set_up_is_idempotent(self, brokers: Brokers) -> None:
         broker = brokers.new()
@@ -59,9 +59,9 @@ class TestLife:
     async def test_everything_refuses_after_close(self, brokers: Brokers, broker: Broker) -> None:
         await fill(broker, ANN, 1)
         seen: list[Any] = []
-        broker.watch(ANN, seen.append)
+        broker.inboxes.watch(ANN, seen.append)
         broker.listen("logout", seen.append)
-        await broker.position()
+        await broker.inboxes.position()
         await broker.close()
         await broker.close()
         assert not broker.ready
@@ -71,16 +71,16 @@ class TestLife:
         for direct in (
             lambda: broker.offer(ANN, text("x"), "x"),
             lambda: broker.broadcast("logout", b"x"),
-            lambda: broker.watch(ANN, seen.append),
+            lambda: broker.inboxes.watch(ANN, seen.append),
             lambda: broker.listen("logout", seen.append),
         ):
             with pytest.raises(BrokerClosed, match="already closed"):
                 direct()
         another = await brokers.open()
-        assert await another.count(ANN) == 1
+        assert await another.inboxes.count(ANN) == 1
         await fill(another, ANN, 1)
         another.broadcast("logout", b"x")
-        await another.position()
+        await another.inboxes.position()
         assert seen == []
 
     async def test_close_before_open(self, brokers: Brokers) -> None:
@@ -95,10 +95,10 @@ CALLS: dict[str, Callable[[Broker], Awaitable[Any]]] = {
     "set_up": lambda b: b.set_up(),
     "wait_ready": lambda b: b.wait_ready(),
     "publish": lambda b: b.publish(ANN, b"x"),
-    "read_after": lambda b: b.read_after(ANN, 0, limit=10),
-    "last_offsets": lambda b: b.last_offsets([ANN]),
-    "position": lambda b: b.position(),
-    "count": lambda b: b.count(ANN),
+    "read_after": lambda b: b.inboxes.read_after(ANN, 0, limit=10),
+    "last_offsets": lambda b: b.inboxes.last_offsets([ANN]),
+    "position": lambda b: b.inboxes.position(),
+    "count": lambda b: b.inboxes.count(ANN),
     "load_cursor": lambda b: b.load_cursor(ANN, "phone"),
     "save_cursor": lambda b: b.save_cursor(ANN, "tablet", 9),
     "drop_cursor": lambda b: b.drop_cursor(ANN, "tablet"),
@@ -145,7 +145,7 @@ class TestCancellation:
             task.cancel()
             await asyncio.wait({task})
             await broker.publish(ANN, msg_id.encode(), msg_id=msg_id)
-        batch = await broker.read_after(ANN, 0, limit=1000)
+        batch = await broker.inboxes.read_after(ANN, 0, limit=1000)
         assert [m.payload for m in batch.messages] == [
             b"id %d" % number for number in range(len(PAUSES) * 3)
         ]

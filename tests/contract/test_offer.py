@@ -111,7 +111,7 @@ class TestServices:
         assert error.value.service == "ordres"
         assert "did you mean 'orders'?" in str(error.value)
         assert 'restart, or run "manage.py setup_streams"' in str(error.value)
-        assert (await broker.position()).last == 0
+        assert (await broker.inboxes.position()).last == 0
 
     async def test_any_exists_where_the_setting_says_so(self, brokers: Brokers) -> None:
         brokers.settings.WSGATEWAY_SERVICES = ["*"]

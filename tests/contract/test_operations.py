@@ -49,7 +49,7 @@ class TestCounts:
         await broker.save_cursor(ANN, "phone", last)
 
         async def gone() -> bool:
-            return await broker.count(ANN) == 0
+            return await broker.inboxes.count(ANN) == 0
 
         await eventually(gone, "it has expired")
         state = (await broker.operations.counts([ANN]))[ANN]
@@ -87,7 +87,7 @@ class TestCounts:
     ) -> None:
         last = (await fill(broker, ANN, 9))[-1]
         await broker.save_cursor(ANN, "phone", last)
-        before = broker.epoch
+        before = broker.inboxes.epoch
         await brokers.renew(broker)
         await fill(broker, ANN, 2)
         state = (await broker.operations.counts([ANN]))[ANN]
@@ -109,7 +109,7 @@ class TestDevices:
             ("tv", mine[5], 0),
             ("größe.1", mine[3], 2),
         ]
-        epoch = (await broker.position()).epoch
+        epoch = (await broker.inboxes.position()).epoch
         assert all(each.epoch == epoch and about_now(each.saved) for each in found)
         assert await broker.operations.devices(CAROL) == []
 
@@ -126,7 +126,7 @@ class TestDelete:
             assert not await broker.operations.delete(ANN, offset)
         assert not await broker.operations.delete(CAROL, mine[0])
         assert await offsets(broker, BOB) == his
-        assert await broker.count(ANN) == 2
+        assert await broker.inboxes.count(ANN) == 2
 
     async def test_purge_leaves_other_inboxes_and_cursors(self, broker: Broker) -> None:
         mine = await fill(broker, ANN, 4)

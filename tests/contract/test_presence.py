@@ -171,7 +171,7 @@ async def test_connections_say_what_a_socket_is_and_how_far(
     offsets = [(await hubs[0].broker.publish(ANN, b"x")).offset for _ in range(3)]
     await until(lambda: v1.subscriptions[0].window.sent == offsets[-1], what="v1 got them")
     await until(lambda: raw.subscriptions[0].window.confirmed == offsets[-1], what="so did raw")
-    ack = {"type": "ack", "offset": offsets[0], "epoch": hubs[0].broker.epoch}
+    ack = {"type": "ack", "offset": offsets[0], "epoch": hubs[0].broker.inboxes.epoch}
     await v1.receive(json.dumps(ack))
     found = await call("connections", *ANN)
     assert found[1].bytes_sent == 3
@@ -536,7 +536,7 @@ async def test_answer_goes_to_no_subject_of_ours(
     for reply in (broker.subjects.recv(ANN), "$KV.x", ">"):
         broker.bus.publish(subject, b"", reply=reply)
     await broker.bus.request(subject, b"")
-    assert await broker.count(ANN) == 0
+    assert await broker.inboxes.count(ANN) == 0
     assert not session.socket.closed
 
 

@@ -36,7 +36,7 @@ class TestPublish:
         assert not first.duplicate
         for again in (broker, other):
             assert await again.publish(ANN, b"second", msg_id="a") == (first.offset, True)
-        batch = await broker.read_after(ANN, 0, limit=10)
+        batch = await broker.inboxes.read_after(ANN, 0, limit=10)
         assert [m.payload for m in batch.messages] == [b"first"]
 
     async def test_ids_are_compared_within_an_inbox(self, broker: Broker) -> None:
@@ -45,12 +45,12 @@ class TestPublish:
         second = await broker.publish(BOB, b"x", msg_id="a")
         assert not second.duplicate
         assert second.offset > first.offset
-        assert await broker.count(BOB) == 1
+        assert await broker.inboxes.count(BOB) == 1
 
     async def test_without_an_id_equal_messages_are_different(self, broker: Broker) -> None:
         for _ in range(2):
             assert not (await broker.publish(ANN, b"same")).duplicate
-        assert await broker.count(ANN) == 2
+        assert await broker.inboxes.count(ANN) == 2
 
     async def test_id_is_forgotten_after_the_window(self, brokers: Brokers) -> None:
         brokers.settings.WSGATEWAY_DUPLICATE_WINDOW = 0.3
@@ -68,14 +68,14 @@ class TestPublish:
         await broker.publish(BOB, b"short", ttl=1.5)
         await broker.publish(BOB, b"stays", ttl=60)
         seen: list[Stored] = []
-        broker.watch(ANN, seen.append)
+        broker.inboxes.watch(ANN, seen.append)
 
         async def gone() -> bool:
-            return await broker.count(ANN) == 0 and await broker.count(BOB) == 1
+            return await broker.inboxes.count(ANN) == 0 and await broker.inboxes.count(BOB) == 1
 
         await eventually(gone, "both are gone")
         assert await offsets(broker, ANN) == []
-        assert await broker.last_offsets([ANN]) == {}
+        assert await broker.inboxes.last_offsets([ANN]) == {}
         # What is gone is no longer "the one before".
         receipt = await broker.publish(ANN, b"next")
         await until(lambda: seen, what="the next one")
@@ -88,13 +88,13 @@ class TestPublish:
         """An infinite one raised OverflowError, which ended the outbox' relay; nan was stored."""
         with pytest.raises(ValueError, match=r"between 1 and \d+ seconds"):
             await broker.publish(ANN, b"x", ttl=ttl)
-        assert await broker.count(ANN) == 0
+        assert await broker.inboxes.count(ANN) == 0
 
     @pytest.mark.parametrize("ttl", ["60", True, dt.timedelta(seconds=60), Decimal(60)])
     async def test_ttl_that_is_not_a_number_is_refused(self, broker: Broker, ttl: Any) -> None:
         with pytest.raises(TypeError, match="number of seconds"):
             await broker.publish(ANN, b"x", ttl=ttl)
-        assert await broker.count(ANN) == 0
+        assert await broker.inboxes.count(ANN) == 0
 
     async def test_longest_ttl_is_stored(self, broker: Broker) -> None:
         receipt = await broker.publish(ANN, b"x", ttl=MAX_TTL)
@@ -106,10 +106,10 @@ class TestPublish:
         last = (await fill(broker, ANN, 3))[-1]
 
         async def gone() -> bool:
-            return await broker.count(ANN) == 0
+            return await broker.inboxes.count(ANN) == 0
 
         await eventually(gone, "all are gone")
-        position = await broker.position()
+        position = await broker.inboxes.position()
         assert (position.first, position.last) == (last + 1, last)
 
     async def test_oldest_goes_first_at_the_limit(self, brokers: Brokers) -> None:
@@ -118,7 +118,7 @@ class TestPublish:
         all_of_bob = await fill(broker, BOB, 2)
         all_of_ann = await fill(broker, ANN, 5)
         assert await offsets(broker, ANN) == all_of_ann[2:]
-        assert await broker.count(ANN) == 3
+        assert await broker.inboxes.count(ANN) == 3
         assert await offsets(broker, BOB) == all_of_bob
 
     async def test_too_big(self, broker: Broker) -> None:
@@ -143,7 +143,7 @@ class TestPublish:
             broker.offer(ANN, text("x"), "id", headers)
         with pytest.raises(ValueError, match="header"):
             await broker.publish(ANN, b"x", msg_id="a\r\nb: c")
-        assert await broker.count(ANN) == 0
+        assert await broker.inboxes.count(ANN) == 0
 
     @pytest.mark.parametrize(
         "headers",
@@ -166,7 +166,7 @@ class TestPublish:
         """``Nats-…`` headers tell the server what to do; some replace the caller's id."""
         with pytest.raises(ValueError):
             await broker.publish(ANN, b"x", headers=headers)
-        assert await broker.count(ANN) == 0
+        assert await broker.inboxes.count(ANN) == 0
 
     async def test_headers_as_large_as_allowed_are_stored(self, broker: Broker) -> None:
         headers = {"a": "x" * (MAX_HEADERS - 5)}

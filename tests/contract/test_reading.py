@@ -30,12 +30,12 @@ class TestReadAfter:
         mine = await fill(broker, ANN, 5)
         await fill(broker, BOB, 5)
         for limit, more in ((1, True), (4, True), (5, False), (6, False), (1000, False)):
-            batch = await broker.read_after(ANN, 0, limit=limit)
+            batch = await broker.inboxes.read_after(ANN, 0, limit=limit)
             assert ([m.offset for m in batch.messages], batch.more) == (mine[:limit], more)
 
     async def test_nothing(self, broker: Broker) -> None:
         for _ in range(2):  # in an empty stream, and in one that holds others' messages
-            assert await broker.read_after(ANN, 0, limit=10) == ([], False, False)
+            assert await broker.inboxes.read_after(ANN, 0, limit=10) == ([], False, False)
             await fill(broker, BOB, 1)
 
     async def test_large_messages_come_in_several_batches(self, broker: Broker) -> None:
@@ -43,7 +43,7 @@ class TestReadAfter:
         got: list[int] = []
         more = True
         while more:
-            batch = await broker.read_after(ANN, got[-1] if got else 0, limit=1000)
+            batch = await broker.inboxes.read_after(ANN, got[-1] if got else 0, limit=1000)
             assert batch.messages
             got += [message.offset for message in batch.messages]
             more = batch.more
@@ -53,7 +53,7 @@ class TestReadAfter:
         headers = {REPLY_TO_HEADER: "c1", ERROR_HEADER: "rejected", "traceparent": "00-ab"}
         await broker.publish(ANN, b"\x00\xff", kind="binary", headers=headers)
         await broker.publish(ANN, b"plain")
-        first, second = (await broker.read_after(ANN, 0, limit=2)).messages
+        first, second = (await broker.inboxes.read_after(ANN, 0, limit=2)).messages
         assert (first.payload, first.kind) == (b"\x00\xff", "binary")
         assert (first.reply_to, first.error) == ("c1", "rejected")
         assert (second.payload, second.kind) == (b"plain", None)
@@ -70,7 +70,7 @@ class TestReadAfter:
         await broker.publish(ANN, b"x", headers=headers)
         await broker.publish(ANN, b"y", headers={ERROR_HEADER: "rejected"})
         await broker.publish(ANN, b"z", headers={REPLY_TO_HEADER: "c", ERROR_HEADER: ""})
-        messages = (await broker.read_after(ANN, 0, limit=3)).messages
+        messages = (await broker.inboxes.read_after(ANN, 0, limit=3)).messages
         found = [(message.reply_to, message.error) for message in messages]
         assert found == [(None, None), (None, None), ("c", None)]
 
@@ -80,8 +80,8 @@ class TestReadAfter:
         await fill(broker, ANN, 1)
         mine = await fill(broker, inbox, 2)
         assert await offsets(broker, inbox) == mine
-        assert await broker.count(inbox) == 2
-        assert await broker.last_offsets([inbox]) == {inbox: mine[-1]}
+        assert await broker.inboxes.count(inbox) == 2
+        assert await broker.inboxes.last_offsets([inbox]) == {inbox: mine[-1]}
 
 
 class TestLastOffsets:
@@ -90,9 +90,9 @@ class TestLastOffsets:
         receipts = await asyncio.gather(*(broker.publish(inbox, b"x") for inbox in inboxes))
         expected = {i: r.offset for i, r in zip(inboxes, receipts, strict=True)}
         empty = [Inbox("orders", f"e{number}") for number in range(1100)]
-        assert await other.last_offsets(inboxes + empty) == expected
-        assert await other.last_offsets(empty) == {}
-        assert await other.last_offsets([]) == {}
+        assert await other.inboxes.last_offsets(inboxes + empty) == expected
+        assert await other.inboxes.last_offsets(empty) == {}
+        assert await other.inboxes.last_offsets([]) == {}
 
     async def test_messages_larger_than_one_answer_takes(
         self, broker: Broker, other: Broker
@@ -101,7 +101,7 @@ class TestLastOffsets:
         inboxes = [Inbox("orders", f"u{number}") for number in range(70)]
         receipts = [await broker.publish(inbox, bytes(1_000_000)) for inbox in inboxes]
         expected = {i: r.offset for i, r in zip(inboxes, receipts, strict=True)}
-        assert await other.last_offsets(inboxes) == expected
+        assert await other.inboxes.last_offsets(inboxes) == expected
 
     async def test_long_names(self, brokers: Brokers) -> None:
         """1,024 long names exceeded the server's max_payload, which ends the connection."""
@@ -110,22 +110,22 @@ class TestLastOffsets:
         names = [f"{number:04}" + "*" * 251 for number in range(1000)]
         inboxes = [Inbox("*" * 255, name) for name in names]
         receipt = await broker.publish(inboxes[-1], b"x")
-        assert await broker.last_offsets(inboxes) == {inboxes[-1]: receipt.offset}
+        assert await broker.inboxes.last_offsets(inboxes) == {inboxes[-1]: receipt.offset}
 
     async def test_newest_counts(self, broker: Broker) -> None:
         group = Inbox(GROUP_SERVICE, "a.b.c")
         mine = await fill(broker, ANN, 3)
         theirs = await fill(broker, group, 1)
-        assert await broker.last_offsets([ANN, group]) == {ANN: mine[-1], group: theirs[-1]}
+        assert await broker.inboxes.last_offsets([ANN, group]) == {ANN: mine[-1], group: theirs[-1]}
 
 
 class TestPosition:
     async def test_empty_and_after_messages(self, broker: Broker, other: Broker) -> None:
-        empty = await broker.position()
+        empty = await broker.inboxes.position()
         assert empty.last == 0
         assert empty.first <= 1
         mine = await fill(other, ANN, 3)
-        assert (await broker.position())[:3] == (empty.epoch, mine[0], mine[-1])
+        assert (await broker.inboxes.position())[:3] == (empty.epoch, mine[0], mine[-1])
 
     async def test_limit_and_gaps_are_what_the_stream_says(
         self, brokers: Brokers, broker: Broker
@@ -134,7 +134,7 @@ class TestPosition:
         await brokers.keep(broker, 5)
         await fill(broker, BOB, 1)
         mine = await fill(broker, ANN, 9)
-        position = await broker.position()
+        position = await broker.inboxes.position()
         assert (position.max_messages, position.gaps) == (5, 4)
         assert (position.first, position.last) == (mine[0] - 1, mine[-1])
 
@@ -145,7 +145,7 @@ class TestPosition:
         seen: list[tuple[int, int]] = []
 
         async def ask(least: int) -> None:
-            seen.append((least, (await broker.position()).last))
+            seen.append((least, (await broker.inboxes.position()).last))
 
         asking = []
         for _ in range(50):
@@ -157,24 +157,24 @@ class TestPosition:
 
     async def test_client_messages_do_not_move_it(self, broker: Broker) -> None:
         await broker.offer(ANN, text("x"), "x")
-        assert (await broker.position()).last == 0
+        assert (await broker.inboxes.position()).last == 0
 
     async def test_epoch_is_the_same_everywhere_until_the_stream_is_another(
         self, brokers: Brokers, broker: Broker, other: Broker
     ) -> None:
-        first = broker.epoch
+        first = broker.inboxes.epoch
         assert first
-        assert first == other.epoch == (await other.position()).epoch
+        assert first == other.inboxes.epoch == (await other.inboxes.position()).epoch
         await brokers.renew(broker)
-        position = await other.position()
+        position = await other.inboxes.position()
         assert position.epoch not in ("", first)
         assert position.last == 0
-        assert other.epoch == position.epoch
+        assert other.inboxes.epoch == position.epoch
 
 
 class TestAnchor:
     async def anchored(self, broker: Broker, inbox: Inbox, offset: int) -> bool:
-        return (await broker.read_after(inbox, offset, limit=10, anchor=True)).anchored
+        return (await broker.inboxes.read_after(inbox, offset, limit=10, anchor=True)).anchored
 
     async def test_message_that_is_kept(self, broker: Broker) -> None:
         mine = await fill(broker, ANN, 3)
@@ -183,15 +183,15 @@ class TestAnchor:
             assert await self.anchored(broker, ANN, offset)
         for offset in (0, theirs[0], mine[-1] + 1000):
             assert not await self.anchored(broker, ANN, offset)
-        assert not (await broker.read_after(ANN, mine[0], limit=1)).anchored
+        assert not (await broker.inboxes.read_after(ANN, mine[0], limit=1)).anchored
 
     async def test_it_is_not_among_the_messages(self, broker: Broker) -> None:
         mine = await fill(broker, ANN, 5)
         for limit in (1, 2, 3, 4, 1000):
-            batch = await broker.read_after(ANN, mine[0], limit=limit, anchor=True)
+            batch = await broker.inboxes.read_after(ANN, mine[0], limit=limit, anchor=True)
             assert [message.offset for message in batch.messages] == mine[1:][:limit]
             assert batch.more is (limit < 4)
-            without = await broker.read_after(ANN, mine[0] - 1, limit=limit, anchor=True)
+            without = await broker.inboxes.read_after(ANN, mine[0] - 1, limit=limit, anchor=True)
             assert [message.offset for message in without.messages] == mine[:limit]
             assert without.more is (limit < 5)
 
@@ -204,7 +204,7 @@ class TestAnchor:
         sent = [(await broker.publish(ANN, bytes(1_000_000))).offset for _ in range(9)]
         got = [sent[0]]
         while len(got) < len(sent):
-            batch = await broker.read_after(ANN, got[-1], limit=1000, anchor=True)
+            batch = await broker.inboxes.read_after(ANN, got[-1], limit=1000, anchor=True)
             assert batch.anchored
             assert batch.messages
             got += [message.offset for message in batch.messages]

@@ -16,16 +16,16 @@ from wsgateway.protocol.v1 import Reason, Resume
 
 async def resumed(broker: Broker, offset: int, epoch: str | None = None) -> Reason | None:
     """Return the reason that a client hears which resumes from *offset*; None: recovered."""
-    claim = Resume(None, epoch or broker.epoch, offset)
-    start = await find_start(broker, ANN, claim, 0)
-    assert start.epoch == (await broker.position()).epoch
+    claim = Resume(None, epoch or broker.inboxes.epoch, offset)
+    start = await find_start(broker.inboxes, ANN, claim, 0)
+    assert start.epoch == (await broker.inboxes.position()).epoch
     assert start.offset in (offset, 0)
     return start.reason
 
 
 async def beginning(broker: Broker) -> int:
     """Return the position of a client that found its inbox empty."""
-    start = await find_start(broker, ANN, Resume(), 0)
+    start = await find_start(broker.inboxes, ANN, Resume(), 0)
     assert start.reason is Reason.NEW
     return start.offset
 
@@ -43,7 +43,7 @@ async def test_other_epoch_and_beyond_the_end(brokers: Brokers, broker: Broker) 
     mine = await fill(broker, ANN, 5)
     assert await resumed(broker, mine[-1], "another") is Reason.EPOCH
     assert await resumed(broker, mine[-1] + 1) is Reason.AHEAD
-    before = broker.epoch
+    before = broker.inboxes.epoch
     await brokers.renew(broker)
     await fill(broker, ANN, 9)
     assert await resumed(broker, mine[-1], before) is Reason.EPOCH
@@ -51,7 +51,7 @@ async def test_other_epoch_and_beyond_the_end(brokers: Brokers, broker: Broker) 
 
 async def test_epoch_of_a_client_whose_delivery_began_again(broker: Broker) -> None:
     mine = await fill(broker, ANN, 3)
-    assert await resumed(broker, mine[0], f"{broker.epoch}~2") is None
+    assert await resumed(broker, mine[0], f"{broker.inboxes.epoch}~2") is None
 
 
 async def test_stream_that_keeps_fewer_than_the_setting_says(
@@ -111,7 +111,7 @@ async def test_too_few_left_to_tell_trimmed_from_expired(brokers: Brokers, broke
         await broker.publish(ANN, b"x", ttl=1)
 
     async def gone() -> bool:
-        return await broker.count(ANN) == 0
+        return await broker.inboxes.count(ANN) == 0
 
     await eventually(gone, "all are gone")
     await fill(broker, ANN, 1)
@@ -126,7 +126,7 @@ async def test_age_has_removed_what_came_after(brokers: Brokers) -> None:
     mine = await fill(broker, ANN, 2)
 
     async def gone() -> bool:
-        return await broker.count(ANN) == 0
+        return await broker.inboxes.count(ANN) == 0
 
     await eventually(gone, "both are gone")
     for offset in (begun, mine[0]):
@@ -154,7 +154,7 @@ async def test_message_that_lives_for_ever_proves_nothing(nats: Any, whose: Any)
         return await offsets(nats, ANN, eternal.offset) == []
 
     await eventually(gone, "the others are gone")
-    assert (await nats.position()).first == mine[-1] + 1
+    assert (await nats.inboxes.position()).first == mine[-1] + 1
     for offset in (eternal.offset, mine[0]):
         assert await resumed(nats, offset) is Reason.TRIMMED
     await fill(nats, ANN, 1)
@@ -178,7 +178,7 @@ async def test_message_that_lives_for_ever_once_the_age_limit_was_raised(
     brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 3600.0
     broker = await brokers.open()
     await broker.set_up()
-    await broker.position()
+    await broker.inboxes.position()
     assert await resumed(broker, eternal.offset) is Reason.TRIMMED
 
 
@@ -206,14 +206,14 @@ async def test_limit_that_was_raised_proves_nothing_of_before(brokers: Brokers, 
     mine = await fill(small, ANN, 30)
 
     async def trimmed() -> bool:
-        return int(await small.count(ANN)) <= 5
+        return int(await small.inboxes.count(ANN)) <= 5
 
     await eventually(trimmed, "most are gone")
     brokers.settings.WSGATEWAY_INBOX_MAX_MESSAGES = 10_000
     brokers.settings.WSGATEWAY_INBOX_MAX_AGE = 7200.0
     broker = await brokers.open()
     await broker.set_up()
-    assert (await broker.position()).max_messages == 10_000
+    assert (await broker.inboxes.position()).max_messages == 10_000
     for offset in (begun, mine[5]):
         assert await resumed(broker, offset) is Reason.TRIMMED
     since = await fill(broker, ANN, 20)
@@ -247,7 +247,7 @@ async def test_bytes_of_the_stream(nats: Any) -> None:
 
 async def test_new_device_hears_so(broker: Broker) -> None:
     await fill(broker, ANN, 2)
-    start = await find_start(broker, ANN, Resume(), 0)
+    start = await find_start(broker.inboxes, ANN, Resume(), 0)
     assert (start.offset, start.reason) == (0, Reason.NEW)
 
 

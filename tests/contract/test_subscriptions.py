@@ -17,7 +17,7 @@ from wsgateway.broker.messages import Position, Stored
 from wsgateway.broker.subscriptions import Subscriptions
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.credit import Credit
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox
 from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Window
 
@@ -26,7 +26,7 @@ class Reader:
     """Reads an inbox as sockets and durable groups do, with nobody behind it."""
 
     def __init__(self, broker: Broker, inbox: Inbox, window: int = 100) -> None:
-        self.inbox = inbox
+        self.address = inbox
         self.window = Window(Credit(window))
         self.epoch = ""
         self.got: list[bytes] = []
@@ -36,7 +36,7 @@ class Reader:
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        position = await self._broker.position()
+        position = await self._broker.inboxes.position()
         self.epoch = position.epoch
         self.window.start(position.last)
 
@@ -59,7 +59,7 @@ class Reader:
             if self.window.wants_fetch:
                 self.fetches += 1
                 offset, room = self.window.begin_fetch()
-                batch = await self._broker.read_after(self.inbox, offset, limit=room)
+                batch = await self._broker.inboxes.read_after(self.address, offset, limit=room)
                 self.window.fetched(batch.messages, more=batch.more)
             else:
                 await self._news.wait()
@@ -78,8 +78,8 @@ class Line:
     def __init__(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lost = False
         self.watches = 0
-        self._watch = broker.watch
-        monkeypatch.setattr(broker, "watch", self.watch)
+        self._watch = broker.inboxes.watch
+        monkeypatch.setattr(broker.inboxes, "watch", self.watch)
 
     def watch(self, inbox: Inbox, on_message: Callable[[Stored], None]) -> Closable:
         self.watches += 1
@@ -214,7 +214,7 @@ async def test_sweep_of_a_stream_at_rest_is_one_request(
         asked.append("last_offsets")
         return {}
 
-    monkeypatch.setattr(broker, "last_offsets", last_offsets)
+    monkeypatch.setattr(broker.inboxes, "last_offsets", last_offsets)
     await subscriptions.sweep(thorough=False)
     assert asked == []
     await subscriptions.sweep(thorough=True)
@@ -243,18 +243,18 @@ async def test_sweep_that_fails_is_repeated_thoroughly(
     await subscriptions.sweep(thorough=True)
     line.lost = True
     await fill(broker, ANN, 1)
-    last_offsets, asked = broker.last_offsets, 0
+    last_offsets, asked = broker.inboxes.last_offsets, 0
 
-    async def fail_twice(inboxes: Any) -> dict[Inbox, int]:
+    async def fail_twice(addresses: Any) -> dict[Address, int]:
         nonlocal asked
         asked += 1
         if asked == 1:
             raise BrokerUnavailable("no answer")
         if asked == 2:
             raise KeyError("odd")
-        return await last_offsets(inboxes)
+        return await last_offsets(addresses)
 
-    monkeypatch.setattr(broker, "last_offsets", fail_twice)
+    monkeypatch.setattr(broker.inboxes, "last_offsets", fail_twice)
     subscriptions.resync()
     await reader.has(b"0")
 
@@ -361,12 +361,12 @@ async def test_what_was_missed_and_trimmed_is_looked_for(
     assert reader.fetches == fetches
     line.lost = True
     await fill(broker, ANN, 2)
-    position = broker.position
+    position = broker.inboxes.position
 
     async def trimmed() -> Position:
         found = await position()
         return found._replace(first=found.last)
 
-    monkeypatch.setattr(broker, "position", trimmed)
+    monkeypatch.setattr(broker.inboxes, "position", trimmed)
     await subscriptions.sweep(thorough=True)
     await until(lambda: reader.fetches > fetches, what="a look at the inbox")

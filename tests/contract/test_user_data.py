@@ -69,9 +69,8 @@ async def everything(broker: Any) -> list[str]:
     """Return all that the broker stores, in every stream and bucket."""
     if isinstance(broker, MemoryBroker):
         store = broker.store
-        inboxes = (
-            (inbox, e.stored.payload) for inbox, found in store.inboxes.items() for e in found
-        )
+        kept = store.inboxes.messages.items()
+        inboxes = ((inbox, each.stored.payload) for inbox, found in kept for each in found)
         queued = (sent for queue in store.queues.values() for sent in queue)
         others = (store.cursors, queued, store.dead.values(), store.channels.blobs.values())
         return [repr(each) for part in (inboxes, *others) for each in part]
@@ -160,7 +159,7 @@ async def test_open_socket_is_closed_and_writes_no_cursor(brokers: Brokers) -> N
         session = await open_socket()
         offset = (await hub.broker.publish(inbox, b"x")).offset
         cursor = session.subscriptions[0].cursor
-        hub.cursors.confirm(cursor, hub.broker.epoch, offset)
+        hub.cursors.confirm(cursor, hub.broker.inboxes.epoch, offset)
         deleted = await user_data.adelete(ZOE)
         await until(lambda: codes == [4505])
         await session.stop()
@@ -169,7 +168,7 @@ async def test_open_socket_is_closed_and_writes_no_cursor(brokers: Brokers) -> N
         assert await about(hub.broker, ZOE) == []
         session = await open_socket()  # who comes back is a new user, and is treated as one
         offset = (await hub.broker.publish(inbox, b"y")).offset
-        hub.cursors.confirm(session.subscriptions[0].cursor, hub.broker.epoch, offset)
+        hub.cursors.confirm(session.subscriptions[0].cursor, hub.broker.inboxes.epoch, offset)
         await hub.cursors.flush()
         assert await hub.broker.load_cursor(inbox, "phone") == offset
         await session.stop()

@@ -15,8 +15,8 @@ from wsgateway.protocol.subjects import Inbox
 class TestWatch:
     async def watch(self, broker: Broker, inbox: Inbox) -> list[Stored]:
         seen: list[Stored] = []
-        broker.watch(inbox, seen.append)
-        await broker.position()  # an answer proves that the subscription has arrived
+        broker.inboxes.watch(inbox, seen.append)
+        await broker.inboxes.position()  # an answer proves that the subscription has arrived
         return seen
 
     async def test_every_message_with_the_offset_before(
@@ -56,7 +56,7 @@ class TestWatch:
 
     async def test_several_watchers_and_the_end_of_one(self, broker: Broker) -> None:
         first: list[Stored] = []
-        end = broker.watch(ANN, first.append)
+        end = broker.inboxes.watch(ANN, first.append)
         second = await self.watch(broker, ANN)
         await fill(broker, ANN, 1)
         await until(lambda: first and second, what="both saw it")
@@ -72,8 +72,8 @@ class TestWatch:
         queues: list[list[Stored]] = [[], []]
         for seen, name in zip(queues, ("a", "b"), strict=True):
             for each in (broker, other):
-                each.watch(ANN, seen.append, name)
-                await each.position()
+                each.inboxes.watch(ANN, seen.append, name)
+                await each.inboxes.position()
         everything = await self.watch(broker, ANN)
         await fill(broker, ANN, 20)
         for seen in (everything, *queues):
@@ -83,7 +83,7 @@ class TestWatch:
     async def test_watch_before_open(self, brokers: Brokers, broker: Broker) -> None:
         late = brokers.new()
         seen: list[Stored] = []
-        late.watch(ANN, seen.append)
+        late.inboxes.watch(ANN, seen.append)
         await late.open()
         await late.wait_ready()
         await fill(broker, ANN, 1)
@@ -100,7 +100,7 @@ class TestBroadcast:
         end = other.listen("logout", ended.append)
         other.listen("logout", heard.append)
         for each in (broker, other):
-            await each.position()
+            await each.inboxes.position()
         broker.broadcast("logout", b"one")
         await until(lambda: len(heard) == 2 and ended, what="all heard it")
         end.close()
@@ -113,7 +113,7 @@ class TestBroadcast:
     async def test_lost_while_not_ready(self, brokers: Brokers, broker: Broker) -> None:
         heard: list[bytes] = []
         broker.listen("logout", heard.append)
-        await broker.position()
+        await broker.inboxes.position()
         early = brokers.new()
         early.broadcast("logout", b"lost")
         broker.broadcast("logout", b"heard")

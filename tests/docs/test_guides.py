@@ -264,5 +264,5 @@ async def test_reload_in_the_middle_shows_each_token_exactly_once(
 
 async def read_all(broker: NatsBroker) -> list[bytes]:
     """Return what is in ann's inbox of the assistant."""
-    batch = await broker.read_after(Inbox("assistant", "ann"), 0, limit=1000)
+    batch = await broker.inboxes.read_after(Inbox("assistant", "ann"), 0, limit=1000)
     return [message.payload for message in batch.messages]

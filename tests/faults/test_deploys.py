@@ -217,7 +217,7 @@ def everything(connection: socket.socket) -> bytes:
 
 
 async def cursor(broker: Broker, user: str) -> int:
-    await broker.position()  # learns the epoch
+    await broker.inboxes.position()  # learns the epoch
     return await broker.load_cursor(Inbox("faults", user), "default")
 
 

@@ -61,7 +61,7 @@ async def until_relayed(broker: NatsBroker) -> None:
             inbox = Inbox("orders", f"u{user}")
             while True:
                 with contextlib.suppress(BrokerError):
-                    found = (await broker.read_after(inbox, 0, limit=1000)).messages
+                    found = (await broker.inboxes.read_after(inbox, 0, limit=1000)).messages
                     if found and found[-1].payload == b"%d" % (EACH - 1):
                         break
                 await asyncio.sleep(0.05)
@@ -88,7 +88,7 @@ async def test_killed_relays(
         await until(lambda relay=relay: "outbox: ready" in relay.output, 20)
     writer = start(env, "-m", "tests.service_app.write_outbox", str(USERS), str(EACH))
     kills = 0
-    while (last := (await broker.position()).last) < TOTAL:
+    while (last := (await broker.inboxes.position()).last) < TOTAL:
         if last > TOTAL * (kills + 1) // 4 and kills < 3:
             running[kills % relays].kill()
             running[kills % relays] = start(env, *RELAY)
@@ -102,7 +102,9 @@ async def test_killed_relays(
         assert "Traceback" not in relay.output
     assert kills >= 1
     for user in range(USERS):
-        messages = (await broker.read_after(Inbox("orders", f"u{user}"), 0, limit=1000)).messages
+        messages = (
+            await broker.inboxes.read_after(Inbox("orders", f"u{user}"), 0, limit=1000)
+        ).messages
         assert [m.payload for m in messages] == [b"%d" % number for number in range(EACH)]
 
 
@@ -141,7 +143,7 @@ async def test_broker_that_stops_in_the_middle_of_a_batch(
         await broker.wait_ready(20)
         proxy.pause = 0.01  # or everything may be relayed before the broker stops
         relay = start({**env, "NATS_BROKER_URL": f"nats://127.0.0.1:{proxy.port}"}, *RELAY)
-        while (await broker.position()).last < TOTAL // 4:
+        while (await broker.inboxes.position()).last < TOTAL // 4:
             assert relay.running, relay.output
         own_server.pause()
         try:
@@ -152,7 +154,7 @@ async def test_broker_that_stops_in_the_middle_of_a_batch(
         await until_relayed(broker)
         extra = 0
         for user in range(USERS):
-            read = await broker.read_after(Inbox("orders", f"u{user}"), 0, limit=1000)
+            read = await broker.inboxes.read_after(Inbox("orders", f"u{user}"), 0, limit=1000)
             texts = [m.payload for m in read.messages]
             assert list(dict.fromkeys(texts)) == [b"%d" % number for number in range(EACH)]
             extra += len(texts) - EACH

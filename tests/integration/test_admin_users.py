@@ -147,7 +147,7 @@ def standing(page: str, name: str) -> str:
 
 def kept(service: str, name: str) -> list[bytes]:
     async def read_all(broker: Any) -> Any:
-        return await broker.read_after(Inbox(service, name), 0, limit=1000)
+        return await broker.inboxes.read_after(Inbox(service, name), 0, limit=1000)
 
     return [message.payload for message in runtime.call_sync(read_all).messages]
 

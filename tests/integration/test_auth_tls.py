@@ -67,7 +67,7 @@ async def works(settings: Any, url: str, **values: Any) -> None:
     try:
         await broker.wait_ready()
         receipt = await broker.publish(ANN, b"hello")
-        batch = await broker.read_after(ANN, receipt.offset - 1, limit=1)
+        batch = await broker.inboxes.read_after(ANN, receipt.offset - 1, limit=1)
         assert batch.messages[0].payload == b"hello"
     finally:
         await broker.close()

@@ -70,7 +70,7 @@ async def test_backup_and_restore_as_documented(
     for text in ("one", "two"):
         await broker.publish(ANN, text.encode())
     await broker.save_cursor(ANN, "default", 2)
-    epoch = broker.epoch
+    epoch = broker.inboxes.epoch
     shell(script("Back up"))
     [day] = (tmp_path / "backup").iterdir()
     kinds = {path.name.removeprefix(f"{prefix.upper()}_").split("_")[0] for path in day.iterdir()}
@@ -82,14 +82,14 @@ async def test_backup_and_restore_as_documented(
     await restored.open()
     try:
         await restored.wait_ready()
-        batch = await restored.read_after(ANN, 0, limit=10)
+        batch = await restored.inboxes.read_after(ANN, 0, limit=10)
         assert [each.payload for each in batch.messages] == [b"one", b"two"]
-        assert restored.epoch != epoch
-        seen = restored.epoch
+        assert restored.inboxes.epoch != epoch
+        seen = restored.inboxes.epoch
         await restored.set_up()  # keeps the mark
-        assert (await restored.position()).epoch == seen
+        assert (await restored.inboxes.position()).epoch == seen
         await restored.set_up(restored=True)  # once more, as after a second restore
-        assert (await restored.position()).epoch not in (epoch, seen)
+        assert (await restored.inboxes.position()).epoch not in (epoch, seen)
     finally:
         await restored.close()
     gateway = gateway_factory()

@@ -22,10 +22,10 @@ from wsgateway.broker import runtime
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.memory import MemoryBroker
-from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.log import NatsLog
 from wsgateway.gateway.hub import Hub, get_hub
 from wsgateway.layer import NatsChannelLayer
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox
 from wsgateway.routing import websocket_urlpatterns
 from wsgateway.services import registry
 from wsgateway.services.runner import Runner
@@ -83,11 +83,11 @@ async def test_gateway_with_durable_groups_sweeps_once(
     """Sockets and durable groups each asked how far the same inboxes reach."""
     settings.WSGATEWAY_STORAGE = "file"
     settings.WSGATEWAY_SWEEP_INTERVAL = 3600.0
-    asked: list[list[Inbox]] = []
-    last_offsets = NatsBroker.last_offsets
+    asked: list[list[Address]] = []
+    last_offsets = NatsLog.last_offsets
 
-    async def count(self: NatsBroker, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        asked.append(list(inboxes))
+    async def count(self: NatsLog, addresses: Iterable[Address]) -> dict[Address, int]:
+        asked.append(list(addresses))
         return await last_offsets(self, asked[-1])
 
     hub, layer, ann = get_hub(), NatsChannelLayer(), Inbox("orders", "ann")
@@ -97,7 +97,7 @@ async def test_gateway_with_durable_groups_sweeps_once(
     await layer.group_add("orders.ann", channel)
     client = await Client(hub, to=ann).start()
     await until(lambda: not client.window.wants_fetch, what="the backlog")
-    monkeypatch.setattr(NatsBroker, "last_offsets", count)
+    monkeypatch.setattr(NatsLog, "last_offsets", count)
     await asyncio.to_thread(server.stop)
     await server.astart()
     await until(lambda: asked, 20, "a sweep")

@@ -110,7 +110,7 @@ async def test_sockets_are_told_and_cursors_written_when_the_server_ends(
     gateway.stop(timeout=5.0)
     expected = {"daphne": [1012, 4001], "uvicorn": [1012, 1012]}[server]
     assert [(await closed_with(ws))[0] for ws in (raw, v1)] == expected
-    await broker.position()  # learns the epoch
+    await broker.inboxes.position()  # learns the epoch
     found = [await broker.load_cursor(Inbox("s", user), "default") for user in ("raw", "v1")]
     assert found == [receipt.offset for receipt in receipts]
     await broker.close()

@@ -139,7 +139,7 @@ async def test_read_that_is_refused_is_tried_again_after_a_pause(
         tried.append(clock())
         raise BrokerForbidden("permissions violation for publish to …")
 
-    monkeypatch.setattr(hub.broker, "read_after", refuse)
+    monkeypatch.setattr(hub.broker.inboxes, "read_after", refuse)
     await Client(hub).session.start(Resume())
     await until(lambda: len(tried) >= 4, what="four attempts")
     assert tried[3] - tried[0] >= 3 * REFUSED_PAUSE[0] * 0.9
@@ -169,7 +169,7 @@ async def test_stream_that_is_made_again_is_read_from_its_start(hub: Hub) -> Non
         await hub.broker.publish(ANN, b"old %d" % number)
     await until(lambda: len(client.got) == 3, what="three")
     await hub.subscriptions.sweep(thorough=True)
-    hub.broker.store.start_over()
+    hub.broker.store.inboxes.start_over()
     await hub.broker.publish(ANN, b"new")
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.got[3:] == ["new"], what="the new stream's message")
@@ -183,10 +183,10 @@ async def test_live_message_that_was_missed_is_found_by_a_sweep(hub: Hub) -> Non
     await client.session.start(Resume())
     window = client.window
     await until(lambda: not (window.fetching or window.wants_fetch), what="the backlog is read")
-    watchers = dict(hub.broker.store.watchers[ANN])
-    hub.broker.store.watchers[ANN].clear()  # the live copy is lost
+    watchers = dict(hub.broker.store.inboxes.watchers[ANN])
+    hub.broker.store.inboxes.watchers[ANN].clear()  # the live copy is lost
     await hub.broker.publish(ANN, b"missed")
-    hub.broker.store.watchers[ANN].update(watchers)
+    hub.broker.store.inboxes.watchers[ANN].update(watchers)
     await asyncio.sleep(0.05)
     assert client.got == []
     await hub.subscriptions.sweep(thorough=False)

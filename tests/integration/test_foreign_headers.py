@@ -49,20 +49,20 @@ async def poison(raw: RawPublisher, subject: str) -> list[int]:
 
 async def test_inbox_is_read_live_and_later(broker: NatsBroker, raw: RawPublisher) -> None:
     live: list[Stored] = []
-    broker.watch(ANN, live.append)
+    broker.inboxes.watch(ANN, live.append)
     await broker.connection.confirm()
     offsets = await poison(raw, broker.subjects.recv(ANN))
     await until(lambda: len(live) == len(POISON), 10, "all, live")
     assert [(m.offset, m.payload) for m in live] == list(zip(offsets, PAYLOADS, strict=True))
     assert [m.previous for m in live] == [0, *offsets[:-1]]
-    batch = await broker.read_after(ANN, 0, limit=1000)
+    batch = await broker.inboxes.read_after(ANN, 0, limit=1000)
     assert [m.offset for m in batch.messages] == offsets
     assert [m.payload for m in batch.messages] == PAYLOADS
     assert not batch.more
     for message in (*live, *batch.messages):
         assert (message.reply_to, message.error) == (None, None)
         assert message.time.startswith("20")
-    part = await broker.read_after(ANN, offsets[1], limit=2)
+    part = await broker.inboxes.read_after(ANN, offsets[1], limit=2)
     assert [m.offset for m in part.messages] == offsets[2:4]
     assert part.more
 
@@ -72,7 +72,7 @@ async def test_newest_offset_is_found_whatever_that_message_holds(
 ) -> None:
     for headers in POISON:
         answer = await raw.publish(broker.subjects.recv(ANN), b"x", headers)
-        assert await broker.last_offsets([ANN]) == {ANN: answer["seq"]}, headers[:60]
+        assert await broker.inboxes.last_offsets([ANN]) == {ANN: answer["seq"]}, headers[:60]
 
 
 async def test_sockets_get_each_message_and_skip_what_is_no_frame(
@@ -145,7 +145,7 @@ async def test_cursor_is_read_whatever_its_headers(
     broker: NatsBroker, raw: RawPublisher, value: bytes
 ) -> None:
     """A device whose cursor had such headers, or so long a number, could not connect any more."""
-    value = value.replace(b"%s", broker.epoch.encode())
+    value = value.replace(b"%s", broker.inboxes.epoch.encode())
     for _ in range(10):
         await broker.publish(ANN, b"x")
     bucket = f"{broker.subjects.upper}_CURSORS"

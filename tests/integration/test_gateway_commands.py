@@ -320,16 +320,16 @@ async def test_purge_deletes_one_or_all(site: Site, broker: NatsBroker) -> None:
     refused = await show(site, *to, typed="\n")
     assert refused.code == Exit.FAILED
     assert "Delete 4 messages of ann in orders for good?" in refused.out
-    assert await broker.count(ANN) == 4
+    assert await broker.inboxes.count(ANN) == 4
     done = await run(site, *to, "2", "5", "--no-input", "--json")
     assert done.json == {"deleted": 1, "missing": [5]}  # 5 is another user's
     assert set(done.json) <= documented("gateway purge")
     assert done.code == Exit.UNKNOWN
-    left = await broker.read_after(ANN, 0, limit=10)
+    left = await broker.inboxes.read_after(ANN, 0, limit=10)
     assert [stored.offset for stored in left.messages] == [1, 3, 4]
     done = await call(*to, "--no-input")
     assert (done.code, done.lines) == (0, ["3 deleted"])
-    assert [await broker.count(ANN), await broker.count(BOB)] == [0, 1]
+    assert [await broker.inboxes.count(ANN), await broker.inboxes.count(BOB)] == [0, 1]
     assert (await call(*to)).lines == ["0 deleted"]  # nothing is lost, so nothing is asked
 
 
@@ -349,7 +349,7 @@ async def test_purge_that_fails_halfway_says_how_far_it_came(
     done = await call("purge", *ANN, str(first), str(second), str(third), "--no-input")
     assert done.code == Exit.UNAVAILABLE
     assert f"1 deleted; offset {second}: no answer" in done.err
-    assert await broker.count(ANN) == 2
+    assert await broker.inboxes.count(ANN) == 2
 
 
 @pytest.mark.django_db(transaction=True)
@@ -367,7 +367,7 @@ async def test_purge_of_a_user_shows_asks_and_deletes(broker: NatsBroker) -> Non
     ]
     refused = await call(*of_ann)
     assert (refused.code, "--no-input" in refused.err) == (Exit.USAGE, True)
-    assert await broker.count(ANN) == 2
+    assert await broker.inboxes.count(ANN) == 2
     done = await call(*of_ann, "--service", "service1", "--no-input", "--json")
     empty = {"cursors": 0, "queued": 0, "dead_letters": 0}
     assert done.json == {
@@ -380,7 +380,7 @@ async def test_purge_of_a_user_shows_asks_and_deletes(broker: NatsBroker) -> Non
     }
     assert set(done.json) <= documented("gateway purge")
     assert (await call(*of_ann, "--no-input")).lines[-1] == "3 records deleted"
-    assert [await broker.count(each) for each in (ANN, chat, BOB)] == [0, 0, 1]
+    assert [await broker.inboxes.count(each) for each in (ANN, chat, BOB)] == [0, 0, 1]
     assert "No service stores anything" in (await call(*of_ann, "--dry-run")).out
 
 
@@ -401,7 +401,7 @@ async def test_purge_with_arguments_that_do_not_fit_deletes_nothing(
 ) -> None:
     await broker.publish(ANN, b"x")
     assert (await call("purge", *arguments)).code == Exit.USAGE
-    assert await broker.count(ANN) == 1
+    assert await broker.inboxes.count(ANN) == 1
 
 
 # -- status ------------------------------------------------------------------------------

@@ -238,8 +238,8 @@ async def test_lookups_of_many_inboxes_fit_a_small_max_payload(
             inboxes = [Inbox("orders", f"{n}" + "*" * 250) for n in range(200)]
             for inbox in inboxes[::2]:
                 await broker.publish(inbox, b"x")
-            assert len(await broker.last_offsets(inboxes)) == 100
-            assert await broker.count(inboxes[0]) == 1
+            assert len(await broker.inboxes.last_offsets(inboxes)) == 100
+            assert await broker.inboxes.count(inboxes[0]) == 1
             with pytest.raises(MessageTooBig, match="max_payload"):
                 await broker.jetstream.api("STREAM.NAMES", {"subject": "x" * 5000})
             with pytest.raises(MessageTooBig, match="max_payload"):
@@ -255,15 +255,15 @@ async def test_forged_headers_move_no_offset(
     async with connected(settings, nats_server.url) as broker:
         await broker.wait_ready()
         seen: list[Stored] = []
-        broker.watch(ANN, seen.append)
+        broker.inboxes.watch(ANN, seen.append)
         publish, subject = broker.jetstream.publish, broker.subjects.recv(ANN)
         offsets = [(await publish(subject, b"x", forged)).offset for _ in range(3)]
         await until(lambda: len(seen) == 3, what="three")
         assert [m.offset for m in seen] == offsets
         assert [m.previous for m in seen] == [0, *offsets[:-1]]
-        batch = await broker.read_after(ANN, 0, limit=10)
+        batch = await broker.inboxes.read_after(ANN, 0, limit=10)
         assert [m.offset for m in batch.messages] == offsets
-        assert await broker.last_offsets([ANN]) == {ANN: offsets[-1]}
+        assert await broker.inboxes.last_offsets([ANN]) == {ANN: offsets[-1]}
 
 
 names = st.text(alphabet="ABab-", min_size=1, max_size=6)

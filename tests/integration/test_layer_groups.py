@@ -15,8 +15,8 @@ from tests.support import until
 from tests.troubleshooting import Symptom
 from wsgateway.broker.messages import Position
 from wsgateway.broker.nats import broker_from_settings
-from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.jetstream import JetStream
+from wsgateway.broker.nats.log import NatsLog
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.layer import NatsChannelLayer, durable
@@ -34,7 +34,7 @@ async def stored(layer: NatsChannelLayer, inbox: Inbox) -> int:
     """Return how many messages the inbox holds."""
     node = await layer.connections.ready()
     await node.broker.wait_ready()
-    return await node.broker.count(inbox)
+    return await node.broker.inboxes.count(inbox)
 
 
 @pytest.mark.parametrize("user", ["ann", "ann.smith", "ann@example.com", "jürgen", "a..b", "=40"])
@@ -280,16 +280,16 @@ async def test_a_member_that_could_not_begin_begins_later(
     channel = await layer.new_channel()
     await layer.group_add("later.ann", channel)
     group = layer.local.groups.by_name["later.ann"]
-    position = NatsBroker.position
+    position = NatsLog.position
     failed: list[bool] = []
 
-    async def unavailable(broker: NatsBroker) -> Position:
+    async def unavailable(log: NatsLog) -> Position:
         if failed:
-            return await position(broker)
+            return await position(log)
         failed.append(True)
         raise BrokerUnavailable("away")
 
-    monkeypatch.setattr(NatsBroker, "position", unavailable)
+    monkeypatch.setattr(NatsLog, "position", unavailable)
     settings.WSGATEWAY_SERVICES = ["later"]
     broker = broker_from_settings(wsgateway_settings)
     try:

@@ -13,6 +13,7 @@ from wsgateway.broker import runtime
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.messages import Position
+from wsgateway.broker.subscriptions import LogSubscriptions
 from wsgateway.protocol import window as inbox
 
 GROUP = "room"
@@ -31,18 +32,18 @@ def connection() -> Connection:
     return found
 
 
-async def do_nothing(*, thorough: bool) -> None:
+async def do_nothing(log: object, *, thorough: bool) -> None:
     """Stand for a sweep."""
 
 
 async def see_another_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweep once, as if the stream had been replaced by one with the same messages."""
-    position = connection().broker.position
+    position = connection().broker.inboxes.position
 
     async def elsewhere() -> Position:
         return (await position())._replace(epoch="another")
 
-    monkeypatch.setattr(connection().broker, "position", elsewhere)
+    monkeypatch.setattr(connection().broker.inboxes, "position", elsewhere)
     await connection().subscriptions.sweep(thorough=False)
 
 
@@ -68,7 +69,7 @@ async def test_server_that_lost_the_streams_end(
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 2) == [0, 1]
         broker, subscriptions = connection().broker, connection().subscriptions
-        sweep = subscriptions.sweep
+        sweep = LogSubscriptions.sweep
         (folder,) = own_server.store.rglob(broker.subjects.stream("recv"))
         copy = own_server.store / "copy"
         await asyncio.to_thread(own_server.stop)
@@ -78,7 +79,7 @@ async def test_server_that_lost_the_streams_end(
             await other.group_send(GROUP, {"type": "x", "n": number})
         assert await drain(mine, channel, 10) == list(range(2, 12))
         if blind:
-            monkeypatch.setattr(subscriptions, "sweep", do_nothing)
+            monkeypatch.setattr(LogSubscriptions, "sweep", do_nothing)
         await asyncio.to_thread(own_server.stop)
         shutil.rmtree(folder)
         shutil.copytree(copy, folder)
@@ -89,7 +90,8 @@ async def test_server_that_lost_the_streams_end(
             # Those beyond the old end come by themselves; the others after the look.
             jumped = await drain(mine, channel, since - 10)
             assert jumped == list(range(110, 100 + since))
-            await sweep(thorough=True)
+            monkeypatch.setattr(LogSubscriptions, "sweep", sweep)
+            await subscriptions.sweep(thorough=True)
             assert await drain(mine, channel, 10) == list(range(100, 110))
             return
         got: list[int] = []
@@ -108,7 +110,7 @@ async def test_fetch_that_outlasts_the_stream(
         channel = await mine.new_channel()
         await mine.group_add(GROUP, channel)
         broker = connection().broker
-        read_after, held, asked = broker.read_after, asyncio.Event(), asyncio.Event()
+        read_after, held, asked = broker.inboxes.read_after, asyncio.Event(), asyncio.Event()
 
         async def slow(to: Any, offset: int, **options: Any) -> Any:
             batch = await read_after(to, offset, **options)
@@ -119,7 +121,7 @@ async def test_fetch_that_outlasts_the_stream(
 
         for number in range(9):
             await other.group_send(GROUP, {"type": "x", "n": number})
-        monkeypatch.setattr(broker, "read_after", slow)
+        monkeypatch.setattr(broker.inboxes, "read_after", slow)
         assert await drain(mine, channel, 3) == [0, 1, 2]  # so there is room for more
         await asyncio.wait_for(asked.wait(), 10)
         await see_another_epoch(monkeypatch)

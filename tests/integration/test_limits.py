@@ -166,7 +166,7 @@ async def test_streams_without_limits_get_them_and_lose_nothing(
     assert any(line.endswith("_RECV: changed discard, max_bytes") for line in lines), lines
     await broker.close()
     async with opened() as broker:
-        assert await broker.count(ANN) == 50
+        assert await broker.inboxes.count(ANN) == 50
         assert min((await sizes(broker)).values()) >= MIB
 
 
@@ -181,12 +181,12 @@ async def test_full_inboxes_refuse_instead_of_evicting_others(nats_settings: Any
         await broker.publish(BOB, b"bob's")
         for number in range(10):
             await broker.publish(ANN, b"%d" % number)  # each inbox drops its own oldest
-        assert (await broker.count(ANN), await broker.count(BOB)) == (3, 1)
+        assert (await broker.inboxes.count(ANN), await broker.inboxes.count(BOB)) == (3, 1)
         for number in range(9):
             await broker.publish(Inbox("orders", f"u{number}"), bytes(100_000))
         with pytest.raises(QueueFull):
             await broker.publish(Inbox("orders", "last"), bytes(300_000))
-        assert [m.payload for m in (await broker.read_after(BOB, 0, limit=9)).messages] == [
+        assert [m.payload for m in (await broker.inboxes.read_after(BOB, 0, limit=9)).messages] == [
             b"bob's"
         ]
 
@@ -208,7 +208,7 @@ async def test_full_store_can_still_drain(
             except QueueFull as exc:
                 return "the room kept for replies" in str(exc)
             if number % 20 == 0:
-                await broker.position()  # as gateways do now and then
+                await broker.inboxes.position()  # as gateways do now and then
             return False
 
         async with asyncio.timeout(20):
@@ -219,7 +219,7 @@ async def test_full_store_can_still_drain(
         assert warnings[0].startswith(f"stream '{broker.subjects.stream('recv')}' is 8")
         for reply in range(20):
             await broker.publish(ANN, b"reply", msg_id=f"r{reply}", reserved=True)
-        assert await broker.count(ANN) == 20
+        assert await broker.inboxes.count(ANN) == 20
         assert any("% full" in line for line in await broker.set_up())
         # Dead letters have room of their own, and the oldest goes first
         for sequence in range(30):

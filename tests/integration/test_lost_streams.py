@@ -32,7 +32,7 @@ async def use(broker: NatsBroker, kind: str) -> None:
     try:
         async with asyncio.timeout(1.0):
             if kind == "recv":
-                await broker.position()
+                await broker.inboxes.position()
             elif kind == "send":
                 await broker.offer(ANN, Frame.of("x"), "x")
             elif kind == "dead":
@@ -53,7 +53,7 @@ async def test_stream_that_is_deleted_is_made_again(broker: NatsBroker, kind: st
     """It was missing until the next connection, and `ready` said that all was well."""
     ready: list[bool] = []
     broker.on_ready(lambda: ready.append(True))
-    name, epoch = name_of(broker, kind), broker.epoch
+    name, epoch = name_of(broker, kind), broker.inboxes.epoch
     await broker.jetstream.api(f"STREAM.DELETE.{name}")
     await use(broker, kind)
     await until(lambda: ready, 10, "it is ready again")
@@ -61,7 +61,7 @@ async def test_stream_that_is_deleted_is_made_again(broker: NatsBroker, kind: st
     await broker.publish(ANN, b"x")
     await broker.offer(ANN, Frame.of("y"), "y")
     await broker.save_cursor(ANN, "phone", 1)
-    assert (broker.epoch != epoch) is (kind == "recv")
+    assert (broker.inboxes.epoch != epoch) is (kind == "recv")
 
 
 async def test_stream_that_nobody_uses_is_looked_at_now_and_then(

@@ -34,7 +34,7 @@ async def crowded(nats_settings: Any) -> AsyncIterator[NatsBroker]:
         if number % PAUSE_EACH == 0:
             await broker.publish(Inbox("orders", "last"), b"x")
     await broker.publish(Inbox("orders", "last"), b"x")
-    assert (await broker.position()).last == COUNT + COUNT // PAUSE_EACH + 2
+    assert (await broker.inboxes.position()).last == COUNT + COUNT // PAUSE_EACH + 2
     yield broker
     await broker.jetstream.api(f"STREAM.PURGE.{broker.subjects.stream('recv')}")
     await broker.close()
@@ -62,7 +62,7 @@ async def test_names_counts_and_pages(crowded: NatsBroker) -> None:
     streams = await crowded.operations.streams()
     [inboxes] = [stream for stream in streams if stream.purpose == "inboxes"]
     assert inboxes.subjects == COUNT + 1
-    batch = await crowded.read_last(Inbox("orders", name(50_000)), 10)
+    batch = await crowded.inboxes.read_last(Inbox("orders", name(50_000)), 10)
     assert len(batch.messages) == 1
     assert not batch.more
 

@@ -105,7 +105,9 @@ def test_broker_that_stops_in_the_middle_of_a_batch(database: str, broker: Faili
     with pytest.raises(BrokerUnavailable):
         Relay().step()
     assert len(left()) == 50
-    memory.shared_store(wsgateway_settings).received.ids.clear()  # past the duplicate window
+    memory.shared_store(
+        wsgateway_settings
+    ).inboxes.received.ids.clear()  # past the duplicate window
     broker.fail = lambda inbox, payload: None
     assert Relay().step() == 50
     for user in range(8):

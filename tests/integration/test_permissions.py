@@ -367,9 +367,9 @@ async def test_admin_looks_into_inboxes_and_acts(
         assert (await operations.counts([ANN]))[ANN].waiting == 2
         assert [device.device for device in await operations.devices(ANN)] == ["phone"]
         assert await operations.names("orders") == ["ann"]
-        batch = await admin.read_last(ANN, 2, before=mine[3] + 1)
+        batch = await admin.inboxes.read_last(ANN, 2, before=mine[3] + 1)
         assert [stored.offset for stored in batch.messages] == mine[2:]
-        assert await admin.offset_at(ANN, dt.datetime(2000, 1, 1, tzinfo=dt.UTC)) == mine[0]
+        assert await admin.inboxes.offset_at(ANN, dt.datetime(2000, 1, 1, tzinfo=dt.UTC)) == mine[0]
         assert all(stream.last_error == "" for stream in await operations.streams())
         [queue] = await operations.queues()
         assert (queue.service, queue.waiting, queue.dead) == ("orders", 1, 1)
@@ -425,7 +425,7 @@ async def test_operator_backs_up_and_restores(
     await nats("rm", "--force", "WS_RECV")
     await nats("restore", "--no-progress", str(tmp_path / "backup"))
     async with acting(ws_settings, url("gateway")) as gateway:
-        batch = await gateway.read_after(ANN, 0, limit=10)
+        batch = await gateway.inboxes.read_after(ANN, 0, limit=10)
         assert [message.payload for message in batch.messages] == [b"kept"]
 
 
@@ -483,7 +483,7 @@ async def test_publisher_cannot_look_into_queues(
         with pytest.raises(BrokerForbidden):
             await publisher.operations.queues()
         with pytest.raises(BrokerForbidden):
-            await publisher.read_last(ANN, 10)
+            await publisher.inboxes.read_last(ANN, 10)
 
 
 @pytest.mark.django_db

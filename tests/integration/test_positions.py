@@ -58,7 +58,7 @@ async def test_a_position_of_another_user_skips_no_message(gateway: Gateway, ann
 async def test_a_position_of_another_user_gives_way_to_the_device(
     gateway: Gateway, broker: NatsBroker, ann: str
 ) -> None:
-    first = (await broker.read_after(BOB, 0, limit=1)).messages[0].offset
+    first = (await broker.inboxes.read_after(BOB, 0, limit=1)).messages[0].offset
     await broker.save_cursor(BOB, "default", first)
     async with gateway.connect(*BOB, query=ann, subprotocols=[SUBPROTOCOL]) as socket:
         welcome = await take(socket)
@@ -103,7 +103,7 @@ async def test_a_gateway_of_an_earlier_version_takes_the_epoch(
     gateway: Gateway, broker: NatsBroker, ann: str
 ) -> None:
     """It compares the epoch with the stream's; both were joined, and it sent everything again."""
-    assert dict(parse_qsl(ann[1:]))["epoch"] == broker.epoch
+    assert dict(parse_qsl(ann[1:]))["epoch"] == broker.inboxes.epoch
 
 
 async def test_a_position_of_an_earlier_version_resumes(
@@ -112,7 +112,7 @@ async def test_a_position_of_an_earlier_version_resumes(
     """It names no inbox."""
     offset = (await broker.publish(ANN, b"before")).offset
     await broker.publish(ANN, b"later")
-    query = "?" + urlencode({"epoch": broker.epoch, "offset": offset})
+    query = "?" + urlencode({"epoch": broker.inboxes.epoch, "offset": offset})
     async with gateway.connect(*ANN, query=query, subprotocols=[SUBPROTOCOL]) as socket:
         assert (await take(socket))["recovered"] is True
         assert (await take(socket))["data"] == "later"

@@ -35,7 +35,7 @@ async def read(service: str, user: str) -> list[Any]:
     await broker.open()
     try:
         await broker.wait_ready()
-        return (await broker.read_after(Inbox(service, user), 0, limit=1000)).messages
+        return (await broker.inboxes.read_after(Inbox(service, user), 0, limit=1000)).messages
     finally:
         await broker.close()
 

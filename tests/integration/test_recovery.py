@@ -163,7 +163,7 @@ async def test_stream_replaced_while_a_write_waits(
     sweep = sweep_by_hand(monkeypatch, hub)  # one must do
     await publish(hub.broker, *["old"] * waiting)
     await until(lambda: client.writing, what="a write that waits")
-    store.start_over()
+    store.inboxes.start_over()
     await publish(hub.broker, "a", "b")
     await sweep(thorough=True)
     client.reads(float("inf"))
@@ -182,7 +182,7 @@ async def test_write_that_outlasts_the_stream_confirms_nothing_of_the_next(
     client.reads(0)
     await publish(hub.broker, "4")
     await until(lambda: client.writing, what="a write that waits")
-    store.lose_tail(0)
+    store.inboxes.lose_tail(0)
     await publish(hub.broker, *"abcdef")
     await hub.subscriptions.sweep(thorough=True)
     client.reads(1)  # the old one; the first of the new ones waits
@@ -199,7 +199,7 @@ async def test_late_acknowledgement_confirms_nothing_of_the_new_stream(
     before = client.epoch
     await publish(hub.broker, "old", "old", "old")
     await client.has("old", "old", "old")
-    store.start_over()
+    store.inboxes.start_over()
     await publish(hub.broker, "a", "b", "c")
     await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "old", "old", "a", "b", "c")
@@ -221,7 +221,7 @@ async def test_acknowledgement_without_an_epoch_once_the_stream_was_replaced(
     client = await Client(hub).start()
     await publish(hub.broker, "old")
     await client.has("old")
-    store.start_over()
+    store.inboxes.start_over()
     await publish(hub.broker, "a")
     await hub.subscriptions.sweep(thorough=True)
     await client.has("old", "a")
@@ -240,7 +240,7 @@ async def test_client_that_never_says_the_epoch_is_told_and_closed(
     await client.has("old")
     await client.say('{"type":"ack","offset":1}')
     assert client.window.confirmed == 1
-    store.start_over()
+    store.inboxes.start_over()
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.closed_with, what="closed")
     assert client.closed_with == CloseCode.STREAM_REPLACED
@@ -252,7 +252,7 @@ async def test_socket_that_began_in_the_new_stream_does_not_begin_again(
 ) -> None:
     old = await Client(hub).start()
     await hub.subscriptions.sweep(thorough=False)
-    store.start_over()
+    store.inboxes.start_over()
     new = await Client(hub).start()
     await publish(hub.broker, "a")
     await hub.subscriptions.sweep(thorough=False)
@@ -266,8 +266,8 @@ async def test_cursor_of_two_sockets_in_two_streams(hub: Hub, store: MemoryStore
     old = await Client(hub).start()
     await publish(hub.broker, *"12345")
     await old.has(*"12345")
-    store.watchers[ANN].clear()  # nothing tells the old one
-    store.start_over()
+    store.inboxes.watchers[ANN].clear()  # nothing tells the old one
+    store.inboxes.start_over()
     await publish(hub.broker, *"abcdef")
     new = await Client(hub).start()
     await new.has(*"abcdef")
@@ -294,7 +294,7 @@ async def test_stream_loses_its_end_under_an_open_socket(
     await idle(client)
     await publish(hub.broker, *"1234")
     await client.has(*"1234")
-    store.lose_tail(2)
+    store.inboxes.lose_tail(2)
     new = [f"new {number}" for number in range(since)]
     await publish(hub.broker, *new)
     await hub.subscriptions.sweep(thorough=True)
@@ -309,7 +309,7 @@ async def test_stream_loses_its_end_while_no_connection_is_lost(
     client = await Client(hub, RawEndpoint).start()
     await publish(hub.broker, *"1234")
     await client.has(*"1234")
-    store.lose_tail(2)
+    store.inboxes.lose_tail(2)
     await publish(hub.broker, "new")
     await hub.subscriptions.sweep(thorough=False)
     await until(lambda: client.got[-1] == "new", what="what was stored afterwards")
@@ -322,7 +322,7 @@ async def test_sockets_before_the_end_that_was_lost_go_on(hub: Hub, store: Memor
     beyond = await Client(hub).start()
     await publish(hub.broker, *"3456")
     await beyond.has(*"3456")
-    store.lose_tail(4)
+    store.inboxes.lose_tail(4)
     await publish(hub.broker, *"abcdef")
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: beyond.got[-1] == "f", what="the new ones")
@@ -336,7 +336,7 @@ async def test_nothing_begins_again_where_nothing_is_lost(hub: Hub, store: Memor
     for number in range(3):
         await publish(hub.broker, "x", to=Inbox("service1", f"u{number}"))
     await until(lambda: all(client.got for client in clients), what="all have one")
-    store.inboxes[Inbox("service1", "u2")].clear()
+    store.inboxes.messages[Inbox("service1", "u2")].clear()
     await hub.subscriptions.sweep(thorough=True)
     await publish(hub.broker, "y", to=Inbox("service1", "u2"))
     await clients[2].has("x", "y")
@@ -351,7 +351,7 @@ async def test_cursor_goes_back_with_the_stream(hub: Hub, store: MemoryStore) ->
     await client.ack(50)
     await client.session.stop()
     assert await hub.broker.load_cursor(ANN, "default") == 50
-    store.lose_tail(6)
+    store.inboxes.lose_tail(6)
     claim = Resume(None, client.epoch, 50)
     client = await Client(hub).start(claim)  # hears it, and leaves
     assert client.welcomes == [(0, Reason.AHEAD)]
@@ -372,7 +372,7 @@ async def test_late_acknowledgement_after_the_stream_lost_its_end(
     await client.has(*"1234")
     await client.ack(4)
     await hub.cursors.flush()
-    store.lose_tail(0)
+    store.inboxes.lose_tail(0)
     await publish(hub.broker, *"abcde")
     await hub.subscriptions.sweep(thorough=True)
     await client.has(*"1234", *"abcde")
@@ -393,7 +393,7 @@ async def test_another_sockets_unsaved_progress_beyond_the_end(
     first = await Client(hub, RawEndpoint).start()
     await publish(hub.broker, *"1234")
     await first.has(*"1234")
-    store.lose_tail(1)
+    store.inboxes.lose_tail(1)
     await publish(hub.broker, "new")
     second = await Client(hub, RawEndpoint).start()  # before anybody noticed
     await until(lambda: "new" in second.got, what="what was stored afterwards")
@@ -407,7 +407,7 @@ async def test_slow_client_is_told_that_messages_were_trimmed(
 ) -> None:
     """Behind a limit of 50 it got 60 of 300, and heard nothing."""
     settings.WSGATEWAY_WINDOW = 10
-    store.max_messages = 50
+    store.inboxes.max_messages = 50
     client = await Client(hub).start()
     data = [str(number) for number in range(300)]
     await publish(hub.broker, *data)
@@ -428,7 +428,7 @@ async def test_welcome_on_the_way_confirms_nothing(
 ) -> None:
     """The client goes on from what it confirmed, so what it holds is not lost with it."""
     settings.WSGATEWAY_WINDOW = 10
-    store.max_messages = 5
+    store.inboxes.max_messages = 5
     client = await Client(hub).start()
     await publish(hub.broker, *map(str, range(30)))
     await until(lambda: len(client.got) == 10, what="a window")
@@ -441,7 +441,7 @@ async def test_welcome_on_the_way_confirms_nothing(
 
 async def test_trimmed_again_is_told_again(settings: Any, hub: Hub, store: MemoryStore) -> None:
     settings.WSGATEWAY_WINDOW = 2
-    store.max_messages = 4
+    store.inboxes.max_messages = 4
     client = await Client(hub).start()
     await publish(hub.broker, *map(str, range(10)))
     await client.has("0", "1")
@@ -460,11 +460,13 @@ async def test_all_that_came_is_gone_by_age(hub: Hub, store: MemoryStore) -> Non
     await client.has("before")
     await client.ack(1)
     await hub.subscriptions.sweep(thorough=True)
-    watchers = dict(store.watchers[ANN])
-    store.watchers[ANN].clear()
+    window = client.window
+    await until(lambda: not (window.fetching or window.wants_fetch), what="it reads no more")
+    watchers = dict(store.inboxes.watchers[ANN])
+    store.inboxes.watchers[ANN].clear()
     await publish(hub.broker, "missed")
-    store.inboxes.clear()
-    store.watchers[ANN].update(watchers)
+    store.inboxes.messages.clear()
+    store.inboxes.watchers[ANN].update(watchers)
     await hub.subscriptions.sweep(thorough=True)
     await until(lambda: client.welcomes[1:] == [(1, Reason.TRIMMED)], what="it is told")
     await publish(hub.broker, "after")
@@ -479,7 +481,7 @@ async def test_fast_client_costs_no_question(
     await client.has("0")
     asked: list[str] = []
     for name in ("position", "count", "read_after"):
-        monkeypatch.setattr(hub.broker, name, lambda *a, name=name, **k: asked.append(name))
+        monkeypatch.setattr(hub.broker.inboxes, name, lambda *a, name=name, **k: asked.append(name))
     data = [str(number) for number in range(1, 100)]
     await publish(hub.broker, *data)
     await client.has("0", *data)
@@ -537,14 +539,14 @@ async def test_server_that_lost_the_streams_end(
     await clients[1].ack(12)
     await real.cursors.flush()
     await broker.save_cursor(ANN, "tablet", 12)  # of a device that is away
-    epoch = broker.epoch
+    epoch = broker.inboxes.epoch
     sweep = sweep_by_hand(monkeypatch, real)  # once the stream is as long again
     await asyncio.to_thread(own_server.stop)
     shutil.rmtree(folder)
     shutil.copytree(copy, folder)
     await own_server.astart()
     await broker.wait_ready(20)
-    assert broker.epoch == epoch
+    assert broker.inboxes.epoch == epoch
     after = [f"after {number}" for number in range(since)]
     await publish(broker, *after)
     if since > 10:

@@ -158,7 +158,7 @@ def test_nobody_else_gets_a_second_user(
 
 async def stored(user: str) -> Any:
     inbox = Inbox("demo", user)
-    return await runtime.call(lambda broker: broker.read_after(inbox, 0, limit=10))
+    return await runtime.call(lambda broker: broker.inboxes.read_after(inbox, 0, limit=10))
 
 
 @pytest.mark.django_db(transaction=True)

@@ -65,7 +65,7 @@ def test_tries_of_a_message() -> None:
 
 async def test_position_of_a_device(broker: NatsBroker) -> None:
     offset = (await broker.publish(ANN, b"x")).offset
-    epoch = (await broker.position()).epoch
+    epoch = (await broker.inboxes.position()).epoch
     key = broker.subjects.cursor_key(ANN, "phone")
     bucket = f"{broker.subjects.upper}_CURSORS"
     await broker.jetstream.publish(f"$KV.{bucket}.{key}", f"{epoch} {offset}".encode())

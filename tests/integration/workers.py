@@ -43,4 +43,4 @@ async def offer(broker: Broker, text: str | bytes, user: str = "ann", **headers:
 
 
 async def answers(broker: Broker, user: str = "ann") -> list[Any]:
-    return (await broker.read_after(Inbox("orders", user), 0, limit=100)).messages
+    return (await broker.inboxes.read_after(Inbox("orders", user), 0, limit=100)).messages

@@ -55,7 +55,9 @@ def main() -> None:
 
 
 async def stored(broker: Any) -> Any:
-    return (await broker.read_after(Inbox("orders", "ann@example.com"), 0, limit=10)).messages
+    return (
+        await broker.inboxes.read_after(Inbox("orders", "ann@example.com"), 0, limit=10)
+    ).messages
 
 
 def page_in(html: str) -> str:

@@ -19,7 +19,7 @@ class Broker(MemoryBroker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store.received.last = 1000
+        self.store.inboxes.received.last = 1000
         self.refuse: dict[str, BrokerError] = {}
         self.tried = 0
 
@@ -53,7 +53,7 @@ def key(device: object) -> Key:
 
 def moved(cursors: Cursors, broker: Broker, device: object, offset: int) -> Cursor:
     cursor = cursors.acquire(key(device))
-    cursors.confirm(cursor, broker.epoch, offset)
+    cursors.confirm(cursor, broker.inboxes.epoch, offset)
     return cursor
 
 
@@ -103,7 +103,7 @@ async def test_lost_cursor_is_dropped_however_often_that_fails(broker: Broker) -
     with pytest.raises(BrokerUnavailable):
         await cursors.flush()
     assert cursor.due
-    cursors.confirm(cursor, broker.epoch, 7)
+    cursors.confirm(cursor, broker.inboxes.epoch, 7)
     broker.refuse.clear()
     await cursors.flush()
     assert (cursor.due, await load(broker, "a")) == (False, 7)

@@ -119,4 +119,4 @@ async def test_reply_with_an_impossible_ttl_is_refused(ttl: float) -> None:
     job = job_of(Inbox("orders", "ann"), b"x", hdrs.encode({"Ws-Request": "r1"}), ACK)
     with pytest.raises(ValueError, match="between 1 and"):
         await Message(job, broker).reply(text="y", ttl=ttl)
-    assert await broker.count(job.inbox) == 0
+    assert await broker.inboxes.count(job.inbox) == 0

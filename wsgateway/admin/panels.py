@@ -187,13 +187,13 @@ async def _read(broker: Broker, inbox: Inbox, place: Place) -> Leaf:
         return Leaf()
     least = first or 0
     if place.after is not None:
-        batch = await broker.read_after(inbox, max(place.after, least - 1), limit=PAGE)
+        batch = await broker.inboxes.read_after(inbox, max(place.after, least - 1), limit=PAGE)
         found = [each for each in batch.messages if end is None or each.offset < end]
         more = batch.more and len(found) == len(batch.messages)
         older = found[0].offset if found else place.after + 1
         return _leaf(found, older if older > least else None, found[-1].offset if more else None)
     limits = [limit for limit in (place.before, end) if limit is not None]
-    batch = await broker.read_last(inbox, PAGE, before=min(limits, default=None))
+    batch = await broker.inboxes.read_last(inbox, PAGE, before=min(limits, default=None))
     found = [each for each in batch.messages if each.offset >= least]
     more = batch.more and len(found) == len(batch.messages)
     newer = None
@@ -207,7 +207,7 @@ def _leaf(messages: Sequence[Stored], older: int | None, newer: int | None) -> L
 
 
 async def _offset(broker: Broker, inbox: Inbox, time: dt.datetime | None) -> int | None:
-    return None if time is None else await broker.offset_at(inbox, time)
+    return None if time is None else await broker.inboxes.offset_at(inbox, time)
 
 
 def find_message(inbox: Inbox, offset: int, limit: int) -> tuple[Shown | None, Sequence[str]]:
@@ -218,5 +218,5 @@ def find_message(inbox: Inbox, offset: int, limit: int) -> tuple[Shown | None, S
 
 
 async def _find(broker: Broker, *, inbox: Inbox, offset: int) -> Stored | None:
-    batch = await broker.read_after(inbox, offset - 1, limit=1)
+    batch = await broker.inboxes.read_after(inbox, offset - 1, limit=1)
     return next((each for each in batch.messages if each.offset == offset), None)

@@ -10,20 +10,20 @@ The module is long because it is one interface, and most of it says what each me
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
-from wsgateway.broker.messages import REPLY_TO_HEADER, Batch, Position, Receipt, Stored
+from wsgateway.broker.log import Log
+from wsgateway.broker.messages import REPLY_TO_HEADER, Receipt
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects
+from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects
 from wsgateway.tracing import Destination, find_tracer
 
 __all__ = ["Broker", "Progress", "no_progress"]
@@ -198,7 +198,7 @@ class Broker(ABC):
 
     async def publish(
         self,
-        inbox: Inbox,
+        address: Address,
         payload: bytes,
         *,
         kind: str | None = None,
@@ -207,15 +207,15 @@ class Broker(ABC):
         headers: Mapping[str, str] | None = None,
         reserved: bool = False,
     ) -> Receipt:
-        """Store a message in *inbox*; return once it is stored on a quorum.
+        """Store a message under *address*; return once it is stored on a quorum.
 
         Retried until the deadline with the same id, so it is stored at most once.
 
         Args:
-            inbox: Whose.
+            address: A user's inbox, or a topic.
             payload: ``WSGATEWAY_MAX_MESSAGE_SIZE`` bytes, or as many as the server takes.
             kind: ``text``, ``binary`` or ``event``; None lets the payload decide.
-            msg_id: Makes publishing to this inbox idempotent for
+            msg_id: Makes publishing to this address idempotent for
                 ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
             ttl: Seconds after which the message is gone, `MIN_TTL` to `MAX_TTL`; None: the
                 stream's limit.
@@ -229,7 +229,7 @@ class Broker(ABC):
             QueueFull: The stream, or the account or server that holds it, is at its limit.
                 Nothing was stored.
             MessageRefused: The server refuses this message, whenever it is sent.
-            NameRefused: The inbox's address cannot be a subject.
+            NameRefused: *address* cannot be a subject.
             TypeError: *ttl* is not a number.
             ValueError: *ttl* is out of range, or a header is malformed or belongs to the server.
                 So is each of the others that another try cannot change.
@@ -237,7 +237,7 @@ class Broker(ABC):
         tracer = find_tracer()
         if tracer is None:
             return await self.store_message(
-                inbox,
+                address,
                 payload,
                 kind=kind,
                 msg_id=msg_id,
@@ -250,10 +250,10 @@ class Broker(ABC):
             attributes["messaging.message.id"] = msg_id
         if REPLY_TO_HEADER in given:
             attributes["messaging.message.conversation_id"] = given[REPLY_TO_HEADER]
-        destination = self.destination("recv", inbox)
+        destination = self.destination("recv" if isinstance(address, Inbox) else "topic", address)
         with tracer.sending(destination, len(payload), given, attributes) as traced:
             return await self.store_message(
-                inbox,
+                address,
                 payload,
                 kind=kind,
                 msg_id=msg_id,
@@ -265,7 +265,7 @@ class Broker(ABC):
     @abstractmethod
     async def store_message(
         self,
-        inbox: Inbox,
+        address: Address,
         payload: bytes,
         *,
         kind: str | None,
@@ -286,13 +286,16 @@ class Broker(ABC):
         """Host and port of the server that is connected; None without."""
         return None
 
-    def destination(self, kind: str, inbox: Inbox) -> Destination:
-        """Describe a user's subject of *kind*, ``send`` or ``recv``, for a trace.
+    def destination(self, kind: str, address: Address) -> Destination:
+        """Describe a subject of *kind*, ``send``, ``recv`` or ``topic``, for a trace.
 
         If clients may name any service, they must not be able to make up names of spans.
         """
-        service = inbox.service
-        subject = self.subjects.send(inbox) if kind == "send" else self.subjects.recv(inbox)
+        service = address.service
+        if isinstance(address, Inbox) and kind == "send":
+            subject = self.subjects.send(address)
+        else:
+            subject = self.subjects.stored(address)
         is_known = service is GROUP_SERVICE or service in self.service_names
         template = self.subjects.template(kind, service if is_known else None)
         return Destination(self.system, subject, template, self.server)
@@ -316,80 +319,17 @@ class Broker(ABC):
             BrokerUnavailable: Not connected; nothing was sent.
         """
 
-    @abstractmethod
-    async def read_after(
-        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
-    ) -> Batch:
-        """Return the messages stored after *offset*, oldest first.
-
-        May lag behind the leader; ask again until an announced offset is reached.
-
-        Args:
-            inbox: Whose.
-            offset: Stream sequence, exclusive; 0 means from the first one kept.
-            limit: 1-1000 messages.
-            anchor: Look for the message at *offset* too, see `Batch.anchored`. One that lives
-                for ever, or is older than the stream's age limit, proves nothing.
-        """
-
-    @abstractmethod
-    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
-        """Return the newest messages of *inbox*, oldest first; `Batch.more`: it has older ones.
-
-        To page backwards, pass the offset of a page's first message as *before* of the next. Only
-        what nobody stores any more, below *before*, is sure to be complete; without it, the newest
-        may be missing for a moment, as with `read_after`.
-
-        Args:
-            inbox: Whose.
-            limit: 1-1000 messages. Fewer come, with `Batch.more`, if they are large.
-            before: Stream sequence, exclusive; None: up to the newest one kept.
-
-        Raises:
-            BrokerUnavailable: No answer in time, or the replicas contradict each other.
-        """
-
-    @abstractmethod
-    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
-        """Return the offset of the oldest message kept of those stored at *time* or later.
-
-        Args:
-            inbox: Whose.
-            time: With a time zone.
-
-        Returns:
-            None if there is none. May lag behind the leader.
-        """
-
-    @abstractmethod
-    def watch(
-        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
-    ) -> Closable:
-        """Call *on_message* for each message as it is stored. At most once: may miss some.
-
-        *on_message* runs in the broker's read path: it must not wait and not raise. Of those who
-        watch with the same *queue*, on whichever connection, one is called.
-        """
-
-    @abstractmethod
-    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        """Return the newest offset of each inbox that is not empty."""
-
-    @abstractmethod
-    async def position(self) -> Position:
-        """Return where the inbox stream stands, according to its leader.
-
-        Calls at the same time may share a request; none gets an answer from before its call.
-        """
-
     @property
     @abstractmethod
-    def epoch(self) -> str:
-        """The stream's epoch as of the last connection or `position`; empty before."""
+    def inboxes(self) -> Log:
+        """The log that holds all inboxes."""
 
     @abstractmethod
-    async def count(self, inbox: Inbox) -> int:
-        """Return how many messages *inbox* holds, according to the stream's leader."""
+    def log(self, address: Address) -> Log:
+        """Return the log that holds what is stored under *address*; always the same object.
+
+        It need not exist: then what asks the broker for it raises `BrokerUnavailable`.
+        """
 
     @abstractmethod
     async def load_cursor(self, inbox: Inbox, device: str) -> int:

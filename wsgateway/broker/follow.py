@@ -1,4 +1,7 @@
-"""Follows an inbox as it grows, for those who only look: no cursor, no socket, nothing taken."""
+"""Follows an inbox or a topic as it grows, for those who only look.
+
+No cursor, no socket, nothing taken.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from wsgateway.broker.base import Broker
+from wsgateway.broker.log import Log
 from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import BrokerUnavailable
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address
 
 __all__ = ["follow"]
 
@@ -23,35 +27,36 @@ LAG_PAUSE = 0.05
 
 
 async def follow(
-    broker: Broker, inbox: Inbox, after: int, on_replaced: Callable[[], object]
+    broker: Broker, address: Address, after: int, on_replaced: Callable[[], object]
 ) -> AsyncGenerator[Stored, None]:
-    """Yield the messages of *inbox*, in order and without holes, for as long as you ask.
+    """Yield the messages of *address*, in order and without holes, for as long as you ask.
 
     While the broker is away it waits. Messages that are removed before they are read are left out.
 
     Args:
         broker: Ready.
-        inbox: Whose.
+        address: Whose messages.
         after: Offset behind which to begin.
         on_replaced: Called when the stream was recreated; its messages then come from the first.
 
     Raises:
-        BrokerMisconfigured: For example, the NATS user may not read the inbox.
+        BrokerMisconfigured: For example, the NATS user may not read them.
     """
-    announced, epoch = _Announced(after), broker.epoch
-    hooks = [broker.watch(inbox, announced.note), broker.on_ready(announced.event.set)]
+    log = broker.log(address)
+    announced, epoch = _Announced(after), log.epoch
+    hooks = [log.watch(address, announced.note), broker.on_ready(announced.event.set)]
     try:
         await broker.in_effect()
         while True:
             announced.event.clear()
             try:
                 if announced.doubtful:
-                    await broker.position()
+                    await log.position()
                     announced.doubtful = False
-                if broker.epoch != epoch:
-                    epoch, after = broker.epoch, 0
+                if log.epoch != epoch:
+                    epoch, after = log.epoch, 0
                     on_replaced()
-                async for stored in _read(broker, inbox, after, announced):
+                async for stored in _read(log, address, after, announced):
                     after = stored.offset
                     announced.newest = max(announced.newest, after)
                     yield stored
@@ -64,7 +69,7 @@ async def follow(
 
 
 class _Announced:
-    """What was announced of an inbox.
+    """What was announced of an address.
 
     Args:
         offset: Behind which announcements begin.
@@ -94,13 +99,13 @@ class _Announced:
 
 
 async def _read(
-    broker: Broker, inbox: Inbox, after: int, announced: _Announced
+    log: Log, address: Address, after: int, announced: _Announced
 ) -> AsyncGenerator[Stored, None]:
     """Yield what is stored, until what was announced has come or cannot be there any more."""
     loop = asyncio.get_running_loop()
     until = loop.time() + LAG
     while True:
-        batch = await broker.read_after(inbox, after, limit=BATCH)
+        batch = await log.read_after(address, after, limit=BATCH)
         for stored in batch.messages:
             after, until = stored.offset, loop.time() + LAG
             yield stored

@@ -1,7 +1,7 @@
-"""What reads inboxes over one connection, and one sweep for what the live messages left out.
+"""What reads inboxes and topics over one connection, and what the live messages left out.
 
 The broker delivers live messages at most once: a message may be missed while the connection is
-lost, or when too many come at once. It is still stored. The sweep compares how far each inbox
+lost, or when too many come at once. It is still stored. A sweep compares how far each address
 reaches with what its subscribers have heard of, and whether the stream is still the one that they
 have read.
 """
@@ -17,16 +17,17 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable
+from wsgateway.broker.log import Log
 from wsgateway.broker.messages import Position, Stored
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError, reason_of
 from wsgateway.protocol.backoff import Backoff
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox
 from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Window
 from wsgateway.supervision import supervise
 
-__all__ = ["Subscriber", "Subscriptions", "fetch", "wait_usable"]
+__all__ = ["LogSubscriptions", "Subscriber", "Subscriptions", "fetch", "wait_usable"]
 
 logger = logging.getLogger("wsgateway.broker")
 
@@ -43,14 +44,14 @@ REFUSED_PAUSE = (0.05, 0.25)
 
 
 class Subscriber(Protocol):
-    """Reads one inbox; what reads several is several subscribers.
+    """Reads one inbox or topic; what reads several is several subscribers.
 
     Everything is called in the connection's loop, often in the broker's read path: nothing may
     wait or raise.
     """
 
     @property
-    def inbox(self) -> Inbox:
+    def address(self) -> Address:
         """Which one; always the same."""
 
     @property
@@ -79,78 +80,127 @@ class Subscriber(Protocol):
 
 
 class Subscriptions:
-    """The subscribers of one connection. Those of the same inbox share its live messages.
+    """The subscribers of one connection. Those of the same address share its live messages.
 
     Use it in the connection's loop. It looks for missed messages every ``WSGATEWAY_SWEEP_INTERVAL``
-    seconds, and each time the broker becomes ready.
+    seconds, and each time the broker becomes ready; in each log by itself, so that one that cannot
+    be asked delays no other.
 
     Args:
-        broker: Where the inboxes are.
+        broker: Where the logs are.
     """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._inboxes: dict[Inbox, _Inbox] = {}
-        self._resync = asyncio.Event()
-        self._lock = asyncio.Lock()  # held by a sweep
-        self._swept: Position | None = None  # at the last sweep
-        self._skipped = False  # the last sweep left out inboxes that were heard of
-        self._sweeping: asyncio.Task[None] | None = None  # while anybody subscribes
+        self._logs: dict[Log, LogSubscriptions] = {}  # what anybody has read; a process reads few
         broker.on_ready(self.resync)
         broker.on_lost(self._suspect_end)
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Begin to wake *subscriber* for what is stored in its inbox from now on.
+        """Begin to wake *subscriber* for what is stored at its address from now on.
 
         Subscribe first; then find out where to begin, start the window, and fetch what it wants.
         So nothing falls between what is read and what comes live.
         """
-        inbox = self._inboxes.get(subscriber.inbox)
-        if inbox is None:
-            inbox = _Inbox(self.resync)
-            inbox.watch = self._broker.watch(subscriber.inbox, inbox.on_message)
-            self._inboxes[subscriber.inbox] = inbox
-        inbox.subscribers.add(subscriber)
-        if self._sweeping is None:
-            self._sweeping = supervise(self._sweep, "wsgateway-sweep")
+        log = self._broker.log(subscriber.address)
+        found = self._logs.get(log)
+        if found is None:
+            found = self._logs[log] = LogSubscriptions(self._broker, log)
+        found.subscribe(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Call nothing of *subscriber* any more, except from a sweep under way. Idempotent."""
-        inbox = self._inboxes.get(subscriber.inbox)
-        if inbox is None:
-            return
-        inbox.subscribers.discard(subscriber)
-        if not inbox.subscribers:
-            del self._inboxes[subscriber.inbox]
-            inbox.close()
-        if not self._inboxes:
-            self._stop_sweeping()
+        found = self._logs.get(self._broker.log(subscriber.address))
+        if found is not None:
+            found.unsubscribe(subscriber)
 
     def resync(self) -> None:
         """Sweep soon, as after a reconnect."""
-        self._resync.set()
+        for log in self._logs.values():
+            log.resync()
 
     def close(self) -> None:
         """Unsubscribe everybody; before the broker is closed. Idempotent."""
-        self._stop_sweeping()
-        for inbox in self._inboxes.values():
-            inbox.close()
-        self._inboxes.clear()
+        for log in self._logs.values():
+            log.close()
 
     async def sweep(self, *, thorough: bool) -> None:
         """Look for what the live messages left out, once.
 
         Args:
-            thorough: As after a reconnect: look at every inbox, not only at those that were
-                quiet, and at whether the stream has lost its end and is as long again.
+            thorough: As after a reconnect: look at every address, not only at those that were
+                quiet, and at whether a log has lost its end and is as long again.
 
         Raises:
             BrokerError: Not all is known now. Sweep again, thoroughly.
         """
+        for log in list(self._logs.values()):
+            await log.sweep(thorough=thorough)
+
+    def _suspect_end(self) -> None:
+        """Note how far everybody is: the server may come back without its last messages."""
+        for log in self._logs.values():
+            log.suspect_end()
+
+
+class LogSubscriptions:
+    """Those subscribers of one connection that read one log.
+
+    Args:
+        broker: Whose log it is.
+        log: Which one.
+    """
+
+    def __init__(self, broker: Broker, log: Log) -> None:
+        self._broker = broker
+        self._log = log
+        self._readers: dict[Address, _Readers] = {}
+        self._resync = asyncio.Event()
+        self._lock = asyncio.Lock()  # held by a sweep
+        self._swept: Position | None = None  # at the last sweep
+        self._skipped = False  # the last sweep left out addresses that were heard of
+        self._sweeping: asyncio.Task[None] | None = None  # while anybody subscribes
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """See `Subscriptions.subscribe`."""
+        readers = self._readers.get(subscriber.address)
+        if readers is None:
+            readers = _Readers(self.resync)
+            readers.watch = self._log.watch(subscriber.address, readers.on_message)
+            self._readers[subscriber.address] = readers
+        readers.subscribers.add(subscriber)
+        if self._sweeping is None:
+            self._sweeping = supervise(self._sweep, "wsgateway-sweep")
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """See `Subscriptions.unsubscribe`."""
+        readers = self._readers.get(subscriber.address)
+        if readers is None:
+            return
+        readers.subscribers.discard(subscriber)
+        if not readers.subscribers:
+            del self._readers[subscriber.address]
+            readers.close()
+        if not self._readers:
+            self._stop_sweeping()
+
+    def resync(self) -> None:
+        """Sweep soon, thoroughly."""
+        self._resync.set()
+
+    def close(self) -> None:
+        """Unsubscribe everybody. Idempotent."""
+        self._stop_sweeping()
+        for readers in self._readers.values():
+            readers.close()
+        self._readers.clear()
+
+    async def sweep(self, *, thorough: bool) -> None:
+        """See `Subscriptions.sweep`."""
         async with self._lock:
             started = [each for each in self._subscribers() if each.epoch]
             reached = [Reached.of(each) for each in started]
-            position = await self._broker.position()
+            position = await self._log.position()
             await self._restart(reached, position, thorough=thorough)
             for subscriber in started:
                 subscriber.window.suspect = None
@@ -169,27 +219,26 @@ class Subscriptions:
         """Restart those whose stream was replaced, or has lost its end."""
         replaced = [each for each in reached if each.subscriber.epoch != position.epoch]
         same = [each for each in reached if each.epoch == position.epoch]
+        name, count = self._log.name, len(replaced)
         if replaced:
-            logger.warning(
-                "restarting %d readers because the inbox stream was replaced", len(replaced)
-            )
+            logger.warning("restarting %d readers because %r was replaced", count, name)
         for each in replaced:
             each.subscriber.restart(position, Reason.EPOCH, "")
-        lost = await find_lost(self._broker, same, position, thorough)
+        lost = await find_lost(self._log, same, position, thorough)
         if lost:
-            logger.warning("restarting %d readers because the inbox stream lost its end", len(lost))
+            logger.warning("restarting %d readers because %r lost its end", len(lost), name)
         for each in lost:
             each.subscriber.restart(position, Reason.AHEAD, each.time)
 
     async def _announce(self, *, everything: bool) -> None:
-        """Tell subscribers how far their inboxes reach; those of a quiet inbox, or everybody."""
-        quiet = [key for key, inbox in self._inboxes.items() if everything or not inbox.heard]
+        """Tell subscribers how far their addresses reach; those of a quiet one, or everybody."""
+        quiet = [key for key, readers in self._readers.items() if everything or not readers.heard]
         # What came last to the others may be missing: a gap would have shown, but not an end
-        self._skipped = len(quiet) < len(self._inboxes)
-        for inbox in self._inboxes.values():
-            inbox.heard = False
-        for key, offset in (await self._broker.last_offsets(quiet)).items():
-            found = self._inboxes.get(key)
+        self._skipped = len(quiet) < len(self._readers)
+        for readers in self._readers.values():
+            readers.heard = False
+        for key, offset in (await self._log.last_offsets(quiet)).items():
+            found = self._readers.get(key)
             for subscriber in list(found.subscribers) if found else ():
                 if subscriber.window.announce(offset):
                     subscriber.wake()
@@ -218,18 +267,18 @@ class Subscriptions:
             self._sweeping.cancel()
             self._sweeping = None
 
-    def _suspect_end(self) -> None:
-        """Note how far everybody is: the server may come back without its last messages."""
+    def suspect_end(self) -> None:
+        """Note how far everybody is."""
         for subscriber in self._subscribers():
             if subscriber.epoch:
                 subscriber.window.suspect_end()
 
     def _subscribers(self) -> list[Subscriber]:
-        return [each for inbox in self._inboxes.values() for each in inbox.subscribers]
+        return [each for readers in self._readers.values() for each in readers.subscribers]
 
 
-class _Inbox:
-    """The subscribers of one inbox."""
+class _Readers:
+    """The subscribers of one address."""
 
     __slots__ = ("_resync", "heard", "subscribers", "watch")
 
@@ -279,14 +328,14 @@ class Reached(NamedTuple):
 
 
 async def find_lost(
-    broker: Broker, reached: Iterable[Reached], position: Position, thorough: bool
+    log: Log, reached: Iterable[Reached], position: Position, thorough: bool
 ) -> list[Reached]:
     """Return those whose newest message is not, or may not be, the stream's any more.
 
     A server that loses power loses what it had not synced, and gives those offsets out again.
 
     Args:
-        broker: Where the inboxes are.
+        log: What they read.
         reached: Where each subscriber was before *position* was asked for.
         position: Where the stream stands.
         thorough: The stream may be as long again as it was: compare messages. The furthest one
@@ -301,7 +350,7 @@ async def find_lost(
         elif not offset or not (thorough or certain):
             break
         elif time:
-            batch = await broker.read_after(subscriber.inbox, offset - 1, limit=1)
+            batch = await log.read_after(subscriber.address, offset - 1, limit=1)
             found = next((m.time for m in batch.messages if m.offset == offset), "")
             if found == time:
                 break
@@ -349,9 +398,13 @@ async def fetch(
         subscriber.window.fetch_failed()
         if not isinstance(exc, BrokerError) or isinstance(exc, BrokerClosed):
             raise
-        inbox = subscriber.inbox
-        log_fields = {"service": inbox.service, "user": inbox.user, "offset": offset}
-        logger.debug("cannot read an inbox now: %s", reason_of(exc), extra=log_fields)
+        address = subscriber.address
+        log_fields = {"service": address.service, "offset": offset}
+        if isinstance(address, Inbox):
+            log_fields["user"] = address.user
+        else:
+            log_fields["topic"] = address.name
+        logger.debug("cannot read messages now: %s", reason_of(exc), extra=log_fields)
         await wait_usable(broker)
         return None
     if has_changed():

@@ -44,12 +44,14 @@ class Subscription:
         "_acknowledges",
         "_broker",
         "_drained",
+        "_log",
         "_proved",
         "_restart",
         "_session",
         "_told",
         "_wake",
         "_written",
+        "address",
         "cursor",
         "epoch",
         "inbox",
@@ -63,8 +65,9 @@ class Subscription:
     def __init__(self, session: Session, inbox: Inbox, credit: Credit) -> None:
         self._session = session
         self._broker = session.hub.broker
+        self._log = self._broker.log(inbox)
         self._acknowledges = session.endpoint.acknowledges
-        self.inbox = inbox
+        self.address = self.inbox = inbox
         self.key: Key = inbox, session.identity.device
         """Whose cursor it moves."""
         self.window = Window(credit, counters.gateway.windows)
@@ -102,14 +105,14 @@ class Subscription:
         if claim.offset is None:
             loaded = known = await broker.load_cursor(self.inbox, device)
             if cursor.confirmed > known:  # by another socket, and not saved yet
-                position = await broker.position()
+                position = await self._log.position()
                 if cursor.epoch == position.epoch and cursor.confirmed <= position.last:
                     known = cursor.confirmed
-            cursor.enter(broker.epoch)
+            cursor.enter(self._log.epoch)
             cursor.saved = max(loaded, cursor.saved)
             if not self._acknowledges:
-                return Start(broker.epoch, known)
-        start = await find_start(broker, self.inbox, claim, known)
+                return Start(self._log.epoch, known)
+        start = await find_start(self._log, self.address, claim, known)
         if start.reason is Reason.AHEAD:
             await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
         return start
@@ -265,7 +268,7 @@ class Subscription:
         """Return what was read, and whether the client must hear that messages may be missing."""
         told = self._acknowledges
         counters.gateway.fetches += 1
-        batch = await self._broker.read_after(self.inbox, offset, limit=limit, anchor=told)
+        batch = await self._log.read_after(self.address, offset, limit=limit, anchor=told)
         return batch, told and await self._trimmed(offset, batch)
 
     async def _trimmed(self, offset: int, batch: Batch) -> bool:
@@ -274,7 +277,7 @@ class Subscription:
             return False
         if offset == self._proved and not batch.messages:
             return False
-        if await nothing_trimmed(self._broker, self.inbox, offset):
+        if await nothing_trimmed(self._log, self.address, offset):
             self._proved = offset
             return False
         self._told = offset

@@ -59,7 +59,9 @@ class Forward:
         self._subscriptions: list[Closable] = []
         queue = encode_token(channel)
         if inbox is not None:
-            self._subscriptions.append(connection.broker.watch(inbox, self._on_stored, queue))
+            self._subscriptions.append(
+                connection.broker.log(inbox).watch(inbox, self._on_stored, queue)
+            )
         else:
             subject, subscribe = connection.subjects.group(group), connection.bus.subscribe
             self._subscriptions += [

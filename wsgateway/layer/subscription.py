@@ -16,7 +16,7 @@ from wsgateway.broker.messages import Batch, Position, Stored
 from wsgateway.broker.subscriptions import fetch, wait_usable
 from wsgateway.exceptions import BrokerClosed, BrokerError
 from wsgateway.protocol.credit import Credit
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address
 from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Window, later
 from wsgateway.supervision import supervise
@@ -53,12 +53,12 @@ class Subscription:
     Keeps its position when it moves to another connection.
 
     Args:
-        inbox: Where the group is stored.
+        address: Where the group is stored.
         mailbox: The member's; its capacity is how many messages may wait there.
     """
 
-    def __init__(self, inbox: Inbox, mailbox: Mailbox[Any]) -> None:
-        self.inbox = inbox
+    def __init__(self, address: Address, mailbox: Mailbox[Any]) -> None:
+        self.address = address
         self.window = Window(Credit(mailbox.capacity), counters.layer.windows)
         self.attachment: Attachment | None = None
         """Where it is now."""
@@ -78,8 +78,9 @@ class Subscription:
         if self.attachment is not None:
             self.attachment.leave()
         self.attachment = here = Attachment(self, connection)
-        if self.epoch and connection.broker.epoch not in ("", self.epoch):
-            self.restart(connection.broker.epoch, 0)  # nobody told it that the stream is another
+        epoch = connection.broker.log(self.address).epoch
+        if self.epoch and epoch not in ("", self.epoch):
+            self.restart(epoch, 0)  # nobody told it that the stream is another
         elif self.epoch:
             self.window.confirm(self.taken)
             self.window.fetch_failed()  # whatever was under way: fetch after the position
@@ -165,7 +166,8 @@ class Attachment:
 
     def __init__(self, subscription: Subscription, connection: Connection) -> None:
         self.connection = connection
-        self.inbox = subscription.inbox
+        self.address = subscription.address
+        self._log = connection.broker.log(subscription.address)
         self.window = subscription.window
         self._subscription = subscription
         self._task: asyncio.Task[None] | None = None  # while there is something to ask for
@@ -245,7 +247,7 @@ class Attachment:
         while True:
             try:
                 await broker.wait_ready()
-                position = await broker.position()
+                position = await self._log.position()
                 break
             except BrokerError as exc:
                 self._report(exc)
@@ -272,7 +274,7 @@ class Attachment:
         subscription, life = self._subscription, self._subscription.life
 
         async def read(offset: int, limit: int) -> Batch:
-            return await self.connection.broker.read_after(self.inbox, offset, limit=limit)
+            return await self._log.read_after(self.address, offset, limit=limit)
 
         def has_changed() -> bool:
             return life != subscription.life or not self.is_current()

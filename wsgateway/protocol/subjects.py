@@ -213,6 +213,14 @@ class Subjects:
         """Where a durable topic's messages are published; stored in its service's stream."""
         return f"{self.prefix}.topic.{encode_token(topic.service)}.{encode_token(topic.name)}"
 
+    def stored(self, address: Address) -> str:
+        """Where what is stored under *address* is published."""
+        return self.topic(address) if isinstance(address, Topic) else self.recv(address)
+
+    def republished(self, address: Address) -> str:
+        """Where JetStream republishes what is stored under *address*."""
+        return self.topic_live(address) if isinstance(address, Topic) else self.live(address)
+
     def topic_live(self, topic: Topic) -> str:
         """Where JetStream republishes what was stored in a topic.
 
@@ -283,11 +291,12 @@ class Subjects:
         return f"{self.prefix}.{kind}.{'*' if service is None else encode_token(service)}.*"
 
     def template(self, kind: str, service: str | None) -> str:
-        """Return what the subjects of every user of *service* (None: of any) have in common."""
+        """Return what the subjects of *service* (None: of any) have in common."""
         if service is GROUP_SERVICE:
             return f"{self.prefix}.{kind}.{_GROUP_TOKEN}.{{group}}"
         token = "{service}" if service is None else encode_token(service)
-        return f"{self.prefix}.{kind}.{token}.{{user}}"
+        last = "{name}" if kind == "topic" else "{user}"
+        return f"{self.prefix}.{kind}.{token}.{last}"
 
     def parse(self, subject: str) -> tuple[str, Inbox]:
         """Return the kind and the inbox that a four-token subject names.

@@ -116,9 +116,10 @@ def sent(service: str | None = None, user: str | None = None) -> list[Sent]:
     store = _store()
     found = [
         Sent(inbox, kept.stored)
-        for inbox in list(store.inboxes)
+        for inbox in list(store.inboxes.messages)
+        if isinstance(inbox, Inbox)
         if service in (None, inbox.service) and user in (None, inbox.user)
-        for kept in store.kept(inbox)
+        for kept in store.inboxes.kept(inbox)
     ]
     return sorted(found, key=lambda message: message.stored.offset)
 

@@ -146,7 +146,7 @@ class Rights:
     async def _follow(self) -> None:
         with contextlib.suppress(BrokerClosed):
             await self._load()
-            if self._epoch != self._broker.epoch:
+            if self._epoch != self._broker.inboxes.epoch:
                 self._on_replaced()
             following = follow(self._broker, INBOX, self._after, self._on_replaced)
             async with aclosing(following) as messages:
@@ -160,7 +160,7 @@ class Rights:
         while not self._loaded.is_set():
             try:
                 await self._broker.wait_ready()
-                position = await self._broker.position()
+                position = await self._broker.inboxes.position()
                 times = [mark.time async for mark in self._kept()]
             except BrokerError:
                 await wait_usable(self._broker)
@@ -173,7 +173,7 @@ class Rights:
     async def _kept(self) -> AsyncIterator[Mark]:
         self._after, more = 0, True
         while more:
-            batch = await self._broker.read_after(INBOX, self._after, limit=BATCH)
+            batch = await self._broker.inboxes.read_after(INBOX, self._after, limit=BATCH)
             for mark in map(self._take, batch.messages):
                 if mark is not None:
                     yield mark
@@ -191,7 +191,7 @@ class Rights:
 
     def _on_replaced(self) -> None:
         """Marks are gone with the stream: trust no token, and ask about every subscription."""
-        self._after, self._epoch = 0, self._broker.epoch
+        self._after, self._epoch = 0, self._broker.inboxes.epoch
         self._marks.distrust(time.time())
         self._ask_again(self._everybody())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,14 @@ from wsgateway.broker.bus import Bus, Closable, Hook
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
+from wsgateway.broker.log import Log
 from wsgateway.broker.memory.bus import ALREADY_CLOSED, MemoryBus
 from wsgateway.broker.memory.channels import (
     MemoryBlobStore,
     MemoryChannelStore,
 )
 from wsgateway.broker.memory.lease import MemoryLease
+from wsgateway.broker.memory.log import MemoryLog
 from wsgateway.broker.memory.operations import MemoryOperations
 from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.roster import MemoryRoster
@@ -32,8 +34,6 @@ from wsgateway.broker.memory.work import (
 from wsgateway.broker.messages import (
     ERROR_HEADER,
     REPLY_TO_HEADER,
-    Batch,
-    Position,
     Receipt,
     Stored,
     check_headers,
@@ -51,7 +51,7 @@ from wsgateway.exceptions import (
     ServiceUnknown,
 )
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
-from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Subjects
+from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects, Topic
 from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class MemoryBroker(Broker):
         self._on_lost: dict[int, Callable[[], None]] = {}  # called by nobody
         self._bus = MemoryBus(self, self.store.exchange)
         self._roster = MemoryRoster(self)
+        self._inboxes = MemoryLog(self, self.store.inboxes, "inboxes")
+        self._topics: dict[str, MemoryLog] = {}
         self._entries: set[Entry] = set()  # what this broker watches and listens to
 
     @classmethod
@@ -204,7 +206,7 @@ class MemoryBroker(Broker):
 
     async def store_message(
         self,
-        inbox: Inbox,
+        address: Address,
         payload: bytes,
         *,
         kind: str | None,
@@ -213,21 +215,21 @@ class MemoryBroker(Broker):
         headers: Mapping[str, str] | None,
         reserved: bool,
     ) -> Receipt:
-        subject = self.subjects.recv(inbox)
+        subject = self.subjects.stored(address)
         check_published(headers, ttl, msg_id)
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
-        if not self.known_service(inbox.service):
-            raise ServiceUnknown(inbox.service, self.service_names)
-        store = self.store
+        if not self.known_service(address.service):
+            raise ServiceUnknown(address.service, self.service_names)
+        store, log = self.store, self.store.log(address)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
         with taking:
-            if known := store.received.known(msg_id):
+            if known := log.received.known(msg_id):
                 return known
-            kept = store.kept(inbox)
+            kept = log.kept(address)
             stored = Stored(
-                store.received.next(msg_id, store.duplicate_window),
+                log.received.next(msg_id, store.duplicate_window),
                 kept[-1].stored.offset if kept else 0,
                 bytes(payload),
                 kind,
@@ -237,8 +239,8 @@ class MemoryBroker(Broker):
             )
             if find_tracer() is not None:
                 stored.trace = sampled((headers or {}).get(TRACEPARENT))
-            kept.append(Kept(stored, monotonic() + min(ttl or store.max_age, store.max_age)))
-        store.announce(inbox, stored)
+            kept.append(Kept(stored, monotonic() + min(ttl or log.max_age, log.max_age)))
+        log.announce(address, stored)
         await asyncio.sleep(0)
         return Receipt(stored.offset, False)
 
@@ -257,67 +259,29 @@ class MemoryBroker(Broker):
             result.set_result(Receipt(offset, duplicate))
         return result
 
-    async def read_after(
-        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
-    ) -> Batch:
-        await self.wait_ready()
-        with taking:
-            kept = [kept.stored for kept in self.store.kept(inbox)]
-        found = [stored for stored in kept if stored.offset > offset]
-        anchored = anchor and any(stored.offset == offset for stored in kept)
-        return Batch(found[:limit], len(found) > limit, anchored)
+    @property
+    def inboxes(self) -> Log:
+        return self._inboxes
 
-    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
-        await self.wait_ready()
-        with taking:
-            kept = [kept.stored for kept in self.store.kept(inbox)]
-        found = [stored for stored in kept if before is None or stored.offset < before]
-        return Batch(found[-limit:], len(found) > limit)
-
-    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
-        await self.wait_ready()
-        with taking:
-            kept = [kept.stored for kept in self.store.kept(inbox)]
-        later = (each.offset for each in kept if dt.datetime.fromisoformat(each.time) >= time)
-        return next(later, None)
-
-    def watch(
-        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
-    ) -> Closable:
-        return self.enter(self.store.watchers[inbox][queue], on_message)
-
-    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        await self.wait_ready()
-        kept = {inbox: self.store.kept(inbox) for inbox in inboxes}
-        return {inbox: found[-1].stored.offset for inbox, found in kept.items() if found}
-
-    async def position(self) -> Position:
-        await self.wait_ready()
-        store = self.store
-        kept = [kept.stored.offset for i in list(store.inboxes) for kept in store.kept(i)]
-        last = store.received.last
-        first = min(kept, default=last + 1)
-        gaps = last + 1 - first - len(kept)
-        return Position(store.epoch, first, last, gaps, store.max_messages)
+    def log(self, address: Address) -> Log:
+        if not isinstance(address, Topic):
+            return self._inboxes
+        found = self._topics.get(address.service)
+        if found is None:
+            store = self.store.log(address)
+            found = self._topics[address.service] = MemoryLog(self, store, address.service)
+        return found
 
     @property
     def largest_offer(self) -> int:
         return self.store.max_size
 
-    @property
-    def epoch(self) -> str:
-        return self.store.epoch
-
-    async def count(self, inbox: Inbox) -> int:
-        await self.wait_ready()
-        return len(self.store.kept(inbox))
-
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         await self.wait_ready()
-        cursor = self.store.cursors.get((inbox, device))
+        log, cursor = self.store.inboxes, self.store.cursors.get((inbox, device))
         if cursor is None:
             return 0
-        if cursor.epoch != self.store.epoch or cursor.offset > self.store.received.last:
+        if cursor.epoch != log.epoch or cursor.offset > log.received.last:
             await self.drop_cursor(inbox, device)
             return 0
         return cursor.offset
@@ -326,12 +290,12 @@ class MemoryBroker(Broker):
         self, inbox: Inbox, device: str, offset: int, *, epoch: str | None = None
     ) -> None:
         known = await self.load_cursor(inbox, device)
-        store = self.store
-        if offset <= known or epoch not in (None, store.epoch):
+        store, now = self.store, dt.datetime.now(dt.UTC)
+        if offset <= known or epoch not in (None, store.inboxes.epoch):
             return
         with taking:
             store.cursors.pop((inbox, device), None)  # the dict's order is the order of use
-            store.cursors[inbox, device] = Cursor(store.epoch, offset, dt.datetime.now(dt.UTC))
+            store.cursors[inbox, device] = Cursor(store.inboxes.epoch, offset, now)
             devices = [key for key in store.cursors if key[0] == inbox]
             for key in devices[: -store.max_devices]:
                 del store.cursors[key]

@@ -208,7 +208,7 @@ class MemoryBlobStore(BlobStore):
         blobs = store.channels.blobs
         for known in [each for each, (_, until) in blobs.items() if until <= now]:
             del blobs[known]
-        blobs[identity] = (data, now + (store.max_age if lifetime is None else lifetime))
+        blobs[identity] = (data, now + (store.inboxes.max_age if lifetime is None else lifetime))
         return 1
 
     async def fetch(self, identity: bytes, count: int) -> bytes | None:

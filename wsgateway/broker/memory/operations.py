@@ -52,35 +52,39 @@ class MemoryOperations(Operations):
             return self._devices({inbox}).get(inbox, [])[::-1]
 
     def _devices(self, inboxes: set[Inbox]) -> dict[Inbox, list[Device]]:
-        store = self._store
+        store, log = self._store, self._store.inboxes
         found: dict[Inbox, list[Device]] = {}
         for (inbox, name), cursor in store.cursors.items():
             if inbox in inboxes:
-                valid = cursor.epoch == store.epoch and cursor.offset <= store.received.last
+                valid = cursor.epoch == log.epoch and cursor.offset <= log.received.last
                 read_to = cursor.offset if valid else 0
                 waiting = sum(offset > read_to for offset in self._offsets(inbox))
                 device = Device(name, cursor.offset, cursor.epoch, cursor.saved, waiting)
                 found.setdefault(inbox, []).append(device)
         return found
 
+    def _addresses(self) -> list[Inbox]:
+        """Return the inboxes that have held something."""
+        return [each for each in list(self._store.inboxes.messages) if isinstance(each, Inbox)]
+
     def _offsets(self, inbox: Inbox) -> list[int]:
-        if inbox not in self._store.inboxes:  # a look must not make one
+        if inbox not in self._store.inboxes.messages:  # a look must not make one
             return []
-        return [kept.stored.offset for kept in self._store.kept(inbox)]
+        return [kept.stored.offset for kept in self._store.inboxes.kept(inbox)]
 
     async def delete(self, inbox: Inbox, offset: int) -> bool:
         await self._broker.wait_ready()
         with taking:
-            kept = self._store.inboxes.get(inbox, [])
+            kept = self._store.inboxes.messages.get(inbox, [])
             left = [each for each in kept if each.stored.offset != offset]
-            self._store.inboxes[inbox] = left
+            self._store.inboxes.messages[inbox] = left
             return len(left) < len(kept)
 
     async def purge(self, inbox: Inbox) -> int:
         await self._broker.wait_ready()
         with taking:
             count = len(self._offsets(inbox))
-            self._store.inboxes.pop(inbox, None)
+            self._store.inboxes.messages.pop(inbox, None)
             return count
 
     async def held(self, user: str, service: str | None = None) -> dict[str, Held]:
@@ -90,7 +94,7 @@ class MemoryOperations(Operations):
         store = self._store
         with taking:
             inboxes = {
-                *list(store.inboxes),
+                *self._addresses(),
                 *(inbox for inbox, _ in store.cursors),
                 *(sent.inbox for queue in store.queues.values() for sent in queue),
                 *(entry.inbox for entry in store.dead.values()),
@@ -122,7 +126,7 @@ class MemoryOperations(Operations):
         store = self._store
         with taking:
             held = self._held(inbox)
-            store.inboxes.pop(inbox, None)
+            store.inboxes.messages.pop(inbox, None)
             for key in [key for key in store.cursors if key[0] == inbox]:
                 del store.cursors[key]
             for offset in [offset for offset, e in store.dead.items() if e.inbox == inbox]:
@@ -139,7 +143,7 @@ class MemoryOperations(Operations):
     ) -> list[str]:
         await self._broker.wait_ready()
         with taking:
-            inboxes = {inbox for inbox in list(self._store.inboxes) if self._offsets(inbox)}
+            inboxes = {inbox for inbox in self._addresses() if self._offsets(inbox)}
             inboxes |= {inbox for inbox, _ in self._store.cursors}
         names = (inbox.user for inbox in inboxes if inbox.service == service)
         wanted = (name for name in names if name.startswith(prefix) and name > (after or ""))
@@ -149,9 +153,9 @@ class MemoryOperations(Operations):
 
     async def streams(self) -> list[Stream]:
         await self._broker.wait_ready()
-        store, subjects = self._store, self._broker.subjects
+        subjects, store, log = self._broker.subjects, self._store, self._store.inboxes
         with taking:
-            inboxes = [kept for inbox in list(store.inboxes) if (kept := store.kept(inbox))]
+            inboxes = [kept for inbox in self._addresses() if (kept := log.kept(inbox))]
             messages = [each.stored.payload for kept in inboxes for each in kept]
             dead = [entry.payload for entry in store.dead.values()]
         found = [
@@ -161,8 +165,8 @@ class MemoryOperations(Operations):
                 messages=len(messages),
                 bytes=sum(map(len, messages)),
                 subjects=len(inboxes),
-                max_per_subject=store.max_messages,
-                max_age=store.max_age,
+                max_per_subject=log.max_messages,
+                max_age=log.max_age,
             ),
             Stream(
                 subjects.stream("dead"),
@@ -196,7 +200,7 @@ class MemoryOperations(Operations):
     def _queue(self, service: str) -> Queue:
         store, now = self._store, time.monotonic()
         waiting = list(store.queues[service]) if service in store.queues else []
-        ids = {f"{store.epoch}.{service}.{each.sequence}" for each in waiting}
+        ids = {f"{store.inboxes.epoch}.{service}.{each.sequence}" for each in waiting}
         return Queue(
             service,
             waiting=len(waiting),

@@ -20,12 +20,20 @@ from wsgateway.broker.memory.sequence import Sequence
 from wsgateway.broker.memory.work import Sent
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.work import DeadEntry, History
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
-__all__ = ["Cursor", "Entry", "Kept", "MemoryStore", "reset_shared_store", "shared_store"]
+__all__ = [
+    "Cursor",
+    "Entry",
+    "Kept",
+    "LogStore",
+    "MemoryStore",
+    "reset_shared_store",
+    "shared_store",
+]
 
 
 @dataclass
@@ -42,13 +50,63 @@ class Cursor(NamedTuple):
     saved: dt.datetime
 
 
+Watchers = dict[str, dict[int, Callable[[Stored], None]]]
+"""By queue; that of those who get every message is ""."""
+
+
+@dataclass
+class LogStore:
+    """What a log holds.
+
+    Attributes:
+        max_messages: Messages kept per address; the oldest goes first.
+        max_age: Seconds that a message is kept.
+    """
+
+    max_messages: int = 10_000
+    max_age: float = 7 * 86400.0
+    epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
+    received: Sequence = field(default_factory=Sequence)
+    messages: dict[Address, list[Kept]] = field(default_factory=lambda: defaultdict(list))
+    watchers: dict[Address, Watchers] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
+    )
+
+    def announce(self, address: Address, stored: Stored) -> None:
+        """Hand what has just been stored to those who watch *address*."""
+        for queue, found in list(self.watchers[address].items()):
+            watchers = list(found.values())
+            for watcher in watchers if not queue else watchers[:1]:
+                watcher(stored)
+
+    def kept(self, address: Address) -> list[Kept]:
+        """Return what *address* still holds."""
+        now = time.monotonic()
+        with taking:
+            found = [kept for kept in self.messages[address] if kept.until > now]
+            self.messages[address] = found[-self.max_messages :]
+            return self.messages[address]
+
+    def start_over(self) -> None:
+        """Forget everything, as when the stream is deleted and recreated."""
+        self.epoch = uuid.uuid4().hex
+        self.received = Sequence()
+        self.messages.clear()
+
+    def lose_tail(self, last: int) -> None:
+        """Forget what was stored after *last*, as a server that had not synced it to disk."""
+        self.received.last = last
+        for address, found in self.messages.items():
+            self.messages[address] = [kept for kept in found if kept.stored.offset <= last]
+
+
 @dataclass
 class MemoryStore:
     """What brokers of one process share.
 
     Attributes:
-        max_messages: Messages kept per inbox; the oldest goes first.
-        max_age: Seconds that a message is kept.
+        inboxes: The log of all inboxes.
+        topics: The log of each topic service.
         max_waiting: Client messages that may wait for one service.
         duplicate_window: Seconds that a message id is remembered.
         max_size: Bytes in a payload.
@@ -56,26 +114,19 @@ class MemoryStore:
         max_waiting_per_user: Client messages that may wait for one service from one user.
     """
 
-    max_messages: int = 10_000
-    max_age: float = 7 * 86400.0
+    inboxes: LogStore = field(default_factory=LogStore)
+    topics: dict[str, LogStore] = field(default_factory=lambda: defaultdict(LogStore))
     max_waiting: int = 1_000_000
     duplicate_window: float = 120.0
     max_size: int = 1_000_000
     max_devices: int = 100
     max_waiting_per_user: int = 10_000
-    epoch: str = field(default_factory=lambda: uuid.uuid4().hex)
-    received: Sequence = field(default_factory=Sequence)
     sent: dict[str, Sequence] = field(default_factory=lambda: defaultdict(Sequence))
-    inboxes: dict[Inbox, list[Kept]] = field(default_factory=lambda: defaultdict(list))
     queues: dict[str, list[Sent]] = field(default_factory=lambda: defaultdict(list))
     histories: dict[str, History] = field(default_factory=dict)
     dead: dict[int, DeadEntry] = field(default_factory=dict)
     buried: Sequence = field(default_factory=Sequence)
     cursors: dict[tuple[Inbox, str], Cursor] = field(default_factory=dict)
-    watchers: dict[Inbox, dict[str, dict[int, Callable[[Stored], None]]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
-    )
-    """By queue; that of those who get every message is ""."""
     workers: dict[str, dict[int, Callable[[str | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -92,20 +143,9 @@ class MemoryStore:
     exchange: Exchange = field(default_factory=Exchange)
     channels: MemoryChannels = field(default_factory=MemoryChannels)
 
-    def announce(self, inbox: Inbox, stored: Stored) -> None:
-        """Hand what has just been stored to those who watch *inbox*."""
-        for queue, found in list(self.watchers[inbox].items()):
-            watchers = list(found.values())
-            for watcher in watchers if not queue else watchers[:1]:
-                watcher(stored)
-
-    def kept(self, inbox: Inbox) -> list[Kept]:
-        """Return what *inbox* still holds."""
-        now = time.monotonic()
-        with taking:
-            found = [kept for kept in self.inboxes[inbox] if kept.until > now]
-            self.inboxes[inbox] = found[-self.max_messages :]
-            return self.inboxes[inbox]
+    def log(self, address: Address) -> LogStore:
+        """Return the log that holds what is stored under *address*."""
+        return self.topics[address.service] if isinstance(address, Topic) else self.inboxes
 
     def wake_workers(self, service: str, user: str | None = None) -> None:
         """Have the service's workers look for messages; *user*'s turn may have come."""
@@ -123,18 +163,6 @@ class MemoryStore:
         if own >= self.max_waiting_per_user:
             return f"{own} of this user's messages wait for {inbox.service!r}"
         return ""
-
-    def start_over(self) -> None:
-        """Forget the inboxes, as when the stream is deleted and recreated."""
-        self.epoch = uuid.uuid4().hex
-        self.received = Sequence()
-        self.inboxes.clear()
-
-    def lose_tail(self, last: int) -> None:
-        """Forget what was stored after *last*, as a server that had not synced it to disk."""
-        self.received.last = last
-        for inbox, found in self.inboxes.items():
-            self.inboxes[inbox] = [kept for kept in found if kept.stored.offset <= last]
 
 
 class Entry:
@@ -166,8 +194,8 @@ def shared_store(settings: Settings) -> MemoryStore:
         begin_each_test_empty()
     if _shared is None:
         _shared = MemoryStore(
-            settings.INBOX_MAX_MESSAGES,
-            settings.INBOX_MAX_AGE,
+            LogStore(settings.INBOX_MAX_MESSAGES, settings.INBOX_MAX_AGE),
+            defaultdict(LogStore),
             settings.SEND_MAX_MESSAGES,
             settings.DUPLICATE_WINDOW,
             settings.MAX_MESSAGE_SIZE,

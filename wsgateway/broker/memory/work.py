@@ -133,7 +133,7 @@ class MemoryWorkQueue(WorkQueue):
             sent.payload,
             sent.headers,
             sequence=sent.sequence,
-            id=f"{self._store.epoch}.{self.service}.{sent.sequence}",
+            id=f"{self._store.inboxes.epoch}.{self.service}.{sent.sequence}",
             deliveries=sent.deliveries,
         )
         job.problem = job.malformed()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
 
 from wsgateway.broker.base import Broker, Progress, no_progress
@@ -12,17 +11,18 @@ from wsgateway.broker.bus import Bus, Closable
 from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
-from wsgateway.broker.messages import Batch, Position, Receipt, Stored, check_published
+from wsgateway.broker.log import Log
+from wsgateway.broker.messages import Receipt, check_published
 from wsgateway.broker.nats.blobs import NatsBlobStore
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
 from wsgateway.broker.nats.consumers import set_up_consumers
-from wsgateway.broker.nats.cursors import Saved
+from wsgateway.broker.nats.cursors import Cursors, Saved
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
-from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.lease import NatsLease
 from wsgateway.broker.nats.levels import Levels
+from wsgateway.broker.nats.log import NatsLog
 from wsgateway.broker.nats.micro import Micro
 from wsgateway.broker.nats.operations import NatsOperations
 from wsgateway.broker.nats.propagation import Propagation
@@ -38,7 +38,7 @@ from wsgateway.broker.work import DeadLetters, Job, WorkQueue
 from wsgateway.declared import NOTHING, Declared
 from wsgateway.exceptions import BrokerUnavailable, QueueFull, ServiceUnknown
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Address, Inbox, Subjects, Topic
 
 __all__ = ["NatsBroker"]
 
@@ -71,8 +71,13 @@ class NatsBroker(Broker):
         self.jetstream = JetStream(self.connection, options.timeout, options.publish_timeout)
         self.streams = Streams(self.jetstream, subjects, specs)
         self.services = Registry(self.jetstream, subjects, declared)
-        self._levels = levels = Levels(subjects.stream("recv"))
-        self._inboxes = Inboxes(self.jetstream, subjects, levels, max_devices)
+        stream = subjects.stream("recv")
+        self._levels = levels = Levels(stream)
+        everything = subjects.all_of("recv")
+        self._inboxes = NatsLog(self.jetstream, subjects, stream, everything, levels)
+        self._topics: dict[str, NatsLog] = {}  # by service
+        self._cursors = Cursors(self.jetstream, subjects, self._inboxes.position, max_devices)
+        self._inboxes.on_shortened = self._cursors.forget_beyond
         self._readiness = Readiness(
             self.jetstream, self.streams, self.services, self._inboxes, levels, max_message_size
         )
@@ -213,7 +218,7 @@ class NatsBroker(Broker):
 
     async def store_message(
         self,
-        inbox: Inbox,
+        address: Address,
         payload: bytes,
         *,
         kind: str | None,
@@ -222,7 +227,7 @@ class NatsBroker(Broker):
         headers: Mapping[str, str] | None,
         reserved: bool,
     ) -> Receipt:
-        subject = self.subjects.recv(inbox)
+        subject = self.subjects.stored(address)
         check_published(headers, ttl, msg_id)
         pairs = dict(headers or {})
         if kind is not None:
@@ -233,11 +238,11 @@ class NatsBroker(Broker):
             msg_id = f"{msg_id}@{subject}"
         if not self.ready:
             await self.wait_ready()
-        if self.services.known(inbox.service) is not True:
-            await self._require_service(inbox.service)
-        if self._levels.is_reserved and not reserved:
+        if self.services.known(address.service) is not True:
+            await self._require_service(address.service)
+        if self._levels.is_reserved and not reserved and isinstance(address, Inbox):
             raise QueueFull(
-                f"stream {self._inboxes.stream!r} is full except for the room kept for replies; "
+                f"stream {self._inboxes.name!r} is full except for the room kept for replies; "
                 "nothing was stored, try again later"
             )
         return await self.jetstream.publish(subject, payload, pairs, msg_id=msg_id)
@@ -254,50 +259,36 @@ class NatsBroker(Broker):
 
     # -- read ----------------------------------------------------------------------------
 
-    async def read_after(
-        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
-    ) -> Batch:
-        return await self._inboxes.read_after(inbox, offset, limit=limit, anchor=anchor)
-
-    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
-        return await self._inboxes.read_last(inbox, limit, before=before)
-
-    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
-        return await self._inboxes.offset_at(inbox, time)
-
-    def watch(
-        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
-    ) -> Closable:
-        return self._inboxes.watch(inbox, on_message, queue)
-
-    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        return await self._inboxes.last_offsets(inboxes)
-
-    async def position(self) -> Position:
-        return await self._inboxes.position()
-
     @property
-    def epoch(self) -> str:
-        return self._inboxes.epoch
+    def inboxes(self) -> Log:
+        return self._inboxes
 
-    async def count(self, inbox: Inbox) -> int:
-        return await self._inboxes.count(inbox)
+    def log(self, address: Address) -> Log:
+        if not isinstance(address, Topic):
+            return self._inboxes
+        found = self._topics.get(address.service)
+        if found is None:
+            stream = self.subjects.topic_stream(address.service)
+            everything = self.subjects.all_of("topic", address.service)
+            found = NatsLog(self.jetstream, self.subjects, stream, everything, self._levels)
+            self._topics[address.service] = found
+        return found
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
-        return await self._inboxes.cursors.load(inbox, device)
+        return await self._cursors.load(inbox, device)
 
     async def save_cursor(
         self, inbox: Inbox, device: str, offset: int, *, epoch: str | None = None
     ) -> None:
-        if epoch in (None, self.epoch):
-            await self._inboxes.cursors.save(inbox, device, offset, self.epoch)
+        if epoch in (None, self.inboxes.epoch):
+            await self._cursors.save(inbox, device, offset, self.inboxes.epoch)
 
     async def saved_cursors(self, inbox: Inbox) -> list[Saved]:
         """Return every device's cursor, the most recently written last."""
-        return await self._inboxes.cursors.saved(inbox)
+        return await self._cursors.saved(inbox)
 
     async def drop_cursor(self, inbox: Inbox, device: str) -> None:
-        await self._inboxes.cursors.drop(inbox, device)
+        await self._cursors.drop(inbox, device)
 
     # -- work ----------------------------------------------------------------------------
 

@@ -48,8 +48,8 @@ class NatsOperations(Operations):
         found = {inbox: InboxState() for inbox in wanted}
         for portion in _portions([inbox for inbox in wanted if self._can_be(inbox)]):
             position, last, saved = await asyncio.gather(
-                self._broker.position(),
-                self._broker.last_offsets(portion),
+                self._broker.inboxes.position(),
+                self._broker.inboxes.last_offsets(portion),
                 asyncio.gather(*(self._broker.saved_cursors(inbox) for inbox in portion)),
             )
             pairs = zip(portion, saved, strict=True)
@@ -94,7 +94,7 @@ class NatsOperations(Operations):
         if not self._can_be(inbox):
             return []
         position, saved, first = await asyncio.gather(
-            self._broker.position(), self._broker.saved_cursors(inbox), self._first(inbox)
+            self._broker.inboxes.position(), self._broker.saved_cursors(inbox), self._first(inbox)
         )
         read_to = [_read_to(cursor, position) for cursor in saved]
         waiting = {0: first[1], **await self._waiting(inbox, {*read_to})}

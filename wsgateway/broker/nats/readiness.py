@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from wsgateway.broker.bus import Callbacks, Closable
 from wsgateway.broker.embedded import LEAST_VERSION
-from wsgateway.broker.nats.inboxes import Inboxes
 from wsgateway.broker.nats.jetstream import JetStream, PeerOffline
 from wsgateway.broker.nats.levels import Levels
+from wsgateway.broker.nats.log import NatsLog
 from wsgateway.broker.nats.registry import Registry
 from wsgateway.broker.nats.streams import Streams
 from wsgateway.exceptions import (
@@ -58,7 +58,7 @@ class Readiness:
         jetstream: JetStream,
         streams: Streams,
         services: Registry,
-        inboxes: Inboxes,
+        inboxes: NatsLog,
         levels: Levels,
         max_message_size: int,
     ) -> None:
@@ -194,8 +194,8 @@ class Readiness:
         if created:
             await self._services.refresh()
             self._services.announce()
-        if self._inboxes.stream in infos:
-            self._inboxes.learn(infos[self._inboxes.stream])
+        if self._inboxes.name in infos:
+            self._inboxes.learn(infos[self._inboxes.name])
 
     def require_server(self) -> None:
         """Refuse a server that lacks what is needed.

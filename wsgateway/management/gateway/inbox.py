@@ -83,7 +83,9 @@ class ShowInbox(Action):
 
 async def _find(broker: Broker, inbox: Inbox, offset: int) -> Stored:
     await require_service(broker, inbox.service)
-    batch = await broker.read_after(inbox, offset - 1, limit=1) if offset else Batch([], False)
+    batch = (
+        await broker.inboxes.read_after(inbox, offset - 1, limit=1) if offset else Batch([], False)
+    )
     for stored in batch.messages:
         if stored.offset == offset:
             return stored
@@ -99,7 +101,7 @@ async def _look(broker: Broker, inbox: Inbox, last: int, before: int | None) -> 
     devices = await broker.operations.devices(inbox)
     batch = Batch([], False)
     if last:
-        batch = await broker.read_last(inbox, last, before=before)
+        batch = await broker.inboxes.read_last(inbox, last, before=before)
     return _Found(states[inbox], devices, batch)
 
 

@@ -97,7 +97,7 @@ def _purge_inbox(out: Output, inbox: Inbox, options: Options) -> None:
 
 async def _count(broker: Broker, inbox: Inbox) -> int:
     await require_service(broker, inbox.service)
-    return await broker.count(inbox)
+    return await broker.inboxes.count(inbox)
 
 
 def _delete(out: Output, inbox: Inbox, offsets: list[int]) -> list[int]:

@@ -104,11 +104,11 @@ async def _begin(broker: Broker, inbox: Inbox, options: Options) -> int:
     """Return the offset behind which to begin."""
     after: int | None = options["after"]
     if after is None and options["last"]:
-        batch = await broker.read_last(inbox, options["last"])
+        batch = await broker.inboxes.read_last(inbox, options["last"])
         return batch.messages[0].offset - 1 if batch.messages else 0
     if after is None:
-        return (await broker.last_offsets([inbox])).get(inbox, 0)
-    last = (await broker.position()).last
+        return (await broker.inboxes.last_offsets([inbox])).get(inbox, 0)
+    last = (await broker.inboxes.position()).last
     if after > last:
         raise CommandError(
             f"offset {after} is not stored yet; the newest of all inboxes is {last}",

@@ -1,4 +1,4 @@
-"""Reads the inboxes from their stream."""
+"""Reads a log from its stream."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from wsgateway.broker.bus import Closable
+from wsgateway.broker.log import Log
 from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER, Batch, Position, Stored
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.backwards import Backwards
-from wsgateway.broker.nats.cursors import Cursors
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
 from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.specs import NANO
 from wsgateway.broker.nats.streams import RESTORED_AT, TRIMMED_UNTIL
 from wsgateway.protocol.frames import FRAME_HEADER
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Address, Subjects
 from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
-__all__ = ["Inboxes"]
+__all__ = ["NatsLog"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Bytes that one read may return, so that a backlog cannot fill the gateway's memory."""
@@ -46,69 +46,68 @@ _ERROR = ERROR_HEADER.encode()
 _TRACEPARENT = TRACEPARENT.encode()
 
 
-class Inboxes:
-    """The stream of all inboxes. Its methods are those of `Broker`, which says what they do.
+class NatsLog(Log):
+    """A stream. See `Log`.
 
     Args:
         jetstream: Where.
-        subjects: Names the stream and its subjects.
-        levels: Told of the stream's level.
-        max_devices: Cursors that one user keeps.
+        subjects: Names its subjects.
+        stream: Its name.
+        everything: The subject, with wildcards, of all that it holds.
+        levels: Told of its level.
     """
 
     def __init__(
-        self, jetstream: JetStream, subjects: Subjects, levels: Levels, max_devices: int
+        self, jetstream: JetStream, subjects: Subjects, stream: str, everything: str, levels: Levels
     ) -> None:
         self._jetstream = jetstream
         self._connection = jetstream.connection
         self._subjects = subjects
+        self._everything = everything
         self._levels = levels
-        self.stream = subjects.stream("recv")
-        """The stream's name."""
-        self.epoch = ""
-        self._last = 0  # the stream's newest offset when it was last asked
-        self._max_age = 0.0  # seconds that the stream keeps a message; 0: for ever
+        self.name = stream
+        self._epoch = ""
+        self._last = 0  # its newest offset when it was last asked
+        self._max_age = 0.0  # seconds that it keeps a message; 0: for ever
         self._shared_position = Shared(self._ask_position)
-        self._backwards = Backwards(jetstream, self.stream)
-        self.cursors = Cursors(jetstream, subjects, self.position, max_devices)
+        self._backwards = Backwards(jetstream, stream)
+        self.on_shortened: Callable[[int], object] = lambda last: None
+        """Called with the newest offset of a stream that has lost what came after it."""
 
     async def read_after(
-        self, inbox: Inbox, offset: int, *, limit: int, anchor: bool = False
+        self, address: Address, offset: int, *, limit: int, anchor: bool = False
     ) -> Batch:
-        """See `Broker.read_after`."""
         inclusive = anchor and offset > 0
         request = {
             "seq": offset if inclusive else offset + 1,
-            "next_by_subj": self._subjects.recv(inbox),
+            "next_by_subj": self._subjects.stored(address),
             "batch": limit + inclusive,
             "max_bytes": READ_BYTES,
         }
-        found = await self._jetstream.direct(self.stream, request)
+        found = await self._jetstream.direct(self.name, request)
         replies, anchored = found.replies, False
         if inclusive and replies and hdrs.find_int(replies[0].headers, _SEQUENCE) == offset:
             anchored = self._proves(replies.pop(0).headers)
             if not replies and found.pending:  # it was as large as a whole batch
-                rest = await self.read_after(inbox, offset, limit=limit)
+                rest = await self.read_after(address, offset, limit=limit)
                 return rest._replace(anchored=anchored)
         more = found.pending > 0 or len(replies) > limit
         make = _maker()
         messages = [make(reply.data, reply.headers, live=False) for reply in replies[:limit]]
         return Batch(messages, more, anchored)
 
-    async def read_last(self, inbox: Inbox, limit: int, *, before: int | None = None) -> Batch:
-        """See `Broker.read_last`."""
-        found, more = await self._backwards.read(self._subjects.recv(inbox), limit, before)
+    async def read_last(self, address: Address, limit: int, *, before: int | None = None) -> Batch:
+        found, more = await self._backwards.read(self._subjects.stored(address), limit, before)
         return Batch([_stored(reply.data, reply.headers, live=False) for reply in found], more)
 
-    async def offset_at(self, inbox: Inbox, time: dt.datetime) -> int | None:
-        """See `Broker.offset_at`."""
+    async def offset_at(self, address: Address, time: dt.datetime) -> int | None:
         start = min(max(time, _EARLIEST), _LATEST).astimezone(dt.UTC)
         request = {
             "start_time": start.isoformat(),
-            "next_by_subj": self._subjects.recv(inbox),
+            "next_by_subj": self._subjects.stored(address),
             "batch": 1,
         }
-        found = await self._jetstream.direct(self.stream, request)
+        found = await self._jetstream.direct(self.name, request)
         return hdrs.find_int(found.replies[0].headers, _SEQUENCE) if found.replies else None
 
     def _proves(self, raw: bytes | None) -> bool:
@@ -122,24 +121,23 @@ class Inboxes:
         return age.total_seconds() < self._max_age
 
     def watch(
-        self, inbox: Inbox, on_message: Callable[[Stored], None], queue: str = ""
+        self, address: Address, on_message: Callable[[Stored], None], queue: str = ""
     ) -> Closable:
-        """See `Broker.watch`."""
-
         make = _maker()
 
         def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
             on_message(make(data, raw, live=True))
 
-        return self._connection.subscribe(self._subjects.live(inbox), handle, queue)
+        return self._connection.subscribe(self._subjects.republished(address), handle, queue)
 
-    async def last_offsets(self, inboxes: Iterable[Inbox]) -> dict[Inbox, int]:
-        """See `Broker.last_offsets`."""
+    async def last_offsets(self, addresses: Iterable[Address]) -> dict[Address, int]:
+        asked = {self._subjects.stored(address): address for address in addresses}
         found = {}
         room = min(MULTI_LAST_BYTES, self._connection.max_payload) - MULTI_LAST_REST
-        for subjects in _portions((self._subjects.recv(inbox) for inbox in inboxes), room):
+        for subjects in _portions(asked, room):
             async for subject, offset in self._last_offsets(subjects):
-                found[self._subjects.parse(subject)[1]] = offset
+                if subject in asked:
+                    found[asked[subject]] = offset
         return found
 
     async def _last_offsets(self, subjects: list[str]) -> AsyncIterator[tuple[str, int]]:
@@ -149,7 +147,7 @@ class Inboxes:
         """
         while subjects:
             request = {"multi_last": subjects, "max_bytes": READ_BYTES}
-            batch = await self._jetstream.direct(self.stream, request)
+            batch = await self._jetstream.direct(self.name, request)
             answered = set()
             for reply in batch.replies:
                 subject = (hdrs.find(reply.headers, _SUBJECT) or b"").decode()
@@ -160,11 +158,14 @@ class Inboxes:
             subjects = [subject for subject in subjects if subject not in answered]
 
     async def position(self) -> Position:
-        """See `Broker.position`."""
         return await self._shared_position()
 
+    @property
+    def epoch(self) -> str:
+        return self._epoch
+
     async def _ask_position(self) -> Position:
-        info = await self._jetstream.api(f"STREAM.INFO.{self.stream}")
+        info = await self._jetstream.api(f"STREAM.INFO.{self.name}")
         self.learn(info)
         state = info["state"]
         first, last = max(state["first_seq"], 1), state["last_seq"]
@@ -175,14 +176,14 @@ class Inboxes:
         if mark.isdecimal():
             first = max(first, int(mark) + 1)
         most = max(info["config"].get("max_msgs_per_subject", 0), 0)
-        return Position(self.epoch, first, last, gaps, most)
+        return Position(self._epoch, first, last, gaps, most)
 
     def learn(self, info: Mapping[str, Any]) -> None:
         """Take what STREAM.INFO says of the stream."""
         epoch, last = _epoch(info), info["state"]["last_seq"]
-        if epoch == self.epoch and last < self._last:
-            self.cursors.forget_beyond(last)
-        self.epoch, self._last = epoch, last
+        if epoch == self._epoch and last < self._last:
+            self.on_shortened(last)
+        self._epoch, self._last = epoch, last
         self._levels.note(info)
         self._max_age = info["config"].get("max_age", 0) / NANO
 
@@ -198,18 +199,17 @@ class Inboxes:
             return int(state["first_seq"])
         request = {
             "start_time": since.isoformat(),
-            "next_by_subj": self._subjects.all_of("recv"),
+            "next_by_subj": self._everything,
             "batch": 1,
         }
-        found = await self._jetstream.direct(self.stream, request)
+        found = await self._jetstream.direct(self.name, request)
         raw = found.replies[0].headers if found.replies else None
         return hdrs.find_int(raw, _SEQUENCE) or int(state["last_seq"]) + 1
 
-    async def count(self, inbox: Inbox) -> int:
-        """See `Broker.count`."""
-        subject = self._subjects.recv(inbox)
+    async def count(self, address: Address) -> int:
+        subject = self._subjects.stored(address)
         request = {"subjects_filter": subject}
-        info = await self._jetstream.api(f"STREAM.INFO.{self.stream}", request)
+        info = await self._jetstream.api(f"STREAM.INFO.{self.name}", request)
         return int((info["state"].get("subjects") or {}).get(subject, 0))
 
 
