@@ -60,7 +60,10 @@ napoleon_use_ivar = True
 python_maximum_signature_line_length = 72
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!wsgateway\.).*"),  # links to other projects' documents would need their hosts
-    (r"py:class", r"wsgateway\.(entry_point|outbox\.models|protocol|services\.registry)\..*"),
+    (
+        r"py:class",
+        r"wsgateway\.(entry_point|outbox\.models|protocol|services\.registry|topics\.\w+)\..*",
+    ),
 ]
 
 html_theme = "furo"

@@ -47,8 +47,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "presence":  # a module, which is loaded when it is used, too
-        return import_module("wsgateway.presence")
+    if name in ("presence", "topics"):  # modules, which are loaded when they are used, too
+        return import_module(f"wsgateway.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "wsgateway.services")), name)

@@ -22,13 +22,16 @@ from wsgateway.gateway.transport import Transport, server_send
 from wsgateway.identity import Identity, require_service, resolve_identity, with_cause
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.endpoint import Endpoint, RawEndpoint
+from wsgateway.protocol.subprotocols import RAW_SUBPROTOCOL
 from wsgateway.protocol.v1 import ProtocolError, Resume, choose_subprotocol, parse_resume
 from wsgateway.protocol.v1.endpoint import V1Endpoint
 
 __all__ = ["GatewayConsumer", "socket_of"]
 
 ENDPOINTS: dict[str | None, type[Endpoint]] = {
-    each.subprotocol: each for each in (RawEndpoint, V1Endpoint)
+    None: RawEndpoint,
+    RAW_SUBPROTOCOL: RawEndpoint,
+    V1Endpoint.subprotocol: V1Endpoint,
 }
 """Who speaks each subprotocol; None: without one."""
 READY_TIMEOUT = 2.0
@@ -150,7 +153,8 @@ def socket_of(scope: Any, send: Any) -> Socket:
     """
     transport = _transport(scope, send)
     transport.where = f"the socket at {scope['path'][:MAX_PATH]!r}"
-    return Socket(transport, ENDPOINTS[choose_subprotocol(scope.get("subprotocols", ()))])
+    subprotocol = choose_subprotocol(scope.get("subprotocols", ()))
+    return Socket(transport, ENDPOINTS[subprotocol], subprotocol)
 
 
 def _claim(scope: Any) -> Resume:

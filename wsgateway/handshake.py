@@ -14,8 +14,9 @@ from django.http import parse_cookie
 
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subprotocols import TOKEN_PREFIX, tokens_in
 
-__all__ = ["bearer_token", "cookie", "header", "parameter", "route"]
+__all__ = ["bearer_token", "cookie", "header", "offered_token", "parameter", "route"]
 
 Scope = Mapping[str, Any]
 
@@ -70,6 +71,20 @@ def bearer_token(scope: Scope) -> str | None:
         if kind.lower() == "bearer":
             return token.strip()
     return None
+
+
+def offered_token(scope: Scope) -> str | None:
+    """Return the token in the list of subprotocols, or None.
+
+    Raises:
+        IdentityRefused: It is malformed, or there are two different ones.
+    """
+    try:
+        tokens = tokens_in(scope.get("subprotocols") or ())
+    except ValueError as exc:
+        text = f"{TOKEN_PREFIX}… must hold the token as base64url"
+        raise IdentityRefused(CloseCode.BAD_REQUEST, text) from exc
+    return _only(f"{TOKEN_PREFIX}…", tokens, "subprotocol")
 
 
 def route(scope: Scope) -> dict[str, str]:

@@ -194,7 +194,7 @@ async def test_mobile_apps_get_messages_renew_tokens_and_can_be_locked_out(
     try:
         for name, app in apps.items():
             await until(lambda app=app, name=name: f"for {name} before" in app.output, 20)
-        await until(lambda: "closed with 4016" in apps["ann"].output, 20, "the token expires")
+        await until(lambda: "closed with 4501" in apps["ann"].output, 20, "the token expires")
         for name in apps:
             await broker.publish(Inbox("orders", name), f"for {name} later".encode())
         for name, app in apps.items():

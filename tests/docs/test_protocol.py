@@ -64,10 +64,18 @@ def test_final_standard_codes_are_documented() -> None:
 @pytest.mark.parametrize("text", re.findall(r'^\{"type".*?\}$', PAGE, re.M | re.S))
 def test_examples_mean_something(text: str) -> None:
     frame = json.loads(text)
-    if frame["type"] == "watch" or (frame["type"] == "message" and "id" in frame):
+    sent = {("message", "id"), ("ack", "offset")}
+    if frame["type"] in ("watch", "refresh", "subscribe", "unsubscribe") or any(
+        frame["type"] == kind and field in frame for kind, field in sent
+    ):
         protocol.parse_client(text)
     else:
         assert not isinstance(protocol.parse_server(text), protocol.Unknown)
+
+
+def test_bounds_of_a_subscribe_are_documented() -> None:
+    assert f"a number from 1 to {protocol.MAX_SINCE} " in PAGE
+    assert f"at most {protocol.MAX_TOKEN:,} characters" in PAGE
 
 
 def test_size_of_the_javascript_client_is_the_documented_one() -> None:

@@ -562,7 +562,7 @@ class TestAsking:
         codes: list[int] = []
         await world.open(world.hubs[0], identity, codes)
         await until(lambda: codes, what="the token's socket is closed")
-        assert codes == [CHANGED]
+        assert codes == [ENDED]
 
     async def test_database_that_fails_ends_no_socket(
         self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -56,7 +56,7 @@ def test_names_of_subjects_streams_and_keys() -> None:
 )
 def test_token_and_cookie(settings: Any, salt: str, token: str) -> None:
     settings.SECRET_KEY = "frozen"
-    assert read_token(token, salt, "web") == Identity("orders", "ann", "web", expires=EXPIRES)
+    assert read_token(token, salt, "web") == Identity("orders", "ann", "web", expires_at=EXPIRES)
 
 
 def test_tries_of_a_message() -> None:

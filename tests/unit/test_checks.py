@@ -13,10 +13,11 @@ from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
 
+import wsgateway
 import wsgateway.asgi
 from tests.support import ROOT
 from tests.troubleshooting import Symptom
-from wsgateway import checks
+from wsgateway import checks, declared
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
 from wsgateway.checks.layers import check_other_layers
@@ -456,6 +457,17 @@ def test_every_check_runs() -> None:
 def test_E002_service_that_no_stream_can_have(settings: Any) -> None:
     settings.WSGATEWAY_SERVICES = ["demo", "A" * 90]
     assert "takes 278 characters in NATS" in messages()["E002"]
+
+
+def test_E010_service_of_users_and_of_topics(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(declared, "topics", {})
+    wsgateway.topic("room")(lambda identity, name: None)
+    settings.WSGATEWAY_SERVICES = ["demo", "room"]
+    assert "lists room, which @topic declares" in messages()["E010"]
+    settings.WSGATEWAY_SERVICES = ["demo"]
+    assert "E010" not in messages()
 
 
 def test_W004_handler_of_a_service_that_is_not_listed(settings: Any) -> None:

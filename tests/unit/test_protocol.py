@@ -455,3 +455,38 @@ def test_closing(after: float) -> None:
 def test_closing_with_an_impossible_delay(after: object) -> None:
     with pytest.raises(ProtocolError, match="reconnect_after"):
         protocol.parse_server(json.dumps({"type": "closing", "reconnect_after": after}))
+
+
+@given(token=IDS | st.just("x" * protocol.MAX_TOKEN))
+def test_refresh_round_trip(token: str) -> None:
+    text = protocol.encode_refresh(token)
+    assert protocol.parse_client(text) == protocol.Refresh(token)
+    assert CLIENT.is_valid(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "token",
+    [None, "", 7, True, ["t"], "a b", "ü", "\ud83d", "x" * (protocol.MAX_TOKEN + 1)],
+)
+def test_token_that_cannot_be_one_is_unauthorized(token: object) -> None:
+    frame = {"type": "refresh", "token": token}
+    assert refusal(json.dumps(frame)).code is ErrorCode.UNAUTHORIZED
+    assert not CLIENT.is_valid(frame)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(None, None), (0, 0.0), (-1, 0.0), (1.23456, 1.235)])
+def test_refreshed_round_trip(seconds: float | None, told: float | None) -> None:
+    text = protocol.encode_refreshed(seconds)
+    assert protocol.parse_server(text) == protocol.Refreshed(told)
+    assert SERVER.is_valid(json.loads(text))
+
+
+@pytest.mark.parametrize("end", ['"1"', "true", "-1", "1e999", "1" + "0" * 400, "{}"])
+def test_end_that_is_no_number_of_seconds_is_refused(end: str) -> None:
+    with pytest.raises(ProtocolError, match="expires_in must be a number of seconds"):
+        protocol.parse_server(f'{{"type":"refreshed","expires_in":{end}}}')
+
+
+def test_token_is_in_no_repr() -> None:
+    """What an endpoint holds may end up in a traceback with local variables, or in a log."""
+    assert "secret" not in repr(protocol.Refresh("secret"))

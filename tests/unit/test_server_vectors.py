@@ -8,6 +8,7 @@ one `in`, see the `do_` methods of `Runner`. `out` is everything that comes of i
   gets, and the reason and the cause for the log if there is one;
 * `watches`, `unwatches`: the service and user whom the client watches, or not any more;
 * `subscribes`, `unsubscribes`: the topic that the client reads, or not any more;
+* `renews`: the new token;
 * `writes`: the frame that is written;
 * `code`: what a close means to this client.
 """
@@ -36,6 +37,7 @@ from wsgateway.protocol.endpoint import (
     EndWatch,
     Publish,
     RawEndpoint,
+    Renew,
     StartWatch,
     Subscribe,
     Unsubscribe,
@@ -108,6 +110,8 @@ class Runner:
             self.out["watches"] = [*action.inbox]
         elif isinstance(action, EndWatch):
             self.out["unwatches"] = [*action.inbox]
+        elif isinstance(action, Renew):
+            self.out["renews"] = action.token
         elif isinstance(action, Answer):
             assert "answers" not in self.out
             self.out["answers"] = json.loads(action.text)
@@ -217,6 +221,17 @@ class Runner:
         error = ZeroDivisionError() if fields.get("error") else None
         self.apply(self.endpoint.refuse_watch(inbox, error))
 
+    # -- from the resolvers --------------------------------------------------------------
+
+    def do_renewed(self, expires_in: float | None) -> None:
+        """The new token was accepted."""
+        self.apply(self.endpoint.renewed(expires_in))
+
+    def do_unrenewed(self, fields: dict[str, Any]) -> None:
+        """It was not."""
+        reason, temporary = fields["reason"], fields["temporary"]
+        self.apply(self.endpoint.refuse_renewal(reason, temporary=temporary))
+
     # -- from the session ----------------------------------------------------------------
 
     def do_fit_server(self, size: int) -> None:
@@ -231,7 +246,8 @@ class Runner:
         """Delivery begins there, or something was trimmed."""
         start = self.start_of(fields)
         assert start is not None
-        self.write(self.endpoint.welcome(Client("c", "orders", "ann", "phone"), start))
+        client = Client("c", "orders", "ann", "phone", fields.get("expires_in"))
+        self.write(self.endpoint.welcome(client, start))
 
     def do_restart(self, fields: dict[str, Any]) -> None:
         """The stream was replaced, or lost its end."""

@@ -16,7 +16,7 @@ __all__ = ["check_production_services", "check_services"]
 
 
 def check_services(**kwargs: Any) -> list[CheckMessage]:
-    """E002: a service that no stream can have; W004: one that no client may name."""
+    """E002: a service that no stream can have; E010: one of topics; W004: one nobody may name."""
     if not possible("WSGATEWAY_PREFIX", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
         return []
     try:
@@ -33,6 +33,16 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
                 "Choose a shorter name: NATS has a stream and a consumer that are named after it."
             )
             found.append(Error(f"{exc}.", hint=hint, id="wsgateway.E002"))
+    both = sorted(declared.services & (declared.topics | declared.casts))
+    if both:
+        found.append(
+            Error(
+                f"WSGATEWAY_SERVICES lists {', '.join(both)}, which @topic declares.",
+                hint="Remove it there, or rename the topics: a service has users or topics. "
+                "Clients reach topics without that setting.",
+                id="wsgateway.E010",
+            )
+        )
     unlisted = sorted(set() if declared.is_open else discover().keys() - declared.services)
     if unlisted:
         found.append(

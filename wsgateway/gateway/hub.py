@@ -39,6 +39,7 @@ from wsgateway.supervision import start, supervise
 if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
     from wsgateway.gateway.session import Session
+    from wsgateway.identity import Identity
 
 __all__ = ["Hub", "get_hub", "is_draining"]
 
@@ -228,6 +229,13 @@ class Hub:
             user = self._users[session.inbox] = _User(self.presence.hold(session.inbox))
         user.sessions.add(session)
         self._revocations.add(session)
+
+    def renew(self, session: Session, identity: Identity) -> None:
+        """Let *identity* be what the socket lives by, unless it has been detached."""
+        if session in self.sessions_of(session.inbox):
+            session.identity = identity
+            self._revocations.discard(session)
+            self._revocations.add(session)
 
     def detach(self, session: Session) -> set[asyncio.Task[None]]:
         """Remove a socket; return the tasks that write its cursors, as far as they are due."""

@@ -121,6 +121,7 @@ class Revocations:
         self._broker = broker
         self._sockets: dict[Revocable, list[str]] = {}  # those that can be revoked; their digests
         self._named: dict[str, set[Revocable]] = {}  # the same by digest
+        self._ends: dict[Revocable, asyncio.TimerHandle] = {}  # of those whose login expires
         self._unchecked: set[Revocable] = set()  # to be asked about soon
         self._news = asyncio.Event()  # set while there are unchecked ones
 
@@ -132,9 +133,13 @@ class Revocations:
     def add(self, socket: Revocable) -> None:
         """Watch a socket from now on; its login is checked once more a moment later."""
         digests = list(_digests(socket.identity))
-        if not digests and socket.identity.expires is None:
+        remaining = socket.identity.expires_in
+        if not digests and remaining is None:
             return
         self._sockets[socket] = digests
+        if remaining is not None:
+            later = asyncio.get_running_loop().call_later
+            self._ends[socket] = later(remaining, self._on_end, socket)
         for digest in digests:
             self._named.setdefault(digest, set()).add(socket)
         if digests:
@@ -143,11 +148,17 @@ class Revocations:
     def discard(self, socket: Revocable) -> None:
         """Forget a socket that is gone. Idempotent."""
         self._unchecked.discard(socket)
+        if end := self._ends.pop(socket, None):
+            end.cancel()
         for digest in self._sockets.pop(socket, ()):
             named = self._named[digest]
             named.discard(socket)
             if not named:
                 del self._named[digest]
+
+    def _on_end(self, socket: Revocable) -> None:
+        """Close a socket whose login has expired."""
+        _close([socket], CloseCode.NOT_AUTHENTICATED)
 
     def check_all(self) -> None:
         """Ask soon whether each socket's login still holds."""
@@ -220,9 +231,9 @@ class Revocations:
         now = time.time()
         with_login = []
         for socket in sockets:
-            expires = socket.identity.expires
-            if expires is not None and expires <= now:
-                socket.close_soon(CloseCode.CREDENTIALS_CHANGED)
+            expires_at = socket.identity.expires_at
+            if expires_at is not None and expires_at <= now:  # the clock was set, or the host slept
+                self._on_end(socket)
             elif self._sockets.get(socket):
                 with_login.append(socket)
         remaining = iter(with_login)

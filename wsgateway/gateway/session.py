@@ -20,6 +20,7 @@ from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
 from wsgateway.counters import SocketCounters, size_of
 from wsgateway.gateway.publishing import Publisher
+from wsgateway.gateway.renewal import renew
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.gateway.watches import SocketWatches
@@ -33,6 +34,7 @@ from wsgateway.protocol.endpoint import (
     Confirm,
     EndWatch,
     Publish,
+    Renew,
     StartWatch,
     Subscribe,
     Unsubscribe,
@@ -176,7 +178,8 @@ class Session:
         """Tell the client where delivery begins, the first time or again."""
         self.endpoint.fit_broker(self.hub.broker.largest_offer)
         identity = self.identity
-        client = Client(self.connection, identity.service, identity.user, identity.device)
+        names = identity.service, identity.user, identity.device
+        client = Client(self.connection, *names, identity.expires_in)
         frame = self.endpoint.welcome(client, begin)
         if frame is not None:
             counters.gateway.starts[begin.reason or "recovered"] += 1
@@ -313,6 +316,8 @@ class Session:
                 await self.close(action.code, action.reason)
             elif isinstance(action, StartWatch | EndWatch):
                 self._watch(action)
+            elif isinstance(action, Renew):
+                await renew(self, action.token)
             elif isinstance(action, Subscribe | Unsubscribe):
                 raise NotImplementedError  # the limit of subscriptions is 0 so far
             else:

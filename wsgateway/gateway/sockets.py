@@ -45,12 +45,14 @@ class Socket:
     Args:
         transport: The websocket as its server holds it.
         kind: The protocol that its client speaks.
+        subprotocol: What the handshake selects; None: the protocol's own name, if it has one.
     """
 
     __slots__ = (
         "_accepted",
         "_answering",
         "_answers",
+        "_subprotocol",
         "_writing",
         "close_code",
         "closed",
@@ -60,7 +62,9 @@ class Socket:
         "transport",
     )
 
-    def __init__(self, transport: Transport, kind: type[Endpoint]) -> None:
+    def __init__(
+        self, transport: Transport, kind: type[Endpoint], subprotocol: str | None = None
+    ) -> None:
         self.transport = transport
         self.endpoint = kind(limits(), asyncio.get_running_loop().time())
         self.endpoint.fit_server(transport.take_frames(self.endpoint.largest_frame))
@@ -70,6 +74,7 @@ class Socket:
         self.traffic = Traffic()
         self.on_failure: Callable[[BaseException | None], object] | None = None
         """Called with the error if answers cannot be written, though the client is there."""
+        self._subprotocol = subprotocol or kind.subprotocol
         self._accepted = False
         self._answers: list[str] = []  # to be written beside the messages
         self._answering: asyncio.Task[None] | None = None  # lives while there are answers
@@ -92,8 +97,9 @@ class Socket:
     async def _accept(self) -> None:
         if not self._accepted:
             self._accepted = True
-            subprotocol = self.endpoint.subprotocol
-            await self.transport.send({"type": "websocket.accept", "subprotocol": subprotocol})
+            await self.transport.send(
+                {"type": "websocket.accept", "subprotocol": self._subprotocol}
+            )
 
     async def write(self, frame: str | bytes) -> bool:
         """Write a frame; wait while the client does not read.

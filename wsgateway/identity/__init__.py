@@ -15,8 +15,13 @@ from wsgateway.identity.resolvers import (
     SignedCookieIdentity,
     TokenIdentity,
 )
-from wsgateway.identity.resolving import require_service, resolve_identity, with_cause
-from wsgateway.identity.tokens import make_token, set_identity_cookie
+from wsgateway.identity.resolving import (
+    renew_identity,
+    require_service,
+    resolve_identity,
+    with_cause,
+)
+from wsgateway.identity.tokens import make_token, set_identity_cookie, token_in
 
 __all__ = [
     "DEFAULT_DEVICE",
@@ -29,8 +34,10 @@ __all__ = [
     "TokenIdentity",
     "get_resolver",
     "make_token",
+    "renew_identity",
     "require_service",
     "resolve_identity",
     "set_identity_cookie",
+    "token_in",
     "with_cause",
 ]

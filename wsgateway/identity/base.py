@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,7 +33,8 @@ class Identity:
             socket; None if it is not a Django user.
         auth_hash: The user's session auth hash: a new password ends the socket. None: it does not.
         backend: Dotted path of the backend that the user logged in with; None: not known.
-        expires: Unix time at which the token or signed cookie behind it expires; None: never.
+        expires_at: Unix time at which the socket closes, because the token or signed cookie behind
+            it expires; None: never.
         resolver: Dotted path of the resolver that made it, set by `resolve_identity`.
 
     Raises:
@@ -46,7 +48,7 @@ class Identity:
     user_id: str | None = field(default=None, compare=False, repr=False)
     auth_hash: str | None = field(default=None, compare=False, repr=False)
     backend: str | None = field(default=None, compare=False, repr=False)
-    expires: float | None = field(default=None, compare=False, repr=False)
+    expires_at: float | None = field(default=None, compare=False, repr=False)
     resolver: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,11 @@ class Identity:
                 raise IdentityRefused(
                     CloseCode.BAD_REQUEST, f"{part} is not a usable name: {exc}"
                 ) from exc
+
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds until the socket closes, 0 if that is over; None: it does not expire."""
+        return None if self.expires_at is None else max(0.0, self.expires_at - time.time())
 
     @property
     def inbox(self) -> Inbox:

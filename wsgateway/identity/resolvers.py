@@ -169,10 +169,12 @@ class SignedCookieIdentity:
 
 
 class TokenIdentity:
-    """A token that `make_token` made, in ``?token=…`` or ``Authorization: Bearer …``.
+    """A token that `make_token` made; `token_in` says where clients put it.
 
     For clients without a cookie of this site: mobile programs, other origins, other languages.
     """
+
+    reads_tokens = True
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """See `Resolver`; an invalid or expired token is refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from django.core.exceptions import ObjectDoesNotExist
 
@@ -14,12 +15,13 @@ from wsgateway.exceptions import BrokerError, IdentityRefused, NameRefused, Serv
 from wsgateway.handshake import cookie, route
 from wsgateway.hooks import call_hook, get_resolver
 from wsgateway.identity.base import Identity, Resolver, Scope, shown
-from wsgateway.identity.resolvers import SessionIdentity, TokenIdentity
+from wsgateway.identity.resolvers import SessionIdentity
 from wsgateway.identity.tokens import token_in
 from wsgateway.logins import user_id_of
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subprotocols import encode_token_protocol
 
-__all__ = ["require_service", "resolve_identity", "with_cause"]
+__all__ = ["renew_identity", "require_service", "resolve_identity", "with_cause"]
 
 OWN_ROUTE = "If this is your own consumer's URL, list its route before the gateway's"
 
@@ -36,6 +38,31 @@ async def resolve_identity(scope: Scope) -> Identity:
             _require_allowed(identity.service)
             return identity
     raise _nobody(scope)
+
+
+async def renew_identity(scope: Scope, identity: Identity, token: str) -> Identity:
+    """Return what an open socket of *identity* lives by from now on, if *token* is for it.
+
+    Args:
+        scope: The socket's. Only its path counts: what its cookies, headers and query say may not
+            let a socket live on whose token is not accepted.
+        identity: Whose socket it is.
+        token: The new one.
+
+    Raises:
+        IdentityRefused: The token is not accepted, or is for somebody else.
+    """
+    request = {
+        **{name: value for name, value in scope.items() if name not in ("session", "user")},
+        "headers": [(b"authorization", b"Bearer " + token.encode())],
+        "query_string": urlencode({"device": identity.device}).encode(),
+        "subprotocols": [encode_token_protocol(token)],
+    }
+    found = await resolve_identity(request)
+    for part in ("service", "user", "device"):
+        if getattr(found, part) != getattr(identity, part):
+            raise IdentityRefused(CloseCode.FORBIDDEN, f"the new token is for another {part}")
+    return found
 
 
 async def _ask(path: str, scope: Scope) -> Identity | None:
@@ -66,7 +93,7 @@ def _failed(cause: str) -> IdentityRefused:
 def _nobody(scope: Scope) -> IdentityRefused:
     """Return the refusal of a socket that no resolver knows, with what it lacks."""
     resolvers = [get_resolver(path) for path in settings.IDENTITY]
-    takes_tokens = any(isinstance(resolver, TokenIdentity) for resolver in resolvers)
+    takes_tokens = any(getattr(resolver, "reads_tokens", False) for resolver in resolvers)
     takes_sessions = any(isinstance(resolver, SessionIdentity) for resolver in resolvers)
     if not takes_tokens and token_in(scope):
         reason = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"

@@ -11,7 +11,7 @@ from django.http import HttpResponseBase
 
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
-from wsgateway.handshake import bearer_token, parameter
+from wsgateway.handshake import bearer_token, offered_token, parameter
 from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
 from wsgateway.protocol.codes import CloseCode
 
@@ -85,8 +85,16 @@ def _make_token(
 
 
 def token_in(scope: Scope) -> str | None:
-    """Return the token that a client sent; None without."""
-    return parameter(scope, settings.TOKEN_PARAMETER) or bearer_token(scope)
+    """Return the token that a client sent; None without.
+
+    Clients send it in the header ``Authorization: Bearer …``, in the list of subprotocols as
+    ``wsgateway.token.<base64url of the token>``, or in the query, which access logs keep.
+
+    Raises:
+        IdentityRefused: It is malformed, or comes twice with different values.
+    """
+    query = parameter(scope, settings.TOKEN_PARAMETER)
+    return query or offered_token(scope) or bearer_token(scope)
 
 
 def read_token(token: str, salt: str, device: str | None) -> Identity:
@@ -110,4 +118,4 @@ def read_token(token: str, salt: str, device: str | None) -> Identity:
             "the token names another device",
             "connect without ?device=, or make a token for that device",
         )
-    return Identity(service, user, bound or device or DEFAULT_DEVICE, expires=expires)
+    return Identity(service, user, bound or device or DEFAULT_DEVICE, expires_at=expires)

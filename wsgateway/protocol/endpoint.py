@@ -32,6 +32,7 @@ __all__ = [
     "Endpoint",
     "Publish",
     "RawEndpoint",
+    "Renew",
     "Start",
     "StartWatch",
     "State",
@@ -152,7 +153,15 @@ class Unsubscribe(NamedTuple):
     text: str
 
 
-Action = Publish | Confirm | Answer | Close | StartWatch | EndWatch | Subscribe | Unsubscribe
+class Renew(NamedTuple):
+    """The client has a new *token*: call `Endpoint.renewed` or `Endpoint.refuse_renewal`."""
+
+    token: str
+
+
+Action = (
+    Publish | Confirm | Answer | Close | StartWatch | EndWatch | Subscribe | Unsubscribe | Renew
+)
 
 
 class Client(NamedTuple):
@@ -160,12 +169,14 @@ class Client(NamedTuple):
 
     Attributes:
         connection: Names the socket.
+        expires_in: Seconds until its login ends; None: nobody knows of an end.
     """
 
     connection: str
     service: str
     user: str
     device: str
+    expires_in: float | None = None
 
 
 class Start(Protocol):
@@ -396,6 +407,23 @@ class Endpoint(ABC):
         Args:
             inbox: Whom it may not watch.
             error: What failed when that was to be found out; None: it may not.
+        """
+        return None
+
+    def renewed(self, expires_in: float | None) -> Answer | None:
+        """Return what to tell a client whose new token was accepted.
+
+        Args:
+            expires_in: See `Client`.
+        """
+        return None
+
+    def refuse_renewal(self, reason: str, *, temporary: bool) -> Answer | None:
+        """Return what to tell a client whose new token was not accepted.
+
+        Args:
+            reason: Why; never holds the token.
+            temporary: Whether the same token may be accepted later.
         """
         return None
 

@@ -115,7 +115,7 @@ class Rights:
     async def acquire(self, holder: Holder, token: str | None = None) -> Access | None:
         """Do what `access` does, and tell *holder* from then on when its right changes.
 
-        Nothing is told before this has returned. Call `release` at the end, also after None.
+        Nothing is told before this has returned. Call `release` at the end, whatever the answer.
 
         Raises:
             BrokerUnavailable: It is not known yet what is revoked.

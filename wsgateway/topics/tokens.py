@@ -1,4 +1,4 @@
-"""Signed tokens that carry a right to a topic, so that nobody has to be asked at subscribe."""
+"""Signed tokens that carry a right to a topic: who has one subscribes without a question."""
 
 from __future__ import annotations
 

@@ -10,7 +10,15 @@ from typing import Any
 from wsgateway.protocol.endpoint import Since
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.v1.fields import bad, dumps, frame_of, integer, load, string
+from wsgateway.protocol.v1.fields import (
+    MAX_OFFSET,
+    bad,
+    dumps,
+    frame_of,
+    integer,
+    load,
+    string,
+)
 from wsgateway.protocol.v1.messages import (
     MAX_AFTER,
     MAX_PING,
@@ -19,6 +27,7 @@ from wsgateway.protocol.v1.messages import (
     Ping,
     Pong,
     Presence,
+    Refreshed,
     Refused,
     ServerMessage,
     Subscribed,
@@ -107,6 +116,11 @@ def encode_unwatch(service: str | None, user: str) -> str:
     return dumps({"type": "unwatch", **_target(service, user)})
 
 
+def encode_refresh(token: str) -> str:
+    """Return the frame with which a client hands over a new token."""
+    return dumps({"type": "refresh", "token": token})
+
+
 def _target(service: str | None, user: str) -> dict[str, str]:
     return {"user": user} if service is None else {"service": service, "user": user}
 
@@ -193,7 +207,22 @@ def _welcome(fields: dict[str, Any]) -> Welcome:
         ping=float(ping),
         window=integer(fields, "window"),
         max_message_size=integer(fields, "max_message_size"),
+        expires_in=_expires_in(fields),
     )
+
+
+def _refreshed(fields: dict[str, Any]) -> Refreshed:
+    return Refreshed(_expires_in(fields))
+
+
+def _expires_in(fields: dict[str, Any]) -> float | None:
+    value = fields.get("expires_in")
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= MAX_OFFSET:
+        bad("expires_in must be a number of seconds")
+    return float(value)
 
 
 def _accepted(fields: dict[str, Any]) -> Accepted:
@@ -242,6 +271,7 @@ _ServerFrame = (
     | Watching
     | Presence
     | Unwatched
+    | Refreshed
     | Closing
     | Ping
     | Pong
@@ -257,6 +287,7 @@ _SERVER: dict[str, Callable[[dict[str, Any]], _ServerFrame]] = {
     "watching": _watching,
     "presence": _presence,
     "unwatched": _unwatched,
+    "refreshed": _refreshed,
     "closing": _closing,
     "ping": lambda fields: Ping(),
     "pong": lambda fields: Pong(),

@@ -14,6 +14,7 @@ from wsgateway.protocol.endpoint import (
     Endpoint,
     Message,
     Publish,
+    Renew,
     Start,
     StartWatch,
     State,
@@ -30,6 +31,7 @@ from wsgateway.protocol.v1.gateway import (
     encode_closing,
     encode_error,
     encode_message,
+    encode_refreshed,
     encode_topic_message,
     encode_unsubscribed,
     encode_welcome,
@@ -43,6 +45,7 @@ from wsgateway.protocol.v1.messages import (
     ErrorCode,
     Ping,
     ProtocolError,
+    Refresh,
     UnsubscribeFrom,
     Unwatch,
     Watch,
@@ -121,6 +124,8 @@ class V1Endpoint(Endpoint):
             return self._watch(message, within_limit)
         if isinstance(message, Unwatch):
             return None if self._watches is None else self._watches.end(self._inbox(message))
+        if isinstance(message, Refresh):
+            return self._refresh(message, within_limit)
         return Answer(encode_pong()) if isinstance(message, Ping) and within_limit else None
 
     def _refuse(self, error: ProtocolError, within_limit: bool) -> Answer | Close | None:
@@ -180,6 +185,11 @@ class V1Endpoint(Endpoint):
         if self._watches is None:
             self._watches = Watches(self.limits.watches)
         return self._watches.ask(message.id, self._inbox(message))
+
+    def _refresh(self, message: Refresh, within_limit: bool) -> Renew | Answer | None:
+        if within_limit:
+            return Renew(message.token)
+        return self.refuse_renewal(self._too_fast_text, temporary=True)
 
     def _inbox(self, message: Watch | Unwatch) -> Inbox:
         return Inbox(message.service or self._service, message.user)
@@ -267,6 +277,14 @@ class V1Endpoint(Endpoint):
             )
         text = "the gateway could not find out whether that is allowed"
         return self._watches.refuse(inbox, ErrorCode.INTERNAL, text)
+
+    def renewed(self, expires_in: float | None) -> Answer:
+        """See `Endpoint.renewed`."""
+        return Answer(encode_refreshed(expires_in))
+
+    def refuse_renewal(self, reason: str, *, temporary: bool) -> Answer:
+        """See `Endpoint.refuse_renewal`."""
+        return Answer(encode_error(None, ErrorCode.UNAUTHORIZED, reason, temporary))
 
     def announces(self, code: CloseCode) -> bool:
         """See `Endpoint.announces`."""

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.endpoint import Access, Since, Start, Subscribe
 from wsgateway.protocol.subjects import Inbox, Topic, encode_token
+from wsgateway.protocol.subprotocols import RAW_SUBPROTOCOL
 from wsgateway.protocol.v1.fields import (
     MAX_OFFSET,
     SUBPROTOCOL,
@@ -32,6 +33,7 @@ from wsgateway.protocol.v1.messages import (
     Ping,
     Pong,
     ProtocolError,
+    Refresh,
     Resume,
     UnsubscribeFrom,
     Unwatch,
@@ -39,13 +41,13 @@ from wsgateway.protocol.v1.messages import (
     valid_id,
 )
 
-SUBPROTOCOLS = (SUBPROTOCOL,)
-"""What this version speaks, the best first."""
+SUBPROTOCOLS = (SUBPROTOCOL, RAW_SUBPROTOCOL)
+"""What a gateway selects, the best first."""
 MAX_EPOCH = 128
 MAX_QUERY_FIELDS = 32
 MAX_SINCE = 1000
 """How many of a topic's newest messages a client may ask for when it subscribes."""
-MAX_TOKEN = 4096
+MAX_TOKEN = 16_384
 """Characters of the longest token that a client may send."""
 MAX_TOPIC = 511
 """Characters of the longest topic: two names and a dot."""
@@ -54,13 +56,11 @@ GROWTH = 6
 OVERHEAD = 4096
 """Bytes of a frame that are not its message, at most."""
 
+_TOKEN = re.compile(rf"[!-~]{{1,{MAX_TOKEN}}}\Z")
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
 _PLAIN_ACK = re.compile(
-    r'\{"type":"ack","offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
-)
-_PLAIN_TOPIC_ACK = re.compile(
-    r'\{"type":"ack","topic":"([ !#-\[\]-~]{1,511})",'
-    r'"offset":(0|[1-9][0-9]{0,14}),"epoch":"([!#-\[\]-~]{1,128})"\}\Z'
+    r'\{"type":"ack",(?:"topic":"([ !#-\[\]-~]{1,511})",)?'
+    r'"offset":(0|[1-9][0-9]{0,14})(?:,"epoch":"([!#-\[\]-~]{1,128})")?\}\Z'
 )
 """As both of our clients write it: most of what a gateway gets, so it is not parsed as JSON."""
 
@@ -233,6 +233,7 @@ def encode_welcome(
     max_message_size: int,
     inbox: str | None = None,
     reason: str | None = None,
+    expires_in: float | None = None,
 ) -> str:
     """Return the first frame of a connection, see `Welcome`.
 
@@ -254,7 +255,7 @@ def encode_welcome(
     if reason is not None:
         fields["reason"] = str(reason)
     fields |= {"ping": ping, "window": window, "max_message_size": max_message_size}
-    return dumps(fields)
+    return dumps(fields | _end(expires_in))
 
 
 def encode_ack(id: str) -> str:
@@ -294,6 +295,15 @@ def encode_unwatched(inbox: Inbox, code: ErrorCode, reason: str) -> str:
     return dumps({"type": "unwatched", **inbox._asdict(), "code": code.value, "reason": reason})
 
 
+def encode_refreshed(expires_in: float | None) -> str:
+    """Return the answer to a refresh, see `Refreshed`."""
+    return dumps({"type": "refreshed"} | _end(expires_in))
+
+
+def _end(expires_in: float | None) -> dict[str, object]:
+    return {} if expires_in is None else {"expires_in": round(max(0.0, expires_in), 3)}
+
+
 def encode_closing(reconnect_after: float) -> str:
     """Return the announcement of a close, see `Closing`."""
     return f'{{"type":"closing","reconnect_after":{reconnect_after:.3f}}}'
@@ -302,7 +312,9 @@ def encode_closing(reconnect_after: float) -> str:
 # -- parsing -----------------------------------------------------------------------------
 
 
-ClientFrame = ClientMessage | Ack | Subscribe | UnsubscribeFrom | Watch | Unwatch | Ping | Pong
+ClientFrame = (
+    ClientMessage | Ack | Subscribe | UnsubscribeFrom | Watch | Unwatch | Refresh | Ping | Pong
+)
 
 
 def parse_client(text: str | bytes) -> ClientFrame:
@@ -313,10 +325,11 @@ def parse_client(text: str | bytes) -> ClientFrame:
     """
     plain = _PLAIN_ACK.match(text) if isinstance(text, str) else None
     if plain is not None:
-        return Ack(int(plain[1]), plain[2])
-    plain = _PLAIN_TOPIC_ACK.match(text) if isinstance(text, str) else None
-    if plain is not None:
-        return Ack(int(plain[2]), plain[3], topic=_parse_topic(plain[1], None))
+        topic, offset, epoch = plain.groups()
+        if topic is None:
+            return Ack(int(offset), epoch)
+        if epoch is not None:
+            return Ack(int(offset), epoch, topic=_parse_topic(topic, None))
     fields = load(text)
     kind = fields["type"]
     if kind in _PARSERS:
@@ -408,6 +421,14 @@ def _unwatch(fields: dict[str, Any]) -> Unwatch:
     return Unwatch(*_target(fields, _id_or_none(fields)))
 
 
+def _refresh(fields: dict[str, Any]) -> Refresh:
+    token = fields.get("token")
+    if not isinstance(token, str) or not _TOKEN.match(token):
+        text = f"token must be 1 to {MAX_TOKEN} printable ASCII characters without spaces"
+        raise ProtocolError(ErrorCode.UNAUTHORIZED, text)
+    return Refresh(token)
+
+
 def _target(fields: dict[str, Any], id: str | None) -> tuple[str | None, str]:
     """Return the service, None for the client's own, and the user that a frame names."""
     service = fields.get("service")
@@ -444,6 +465,7 @@ _PARSERS: dict[str, Callable[[dict[str, Any]], ClientFrame]] = {
     "unsubscribe": _unsubscribe,
     "watch": _watch,
     "unwatch": _unwatch,
+    "refresh": _refresh,
     "pong": lambda fields: Pong(),
     "ping": lambda fields: Ping(),
 }

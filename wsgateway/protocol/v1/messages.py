@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 
@@ -24,6 +24,8 @@ __all__ = [
     "Presence",
     "ProtocolError",
     "Reason",
+    "Refresh",
+    "Refreshed",
     "Refused",
     "Resume",
     "ServerMessage",
@@ -72,6 +74,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_TYPE = "unknown_type", False, "this gateway does not know that type of message"
     TOO_BIG = "too_big", False, "the message is larger than the gateway accepts"
     FORBIDDEN = "forbidden", False, "the client may not do that"
+    UNAUTHORIZED = "unauthorized", False, "the token of the `refresh` was not accepted"
     TOO_MANY = "too_many", False, "the socket has reached its limit for these"
     QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
     RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
@@ -170,6 +173,13 @@ class Unwatch:
 
 
 @dataclass(slots=True)
+class Refresh:
+    """A client has a new token, which is to let the socket live on."""
+
+    token: str = field(repr=False)
+
+
+@dataclass(slots=True)
 class Ping:
     """Answer with a pong."""
 
@@ -191,6 +201,8 @@ class Welcome:
         window: Messages that the gateway sends without acknowledgement.
         max_message_size: Largest payload that the gateway takes, bytes, however it is encoded.
         inbox: See `mark_of`; None from a gateway of an earlier version.
+        expires_in: Seconds until the gateway closes the socket, unless the client refreshes; None:
+            its login has no end that is known.
     """
 
     connection: str
@@ -205,6 +217,7 @@ class Welcome:
     window: int
     max_message_size: int
     inbox: str | None = None
+    expires_in: float | None = None
 
 
 @dataclass(slots=True)
@@ -308,6 +321,13 @@ class Unsubscribed:
     code: str | None = None
     reason: str | None = None
     temporary: bool = False
+
+
+@dataclass(slots=True)
+class Refreshed:
+    """The new token was accepted; *expires_in* as in `Welcome`."""
+
+    expires_in: float | None = None
 
 
 @dataclass(slots=True)

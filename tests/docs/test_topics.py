@@ -1,0 +1,117 @@
+"""The code of the page about topics, run as it stands there."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import Group, User
+from django.template import Context, Template
+from django.test import RequestFactory
+
+from tests.pages import DocumentPage
+from wsgateway import declared
+from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
+from wsgateway.identity import Identity
+from wsgateway.protocol.subjects import Topic
+from wsgateway.topics import marks
+from wsgateway.topics.rights import Rights
+
+pytest_plugins = ["wsgateway.testing.plugin"]
+
+PAGE = DocumentPage("how-to/topics.md")
+STAFF = Topic("room", "staff")
+
+
+def run(part: str) -> dict[str, Any]:
+    """Return the names that a block of the page defines."""
+    names: dict[str, Any] = {"__name__": "ws_services"}
+    exec(PAGE.code(part), names)
+    return names
+
+
+@async_to_sync
+async def access(user: str, topic: Topic = STAFF, token: str | None = None) -> str | None:
+    """Return what a gateway that has just started lets *user* do."""
+
+    async def ask(broker: Broker) -> str | None:
+        rights = Rights(broker)
+        try:
+            return await rights.access(Identity("chat", user), topic, token)
+        finally:
+            rights.close()
+
+    return await ask(await ready())
+
+
+async def ready() -> Broker:
+    connection = runtime.own()
+    await connection.open()
+    await connection.broker.wait_ready()
+    return connection.broker
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch: pytest.MonkeyPatch, wsgateway_memory: Any) -> None:
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    monkeypatch.setattr(marks, "LEEWAY", 0.0)
+
+
+@pytest.fixture
+def ann(db: Any) -> User:
+    """A member of the group ``staff``."""
+    user = User.objects.create(username="ann", last_login=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    Group.objects.create(name="staff").user_set.add(user)
+    return user
+
+
+def test_members_may_write_until_they_are_removed(
+    ann: User, django_capture_on_commit_callbacks: Any
+) -> None:
+    run('@topic("room")')
+    assert access("ann") == "write"
+    assert access("bob") is None
+    assert access("ann", Topic("room", "other")) is None
+    token = run("room_token")["topics"].token("room", "staff", user=ann)
+    assert access("ann", token=token) == "read"
+    with django_capture_on_commit_callbacks(execute=True):
+        run("remove_member")["remove_member"](Group.objects.get(), ann)
+    assert access("ann", token=token) is None
+
+
+def test_those_who_were_deactivated_are_asked_about(ann: User) -> None:
+    run('@topic("room")')
+    token = run("room_token")["topics"].token("room", "staff", user=ann)
+    run("deactivate_sleepers")["deactivate_sleepers"](dt.datetime(2026, 2, 1, tzinfo=dt.UTC))
+    assert access("ann", token=token) is None
+
+
+def test_class_decides(ann: User) -> None:
+    run('@topic("document")')
+    assert access("ann", Topic("document", "ann-7")) == "write"
+    assert access("ann", Topic("document", "bob-7")) == "read"
+    assert declared.topics["document"].handler is not None
+
+
+def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
+    run('@topic("room")')
+    request = rf.get("/")
+    request.user = ann
+    Group.objects.get().user_set.remove(ann)
+    html = Template(PAGE.code("load wsgateway", "html")).render(
+        Context({"request": request, "group": Group.objects.get()})
+    )
+    found = re.search('data-topic="(.*?)"\\s+data-token="(.*?)"', html)
+    assert found is not None
+    assert found[1] == "room.staff"
+    assert access("ann", token=found[2]) == "write"
+    assert access("bob", token=found[2]) is None
+    Group.objects.get().user_set.add(ann)
+    response = run("room_token")["room_token"](request, "staff")
+    assert access("ann", token=json.loads(response.content)["token"]) == "read"
