@@ -11,9 +11,9 @@ from django.db.backends.signals import connection_created
 
 from tests.integration.workers import no_services, offer, serving
 from tests.support import until
-from wsgateway import Message
+from wsgateway import Message, database
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.services import database, registry
+from wsgateway.services import registry
 
 __all__ = ["no_services"]  # a fixture
 

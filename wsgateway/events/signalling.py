@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 from django.dispatch import Signal
 
-from wsgateway import counters
+from wsgateway import counters, database
 from wsgateway.protocol.events import SocketEvent
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.services import database
 from wsgateway.supervision import supervise
 
 __all__ = ["Signalling"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from asgiref.sync import sync_to_async
 
+from wsgateway import database
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.services import database
 from wsgateway.services.message import Message, SyncMessage
 from wsgateway.services.traces import trace_handler
 from wsgateway.tracing import find_tracer

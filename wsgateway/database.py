@@ -36,7 +36,7 @@ def _on_created(**kwargs: Any) -> None:
     connected.add(threading.get_ident())
 
 
-connection_created.connect(_on_created, dispatch_uid="wsgateway.services.database")
+connection_created.connect(_on_created, dispatch_uid="wsgateway.database")
 
 
 def close_old(*, in_use: bool = False) -> None:
