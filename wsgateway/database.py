@@ -20,7 +20,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-__all__ = ["begin_handler", "close_old", "end_handler", "refresh", "refresh_needed"]
+__all__ = ["UsableConnections", "close_old"]
 
 logger = logging.getLogger("wsgateway.services")
 
@@ -69,23 +69,32 @@ def _refresh() -> None:
         connected.discard(_thread)
 
 
-def begin_handler() -> None:
-    """Count an asynchronous handler that begins."""
-    global _handlers
-    _handlers += 1
+class UsableConnections:
+    """Has an asynchronous handler find connections that work, and leave none that is too old.
+
+    ::
+
+        async with UsableConnections():
+            await handler(message)
+    """
+
+    async def __aenter__(self) -> None:
+        global _handlers
+        _handlers += 1
+        try:
+            await _refresh_if_needed()
+        except BaseException:
+            _handlers -= 1
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        global _handlers
+        try:
+            await _refresh_if_needed()
+        finally:
+            _handlers -= 1
 
 
-def end_handler() -> None:
-    """Count it out."""
-    global _handlers
-    _handlers -= 1
-
-
-def refresh_needed() -> bool:
-    """Say whether `refresh` may find something to close, before or after a handler."""
-    return bool(connected) and (_thread is None or _thread in connected)
-
-
-async def refresh() -> None:
-    """Close connections of asynchronous code that failed or are too old."""
-    await sync_to_async(_refresh)()
+async def _refresh_if_needed() -> None:
+    if connected and (_thread is None or _thread in connected):
+        await sync_to_async(_refresh)()

@@ -11,6 +11,8 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from channels.db import database_sync_to_async
 from django.utils.module_loading import import_string
 
+from wsgateway.database import UsableConnections
+
 if TYPE_CHECKING:
     from wsgateway.identity import Resolver
 
@@ -25,9 +27,13 @@ def get_resolver(path: str) -> Resolver:
 
 
 async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:
-    """Return what *hook* returns; a synchronous one runs in the thread for the database."""
+    """Return what *hook* returns; a synchronous one runs in the thread for the database.
+
+    Either finds database connections that work.
+    """
     if iscoroutinefunction(hook):
-        return await hook(*args)
+        async with UsableConnections():
+            return await hook(*args)
     result = await database_sync_to_async(hook)(*args)
     return await result if isawaitable(result) else result
 

@@ -131,11 +131,9 @@ class Signalling:
 
     async def _call(self, signal: Signal, arguments: Mapping[str, Any]) -> None:
         """Call the receivers. Django logs the errors of those that raise."""
-        database.begin_handler()
         try:
-            if database.refresh_needed():
-                await database.refresh()
-            results = await signal.asend_robust(SocketEvent, **arguments)
+            async with database.UsableConnections():
+                results = await signal.asend_robust(SocketEvent, **arguments)
             failed = any(isinstance(result, Exception) for _, result in results)
             self._count("failed" if failed else "sent")
         except (Exception, asyncio.CancelledError, SystemExit) as exc:
@@ -145,7 +143,3 @@ class Signalling:
             self._count("failed")
             log_fields = {name: arguments[name] for name in ("service", "user")}
             logger.exception("a receiver failed", extra=log_fields)
-        finally:
-            if database.refresh_needed():
-                await database.refresh()
-            database.end_handler()

@@ -87,21 +87,12 @@ class Caller:
 
     async def _call_async(self, job: Job, run: Run) -> None:
         message = Message(job, self._broker)
-        database.begin_handler()
-        try:
-            if database.refresh_needed():
-                await database.refresh()
+        async with database.UsableConnections():
             run.coroutine = self._service.handler(message)
             if self._service.timeout is None:
                 await run.coroutine
             else:
                 await self._in_time(run.coroutine, self._service.timeout)
-        finally:
-            try:
-                if database.refresh_needed():
-                    await database.refresh()
-            finally:
-                database.end_handler()
 
     async def _in_time(self, handler: Awaitable[object], limit: float) -> None:
         deadline = asyncio.timeout(limit)
