@@ -10,9 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsgateway.outgoing import Outgoing
+    from wsgateway.outgoing import Outgoing, OutgoingTopic
     from wsgateway.protocol.group_names import inbox_group
-    from wsgateway.publish import asend, asend_many, send, send_many, send_on_commit
+    from wsgateway.publish import (
+        asend,
+        asend_many,
+        asend_topic,
+        send,
+        send_many,
+        send_on_commit,
+        send_topic,
+        send_topic_on_commit,
+    )
     from wsgateway.services import JsonHandler, Message, Reject, Retry, RetryPolicy, service
     from wsgateway.topics.registry import topic
 
@@ -22,25 +31,38 @@ __all__ = [
     "JsonHandler",
     "Message",
     "Outgoing",
+    "OutgoingTopic",
     "Reject",
     "Retry",
     "RetryPolicy",
     "asend",
     "asend_many",
+    "asend_topic",
     "inbox_group",
     "send",
     "send_many",
     "send_on_commit",
+    "send_topic",
+    "send_topic_on_commit",
     "service",
     "topic",
 ]
 
 _HOMES = {
     **dict.fromkeys(
-        ("asend", "asend_many", "send", "send_many", "send_on_commit"),
+        (
+            "asend",
+            "asend_many",
+            "asend_topic",
+            "send",
+            "send_many",
+            "send_on_commit",
+            "send_topic",
+            "send_topic_on_commit",
+        ),
         "wsgateway.publish",
     ),
-    "Outgoing": "wsgateway.outgoing",
+    **dict.fromkeys(("Outgoing", "OutgoingTopic"), "wsgateway.outgoing"),
     "inbox_group": "wsgateway.protocol.group_names",
     "topic": "wsgateway.topics.registry",
 }

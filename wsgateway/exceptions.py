@@ -10,6 +10,7 @@ WsGatewayError
 │   ├── MessageRefused         also ValueError; the server never stores this message
 │   └── BrokerClosed           the broker object is no longer open
 ├── ServiceUnknown             also LookupError; nobody declares it
+│   └── TopicsUnknown          nobody declares topics of it
 ├── NameRefused                also ValueError; an identity or group that cannot be a subject
 ├── PartlySent                 an iterable of messages failed in the middle; says what is stored
 ├── MalformedMessage           also ValueError; bytes on a subject that mean nothing here
@@ -37,6 +38,7 @@ __all__ = [
     "PartlySent",
     "QueueFull",
     "ServiceUnknown",
+    "TopicsUnknown",
     "WsGatewayError",
 ]
 
@@ -148,21 +150,27 @@ class ServiceUnknown(WsGatewayError, LookupError):
     Args:
         service: Its name.
         services: The names of those that exist, as far as is known.
+        is_other: Whether it exists, but as one of topics.
     """
 
-    def __init__(self, service: str, services: Iterable[str] = ()) -> None:
+    def __init__(self, service: str, services: Iterable[str] = (), is_other: bool = False) -> None:
         super().__init__(service)
         self.service = service
+        self.is_other = is_other
         self.nearest = difflib.get_close_matches(service, sorted(services), n=1)
 
     @property
     def reason(self) -> str:
         """What happened."""
+        if self.is_other:
+            return f"service {self.service!r} has topics, not users"
         return f"service {self.service!r} does not exist"
 
     @property
     def cure(self) -> str:
         """What to do."""
+        if self.is_other:
+            return "publish to its topics with wsgateway.send_topic"
         cure = (
             "declare it with @service or WSGATEWAY_SERVICES, then restart, or run "
             '"manage.py setup_streams"'
@@ -171,6 +179,30 @@ class ServiceUnknown(WsGatewayError, LookupError):
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.cure}"
+
+
+class TopicsUnknown(ServiceUnknown):
+    """The service has no topics, so nobody could read what is sent. Nothing was stored.
+
+    Args:
+        service: Its name.
+        services: The names of those that have topics, as far as is known.
+        is_other: Whether it exists, but as one of users.
+    """
+
+    @property
+    def reason(self) -> str:
+        """What happened."""
+        has = "has users, not topics" if self.is_other else "has no topics"
+        return f"service {self.service!r} {has}"
+
+    @property
+    def cure(self) -> str:
+        """What to do."""
+        if self.is_other:
+            return "publish to its users with wsgateway.send"
+        cure = "declare them with @topic, then restart the gateways"
+        return f"did you mean {self.nearest[0]!r}? Otherwise {cure}" if self.nearest else cure
 
 
 class NameRefused(WsGatewayError, ValueError):

@@ -12,9 +12,9 @@ from wsgateway.broker.messages import check_published
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox, encode_token
+from wsgateway.protocol.subjects import Inbox, Topic, encode_token
 
-__all__ = ["NOTHING", "Binary", "Outgoing", "frame_of"]
+__all__ = ["NOTHING", "Binary", "Outgoing", "OutgoingTopic", "frame_of"]
 
 NOTHING: Any = object()
 Binary = bytes  # the name is an argument's below
@@ -48,7 +48,7 @@ def frame_of(text: str | None, bytes: Binary | None, json: Any) -> Frame:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One message of `send_many`; the arguments are those of `send`."""
+    """One message of `send_many` for a user; the arguments are those of `send`."""
 
     service: str
     user: str
@@ -69,10 +69,32 @@ class Outgoing:
             ValueError: The ttl is out of range, a header or *msg_id* is malformed, or the text
                 or JSON cannot be written as UTF-8.
         """
-        encode_token(self.service)
-        encode_token(self.user)
-        check_published(self.headers, self.ttl, self.msg_id)
-        frame = frame_of(self.text, self.bytes, self.json)
-        if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
-            raise MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
-        return Inbox(self.service, self.user), frame
+        return Inbox(self.service, self.user), _prepare(self, self.service, self.user)
+
+
+@dataclass(frozen=True)
+class OutgoingTopic:
+    """One message of `send_many` for a topic; the arguments are those of `send_topic`."""
+
+    service: str
+    name: str
+    text: str | None = None
+    bytes: Binary | None = None
+    json: Any = field(default=NOTHING)
+    ttl: float | None = None
+    msg_id: str | None = None
+    headers: Mapping[str, str] | None = None
+
+    def prepare(self) -> tuple[Topic, Frame]:
+        """Do what `Outgoing.prepare` does."""
+        return Topic(self.service, self.name), _prepare(self, self.service, self.name)
+
+
+def _prepare(message: Outgoing | OutgoingTopic, *names: str) -> Frame:
+    for name in names:
+        encode_token(name)
+    check_published(message.headers, message.ttl, message.msg_id)
+    frame = frame_of(message.text, message.bytes, message.json)
+    if len(frame.payload) > settings.MAX_MESSAGE_SIZE:
+        raise MessageTooBig(len(frame.payload), settings.MAX_MESSAGE_SIZE)
+    return frame

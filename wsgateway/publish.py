@@ -1,4 +1,4 @@
-"""Publishing to users: `send`, `asend`, `send_many`, `asend_many`, `send_on_commit`."""
+"""Publishing: `send` to a user, `send_topic` to a topic, `send_many`, `send_on_commit`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.messages import Receipt
 from wsgateway.exceptions import PartlySent, WsGatewayError
-from wsgateway.outgoing import NOTHING, Binary, Outgoing
+from wsgateway.outgoing import NOTHING, Binary, Outgoing, OutgoingTopic
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address
 
 __all__ = [
     "Receipt",
     "asend",
     "asend_many",
+    "asend_topic",
     "send",
     "send_many",
     "send_on_commit",
+    "send_topic",
+    "send_topic_on_commit",
 ]
 
 logger = logging.getLogger("wsgateway")
@@ -44,14 +47,18 @@ IN_FLIGHT = 256
 """Messages of one `send_many` that wait for the broker at once."""
 
 
-def _storing(message: Outgoing) -> Callable[[Broker], Awaitable[Receipt]]:
+AnyOutgoing = Outgoing | OutgoingTopic
+
+
+def _storing(message: AnyOutgoing) -> Callable[[Broker], Awaitable[Receipt]]:
     """Check *message* here, in the caller's thread; return what stores it, to run anywhere."""
-    return partial(_store, *message.prepare(), message)
+    address, frame = message.prepare()
+    return partial(_store, address, frame, message)
 
 
-async def _store(inbox: Inbox, frame: Frame, message: Outgoing, broker: Broker) -> Receipt:
+async def _store(address: Address, frame: Frame, message: AnyOutgoing, broker: Broker) -> Receipt:
     return await broker.publish(
-        inbox,
+        address,
         frame.payload,
         kind=frame.kind,
         msg_id=message.msg_id,
@@ -108,6 +115,51 @@ def send(service: str, user: str, **options: Any) -> Receipt:
     return runtime.call_sync(_storing(Outgoing(service, user, **options)))
 
 
+async def asend_topic(
+    service: str,
+    name: str,
+    *,
+    text: str | None = None,
+    bytes: Binary | None = None,
+    json: Any = NOTHING,
+    ttl: float | None = None,
+    msg_id: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Receipt:
+    """Store a message in a topic; return once it is safe.
+
+    An ephemeral topic stores nothing. There, this returns once the message is on its way to
+    those who read the topic now: its receipt has the offset 0, and *ttl* and *msg_id* mean nothing.
+
+    Args:
+        service: The service of the topic, for example ``room``.
+        name: The topic's name within the service, for example ``42``.
+        text: A text frame.
+        bytes: A binary frame.
+        json: Anything that Django's JSON encoder takes; becomes a text frame.
+        ttl: Seconds after which it is gone, from 1 to 100 years; None: the ``max_age`` of the
+            service in ``WSGATEWAY_TOPICS``.
+        msg_id: The same id is stored once in this topic within ``WSGATEWAY_DUPLICATE_WINDOW``.
+        headers: More NATS headers, for example ``traceparent``; none that begins with ``Nats-``.
+
+    Raises:
+        TopicsUnknown: No process declares topics of *service*.
+        Exception: What else `asend` raises, for the same reasons.
+    """
+    message = OutgoingTopic(service, name, text, bytes, json, ttl, msg_id, headers)
+    return await runtime.call(_storing(message))
+
+
+def send_topic(service: str, name: str, **options: Any) -> Receipt:
+    """Do what `asend_topic` does, from synchronous code; it takes the same arguments.
+
+    Raises:
+        RuntimeError: In a running event loop; await `asend_topic` there.
+    """
+    runtime.refuse_in_loop("send_topic()", "use `await asend_topic(...)`")
+    return runtime.call_sync(_storing(OutgoingTopic(service, name, **options)))
+
+
 Outcome = Receipt | Exception
 
 
@@ -116,21 +168,21 @@ class _Sending:
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
-        self._chunk: list[tuple[int, Inbox, Frame, Outgoing]] = []
+        self._chunk: list[tuple[int, Address, Frame, AnyOutgoing]] = []
         self._bytes = 0
 
-    def add(self, message: Outgoing) -> bool:
+    def add(self, message: AnyOutgoing) -> bool:
         """Take a message; return True when it is time to store the chunk."""
         place = len(self.outcomes)
         try:
-            if not isinstance(message, Outgoing):
+            if not isinstance(message, AnyOutgoing):
                 raise TypeError(f"give Outgoing messages, not {type(message).__name__}")
-            inbox, frame = message.prepare()
+            address, frame = message.prepare()
         except (WsGatewayError, TypeError, ValueError) as exc:
             self.outcomes.append(exc)
             return False
         self.outcomes.append(WsGatewayError("not sent"))
-        self._chunk.append((place, inbox, frame, message))
+        self._chunk.append((place, address, frame, message))
         self._bytes += len(frame.payload)
         return len(self._chunk) >= CHUNK or self._bytes >= CHUNK_BYTES
 
@@ -139,9 +191,9 @@ class _Sending:
         source = iter(self._chunk)
 
         async def publish_rest() -> None:
-            for place, inbox, frame, message in source:
+            for place, address, frame, message in source:
                 try:
-                    self.outcomes[place] = await _store(inbox, frame, message, broker)
+                    self.outcomes[place] = await _store(address, frame, message, broker)
                 except Exception as exc:
                     self.outcomes[place] = exc
 
@@ -162,16 +214,18 @@ class _Sending:
             raise PartlySent(self.outcomes, stored, exc) from exc
 
 
-def send_many(messages: Iterable[Outgoing]) -> list[Outcome]:
+def send_many(messages: Iterable[AnyOutgoing]) -> list[Outcome]:
     """Store many messages, pipelined; one that fails does not stop the others.
 
     Args:
-        messages: What to send. A generator is read in this thread, as it goes: about a thousand
-            messages, or 4 MB, are in memory at once.
+        messages: What to send, to users (`Outgoing`) or to topics (`OutgoingTopic`). A generator
+            is read in this thread, as it goes: about a thousand messages, or 4 MB, are in memory
+            at once.
 
     Returns:
         For each message, in order, its receipt, or the exception that `send` would have raised.
-        Messages of the same user are stored in order, as long as the broker does not fail over.
+        Messages of the same user or topic are stored in order, as long as the broker does not
+        fail over.
 
     Raises:
         PartlySent: *messages* raised, or the broker was lost, after some were stored. It has
@@ -188,7 +242,9 @@ def send_many(messages: Iterable[Outgoing]) -> list[Outcome]:
     return sending.outcomes
 
 
-async def asend_many(messages: Iterable[Outgoing] | AsyncIterable[Outgoing]) -> list[Outcome]:
+async def asend_many(
+    messages: Iterable[AnyOutgoing] | AsyncIterable[AnyOutgoing],
+) -> list[Outcome]:
     """Do what `send_many` does, from asynchronous code.
 
     Args:
@@ -205,8 +261,8 @@ async def asend_many(messages: Iterable[Outgoing] | AsyncIterable[Outgoing]) -> 
 
 
 async def _each(
-    messages: Iterable[Outgoing] | AsyncIterable[Outgoing],
-) -> AsyncIterator[Outgoing]:
+    messages: Iterable[AnyOutgoing] | AsyncIterable[AnyOutgoing],
+) -> AsyncIterator[AnyOutgoing]:
     if isinstance(messages, AsyncIterable):
         async for message in messages:
             yield message
@@ -233,12 +289,31 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
         RuntimeError: In a running event loop, which the sending would block.
         Exception: What `send` raises for a mistake in the arguments.
     """
+    _send_on_commit("send_on_commit()", Outgoing(service, user, **options), using)
+
+
+def send_topic_on_commit(
+    service: str, name: str, *, using: str | None = None, **options: Any
+) -> None:
+    """Do for a topic what `send_on_commit` does for a user.
+
+    Args:
+        service: The service of the topic.
+        name: The topic's name within the service.
+        using: The database; None: the default one.
+        options: As for `send_topic`.
+    """
+    _send_on_commit("send_topic_on_commit()", OutgoingTopic(service, name, **options), using)
+
+
+def _send_on_commit(caller: str, message: AnyOutgoing, using: str | None) -> None:
     runtime.refuse_in_loop(
-        "send_on_commit()",
+        caller,
         "call it in the synchronous function that holds the transaction, and await that function "
         "with `sync_to_async`",
     )
-    store = _storing(Outgoing(service, user, **options))
+    store = _storing(message)
+    whose = {"user": message.user} if isinstance(message, Outgoing) else {"topic": message.name}
 
     def send_now() -> None:
         try:
@@ -247,8 +322,8 @@ def send_on_commit(service: str, user: str, *, using: str | None = None, **optio
             logger.exception(
                 "did not send a message for service %s after the commit. "
                 "wsgateway.outbox keeps such messages until they are sent",
-                service,
-                extra={"service": service, "user": user},
+                message.service,
+                extra={"service": message.service, **whose},
             )
 
     transaction.on_commit(send_now, using=using)

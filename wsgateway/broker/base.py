@@ -18,12 +18,13 @@ from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
 from wsgateway.broker.log import Log
-from wsgateway.broker.messages import REPLY_TO_HEADER, Receipt
+from wsgateway.broker.messages import REPLY_TO_HEADER, Receipt, Stored
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
+from wsgateway.declared import TopicKind
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects
+from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects, Topic
 from wsgateway.tracing import Destination, find_tracer
 
 __all__ = ["Broker", "Progress", "no_progress"]
@@ -196,6 +197,36 @@ class Broker(ABC):
             BrokerUnavailable: No answer in time.
         """
 
+    @property
+    @abstractmethod
+    def topic_names(self) -> frozenset[str]:
+        """The services of topics that exist, as far as this process knows."""
+
+    @abstractmethod
+    def known_topics(self, service: str) -> TopicKind | None:
+        """Say what topics *service* has, without waiting; None if that has to be asked.
+
+        For hot paths: on None, await `topics_of`. As with users, the streams are the registry.
+        """
+
+    @abstractmethod
+    async def topics_of(self, service: str) -> TopicKind:
+        """Say what topics *service* has, if any.
+
+        Raises:
+            BrokerUnavailable: No answer in time.
+        """
+
+    async def address_of(self, service: str, name: str) -> Address:
+        """Return what *name* is within *service*: a topic if the service has some, or else a user.
+
+        Raises:
+            BrokerUnavailable: No answer in time.
+        """
+        known = self.known_topics(service)
+        kind = await self.topics_of(service) if known is None else known
+        return Topic(service, name) if kind else Inbox(service, name)
+
     async def publish(
         self,
         address: Address,
@@ -209,7 +240,9 @@ class Broker(ABC):
     ) -> Receipt:
         """Store a message under *address*; return once it is stored on a quorum.
 
-        Retried until the deadline with the same id, so it is stored at most once.
+        Retried until the deadline with the same id, so it is stored at most once. An ephemeral
+        topic stores nothing: those who read it now get the message, at most once, and the receipt
+        has the offset 0.
 
         Args:
             address: A user's inbox, or a topic.
@@ -225,7 +258,8 @@ class Broker(ABC):
 
         Raises:
             MessageTooBig: Nothing was stored.
-            ServiceUnknown: Nobody declares the service. Nothing was stored.
+            ServiceUnknown: Nobody declares the service, or, for a topic, topics of it. Nothing was
+                stored.
             QueueFull: The stream, or the account or server that holds it, is at its limit.
                 Nothing was stored.
             MessageRefused: The server refuses this message, whenever it is sent.
@@ -296,7 +330,7 @@ class Broker(ABC):
             subject = self.subjects.send(address)
         else:
             subject = self.subjects.stored(address)
-        is_known = service is GROUP_SERVICE or service in self.service_names
+        is_known = service is GROUP_SERVICE or service in self.service_names | self.topic_names
         template = self.subjects.template(kind, service if is_known else None)
         return Destination(self.system, subject, template, self.server)
 
@@ -329,6 +363,13 @@ class Broker(ABC):
         """Return the log that holds what is stored under *address*; always the same object.
 
         It need not exist: then what asks the broker for it raises `BrokerUnavailable`.
+        """
+
+    @abstractmethod
+    def hear(self, topic: Topic, on_message: Callable[[Stored], None]) -> Closable:
+        """Call *on_message* for each message of an ephemeral topic. Its offset is 0.
+
+        *on_message* runs in the broker's read path: it must not wait and not raise.
         """
 
     @abstractmethod

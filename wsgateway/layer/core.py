@@ -26,7 +26,7 @@ from wsgateway.layer.mailbox import COMING_VALID, Mailbox
 from wsgateway.layer.normal import NormalChannels, channel_full
 from wsgateway.layer.options import ConfiguredLayer, require_message, require_no_loop
 from wsgateway.layer.sharing import full_channels, shared
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address
 
 __all__ = ["NatsChannelLayer"]
 
@@ -280,10 +280,10 @@ class NatsChannelLayer(ConfiguredLayer):
             raise
         return self.directory.add(self.connections.current(), group)
 
-    async def _inbox_of(self, name: GroupName) -> Inbox | None:
+    async def _address_of(self, name: GroupName) -> Address | None:
         """Return where a group is stored; None if it is not."""
-        is_known, inbox = self.directory.known(self.connections.current(), name)
-        return inbox if is_known else await self.connections.run(self.directory.find, name)
+        is_known, address = self.directory.known(self.connections.current(), name)
+        return address if is_known else await self.connections.run(self.directory.find, name)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send *message* to every member of *group*.
@@ -297,13 +297,15 @@ class NatsChannelLayer(ConfiguredLayer):
         """
         require_message(message)
         name = self.directory.get(group) or self._name(group)
-        inbox = name.kept if name.inbox is None else await self._inbox_of(name)
-        if inbox is None:
+        address = name.kept if name.inbox is None else await self._address_of(name)
+        if address is None:
             await self.connections.publish(name.subject, self.envelopes.encode(b"", message), False)
+            if topic := self.directory.cast_of(self.connections.current(), name):
+                await self.connections.run(durable.cast, topic, message)
             counters.layer.sent_group += 1
             return
         payload, kind = durable.payload_of(message, self.envelopes.pack)
-        await self.connections.run(durable.store, inbox, payload, kind)
+        await self.connections.run(durable.store, address, payload, kind)
         counters.layer.sent_durable += 1
 
     def notice(self, is_open: bool) -> bytes | None:
@@ -347,8 +349,8 @@ class NatsChannelLayer(ConfiguredLayer):
         if name is None:
             return False
         connection = self.connections.background()
-        is_known, inbox = self.directory.known(connection, name)
-        if not is_known or inbox is not None:
+        is_known, address = self.directory.known(connection, name)
+        if not is_known or address is not None or self.directory.cast_of(connection, name):
             return False
         data = self.envelopes.encode(b"", message)
         was_handed = self.connections.publish_soon(connection, name.subject, data, False)

@@ -1,4 +1,4 @@
-"""Durable groups: which they are, and how their messages are stored in the inbox stream."""
+"""Durable groups: which they are, and how their messages are stored: in an inbox, or in a topic."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from channels.exceptions import MessageTooLarge
 
 from wsgateway.broker.messages import Stored
 from wsgateway.conf import settings
+from wsgateway.declared import TopicKind
 from wsgateway.exceptions import BrokerError, MessageTooBig, ServiceUnknown
 from wsgateway.layer import blobs, wire
 from wsgateway.protocol.frames import EVENT, Frame
 from wsgateway.protocol.group_names import inbox_of_group, meant_services
-from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
+from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Topic
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "UNKNOWN_SERVICE",
     "Directory",
     "GroupName",
+    "cast",
     "claim_of",
     "event_of",
     "frame_event",
@@ -54,7 +56,8 @@ class GroupName(NamedTuple):
     Attributes:
         name: The whole.
         subject: Where its messages go if they are not stored.
-        inbox: Where they are stored if its service exists; None if it names no inbox.
+        inbox: Where they are stored if its service exists; None if it names no inbox. A service of
+            topics has the topic of that name instead.
         kept: Where they are stored otherwise, because ``DURABLE_GROUPS`` says so; None: nowhere.
     """
 
@@ -62,6 +65,11 @@ class GroupName(NamedTuple):
     subject: str
     inbox: Inbox | None
     kept: Inbox | None
+
+    @property
+    def topic(self) -> Topic | None:
+        """Where they go if its service has topics; None if it names none."""
+        return None if self.inbox is None else Topic(*self.inbox)
 
     @property
     def prefix(self) -> str:
@@ -110,16 +118,19 @@ class Directory:
                 is_meant
                 and service not in self._warned
                 and not connection.broker.known_service(service)
+                and not connection.broker.known_topics(service)
             ):
                 self._run(connection, self._warn_of_service(connection, group, service))
         return name
 
-    def known(self, connection: Connection, name: GroupName) -> tuple[bool, Inbox | None]:
+    def known(self, connection: Connection, name: GroupName) -> tuple[bool, Address | None]:
         """Return whether it is known where a group is stored, and where; None: it is not."""
         if name.inbox is None:
             return True, name.kept
-        service = name.inbox.service
-        exists = connection.broker.known_service(service)
+        service, broker = name.inbox.service, connection.broker
+        exists = broker.known_service(service)
+        if not exists and (kind := broker.known_topics(service)):
+            return True, name.topic if kind is TopicKind.DURABLE else name.kept
         if exists is None and service in self._absent:
             self._look_again(connection, service)
             exists = False
@@ -129,15 +140,26 @@ class Directory:
             self._absent.add(service)
         return exists is not None, name.inbox if exists else name.kept
 
-    async def find(self, connection: Connection, name: GroupName) -> Inbox | None:
+    def cast_of(self, connection: Connection, name: GroupName) -> Topic | None:
+        """Return the ephemeral topic that a group is as well; None: it is none, as far as known."""
+        topic = name.topic
+        if topic is None:
+            return None
+        is_ephemeral = connection.broker.known_topics(topic.service) is TopicKind.EPHEMERAL
+        return topic if is_ephemeral else None
+
+    async def find(self, connection: Connection, name: GroupName) -> Address | None:
         """Return where a group is stored, None if it is not; in the connection's loop, connected.
 
         Raises:
             BrokerUnavailable: Not known, and the broker does not say.
         """
-        if name.inbox is not None and await _exists(connection, name.inbox.service):
+        if name.inbox is None:
+            return name.kept
+        if await _exists(connection, name.inbox.service):
             return name.inbox
-        return name.kept
+        kind = await connection.broker.topics_of(name.inbox.service)
+        return name.topic if kind is TopicKind.DURABLE else name.kept
 
     def _look_again(self, connection: Connection, service: str) -> None:
         now = monotonic()
@@ -165,7 +187,9 @@ class Directory:
     async def _warn_of_service(self, connection: Connection, group: str, service: str) -> None:
         with contextlib.suppress(BrokerError):
             await connection.connect()
-            if not await _exists(connection, service) and service not in self._warned:
+            broker = connection.broker
+            exists = await _exists(connection, service) or await broker.topics_of(service)
+            if not exists and service not in self._warned:
                 if len(self._warned) >= NAMES_KEPT:
                     self._warned.clear()
                 self._warned.add(service)
@@ -202,15 +226,21 @@ def payload_of(
     An event that is nothing but a frame is stored as that frame, so that the gateway's sockets
     and other languages can read it.
     """
-    if len(message) == 2 and message.get("type") == FRAME_TYPE:
-        data = message.get("text", message.get("bytes"))
-        if isinstance(data, str if "text" in message else (bytes, bytearray, memoryview)):
-            frame = Frame.of(data if isinstance(data, str) else bytes(data))
-            return frame.payload, frame.kind
+    if (frame := _frame_of(message)) is not None:
+        return frame.payload, frame.kind
     data = pack(message)
     if len(data) > wire.COMPRESS_OVER or wire.is_enveloped(data):
         data = wire.compress(wire.pack(0.0, b"", data))
     return data, EVENT
+
+
+def _frame_of(message: dict[str, Any]) -> Frame | None:
+    """Return the frame that an event stands for, if it is nothing else."""
+    if len(message) == 2 and message.get("type") == FRAME_TYPE:
+        data = message.get("text", message.get("bytes"))
+        if isinstance(data, str if "text" in message else (bytes, bytearray, memoryview)):
+            return Frame.of(data if isinstance(data, str) else bytes(data))
+    return None
 
 
 def event_of(stored: Stored, unpack: Callable[[bytes], Any], limit: int) -> dict[str, Any]:
@@ -237,7 +267,13 @@ def frame_event(payload: bytes, kind: str | None) -> dict[str, Any]:
     return {"type": FRAME_TYPE, "text" if frame.text else "bytes": frame.data}
 
 
-async def store(connection: Connection, inbox: Inbox, payload: bytes, kind: str) -> None:
+async def cast(connection: Connection, topic: Topic, message: dict[str, Any]) -> None:
+    """Send *message* to the sockets that read an ephemeral topic, if it is a frame."""
+    if (found := _frame_of(message)) is not None:
+        await connection.broker.publish(topic, found.payload, kind=found.kind)
+
+
+async def store(connection: Connection, address: Address, payload: bytes, kind: str) -> None:
     """Store a durable group's message; retried until the deadline, stored at most once.
 
     Raises:
@@ -245,7 +281,7 @@ async def store(connection: Connection, inbox: Inbox, payload: bytes, kind: str)
         BrokerError: It is not stored, or nobody knows.
     """
     try:
-        await connection.broker.publish(inbox, payload, kind=kind)
+        await connection.broker.publish(address, payload, kind=kind)
     except MessageTooBig as exc:
         if kind != EVENT:
             raise MessageTooLarge(
@@ -254,7 +290,7 @@ async def store(connection: Connection, inbox: Inbox, payload: bytes, kind: str)
             ) from exc
         data = payload if wire.is_enveloped(payload) else wire.pack(0.0, b"", payload)
         claim = await blobs.store(connection.broker.blobs, data)
-        await connection.broker.publish(inbox, claim, kind=kind)
+        await connection.broker.publish(address, claim, kind=kind)
 
 
 def claim_of(stored: Stored) -> bytes | None:

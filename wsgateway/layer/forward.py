@@ -13,7 +13,7 @@ from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Receipt, Stored
 from wsgateway.exceptions import BrokerError, MalformedMessage, QueueFull, reason_of
 from wsgateway.layer import blobs, wire
-from wsgateway.protocol.subjects import Inbox, encode_token
+from wsgateway.protocol.subjects import Address, encode_token
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Forward:
         layer: NatsChannelLayer,
         connection: Connection,
         group: str,
-        inbox: Inbox | None,
+        inbox: Address | None,
         channel: str,
     ) -> None:
         self._layer = layer

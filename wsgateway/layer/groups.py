@@ -14,7 +14,7 @@ from wsgateway.layer.durable import GroupName
 from wsgateway.layer.forward import Forward
 from wsgateway.layer.mailbox import Mailbox
 from wsgateway.layer.subscription import DurableItem, Subscription
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class Group:
 
     Args:
         name: The group's.
-        inbox: Where its messages are stored; None if they are not.
+        inbox: Where its messages are stored, a topic too; None if they are not.
     """
 
     __slots__ = ("confirmed", "inbox", "interests", "members", "name", "normal", "subscriptions")
 
-    def __init__(self, name: str, inbox: Inbox | None) -> None:
+    def __init__(self, name: str, inbox: Address | None) -> None:
         self.name = name
         self.inbox = inbox
         self.members: dict[bytes, Mailbox[Item]] = {}
@@ -115,7 +115,7 @@ class Groups:
         """
         known = self.by_name.get(group_name.name)
         inbox = known.inbox if known else await self._layer.directory.find(connection, group_name)
-        if group_name.inbox != inbox and group_name.inbox is not None:
+        if group_name.inbox is not None and not _is_stored(group_name, inbox):
             self._unstored.add(group_name.name)
         is_new = self._add(connection, group_name.name, inbox, channel)
         group = self.by_name[group_name.name]
@@ -138,7 +138,7 @@ class Groups:
             group.confirmed[key] = number
 
     def _add(
-        self, connection: Connection, group_name: str, inbox: Inbox | None, channel: str
+        self, connection: Connection, group_name: str, inbox: Address | None, channel: str
     ) -> bool:
         """Make *channel* a member, in effect some time later; return False if it was one."""
         group = self.by_name.get(group_name)
@@ -278,7 +278,7 @@ class Groups:
                 if self._local.connection is not connection:
                     return
                 group = self.by_name.get(group_name)
-                if group is None or inbox == name.inbox:
+                if group is None or _is_stored(name, inbox):
                     self._unstored.discard(group_name)
                 if group is not None and inbox != group.inbox:
                     for interest in group.pause():
@@ -286,3 +286,8 @@ class Groups:
                     group.subscriptions.clear()
                     group.inbox = inbox
                     self._restore(connection, group)
+
+
+def _is_stored(name: GroupName, address: Address | None) -> bool:
+    """Say whether a group is stored where its name says, and not only kept by a setting."""
+    return address is not None and address in (name.inbox, name.topic)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsgateway.outbox.writing import enqueue
+    from wsgateway.outbox.writing import enqueue, enqueue_topic
 
-__all__ = ["enqueue"]
+__all__ = ["enqueue", "enqueue_topic"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "enqueue":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from wsgateway.outbox.writing import enqueue
+    from wsgateway.outbox import writing
 
-    return enqueue
+    return getattr(writing, name)

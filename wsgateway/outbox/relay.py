@@ -41,7 +41,6 @@ from wsgateway.exceptions import BrokerUnavailable, WsGatewayError, reason_of
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.schema import naming_the_cure
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["AlreadyRelayed", "Relay"]
 
@@ -309,7 +308,7 @@ async def _publish(broker: Broker, row: OutboxMessage) -> Receipt | _Refused | E
         return _Refused(exc)
     try:
         return await broker.publish(
-            Inbox(row.service, row.user),
+            await broker.address_of(row.service, row.user),
             frame.payload,
             kind=frame.kind,
             msg_id=row.msg_id,

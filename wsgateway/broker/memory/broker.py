@@ -42,13 +42,14 @@ from wsgateway.broker.messages import (
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
-from wsgateway.declared import EVERYTHING, Declared, declared_services
+from wsgateway.declared import EVERYTHING, Declared, TopicKind, declared_services
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerUnavailable,
     MessageTooBig,
     QueueFull,
     ServiceUnknown,
+    TopicsUnknown,
 )
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects, Topic
@@ -198,11 +199,40 @@ class MemoryBroker(Broker):
 
     def known_service(self, service: str) -> bool:
         declared = self._declared
-        return declared.is_open or service is GROUP_SERVICE or service in declared.services
+        if service is GROUP_SERVICE or service in declared.services:
+            return True
+        return declared.is_open and not self.known_topics(service)
 
     async def service_exists(self, service: str) -> bool:
         await self.wait_ready()
         return self.known_service(service)
+
+    @property
+    def topic_names(self) -> frozenset[str]:
+        return self._declared.topics | self._declared.casts
+
+    def known_topics(self, service: str) -> TopicKind:
+        return self._declared.topic_kind(service) or TopicKind.NONE
+
+    async def topics_of(self, service: str) -> TopicKind:
+        await self.wait_ready()
+        return self.known_topics(service)
+
+    def _require(self, address: Address) -> TopicKind:
+        """Say what topics the address's service has.
+
+        Raises:
+            ServiceUnknown: It does not exist, or is one of the other kind.
+        """
+        service = address.service
+        kind, is_known = self.known_topics(service), self.known_service(service)
+        if isinstance(address, Topic):
+            if not kind:
+                raise TopicsUnknown(service, self.topic_names, is_known)
+            return kind
+        if not is_known:
+            raise ServiceUnknown(service, self.service_names, bool(kind))
+        return TopicKind.NONE
 
     async def store_message(
         self,
@@ -219,26 +249,21 @@ class MemoryBroker(Broker):
         check_published(headers, ttl, msg_id)
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
-        if not self.known_service(address.service):
-            raise ServiceUnknown(address.service, self.service_names)
+        is_ephemeral = self._require(address) is TopicKind.EPHEMERAL
         store, log = self.store, self.store.log(address)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
+        if is_ephemeral:
+            log.announce(address, _message(0, None, payload, kind, headers))
+            await asyncio.sleep(0)
+            return Receipt(0, False)
         with taking:
             if known := log.received.known(msg_id):
                 return known
             kept = log.kept(address)
-            stored = Stored(
-                log.received.next(msg_id, store.duplicate_window),
-                kept[-1].stored.offset if kept else 0,
-                bytes(payload),
-                kind,
-                dt.datetime.now(dt.UTC).isoformat(),
-                (headers or {}).get(REPLY_TO_HEADER),
-                (headers or {}).get(ERROR_HEADER),
-            )
-            if find_tracer() is not None:
-                stored.trace = sampled((headers or {}).get(TRACEPARENT))
+            offset = log.received.next(msg_id, store.duplicate_window)
+            previous = kept[-1].stored.offset if kept else 0
+            stored = _message(offset, previous, payload, kind, headers)
             kept.append(Kept(stored, monotonic() + min(ttl or log.max_age, log.max_age)))
         log.announce(address, stored)
         await asyncio.sleep(0)
@@ -275,6 +300,9 @@ class MemoryBroker(Broker):
     @property
     def largest_offer(self) -> int:
         return self.store.max_size
+
+    def hear(self, topic: Topic, on_message: Callable[[Stored], None]) -> Closable:
+        return self.log(topic).watch(topic, on_message)
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         await self.wait_ready()
@@ -345,6 +373,28 @@ class MemoryBroker(Broker):
         """Put *callback* into *table*, to be called in this loop, until it is closed."""
         self.require_not_closed()
         return Entry(table, _in_this_loop(callback), self._entries)
+
+
+def _message(
+    offset: int,
+    previous: int | None,
+    payload: bytes,
+    kind: str | None,
+    headers: Mapping[str, str] | None,
+) -> Stored:
+    pairs = headers or {}
+    stored = Stored(
+        offset,
+        previous,
+        bytes(payload),
+        kind,
+        dt.datetime.now(dt.UTC).isoformat(),
+        pairs.get(REPLY_TO_HEADER),
+        pairs.get(ERROR_HEADER),
+    )
+    if find_tracer() is not None:
+        stored.trace = sampled(pairs.get(TRACEPARENT))
+    return stored
 
 
 def _in_this_loop(callback: Callable[..., None]) -> Callable[..., None]:

@@ -21,6 +21,7 @@ from wsgateway.broker.memory.work import Sent
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.work import DeadEntry, History
 from wsgateway.protocol.subjects import Address, Inbox, Topic
+from wsgateway.retention import retention_of
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
@@ -100,6 +101,23 @@ class LogStore:
             self.messages[address] = [kept for kept in found if kept.stored.offset <= last]
 
 
+class TopicLogs(dict[str, LogStore]):
+    """The log of each topic service, made when it is needed.
+
+    Args:
+        limits: The value of ``WSGATEWAY_TOPICS``.
+    """
+
+    def __init__(self, limits: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._limits = limits
+
+    def __missing__(self, service: str) -> LogStore:
+        keep = retention_of(service, self._limits)
+        made = self[service] = LogStore(keep.max_messages, keep.max_age)
+        return made
+
+
 @dataclass
 class MemoryStore:
     """What brokers of one process share.
@@ -115,7 +133,7 @@ class MemoryStore:
     """
 
     inboxes: LogStore = field(default_factory=LogStore)
-    topics: dict[str, LogStore] = field(default_factory=lambda: defaultdict(LogStore))
+    topics: TopicLogs = field(default_factory=lambda: TopicLogs({}))
     max_waiting: int = 1_000_000
     duplicate_window: float = 120.0
     max_size: int = 1_000_000
@@ -195,7 +213,7 @@ def shared_store(settings: Settings) -> MemoryStore:
     if _shared is None:
         _shared = MemoryStore(
             LogStore(settings.INBOX_MAX_MESSAGES, settings.INBOX_MAX_AGE),
-            defaultdict(LogStore),
+            TopicLogs(settings.TOPICS),
             settings.SEND_MAX_MESSAGES,
             settings.DUPLICATE_WINDOW,
             settings.MAX_MESSAGE_SIZE,

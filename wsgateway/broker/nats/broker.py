@@ -12,7 +12,7 @@ from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
 from wsgateway.broker.log import Log
-from wsgateway.broker.messages import Receipt, check_published
+from wsgateway.broker.messages import Receipt, Stored, check_published
 from wsgateway.broker.nats.blobs import NatsBlobStore
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
@@ -22,7 +22,7 @@ from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.lease import NatsLease
 from wsgateway.broker.nats.levels import Levels
-from wsgateway.broker.nats.log import NatsLog
+from wsgateway.broker.nats.log import NatsLog, handler_of
 from wsgateway.broker.nats.micro import Micro
 from wsgateway.broker.nats.operations import NatsOperations
 from wsgateway.broker.nats.propagation import Propagation
@@ -35,8 +35,8 @@ from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
-from wsgateway.declared import NOTHING, Declared
-from wsgateway.exceptions import BrokerUnavailable, QueueFull, ServiceUnknown
+from wsgateway.declared import NOTHING, Declared, TopicKind
+from wsgateway.exceptions import BrokerUnavailable, QueueFull, ServiceUnknown, TopicsUnknown
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import Address, Inbox, Subjects, Topic
 
@@ -210,9 +210,35 @@ class NatsBroker(Broker):
             return False  # its streams would say so
         return await self.services.exists(service)
 
-    async def _require_service(self, service: str) -> None:
-        if not await self.services.exists(service):
-            raise ServiceUnknown(service, self.services.names)
+    @property
+    def topic_names(self) -> frozenset[str]:
+        return self.services.topic_names
+
+    def known_topics(self, service: str) -> TopicKind | None:
+        return self.services.known_topics(service)
+
+    async def topics_of(self, service: str) -> TopicKind:
+        if self.connected and not self.connection.server.has_jetstream:
+            return TopicKind.NONE
+        return await self.services.topics_of(service)
+
+    async def _require(self, address: Address) -> TopicKind:
+        """Say what topics the address's service has.
+
+        Raises:
+            ServiceUnknown: It does not exist, or is one of the other kind.
+        """
+        service, services = address.service, self.services
+        if isinstance(address, Topic):
+            kind = services.known_topics(service) or await services.topics_of(service)
+            if not kind:
+                is_other = await services.exists(service)
+                raise TopicsUnknown(service, services.topic_names, is_other)
+            return kind
+        if services.known(service) is not True and not await services.exists(service):
+            is_other = service in services.topic_names
+            raise ServiceUnknown(service, services.names, is_other)
+        return TopicKind.NONE
 
     # -- publish -------------------------------------------------------------------------
 
@@ -238,8 +264,12 @@ class NatsBroker(Broker):
             msg_id = f"{msg_id}@{subject}"
         if not self.ready:
             await self.wait_ready()
-        if self.services.known(address.service) is not True:
-            await self._require_service(address.service)
+        kind_of_topics = await self._require(address)
+        if kind_of_topics is TopicKind.EPHEMERAL:
+            assert isinstance(address, Topic)
+            await self.connection.pressure()
+            self.jetstream.cast(self.subjects.cast(address), payload, pairs)
+            return Receipt(0, False)
         if self._levels.is_reserved and not reserved and isinstance(address, Inbox):
             raise QueueFull(
                 f"stream {self._inboxes.name!r} is full except for the room kept for replies; "
@@ -273,6 +303,9 @@ class NatsBroker(Broker):
             found = NatsLog(self.jetstream, self.subjects, stream, everything, self._levels)
             self._topics[address.service] = found
         return found
+
+    def hear(self, topic: Topic, on_message: Callable[[Stored], None]) -> Closable:
+        return self.connection.subscribe(self.subjects.cast(topic), handler_of(on_message))
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         return await self._cursors.load(inbox, device)

@@ -295,6 +295,17 @@ class JetStream:
         result.add_done_callback(lambda _: done())
         return result
 
+    def cast(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        """Send a message that nobody confirms.
+
+        Raises:
+            MessageTooBig: The server would not take it.
+            BrokerUnavailable: Not connected.
+        """
+        raw = hdrs.encode(headers)
+        self._check_size(len(raw) + len(payload))
+        self.connection.publish(subject, payload, raw)
+
     async def direct(self, stream: str, request: Mapping[str, Any]) -> DirectBatch:
         """Return what a batched direct get finds; nothing found is an empty batch.
 

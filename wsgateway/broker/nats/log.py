@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from wsgateway.broker.bus import Closable
+from wsgateway.broker.bus import Closable, Handler
 from wsgateway.broker.log import Log
 from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER, Batch, Position, Stored
 from wsgateway.broker.nats import headers as hdrs
@@ -20,7 +20,7 @@ from wsgateway.protocol.frames import FRAME_HEADER
 from wsgateway.protocol.subjects import Address, Subjects
 from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
-__all__ = ["NatsLog"]
+__all__ = ["NatsLog", "handler_of"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Bytes that one read may return, so that a backlog cannot fill the gateway's memory."""
@@ -123,12 +123,8 @@ class NatsLog(Log):
     def watch(
         self, address: Address, on_message: Callable[[Stored], None], queue: str = ""
     ) -> Closable:
-        make = _maker()
-
-        def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
-            on_message(make(data, raw, live=True))
-
-        return self._connection.subscribe(self._subjects.republished(address), handle, queue)
+        subject = self._subjects.republished(address)
+        return self._connection.subscribe(subject, handler_of(on_message), queue)
 
     async def last_offsets(self, addresses: Iterable[Address]) -> dict[Address, int]:
         asked = {self._subjects.stored(address): address for address in addresses}
@@ -236,6 +232,16 @@ def _traced(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
 def _maker() -> Callable[..., Stored]:
     """Return what makes a `Stored`: who does not trace need not look for a trace."""
     return _stored if find_tracer() is None else _traced
+
+
+def handler_of(on_message: Callable[[Stored], None]) -> Handler:
+    """Return what takes a message from a subscription and hands it on as a `Stored`."""
+    make = _maker()
+
+    def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
+        on_message(make(data, raw, live=True))
+
+    return handle
 
 
 def _portions(subjects: Iterable[str], room: int) -> Iterator[list[str]]:
