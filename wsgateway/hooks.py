@@ -34,8 +34,16 @@ async def call_hook(hook: Callable[..., Any], *args: Any) -> Any:
     if iscoroutinefunction(hook):
         async with UsableConnections():
             return await hook(*args)
-    result = await database_sync_to_async(hook)(*args)
+    result = await database_sync_to_async(_call)(hook, *args)
     return await result if isawaitable(result) else result
+
+
+def _call(hook: Callable[..., Any], *args: Any) -> Any:
+    """Call *hook* in a thread. A StopIteration cannot pass through a future: nobody would hear."""
+    try:
+        return hook(*args)
+    except StopIteration as exc:
+        raise RuntimeError(f"{hook!r} raised StopIteration") from exc
 
 
 def call_hook_in_thread(hook: Callable[..., Any], *args: Any) -> Any:

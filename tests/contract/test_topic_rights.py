@@ -57,7 +57,7 @@ class Rules:
         if self.while_asked is not None:
             before, self.while_asked = self.while_asked, None
             await before()
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -108,6 +108,8 @@ async def test_topic_that_nobody_declares_is_refused_unasked(rights: Rights, rul
     ("answer", "text"),
     [
         (RuntimeError("database is away"), "refused topic 'room.42': its allow failed"),
+        (asyncio.CancelledError(), "refused topic 'room.42': its allow failed"),
+        (SystemExit(1), "refused topic 'room.42': its allow failed"),
         (True, "returned True; return 'read', 'write' or None"),
         ("admin", "returned 'admin'"),
         (["write"], "returned a value of type list"),

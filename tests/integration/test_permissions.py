@@ -28,7 +28,7 @@ from tests.integration.layers import layers, receive
 from tests.integration.test_presence_events import signals_of_runevents
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import ROOT, Gateway, Process, until
-from wsgateway import Message, RetryPolicy, asend, send
+from wsgateway import Message, RetryPolicy, asend, declared, send, topic, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.discovery import Shown
@@ -41,16 +41,18 @@ from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerForbidden
 from wsgateway.gateway.watching import Watching
+from wsgateway.identity import Identity
 from wsgateway.models import InboxEntry
 from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
 from wsgateway.presence import overview, users
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import deadletters, registry
 from wsgateway.services.report import Report
 from wsgateway.services.running import Running
 from wsgateway.services.status import ask_workers
+from wsgateway.topics.rights import Rights
 
 __all__ = ["no_services"]  # a fixture
 
@@ -96,11 +98,14 @@ def url(port: int) -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
-def ws_settings(settings: Any) -> Any:
+def ws_settings(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The documented permissions are those for this prefix, and for the services that exist."""
     settings.PUBSUB_BROKER = "nats"
     settings.WSGATEWAY_PREFIX = "ws"
     settings.WSGATEWAY_SERVICES = ["orders"]
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    topic("chat")(lambda identity, name: None)
     settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
     for name in ("INBOX", "SEND", "DEAD", "CURSOR", "CHANNEL", "BLOB"):
         setattr(settings, f"WSGATEWAY_{name}_MAX_BYTES", AUTOMATIC)  # as users have it
@@ -163,6 +168,22 @@ async def test_gateway_takes_frames_delivers_and_keeps_cursors(
         info = await operator.jetstream.api(f"STREAM.INFO.{queue}")
         assert info["state"]["messages"] == 1
     assert "NATS permissions" not in gateway.output
+
+
+@pytest.mark.parametrize("role", ["publisher", "service", "admin", "events"])
+async def test_gateway_hears_of_rights_to_topics_that_end(
+    ws_settings: Any, url: Callable[[str], str], role: str
+) -> None:
+    identity, room = Identity("orders", "ann"), Topic("chat", "42")
+    given = topics.token("chat", "42", user="ann")
+    async with acting(ws_settings, url("gateway")) as gateway:
+        rights = Rights(gateway)
+        assert await rights.access(identity, room, given) == "read"
+        ws_settings.NATS_BROKER_URL = url(role)
+        await topics.arevoke("chat", "42")
+        while await rights.access(identity, room, given):
+            await asyncio.sleep(0.01)
+        rights.close()
 
 
 async def test_gateway_limits_a_users_devices(ws_settings: Any, url: Callable[[str], str]) -> None:

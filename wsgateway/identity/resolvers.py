@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction
-from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
 from django.core import signing
 from django.core.exceptions import ObjectDoesNotExist
@@ -111,7 +110,8 @@ class SessionIdentity:
         """
         is_async = iscoroutinefunction(self.user_name)
         try:
-            found = await _read_login(scope, session, None if is_async else self.user_name)
+            user_name = None if is_async else self.user_name
+            found = await call_hook(_read_login, scope, session, user_name)
             if found is None:
                 return None
             user, name, account = found
@@ -136,7 +136,6 @@ class SessionIdentity:
         return session_store()(key)
 
 
-@database_sync_to_async
 def _read_login(
     scope: Scope, session: Any, user_name: Callable[[Any], Any] | None
 ) -> tuple[Any, Any, dict[str, Any]] | None:

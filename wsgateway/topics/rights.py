@@ -253,7 +253,10 @@ async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Acces
     log_fields = {"topic": str(topic), "service": identity.service, "user": identity.user}
     try:
         allowed = await call_hook(service.allow, identity, topic.name)
-    except Exception:
+    except (Exception, asyncio.CancelledError, SystemExit) as exc:
+        task = asyncio.current_task()
+        if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+            raise
         logger.exception("refused topic %r: its allow failed", str(topic), extra=log_fields)
         return None
     if not allowed or allowed in ACCESSES:
