@@ -100,6 +100,14 @@ class Bench:
         self.rows.append(row)
         print(json.dumps({k: _round(v) for k, v in row.items()}), flush=True)
 
+    def write(self, path: Path) -> None:
+        """Write the rows as CSV."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({k: _round(v) for k, v in row.items()} for row in self.rows)
+
 
 def _round(value: str | float) -> str | float:
     return round(value, 2) if isinstance(value, float) else value
@@ -322,11 +330,7 @@ def main(argv: list[str]) -> int:
             asyncio.run(case)  # type: ignore[arg-type]
         rows = bench.rows
     if options.csv:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows({k: _round(v) for k, v in row.items()} for row in rows)
+        bench.write(options.csv)
     ours = [row for row in rows if row.get("kind") not in v1_peer.LAYERS]
     return 0 if not any(row["missing"] or row["out of order or twice"] for row in ours) else 1
 
