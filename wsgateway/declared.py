@@ -45,12 +45,14 @@ class Declared(NamedTuple):
         is_open: Whether clients may name any of them; then all share one stream.
         topics: The names of those of durable topics; it makes their streams.
         casts: The names of those of ephemeral topics, which have no stream.
+        queues: The names of those of topics that get what clients send; it makes their streams.
     """
 
     services: frozenset[str] = frozenset()
     is_open: bool = False
     topics: frozenset[str] = frozenset()
     casts: frozenset[str] = frozenset()
+    queues: frozenset[str] = frozenset()
 
     def topic_kind(self, service: str) -> TopicKind | None:
         """Return what topics *service* is declared to have; None: it is not declared to have any.
@@ -88,6 +90,7 @@ def declared_services() -> Declared:
     found = Declared(
         topics=frozenset(name for name, topic in topics.items() if topic.durable),
         casts=frozenset(name for name, topic in topics.items() if not topic.durable),
+        queues=frozenset(name for name, topic in topics.items() if topic.queue),
     )
     listed = settings.SERVICES
     if listed is None:

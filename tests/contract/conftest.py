@@ -17,7 +17,7 @@ from wsgateway.broker.memory import MemoryBroker
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 
 
 class Brokers(ABC):
@@ -38,6 +38,12 @@ class Brokers(ABC):
     @abstractmethod
     async def sent(self, broker: Any, inbox: Inbox) -> list[bytes]:
         """Return what waits for the service, in order."""
+
+    @abstractmethod
+    async def publish_raw(
+        self, broker: Any, topic: Topic, payload: bytes, headers: dict[str, str]
+    ) -> None:
+        """Store a message in a topic as any program may that speaks to the broker."""
 
     @abstractmethod
     async def renew(self, broker: Any) -> None:
@@ -88,6 +94,11 @@ class MemoryBrokers(Brokers):
             if waiting.inbox == inbox
         ]
 
+    async def publish_raw(
+        self, broker: Any, topic: Topic, payload: bytes, headers: dict[str, str]
+    ) -> None:
+        broker.keep(topic, payload, headers=headers)
+
     async def renew(self, broker: Any) -> None:
         broker.store.inboxes.start_over()
 
@@ -110,6 +121,11 @@ class NatsBrokers(Brokers):
 
     async def sent(self, broker: Any, inbox: Inbox) -> list[bytes]:
         return await stored(broker, "send", inbox)
+
+    async def publish_raw(
+        self, broker: Any, topic: Topic, payload: bytes, headers: dict[str, str]
+    ) -> None:
+        await broker.jetstream.publish(broker.subjects.topic(topic), payload, headers)
 
     async def renew(self, broker: Any) -> None:
         assert isinstance(broker, NatsBroker)

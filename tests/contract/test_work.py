@@ -29,7 +29,7 @@ class Taken:
 
     def __init__(self, broker: Broker, ack_wait: float) -> None:
         self.jobs: list[Job] = []
-        self.turns: list[str] = []
+        self.turns: list[Inbox] = []
         self.queue: WorkQueue = broker.work_queue(
             "orders", self.jobs.append, self.turns.append, ack_wait
         )
@@ -87,7 +87,7 @@ class TestWorkQueue:
             await until(lambda: taken.jobs or second.jobs)
             winner = taken if taken.jobs else second
             await winner.queue.ack_now(winner.jobs[0])
-            await until(lambda: taken.turns == second.turns == ["ann"], what="both hear of it")
+            await until(lambda: taken.turns == second.turns == [ANN], what="both hear of it")
             assert await winner.queue.turn(winner.jobs[0]) is Turn.GONE
         assert await waits(brokers, broker) == []
 

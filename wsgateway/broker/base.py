@@ -320,14 +320,19 @@ class Broker(ABC):
         """Host and port of the server that is connected; None without."""
         return None
 
-    def destination(self, kind: str, address: Address) -> Destination:
+    def destination(self, kind: str, address: Address, to: str | None = None) -> Destination:
         """Describe a subject of *kind*, ``send``, ``recv`` or ``topic``, for a trace.
 
         If clients may name any service, they must not be able to make up names of spans.
+
+        Args:
+            kind: One of these three.
+            address: The user's, or the topic.
+            to: Whom the user sends to, if that is a service of topics.
         """
-        service = address.service
+        service = to or address.service
         if isinstance(address, Inbox) and kind == "send":
-            subject = self.subjects.send(address)
+            subject = self.subjects.send(address, to)
         else:
             subject = self.subjects.stored(address)
         is_known = service is GROUP_SERVICE or service in self.service_names | self.topic_names
@@ -348,6 +353,36 @@ class Broker(ABC):
         Offers go out in the order of the calls. The future may get, besides a receipt,
         `BrokerUnavailable` (offer again, with the same id), `QueueFull` or `MessageTooBig`;
         it has no deadline while the connection lasts. Cancelling it is fine.
+
+        Raises:
+            BrokerUnavailable: Not connected; nothing was sent.
+        """
+
+    @abstractmethod
+    def offer_topic(
+        self,
+        topic: Topic,
+        inbox: Inbox,
+        frame: Frame,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        direct: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        """Do what `offer` does, with what a client sent to a topic that it may write.
+
+        It waits for the topic's service, in the same queue and order as everything else that the
+        client sends to topics of that service. If *direct*, it goes to the topic itself, as
+        `publish` would bring it there, and its readers learn who wrote it: `Stored.sender`. What
+        goes to an ephemeral topic is not stored, so its receipt has the offset 0.
+
+        Args:
+            topic: Where the client sent it. This process declares its service.
+            inbox: The client's: answers go there.
+            frame: What it sent.
+            msg_id: Names the message: offered again, it is stored once.
+            headers: More headers.
+            direct: Whether no handler gets it.
 
         Raises:
             BrokerUnavailable: Not connected; nothing was sent.
@@ -405,7 +440,7 @@ class Broker(ABC):
         self,
         service: str,
         on_job: Callable[[Job], None],
-        on_turn: Callable[[str], None],
+        on_turn: Callable[[Inbox], None],
         ack_wait: float,
     ) -> WorkQueue:
         """Return the queue of what clients sent to *service*; not opened.
@@ -413,8 +448,8 @@ class Broker(ABC):
         Args:
             service: Whose.
             on_job: Called with each message, in the broker's read path: must not wait.
-            on_turn: Called with a user's name, in the same way, when a worker has acknowledged
-                one of the user's messages.
+            on_turn: Called with a sender's inbox, in the same way, when a worker has acknowledged
+                one of the sender's messages.
             ack_wait: Seconds without a sign of life after which a message goes to another worker;
                 the queue may have been made with another number, which counts.
         """

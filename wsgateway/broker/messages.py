@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic, decode_token, encode_token
 from wsgateway.protocol.v1 import valid_id
 
 __all__ = [
@@ -20,12 +21,19 @@ __all__ = [
     "REPLY_TO_HEADER",
     "REQUEST_HEADER",
     "RESOLVER_HEADER",
+    "SENDER_HEADER",
+    "TOPIC_HEADER",
     "Batch",
     "Position",
     "Receipt",
     "Stored",
     "check_headers",
     "check_published",
+    "read_sender",
+    "read_topic",
+    "stamp",
+    "write_sender",
+    "write_topic",
 ]
 
 MIN_TTL, MAX_TTL = 1, 100 * 365 * 86400
@@ -44,6 +52,11 @@ CLIENT_ID_HEADER = "Ws-Client-Id"
 """On a message of a ``wsgateway.v1`` client: the id that the client gave it."""
 REQUEST_HEADER = "Ws-Request"
 """On a message of a ``wsgateway.v1`` client that waits for a reply: the same id."""
+TOPIC_HEADER = "Ws-Topic"
+"""On a client's message to a topic, in its service's queue: the topic, see `write_topic`."""
+SENDER_HEADER = "Ws-Sender"
+"""On a client's message to a topic: the client's inbox, see `write_sender`. A gateway sets it, also
+on what it stores in the topic itself; `Broker.publish` refuses it."""
 REPLY_TO_HEADER = "Ws-Reply-To"
 """On a service's message: the id of the client's message that it answers."""
 ERROR_HEADER = "Ws-Error"
@@ -202,12 +215,67 @@ def check_published(
     if not isinstance(headers, Mapping):
         raise ValueError(f"headers must be a mapping, not {type(headers).__name__}")
     check_headers(headers)
+    _check_owner(headers)
+    size = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > MAX_HEADERS:
+        raise ValueError(f"headers of {size} bytes exceed {MAX_HEADERS} bytes")
+
+
+def _check_owner(headers: Mapping[str, str]) -> None:
+    """Refuse headers that only the server, or only a gateway, sets."""
     for name in headers:
+        if name.lower() == SENDER_HEADER.lower():
+            raise ValueError(
+                f"header {name!r} says which client wrote a message, so only a gateway sets it; "
+                "put the name into the message"
+            )
         if name.lower().startswith("nats-"):
             raise ValueError(
                 f"header {name!r} is an instruction to the NATS server; "
                 "use msg_id or ttl, or publish with a NATS client"
             )
-    size = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
-    if size > MAX_HEADERS:
-        raise ValueError(f"headers of {size} bytes exceed {MAX_HEADERS} bytes")
+
+
+def write_sender(inbox: Inbox) -> str:
+    """Return what the header `SENDER_HEADER` says of a client: both names, escaped, with a dot."""
+    return f"{encode_token(inbox.service)}.{encode_token(inbox.user)}"
+
+
+def stamp(
+    topic: Topic, inbox: Inbox, headers: Mapping[str, str] | None, *, direct: bool
+) -> dict[str, str]:
+    """Return the headers with which a gateway publishes a client's message to a topic.
+
+    Args:
+        topic: Where the client sent it.
+        inbox: The client's.
+        headers: Others.
+        direct: Whether it goes to the topic itself, whose subject names it.
+    """
+    stamped = {**(headers or {}), SENDER_HEADER: write_sender(inbox)}
+    return stamped if direct else stamped | {TOPIC_HEADER: write_topic(topic)}
+
+
+def read_sender(value: str | None) -> Inbox | None:
+    """Return whom `SENDER_HEADER` names; None without, or if it names nobody."""
+    names = _names(value)
+    return names and Inbox(*names)
+
+
+def write_topic(topic: Topic) -> str:
+    """Return what the header `TOPIC_HEADER` says: both names, escaped, with a dot between."""
+    return f"{encode_token(topic.service)}.{encode_token(topic.name)}"
+
+
+def read_topic(value: str | None) -> Topic | None:
+    """Return what `TOPIC_HEADER` names; None without, or if it names no topic."""
+    names = _names(value)
+    return names and Topic(*names)
+
+
+def _names(value: str | None) -> tuple[str, str] | None:
+    one, dot, other = (value or "").partition(".")
+    try:
+        return (decode_token(one), decode_token(other)) if dot else None
+    except NameRefused:
+        return None

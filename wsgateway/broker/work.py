@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from wsgateway.broker.messages import CONNECTION_HEADER
+from wsgateway.broker.messages import CONNECTION_HEADER, TOPIC_HEADER, read_topic
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 
 __all__ = ["DeadEntry", "DeadLetters", "DeadPage", "History", "Job", "Turn", "WorkQueue"]
 
@@ -21,7 +21,7 @@ class Turn(enum.Enum):
 
     NOW = "now"
     LATER = "later"
-    """An earlier message of the same user is still in the queue."""
+    """An earlier message of the same sender is still in the queue."""
     GONE = "gone"
     """It has left the queue: it expired, an operator removed it, another worker has handled it
     while this one hung, or the queue's stream was recreated."""
@@ -31,7 +31,9 @@ class Job:
     """One delivery of a message that a client sent.
 
     Attributes:
-        inbox: Who sent it.
+        inbox: Who sent it, and where answers go.
+        service: Whose queue it comes from: the inbox's service; or that of a topic, to which a
+            user of another service has sent it.
         payload: Its bytes.
         headers: All its headers.
         sequence: Its stream sequence.
@@ -56,6 +58,7 @@ class Job:
         "problem",
         "receipt",
         "sequence",
+        "service",
         "unstarted",
     )
 
@@ -69,8 +72,10 @@ class Job:
         id: str,
         deliveries: int = 1,
         receipt: str = "",
+        service: str | None = None,
     ) -> None:
         self.inbox = inbox
+        self.service = inbox.service if service is None else service
         self.payload = payload
         self.headers = headers
         self.sequence = sequence
@@ -86,16 +91,26 @@ class Job:
     @property
     def log_fields(self) -> dict[str, object]:
         """Names it in the log."""
-        service, user = self.inbox
         log_fields: dict[str, object] = {
-            "service": service,
-            "user": user,
+            "service": self.service,
+            "user": self.inbox.user,
             "offset": self.sequence,
             "attempt": self.attempt,
         }
         if connection := self.headers.get(CONNECTION_HEADER):
             log_fields["connection"] = connection
+        if self.inbox.service != self.service:
+            log_fields |= {"topic": str(self.topic), "sender": ".".join(self.inbox)}
         return log_fields
+
+    @property
+    def topic(self) -> Topic | None:
+        """The topic of the service that it was sent to; None if it was not sent to one.
+
+        Whoever may publish in NATS can write the header, so it may name no such topic.
+        """
+        topic = read_topic(self.headers.get(TOPIC_HEADER))
+        return topic if topic is not None and topic.service == self.service else None
 
     @property
     def frame(self) -> Frame:
@@ -158,7 +173,7 @@ class WorkQueue(ABC):
 
     @abstractmethod
     async def turn(self, job: Job) -> Turn:
-        """Say whether every earlier message of the same user has left the queue.
+        """Say whether every earlier message of the same sender has left the queue.
 
         May say `Turn.LATER` for a while although they have; never anything else that is wrong.
 
@@ -227,6 +242,7 @@ class DeadEntry(NamedTuple):
     Attributes:
         offset: Its stream sequence; names it.
         inbox: Who sent the message.
+        service: Who could not handle it, see `Job.service`.
         payload: Bytes.
         headers: Those it was stored with; none of the broker's own.
         time: When it was stored, as RFC 3339 text in UTC.
@@ -234,6 +250,7 @@ class DeadEntry(NamedTuple):
 
     offset: int
     inbox: Inbox
+    service: str
     payload: bytes
     headers: dict[str, str]
     time: str
@@ -259,9 +276,21 @@ class DeadLetters(ABC):
 
     @abstractmethod
     async def add(
-        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        headers: Mapping[str, str],
+        msg_id: str,
+        service: str | None = None,
     ) -> None:
         """Store one. Idempotent for ``WSGATEWAY_DUPLICATE_WINDOW`` seconds.
+
+        Args:
+            inbox: Who sent the message.
+            payload: Bytes.
+            headers: What else is known of it.
+            msg_id: Names the message.
+            service: Who could not handle it; None: the inbox's.
 
         Raises:
             BrokerError: It is not stored.
@@ -272,6 +301,8 @@ class DeadLetters(ABC):
         self, service: str | None, after: int, limit: int, user: str | None = None
     ) -> DeadPage:
         """Return those of *service* and *user* (None: of all) stored after the offset *after*.
+
+        Those of a user include what was sent to topics, by users of any service with that name.
 
         Raises:
             NameRefused: No service, or no user, can have this name.
@@ -287,9 +318,14 @@ class DeadLetters(ABC):
 
     @abstractmethod
     async def requeue(
-        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        headers: Mapping[str, str],
+        msg_id: str,
+        service: str | None = None,
     ) -> None:
-        """Put a message into its service's queue. Idempotent like `add`.
+        """Put a message into its service's queue; see `add`, also for the arguments.
 
         Raises:
             BrokerError: Perhaps it is not there.

@@ -26,6 +26,7 @@ __all__ = [
     "Topic",
     "decode_token",
     "encode_token",
+    "is_sent_by",
     "parse_sender",
     "sender_token",
 ]
@@ -163,6 +164,11 @@ def parse_sender(token: str, service: str) -> Inbox:
     if inbox.service == service:
         raise NameRefused(f"subject token {token!r} names the service that it belongs to")
     return inbox
+
+
+def is_sent_by(subject: str, user: str) -> bool:
+    """Say whether *subject* is of what a user called *user* has sent to a topic, of any service."""
+    return subject.endswith(f"{_JOINT}{encode_token(user)}")
 
 
 class Subjects:

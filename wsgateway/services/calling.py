@@ -62,8 +62,8 @@ class Caller:
         Raises:
             CancelledError: The task was cancelled, not the handler by itself.
         """
-        if job.problem is not None:
-            return job.problem
+        if problem := job.problem or self._service.refuse(job):
+            return problem
         tracer = find_tracer()
         if tracer is None:
             return await self._call(job, run)

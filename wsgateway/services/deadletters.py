@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from wsgateway.broker.messages import check_headers
+from wsgateway.broker.messages import TOPIC_HEADER, check_headers, read_topic
 from wsgateway.exceptions import MessageRefused, MessageTooBig, WsGatewayError
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import failure
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class DeadLetter:
     Attributes:
         offset: Its sequence in the stream of dead letters; names it.
         inbox: Who sent it.
+        service: Who could not handle it: the inbox's service, or that of the topic that it was
+            sent to.
         payload: Its bytes.
         headers: The original ones.
         time: When it was set aside, RFC 3339 text.
@@ -74,6 +76,7 @@ class DeadLetter:
 
     offset: int
     inbox: Inbox
+    service: str
     payload: bytes
     headers: dict[str, str]
     time: str
@@ -81,6 +84,22 @@ class DeadLetter:
     error: str
     traceback: str
     shortened: tuple[str, ...] = ()
+
+    @property
+    def topic(self) -> Topic | None:
+        """The topic that it was sent to; None if it was not sent to one."""
+        return read_topic(self.headers.get(TOPIC_HEADER))
+
+    @property
+    def sender(self) -> str:
+        """Who sent it, for people: the user's name; with its service if that is another one."""
+        service, user = self.inbox
+        return user if service == self.service else f"{user} ({service})"
+
+    @property
+    def target(self) -> str:
+        """Whom it was sent to, for people: the service or the topic."""
+        return str(self.topic or self.service)
 
 
 async def set_aside(broker: Broker, job: Job, error: BaseException) -> None:
@@ -94,7 +113,7 @@ async def set_aside(broker: Broker, job: Job, error: BaseException) -> None:
     while True:
         payload, headers = _compose(job, error, limit - len(msg_id))
         try:
-            await broker.dead_letters.add(job.inbox, payload, headers, msg_id)
+            await broker.dead_letters.add(job.inbox, payload, headers, msg_id, job.service)
             return
         except (MessageTooBig, MessageRefused):  # the stream takes less than the server
             limit //= 2
@@ -105,11 +124,14 @@ async def set_aside(broker: Broker, job: Job, error: BaseException) -> None:
 def _compose(job: Job, error: BaseException, limit: int) -> tuple[bytes, dict[str, str]]:
     """Return payload and headers of a dead letter of *limit* bytes at most."""
     payload, shortened = job.payload, []
-    if len(payload) > limit - LEAST_HEADERS:
-        payload = payload[: max(0, limit - LEAST_HEADERS)]
-        shortened.append("payload")
-    room = min(MAX_HEADERS, limit - len(payload)) - 250  # names, numbers, the id's header
     original = _usable(job.headers)
+    topic = {TOPIC_HEADER: original.pop(TOPIC_HEADER)} if job.topic is not None else {}
+    least = LEAST_HEADERS + _size(topic)  # without its topic, it could not be sent again
+    if len(payload) > limit - least:
+        payload = payload[: max(0, limit - least)]
+        shortened.append("payload")
+    room = min(MAX_HEADERS, limit - len(payload)) - _size(topic)
+    room -= 250  # names, numbers, the id's header
     kept = _fitting(original, room - min(RESERVED, room // 2))
     if len(kept) < len(original):
         shortened.append("headers")
@@ -117,6 +139,7 @@ def _compose(job: Job, error: BaseException, limit: int) -> tuple[bytes, dict[st
     line = failure.fit(failure.one_line(error), min(MAX_ERROR, room))
     return payload, {
         **kept,
+        **topic,
         ATTEMPTS_HEADER: str(job.attempt),
         SEQUENCE_HEADER: str(job.sequence),
         ERROR_HEADER: line,
@@ -164,6 +187,7 @@ def _letter(entry: DeadEntry) -> DeadLetter:
     return DeadLetter(
         offset=entry.offset,
         inbox=entry.inbox,
+        service=entry.service,
         payload=entry.payload,
         headers={name: value for name, value in headers.items() if name not in OURS},
         time=entry.time,
@@ -224,7 +248,9 @@ async def retry(broker: Broker, letter: DeadLetter) -> None:
         )
     # The time tells it from the letter that has this offset after the stream was recreated
     msg_id = f"retry.{letter.time}.{letter.offset}"
-    await broker.dead_letters.requeue(letter.inbox, letter.payload, letter.headers, msg_id)
+    await broker.dead_letters.requeue(
+        letter.inbox, letter.payload, letter.headers, msg_id, letter.service
+    )
     await purge(broker, letter)
 
 

@@ -184,7 +184,7 @@ class Handling:
             return await self._caller.call(job, run)
         finally:
             self._counters.running -= 1
-            if job.problem is None:  # otherwise there was no handler
+            if job.problem is None and self._service.refuse(job) is None:  # there was a handler
                 self._counters.handler.observe(time.perf_counter() - begin)
 
     def _suspect(self, job: Job, history: History) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,11 @@ class Message:
     """What a client sent.
 
     Attributes:
-        service: The service.
-        user_name: The user's name.
+        service: The service whose handler this is.
+        topic: The topic of that service that it was sent to; None if it was not sent to one.
+        sender: Who sent it, and where replies go: the inbox's ``service`` and ``user``. In the
+            handler of topics, that is another service than `service`.
+        user_name: The sender's name.
         attempt: Which try this is; the first is 1.
         deliveries: How often it was delivered to a worker, this time included. If it is above 1,
             a handler may have started in a worker that died.
@@ -62,7 +65,11 @@ class Message:
         self._job = job
         self._broker = broker
         self._replies = 0
-        self.service, self.user_name = job.inbox
+        self._published = 0
+        self.service = job.service
+        self.topic = job.topic
+        self.sender = job.inbox
+        self.user_name = job.inbox.user
         self.attempt = job.attempt
         self.deliveries = job.deliveries
         self.offset = job.sequence
@@ -71,7 +78,9 @@ class Message:
         self.frame: Frame = job.frame
 
     def __repr__(self) -> str:
-        return f"<Message {self.offset} of {self.service}.{self.user_name}, try {self.attempt}>"
+        to = "" if self.topic is None else f" to {self.topic}"
+        sender = ".".join(self.sender)
+        return f"<Message {self.offset} of {sender}{to}, try {self.attempt}>"
 
     @property
     def text(self) -> str:
@@ -173,6 +182,43 @@ class Message:
         self._replies += 1
         return await self._publish(frame, headers, ttl, f"reply.{self.id}.{self._replies}")
 
+    async def publish(
+        self,
+        *,
+        text: str | None = None,
+        bytes: Binary | None = None,
+        json: Any = NOTHING,
+        ttl: float | None = None,
+    ) -> Receipt:
+        """Publish to the topic that this message was sent to: everybody who reads it gets it.
+
+        A handler that is retried within ``WSGATEWAY_DUPLICATE_WINDOW`` does not publish twice,
+        unless the topic is ephemeral; then the receipt's offset is 0.
+
+        Args:
+            text: A text frame.
+            bytes: A binary frame.
+            json: Becomes a text frame.
+            ttl: Seconds; None: as long as the topic keeps messages.
+
+        Raises:
+            RuntimeError: This message was not sent to a topic.
+        """
+        if self.topic is None:
+            raise RuntimeError(
+                "the message was not sent to a topic, so publish() has nowhere to publish; "
+                "use reply(), or wsgateway.asend()"
+            )
+        frame = frame_of(text, bytes, json)
+        self._published += 1
+        return await self._broker.publish(
+            self.topic,
+            frame.payload,
+            kind=frame.kind,
+            msg_id=f"publish.{self.id}.{self._published}",
+            ttl=ttl,
+        )
+
     async def reject(self, code: str, reason: str) -> None:
         """Tell the client that the message was rejected, if it can be told."""
         if self.client_id is not None:
@@ -197,7 +243,7 @@ class Message:
 
 
 class SyncMessage(Message):
-    """What a synchronous handler gets: `reply` returns when it is stored."""
+    """What a synchronous handler gets: `reply` and `publish` return when it is stored."""
 
     def __init__(self, job: Job, broker: Broker, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(job, broker)
@@ -205,15 +251,22 @@ class SyncMessage(Message):
 
     def reply(self, **options: Any) -> Receipt:  # type: ignore[override]
         """See `Message.reply`."""
+        return self._wait(super().reply(**options), "reply")
+
+    def publish(self, **options: Any) -> Receipt:  # type: ignore[override]
+        """See `Message.publish`."""
+        return self._wait(super().publish(**options), "message")
+
+    def _wait(self, storing: Coroutine[Any, Any, Receipt], what: str) -> Receipt:
+        """Run *storing* in the worker's loop; return its result."""
         limit = settings.PUBLISH_TIMEOUT + settings.BROKER_TIMEOUT  # the loop may be blocked
-        reply = super().reply(**options)
         try:
-            future = asyncio.run_coroutine_threadsafe(reply, self._loop)
+            future = asyncio.run_coroutine_threadsafe(storing, self._loop)
         except RuntimeError as exc:
-            reply.close()
+            storing.close()
             raise BrokerClosed("the worker has ended; the message comes again") from exc
         try:
             return future.result(limit)
         except TimeoutError as exc:
             future.cancel()
-            raise BrokerUnavailable(f"the reply was not stored within {limit:g} s") from exc
+            raise BrokerUnavailable(f"the {what} was not stored within {limit:g} s") from exc

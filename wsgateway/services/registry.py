@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsgateway import declared
+from wsgateway.broker.messages import TOPIC_HEADER
 from wsgateway.conf import settings
 from wsgateway.declared import source_of
+from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.subjects import Subjects
 from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
 
-__all__ = ["JsonHandler", "Service", "get_service", "service"]
+__all__ = [
+    "JsonHandler",
+    "Service",
+    "find_services",
+    "get_service",
+    "service",
+    "service_of_topics",
+]
+
+CONCURRENCY = 16
+"""Users served at once by one worker, unless a service says otherwise."""
+
+if TYPE_CHECKING:
+    from wsgateway.broker.work import Job
+    from wsgateway.topics.registry import TopicService
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +45,7 @@ class Service:
         policies: When to try again, by type of exception.
         concurrency: Users served at once by one worker.
         timeout: Seconds that a handler may take; None: any.
+        has_topics: Whether it gets what clients send to topics, instead of to the service.
     """
 
     def __init__(
@@ -38,6 +55,8 @@ class Service:
         policies: Policies,
         concurrency: int,
         timeout: float | None = None,
+        *,
+        has_topics: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency!r}, but must be 1 or more")
@@ -48,6 +67,25 @@ class Service:
         self.policies = policies
         self.concurrency = concurrency
         self.timeout = timeout
+        self.has_topics = has_topics
+
+    def refuse(self, job: Job) -> MalformedMessage | None:
+        """Return why the handler cannot have a message that only a gateway may send.
+
+        Whoever may publish in NATS could make the handler take it for another user's, or send it
+        to a topic that they may not write.
+        """
+        if not self.has_topics and job.inbox.service != self.name:
+            return MalformedMessage(
+                f"it comes from a user of {job.inbox.service!r}, who can send to topics, but "
+                f"{self.name!r} has none"
+            )
+        if self.has_topics and (job.topic is None or job.inbox.service == self.name):
+            return MalformedMessage(
+                "it was not sent to a topic by a gateway: its subject or its header "
+                f"{TOPIC_HEADER} does not say so"
+            )
+        return None
 
     def __repr__(self) -> str:
         return f"<Service {self.name}>"
@@ -72,6 +110,8 @@ class JsonHandler:
             raise Reject('send a JSON object with a string "type"', code="bad_request")
         name = kind.replace(".", "_")
         method = None if name.startswith("_") else getattr(type(self), name, None)
+        if name == "allow" and message.topic is not None:  # it says who may, see `topic`
+            method = None
         if method is None or not inspect.iscoroutinefunction(method):
             raise Reject(f"unknown type {kind[:64]!r}", code="unknown_type")
         await method(self, message, data)
@@ -81,7 +121,7 @@ def service(
     name: str,
     *,
     retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None,
-    concurrency: int = 16,
+    concurrency: int = CONCURRENCY,
     timeout: float | None = None,
 ) -> Callable[[F], F]:
     """Register a function, or a `JsonHandler`, as the service *name*.
@@ -164,19 +204,47 @@ def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
     return handler, is_async
 
 
+def find_services() -> dict[str, Service]:
+    """Return every service that has a handler, by name: those of users, then those of topics.
+
+    Raises:
+        TypeError: What handles messages to topics is not a handler, or its options are wrong.
+        ValueError: One of these options is out of its range.
+    """
+    found: dict[str, Service] = dict(declared.discover())
+    for name, topics in sorted(declared.topics.items()):
+        if topics.handler is not None:
+            found[name] = service_of_topics(topics)
+    return found
+
+
+def service_of_topics(topics: TopicService) -> Service:
+    """Return the service that handles what clients send to *topics*; see `find_services`."""
+    handler = topics.handler
+    options = {"concurrency": CONCURRENCY, **topics.handling}
+    policies = _policies(options.pop("retry", None))
+    if isinstance(handler, JsonHandler):  # a new one serves each message
+        handler = type(handler)
+    return Service(topics.name, handler, policies, **options, has_topics=True)
+
+
 def get_service(name: str) -> Service:
     """Return a service.
 
     Raises:
         LookupError: There is none of that name.
     """
-    services = declared.discover()
+    services = find_services()
     try:
-        found: Service = services[name]
+        return services[name]
     except KeyError:
         known = ", ".join(sorted(services)) or "none"
+        if name in declared.topics:
+            raise LookupError(
+                f"topics of {name!r} have no handler; give the class that @topic declares a "
+                "method handle(self, message)"
+            ) from None
         raise LookupError(
             f"no service {name!r}; known: {known}. Is its app in INSTALLED_APPS, and the handler "
             f"in its {settings.SERVICES_MODULE}.py?"
         ) from None
-    return found

@@ -169,7 +169,8 @@ def _handled(run: Run) -> Handled | None:
     if job is None:
         return None
     since = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=time.monotonic() - run.began)
-    return Handled(job.inbox.service, job.inbox.user, job.sequence, job.attempt, since)
+    topic = None if job.inbox.service == job.service else str(job.topic)
+    return Handled(job.service, job.inbox.user, job.sequence, job.attempt, since, topic)
 
 
 def _work(worker: Worker, rates: dict[str, float]) -> ServiceWork:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from wsgateway.broker import runtime
 from wsgateway.conf import settings
-from wsgateway.declared import declared_services, discover
-from wsgateway.services.registry import Service, get_service
+from wsgateway.declared import declared_services
+from wsgateway.services.registry import Service, find_services, get_service
 from wsgateway.services.report import Report
 from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
@@ -26,14 +26,18 @@ class Say(Protocol):
 
 
 def services_to_run(names: list[str]) -> list[Service]:
-    """Return the services with these *names*; without any, all that clients may name.
+    """Return the services with these *names*; without any, all that clients can reach.
 
     Raises:
         LookupError: There is none, or ``WSGATEWAY_SERVICES`` does not list one of *names*, or any.
     """
     declared = declared_services()
-    found = [get_service(name) for name in dict.fromkeys(names or discover())]
-    listed = [each for each in found if declared.is_open or each.name in declared.services]
+    found = [get_service(name) for name in dict.fromkeys(names or find_services())]
+    listed = [
+        each
+        for each in found
+        if declared.is_open or each.has_topics or each.name in declared.services
+    ]
     unlisted = [each.name for each in found if each not in listed]
     if unlisted and (names or not listed):
         raise LookupError(

@@ -31,6 +31,7 @@ class Handled:
         offset: Its place in the service's queue.
         attempt: Which try this is; the first is 1.
         since: When the handler began.
+        topic: Which topic of the service it was sent to; None: it was not sent to one.
     """
 
     service: str
@@ -38,6 +39,7 @@ class Handled:
     offset: int
     attempt: int
     since: dt.datetime
+    topic: str | None = None
 
     @classmethod
     def parse(cls, fields: Fields) -> Self:
@@ -48,6 +50,7 @@ class Handled:
             int(fields["offset"]),
             int(fields["attempt"]),
             _time(fields["since"]),
+            None if fields.get("topic") is None else str(fields["topic"]),
         )
 
 

@@ -31,13 +31,13 @@ async def trace_handler(
     A rejection is an answer to the client, not a failure of the handler.
     """
     attributes: dict[str, str | int] = {
-        "messaging.consumer.group.name": broker.subjects.consumer(job.inbox.service),
+        "messaging.consumer.group.name": broker.subjects.consumer(job.service),
         "wsgateway.attempt": job.attempt,
     }
     for name, attribute in ATTRIBUTES.items():
         if name in job.headers:
             attributes[attribute] = job.headers[name]
-    destination = broker.destination("send", job.inbox)
+    destination = broker.destination("send", job.inbox, job.service)
     with tracer.processing(destination, len(job.payload), attributes) as span:
         try:
             error = await call()

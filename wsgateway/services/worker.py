@@ -200,9 +200,9 @@ class Worker:
             self._waiting += len(job.payload)
             self._queue.add_room(1)
 
-    def _on_turn(self, name: str) -> None:
+    def _on_turn(self, inbox: Inbox) -> None:
         """Check at once: a worker has finished a message of this user."""
-        user = self._users.get(Inbox(self.service.name, name))
+        user = self._users.get(inbox)
         if user is not None:
             user.look.set()
 
@@ -227,8 +227,8 @@ class Worker:
         except Exception:
             logger.exception(
                 "service %s failed because of a bug in wsgateway. Please report it.",
-                inbox.service,
-                extra={"service": inbox.service, "user": inbox.user},
+                self.service.name,
+                extra={"service": self.service.name, "user": inbox.user},
             )
             pause = GIVEN_BACK_AFTER_A_BUG
         finally:

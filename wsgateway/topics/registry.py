@@ -18,6 +18,9 @@ __all__ = ["TopicService", "topic"]
 
 R = TypeVar("R", bound=Callable[..., Any])
 
+HANDLING = {"retry", "concurrency", "timeout"}
+"""Options of `wsgateway.service` that `topic` takes for a handler."""
+
 Allow = Callable[["Identity", str], Any]
 """Takes a socket's identity and a topic's name; returns ``"read"``, ``"write"`` or None."""
 
@@ -29,10 +32,13 @@ class TopicService:
         name: The service: the part of a topic's name before the first dot.
         allow: Says who may read and write which of its topics.
         handler: What is called with each message that a client sends to one of its topics; None:
-            nothing is.
+            nothing in this project.
         durable: Whether its topics are stored.
         direct: Whether a gateway stores what clients send in the topic itself.
         cursors: Whether the broker keeps a position for each device that reads a topic.
+        queue: Whether what clients send waits in the service's queue: for the handler, or for a
+            program that is not part of this project.
+        handling: How the handler is to be run: the options of `wsgateway.service`.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class TopicService:
         durable: bool = True,
         direct: bool = False,
         cursors: bool = False,
+        queue: bool = False,
+        **handling: Any,
     ) -> None:
         if cursors and not durable:
             raise ValueError(f"topics of {name!r} are not durable, so remove cursors=True")
@@ -52,19 +60,42 @@ class TopicService:
                 f"topics of {name!r} store what clients send, so handle() is never called; "
                 "remove it, or direct=True"
             )
+        if direct and queue:
+            raise ValueError(
+                f"topics of {name!r} store what clients send, so nothing waits in a queue; "
+                "remove queue=True, or direct=True"
+            )
+        if handling and handler is None:
+            raise ValueError(
+                f"topics of {name!r} have no handler for {', '.join(sorted(handling))}; decorate "
+                "a class with a method handle(self, message)"
+            )
         self.name = name
         self.allow = allow
         self.handler = handler
         self.durable = durable
         self.direct = direct
         self.cursors = cursors
+        self.queue = queue or handler is not None
+        self.handling = handling
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether what clients send goes anywhere."""
+        return self.direct or self.queue
 
     def __repr__(self) -> str:
         return f"<TopicService {self.name}>"
 
 
 def topic(
-    name: str, *, durable: bool = True, direct: bool = False, cursors: bool = False
+    name: str,
+    *,
+    durable: bool = True,
+    direct: bool = False,
+    cursors: bool = False,
+    queue: bool = False,
+    **handling: Any,
 ) -> Callable[[R], R]:
     """Declare the topics of a service, and who may read and write them.
 
@@ -81,7 +112,9 @@ def topic(
     is logged.
 
     A class works too. It has the function as a method, ``allow(self, identity, name)``, and
-    perhaps a handler of what clients send, ``handle(self, message)``. One instance serves all.
+    perhaps a handler of what clients send, ``handle(self, message)``, which ``manage.py
+    runservice`` runs like that of a `service`. One instance serves all. A `JsonHandler` with a
+    method ``allow`` works, too; a new instance of it serves each message.
 
     Put it into ``ws_services.py`` of an installed app.
 
@@ -92,12 +125,17 @@ def topic(
         direct: Whether what clients send goes to the topic at once, with the sender's name, and
             not to a handler.
         cursors: Whether the broker keeps a position for each device, for clients that do not.
+        queue: Whether what clients send waits for a program that is not part of this project.
+        handling: How the handler is to be run: ``retry``, ``concurrency`` and ``timeout``, as for
+            `service`.
 
     Raises:
         NameRefused: *name* cannot be part of a subject, or is too long for a stream's name.
         ValueError: There is such a service already, or two arguments contradict each other.
         TypeError: What is decorated cannot be called with an identity and a name.
     """
+    if unknown := sorted(handling.keys() - HANDLING):
+        raise TypeError(f"topic() takes no argument {unknown[0]!r}")
     subjects = Subjects(settings.PREFIX)
     subjects.require_service(name)
     subjects.topic_stream(name)
@@ -105,7 +143,14 @@ def topic(
     def register(rules: R) -> R:
         allow, handler = _parts(rules)
         service = TopicService(
-            name, allow, handler, durable=durable, direct=direct, cursors=cursors
+            name,
+            allow,
+            handler,
+            durable=durable,
+            direct=direct,
+            cursors=cursors,
+            queue=queue,
+            **handling,
         )
         _register(service)
         return rules
@@ -123,7 +168,8 @@ def _parts(rules: Any) -> tuple[Allow, Callable[..., Any] | None]:
     allow = rules
     if isinstance(rules, type):
         instance = rules()
-        allow, handler = getattr(instance, "allow", None), getattr(instance, "handle", None)
+        allow = getattr(instance, "allow", None)
+        handler = instance if callable(instance) else getattr(instance, "handle", None)
         if allow is None:
             raise TypeError(f"{rules.__name__} needs a method allow(self, identity, name)")
         if handler is not None and not callable(handler):

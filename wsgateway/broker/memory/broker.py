@@ -34,10 +34,13 @@ from wsgateway.broker.memory.work import (
 from wsgateway.broker.messages import (
     ERROR_HEADER,
     REPLY_TO_HEADER,
+    SENDER_HEADER,
     Receipt,
     Stored,
     check_headers,
     check_published,
+    read_sender,
+    stamp,
 )
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
 __all__ = ["MemoryBroker"]
+
+NONE: Mapping[str, str] = {}
 
 
 class MemoryBroker(Broker):
@@ -249,13 +254,29 @@ class MemoryBroker(Broker):
         check_published(headers, ttl, msg_id)
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
-        is_ephemeral = self._require(address) is TopicKind.EPHEMERAL
+        self._require(address)
+        receipt = self.keep(address, payload, kind, msg_id, ttl, headers or {})
+        await asyncio.sleep(0)
+        return receipt
+
+    def keep(
+        self,
+        address: Address,
+        payload: bytes,
+        kind: str | None = None,
+        msg_id: str | None = None,
+        ttl: float | None = None,
+        headers: Mapping[str, str] = NONE,
+    ) -> Receipt:
+        """Store a message under *address* if that is durable, and hand it to those who watch.
+
+        See `Broker.publish` for the arguments; this checks nothing but the size.
+        """
         store, log = self.store, self.store.log(address)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
-        if is_ephemeral:
-            log.announce(address, _message(0, None, payload, kind, headers))
-            await asyncio.sleep(0)
+        if isinstance(address, Topic) and address.service in self._declared.casts:
+            log.announce(address, _message(address, 0, None, payload, kind, headers))
             return Receipt(0, False)
         with taking:
             if known := log.received.known(msg_id):
@@ -263,26 +284,53 @@ class MemoryBroker(Broker):
             kept = log.kept(address)
             offset = log.received.next(msg_id, store.duplicate_window)
             previous = kept[-1].stored.offset if kept else 0
-            stored = _message(offset, previous, payload, kind, headers)
+            stored = _message(address, offset, previous, payload, kind, headers)
             kept.append(Kept(stored, monotonic() + min(ttl or log.max_age, log.max_age)))
         log.announce(address, stored)
-        await asyncio.sleep(0)
         return Receipt(stored.offset, False)
 
     def offer(
         self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
     ) -> asyncio.Future[Receipt]:
-        self.require_open()
-        check_headers({**(headers or {}), "Nats-Msg-Id": msg_id})
-        result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         pairs = {FRAME_HEADER: frame.kind, **(headers or {})}
+        return self._offer(
+            {**pairs, "Nats-Msg-Id": msg_id},
+            lambda: enqueue(self.store, inbox, frame.payload, pairs, msg_id),
+        )
+
+    def _offer(
+        self, headers: Mapping[str, str], store: Callable[[], tuple[int, bool]]
+    ) -> asyncio.Future[Receipt]:
+        """Call *store*, and return its result as a broker's answer."""
+        self.require_open()
+        check_headers(headers)
+        result: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         try:
-            offset, duplicate = enqueue(self.store, inbox, frame.payload, pairs, msg_id)
+            result.set_result(Receipt(*store()))
         except (MessageTooBig, QueueFull) as exc:
             result.set_exception(exc)
-        else:
-            result.set_result(Receipt(offset, duplicate))
         return result
+
+    def offer_topic(
+        self,
+        topic: Topic,
+        inbox: Inbox,
+        frame: Frame,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        direct: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        stamped = stamp(topic, inbox, headers, direct=direct)
+        msg_id = f"{msg_id}@{self.subjects.topic(topic)}"
+        pairs = {FRAME_HEADER: frame.kind, **stamped}
+
+        def store() -> tuple[int, bool]:
+            if direct:
+                return self.keep(topic, frame.payload, frame.kind, msg_id, headers=stamped)
+            return enqueue(self.store, inbox, frame.payload, pairs, msg_id, topic.service)
+
+        return self._offer({**pairs, "Nats-Msg-Id": msg_id}, store)
 
     @property
     def inboxes(self) -> Log:
@@ -336,7 +384,7 @@ class MemoryBroker(Broker):
         self,
         service: str,
         on_job: Callable[[Job], None],
-        on_turn: Callable[[str], None],
+        on_turn: Callable[[Inbox], None],
         ack_wait: float,
     ) -> WorkQueue:
         return MemoryWorkQueue(self, service, on_job, on_turn, ack_wait)
@@ -376,24 +424,26 @@ class MemoryBroker(Broker):
 
 
 def _message(
+    address: Address,
     offset: int,
     previous: int | None,
     payload: bytes,
     kind: str | None,
-    headers: Mapping[str, str] | None,
+    headers: Mapping[str, str],
 ) -> Stored:
-    pairs = headers or {}
     stored = Stored(
         offset,
         previous,
         bytes(payload),
         kind,
         dt.datetime.now(dt.UTC).isoformat(),
-        pairs.get(REPLY_TO_HEADER),
-        pairs.get(ERROR_HEADER),
+        headers.get(REPLY_TO_HEADER),
+        headers.get(ERROR_HEADER),
     )
+    if isinstance(address, Topic):
+        stored.sender = read_sender(headers.get(SENDER_HEADER))
     if find_tracer() is not None:
-        stored.trace = sampled(pairs.get(TRACEPARENT))
+        stored.trace = sampled(headers.get(TRACEPARENT))
     return stored
 
 

@@ -113,11 +113,11 @@ class MemoryOperations(Operations):
 
     def _held(self, inbox: Inbox) -> Held:
         store = self._store
-        queue = store.queues.get(inbox.service, [])
+        sent = [sent for queue in store.queues.values() for sent in queue]
         return Held(
             messages=len(self._offsets(inbox)),
             cursors=sum(key[0] == inbox for key in store.cursors),
-            queued=sum(sent.inbox == inbox for sent in queue),
+            queued=sum(each.inbox == inbox for each in sent),
             dead_letters=sum(entry.inbox == inbox for entry in store.dead.values()),
         )
 
@@ -131,11 +131,16 @@ class MemoryOperations(Operations):
                 del store.cursors[key]
             for offset in [offset for offset, e in store.dead.items() if e.inbox == inbox]:
                 del store.dead[offset]
-            if held.queued:
-                queue = store.queues[inbox.service]
+            changed = [
+                service
+                for service, queue in store.queues.items()
+                if any(sent.inbox == inbox for sent in queue)
+            ]
+            for service in changed:  # its own, and those of topics
+                queue = store.queues[service]
                 queue[:] = [sent for sent in queue if sent.inbox != inbox]
-        if held.queued:
-            store.wake_workers(inbox.service, inbox.user)
+        for service in changed:
+            store.wake_workers(service, inbox)
         return held
 
     async def names(
@@ -207,7 +212,7 @@ class MemoryOperations(Operations):
             in_flight=sum(each.deliveries > 0 and each.due > now for each in waiting),
             oldest=min((each.sent for each in waiting), default=None),
             failed=sum(store.histories[each].tries > 0 for each in ids & store.histories.keys()),
-            dead=sum(entry.inbox.service == service for entry in store.dead.values()),
+            dead=sum(entry.service == service for entry in store.dead.values()),
             bytes=sum(len(each.payload) for each in waiting),
             max_messages=store.max_waiting,
             max_per_user=store.max_waiting_per_user,

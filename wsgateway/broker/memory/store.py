@@ -145,7 +145,7 @@ class MemoryStore:
     dead: dict[int, DeadEntry] = field(default_factory=dict)
     buried: Sequence = field(default_factory=Sequence)
     cursors: dict[tuple[Inbox, str], Cursor] = field(default_factory=dict)
-    workers: dict[str, dict[int, Callable[[str | None], None]]] = field(
+    workers: dict[str, dict[int, Callable[[Inbox | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
@@ -165,21 +165,21 @@ class MemoryStore:
         """Return the log that holds what is stored under *address*."""
         return self.topics[address.service] if isinstance(address, Topic) else self.inboxes
 
-    def wake_workers(self, service: str, user: str | None = None) -> None:
-        """Have the service's workers look for messages; *user*'s turn may have come."""
+    def wake_workers(self, service: str, inbox: Inbox | None = None) -> None:
+        """Have the service's workers look for messages; the turn of *inbox* may have come."""
         for wake in list(self.workers[service].values()):
-            wake(user)
+            wake(inbox)
 
-    def is_full(self, inbox: Inbox) -> str:
-        """Return why a user's next message to the service is refused; "" if it is not."""
-        queue = self.queues[inbox.service]
+    def is_full(self, service: str, inbox: Inbox) -> str:
+        """Return why a sender's next message to *service* is refused; "" if it is not."""
+        queue = self.queues[service]
         if len(queue) >= self.max_waiting:
-            return f"{len(queue)} client messages already wait for {inbox.service!r}"
+            return f"{len(queue)} client messages already wait for {service!r}"
         if len(queue) < self.max_waiting_per_user:
             return ""
         own = sum(waiting.inbox == inbox for waiting in queue)
         if own >= self.max_waiting_per_user:
-            return f"{own} of this user's messages wait for {inbox.service!r}"
+            return f"{own} of this user's messages wait for {service!r}"
         return ""
 
 

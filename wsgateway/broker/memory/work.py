@@ -40,36 +40,52 @@ class Sent(Waiting):
 
     Attributes:
         inbox: Who sent it.
+        service: Whose queue it is in.
         headers: All of them.
         sent: When it came.
     """
 
     inbox: Inbox
+    service: str
     headers: dict[str, str]
     sent: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
 
 
 def enqueue(
-    store: MemoryStore, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+    store: MemoryStore,
+    inbox: Inbox,
+    payload: bytes,
+    headers: Mapping[str, str],
+    msg_id: str,
+    service: str | None = None,
 ) -> tuple[int, bool]:
     """Put a message into its service's queue; return its offset, and whether it was there before.
+
+    Args:
+        store: Where the queue is.
+        inbox: Who sent it.
+        payload: Its bytes.
+        headers: All of them.
+        msg_id: Names it.
+        service: Whose queue; None: the inbox's.
 
     Raises:
         MessageTooBig: Nothing was stored.
         QueueFull: Nothing was stored.
     """
-    sent = store.sent[inbox.service]
+    service = inbox.service if service is None else service
+    sent = store.sent[service]
     if len(payload) > store.max_size:
         raise MessageTooBig(len(payload), store.max_size)
     with taking:
         if known := sent.known(msg_id):
             return known
-        if full := store.is_full(inbox):
+        if full := store.is_full(service, inbox):
             raise QueueFull(full)
         offset = sent.next(msg_id, store.duplicate_window)
-        message = Sent(payload, offset, inbox=inbox, headers=dict(headers))
-        store.queues[inbox.service].append(message)
-    store.wake_workers(inbox.service)
+        message = Sent(payload, offset, inbox=inbox, service=service, headers=dict(headers))
+        store.queues[service].append(message)
+    store.wake_workers(service)
     return offset, False
 
 
@@ -89,7 +105,7 @@ class MemoryWorkQueue(WorkQueue):
         broker: MemoryBroker,
         service: str,
         on_job: Callable[[Job], None],
-        on_turn: Callable[[str], None],
+        on_turn: Callable[[Inbox], None],
         ack_wait: float,
     ) -> None:
         self.service = service
@@ -120,10 +136,10 @@ class MemoryWorkQueue(WorkQueue):
 
     # -- messages ------------------------------------------------------------------------
 
-    def _on_wake(self, user: str | None) -> None:
-        """Look for messages; *user*'s turn may have come."""
-        if user is not None:
-            self._on_turn(user)
+    def _on_wake(self, inbox: Inbox | None) -> None:
+        """Look for messages; the turn of *inbox* may have come."""
+        if inbox is not None:
+            self._on_turn(inbox)
         self._pull.look()
 
     def _take(self, sent: Sent) -> None:
@@ -135,6 +151,7 @@ class MemoryWorkQueue(WorkQueue):
             sequence=sent.sequence,
             id=f"{self._store.inboxes.epoch}.{self.service}.{sent.sequence}",
             deliveries=sent.deliveries,
+            service=self.service,
         )
         job.problem = job.malformed()
         self._on_job(job)
@@ -159,7 +176,7 @@ class MemoryWorkQueue(WorkQueue):
         with taking:
             queue = self._store.queues[self.service]
             queue[:] = [waiting for waiting in queue if waiting.sequence != job.sequence]
-        self._store.wake_workers(self.service, job.inbox.user)
+        self._store.wake_workers(self.service, job.inbox)
 
     async def ack_now(self, job: Job) -> None:
         self.ack(job)
@@ -202,7 +219,12 @@ class MemoryDeadLetters(DeadLetters):
         self.max_size = self._store.max_size + HEADERS
 
     async def add(
-        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        headers: Mapping[str, str],
+        msg_id: str,
+        service: str | None = None,
     ) -> None:
         await self._broker.wait_ready()
         store = self._store
@@ -213,7 +235,9 @@ class MemoryDeadLetters(DeadLetters):
             if store.buried.known(msg_id) is None:
                 offset = store.buried.next(msg_id, store.duplicate_window)
                 now = dt.datetime.now(dt.UTC).isoformat()
-                store.dead[offset] = DeadEntry(offset, inbox, payload, dict(headers), now)
+                store.dead[offset] = DeadEntry(
+                    offset, inbox, service or inbox.service, payload, dict(headers), now
+                )
 
     async def read(
         self, service: str | None, after: int, limit: int, user: str | None = None
@@ -225,7 +249,7 @@ class MemoryDeadLetters(DeadLetters):
             entry
             for offset, entry in sorted(self._store.dead.items())
             if offset > after
-            and service in (None, entry.inbox.service)
+            and service in (None, entry.service)
             and user in (None, entry.inbox.user)
         ]
         return DeadPage(found[:limit], len(found) > limit)
@@ -239,7 +263,12 @@ class MemoryDeadLetters(DeadLetters):
         self._store.dead.pop(offset, None)
 
     async def requeue(
-        self, inbox: Inbox, payload: bytes, headers: Mapping[str, str], msg_id: str
+        self,
+        inbox: Inbox,
+        payload: bytes,
+        headers: Mapping[str, str],
+        msg_id: str,
+        service: str | None = None,
     ) -> None:
         await self._broker.wait_ready()
-        enqueue(self._store, inbox, payload, headers, msg_id)
+        enqueue(self._store, inbox, payload, headers, msg_id, service)

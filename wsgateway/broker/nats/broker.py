@@ -12,7 +12,7 @@ from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
 from wsgateway.broker.log import Log
-from wsgateway.broker.messages import Receipt, Stored, check_published
+from wsgateway.broker.messages import Receipt, Stored, check_published, stamp
 from wsgateway.broker.nats.blobs import NatsBlobStore
 from wsgateway.broker.nats.channels import NatsChannelStore
 from wsgateway.broker.nats.connection import ConnectionOptions, ConnectionState, NatsConnection
@@ -283,6 +283,28 @@ class NatsBroker(Broker):
         pairs = {"Nats-Msg-Id": msg_id, FRAME_HEADER: frame.kind, **(headers or {})}
         return self.jetstream.offer(self.subjects.send(inbox), frame.payload, pairs)
 
+    def offer_topic(
+        self,
+        topic: Topic,
+        inbox: Inbox,
+        frame: Frame,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        direct: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        pairs = {FRAME_HEADER: frame.kind, **stamp(topic, inbox, headers, direct=direct)}
+        if direct and topic.service in self.services.declared.casts:
+            self.jetstream.cast(self.subjects.cast(topic), frame.payload, pairs)
+            done: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+            done.set_result(Receipt(0, False))
+            return done
+        stored = self.subjects.topic(topic)
+        # The client's ids are its own, but it may use one for several topics
+        pairs["Nats-Msg-Id"] = f"{msg_id}@{stored}"
+        subject = stored if direct else self.subjects.send(inbox, topic.service)
+        return self.jetstream.offer(subject, frame.payload, pairs)
+
     @property
     def largest_offer(self) -> int:
         return self._readiness.largest_offer
@@ -305,7 +327,7 @@ class NatsBroker(Broker):
         return found
 
     def hear(self, topic: Topic, on_message: Callable[[Stored], None]) -> Closable:
-        return self.connection.subscribe(self.subjects.cast(topic), handler_of(on_message))
+        return self.connection.subscribe(self.subjects.cast(topic), handler_of(topic, on_message))
 
     async def load_cursor(self, inbox: Inbox, device: str) -> int:
         return await self._cursors.load(inbox, device)
@@ -329,7 +351,7 @@ class NatsBroker(Broker):
         self,
         service: str,
         on_job: Callable[[Job], None],
-        on_turn: Callable[[str], None],
+        on_turn: Callable[[Inbox], None],
         ack_wait: float,
     ) -> WorkQueue:
         return NatsWorkQueue(self, service, on_job, on_turn, ack_wait)

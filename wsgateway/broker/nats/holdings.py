@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from wsgateway.broker.nats.jetstream import NOT_FOUND, ApiError, JetStream
 from wsgateway.broker.operations import Held
 from wsgateway.exceptions import NameRefused
-from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
+from wsgateway.protocol.subjects import (
+    Inbox,
+    decode_token,
+    encode_token,
+    is_sent_by,
+    sender_token,
+)
 
 if TYPE_CHECKING:
     from wsgateway.broker.nats.broker import NatsBroker
@@ -91,20 +97,48 @@ class Holdings:
                     owner = place.service(subject)
                     if owner is not None:
                         found[owner][place.field] += count
+        for place in await self._sent_places():
+            pages = subject_pages(self._jetstream, place.stream, place.subject("*", "*"))
+            async for subjects in pages:
+                for subject, count in subjects.items():
+                    if is_sent_by(subject, user) and (owner := self._sender(subject)) is not None:
+                        found[owner][place.field] += count * (service in (None, owner))
+        found = {name: counts for name, counts in found.items() if counts.total()}
         return {name: Held(**counts) for name, counts in sorted(found.items())}
 
     async def erase(self, inbox: Inbox) -> Held:
         """See `Operations.erase`."""
         tokens = encode_token(inbox.service), encode_token(inbox.user)
-        places = await self._places(inbox.service)
-        purges = (self._purge(place.stream, place.subject(*tokens)) for place in places)
+        topics = sender_token(inbox, "")  # as it is in the queue of any other service
+        targets = [
+            *((place, place.subject(*tokens)) for place in await self._places(inbox.service)),
+            *((place, place.subject("*", topics)) for place in await self._sent_places()),
+        ]
+        purges = (self._purge(place.stream, subject) for place, subject in targets)
         counts: Counter[str] = Counter()
-        for place, count in zip(places, await asyncio.gather(*purges), strict=True):
+        for (place, _), count in zip(targets, await asyncio.gather(*purges), strict=True):
             counts[place.field] += count
-        if counts["queued"]:  # workers that hold a later message of this user look again
-            turn = self._subjects.turn(inbox.service)
-            self._broker.connection.publish(turn, inbox.user.encode())
+            if place.field == "queued" and count:
+                # Workers that hold a later message of this user look again
+                service = self._subjects.service_of(place.stream) or inbox.service
+                token = sender_token(inbox, service)
+                self._broker.connection.publish(self._subjects.turn(service), token.encode())
         return Held(**counts)
+
+    def _sender(self, subject: str) -> str | None:
+        """Return the service whose user has sent to a topic; None if the subject is foreign."""
+        try:
+            return self._subjects.parse_sent(subject)[1].service
+        except NameRefused:
+            return None
+
+    async def _sent_places(self) -> list[_Place]:
+        """Return where that may be which users have sent to topics."""
+        prefix = self._subjects.prefix
+        return [
+            *(_Place("queued", n, f"{prefix}.send") for n in await self._broker.services.streams()),
+            _Place("dead_letters", self._subjects.stream("dead"), f"{prefix}.dead"),
+        ]
 
     async def _places(self, service: str | None) -> list[_Place]:
         """Return where something may be; of the queues, only those that may be *service*'s."""

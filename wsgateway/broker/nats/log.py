@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from wsgateway.broker.bus import Closable, Handler
 from wsgateway.broker.log import Log
-from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER, Batch, Position, Stored
+from wsgateway.broker.messages import (
+    ERROR_HEADER,
+    REPLY_TO_HEADER,
+    SENDER_HEADER,
+    Batch,
+    Position,
+    Stored,
+    read_sender,
+)
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.backwards import Backwards
 from wsgateway.broker.nats.jetstream import JetStream
@@ -17,7 +26,7 @@ from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.specs import NANO
 from wsgateway.broker.nats.streams import RESTORED_AT, TRIMMED_UNTIL
 from wsgateway.protocol.frames import FRAME_HEADER
-from wsgateway.protocol.subjects import Address, Subjects
+from wsgateway.protocol.subjects import Address, Subjects, Topic
 from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
 __all__ = ["NatsLog", "handler_of"]
@@ -43,6 +52,7 @@ _SUBJECT = b"Nats-Subject"
 _TTL = b"Nats-TTL"
 _REPLY_TO = REPLY_TO_HEADER.encode()
 _ERROR = ERROR_HEADER.encode()
+_SENDER = SENDER_HEADER.encode()
 _TRACEPARENT = TRACEPARENT.encode()
 
 
@@ -92,13 +102,14 @@ class NatsLog(Log):
                 rest = await self.read_after(address, offset, limit=limit)
                 return rest._replace(anchored=anchored)
         more = found.pending > 0 or len(replies) > limit
-        make = _maker()
+        make = _maker(address)
         messages = [make(reply.data, reply.headers, live=False) for reply in replies[:limit]]
         return Batch(messages, more, anchored)
 
     async def read_last(self, address: Address, limit: int, *, before: int | None = None) -> Batch:
         found, more = await self._backwards.read(self._subjects.stored(address), limit, before)
-        return Batch([_stored(reply.data, reply.headers, live=False) for reply in found], more)
+        make = _maker(address)
+        return Batch([make(reply.data, reply.headers, live=False) for reply in found], more)
 
     async def offset_at(self, address: Address, time: dt.datetime) -> int | None:
         start = min(max(time, _EARLIEST), _LATEST).astimezone(dt.UTC)
@@ -124,7 +135,7 @@ class NatsLog(Log):
         self, address: Address, on_message: Callable[[Stored], None], queue: str = ""
     ) -> Closable:
         subject = self._subjects.republished(address)
-        return self._connection.subscribe(subject, handler_of(on_message), queue)
+        return self._connection.subscribe(subject, handler_of(address, on_message), queue)
 
     async def last_offsets(self, addresses: Iterable[Address]) -> dict[Address, int]:
         asked = {self._subjects.stored(address): address for address in addresses}
@@ -229,14 +240,27 @@ def _traced(payload: bytes, raw: bytes | None, *, live: bool) -> Stored:
     return stored
 
 
-def _maker() -> Callable[..., Stored]:
-    """Return what makes a `Stored`: who does not trace need not look for a trace."""
-    return _stored if find_tracer() is None else _traced
+def _written(
+    make: Callable[..., Stored], payload: bytes, raw: bytes | None, *, live: bool
+) -> Stored:
+    stored = make(payload, raw, live=live)
+    stored.sender = read_sender(hdrs.find_text(raw, _SENDER))
+    return stored
 
 
-def handler_of(on_message: Callable[[Stored], None]) -> Handler:
-    """Return what takes a message from a subscription and hands it on as a `Stored`."""
-    make = _maker()
+def _maker(address: Address) -> Callable[..., Stored]:
+    """Return what makes a `Stored` of what comes for *address*.
+
+    Who does not trace need not look for a trace, and only clients' messages to topics say who sent
+    them.
+    """
+    make = _stored if find_tracer() is None else _traced
+    return partial(_written, make) if isinstance(address, Topic) else make
+
+
+def handler_of(address: Address, on_message: Callable[[Stored], None]) -> Handler:
+    """Return what takes messages of *address* from a subscription and hands each on."""
+    make = _maker(address)
 
     def handle(_subject: bytes, _reply: bytes, data: bytes, raw: bytes | None) -> None:
         on_message(make(data, raw, live=True))

@@ -27,7 +27,7 @@ from wsgateway.broker.nats.jetstream import (
 )
 from wsgateway.broker.nats.specs import NANO
 from wsgateway.exceptions import BrokerUnavailable, NameRefused
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Subjects
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Progress
@@ -203,7 +203,7 @@ class Migration:
 
     def _service_of(self, subject: str) -> str:
         try:
-            return self._subjects.parse(subject)[1].service
+            return self._subjects.parse_sent(subject)[0]
         except NameRefused:
             return subject
 
@@ -288,8 +288,8 @@ class Migration:
         }
         if "Nats-Msg-Id" in headers and not without_id:
             kept["Nats-Msg-Id"] = headers["Nats-Msg-Id"]
-        service, user = self._subjects.parse(subject)[1]
-        target = self._subjects.move(Inbox(service, user)) if extra else subject
+        service, inbox = self._subjects.parse_sent(subject)
+        target = self._subjects.move(inbox, service) if extra else subject
         return self._jetstream.offer(target, reply.data, {**kept, **extra, MOVED_HEADER: offset})
 
     async def _position(self, stream: str) -> tuple[int, int]:

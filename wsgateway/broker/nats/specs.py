@@ -272,7 +272,7 @@ def _roster(subjects: Subjects, settings: Settings) -> StreamSpec:
 def _queues(subjects: Subjects, settings: Settings) -> list[StreamSpec]:
     """Return the streams that keep what clients send."""
     declared = declared_services()
-    services = [None] if declared.is_open else sorted(declared.services)
+    services = [None] if declared.is_open else sorted(declared.services | declared.queues)
     return [_queue(subjects, settings, service) for service in services]
 
 

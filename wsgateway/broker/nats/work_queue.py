@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from wsgateway.exceptions import (
     NameRefused,
     reason_of,
 )
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, parse_sender, sender_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.bus import Closable
@@ -42,7 +43,9 @@ ACK = b"+ACK"
 IN_PROGRESS = b"+WPI"
 
 
-def job_of(inbox: Inbox, payload: bytes, raw: bytes | None, reply: str) -> Job:
+def job_of(
+    inbox: Inbox, payload: bytes, raw: bytes | None, reply: str, service: str | None = None
+) -> Job:
     """Return the delivery that the server wants to be answered on *reply*."""
     tokens = reply.split(".")
     # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>…
@@ -55,6 +58,7 @@ def job_of(inbox: Inbox, payload: bytes, raw: bytes | None, reply: str) -> Job:
         id=".".join((tokens[first - 2], tokens[first + 1], tokens[first + 3])),
         deliveries=int(tokens[first]),
         receipt=reply,
+        service=service,
     )
 
 
@@ -74,7 +78,7 @@ class NatsWorkQueue(WorkQueue):
         broker: NatsBroker,
         service: str,
         on_job: Callable[[Job], None],
-        on_turn: Callable[[str], None],
+        on_turn: Callable[[Inbox], None],
         ack_wait: float,
     ) -> None:
         self.service = service
@@ -105,9 +109,7 @@ class NatsWorkQueue(WorkQueue):
         self.ready = asyncio.Event()
 
     def open(self, room: int) -> None:
-        self._turns = self._connection.subscribe(
-            self._turn, lambda _s, _r, data, _h: self._on_turn(data.decode("utf-8", "replace"))
-        )
+        self._turns = self._connection.subscribe(self._turn, self._on_passed_on)
         self._room = room
         self._pull.open()
 
@@ -138,7 +140,14 @@ class NatsWorkQueue(WorkQueue):
 
     def _pass_on(self, job: Job) -> None:
         """Tell other workers; fails if the connection that carried the answer is lost."""
-        self._connection.publish(self._turn, job.inbox.user.encode())
+        self._connection.publish(self._turn, sender_token(job.inbox, self.service).encode())
+
+    def _on_passed_on(
+        self, _subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None
+    ) -> None:
+        # What names nobody is another version's, or a look for workers: those who wait look anyway
+        with contextlib.suppress(NameRefused):
+            self._on_turn(parse_sender(data.decode("utf-8", "replace"), self.service))
 
     def give_back(self, job: Job, delay: float) -> None:
         self._answer(job, b'-NAK {"delay": %d}' % int(delay * NANO))
@@ -170,7 +179,7 @@ class NatsWorkQueue(WorkQueue):
         # A replica that lags may say LATER for a while; never anything else that is wrong
         if not self.holds(job):
             return Turn.GONE
-        subject = self._broker.subjects.send(job.inbox)
+        subject = self._broker.subjects.send(job.inbox, self.service)
         batch = await self._broker.jetstream.direct(
             self._stream, {"seq": 1, "next_by_subj": subject}
         )
@@ -243,12 +252,12 @@ class NatsWorkQueue(WorkQueue):
         self._room -= 1
         problem = None
         try:
-            _, inbox = self._broker.subjects.parse(subject.decode())
+            _, inbox = self._broker.subjects.parse_sent(subject.decode())
         except (NameRefused, UnicodeDecodeError) as exc:
             user = subject.decode("utf-8", "replace").rpartition(".")[2]
             inbox = Inbox(self.service, user[:MAX_SHOWN])
             problem = MalformedMessage(f"nobody can have sent this: {exc}")
-        job = job_of(inbox, data, raw, reply.decode())
+        job = job_of(inbox, data, raw, reply.decode(), self.service)
         job.key = self._life, job.sequence
         job.problem = problem or job.malformed()
         self._on_job(job)
