@@ -17,6 +17,7 @@ from tests.support import until
 from tests.unit.fake_topics import FakeTopic
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subprotocols import tokens_in
 from wsgateway.protocol.v1 import Ack, ClientMessage, ErrorCode, Ping, Resume
 
 
@@ -39,6 +40,10 @@ class FakeGateway:
         self.ack_epochs: list[str | None] = []
         self.resumes: list[Resume] = []
         self.queries: list[str] = []
+        self.tokens: list[str | None] = []  # of each attempt, from the list of subprotocols
+        self.expires_in: float | None = None  # seconds
+        self.refreshes: list[str] = []  # tokens
+        self.unauthorized = 0  # how many of the next ones are refused
         self.most_unacked = 0
         self.connections: set[ServerConnection] = set()
         self.topics: dict[str, FakeTopic] = {}
@@ -117,6 +122,8 @@ class FakeGateway:
         assert connection.request is not None
         query = connection.request.path.partition("?")[2]
         self.queries.append(query)
+        offered = connection.request.headers["Sec-WebSocket-Protocol"].split(", ")
+        self.tokens.append(next(iter(tokens_in(offered)), None))
         if self.close_with:
             await connection.close(self.close_with.pop(0), "told to")
             return
@@ -168,6 +175,7 @@ class FakeGateway:
             ping=self.ping,
             window=self.window,
             max_message_size=self.max_message_size,
+            expires_in=self.expires_in,
         )
 
     async def _write(self, connection: ServerConnection, position: int, state: Any) -> None:
@@ -218,6 +226,14 @@ class FakeGateway:
             self.stored_in[frame.id] = None if frame.topic is None else str(frame.topic)
             if self.confirm:
                 await connection.send(protocol.encode_ack(frame.id))
+        elif isinstance(frame, protocol.Refresh):
+            self.refreshes.append(frame.token)
+            if self.unauthorized:
+                self.unauthorized -= 1
+                text = protocol.encode_error(None, ErrorCode.UNAUTHORIZED, "no")
+            else:
+                text = protocol.encode_refreshed(self.expires_in)
+            await connection.send(text)
         elif isinstance(frame, protocol.Pong):
             self.pongs += 1
 

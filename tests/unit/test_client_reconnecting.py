@@ -321,17 +321,13 @@ async def test_token_is_asked_for_again_after_a_refusal(gateway: FakeGateway) ->
         await gateway.close_all(4501)
         await until(lambda: len(gateway.resumes) == 3)
         assert client.state is not ClientState.CLOSED
-    assert [query.partition("&")[0] for query in gateway.queries] == [
-        "token=a",
-        "token=b",
-        "token=b",
-        "token=c",
-    ]
+    assert gateway.tokens == ["a", "b", "b", "c"]
+    assert "token" not in "".join(gateway.queries)  # access logs keep those
 
 
 async def test_token_goes_into_the_named_parameter(gateway: FakeGateway) -> None:
     async with client_of(gateway, token="t", token_parameter="key", device="phone"):
-        assert gateway.queries == ["key=t&device=phone"]
+        assert (gateway.queries, gateway.tokens) == (["key=t&device=phone"], [None])
 
 
 async def test_token_that_has_expired_is_asked_for_again(gateway: FakeGateway) -> None:
@@ -339,7 +335,32 @@ async def test_token_that_has_expired_is_asked_for_again(gateway: FakeGateway) -
     async with client_of(gateway, token=lambda: next(tokens)):
         await gateway.close_all(4016)
         await until(lambda: len(gateway.resumes) == 2)
-    assert [query.partition("&")[0] for query in gateway.queries] == ["token=a", "token=b"]
+    assert gateway.tokens == ["a", "b"]
+
+
+async def test_token_is_replaced_before_it_expires_and_the_connection_stays(
+    gateway: FakeGateway,
+) -> None:
+    answers: list[Any] = ["a", OSError("no network"), "b", "c", "d"]
+    errors: list[str] = []
+    gateway.expires_in, gateway.unauthorized = 0.1, 1
+
+    async def token() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    async with client_of(
+        gateway, token=token, on_error=lambda error: errors.append(error.code)
+    ) as client:
+        gateway.expires_in = None
+        await until(lambda: gateway.refreshes == ["b", "c"])
+        await client.send("x")
+        gateway.cut()
+        await until(lambda: len(gateway.resumes) == 2)
+    assert errors == ["unauthorized"]
+    assert (gateway.tokens, answers) == (["a", "c"], ["d"])
 
 
 async def test_token_that_the_application_refuses_for_good_is_final(gateway: FakeGateway) -> None:
@@ -371,4 +392,4 @@ async def test_token_source_that_fails_is_asked_again(gateway: FakeGateway) -> N
         return str(answer)
 
     async with client_of(gateway, token=token):
-        assert gateway.queries == ["token=t"]
+        assert gateway.tokens == ["t"]

@@ -40,7 +40,7 @@ from wsgateway.protocol.v1 import ErrorCode, ProtocolError, Reason, ServerMessag
 
 FILE = json.loads((ROOT / "tests/vectors/client.json").read_text())
 SCHEMA = json.loads((ROOT / "wsgateway/static/wsgateway/protocol.schema.json").read_text())
-VECTORS = [*FILE["vectors"], *FILE["topic_vectors"]]
+VECTORS = [*FILE["vectors"], *FILE["topic_vectors"], *FILE["refresh_vectors"]]
 BAD = FILE["not_the_protocol"]
 CLOSE_ENOUGH = 1e-6  # of clock values
 
@@ -63,7 +63,7 @@ class Runner:
         self.tokens = iter(tokens)
         self.session = ClientSession(
             position=Position(**position) if position else None,
-            backoff=Backoff(**options.pop("backoff")),
+            backoff=Backoff(**options.pop("backoff"), random=lambda: 0),
             renewable=bool(tokens),
             **options,
         )
@@ -240,7 +240,8 @@ class Runner:
         self.pass_time()
 
     def next_deadline(self) -> float:
-        return min(self.session.write_at, self.session.beat_at, self.redial_at)
+        session = self.session
+        return min(session.write_at, session.beat_at, session.renewal.at, self.redial_at)
 
     def pass_time(self) -> None:
         """Do what is due."""
@@ -248,6 +249,9 @@ class Runner:
             self.do_connect(True)
         elif not self.session.alive(self.now):
             self.do_lost(1006)
+        elif self.session.renewal.at <= self.now:
+            self.token = next(self.tokens)
+            self.session.refresh(self.token)
         self.write()
 
     # -- what comes of it ----------------------------------------------------------------

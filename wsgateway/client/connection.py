@@ -49,8 +49,8 @@ class Client:
     Args:
         url: ``ws://`` or ``wss://``.
         device: Which of the user's devices this is; each has its own cursor.
-        token: Sent in the query; a function is asked again after a refusal.
-        token_parameter: Name of the token's query parameter.
+        token: A function is asked again after a refusal, and before the token expires.
+        token_parameter: Query parameter to send it in; None: in the list of subprotocols.
         position: Where to resume; None: at the device's cursor.
         auto_ack: Acknowledge a message when the next one is asked for.
         ack_every: Acknowledge after this many messages at the latest.
@@ -77,7 +77,7 @@ class Client:
         *,
         device: str | None = None,
         token: Token | None = None,
-        token_parameter: str = "token",  # noqa: S107 - a name, not a secret
+        token_parameter: str | None = None,
         position: Position | None = None,
         auto_ack: bool = True,
         ack_every: int = 16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -14,10 +15,14 @@ from wsgateway.client.events import Event
 from wsgateway.client.lost import Final, Lost, translated
 from wsgateway.client.session import ClientSession
 from wsgateway.client.transport import Transport
+from wsgateway.supervision import start
 
 __all__ = ["ClientState", "Connector"]
 
 logger = logging.getLogger("wsgateway.client")
+
+LONGEST = 86400.0
+"""Seconds; event loops refuse timers that are very long."""
 
 
 class ClientState(Enum):
@@ -60,6 +65,9 @@ class Connector:
         self._on_state = on_state
         self._on_events = on_events
         self._transport: Transport | None = None  # while it is open
+        self._renew_at = math.inf  # when the timer ends
+        self._renew_timer: asyncio.TimerHandle | None = None  # runs until a token is due
+        self._renewing: asyncio.Task[None] | None = None  # asks for it
 
     async def run(self) -> NoReturn:
         """Stay connected.
@@ -96,16 +104,55 @@ class Connector:
         try:
             with translated():
                 async with asyncio.timeout(self._connect_timeout):
-                    await transport.dial(url, self._options)
+                    await transport.dial(url, self._endpoint.subprotocols(), self._options)
                 self._transport = transport
                 self._on_state(ClientState.OPEN)
                 await transport.serve()
         finally:
             self._transport = None
+            self._set_renewal(math.inf)
+            if self._renewing is not None:
+                self._renewing.cancel()
             await transport.leave()
 
     def _on_text(self, text: str | bytes) -> None:
         self._on_events(self._session.receive(text, time.monotonic()))
+        self._set_renewal(self._session.renewal.at)
+
+    def _set_renewal(self, at: float) -> None:
+        """Replace the token at this time of the clock; ``inf``: not yet."""
+        if at == self._renew_at:
+            return
+        self._renew_at = at
+        if self._renew_timer is not None:
+            self._renew_timer.cancel()
+            self._renew_timer = None
+        if at < math.inf:
+            delay = min(at - time.monotonic(), LONGEST)
+            self._renew_timer = asyncio.get_running_loop().call_later(delay, self._start_renewal)
+
+    def _start_renewal(self) -> None:
+        self._renew_timer, self._renew_at = None, math.inf
+        if self._session.renewal.at <= time.monotonic():
+            self._renewing = start(self._renew(), "wsgateway-client-token")
+        else:
+            self._set_renewal(self._session.renewal.at)
+
+    async def _renew(self) -> None:
+        """Replace the token of this connection."""
+        self._session.renewal.stop()
+        try:
+            token = await self._endpoint.authenticate()
+        except Final as exc:
+            logger.warning("the connection ends with its token: %s", exc)
+            return
+        except Lost:
+            self._session.renewal.failed(time.monotonic())
+            self._set_renewal(self._session.renewal.at)
+            return
+        if token:
+            self._session.refresh(token)
+            self.wake()
 
     def wake(self) -> None:
         """Write what the session has due, if there is a connection."""

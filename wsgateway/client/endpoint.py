@@ -6,12 +6,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from websockets.typing import Subprotocol
+
 from wsgateway.client.callbacks import fetch
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.inbox import Position
 from wsgateway.client.lost import Final, Lost
 from wsgateway.exceptions import reason_of
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.protocol.subprotocols import encode_token_protocol
+from wsgateway.protocol.v1 import SUBPROTOCOL
 
 __all__ = ["Endpoint", "Token"]
 
@@ -26,12 +30,13 @@ class Endpoint:
     Args:
         url: ``ws://`` or ``wss://``.
         device: Which of the user's devices this is; None: the gateway's default.
-        token: Sent in the query, or a function that returns it; None: no token.
-        token_parameter: Name of the token's query parameter.
+        token: The token, or a function that returns it; None: no token.
+        token_parameter: Name of the query parameter for the token; None: it goes into the list of
+            subprotocols, which access logs do not keep.
     """
 
     def __init__(
-        self, url: str, device: str | None, token: Token | None, token_parameter: str
+        self, url: str, device: str | None, token: Token | None, token_parameter: str | None
     ) -> None:
         self._url = url
         self._device = device
@@ -39,8 +44,8 @@ class Endpoint:
         self._token_parameter = token_parameter
         self._token: str | None = None  # the current one
 
-    async def authenticate(self) -> None:
-        """Ask for the token.
+    async def authenticate(self) -> str | None:
+        """Ask for the token, also for later connections; return it.
 
         Raises:
             Final: The application raised a `GatewayError` that is not temporary.
@@ -54,11 +59,19 @@ class Endpoint:
                 raise Final(CloseCode.NOT_AUTHENTICATED, str(exc)) from exc
             logger.warning("cannot get a token, retrying: %s", reason_of(exc))
             raise Lost(1006, "no token") from exc
+        return self._token
+
+    def subprotocols(self) -> list[Subprotocol]:
+        """Return what to offer, the token included."""
+        offered = [SUBPROTOCOL]
+        if self._token and self._token_parameter is None:
+            offered.append(encode_token_protocol(self._token))
+        return [Subprotocol(name) for name in offered]
 
     def address(self, position: Position | None) -> str:
         """Return the URL that resumes after *position*."""
         fields = {}
-        if self._token:
+        if self._token and self._token_parameter is not None:
             fields[self._token_parameter] = self._token
         if self._device:
             fields["device"] = self._device

@@ -19,6 +19,7 @@ from wsgateway.client.events import (
 )
 from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.monitor import Monitor, Sign
+from wsgateway.client.renewal import Renewal
 from wsgateway.client.sending import Sending
 from wsgateway.client.subscriptions import Subscriptions
 from wsgateway.client.watches import ClientWatches
@@ -31,6 +32,7 @@ from wsgateway.protocol.v1 import (
     Ping,
     Presence,
     ProtocolError,
+    Refreshed,
     Refused,
     ServerMessage,
     Subscribed,
@@ -39,6 +41,7 @@ from wsgateway.protocol.v1 import (
     Welcome,
     encode_ping,
     encode_pong,
+    encode_refresh,
     parse_server,
 )
 
@@ -47,7 +50,14 @@ __all__ = ["ClientSession", "should_reconnect"]
 STABLE = 5.0
 """Seconds that a connection must last to reset the backoff."""
 _AFTER_WELCOME = (
-    ServerMessage | Accepted | Refused | Subscribed | Unsubscribed | Presence | Unwatched
+    ServerMessage
+    | Accepted
+    | Refused
+    | Subscribed
+    | Unsubscribed
+    | Presence
+    | Unwatched
+    | Refreshed
 )
 _FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 """Standard close codes after which the same client would be refused again."""
@@ -75,7 +85,8 @@ class ClientSession:
         send_window: Most messages on the wire without confirmation.
         ping_timeout: Seconds of silence after a due ping before the connection counts as dead.
         backoff: Delays between attempts.
-        renewable: Whether the application can provide another token after a refusal.
+        renewable: Whether the application can provide another token, after a refusal or before
+            this one expires.
     """
 
     def __init__(
@@ -94,6 +105,8 @@ class ClientSession:
         self._monitor = Monitor(ping_timeout)
         self._backoff = backoff or Backoff()
         self._renewable = renewable
+        self.renewal = Renewal(renewable, self._backoff)
+        """When to call `refresh`."""
         self._inbox = ClientInbox(position)
         self.sending = Sending(queue_limit, send_window)
         """Messages and requests that wait for the gateway."""
@@ -143,6 +156,7 @@ class ClientSession:
         self.subscriptions.connecting()
         self.watches.connecting()
         self._monitor.stop()
+        self.renewal.stop()
         if opened_at is not None and now - opened_at >= STABLE:
             self._attempt = 0
         # A gateway that refuses before the handshake cannot always say why.
@@ -203,12 +217,14 @@ class ClientSession:
             case Presence() | Unwatched():
                 return self.watches.receive(frame)
             case _:
-                self._note(frame)
+                self._note(frame, now)
         return []
 
-    def _note(self, frame: object) -> None:
+    def _note(self, frame: object, now: float) -> None:
         """Take a frame that concerns only the connection."""
-        if isinstance(frame, Closing):
+        if isinstance(frame, Refreshed):
+            self.renewal.accepted(frame.expires_in, now)
+        elif isinstance(frame, Closing):
             self._reconnect_after = frame.reconnect_after
         elif isinstance(frame, Ping):
             self._controls.append(encode_pong())
@@ -224,6 +240,7 @@ class ClientSession:
             self._opened_at = now
             self._renewed = False
             self._monitor.start(welcome.ping, now)
+            self.renewal.accepted(welcome.expires_in, now)
             self.watches.welcomed(welcome.service)
             events = self.subscriptions.welcomed(welcome.window)
         return [*self.sending.welcomed(welcome.max_message_size), Welcomed(welcome), *events]
@@ -243,6 +260,8 @@ class ClientSession:
         return self.sending.replied(message, message.reply_to)
 
     def _refused(self, frame: Refused, now: float) -> list[Event]:
+        if frame.id is None and frame.code == ErrorCode.UNAUTHORIZED:
+            self.renewal.failed(now)
         events = self.watches.refused(frame)
         if events is None:
             events = self.subscriptions.refused(frame, now)
@@ -259,6 +278,11 @@ class ClientSession:
         if self._ended:
             raise GatewayError("closed", "the client is already closed", True)
         return self.watches.add(service, user)
+
+    def refresh(self, token: str) -> None:
+        """Replace the token of the open connection, because `Renewal.at` has come."""
+        self.renewal.stop()
+        self._controls.append(encode_refresh(token))
 
     def processed(self, generation: int, offset: int, now: float) -> None:
         """Record that everything up to *offset* is processed; both are from `Delivered`."""

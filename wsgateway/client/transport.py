@@ -43,10 +43,12 @@ class Transport:
         self._wake = asyncio.Event()  # there is something to write
         self._ack_timer: asyncio.TimerHandle | None = None
 
-    async def dial(self, url: str, options: dict[str, Any]) -> None:
+    async def dial(
+        self, url: str, subprotocols: list[Subprotocol], options: dict[str, Any]
+    ) -> None:
         """Connect, and read until the welcome."""
         socket = self._socket = await websockets.asyncio.client.connect(
-            url, subprotocols=[Subprotocol(SUBPROTOCOL)], **options
+            url, subprotocols=subprotocols, **options
         )
         if socket.subprotocol != SUBPROTOCOL:
             raise Final(CloseCode.BAD_REQUEST, f"the server does not speak {SUBPROTOCOL}")
