@@ -192,7 +192,14 @@ class Settings:
     )
     RATE_BURST = count(20_000, "Frames that a client may send at once within `RATE_LIMIT`")
     WINDOW = count(
-        256, "Messages that are on their way to one socket. More than that wait in the stream"
+        256,
+        "Messages of the inbox, or of one topic, that are on their way to a socket. More than that "
+        "wait in the stream",
+    )
+    SOCKET_WINDOW = count(
+        1024,
+        "The same for the inbox and all topics of a socket together. Each of them that has "
+        "messages may have an equal share, and always one",
     )
     SEND_WINDOW = count(64, "Frames of one client that may wait until NATS has stored them")
     SEND_WINDOW_BYTES = count(
@@ -245,6 +252,7 @@ class Settings:
         "clients may not watch anyone",
     )
     MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
+    MAX_SUBSCRIPTIONS = count(1000, "Topics that one socket may read at the same time", least=0)
     ROSTER_TTL = Setting(
         15.0,
         "How long a gateway that does not answer still counts. After that, presence treats it as "

@@ -46,8 +46,8 @@ class Brokers(ABC):
         """Store a message in a topic as any program may that speaks to the broker."""
 
     @abstractmethod
-    async def renew(self, broker: Any) -> None:
-        """Delete the inbox stream and make it again."""
+    async def renew(self, broker: Any, service: str | None = None) -> None:
+        """Delete a stream and make it again: that of a service's topics; None: the inboxes'."""
 
     @abstractmethod
     async def back_up(self, broker: Any) -> Any:
@@ -99,8 +99,9 @@ class MemoryBrokers(Brokers):
     ) -> None:
         broker.keep(topic, payload, headers=headers)
 
-    async def renew(self, broker: Any) -> None:
-        broker.store.inboxes.start_over()
+    async def renew(self, broker: Any, service: str | None = None) -> None:
+        store = broker.store
+        (store.topics[service] if service else store.inboxes).start_over()
 
     async def back_up(self, broker: Any) -> Any:
         return broker.store.inboxes.received.last
@@ -127,9 +128,11 @@ class NatsBrokers(Brokers):
     ) -> None:
         await broker.jetstream.publish(broker.subjects.topic(topic), payload, headers)
 
-    async def renew(self, broker: Any) -> None:
+    async def renew(self, broker: Any, service: str | None = None) -> None:
         assert isinstance(broker, NatsBroker)
-        await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.stream('recv')}")
+        subjects = broker.subjects
+        name = subjects.topic_stream(service) if service else subjects.stream("recv")
+        await broker.jetstream.api(f"STREAM.DELETE.{name}")
         await broker.set_up()
 
     async def back_up(self, broker: Any) -> Any:

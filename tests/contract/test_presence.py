@@ -169,8 +169,8 @@ async def test_connections_say_what_a_socket_is_and_how_far(
     v1 = await sockets.open(hubs[0], "ann", device="phone")
     raw = await sockets.open(hubs[1], "ann", kind=RawEndpoint)
     offsets = [(await hubs[0].broker.publish(ANN, b"x")).offset for _ in range(3)]
-    await until(lambda: v1.subscriptions[0].window.sent == offsets[-1], what="v1 got them")
-    await until(lambda: raw.subscriptions[0].window.confirmed == offsets[-1], what="so did raw")
+    await until(lambda: v1.inbox_subscription.window.sent == offsets[-1], what="v1 got them")
+    await until(lambda: raw.inbox_subscription.window.confirmed == offsets[-1], what="so did raw")
     ack = {"type": "ack", "offset": offsets[0], "epoch": hubs[0].broker.inboxes.epoch}
     await v1.receive(json.dumps(ack))
     found = await call("connections", *ANN)

@@ -158,7 +158,7 @@ async def test_open_socket_is_closed_and_writes_no_cursor(brokers: Brokers) -> N
 
         session = await open_socket()
         offset = (await hub.broker.publish(inbox, b"x")).offset
-        cursor = session.subscriptions[0].cursor
+        cursor = session.inbox_subscription.cursor
         hub.cursors.confirm(cursor, hub.broker.inboxes.epoch, offset)
         deleted = await user_data.adelete(ZOE)
         await until(lambda: codes == [4505])
@@ -168,7 +168,7 @@ async def test_open_socket_is_closed_and_writes_no_cursor(brokers: Brokers) -> N
         assert await about(hub.broker, ZOE) == []
         session = await open_socket()  # who comes back is a new user, and is treated as one
         offset = (await hub.broker.publish(inbox, b"y")).offset
-        hub.cursors.confirm(session.subscriptions[0].cursor, hub.broker.inboxes.epoch, offset)
+        hub.cursors.confirm(session.inbox_subscription.cursor, hub.broker.inboxes.epoch, offset)
         await hub.cursors.flush()
         assert await hub.broker.load_cursor(inbox, "phone") == offset
         await session.stop()

@@ -42,7 +42,7 @@ class Client:
 
     @property
     def window(self) -> Window:
-        (subscription,) = self.session.subscriptions
+        subscription = self.session.inbox_subscription
         return subscription.window
 
     async def _send(self, event: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ class Client:
 
     @property
     def window(self) -> Window:
-        (subscription,) = self.session.subscriptions
+        subscription = self.session.inbox_subscription
         return subscription.window
 
     @property
@@ -460,8 +460,7 @@ async def test_all_that_came_is_gone_by_age(hub: Hub, store: MemoryStore) -> Non
     await client.has("before")
     await client.ack(1)
     await hub.subscriptions.sweep(thorough=True)
-    window = client.window
-    await until(lambda: not (window.fetching or window.wants_fetch), what="it reads no more")
+    await idle(client)
     watchers = dict(store.inboxes.watchers[ANN])
     store.inboxes.watchers[ANN].clear()
     await publish(hub.broker, "missed")
@@ -479,6 +478,7 @@ async def test_fast_client_costs_no_question(
     client = await Client(hub).start()
     await publish(hub.broker, "0")
     await client.has("0")
+    await idle(client)
     asked: list[str] = []
     for name in ("position", "count", "read_after"):
         monkeypatch.setattr(hub.broker.inboxes, name, lambda *a, name=name, **k: asked.append(name))

@@ -18,7 +18,6 @@ from wsgateway.gateway import session as session_module
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
-from wsgateway.gateway.subscription import Subscription
 from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
@@ -143,7 +142,7 @@ async def test_acknowledgements_that_advance_are_free(hub: Hub) -> None:
         await hub.broker.publish(ANN, b"x")
         await until(lambda: len(client.got) == offset, what="it came")  # noqa: B023
         await session.receive(f'{{"type":"ack","offset":{offset}}}')
-    assert session.subscriptions[0].window.confirmed == 99
+    assert session.inbox_subscription.window.confirmed == 99
     assert client.closed_with is None
 
 
@@ -255,17 +254,17 @@ async def test_refusals_are_logged(
 
 async def test_raw_message_is_confirmed_when_the_kernel_has_it(hub: Hub) -> None:
     session, client = await opened(hub, RawEndpoint)
-    window = session.subscriptions[0].window
+    window = session.inbox_subscription.window
     await hub.broker.publish(ANN, b"a")
     await until(lambda: window.confirmed == 1, what="the kernel has it")
     client.waiting = 10
     for text in (b"b", b"c"):
         await hub.broker.publish(ANN, text)
     await until(lambda: client.got == ["a", "b", "c"], what="they are written")
-    assert (window.confirmed, session.subscriptions[0].undrained) == (1, True)
+    assert (window.confirmed, session.inbox_subscription.undrained) == (1, True)
     client.waiting = 0
-    session.subscriptions[0].confirm_drained()
-    assert (window.confirmed, session.subscriptions[0].undrained) == (3, False)
+    session.inbox_subscription.confirm_drained()
+    assert (window.confirmed, session.inbox_subscription.undrained) == (3, False)
 
 
 async def test_delivery_that_fails_closes_the_socket(
@@ -280,32 +279,3 @@ async def test_delivery_that_fails_closes_the_socket(
     await hub.broker.publish(ANN, b"x")
     await until(lambda: client.closed_with == CloseCode.INTERNAL_ERROR, what="closed")
     assert "task wsgateway-session failed" in caplog.text
-
-
-async def test_session_of_two_subscriptions_shares_its_credit(hub: Hub, settings: Settings) -> None:
-    """Topics come next: what a client does not acknowledge in one must not stop the other."""
-    settings.WSGATEWAY_WINDOW = 8
-    other = Inbox("orders", "room")
-    client = Client()
-    session = Session(hub, Identity(ANN.service, ANN.user), Socket(client, RawEndpoint))
-    session.subscriptions.append(second := Subscription(session, other, session.credit))
-    client.waiting = 10  # the kernel takes nothing, so nothing is confirmed
-    await session.start(Resume())
-    session.deliver(second, await second.find_start(Resume()))
-    for number in range(20):
-        await hub.broker.publish(ANN, b"ann %d" % number)
-        await hub.broker.publish(other, b"room %d" % number)
-    await until(lambda: len(client.got) >= 8, what="as much as may be in flight")
-    await asyncio.sleep(0.05)
-    assert len(client.got) <= 10
-    client.waiting = 0
-    for _ in range(20):
-        for subscription in session.subscriptions:
-            subscription.confirm_drained()
-        await asyncio.sleep(0.01)
-    assert sorted(client.got) == sorted(
-        f"{name} {number}" for name in ("ann", "room") for number in range(20)
-    )
-    for name in ("ann", "room"):
-        numbers = [int(text.split()[1]) for text in client.got if text.startswith(name)]
-        assert numbers == sorted(numbers)

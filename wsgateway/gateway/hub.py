@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from wsgateway import counters
+from wsgateway import counters, declared
 from wsgateway.broker import runtime
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.roster import new_member_id
@@ -35,6 +35,7 @@ from wsgateway.protocol.frames import NotForSockets
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import MAX_AFTER, SUBPROTOCOL
 from wsgateway.supervision import start, supervise
+from wsgateway.topics.rights import Rights
 
 if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
@@ -81,9 +82,12 @@ class Hub:
         self.subscriptions = connection.subscriptions
         self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held by a socket while it starts; the others wait their turn."""
+        self._starting_topics: dict[str, asyncio.Semaphore] = {}
         self.cursors = Cursors(broker)
         self.events = SocketEvents(broker, self.gateway_id)
         self.watching = Watching(broker)
+        self.rights = Rights(broker)
+        """What sockets may do with topics."""
         self._revocations = Revocations(broker)
         self.presence = Presence(self)
         self._users: dict[Inbox, _User] = {}
@@ -140,6 +144,7 @@ class Hub:
                 await self.cursors.close()
         self.presence.leave()
         self.watching.close()
+        self.rights.close()
         for task in (*self._tasks, *self._wanted):
             task.cancel()
         with contextlib.suppress(TimeoutError):
@@ -198,6 +203,15 @@ class Hub:
         user = self._users.get(inbox)
         return () if user is None else user.sessions
 
+    def starting_of(self, service: str) -> asyncio.Semaphore:
+        """Return what is held while a subscription to a topic begins.
+
+        One for each service that is declared, so that a stream without a leader, or an ``allow``
+        that takes long, delays nobody else.
+        """
+        key = service if service in declared.topics else ""
+        return self._starting_topics.setdefault(key, asyncio.Semaphore(STARTS_AT_ONCE))
+
     def require_open(self) -> None:
         """Refuse a socket that comes too late.
 
@@ -221,9 +235,9 @@ class Hub:
                 f"the user already has the maximum number of connections ({limit})",
                 "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
             )
-        for subscription in session.subscriptions:
-            self.subscriptions.subscribe(subscription)
-            subscription.cursor = self.cursors.acquire(subscription.key)
+        inbox = session.inbox_subscription
+        self.subscriptions.subscribe(inbox)
+        inbox.cursor = self.cursors.acquire(inbox.key)
         user = self._users.get(session.inbox)
         if user is None:
             user = self._users[session.inbox] = _User(self.presence.hold(session.inbox))
@@ -247,11 +261,11 @@ class Hub:
             del self._users[session.inbox]
             user.interest.close()
         self._revocations.discard(session)
-        for subscription in session.subscriptions:
-            self.subscriptions.unsubscribe(subscription)
-            self.cursors.undrained.discard(subscription)
-        saves = [self.cursors.release(each.cursor) for each in session.subscriptions]
-        return {save for save in saves if save is not None}
+        inbox = session.inbox_subscription
+        self.subscriptions.unsubscribe(inbox)
+        self.cursors.undrained.discard(inbox)
+        save = self.cursors.release(inbox.cursor)
+        return set() if save is None else {save}
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run *work* beside everything else, safe from garbage collection."""

@@ -190,8 +190,7 @@ class Presence:
         code = CloseCode.DISCONNECTED_BY_OPERATOR
         for session in chosen:
             if forgets:
-                for subscription in session.subscriptions:
-                    self._hub.cursors.abandon(subscription.cursor)
+                self._hub.cursors.abandon(session.inbox_subscription.cursor)
             session.close_soon(code, reason)
         text = "disconnecting %d sockets of %r at the service %r"
         logger.info(text, len(chosen), inbox.user, inbox.service, extra={"code": int(code)})
@@ -280,7 +279,7 @@ def describe(session: Session) -> Fields:
     scope = session.scope
     client = scope.get("client") or ("",)
     agents = header(scope, b"user-agent")
-    window = session.subscriptions[0].window
+    window = session.inbox_subscription.window
     return {
         "id": session.connection,
         "device": session.identity.device,

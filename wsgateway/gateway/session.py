@@ -19,11 +19,15 @@ from wsgateway import counters, declared
 from wsgateway.broker.recovery import Start
 from wsgateway.conf import settings
 from wsgateway.counters import SocketCounters, size_of
+from wsgateway.exceptions import BrokerClosed
+from wsgateway.gateway.inbox import InboxSubscription
 from wsgateway.gateway.publishing import Publisher
 from wsgateway.gateway.renewal import renew
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.subscription import Subscription
+from wsgateway.gateway.topics import SocketTopics
 from wsgateway.gateway.watches import SocketWatches
+from wsgateway.gateway.writer import Writer
 from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.credit import Credit
@@ -39,6 +43,7 @@ from wsgateway.protocol.endpoint import (
     Subscribe,
     Unsubscribe,
 )
+from wsgateway.protocol.subjects import Address
 from wsgateway.protocol.v1 import Resume
 from wsgateway.supervision import start
 
@@ -74,15 +79,17 @@ class Session:
         "_left",
         "_loop",
         "_now",
-        "_tasks",
         "_timer",
+        "_topics",
         "_watches",
+        "_writing",
         "connection",
         "credit",
         "endpoint",
         "hub",
         "identity",
         "inbox",
+        "inbox_subscription",
         "is_announced",
         "log_fields",
         "publisher",
@@ -91,6 +98,7 @@ class Session:
         "since",
         "socket",
         "subscriptions",
+        "writer",
     )
 
     def __init__(
@@ -113,17 +121,23 @@ class Session:
         """Seconds after which the client was told to come back, once it was."""
         self.is_announced = False
         """Whether `SocketEvents` has said that it is connected, and not yet that it is gone."""
-        self.credit = Credit(settings.WINDOW)
+        self.credit = Credit(max(settings.WINDOW, settings.SOCKET_WINDOW), settings.WINDOW)
         """What may be in flight, of all subscriptions."""
-        self.subscriptions = [Subscription(self, self.inbox, self.credit)]
-        """What the client reads: its inbox."""
+        self.writer = Writer(socket)
+        """Writes what they read."""
+        self.inbox_subscription = InboxSubscription(self, self.inbox)
+        """Reads the user's messages."""
+        self.subscriptions: dict[Address, Subscription] = {self.inbox: self.inbox_subscription}
+        """What the client reads and acknowledges."""
         self.publisher = Publisher(self)
         """Takes what the client sends."""
-        self._tasks: list[asyncio.Task[None]] = []  # one for each subscription
         self._timer: asyncio.TimerHandle | None = None  # the heartbeat's
         self._counters: SocketCounters | None = None  # where it counts as open
         self._left = 1006  # the code with which the client closed; this one if it did not say
-        self._watches: SocketWatches | None = None  # made for the first one
+        self._writing: asyncio.Task[None] | None = None  # the writer, once the socket is open
+        # Made for the first one
+        self._watches: SocketWatches | None = None
+        self._topics: SocketTopics | None = None
         self._busy = False  # a frame is being taken; nothing is heard until that is done
         self.log_fields = socket.transport.log_fields
         """Names the socket in the log."""
@@ -134,7 +148,7 @@ class Session:
             "device": identity.device,
             "connection": self.connection,
         }
-        socket.on_failure = self._on_failure
+        socket.on_failure = self.on_failure
         socket.transport.on_hidden_frame = self._on_hidden_frame
         socket.transport.on_end = self._on_end
 
@@ -154,7 +168,7 @@ class Session:
             IdentityRefused: The user has too many sockets here.
         """
         self.hub.attach(self)
-        inbox = self.subscriptions[0]
+        inbox = self.inbox_subscription
         try:
             begin = await inbox.find_start(claim)
             await self.socket.accept()
@@ -171,7 +185,8 @@ class Session:
             self.hub.cursors.confirm(inbox.cursor, begin.epoch, begin.offset)
         self._count_begin()
         logger.debug("opened %s", self.socket.transport.where, extra=self.log_fields)
-        self.deliver(inbox, begin)
+        inbox.begin(begin)
+        self._writing = start(self._write(), "wsgateway-session", on_end=self.on_failure)
         self.hub.events.connected(self)
 
     async def welcome(self, begin: Start) -> None:
@@ -183,7 +198,7 @@ class Session:
         frame = self.endpoint.welcome(client, begin)
         if frame is not None:
             counters.gateway.starts[begin.reason or "recovered"] += 1
-            await self._write_other(frame)
+            await self.write_other(frame)
 
     async def welcome_again(self, begin: Start) -> None:
         """Tell the client to forget its position."""
@@ -192,13 +207,13 @@ class Session:
         if close is not None:
             await self.close(close.code)
 
-    def deliver(self, subscription: Subscription, begin: Start) -> None:
-        """Deliver what comes after *begin*, which the client knows."""
-        subscription.begin(begin)
-        work = subscription.run()
-        self._tasks.append(start(work, "wsgateway-session", on_end=self._on_failure))
+    async def _write(self) -> None:
+        try:
+            await self.writer.run()
+        except BrokerClosed:
+            await self.close(CloseCode.SHUTTING_DOWN)
 
-    def _on_failure(self, error: BaseException | None) -> None:
+    def on_failure(self, error: BaseException | None) -> None:
         """Close the socket when a task of the session has failed; `start` has logged *error*."""
         if error is not None:
             self.close_soon(CloseCode.INTERNAL_ERROR)
@@ -210,13 +225,16 @@ class Session:
             self._watches.close()
         if self._timer is not None:
             self._timer.cancel()
-        if not self._tasks:
+        if self._writing is None:
             return
-        for task in self._tasks:
+        reading = [each.task for each in self.subscriptions.values() if each.task is not None]
+        for task in (self._writing, *reading):
             task.cancel()
-        await asyncio.wait(self._tasks, timeout=1.0)
-        self._confirm_drained()
+        await asyncio.wait([self._writing, *reading], timeout=1.0)
+        self.inbox_subscription.confirm_drained()
         self._count_end()
+        if self._topics is not None:
+            self._topics.close()
         log_fields = {**self.log_fields, "code": self.close_code}
         where = self.socket.transport.where
         logger.debug("%s ended with %d", where, self.close_code, extra=log_fields)
@@ -239,8 +257,8 @@ class Session:
             frame = self.endpoint.closing(self.reconnect_after)
             with contextlib.suppress(SocketClosed, TimeoutError):
                 async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):  # it may not read
-                    await self._write_other(frame)
-        self._confirm_drained()  # before the close frame waits for the kernel, too
+                    await self.write_other(frame)
+        self.inbox_subscription.confirm_drained()  # before the close frame waits, too
         await self.socket.close(code, reason)
 
     def close_soon(self, code: CloseCode, reason: str | None = None) -> None:
@@ -254,11 +272,7 @@ class Session:
             return random.uniform(*NEW_COOKIE)  # noqa: S311 - jitter, no secret
         return self.hub.reconnect_after()
 
-    def _confirm_drained(self) -> None:
-        for subscription in self.subscriptions:
-            subscription.confirm_drained()
-
-    async def _write_other(self, frame: str) -> None:
+    async def write_other(self, frame: str) -> None:
         """Write a frame that is not a message."""
         await self.socket.write(frame)
         self.socket.traffic.others_out += 1
@@ -287,7 +301,9 @@ class Session:
             return
         self._counters.end(self.socket.traffic)
         self._counters = None
-        counters.gateway.unconfirmed += sum(each.window.unconfirmed for each in self.subscriptions)
+        counters.gateway.unconfirmed += sum(
+            each.window.unconfirmed for each in self.subscriptions.values()
+        )
         ours = self.socket.close_code
         if ours is None:
             counters.gateway.note_end("client", self._left)
@@ -307,7 +323,8 @@ class Session:
                 await self._answers_written()
             action = self.endpoint.receive(frame, self._now())
             if isinstance(action, Confirm):
-                if self.subscriptions[0].confirm(action.offset):
+                confirmed = self.subscriptions.get(action.topic or self.inbox)
+                if confirmed is not None and confirmed.confirm(action.offset):
                     self.endpoint.progressed()
             elif isinstance(action, Publish):
                 await self.publisher.publish(action)
@@ -319,7 +336,7 @@ class Session:
             elif isinstance(action, Renew):
                 await renew(self, action.token)
             elif isinstance(action, Subscribe | Unsubscribe):
-                raise NotImplementedError  # the limit of subscriptions is 0 so far
+                self._subscribe(action)
             else:
                 self.do(action)
         finally:
@@ -351,6 +368,14 @@ class Session:
             self._watches.begin(action.inbox)
         else:
             self._watches.end(action.inbox)
+
+    def _subscribe(self, action: Subscribe | Unsubscribe) -> None:
+        if self._topics is None:
+            self._topics = SocketTopics(self)
+        if isinstance(action, Subscribe):
+            self._topics.begin(action)
+        else:
+            self._topics.end(action)
 
     def _on_hidden_frame(self) -> None:
         """Count a frame that only the server sees, such as a ping, which it answers."""

@@ -36,6 +36,7 @@ def limits() -> Limits:
         ping_interval=settings.PING_INTERVAL,
         ping_timeout=settings.PING_TIMEOUT,
         watches=settings.MAX_WATCHES,
+        subscriptions=settings.MAX_SUBSCRIPTIONS,
     )
 
 

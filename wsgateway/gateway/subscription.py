@@ -1,9 +1,10 @@
-"""One inbox that a session reads: its window, and where that is in the stream."""
+"""What a session reads: one inbox or topic, its window, and where that is in the log."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from datetime import datetime
 from functools import partial
 from time import time
@@ -11,18 +12,16 @@ from typing import TYPE_CHECKING
 
 from wsgateway import counters
 from wsgateway.broker.messages import Batch, Position, Stored
-from wsgateway.broker.recovery import Start, find_start, nothing_trimmed
+from wsgateway.broker.recovery import Start, nothing_trimmed
 from wsgateway.broker.subscriptions import fetch
 from wsgateway.counters import SAMPLE
 from wsgateway.exceptions import BrokerClosed, MalformedMessage
-from wsgateway.gateway.cursors import Cursor, Key
-from wsgateway.gateway.sockets import SocketClosed
 from wsgateway.gateway.traces import deliver
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.protocol.credit import Credit
-from wsgateway.protocol.subjects import Inbox
-from wsgateway.protocol.v1 import Reason, Resume
+from wsgateway.protocol.subjects import Address
+from wsgateway.protocol.v1 import Reason
 from wsgateway.protocol.window import Window
+from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.gateway.session import Session
@@ -30,176 +29,175 @@ if TYPE_CHECKING:
 __all__ = ["Subscription"]
 
 
-class Subscription:
-    """Reads one inbox for one session. `find_start`, `begin`, then `run`; the hub wakes it.
+class Subscription(ABC):
+    """Reads one inbox or topic for one session. `begin` it; the session's writer writes it.
 
     Args:
         session: Gets what is read.
-        inbox: Which one.
-        credit: What the session may have in flight.
+        address: What to read.
     """
 
     __slots__ = (
         "__weakref__",
         "_acknowledges",
-        "_broker",
         "_drained",
+        "_fetched",
+        "_fetching",
+        "_is_due",
         "_log",
         "_proved",
         "_restart",
         "_session",
         "_told",
-        "_wake",
+        "_trimmed",
         "_written",
         "address",
-        "cursor",
+        "closed",
         "epoch",
-        "inbox",
-        "key",
         "window",
     )
 
-    cursor: Cursor
-    """The device's, which its other sockets share; set by the hub."""
-
-    def __init__(self, session: Session, inbox: Inbox, credit: Credit) -> None:
+    def __init__(self, session: Session, address: Address) -> None:
         self._session = session
-        self._broker = session.hub.broker
-        self._log = self._broker.log(inbox)
+        self._log = session.hub.broker.log(address)
         self._acknowledges = session.endpoint.acknowledges
-        self.address = self.inbox = inbox
-        self.key: Key = inbox, session.identity.device
-        """Whose cursor it moves."""
-        self.window = Window(credit, counters.gateway.windows)
+        self.address = address
+        self.window = Window(session.credit, counters.gateway.windows, self.wake)
         self.epoch = ""
-        """Life of the stream that the window's offsets belong to; empty before the start."""
-        self._wake: asyncio.Future[None] | None = None  # set while `run` sleeps
-        self._restart: Start | None = None  # where to begin again, because the stream changed
+        """Life of the log that the window's offsets belong to; empty before the start."""
+        self.closed = False
+        """Whether nothing more of it is to be written."""
+        self._is_due = False  # the writer is going to write it
+        self._fetching: asyncio.Task[None] | None = None
+        self._fetched = 0  # offset up to which messages did not come live
+        self._restart: Start | None = None  # where to begin again, because the log changed
+        self._trimmed = False  # the client is to be told that messages may be missing
         self._told = -1  # position at which the client knows that messages may be missing
         self._proved = -1  # position at which it was proved that none are
         self._written = 0  # offset of the last message written, if the client acknowledges none
         self._drained = 0  # offset up to which the kernel is known to have everything, likewise
 
-    # -- where it begins -----------------------------------------------------------------
+    # -- what the client is told ---------------------------------------------------------
 
-    async def find_start(self, claim: Resume) -> Start:
-        """Return where delivery begins.
+    @abstractmethod
+    async def _tell_trimmed(self, start: Start) -> None:
+        """Tell the client that messages after *start* may be missing; it keeps its position."""
 
-        Args:
-            claim: The client's own position, if it has one; otherwise the device's cursor counts,
-                as it does for the position of a client that was another user before.
+    @abstractmethod
+    async def _tell_restart(self, start: Start) -> None:
+        """Tell the client to forget its position."""
+
+    @abstractmethod
+    def _encode(self, message: Stored) -> str | bytes | None:
+        """Return the frame of a message; None if this client does not get it.
 
         Raises:
-            BrokerUnavailable: The cursor could not be read.
+            MalformedMessage: It cannot be a frame.
         """
-        if claim.is_of(self.inbox):
-            start = await self._find_start(claim, self.key[1])
-        else:
-            start = await self._find_start(Resume(claim.device), self.key[1])
-            start = start._replace(reason=Reason.EPOCH)
-        self.epoch = start.epoch
-        return start
 
-    async def _find_start(self, claim: Resume, device: str) -> Start:
-        broker, cursor, known = self._broker, self.cursor, 0
-        if claim.offset is None:
-            loaded = known = await broker.load_cursor(self.inbox, device)
-            if cursor.confirmed > known:  # by another socket, and not saved yet
-                position = await self._log.position()
-                if cursor.epoch == position.epoch and cursor.confirmed <= position.last:
-                    known = cursor.confirmed
-            cursor.enter(self._log.epoch)
-            cursor.saved = max(loaded, cursor.saved)
-            if not self._acknowledges:
-                return Start(self._log.epoch, known)
-        start = await find_start(self._log, self.address, claim, known)
-        if start.reason is Reason.AHEAD:
-            await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
-        return start
+    @abstractmethod
+    def _on_confirmed(self) -> None:
+        """Note that the client has more than before."""
+
+    # -- where it begins -----------------------------------------------------------------
 
     def begin(self, start: Start) -> None:
         """Deliver what comes after *start*; the client knows where that is."""
+        self.epoch = start.epoch
         self.window.start(start.offset)
         self._note(start)
+        self.wake()
 
     def _note(self, start: Start) -> None:
         """Note what the client knows of its past."""
         recovered = start.reason is None
         self._told = -1 if recovered else start.offset
         self._proved = start.offset if recovered else -1
+        self._fetched = 0
         self._written = self._drained = start.offset
 
     def restart(self, position: Position, reason: Reason, since: str) -> None:
-        """Begin at the start of the inbox: the client's offsets mean nothing any more.
+        """Begin at the start of the log: the client's offsets mean nothing any more.
 
         See `wsgateway.broker.subscriptions.Subscriber.restart`.
         """
-        if reason is Reason.AHEAD:
-            self._session.hub.cursors.lose(self.cursor)
         self._restart = Start(position.epoch, 0, reason)
         self.wake()
 
     def _changed(self) -> bool:
         """Whether offsets of the window mean nothing any more; each wait may make it true."""
-        return self._restart is not None
+        return self._restart is not None or self.closed
 
-    async def _begin_again(self, start: Start) -> None:
-        self._restart = None
-        self.epoch = start.epoch
-        self.window.restart(start.offset)
-        self._note(start)
-        await self._session.welcome_again(start)
+    async def _begin_again(self) -> None:
+        await self._stop_fetching()  # it must not bring what belongs to the log before
+        start, self._restart, self._trimmed = self._restart, None, False
+        if start is not None:
+            self.epoch = start.epoch
+            self.window.restart(start.offset)
+            self._note(start)
+            await self._tell_restart(start)
+
+    def close(self) -> None:
+        """Write nothing more, and give the session's credit back. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            self.window.close()
+            if self._fetching is not None:
+                self._fetching.cancel()
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What reads from the log at the moment; None: nothing does."""
+        return self._fetching
 
     # -- to the client -------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Let `run` look again."""
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        """Have the session's writer look at the window, soon."""
+        if not self._is_due:
+            self._is_due = True
+            self._session.writer.add(self)
 
-    async def run(self) -> None:
-        """Write what the window says, and read what it asks for, until the socket is closed."""
-        loop, window = asyncio.get_running_loop(), self.window
-        confirms_itself, lag = not self._acknowledges, counters.gateway.live_lag
-        try:
-            while True:
-                await self._write_ready(lag)
-                if confirms_itself and self.undrained and window.room <= 0:
-                    await self._session.socket.transport.drained()
-                    self.confirm_drained()
-                # Each wait may have been the one in which the stream changed: look at all that
-                # may wake this task, and then sleep at once.
-                if self._restart is not None:
-                    await self._begin_again(self._restart)
-                elif window.wants_fetch:
-                    await self._fetch()
-                else:
-                    self._wake = loop.create_future()
-                    await self._wake
-        except SocketClosed:
-            pass
-        except BrokerClosed:
-            await self._session.close(CloseCode.SHUTTING_DOWN)
+    async def write(self) -> None:
+        """Write what the window says, and read what it asks for. See `Source`."""
+        self._is_due = False
+        while not self.closed:
+            if self._restart is not None:
+                await self._begin_again()
+            if self._trimmed:
+                self._trimmed = False
+                # What is on its way stays there: the client goes on from what it confirmed.
+                start = Start(self.epoch, self.window.confirmed, Reason.TRIMMED)
+                await self._tell_trimmed(start)
+            await self._write_ready()
+            if not self._acknowledges and self.undrained and self.window.room <= 0:
+                await self._session.socket.transport.drained()
+                self.confirm_drained()
+            # Each wait may have been the one in which something came that is told first
+            if not self._interrupted():
+                break
+        if self.window.wants_fetch:
+            self._fetch_soon()
 
-    async def _write_ready(self, lag: counters.Histogram) -> None:
-        """Write what is ready.
+    def _interrupted(self) -> bool:
+        """Whether something is to be told before the next message."""
+        return self._restart is not None or self._trimmed or self.closed
 
-        Args:
-            lag: Where it is counted how long ago that was stored.
-        """
+    async def _write_ready(self) -> None:
+        """Write the messages that are ready."""
         window, write = self.window, self._session.socket.write
-        encode, acknowledges = self._session.endpoint.message, self._acknowledges
-        while not self._changed() and (message := window.take()) is not None:
+        encode, acknowledges = self._encode, self._acknowledges
+        while not self._interrupted() and (message := window.take()) is not None:
             assert isinstance(message, Stored)
             try:
                 frame = encode(message)
                 if frame is not None:
                     traced = message.trace is not None
-                    send = partial(deliver, self._session, message) if traced else write
+                    send = partial(deliver, self._session, self, message) if traced else write
                     if await send(frame) and not acknowledges:
                         self._drained = self._written  # before it
                     if not message.offset % SAMPLE:
-                        observe_lag(lag, message.time)
+                        self._observe_lag(message)
             except MalformedMessage as exc:
                 log_fields = self._session.socket.transport.log_fields
                 self._session.hub.note_skipped(message.offset, exc, log_fields)
@@ -210,6 +208,13 @@ class Subscription:
                     self.confirm(drained)
         if not acknowledges:
             self.confirm_drained()
+
+    def _observe_lag(self, message: Stored) -> None:
+        """Count how long ago a message was stored, by whether it came live."""
+        gateway = counters.gateway
+        lag = gateway.fetched_lag if message.offset <= self._fetched else gateway.live_lag
+        with contextlib.suppress(ValueError, OverflowError):  # a publisher's own header
+            lag.observe(time() - datetime.fromisoformat(message.time).timestamp())
 
     @property
     def drained(self) -> int:
@@ -238,40 +243,57 @@ class Subscription:
 
     def confirm(self, offset: int) -> bool:
         """Note that the client has everything up to *offset* (cumulative); say if that is news."""
-        if self._restart is not None:
+        if self._changed():
             return False  # *offset* belongs to what was before
         if not self.window.confirm(offset):
             return False
-        self._session.hub.cursors.confirm(self.cursor, self.epoch, self.window.confirmed)
-        for each in self._session.subscriptions:
-            if each.window.wants_fetch:  # there is credit now
-                each.wake()
+        self._on_confirmed()
+        if self.window.wants_fetch:  # there is credit now
+            self.wake()
         return True
 
-    # -- from the stream -----------------------------------------------------------------
+    # -- from the log --------------------------------------------------------------------
+
+    def _fetch_soon(self) -> None:
+        """Read in a task of its own, so that the session's other subscriptions do not wait."""
+        if self._fetching is None and not self._changed():
+            self._fetching = start(self._fetch(), "wsgateway-fetch", on_end=self._on_fetch_end)
+
+    def _on_fetch_end(self, error: BaseException | None) -> None:
+        self._fetching = None
+        self._session.on_failure(error)
+        if self.window.wants_fetch and not self.closed:
+            self.wake()
+
+    async def _stop_fetching(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait([self._fetching])
 
     async def _fetch(self) -> None:
-        while self.window.wants_fetch and not self._changed():
-            found = await fetch(self._broker, self, self._read, self._changed)
-            if found is None:
-                continue
-            batch, trimmed = found
-            if trimmed:
-                # What is on its way stays there: the client goes on from what it confirmed.
-                start = Start(self.epoch, self.window.confirmed, Reason.TRIMMED)
-                await self._session.welcome(start)
-            counters.gateway.fetched += len(batch.messages)
-            self.window.fetched(batch.messages, more=batch.more)
-            await self._write_ready(counters.gateway.fetched_lag)
+        broker = self._session.hub.broker
+        try:
+            while self.window.wants_fetch and not self._changed():
+                found = await fetch(broker, self, self._read, self._changed)
+                if found is None:
+                    continue
+                batch, trimmed = found
+                self._trimmed = self._trimmed or trimmed
+                counters.gateway.fetched += len(batch.messages)
+                self.window.fetched(batch.messages, more=batch.more)
+                self._fetched = self.window.position
+                self.wake()
+        except BrokerClosed:
+            await self._session.close(CloseCode.SHUTTING_DOWN)
 
     async def _read(self, offset: int, limit: int) -> tuple[Batch, bool]:
         """Return what was read, and whether the client must hear that messages may be missing."""
         told = self._acknowledges
         counters.gateway.fetches += 1
         batch = await self._log.read_after(self.address, offset, limit=limit, anchor=told)
-        return batch, told and await self._trimmed(offset, batch)
+        return batch, told and await self._is_trimmed(offset, batch)
 
-    async def _trimmed(self, offset: int, batch: Batch) -> bool:
+    async def _is_trimmed(self, offset: int, batch: Batch) -> bool:
         """Whether messages between *offset* and *batch* may be missing, and the client not know."""
         if batch.anchored or offset == self._told:
             return False
@@ -282,9 +304,3 @@ class Subscription:
             return False
         self._told = offset
         return True
-
-
-def observe_lag(lag: counters.Histogram, stored: str) -> None:
-    """Count how long ago a message was *stored*, which is RFC 3339 text in UTC."""
-    with contextlib.suppress(ValueError, OverflowError):  # not known, or a publisher's own header
-        lag.observe(time() - datetime.fromisoformat(stored).timestamp())

@@ -11,12 +11,14 @@ from wsgateway.broker.messages import REQUEST_HEADER, Receipt, Stored
 from wsgateway.conf import settings
 from wsgateway.handshake import header
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Topic
 from wsgateway.tracing import TRACEPARENT, TRACESTATE, Destination, Tracer, find_tracer, finish
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from wsgateway.gateway.session import Session
+    from wsgateway.gateway.subscription import Subscription
 
 __all__ = ["Put", "deliver", "trace"]
 
@@ -82,13 +84,17 @@ class _Traces:
         return receipt
 
 
-async def deliver(session: Session, message: Stored, frame: str | bytes) -> bool:
+async def deliver(
+    session: Session, subscription: Subscription, message: Stored, frame: str | bytes
+) -> bool:
     """Do what `Socket.write` does with a message that has a trace, within a span."""
     tracer = find_tracer()
     if tracer is None or message.trace is None:
         return await session.socket.write(frame)
     attributes = {"wsgateway.connection": session.connection, "wsgateway.offset": message.offset}
-    destination = session.hub.broker.destination("recv", session.inbox)
+    address = subscription.address
+    kind = "topic" if isinstance(address, Topic) else "recv"
+    destination = session.hub.broker.destination(kind, address)
     with tracer.delivering(destination, len(message.payload), message.trace, attributes):
         return await session.socket.write(frame)
 

@@ -6,7 +6,7 @@ fetch. Order within an inbox is the stream's order, always: `take` returns risin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from wsgateway.protocol.credit import WINDOW_BYTES, Credit
@@ -52,6 +52,7 @@ class Window:
     Args:
         credit: What may be in flight.
         counts: Where it counts; None: a place of its own.
+        on_room: Called when a fetch is wanted that had to wait for the credit's other windows.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class Window:
         "_gap",
         "_held",
         "_in_flight",
+        "_on_room",
         "_ready",
         "_reserved",
         "_stalled",
@@ -75,8 +77,14 @@ class Window:
         "time",
     )
 
-    def __init__(self, credit: Credit, counts: WindowCounts | None = None) -> None:
+    def __init__(
+        self,
+        credit: Credit,
+        counts: WindowCounts | None = None,
+        on_room: Callable[[], object] | None = None,
+    ) -> None:
         self._credit = credit
+        self._on_room = on_room
         self._counts = counts or WindowCounts()
         self._gap = False  # a message is missing between those that came live
         self._stalled = False  # it was full while messages waited, and nothing was confirmed since
@@ -135,16 +143,23 @@ class Window:
             self._in_flight.clear()
             self._give_back(count, self.in_flight_bytes)
         self._release()
+        self._credit.given_back()
         self._announced = 0
         self._announced_time = ""
         self.start(offset)
+
+    def close(self) -> None:
+        """Give the credit back, and want nothing any more."""
+        self._credit.leave(self)
+        self.restart(self.position)
+        self.fetching = True
 
     @property
     def room(self) -> int:
         """How many more messages the window takes."""
         credit, messages = self._credit, len(self._in_flight)
         if credit.messages == messages:  # nobody else has any: the common case, so it is here
-            return credit.size - messages if self.in_flight_bytes < WINDOW_BYTES else 0
+            return credit.each - messages if self.in_flight_bytes < WINDOW_BYTES else 0
         return credit.room(messages, self.in_flight_bytes)
 
     @property
@@ -159,9 +174,19 @@ class Window:
 
     @property
     def wants_fetch(self) -> bool:
-        """Whether to read after `position`, `room` messages at most."""
-        wanted = self._behind or self._announced > self.position
-        return wanted and not self.fetching and self.room > 0
+        """Whether to read after `position`, `room` messages at most; notes if it waits for room."""
+        if self.fetching or not (self._behind or self._announced > self.position):
+            return False
+        if self.room > 0:
+            return True
+        if self._on_room is not None:
+            self._credit.wait(self)
+        return False
+
+    def look_again(self) -> None:
+        """See `wsgateway.protocol.credit.Waiting`."""
+        if self._on_room is not None and self.wants_fetch:
+            self._on_room()
 
     def live(self, message: _Message) -> bool:
         """Record a message that was just stored; return whether to wake the writer."""
@@ -178,7 +203,7 @@ class Window:
         if not self._queue(message):
             self._count_missing()
             self._note_live(message)
-            return self.room > 0
+            return self.wants_fetch
         if self._gap:
             self._look_at_gap()
         return True
@@ -259,6 +284,7 @@ class Window:
         self.fetching = False
         self._behind = True
         self._held.clear()
+        self._credit.given_back()
 
     def fetched(self, messages: Iterable[_Message], *, more: bool) -> None:
         """End the fetch: queue *messages*, then whatever came during it and follows on.
@@ -278,6 +304,7 @@ class Window:
         for message in held:
             if message.offset > self.position and not self._queue(message):
                 break
+        self._credit.given_back()
         if self._gap:
             self._look_at_gap()
         if (more or self._announced > self.position) and self.room <= 0:
@@ -355,6 +382,7 @@ class Window:
         self._credit.bytes -= size
         if not self._in_flight and not self._reserved:
             self._credit.busy -= 1
+        self._credit.given_back()
 
 
 def later(one: str, other: str) -> bool:

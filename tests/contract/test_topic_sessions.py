@@ -1,0 +1,270 @@
+"""What a socket that reads topics is promised, on every kind of broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import wsgateway
+from tests.support import until
+from wsgateway import declared, topics
+from wsgateway.broker import runtime
+from wsgateway.broker.base import Broker
+from wsgateway.broker.connection import Connection
+from wsgateway.gateway.hub import Hub
+from wsgateway.gateway.session import Session
+from wsgateway.gateway.sockets import Socket
+from wsgateway.gateway.transport import Transport
+from wsgateway.identity import Identity
+from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.subjects import Inbox, Topic
+from wsgateway.protocol.v1 import Resume, Subscribed, Unsubscribed
+from wsgateway.protocol.v1.endpoint import V1Endpoint
+from wsgateway.protocol.v1.messages import Reason, ServerMessage
+
+ANN = Inbox("service1", "ann")
+ROOM, LOBBY, SECRET = Topic("room", "42"), Topic("room", "lobby"), Topic("room", "secret")
+
+
+class Client(Transport):
+    """A client that reads while `reads` is set."""
+
+    def __init__(self, hub: Hub, user: str = "ann") -> None:
+        super().__init__(self._take)
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.frames: list[Any] = []
+        self.session = Session(hub, Identity("service1", user), Socket(self, V1Endpoint))
+        self._asked = 0
+
+    async def _take(self, event: dict[str, Any]) -> None:
+        await self.reads.wait()
+        if event["type"] == "websocket.send":
+            self.frames.append(protocol.parse_server(event["text"]))
+
+    async def subscribe(self, topic: Topic, **options: Any) -> Any:
+        """Ask for a topic; return the answer."""
+        self._asked += 1
+        id = f"s{self._asked}"
+        await self.session.receive(protocol.encode_subscribe(id, str(topic), **options))
+        return await until(lambda: self._answer(id), what=f"an answer about {topic}")
+
+    def _answer(self, id: str) -> Any:
+        kinds = (Subscribed, Unsubscribed)
+        return next((f for f in self.frames if isinstance(f, kinds) and f.id == id), None)
+
+    def told(self, kind: type[Any], topic: Topic) -> list[Any]:
+        return [f for f in self.frames if isinstance(f, kind) and f.topic == str(topic)]
+
+    def got(self, topic: Topic | None = None) -> list[Any]:
+        """The payloads that came of *topic*; None: of the inbox."""
+        name = None if topic is None else str(topic)
+        messages = [f for f in self.frames if isinstance(f, ServerMessage) and f.topic == name]
+        return [f.frame.data for f in messages]
+
+    async def has(self, *expected: str, topic: Topic | None = None) -> None:
+        await until(
+            lambda: self.got(topic) == [*expected], what=f"{expected}, not {self.got(topic)}"
+        )
+
+    async def ack(self, topic: Topic) -> None:
+        """Acknowledge everything that came of *topic*."""
+        epoch = self.told(Subscribed, topic)[-1].epoch
+        offset = max(f.offset for f in self.told(ServerMessage, topic))
+        await self.session.receive(protocol.encode_client_ack(offset, epoch, str(topic)))
+
+    async def unsubscribe(self, topic: Topic) -> None:
+        await self.session.receive(protocol.encode_unsubscribe(str(topic)))
+
+
+@pytest.fixture(autouse=True)
+def rules(monkeypatch: pytest.MonkeyPatch, brokers: Any) -> dict[tuple[str, str], str | None]:
+    """Declares rooms, which everybody may write but the secret ones; returns exceptions."""
+    runtime.reset()
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    exceptions: dict[tuple[str, str], str | None] = {}
+
+    @wsgateway.topic("room")
+    async def allow(identity: Identity, name: str) -> str | None:
+        default = None if name.startswith("secret") else "write"
+        return exceptions.get((identity.user, name), default)
+
+    return exceptions
+
+
+@pytest.fixture
+async def hub(rules: Any, brokers: Any) -> AsyncIterator[Hub]:
+    hub = Hub(Connection(asyncio.get_running_loop(), brokers.make()))
+    await hub.open()
+    await hub.broker.wait_ready(20)
+    await hub.broker.set_up()
+    yield hub
+    await hub.close()
+
+
+@pytest.fixture
+async def ann(hub: Hub) -> AsyncIterator[Client]:
+    client = Client(hub)
+    await client.session.start(Resume())
+    yield client
+    await client.session.stop()
+
+
+async def publish(broker: Broker, to: Inbox | Topic, *data: str) -> int:
+    """Store messages; return the last one's offset."""
+    offset = 0
+    for text in data:
+        offset = (await broker.publish(to, text.encode())).offset
+    return offset
+
+
+async def test_topic_and_inbox_come_side_by_side(hub: Hub, ann: Client) -> None:
+    answer = await ann.subscribe(ROOM)
+    assert (answer.access, answer.recovered, answer.reason) == ("write", False, Reason.NEW)
+    await publish(hub.broker, ROOM, "a", "b")
+    await publish(hub.broker, ANN, "mail")
+    await publish(hub.broker, LOBBY, "not for ann")
+    await ann.has("a", "b", topic=ROOM)
+    await ann.has("mail")
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [("new", []), ("all", ["0", "1", "2"]), (2, ["1", "2"]), (9, ["0", "1", "2"])],
+)
+async def test_since(hub: Hub, ann: Client, since: Any, expected: list[str]) -> None:
+    await publish(hub.broker, ROOM, "0", "1", "2")
+    await publish(hub.broker, LOBBY, "later")
+    await ann.subscribe(ROOM, since=since)
+    await publish(hub.broker, ROOM, "live")
+    await ann.has(*expected, "live", topic=ROOM)
+
+
+async def test_position_is_recovered(hub: Hub, ann: Client) -> None:
+    first = await ann.subscribe(ROOM)
+    offset = await publish(hub.broker, ROOM, "had")
+    await ann.has("had", topic=ROOM)
+    await ann.session.stop()
+    await publish(hub.broker, ROOM, "missed", "too")
+    again = Client(hub)
+    await again.session.start(Resume())
+    answer = await again.subscribe(ROOM, epoch=first.epoch, offset=offset)
+    assert (answer.recovered, answer.offset) == (True, offset)
+    await again.has("missed", "too", topic=ROOM)
+    await again.session.stop()
+
+
+async def test_replaced_stream_is_told_and_read_from_its_start(
+    hub: Hub, ann: Client, brokers: Any
+) -> None:
+    await ann.subscribe(ROOM)
+    await publish(hub.broker, ROOM, "before")
+    await ann.has("before", topic=ROOM)
+    await brokers.renew(hub.broker, ROOM.service)
+    await publish(hub.broker, ROOM, "after")
+    await hub.subscriptions.sweep(thorough=True)
+    await ann.has("before", "after", topic=ROOM)
+    told = ann.told(Subscribed, ROOM)
+    assert [each.reason for each in told] == [Reason.NEW, Reason.EPOCH]
+    await ann.ack(ROOM)
+    assert ann.session.subscriptions[ROOM].window.unconfirmed == 0
+
+
+async def test_nothing_comes_after_unsubscribe(hub: Hub, ann: Client) -> None:
+    await ann.subscribe(ROOM)
+    await ann.unsubscribe(ROOM)
+    await until(lambda: ann.told(Unsubscribed, ROOM), what="an answer")
+    await publish(hub.broker, ROOM, "late")
+    await ann.subscribe(LOBBY)
+    await publish(hub.broker, LOBBY, "here")
+    await ann.has("here", topic=LOBBY)
+    assert ann.got(ROOM) == []
+    assert ann.session.credit.messages == 1
+
+
+async def test_unsubscribe_ends_a_question_that_is_being_answered(hub: Hub, ann: Client) -> None:
+    frames = [
+        protocol.encode_subscribe("a", str(ROOM)),
+        protocol.encode_unsubscribe(str(ROOM)),
+        protocol.encode_subscribe("b", str(ROOM)),
+    ]
+    for frame in frames:
+        await ann.session.receive(frame)
+    await until(lambda: ann.told(Subscribed, ROOM), what="the second question is answered")
+    await publish(hub.broker, ROOM, "once")
+    await ann.has("once", topic=ROOM)
+    assert [each.id for each in ann.told(Subscribed, ROOM)] == ["b"]
+
+
+@pytest.mark.parametrize("topic", [SECRET, Topic("nobodys", "42")])
+async def test_no_such_topic_and_not_allowed_are_one_answer(ann: Client, topic: Topic) -> None:
+    answer = await ann.subscribe(topic)
+    assert (answer.code, answer.temporary) == ("forbidden", False)
+    assert answer.reason == "there is no such topic, or this client may not read it"
+    assert str(topic) not in answer.reason
+
+
+async def test_revoked_right_ends_the_subscription(hub: Hub, ann: Client, rules: Any) -> None:
+    await ann.subscribe(ROOM)
+    await ann.subscribe(LOBBY)
+    rules["ann", "42"] = None
+    await topics.arecheck("room", "42")
+    await until(lambda: ann.told(Unsubscribed, ROOM), 1.0, "it has ended within a second")
+    await publish(hub.broker, ROOM, "not any more")
+    await publish(hub.broker, LOBBY, "still")
+    await ann.has("still", topic=LOBBY)
+    assert ann.got(ROOM) == []
+    assert ann.told(Unsubscribed, ROOM)[0].code == "forbidden"
+    assert (await ann.subscribe(ROOM)).code == "forbidden"
+
+
+async def test_client_that_acknowledges_nothing_of_one_topic_gets_the_others(
+    hub: Hub, settings: Any
+) -> None:
+    settings.WSGATEWAY_WINDOW, settings.WSGATEWAY_SOCKET_WINDOW = 4, 8
+    client = Client(hub)
+    await client.session.start(Resume())
+    for topic in (ROOM, LOBBY):
+        await client.subscribe(topic)
+    data = [str(number) for number in range(12)]
+    await publish(hub.broker, ROOM, *data)
+    await until(lambda: len(client.got(ROOM)) == 4, what="a window")
+    for number in data:
+        await publish(hub.broker, LOBBY, number)
+        await until(lambda: number in client.got(LOBBY), what="it came")  # noqa: B023
+        await client.ack(LOBBY)
+    await publish(hub.broker, ANN, "mail")
+    await client.has("mail")
+    assert client.got(ROOM) == data[:4]
+    while len(client.got(ROOM)) < 12:
+        before = len(client.got(ROOM))
+        await client.ack(ROOM)
+        await until(lambda: len(client.got(ROOM)) > before, what="more")  # noqa: B023
+    assert client.got(ROOM) == client.got(LOBBY) == data
+    await client.session.stop()
+
+
+async def test_sockets_of_a_topic_share_its_subscription(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [Client(hub, f"user{number}") for number in range(20)]
+    log, watched = hub.broker.log(ROOM), []
+    watch = log.watch
+
+    def count(*args: Any) -> Any:
+        watched.append(args[0])
+        return watch(*args)
+
+    monkeypatch.setattr(log, "watch", count)
+    for client in clients:
+        await client.session.start(Resume())
+        await client.subscribe(ROOM)
+    assert watched == [ROOM]
+    await publish(hub.broker, ROOM, "to all")
+    for client in clients:
+        await client.has("to all", topic=ROOM)
+        await client.session.stop()
