@@ -325,11 +325,10 @@ def parse_client(text: str | bytes) -> ClientFrame:
     """
     plain = _PLAIN_ACK.match(text) if isinstance(text, str) else None
     if plain is not None:
-        topic, offset, epoch = plain.groups()
-        if topic is None:
-            return Ack(int(offset), epoch)
-        if epoch is not None:
-            return Ack(int(offset), epoch, topic=_parse_topic(topic, None))
+        if plain[1] is None:
+            return Ack(int(plain[2]), plain[3])
+        if plain[3] is not None:
+            return Ack(int(plain[2]), plain[3], topic=_parse_topic(plain[1], None))
     fields = load(text)
     kind = fields["type"]
     if kind in _PARSERS:
