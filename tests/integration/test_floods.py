@@ -98,7 +98,7 @@ async def test_client_that_does_not_read_what_it_asks_for_costs_little(
     options = V1 if frame == "junk" else {}
     async with gateway.connect(*ANN, compression=None, **options) as ws:
         ws.transport.pause_reading()
-        peak = await peak_memory(gateway, flood_small(ws, frame, 10))
+        peak = await peak_memory(gateway, flood_small(ws, frame, 5))
         ws.transport.abort()
     assert peak - before < 10_000_000
 
@@ -106,24 +106,24 @@ async def test_client_that_does_not_read_what_it_asks_for_costs_little(
 HIDDEN = {"pong": b"\x8a\x80\0\0\0\0", "part": b"\x00\x80\0\0\0\0", "text": masked("x")}
 
 
-@pytest.mark.parametrize("kind", HIDDEN)
 @pytest.mark.parametrize("server", SERVERS)
 async def test_client_that_floods_is_cut_and_does_not_keep_others_waiting(
-    gateway_factory: Factory, server: str, kind: str
+    gateway_factory: Factory, server: str
 ) -> None:
     """Pongs and parts of a message cost nothing, and uvicorn parsed what followed our close."""
-    gateway = gateway_factory(server)
+    gateway = gateway_factory(server, WSGATEWAY_RATE_LIMIT="200", WSGATEWAY_RATE_BURST="2000")
     waits = []
     async with gateway.connect(*ANN, ping_interval=None, **V1) as ann:
         await ann.recv()
-        flood = asyncio.create_task(asyncio.to_thread(flood_blindly, gateway, kind, 30.0))
-        while not flood.done():
-            since = time.monotonic()
-            await ann.send('{"type":"ping"}')
-            assert json.loads(await asyncio.wait_for(ann.recv(), 20)) == {"type": "pong"}
-            waits.append(time.monotonic() - since)
-            await asyncio.sleep(0.02)
-        assert await flood, "the flood was not cut"
+        for kind in HIDDEN:
+            flood = asyncio.create_task(asyncio.to_thread(flood_blindly, gateway, kind, 30.0))
+            while not flood.done():
+                since = time.monotonic()
+                await ann.send('{"type":"ping"}')
+                assert json.loads(await asyncio.wait_for(ann.recv(), 20)) == {"type": "pong"}
+                waits.append(time.monotonic() - since)
+                await asyncio.sleep(0.02)
+            assert await flood, f"the flood of {kind} was not cut"
     assert max(waits) < 10  # no client gives a gateway up for that
     assert "Traceback" not in gateway.output
 
