@@ -48,11 +48,8 @@ def pytest_report_header() -> str:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark tests that start gateways.
 
-    Refuse a test that claims a row of the troubleshooting table and never looks at it, and one that
-    is marked long where `.ci/run` does not look for these.
+    Refuse a test that claims a row of the troubleshooting table and never looks at it.
     """
-    if item.get_closest_marker("long") is not None and item.path.parent.name != "faults":
-        raise pytest.UsageError(f"{item.nodeid}: pytest.mark.long is for tests/faults")
     fixtures = getattr(item, "fixturenames", ())
     if "gateway_factory" in fixtures:
         item.add_marker("gateway")
