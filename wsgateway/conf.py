@@ -109,6 +109,55 @@ class Settings:
         60.0, "How often a gateway asks whether the logins behind its open sockets are still valid"
     )
 
+    JWT = Group("JSON web tokens")
+    JWT_ALGORITHMS: Setting[list[str]] = Setting(
+        [],
+        "Algorithms that `JwtIdentity` accepts, such as `RS256`. It needs at least one",
+        kind=(list, tuple),
+        valid=are_names,
+        want="a list of algorithms, for example ['RS256']",
+    )
+    JWT_KEYS: Setting[list[str]] = Setting(
+        [],
+        "Keys that verify tokens: public keys or certificates as PEM, or secrets for `HS256` and "
+        "the like. Any of them may have signed a token",
+        kind=(list, tuple),
+        valid=are_names,
+        want="a list of keys, each a string",
+        is_secret=True,
+    )
+    JWT_JWKS_URL = text("", "URL where the issuer publishes its public keys, as a JSON web key set")
+    JWT_JWKS_MAX_AGE = seconds(
+        3600.0,
+        "How long published keys are used before they are fetched again. A token with an unknown "
+        "`kid` makes the gateway look for new ones earlier",
+    )
+    JWT_AUDIENCE: Setting[list[str]] = Setting(
+        [],
+        "Audiences: the claim `aud` must name one of them. If it is empty, tokens with an audience "
+        "are refused",
+        kind=(list, tuple),
+        valid=are_names,
+        want="a list of audiences, for example ['https://api.example.com']",
+    )
+    JWT_ISSUER = text("", "What the claim `iss` must be. If it is empty, any issuer will do")
+    JWT_LEEWAY = Setting(
+        10.0,
+        "How much the issuer's clock may differ. A token is accepted for so long after `exp`",
+        kind=float,
+        valid=lambda v: 0 <= v <= 3600,
+        want="0 to 3600",
+        unit="seconds",
+    )
+    JWT_USER_CLAIM = text("sub", "Claim that names the user")
+    JWT_SERVICE_CLAIM = text("", "Claim that names the service. If it is empty, the path does")
+    JWT_DEVICE_CLAIM = text(
+        "", "Claim that names the device. If it is empty or missing, the client does"
+    )
+    JWT_USER_FIELD = text(
+        "pk", "Field of the user model that `JwtUserIdentity` looks for the user's claim in"
+    )
+
     SERVING = Group("Services")
     SERVICES: Setting[list[str] | None] = Setting(
         None,

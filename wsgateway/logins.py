@@ -44,6 +44,7 @@ __all__ = [
     "session_model",
     "session_store",
     "sessions_are_cookies",
+    "token_account",
     "user_id_of",
     "user_models",
 ]
@@ -110,6 +111,18 @@ def account_of(user: Any, session: Any) -> dict[str, Any]:
         "auth_hash": get_hash() if get_hash else None,
         "backend": session.get(BACKEND_SESSION_KEY) if session.accessed else None,
     }
+
+
+def token_account(user: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Return *user* and what an `Identity` remembers of them; None if they may not log in.
+
+    For users whom a token names: no session ends, but the user and their password may.
+    """
+    user_id = user_id_of(user)
+    if user_id is None or not _is_active(user):
+        return None
+    get_hash = getattr(user, "get_session_auth_hash", None)
+    return user, {"user_id": user_id, "auth_hash": get_hash() if get_hash else None}
 
 
 def _primary_key(user_id: str) -> Any:

@@ -108,7 +108,8 @@ class Setting(Generic[T]):
         if not self.valid(value):
             if flaw := self.flaw(value):
                 return f"{self.name}: {flaw}"
-            return f"{self.name} is {value!r}, but must be {self.want}"
+            shown = "of another kind" if self.is_secret else repr(value)
+            return f"{self.name} is {shown}, but must be {self.want}"
         return None
 
     def cure(self) -> str:

@@ -9,9 +9,15 @@ from django.contrib.auth import get_user_model
 from django.http import HttpResponse
 
 from tests.pages import DocumentPage
+from wsgateway.checks.identity import check_production_tokens, check_tokens
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway.origins import require_origin
-from wsgateway.identity import Identity, SignedCookieIdentity, TokenIdentity
+from wsgateway.identity import (
+    Identity,
+    SignedCookieIdentity,
+    TokenIdentity,
+    resolve_identity,
+)
 
 PAGE = DocumentPage("how-to/identity.md")
 
@@ -61,8 +67,42 @@ def test_origins(settings: Any) -> None:
             require_origin(scope(origin=origin))
 
 
-def test_list_of_resolvers_can_be_used(settings: Any) -> None:
+@pytest.mark.django_db(transaction=True)
+async def test_own_api_s_tokens_name_the_user(settings: Any) -> None:
+    import jwt
+
+    values = {"__name__": "page", "SECRET_KEY": "a secret that is long enough for HS256"}
+    exec(PAGE.code("JWT_USER_CLAIM"), values)
+    for name, value in values.items():
+        if name.startswith("WSGATEWAY_"):
+            setattr(settings, name, value)
+    assert check_tokens() == []
+    user = await get_user_model().objects.acreate(username="ann")
+    claims = {"user_id": str(user.pk), "exp": 9e9}
+    token = jwt.encode(claims, values["SECRET_KEY"], "HS256")
+    handshake = {
+        **scope(authorization=f"Bearer {token}"),
+        "url_route": {"kwargs": {"service": "orders"}},
+    }
+    assert await resolve_identity(handshake) == Identity("orders", "ann")
+
+
+def test_provider_s_settings_pass_the_checks(settings: Any) -> None:
+    for name, value in run("JWT_JWKS_URL").items():
+        if name.startswith("WSGATEWAY_"):
+            setattr(settings, name, value)
+    assert check_tokens() == check_production_tokens() == []
+
+
+async def test_resolver_of_a_partner() -> None:
+    resolver = run("class PartnerIdentity")["PartnerIdentity"]()
+    assert resolver.config().audience == ["orders"]
+    assert await resolver.account_of("x") == {"user": "partner:x"}
+
+
+@pytest.mark.parametrize("last", ['identity.TokenIdentity",\n', "identity.DrfIdentity"])
+def test_list_of_resolvers_can_be_used(settings: Any, last: str) -> None:
     from wsgateway.checks.identity import check_resolvers
 
-    settings.WSGATEWAY_IDENTITY = run("WSGATEWAY_IDENTITY")["WSGATEWAY_IDENTITY"]
+    settings.WSGATEWAY_IDENTITY = run(last)["WSGATEWAY_IDENTITY"]
     assert check_resolvers() == []

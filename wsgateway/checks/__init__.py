@@ -7,7 +7,13 @@ E is an error, W a warning. Those from 100 on appear with ``check --deploy`` onl
 from __future__ import annotations
 
 from wsgateway.checks.base import Check
-from wsgateway.checks.identity import check_resolvers, check_user_names, check_watching
+from wsgateway.checks.identity import (
+    check_production_tokens,
+    check_resolvers,
+    check_tokens,
+    check_user_names,
+    check_watching,
+)
 from wsgateway.checks.installation import (
     check_apps,
     check_entry_point,
@@ -42,6 +48,7 @@ CHECKS: list[Check] = [
     check_values,
     check_resolvers,
     check_user_names,
+    check_tokens,
     check_watching,
     check_files,
     check_urls,
@@ -60,6 +67,7 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_transport,
     check_production_replicas,
     check_production_identity,
+    check_production_tokens,
     check_production_origins,
     check_production_services,
     check_production_metrics,

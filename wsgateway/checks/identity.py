@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.utils.module_loading import import_string
 
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 from wsgateway.hooks import get_resolver
+from wsgateway.identity import DrfIdentity, JwtIdentity
 
-__all__ = ["check_resolvers", "check_user_names", "check_watching", "resolver_problem"]
+__all__ = [
+    "check_production_tokens",
+    "check_resolvers",
+    "check_tokens",
+    "check_user_names",
+    "check_watching",
+    "resolver_problem",
+]
+
+T = TypeVar("T")
 
 
 def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
@@ -72,6 +85,63 @@ def _finds_otherwise(resolver: type) -> bool:
         if "user_name" in vars(each):
             return hasattr(resolver, "get_user")
     return False
+
+
+def check_tokens(**kwargs: Any) -> list[CheckMessage]:
+    """E011: JSON web tokens that cannot be verified; E012: REST framework is not there."""
+    found: list[CheckMessage] = []
+    for path, resolver in _resolvers_of(JwtIdentity):
+        try:
+            flaws = resolver.config().flaws()
+        except ImproperlyConfigured:  # a setting that `check_values` reports
+            continue
+        hint = "Until you do, the gateway refuses all sockets that send a token."
+        found += [Error(f"{path}: {flaw}.", hint=hint, id="wsgateway.E011") for flaw in flaws]
+    if any(_resolvers_of(DrfIdentity)) and not settings.is_installed("rest_framework"):
+        found.append(
+            Error(
+                "WSGATEWAY_IDENTITY holds DrfIdentity, but Django REST framework is not installed.",
+                hint="Add 'rest_framework' to INSTALLED_APPS, or remove DrfIdentity.",
+                id="wsgateway.E012",
+            )
+        )
+    return found
+
+
+def _resolvers_of(kind: type[T]) -> Iterator[tuple[str, T]]:
+    if possible("WSGATEWAY_IDENTITY"):
+        for path in settings.IDENTITY:
+            if not resolver_problem(path) and isinstance(found := get_resolver(path), kind):
+                yield path, found
+
+
+def check_production_tokens(**kwargs: Any) -> list[CheckMessage]:
+    """W122: keys that come without TLS; W123: tokens that were made for something else."""
+    found: list[CheckMessage] = []
+    for path, resolver in _resolvers_of(JwtIdentity):
+        try:
+            config = resolver.config()
+        except ImproperlyConfigured:
+            continue
+        if urlsplit(config.jwks_url).scheme == "http":
+            found.append(
+                Warning(
+                    f"{path} fetches its keys without TLS: {config.jwks_url!r}.",
+                    hint="Use https, or silence this where the network itself is encrypted.",
+                    id="wsgateway.W122",
+                )
+            )
+        if not config.audience and not config.issuer:
+            found.append(
+                Warning(
+                    f"{path} accepts every token that was signed with its keys, whatever it is "
+                    "for.",
+                    hint="Set WSGATEWAY_JWT_AUDIENCE or WSGATEWAY_JWT_ISSUER, or silence this if "
+                    "the keys sign nothing else.",
+                    id="wsgateway.W123",
+                )
+            )
+    return found
 
 
 def check_watching(**kwargs: Any) -> list[CheckMessage]:

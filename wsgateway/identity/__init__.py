@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from wsgateway.hooks import get_resolver
 from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Resolver, Scope
+from wsgateway.identity.json_web_tokens import JwtIdentity, JwtUserIdentity
+from wsgateway.identity.jwt_config import JwtConfig
 from wsgateway.identity.resolvers import (
     CookieIdentity,
     SessionIdentity,
@@ -21,12 +23,17 @@ from wsgateway.identity.resolving import (
     resolve_identity,
     with_cause,
 )
+from wsgateway.identity.rest_framework import DrfIdentity
 from wsgateway.identity.tokens import make_token, set_identity_cookie, token_in
 
 __all__ = [
     "DEFAULT_DEVICE",
     "CookieIdentity",
+    "DrfIdentity",
     "Identity",
+    "JwtConfig",
+    "JwtIdentity",
+    "JwtUserIdentity",
     "Resolver",
     "Scope",
     "SessionIdentity",

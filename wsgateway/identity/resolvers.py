@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction
-from django.contrib.auth import get_user_model
 from django.core import signing
 from django.core.exceptions import ObjectDoesNotExist
 
@@ -14,74 +13,25 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import cookie, parameter, route
 from wsgateway.hooks import call_hook
-from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope, shown
-from wsgateway.identity.tokens import COOKIE_SALT, TOKEN_SALT, read_token, token_in
+from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
+from wsgateway.identity.paths import require_path, service_in
+from wsgateway.identity.tokens import COOKIE_SALT, TOKEN_SALT, is_jwt, read_token, token_in
+from wsgateway.identity.users import NamesUsers
 from wsgateway.logins import account_of, logged_in_user, session_store
 from wsgateway.protocol.codes import CloseCode
 
 if TYPE_CHECKING:
-    from django.db.models import QuerySet
+    pass
 
 __all__ = ["CookieIdentity", "SessionIdentity", "SignedCookieIdentity", "TokenIdentity"]
 
-OTHER_NAME = {
-    "service": "correct the path, or make a token or cookie for that service",
-    "user": "connect as that user, or without a user in the path",
-}
-"""What to do if the path contradicts the login, cookie or token."""
-NO_NAME = "this login has no usable name"
-"""The reason that a client gets if its resolver finds no name."""
 
-
-def _require_path(scope: Scope, identity: Identity) -> Identity:
-    """Return *identity* if the path names it, or less.
-
-    Raises:
-        IdentityRefused: The path names another service or user.
-    """
-    named = route(scope)
-    for part in ("service", "user"):
-        if named.get(part) not in (None, getattr(identity, part)):
-            raise IdentityRefused(
-                CloseCode.FORBIDDEN,
-                f"the path names another {part}",
-                OTHER_NAME[part],
-            )
-    return identity
-
-
-class SessionIdentity:
+class SessionIdentity(NamesUsers):
     """The user who is logged in to Django; the service comes from the path.
 
     Works with and without Channels' ``AuthMiddlewareStack``. Without it, the session is read only
     if the client sends a session cookie, and only during the handshake.
     """
-
-    def user_name(self, user: Any) -> str | Awaitable[str]:
-        """Return the name that *user*'s inbox has; override it, and `get_user`, for another field.
-
-        A name must belong to one user only, and should never pass to another one.
-
-        Raises:
-            ObjectDoesNotExist: The user has no name, so that the socket is refused.
-        """
-        return str(user.get_username())
-
-    def get_user(self, name: str) -> Any:
-        """Return the user whom `user_name` calls *name*.
-
-        Raises:
-            ObjectDoesNotExist: There is no such user.
-        """
-        return get_user_model()._default_manager.get_by_natural_key(name)
-
-    def users_named(self, users: QuerySet[Any], names: Collection[str]) -> QuerySet[Any]:
-        """Return those of *users* whom `user_name` calls one of *names*, with one query.
-
-        For the admin's filter "online now". If you override `user_name` and not this, the admin
-        asks `user_name` about each user.
-        """
-        return users.filter(**{f"{get_user_model().USERNAME_FIELD}__in": names})
 
     async def resolve(self, scope: Scope) -> Identity | None:
         """See `Resolver`; None when nobody is logged in."""
@@ -92,15 +42,9 @@ class SessionIdentity:
         if login is None:
             return None
         name, account = login
-        service = route(scope).get("service")
-        if not service:
-            raise IdentityRefused(
-                CloseCode.BAD_REQUEST,
-                "the path names no service",
-                "its route lacks <service>; use wsgateway.routing.gateway_router",
-            )
+        service = service_in(scope)
         device = parameter(scope, "device") or DEFAULT_DEVICE
-        return _require_path(scope, Identity(service, name, device, session.session_key, **account))
+        return require_path(scope, Identity(service, name, device, session.session_key, **account))
 
     async def _find_login(self, scope: Scope, session: Any) -> tuple[str, dict[str, Any]] | None:
         """Return the user's name and account; None if nobody is logged in.
@@ -117,17 +61,8 @@ class SessionIdentity:
             user, name, account = found
             name = await call_hook(self.user_name, user) if is_async else name
         except ObjectDoesNotExist as exc:
-            raise self._no_name(
-                f"raised {type(exc).__qualname__}: {str(exc).rstrip('.')}",
-                "create the row that names this user, or name users by a field that all have",
-            ) from exc
-        if not isinstance(name, str):
-            raise self._no_name(f"returned {shown(name)}, not a string", "return str(…) there")
-        return name, account
-
-    def _no_name(self, cause: str, cure: str) -> IdentityRefused:
-        method = f"{type(self).__module__}.{type(self).__qualname__}.user_name"
-        return IdentityRefused(CloseCode.FORBIDDEN, NO_NAME, cure, f"{method} {cause}")
+            raise self.no_name(exc) from exc
+        return self.usable_name(name), account
 
     def _session(self, scope: Scope) -> Any:
         key = cookie(scope, settings.session_cookie_name)
@@ -164,7 +99,7 @@ class SignedCookieIdentity:
             identity = read_token(value, COOKIE_SALT, parameter(scope, "device"))
         except signing.BadSignature:
             return None
-        return _require_path(scope, identity)
+        return require_path(scope, identity)
 
 
 class TokenIdentity:
@@ -176,9 +111,9 @@ class TokenIdentity:
     reads_tokens = True
 
     async def resolve(self, scope: Scope) -> Identity | None:
-        """See `Resolver`; an invalid or expired token is refused."""
+        """See `Resolver`; an invalid or expired token is refused, a JSON web token ignored."""
         token = token_in(scope)
-        if not token:
+        if not token or is_jwt(token):
             return None
         try:
             identity = read_token(token, TOKEN_SALT, parameter(scope, "device"))
@@ -192,7 +127,7 @@ class TokenIdentity:
                 "the token is not valid",
                 "make it with make_token and the gateway's SECRET_KEY, and send all of it",
             ) from exc
-        return _require_path(scope, identity)
+        return require_path(scope, identity)
 
 
 class CookieIdentity:

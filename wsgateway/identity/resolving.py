@@ -97,6 +97,8 @@ def _nobody(scope: Scope) -> IdentityRefused:
     takes_sessions = any(isinstance(resolver, SessionIdentity) for resolver in resolvers)
     if not takes_tokens and token_in(scope):
         reason = "nothing reads the token; add TokenIdentity to WSGATEWAY_IDENTITY"
+    elif token_in(scope):
+        reason = "no resolver in WSGATEWAY_IDENTITY reads this kind of token"
     elif takes_sessions and cookie(scope, settings.session_cookie_name):
         reason = "this session is not logged in, or has ended; log in again"
     elif takes_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -18,14 +19,18 @@ from wsgateway.protocol.codes import CloseCode
 __all__ = [
     "COOKIE_SALT",
     "TOKEN_SALT",
+    "is_jwt",
     "make_token",
     "read_token",
+    "sent_token",
     "set_identity_cookie",
     "token_in",
 ]
 
 TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
 COOKIE_SALT = "wsgateway.cookie"
+
+_JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*\Z", re.ASCII)
 
 
 def make_token(
@@ -93,8 +98,21 @@ def token_in(scope: Scope) -> str | None:
     Raises:
         IdentityRefused: It is malformed, or comes twice with different values.
     """
-    query = parameter(scope, settings.TOKEN_PARAMETER)
-    return query or offered_token(scope) or bearer_token(scope)
+    return sent_token(scope) or bearer_token(scope)
+
+
+def sent_token(scope: Scope) -> str | None:
+    """Return the token that a client sent otherwise than in a header for tokens; None without.
+
+    Raises:
+        IdentityRefused: As `token_in`.
+    """
+    return parameter(scope, settings.TOKEN_PARAMETER) or offered_token(scope)
+
+
+def is_jwt(token: str) -> bool:
+    """Say whether *token* has the form of a JSON web token; ours do not. Source: RFC 7515, 3.1."""
+    return _JWT.match(token) is not None
 
 
 def read_token(token: str, salt: str, device: str | None) -> Identity:
