@@ -17,6 +17,7 @@ from wsgateway import (
     declared,
     send_topic,
     topic,
+    topics,
 )
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
@@ -149,6 +150,42 @@ async def test_group_send_goes_to_the_topic(broker: Broker) -> None:
     assert [each.payload for each in heard] == [b"t", b"end"]  # an event is for consumers
     hearing.close()
     await layer.close()
+
+
+async def test_history_is_read_page_by_page(broker: Broker) -> None:
+    for number in range(5):
+        await asend_topic("room", "42", json=number)
+    await asend_topic("room", "43", text="x")
+    await broker.publish(ROOM, b"\x80", kind="event")
+
+    async def newest() -> topics.History | None:
+        page = await topics.ahistory("room", "42", limit=2)
+        return page if [each.data for each in page.messages] == ["4"] else None
+
+    page = await eventually(newest, "the last one is an event, which is left out")
+    assert page.more
+    page = await topics.ahistory("room", "42", limit=2, before=page.first)
+    assert [each.json() for each in page.messages] == [2, 3]
+    assert page.more
+    page = await topics.ahistory("room", "42", limit=2, before=page.first)
+    assert [each.json() for each in page.messages] == [0, 1]
+    assert not page.more
+    page = await topics.ahistory("room", "42", after=page.last, limit=100)
+    assert [each.json() for each in page.messages] == [2, 3, 4]
+    assert not page.more
+    assert await topics.ahistory("room", "42", after=page.last) == ([], False, None, None)
+    oldest = await topics.ahistory("room", "42", after=0, limit=1)
+    assert oldest.messages[0].time.utcoffset() is not None
+    with pytest.raises(ValueError, match="'tick' are ephemeral"):
+        await topics.ahistory("tick", "now")
+    with pytest.raises(TopicsUnknown):
+        await topics.ahistory("rom", "42")
+    with pytest.raises(TypeError, match="not both"):
+        await topics.ahistory("room", "42", after=1, before=2)
+    with pytest.raises(ValueError, match="limit 0 is not"):
+        await topics.ahistory("room", "42", limit=0)
+    with pytest.raises(RuntimeError, match="await ahistory"):
+        topics.history("room", "42")
 
 
 def test_send_topic_refuses_to_block_a_loop(brokers: Brokers) -> None:

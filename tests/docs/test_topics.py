@@ -14,9 +14,10 @@ from django.template import Context, Template
 from django.test import RequestFactory
 
 from tests.pages import DocumentPage
-from wsgateway import declared
+from wsgateway import declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.conf import SETTINGS
 from wsgateway.identity import Identity
 from wsgateway.protocol.subjects import Topic
 from wsgateway.topics import marks
@@ -25,13 +26,14 @@ from wsgateway.topics.rights import Rights
 pytest_plugins = ["wsgateway.testing.plugin"]
 
 PAGE = DocumentPage("how-to/topics.md")
+SENDING = DocumentPage("how-to/send-messages.md")
 STAFF = Topic("room", "staff")
 
 
-def run(part: str) -> dict[str, Any]:
+def run(part: str, page: DocumentPage = PAGE) -> dict[str, Any]:
     """Return the names that a block of the page defines."""
     names: dict[str, Any] = {"__name__": "ws_services"}
-    exec(PAGE.code(part), names)
+    exec(page.code(part), names)
     return names
 
 
@@ -115,3 +117,28 @@ def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
     Group.objects.get().user_set.add(ann)
     response = run("room_token")["room_token"](request, "staff")
     assert access("ann", token=json.loads(response.content)["token"]) == "read"
+
+
+def test_views_send_and_page_through_what_was_sent() -> None:
+    run('@topic("room")')
+    staff = Group(name="staff", pk=7)
+    for number in range(51):
+        run("def announce")["announce"](staff, str(number))
+    run("def post", SENDING)["post"](staff, User(username="ann"), "hello")
+    show = run("def room_history")["room_history"]
+    newest = json.loads(show(RequestFactory().get("/"), "staff").content)
+    assert [json.loads(each)["text"] for each in newest["messages"]][-1] == "50"
+    older = RequestFactory().get("/", {"before": newest["before"]})
+    assert json.loads(show(older, "staff").content) == {
+        "messages": ['{"text":"0"}'],
+        "before": None,
+    }
+    [posted] = topics.history("room", "7").messages
+    assert posted.json() == {"author": "ann", "text": "hello"}
+
+
+def test_limits_of_the_page_are_possible(settings: Any) -> None:
+    names: dict[str, Any] = {}
+    exec(PAGE.code("WSGATEWAY_TOPICS"), names)
+    settings.WSGATEWAY_TOPICS = names["WSGATEWAY_TOPICS"]
+    assert SETTINGS["WSGATEWAY_TOPICS"].problem() is None

@@ -28,7 +28,16 @@ from tests.integration.layers import layers, receive
 from tests.integration.test_presence_events import signals_of_runevents
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import ROOT, Gateway, Process, until
-from wsgateway import Message, RetryPolicy, asend, declared, send, topic, topics
+from wsgateway import (
+    Message,
+    RetryPolicy,
+    asend,
+    asend_topic,
+    declared,
+    send,
+    topic,
+    topics,
+)
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.discovery import Shown
@@ -105,7 +114,8 @@ def ws_settings(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     settings.WSGATEWAY_SERVICES = ["orders"]
     declared.discover()
     monkeypatch.setattr(declared, "topics", {})
-    topic("chat")(lambda identity, name: None)
+    for name, durable in (("chat", True), ("room", True), ("tick", False)):
+        topic(name, durable=durable)(lambda identity, name: None)
     settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
     for name in ("INBOX", "SEND", "DEAD", "CURSOR", "CHANNEL", "BLOB"):
         setattr(settings, f"WSGATEWAY_{name}_MAX_BYTES", AUTOMATIC)  # as users have it
@@ -306,6 +316,10 @@ async def test_publisher_sends_to_inboxes_and_groups_and_relays_the_outbox(
         await make().send("task", {"type": "x", "n": "x" * 2_000_000})
         assert len((await receive(listener, "task"))["n"]) == 2_000_000
     await asyncio.to_thread(_relay)
+    await asend_topic("room", "42", text="topic")
+    page = await topics.ahistory("room", "42")
+    assert [message.data for message in page.messages] == ["topic"]
+    assert (await topics.ahistory("room", "42", before=page.first)).messages == []
     async with acting(ws_settings, url("gateway")) as gateway:
         assert [s.payload for s in await answers(gateway)] == [b"send", b"group_send", b"outbox"]
 
@@ -314,6 +328,27 @@ def _relay() -> None:
     enqueue("orders", "ann", text="outbox")
     Relay().step()
     assert not OutboxMessage.objects.exists()
+
+
+@pytest.mark.parametrize("role", ["gateway", "service", "publisher", "events", "operator"])
+async def test_topics_are_published_to_and_read(
+    ws_settings: Any, url: Callable[[str], str], role: str
+) -> None:
+    room, tick, heard = Topic("room", "42"), Topic("tick", "now"), list[bytes]()
+    async with (
+        acting(ws_settings, url("gateway")) as gateway,
+        acting(ws_settings, url(role)) as broker,
+    ):
+        gateway.log(room).watch(room, lambda stored: heard.append(stored.payload))
+        gateway.hear(tick, lambda stored: heard.append(stored.payload))
+        await gateway.in_effect()
+        offset = (await broker.publish(room, b"room")).offset
+        await broker.publish(tick, b"tick")
+        await until(lambda: sorted(heard) == [b"room", b"tick"], 20, "both")
+        batch = await gateway.log(room).read_last(room, 1)
+        assert [stored.offset for stored in batch.messages] == [offset]
+        assert (await gateway.log(room).position()).last == offset
+        assert await gateway.log(room).last_offsets([room]) == {room: offset}
 
 
 async def test_gateway_is_found_by_those_who_ask(

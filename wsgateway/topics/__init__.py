@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from wsgateway.topics.history import History, HistoryMessage, ahistory, history
 from wsgateway.topics.revoking import arecheck, arevoke, recheck, revoke
 from wsgateway.topics.tokens import token
 
-__all__ = ["arecheck", "arevoke", "recheck", "revoke", "token"]
+__all__ = [
+    "History",
+    "HistoryMessage",
+    "ahistory",
+    "arecheck",
+    "arevoke",
+    "history",
+    "recheck",
+    "revoke",
+    "token",
+]

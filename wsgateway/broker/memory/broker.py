@@ -83,7 +83,7 @@ class MemoryBroker(Broker):
         subjects: Subjects | None = None,
         declared: Declared = EVERYTHING,
     ) -> None:
-        self._declared = declared
+        self.declared = declared
         self.store = store or MemoryStore()
         self.subjects = subjects or Subjects()
         self._open = False
@@ -197,13 +197,13 @@ class MemoryBroker(Broker):
 
     @property
     def service_names(self) -> frozenset[str]:
-        return self._declared.services
+        return self.declared.services
 
     def on_new_service(self, callback: Callable[[], None]) -> Closable:
         return Hook(lambda: None)  # there is no other process
 
     def known_service(self, service: str) -> bool:
-        declared = self._declared
+        declared = self.declared
         if service is GROUP_SERVICE or service in declared.services:
             return True
         return declared.is_open and not self.known_topics(service)
@@ -214,10 +214,10 @@ class MemoryBroker(Broker):
 
     @property
     def topic_names(self) -> frozenset[str]:
-        return self._declared.topics | self._declared.casts
+        return self.declared.topics | self.declared.casts
 
     def known_topics(self, service: str) -> TopicKind:
-        return self._declared.topic_kind(service) or TopicKind.NONE
+        return self.declared.topic_kind(service) or TopicKind.NONE
 
     async def topics_of(self, service: str) -> TopicKind:
         await self.wait_ready()
@@ -275,7 +275,7 @@ class MemoryBroker(Broker):
         store, log = self.store, self.store.log(address)
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
-        if isinstance(address, Topic) and address.service in self._declared.casts:
+        if isinstance(address, Topic) and address.service in self.declared.casts:
             log.announce(address, _message(address, 0, None, payload, kind, headers))
             return Receipt(0, False)
         with taking:

@@ -180,6 +180,7 @@ class MemoryOperations(Operations):
                 bytes=sum(map(len, dead)),
             ),
         ]
+        found += [self._topics(service) for service in sorted(self._broker.declared.topics)]
         for queue in await self.queues():
             name = subjects.queue(queue.service)
             purpose = f"messages to the service {queue.service}"
@@ -195,6 +196,21 @@ class MemoryOperations(Operations):
                 )
             )
         return found
+
+    def _topics(self, service: str) -> Stream:
+        log = self._store.topics[service]
+        with taking:
+            topics = [kept for topic in list(log.messages) if (kept := log.kept(topic))]
+            messages = [each.stored.payload for kept in topics for each in kept]
+        return Stream(
+            self._broker.subjects.topic_stream(service),
+            f"topics of the service {service}",
+            messages=len(messages),
+            bytes=sum(map(len, messages)),
+            subjects=len(topics),
+            max_per_subject=log.max_messages,
+            max_age=log.max_age,
+        )
 
     async def queues(self) -> list[Queue]:
         await self._broker.wait_ready()
