@@ -173,3 +173,95 @@ export async function outcome(promise) {
   const value = await Promise.race([promise.catch((error) => error), settle().then(() => pending)]);
   return value === pending ? "pending" : value;
 }
+
+/** One end of a message channel. */
+class FakePort {
+  onmessage = null;
+  other = null;
+
+  postMessage(data) {
+    const copy = structuredClone(data);
+    queueMicrotask(() => this.other?.onmessage?.({ data: copy }));
+  }
+}
+
+/** Web locks of one origin. */
+class FakeLocks {
+  held = new Map(); // name -> callbacks that wait for it
+
+  async request(name, callback) {
+    await null;
+    const waiting = this.held.get(name);
+    if (waiting) return waiting.push(callback);
+    this.held.set(name, []);
+    await callback();
+    return this.release(name);
+  }
+
+  release(name) {
+    const [next, ...rest] = this.held.get(name) ?? [];
+    this.held.delete(name);
+    if (next) this.request(name, next).then(() => rest.forEach((callback) => this.request(name, callback)));
+  }
+}
+
+/** A browser with tabs and SharedWorkers; `serve` starts the script of one. */
+export class FakeBrowser {
+  workers = new Map(); // name -> page that stands for the worker's scope
+  locks = new FakeLocks();
+  tabs = [];
+
+  constructor(serve) {
+    this.serve = serve;
+  }
+
+  tab() {
+    const browser = this;
+    const page = new FakePage();
+    page.navigator.locks = this.locks;
+    page.ports = [];
+    page.SharedWorker = class {
+      constructor(url, { name }) {
+        if (!browser.workers.has(name)) {
+          const scope = new FakePage();
+          scope.navigator.locks = browser.locks;
+          browser.workers.set(name, scope);
+          browser.serve(scope);
+        }
+        const [mine, its] = [new FakePort(), new FakePort()];
+        Object.assign(mine, { other: its });
+        Object.assign(its, { other: mine });
+        page.ports.push(mine);
+        this.port = mine;
+        queueMicrotask(() => browser.workers.get(name).onconnect({ ports: [its] }));
+      }
+    };
+    this.tabs.push(page);
+    return page;
+  }
+
+  /** The scope of the only worker. */
+  get worker() {
+    return [...this.workers.values()].at(-1);
+  }
+
+  get socket() {
+    return this.worker.socket;
+  }
+
+  async settle() {
+    for (let turn = 0; turn < 5; turn += 1) await settle();
+  }
+
+  async tick(ms) {
+    for (const page of [...this.tabs, ...this.workers.values()]) await page.tick(ms);
+    await this.settle();
+  }
+
+  /** The tab is gone without a word: its locks are free, its ports dead. */
+  crash(page) {
+    for (const port of page.ports) port.other.other = null;
+    page.ports.forEach((port) => (port.other = null));
+    this.tabs.splice(this.tabs.indexOf(page), 1);
+  }
+}

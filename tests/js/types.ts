@@ -1,6 +1,6 @@
 // Must type-check against wsgateway.d.ts; each expected error must be one.
 
-import { GatewayError, Message, WsGateway } from "../../wsgateway/static/wsgateway/wsgateway.js";
+import { GatewayError, Message, WsGateway, serveTabs } from "../../wsgateway/static/wsgateway/wsgateway.js";
 const c = new WsGateway("/x", { token: async () => "t", requestTimeout: null, refreshToken: () => "t" });
 export const off: () => void = c.on("message", (m: Message) => m.json<{ a: number }>().a);
 c.on("reply", (m) => m.replyTo?.length);
@@ -18,6 +18,11 @@ c.topic("room.43", { position: room.position ?? undefined, since: "all" }).ready
 export const t: Promise<{ id: string }> = room.send({ text: "hi" });
 export async function read() { for await (const m of c.topic("room.42")) m.ack(); }
 export async function loop() { for await (const m of c) m.ack(); }
+new WsGateway("/x", { shared: "ann" });
+new WsGateway("/x", { shared: { key: "ann", worker: (name) => new SharedWorker("w.js", { type: "module", name }) } });
+serveTabs();
+// @ts-expect-error
+new WsGateway("/x", { shared: true });
 // @ts-expect-error
 c.on("nothing", () => {});
 // @ts-expect-error

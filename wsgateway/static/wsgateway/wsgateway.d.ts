@@ -17,6 +17,15 @@ export interface Position {
   inbox?: string;
 }
 
+/** The part of a SharedWorker that the client uses. */
+export interface SharedWorkerLike {
+  readonly port: any;
+  onerror: ((event: any) => any) | null;
+}
+
+/** Makes a SharedWorker hold the connection of all tabs; for scripts of a bundler. */
+export declare function serveTabs(scope?: any): void;
+
 /** The part of a WHATWG WebSocket that the client uses. */
 export interface WebSocketLike {
   readonly readyState: number;
@@ -69,6 +78,11 @@ export interface Options {
   pingTimeout?: number;
   /** Delays in ms; jitter is the part of a delay that is random. */
   backoff?: { initial?: number; factor?: number; cap?: number; jitter?: number };
+  /**
+   * One connection for all tabs of the same key, in a SharedWorker. The key must differ between
+   * users. A bundler needs `worker`, which makes a worker that calls `serveTabs`.
+   */
+  shared?: string | { key: string; worker?: (name: string) => SharedWorkerLike };
   /** A constructor, where there is no global one. */
   WebSocket?: new (url: string, protocols: string[]) => WebSocketLike;
   /** Stands for window in tests: timers, events, document, navigator, location. */

@@ -4,8 +4,8 @@
  * Works where there is a WHATWG WebSocket: browsers, Deno, Bun, Node 22, and Node 20 with a
  * constructor passed in. One file, because pages include it without a bundler, and Django's
  * ManifestStaticFilesStorage does not rewrite imports between modules. Each section uses only
- * those above it: names; payloads and frames; reader, outbox, topics, watches, backoff (no I/O); one connection;
- * what the application holds; the client.
+ * those above it: names; payloads and frames; reader, outbox, topics, watches, backoff (no I/O); one
+ * connection; one for all tabs; what the application holds; the client.
  */
 
 // == names ===================================================================================
@@ -31,6 +31,7 @@ const DEFAULTS = {
   connectTimeout: 10_000,
   pingTimeout: 10_000,
   backoff: {},
+  shared: undefined,
   WebSocket: undefined,
   host: globalThis,
   random: Math.random,
@@ -465,6 +466,10 @@ export class Backoff {
   }
 }
 
+function ackOf({ processed, epoch }, topic) {
+  return JSON.stringify({ type: "ack", topic, offset: processed, epoch });
+}
+
 // == one connection ==========================================================================
 
 function makeClock(host) {
@@ -480,9 +485,9 @@ class Transport {
   #socket;
   #handlers;
 
-  constructor(WebSocket, url, clock, handlers) {
+  constructor(socket, clock, handlers) {
     this.#handlers = handlers;
-    const socket = (this.#socket = new WebSocket(url, [SUBPROTOCOL]));
+    this.#socket = socket;
     socket.onopen = () => {
       if (socket.protocol !== SUBPROTOCOL) this.#end(4500, `the server does not speak ${SUBPROTOCOL}`);
     };
@@ -575,6 +580,675 @@ class Monitor {
       this.#dead();
     }
   }
+}
+
+// == one socket for all tabs =================================================================
+
+/** Begins the names of our workers, which tell this file that it runs in one. */
+const WORKER = '["wsgateway"';
+const ANSWER = 3_000; // ms that a worker has to take a tab, before the tab opens a socket of its own
+const SLOW = 2_000; // ms without progress after which a tab that holds up the others must go
+const KEPT = 256; // messages that a worker keeps for tabs that join later
+
+/**
+ * A WebSocket whose connection is in a SharedWorker, or, where that is not possible, its own.
+ *
+ * To the worker: `{dial, protocols, lock}`, `{text}`, `{close}`. From it: `{taken}`, `{open}`,
+ * `{text}`, `{closed: [code, reason]}`, `{alone}`: open a socket of your own, now or, if the
+ * connection was open, next time.
+ */
+class TabSocket {
+  readyState = 0;
+  protocol = "";
+  #options; // {start, host, clock, WebSocket, alone}
+  #dial;
+  #port = null;
+  #own = null; // a WebSocket, if the tab does not share one
+  #timer = null;
+  #release = () => {}; // gives up the lock by which the worker knows that the tab lives
+  #hide = () => this.#hidden();
+
+  constructor(url, protocols, options) {
+    this.#options = options;
+    this.#dial = [url, protocols];
+    if (options.alone) return this.#openAlone();
+    try {
+      const worker = options.start();
+      worker.onerror = () => this.#openAlone();
+      this.#port = worker.port;
+    } catch {
+      return this.#openAlone(); // there are none, or the file is on another origin
+    }
+    this.#port.onmessage = ({ data }) => this.#receive(data);
+    this.#timer = options.clock.setTimeout(() => this.#openAlone(), ANSWER);
+    options.host.addEventListener?.("pagehide", this.#hide);
+    this.#hold();
+  }
+
+  send(text) {
+    if (this.#own) this.#own.send(text);
+    else this.#port.postMessage({ text });
+  }
+
+  close(code, reason) {
+    this.readyState = 3;
+    if (this.#own) this.#own.close(code, reason);
+    else this.#leave();
+  }
+
+  /** Dial as soon as this tab holds a lock, which the browser releases if the tab crashes. */
+  #hold() {
+    const { locks } = this.#options.host.navigator ?? {};
+    const [dial, protocols] = this.#dial;
+    if (!locks) return this.#port.postMessage({ dial, protocols });
+    const lock = `wsgateway ${crypto.randomUUID()}`;
+    const held = new Promise((resolve) => (this.#release = resolve));
+    const dialled = () => {
+      this.#port?.postMessage({ dial, protocols, lock });
+      return held;
+    };
+    locks.request(lock, dialled).catch(() => this.#port?.postMessage({ dial, protocols }));
+  }
+
+  #receive({ taken, open, text, closed, alone }) {
+    if (this.readyState === 3 || this.#own) return;
+    if (taken) this.#stopTimer();
+    if (alone && this.readyState === 0) return this.#openAlone();
+    if (alone) this.#options.alone = true;
+    if (open) {
+      this.protocol = SUBPROTOCOL;
+      this.readyState = 1;
+      this.onopen({});
+    }
+    if (text !== undefined) this.onmessage({ data: text });
+    if (closed) this.#end(...closed);
+  }
+
+  /** The page goes, perhaps into the cache for going back: then it connects again. */
+  #hidden() {
+    this.#end(1001, "the page is hidden");
+  }
+
+  #end(code, reason) {
+    if (this.readyState === 3) return;
+    this.readyState = 3;
+    this.#leave();
+    this.onclose({ code, reason });
+  }
+
+  #leave() {
+    this.#stopTimer();
+    this.#options.host.removeEventListener?.("pagehide", this.#hide);
+    this.#port?.postMessage({ close: true });
+    this.#port = null;
+    this.#release();
+  }
+
+  #stopTimer() {
+    this.#options.clock.clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+
+  #openAlone() {
+    if (this.readyState !== 0 || this.#own) return;
+    this.#leave();
+    this.#options.alone = false; // the next attempt may share again
+    const own = (this.#own = new this.#options.WebSocket(...this.#dial));
+    own.onopen = (event) => {
+      this.readyState = own.readyState;
+      this.protocol = own.protocol;
+      this.onopen(event);
+    };
+    own.onmessage = (event) => this.onmessage(event);
+    own.onerror = (event) => this.onerror(event);
+    own.onclose = (event) => {
+      this.readyState = 3;
+      this.onclose(event);
+    };
+  }
+}
+
+/**
+ * The inbox or a topic as a worker holds it for its tabs: the last messages, and up to where each
+ * tab has processed them. The gateway hears what all tabs have, so that its window bounds the rest.
+ */
+class SharedLog {
+  topic;
+  members = new Map(); // tab -> what it has processed
+  epochs = new Set(); // what the gateway has called the log's epoch
+  epoch = null; // the last of them
+  depth = 0; // how many of the newest messages it holds, if it has fewer than that
+  start = 0; // it holds everything after this offset
+  end = 0;
+  acked = 0; // what the gateway has heard
+  entries = []; // {offset, text}
+  // Of a topic
+  state = "idle"; // not asked for on this connection; or "asking", or "open"
+  access = null;
+  isDurable = true;
+  asked = null; // {id, tab, frame} of the question that waits for an answer
+  queue = []; // {tab, frame} of tabs that wait for the same answer
+
+  constructor(topic = null) {
+    this.topic = topic;
+  }
+
+  reset({ epoch, offset }, depth = 0) {
+    Object.assign(this, { epoch, start: offset, end: offset, acked: offset, entries: [], depth });
+    this.epochs = new Set([epoch]);
+    for (const tab of this.members.keys()) this.members.set(tab, offset);
+  }
+
+  /** Go on after an answer to *asked*, a position, if the gateway says that nothing is missing. */
+  resume(answer, asked, depth = 0) {
+    const { epoch, offset, recovered } = answer;
+    const isSame = recovered && asked && this.epochs.has(asked.epoch) && this.holds(offset);
+    if (!isSame) return this.reset(answer, depth);
+    this.epochs.add(epoch);
+    this.epoch = epoch;
+    this.acked = offset;
+  }
+
+  /** Something is missing between the last message and the next: a tab that lacks it must hear it from the gateway. */
+  trim() {
+    Object.assign(this, { start: this.end + 1, depth: 0, entries: [] });
+  }
+
+  /** Say whether everything after *offset* is here. */
+  holds(offset) {
+    return this.start <= offset && offset <= this.end;
+  }
+
+  /** Return what a subscribe is to be told: the offset after which it gets messages; null if that is not here. */
+  offsetFor({ epoch, offset, since = "new" }) {
+    if (epoch !== undefined) return this.epochs.has(epoch) && this.holds(offset) ? offset : null;
+    if (since === "new") return this.end;
+    if (this.entries.length > since) return this.entries.at(-since - 1).offset;
+    const isWhole = since === "all" ? this.depth === Infinity : since <= Math.max(this.entries.length, this.depth);
+    return isWhole ? this.start : null;
+  }
+
+  /** Add a message; return false if it was here. */
+  add(offset, text) {
+    if (offset <= this.end) {
+      const at = this.entries.findIndex((entry) => entry.offset >= offset);
+      if (offset <= this.start || this.entries[at]?.text === text) return false;
+      this.entries.length = at; // the stream lost its end, and reuses offsets
+    }
+    this.entries.push({ offset, text });
+    this.end = offset;
+    return true;
+  }
+
+  /** Return how many messages *tab* has not processed. */
+  lag(tab) {
+    const offset = this.members.get(tab) ?? this.end;
+    let count = 0;
+    while (count < this.entries.length && this.entries.at(-count - 1).offset > offset) count += 1;
+    return count;
+  }
+
+  /** Return the ack to send if all tabs have processed more than the gateway knows; forget what is old. */
+  ack() {
+    const least = Math.min(...this.members.values());
+    const isNews = this.members.size > 0 && least > this.acked;
+    if (isNews) this.acked = least;
+    while (this.entries.length > KEPT && this.entries[0].offset <= this.acked) {
+      this.start = this.entries.shift().offset;
+      this.depth = 0;
+    }
+    return isNews ? ackOf({ processed: least, epoch: this.epoch }, this.topic ?? undefined) : null;
+  }
+}
+
+/** A tab, as its worker sees it. */
+class Tab {
+  heard = true; // since the last ping
+  ackedAt = 0;
+  isWelcome = false;
+
+  constructor(port, { dial, protocols }) {
+    this.port = port;
+    this.url = dial;
+    this.protocols = protocols;
+    const { epoch, offset, inbox } = Object.fromEntries(new URL(dial).searchParams);
+    this.position = epoch === undefined ? null : { epoch, offset: Number(offset), inbox };
+  }
+
+  say(frame) {
+    this.port.postMessage({ text: typeof frame === "string" ? frame : JSON.stringify(frame) });
+  }
+}
+
+/** The one connection of many tabs, in a SharedWorker. Each tab believes that it is its own. */
+class SharedConnection {
+  #scope;
+  #clock;
+  #transport = null;
+  #monitor;
+  #dialler = null; // the tab whose URL was dialled, until the welcome
+  #welcome = null; // of this connection
+  #user = null; // whose messages the logs hold
+  #expires = null; // when the login ends, on our clock
+  #renewing = null; // the tab that sent the last token
+  #tabs = new Set();
+  #inbox = new SharedLog();
+  #topics = new Map(); // name -> SharedLog
+  #watches = new Map(); // key -> {id, tabs: tab -> its id, answer, frame}
+  #senders = new Map(); // id of a message -> tabs that wait for its ack
+  #ids = 0;
+  #timers = new Map(); // name -> timer
+
+  constructor(scope) {
+    this.#scope = scope;
+    this.#clock = makeClock(scope);
+    this.#monitor = new Monitor(
+      this.#clock,
+      () => this.#send({ type: "ping" }),
+      () => this.#drop(4012, "no sign of life from the gateway"),
+    );
+  }
+
+  /** Take a tab's port. */
+  accept(port) {
+    let tab = null;
+    port.onmessage = ({ data }) => {
+      if (data.dial) this.#join((tab = new Tab(port, data)), data.lock);
+      else if (data.close) this.#leave(tab);
+      else if (this.#tabs.has(tab)) this.#fromTab(tab, data.text, JSON.parse(data.text));
+    };
+  }
+
+  #send(frame) {
+    this.#transport?.send(typeof frame === "string" ? frame : JSON.stringify(frame));
+  }
+
+  // -- tabs ------------------------------------------------------------------------------
+
+  #join(tab, lock) {
+    this.#tabs.add(tab);
+    tab.ackedAt = this.#clock.now();
+    tab.port.postMessage({ taken: true });
+    // Granted when the tab has gone, whatever the reason
+    if (lock) this.#scope.navigator?.locks?.request(lock, () => this.#leave(tab));
+    if (this.#welcome) return this.#admit(tab);
+    if (this.#transport) return;
+    this.#dialler = tab;
+    const { WebSocket } = this.#scope;
+    this.#transport = new Transport(new WebSocket(tab.url, tab.protocols), this.#clock, {
+      text: (text) => this.#fromGateway(text),
+      closed: (code, reason) => this.#lost(code, reason),
+    });
+  }
+
+  #leave(tab) {
+    if (!this.#tabs.delete(tab)) return;
+    tab.port.postMessage({ closed: [1000, ""] });
+    this.#inbox.members.delete(tab);
+    this.#acknowledge(this.#inbox);
+    for (const log of [...this.#topics.values()]) this.#unsubscribe(tab, log);
+    for (const key of [...this.#watches.keys()]) this.#unwatch(tab, key);
+    if (!this.#tabs.size) this.#drop(1000, "");
+  }
+
+  /** Let a tab have a connection of its own: what it needs is not here. */
+  #sendAway(tab, code, reason) {
+    tab.port.postMessage(tab.isWelcome ? { alone: true, closed: [code, reason] } : { alone: true });
+    this.#leave(tab);
+  }
+
+  /** Welcome a tab as the gateway would, and give it what it lacks. */
+  #admit(tab) {
+    const { epoch, acked, start } = this.#inbox;
+    const { position } = tab;
+    const { inbox } = this.#welcome;
+    let answer = { offset: acked, recovered: true };
+    if (position === null) {
+      if (acked === this.#welcome.offset) {
+        answer = { offset: acked, recovered: this.#welcome.recovered, reason: this.#welcome.reason };
+      }
+    } else if (!this.#inbox.epochs.has(position.epoch) || (position.inbox ?? inbox) !== inbox) {
+      answer = { offset: acked, recovered: false, reason: "epoch" };
+    } else {
+      answer = { offset: position.offset, recovered: true };
+    }
+    if (!this.#inbox.holds(answer.offset)) return this.#sendAway(tab);
+    this.#greet(tab, { ...this.#welcome, epoch, reason: undefined, ...answer });
+  }
+
+  #greet(tab, welcome) {
+    const left = this.#expires === null ? undefined : Math.max(0, this.#expires - this.#clock.now()) / 1000;
+    tab.isWelcome = true;
+    tab.port.postMessage({ open: true });
+    tab.say({ ...welcome, expires_in: left });
+    this.#deliver(tab, this.#inbox, welcome.offset);
+  }
+
+  #deliver(tab, log, offset) {
+    log.members.set(tab, offset);
+    for (const entry of log.entries) if (entry.offset > offset) tab.say(entry.text);
+    this.#acknowledge(log);
+  }
+
+  #fromTab(tab, text, frame) {
+    tab.heard = true;
+    switch (frame.type) {
+      case "ack": return this.#onAck(tab, frame);
+      case "message": return this.#onMessage(tab, text, frame);
+      case "subscribe": return this.#subscribe(tab, frame);
+      case "unsubscribe":
+        tab.say({ type: "unsubscribed", topic: frame.topic });
+        return this.#unsubscribe(tab, this.#topics.get(frame.topic));
+      case "watch": return this.#watch(tab, frame);
+      case "unwatch": return this.#unwatch(tab, this.#keyOf(frame));
+      case "pong": return undefined;
+      case "ping":
+        this.#monitor.probe();
+        return tab.say({ type: "pong" });
+      case "refresh": this.#renewing = tab;
+      default: return this.#send(text);
+    }
+  }
+
+  #onMessage(tab, text, { id }) {
+    if (!this.#senders.has(id)) this.#senders.set(id, new Set());
+    this.#senders.get(id).add(tab);
+    this.#send(text);
+  }
+
+  #onAck(tab, { topic, offset, epoch }) {
+    const log = topic === undefined ? this.#inbox : this.#topics.get(topic);
+    if (!log?.members.has(tab) || !log.epochs.has(epoch)) return;
+    tab.ackedAt = this.#clock.now();
+    log.members.set(tab, Math.max(log.members.get(tab), Math.min(offset, log.end)));
+    this.#acknowledge(log);
+  }
+
+  #acknowledge(log) {
+    const ack = log.ack();
+    if (ack && this.#welcome) this.#send(ack);
+  }
+
+  /** Find tabs that are gone, and one that holds up the others. */
+  #check() {
+    const half = this.#welcome.window / 2;
+    const logs = [this.#inbox, ...this.#topics.values()].filter(({ end, acked }) => end > acked);
+    for (const tab of [...this.#tabs]) {
+      if (this.#tabs.size < 2 || this.#clock.now() - tab.ackedAt < SLOW) continue;
+      const lag = logs.reduce((sum, log) => sum + log.lag(tab), 0);
+      if (lag >= half) this.#sendAway(tab, 4008, "too slow for a shared connection");
+    }
+    this.#later("check", SLOW);
+  }
+
+  #beat() {
+    for (const tab of [...this.#tabs]) {
+      if (!tab.heard) {
+        this.#leave(tab);
+        continue;
+      }
+      tab.heard = false;
+      tab.say({ type: "ping" });
+    }
+    if (this.#welcome) this.#later("beat", this.#welcome.ping * 1000);
+  }
+
+  #later(what, delay) {
+    this.#timers.set(what, this.#clock.setTimeout(() => (what === "beat" ? this.#beat() : this.#check()), delay));
+  }
+
+  // -- topics ----------------------------------------------------------------------------
+
+  #subscribe(tab, frame) {
+    if (!this.#topics.has(frame.topic)) this.#topics.set(frame.topic, new SharedLog(frame.topic));
+    const log = this.#topics.get(frame.topic);
+    if (log.state === "open") return this.#admitTo(log, tab, frame);
+    log.queue.push({ tab, frame });
+    if (log.state === "idle") this.#askFor(log);
+  }
+
+  /** Ask the gateway what the first tab in the queue asked. */
+  #askFor(log) {
+    log.asked = { ...log.queue.shift(), id: `tab-${(this.#ids += 1)}` };
+    log.state = "asking";
+    this.#send({ ...log.asked.frame, id: log.asked.id });
+  }
+
+  #admitTo(log, tab, { id, epoch, offset, since }) {
+    const { topic, access } = log;
+    if (!log.isDurable) {
+      log.members.set(tab, 0);
+      return tab.say({ type: "subscribed", id, topic, durable: false, access });
+    }
+    const start = log.offsetFor({ epoch, offset, since });
+    if (start === null) return this.#sendAway(tab, 4001, `${topic} needs another start than in other tabs`);
+    const news = epoch === undefined ? { recovered: false, reason: "new" } : { recovered: true };
+    tab.say({ type: "subscribed", id, topic, epoch: log.epoch, offset: start, ...news, access });
+    this.#deliver(tab, log, start);
+  }
+
+  #onSubscribed(text, frame) {
+    const log = this.#topics.get(frame.topic);
+    if (!log || (frame.id ?? null) !== (log.asked?.id ?? null)) return;
+    Object.assign(log, { access: frame.access, isDurable: frame.durable !== false });
+    if (frame.id === undefined) return this.#changed(log, text, frame);
+    const { tab, frame: question } = log.asked;
+    const { since } = question;
+    const depth = since === "all" ? Infinity : typeof since === "number" ? since : 0;
+    log.state = "open";
+    log.asked = null;
+    if (log.isDurable) log.resume(frame, question.epoch === undefined ? null : question, depth);
+    if (tab) {
+      tab.say({ ...frame, id: question.id });
+      this.#deliver(tab, log, frame.offset ?? 0);
+    }
+    for (const waiting of log.queue.splice(0)) this.#admitTo(log, waiting.tab, waiting.frame);
+    if (!log.members.size) this.#end(log);
+  }
+
+  /** The stream of a topic, or the right, has changed. */
+  #changed(log, text, frame) {
+    if (log.state !== "open") return;
+    if (log.isDurable && (frame.epoch !== log.epoch || frame.reason === "ahead")) log.reset(frame);
+    else if (frame.recovered === false) log.trim();
+    for (const tab of log.members.keys()) tab.say(text);
+  }
+
+  #onUnsubscribed(text, frame) {
+    const log = this.#topics.get(frame.topic);
+    if (!log || (frame.id ?? null) !== (log.asked?.id ?? null)) return;
+    if (frame.id === undefined) {
+      if (log.state !== "open") return;
+      this.#topics.delete(log.topic);
+      for (const tab of log.members.keys()) tab.say(text);
+      return;
+    }
+    this.#refused(log, frame);
+  }
+
+  /** The first question was refused; another tab's token may do better. */
+  #refused(log, frame) {
+    const { tab, frame: question } = log.asked;
+    tab?.say({ ...frame, id: question.id });
+    log.asked = null;
+    if (log.queue.length) this.#askFor(log);
+    else this.#topics.delete(log.topic);
+  }
+
+  /** A tab ends its subscription, or is gone. */
+  #unsubscribe(tab, log) {
+    if (!log) return;
+    log.members.delete(tab);
+    log.queue = log.queue.filter((waiting) => waiting.tab !== tab);
+    if (log.asked?.tab === tab) log.asked.tab = null;
+    if (log.state === "open" && !log.members.size) this.#end(log);
+    else this.#acknowledge(log);
+  }
+
+  #end(log) {
+    this.#topics.delete(log.topic);
+    this.#send({ type: "unsubscribe", topic: log.topic });
+  }
+
+  // -- presence --------------------------------------------------------------------------
+
+  #keyOf({ service = this.#welcome.service, user }) {
+    return JSON.stringify([service, user]);
+  }
+
+  #watch(tab, frame) {
+    const key = this.#keyOf(frame);
+    const known = this.#watches.get(key);
+    if (known?.answer) tab.say({ ...known.answer, id: frame.id });
+    if (known) return known.tabs.set(tab, frame.id);
+    const id = `tab-${(this.#ids += 1)}`;
+    this.#watches.set(key, { id, frame, tabs: new Map([[tab, frame.id]]), answer: null });
+    this.#send({ ...frame, id });
+  }
+
+  #unwatch(tab, key) {
+    const watch = this.#watches.get(key);
+    if (!watch?.tabs.delete(tab) || watch.tabs.size) return;
+    this.#watches.delete(key);
+    this.#send({ ...watch.frame, type: "unwatch", id: undefined });
+  }
+
+  #onWatching(frame) {
+    const watch = this.#watches.get(this.#keyOf(frame));
+    if (watch?.id !== frame.id) return;
+    watch.answer = frame;
+    for (const [tab, id] of watch.tabs) tab.say({ ...frame, id });
+  }
+
+  #onPresence(text, frame) {
+    const watch = this.#watches.get(this.#keyOf(frame));
+    if (watch?.answer) watch.answer.online = frame.online;
+    this.#tell(text);
+  }
+
+  // -- the gateway -----------------------------------------------------------------------
+
+  #fromGateway(text) {
+    this.#monitor.heard();
+    let frame;
+    try {
+      frame = parse(text);
+    } catch {
+      return this.#drop(4500, "the gateway sent a malformed frame");
+    }
+    switch (frame.type) {
+      case "message": return this.#onStored(text, frame);
+      case "ack": return this.#answer(frame.id, text);
+      case "error": return this.#onError(text, frame);
+      case "ping": return this.#send({ type: "pong" });
+      case "pong": return undefined;
+      case "welcome": return this.#welcome ? this.#onChange(text, frame) : this.#onWelcome(frame);
+      case "subscribed": return this.#onSubscribed(text, frame);
+      case "unsubscribed": return this.#onUnsubscribed(text, frame);
+      case "watching": return this.#onWatching(frame);
+      case "presence": return this.#onPresence(text, frame);
+      case "unwatched":
+        this.#watches.delete(this.#keyOf(frame));
+        return this.#tell(text);
+      case "refreshed":
+        this.#expiresIn(frame.expires_in);
+        return this.#tell(text);
+      default: return this.#tell(text);
+    }
+  }
+
+  #tell(text) {
+    for (const tab of this.#tabs) if (tab.isWelcome) tab.say(text);
+  }
+
+  #expiresIn(seconds) {
+    this.#expires = seconds == null ? null : this.#clock.now() + seconds * 1000;
+  }
+
+  #onWelcome(frame) {
+    const user = JSON.stringify([frame.service, frame.user]);
+    if (user !== this.#user) {
+      this.#inbox = new SharedLog();
+      this.#topics.clear();
+    }
+    this.#user = user;
+    this.#welcome = frame;
+    this.#expiresIn(frame.expires_in);
+    this.#inbox.resume(frame, this.#dialler?.position);
+    this.#monitor.start(frame.ping * 1000, DEFAULTS.pingTimeout);
+    this.#later("beat", frame.ping * 1000);
+    this.#later("check", SLOW);
+    const dialler = this.#dialler;
+    this.#dialler = null;
+    if (this.#tabs.has(dialler)) this.#greet(dialler, frame);
+    for (const tab of [...this.#tabs]) if (!tab.isWelcome) this.#admit(tab);
+  }
+
+  /** The inbox's stream has changed. */
+  #onChange(text, frame) {
+    const isTrimmed = frame.epoch === this.#inbox.epoch && frame.reason === "trimmed";
+    if (isTrimmed) this.#inbox.trim();
+    else this.#inbox.reset(frame);
+    this.#welcome = frame;
+    this.#tell(text);
+  }
+
+  #onStored(text, { topic, offset }) {
+    const log = topic == null ? this.#inbox : this.#topics.get(topic);
+    if (!log || (topic != null && log.state !== "open")) return;
+    if (offset !== undefined && !log.add(offset, text)) return;
+    for (const tab of log.members.keys()) tab.say(text);
+  }
+
+  #answer(id, text) {
+    for (const tab of this.#senders.get(id) ?? []) tab.say(text);
+    this.#senders.delete(id);
+  }
+
+  #onError(text, frame) {
+    const { id = null } = frame;
+    if (id === null && frame.code === "unauthorized") return this.#renewing?.say(text);
+    if (this.#senders.has(id)) return this.#answer(id, text);
+    for (const log of id === null ? [] : this.#topics.values()) {
+      if (log.asked?.id === id) return this.#refused(log, frame);
+    }
+    for (const [key, watch] of id === null ? [] : this.#watches) {
+      if (watch.id !== id) continue;
+      this.#watches.delete(key);
+      for (const [tab, own] of watch.tabs) tab.say({ ...frame, id: own });
+      return;
+    }
+    this.#tell(text);
+  }
+
+  #drop(code, reason) {
+    this.#transport?.drop(1000, "");
+    this.#lost(code, reason);
+  }
+
+  /** The connection has ended: so have those of the tabs, whose logs wait for the next one. */
+  #lost(code, reason) {
+    this.#monitor.stop();
+    for (const timer of this.#timers.values()) this.#clock.clearTimeout(timer);
+    const tabs = [...this.#tabs];
+    this.#transport = this.#welcome = this.#dialler = this.#renewing = null;
+    for (const state of [this.#tabs, this.#watches, this.#senders, this.#inbox.members]) state.clear();
+    for (const [name, log] of this.#topics) {
+      if (log.state === "idle") this.#topics.delete(name); // nobody asked for it again
+      log.members.clear();
+      Object.assign(log, { state: "idle", asked: null, queue: [] });
+    }
+    for (const tab of tabs) tab.port.postMessage({ closed: [code, reason] });
+  }
+}
+
+/**
+ * Be the worker that holds the connection of all tabs. This file does so by itself where it is the
+ * worker's script; a worker of a bundler calls it.
+ */
+export function serveTabs(scope = globalThis) {
+  const connection = new SharedConnection(scope);
+  scope.onconnect = ({ ports: [port] }) => connection.accept(port);
 }
 
 // == what the application holds ==============================================================
@@ -720,10 +1394,6 @@ class Calls {
     this.#callers.delete(id);
     this.#left(id);
   }
-}
-
-function ackOf({ processed, epoch }, topic) {
-  return JSON.stringify({ type: "ack", topic, offset: processed, epoch });
 }
 
 /** `for await (const message of client)`: a message counts as processed when the loop asks for the next. */
@@ -1010,6 +1680,7 @@ export class WsGateway {
   #backoff;
   #reconnectAfter = null; // ms, the delay that `closing` asked for on this connection
   #monitor;
+  #sharing; // what a TabSocket needs; null without
   #transport = null;
   #state = "idle";
   #welcome = null;
@@ -1034,6 +1705,7 @@ export class WsGateway {
     this.#url = url;
     this.#host = this.#options.host;
     this.#clock = makeClock(this.#host);
+    this.#sharing = this.#share(this.#options.shared);
     this.#reader = new Reader(this.#options.position);
     this.#handover = new Handover(this.#events, this.#options.autoAck);
     this.#outbox = new Outbox(this.#options.sendWindow);
@@ -1182,9 +1854,8 @@ export class WsGateway {
     this.#outbox.connecting();
     this.#watches.connecting();
     this.#unacked.clear();
-    const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
     try {
-      this.#transport = new Transport(WebSocket, this.#address(), this.#clock, {
+      this.#transport = new Transport(this.#newSocket(), this.#clock, {
         text: (text) => this.#receive(text),
         closed: (code, reason) => this.#lost(code, reason),
       });
@@ -1196,12 +1867,37 @@ export class WsGateway {
     this.#timer = this.#clock.setTimeout(late, this.#options.connectTimeout);
   }
 
-  /** Return the URL to connect to: with token, device and position. */
-  #address() {
-    const { device, tokenParameter } = this.#options;
+  /** Return what a `TabSocket` needs; null if this client's tab has a connection of its own. */
+  #share(shared) {
+    if (shared == null) return null;
+    const { key, worker } = typeof shared === "string" ? { key: shared } : shared;
+    if (!isText(key) || !key) throw new TypeError("shared must be a text that differs between users, such as their id");
+    const start = () => {
+      const name = JSON.stringify(["wsgateway", VERSION, key, this.#base().href, this.#options.device ?? ""]);
+      return worker ? worker(name) : new this.#host.SharedWorker(import.meta.url, { type: "module", name });
+    };
+    const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
+    return { start, WebSocket, host: this.#host, clock: this.#clock, alone: false };
+  }
+
+  #newSocket() {
+    const [url, protocols] = [this.#address(), [SUBPROTOCOL]];
+    if (this.#sharing) return new TabSocket(url, protocols, this.#sharing);
+    const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
+    return new WebSocket(url, protocols);
+  }
+
+  #base() {
     const url = new URL(this.#url, this.#host.location?.href);
     url.protocol = url.protocol.replace(/^http/, "ws");
     url.hash = "";
+    return url;
+  }
+
+  /** Return the URL to connect to: with token, device and position. */
+  #address() {
+    const { device, tokenParameter } = this.#options;
+    const url = this.#base();
     if (this.#token) url.searchParams.set(tokenParameter, this.#token);
     if (device) url.searchParams.set("device", device);
     for (const [name, value] of Object.entries(this.#reader.position ?? {})) url.searchParams.set(name, value);
@@ -1762,3 +2458,5 @@ export class WsGateway {
     return this.#handover.read(this.#state === "closed");
   }
 }
+
+if (globalThis.SharedWorkerGlobalScope && globalThis.name.startsWith(WORKER)) serveTabs();
