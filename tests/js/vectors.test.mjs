@@ -190,7 +190,7 @@ async function opened({ options, opened: fields }) {
   return runner;
 }
 
-for (const vector of [...FILE.vectors, ...FILE.topic_vectors, ...FILE.refresh_vectors]) {
+for (const vector of FILE.vectors) {
   test(vector.name, async () => {
     const runner = await opened(vector);
     for (const [number, step] of vector.steps.entries()) {
