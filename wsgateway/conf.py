@@ -104,7 +104,11 @@ class Settings:
     COOKIE_NAME = text("wsgateway", "Name of the cookie that `SignedCookieIdentity` reads")
     TOKEN_PARAMETER = text("token", "Query parameter that `TokenIdentity` reads")
     TOKEN_MAX_AGE = seconds(3600.0, "How long a signed token or cookie is valid")
-    TOPIC_TOKEN_MAX_AGE = seconds(300.0, "How long a signed token for a topic is valid, at most")
+    TOPIC_TOKEN_MAX_AGE = seconds(
+        300.0,
+        "How long a signed token for a topic is valid, at most; never longer than half of "
+        "`INBOX_MAX_AGE`",
+    )
     REVALIDATE_INTERVAL = seconds(
         60.0, "How often a gateway asks whether the logins behind its open sockets are still valid"
     )

@@ -180,7 +180,7 @@ async def test_without_a_valid_token_allow_decides(
 
 
 def test_token_that_cannot_be_meant_is_refused(rules: Rules) -> None:
-    with pytest.raises(ValueError, match=r"max_age is 301 s, but must be .* at most WSGATEWAY_TO"):
+    with pytest.raises(ValueError, match=r"max_age is 301 s, but must be .* at most 300"):
         topics.token("room", "42", user="ann", max_age=301)
     with pytest.raises(ValueError, match="access is 'admin'"):
         topics.token("room", "42", user="ann", access="admin")  # type: ignore[arg-type]
@@ -188,6 +188,16 @@ def test_token_that_cannot_be_meant_is_refused(rules: Rules) -> None:
         topics.token("room", "", user="ann")
     with pytest.raises(TypeError, match=r"user is int; give a name, a Django user"):
         topics.token("room", "42", user=7)
+
+
+async def test_token_never_outlives_the_memory_of_what_is_revoked(
+    rights: Rights, rules: Rules, settings: Any
+) -> None:
+    given = topics.token("room", "42", user="ann")
+    settings.WSGATEWAY_INBOX_MAX_AGE = 60.0
+    with pytest.raises(ValueError, match=r"max_age is 31 s, but must be .* at most 30"):
+        topics.token("room", "42", user="ann", max_age=31)
+    assert await rights.access(ANN, ROOM, given) == "read"
 
 
 # -- rights that end ---------------------------------------------------------------------

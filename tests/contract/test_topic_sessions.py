@@ -222,6 +222,32 @@ async def test_revoked_right_ends_the_subscription(hub: Hub, ann: Client, rules:
     assert (await ann.subscribe(ROOM)).code == "forbidden"
 
 
+async def test_revoked_user_is_unsubscribed_on_two_gateways_within_a_second(
+    hub: Hub, ann: Client, brokers: Any
+) -> None:
+    other = Hub(Connection(asyncio.get_running_loop(), brokers.make()))
+    await other.open()
+    clients = [ann, Client(other), Client(other, "bob")]
+    for client in clients:
+        if client is not ann:
+            await client.session.start(Resume())
+        token = topics.token("room", SECRET.name, user=client.session.identity.user)
+        assert isinstance(await client.subscribe(SECRET, token=token), Subscribed)
+    begin = asyncio.get_running_loop().time()
+    await topics.arevoke("room", SECRET.name, user="ann")
+    await until(lambda: all(each.told(Unsubscribed, SECRET) for each in clients[:2]))
+    assert asyncio.get_running_loop().time() - begin < 1
+    token = topics.token("room", SECRET.name, user="ann")  # the clocks of two servers differ
+    for client in clients[:2]:
+        again = await client.subscribe(SECRET, token=token)
+        assert isinstance(again, Unsubscribed)
+        assert again.code == "forbidden"
+    await publish(hub.broker, SECRET, "for bob")
+    await clients[2].has("for bob", topic=SECRET)
+    assert ann.got(SECRET) == clients[1].got(SECRET) == []
+    await other.close()
+
+
 async def test_client_that_acknowledges_nothing_of_one_topic_gets_the_others(
     hub: Hub, settings: Any
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.conf import SETTINGS
 from wsgateway.identity import Identity
 from wsgateway.protocol.subjects import Topic
+from wsgateway.testing import assert_not_sent
 from wsgateway.topics import marks
 from wsgateway.topics.rights import Rights
 
@@ -85,6 +88,7 @@ def test_members_may_write_until_they_are_removed(
     with django_capture_on_commit_callbacks(execute=True):
         run("remove_member")["remove_member"](Group.objects.get(), ann)
     assert access("ann", token=token) is None
+    assert_not_sent()  # what is revoked is not a message to somebody
 
 
 def test_those_who_were_deactivated_are_asked_about(ann: User) -> None:
@@ -92,6 +96,15 @@ def test_those_who_were_deactivated_are_asked_about(ann: User) -> None:
     token = run("room_token")["topics"].token("room", "staff", user=ann)
     run("deactivate_sleepers")["deactivate_sleepers"](dt.datetime(2026, 2, 1, tzinfo=dt.UTC))
     assert access("ann", token=token) is None
+
+
+def test_shown_test_passes(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("chat.ws_services")
+    module.allow = run('@topic("room")')["allow"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "chat.ws_services", module)
+    monkeypatch.setitem(sys.modules, "chat", ModuleType("chat"))
+    name = "test_only_members_may_write"
+    getattr(run("RoomTests")["RoomTests"](name), name)()
 
 
 def test_class_decides(ann: User) -> None:

@@ -36,6 +36,7 @@ from wsgateway.services.policy import Retried
 from wsgateway.services.registry import Service, get_service
 from wsgateway.services.running import Running
 from wsgateway.services.users import naming_path
+from wsgateway.topics.marks import INBOX as MARKS
 
 __all__ = ["Delivered", "Sent", "adeliver", "assert_not_sent", "assert_sent", "deliver", "sent"]
 
@@ -117,7 +118,7 @@ def sent(service: str | None = None, user: str | None = None) -> list[Sent]:
     found = [
         Sent(inbox, kept.stored)
         for inbox in list(store.inboxes.messages)
-        if isinstance(inbox, Inbox)
+        if isinstance(inbox, Inbox) and inbox != MARKS
         if service in (None, inbox.service) and user in (None, inbox.user)
         for kept in store.inboxes.kept(inbox)
     ]

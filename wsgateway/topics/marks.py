@@ -11,12 +11,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from wsgateway.broker.messages import MIN_TTL
 from wsgateway.conf import settings
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.strict_json import loads
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, Topic
 
-__all__ = ["INBOX", "LEAST_KEPT", "LEEWAY", "Mark", "Marks", "keep_for"]
+__all__ = ["INBOX", "LEAST_KEPT", "LEEWAY", "Mark", "Marks", "keep_for", "longest_token"]
 
 INBOX = Inbox(GROUP_SERVICE, "wsgateway: topic rights")
 """Where marks are. No group of an application can be stored there: Channels allows no space."""
@@ -31,7 +32,13 @@ Key = tuple[str, str | None, str | None, str | None]
 
 def keep_for() -> float:
     """Return the seconds for which a mark is kept: longer than any token is valid."""
-    return max(LEAST_KEPT, 2 * settings.TOPIC_TOKEN_MAX_AGE)
+    wanted = max(LEAST_KEPT, 2 * settings.TOPIC_TOKEN_MAX_AGE)
+    return max(MIN_TTL, min(wanted, settings.INBOX_MAX_AGE))
+
+
+def longest_token() -> float:
+    """Return the seconds for which a token is valid at most."""
+    return min(settings.TOPIC_TOKEN_MAX_AGE, keep_for() / 2)
 
 
 @dataclass(frozen=True, slots=True)

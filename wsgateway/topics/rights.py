@@ -24,7 +24,7 @@ from wsgateway.identity.base import Identity, shown
 from wsgateway.protocol.endpoint import Access
 from wsgateway.protocol.subjects import Topic
 from wsgateway.supervision import start, supervise
-from wsgateway.topics.marks import INBOX, LEAST_KEPT, Mark, Marks
+from wsgateway.topics.marks import INBOX, Mark, Marks, keep_for
 from wsgateway.topics.registry import TopicService
 from wsgateway.topics.tokens import ACCESSES, read_token
 
@@ -200,7 +200,7 @@ class Rights:
 
     def _on_ready(self) -> None:
         lost, self._lost = self._lost, None
-        if lost is not None and time.monotonic() - lost > LEAST_KEPT / 2:
+        if lost is not None and time.monotonic() - lost > keep_for() / 2:
             self._ask_again(self._everybody())  # some marks may have come and gone
 
     def _everybody(self) -> list[Holder]:

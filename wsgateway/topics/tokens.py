@@ -7,10 +7,9 @@ from typing import NamedTuple, get_args
 
 from django.core import signing
 
-from wsgateway.conf import settings
 from wsgateway.protocol.endpoint import Access
 from wsgateway.protocol.subjects import Inbox, Topic
-from wsgateway.topics.marks import LEEWAY
+from wsgateway.topics.marks import LEEWAY, longest_token
 from wsgateway.topics.users import User, parse_user, require_topic
 
 __all__ = ["ACCESSES", "Grant", "read_token", "token"]
@@ -57,12 +56,12 @@ def token(
         ValueError: *access* or *max_age* is out of range.
     """
     topic = require_topic(service, name)
-    most = settings.TOPIC_TOKEN_MAX_AGE
+    most = longest_token()
     age = most if max_age is None else max_age
     if not 0 < age <= most:
         raise ValueError(
-            f"max_age is {age} s, but must be above 0 and at most "
-            f"WSGATEWAY_TOPIC_TOKEN_MAX_AGE ({most} s)"
+            f"max_age is {age} s, but must be above 0 and at most {most} s; "
+            "see WSGATEWAY_TOPIC_TOKEN_MAX_AGE"
         )
     if access not in ACCESSES:
         raise ValueError(f"access is {access!r}, but must be 'read' or 'write'")
@@ -79,7 +78,7 @@ def read_token(text: str, topic: Topic, inbox: Inbox) -> Grant | None:
     except Exception:  # base64, zlib, JSON: whatever a forged token trips over
         return None
     age = time.time() - issued
-    # The setting may be lower by now, and what is revoked is not remembered for longer
-    in_time = time.time() < expires and -LEEWAY <= age <= settings.TOPIC_TOKEN_MAX_AGE
+    # The settings may be lower by now, and what is revoked is not remembered for longer
+    in_time = time.time() < expires and -LEEWAY <= age <= longest_token()
     is_meant = (service, name, user) == (topic.service, topic.name, inbox.user)
     return Grant(access, issued) if in_time and is_meant and at in (None, inbox.service) else None
