@@ -79,7 +79,7 @@ def ann(db: Any) -> User:
 def test_members_may_write_until_they_are_removed(
     ann: User, django_capture_on_commit_callbacks: Any
 ) -> None:
-    run('@topic("room")')
+    run('@topic("room", direct=True)')
     assert access("ann") == "write"
     assert access("bob") is None
     assert access("ann", Topic("room", "other")) is None
@@ -92,7 +92,7 @@ def test_members_may_write_until_they_are_removed(
 
 
 def test_those_who_were_deactivated_are_asked_about(ann: User) -> None:
-    run('@topic("room")')
+    run('@topic("room", direct=True)')
     token = run("room_token")["topics"].token("room", "staff", user=ann)
     run("deactivate_sleepers")["deactivate_sleepers"](dt.datetime(2026, 2, 1, tzinfo=dt.UTC))
     assert access("ann", token=token) is None
@@ -100,7 +100,7 @@ def test_those_who_were_deactivated_are_asked_about(ann: User) -> None:
 
 def test_shown_test_passes(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("chat.ws_services")
-    module.allow = run('@topic("room")')["allow"]  # type: ignore[attr-defined]
+    module.allow = run('@topic("room", direct=True)')["allow"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "chat.ws_services", module)
     monkeypatch.setitem(sys.modules, "chat", ModuleType("chat"))
     name = "test_only_members_may_write"
@@ -115,7 +115,7 @@ def test_class_decides(ann: User) -> None:
 
 
 def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
-    run('@topic("room")')
+    run('@topic("room", direct=True)')
     request = rf.get("/")
     request.user = ann
     Group.objects.get().user_set.remove(ann)
@@ -133,7 +133,7 @@ def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
 
 
 def test_views_send_and_page_through_what_was_sent() -> None:
-    run('@topic("room")')
+    run('@topic("room", direct=True)')
     staff = Group(name="staff", pk=7)
     for number in range(51):
         run("def announce")["announce"](staff, str(number))

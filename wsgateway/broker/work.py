@@ -107,7 +107,7 @@ class Job:
     def topic(self) -> Topic | None:
         """The topic of the service that it was sent to; None if it was not sent to one.
 
-        Whoever may publish in NATS can write the header, so it may name no such topic.
+        A program that may publish in NATS can write the header, so it may name no such topic.
         """
         topic = read_topic(self.headers.get(TOPIC_HEADER))
         return topic if topic is not None and topic.service == self.service else None

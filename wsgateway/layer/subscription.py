@@ -200,7 +200,7 @@ class Attachment:
         self.leave()
         if self._task is not None:
             self._task.cancel()
-        self._report(None)  # it was a member until now; whoever added it did not fail
+        self._report(None)  # it was a member until now; the call that added it did not fail
 
     async def started(self) -> None:
         """See `Subscription.started`."""

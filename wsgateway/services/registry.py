@@ -72,8 +72,8 @@ class Service:
     def refuse(self, job: Job) -> MalformedMessage | None:
         """Return why the handler cannot have a message that only a gateway may send.
 
-        Whoever may publish in NATS could make the handler take it for another user's, or send it
-        to a topic that they may not write.
+        A program that may publish in NATS could make the handler take it for another user's, or
+        send it to a topic that the user may not write.
         """
         if not self.has_topics and job.inbox.service != self.name:
             return MalformedMessage(

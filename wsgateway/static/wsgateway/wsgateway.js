@@ -358,7 +358,7 @@ class Subscription {
     return id === this.asked && (id !== null || this.state === "subscribed");
   }
 
-  /** Return whether what was delivered before is to be acknowledged anew. */
+  /** Return whether what was delivered before needs another acknowledgement. */
   begin(frame) {
     const answers = this.asked !== null;
     this.asked = null;
