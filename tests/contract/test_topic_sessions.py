@@ -14,12 +14,15 @@ from wsgateway import declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Connection
+from wsgateway.exceptions import BrokerUnavailable
+from wsgateway.gateway import casts
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
 from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Resume, Subscribed, Unsubscribed
 from wsgateway.protocol.v1.endpoint import V1Endpoint
@@ -76,6 +79,10 @@ class Client(Transport):
         offset = max(f.offset for f in self.told(ServerMessage, topic))
         await self.session.receive(protocol.encode_client_ack(offset, epoch, str(topic)))
 
+    async def say(self, id: str, text: str, topic: Topic) -> None:
+        frame = protocol.encode_client_message(id, Frame.of(text), topic=str(topic))
+        await self.session.receive(frame)
+
     async def unsubscribe(self, topic: Topic) -> None:
         await self.session.receive(protocol.encode_unsubscribe(str(topic)))
 
@@ -88,11 +95,14 @@ def rules(monkeypatch: pytest.MonkeyPatch, brokers: Any) -> dict[tuple[str, str]
     monkeypatch.setattr(declared, "topics", {})
     exceptions: dict[tuple[str, str], str | None] = {}
 
-    @wsgateway.topic("room")
+    @wsgateway.topic("room", queue=True)
     async def allow(identity: Identity, name: str) -> str | None:
         default = None if name.startswith("secret") else "write"
         return exceptions.get((identity.user, name), default)
 
+    wsgateway.topic("cursor", durable=False, direct=True)(allow)
+    wsgateway.topic("board", direct=True)(allow)
+    wsgateway.topic("news")(allow)
     return exceptions
 
 
@@ -294,3 +304,157 @@ async def test_sockets_of_a_topic_share_its_subscription(
     for client in clients:
         await client.has("to all", topic=ROOM)
         await client.session.stop()
+
+
+async def answer(client: Client, id: str) -> Any:
+    """Return what the gateway says about a message of the client."""
+    kinds = (protocol.Accepted, protocol.Refused)
+    return await until(
+        lambda: next((f for f in client.frames if isinstance(f, kinds) and f.id == id), None),
+        what=f"an answer about {id}",
+    )
+
+
+async def test_client_writes_to_a_topic_that_stores_it_with_the_sender(
+    hub: Hub, ann: Client
+) -> None:
+    bob = Client(hub, "bob")
+    await bob.session.start(Resume())
+    board = Topic("board", "1")
+    for client in (ann, bob):
+        await client.subscribe(board)
+    await ann.say("m1", "from ann", board)
+    assert isinstance(await answer(ann, "m1"), protocol.Accepted)
+    for client in (ann, bob):
+        await client.has("from ann", topic=board)
+        assert client.told(ServerMessage, board)[0].sender == ANN
+    await bob.session.stop()
+
+
+async def test_client_writes_to_a_topic_whose_service_handles_it(
+    hub: Hub, ann: Client, brokers: Any
+) -> None:
+    await ann.subscribe(ROOM)
+    await ann.say("m1", "for the handler", ROOM)
+    assert isinstance(await answer(ann, "m1"), protocol.Accepted)
+    assert ann.got(ROOM) == []
+    [queue] = [each for each in await hub.broker.operations.queues() if each.service == "room"]
+    assert queue.waiting == 1
+
+
+async def test_right_to_write_is_worth_nothing_where_nothing_takes_it(ann: Client) -> None:
+    news = Topic("news", "1")
+    assert (await ann.subscribe(news)).access == "read"
+    await ann.say("m1", "unheard", news)
+    assert (await answer(ann, "m1")).code == "forbidden"
+
+
+async def test_right_to_write_is_withdrawn_while_reading_goes_on(
+    hub: Hub, ann: Client, rules: Any
+) -> None:
+    await ann.subscribe(ROOM)
+    rules["ann", "42"] = "read"
+    await topics.arecheck("room", "42")
+    await until(lambda: len(ann.told(Subscribed, ROOM)) == 2, what="it is told")
+    told = ann.told(Subscribed, ROOM)[1]
+    assert (told.access, told.recovered, told.id) == ("read", True, None)
+    await ann.say("m1", "too late", ROOM)
+    assert (await answer(ann, "m1")).code == "forbidden"
+    await publish(hub.broker, ROOM, "still")
+    await ann.has("still", topic=ROOM)
+
+
+CURSOR = Topic("cursor", "7")
+
+
+async def test_ephemeral_topic_reaches_those_who_read_it_now(hub: Hub, ann: Client) -> None:
+    bob = Client(hub, "bob")
+    await bob.session.start(Resume())
+    await publish(hub.broker, CURSOR, "before")
+    for client in (ann, bob):
+        told = await client.subscribe(CURSOR)
+        assert (told.durable, told.epoch, told.access) == (False, "", "write")
+    await ann.say("m1", "5,7", CURSOR)
+    assert isinstance(await answer(ann, "m1"), protocol.Accepted)
+    for client in (ann, bob):
+        await client.has("5,7", topic=CURSOR)
+    await ann.unsubscribe(CURSOR)
+    await until(lambda: ann.told(Unsubscribed, CURSOR), what="an answer")
+    await publish(hub.broker, CURSOR, "after")
+    await bob.has("5,7", "after", topic=CURSOR)
+    assert ann.got(CURSOR) == ["5,7"]
+    await bob.session.stop()
+
+
+async def test_slow_reader_of_an_ephemeral_topic_costs_bounded_memory_and_is_told(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(casts, "WINDOW_BYTES", 20_000)
+    bob = Client(hub, "bob")
+    await bob.session.start(Resume())
+    for client in (ann, bob):
+        await client.subscribe(CURSOR)
+        await client.subscribe(ROOM)
+    ann.reads.clear()
+    data = [str(number) for number in range(100)]
+    for number in data:
+        await publish(hub.broker, CURSOR, number)
+        await until(lambda: number in bob.got(CURSOR), what="it came")  # noqa: B023
+    await publish(hub.broker, ROOM, "kept")
+    ann.reads.set()
+    await ann.has("kept", topic=ROOM)
+    [told] = ann.told(Unsubscribed, CURSOR)
+    assert (told.code, told.temporary) == ("too_slow", True)
+    assert len(ann.got(CURSOR)) <= 20_000 // casts.OVERHEAD
+    assert bob.got(CURSOR) == data
+    await ann.subscribe(CURSOR)
+    await publish(hub.broker, CURSOR, "again")
+    await until(lambda: ann.got(CURSOR)[-1] == "again", what="it goes on")
+    await bob.session.stop()
+
+
+async def test_topic_whose_stream_is_away_holds_up_no_other(
+    hub: Hub, ann: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, asked = Topic("board", "1"), asyncio.Event()
+    log = hub.broker.log(away)
+
+    async def no_leader(*_: Any, **__: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(0.2)
+        raise BrokerUnavailable("stream 'WS_TOPIC_board' has no leader")
+
+    monkeypatch.setattr(log, "position", no_leader)
+    refused = asyncio.create_task(ann.subscribe(away))
+    await asyncio.wait_for(asked.wait(), 10)
+    await ann.subscribe(ROOM)
+    await publish(hub.broker, ROOM, "here")
+    await ann.has("here", topic=ROOM)
+    assert not refused.done()
+    told = await refused
+    assert (told.code, told.temporary) == ("unavailable", True)
+    monkeypatch.undo()
+
+
+async def test_read_of_a_topic_that_hangs_holds_up_no_other(
+    hub: Hub, ann: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, asked = Topic("board", "1"), asyncio.Event()
+    await ann.subscribe(board)
+    await ann.subscribe(ROOM)
+    window = ann.session.subscriptions[board].window
+    await until(lambda: not window.fetching, what="its backlog is read")
+
+    async def hang(*_: Any, **__: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.broker.log(board), "read_after", hang)
+        window.invalidate()
+        ann.session.subscriptions[board].wake()
+        await asyncio.wait_for(asked.wait(), 10)
+        await publish(hub.broker, ROOM, "here")
+        await ann.has("here", topic=ROOM)
+        await ann.unsubscribe(board)
+        await until(lambda: ann.told(Unsubscribed, board), what="even this can be ended")

@@ -17,6 +17,7 @@ from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, QueueFull
 from wsgateway.gateway import publish_queue as queue_module
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Topic
 
 STEPS = ["store", "store", "store", "lose answer", "break", "down", "silent", "late", "wait"]
 
@@ -32,7 +33,7 @@ class Server:
         self._pipe: list[tuple[str, asyncio.Future[Receipt]]] = []
 
     def offer(
-        self, frame: Frame, msg_id: str, headers: Mapping[str, str]
+        self, frame: Frame, msg_id: str, headers: Mapping[str, str], topic: Topic | None = None
     ) -> asyncio.Future[Receipt]:
         if self.down:
             raise BrokerUnavailable("not connected")

@@ -24,6 +24,7 @@ from wsgateway.exceptions import (
     MalformedMessage,
     reason_of,
 )
+from wsgateway.gateway.casts import Casts
 from wsgateway.gateway.cursors import Cursors
 from wsgateway.gateway.daphne import at_shutdown, quieten
 from wsgateway.gateway.events import SocketEvents
@@ -88,6 +89,7 @@ class Hub:
         self.watching = Watching(broker)
         self.rights = Rights(broker)
         """What sockets may do with topics."""
+        self.casts = Casts(broker)
         self._revocations = Revocations(broker)
         self.presence = Presence(self)
         self._users: dict[Inbox, _User] = {}

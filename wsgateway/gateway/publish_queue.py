@@ -16,6 +16,7 @@ from wsgateway.exceptions import (
     QueueFull,
 )
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Topic
 from wsgateway.supervision import supervise
 
 __all__ = ["Publish", "PublishQueue"]
@@ -32,7 +33,7 @@ REASONS: dict[type[BaseException], str] = {
 }
 """What metrics call the errors with which frames are refused."""
 
-Publish = Callable[[Frame, str, Mapping[str, str]], "asyncio.Future[Receipt]"]
+Publish = Callable[[Frame, str, Mapping[str, str], Topic | None], "asyncio.Future[Receipt]"]
 Patience = Callable[[], float]
 NONE: Mapping[str, str] = {}
 
@@ -42,6 +43,7 @@ class _Entry:
     frame: Frame
     msg_id: str
     headers: Mapping[str, str]
+    topic: Topic | None
     since: float  # loop time at which it came
     result: asyncio.Future[Receipt]
     attempt: asyncio.Future[Receipt] | None = None
@@ -58,7 +60,7 @@ class PublishQueue:
     more. What was published before the refusal was known, a window at most, the broker may store.
 
     Args:
-        publish: Tries once to store a frame, see `Broker.offer`.
+        publish: Tries once to store a frame, see `Broker.offer` and `Broker.offer_topic`.
         window: Frames that may wait for the broker; more wait in `put`.
         window_bytes: Bytes that may wait for it; a single larger frame still goes.
         patience: Returns the seconds after which a frame is refused with `BrokerUnavailable`, as
@@ -111,9 +113,15 @@ class PublishQueue:
         return len(self._entries)
 
     async def put(
-        self, frame: Frame, msg_id: str, headers: Mapping[str, str] = NONE
+        self,
+        frame: Frame,
+        msg_id: str,
+        headers: Mapping[str, str] = NONE,
+        topic: Topic | None = None,
     ) -> asyncio.Future[Receipt]:
         """Send *frame*; wait while the window is full. Return the future of its receipt.
+
+        It goes to *topic*, or, without one, to the client's service.
 
         The future is cancelled when the queue has ended.
         """
@@ -130,7 +138,7 @@ class PublishQueue:
         if not self._entries:
             self._progress = now
         holds = self._holds()
-        entry = _Entry(frame, msg_id, headers, now, result)
+        entry = _Entry(frame, msg_id, headers, topic, now, result)
         self._entries.append(entry)
         self._bytes += size
         if not holds:
@@ -170,7 +178,7 @@ class PublishQueue:
 
     def _try(self, entry: _Entry) -> None:
         try:
-            attempt = self._publish(entry.frame, entry.msg_id, entry.headers)
+            attempt = self._publish(entry.frame, entry.msg_id, entry.headers, entry.topic)
         except Exception as exc:
             attempt = self._loop.create_future()
             attempt.set_exception(exc)

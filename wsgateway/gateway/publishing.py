@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from wsgateway import declared
 from wsgateway.broker.messages import (
     CLIENT_ID_HEADER,
     CONNECTION_HEADER,
@@ -22,7 +23,7 @@ from wsgateway.exceptions import WsGatewayError, reason_of
 from wsgateway.gateway.publish_queue import PublishQueue
 from wsgateway.protocol.endpoint import Answer, Publish
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import encode_token
+from wsgateway.protocol.subjects import Topic, encode_token
 
 if TYPE_CHECKING:
     from wsgateway.gateway.session import Session
@@ -76,7 +77,7 @@ class Publisher:
                 headers[REQUEST_HEADER] = id
             if message.trace is not None and (self.is_traced or settings.CONTINUE_TRACES):
                 headers |= message.trace
-        receipt = await self.put(message.frame, msg_id, headers)
+        receipt = await self.put(message.frame, msg_id, headers, message.topic)
         receipt.add_done_callback(partial(self._on_receipt, id))
 
     def give_up(self) -> None:
@@ -84,9 +85,13 @@ class Publisher:
         self._queue.give_up()
 
     def _publish_once(
-        self, frame: Frame, msg_id: str, headers: Mapping[str, str]
+        self, frame: Frame, msg_id: str, headers: Mapping[str, str], topic: Topic | None
     ) -> asyncio.Future[Receipt]:
-        return self._session.hub.broker.offer(self._session.inbox, frame, msg_id, headers)
+        broker, inbox = self._session.hub.broker, self._session.inbox
+        if topic is None:
+            return broker.offer(inbox, frame, msg_id, headers)
+        direct = declared.topics[topic.service].direct  # it is declared, or nobody could subscribe
+        return broker.offer_topic(topic, inbox, frame, msg_id, headers, direct=direct)
 
     def _patience(self) -> float:
         """Return how long a client's frame may wait: an election passes, an outage may not."""

@@ -10,6 +10,7 @@ from wsgateway import declared
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.recovery import Start, find_start
 from wsgateway.exceptions import BrokerError, reason_of
+from wsgateway.gateway.casts import CastSubscription
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.identity import Identity
 from wsgateway.protocol.endpoint import Access, Subscribe, Unsubscribe
@@ -38,61 +39,52 @@ class TopicSubscription(Subscription):
         topics: The session's.
     """
 
-    __slots__ = ("_access", "_begun", "_topics", "identity", "topic")
+    __slots__ = ("_begun", "_topics", "access", "identity", "topic")
 
     def __init__(self, session: Session, topic: Topic, topics: SocketTopics) -> None:
         super().__init__(session, topic)
+        self._topics = topics
         self.topic = topic
         self.identity: Identity = session.identity
-        self._topics = topics
-        self._access: Access | None = None
+        self.access: Access | None = None
+        """What the client may do."""
         self._begun: str | None = None  # the frame that says where it begins, until it is written
 
-    async def open(self, question: Subscribe) -> bool:
-        """Begin to read; return whether the client may.
+    @property
+    def is_open(self) -> bool:
+        """Whether the client has been told that it reads the topic, or is about to be."""
+        return bool(self.epoch)
+
+    async def find_start(self, question: Subscribe) -> Start:
+        """Return where delivery begins; live messages are taken from now on.
 
         Raises:
-            BrokerError: It is not known whether, or where to begin.
+            BrokerError: Not known now.
         """
-        hub = self._session.hub
-        access = self._access = await hub.rights.acquire(self, question.token)
-        if access is None:
-            return False
-        hub.subscriptions.subscribe(self)
-        begin = await _find_start(self._log, question)
-        if (access := self._access) is None:  # withdrawn by now
-            return False
-        endpoint = self._session.endpoint
-        self._begun = endpoint.subscribed(self.topic, begin, question.id, access)
-        if self._begun is not None:
-            self.begin(begin)
-        return True
+        self._session.hub.subscriptions.subscribe(self)
+        return await _find_start(self._log, question)
+
+    def begin(self, start: Start, frame: str = "") -> None:
+        """Deliver what comes after *start*, and before it *frame*, which says so."""
+        self._begun = frame
+        super().begin(start)
 
     def close(self) -> None:
         """See `Subscription.close`."""
-        if not self.closed:
-            super().close()
-            self._session.hub.subscriptions.unsubscribe(self)
-            self._session.hub.rights.release(self)
+        super().close()
+        hub = self._session.hub
+        hub.subscriptions.unsubscribe(self)
+        hub.rights.release(self)
 
     def change_access(self, access: Access | None) -> None:
         """See `wsgateway.topics.rights.Holder`."""
-        self._access = access
-        if not self.epoch:
-            return  # `open` goes on with it
-        if access is None:
-            self._topics.withdraw(self.topic)
-            return
-        go_on = Start(self.epoch, self.window.confirmed)
-        frame = self._session.endpoint.subscribed_again(self.topic, go_on, access)
-        if frame is not None:
-            self._session.writer.add(frame)
+        self._topics.change_access(self, Start(self.epoch, self.window.confirmed), access)
 
     # -- to the client -------------------------------------------------------------------
 
     async def write(self) -> None:
         """See `Subscription.write`."""
-        if self._begun is not None and not self.closed:
+        if self._begun and not self.closed:
             begun, self._begun = self._begun, None
             await self._session.write_other(begun)
         await super().write()
@@ -129,11 +121,12 @@ async def _find_start(log: Log, question: Subscribe) -> Start:
     before: int | None = None
     while wanted > 0:
         batch = await log.read_last(topic, min(wanted, MOST), before=before)
+        if not batch.messages:
+            break
         wanted -= len(batch.messages)
-        if batch.messages:
-            before = batch.messages[0].offset
-            offset = min(offset, before - 1)
-        if not batch.more or not batch.messages:
+        before = batch.messages[0].offset
+        offset = min(offset, before - 1)
+        if not batch.more:
             break
     return Start(position.epoch, offset, Reason.NEW)
 
@@ -147,8 +140,12 @@ class SocketTopics:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._readers: dict[Topic, TopicSubscription] = {}  # asked for, or open
+        self._readers: dict[Topic, TopicSubscription | CastSubscription] = {}  # asked for, or open
         self._opening: dict[Topic, asyncio.Task[None]] = {}
+        self.waiting_bytes = 0
+        """What of ephemeral topics waits for the client."""
+
+    # -- from the client -----------------------------------------------------------------
 
     def begin(self, question: Subscribe) -> None:
         """Find out whether the client may read a topic, and begin; or say why not."""
@@ -156,58 +153,104 @@ class SocketTopics:
 
     async def _begin(self, question: Subscribe) -> None:
         """Open a subscription. Cancelled if the client ends it first."""
-        topic, hub = question.topic, self._session.hub
-        code, reader = ErrorCode.FORBIDDEN, None
+        session, topic, code = self._session, question.topic, ErrorCode.FORBIDDEN
         try:
-            async with hub.starting_of(topic.service):
-                if topic.service in declared.topics:
-                    reader = TopicSubscription(self._session, topic, self)
-                    self._readers[topic] = reader
-                    if await reader.open(question):
-                        self._session.subscriptions[topic] = reader
-                        return
+            async with session.hub.starting_of(topic.service):
+                if await self._open(question):
+                    return
         except BrokerError as exc:
             code = ErrorCode.UNAVAILABLE
-            text = "cannot subscribe %s to topic %r now: %s"
-            where = self._session.socket.transport.where
-            logger.info(text, where, str(topic), reason_of(exc), extra=self._session.log_fields)
+            where, text = session.socket.transport.where, "cannot subscribe %s to topic %r now: %s"
+            logger.info(text, where, str(topic), reason_of(exc), extra=session.log_fields)
         except Exception:
             code = ErrorCode.INTERNAL
-            logger.exception("cannot subscribe to a topic", extra=self._session.log_fields)
+            logger.exception("cannot subscribe to topic %r", str(topic), extra=session.log_fields)
         finally:
             if self._opening.get(topic) is asyncio.current_task():
                 del self._opening[topic]
-        self._drop(topic, reader)
-        frame = self._session.endpoint.unsubscribed(topic, code, id=question.id)
+        self._drop(topic)
+        frame = session.endpoint.unsubscribed(topic, code, id=question.id)
         if frame is not None:
-            self._session.socket.answer(frame)
+            session.socket.answer(frame)
+
+    async def _open(self, question: Subscribe) -> bool:
+        """Begin to read a topic; return whether the client may.
+
+        Raises:
+            BrokerError: It is not known whether, or where to begin.
+        """
+        session, topic = self._session, question.topic
+        service = declared.topics.get(topic.service)
+        if service is None:
+            return False
+        kind = TopicSubscription if service.durable else CastSubscription
+        reader = self._readers[topic] = kind(session, topic, self)
+        reader.access = await session.hub.rights.acquire(reader, question.token)
+        if reader.access is None:
+            return False
+        begin = await reader.find_start(question)
+        access = _usable(topic, reader.access)
+        if access is None:  # it was withdrawn by now
+            return False
+        frame = session.endpoint.subscribed(topic, begin, question.id, access)
+        if frame is not None:
+            if isinstance(reader, TopicSubscription):
+                session.subscriptions[topic] = reader
+            reader.begin(begin, frame)  # type: ignore[arg-type]  # as `find_start` of its kind
+        return True
 
     def end(self, action: Unsubscribe) -> None:
         """End a subscription, or the question whether it may begin."""
         task = self._opening.pop(action.topic, None)
         if task is not None:
             task.cancel()
-        self._drop(action.topic, self._readers.get(action.topic))
+        self._drop(action.topic)
         self._session.writer.add(action.text)
 
-    def withdraw(self, topic: Topic) -> None:
-        """End a subscription whose right has ended."""
-        self._drop(topic, self._readers.get(topic))
-        frame = self._session.endpoint.unsubscribed(topic, ErrorCode.FORBIDDEN)
+    # -- to the client -------------------------------------------------------------------
+
+    def change_access(
+        self,
+        reader: TopicSubscription | CastSubscription,
+        start: Start | None,
+        access: Access | None,
+    ) -> None:
+        """Go on with another right, after *start*; None: end, it has been withdrawn."""
+        topic, endpoint = reader.topic, self._session.endpoint
+        reader.access = access
+        if not reader.is_open:
+            return  # `_open` goes on with it
+        if access is None:
+            self._drop(topic)
+            frame = endpoint.unsubscribed(topic, ErrorCode.FORBIDDEN)
+        else:
+            frame = endpoint.subscribed_again(topic, start, _usable(topic, access))
         if frame is not None:
             self._session.writer.add(frame)
 
-    def _drop(self, topic: Topic, reader: TopicSubscription | None) -> None:
-        if reader is None:
-            return
-        reader.close()
-        if self._readers.get(topic) is reader:
-            del self._readers[topic]
-            self._session.subscriptions.pop(topic, None)
+    def end_slow(self, topic: Topic) -> None:
+        """End a subscription to an ephemeral topic whose messages wait for too long."""
+        self._drop(topic)
+        frame = self._session.endpoint.unsubscribed(topic, ErrorCode.TOO_SLOW)
+        if frame is not None:
+            self._session.writer.add(frame)
+
+    def _drop(self, topic: Topic) -> None:
+        reader = self._readers.pop(topic, None)
+        self._session.subscriptions.pop(topic, None)
+        if reader is not None:
+            reader.close()
 
     def close(self) -> None:
         """End all of them, without a word. Idempotent."""
         for task in self._opening.values():
             task.cancel()
-        for topic, reader in list(self._readers.items()):
-            self._drop(topic, reader)
+        for topic in list(self._readers):
+            self._drop(topic)
+
+
+def _usable(topic: Topic, access: Access | None) -> Access | None:
+    """Return what a client can make of its right: nobody can write where nothing takes it."""
+    service = declared.topics.get(topic.service)
+    can_write = service is not None and service.is_writable
+    return access if access is None or can_write else "read"

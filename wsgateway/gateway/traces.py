@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Put", "deliver", "trace"]
 
-Put = Callable[[Frame, str, Mapping[str, str]], Awaitable["asyncio.Future[Receipt]"]]
+Put = Callable[[Frame, str, Mapping[str, str], Topic | None], Awaitable["asyncio.Future[Receipt]"]]
 """As `PublishQueue.put`."""
 
 
@@ -59,16 +59,20 @@ class _Traces:
         self._links = tracer.links_to_handshake(headers)
 
     async def put(
-        self, frame: Frame, msg_id: str, headers: Mapping[str, str]
+        self, frame: Frame, msg_id: str, headers: Mapping[str, str], topic: Topic | None
     ) -> asyncio.Future[Receipt]:
         """Do what `PublishQueue.put` does, within a span that ends with the receipt."""
         attributes = {**self._attributes, "messaging.message.id": msg_id}
         if REQUEST_HEADER in headers:
             attributes["messaging.message.conversation_id"] = headers[REQUEST_HEADER]
-        if self._destination is None:
-            self._destination = self._broker.destination("send", self._inbox)
+        if topic is not None:
+            destination = self._broker.destination("send", self._inbox, topic.service)
+        elif self._destination is None:
+            destination = self._destination = self._broker.destination("send", self._inbox)
+        else:
+            destination = self._destination
         span, headers = self._tracer.begin_client_message(
-            self._destination._replace(server=self._broker.server),
+            destination._replace(server=self._broker.server),
             len(frame.payload),
             headers,
             attributes,
@@ -76,7 +80,7 @@ class _Traces:
             continues=settings.CONTINUE_TRACES,
         )
         try:
-            receipt = await self._put(frame, msg_id, headers)
+            receipt = await self._put(frame, msg_id, headers, topic)
         except BaseException as exc:
             finish(span, exc)
             raise

@@ -76,6 +76,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden", False, "the client may not do that"
     UNAUTHORIZED = "unauthorized", False, "the token of the `refresh` was not accepted"
     TOO_MANY = "too_many", False, "the socket has reached its limit for these"
+    TOO_SLOW = "too_slow", True, "the client reads more slowly than messages come"
     QUEUE_FULL = "queue_full", True, "the service's queue is at its limit; nothing was stored"
     RATE_LIMIT = "rate_limit", True, "the client sends faster than it may; nothing was stored"
     UNAVAILABLE = "unavailable", True, "the broker did not confirm it; it may have been stored"
