@@ -1,4 +1,4 @@
-"""Asynchronous hooks find database connections that work, as handlers do."""
+"""Hooks, such as what decides about topics, find database connections that work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from wsgateway.hooks import call_hook
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_asynchronous_hook_gets_a_new_connection_after_its_own_has_failed(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_hook_gets_a_new_connection_after_its_own_has_failed(
+    monkeypatch: pytest.MonkeyPatch, is_async: bool
 ) -> None:
-    """It failed for up to a minute, until some synchronous code closed the connection."""
+    """An asynchronous one failed for up to a minute, until other code closed the connection."""
     closed: list[str] = []
 
     def fail() -> None:
@@ -23,11 +24,17 @@ async def test_asynchronous_hook_gets_a_new_connection_after_its_own_has_failed(
         monkeypatch.setattr(connection, "is_usable", lambda: False)
         monkeypatch.setattr(connection, "close", lambda: closed.append("default"))
 
-    async def hook() -> int:
+    async def ask() -> int:
         before = len(closed)
         await get_user_model().objects.acount()
         return before
 
+    def ask_in_thread() -> int:
+        before = len(closed)
+        get_user_model().objects.count()
+        return before
+
+    hook = ask if is_async else ask_in_thread
     assert await call_hook(hook) == 0
     await sync_to_async(fail)()
     assert await call_hook(hook) == 1
