@@ -258,6 +258,26 @@ async def test_revoked_user_is_unsubscribed_on_two_gateways_within_a_second(
     await other.close()
 
 
+async def test_client_that_asks_for_many_topics_delays_no_other_client(
+    hub: Hub, ann: Client
+) -> None:
+    """Django was asked about all of them first."""
+    asked: list[str] = []
+
+    @wsgateway.topic("slow")
+    async def allow(identity: Identity, name: str) -> None:
+        asked.append(identity.user)
+        await asyncio.sleep(0)
+
+    bob = Client(hub, "bob")
+    await bob.session.start(Resume())
+    for number in range(200):
+        await ann.session.receive(protocol.encode_subscribe(f"t{number}", f"slow.{number}"))
+    assert isinstance(await bob.subscribe(Topic("slow", "bob")), Unsubscribed)
+    assert asked.index("bob") < 50
+    await bob.session.stop()
+
+
 async def test_client_that_acknowledges_nothing_of_one_topic_gets_the_others(
     hub: Hub, settings: Any
 ) -> None:

@@ -26,6 +26,8 @@ __all__ = ["SocketTopics", "TopicSubscription"]
 
 logger = logging.getLogger("wsgateway")
 
+AT_ONCE = 4
+"""Topics of one socket that begin at the same time: the others' must not wait for all of them."""
 MOST = 1000
 """Messages that are read at once, at most."""
 
@@ -142,6 +144,7 @@ class SocketTopics:
         self._session = session
         self._readers: dict[Topic, TopicSubscription | CastSubscription] = {}  # asked for, or open
         self._opening: dict[Topic, asyncio.Task[None]] = {}
+        self._asking = asyncio.Semaphore(AT_ONCE)
         self.waiting_bytes = 0
         """What of ephemeral topics waits for the client."""
 
@@ -155,7 +158,7 @@ class SocketTopics:
         """Open a subscription. Cancelled if the client ends it first."""
         session, topic, code = self._session, question.topic, ErrorCode.FORBIDDEN
         try:
-            async with session.hub.starting_of(topic.service):
+            async with self._asking, session.hub.starting_of(topic.service):
                 if await self._open(question):
                     return
         except BrokerError as exc:
