@@ -75,6 +75,18 @@ async def test_type_names_the_method() -> None:
     assert (await adeliver("cart", "ann", json={"type": "pay"})).outcome == "rejected"
 
 
+def test_topics_have_handlers_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "topics", {})
+    run(SERVICES, '@topic("room")')
+    assert deliver("orders", "ann", topic="room.42", json={"text": "hi"}).outcome == "done"
+    assert_sent(topic="room.42", json={"by": "ann", "text": "hi"}, count=1)
+    refused = deliver("orders", "ann", topic="room.42", json={"text": "x" * 501})
+    assert (refused.outcome, refused.replies[0].data) == ("rejected", "the text is too long")
+    run(SERVICES, "direct=True")
+    assert deliver("orders", "ann", topic="wall.1", text="hi").outcome == "done"
+    assert assert_sent(topic="wall.1", text="hi").sender == ("orders", "ann")
+
+
 def test_retries_depend_on_the_exception() -> None:
     names = run(SERVICES, '"payments"')
     for error, outcome in (

@@ -214,7 +214,8 @@ def test_dead_letters_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
     first, second = result("list")
     assert set(first) == {
-        *("offset", "time", "service", "user", "attempts", "error", "size", "shortened"),
+        *("offset", "time", "service", "topic", "user", "user_service"),
+        *("attempts", "error", "size", "shortened"),
     }
     assert [first["offset"], first["service"], first["user"]] == [1, "orders", "ann"]
     assert first["error"] == r"ValueError: bad\x1b[31m 1"

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from wsgateway import Message, Reject, asend, declared, send
+from wsgateway import Message, Reject, asend, declared, send, topic
 from wsgateway.services import registry
 from wsgateway.testing import adeliver, assert_not_sent, assert_sent, deliver, sent
 
@@ -98,3 +98,39 @@ async def test_real_server(wsgateway_nats: str) -> None:
     assert receipt.offset == 1
     with pytest.raises(AssertionError, match="PUBSUB_BROKER"):
         sent()
+
+
+def test_messages_to_topics(wsgateway_memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "topics", {})
+
+    @topic("room")
+    class Room:
+        def allow(self, identity: Any, name: str) -> str:
+            return "write"
+
+        def handle(self, message: Any) -> None:
+            message.reply(text=f"{message.sender.service} to {message.topic}")
+            message.publish(text=f"{message.user_name}: {message.text}")
+
+    topic("wall", direct=True)(lambda identity, name: "write")
+    topic("pointer", direct=True, durable=False)(lambda identity, name: "write")
+
+    done = deliver("orders", "ann", topic="room.42", text="hello")
+    assert (done.outcome, [each.data for each in done.replies]) == ("done", ["orders to room.42"])
+    said = assert_sent(topic="room.42", text="ann: hello", count=1)
+    assert (str(said.address), said.sender) == ("room.42", None)
+    assert_not_sent(topic="room.43")
+    with pytest.raises(TypeError, match=r"to the topic room\.42, not to a user"):
+        said.inbox  # noqa: B018
+    with pytest.raises(AssertionError, match=r"room\.42 should have got .* it got: 'ann: hello'"):
+        assert_sent(topic="room.42", text="bye")
+
+    for name in ("wall.1", "pointer.1"):
+        assert deliver("orders", "ann", topic=name, json=[1]).outcome == "done"
+        assert assert_sent(topic=name, json=[1], count=1).sender == ("orders", "ann")
+    with pytest.raises(LookupError, match="no service 'hall'"):
+        deliver("orders", "ann", topic="hall.1", text="x")
+    with pytest.raises(TypeError, match="a service and a user, or a topic"):
+        assert_sent("orders")
+    with pytest.raises(TypeError, match="a service and a user, or a topic"):
+        assert_sent(user="ann", topic="room.42")

@@ -470,6 +470,51 @@ def test_E010_service_of_users_and_of_topics(
     assert "E010" not in messages()
 
 
+def test_E013_handler_of_topics_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "topics", {})
+
+    class Room:
+        def allow(self, identity: Any, name: str) -> None: ...
+
+        def handle(self, message: Any) -> Any:
+            yield message
+
+    wsgateway.topic("room")(Room)
+    assert "has a yield" in messages()["E013"]
+    declared.topics.clear()
+    monkeypatch.setattr(Room, "handle", lambda self, message: None)
+    wsgateway.topic("room", timeout=-1)(Room)
+    assert "timeout is -1, but must be above 0 seconds" in messages()["E013"]
+    declared.topics.clear()
+    wsgateway.topic("room", timeout=1)(Room)
+    assert "E013" not in messages()
+
+
+def test_W015_clients_may_write_what_nothing_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nested(identity: Any, name: str) -> Any:
+        return next(("write" if each else None) for each in (identity,))
+
+    def reads(identity: Any, name: str) -> str:
+        return "read"
+
+    class Room:
+        def allow(self, identity: Any, name: str) -> str:
+            return "write"
+
+    class Called:
+        def __call__(self, identity: Any, name: str) -> str:
+            return "write"
+
+    for rules in (nested, Room, Called()):
+        monkeypatch.setattr(declared, "topics", {})
+        wsgateway.topic("room")(rules)
+        assert "lets clients write topics of 'room'" in messages()["W015"]
+    for rules, options in ((reads, {}), (Room, {"direct": True}), (Room, {"queue": True})):
+        monkeypatch.setattr(declared, "topics", {})
+        wsgateway.topic("room", **options)(rules)
+        assert "W015" not in messages()
+
+
 def test_W004_handler_of_a_service_that_is_not_listed(settings: Any) -> None:
     settings.WSGATEWAY_SERVICES = ["orders"]
     assert messages()["W004"] == "WSGATEWAY_SERVICES does not list demo."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import wsgateway
 from wsgateway import declared
 from wsgateway.declared import Declared, declared_services
 from wsgateway.exceptions import NameRefused
-from wsgateway.services.registry import service
+from wsgateway.protocol.subjects import Topic
+from wsgateway.services import RetryPolicy
+from wsgateway.services.registry import get_service, service
+from wsgateway.services.runner import services_to_run
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +123,70 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         wsgateway.topic("room", direct=True)(Room)
     with pytest.raises(NameRefused):
         wsgateway.topic("x" * 300)
+
+
+class Handled:
+    def allow(self, identity: Any, name: str) -> str:
+        return "write"
+
+    def handle(self, message: Any) -> None: ...
+
+
+def test_handlers_options_are_those_of_a_service() -> None:
+    policy = RetryPolicy(attempts=2)
+    wsgateway.topic("room", retry=policy, concurrency=3, timeout=1.5)(Handled)
+    room = get_service("room")
+    assert (room.name, room.has_topics, room.is_async) == ("room", True, False)
+    assert (room.policies, room.concurrency, room.timeout) == ({Exception: policy}, 3, 1.5)
+    assert declared_services().queues == {"room"}
+    with pytest.raises(TypeError, match="topic\\(\\) takes no argument 'retries'"):
+        wsgateway.topic("hall", retries=3)
+    with pytest.raises(ValueError, match="have no handler for timeout"):
+        wsgateway.topic("hall", timeout=3)(allow)
+    with pytest.raises(ValueError, match="so nothing waits in a queue"):
+        wsgateway.topic("hall", direct=True, queue=True)(allow)
+
+
+def test_queue_is_for_handlers_elsewhere() -> None:
+    wsgateway.topic("room", queue=True)(allow)
+    wsgateway.topic("wall", direct=True)(allow)
+    wsgateway.topic("board")(allow)
+    assert declared_services().queues == {"room"}
+    writable = {name for name, each in declared.topics.items() if each.is_writable}
+    assert writable == {"room", "wall"}
+    with pytest.raises(LookupError, match="topics of 'board' have no handler"):
+        get_service("board")
+
+
+def test_workers_run_what_topics_handle_whatever_the_setting_lists(settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["orders"]
+    service("orders")(lambda message: None)
+    wsgateway.topic("room")(Handled)
+    wsgateway.topic("wall", direct=True)(allow)
+    assert [each.name for each in services_to_run([])] == ["orders", "room"]
+    assert [each.name for each in services_to_run(["room"])] == ["room"]
+
+
+async def test_json_handler_chooses_the_method_but_never_allow() -> None:
+    """A client could have called an asynchronous allow() with {"type": "allow"}."""
+
+    @wsgateway.topic("room")
+    class Room(wsgateway.JsonHandler):
+        async def allow(self, identity: Any, name: str) -> str:
+            return "write"
+
+        async def say(self, message: Any, data: Any) -> None:
+            seen.append((self, data["text"]))
+
+    seen: list[Any] = []
+    handler = get_service("room").handler
+
+    def message(**data: Any) -> Any:
+        return SimpleNamespace(json=lambda: data, topic=Topic("room", "42"))
+
+    for text in ("a", "b"):
+        await handler(message(type="say", text=text))
+    assert [text for _, text in seen] == ["a", "b"]
+    assert seen[0][0] is not seen[1][0]
+    with pytest.raises(wsgateway.Reject, match="unknown type 'allow'"):
+        await handler(message(type="allow"))

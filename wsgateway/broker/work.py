@@ -100,7 +100,9 @@ class Job:
         if connection := self.headers.get(CONNECTION_HEADER):
             log_fields["connection"] = connection
         if self.inbox.service != self.service:
-            log_fields |= {"topic": str(self.topic), "sender": ".".join(self.inbox)}
+            log_fields["user_service"] = self.inbox.service
+            if self.topic is not None:
+                log_fields["topic"] = self.topic.name
         return log_fields
 
     @property

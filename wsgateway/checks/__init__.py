@@ -30,7 +30,11 @@ from wsgateway.checks.production import (
     check_production_transport,
 )
 from wsgateway.checks.servers import check_urls
-from wsgateway.checks.services import check_production_services, check_services
+from wsgateway.checks.services import (
+    check_production_services,
+    check_services,
+    check_topic_handlers,
+)
 from wsgateway.checks.start import START_CHECKS
 from wsgateway.checks.values import (
     check_duplicate_window,
@@ -60,6 +64,7 @@ CHECKS: list[Check] = [
     check_layer_differences,
     check_other_layers,
     check_services,
+    check_topic_handlers,
     check_duplicate_window,
 ]
 DEPLOY_CHECKS: list[Check] = [

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 
+from wsgateway import declared
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 from wsgateway.declared import ANY, declared_services, discover
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Subjects
+from wsgateway.services.registry import service_of_topics
 
-__all__ = ["check_production_services", "check_services"]
+__all__ = ["check_production_services", "check_services", "check_topic_handlers"]
 
 
 def check_services(**kwargs: Any) -> list[CheckMessage]:
@@ -23,9 +26,9 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
         subjects = Subjects(settings.PREFIX)
     except NameRefused:
         return []
-    declared = declared_services()
+    ours = declared_services()
     found: list[CheckMessage] = []
-    for service in sorted(declared.services):
+    for service in sorted(ours.services):
         try:
             subjects.require_service(service)
         except NameRefused as exc:
@@ -33,7 +36,7 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
                 "Choose a shorter name: NATS has a stream and a consumer that are named after it."
             )
             found.append(Error(f"{exc}.", hint=hint, id="wsgateway.E002"))
-    both = sorted(declared.services & (declared.topics | declared.casts))
+    both = sorted(ours.services & (ours.topics | ours.casts))
     if both:
         found.append(
             Error(
@@ -43,7 +46,7 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
                 id="wsgateway.E010",
             )
         )
-    unlisted = sorted(set() if declared.is_open else discover().keys() - declared.services)
+    unlisted = sorted(set() if ours.is_open else discover().keys() - ours.services)
     if unlisted:
         found.append(
             Warning(
@@ -53,6 +56,48 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
             )
         )
     return found
+
+
+def check_topic_handlers(**kwargs: Any) -> list[CheckMessage]:
+    """E013: a handler of topics that cannot run; W015: clients may write, but nothing takes it."""
+    if not possible("WSGATEWAY_PREFIX", "WSGATEWAY_SERVICES_MODULE"):
+        return []
+    discover()
+    found: list[CheckMessage] = []
+    for name, topics in sorted(declared.topics.items()):
+        if topics.handler is not None:
+            try:
+                service_of_topics(topics)
+            except (TypeError, ValueError) as exc:
+                text = f"The handler of topics of {name!r} cannot run: {exc}."
+                hint = "Correct the method handle(), or the options of @topic."
+                found.append(Error(text, hint=hint, id="wsgateway.E013"))
+        elif not topics.is_writable and _mentions_write(topics.allow):
+            found.append(
+                Warning(
+                    f"{declared.source_of(topics.allow)} lets clients write topics of {name!r}, "
+                    "but nothing takes what they send.",
+                    hint="Give the class that @topic decorates a method handle(self, message); "
+                    "or pass direct=True to store it in the topic, or queue=True if a program "
+                    'in another language handles it. Otherwise return "read".',
+                    id="wsgateway.W015",
+                )
+            )
+    return found
+
+
+def _mentions_write(allow: Any) -> bool:
+    """Say whether the code of *allow* itself can return ``"write"``."""
+    function = inspect.unwrap(allow)
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    codes = [getattr(function, "__code__", None)]
+    for code in codes:
+        constants = code.co_consts if code is not None else ()
+        if "write" in constants:
+            return True
+        codes += [each for each in constants if inspect.iscode(each)]
+    return False
 
 
 def check_production_services(**kwargs: Any) -> list[CheckMessage]:

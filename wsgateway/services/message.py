@@ -190,7 +190,7 @@ class Message:
         json: Any = NOTHING,
         ttl: float | None = None,
     ) -> Receipt:
-        """Publish to the topic that this message was sent to: everybody who reads it gets it.
+        """Publish to the topic that this message was sent to: everyone who reads it gets it.
 
         A handler that is retried within ``WSGATEWAY_DUPLICATE_WINDOW`` does not publish twice,
         unless the topic is ephemeral; then the receipt's offset is 0.

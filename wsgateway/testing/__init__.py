@@ -6,16 +6,18 @@ pytest finds the fixtures ``wsgateway_memory`` and ``wsgateway_nats`` by itself 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json as jsonlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 
+from wsgateway import declared
 from wsgateway.broker.memory import MemoryBroker, MemoryStore, shared_store
 from wsgateway.broker.messages import (
     CLIENT_ID_HEADER,
@@ -24,13 +26,14 @@ from wsgateway.broker.messages import (
     REQUEST_HEADER,
     RESOLVER_HEADER,
     Stored,
+    stamp,
 )
 from wsgateway.broker.work import History, Job
 from wsgateway.conf import settings
 from wsgateway.layer.options import ConfiguredLayer
 from wsgateway.outgoing import NOTHING, frame_of
 from wsgateway.protocol.frames import EVENT, FRAME_HEADER, Frame
-from wsgateway.protocol.subjects import Inbox, Subjects, encode_token
+from wsgateway.protocol.subjects import Address, Inbox, Subjects, Topic, encode_token
 from wsgateway.services.handling import Handling, Outcome
 from wsgateway.services.policy import Retried
 from wsgateway.services.registry import Service, get_service
@@ -47,10 +50,31 @@ FORMER = {"retry": "retried", "refused": "rejected", "dead": "dead-lettered"}
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that was published to a user."""
+    """A message that was published to a user, or to a topic.
 
-    inbox: Inbox
+    Attributes:
+        address: The user's inbox, or the topic.
+        stored: What is stored.
+    """
+
+    address: Address
     stored: Stored
+
+    @property
+    def inbox(self) -> Inbox:
+        """The user's inbox.
+
+        Raises:
+            TypeError: It was published to a topic.
+        """
+        if not isinstance(self.address, Inbox):
+            raise TypeError(f"the message was published to the topic {self.address}, not to a user")
+        return self.address
+
+    @property
+    def sender(self) -> Inbox | None:
+        """Whose client wrote it to a topic with ``direct=True``; None for any other message."""
+        return self.stored.sender
 
     @property
     def data(self) -> str | bytes:
@@ -112,9 +136,24 @@ def _store() -> MemoryStore:
     return shared_store(settings)
 
 
-def sent(service: str | None = None, user: str | None = None) -> list[Sent]:
-    """Return what was published, oldest first; to *service* and *user*, or to anybody."""
+def sent(
+    service: str | None = None, user: str | None = None, *, topic: str | None = None
+) -> list[Sent]:
+    """Return what was published, oldest first; to *service* and *user*, or to anybody.
+
+    Args:
+        service: The service.
+        user: The user's name.
+        topic: Instead of these, what was published to this topic, such as ``room.42``; of an
+            ephemeral topic, the latest hundred messages.
+    """
     store = _store()
+    if topic is not None:
+        if service is not None or user is not None:
+            raise TypeError("pass a service and a user, or a topic")
+        address = Topic.parse(topic)
+        kept = [each.stored for each in store.log(address).kept(address)]
+        return [Sent(address, stored) for stored in [*kept, *store.heard_by(address)]]
     found = [
         Sent(inbox, kept.stored)
         for inbox in list(store.inboxes.messages)
@@ -126,27 +165,31 @@ def sent(service: str | None = None, user: str | None = None) -> list[Sent]:
 
 
 def assert_sent(
-    service: str,
-    user: str,
+    service: str | None = None,
+    user: str | None = None,
     *,
+    topic: str | None = None,
     text: str | None = None,
     bytes: bytes | None = None,
     json: Any = NOTHING,
     event: dict[str, Any] | None = None,
     count: int | None = None,
 ) -> Sent:
-    """Return the newest message to a user that fits; fail if there is none.
+    """Return the newest message to a user, or to a topic, that fits; fail if there is none.
 
     Args:
         service: The service.
         user: The user's name.
+        topic: Instead of these, a topic, such as ``room.42``.
         text: Its text.
         bytes: Its bytes, of a binary frame.
         json: What its payload means as JSON; key order and spaces do not matter.
         event: The event, for a ``group_send`` of something else than a ``ws.message``.
         count: How many must fit; None: at least one.
     """
-    everything = sent(service, user)
+    if topic is None and (service is None or user is None):
+        raise TypeError("pass a service and a user, or a topic")
+    everything = sent(service, user, topic=topic)
     fitting = [message for message in everything if _fits(message, text, bytes, json, event)]
     if (count is None and fitting) or (count is not None and len(fitting) == count):
         return fitting[-1] if fitting else everything[-1]
@@ -157,8 +200,9 @@ def assert_sent(
         expected.append(f"json={json!r}")
     fits = f"with {', '.join(expected)}" if expected else "of any kind"
     shown = ", ".join(repr(message.event or message.data) for message in everything) or "nothing"
+    target = topic or f"{service}.{user}"
     raise AssertionError(
-        f"{service}.{user} should have got {wanted} {fits}, but {len(fitting)} fit; it got: {shown}"
+        f"{target} should have got {wanted} {fits}, but {len(fitting)} fit; it got: {shown}"
     )
 
 
@@ -179,11 +223,13 @@ def _fits(
         return False
 
 
-def assert_not_sent(service: str | None = None, user: str | None = None) -> None:
-    """Fail if anything was published to *service* and *user*, or to anybody."""
-    found = sent(service, user)
+def assert_not_sent(
+    service: str | None = None, user: str | None = None, *, topic: str | None = None
+) -> None:
+    """Fail if anything was published to *service* and *user*, to any user, or to *topic*."""
+    found = sent(service, user, topic=topic)
     if found:
-        shown = ", ".join(f"{sent.inbox}: {sent.event or sent.data!r}" for sent in found)
+        shown = ", ".join(f"{sent.address}: {sent.event or sent.data!r}" for sent in found)
         raise AssertionError(f"nothing should have been sent, but this was: {shown}")
 
 
@@ -191,6 +237,7 @@ async def adeliver(
     service: str,
     user: str,
     *,
+    topic: str | None = None,
     text: str | None = None,
     bytes: bytes | None = None,
     json: Any = NOTHING,
@@ -204,6 +251,8 @@ async def adeliver(
     Args:
         service: The service; its handler is found as ``runservice`` finds it.
         user: Who sends.
+        topic: Where the user sends it, such as ``room.42``: its handler gets the message, or it is
+            stored, if it is one with ``direct=True``. Nobody asks ``allow``.
         text: A text frame.
         bytes: A binary frame.
         json: Becomes a text frame.
@@ -215,36 +264,74 @@ async def adeliver(
     Raises:
         LookupError: No handler is registered for the service.
     """
-    found = get_service(service)
-    before = len(sent(service, user))
     inbox, frame, id = Inbox(service, user), frame_of(text, bytes, json), f"test-{next(_number)}"
     values = {**_headers(frame, id, request, device), **(headers or {})}
-    verdict, error = outcome = await _handle(found, inbox, frame, values, id, attempt)
+    to = None if topic is None else Topic.parse(topic)
+    if to is not None and _is_direct(to):
+        async with _broker() as broker:
+            await broker.offer_topic(to, inbox, frame, id, values, direct=True)
+        return Delivered(_Word("done"), [], None)
+    found = get_service(service if to is None else to.service)
+    before = len(sent(service, user))
+    verdict, error = outcome = await _handle(found, inbox, frame, values, id, attempt, to)
     after = verdict.after if isinstance(verdict, Retried) else None
     return Delivered(_Word(outcome.word), sent(service, user)[before:], error, after)
 
 
+def _is_direct(topic: Topic) -> bool:
+    declared.discover()
+    service = declared.topics.get(topic.service)
+    return service is not None and service.direct
+
+
+@contextlib.asynccontextmanager
+async def _broker() -> AsyncIterator[MemoryBroker]:
+    """A broker in which every service exists."""
+    known = declared.declared_services()._replace(is_open=True)
+    broker = MemoryBroker(_store(), Subjects(settings.PREFIX), known)
+    await broker.open()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
 async def _handle(
-    service: Service, inbox: Inbox, frame: Frame, headers: dict[str, str], id: str, attempt: int
+    service: Service,
+    inbox: Inbox,
+    frame: Frame,
+    headers: dict[str, str],
+    id: str,
+    attempt: int,
+    topic: Topic | None,
 ) -> Outcome:
     """Store a message in the service's queue and handle it, as a worker does."""
-    broker = MemoryBroker(_store(), Subjects(settings.PREFIX))
-    await broker.open()
-    queue = broker.work_queue(service.name, _ignore, _ignore, settings.ACK_WAIT)
-    handling = Handling(service, broker, queue, Running(settings.ACK_WAIT), None)
-    try:
-        offset, _ = await broker.offer(inbox, frame, id, headers)
-        job_id = f"test.{service.name}.{offset}"
-        job = Job(inbox, frame.payload, headers, sequence=offset, id=job_id, deliveries=attempt)
-        if attempt > 1:
-            await queue.note(job, History(attempt - 1, attempt - 1))
-        outcome = await handling.handle(job, lambda: False)
+    async with _broker() as broker:
+        queue = broker.work_queue(service.name, _ignore, _ignore, settings.ACK_WAIT)
+        handling = Handling(service, broker, queue, Running(settings.ACK_WAIT), None)
+        if topic is None:
+            offset, _ = await broker.offer(inbox, frame, id, headers)
+        else:
+            offset, _ = await broker.offer_topic(topic, inbox, frame, id, headers)
+            headers = stamp(topic, inbox, headers, direct=False)
+        job = Job(
+            inbox,
+            frame.payload,
+            headers,
+            sequence=offset,
+            id=f"test.{service.name}.{offset}",
+            deliveries=attempt,
+            service=service.name,
+        )
+        try:
+            if attempt > 1:
+                await queue.note(job, History(attempt - 1, attempt - 1))
+            outcome = await handling.handle(job, lambda: False)
+        finally:
+            handling.close()
         if isinstance(outcome.verdict, Retried):
             queue.ack(job)  # the test says when it comes again
         return outcome
-    finally:
-        handling.close()
-        await broker.close()
 
 
 def _ignore(_: object) -> None:

@@ -276,7 +276,9 @@ class MemoryBroker(Broker):
         if len(payload) > store.max_size:
             raise MessageTooBig(len(payload), store.max_size)
         if isinstance(address, Topic) and address.service in self.declared.casts:
-            log.announce(address, _message(address, 0, None, payload, kind, headers))
+            passing = _message(address, 0, None, payload, kind, headers)
+            store.heard.append((address, passing))
+            log.announce(address, passing)
             return Receipt(0, False)
         with taking:
             if known := log.received.known(msg_id):

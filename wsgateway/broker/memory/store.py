@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -155,6 +155,9 @@ class MemoryStore:
     roster: dict[tuple[str, str], tuple[Mapping[str, Any], float]] = field(default_factory=dict)
     """Entries by kind and id, and the monotonic time at which each is gone."""
 
+    heard: deque[tuple[Topic, Stored]] = field(default_factory=lambda: deque(maxlen=100))
+    """What went to ephemeral topics lately, which nobody but tests reads again."""
+
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Holders by name, and the monotonic time at which each lease ends."""
 
@@ -164,6 +167,10 @@ class MemoryStore:
     def log(self, address: Address) -> LogStore:
         """Return the log that holds what is stored under *address*."""
         return self.topics[address.service] if isinstance(address, Topic) else self.inboxes
+
+    def heard_by(self, topic: Topic) -> list[Stored]:
+        """Return the latest messages of an ephemeral topic."""
+        return [stored for address, stored in list(self.heard) if address == topic]
 
     def wake_workers(self, service: str, inbox: Inbox | None = None) -> None:
         """Have the service's workers look for messages; the turn of *inbox* may have come."""

@@ -58,7 +58,7 @@ class List(Action):
         out.document([_summary(letter) for letter in letters])
         if not out.is_terminal:  # as it was before there were tables
             for letter in letters:
-                service, user = letter.inbox
+                service, user = letter.service, letter.inbox.user
                 tries = f"{letter.attempts} attempts"
                 fields = (str(letter.offset), letter.time, service, user, tries, letter.error)
                 out.line("\t".join(map(safe, fields)))
@@ -72,8 +72,8 @@ class List(Action):
             Column("Error", whole=False),
         ]
         rows = [
-            (str(each.offset), clock(each.time), *each.inbox, each.attempts, each.error)
-            for each in letters
+            (str(one.offset), clock(one.time), one.target, one.sender, one.attempts, one.error)
+            for one in letters
         ]
         out.table("", columns, rows, empty="There are no dead letters.")
 
@@ -91,7 +91,6 @@ class Show(Action):
     def run(self, out: Output, options: Options) -> None:
         """Print it."""
         letter = runtime.call_sync(lambda broker: deadletters.find(broker, options["offset"]))
-        service, user = letter.inbox
         out.document(
             {
                 **_summary(letter),
@@ -103,8 +102,9 @@ class Show(Action):
         for name, value in (
             ("offset", str(letter.offset)),
             ("time", clock(letter.time) if out.is_terminal else letter.time),
-            ("service", service),
-            ("user", user),
+            ("service", letter.service),
+            *([("topic", str(letter.topic))] if letter.topic else []),
+            ("user", letter.sender),
             ("attempts", str(letter.attempts)),
             *([("shortened", ", ".join(letter.shortened))] if letter.shortened else []),
             *(("header", f"{name}: {value}") for name, value in letter.headers.items()),
@@ -196,8 +196,10 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
     return {
         "offset": letter.offset,
         "time": letter.time,
-        "service": letter.inbox.service,
+        "service": letter.service,
+        "topic": str(letter.topic) if letter.topic else None,
         "user": letter.inbox.user,
+        "user_service": letter.inbox.service,
         "attempts": letter.attempts,
         "error": letter.error,
         "size": len(letter.payload),
