@@ -1,0 +1,8 @@
+"""The project's settings with topics that everybody may read, and some write."""
+
+from __future__ import annotations
+
+from project.settings import *  # noqa: F403
+
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.topics_app"]  # noqa: F405
+WSGATEWAY_SERVICES = None  # those that `ws_services` declares
