@@ -24,6 +24,7 @@ from wsgateway.broker.messages import REPLY_TO_HEADER, REQUEST_HEADER
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.identity import make_token
+from wsgateway.protocol.subjects import Topic
 
 PAGE = (ROOT / "docs/reference/client-javascript.md").read_text()
 MODULES = ROOT / "tests/js/node_modules"
@@ -34,7 +35,7 @@ SNIPPETS = [text for text in BLOCKS if not text.startswith("// ")]
 
 def module_of(snippets: list[str]) -> str:
     """Return a module whose list ``snippets`` has each of them as a function of its own."""
-    names = "{ WsGateway, fetch, localStorage, location, console, save }"
+    names = "{ WsGateway, document, fetch, localStorage, location, console, save }"
     functions = []
     for text in snippets:
         body = re.sub(r"^import .*$", "", text, flags=re.M)
@@ -85,11 +86,15 @@ async def answer_requests(broker: NatsBroker) -> None:
 async def test_examples_do_what_the_page_says(
     gateway_factory: Callable[..., Gateway], broker: NatsBroker, folder: Path, token: str
 ) -> None:
-    gateway = gateway_factory(WSGATEWAY_MAY_WATCH="tests.presence_app.rights.may_watch")
+    gateway = gateway_factory(
+        DJANGO_SETTINGS_MODULE="tests.topics_app.settings",
+        WSGATEWAY_MAY_WATCH="tests.presence_app.rights.may_watch",
+    )
     async with gateway.connect(*INBOX, query="?device=first"):  # which creates the streams
         pass
     for _ in range(10):
         await broker.publish(INBOX, b'{"item":"tea"}', kind="text")
+    await broker.publish(Topic("room", "42"), b"from a service", kind="text")
     await answer_requests(broker)
     (folder / "snippets.js").write_text(module_of(SNIPPETS))
     program = str(ROOT / "tests/js/examples.mjs")
@@ -104,6 +109,7 @@ async def test_examples_do_what_the_page_says(
     assert [1, '{"item":"tea"}'] in report["logged"]
     assert [{"bought": 3}] in report["logged"], "the reply"
     assert ["bob", False] in report["logged"], "whether a user is online"
+    assert [None, "from a service"] in report["logged"], "a message of a topic"
     assert {"item": "tea"} in report["saved"]
     assert [{"item": "tea"}] * 10 in report["saved"], "the batch"
     assert report["device"]

@@ -221,8 +221,11 @@ test("the token is asked for once, and again after a refusal", async () => {
   assert.equal(client.state, "open");
 });
 
-test("the token goes into the named parameter", async () => {
+test("the token is a subprotocol, or the named parameter", async () => {
   const page = new FakePage();
+  await page.opened({ token: "a.b-c_d/ü?>" });
+  assert.equal(page.socket.url.search, "");
+  assert.deepEqual(page.socket.protocols, ["wsgateway.v1", "wsgateway.token.YS5iLWNfZC_DvD8-"]);
   await page.opened({ token: "t", tokenParameter: "key" });
   assert.deepEqual(page.socket.query, { key: "t" });
 });

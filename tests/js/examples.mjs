@@ -19,6 +19,7 @@ const world = {
     }
   },
   fetch: async () => ({ json: async () => ({ token }) }),
+  document: { body: { dataset: { user: "ann" } } },
   localStorage: {},
   location: { reload() {} },
   console: { log: (...values) => logged.push(values) },

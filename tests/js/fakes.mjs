@@ -19,7 +19,9 @@ export class FakeSocket {
   }
 
   get query() {
-    return Object.fromEntries(this.url.searchParams);
+    const token = this.protocols.find((name) => name.startsWith("wsgateway.token."));
+    const sent = token && { token: Buffer.from(token.slice(16), "base64url").toString() };
+    return { ...sent, ...Object.fromEntries(this.url.searchParams) };
   }
 
   /** The frames that the client wrote, of one type or of all. */

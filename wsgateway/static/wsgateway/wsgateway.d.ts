@@ -45,11 +45,11 @@ export interface Options {
    */
   device?: string;
   /**
-   * Sent in the URL, which proxies log: let it live for minutes. A function is called again after
-   * an attempt that failed or was refused.
+   * A function is called again after an attempt that failed or was refused, and before the token
+   * expires.
    */
   token?: string | (() => string | Promise<string>);
-  /** Name of the token's query parameter; default "token". */
+  /** Puts the token into the URL, which proxies log, as this parameter; default: a subprotocol. */
   tokenParameter?: string;
   /** Renews a cookie or session; called before the attempt that follows a refusal (4501). */
   refresh?: () => unknown;

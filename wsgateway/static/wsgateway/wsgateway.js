@@ -18,7 +18,7 @@ export const SUBPROTOCOL = "wsgateway.v1";
 const DEFAULTS = {
   device: undefined,
   token: undefined,
-  tokenParameter: "token",
+  tokenParameter: undefined,
   refresh: undefined,
   refreshToken: undefined,
   position: undefined,
@@ -71,6 +71,12 @@ function fromBase64(text) {
 
 function utf8Length(text) {
   return new TextEncoder().encode(text).length;
+}
+
+/** Return the subprotocol that carries a token: base64url of it. */
+function tokenProtocol(token) {
+  const text = toBase64(new TextEncoder().encode(token));
+  return `wsgateway.token.${text.replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "")}`;
 }
 
 const LONE = /\p{Surrogate}/u;
@@ -1882,6 +1888,8 @@ export class WsGateway {
 
   #newSocket() {
     const [url, protocols] = [this.#address(), [SUBPROTOCOL]];
+    // Where access logs do not keep it, and a browser may set it
+    if (this.#token && !this.#options.tokenParameter) protocols.push(tokenProtocol(this.#token));
     if (this.#sharing) return new TabSocket(url, protocols, this.#sharing);
     const WebSocket = this.#options.WebSocket ?? this.#host.WebSocket;
     return new WebSocket(url, protocols);
@@ -1894,11 +1902,11 @@ export class WsGateway {
     return url;
   }
 
-  /** Return the URL to connect to: with token, device and position. */
+  /** Return the URL to connect to: with device and position. */
   #address() {
     const { device, tokenParameter } = this.#options;
     const url = this.#base();
-    if (this.#token) url.searchParams.set(tokenParameter, this.#token);
+    if (this.#token && tokenParameter) url.searchParams.set(tokenParameter, this.#token);
     if (device) url.searchParams.set("device", device);
     for (const [name, value] of Object.entries(this.#reader.position ?? {})) url.searchParams.set(name, value);
     return url.href;
