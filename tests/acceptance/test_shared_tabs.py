@@ -61,8 +61,8 @@ async def test_tabs_share_a_socket_and_topics_until_one_crashes_and_the_gateway_
         await broker.publish(ROOM, b"from a service", kind="text")
         assert await two.run("room.send('from a tab').then(({ id }) => id.length > 0)")
         for tab in tabs:
-            await tab.wait("got.length === 3 && said.length === 1")
-            assert await tab.run("said") == [["from a service", None]]
+            await tab.wait("got.length === 3 && said.length === 2")
+            assert await tab.run("said") == [["from a service", None], ["from a tab", "ann"]]
         assert await two.run("client.topic('room.secret').ready.catch(({ code }) => code)") == (
             "forbidden"
         )
@@ -72,10 +72,10 @@ async def test_tabs_share_a_socket_and_topics_until_one_crashes_and_the_gateway_
 
         await asyncio.to_thread(gateway.kill)
         await publish(broker, 3)
-        await broker.publish(ROOM, b"meanwhile", kind="text")
+        await broker.publish(ROOM, b"while it was down", kind="text")
         await asyncio.to_thread(gateway.start)
         for tab in (one, two):
-            await tab.wait("got.length === 6 && said.length === 2")
+            await tab.wait("got.length === 6 && said.length === 3")
             assert [text for _, text in await tab.run("got")] == list("012345")
             assert await tab.run("recovered.every(({ reason }) => !reason || reason === 'new')")
         assert len({await tab.run("client.welcome.connection") for tab in (one, two)}) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from project.settings import *  # noqa: F403
+from tests import LIMITS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.topics_app"]  # noqa: F405
-WSGATEWAY_SERVICES = None  # those that `ws_services` declares
+globals().update(LIMITS, WSGATEWAY_SERVICES=None)  # those that `ws_services` declares
