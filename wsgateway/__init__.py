@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsgateway.logging_out import alog_out_everywhere, log_out_everywhere
     from wsgateway.outgoing import Outgoing, OutgoingTopic
     from wsgateway.protocol.group_names import inbox_group
     from wsgateway.publish import (
@@ -35,10 +36,12 @@ __all__ = [
     "Reject",
     "Retry",
     "RetryPolicy",
+    "alog_out_everywhere",
     "asend",
     "asend_many",
     "asend_topic",
     "inbox_group",
+    "log_out_everywhere",
     "send",
     "send_many",
     "send_on_commit",
@@ -63,6 +66,7 @@ _HOMES = {
         "wsgateway.publish",
     ),
     **dict.fromkeys(("Outgoing", "OutgoingTopic"), "wsgateway.outgoing"),
+    **dict.fromkeys(("alog_out_everywhere", "log_out_everywhere"), "wsgateway.logging_out"),
     "inbox_group": "wsgateway.protocol.group_names",
     "topic": "wsgateway.topics.registry",
 }

@@ -19,7 +19,13 @@ from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket, SocketClosed
 from wsgateway.gateway.traces import trace
 from wsgateway.gateway.transport import Transport, server_send
-from wsgateway.identity import Identity, require_service, resolve_identity, with_cause
+from wsgateway.identity import (
+    Identity,
+    require_service,
+    require_valid_token,
+    resolve_identity,
+    with_cause,
+)
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.endpoint import Endpoint, RawEndpoint
 from wsgateway.protocol.subprotocols import RAW_SUBPROTOCOL
@@ -125,6 +131,7 @@ class GatewayConsumer(AsyncWebsocketConsumer):
             await socket.accept()
         await hub.broker.wait_ready(READY_TIMEOUT)  # all at once: nobody waits for a refusal
         await require_service(hub.broker, identity.service)
+        await require_valid_token(hub.broker, identity)
         await hub.presence.listed()
         async with hub.starting:
             if socket.transport.gone:

@@ -47,6 +47,7 @@ __all__ = [
     "token_account",
     "user_id_of",
     "user_models",
+    "user_with_id",
 ]
 
 logger = logging.getLogger("wsgateway")
@@ -113,8 +114,14 @@ def account_of(user: Any, session: Any) -> dict[str, Any]:
     }
 
 
-def token_account(user: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Return *user* and what an `Identity` remembers of them; None if they may not log in.
+def user_with_id(user_id: str | None) -> Any:
+    """Return the user with this primary key as text, if they may log in; None without."""
+    key = None, user_id or ""
+    return _users([key]).get(key)
+
+
+def token_account(user: Any) -> dict[str, Any] | None:
+    """Return what an `Identity` remembers of *user*; None if they may not log in.
 
     For users whom a token names: no session ends, but the user and their password may.
     """
@@ -122,7 +129,7 @@ def token_account(user: Any) -> tuple[Any, dict[str, Any]] | None:
     if user_id is None or not _is_active(user):
         return None
     get_hash = getattr(user, "get_session_auth_hash", None)
-    return user, {"user_id": user_id, "auth_hash": get_hash() if get_hash else None}
+    return {"user_id": user_id, "auth_hash": get_hash() if get_hash else None}
 
 
 def _primary_key(user_id: str) -> Any:

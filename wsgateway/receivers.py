@@ -10,8 +10,10 @@ import atexit
 import concurrent.futures
 import logging
 import threading
+import time
 from collections.abc import Collection
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import SESSION_KEY
@@ -28,6 +30,7 @@ from wsgateway.broker.runtime import on_fork
 from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
+from wsgateway.identity.voiding import void_tokens
 from wsgateway.logins import session_model, session_store, sessions_are_cookies, user_models
 
 __all__ = ["connect"]
@@ -90,12 +93,22 @@ def on_log_in(request: Any = None, user: Any = None, **kwargs: Any) -> None:
         _tell(_sessions_alias(), Notice.REPLACED, *digests)
 
 
+def announce_end(user: Any) -> None:
+    """Announce that a user is logged out everywhere."""
+    _tell(router.db_for_write(type(user)), Notice.ENDED, user_digest(_text_key(user)))
+
+
 def on_user_saved(
     instance: Any, created: bool, using: str, update_fields: Collection[str] | None, **kwargs: Any
 ) -> None:
     """Announce that a user may have a new password, or may no longer log in."""
-    if not created and set(update_fields or ["password"]) != {"last_login"}:
-        _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
+    fields = set(update_fields or ["password"])
+    if created or fields == {"last_login"}:
+        return
+    _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
+    # Django forgets the raw password after this signal; a hash that it has only renewed has none
+    if "password" in fields and getattr(instance, "_password", None) is not None:
+        _void_tokens(using, _text_key(instance))
 
 
 def on_user_deleted(instance: Any, using: str, **kwargs: Any) -> None:
@@ -158,6 +171,38 @@ def _tell(alias: str | None, notice: Notice, *digests: str) -> None:
         announcer.say(line)
 
 
+def _void_tokens(alias: str, user_id: str) -> None:
+    """Refuse a user's tokens from before a new password, once that is committed; never waits."""
+    now = time.time()
+
+    def void() -> None:
+        try:
+            if _has_gateways():
+                action = partial(void_tokens, user_id=user_id, now=now)
+                announcer.keep(runtime.call_soon(action)).add_done_callback(_on_voided)
+        except Exception as exc:  # settings that name no usable broker
+            _warn_of_tokens(exc)
+
+    connection = connections[alias]
+    if connection.in_atomic_block and not _commits_by_hand(connection):
+        connection.on_commit(void, robust=True)
+    else:
+        void()
+
+
+def _on_voided(future: concurrent.futures.Future[None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        _warn_of_tokens(error)
+
+
+def _warn_of_tokens(error: BaseException) -> None:
+    logger.warning(
+        "could not store that a user's tokens are void since the password has changed, so they "
+        "stay valid until they expire: %s",
+        reason_of(error),
+    )
+
+
 def _commits_by_hand(connection: BaseDatabaseWrapper) -> bool:
     """Say whether autocommit is off, other than by the outermost `atomic` block."""
     if connection.connection is None:  # what it will be
@@ -176,6 +221,7 @@ class Announcer:
         self._dropped = 0  # notices that found _lines full
         self._scheduled = False  # a broadcast will take what is in _lines
         self._last: concurrent.futures.Future[None] | None = None  # the broadcast begun last
+        self._kept: set[concurrent.futures.Future[None]] = set()  # what else has not ended
 
     def say(self, line: str) -> None:
         """Broadcast *line* soon; never waits, never raises."""
@@ -216,10 +262,16 @@ class Announcer:
     def _give_up(self, error: BaseException) -> None:
         _warn(len(self._take()), reason_of(error))
 
+    def keep(self, future: concurrent.futures.Future[None]) -> concurrent.futures.Future[None]:
+        """Let `finish` wait for *future*, too."""
+        self._kept.add(future)
+        future.add_done_callback(self._kept.discard)
+        return future
+
     def finish(self) -> None:
         """Wait briefly for notices that have not been sent."""
-        if self._last is not None:
-            concurrent.futures.wait([self._last], EXIT_TIMEOUT)
+        last = set() if self._last is None else {self._last}
+        concurrent.futures.wait(last | set(self._kept), EXIT_TIMEOUT)
 
 
 def _warn(count: int, reason: str) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import jwt
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model, login, update_session_auth_hash
@@ -22,11 +23,13 @@ from django.db import connection, transaction
 from django.http import HttpRequest
 from django.test import Client
 
+import wsgateway
 from tests.support import until, wait_for
 from wsgateway import receivers
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway import revocation
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
@@ -38,6 +41,7 @@ from wsgateway.identity import (
     SessionIdentity,
     TokenIdentity,
     make_token,
+    require_valid_token,
     resolve_identity,
 )
 from wsgateway.logins import reasons_to_close, session_store
@@ -310,6 +314,112 @@ async def test_user_changed(world: World, engine: str, change: UserChange) -> No
     await world.laptop.closed(ENDED)
     assert time.monotonic() - began < 10
     assert world.bob.codes == []
+
+
+SECRET = "a secret that is long enough for HS256"
+
+
+def jwt_scope(user: Any, **claims: Any) -> dict[str, Any]:
+    """What a socket with a JSON web token gets."""
+    values = {"sub": str(user.pk), "exp": time.time() + 60, "iat": int(time.time()), **claims}
+    return token_scope(jwt.encode(values, SECRET, "HS256"))
+
+
+def token_scope(token: str) -> dict[str, Any]:
+    return {
+        "headers": [(b"authorization", f"Bearer {token}".encode())],
+        "url_route": {"kwargs": {"service": "orders"}},
+    }
+
+
+@pytest.fixture
+def tokens(nats_settings: Any) -> None:
+    """Gateways take tokens of both kinds beside sessions."""
+    names = ("TokenIdentity", "JwtUserIdentity", "SessionIdentity")
+    nats_settings.WSGATEWAY_IDENTITY = [f"wsgateway.identity.{name}" for name in names]
+    nats_settings.WSGATEWAY_JWT_ALGORITHMS = ["HS256"]
+    nats_settings.WSGATEWAY_JWT_KEYS = [SECRET]
+
+
+async def is_let_in(world: World, scope: dict[str, Any]) -> bool:
+    """Say whether a gateway lets a handshake with *scope* in."""
+    try:
+        identity = await resolve_identity(scope)
+        await require_valid_token(world.hubs[1].broker, identity)
+    except IdentityRefused:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.usefixtures("tokens")
+async def test_log_out_everywhere(world: World, how: str) -> None:
+    """Every browser and every token, on both gateways, within a second; and no old token lets in
+    again."""
+    ann, bob = world.users["ann"], world.users["bob"]
+    old = [jwt_scope(ann), token_scope(await sync_to_async(make_token)("orders", ann))]
+    others = jwt_scope(bob)
+    codes: list[int] = []
+    for scope in (*old, others):
+        assert await is_let_in(world, scope)
+        identity = await resolve_identity(scope)
+        for hub in world.hubs:
+            await world.open(hub, identity, codes if scope is not others else world.bob.codes)
+    began = time.monotonic()
+    if how == "sync":
+        await sync_to_async(wsgateway.log_out_everywhere)(ann)
+    else:
+        await wsgateway.alog_out_everywhere(ann)
+    await world.ann.closed(ENDED)
+    await world.laptop.closed(ENDED)
+    await until(lambda: len(codes) == 4, what="the tokens' sockets are closed")
+    assert time.monotonic() - began < 5  # a second, on a machine that does nothing else
+    assert codes == [ENDED] * 4
+    for scope in (*old, world.ann.scope):
+        assert not await is_let_in(world, scope)
+    fresh = token_scope(await sync_to_async(make_token)("orders", ann))
+    for scope in (jwt_scope(ann, iat=int(time.time()) + 1), fresh, others, world.bob.scope):
+        assert await is_let_in(world, scope)
+    assert world.bob.codes == []
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_new_password_ends_tokens_too(world: World) -> None:
+    ann = world.users["ann"]
+    scopes = [jwt_scope(ann), token_scope(await sync_to_async(make_token)("orders", ann))]
+    codes: list[int] = []
+    for scope in scopes:
+        await world.open(world.hubs[0], await resolve_identity(scope), codes)
+    await new_password(ann)
+    await until(lambda: len(codes) == 2, what="the tokens' sockets are closed")
+    assert codes == [ENDED] * 2
+    await sync_to_async(receivers.announcer.finish)()
+    for scope in scopes:
+        assert not await is_let_in(world, scope)
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_saving_a_user_without_a_new_password_voids_no_token(world: World) -> None:
+    scope = jwt_scope(world.users["ann"])
+    ann = await get_user_model().objects.aget(username="ann")
+    ann.first_name = "Ann"
+    await ann.asave()
+    assert await ann.acheck_password("ann")  # which may store a hash of its own
+    await sync_to_async(receivers.announcer.finish)()
+    assert await is_let_in(world, scope)
+
+
+@pytest.mark.usefixtures("tokens")
+async def test_tokens_of_a_user_who_may_not_log_in(world: World) -> None:
+    ann = world.users["ann"]
+    scopes = [jwt_scope(ann), token_scope(await sync_to_async(make_token)("orders", ann))]
+    await deactivate(ann)
+    for scope in scopes:
+        assert not await is_let_in(world, scope)
+    with pytest.raises(IdentityRefused, match="not active"):
+        make_token("orders", ann)
+    with pytest.raises(TypeError, match="give a Django user"):
+        wsgateway.log_out_everywhere("ann")
 
 
 async def test_changes_that_end_no_log_in_close_nothing(world: World) -> None:

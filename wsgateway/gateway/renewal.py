@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from wsgateway.exceptions import BrokerError, IdentityRefused
-from wsgateway.identity import renew_identity
+from wsgateway.identity import renew_identity, require_valid_token
 from wsgateway.protocol.codes import CloseCode
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ async def renew(session: Session, token: str) -> None:
     """
     try:
         identity = await renew_identity(session.scope, session.identity, token)
+        await require_valid_token(session.hub.broker, identity)
     except BrokerError:
         code = CloseCode.BROKER_UNAVAILABLE
         answer = session.endpoint.refuse_renewal(code.reason, temporary=True)

@@ -25,6 +25,7 @@ from wsgateway.identity.resolving import (
 )
 from wsgateway.identity.rest_framework import DrfIdentity
 from wsgateway.identity.tokens import make_token, set_identity_cookie, token_in
+from wsgateway.identity.voiding import require_valid_token
 
 __all__ = [
     "DEFAULT_DEVICE",
@@ -43,6 +44,7 @@ __all__ = [
     "make_token",
     "renew_identity",
     "require_service",
+    "require_valid_token",
     "resolve_identity",
     "set_identity_cookie",
     "token_in",

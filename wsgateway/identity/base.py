@@ -33,6 +33,8 @@ class Identity:
             socket; None if it is not a Django user.
         auth_hash: The user's session auth hash: a new password ends the socket. None: it does not.
         backend: Dotted path of the backend that the user logged in with; None: not known.
+        issued_at: Unix time at which the token behind it was issued. One from before the user has
+            logged out everywhere is refused. None: there is no token, or it is never refused so.
         expires_at: Unix time at which the socket closes, because the token or signed cookie behind
             it expires; None: never.
         resolver: Dotted path of the resolver that made it, set by `resolve_identity`.
@@ -48,6 +50,7 @@ class Identity:
     user_id: str | None = field(default=None, compare=False, repr=False)
     auth_hash: str | None = field(default=None, compare=False, repr=False)
     backend: str | None = field(default=None, compare=False, repr=False)
+    issued_at: float | None = field(default=None, compare=False, repr=False)
     expires_at: float | None = field(default=None, compare=False, repr=False)
     resolver: str = field(default="", compare=False, repr=False)
 

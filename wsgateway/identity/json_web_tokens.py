@@ -58,6 +58,7 @@ class JwtIdentity:
         identity = Identity(
             service=service or service_in(scope),
             device=_device(claims, config, scope),
+            issued_at=float(claims.get("iat", 0)),
             expires_at=float(claims["exp"]) + config.leeway,
             **account,
         )
@@ -90,13 +91,13 @@ class JwtUserIdentity(NamesUsers, JwtIdentity):
     def _find(self, name: str) -> dict[str, Any]:
         users = get_user_model()._default_manager
         try:
-            account = token_account(users.get(**{settings.JWT_USER_FIELD: name}))
+            user = users.get(**{settings.JWT_USER_FIELD: name})
         except (ObjectDoesNotExist, ValidationError, ValueError, OverflowError):
-            account = None
+            user = None
+        account = None if user is None else token_account(user)
         if account is None:
             raise _invalid(f"no active user has this {settings.JWT_USER_FIELD}")
-        user, fields = account
-        return {"user": self.require_name(user), **fields}
+        return {"user": self.require_name(user), **account}
 
 
 async def _verify(token: str, config: JwtConfig) -> Claims:

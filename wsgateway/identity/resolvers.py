@@ -15,7 +15,14 @@ from wsgateway.handshake import cookie, parameter, route
 from wsgateway.hooks import call_hook
 from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
 from wsgateway.identity.paths import require_path, service_in
-from wsgateway.identity.tokens import COOKIE_SALT, TOKEN_SALT, is_jwt, read_token, token_in
+from wsgateway.identity.tokens import (
+    COOKIE_SALT,
+    TOKEN_SALT,
+    is_jwt,
+    read_token,
+    token_in,
+    with_account,
+)
 from wsgateway.identity.users import NamesUsers
 from wsgateway.logins import account_of, logged_in_user, session_store
 from wsgateway.protocol.codes import CloseCode
@@ -127,7 +134,11 @@ class TokenIdentity:
                 "the token is not valid",
                 "make it with make_token and the gateway's SECRET_KEY, and send all of it",
             ) from exc
-        return require_path(scope, identity)
+        require_path(scope, identity)
+        if identity.user_id is None:
+            return identity
+        found: Identity = await call_hook(with_account, identity)
+        return found
 
 
 class CookieIdentity:

@@ -41,11 +41,18 @@ class DrfIdentity(NamesUsers):
 
         return api_settings.DEFAULT_AUTHENTICATION_CLASSES
 
+    def issued_at(self, auth: Any) -> float | None:
+        """Return the Unix time at which ``request.auth`` was issued; None if it does not say.
+
+        Tokens in a table do not: whoever logs a user out deletes them.
+        """
+        return _claim(auth, "iat")
+
     def expires_at(self, auth: Any) -> float | None:
         """Return the Unix time at which ``request.auth`` expires; None if it does not say."""
-        claims = getattr(auth, "payload", auth)
-        if isinstance(claims, Mapping) and isinstance(claims.get("exp"), int | float):
-            return float(claims["exp"])
+        claimed = _claim(auth, "exp")
+        if claimed is not None:
+            return claimed
         for name in ENDS:
             value = getattr(auth, name, None)
             if isinstance(value, datetime):
@@ -61,17 +68,18 @@ class DrfIdentity(NamesUsers):
         found = self._authenticate(scope)
         if found is None:
             return None
-        account = token_account(found[0])
+        user, auth = found
+        account = token_account(user)
         if account is None:
             raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "this account is not active")
-        user, fields = account
         device = parameter(scope, "device") or DEFAULT_DEVICE
         identity = Identity(
             service_in(scope),
             self.require_name(user),
             device,
-            expires_at=self.expires_at(found[1]),
-            **fields,
+            issued_at=self.issued_at(auth),
+            expires_at=self.expires_at(auth),
+            **account,
         )
         return require_path(scope, identity)
 
@@ -100,6 +108,13 @@ class DrfIdentity(NamesUsers):
                 user, auth = found
                 return user, auth
         return None
+
+
+def _claim(auth: Any, name: str) -> float | None:
+    """Return a time among the claims of a JSON web token; None if *auth* is not one."""
+    claims = getattr(auth, "payload", auth)
+    value = claims.get(name) if isinstance(claims, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _request(scope: Scope) -> ASGIRequest:

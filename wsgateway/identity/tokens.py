@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from django.core import signing
 from django.http import HttpResponseBase
+from django.utils.crypto import constant_time_compare, salted_hmac
 
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import bearer_token, offered_token, parameter
 from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
+from wsgateway.identity.naming import name_of
+from wsgateway.logins import token_account, user_with_id
 from wsgateway.protocol.codes import CloseCode
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "sent_token",
     "set_identity_cookie",
     "token_in",
+    "with_account",
 ]
 
 TOKEN_SALT = "wsgateway.token"  # noqa: S105 - public: it keeps tokens and cookies apart
@@ -34,20 +39,27 @@ _JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*\Z", re.ASCII)
 
 
 def make_token(
-    service: str, user: str, device: str | None = None, *, max_age: float | None = None
+    service: str, user: str | Any, device: str | None = None, *, max_age: float | None = None
 ) -> str:
     """Return a token that lets its holder connect as *user*; see `TokenIdentity`.
 
     Args:
         service: The only service that it is good for.
-        user: The user's name.
+        user: A Django user, whose tokens end with the user, the password, and
+            `wsgateway.log_out_everywhere`; or only a name.
         device: The only device that it is good for; None leaves the choice to the client.
         max_age: Seconds that it is valid; None means WSGATEWAY_TOKEN_MAX_AGE.
 
     Raises:
         IdentityRefused: A name cannot be used.
     """
-    return _make_token(TOKEN_SALT, service, user, device, max_age)
+    if isinstance(user, str):
+        return _make_token(TOKEN_SALT, service, user, device, max_age)
+    account = token_account(user)
+    if account is None:
+        raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, "this account is not active")
+    about = [account["user_id"], _fingerprint(account["auth_hash"]), time.time()]
+    return _make_token(TOKEN_SALT, service, name_of(user), device, max_age, about)
 
 
 def set_identity_cookie(
@@ -82,11 +94,21 @@ def set_identity_cookie(
 
 
 def _make_token(
-    salt: str, service: str, user: str, device: str | None, max_age: float | None
+    salt: str,
+    service: str,
+    user: str,
+    device: str | None,
+    max_age: float | None,
+    about: Sequence[Any] = (),
 ) -> str:
     Identity(service, user, device or DEFAULT_DEVICE)
     age = settings.TOKEN_MAX_AGE if max_age is None else max_age
-    return signing.dumps([service, user, device, time.time() + age], salt=salt)
+    return signing.dumps([service, user, device, time.time() + age, *about], salt=salt)
+
+
+def _fingerprint(auth_hash: str | None) -> str:
+    """Return what a token, which anybody can read, says of the user's session auth hash."""
+    return salted_hmac(TOKEN_SALT, auth_hash or "", algorithm="sha256").hexdigest()[:32]
 
 
 def token_in(scope: Scope) -> str | None:
@@ -123,7 +145,7 @@ def read_token(token: str, salt: str, device: str | None) -> Identity:
         IdentityRefused: It is good for another device only.
     """
     try:
-        service, user, bound, expires = signing.loads(token, salt=salt)
+        service, user, bound, expires, *about = signing.loads(token, salt=salt)
     except signing.BadSignature:
         raise
     except Exception as exc:  # base64, zlib, JSON: whatever a forged token trips over
@@ -136,4 +158,27 @@ def read_token(token: str, salt: str, device: str | None) -> Identity:
             "the token names another device",
             "connect without ?device=, or make a token for that device",
         )
-    return Identity(service, user, bound or device or DEFAULT_DEVICE, expires_at=expires)
+    identity = Identity(service, user, bound or device or DEFAULT_DEVICE, expires_at=expires)
+    if not about:
+        return identity
+    user_id, fingerprint, issued_at = about
+    return replace(identity, user_id=user_id, auth_hash=fingerprint, issued_at=issued_at)
+
+
+def with_account(identity: Identity) -> Identity:
+    """Return *identity*, which `read_token` has returned, with the user's present auth hash.
+
+    Reads the database: call it in a thread.
+
+    Raises:
+        IdentityRefused: The user may not log in any more, has a new password, or another name.
+    """
+    user = user_with_id(identity.user_id)
+    account = None if user is None else token_account(user)
+    if account is not None and name_of(user) == identity.user:
+        now = _fingerprint(account["auth_hash"])
+        if constant_time_compare(now, identity.auth_hash or ""):
+            return replace(identity, auth_hash=account["auth_hash"])
+    raise IdentityRefused(
+        CloseCode.NOT_AUTHENTICATED, "this token is no longer valid; log in again"
+    )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from asgiref.sync import iscoroutinefunction
-
-from wsgateway.conf import settings
-from wsgateway.hooks import get_resolver
+from wsgateway.identity.naming import name_of
 from wsgateway.protocol.subjects import Topic, encode_token
 
 __all__ = ["User", "Whom", "parse_user", "require_topic"]
@@ -41,23 +38,9 @@ def parse_user(user: User) -> Whom:
         service, name = user
         encode_token(service)
     else:
-        service, name = None, user if isinstance(user, str) else _name_of(user)
+        service, name = None, user if isinstance(user, str) else name_of(user)
     encode_token(name)
     return Whom(name, service)
-
-
-def _name_of(user: Any) -> str:
-    """Return the name that the project's resolver gives a Django user."""
-    if not hasattr(user, "get_username"):
-        raise TypeError(
-            f"user is {type(user).__name__}; give a name, a Django user, or (service, name)"
-        )
-    resolvers = map(get_resolver, settings.IDENTITY)
-    naming = (getattr(each, "user_name", None) for each in resolvers)
-    user_name = next(filter(None, naming), None)
-    if iscoroutinefunction(user_name):
-        raise TypeError("user_name of your resolver is asynchronous; give the user's name instead")
-    return str(user.get_username() if user_name is None else user_name(user))
 
 
 def require_topic(service: str, name: str) -> Topic:
