@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.http import HttpResponse
 
 from tests.pages import DocumentPage
+from wsgateway.broker import runtime
 from wsgateway.checks.identity import check_production_tokens, check_tokens
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway.origins import require_origin
@@ -16,6 +19,8 @@ from wsgateway.identity import (
     Identity,
     SignedCookieIdentity,
     TokenIdentity,
+    make_token,
+    require_valid_token,
     resolve_identity,
 )
 
@@ -34,13 +39,30 @@ def scope(**headers: str) -> dict[str, Any]:
     return {"type": "websocket", "headers": found, "query_string": b""}
 
 
+@pytest.mark.django_db(transaction=True)
 async def test_tokens_and_cookies_name_the_user() -> None:
-    names = run("def token_for_ann")
-    token = scope(authorization=f"Bearer {names['token_for_ann']()}")
+    names = run("def token_for_robot")
+    token = scope(authorization=f"Bearer {names['token_for_robot']()}")
+    assert await TokenIdentity().resolve(token) == Identity("orders", "robot")
+    user = await get_user_model().objects.acreate(username="ann")
+    token = scope(authorization=f"Bearer {names['token_for'](user)}")
     assert await TokenIdentity().resolve(token) == Identity("orders", "ann")
     cookies = names["after_login"](None, HttpResponse()).cookies
     cookie = scope(cookie=cookies.output(header="").split(";")[0].strip())
     assert await SignedCookieIdentity().resolve(cookie) == Identity("orders", "ann")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_view_logs_out_on_all_devices(settings: Any, rf: Any) -> None:
+    settings.PUBSUB_BROKER = "memory"
+    request = rf.post("/")
+    request.user = user = get_user_model().objects.create(username="ann")
+    token = make_token("orders", user)
+    assert run("log_out_everywhere")["log_out_on_all_devices"](request).status_code == 302
+    identity = async_to_sync(TokenIdentity().resolve)(scope(authorization=f"Bearer {token}"))
+    assert identity is not None
+    with pytest.raises(IdentityRefused, match="no longer valid"):
+        runtime.call_sync(partial(require_valid_token, identity=identity))
 
 
 async def test_resolver_by_api_key() -> None:

@@ -44,7 +44,7 @@ class DrfIdentity(NamesUsers):
     def issued_at(self, auth: Any) -> float | None:
         """Return the Unix time at which ``request.auth`` was issued; None if it does not say.
 
-        Tokens in a table do not: whoever logs a user out deletes them.
+        Tokens in a table do not: delete them to log a user out.
         """
         return _claim(auth, "iat")
 
