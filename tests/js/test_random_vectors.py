@@ -26,6 +26,8 @@ FRAMES = [*["message"] * 8, *["ack"] * 4, "error", "error", "closing", "ping", "
 FRAMES += ["watching", "watching", "presence", "presence", "unwatched", "watch_error"]
 USERS = ["ann", "bob"]
 SERVICES = ["orders", "chat"]
+FRAMES += [*["topic_message"] * 6, *["subscribed"] * 6, "changed", "unsubscribed", "topic_error"]
+TOPICS = ["room.1", "room.2", "cursor.1"]
 
 
 class Scenario:
@@ -37,6 +39,7 @@ class Scenario:
         self.runner = Runner(self.options)
         self.steps: list[dict[str, Any]] = []
         self.kinds: dict[str, str] = {}  # id -> send or request
+        self.written: set[str] = set()  # to topics
         self.repeated: set[str] = set()  # a call's end by hand means another thing for these
         self.count = 0
         self.connecting = 0.0  # seconds
@@ -65,6 +68,7 @@ class Scenario:
 
     def some_kind(self) -> str:
         kinds = ["call", "call", "processed", "wait", "wait", "give_up", "watch", "unwatch"]
+        kinds += ["topic", "topic", "write", "leave"]
         if self.numbers.random() < 0.02:
             kinds = ["close", "sleep"]
         elif self.runner.state == "idle":
@@ -106,13 +110,39 @@ class Scenario:
         return {"sleep": self.numbers.choice([*LONG, 60, 3600])}
 
     def call(self) -> dict[str, Any]:
-        if self.kinds and self.numbers.random() < 0.1:
-            id = self.numbers.choice([*self.kinds])
+        known = [id for id in self.kinds if id not in self.written]
+        if known and self.numbers.random() < 0.1:
+            id = self.numbers.choice(known)
             self.repeated.add(id)
         else:
             id = f"i{len(self.kinds)}"
             self.kinds[id] = self.numbers.choice(["send", "request"])
         return {self.kinds[id]: {"id": id, "data": "x" * self.numbers.randint(1, 6)}}
+
+    def some_topic(self) -> str:
+        return self.numbers.choice(TOPICS)
+
+    def topic(self) -> dict[str, Any] | None:
+        options: dict[str, Any] = {"topic": self.some_topic()}
+        if options["topic"] in self.runner.session.subscriptions:
+            return None
+        if self.numbers.random() < 0.5:
+            options["since"] = self.numbers.choice(["all", 50])
+        if self.numbers.random() < 0.3:
+            options["position"] = {"epoch": "r1", "offset": self.numbers.randrange(9)}
+        return {"topic": options}
+
+    def leave(self) -> dict[str, Any] | None:
+        topic = self.some_topic()
+        return {"leave": topic} if topic in self.runner.topics else None
+
+    def write(self) -> dict[str, Any] | None:
+        topic, id = self.some_topic(), f"i{len(self.kinds)}"
+        if topic not in self.runner.session.subscriptions:
+            return None
+        self.kinds[id] = self.numbers.choice(["send", "request"])
+        self.written.add(id)
+        return {self.kinds[id]: {"id": id, "topic": topic, "data": "x" * 3}}
 
     def give_up(self) -> dict[str, Any] | None:
         ids = [id for id in self.kinds if id not in self.repeated]
@@ -137,6 +167,47 @@ class Scenario:
 
     def frame(self) -> dict[str, Any]:
         return getattr(self, self.numbers.choice(FRAMES))()  # type: ignore[no-any-return]
+
+    # -- frames about topics ---------------------------------------------------------------
+
+    def topic_message(self) -> dict[str, Any]:
+        frame = self.message()["frame"]
+        topic = {"topic": self.some_topic()}
+        if topic["topic"] == "cursor.1":
+            del frame["offset"]
+        return {"frame": {"type": frame["type"], **topic, **frame}}
+
+    def some_question(self, topic: str) -> str:
+        known = self.runner.topics.get(topic)
+        is_likely = known is not None and self.numbers.random() < 0.9
+        return known.id if known is not None and is_likely else "topic-1"
+
+    def subscribed(self) -> dict[str, Any]:
+        frame = self.changed()["frame"]
+        return {"frame": {**frame, "id": self.some_question(frame["topic"])}}
+
+    def changed(self) -> dict[str, Any]:
+        choice, topic = self.numbers.choice, self.some_topic()
+        frame = {"type": "subscribed", "topic": topic, "access": choice(["read", "write"])}
+        if topic == "cursor.1":
+            return {"frame": {**frame, "durable": False}}
+        known = self.runner.told_of_topics.get(topic) or {"offset": 0}
+        reason = choice([None, None, "trimmed", "ahead", "epoch", "new"])
+        offset = choice([known["offset"], self.numbers.randrange(12)])
+        about = {"epoch": choice(["r1", "r1", "r1/1", "r2"]), "offset": offset}
+        return {"frame": {**frame, **about, "recovered": reason is None, "reason": reason}}
+
+    def unsubscribed(self) -> dict[str, Any]:
+        topic, temporary = self.some_topic(), self.numbers.random() < 0.5
+        frame = {"type": "unsubscribed", "topic": topic, "reason": "r", "temporary": temporary}
+        frame["code"] = "unavailable" if temporary else "forbidden"
+        if self.numbers.random() < 0.5:
+            frame["id"] = self.some_question(topic)
+        return {"frame": frame}
+
+    def topic_error(self) -> dict[str, Any]:
+        frame = self.error()["frame"]
+        return {"frame": {**frame, "id": self.some_question(self.some_topic())}}
 
     # -- frames from the gateway -----------------------------------------------------------
 
@@ -220,9 +291,11 @@ def test_both_clients_do_the_same_in_random_scenarios(tmp_path: Path) -> None:
         scenario = Scenario(random.Random(f"{seed} {number}"))
         steps = scenario.run()
         vectors.append({"name": f"{number}", "options": scenario.options, "steps": steps})
+    others: dict[str, list[str]] = {name: [] for name in FILE if name.endswith("_vectors")}
     nothing: dict[str, list[str]] = {name: [] for name in FILE["not_the_protocol"]}
     path = tmp_path / "vectors.json"
-    path.write_text(json.dumps({**FILE, "vectors": vectors, "not_the_protocol": nothing}))
+    file = {**FILE, **others, "vectors": vectors, "not_the_protocol": nothing}
+    path.write_text(json.dumps(file))
     node = shutil.which("node")
     assert node, "these tests need Node.js"
     done = subprocess.run(

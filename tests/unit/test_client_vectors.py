@@ -153,13 +153,14 @@ class Runner:
         self.become("waiting")
 
     def do_close(self, _: object) -> None:
-        for frame in self.session.last_frames():
-            self.add("sends", json.loads(frame))
-        self.end("closed by the application", None)
+        for ack in self.session.last_acks():
+            self.add("sends", json.loads(ack))
+        self.end("closed by the application", None, own=True)
 
-    def end(self, reason: str, code: int | None) -> None:
+    def end(self, reason: str, code: int | None, *, own: bool = False) -> None:
         self.session.lost(1000, self.now)
-        self.apply(self.session.end(reason, code))
+        events = self.session.end(reason, code)
+        self.apply(event for event in events if not (own and isinstance(event, Ended)))
         self.become("closed")
 
     def do_send(self, message: dict[str, Any], *, request: bool = False) -> None:

@@ -27,11 +27,13 @@ class Acks:
         interval: Acknowledge after this many seconds at the latest.
     """
 
-    __slots__ = ("_due_at", "_every", "_frames", "_interval", "_logs")
+    __slots__ = ("_due_at", "_every", "_frames", "_interval", "_logs", "window")
 
     def __init__(self, every: int, interval: float) -> None:
         self._every = every
         self._interval = interval
+        self.window = math.inf
+        """Messages that the gateway sends without acknowledgement."""
         self._logs: dict[int, _Log] = {}  # by number: 0 is the inbox
         self._due_at = math.inf  # when to acknowledge these
         self._frames: deque[str] = deque()  # to write
@@ -49,7 +51,6 @@ class Acks:
     def note(
         self,
         inbox: ClientInbox,
-        window: int,
         now: float,
         *,
         number: int = 0,
@@ -59,7 +60,6 @@ class Acks:
 
         Args:
             inbox: Whose messages were processed.
-            window: Messages that the gateway sends without acknowledgement.
             now: The value of the clock.
             number: Of the log; acknowledgements are in this order.
             topic: Its name; None: the client's inbox.
@@ -68,13 +68,14 @@ class Acks:
             return
         self._logs[number] = _Log(inbox, topic)
         # At most *every* logs: each has something to acknowledge
-        if sum(log.inbox.unacked for log in self._logs.values()) >= self._limit(window):
+        if sum(log.inbox.unacked for log in self._logs.values()) >= self._limit:
             self._due_at = now
         elif self._due_at == math.inf:
             self._due_at = now + self._interval
 
-    def _limit(self, window: int) -> int:
-        return min(self._every, (window + 1) // 2)
+    @property
+    def _limit(self) -> float:
+        return min(self._every, (self.window + 1) // 2)
 
     @property
     def write_at(self) -> float:

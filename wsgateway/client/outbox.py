@@ -16,6 +16,7 @@ __all__ = ["ClientOutbox"]
 
 @dataclass(slots=True)
 class _Entry:
+    number: int  # rises
     text: str
     size: int
     topic: str | None
@@ -30,7 +31,7 @@ class ClientOutbox:
         window: Most messages on the wire without confirmation.
     """
 
-    __slots__ = ("_blocked", "_entries", "_in_flight", "_limit", "_ready", "_window")
+    __slots__ = ("_blocked", "_count", "_entries", "_in_flight", "_limit", "_ready", "_window")
 
     def __init__(self, limit: int, window: int) -> None:
         self._limit = limit
@@ -39,6 +40,7 @@ class ClientOutbox:
         self._ready: dict[str, _Entry] = {}  # those that may be sent, oldest first
         self._blocked: dict[str, dict[str, _Entry]] = {}  # by topic: those that wait for it
         self._in_flight = 0
+        self._count = 0  # numbers the messages
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -72,8 +74,9 @@ class ClientOutbox:
             trace: The trace context in which it is sent.
             topic: To which topic; None: to the client's service.
         """
+        self._count += 1
         text = encode_client_message(id, frame, request=request, trace=trace, topic=topic)
-        entry = self._entries[id] = _Entry(text, len(frame.payload), topic)
+        entry = self._entries[id] = _Entry(self._count, text, len(frame.payload), topic)
         self._line_of(entry)[id] = entry
 
     def _line_of(self, entry: _Entry) -> dict[str, _Entry]:
@@ -115,7 +118,10 @@ class ClientOutbox:
 
     def unblock(self, topic: str) -> None:
         """Send what waits for *topic*. Idempotent."""
-        self._ready |= self._blocked.pop(topic, {})
+        unsent = self._blocked.pop(topic, {})
+        if unsent:
+            lines = (self._ready | unsent).items()
+            self._ready = dict(sorted(lines, key=lambda line: line[1].number))
 
     def sent_to(self, topic: str) -> list[str]:
         """Return the ids of messages to *topic*."""

@@ -235,6 +235,7 @@ class ClientSession:
             raise _another_user(self.welcome, welcome)
         self._inbox.welcome(Position(welcome.epoch, welcome.offset, welcome.inbox), welcome.reason)
         self.welcome = welcome
+        self._acks.window = welcome.window
         events: list[Event] = []
         if not self.is_open:
             self._opened_at = now
@@ -242,7 +243,7 @@ class ClientSession:
             self._monitor.start(welcome.ping, now)
             self.renewal.accepted(welcome.expires_in, now)
             self.watches.welcomed(welcome.service)
-            events = self.subscriptions.welcomed(welcome.window)
+            events = self.subscriptions.welcomed(now)
         return [*self.sending.welcomed(welcome.max_message_size), Welcomed(welcome), *events]
 
     def _message(self, message: ServerMessage, now: float) -> list[Event]:
@@ -292,8 +293,8 @@ class ClientSession:
     # -- to the gateway ------------------------------------------------------------------
 
     def _ack_soon(self, now: float) -> None:
-        if self.is_open and self.welcome is not None:
-            self._acks.note(self._inbox, self.welcome.window, now)
+        if self.is_open:
+            self._acks.note(self._inbox, now)
 
     @property
     def write_at(self) -> float:
@@ -313,17 +314,15 @@ class ClientSession:
         if not self.is_open:
             return None
         return (
-            self.watches.next_frame()
-            or self.subscriptions.next_frame(now)
+            self.subscriptions.next_frame(now)
+            or self.watches.next_frame()
             or self._acks.next_frame(now)
             or self.sending.next_frame()
         )
 
-    def last_frames(self) -> list[str]:
-        """Return what to write before the end: topics that are left, what was processed."""
-        if not self.is_open:
-            return []
-        return self.subscriptions.take_frames() + self._acks.take()
+    def last_acks(self) -> list[str]:
+        """Return the acknowledgements of everything that was processed."""
+        return self._acks.take() if self.is_open else []
 
     # -- a gateway that does not answer --------------------------------------------------
 

@@ -105,7 +105,6 @@ class Subscription:
 
     def connecting(self) -> None:
         """Note that it must be asked for on the next connection."""
-        self.not_before = -math.inf
         if self.renewable and not self.accepted:
             self.stale = True  # it may expire until then
         if self.state is not SubscriptionState.FETCHING:

@@ -49,7 +49,6 @@ class Subscriptions:
         "_retry_at",
         "_sending",
         "_topics",
-        "_window",
     )
 
     def __init__(self, acks: Acks, sending: Sending, backoff: Backoff) -> None:
@@ -61,7 +60,6 @@ class Subscriptions:
         self._topics: dict[str, Subscription] = {}  # those that have not ended
         self._frames: deque[str] = deque()  # to write
         self._is_open = False  # whether there is a connection that was welcomed
-        self._window = 0  # messages that the gateway sends without acknowledgement
         self._retry_at = math.inf  # when to ask again for what was refused
 
     def __iter__(self) -> Iterator[str]:
@@ -78,14 +76,16 @@ class Subscriptions:
         for subscription in self._topics.values():
             subscription.connecting()
 
-    def welcomed(self, window: int) -> list[Event]:
-        """Ask for all of them.
-
-        Args:
-            window: Messages that the gateway sends without acknowledgement.
-        """
-        self._is_open, self._window = True, window
-        return [event for each in self._topics.values() for event in self._ask(each)]
+    def welcomed(self, now: float) -> list[Event]:
+        """Ask for all of them, but for those that were refused after their delays."""
+        self._is_open = True
+        events: list[Event] = []
+        for subscription in self._topics.values():
+            if subscription.stale:
+                events += self._ask(subscription)
+            else:
+                self._ask_later(subscription, now)
+        return events
 
     def _ask(self, subscription: Subscription) -> list[Event]:
         """Ask for a topic, but for its token first."""
@@ -167,12 +167,13 @@ class Subscriptions:
     def _ack_soon(self, subscription: Subscription, now: float) -> None:
         if subscription.state is SubscriptionState.OPEN:
             topic, number = subscription.topic, subscription.number
-            self._acks.note(subscription.inbox, self._window, now, number=number, topic=topic)
+            self._acks.note(subscription.inbox, now, number=number, topic=topic)
 
     def remove(self, subscription: Subscription, error: GatewayError) -> list[Event]:
         """Acknowledge what was processed, and end with *error*. Idempotent."""
-        if subscription.state in (SubscriptionState.OPEN, SubscriptionState.ASKED):
+        if self._is_open and not subscription.ended:
             self._frames += self._acks.take()
+        if subscription.state in (SubscriptionState.OPEN, SubscriptionState.ASKED):
             self._frames.append(encode_unsubscribe(subscription.topic))
         return self.fail(subscription, error)
 
@@ -192,12 +193,6 @@ class Subscriptions:
         del self._topics[subscription.topic]
         self._acks.forget(subscription.number)
         return [*self._sending.fail_topic(subscription.topic, error), Ended(subscription, error)]
-
-    def take_frames(self) -> list[str]:
-        """Return what is to be written, for the end of the connection."""
-        frames = list(self._frames)
-        self._frames.clear()
-        return frames
 
     # -- from the gateway --------------------------------------------------------------------
 

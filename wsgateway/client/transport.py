@@ -92,8 +92,8 @@ class Transport:
         try:
             with contextlib.suppress(ConnectionClosed, OSError):
                 async with asyncio.timeout(LEAVE_TIMEOUT):
-                    for text in self._session.last_frames():
-                        await self._socket.send(text)
+                    for ack in self._session.last_acks():
+                        await self._socket.send(ack)
                     await self._socket.close()
         finally:
             self._socket.transport.abort()

@@ -1936,6 +1936,7 @@ export class WsGateway {
     const after = this.#reconnectAfter;
     this.#attempt += 1;
     this.#dropTransport(1000, "");
+    this.#unasked.clear(); // in the order in which the application asked
     for (const entry of this.#topics.values()) this.#ask(entry);
     if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
     // A browser does not say why a handshake failed: it may have been the token
