@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 
 from tests.commands import ESCAPES, Ended, Site, documented
 from tests.support import Gateway, Process, until
-from wsgateway import presence
+from wsgateway import declared, presence, topic
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.operations import NatsOperations
@@ -331,6 +331,38 @@ async def test_purge_deletes_one_or_all(site: Site, broker: NatsBroker) -> None:
     assert (done.code, done.lines) == (0, ["3 deleted"])
     assert [await broker.inboxes.count(ANN), await broker.inboxes.count(BOB)] == [0, 1]
     assert (await call(*to)).lines == ["0 deleted"]  # nothing is lost, so nothing is asked
+
+
+async def test_commands_find_out_what_is_a_topic(
+    nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    topic("room")(lambda identity, name: None)
+    topic("tick", durable=False)(lambda identity, name: None)
+    assert (await call("send", "room", "42", "first")).lines == ["stored at offset 1"]
+    assert (await call("send", "room", "43", "other")).lines == ["stored at offset 2"]
+    await call("send", "room", "42", '{"n": 3}', "--type", "json")
+    shown = await call("inbox", "room", "42")
+    assert shown.lines[0] == "room.42: 2 messages, offsets 1 to 3"
+    assert "Device" not in shown.out
+    assert "first" in shown.out
+    found = (await call("inbox", "room", "42", "--json")).json
+    assert set(found) <= documented("gateway inbox")
+    assert [each["offset"] for each in found["stored"]] == [1, 3]
+    missing = await call("inbox", "room", "42", "--offset", "2")
+    assert missing.code == Exit.UNKNOWN
+    assert "the topic 'room.42' has no message at offset 2" in missing.err
+    followed = await call("tail", "room", "42", "--count", "2")
+    assert [line.split()[0] for line in followed.lines] == ["1", "3"]
+    deleted = await call("purge", "room", "42", "1", "2", "--no-input", "--json")
+    assert deleted.json == {"deleted": 1, "missing": [2]}  # 2 is another topic's
+    assert (await call("purge", "room", "42", "--no-input")).lines == ["1 deleted"]
+    assert "room.42: 0 messages" in (await call("inbox", "room", "42")).out
+    assert "room.43: 1 message" in (await call("inbox", "room", "43")).out
+    sent = await call("send", "tick", "now", "x")
+    assert "nothing is stored" in sent.out
+    assert "topics of 'tick' are ephemeral" in (await call("tail", "tick", "now")).err
 
 
 async def test_purge_that_fails_halfway_says_how_far_it_came(

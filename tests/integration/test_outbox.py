@@ -15,11 +15,12 @@ from django.db import transaction
 
 from tests.integration.test_publish import read
 from tests.support import ROOT, Process, running, site_env, wait_for
+from wsgateway import declared, topic, topics
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused, QueueFull
-from wsgateway.outbox import enqueue
+from wsgateway.outbox import enqueue, enqueue_topic
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
 
@@ -42,6 +43,25 @@ def test_rows_of_committed_transactions_are_relayed_in_order(nats_settings: Any)
     assert got("ann") == ["a0", "a1", "a2", "a3", "a4", b"\xff"]
     assert got("bob") == [f'{{"n":{number}}}' for number in range(5)]
     assert not OutboxMessage.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_topics_are_relayed_in_order_beside_users(
+    nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row has a service and a name, as in earlier versions: the service says what it names."""
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    topic("room")(lambda identity, name: None)
+    for number in range(3):
+        enqueue_topic("room", "42", json=number)
+        enqueue("orders", "42", text=f"u{number}")
+    call_command("runoutbox", "--once")
+    assert [message.json() for message in topics.history("room", "42").messages] == [0, 1, 2]
+    assert got("42") == ["u0", "u1", "u2"]
+    assert not OutboxMessage.objects.exists()
+    with pytest.raises(TypeError):
+        enqueue_topic("room", "42", text="a", msg_id="x")
 
 
 @pytest.mark.django_db(transaction=True)

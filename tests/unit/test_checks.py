@@ -522,6 +522,25 @@ def test_W004_handler_of_a_service_that_is_not_listed(settings: Any) -> None:
     assert "W004" not in messages()
 
 
+def test_W016_limits_of_topics_that_do_not_exist(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(declared, "topics", {})
+    wsgateway.topic("room")(lambda identity, name: None)
+    wsgateway.topic("tick", durable=False)(lambda identity, name: None)
+    settings.WSGATEWAY_TOPICS = {"room": {"max_messages": 3}}
+    assert "W016" not in messages()
+    settings.WSGATEWAY_TOPICS = {"room": {}, "rom": {}}
+    assert messages()["W016"] == "WSGATEWAY_TOPICS has limits of rom, which no @topic declares."
+    settings.WSGATEWAY_TOPICS = {"tick": {}}
+    assert "tick, whose topics are ephemeral" in messages()["W016"]
+
+
+def test_W006_topics_that_forget_ids_with_their_messages(settings: Any) -> None:
+    settings.WSGATEWAY_TOPICS = {"room": {"max_age": 60.0}}
+    assert "WSGATEWAY_TOPICS['room']['max_age'] is 60 s" in messages()["W006"]
+
+
 @pytest.mark.usefixtures("production")
 def test_W109_any_service(settings: Any) -> None:
     settings.WSGATEWAY_SERVICES = ["*"]

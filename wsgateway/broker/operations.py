@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox
 
 __all__ = ["Device", "Held", "InboxState", "Operations", "Peer", "Queue", "Stream"]
 
@@ -186,12 +186,12 @@ class Operations(ABC):
         """Return the devices that have a cursor, the most recently used first."""
 
     @abstractmethod
-    async def delete(self, inbox: Inbox, offset: int) -> bool:
-        """Delete one message for good; return False if *inbox* has none at *offset*."""
+    async def delete(self, address: Address, offset: int) -> bool:
+        """Delete one message for good; return False if *address* has none at *offset*."""
 
     @abstractmethod
-    async def purge(self, inbox: Inbox) -> int:
-        """Delete all messages of *inbox* for good; return how many there were. Cursors stay."""
+    async def purge(self, address: Address) -> int:
+        """Delete all messages of *address* for good; return how many there were. Cursors stay."""
 
     @abstractmethod
     async def held(self, user: str, service: str | None = None) -> dict[str, Held]:

@@ -34,6 +34,7 @@ from wsgateway.checks.services import (
     check_production_services,
     check_services,
     check_topic_handlers,
+    check_topic_limits,
 )
 from wsgateway.checks.start import START_CHECKS
 from wsgateway.checks.values import (
@@ -65,6 +66,7 @@ CHECKS: list[Check] = [
     check_other_layers,
     check_services,
     check_topic_handlers,
+    check_topic_limits,
     check_duplicate_window,
 ]
 DEPLOY_CHECKS: list[Check] = [

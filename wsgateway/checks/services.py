@@ -1,4 +1,4 @@
-"""WSGATEWAY_SERVICES and what ``@service`` declares."""
+"""WSGATEWAY_SERVICES, WSGATEWAY_TOPICS, and what ``@service`` and ``@topic`` declare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Subjects
 from wsgateway.services.registry import service_of_topics
 
-__all__ = ["check_production_services", "check_services", "check_topic_handlers"]
+__all__ = [
+    "check_production_services",
+    "check_services",
+    "check_topic_handlers",
+    "check_topic_limits",
+]
 
 
 def check_services(**kwargs: Any) -> list[CheckMessage]:
@@ -98,6 +103,25 @@ def _mentions_write(allow: Any) -> bool:
             return True
         codes += [each for each in constants if inspect.iscode(each)]
     return False
+
+
+def check_topic_limits(**kwargs: Any) -> list[CheckMessage]:
+    """W016: limits of topics that nobody declares."""
+    if not possible("WSGATEWAY_TOPICS", "WSGATEWAY_SERVICES_MODULE"):
+        return []
+    known = declared_services()
+    ephemeral = sorted(settings.TOPICS.keys() & known.casts)
+    unknown = sorted(settings.TOPICS.keys() - known.topics - known.casts)
+    found: list[CheckMessage] = []
+    for services, problem, cure in (
+        (unknown, "which no @topic declares", "Correct the name, or remove its limits."),
+        (ephemeral, "whose topics are ephemeral", "Remove their limits: nothing is stored."),
+    ):
+        if services:
+            names = ", ".join(services)
+            text = f"WSGATEWAY_TOPICS has limits of {names}, {problem}."
+            found.append(Warning(text, hint=cure, id="wsgateway.W016"))
+    return found
 
 
 def check_production_services(**kwargs: Any) -> list[CheckMessage]:

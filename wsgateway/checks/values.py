@@ -11,6 +11,7 @@ from wsgateway.checks.base import possible
 from wsgateway.conf import SETTINGS, misspelt_setting, nearest_setting, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Subjects
+from wsgateway.retention import retention_of
 
 __all__ = [
     "check_duplicate_window",
@@ -105,10 +106,14 @@ def _readable(path: str) -> bool:
 def check_duplicate_window(**kwargs: Any) -> list[CheckMessage]:
     """W006: ids forgotten early in a stream; W007: ids forgotten while a message is retried."""
     names = [f"WSGATEWAY_{family}_MAX_AGE" for family in ("INBOX", "SEND", "DEAD", "CURSOR")]
-    if not possible("WSGATEWAY_DUPLICATE_WINDOW", "WSGATEWAY_PUBLISH_TIMEOUT", *names):
+    others = ("WSGATEWAY_DUPLICATE_WINDOW", "WSGATEWAY_PUBLISH_TIMEOUT", "WSGATEWAY_TOPICS")
+    if not possible(*others, *names):
         return []
     window = settings.DUPLICATE_WINDOW
     ages = [getattr(settings, name.removeprefix("WSGATEWAY_")) for name in names]
+    for service in settings.TOPICS:
+        names.append(f"WSGATEWAY_TOPICS[{service!r}]['max_age']")
+        ages.append(retention_of(service, settings.TOPICS).max_age)
     found: list[CheckMessage] = [
         Warning(
             f"WSGATEWAY_DUPLICATE_WINDOW is {window:g} s, but {name} is {age:g} s: that stream "

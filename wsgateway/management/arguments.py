@@ -11,20 +11,23 @@ from django.core.management.base import CommandError
 from django.db import connections
 
 from wsgateway.broker.base import Broker
+from wsgateway.declared import TopicKind
 from wsgateway.exceptions import ServiceUnknown
-from wsgateway.management.base import Options
 from wsgateway.management.exits import Exit
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 
 __all__ = [
+    "add_address",
     "add_inbox",
+    "address_of",
     "count",
     "database",
-    "inbox_of",
+    "described",
     "page",
     "require_complete",
     "require_service",
     "seconds",
+    "stored_address_of",
 ]
 
 MAX_PAGE = 1000
@@ -36,9 +39,45 @@ def add_inbox(parser: ArgumentParser) -> None:
     parser.add_argument("user", metavar="USER", help="the user's name in that service")
 
 
-def inbox_of(options: Options) -> Inbox:
-    """Return the inbox that `add_inbox` asked for."""
-    return Inbox(options["service"], options["user"])
+def add_address(parser: ArgumentParser) -> None:
+    """Define whose inbox, or which topic, it is about."""
+    parser.add_argument("service", metavar="SERVICE", help="a service that exists")
+    parser.add_argument(
+        "user", metavar="NAME", help="the user's name in that service, or the topic's"
+    )
+
+
+async def address_of(broker: Broker, service: str, name: str) -> Address:
+    """Return what *name* is within a service.
+
+    Raises:
+        ServiceUnknown: Nobody declares the service.
+    """
+    address = await broker.address_of(service, name)
+    if isinstance(address, Inbox) and not await broker.service_exists(service):
+        raise ServiceUnknown(service, broker.service_names | broker.topic_names)
+    return address
+
+
+async def stored_address_of(broker: Broker, service: str, name: str) -> Address:
+    """Do the same, for what is stored.
+
+    Raises:
+        CommandError: It is an ephemeral topic.
+        ServiceUnknown: Nobody declares the service.
+    """
+    address = await address_of(broker, service, name)
+    if isinstance(address, Topic) and await broker.topics_of(service) is TopicKind.EPHEMERAL:
+        text = f"topics of {service!r} are ephemeral: nothing is stored"
+        raise CommandError(text, returncode=Exit.UNKNOWN)
+    return address
+
+
+def described(address: Address) -> str:
+    """Return what an address is, for a message."""
+    if isinstance(address, Topic):
+        return f"the topic {str(address)!r}"
+    return f"the inbox of {address.user!r} in {address.service!r}"
 
 
 def count(text: str) -> int:

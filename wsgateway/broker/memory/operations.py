@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.operations import Device, Held, InboxState, Operations, Queue, Stream
-from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox, encode_token
+from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, encode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.memory.broker import MemoryBroker
@@ -72,19 +72,20 @@ class MemoryOperations(Operations):
             return []
         return [kept.stored.offset for kept in self._store.inboxes.kept(inbox)]
 
-    async def delete(self, inbox: Inbox, offset: int) -> bool:
+    async def delete(self, address: Address, offset: int) -> bool:
         await self._broker.wait_ready()
+        messages = self._store.log(address).messages
         with taking:
-            kept = self._store.inboxes.messages.get(inbox, [])
-            left = [each for each in kept if each.stored.offset != offset]
-            self._store.inboxes.messages[inbox] = left
-            return len(left) < len(kept)
+            kept = messages.get(address, [])
+            messages[address] = [each for each in kept if each.stored.offset != offset]
+            return len(messages[address]) < len(kept)
 
-    async def purge(self, inbox: Inbox) -> int:
+    async def purge(self, address: Address) -> int:
         await self._broker.wait_ready()
+        log = self._store.log(address)
         with taking:
-            count = len(self._offsets(inbox))
-            self._store.inboxes.messages.pop(inbox, None)
+            count = len(log.kept(address))
+            log.messages.pop(address, None)
             return count
 
     async def held(self, user: str, service: str | None = None) -> dict[str, Held]:

@@ -14,7 +14,7 @@ from wsgateway.broker.nats.jetstream import NO_MESSAGE, NOT_DELETED, ApiError
 from wsgateway.broker.nats.overview import Overview
 from wsgateway.broker.operations import Device, Held, InboxState, Operations, Queue, Stream
 from wsgateway.exceptions import NameRefused
-from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
+from wsgateway.protocol.subjects import Address, Inbox, decode_token, encode_token
 
 if TYPE_CHECKING:
     from wsgateway.broker.messages import Position
@@ -103,24 +103,25 @@ class NatsOperations(Operations):
             for cursor, offset in zip(saved, read_to, strict=True)
         ][::-1]
 
-    async def delete(self, inbox: Inbox, offset: int) -> bool:
+    async def delete(self, address: Address, offset: int) -> bool:
         if not 0 < offset <= MAX_OFFSET:
             return False
+        stream = self._broker.log(address).name
         try:
-            get = f"STREAM.MSG.GET.{self._stream}"
-            found = await self._jetstream.api(get, {"seq": offset})
-            if found["message"]["subject"] != self._subjects.recv(inbox):
+            found = await self._jetstream.api(f"STREAM.MSG.GET.{stream}", {"seq": offset})
+            if found["message"]["subject"] != self._subjects.stored(address):
                 return False
-            await self._jetstream.api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": offset})
+            await self._jetstream.api(f"STREAM.MSG.DELETE.{stream}", {"seq": offset})
         except ApiError as exc:
             if exc.err_code in (NO_MESSAGE, *NOT_DELETED):
                 return False
             raise
         return True
 
-    async def purge(self, inbox: Inbox) -> int:
-        request = {"filter": self._subjects.recv(inbox)}
-        answer = await self._jetstream.api(f"STREAM.PURGE.{self._stream}", request)
+    async def purge(self, address: Address) -> int:
+        request = {"filter": self._subjects.stored(address)}
+        stream = self._broker.log(address).name
+        answer = await self._jetstream.api(f"STREAM.PURGE.{stream}", request)
         return int(answer["purged"])
 
     async def held(self, user: str, service: str | None = None) -> dict[str, Held]:

@@ -1,4 +1,4 @@
-"""``manage.py publish service user text``: put a message into a user's inbox."""
+"""``manage.py publish service user text``: store a message for a user, or in a topic."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Command"]
 class Command(OutputCommand):
     """Publishes one frame and prints its offset."""
 
-    help = "Stores a message for a user; prints its offset once it is stored."
+    help = "Stores a message for a user, or in a topic; prints its offset once it is stored."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define recipient, message and options."""
         parser.add_argument("service", help="the service")
-        parser.add_argument("user", help="the user's name")
+        parser.add_argument("user", help="the user's name, or the topic's")
         parser.add_argument("text", help="the message; - reads a binary frame from standard input")
         add_options(parser)
         add_json(parser)

@@ -1,4 +1,4 @@
-"""``manage.py gateway inbox``: what is stored for a user, and how far their devices are."""
+"""``manage.py gateway inbox``: what an inbox or a topic holds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from django.core.management.base import CommandError
 
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
+from wsgateway.broker.log import Log
 from wsgateway.broker.messages import Batch, Stored
 from wsgateway.broker.operations import Device, InboxState
-from wsgateway.management.arguments import add_inbox, count, inbox_of, page, require_service
+from wsgateway.management.arguments import add_address, count, described, page, stored_address_of
 from wsgateway.management.base import Action, Options
 from wsgateway.management.exits import Exit
 from wsgateway.management.messages import content, kind_of, message_fields
 from wsgateway.management.output import Column, Output, clock, safe, size
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Topic
 from wsgateway.readable import duration, some
 
 __all__ = ["ShowInbox"]
@@ -31,6 +32,7 @@ PREVIEW = 200
 class _Found(NamedTuple):
     """What there is."""
 
+    address: Address
     state: InboxState
     devices: list[Device]
     batch: Batch
@@ -40,11 +42,11 @@ class ShowInbox(Action):
     """Look into an inbox."""
 
     name = "inbox"
-    help = "show what is stored for a user, the newest last, and how far each device has read"
+    help = "show what an inbox or a topic holds, the newest last, and how far devices have read"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define whose, and which part."""
-        add_inbox(parser)
+        add_address(parser)
         parser.add_argument(
             "--last",
             type=page,
@@ -61,48 +63,59 @@ class ShowInbox(Action):
 
     def run(self, out: Output, options: Options) -> None:
         """Print it."""
-        inbox = inbox_of(options)
+        named = options["service"], options["user"]
         if options["offset"] is not None:
-            stored = runtime.call_sync(lambda broker: _find(broker, inbox, options["offset"]))
+            stored = runtime.call_sync(lambda broker: _find(broker, *named, options["offset"]))
             out.document(message_fields(stored))
             _show_one(out, stored)
             return
         last, before = options["last"], options["before"]
-        found = runtime.call_sync(lambda broker: _look(broker, inbox, last, before))
-        out.document(
-            {
-                "service": inbox.service,
-                "user": inbox.user,
-                **asdict(found.state),
-                "devices": [asdict(device) for device in found.devices],
-                "stored": [message_fields(stored) for stored in found.batch.messages],
-            }
-        )
-        _show(out, inbox, found)
+        found = runtime.call_sync(lambda broker: _look(broker, *named, last, before))
+        out.document({**_fields(found), "stored": list(map(message_fields, found.batch.messages))})
+        _show(out, found)
 
 
-async def _find(broker: Broker, inbox: Inbox, offset: int) -> Stored:
-    await require_service(broker, inbox.service)
-    batch = (
-        await broker.inboxes.read_after(inbox, offset - 1, limit=1) if offset else Batch([], False)
-    )
+def _fields(found: _Found) -> dict[str, object]:
+    """Return what JSON says of an inbox or a topic."""
+    address, state = found.address, found.state
+    if isinstance(address, Topic):
+        numbers = {"messages": state.messages, "first": state.first, "last": state.last}
+        return {"service": address.service, "topic": address.name, **numbers}
+    devices = [asdict(device) for device in found.devices]
+    names = {"service": address.service, "user": address.user}
+    return {**names, **asdict(state), "devices": devices}
+
+
+async def _find(broker: Broker, service: str, name: str, offset: int) -> Stored:
+    address = await stored_address_of(broker, service, name)
+    log = broker.log(address)
+    batch = await log.read_after(address, offset - 1, limit=1) if offset else Batch([], False)
     for stored in batch.messages:
         if stored.offset == offset:
             return stored
-    raise CommandError(
-        f"the inbox of {inbox.user!r} in {inbox.service!r} has no message at offset {offset}",
-        returncode=Exit.UNKNOWN,
-    )
+    text = f"{described(address)} has no message at offset {offset}"
+    raise CommandError(text, returncode=Exit.UNKNOWN)
 
 
-async def _look(broker: Broker, inbox: Inbox, last: int, before: int | None) -> _Found:
-    await require_service(broker, inbox.service)
-    states = await broker.operations.counts([inbox])
-    devices = await broker.operations.devices(inbox)
-    batch = Batch([], False)
+async def _look(broker: Broker, service: str, name: str, last: int, before: int | None) -> _Found:
+    address = await stored_address_of(broker, service, name)
+    batch, devices = Batch([], False), list[Device]()
+    if isinstance(address, Topic):
+        state = await _state(broker.log(address), address)
+    else:
+        state = (await broker.operations.counts([address]))[address]
+        devices = await broker.operations.devices(address)
     if last:
-        batch = await broker.inboxes.read_last(inbox, last, before=before)
-    return _Found(states[inbox], devices, batch)
+        batch = await broker.log(address).read_last(address, last, before=before)
+    return _Found(address, state, devices, batch)
+
+
+async def _state(log: Log, topic: Topic) -> InboxState:
+    first = (await log.read_after(topic, 0, limit=1)).messages
+    if not first:
+        return InboxState()
+    newest = (await log.last_offsets([topic])).get(topic, first[0].offset)
+    return InboxState(await log.count(topic), first[0].offset, newest)
 
 
 def _show_one(out: Output, stored: Stored) -> None:
@@ -120,14 +133,34 @@ def _show_one(out: Output, stored: Stored) -> None:
     out.line(safe(content(stored, whole=True), lines=True))
 
 
-def _show(out: Output, inbox: Inbox, found: _Found) -> None:
-    state, now = found.state, datetime.now(UTC)
+def _show(out: Output, found: _Found) -> None:
+    address, state = found.address, found.state
     offsets = f", offsets {state.first} to {state.last}" if state.messages else ""
-    out.line(
-        f"{safe(inbox.user)} in {safe(inbox.service)}: "
-        f"{some(state.messages, 'message')}{offsets}; {state.waiting} waiting"
-    )
+    messages = f"{some(state.messages, 'message')}{offsets}"
+    if isinstance(address, Topic):
+        out.line(f"{safe(str(address))}: {messages}")
+    else:
+        out.line(
+            f"{safe(address.user)} in {safe(address.service)}: {messages}; {state.waiting} waiting"
+        )
+        out.line()
+        _show_devices(out, found.devices)
     out.line()
+    columns = [
+        Column("Offset", right=True),
+        Column("Stored"),
+        Column("Kind", extra=True),
+        Column("Size", right=True, extra=True),
+        Column("Message", cut=True),
+    ]
+    out.table("Messages", columns, _rows(found.batch), empty="No messages.")
+    if found.batch.more:
+        first = found.batch.messages[0].offset
+        out.note(f"there are older ones: --before {first}")
+
+
+def _show_devices(out: Output, found: list[Device]) -> None:
+    now = datetime.now(UTC)
     columns = [
         Column("Device", whole=False),
         Column("Offset", right=True),
@@ -141,21 +174,9 @@ def _show(out: Output, inbox: Inbox, found: _Found) -> None:
             each.waiting,
             f"{duration((now - each.saved).total_seconds())} ago",
         )
-        for each in found.devices
+        for each in found
     )
     out.table("Devices", columns, devices, empty="No device has a cursor.")
-    out.line()
-    columns = [
-        Column("Offset", right=True),
-        Column("Stored"),
-        Column("Kind", extra=True),
-        Column("Size", right=True, extra=True),
-        Column("Message", cut=True),
-    ]
-    out.table("Messages", columns, _rows(found.batch), empty="No messages.")
-    if found.batch.more:
-        first = found.batch.messages[0].offset
-        out.note(f"there are older ones: --before {first}")
 
 
 def _rows(batch: Batch) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""``manage.py gateway send``: put a message into a user's inbox."""
+"""``manage.py gateway send``: store a message for a user, or in a topic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from wsgateway.management.arguments import add_inbox
+from wsgateway.management.arguments import add_address
 from wsgateway.management.base import Action, Options
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
@@ -22,11 +22,11 @@ class Send(Action):
     """Store one message."""
 
     name = "send"
-    help = "store a message for a user; sockets get it at once, others when they connect"
+    help = "store a message for a user, or in a topic; open sockets get it at once, others later"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define recipient, message and options."""
-        add_inbox(parser)
+        add_address(parser)
         parser.add_argument("data", metavar="DATA", help="the message; - reads standard input")
         parser.add_argument(
             "--type",

@@ -1,4 +1,4 @@
-"""``manage.py gateway tail``: follow an inbox as it grows."""
+"""``manage.py gateway tail``: follow an inbox or a topic as it grows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.follow import follow
 from wsgateway.broker.messages import Stored
-from wsgateway.management.arguments import add_inbox, count, inbox_of, page, require_service
+from wsgateway.management.arguments import add_address, count, page, stored_address_of
 from wsgateway.management.base import Action, Options
 from wsgateway.management.exits import Exit
 from wsgateway.management.messages import content, message_fields
 from wsgateway.management.output import Output, clock, safe
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Topic
 from wsgateway.supervision import share
 
 __all__ = ["Tail"]
@@ -32,11 +32,11 @@ class Tail(Action):
     """Show messages as they are stored."""
 
     name = "tail"
-    help = "follow an inbox until Ctrl-C or SIGTERM; takes nothing from sockets and their cursors"
+    help = "follow an inbox or topic until Ctrl-C or SIGTERM; takes nothing from anyone else"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define whose inbox, and from where to where."""
-        add_inbox(parser)
+        add_address(parser)
         begin = parser.add_mutually_exclusive_group()
         begin.add_argument(
             "--last",
@@ -74,11 +74,11 @@ async def _until_signal(out: Output, options: Options) -> None:
 
 
 async def _follow(connection: Connection, out: Output, options: Options) -> None:
-    broker, inbox, left = connection.broker, inbox_of(options), options["count"]
+    broker, left = connection.broker, options["count"]
     await connection.open()
     await broker.wait_ready()
-    await require_service(broker, inbox.service)
-    after = await _begin(broker, inbox, options)
+    address = await stored_address_of(broker, options["service"], options["user"])
+    after = await _begin(broker, address, options)
     if left == 0:
         return
     lost, back = "the connection to the broker is lost; waiting for it", "the broker is ready again"
@@ -86,12 +86,14 @@ async def _follow(connection: Connection, out: Output, options: Options) -> None
         closing(broker.on_lost(partial(out.note, lost))),
         closing(broker.on_ready(partial(out.note, back))),
     ):
-        await _print(broker, inbox, after, out, left)
+        await _print(broker, address, after, out, left)
 
 
-async def _print(broker: Broker, inbox: Inbox, after: int, out: Output, left: int | None) -> None:
+async def _print(
+    broker: Broker, address: Address, after: int, out: Output, left: int | None
+) -> None:
     on_replaced = partial(out.note, "the stream was recreated; its offsets begin again")
-    async with aclosing(follow(broker, inbox, after, on_replaced)) as messages:
+    async with aclosing(follow(broker, address, after, on_replaced)) as messages:
         async for stored in messages:
             _show(out, stored)
             if left is not None:
@@ -100,18 +102,20 @@ async def _print(broker: Broker, inbox: Inbox, after: int, out: Output, left: in
                     return
 
 
-async def _begin(broker: Broker, inbox: Inbox, options: Options) -> int:
+async def _begin(broker: Broker, address: Address, options: Options) -> int:
     """Return the offset behind which to begin."""
+    log = broker.log(address)
     after: int | None = options["after"]
     if after is None and options["last"]:
-        batch = await broker.inboxes.read_last(inbox, options["last"])
+        batch = await log.read_last(address, options["last"])
         return batch.messages[0].offset - 1 if batch.messages else 0
     if after is None:
-        return (await broker.inboxes.last_offsets([inbox])).get(inbox, 0)
-    last = (await broker.inboxes.position()).last
+        return (await log.last_offsets([address])).get(address, 0)
+    last = (await log.position()).last
     if after > last:
+        kind = f"topics of {address.service!r}" if isinstance(address, Topic) else "inboxes"
         raise CommandError(
-            f"offset {after} is not stored yet; the newest of all inboxes is {last}",
+            f"offset {after} is not stored yet; the newest of all {kind} is {last}",
             returncode=Exit.UNKNOWN,
         )
     return after
