@@ -10,7 +10,7 @@ import pytest
 
 import wsgateway
 from tests.support import until
-from wsgateway import declared, topics
+from wsgateway import Message, declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Connection
@@ -27,6 +27,8 @@ from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Resume, Subscribed, Unsubscribed
 from wsgateway.protocol.v1.endpoint import V1Endpoint
 from wsgateway.protocol.v1.messages import Reason, ServerMessage
+from wsgateway.services.registry import get_service
+from wsgateway.services.worker import Worker
 
 ANN = Inbox("service1", "ann")
 ROOM, LOBBY, SECRET = Topic("room", "42"), Topic("room", "lobby"), Topic("room", "secret")
@@ -103,6 +105,16 @@ def rules(monkeypatch: pytest.MonkeyPatch, brokers: Any) -> dict[tuple[str, str]
     wsgateway.topic("cursor", durable=False, direct=True)(allow)
     wsgateway.topic("board", direct=True)(allow)
     wsgateway.topic("news")(allow)
+
+    @wsgateway.topic("hall")
+    class Hall:
+        def allow(self, identity: Identity, name: str) -> str:
+            return "write"
+
+        async def handle(self, message: Message) -> None:
+            await message.publish(text=f"{message.user_name}: {message.text}")
+            await message.reply(text="published")
+
     return exceptions
 
 
@@ -360,6 +372,26 @@ async def test_client_writes_to_a_topic_whose_service_handles_it(
     assert ann.got(ROOM) == []
     [queue] = [each for each in await hub.broker.operations.queues() if each.service == "room"]
     assert queue.waiting == 1
+
+
+async def test_handler_answers_the_writer_and_publishes_to_all(hub: Hub, ann: Client) -> None:
+    hall, bob = Topic("hall", "1"), Client(hub, "bob")
+    await bob.session.start(Resume())
+    for client in (ann, bob):
+        await client.subscribe(hall)
+    worker = Worker(get_service("hall"), hub.broker)
+    worker.start()
+    frame = protocol.encode_client_message("m1", Frame.of("hi"), request=True, topic=str(hall))
+    await ann.session.receive(frame)
+    for client in (ann, bob):
+        await client.has("ann: hi", topic=hall)
+        assert client.told(ServerMessage, hall)[0].sender is None  # the handler wrote it
+    await ann.has("published")
+    [reply] = [f for f in ann.frames if isinstance(f, ServerMessage) and f.topic is None]
+    assert reply.reply_to == "m1"
+    assert bob.got() == []
+    await worker.stop(5.0)
+    await bob.session.stop()
 
 
 async def test_right_to_write_is_worth_nothing_where_nothing_takes_it(ann: Client) -> None:
