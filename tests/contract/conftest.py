@@ -97,7 +97,7 @@ class MemoryBrokers(Brokers):
     async def publish_raw(
         self, broker: Any, topic: Topic, payload: bytes, headers: dict[str, str]
     ) -> None:
-        broker.keep(topic, payload, headers=headers)
+        broker.store.keep(topic, payload, headers=headers)
 
     async def renew(self, broker: Any, service: str | None = None) -> None:
         store = broker.store

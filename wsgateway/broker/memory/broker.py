@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Mapping
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.base import Broker, Progress, no_progress
@@ -25,21 +24,17 @@ from wsgateway.broker.memory.log import MemoryLog
 from wsgateway.broker.memory.operations import MemoryOperations
 from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.roster import MemoryRoster
-from wsgateway.broker.memory.store import Cursor, Entry, Kept, MemoryStore, shared_store
+from wsgateway.broker.memory.store import Cursor, Entry, MemoryStore, shared_store
 from wsgateway.broker.memory.work import (
     MemoryDeadLetters,
     MemoryWorkQueue,
     enqueue,
 )
 from wsgateway.broker.messages import (
-    ERROR_HEADER,
-    REPLY_TO_HEADER,
-    SENDER_HEADER,
     Receipt,
     Stored,
     check_headers,
     check_published,
-    read_sender,
     stamp,
 )
 from wsgateway.broker.operations import Operations
@@ -56,14 +51,11 @@ from wsgateway.exceptions import (
 )
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects, Topic
-from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
 
 __all__ = ["MemoryBroker"]
-
-NONE: Mapping[str, str] = {}
 
 
 class MemoryBroker(Broker):
@@ -255,41 +247,23 @@ class MemoryBroker(Broker):
         msg_id = f"{msg_id}@{subject}" if msg_id else None
         await self.wait_ready()
         self._require(address)
-        receipt = self.keep(address, payload, kind, msg_id, ttl, headers or {})
+        receipt = self._keep(address, payload, kind, msg_id, ttl, headers or {})
         await asyncio.sleep(0)
         return receipt
 
-    def keep(
+    def _keep(
         self,
         address: Address,
         payload: bytes,
-        kind: str | None = None,
-        msg_id: str | None = None,
-        ttl: float | None = None,
-        headers: Mapping[str, str] = NONE,
+        kind: str | None,
+        msg_id: str | None,
+        ttl: float | None,
+        headers: Mapping[str, str],
     ) -> Receipt:
-        """Store a message under *address* if that is durable, and hand it to those who watch.
-
-        See `Broker.publish` for the arguments; this checks nothing but the size.
-        """
-        store, log = self.store, self.store.log(address)
-        if len(payload) > store.max_size:
-            raise MessageTooBig(len(payload), store.max_size)
         if isinstance(address, Topic) and address.service in self.declared.casts:
-            passing = _message(address, 0, None, payload, kind, headers)
-            store.heard.append((address, passing))
-            log.announce(address, passing)
+            self.store.cast(address, payload, kind, headers)
             return Receipt(0, False)
-        with taking:
-            if known := log.received.known(msg_id):
-                return known
-            kept = log.kept(address)
-            offset = log.received.next(msg_id, store.duplicate_window)
-            previous = kept[-1].stored.offset if kept else 0
-            stored = _message(address, offset, previous, payload, kind, headers)
-            kept.append(Kept(stored, monotonic() + min(ttl or log.max_age, log.max_age)))
-        log.announce(address, stored)
-        return Receipt(stored.offset, False)
+        return self.store.keep(address, payload, kind, msg_id, ttl, headers)
 
     def offer(
         self, inbox: Inbox, frame: Frame, msg_id: str, headers: Mapping[str, str] | None = None
@@ -329,7 +303,7 @@ class MemoryBroker(Broker):
 
         def store() -> tuple[int, bool]:
             if direct:
-                return self.keep(topic, frame.payload, frame.kind, msg_id, headers=stamped)
+                return self._keep(topic, frame.payload, frame.kind, msg_id, None, stamped)
             return enqueue(self.store, inbox, frame.payload, pairs, msg_id, topic.service)
 
         return self._offer({**pairs, "Nats-Msg-Id": msg_id}, store)
@@ -423,30 +397,6 @@ class MemoryBroker(Broker):
         """Put *callback* into *table*, to be called in this loop, until it is closed."""
         self.require_not_closed()
         return Entry(table, _in_this_loop(callback), self._entries)
-
-
-def _message(
-    address: Address,
-    offset: int,
-    previous: int | None,
-    payload: bytes,
-    kind: str | None,
-    headers: Mapping[str, str],
-) -> Stored:
-    stored = Stored(
-        offset,
-        previous,
-        bytes(payload),
-        kind,
-        dt.datetime.now(dt.UTC).isoformat(),
-        headers.get(REPLY_TO_HEADER),
-        headers.get(ERROR_HEADER),
-    )
-    if isinstance(address, Topic):
-        stored.sender = read_sender(headers.get(SENDER_HEADER))
-    if find_tracer() is not None:
-        stored.trace = sampled(headers.get(TRACEPARENT))
-    return stored
 
 
 def _in_this_loop(callback: Callable[..., None]) -> Callable[..., None]:

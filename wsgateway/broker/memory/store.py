@@ -18,10 +18,19 @@ from wsgateway.broker.memory.channels import MemoryChannels
 from wsgateway.broker.memory.pull_consumer import taking
 from wsgateway.broker.memory.sequence import Sequence
 from wsgateway.broker.memory.work import Sent
-from wsgateway.broker.messages import Stored
+from wsgateway.broker.messages import (
+    ERROR_HEADER,
+    REPLY_TO_HEADER,
+    SENDER_HEADER,
+    Receipt,
+    Stored,
+    read_sender,
+)
 from wsgateway.broker.work import DeadEntry, History
+from wsgateway.exceptions import MessageTooBig
 from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.retention import retention_of
+from wsgateway.tracing import TRACEPARENT, find_tracer, sampled
 
 if TYPE_CHECKING:
     from wsgateway.conf import Settings
@@ -35,6 +44,8 @@ __all__ = [
     "reset_shared_store",
     "shared_store",
 ]
+
+NONE: Mapping[str, str] = {}
 
 
 @dataclass
@@ -168,6 +179,50 @@ class MemoryStore:
         """Return the log that holds what is stored under *address*."""
         return self.topics[address.service] if isinstance(address, Topic) else self.inboxes
 
+    def keep(
+        self,
+        address: Address,
+        payload: bytes,
+        kind: str | None = None,
+        msg_id: str | None = None,
+        ttl: float | None = None,
+        headers: Mapping[str, str] = NONE,
+    ) -> Receipt:
+        """Store a message, and hand it to those who watch; see `Broker.publish`.
+
+        Raises:
+            MessageTooBig: Nothing was stored.
+        """
+        log = self.log(address)
+        self._require_size(payload)
+        with taking:
+            if known := log.received.known(msg_id):
+                return Receipt(*known)
+            kept = log.kept(address)
+            offset = log.received.next(msg_id, self.duplicate_window)
+            previous = kept[-1].stored.offset if kept else 0
+            stored = _message(address, offset, previous, payload, kind, headers)
+            kept.append(Kept(stored, time.monotonic() + min(ttl or log.max_age, log.max_age)))
+        log.announce(address, stored)
+        return Receipt(stored.offset, False)
+
+    def cast(
+        self, topic: Topic, payload: bytes, kind: str | None, headers: Mapping[str, str]
+    ) -> None:
+        """Hand a message to those who watch an ephemeral topic.
+
+        Raises:
+            MessageTooBig: Nobody got it.
+        """
+        self._require_size(payload)
+        stored = _message(topic, 0, None, payload, kind, headers)
+        self.heard.append((topic, stored))
+        self.log(topic).announce(topic, stored)
+
+    def _require_size(self, payload: bytes) -> None:
+        if len(payload) > self.max_size:
+            raise MessageTooBig(len(payload), self.max_size)
+
     def heard_by(self, topic: Topic) -> list[Stored]:
         """Return the latest messages of an ephemeral topic."""
         return [stored for address, stored in list(self.heard) if address == topic]
@@ -188,6 +243,30 @@ class MemoryStore:
         if own >= self.max_waiting_per_user:
             return f"{own} of this user's messages wait for {service!r}"
         return ""
+
+
+def _message(
+    address: Address,
+    offset: int,
+    previous: int | None,
+    payload: bytes,
+    kind: str | None,
+    headers: Mapping[str, str],
+) -> Stored:
+    stored = Stored(
+        offset,
+        previous,
+        bytes(payload),
+        kind,
+        dt.datetime.now(dt.UTC).isoformat(),
+        headers.get(REPLY_TO_HEADER),
+        headers.get(ERROR_HEADER),
+    )
+    if isinstance(address, Topic):
+        stored.sender = read_sender(headers.get(SENDER_HEADER))
+    if find_tracer() is not None:
+        stored.trace = sampled(headers.get(TRACEPARENT))
+    return stored
 
 
 class Entry:
