@@ -13,7 +13,8 @@ from tests.integration.workers import no_services
 from tests.support import until
 from wsgateway import Message, Reject, RetryPolicy, declared
 from wsgateway.broker.base import Broker
-from wsgateway.broker.messages import SENDER_HEADER, TOPIC_HEADER, Stored
+from wsgateway.broker.messages import SENDER_HEADER, TOPIC_HEADER, Stored, stamp
+from wsgateway.broker.work import Job
 from wsgateway.exceptions import QueueFull
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
@@ -174,6 +175,17 @@ class TestHandler:
         await deadletters.retry(broker, letter)
         await until(lambda: worker.counts["done"] == 1)
         assert seen == [(ROOM, ANN)]
+
+    async def test_dead_letter_that_is_shortened_keeps_its_topic(self, broker: Broker) -> None:
+        """The header of a long topic was left out first, so it could not be sent again."""
+        topic = Topic("room", "*" * 255)
+        payload = bytes(broker.dead_letters.max_size - 600)
+        headers = stamp(topic, ANN, {"Ws-Foreign": "x" * 400}, direct=False)
+        job = Job(ANN, payload, headers, sequence=1, id="S.1", service="room")
+        await deadletters.set_aside(broker, job, ValueError("poison"))
+        [letter] = [each async for each in deadletters.letters(broker, "room")]
+        assert (letter.topic, letter.inbox) == (topic, ANN)
+        assert letter.shortened == ("payload", "headers")
 
     async def test_everything_a_writer_sent_is_found_and_erased(
         self, broker: Broker, brokers: Brokers

@@ -284,6 +284,19 @@ def test_dead_letters_of_a_service_are_sent_again_from_its_page(
     assert "Queued 1" in text_of(root, "serviceentry/orders/change/")
 
 
+def test_dead_letter_of_a_topic_names_topic_and_writer(nats_settings: Any, root: Client) -> None:
+    async def bury(broker: Broker) -> None:
+        ann, headers = Inbox("orders", "ann"), {"Ws-Topic": "room.42"}
+        job = Job(ann, b"{}", headers, sequence=1, id="S.1", service="room")
+        await set_aside(broker, job, ValueError("bad"))
+
+    runtime.call_sync(bury)
+    for page in ("deadletterentry/", "deadletterentry/?service=room&user=ann"):
+        assert "room.42 ann (orders)" in text_of(root, page)
+    text = text_of(root, "deadletterentry/1/change/")
+    assert "Service room Topic room.42 User ann (orders)" in text
+
+
 def test_service_page_shows_no_dead_letters_without_the_right(
     nats_settings: Any, client: Client, staff: Any
 ) -> None:

@@ -232,6 +232,24 @@ def test_dead_letters_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.value.returncode == Exit.UNKNOWN
 
 
+def test_dead_letter_of_a_topic_names_topic_and_writer(
+    nats_settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def bury(broker: Broker) -> None:
+        ann, headers = Inbox("orders", "ann"), {"Ws-Topic": "room.42"}
+        job = Job(ann, b"{}", headers, sequence=1, id="S.1", service="room")
+        await set_aside(broker, job, ValueError("bad"))
+
+    runtime.call_sync(bury)
+    call_command("deadletters", "show", "1")
+    lines = capsys.readouterr().out.splitlines()
+    assert {"service   room", "topic     room.42", "user      ann (orders)"} <= set(lines)
+    call_command("deadletters", "list", "--service", "room", "--json")
+    [letter] = json.loads(capsys.readouterr().out)
+    found = [letter[name] for name in ("service", "topic", "user", "user_service")]
+    assert found == ["room", "room.42", "ann", "orders"]
+
+
 @pytest.mark.usefixtures("letters")
 def test_purge_asks(site: Site) -> None:
     """In a pipe it asked nobody, and deleted."""
