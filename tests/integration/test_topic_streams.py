@@ -15,6 +15,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.declared import TopicKind
 from wsgateway.exceptions import BrokerMisconfigured, QueueFull
+from wsgateway.protocol.subjects import Topic
 from wsgateway.topics.registry import topic
 
 
@@ -97,6 +98,17 @@ async def test_process_that_declares_nothing_knows_the_topics(
         }
         purposes = {each.name: each.purpose for each in await other.operations.streams()}
         assert purposes[other.subjects.topic_stream("room")] == "topics of the service room"
+
+
+async def test_restored_topics_have_a_new_epoch(topics: Any, broker: NatsBroker) -> None:
+    """Otherwise offsets of lost messages would count for new ones."""
+    room = broker.log(Topic("room", "42"))
+    before = (await room.position()).epoch
+    await broker.set_up()
+    assert (await room.position()).epoch == before
+    lines = await broker.set_up(restored=True)
+    assert any("TOPIC_room: has a new epoch" in line for line in lines)
+    assert (await room.position()).epoch != before
 
 
 async def test_new_topics_are_heard_of_in_the_open_mode(

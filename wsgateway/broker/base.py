@@ -69,7 +69,8 @@ class Broker(ABC):
             ack_wait: Seconds without a sign of life after which the services' queues deliver a
                 message again; None: as they are.
             progress: Told what is done, how much of it, and how much there is.
-            restored: The inboxes come from a backup: give them a new epoch. Not idempotent.
+            restored: The inboxes, or topics, come from a backup: give them a new epoch. Not
+                idempotent.
 
         Returns:
             One line a stream, and one a queue that was changed: what was done.

@@ -174,10 +174,11 @@ class Directory:
     async def _warn_of_form(self, connection: Connection, name: GroupName) -> None:
         with contextlib.suppress(BrokerError):
             await connection.connect()
-            if await _exists(connection, name.prefix):
+            broker = connection.broker
+            if await _exists(connection, name.prefix) or await broker.topics_of(name.prefix):
                 logger.warning(
-                    "group %r begins with the service %r but does not name an inbox, so its "
-                    "messages are not stored. wsgateway.inbox_group(%r, user) makes valid names",
+                    "group %r begins with the service %r but does not name an inbox or topic, so "
+                    "it is not stored. wsgateway.inbox_group(%r, name) makes valid names",
                     name.name,
                     name.prefix,
                     name.prefix,

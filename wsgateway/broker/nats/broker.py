@@ -122,7 +122,7 @@ class NatsBroker(Broker):
         streams = self.streams.patient  # outlasts an election
         lines = await streams.setup(progress)
         if restored:
-            lines.append(await streams.mark_restored())
+            lines += await streams.mark_restored()
         self.services.announce()
         if ack_wait is not None:
             lines += await set_up_consumers(self, ack_wait)

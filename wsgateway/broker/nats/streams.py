@@ -32,6 +32,8 @@ RESTORED_AT = "wsgateway.restored-at"
 """In metadata: when an operator said that the stream comes from a backup, in nanoseconds.
 
 It is part of the epoch, because servers before 2.15 restore the creation time, too."""
+LOGS = ("INBOX", "TOPIC")
+"""Families that clients have positions in."""
 MOVE = 'run "manage.py setup_streams" to give each service its own stream'
 WARN_LEVEL = 0.8
 """Part of its limit in bytes above which a stream is nearly full."""
@@ -276,14 +278,19 @@ class Streams:
             lines.append(await self._bring_in_line(spec, {**others, **infos}[spec.name]))
         return lines
 
-    async def mark_restored(self) -> str:
-        """Give the inboxes a new epoch; return a line for the operator."""
-        name = self.specs[0].name
-        config = (await self._jetstream.api(f"STREAM.INFO.{name}"))["config"]
+    async def mark_restored(self) -> list[str]:
+        """Give the inboxes and all topics a new epoch; return a line each for the operator."""
         mark = {RESTORED_AT: str(time.time_ns())}
-        config["metadata"] = {**(config.get("metadata") or {}), **mark}
-        await self._jetstream.api(f"STREAM.UPDATE.{name}", config)
-        return f"{name}: has a new epoch, so no position or cursor from before counts"
+        lines = []
+        for spec in self.specs:
+            if spec.family not in LOGS:
+                continue
+            config = (await self._jetstream.api(f"STREAM.INFO.{spec.name}"))["config"]
+            config["metadata"] = {**(config.get("metadata") or {}), **mark}
+            await self._jetstream.api(f"STREAM.UPDATE.{spec.name}", config)
+            text = "has a new epoch, so no position or cursor from before counts"
+            lines.append(f"{spec.name}: {text}")
+        return lines
 
     async def _bring_in_line(self, spec: StreamSpec, info: dict[str, Any] | None) -> str:
         if info is None:

@@ -24,7 +24,7 @@ class Command(OutputCommand):
         parser.add_argument(
             "--restored",
             action="store_true",
-            help="the inboxes come from a backup: void what clients know of their positions",
+            help="inboxes or topics come from a backup: void what clients know of their positions",
         )
         add_json(parser)
 
