@@ -62,6 +62,9 @@ CONTRAST = """
 """
 """Texts that cannot be read well: contrast, and what they say."""
 
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+SETTLED = "document.getAnimations().every((each) => each.playState !== 'running')"
+
 
 class Page:
     """One tab.
@@ -136,8 +139,8 @@ class Page:
             uploadThroughput=-1,
         )
 
-    async def screenshot(self, path: Path, width: int, height: int, *, dark: bool = False) -> None:
-        """Save a picture of the page in a window of this size."""
+    async def resize(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Show the page in a window of this size."""
         await self.command("Emulation.setScrollbarsHidden", hidden=True)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         await self.command("Emulation.setEmulatedMedia", features=scheme)
@@ -147,7 +150,17 @@ class Page:
             height=height,
             deviceScaleFactor=1,
             mobile=width < 600,
+            screenWidth=width,
+            screenHeight=height,
         )
+        is_dark = "matchMedia('(prefers-color-scheme: dark)').matches"
+        await self.wait(f"screen.width === {width} && {is_dark} === {str(dark).lower()}")
+        await self.run(DRAWN)
+        await self.wait(SETTLED)
+
+    async def screenshot(self, path: Path, width: int, height: int, *, dark: bool = False) -> None:
+        """Save a picture of the page in a window of this size."""
+        await self.resize(width, height, dark=dark)
         picture = await self.command("Page.captureScreenshot")
         path.write_bytes(base64.b64decode(picture["data"]))
 

@@ -103,11 +103,12 @@ class Site:
     async def look_again(self, name: str, width: int, dark: bool) -> None:
         """Look at the page that is open."""
         look = f"{'dark' if dark else 'light'}-{width}"
-        folder = os.environ.get("SCREENSHOTS")
-        path = Path(folder or self.gateways[0].log.parent) / f"admin-{name}-{look}.png"
-        await self.page.screenshot(path, width, 800, dark=dark)
+        await self.page.resize(width, 800, dark=dark)
         height = min(await self.page.run(HEIGHT), TALLEST)
-        await self.page.screenshot(path, width, height, dark=dark)
+        await self.page.resize(width, height, dark=dark)
+        if folder := os.environ.get("SCREENSHOTS"):
+            path = Path(folder) / f"admin-{name}-{look}.png"
+            await self.page.screenshot(path, width, height, dark=dark)
         assert await self.page.run("document.documentElement.scrollWidth") <= width, look
         assert await self.page.run(UNREADABLE) == [], look
         images = os.environ.get("DOCS_IMAGES")
