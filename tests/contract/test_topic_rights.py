@@ -325,6 +325,29 @@ async def test_replaced_stream_voids_tokens_and_asks_about_everybody(
     assert await rights.access(ANN, ROOM, given) is None
 
 
+@pytest.mark.parametrize("brokers", ["memory"], indirect=True)
+async def test_stream_that_has_lost_its_end_hides_nothing_that_is_revoked(
+    rights: Rights, rules: Rules, brokers: Any, broker: Broker
+) -> None:
+    """Marks had offsets that had been read before, so the gateway never looked at them.
+
+    On NATS, that is after a server has lost power, so gateways reconnect.
+    """
+    rules.says = {("ann", "42"): "read", ("bob", "42"): "read"}
+    bob, again, ann = Subscription(BOB, ROOM), Subscription(BOB, ROOM), Subscription(ANN, ROOM)
+    await rights.acquire(bob)
+    backup = await brokers.back_up(broker)
+    await topics.arevoke("room", "42", user="bob")
+    await until(lambda: bob.changes == [None], what="it has read this one")
+    await rights.acquire(again)
+    await rights.acquire(ann)
+    await brokers.restore(broker, backup)
+    await topics.arevoke("room", "42", user="ann")
+    rights.reread()
+    await until(lambda: ann.changes == [None], what="it has read the new one, too")
+    assert again.changes == []
+
+
 async def test_full_inbox_voids_tokens_older_than_what_is_kept(
     rules: Rules, brokers: Any, settings: Any
 ) -> None:

@@ -107,36 +107,40 @@ class Marks:
     """The marks that still matter."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the oldest first
+        self._known: OrderedDict[Mark, None] = OrderedDict()  # in the order in which they came
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the same by key
         self._number = 0
-        self._floor = 0.0  # no token from before it counts
+        self._floor = _Entry(0.0, 0)  # no token from before it counts
 
-    def add(self, mark: Mark) -> None:
-        """Take a mark, and forget those that are no longer needed."""
+    def add(self, mark: Mark) -> bool:
+        """Take a mark, and forget those that are no longer needed; say whether it is new."""
+        if mark in self._known:
+            return False
+        self._known[mark] = None
         self._number += 1
-        self._entries[mark.key] = _Entry(mark.time, self._number)
+        before = self._entries.get(mark.key, self._floor).time  # by a clock that may be ahead
+        self._entries[mark.key] = _Entry(max(mark.time, before), self._number)
         self._entries.move_to_end(mark.key)
-        while self._entries and _oldest(self._entries).time < mark.time - keep_for():
+        oldest = mark.time - keep_for()
+        while next(iter(self._known)).time < oldest:
+            self._known.popitem(last=False)
+        while next(iter(self._entries.values())).time < oldest:
             self._entries.popitem(last=False)
+        return True
 
     def distrust(self, time: float) -> None:
         """Let no token count that was made before *time*: marks may be missing."""
         self._number += 1
-        self._floor = max(self._floor, time)
+        self._floor = _Entry(max(self._floor.time, time), self._number)
 
     def number(self, topic: Topic, inbox: Inbox) -> int:
         """Return what changes when another mark about *inbox*'s right to *topic* comes."""
-        return max((entry.number for entry in self._about(topic, inbox)), default=0)
+        return max(entry.number for entry in self._about(topic, inbox))
 
     def allow(self, issued: float, topic: Topic, inbox: Inbox) -> bool:
         """Say whether a token that was issued then still counts."""
-        times = (entry.time for entry in self._about(topic, inbox))
-        return issued > max([self._floor, *times]) + LEEWAY
+        return issued > max(entry.time for entry in self._about(topic, inbox)) + LEEWAY
 
     def _about(self, topic: Topic, inbox: Inbox) -> list[_Entry]:
         entries = map(self._entries.get, _keys(topic, inbox))
-        return [entry for entry in entries if entry is not None]
-
-
-def _oldest(entries: OrderedDict[Key, _Entry]) -> _Entry:
-    return next(iter(entries.values()))
+        return [self._floor, *(entry for entry in entries if entry is not None)]

@@ -68,23 +68,34 @@ class Rights:
         self._loaded = asyncio.Event()  # set once the marks that are kept are known
         self._lost: float | None = None  # when the connection was lost, monotonic
         self._hooks: list[Closable] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._following: asyncio.Task[None] | None = None  # while it is open
+        self._tasks: set[asyncio.Task[Any]] = set()  # those that ask again
 
     def open(self) -> None:
         """Begin to follow what is revoked, if there are topics. Idempotent."""
-        if declared.topics and not self._tasks:
+        if declared.topics and self._following is None:
             broker = self._broker
             self._hooks = [broker.on_lost(self._on_lost), broker.on_ready(self._on_ready)]
-            self._tasks.add(supervise(self._follow, "wsgateway-topic-rights"))
+            self.reread()
+
+    def reread(self) -> None:
+        """Read all marks that are kept, as after a reconnect.
+
+        The stream may have lost its end and given the same offsets to other marks.
+        """
+        if self._following is not None:
+            self._following.cancel()
+        self._after = 0
+        self._following = supervise(self._follow, "wsgateway-topic-rights")
 
     def close(self) -> None:
         """Follow nothing any more. Idempotent."""
         for hook in self._hooks:
             hook.close()
-        for task in list(self._tasks):
-            task.cancel()
-        self._hooks = []
-        self._tasks.clear()
+        for task in (self._following, *self._tasks):
+            if task is not None:
+                task.cancel()
+        self._hooks, self._following = [], None
 
     # -- what a socket asks ------------------------------------------------------------------
 
@@ -134,6 +145,8 @@ class Rights:
 
     async def _wait_loaded(self) -> None:
         self.open()
+        if self._loaded.is_set():
+            return
         try:
             async with asyncio.timeout(settings.BROKER_TIMEOUT):
                 await self._loaded.wait()
@@ -180,14 +193,14 @@ class Rights:
             more = batch.more
 
     def _take(self, stored: Stored) -> Mark | None:
+        """Return the mark that *stored* is; None if it is not one, or was taken before."""
         self._after = stored.offset
         try:
             mark = Mark.decode(stored.payload)
         except MalformedMessage as exc:
             logger.warning("skipped message %d: %s", stored.offset, exc)
             return None
-        self._marks.add(mark)
-        return mark
+        return mark if self._marks.add(mark) else None
 
     def _on_replaced(self) -> None:
         """Marks are gone with the stream: trust no token, and ask about every subscription."""
@@ -200,7 +213,10 @@ class Rights:
 
     def _on_ready(self) -> None:
         lost, self._lost = self._lost, None
-        if lost is not None and time.monotonic() - lost > keep_for() / 2:
+        if lost is None:
+            return
+        self.reread()
+        if time.monotonic() - lost > keep_for() / 2:
             self._ask_again(self._everybody())  # some marks may have come and gone
 
     def _everybody(self) -> list[Holder]:
