@@ -47,6 +47,14 @@ def topics(brokers: Brokers, monkeypatch: pytest.MonkeyPatch, no_services: None)
         async def handle(self, message: Message) -> None:
             await Room.handler(message)
 
+    @wsgateway.topic("echo", durable=False)
+    class Echo:
+        def allow(self, identity: Any, name: str) -> str:
+            return "write"
+
+        def handle(self, message: Any) -> None:
+            message.publish(text=message.text)
+
     wsgateway.topic("wall", direct=True)(lambda identity, name: "write")
     wsgateway.topic("pointer", direct=True, durable=False)(lambda identity, name: "write")
 
@@ -285,6 +293,20 @@ class TestDirect:
             await brokers.publish_raw(broker, wall, b"x", {SENDER_HEADER: value})
         stored = (await broker.log(wall).read_after(wall, 0, limit=10)).messages
         assert [each.sender for each in stored] == [None] * 7
+
+    async def test_handler_publishes_to_an_ephemeral_topic(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        echo = Topic("echo", "42")
+        live: list[Stored] = []
+        other.hear(echo, live.append)
+        await other.in_effect()
+        worker = Worker(get_service("echo"), broker)
+        worker.start()
+        await say(broker, "hello", topic=echo)
+        await until(lambda: live)
+        assert (live[0].frame.data, live[0].sender) == ("hello", None)
+        await worker.stop(5.0)
 
     async def test_ephemeral_reaches_those_who_watch(self, broker: Broker, other: Broker) -> None:
         pointer = Topic("pointer", "42")
