@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from wsgateway.protocol.subprotocols import RAW_SUBPROTOCOL
 from wsgateway.protocol.v1 import SUBPROTOCOL
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -37,7 +38,7 @@ def test_imports_of_our_package_exist(block: str) -> None:
 def test_dotted_paths_exist() -> None:
     for path in DOCUMENTS:
         for dotted in re.findall(r'"(wsgateway(?:\.\w+)+)"', path.read_text()):
-            if dotted == SUBPROTOCOL or CHECK.fullmatch(dotted):
+            if dotted in (SUBPROTOCOL, RAW_SUBPROTOCOL) or CHECK.fullmatch(dotted):
                 continue
             module, _, name = dotted.rpartition(".")
             assert hasattr(importlib.import_module(module), name), f"{Path(path).name}: {dotted}"
