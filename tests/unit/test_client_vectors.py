@@ -299,8 +299,7 @@ class Runner:
         topic = event.subscription.topic
         match event:
             case Began(_, frame):
-                recovered = frame.recovered and frame.durable
-                told = {"access": frame.access, "recovered": recovered, "reason": frame.reason}
+                told = {name: getattr(frame, name) for name in ("access", "recovered", "reason")}
                 self.add("subscribed", {"topic": topic, **told})
             case Ended(_, error):
                 ended = {"topic": topic, "error": error.code, "temporary": error.temporary}

@@ -293,7 +293,8 @@ class Subscribed:
     Attributes:
         id: Of the question that this answers; None: of a change.
         epoch: As in a `Welcome`, like *offset*, *recovered* and *reason*.
-        durable: Whether it has these; otherwise *epoch* is empty and *offset* 0.
+        durable: Whether it has these; otherwise *epoch* is empty, *offset* 0, and nothing
+            is *recovered*.
         access: What the client may do: ``read`` or ``write``; clients accept others too.
     """
 
@@ -302,7 +303,7 @@ class Subscribed:
     id: str | None = None
     epoch: str = ""
     offset: int = 0
-    recovered: bool = True
+    recovered: bool = False
     reason: str | None = None
     durable: bool = True
 
