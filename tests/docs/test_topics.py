@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group, User
+from django.http import Http404
 from django.template import Context, Template
 from django.test import RequestFactory
 
@@ -132,20 +133,24 @@ def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
     assert access("ann", token=json.loads(response.content)["token"]) == "read"
 
 
-def test_views_send_and_page_through_what_was_sent() -> None:
+def test_views_send_and_page_through_what_was_sent(ann: User, rf: RequestFactory) -> None:
     run('@topic("room", direct=True)')
     staff = Group(name="staff", pk=7)
     for number in range(51):
         run("def announce")["announce"](staff, str(number))
     run("def post", SENDING)["post"](staff, User(username="ann"), "hello")
-    show = run("def room_history")["room_history"]
-    newest = json.loads(show(RequestFactory().get("/"), "staff").content)
+    view = run("def room_history")["room_history"]
+
+    def show(user: User, **query: int) -> Any:
+        request = rf.get("/", query)
+        request.user = user
+        return json.loads(view(request, "staff").content)
+
+    with pytest.raises(Http404):
+        show(User.objects.create(username="bob"))
+    newest = show(ann)
     assert [json.loads(each)["text"] for each in newest["messages"]][-1] == "50"
-    older = RequestFactory().get("/", {"before": newest["before"]})
-    assert json.loads(show(older, "staff").content) == {
-        "messages": ['{"text":"0"}'],
-        "before": None,
-    }
+    assert show(ann, before=newest["before"]) == {"messages": ['{"text":"0"}'], "before": None}
     [posted] = topics.history("room", "7").messages
     assert posted.json() == {"author": "ann", "text": "hello"}
 
