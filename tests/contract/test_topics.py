@@ -188,6 +188,21 @@ async def test_history_is_read_page_by_page(broker: Broker) -> None:
         topics.history("room", "42")
 
 
+async def test_operators_see_and_delete_what_topics_hold(broker: Broker) -> None:
+    first = await asend_topic("room", "42", text="a")
+    await asend_topic("room", "42", text="b")
+    await asend_topic("room", "43", text="c")
+    name = broker.subjects.topic_stream("room")
+    [stream] = [each for each in await broker.operations.streams() if each.name == name]
+    assert (stream.purpose, stream.service) == ("topics of the service room", None)
+    assert (stream.messages, stream.subjects, stream.max_per_subject) == (3, 2, 10_000)
+    assert stream.max_age == 7 * 86400
+    assert not await broker.operations.delete(OTHER, first.offset)
+    assert await broker.operations.delete(ROOM, first.offset)
+    assert await broker.operations.purge(ROOM) == 1
+    assert await texts(broker, OTHER) == ["c"]
+
+
 def test_send_topic_refuses_to_block_a_loop(brokers: Brokers) -> None:
     async def call() -> None:
         send_topic("room", "42", text="x")

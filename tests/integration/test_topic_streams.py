@@ -100,6 +100,14 @@ async def test_process_that_declares_nothing_knows_the_topics(
         assert purposes[other.subjects.topic_stream("room")] == "topics of the service room"
 
 
+async def test_stream_that_is_gone_is_made_again(topics: Any, broker: NatsBroker) -> None:
+    room = Topic("room", "42")
+    assert (await broker.publish(room, b"1")).offset == 1
+    assert (await broker.publish(room, b"2")).offset == 2
+    await broker.jetstream.api(f"STREAM.DELETE.{broker.subjects.topic_stream('room')}")
+    assert (await broker.publish(room, b"3")).offset == 1
+
+
 async def test_restored_topics_have_a_new_epoch(topics: Any, broker: NatsBroker) -> None:
     """Otherwise offsets of lost messages would count for new ones."""
     room = broker.log(Topic("room", "42"))

@@ -142,11 +142,10 @@ class Directory:
 
     def cast_of(self, connection: Connection, name: GroupName) -> Topic | None:
         """Return the ephemeral topic that a group is as well; None: it is none, as far as known."""
-        topic = name.topic
-        if topic is None:
+        if name.inbox is None:
             return None
-        is_ephemeral = connection.broker.known_topics(topic.service) is TopicKind.EPHEMERAL
-        return topic if is_ephemeral else None
+        known = connection.broker.known_topics(name.inbox.service)
+        return name.topic if known is TopicKind.EPHEMERAL else None
 
     async def find(self, connection: Connection, name: GroupName) -> Address | None:
         """Return where a group is stored, None if it is not; in the connection's loop, connected.
