@@ -541,3 +541,52 @@ def test_sent_and_unconfirmed_tell_how_far_the_client_is() -> None:
     assert (window.sent, window.unconfirmed) == (12, 2)
     window.confirm(12)
     assert (window.sent, window.unconfirmed) == (12, 0)
+
+
+def sharing(credit: Credit, stored: int) -> tuple[Window, list[int]]:
+    """Return a window that has as much of *stored* messages as it may, and when it was woken."""
+    woken: list[int] = []
+    window = Window(credit, on_room=lambda: woken.append(1))
+    window.start(0)
+    feed(window, stored)
+    return window, woken
+
+
+def test_window_that_waits_for_the_others_is_woken_when_they_give_back() -> None:
+    """Each acknowledgement looked at all windows of the session, which may be a thousand."""
+    credit = Credit(8)
+    first, _ = sharing(credit, 8)
+    second, woken = sharing(credit, 3)
+    assert (first.in_flight, second.in_flight) == (8, 1)
+    assert not second.wants_fetch
+    assert woken == []
+    first.confirm(5)
+    assert woken == [1]
+    assert second.wants_fetch
+
+
+def test_one_place_wakes_one_window() -> None:
+    credit = Credit(4)
+    first, _ = sharing(credit, 4)
+    waiting = [sharing(credit, 2) for _ in range(10)]
+    assert not any(window.wants_fetch for window, _ in waiting)
+    first.confirm(4)  # nothing is free even now: each of the others has a message
+    assert sum(len(woken) for _, woken in waiting) == 1
+
+
+def test_window_never_has_more_than_its_own_limit() -> None:
+    credit = Credit(8, each=3)
+    first, _ = sharing(credit, 8)
+    second, _ = sharing(credit, 8)
+    assert (first.in_flight, second.in_flight) == (3, 3)
+
+
+def test_closed_window_gives_its_credit_back() -> None:
+    credit = Credit(4)
+    first, _ = sharing(credit, 4)
+    second, woken = sharing(credit, 3)
+    first.close()
+    assert (credit.messages, credit.busy, woken) == (1, 1, [1])
+    assert not first.wants_fetch
+    second.close()
+    assert (credit.messages, credit.bytes, credit.busy) == (0, 0, 0)
