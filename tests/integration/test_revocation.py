@@ -44,6 +44,7 @@ from wsgateway.identity import (
     require_valid_token,
     resolve_identity,
 )
+from wsgateway.identity.voiding import void_tokens
 from wsgateway.logins import reasons_to_close, session_store
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import Resume
@@ -599,6 +600,21 @@ def soon(engine: str, nats_settings: Any) -> Any:
 def sql(text: str, *parameters: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute(text, parameters)
+
+
+@pytest.mark.usefixtures("tokens", "soon")
+async def test_gateway_that_missed_the_broadcast_finds_tokens_that_are_void(world: World) -> None:
+    """It was reconnecting to NATS, or the socket's handshake was not over yet."""
+    ann, bob = world.users["ann"], world.users["bob"]
+    codes: dict[str, list[int]] = {"ann": [], "bob": []}
+    for user in (ann, bob):
+        identity = await resolve_identity(jwt_scope(user))
+        await world.open(world.hubs[0], identity, codes[user.username])
+    broker = world.hubs[1].broker
+    await void_tokens(broker, str(ann.pk))
+    await until(lambda: codes["ann"], what="the token's socket is closed")
+    assert codes == {"ann": [ENDED], "bob": []}
+    assert world.ann.codes == []
 
 
 @pytest.mark.usefixtures("soon")

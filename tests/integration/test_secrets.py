@@ -17,12 +17,41 @@ from wsgateway import Message, Reject, RetryPolicy
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.identity import make_token
+from wsgateway.protocol.subprotocols import encode_token_protocol
+from wsgateway.protocol.v1 import encode_refresh
 from wsgateway.services import registry
 
 __all__ = ["no_services"]  # a fixture
 
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
 PASSWORD, SESSION, PAYLOAD = "s3cret-of-nats", "s3ssionkeys3ssionkeys3ssionkey32", "s3cret-text"
+
+
+async def tokens_of_a_browser(gateway: Gateway) -> tuple[list[str], list[str]]:
+    """Send tokens in the list of subprotocols, and others to refresh them; return all of them.
+
+    A browser fails if nothing that it offered is selected, and reads what is.
+    """
+    token, other = make_token("orders", "ann", "browser"), make_token("orders", "bob")
+    offers = encode_token_protocol(token), encode_token_protocol("junk.of.mine")
+    for kind in ("wsgateway.raw", "wsgateway.v1"):
+        for protocol in offers:
+            options: dict[str, Any] = {"path": "/ws/orders/", "subprotocols": [protocol, kind]}
+            async with gateway.connect("", "", additional_headers={}, **options) as socket:
+                assert socket.subprotocol == kind
+                assert socket.response is not None
+                assert protocol not in str(socket.response.headers)
+                if protocol == offers[1]:
+                    with pytest.raises(ConnectionClosed) as closed:
+                        await asyncio.wait_for(socket.recv(), 10)
+                    assert closed.value.rcvd is not None
+                    assert protocol not in closed.value.rcvd.reason
+                elif kind == "wsgateway.v1":
+                    assert 0 < json.loads(await socket.recv())["expires_in"] <= 3600
+                    for text, answer in ((token, "refreshed"), (other, "error")):
+                        await socket.send(encode_refresh(text))
+                        assert json.loads(await socket.recv())["type"] == answer
+    return [*offers, token], [other]
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
@@ -57,6 +86,7 @@ async def test_logs_hold_no_secret(
                 await socket.send(json.dumps({"type": "message", "id": "1", "data": PAYLOAD * 50}))
             await socket.send(PAYLOAD * 500)
             await asyncio.wait_for(socket.wait_closed(), 10)
+    offered, renewed = await tokens_of_a_browser(gateway)
     path = f"/ws/orders/?token={good}"
     async with gateway.connect("", "", path=path, additional_headers={}) as socket:
         await asyncio.to_thread(own_server.stop)
@@ -68,7 +98,7 @@ async def test_logs_hold_no_secret(
         server == "uvicorn"
     ):  # its own lines hold URLs: docs/explanation/security.md says how to silence them
         lines = [line for line in lines if not line.startswith("INFO:     ")]
-    for secret in (PASSWORD, SESSION, PAYLOAD, good, good[:-2], expired):
+    for secret in (PASSWORD, SESSION, PAYLOAD, good, good[:-2], expired, *offered, *renewed):
         assert secret not in "\n".join(lines)
     if server == "daphne":
         events = [json.loads(line) for line in lines if line.startswith("{")]

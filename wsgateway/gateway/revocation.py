@@ -28,6 +28,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of
 from wsgateway.identity import Identity
+from wsgateway.identity.voiding import has_void_token
 from wsgateway.logins import reasons_to_close
 from wsgateway.protocol.codes import CloseCode
 
@@ -248,8 +249,14 @@ class Revocations:
 
     async def _check_batch(self, batch: list[Revocable]) -> list[tuple[Revocable, CloseCode]]:
         codes = await areasons_to_close([socket.identity for socket in batch])
-        pairs = zip(batch, codes, strict=True)
-        return [(socket, code) for socket, code in pairs if code is not None]
+        found: list[tuple[Revocable, CloseCode]] = []
+        known: dict[str, float] = {}  # since when tokens count
+        for socket, code in zip(batch, codes, strict=True):
+            if code is not None:
+                found.append((socket, code))
+            elif await has_void_token(self._broker, socket.identity, known):
+                found.append((socket, CloseCode.NOT_AUTHENTICATED))
+        return found
 
 
 areasons_to_close = database_sync_to_async(reasons_to_close)

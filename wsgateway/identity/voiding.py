@@ -6,6 +6,8 @@ as a message to a user is kept, WSGATEWAY_INBOX_MAX_AGE.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from hashlib import blake2s
 
@@ -15,7 +17,9 @@ from wsgateway.identity.base import Identity
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import GROUP_SERVICE, Inbox
 
-__all__ = ["require_valid_token", "void_tokens"]
+__all__ = ["has_void_token", "require_valid_token", "void_tokens"]
+
+logger = logging.getLogger("wsgateway")
 
 
 async def void_tokens(broker: Broker, user_id: str, now: float | None = None) -> None:
@@ -40,18 +44,42 @@ async def require_valid_token(broker: Broker, identity: Identity) -> None:
         IdentityRefused: It was issued too early.
         BrokerUnavailable: Not known now.
     """
+    if await has_void_token(broker, identity, {}):
+        code = CloseCode.NOT_AUTHENTICATED
+        raise IdentityRefused(code, "this token is no longer valid; log in again")
+
+
+async def has_void_token(broker: Broker, identity: Identity, known: dict[str, float]) -> bool:
+    """Say whether an identity's token is void.
+
+    Args:
+        broker: Keeps since when tokens count.
+        identity: The identity.
+        known: What was read just now, by the user's primary key; gets what this reads.
+
+    Raises:
+        BrokerUnavailable: Not known now.
+    """
     if identity.issued_at is None or identity.user_id is None:
-        return
-    address = _address(identity.user_id)
-    log, offset = broker.log(address), 0
+        return False
+    if identity.user_id not in known:
+        known[identity.user_id] = await _voided_at(broker, identity.user_id)
+    return identity.issued_at <= known[identity.user_id]
+
+
+async def _voided_at(broker: Broker, user_id: str) -> float:
+    """Return when a user's tokens were voided last; minus infinity: never, that anybody knows."""
+    address, offset, latest = _address(user_id), 0, -math.inf
     while True:  # one request, unless somebody has logged out a thousand times
-        found = await log.read_after(address, offset, limit=1000)
-        if any(identity.issued_at <= float(each.payload) for each in found.messages):
-            code = CloseCode.NOT_AUTHENTICATED
-            raise IdentityRefused(code, "this token is no longer valid; log in again")
+        found = await broker.log(address).read_after(address, offset, limit=1000)
+        for stored in found.messages:
+            offset = stored.offset
+            try:
+                latest = max(latest, float(stored.payload))
+            except ValueError:  # not ours
+                logger.warning("skipped message %s: it says no time", offset)
         if not found.more:
-            return
-        offset = found.messages[-1].offset
+            return latest
 
 
 def _address(user_id: str) -> Inbox:
