@@ -15,7 +15,7 @@ from django.db import transaction
 
 from tests.integration.test_publish import read
 from tests.support import ROOT, Process, running, site_env, wait_for
-from wsgateway import declared, topic, topics
+from wsgateway import declared, send_topic_on_commit, topic, topics
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
@@ -57,7 +57,12 @@ def test_topics_are_relayed_in_order_beside_users(
         enqueue_topic("room", "42", json=number)
         enqueue("orders", "42", text=f"u{number}")
     call_command("runoutbox", "--once")
-    assert [message.json() for message in topics.history("room", "42").messages] == [0, 1, 2]
+    with transaction.atomic():
+        send_topic_on_commit("room", "42", json=3)
+    with transaction.atomic():
+        send_topic_on_commit("room", "42", json="never")
+        transaction.set_rollback(True)
+    assert [message.json() for message in topics.history("room", "42").messages] == [0, 1, 2, 3]
     assert got("42") == ["u0", "u1", "u2"]
     assert not OutboxMessage.objects.exists()
     with pytest.raises(TypeError):
