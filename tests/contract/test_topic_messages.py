@@ -158,6 +158,25 @@ class TestHandler:
             own = [(text, attempt) for who, text, attempt in seen if who == service]
             assert own == [("0", 1), ("0", 2), *((f"{n}", 1) for n in range(1, 6))]
 
+    async def test_other_workers_hear_whose_message_was_handled(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        """They would look for the writer's next message a quarter of a second later."""
+        jobs: list[Job] = []
+        turns: list[Inbox] = []
+        taker = broker.work_queue("room", jobs.append, lambda inbox: None, 30.0)
+        hearer = other.work_queue("room", lambda job: None, turns.append, 30.0)
+        taker.open(10)
+        hearer.open(0)
+        await taker.ready.wait()
+        await hearer.ready.wait()
+        await say(broker, "hello")
+        await until(lambda: jobs)
+        await taker.ack_now(jobs[0])
+        await until(lambda: turns == [ANN], what="it is told")
+        await taker.close()
+        await hearer.close()
+
     async def test_dead_letter_names_writer_and_topic_and_goes_back_to_its_handler(
         self, broker: Broker, worker: Worker
     ) -> None:

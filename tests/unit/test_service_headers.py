@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from tests.rawnats import POISON
 from wsgateway.broker.bus import Reply
 from wsgateway.broker.memory import MemoryBroker
+from wsgateway.broker.messages import read_sender, read_topic, write_sender, write_topic
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.dead_letters import NatsDeadLetters
 from wsgateway.broker.nats.jetstream import DirectBatch
 from wsgateway.broker.nats.work_queue import job_of, parse_history
 from wsgateway.exceptions import MalformedMessage
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Inbox, Subjects, Topic
 from wsgateway.services import deadletters
 from wsgateway.services.message import Message
 
@@ -120,3 +121,22 @@ async def test_reply_with_an_impossible_ttl_is_refused(ttl: float) -> None:
     with pytest.raises(ValueError, match="between 1 and"):
         await Message(job, broker).reply(text="y", ttl=ttl)
     assert await broker.inboxes.count(job.inbox) == 0
+
+
+names = st.text(min_size=1, max_size=20).filter(
+    lambda n: n.encode("utf-8", "replace").decode() == n
+)
+
+
+@given(names, names)
+def test_sender_and_topic_both_ways(service: str, name: str) -> None:
+    sender, topic = Inbox(service, name), Topic(service, name)
+    assert read_sender(write_sender(sender)) == sender
+    assert read_topic(write_topic(topic)) == topic
+
+
+@given(st.text(alphabet="ab.=41 \r\n\u0663", max_size=8))
+def test_what_anybody_writes_names_one_or_none(value: str) -> None:
+    sender, topic = read_sender(value), read_topic(value)
+    assert sender is None or write_sender(sender) == value
+    assert topic is None or write_topic(topic) == value

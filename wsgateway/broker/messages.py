@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from wsgateway.exceptions import NameRefused
@@ -256,6 +257,7 @@ def stamp(
     return stamped if direct else stamped | {TOPIC_HEADER: write_topic(topic)}
 
 
+@lru_cache(maxsize=4096)  # a live topic has few writers and many messages
 def read_sender(value: str | None) -> Inbox | None:
     """Return whom `SENDER_HEADER` names; None without, or if it names nobody."""
     names = _names(value)
