@@ -565,13 +565,15 @@ def test_window_that_waits_for_the_others_is_woken_when_they_give_back() -> None
     assert second.wants_fetch
 
 
-def test_one_place_wakes_one_window() -> None:
-    credit = Credit(4)
-    first, _ = sharing(credit, 4)
-    waiting = [sharing(credit, 2) for _ in range(10)]
+def test_as_many_windows_are_woken_as_there_are_places() -> None:
+    credit = Credit(40)
+    first, _ = sharing(credit, 40)
+    waiting = [sharing(credit, 8) for _ in range(10)]
     assert not any(window.wants_fetch for window, _ in waiting)
-    first.confirm(4)  # nothing is free even now: each of the others has a message
-    assert sum(len(woken) for _, woken in waiting) == 1
+    first.confirm(10)
+    assert not any(woken for _, woken in waiting), "each of them has a message, so none is free"
+    first.confirm(15)
+    assert sum(len(woken) for _, woken in waiting) == 5
 
 
 def test_window_never_has_more_than_its_own_limit() -> None:
