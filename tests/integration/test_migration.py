@@ -11,14 +11,16 @@ import pytest
 
 from tests.faults.traffic import broker_at, sending, stored
 from tests.support import until
+from wsgateway import declared, topic
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings, migration
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.nats.headers import decode
 from wsgateway.broker.nats.migration import Migration
 from wsgateway.broker.work import Job
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import Message, Service
 from wsgateway.services.worker import Worker
 
@@ -102,6 +104,24 @@ async def test_messages_move_in_order_and_the_old_stream_goes(old: NatsBroker, p
     assert (await old.offer(USERS[0], Frame.of("a 299"), f"{USERS[0]} 299")).duplicate
     assert not any("moved" in line for line in await set_up())
     await require_moved(old)
+
+
+async def test_messages_to_topics_move_with_their_senders(
+    old: NatsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from the open mode, in which all services share the stream."""
+    monkeypatch.setattr(declared, "topics", {})
+    topic("room", queue=True)(lambda identity, name: "write")
+    room, ann = Topic("room", "42"), Inbox("orders", "ann@x")
+    for number in range(3):
+        await old.offer_topic(room, ann, Frame.of(f"{number}"), f"{number}")
+    await set_up()
+    queue = old.subjects.queue("room")
+    batch = await old.jetstream.direct(queue, {"seq": 1, "next_by_subj": ">", "batch": 9})
+    assert [reply.data for reply in batch.replies] == [b"0", b"1", b"2"]
+    headers = decode(batch.replies[0].headers)
+    assert old.subjects.parse_sent(headers["Nats-Subject"]) == ("room", ann)
+    assert headers["Ws-Topic"] == "room.42"
 
 
 async def test_operator_sees_how_far_it_is(old: NatsBroker) -> None:

@@ -134,3 +134,14 @@ def test_messages_to_topics(wsgateway_memory: Any, monkeypatch: pytest.MonkeyPat
         assert_sent("orders")
     with pytest.raises(TypeError, match="a service and a user, or a topic"):
         assert_sent(user="ann", topic="room.42")
+
+
+def test_publish_needs_a_topic(wsgateway_memory: Any) -> None:
+    @registry.service("orders")
+    async def handle(message: Message) -> None:
+        await message.publish(text="to whom?")
+
+    done = deliver("orders", "ann", text="hello")
+    assert (done.outcome, type(done.error)) == ("retried", RuntimeError)
+    assert "was not sent to a topic" in str(done.error)
+    assert_not_sent()
