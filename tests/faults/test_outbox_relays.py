@@ -129,13 +129,8 @@ async def test_broker_that_stops_in_the_middle_of_a_batch(
         "WSGATEWAY_PUBLISH_TIMEOUT": "1",
         "WSGATEWAY_BROKER_TIMEOUT": "1",
     }
-    for command in (
-        ("manage.py", "migrate", "wsgateway_outbox", "-v0"),
-        ("-m", "tests.service_app.write_outbox", str(USERS), str(EACH)),
-        ("manage.py", "setup_streams"),
-    ):
-        process = start(env, *command)
-        assert await asyncio.to_thread(process.wait, 60) == 0, process.output
+    writer = start(env, "-m", "tests.service_app.write_outbox", str(USERS), str(EACH), "prepare")
+    assert await asyncio.to_thread(writer.wait, 60) == 0, writer.output
     async with (
         broker_at([own_server.url], prefix) as broker,
         proxy_to(own_server.port) as proxy,

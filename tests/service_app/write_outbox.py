@@ -1,6 +1,6 @@
-"""Write into the outbox: ``python -m tests.service_app.write_outbox USERS EACH``.
+"""Write into the outbox: ``python -m tests.service_app.write_outbox USERS EACH [prepare]``.
 
-Each transaction holds one message a user, and every third one is rolled back. A pause between
+With "prepare", first make what it needs: its table, and the streams. Each transaction holds one message a user, and every third one is rolled back. A pause between
 them gives who kills relays something to interrupt.
 """
 
@@ -13,6 +13,7 @@ import django
 
 django.setup()
 
+from django.core.management import call_command  # noqa: E402
 from django.db import transaction  # noqa: E402
 
 from wsgateway.outbox import enqueue  # noqa: E402
@@ -42,4 +43,7 @@ def main(users: int, each: int) -> None:
 
 
 if __name__ == "__main__":
+    if "prepare" in sys.argv:
+        call_command("migrate", "wsgateway_outbox", verbosity=0)
+        call_command("setup_streams")
     main(int(sys.argv[1]), int(sys.argv[2]))
