@@ -147,6 +147,7 @@ class Environment:
 
     def run(self, *args: str) -> str:
         names = {"DJANGO_SETTINGS_MODULE": "minimal", "PYTHONPATH": str(self.folder)}
+        names["PYTHONDONTWRITEBYTECODE"] = ""  # uv has compiled nothing
         return run(self.python, "-W", "error", *args, cwd=self.folder, **names)
 
     def missing_modules(self) -> set[str]:
