@@ -14,6 +14,7 @@ from django.conf import ENVIRONMENT_VARIABLE
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
+from wsgateway import declared
 from wsgateway.apps import require_installed
 from wsgateway.broker.addresses import split_urls
 from wsgateway.conf import settings
@@ -65,6 +66,7 @@ def application(
     from wsgateway.health import alive, ready
     from wsgateway.routing import lifespan, open_gateway, websocket_urlpatterns
 
+    declared.discover()  # or it would import ``ws_services`` once the server listens
     daphne.at_start(open_gateway)
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
     pages = {metrics: _metrics} if metrics else {}
