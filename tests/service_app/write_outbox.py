@@ -1,6 +1,8 @@
 """Write into the outbox: ``python -m tests.service_app.write_outbox USERS EACH [prepare]``.
 
-With "prepare", first make what it needs: its table, and the streams. Each transaction holds one message a user, and every third one is rolled back. A pause between
+With "prepare", first make what it needs: its table, and the streams.
+
+Each transaction holds one message a user, and every third one is rolled back. A pause between
 them gives who kills relays something to interrupt.
 """
 
