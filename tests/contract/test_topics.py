@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from wsgateway import (
     topic,
     topics,
 )
+from wsgateway.broker import follow as following
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.messages import Receipt, Stored
@@ -186,6 +189,26 @@ async def test_history_is_read_page_by_page(broker: Broker) -> None:
         await topics.ahistory("room", "42", limit=0)
     with pytest.raises(RuntimeError, match="await ahistory"):
         topics.history("room", "42")
+
+
+async def test_topic_that_is_followed_does_not_begin_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After five quiet seconds, `gateway tail` took a topic's stream for one that was recreated."""
+    monkeypatch.setattr(following, "LOOK_EACH", 0.02)
+    first = await broker.publish(ROOM, b"1")
+    replaced: list[bool] = []
+    messages = following.follow(broker, ROOM, first.offset, lambda: replaced.append(True))
+    async with aclosing(messages):
+        second = asyncio.ensure_future(anext(messages))
+
+        async def looked() -> bool:
+            return bool(broker.log(ROOM).epoch) or second.done()
+
+        await eventually(looked, "the stream was asked for")
+        await broker.publish(ROOM, b"2")
+        assert (await second).payload == b"2"
+    assert not replaced
 
 
 async def test_operators_see_and_delete_what_topics_hold(broker: Broker) -> None:

@@ -50,9 +50,10 @@ async def follow(
         while True:
             announced.event.clear()
             try:
-                if announced.doubtful:
+                if announced.doubtful or not epoch:
                     await log.position()
                     announced.doubtful = False
+                epoch = epoch or log.epoch
                 if log.epoch != epoch:
                     epoch, after = log.epoch, 0
                     on_replaced()
