@@ -158,7 +158,13 @@ def reasons_to_close(identities: Sequence[Identity]) -> list[CloseCode | None]:
     """
     sessions = _lost_sessions({i.session_key for i in identities if i.session_key})
     users = _users({(i.backend, i.user_id) for i in identities if i.user_id is not None})
-    return [_reason(identity, sessions, users) for identity in identities]
+    lost = _lost_credentials({i.credential for i in identities if i.credential is not None})
+    return [
+        CloseCode.NOT_AUTHENTICATED
+        if identity.credential in lost
+        else _reason(identity, sessions, users)
+        for identity in identities
+    ]
 
 
 def _reason(
@@ -247,6 +253,20 @@ def _ask(backend: Any, user_id: str) -> Any:
     except Exception:
         logger.warning("%s.get_user failed", type(backend).__name__, exc_info=True)
         return UNKNOWN
+
+
+def _lost_credentials(credentials: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return those whose rows have been deleted."""
+    by_model: dict[str, set[str]] = {}
+    for label, key in credentials:
+        by_model.setdefault(label, set()).add(key)
+    lost: set[tuple[str, str]] = set()
+    for label, keys in by_model.items():
+        model = apps.get_model(label)
+        rows = model._default_manager.using(router.db_for_write(model)).filter(pk__in=keys)
+        kept = {str(key) for key in rows.values_list("pk", flat=True)}
+        lost |= {(label, key) for key in keys - kept}
+    return lost
 
 
 def _lost_sessions(keys: set[str]) -> dict[str, CloseCode]:

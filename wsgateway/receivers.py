@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from django.apps import apps
 from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db import connections, router
@@ -37,6 +39,8 @@ __all__ = ["connect"]
 
 logger = logging.getLogger("wsgateway")
 
+TOKEN_MODELS = ("authtoken.Token", "knox.AuthToken")
+"""Tables of Django REST framework's tokens, as far as they are installed."""
 EXIT_TIMEOUT = 2.0
 """Seconds that the end of a process may wait for notices that have not been sent."""
 LINES = 500
@@ -56,6 +60,10 @@ def connect() -> None:
     for model in user_models():
         post_save.connect(on_user_saved, sender=model, dispatch_uid="wsgateway.user_saved")
         post_delete.connect(on_user_deleted, sender=model, dispatch_uid="wsgateway.user_deleted")
+    for label in TOKEN_MODELS:
+        with contextlib.suppress(LookupError):
+            tokens = apps.get_model(label)
+            post_delete.connect(on_token_deleted, tokens, dispatch_uid="wsgateway.token_deleted")
     sessions = session_model()
     if sessions is not None:
         post_save.connect(on_session_saved, sessions, dispatch_uid="wsgateway.session_saved")
@@ -114,6 +122,11 @@ def on_user_saved(
 def on_user_deleted(instance: Any, using: str, **kwargs: Any) -> None:
     """Announce that a user was deleted."""
     _tell(using, Notice.CHANGED, user_digest(_text_key(instance)))
+
+
+def on_token_deleted(instance: Any, using: str, **kwargs: Any) -> None:
+    """Announce that a user's token has been deleted: gateways look for the sockets it let in."""
+    _tell(using, Notice.CHANGED, user_digest(str(instance.user_id)))
 
 
 def on_session_saved(instance: Any, created: bool, **kwargs: Any) -> None:

@@ -17,9 +17,11 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model, login, update_session_auth_hash
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import Group
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
 from django.db import connection, transaction
+from django.db.models.signals import post_delete
 from django.http import HttpRequest
 from django.test import Client
 
@@ -421,6 +423,34 @@ async def test_tokens_of_a_user_who_may_not_log_in(world: World) -> None:
         make_token("orders", ann)
     with pytest.raises(TypeError, match="give a Django user"):
         wsgateway.log_out_everywhere("ann")
+
+
+def test_tables_of_tokens_are_heard_if_they_are_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(receivers, "TOKEN_MODELS", ("auth.Group", "not_installed.Token"))
+    receivers.connect()
+    try:
+        assert post_delete.has_listeners(Group)
+    finally:
+        uid = "wsgateway.token_deleted"
+        assert post_delete.disconnect(sender=Group, dispatch_uid=uid)
+
+
+async def test_row_of_a_token_is_deleted(world: World) -> None:
+    """REST framework's tokens are rows, and logging out deletes them."""
+    ann = world.users["ann"]
+    rows = [await Group.objects.acreate(name=name) for name in ("phone", "tablet")]
+    codes: list[list[int]] = [[], []]
+    for row, found in zip(rows, codes, strict=True):
+        user_id, credential = str(ann.pk), ("auth.Group", str(row.pk))
+        identity = Identity("orders", "ann", user_id=user_id, credential=credential)
+        await world.open(world.hubs[1], identity, found)
+    await rows[0].adelete()
+    receivers.on_token_deleted(SimpleNamespace(user_id=ann.pk), using="default")
+    await until(lambda: codes[0], what="the phone's socket is closed")
+    assert codes == [[ENDED], []]
+    assert world.ann.codes == []
 
 
 async def test_changes_that_end_no_log_in_close_nothing(world: World) -> None:

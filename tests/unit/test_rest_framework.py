@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from rest_framework import exceptions
 from rest_framework.authentication import (
     BaseAuthentication,
@@ -110,6 +111,14 @@ async def test_inactive_user_is_refused_even_if_the_class_forgets_to(ann: Any) -
     await ann.asave()
     with pytest.raises(IdentityRefused, match="not active"):
         await Classes().resolve(headers(authorization="Token nna"))
+
+
+async def test_socket_ends_with_a_token_that_is_deleted() -> None:
+    ByToken.auth = row = await Group.objects.acreate(name="stands for a token")
+    found = await Classes().resolve(headers(authorization="Token nna"))
+    assert found is not None
+    assert found.credential == ("auth.Group", str(row.pk))
+    assert str(row.pk) not in repr(found)
 
 
 class Knox:

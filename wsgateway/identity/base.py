@@ -33,6 +33,8 @@ class Identity:
             socket; None if it is not a Django user.
         auth_hash: The user's session auth hash: a new password ends the socket. None: it does not.
         backend: Dotted path of the backend that the user logged in with; None: not known.
+        credential: Model and primary key, as text, of the row whose deletion ends the socket, such
+            as ``("authtoken.Token", "…")``; None: there is none.
         issued_at: Unix time at which the token behind it was issued. One from before the user has
             logged out everywhere is refused. None: there is no token, or it is never refused so.
         expires_at: Unix time at which the socket closes, because the token or signed cookie behind
@@ -50,6 +52,7 @@ class Identity:
     user_id: str | None = field(default=None, compare=False, repr=False)
     auth_hash: str | None = field(default=None, compare=False, repr=False)
     backend: str | None = field(default=None, compare=False, repr=False)
+    credential: tuple[str, str] | None = field(default=None, compare=False, repr=False)
     issued_at: float | None = field(default=None, compare=False, repr=False)
     expires_at: float | None = field(default=None, compare=False, repr=False)
     resolver: str = field(default="", compare=False, repr=False)

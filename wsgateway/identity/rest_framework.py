@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
+from django.db.models import Model
 
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import parameter
@@ -44,7 +45,7 @@ class DrfIdentity(NamesUsers):
     def issued_at(self, auth: Any) -> float | None:
         """Return the Unix time at which ``request.auth`` was issued; None if it does not say.
 
-        Tokens in a table do not: delete them to log a user out.
+        Tokens in a table do not: a socket ends when its token is deleted.
         """
         return _claim(auth, "iat")
 
@@ -77,6 +78,7 @@ class DrfIdentity(NamesUsers):
             service_in(scope),
             self.require_name(user),
             device,
+            credential=(auth._meta.label, str(auth.pk)) if isinstance(auth, Model) else None,
             issued_at=self.issued_at(auth),
             expires_at=self.expires_at(auth),
             **account,
