@@ -62,8 +62,9 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!wsgateway\.).*"),  # links to other projects' documents would need their hosts
     (
         r"py:class",
-        r"wsgateway\.(entry_point|outbox\.models|protocol|services\.registry|topics\.\w+)\..*",
+        r"wsgateway\.(broker\.messages|entry_point|outbox\.models|protocol|services\.registry)\..*",
     ),
+    (r"py:class", r"wsgateway\.topics\.\w+\..*"),
 ]
 
 html_theme = "furo"
