@@ -256,10 +256,19 @@ test("without locks, a tab that does not answer is gone after two pings", async 
 test("a tab that processes nothing while others wait gets a socket of its own", async () => {
   const [all, fast] = await opened(1, { window: 8 });
   const stuck = await join(all, { autoAck: false });
+  const slow = await join(all, { autoAck: false, ackInterval: 100 });
+  const held = [];
+  slow.on("message", (message) => held.push(message));
   for (let n = 1; n <= 4; n += 1) all.socket.message(n);
   await all.settle();
-  await all.tick(2000);
-  assert.equal(stuck.state, "waiting");
+  await all.tick(1000);
+  held[0].ack();
+  await all.settle();
+  await all.tick(1000);
+  assert.deepEqual(states(stuck, slow), ["waiting", "open"], "slow, but it goes on");
+  held[3].ack();
+  await all.settle();
+  await all.tick(200);
   assert.deepEqual(all.socket.frames("ack").at(-1), { type: "ack", offset: 4, epoch: "e1" });
   await stuck.page.tick(500);
   assert.deepEqual(stuck.page.socket.query, { epoch: "e1", offset: "0" });
@@ -406,6 +415,75 @@ test("after a reconnect all topics of all tabs go on, each asked for once", asyn
   assert.deepEqual(rooms.map(({ got }) => got), [["r11", "r12", "r13"], ["r11", "r12", "r13"]]);
   assert.deepEqual(rooms.map(({ answers }) => answers.at(-1)), [[12, true, null], [10, true, null]]);
   assert.equal(other.state, "subscribed");
+  await all.tick(200);
+  two.topic("room.42").on("message", (message) => message.ack());
+  say(all, 14);
+  await all.settle();
+  await all.tick(200);
+  const acks = all.socket.frames("ack").filter(({ topic }) => topic);
+  assert.deepEqual(acks.at(-1), { type: "ack", topic: "room.42", offset: 14, epoch: "r1/9" });
+});
+
+test("tabs that leave before the answer leave nothing behind", async () => {
+  const [all, one, two, three] = await opened(3);
+  for (const client of [one, two, three]) await subscribe(all, client);
+  one.topic("room.42").close();
+  two.close();
+  await all.settle();
+  subscribed(all);
+  say(all, 11);
+  await all.settle();
+  assert.deepEqual(all.socket.frames("unsubscribe"), []);
+  assert.equal(three.topic("room.42").state, "subscribed");
+  await subscribe(all, one, {}, "room.7");
+  one.topic("room.7").close();
+  await all.settle();
+  subscribed(all);
+  await all.settle();
+  assert.deepEqual(all.socket.frames("unsubscribe"), [{ type: "unsubscribe", topic: "room.7" }]);
+});
+
+test("the worker keeps some messages that all have processed, for tabs that come later", async () => {
+  const [all, one] = await opened(1);
+  await subscribe(all, one, { since: "all" });
+  subscribed(all, { offset: 0 });
+  for (let offset = 1; offset <= 300; offset += 1) say(all, offset);
+  await all.settle();
+  await all.tick(200);
+  assert.equal(all.socket.frames("ack").at(-1).offset, 300);
+  const some = await subscribe(all, await join(all), { since: 250 });
+  assert.deepEqual([some.got.length, some.got[0]], [250, "r51"]);
+  const client = await join(all);
+  await subscribe(all, client, { since: "all" });
+  assert.equal(client.state, "waiting", "it needs a connection of its own");
+  const idle = await subscribe(all, one, {}, "room.7");
+  subscribed(all);
+  await all.settle();
+  assert.equal(idle.state, "subscribed");
+});
+
+test("tabs of a stream that gives offsets out again reconnect, and the gateway tells them", async () => {
+  const [all, one, two] = await opened(2);
+  for (const offset of [1, 2, 3]) all.socket.message(offset, `a${offset}`);
+  await all.settle();
+  all.socket.end(1006);
+  await all.settle();
+  for (const client of [one, two]) client.close();
+  const clients = [];
+  for (let n = 0; n < 2; n += 1) clients.push(await join(all, { position: { epoch: "e1", offset: 1 } }));
+  all.socket.welcome({ service: "orders", user: "ann", offset: 1 });
+  await all.settle();
+  all.socket.message(2, "b2", "2026-02-01T00:00:00Z");
+  await all.settle();
+  assert.deepEqual(states(...clients), ["waiting", "waiting"]);
+  await all.tick(500);
+  assert.equal(all.socket.query.offset, "3");
+  all.socket.welcome({ service: "orders", user: "ann", offset: 2, recovered: false, reason: "ahead" });
+  await all.settle();
+  all.socket.message(3, "b3", "2026-02-01T00:00:00Z");
+  await all.settle();
+  assert.equal(clients[0].got.at(-1), "b3");
+  assert.deepEqual(clients[1].page.socket.query, { epoch: "e1", offset: "3" }, "it asks the gateway itself");
 });
 
 test("a refusal goes to the tab that asked; the next tab's token gets its own chance", async () => {

@@ -774,13 +774,15 @@ class SharedLog {
     return isWhole ? this.start : null;
   }
 
+  /** Say whether another message has this offset: the stream lost its end, and reuses offsets. */
+  contradicts(offset, text) {
+    const known = offset > this.start && offset <= this.end && this.entries.find((entry) => entry.offset >= offset);
+    return Boolean(known) && (known.offset !== offset || known.text !== text);
+  }
+
   /** Add a message; return false if it was here. */
   add(offset, text) {
-    if (offset <= this.end) {
-      const at = this.entries.findIndex((entry) => entry.offset >= offset);
-      if (offset <= this.start || this.entries[at]?.text === text) return false;
-      this.entries.length = at; // the stream lost its end, and reuses offsets
-    }
+    if (offset <= this.end) return false;
     this.entries.push({ offset, text });
     this.end = offset;
     return true;
@@ -1202,7 +1204,13 @@ class SharedConnection {
   #onStored(text, { topic, offset }) {
     const log = topic == null ? this.#inbox : this.#topics.get(topic);
     if (!log || (topic != null && log.state !== "open")) return;
-    if (offset !== undefined && !log.add(offset, text)) return;
+    if (offset !== undefined) {
+      if (log.contradicts(offset, text)) {
+        log.epochs.clear(); // of what it holds, nothing is certain; the gateway knows what the tabs lack
+        return this.#drop(4015, "the stream lost its end");
+      }
+      if (!log.add(offset, text)) return;
+    }
     for (const tab of log.members.keys()) tab.say(text);
   }
 
@@ -2050,11 +2058,11 @@ export class WsGateway {
       this.#refreshed = false;
       this.#openedAt = this.#clock.now();
       this.#monitor.start(frame.ping * 1000, this.#options.pingTimeout);
+      this.#renewBefore(frame.expires_in);
       this.#setState("open", { attempt: this.#backoff.attempt });
       this.#opening?.resolve();
       this.#opening = null;
     }
-    this.#renewBefore(frame.expires_in);
     this.#events.emit("recovered", { recovered, reason, epoch, offset });
     this.#flush();
   }
