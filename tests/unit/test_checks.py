@@ -509,6 +509,7 @@ def test_W015_clients_may_write_what_nothing_takes(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(declared, "topics", {})
         wsgateway.topic("room")(rules)
         assert "lets clients write topics of 'room'" in messages()["W015"]
+    options: Any
     for rules, options in ((reads, {}), (Room, {"direct": True}), (Room, {"queue": True})):
         monkeypatch.setattr(declared, "topics", {})
         wsgateway.topic("room", **options)(rules)

@@ -139,8 +139,6 @@ def test_handlers_options_are_those_of_a_service() -> None:
     assert (room.name, room.has_topics, room.is_async) == ("room", True, False)
     assert (room.policies, room.concurrency, room.timeout) == ({Exception: policy}, 3, 1.5)
     assert declared_services().queues == {"room"}
-    with pytest.raises(TypeError, match="topic\\(\\) takes no argument 'retries'"):
-        wsgateway.topic("hall", retries=3)
     with pytest.raises(ValueError, match="have no handler for timeout"):
         wsgateway.topic("hall", timeout=3)(allow)
     with pytest.raises(ValueError, match="so nothing waits in a queue"):

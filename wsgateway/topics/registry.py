@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsgateway import declared
@@ -13,13 +13,11 @@ from wsgateway.protocol.subjects import Subjects
 
 if TYPE_CHECKING:
     from wsgateway.identity import Identity
+    from wsgateway.services.policy import RetryPolicy
 
 __all__ = ["TopicService", "topic"]
 
 R = TypeVar("R", bound=Callable[..., Any])
-
-HANDLING = {"retry", "concurrency", "timeout"}
-"""Options of `wsgateway.service` that `topic` takes for a handler."""
 
 Allow = Callable[["Identity", str], Any]
 """Takes a socket's identity and a topic's name; returns ``"read"``, ``"write"`` or None."""
@@ -95,13 +93,15 @@ def topic(
     direct: bool = False,
     cursors: bool = False,
     queue: bool = False,
-    **handling: Any,
+    retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None,
+    concurrency: int | None = None,
+    timeout: float | None = None,
 ) -> Callable[[R], R]:
     """Declare the topics of a service, and who may read and write them.
 
     ::
 
-        @topic("room")
+        @topic("room", direct=True)
         def allow(identity, name):
             if Member.objects.filter(room=name, user__username=identity.user).exists():
                 return "write"
@@ -126,16 +126,17 @@ def topic(
             not to a handler.
         cursors: Whether the broker keeps a position for each device, for clients that do not.
         queue: Whether what clients send waits for a program that is not part of this project.
-        handling: How the handler is to be run: ``retry``, ``concurrency`` and ``timeout``, as for
-            `service`.
+        retry: When the handler is to be tried again; see `service`, also for the next two.
+        concurrency: Users served at once by one worker; None: 16.
+        timeout: Seconds after which the handler is interrupted.
 
     Raises:
         NameRefused: *name* cannot be part of a subject, or is too long for a stream's name.
         ValueError: There is such a service already, or two arguments contradict each other.
         TypeError: What is decorated cannot be called with an identity and a name.
     """
-    if unknown := sorted(handling.keys() - HANDLING):
-        raise TypeError(f"topic() takes no argument {unknown[0]!r}")
+    given = {"retry": retry, "concurrency": concurrency, "timeout": timeout}
+    handling = {option: value for option, value in given.items() if value is not None}
     subjects = Subjects(settings.PREFIX)
     subjects.require_service(name)
     subjects.topic_stream(name)
