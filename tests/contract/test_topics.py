@@ -28,6 +28,7 @@ from wsgateway.broker.messages import Receipt, Stored
 from wsgateway.declared import TopicKind
 from wsgateway.exceptions import ServiceUnknown, TopicsUnknown
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 
 ROOM, OTHER, TICK = Topic("room", "42"), Topic("room", "43"), Topic("tick", "now")
@@ -189,6 +190,13 @@ async def test_history_is_read_page_by_page(broker: Broker) -> None:
         await topics.ahistory("room", "42", limit=0)
     with pytest.raises(RuntimeError, match="await ahistory"):
         topics.history("room", "42")
+
+
+async def test_history_says_who_sent_what_a_gateway_stored(broker: Broker) -> None:
+    ann = Inbox("orders", "ann")
+    await broker.offer_topic(ROOM, ann, Frame.of("hi"), "m1", direct=True)
+    page = await topics.ahistory("room", "42")
+    assert [(each.data, each.sender) for each in page.messages] == [("hi", ann)]
 
 
 async def test_topic_that_is_followed_does_not_begin_again(
