@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.traffic import INBOX, Traffic, broker_at, stored, ws
+from tests.faults.traffic import INBOX, SITE, TOPICS, Traffic, broker_at, stored, ws
 from tests.support import Gateway, until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import EmbeddedServer
@@ -18,11 +18,11 @@ Gateways = Callable[..., Gateway]
 async def test_broker_killed_under_load(
     gateway_factory: Gateways, own_server: EmbeddedServer, prefix: str
 ) -> None:
-    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url, **SITE)
     async with (
         broker_at([own_server.url], prefix) as broker,
         gateway.connect(*INBOX, query="?device=raw") as raw,
-        Traffic(broker, ws(gateway)) as traffic,
+        Traffic(broker, ws(gateway), topics=TOPICS) as traffic,
     ):
         for _ in range(2):
             await traffic.more()
@@ -40,10 +40,10 @@ async def test_broker_killed_under_load(
 async def test_broker_that_stops_answering(
     gateway_factory: Gateways, own_server: EmbeddedServer, prefix: str
 ) -> None:
-    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url, **SITE)
     async with (
         broker_at([own_server.url], prefix) as broker,
-        Traffic(broker, ws(gateway)) as traffic,
+        Traffic(broker, ws(gateway), topics=TOPICS) as traffic,
     ):
         await traffic.more()
         own_server.pause()
@@ -56,10 +56,10 @@ async def test_broker_that_stops_answering(
 async def test_gateway_killed_under_load(
     gateway_factory: Gateways, nats_server: EmbeddedServer, prefix: str
 ) -> None:
-    gateway = gateway_factory()
+    gateway = gateway_factory(**SITE)
     async with (
         broker_at([nats_server.url], prefix) as broker,
-        Traffic(broker, ws(gateway)) as traffic,
+        Traffic(broker, ws(gateway), topics=TOPICS) as traffic,
     ):
         for _ in range(2):
             await traffic.more()
@@ -80,15 +80,16 @@ async def test_cluster_leader_killed_twice_under_load(
     cluster = {
         "NATS_BROKER_URL": ",".join(nats_cluster.urls),
         "WSGATEWAY_REPLICAS": "3",
+        **SITE,
     }
     gateway, other = gateway_factory(**cluster), gateway_factory(**cluster)
     async with (
         broker_at(nats_cluster.urls, prefix) as broker,
         other.connect(*INBOX, query="?device=raw") as raw,
-        Traffic(broker, ws(gateway)) as traffic,
+        Traffic(broker, ws(gateway), topics=TOPICS) as traffic,
     ):
-        stream = broker.subjects.stream("recv")
-        for _ in range(2):
+        subjects = broker.subjects
+        for stream in (subjects.stream("recv"), subjects.topic_stream("room")):
             await traffic.more()
             leader = nats_cluster[await leader_of(broker, stream)]
             await asyncio.to_thread(leader.kill)
@@ -125,7 +126,7 @@ async def test_gateway_recovers_when_the_broker_comes_late(
     gateway_factory: Gateways, own_server: EmbeddedServer
 ) -> None:
     await asyncio.to_thread(own_server.stop)
-    gateway = gateway_factory(NATS_BROKER_URL=own_server.url)
+    gateway = gateway_factory(NATS_BROKER_URL=own_server.url, **SITE)
     for _ in range(2):
         async with gateway.connect(*INBOX) as socket:
             await asyncio.wait_for(socket.wait_closed(), 30)

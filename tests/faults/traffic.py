@@ -15,9 +15,12 @@ from wsgateway.client import Backoff, Client
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway.publish_queue import ATTEMPT_TIMEOUT
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox, Subjects
+from wsgateway.protocol.subjects import Address, Inbox, Subjects, Topic
 
 INBOX = Inbox("faults", "ann")
+TOPICS = (Topic("room", "faults"), Topic("board", "faults"))
+SITE = {"DJANGO_SETTINGS_MODULE": "tests.topics_app.settings"}
+"""The environment of a gateway that serves these topics."""
 IN_FLIGHT = 16
 
 
@@ -95,6 +98,7 @@ class Traffic:
         url: The gateway's websocket.
         inbox: The user.
         pause: Seconds between two messages, each way.
+        topics: What the user reads as well, on the same socket; others publish to it.
         options: For `Client`.
     """
 
@@ -104,6 +108,7 @@ class Traffic:
         url: str,
         inbox: Inbox = INBOX,
         pause: float = 0.002,
+        topics: Sequence[Topic] = (),
         **options: Any,
     ) -> None:
         self.broker = broker
@@ -114,6 +119,10 @@ class Traffic:
         self.published: list[str] = []
         """What the broker confirmed, in order."""
         self.received: list[str | bytes] = []
+        self.topics: dict[Topic, tuple[list[str], list[str | bytes]]] = {
+            topic: ([], []) for topic in topics
+        }
+        """What was published and received of each topic."""
         cookie = {"Cookie": f"service={inbox.service}; user={inbox.user}"}
         quick = {"backoff": Backoff(0.05, cap=0.5), "ping_timeout": 3.0}
         options = {"additional_headers": cookie, **quick, **options}
@@ -125,8 +134,19 @@ class Traffic:
         await self.client.open()
         self._tasks = [
             asyncio.create_task(self._send()),
-            asyncio.create_task(self._publish()),
+            asyncio.create_task(self._publish(self.inbox, self.published, self.pause)),
+            *(
+                asyncio.create_task(self._publish(topic, published, 10 * self.pause))
+                for topic, (published, _) in self.topics.items()
+            ),
+        ]
+        self._sources = len(self._tasks)
+        self._tasks += [
             asyncio.create_task(self._receive()),
+            *(
+                asyncio.create_task(self._read(topic, received))
+                for topic, (_, received) in self.topics.items()
+            ),
         ]
         return self
 
@@ -150,21 +170,25 @@ class Traffic:
             self.accepted.append(payload)
             await asyncio.sleep(self.pause)
 
-    async def _publish(self) -> None:
+    async def _publish(self, address: Address, published: list[str], pause: float) -> None:
         number = 0
         while not self._ending:
             text = f"down {number}"
             try:
-                await self.broker.publish(self.inbox, text.encode(), msg_id=text)
+                await self.broker.publish(address, text.encode(), msg_id=text)
             except BrokerUnavailable:
                 continue  # the same one again, with the same id
-            self.published.append(text)
+            published.append(text)
             number += 1
-            await asyncio.sleep(self.pause)
+            await asyncio.sleep(pause)
 
     async def _receive(self) -> None:
         async for message in self.client:
             self.received.append(message.data)
+
+    async def _read(self, topic: Topic, received: list[str | bytes]) -> None:
+        async for message in self.client.topic(str(topic), since="all"):
+            received.append(message.data)  # noqa: PERF401 - read while it grows
 
     async def more(self, count: int = 100, timeout: float = 40.0) -> None:
         """Wait until *count* more messages went each way."""
@@ -184,9 +208,13 @@ class Traffic:
     async def finish(self) -> None:
         """Stop sending, and require that everything arrived: once, in order."""
         self._ending = True
-        await asyncio.wait_for(asyncio.gather(*self._tasks[:2]), 30)
+        await asyncio.wait_for(asyncio.gather(*self._tasks[: self._sources]), 30)
         await until(lambda: len(self.received) >= len(self.published), 30, "the rest")
         assert self.received == self.published
+        for topic, (published, received) in self.topics.items():
+            await until(lambda: len(received) >= len(published), 30, f"the rest of {topic}")  # noqa: B023
+            assert received == published, topic
+            assert published
         found: list[bytes] = []
         async with asyncio.timeout(30):  # a replica that was away answers with what it has
             while len(found) < len(self.accepted):

@@ -11,6 +11,11 @@ async def orders(message: Message) -> None:
     """Take what clients send."""
 
 
+@service("faults")
+async def faults(message: Message) -> None:
+    """Take what clients send."""
+
+
 @topic("room", direct=True)
 def room(identity: Identity, name: str) -> str | None:
     """Let everybody write, but nobody to the room ``secret``."""
