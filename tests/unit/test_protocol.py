@@ -332,12 +332,12 @@ def test_parsers_raise_nothing_else(text: str) -> None:
             protocol.encode_error(exc.id, exc.code, str(exc)).encode()
 
 
-FIELDS = dict.fromkeys(("id", "data", "bytes", "offset", "time", "code", *WELCOME), JSON)
+FIELDS = ("id", "data", "bytes", "offset", "time", "code", *WELCOME)
 
 
 @given(
     st.sampled_from(["message", "ack", "error", "welcome", "x"]),
-    st.fixed_dictionaries({}, optional=FIELDS),
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5),
 )
 def test_parsers_raise_nothing_else_for_known_types(kind: str, fields: dict[str, Any]) -> None:
     text = json.dumps({"type": kind, **fields})
@@ -346,16 +346,6 @@ def test_parsers_raise_nothing_else_for_known_types(kind: str, fields: dict[str,
             parse(text)
         except ProtocolError as exc:
             protocol.encode_error(exc.id, exc.code, str(exc)).encode()
-
-
-@given(st.sampled_from(["message", "ack"]), st.fixed_dictionaries({}, optional=FIELDS))
-def test_what_the_parser_takes_the_schema_takes(kind: str, fields: dict[str, Any]) -> None:
-    text = json.dumps({"type": kind, **fields})
-    try:
-        protocol.parse_client(text)
-    except ProtocolError:
-        return
-    CLIENT.validate(json.loads(text))
 
 
 # -- both ways ---------------------------------------------------------------------------

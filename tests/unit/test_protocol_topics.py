@@ -154,6 +154,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "since": SINCE | JSON,
     "token": EPOCHS | JSON,
     "data": JSON,
+    "bytes": st.just("AP8=") | JSON,
+    "request": st.booleans() | JSON,
 }
 
 
@@ -161,9 +163,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     st.sampled_from(["subscribe", "unsubscribe", "ack", "message"]),
     st.fixed_dictionaries({}, optional=FIELDS),
 )
-def test_what_the_parser_takes_of_topics_the_schema_takes(
-    kind: str, fields: dict[str, Any]
-) -> None:
+def test_what_the_parser_takes_the_schema_takes(kind: str, fields: dict[str, Any]) -> None:
     text = json.dumps({"type": kind, **fields})
     try:
         protocol.parse_client(text)
