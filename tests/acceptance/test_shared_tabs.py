@@ -27,6 +27,24 @@ SUBSCRIBE = """
 })()
 """
 
+TOKENS = """
+(async () => {
+  const { WsGateway } = await import('/static/wsgateway/wsgateway.js');
+  const tokens = %s;
+  const answers = [];
+  class Recording extends WebSocket {
+    constructor(...args) {
+      super(...args);
+      this.addEventListener('message', ({ data }) => answers.push(JSON.parse(data).type));
+    }
+  }
+  window.bob = new WsGateway('/ws/orders/', { token: () => tokens.shift(), WebSocket: Recording });
+  Object.assign(bob, { answers, states: [] });
+  bob.on('state', (state) => bob.states.push(state));
+  await bob.connect();
+})()
+"""
+
 
 async def locks(page: Page) -> Any:
     """Return how many locks tabs hold, and how many the worker waits for."""
@@ -81,14 +99,8 @@ async def test_tabs_share_a_socket_and_topics_until_one_crashes_and_the_gateway_
         assert len({await tab.run("client.welcome.connection") for tab in (one, two)}) == 1
 
         settings.SECRET_KEY = "tests"
-        token = make_token(INBOX.service, "bob")
-        assert (
-            await one.run(
-                "import('/static/wsgateway/wsgateway.js').then(async ({ WsGateway }) => {"
-                f"  const bob = new WsGateway('/ws/orders/', {{ token: {json.dumps(token)} }});"
-                "  await bob.connect();"
-                "  return bob.welcome.user;"
-                "})"
-            )
-            == "bob"
-        )
+        short = make_token(INBOX.service, "bob", max_age=3)
+        tokens = [short, make_token(INBOX.service, "bob")]
+        await one.run(TOKENS % json.dumps(tokens))
+        await one.wait("bob.answers.includes('refreshed')")
+        assert await one.run("[bob.welcome.user, bob.states]") == ["bob", ["connecting", "open"]]
