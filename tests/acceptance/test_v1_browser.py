@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from tests.acceptance.browser import Page, browser
 from tests.acceptance.client_page import INBOX, connect, publish, require_all
 from tests.faults.traffic import broker_at, stored
+from tests.pages import DocumentPage
 from tests.support import ROOT, Gateway
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER
@@ -36,7 +37,23 @@ async def page(gateway: Gateway, tmp_path: Path) -> AsyncIterator[Page]:
         yield page
 
 
-async def test_send_receive_and_ask(gateway: Gateway, page: Page, broker: NatsBroker) -> None:
+async def send_token_by_hand(page: Page, settings: Any) -> None:
+    """Run what the page about identities shows: a token in the list of subprotocols."""
+    settings.SECRET_KEY = "tests"
+    code = DocumentPage("how-to/identity.md").code("btoa", "javascript")
+    for token, end in ((make_token("orders", "robot"), "wsgateway.raw"), ("junk", 1008)):
+        opened = code.replace("…", token)
+        assert opened != code
+        result = (
+            "socket.onopen = () => setTimeout(() => resolve(socket.protocol), 300);"
+            "socket.onclose = ({ code }) => resolve(code);"
+        )
+        assert await page.run(f"new Promise((resolve) => {{ {opened}\n{result} }})") == end
+
+
+async def test_send_receive_and_ask(
+    gateway: Gateway, page: Page, broker: NatsBroker, settings: Any
+) -> None:
     await connect(page, gateway.http(""))
     assert await page.run("client.welcome.user") == INBOX.user
     sent = await page.run(
@@ -55,6 +72,7 @@ async def test_send_receive_and_ask(gateway: Gateway, page: Page, broker: NatsBr
     await broker.publish(INBOX, b"!", kind="text", headers={REPLY_TO_HEADER: "q1"})
     assert await page.run("reply.then((message) => [message.replyTo, message.data])") == ["q1", "!"]
     assert await page.run("got.length") == 21, "a reply is not a message"
+    await send_token_by_hand(page, settings)
 
 
 async def test_what_both_ends_write_is_as_the_schema_says(
