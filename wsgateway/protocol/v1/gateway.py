@@ -351,7 +351,7 @@ def _client_message(fields: dict[str, Any]) -> ClientMessage:
         bad("request must be true or false", id)
     has_trace = "traceparent" in fields or "tracestate" in fields
     trace = trace_of(fields, id) if has_trace else None
-    topic = _topic_or_none(fields, id)
+    topic = _topic_or_none(fields, id) if "topic" in fields else None
     return ClientMessage(id, frame_of(fields, id), request, trace, topic)
 
 
@@ -446,8 +446,8 @@ def _name(fields: dict[str, Any], field: str, id: str | None) -> str:
 
 
 def _id(fields: dict[str, Any]) -> str:
-    id = _id_or_none(fields)
-    if id is None:
+    id = fields.get("id")
+    if not isinstance(id, str) or not valid_id(id):
         bad("id must be 1 to 64 printable ASCII characters without spaces")
     return id
 
