@@ -462,6 +462,22 @@ test("the worker keeps some messages that all have processed, for tabs that come
   assert.equal(idle.state, "subscribed");
 });
 
+test("what the worker keeps is bounded in size too", async () => {
+  const [all, one] = await opened(1);
+  await subscribe(all, one, { since: "all" });
+  subscribed(all, { offset: 0 });
+  for (const offset of [1, 2, 3]) {
+    all.socket.say({ type: "message", topic: "room.42", offset, time: null, data: "x".repeat(2 ** 21) });
+  }
+  await all.settle();
+  await all.tick(200);
+  const some = await subscribe(all, await join(all), { since: 1 });
+  assert.equal(some.got.length, 1);
+  const client = await join(all);
+  await subscribe(all, client, { since: 3 });
+  assert.equal(client.state, "waiting", "two logs share 8 MiB, and three messages have 6");
+});
+
 test("tabs of a stream that gives offsets out again reconnect, and the gateway tells them", async () => {
   const [all, one, two] = await opened(2);
   for (const offset of [1, 2, 3]) all.socket.message(offset, `a${offset}`);

@@ -594,7 +594,10 @@ class Monitor {
 const WORKER = '["wsgateway"';
 const ANSWER = 3_000; // ms that a worker has to take a tab, before the tab opens a socket of its own
 const SLOW = 2_000; // ms without progress after which a tab that holds up the others must go
-const KEPT = 256; // messages that a worker keeps for tabs that join later
+// What a worker keeps for tabs that join later: of each log, and of all together
+const KEPT = 256; // messages
+const KEPT_OF_ALL = 50_000;
+const KEPT_SIZE = 8 * 2 ** 20; // characters, of all
 
 /**
  * A WebSocket whose connection is in a SharedWorker, or, where that is not possible, its own.
@@ -728,6 +731,7 @@ class SharedLog {
   end = 0;
   acked = 0; // what the gateway has heard
   entries = []; // {offset, text}
+  size = 0; // characters of all
   // Of a topic
   state = "idle"; // not asked for on this connection; or "asking", or "open"
   access = null;
@@ -740,7 +744,7 @@ class SharedLog {
   }
 
   reset({ epoch, offset }, depth = 0) {
-    Object.assign(this, { epoch, start: offset, end: offset, acked: offset, entries: [], depth });
+    Object.assign(this, { epoch, start: offset, end: offset, acked: offset, entries: [], size: 0, depth });
     this.epochs = new Set([epoch]);
     for (const tab of this.members.keys()) this.members.set(tab, offset);
   }
@@ -757,7 +761,7 @@ class SharedLog {
 
   /** Something is missing between the last message and the next: a tab that lacks it must hear it from the gateway. */
   trim() {
-    Object.assign(this, { start: this.end + 1, depth: 0, entries: [] });
+    Object.assign(this, { start: this.end + 1, depth: 0, entries: [], size: 0 });
   }
 
   /** Say whether everything after *offset* is here. */
@@ -784,6 +788,7 @@ class SharedLog {
   add(offset, text) {
     if (offset <= this.end) return false;
     this.entries.push({ offset, text });
+    this.size += text.length;
     this.end = offset;
     return true;
   }
@@ -796,14 +801,18 @@ class SharedLog {
     return count;
   }
 
-  /** Return the ack to send if all tabs have processed more than the gateway knows; forget what is old. */
-  ack() {
+  /**
+   * Return the ack to send if all tabs have processed more than the gateway knows, and forget what
+   * is old; *logs*: how many share the memory.
+   */
+  ack(logs) {
     const least = Math.min(...this.members.values());
     const isNews = this.members.size > 0 && least > this.acked;
     if (isNews) this.acked = least;
-    while (this.entries.length > KEPT && this.entries[0].offset <= this.acked) {
-      this.start = this.entries.shift().offset;
-      this.depth = 0;
+    const [most, largest] = [Math.min(KEPT, KEPT_OF_ALL / logs), KEPT_SIZE / logs];
+    while (this.entries[0]?.offset <= this.acked && (this.entries.length > most || this.size > largest)) {
+      const { offset, text } = this.entries.shift();
+      Object.assign(this, { start: offset, size: this.size - text.length, depth: 0 });
     }
     return isNews ? ackOf({ processed: least, epoch: this.epoch }, this.topic ?? undefined) : null;
   }
@@ -973,7 +982,7 @@ class SharedConnection {
   }
 
   #acknowledge(log) {
-    const ack = log.ack();
+    const ack = log.ack(this.#topics.size + 1);
     if (ack && this.#welcome) this.#send(ack);
   }
 
