@@ -39,6 +39,8 @@ class Subscription:
         self.topic = topic
         self.changes: list[str | None] = []
 
+    is_reading = True
+
     def change_access(self, access: str | None) -> None:
         self.changes.append(access)
 

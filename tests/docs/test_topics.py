@@ -10,19 +10,22 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group, User
 from django.http import Http404
 from django.template import Context, Template
 from django.test import RequestFactory
 
+from tests.contract.test_topic_sessions import Client
 from tests.pages import DocumentPage
 from wsgateway import declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.conf import SETTINGS
+from wsgateway.gateway.hub import get_hub
 from wsgateway.identity import Identity
 from wsgateway.protocol.subjects import Topic
+from wsgateway.protocol.v1 import Resume
 from wsgateway.testing import assert_not_sent
 from wsgateway.topics import marks
 from wsgateway.topics.rights import Rights
@@ -131,6 +134,29 @@ def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
     Group.objects.get().user_set.add(ann)
     response = run("room_token")["room_token"](request, "staff")
     assert access("ann", token=json.loads(response.content)["token"]) == "read"
+
+
+def test_view_says_who_is_there(ann: User, rf: RequestFactory) -> None:
+    run('@topic("room", direct=True)')
+    request = rf.get("/")
+    request.user = ann
+    view = run("def room_people")["room_people"]
+
+    @async_to_sync
+    async def asked() -> Any:
+        hub = get_hub()
+        await hub.open()
+        client = Client(hub)
+        await client.session.start(Resume())
+        await client.subscribe(STAFF)
+        try:
+            return await sync_to_async(view)(request, "staff")
+        finally:
+            await client.session.stop()
+            await hub.close()
+
+    expected = {"people": ["ann"], "everyone": True, "complete": True}
+    assert json.loads(asked().content) == expected
 
 
 def test_views_send_and_page_through_what_was_sent(ann: User, rf: RequestFactory) -> None:

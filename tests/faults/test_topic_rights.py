@@ -24,6 +24,8 @@ ROOM = Topic("room", "42")
 
 
 class Subscription:
+    is_reading = True
+
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.topic = ROOM

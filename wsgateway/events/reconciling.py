@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wsgateway.broker.base import Broker
-from wsgateway.presence.overview import MAX_PAGE, find_gateways, list_users
+from wsgateway.presence.overview import find_gateways, list_users
+from wsgateway.presence.paging import MAX_PAGE
 from wsgateway.protocol.subjects import Inbox
 
 __all__ = ["list_online"]

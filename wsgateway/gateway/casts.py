@@ -110,6 +110,11 @@ class CastSubscription:
         self._size = 0  # bytes of what waits
         self._is_due = False  # the writer is going to write it
 
+    @property
+    def is_reading(self) -> bool:
+        """See `wsgateway.topics.rights.Holder`."""
+        return self.is_open and not self._session.socket.closed
+
     async def find_start(self, question: Subscribe) -> None:
         """Make sure that everything published from now on comes.
 

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
-import heapq
 import logging
 import os
 import socket
@@ -27,10 +26,12 @@ from wsgateway.broker.discovery import Endpoint, Shown
 from wsgateway.broker.inquiry import Fields, Request, Responder, encode
 from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.handshake import header
-from wsgateway.presence.overview import DIGEST, MAX_PAGE, MAX_PARTS
+from wsgateway.presence.overview import DIGEST, MAX_PARTS
+from wsgateway.presence.paging import MAX_PAGE, first_of, size_of_name
+from wsgateway.presence.readers import size_of_reader
 from wsgateway.presence.users import GATEWAY
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.rates import Rates
 from wsgateway.supervision import start
 
@@ -76,6 +77,7 @@ class Presence:
                 "ping": self._ping,
                 "counts": self._counts,
                 "online": self._online,
+                "readers": self._readers,
                 "digests": self._digests,
                 "drain": self._drain,
             },
@@ -152,6 +154,11 @@ class Presence:
             self._about_users.endpoint("users", subjects.all_of("conn")),
         ]
 
+    @property
+    def _room(self) -> int:
+        """Bytes of names, or of other things that are listed, in one answer."""
+        return self._hub.broker.bus.max_payload - 1024
+
     # -- about a user --------------------------------------------------------------------
 
     def _asked_about(self, request: Request) -> tuple[Inbox, list[Session]]:
@@ -166,7 +173,7 @@ class Presence:
     def _connections(self, request: Request) -> Iterator[Fields]:
         _, sessions = self._asked_about(request)
         found: list[Fields] = []
-        room = most = self._hub.broker.bus.max_payload - 1024
+        room = most = self._room
         for session in sessions:
             described = describe(session)
             size = len(encode(described)) + 1
@@ -242,18 +249,23 @@ class Presence:
             for inbox, sessions in self._hub.users()
             if inbox.service == service and inbox.user > after and (count := len(_open(sessions)))
         }
-        names = heapq.nsmallest(limit, found)
-        room = self._hub.broker.bus.max_payload - 1024
-        users: dict[str, int] = {}
-        for name in names:
-            room -= 6 * len(name) + 16  # a control character takes six bytes of JSON
-            if room < 0:
-                break
-            users[name] = found[name]
+        users, more = first_of(found, limit, self._room, size_of_name)
+        yield {"gateway": self._hub.gateway_id, "users": users, "more": more}
+
+    def _readers(self, request: Request) -> Iterator[Fields]:
+        topic = Topic(request.text("service") or "", request.text("name") or "")
+        after = request.text("after_service") or "", request.text("after_user") or ""
+        limit = request.number("limit", MAX_PAGE, MAX_PAGE)
+        held = Counter(
+            each.identity.inbox for each in self._hub.rights.holders_of(topic) if each.is_reading
+        )
+        later = {inbox: count for inbox, count in held.items() if inbox > after}
+        page, more = first_of(later, limit, self._room, size_of_reader)
         yield {
             "gateway": self._hub.gateway_id,
-            "users": users,
-            "more": len(users) < len(found),
+            "readers": [[*inbox, count] for inbox, count in page.items()],
+            "sockets": held.total(),
+            "more": more,
         }
 
     def _digests(self, request: Request) -> Iterator[Fields]:

@@ -57,6 +57,11 @@ class TopicSubscription(Subscription):
         """Whether the client has been told that it reads the topic, or is about to be."""
         return bool(self.epoch)
 
+    @property
+    def is_reading(self) -> bool:
+        """See `wsgateway.topics.rights.Holder`."""
+        return self.is_open and not self._session.socket.closed
+
     async def find_start(self, question: Subscribe) -> Start:
         """Return where delivery begins; live messages are taken from now on.
 

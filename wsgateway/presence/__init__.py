@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wsgateway.broker import runtime
 from wsgateway.exceptions import NameRefused
 from wsgateway.presence import overview, users
-from wsgateway.presence.overview import MAX_PAGE
+from wsgateway.presence.paging import MAX_PAGE
 from wsgateway.presence.results import (
     Connection,
     Connections,

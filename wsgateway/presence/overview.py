@@ -12,12 +12,12 @@ from operator import attrgetter
 from wsgateway.broker.base import Broker
 from wsgateway.broker.inquiry import PATIENCE, Answers, Fields, Inquiry, ask_members, encode
 from wsgateway.exceptions import BrokerUnavailable, reason_of
+from wsgateway.presence.paging import merge
 from wsgateway.presence.results import Counts, Gateway, Gateways, Page, numbers_of
 from wsgateway.presence.users import GATEWAY
 
 __all__ = [
     "DIGEST",
-    "MAX_PAGE",
     "MAX_PARTS",
     "count",
     "drain_gateway",
@@ -27,8 +27,6 @@ __all__ = [
 
 logger = logging.getLogger("wsgateway")
 
-MAX_PAGE = 1000
-"""Users in a page, at most."""
 DIGEST = 8
 """Bytes that stand for a user's name where names are counted. With a million users, two of them
 share theirs in one of 40 million counts."""
@@ -45,21 +43,9 @@ async def list_users(broker: Broker, service: str, after: str | None, limit: int
     """
     request = {"ask": "online", "service": service, "after": after or "", "limit": limit}
     answers = _readable(await ask_members(broker, GATEWAY, request), "users")
-    users: Counter[str] = Counter()
-    known_to: list[str] = []  # a gateway that has more to tell says nothing about later names
-    for answer in answers.by_id.values():
-        found = answer["users"]
-        users.update(found)
-        if answer.get("more") and found:
-            known_to.append(max(found))
-    names = sorted(users)
-    if known_to:
-        end = min(known_to)
-        names = [name for name in names if name <= end]
-    page = names[:limit]
-    is_last = not known_to and len(names) <= limit
-    next_after = None if is_last or not page else page[-1]
-    return Page({name: users[name] for name in page}, next_after, answers.silent)
+    found = [(answer["users"], bool(answer.get("more"))) for answer in answers.by_id.values()]
+    users, next_after = merge(found, limit)
+    return Page(users, next_after, answers.silent)
 
 
 async def count(broker: Broker) -> Counts:

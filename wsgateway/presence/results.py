@@ -20,6 +20,7 @@ __all__ = [
     "Gateway",
     "Gateways",
     "Page",
+    "Readers",
     "number_of",
     "numbers_of",
 ]
@@ -176,6 +177,23 @@ class Page(Answered):
 
     users: dict[str, int]
     after: str | None
+    silent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Readers(Answered):
+    """Some of the users who read a topic.
+
+    Attributes:
+        users: How many of their sockets read it, by pairs of service and user, in that order.
+        sockets: How many sockets read it: all users', not only this page's.
+        after: Pass it to `wsgateway.topics.readers` for the next page; None: there is none.
+        silent: Ids of the gateways that did not answer: their users are missing.
+    """
+
+    users: dict[Inbox, int]
+    sockets: int
+    after: Inbox | None
     silent: tuple[str, ...] = ()
 
 

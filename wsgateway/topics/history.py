@@ -12,8 +12,9 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Action
 from wsgateway.broker.messages import Batch, Stored
 from wsgateway.declared import TopicKind
-from wsgateway.exceptions import MalformedMessage, TopicsUnknown
-from wsgateway.protocol.subjects import Inbox, Topic, encode_token
+from wsgateway.exceptions import MalformedMessage
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.topics.users import require_kind, require_topic
 
 __all__ = ["History", "HistoryMessage", "ahistory", "history"]
 
@@ -111,9 +112,7 @@ def _reading(
     service: str, name: str, after: int | None, before: int | None, limit: int
 ) -> Action[History]:
     """Check the arguments here, in the caller's thread; return what reads."""
-    encode_token(service)
-    encode_token(name)
-    topic = Topic(service, name)
+    topic = require_topic(service, name)
     if after is not None and before is not None:
         raise TypeError("pass after, to read forward, or before, to read backward, but not both")
     if not 1 <= limit <= MAX_PAGE:
@@ -137,12 +136,7 @@ def _reading(
 
 
 async def _require_durable(broker: Broker, service: str) -> None:
-    known = broker.known_topics(service)
-    kind = await broker.topics_of(service) if known is None else known
-    if not kind:
-        is_other = await broker.service_exists(service)
-        raise TopicsUnknown(service, broker.topic_names, is_other)
-    if kind is TopicKind.EPHEMERAL:
+    if await require_kind(broker, service) is TopicKind.EPHEMERAL:
         raise ValueError(f"topics of {service!r} are ephemeral, so they have no history")
 
 

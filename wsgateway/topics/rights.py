@@ -49,6 +49,10 @@ class Holder(Protocol):
     def topic(self) -> Topic:
         """What it reads."""
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the client is being sent the topic's messages."""
+
     def change_access(self, access: Access | None) -> None:
         """Go on with another right; None: end, the right has been withdrawn. Must not wait."""
 
@@ -142,6 +146,10 @@ class Rights:
         holders.pop(holder, None)
         if not holders:
             self._holders.pop(holder.topic, None)
+
+    def holders_of(self, topic: Topic) -> Collection[Holder]:
+        """Return those who hold a right to *topic*; some of them may not have begun to read."""
+        return self._holders.get(topic, {}).keys()
 
     async def _wait_loaded(self) -> None:
         self.open()

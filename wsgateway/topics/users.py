@@ -1,13 +1,18 @@
-"""Whom a caller means: a user's name, a Django user, or a pair of service and name."""
+"""What a caller means: which topic, and which user, by name, by pair, or as a Django user."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from wsgateway.exceptions import TopicsUnknown
 from wsgateway.identity.naming import name_of
 from wsgateway.protocol.subjects import Topic, encode_token
 
-__all__ = ["User", "Whom", "parse_user", "require_topic"]
+if TYPE_CHECKING:
+    from wsgateway.broker.base import Broker
+    from wsgateway.declared import TopicKind
+
+__all__ = ["User", "Whom", "parse_user", "require_kind", "require_topic"]
 
 User = str | tuple[str, str] | Any
 """A user's name; a pair of service and name, such as an `Inbox`; or a Django user."""
@@ -52,3 +57,18 @@ def require_topic(service: str, name: str) -> Topic:
     encode_token(service)
     encode_token(name)
     return Topic(service, name)
+
+
+async def require_kind(broker: Broker, service: str) -> TopicKind:
+    """Return what kind of topics *service* has.
+
+    Raises:
+        TopicsUnknown: No process declares topics of it.
+        BrokerUnavailable: No answer in time.
+    """
+    known = broker.known_topics(service)
+    kind = await broker.topics_of(service) if known is None else known
+    if not kind:
+        is_other = await broker.service_exists(service)
+        raise TopicsUnknown(service, broker.topic_names, is_other)
+    return kind
