@@ -202,6 +202,10 @@ class GatewayCounters:
         """Messages that they brought."""
         self.watched = 0
         """Users whom sockets watch, each once."""
+        self.subscriptions = 0
+        """Topics that sockets read, each once for each socket."""
+        self.ended_slow = 0
+        """Subscriptions to ephemeral topics that ended because the client read too slowly."""
         self.cursor_writes = 0
         self.cursor_failures = 0
 

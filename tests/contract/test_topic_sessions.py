@@ -10,7 +10,7 @@ import pytest
 
 import wsgateway
 from tests.support import until
-from wsgateway import Message, declared, topics
+from wsgateway import Message, counters, declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Connection
@@ -197,6 +197,7 @@ async def test_replaced_stream_is_told_and_read_from_its_start(
 
 
 async def test_nothing_comes_after_unsubscribe(hub: Hub, ann: Client) -> None:
+    before = counters.gateway.subscriptions
     await ann.subscribe(ROOM)
     await ann.unsubscribe(ROOM)
     await until(lambda: ann.told(Unsubscribed, ROOM), what="an answer")
@@ -206,6 +207,7 @@ async def test_nothing_comes_after_unsubscribe(hub: Hub, ann: Client) -> None:
     await ann.has("here", topic=LOBBY)
     assert ann.got(ROOM) == []
     assert ann.session.credit.messages == 1
+    assert counters.gateway.subscriptions == before + 1
 
 
 async def test_unsubscribe_ends_a_question_that_is_being_answered(hub: Hub, ann: Client) -> None:
@@ -442,6 +444,7 @@ async def test_slow_reader_of_an_ephemeral_topic_costs_bounded_memory_and_is_tol
     hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(casts, "WINDOW_BYTES", 20_000)
+    before = counters.gateway.ended_slow
     bob = Client(hub, "bob")
     await bob.session.start(Resume())
     for client in (ann, bob):
@@ -457,6 +460,7 @@ async def test_slow_reader_of_an_ephemeral_topic_costs_bounded_memory_and_is_tol
     await ann.has("kept", topic=ROOM)
     [told] = ann.told(Unsubscribed, CURSOR)
     assert (told.code, told.temporary) == ("too_slow", True)
+    assert counters.gateway.ended_slow == before + 1
     assert len(ann.got(CURSOR)) <= 20_000 // casts.OVERHEAD
     assert bob.got(CURSOR) == data
     await ann.subscribe(CURSOR)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from wsgateway import declared
+from wsgateway import counters, declared
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.recovery import Start, find_start
 from wsgateway.exceptions import BrokerError, reason_of
@@ -202,6 +202,7 @@ class SocketTopics:
             return False
         frame = session.endpoint.subscribed(topic, begin, question.id, access)
         if frame is not None:
+            counters.gateway.subscriptions += 1
             if isinstance(reader, TopicSubscription):
                 session.subscriptions[topic] = reader
             reader.begin(begin, frame)  # type: ignore[arg-type]  # as `find_start` of its kind
@@ -239,6 +240,7 @@ class SocketTopics:
     def end_slow(self, topic: Topic) -> None:
         """End a subscription to an ephemeral topic whose messages wait for too long."""
         self._drop(topic)
+        counters.gateway.ended_slow += 1
         frame = self._session.endpoint.unsubscribed(topic, ErrorCode.TOO_SLOW)
         if frame is not None:
             self._session.writer.add(frame)
@@ -247,6 +249,7 @@ class SocketTopics:
         reader = self._readers.pop(topic, None)
         self._session.subscriptions.pop(topic, None)
         if reader is not None:
+            counters.gateway.subscriptions -= reader.is_open
             reader.close()
 
     def close(self) -> None:

@@ -137,6 +137,18 @@ GATEWAY = (
         (),
         "Users whose presence sockets watch, each counted once",
     ),
+    Spec(
+        "wsgateway_gateway_topic_subscriptions",
+        "gauge",
+        (),
+        "Topics that sockets read, each counted once for each socket",
+    ),
+    Spec(
+        "wsgateway_gateway_slow_topic_subscriptions_total",
+        "counter",
+        (),
+        "Subscriptions to ephemeral topics that ended because the client read too slowly",
+    ),
     Spec("wsgateway_gateway_fetches_total", "counter", (), "Reads of inboxes from the stream"),
     Spec(
         "wsgateway_gateway_fetched_messages_total",

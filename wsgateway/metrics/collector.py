@@ -101,6 +101,8 @@ def _gateway(found: Families) -> None:
     found.add("wsgateway_gateway_gaps_filled_total", counts.windows.filled)
     found.add("wsgateway_gateway_window_stalls_total", counts.windows.stalls)
     found.add("wsgateway_gateway_watched_users", counts.watched)
+    found.add("wsgateway_gateway_topic_subscriptions", counts.subscriptions)
+    found.add("wsgateway_gateway_slow_topic_subscriptions_total", counts.ended_slow)
     found.add("wsgateway_gateway_fetches_total", counts.fetches)
     found.add("wsgateway_gateway_fetched_messages_total", counts.fetched)
     found.add("wsgateway_gateway_cursor_writes_total", counts.cursor_writes, "ok")
