@@ -14,14 +14,17 @@ from wsgateway import Message, counters, declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Connection
+from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway import casts
+from wsgateway.gateway import session as sessions
 from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
 from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.protocol import v1 as protocol
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Resume, Subscribed, Unsubscribed
@@ -514,3 +517,104 @@ async def test_read_of_a_topic_that_hangs_holds_up_no_other(
         await ann.has("here", topic=ROOM)
         await ann.unsubscribe(board)
         await until(lambda: ann.told(Unsubscribed, board), what="even this can be ended")
+
+
+async def test_topics_whose_stream_is_away_hold_up_no_other_of_their_socket(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of them took all the turns of the socket, each until the broker's time-out."""
+    release = asyncio.Event()
+
+    async def no_leader(*_: Any, **__: Any) -> Any:
+        await release.wait()
+        raise BrokerUnavailable("stream 'WS_TOPIC_board' has no leader")
+
+    monkeypatch.setattr(hub.broker.log(Topic("board", "1")), "position", no_leader)
+    asking = [asyncio.create_task(ann.subscribe(Topic("board", str(n)))) for n in range(8)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(ann.subscribe(ROOM), 5)
+    await publish(hub.broker, ROOM, "here")
+    await ann.has("here", topic=ROOM)
+    release.set()
+    assert {(await each).code for each in asking} == {"unavailable"}
+    monkeypatch.undo()
+
+
+async def test_client_that_subscribes_and_leaves_without_reading_is_cut(
+    hub: Hub, ann: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers to ``unsubscribe`` waited for it without a limit."""
+    monkeypatch.setattr(sessions, "MAX_ANSWERS", 20)
+    settings.WSGATEWAY_PING_TIMEOUT = 0.2
+
+    async def storm(client: Client, pairs: int) -> None:
+        for number in range(pairs):
+            frame = protocol.encode_subscribe(f"x{number}", str(ROOM))
+            await client.session.receive(frame)
+            await client.unsubscribe(ROOM)
+
+    await storm(ann, 60)
+    await until(lambda: len(ann.told(Unsubscribed, ROOM)) == 60, what="all are answered")
+    assert not ann.session.socket.closed
+    ann.reads.clear()
+    storming = asyncio.create_task(storm(ann, 60))
+    await until(lambda: ann.session.socket.closed, what="it is cut")
+    assert ann.session.close_code == CloseCode.TOO_SLOW
+    ann.reads.set()
+    await storming
+
+
+async def test_ephemeral_topics_of_a_slow_socket_share_one_bound(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each topic kept one message more, however large; the one that is behind must go."""
+    monkeypatch.setattr(casts, "WINDOW_BYTES", 4 * (casts.OVERHEAD + 10))
+    many = [Topic("cursor", str(number)) for number in range(8)]
+    bob = Client(hub, "bob")
+    await bob.session.start(Resume())
+    for topic in many:
+        await ann.subscribe(topic)
+        await bob.subscribe(topic)
+    ann.reads.clear()
+    for topic in [many[0]] * 4 + many:
+        before = len(bob.got(topic))
+        await publish(hub.broker, topic, "text 00000")
+        await until(lambda: len(bob.got(topic)) > before, what="it came")  # noqa: B023
+    ann.reads.set()
+    await ann.has("text 00000", topic=many[-1])
+    assert ann.told(Unsubscribed, many[0])
+    assert sum(len(ann.got(topic)) for topic in many) <= 5  # one was being written
+    await bob.session.stop()
+
+
+class Busy(Client):
+    """While it reads a message of `CURSOR`, the next one comes; with the first, one of `ROOM`."""
+
+    heard = 0
+
+    async def _take(self, event: dict[str, Any]) -> None:
+        await super()._take(event)
+        broker, count = self.session.hub.broker, len(self.got(CURSOR))
+        if count == 1 and not self.got(ROOM):
+            await publish(broker, ROOM, "here")
+        if 0 < count < 50 and not self.got(ROOM):
+            await publish(broker, CURSOR, "tick")
+            await until(lambda: self.heard > count, what="it is heard")
+
+    def hear(self, _: Stored) -> None:
+        self.heard += 1
+
+
+async def test_busy_ephemeral_topic_holds_up_no_other(hub: Hub) -> None:
+    """While more of it came than was written, nothing else was written."""
+    busy = Busy(hub)
+    await busy.session.start(Resume())
+    await busy.subscribe(CURSOR)
+    await busy.subscribe(ROOM)
+    hearing = hub.broker.hear(CURSOR, busy.hear)
+    await hub.broker.in_effect()
+    await publish(hub.broker, CURSOR, "tick")
+    await busy.has("here", topic=ROOM)
+    assert len(busy.got(CURSOR)) < 50
+    hearing.close()
+    await busy.session.stop()

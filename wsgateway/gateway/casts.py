@@ -72,8 +72,8 @@ class CastSubscription:
     """Reads an ephemeral topic for one session.
 
     What the client has not read waits here, within `WINDOW_BYTES` for all such topics of the
-    socket. A client that is further behind loses the subscription, and learns why: leaving
-    messages out without a word would tell it nothing.
+    socket. A client that is further behind loses the subscription of which most waits, and learns
+    why: leaving messages out without a word would tell it nothing.
 
     Args:
         session: Whose.
@@ -85,7 +85,6 @@ class CastSubscription:
         "_begun",
         "_is_due",
         "_session",
-        "_size",
         "_topics",
         "_waiting",
         "access",
@@ -93,6 +92,7 @@ class CastSubscription:
         "identity",
         "is_open",
         "topic",
+        "waiting_bytes",
     )
 
     def __init__(self, session: Session, topic: Topic, topics: SocketTopics) -> None:
@@ -107,7 +107,8 @@ class CastSubscription:
         self.closed = False
         self._begun: str | None = None  # the frame that says so, until it is written
         self._waiting: list[Stored] = []
-        self._size = 0  # bytes of what waits
+        self.waiting_bytes = 0
+        """Of the messages that the client has not read."""
         self._is_due = False  # the writer is going to write it
 
     @property
@@ -133,16 +134,20 @@ class CastSubscription:
 
     def take(self, message: Stored) -> None:
         """Take a message, in the broker's read path."""
-        if not self.is_open or self.closed:
+        if not self._is_taking:
             return
         size = len(message.payload) + OVERHEAD
-        if self._topics.waiting_bytes + size > WINDOW_BYTES and self._waiting:
-            self._topics.end_slow(self.topic)
-            return
-        self._waiting.append(message)
-        self._size += size
-        self._topics.waiting_bytes += size
-        self._wake()
+        while (held := self._topics.waiting_bytes) and held + size > WINDOW_BYTES:
+            self._topics.end_slowest()
+        if self._is_taking:  # it was not the slowest itself
+            self._waiting.append(message)
+            self.waiting_bytes += size
+            self._topics.waiting_bytes += size
+            self._wake()
+
+    @property
+    def _is_taking(self) -> bool:
+        return self.is_open and not self.closed
 
     def _wake(self) -> None:
         if not self._is_due:
@@ -156,10 +161,12 @@ class CastSubscription:
         if self._begun is not None and not self.closed:
             begun, self._begun = self._begun, None
             await session.write_other(begun)
-        while self._waiting:
+        for _ in range(len(self._waiting)):  # what comes later waits for the other topics
+            if self.closed:
+                return
             message = self._waiting.pop(0)
             size = len(message.payload) + OVERHEAD
-            self._size -= size
+            self.waiting_bytes -= size
             self._topics.waiting_bytes -= size
             try:
                 frame = session.endpoint.message(message, self.topic)
@@ -175,8 +182,8 @@ class CastSubscription:
     def close(self) -> None:
         """Write nothing more. Idempotent."""
         self.closed = True
-        self._topics.waiting_bytes -= self._size
-        self._size = 0
+        self._topics.waiting_bytes -= self.waiting_bytes
+        self.waiting_bytes = 0
         self._waiting.clear()
         hub = self._session.hub
         hub.casts.discard(self.topic, self)

@@ -319,7 +319,7 @@ class Session:
         traffic.frames_in += 1
         traffic.bytes_in += len(frame) if frame.isascii() else size_of(frame)
         try:
-            if self.socket.unwritten >= MAX_ANSWERS:
+            if self.socket.unwritten >= MAX_ANSWERS or self.writer.frames >= MAX_ANSWERS:
                 await self._answers_written()
             action = self.endpoint.receive(frame, self._now())
             if isinstance(action, Confirm):
@@ -344,8 +344,9 @@ class Session:
 
     async def _answers_written(self) -> None:
         """Take nothing from a client that does not read its answers; in the end, close."""
-        if not await self.socket.answers_written(MAX_ANSWERS):
-            await self.close(CloseCode.TOO_SLOW)
+        for written in (self.socket.answers_written, self.writer.frames_written):
+            if not await written(MAX_ANSWERS):
+                await self.close(CloseCode.TOO_SLOW)
 
     def do(self, action: Answer | Close | None) -> None:
         """Answer or close, from a callback."""

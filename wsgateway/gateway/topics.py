@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from wsgateway import counters, declared
@@ -27,7 +28,8 @@ __all__ = ["SocketTopics", "TopicSubscription"]
 logger = logging.getLogger("wsgateway")
 
 AT_ONCE = 4
-"""Topics of one socket that begin at the same time: the others' must not wait for all of them."""
+"""Topics of one socket and service that begin at the same time: the others' must not wait for all
+of them."""
 MOST = 1000
 """Messages that are read at once, at most."""
 
@@ -149,7 +151,7 @@ class SocketTopics:
         self._session = session
         self._readers: dict[Topic, TopicSubscription | CastSubscription] = {}  # asked for, or open
         self._opening: dict[Topic, asyncio.Task[None]] = {}
-        self._asking = asyncio.Semaphore(AT_ONCE)
+        self._asking: dict[str, asyncio.Semaphore] = {}  # by service, as `Hub.starting_of`
         self.waiting_bytes = 0
         """What of ephemeral topics waits for the client."""
 
@@ -163,7 +165,7 @@ class SocketTopics:
         """Open a subscription. Cancelled if the client ends it first."""
         session, topic, code = self._session, question.topic, ErrorCode.FORBIDDEN
         try:
-            async with self._asking, session.hub.starting_of(topic.service):
+            async with self._turn(topic.service), session.hub.starting_of(topic.service):
                 if await self._open(question):
                     return
         except BrokerError as exc:
@@ -180,6 +182,10 @@ class SocketTopics:
         frame = session.endpoint.unsubscribed(topic, code, id=question.id)
         if frame is not None:
             session.socket.answer(frame)
+
+    def _turn(self, service: str) -> asyncio.Semaphore:
+        key = service if service in declared.topics else ""
+        return self._asking.setdefault(key, asyncio.Semaphore(AT_ONCE))
 
     async def _open(self, question: Subscribe) -> bool:
         """Begin to read a topic; return whether the client may.
@@ -237,8 +243,10 @@ class SocketTopics:
         if frame is not None:
             self._session.writer.add(frame)
 
-    def end_slow(self, topic: Topic) -> None:
-        """End a subscription to an ephemeral topic whose messages wait for too long."""
+    def end_slowest(self) -> None:
+        """End the subscription to that ephemeral topic of which most waits for the client."""
+        casts = [each for each in self._readers.values() if isinstance(each, CastSubscription)]
+        topic = max(casts, key=attrgetter("waiting_bytes")).topic
         self._drop(topic)
         counters.gateway.ended_slow += 1
         frame = self._session.endpoint.unsubscribed(topic, ErrorCode.TOO_SLOW)
