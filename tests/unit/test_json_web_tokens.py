@@ -185,7 +185,7 @@ async def test_only_the_algorithms_that_are_listed(settings: Any) -> None:
         ({"sub": None}, "its claim 'sub' names no one"),
         ({"sub": True}, "its claim 'sub' names no one"),
         ({"sub": {"a": 1}}, "its claim 'sub' names no one"),
-        ({"sub": ""}, "user is not a usable name"),
+        ({"sub": ""}, "its claim 'sub' names no one"),
     ],
 )
 async def test_claims_that_do_not_let_in(settings: Any, claims: Any, cause: str) -> None:
@@ -223,6 +223,23 @@ async def test_claims_name_service_user_and_device(settings: Any, user: Any) -> 
         assert (await refused(text, **options)).code is CloseCode.FORBIDDEN
     free = handshake(token(**{**names, "device": None}), service="chat", query="device=phone")
     assert await JwtIdentity().resolve(free) == Identity("chat", "7", "phone")
+
+
+@pytest.mark.parametrize("claim", ["service", "device"])
+async def test_claim_that_is_empty_names_nothing(settings: Any, claim: str) -> None:
+    """A token with an empty service was good for every service: the path chose it."""
+    setattr(settings, f"WSGATEWAY_JWT_{claim.upper()}_CLAIM", claim)
+    told = await refused(token(**{"service": "orders", claim: ""}))
+    assert f"its claim '{claim}' names no one" in told.explanation
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_empty_claim_is_not_a_user_without_a_value(settings: Any) -> None:
+    """It was: a claim with an empty email let in as the user who has none."""
+    settings.WSGATEWAY_JWT_USER_FIELD = "email"
+    await get_user_model().objects.acreate(username="ann", email="")
+    told = await refused(token(sub=""), JwtUserIdentity())
+    assert "its claim 'sub' names no one" in told.explanation
 
 
 async def test_service_comes_from_the_path_unless_a_claim_names_it() -> None:

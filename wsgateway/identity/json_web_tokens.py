@@ -182,7 +182,7 @@ def _name(claims: Claims, claim: str) -> str:
     value = claims.get(claim)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         raise _invalid(f"its claim {claim!r} names no one")
     return value
 
