@@ -95,7 +95,7 @@ Address = Inbox | Topic
 """What a message is stored under."""
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)  # clients make some up, and an entry takes up to 2 KB
 def encode_token(name: str) -> str:
     """Return the one subject token that stands for *name*.
 

@@ -408,7 +408,8 @@ def _parse_topic(text: str, id: str | None) -> Topic:
         bad(f"topic cannot be used: {exc}", id)
 
 
-_topic_of = lru_cache(maxsize=65536)(Topic.parse)
+# Clients make these texts up, so the cache is small: an entry takes up to 4 KB
+_topic_of = lru_cache(maxsize=4096)(Topic.parse)
 
 
 def _watch(fields: dict[str, Any]) -> Watch:
