@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from wsgateway.events.edges import RETRY, Edges
+from wsgateway.protocol.edges import RETRY, Edges
 from wsgateway.protocol.subjects import Inbox
 
 ANN, BOB = Inbox("orders", "ann"), Inbox("orders", "bob")

@@ -19,11 +19,11 @@ from wsgateway import counters
 from wsgateway.broker import runtime
 from wsgateway.broker.roster import new_member_id
 from wsgateway.conf import settings
-from wsgateway.events.edges import RETRY, Edges
 from wsgateway.events.reconciling import list_online
 from wsgateway.events.signalling import Signalling
 from wsgateway.exceptions import BrokerError, MalformedMessage, NameRefused, reason_of
 from wsgateway.presence.users import find_online
+from wsgateway.protocol.edges import RETRY, Edges
 from wsgateway.protocol.events import CONNECTED, DISCONNECTED, SocketEvent, parse_event
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.roll_call import RollCall
