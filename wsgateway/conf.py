@@ -304,7 +304,7 @@ class Settings:
         "Function that says whose presence a client may watch, as a dotted path. If it is empty, "
         "clients may not watch anyone",
     )
-    MAX_WATCHES = count(100, "Users whose presence one socket may watch", least=0)
+    MAX_WATCHES = count(100, "Users and topics whose presence one socket may watch", least=0)
     MAX_SUBSCRIPTIONS = count(1000, "Topics that one socket may read at the same time", least=0)
     ROSTER_TTL = Setting(
         15.0,

@@ -73,9 +73,9 @@ async def test_a_socket_on_one_gateway_watches_a_user_on_another(
     await bob.close(CloseCode.SHUTTING_DOWN)
     await bob.stop()
     await until(lambda: states() == [False, True, False])
-    assert hubs[0].watching.users == 1
+    assert hubs[0].watching.targets == 1
     await ann.stop()
-    assert hubs[0].watching.users == 0
+    assert hubs[0].watching.targets == 0
 
 
 async def test_a_watch_that_ends_while_the_right_is_asked_for_is_not_answered(
@@ -102,7 +102,7 @@ async def test_a_watch_that_ends_while_the_right_is_asked_for_is_not_answered(
     await watch(ann, "carol")
     await until(lambda: any(f.get("id") == "carol" for f in frames))
     assert not [f for f in frames if f.get("id") == "bob"]
-    assert hubs[0].watching.users == 1
+    assert hubs[0].watching.targets == 1
 
 
 async def test_a_client_that_does_not_read_gets_the_last_state_only(
@@ -129,7 +129,7 @@ async def test_a_client_that_does_not_read_gets_the_last_state_only(
     class Other:
         """A socket that reads."""
 
-        def tell(self, inbox: Inbox, online: bool | None) -> None:
+        def tell(self, inbox: Any, online: Any) -> None:
             heard.append(online)
 
         def recheck(self, inbox: Inbox | None = None) -> None:

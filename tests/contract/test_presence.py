@@ -640,6 +640,6 @@ async def test_right_that_ends_while_it_is_looked_up_is_not_granted(
     await until(lambda: "w" in [json.loads(text).get("id") for text in sockets.texts])
     [answer] = [frame for frame in map(json.loads, sockets.texts) if frame.get("id") == "w"]
     assert (answer["type"], answer["code"]) == ("error", "forbidden")
-    assert hubs[0].watching.users == 0
+    assert hubs[0].watching.targets == 0
     assert not hubs[0].watching.asking
     await session.stop()

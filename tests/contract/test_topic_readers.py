@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import wsgateway
 from tests.contract.test_topic_sessions import Client
+from tests.support import until
 from wsgateway import declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.connection import Connection
@@ -19,6 +21,7 @@ from wsgateway.identity import Identity
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Resume
 
+WATCH = json.dumps({"type": "watch", "id": "w", "topic": "room.42"})
 ROOM, CURSOR = Topic("room", "42"), Topic("cursor", "42")
 ANN, BOB = Inbox("service1", "ann"), Inbox("service1", "bob")
 
@@ -29,7 +32,7 @@ def rules(monkeypatch: pytest.MonkeyPatch, brokers: Any) -> None:
     declared.discover()
     monkeypatch.setattr(declared, "topics", {})
 
-    @wsgateway.topic("room")
+    @wsgateway.topic("room", presence=True)
     async def allow(identity: Identity, name: str) -> str | None:
         return None if name.startswith("secret") else "read"
 
@@ -164,3 +167,150 @@ async def test_arguments_that_mean_nothing_are_refused(hubs: list[Hub]) -> None:
         await topics.areaders("room", "42", limit=0)
     with pytest.raises(RuntimeError, match="await areaders"):
         topics.readers("room", "42")
+
+
+class Watcher(Client):
+    """A client that also keeps every frame as JSON, and plays a page that shows who is there."""
+
+    def __init__(self, hub: Hub, user: str = "eve") -> None:
+        super().__init__(hub, user)
+        self.seen: list[dict[str, Any]] = []
+        self.shown: set[str] = set()
+        self.changes: list[tuple[str, str]] = []
+
+    async def _take(self, event: dict[str, Any]) -> None:
+        if event["type"] == "websocket.send":
+            self._show(json.loads(event["text"]))
+
+    def _show(self, frame: dict[str, Any]) -> None:
+        self.seen.append(frame)
+        if frame.get("topic") != "room.42":
+            return
+        if frame.get("users") is not None:
+            self.shown = {each["user"] for each in frame["users"]}
+        for kind in ("joined", "left"):
+            self.changes += [(kind, each["user"]) for each in frame.get(kind, ())]
+        self.shown |= {each["user"] for each in frame.get("joined", ())}
+        self.shown -= {each["user"] for each in frame.get("left", ())}
+
+    async def watch(self) -> dict[str, Any]:
+        await self.session.receive(WATCH)
+        await until(lambda: any(f.get("id") == "w" for f in self.seen), what="an answer")
+        return next(f for f in self.seen if f.get("id") == "w")
+
+    async def shows(self, *users: str) -> None:
+        await until(lambda: self.shown == {*users}, what=f"{users}, not {self.shown}")
+
+
+@pytest.fixture
+async def eve(hubs: list[Hub]) -> AsyncIterator[Watcher]:
+    """Watches, and reads nothing."""
+    client = Watcher(hubs[0])
+    await client.session.start(Resume())
+    yield client
+    await client.session.stop()
+
+
+@pytest.fixture
+def grace(settings: Any) -> None:
+    """Those who are gone are so soon."""
+    settings.WSGATEWAY_OFFLINE_GRACE = 0.1
+
+
+async def test_watcher_sees_who_is_there_and_who_comes_and_goes(
+    hubs: list[Hub], connect: Any, eve: Watcher, grace: None
+) -> None:
+    await connect(hubs[1], "ann", ROOM)
+    answer = await eve.watch()
+    assert answer["users"] == [{"service": "service1", "user": "ann"}]
+    assert answer["complete"]
+    bob = await connect(hubs[1], "bob", ROOM)
+    await eve.shows("ann", "bob")
+    second = await connect(hubs[0], "bob", ROOM)
+    await bob.unsubscribe(ROOM)
+    await connect(hubs[0], "carl", ROOM)
+    await eve.shows("ann", "bob", "carl")
+    await second.session.stop()
+    await eve.shows("ann", "carl")
+    assert eve.changes == [("joined", "bob"), ("joined", "carl"), ("left", "bob")]
+
+
+async def test_reader_who_moves_to_another_gateway_does_not_flicker(
+    hubs: list[Hub], connect: Any, eve: Watcher
+) -> None:
+    ann = await connect(hubs[1], "ann", ROOM)
+    await eve.watch()
+    await ann.session.stop()
+    await connect(hubs[1], "bob", ROOM)
+    await eve.shows("ann", "bob")
+    await connect(hubs[0], "ann", ROOM)
+    await connect(hubs[0], "carl", ROOM)
+    await eve.shows("ann", "bob", "carl")
+    assert eve.changes == [("joined", "bob"), ("joined", "carl")]
+
+
+async def test_revoked_right_ends_the_watch(hubs: list[Hub], eve: Watcher) -> None:
+    await eve.watch()
+    await topics.arevoke("room", "42", user="eve")
+    frame = await until(lambda: eve.seen[-1] if eve.seen[-1]["type"] == "unwatched" else None)
+    assert (frame["topic"], frame["code"]) == ("room.42", "forbidden")
+    assert hubs[0].watching.targets == 0
+
+
+@pytest.mark.parametrize("topic", ["room.secret", "cursor.42", "unknown.42"])
+async def test_nobody_watches_what_they_may_not_read_or_what_does_not_show_it(
+    hubs: list[Hub], eve: Watcher, topic: str
+) -> None:
+    await eve.session.receive(json.dumps({"type": "watch", "id": "w", "topic": topic}))
+    frame = await until(lambda: next((f for f in eve.seen if f.get("id") == "w"), None))
+    text = "there is no such topic, or this client may not see who reads it"
+    assert (frame["code"], frame["message"]) == ("forbidden", text)
+
+
+async def test_token_lets_a_client_watch(hubs: list[Hub], eve: Watcher) -> None:
+    token = topics.token("room", "secret", user=("service1", "eve"))
+    frame = {"type": "watch", "id": "w", "topic": "room.secret", "token": token}
+    await eve.session.receive(json.dumps(frame))
+    answer = await until(lambda: next((f for f in eve.seen if f.get("id") == "w"), None))
+    assert answer["users"] == []
+
+
+async def test_watch_ends_with_the_socket_and_on_request(hubs: list[Hub], eve: Watcher) -> None:
+    await eve.watch()
+    assert hubs[0].watching.targets == 1
+    await eve.session.receive(json.dumps({"type": "unwatch", "topic": "room.42"}))
+    assert hubs[0].watching.targets == 0
+    await eve.session.receive(WATCH.replace('"w"', '"v"'))
+    await until(lambda: hubs[0].watching.targets == 1)
+    await eve.session.stop()
+    assert hubs[0].watching.targets == 0
+    assert not hubs[0].rights.holders_of(ROOM)
+
+
+async def test_topic_of_many_is_counted_and_not_listed(
+    hubs: list[Hub], connect: Any, eve: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgateway.protocol.readership.MOST_LISTED", 2)
+    for number in range(3):
+        await connect(hubs[number % 2], f"user{number}", ROOM)
+    answer = await eve.watch()
+    assert (answer["users"], answer["sockets"]) == (None, 3)
+
+
+async def test_reader_of_a_topic_is_not_announced_as_a_user(
+    hubs: list[Hub], connect: Any, brokers: Any
+) -> None:
+    heard: list[dict[str, Any]] = []
+    broker = await brokers.open()
+    subject = broker.subjects.event(ROOM)
+    broker.bus.subscribe(subject, lambda *args: heard.append(json.loads(args[2])))
+    await broker.in_effect()
+    ann = await connect(hubs[0], "ann", ROOM, CURSOR)
+    await ann.unsubscribe(ROOM)
+    await until(lambda: len(heard) == 2)
+    kept = ("event", "service", "user", "topic", "code")
+    assert [[each.get(name) for name in kept] for each in heard] == [
+        ["joined", "service1", "ann", "room.42", None],
+        ["left", "service1", "ann", "room.42", None],
+    ]
+    await broker.close()

@@ -136,6 +136,12 @@ def test_page_and_view_give_the_token(ann: User, rf: RequestFactory) -> None:
     assert access("ann", token=json.loads(response.content)["token"]) == "read"
 
 
+def test_clients_may_watch_a_lounge(db: Any) -> None:
+    run('@topic("lounge", presence=True)')
+    assert declared.topics["lounge"].presence
+    assert access("ann", Topic("lounge", "1")) == "read"
+
+
 def test_view_says_who_is_there(ann: User, rf: RequestFactory) -> None:
     run('@topic("room", direct=True)')
     request = rf.get("/")

@@ -6,7 +6,8 @@ one `in`, see the `do_` methods of `Runner`. `out` is everything that comes of i
 
 * `publishes`, `confirms`, `answers`, `closes`: the action; `closes` has the code that the client
   gets, and the reason and the cause for the log if there is one;
-* `watches`, `unwatches`: the service and user whom the client watches, or not any more;
+* `watches`, `unwatches`: the service and user, or the topic, that the client watches, or not any
+  more; `token`: what it sent with a watch of a topic;
 * `subscribes`, `unsubscribes`: the topic that the client reads, or not any more;
 * `renews`: the new token;
 * `writes`: the frame that is written;
@@ -43,7 +44,8 @@ from wsgateway.protocol.endpoint import (
     Unsubscribe,
 )
 from wsgateway.protocol.limits import Limits
-from wsgateway.protocol.subjects import Inbox, Topic
+from wsgateway.protocol.readership import Present
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.protocol.v1 import ErrorCode, Reason, encode_client_ack
 from wsgateway.protocol.v1.endpoint import V1Endpoint
 
@@ -60,6 +62,17 @@ def data_of(frame: str | bytes) -> Any:
         return json.loads(frame)
     except ValueError:
         return frame
+
+
+def shown(target: Address) -> str | list[str]:
+    """A topic as its name, a user as service and name."""
+    return str(target) if isinstance(target, Topic) else [*target]
+
+
+def target_of(fields: dict[str, Any]) -> Address:
+    if "topic" in fields:
+        return Topic.parse(fields["topic"])
+    return Inbox(fields.get("service", "orders"), fields["user"])
 
 
 class Runner:
@@ -107,9 +120,11 @@ class Runner:
             self.out["unsubscribes"] = str(action.topic)
             self.write(action.text)
         elif isinstance(action, StartWatch):
-            self.out["watches"] = [*action.inbox]
+            self.out["watches"] = shown(action.target)
+            if action.token is not None:
+                self.out["token"] = action.token
         elif isinstance(action, EndWatch):
-            self.out["unwatches"] = [*action.inbox]
+            self.out["unwatches"] = shown(action.target)
         elif isinstance(action, Renew):
             self.out["renews"] = action.token
         elif isinstance(action, Answer):
@@ -215,11 +230,17 @@ class Runner:
         inbox = Inbox(fields.get("service", "orders"), fields["user"])
         self.apply(self.endpoint.presence(inbox, fields["online"]))
 
+    def do_readers(self, fields: dict[str, Any]) -> None:
+        """Who reads a topic that the client may watch; `users` null: too many to name."""
+        users = fields["users"]
+        named = None if users is None else frozenset(Inbox(*each) for each in users)
+        present = Present(named, fields.get("sockets", 0), fields.get("complete", True))
+        self.apply(self.endpoint.presence(Topic.parse(fields["topic"]), present))
+
     def do_forbid(self, fields: dict[str, Any]) -> None:
         """The client may not watch somebody, or that cannot be found out."""
-        inbox = Inbox(fields.get("service", "orders"), fields["user"])
         error = ZeroDivisionError() if fields.get("error") else None
-        self.apply(self.endpoint.refuse_watch(inbox, error))
+        self.apply(self.endpoint.refuse_watch(target_of(fields), error))
 
     # -- from the resolvers --------------------------------------------------------------
 

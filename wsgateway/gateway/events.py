@@ -11,11 +11,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from wsgateway.exceptions import BrokerClosed, BrokerUnavailable
-from wsgateway.protocol.events import CONNECTED, DISCONNECTED, SocketEvent, encode_event
+from wsgateway.protocol.events import (
+    CONNECTED,
+    DISCONNECTED,
+    JOINED,
+    LEFT,
+    SocketEvent,
+    encode_event,
+)
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
     from wsgateway.gateway.session import Session
+    from wsgateway.protocol.subjects import Topic
 
 __all__ = ["SocketEvents"]
 
@@ -43,10 +51,19 @@ class SocketEvents:
             session.is_announced = False
             self._publish(DISCONNECTED, session)
 
-    def _publish(self, kind: str, session: Session) -> None:
+    def joined(self, session: Session, topic: Topic) -> None:
+        """Say that a socket begins to read a topic."""
+        self._publish(JOINED, session, topic)
+
+    def left(self, session: Session, topic: Topic) -> None:
+        """Say that it does not read it any more."""
+        self._publish(LEFT, session, topic)
+
+    def _publish(self, kind: str, session: Session, topic: Topic | None = None) -> None:
         if not self._broker.bus.is_open:
             return
         identity, is_gone = session.identity, kind == DISCONNECTED
+        is_gone = is_gone or (kind == LEFT and session.socket.closed)
         event = SocketEvent(
             event=kind,
             service=identity.service,
@@ -56,10 +73,11 @@ class SocketEvents:
             gateway=self._gateway,
             time=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             protocol=session.endpoint.subprotocol or "",
+            topic=None if topic is None else str(topic),
             code=session.close_code if is_gone else None,
             reconnect_after=session.reconnect_after if is_gone else None,
         )
         with contextlib.suppress(BrokerUnavailable, BrokerClosed):
             self._broker.bus.publish(
-                self._broker.subjects.event(session.inbox), encode_event(event)
+                self._broker.subjects.event(topic or session.inbox), encode_event(event)
             )

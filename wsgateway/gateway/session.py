@@ -366,9 +366,9 @@ class Session:
         if self._watches is None:
             self._watches = SocketWatches(self, self.hub.watching)
         if isinstance(action, StartWatch):
-            self._watches.begin(action.inbox)
+            self._watches.begin(action.target, action.token)
         else:
-            self._watches.end(action.inbox)
+            self._watches.end(action.target)
 
     def _subscribe(self, action: Subscribe | Unsubscribe) -> None:
         if self._topics is None:

@@ -212,6 +212,8 @@ class SocketTopics:
             if isinstance(reader, TopicSubscription):
                 session.subscriptions[topic] = reader
             reader.begin(begin, frame)  # type: ignore[arg-type]  # as `find_start` of its kind
+            if service.presence:
+                session.hub.events.joined(session, topic)
         return True
 
     def end(self, action: Unsubscribe) -> None:
@@ -256,9 +258,13 @@ class SocketTopics:
     def _drop(self, topic: Topic) -> None:
         reader = self._readers.pop(topic, None)
         self._session.subscriptions.pop(topic, None)
-        if reader is not None:
-            counters.gateway.subscriptions -= reader.is_open
-            reader.close()
+        if reader is None:
+            return
+        counters.gateway.subscriptions -= reader.is_open
+        reader.close()
+        service = declared.topics.get(topic.service)
+        if reader.is_open and service is not None and service.presence:
+            self._session.hub.events.left(self._session, topic)
 
     def close(self) -> None:
         """End all of them, without a word. Idempotent."""

@@ -8,19 +8,46 @@ from typing import TYPE_CHECKING
 
 from django.utils.module_loading import import_string
 
+from wsgateway import declared
 from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerError
 from wsgateway.gateway.sockets import SocketClosed
 from wsgateway.hooks import call_hook
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
     from wsgateway.gateway.session import Session
     from wsgateway.gateway.watching import Watching
+    from wsgateway.identity import Identity
+    from wsgateway.protocol.endpoint import Access
+    from wsgateway.protocol.readership import Present
 
 __all__ = ["SocketWatches"]
 
 logger = logging.getLogger("wsgateway")
+
+
+class _Right:
+    """The right to see who reads a topic. A client has it as long as it may read the topic.
+
+    Args:
+        watches: The socket's.
+        session: The socket's.
+        topic: Which one.
+    """
+
+    is_reading = False
+
+    def __init__(self, watches: SocketWatches, session: Session, topic: Topic) -> None:
+        self._watches = watches
+        self.topic = topic
+        self.identity: Identity = session.identity
+
+    def change_access(self, access: Access | None) -> None:
+        """See `wsgateway.topics.rights.Holder`."""
+        if access is None:
+            self._watches.refuse(self.topic)
 
 
 class SocketWatches:
@@ -34,77 +61,114 @@ class SocketWatches:
     def __init__(self, session: Session, watching: Watching) -> None:
         self._session = session
         self._watching = watching
-        self._watched: set[Inbox] = set()
-        self._asking: dict[Inbox, asyncio.Task[None]] = {}  # whether it may
-        self._news: dict[Inbox, bool | None] = {}  # not written yet; only the last state counts
+        self._watched: set[Address] = set()
+        self._asking: dict[Address, asyncio.Task[None]] = {}  # whether it may
+        self._rights: dict[Topic, _Right] = {}
+        self._news: dict[Address, bool | Present | None] = {}  # not written; only the last counts
         self._telling: asyncio.Task[None] | None = None  # lives while there is news
         watching.join(session.inbox, self)
 
-    def begin(self, inbox: Inbox) -> None:
-        """Ask whether the client may watch *inbox*; begin if so, and end the watch if not."""
-        if inbox not in self._asking:
-            self._asking[inbox] = start(self._begin(inbox), "wsgateway-watch")
+    def begin(self, target: Address, token: str | None = None) -> None:
+        """Ask whether the client may watch *target*; begin if so, and end the watch if not.
+
+        Args:
+            target: A user, or a topic.
+            token: What may prove it, of a topic.
+        """
+        if target not in self._asking:
+            self._asking[target] = start(self._begin(target, token), "wsgateway-watch")
             self._watching.asking.add(self)
 
     def recheck(self, inbox: Inbox | None = None) -> None:
         """Ask again about *inbox*; None: about everybody whom the client watches or wants to."""
         for each in self._watched | self._asking.keys():
-            if inbox in (None, each):
+            if isinstance(each, Inbox) and inbox in (None, each):
                 self._stop_asking(each)  # the answer may be from before the right ended
                 self.begin(each)
 
-    def _stop_asking(self, inbox: Inbox) -> None:
-        if task := self._asking.pop(inbox, None):
+    def _stop_asking(self, target: Address) -> None:
+        if task := self._asking.pop(target, None):
             task.cancel()
         if not self._asking:
             self._watching.asking.discard(self)
 
-    async def _begin(self, inbox: Inbox) -> None:
+    async def _begin(self, target: Address, token: str | None) -> None:
         error: Exception | None = None
+        right: _Right | None = None
         try:
-            allowed = await self._may_watch(inbox)
+            if isinstance(target, Topic):
+                right = _Right(self, self._session, target)
+                allowed = await self._may_see_readers(right, token)
+            else:
+                allowed = await self._may_watch(target)
         except Exception as exc:
-            logger.exception("WSGATEWAY_MAY_WATCH failed", extra=self._session.log_fields)
             error, allowed = exc, False
-        if self._asking.get(inbox) is not asyncio.current_task():
+            if right is None:
+                logger.exception("WSGATEWAY_MAY_WATCH failed", extra=self._session.log_fields)
+            elif not isinstance(exc, BrokerError):
+                text = "cannot find out whether a client may watch topic %r"
+                logger.exception(text, str(target), extra=self._session.log_fields)
+        if self._asking.get(target) is not asyncio.current_task():
+            if right is not None:
+                self._session.hub.rights.release(right)
             return  # it was cancelled, whatever the project's function made of that
-        del self._asking[inbox]
-        self._stop_asking(inbox)
+        del self._asking[target]
+        self._stop_asking(target)
         if allowed:
-            self._watched.add(inbox)
-            self._watching.add(inbox, self)
+            if right is not None:
+                self._rights[right.topic] = right
+            self._watched.add(target)
+            self._watching.add(target, self)
             return
-        self.end(inbox)
-        if answer := self._session.endpoint.refuse_watch(inbox, error):
-            self._session.socket.answer(answer.text)
+        self.refuse(target, error)
 
     async def _may_watch(self, inbox: Inbox) -> bool:
         path = settings.MAY_WATCH
         if not path:
             return False
         hook = import_string(path)
-        return await call_hook(hook, self._session.identity, inbox.service, inbox.user) is True
+        return await call_hook(hook, self._session.identity, *inbox) is True
 
-    def end(self, inbox: Inbox) -> None:
-        """Watch *inbox* no longer. Idempotent."""
-        self._stop_asking(inbox)
-        self._watched.discard(inbox)
-        self._news.pop(inbox, None)
-        self._watching.remove(inbox, self)
+    async def _may_see_readers(self, right: _Right, token: str | None) -> bool:
+        """Say whether the client may read the topic, and its service shows who does.
+
+        Raises:
+            BrokerUnavailable: It is not known yet what is revoked.
+        """
+        hub, service = self._session.hub, declared.topics.get(right.topic.service)
+        if service is None or not service.presence:
+            return False
+        async with hub.starting_of(service.name):
+            return await hub.rights.acquire(right, token) is not None
+
+    def refuse(self, target: Address, error: Exception | None = None) -> None:
+        """End a watch, and tell the client why, see `Endpoint.refuse_watch`."""
+        self.end(target)
+        if answer := self._session.endpoint.refuse_watch(target, error):
+            self._session.socket.answer(answer.text)
+
+    def end(self, target: Address) -> None:
+        """Watch *target* no longer. Idempotent."""
+        self._stop_asking(target)
+        self._watched.discard(target)
+        self._news.pop(target, None)
+        self._watching.remove(target, self)
+        if isinstance(target, Topic) and (right := self._rights.pop(target, None)):
+            self._session.hub.rights.release(right)
 
     def close(self) -> None:
         """End all of them. Idempotent."""
         self._watching.leave(self._session.inbox, self)
-        for inbox in (*self._asking, *self._watched):
-            self.end(inbox)
+        for target in (*self._asking, *self._watched):
+            self.end(target)
         if self._telling is not None:
             self._telling.cancel()
 
     # -- to the client -----------------------------------------------------------------------
 
-    def tell(self, inbox: Inbox, online: bool | None) -> None:
+    def tell(self, target: Address, state: bool | Present | None) -> None:
         """See `wsgateway.gateway.watching.Watcher`."""
-        self._news[inbox] = online
+        self._news[target] = state
         if self._telling is None or self._telling.done():
             self._telling = start(self._tell(), "wsgateway-presence")
 
@@ -113,8 +177,8 @@ class SocketWatches:
         endpoint, write = self._session.endpoint, self._session.socket.write
         try:
             while self._news:
-                inbox = next(iter(self._news))
-                answer = endpoint.presence(inbox, self._news.pop(inbox))
+                target = next(iter(self._news))
+                answer = endpoint.presence(target, self._news.pop(target))
                 if answer is not None:
                     await write(answer.text)
         except SocketClosed:

@@ -1,8 +1,8 @@
-"""Whose presence the sockets of an event loop watch.
+"""Which users and topics the sockets of an event loop watch.
 
-All who watch a user share one subscription to that user's events, and one answer. An event only
-says that something has changed: whether the user is online, the gateways are asked, because
-another socket of theirs may be anywhere.
+All who watch one share one subscription to its events, and one answer. An event only says that
+something has changed: whether the user is online, or who reads the topic, the gateways are asked,
+because another socket of the same user may be anywhere.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from wsgateway import counters
+from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerError, MalformedMessage, reason_of
+from wsgateway.presence.readers import find_readers
 from wsgateway.presence.users import RECHECK, find_online
-from wsgateway.protocol.events import CONNECTED, parse_event
+from wsgateway.protocol.events import CONNECTED, LEFT, parse_event
+from wsgateway.protocol.readership import Present, Readership
 from wsgateway.protocol.strict_json import loads
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.roll_call import RollCall
 from wsgateway.supervision import start, supervise
 
@@ -42,28 +46,35 @@ SWEEP = 30.0
 """Seconds until they are asked again about everybody: an event can be lost."""
 BATCH = 500
 """Users that are asked about at once."""
+PAUSE = 0.5
+"""Seconds between two questions about a topic, so that a busy one costs two frames a second."""
+LONG_PAUSE = 10.0
+"""The same for one that so many read that they are counted, and not named."""
+AT_ONCE = 16
+"""Topics that are asked about at once."""
 
 
 class Watcher(Protocol):
     """A socket that watches."""
 
-    def tell(self, inbox: Inbox, online: bool | None) -> None:
-        """Hear whether a user is online; called again with the same now and then."""
+    def tell(self, target: Address, state: bool | Present | None) -> None:
+        """Hear whether a user is online, or who reads a topic; again with the same now and then."""
 
     def recheck(self, inbox: Inbox | None = None) -> None:
         """Find out whether it may still watch *inbox*; None: whom it watches at all."""
 
 
-class _User:
-    """A user who is watched."""
+class _Watched:
+    """A user or a topic that is watched."""
 
-    __slots__ = ("answered", "asked", "due", "online", "subscription", "watchers")
+    __slots__ = ("answered", "asked", "due", "free", "state", "subscription", "watchers")
 
     def __init__(self, subscription: Closable) -> None:
         self.subscription = subscription
         self.watchers: set[Watcher] = set()
-        self.online: bool | None = None  # the last answer
+        self.state: bool | Present | None = None  # the last answer
         self.due = math.inf  # when to ask, by the loop's clock
+        self.free = 0.0  # not to be asked about earlier
         self.asked = 0  # counts what made the last answer doubtful
         self.answered = -1  # its value at the question of the last answer
 
@@ -73,8 +84,23 @@ class _User:
         return self.answered >= 0
 
 
+class _WatchedTopic(_Watched):
+    """A topic that is watched."""
+
+    __slots__ = ("readership",)
+
+    def __init__(self, subscription: Closable) -> None:
+        super().__init__(subscription)
+        self.readership = Readership(settings.OFFLINE_GRACE)
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two questions, at least."""
+        return PAUSE if self.readership.is_listed else LONG_PAUSE
+
+
 class Watching:
-    """Tells sockets whether users are online. Call everything in the loop that opened the broker.
+    """Tells sockets what they watch. Call everything in the loop that opened the broker.
 
     Args:
         broker: Carries events and questions.
@@ -82,20 +108,22 @@ class Watching:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._users: dict[Inbox, _User] = {}
+        self._watched: dict[Address, _Watched] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)  # for questions about topics
         self._owners: dict[Inbox, set[Watcher]] = {}  # sockets that watch somebody, by their user
         self.asking: set[Watcher] = set()
         """Sockets of which it is being found out whether they may watch somebody."""
-        self._due: list[tuple[float, Inbox]] = []  # a heap; some are out of date
+        self._numbers = itertools.count()
+        self._due: list[tuple[float, int, Address]] = []  # a heap; some are out of date
         self._news = asyncio.Event()  # something may be due earlier than `_run` knows
         self._tasks: list[asyncio.Task[None]] = []  # as long as anybody is watched
         self._questions: set[asyncio.Task[None]] = set()
         self._hooks: list[Closable] = []
 
     @property
-    def users(self) -> int:
-        """How many users are watched."""
-        return len(self._users)
+    def targets(self) -> int:
+        """How many users and topics are watched."""
+        return len(self._watched)
 
     # -- sockets -----------------------------------------------------------------------------
 
@@ -111,7 +139,7 @@ class Watching:
             return
         for watcher in list(self._owners.get(inbox, ())):
             watcher.recheck()
-        watchers = self._users[inbox].watchers if inbox in self._users else set()
+        watchers = self._watched[inbox].watchers if inbox in self._watched else set()
         for watcher in watchers | self.asking:
             watcher.recheck(inbox)
 
@@ -126,32 +154,37 @@ class Watching:
         if not found:
             self._owners.pop(owner, None)
 
-    def add(self, inbox: Inbox, watcher: Watcher) -> None:
-        """Tell *watcher* soon whether *inbox*'s user is online, and again when that changes."""
-        user = self._users.get(inbox)
-        if user is None:
-            subject = self._broker.subjects.event(inbox)
-            subscription = self._broker.bus.subscribe(subject, self._handler(inbox), optional=True)
-            user = self._users[inbox] = _User(subscription)
+    def add(self, target: Address, watcher: Watcher) -> None:
+        """Tell *watcher* soon about *target*, and again when that changes."""
+        watched = self._watched.get(target)
+        if watched is None:
+            watched = self._begin(target)
+            self._watched[target] = watched
             counters.gateway.watched += 1
             self._start()
-            self._ask_in(0.0, inbox, user)
-        is_new = watcher not in user.watchers
-        user.watchers.add(watcher)
-        if is_new and user.is_known:
-            watcher.tell(inbox, user.online)
+            self._ask_in(0.0, target, watched)
+        is_new = watcher not in watched.watchers
+        watched.watchers.add(watcher)
+        if is_new and watched.is_known:
+            watcher.tell(target, watched.state)
 
-    def remove(self, inbox: Inbox, watcher: Watcher) -> None:
-        """Tell *watcher* nothing more about *inbox*. Idempotent."""
-        user = self._users.get(inbox)
-        if user is None:
+    def _begin(self, target: Address) -> _Watched:
+        subject, subscribe = self._broker.subjects.event(target), self._broker.bus.subscribe
+        if isinstance(target, Topic):
+            return _WatchedTopic(subscribe(subject, self._topic_handler(target), optional=True))
+        return _Watched(subscribe(subject, self._handler(target), optional=True))
+
+    def remove(self, target: Address, watcher: Watcher) -> None:
+        """Tell *watcher* nothing more about *target*. Idempotent."""
+        watched = self._watched.get(target)
+        if watched is None:
             return
-        user.watchers.discard(watcher)
-        if not user.watchers:
-            user.subscription.close()
-            del self._users[inbox]
+        watched.watchers.discard(watcher)
+        if not watched.watchers:
+            watched.subscription.close()
+            del self._watched[target]
             counters.gateway.watched -= 1
-            if not self._users:
+            if not self._watched:
                 self.close()
 
     def _start(self) -> None:
@@ -175,33 +208,50 @@ class Watching:
 
     def _handler(self, inbox: Inbox) -> Handler:
         def on_event(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
-            user = self._users.get(inbox)
+            user = self._watched.get(inbox)
             if user is None:
                 return
             try:
                 came = parse_event(payload).event == CONNECTED
             except MalformedMessage:
                 came = False  # whatever it was, the answer will be right
-            if not came or not user.online or user.asked != user.answered:
+            if not came or not user.state or user.asked != user.answered:
                 self._ask_in(0.0 if came else SETTLE, inbox, user)
 
         return on_event
 
+    def _topic_handler(self, topic: Topic) -> Handler:
+        def on_event(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+            watched = self._watched.get(topic)
+            if not isinstance(watched, _WatchedTopic):
+                return
+            with contextlib.suppress(MalformedMessage):
+                event = parse_event(payload)
+                if event.event == LEFT:
+                    inbox = Inbox(event.service, event.user)
+                    watched.readership.left(inbox, _now(), event.reconnect_after)
+            self._ask_in(0.0, topic, watched)
+
+        return on_event
+
     def _ask_all(self, delay: float = 0.0) -> None:
-        for inbox, user in self._users.items():
-            self._ask_in(delay, inbox, user)
+        for target, watched in self._watched.items():
+            self._ask_in(delay, target, watched)
 
     def _doubt_all(self) -> None:
         """Ask about everybody once the connection has had time to come back."""
         self._ask_all(RETRY)
 
-    def _ask_in(self, delay: float, inbox: Inbox, user: _User) -> None:
-        """Ask after *delay* seconds; an answer to an earlier question does not count any more."""
-        user.asked += 1
-        due = asyncio.get_running_loop().time() + delay
-        if due < user.due:
-            user.due = due
-            heapq.heappush(self._due, (due, inbox))
+    def _ask_in(self, delay: float, target: Address, watched: _Watched) -> None:
+        """Ask after *delay* seconds; an answer to an earlier question does not count any more.
+
+        That of a topic still counts: in a busy one, there would never be one that does.
+        """
+        watched.asked += 1
+        due = max(_now() + delay, watched.free)
+        if due < watched.due:
+            watched.due = due
+            heapq.heappush(self._due, (due, next(self._numbers), target))
             self._news.set()
 
     async def _run(self) -> None:
@@ -214,30 +264,39 @@ class Watching:
                 sweep = loop.time() + SWEEP
             self._news.clear()
             while batch := list(islice(self._take_due(loop.time()), BATCH)):
-                start(self._ask(batch), "wsgateway-watched", tasks=self._questions)
+                users = [target for target in batch if isinstance(target, Inbox)]
+                if users:
+                    start(self._ask(users), "wsgateway-watched", tasks=self._questions)
+                for target in batch:
+                    if isinstance(target, Topic):
+                        question = self._ask_topic(target)
+                        start(question, "wsgateway-watched", tasks=self._questions)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(sweep, self._due[0][0] if self._due else sweep)):
                     await self._news.wait()
 
-    def _take_due(self, now: float) -> Iterator[Inbox]:
+    def _take_due(self, now: float) -> Iterator[Address]:
         while self._due and self._due[0][0] <= now:
-            due, inbox = heapq.heappop(self._due)
-            user = self._users.get(inbox)
-            if user is not None and user.due == due:
-                user.due = math.inf
-                yield inbox
+            due, _, target = heapq.heappop(self._due)
+            watched = self._watched.get(target)
+            if watched is not None and watched.due == due:
+                watched.due = math.inf
+                yield target
 
     # -- answers -----------------------------------------------------------------------------
 
     async def _ask(self, inboxes: list[Inbox]) -> None:
-        users = self._users  # without those whom nobody watches since they were due
+        users = self._watched  # without those whom nobody watches since they were due
         questions = {inbox: users[inbox].asked for inbox in inboxes if inbox in users}
         answers = await self._answers([*questions])
         for inbox, number in questions.items():
-            user = self._users.get(inbox)
+            user = self._watched.get(inbox)
             if user is not None and user.asked == number:
                 user.answered = number
-                self._apply(inbox, user, answers.get(inbox))
+                online = answers.get(inbox)
+                if online is None:
+                    self._ask_in(RETRY, inbox, user)
+                self._apply(inbox, user, online)
 
     async def _answers(self, inboxes: list[Inbox]) -> Mapping[Inbox, bool | None]:
         """Return who is online; those of whom nobody knows may be missing."""
@@ -247,9 +306,36 @@ class Watching:
             logger.debug("cannot find out who is online: %s", reason_of(exc))
             return {}
 
-    def _apply(self, inbox: Inbox, user: _User, online: bool | None) -> None:
-        user.online = online
-        if online is None:
-            self._ask_in(RETRY, inbox, user)
-        for watcher in list(user.watchers):
-            watcher.tell(inbox, online)
+    async def _ask_topic(self, topic: Topic) -> None:
+        watched = self._watched.get(topic)
+        if not isinstance(watched, _WatchedTopic):
+            return
+        number, readership = watched.asked, watched.readership
+        watched.free = _now() + watched.pause
+        async with self._slots:
+            try:
+                found = await find_readers(self._broker, topic, None, readership.limit)
+            except BrokerError as exc:
+                logger.debug("cannot find out who reads %s: %s", topic, reason_of(exc))
+                present = readership.unknown()
+            else:
+                users = None if found.after is not None else found.users
+                present = readership.found(users, found.sockets, found.complete, _now())
+        if self._watched.get(topic) is not watched:
+            return
+        watched.answered = number
+        if not present.complete:
+            self._ask_in(RETRY, topic, watched)
+        elif readership.due is not None:
+            self._ask_in(max(0.0, readership.due - _now()), topic, watched)
+        if present is not watched.state:
+            self._apply(topic, watched, present)
+
+    def _apply(self, target: Address, watched: _Watched, state: bool | Present | None) -> None:
+        watched.state = state
+        for watcher in list(watched.watchers):
+            watcher.tell(target, state)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -135,7 +135,7 @@ GATEWAY = (
         "wsgateway_gateway_watched_users",
         "gauge",
         (),
-        "Users whose presence sockets watch, each counted once",
+        "Users and topics whose presence sockets watch, each counted once",
     ),
     Spec(
         "wsgateway_gateway_topic_subscriptions",

@@ -16,9 +16,10 @@ from wsgateway.exceptions import MessageTooBig, QueueFull
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.limits import Limits, RateLimit, SizeLimit
-from wsgateway.protocol.subjects import Inbox, Topic
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 
 if TYPE_CHECKING:
+    from wsgateway.protocol.readership import Present
     from wsgateway.protocol.v1.messages import ErrorCode
 
 __all__ = [
@@ -107,18 +108,22 @@ class Close(NamedTuple):
 
 
 class StartWatch(NamedTuple):
-    """Find out whether the client may watch *inbox*.
+    """Find out whether the client may watch *target*: a user, or who reads a topic.
 
     If so, call `Endpoint.presence`, and again at each change; otherwise `Endpoint.refuse_watch`.
+
+    Attributes:
+        token: Of a topic: as in `Subscribe`.
     """
 
-    inbox: Inbox
+    target: Address
+    token: str | None = None
 
 
 class EndWatch(NamedTuple):
-    """The client does not watch *inbox* any more."""
+    """The client does not watch *target* any more."""
 
-    inbox: Inbox
+    target: Address
 
 
 class Subscribe(NamedTuple):
@@ -392,20 +397,20 @@ class Endpoint(ABC):
         """
         return None
 
-    def presence(self, inbox: Inbox, online: bool | None) -> Answer | None:
-        """Return what to tell the client of somebody whom it watches; None: nothing.
+    def presence(self, target: Address, state: bool | Present | None) -> Answer | None:
+        """Return what to tell the client of what it watches; None: nothing.
 
         Args:
-            inbox: Whom.
-            online: Whether they are; None: not known now.
+            target: A user, or a topic.
+            state: Whether the user is online, None: not known now; or who reads the topic.
         """
         return None
 
-    def refuse_watch(self, inbox: Inbox, error: Exception | None = None) -> Answer | None:
+    def refuse_watch(self, target: Address, error: Exception | None = None) -> Answer | None:
         """End a watch; return what to tell the client.
 
         Args:
-            inbox: Whom it may not watch.
+            target: What it may not watch.
             error: What failed when that was to be found out; None: it may not.
         """
         return None

@@ -1,5 +1,7 @@
 """What gateways say on ``ws.event.<service>.<user>`` when a socket comes or goes. Pure.
 
+On ``ws.event.<service>.<name>``, they say the same of sockets that begin and end to read a topic.
+
 ``docs/how-to/presence-events.md`` describes the payload, a JSON object, for programs in any
 language.
 """
@@ -13,10 +15,20 @@ from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.strict_json import loads
 from wsgateway.protocol.v1 import MAX_AFTER
 
-__all__ = ["CONNECTED", "DISCONNECTED", "SocketEvent", "encode_event", "parse_event"]
+__all__ = [
+    "CONNECTED",
+    "DISCONNECTED",
+    "JOINED",
+    "LEFT",
+    "SocketEvent",
+    "encode_event",
+    "parse_event",
+]
 
 CONNECTED = "connected"
 DISCONNECTED = "disconnected"
+JOINED = "joined"
+LEFT = "left"
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -25,7 +37,8 @@ class SocketEvent(NamedTuple):
     """A socket came or went.
 
     Attributes:
-        event: `CONNECTED` or `DISCONNECTED`; later versions may know others.
+        event: `CONNECTED` or `DISCONNECTED`; of a topic, `JOINED` or `LEFT`. Later versions may
+            know others.
         service: The service that the socket talks to.
         user: The user's name within it.
         device: Which of the user's devices.
@@ -33,6 +46,7 @@ class SocketEvent(NamedTuple):
         gateway: Id of the gateway that has it.
         time: RFC 3339 text, UTC, by the gateway's clock.
         protocol: ``wsgateway.v1``; empty for a raw socket.
+        topic: Which one the socket reads, or read; None if the event is about no topic.
         code: The gateway's close code, see `CloseCode`, or else the client's; 1006 if nobody gave
             one; None if it is connected.
         reconnect_after: Seconds after which the client was told to come back; None: it was not.
@@ -46,6 +60,7 @@ class SocketEvent(NamedTuple):
     gateway: str
     time: str
     protocol: str = ""
+    topic: str | None = None
     code: int | None = None
     reconnect_after: float | None = None
 
@@ -81,6 +96,7 @@ def parse_event(payload: bytes) -> SocketEvent:
         gateway=_text(fields, "gateway"),
         time=_text(fields, "time"),
         protocol=_text(fields, "protocol"),
+        topic=_text(fields, "topic") or None,
         code=code if type(code) is int else None,
         reconnect_after=after,
     )

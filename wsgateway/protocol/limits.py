@@ -19,7 +19,7 @@ class Limits(NamedTuple):
         window: Messages that a client may leave unacknowledged.
         ping_interval: Seconds between pings.
         ping_timeout: Seconds that the client has to send anything after a ping.
-        watches: Users whose presence a client may watch.
+        watches: Users and topics whose presence a client may watch.
         subscriptions: Topics that a client may read, besides its inbox.
     """
 

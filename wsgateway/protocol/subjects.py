@@ -259,9 +259,13 @@ class Subjects:
             )
         return f"{self.prefix}.{kind}.{id}"
 
-    def event(self, inbox: Inbox) -> str:
-        """Where gateways say that a user's sockets come and go."""
-        return self._inbox("event", inbox)
+    def event(self, address: Address) -> str:
+        """Where gateways say that a user's sockets come and go, or those that read a topic."""
+        if isinstance(address, Topic):
+            return (
+                f"{self.prefix}.event.{encode_token(address.service)}.{encode_token(address.name)}"
+            )
+        return self._inbox("event", address)
 
     def dead(self, inbox: Inbox, service: str | None = None) -> str:
         """Where messages go that no handler could process; see `send`."""

@@ -34,6 +34,7 @@ class TopicService:
         durable: Whether its topics are stored.
         direct: Whether a gateway stores what clients send in the topic itself.
         cursors: Whether the broker keeps a position for each device that reads a topic.
+        presence: Whether clients that may read a topic may also watch who reads it.
         queue: Whether what clients send waits in the service's queue: for the handler, or for a
             program that is not part of this project.
         handling: How the handler is to be run: the options of `wsgateway.service`.
@@ -48,6 +49,7 @@ class TopicService:
         durable: bool = True,
         direct: bool = False,
         cursors: bool = False,
+        presence: bool = False,
         queue: bool = False,
         **handling: Any,
     ) -> None:
@@ -74,6 +76,7 @@ class TopicService:
         self.durable = durable
         self.direct = direct
         self.cursors = cursors
+        self.presence = presence
         self.queue = queue or handler is not None
         self.handling = handling
 
@@ -92,6 +95,7 @@ def topic(
     durable: bool = True,
     direct: bool = False,
     cursors: bool = False,
+    presence: bool = False,
     queue: bool = False,
     retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None,
     concurrency: int | None = None,
@@ -125,6 +129,7 @@ def topic(
         direct: Whether what clients send goes to the topic at once, with the sender's name, and
             not to a handler.
         cursors: Whether the broker keeps a position for each device, for clients that do not.
+        presence: Whether clients that may read a topic may also see who reads it.
         queue: Whether what clients send waits for a program that is not part of this project.
         retry: When the handler is to be tried again; see `service`, also for the next two.
         concurrency: Users served at once by one worker; None: 16.
@@ -150,6 +155,7 @@ def topic(
             durable=durable,
             direct=direct,
             cursors=cursors,
+            presence=presence,
             queue=queue,
             **handling,
         )

@@ -27,10 +27,13 @@ from wsgateway.protocol.v1.messages import (
     Ping,
     Pong,
     Presence,
+    Readers,
+    ReadersChanged,
     Refreshed,
     Refused,
     ServerMessage,
     Subscribed,
+    TopicUnwatched,
     Unknown,
     Unsubscribed,
     Unwatched,
@@ -154,11 +157,13 @@ def _string_or_none(fields: dict[str, Any], name: str) -> str | None:
 
 def _sender(fields: dict[str, Any]) -> Inbox | None:
     sender = fields.get("from")
-    if sender is None:
-        return None
-    if not isinstance(sender, dict):
-        bad("from must be an object")
-    return Inbox(string(sender, "service"), string(sender, "user"))
+    return None if sender is None else _user(sender, "from")
+
+
+def _user(value: object, name: str) -> Inbox:
+    if not isinstance(value, dict):
+        bad(f"{name} must be an object")
+    return Inbox(string(value, "service"), string(value, "user"))
 
 
 def _boolean(fields: dict[str, Any], name: str) -> bool:
@@ -234,13 +239,38 @@ def _refused(fields: dict[str, Any]) -> Refused:
     return Refused(id, string(fields, "code"), string(fields, "message"), temporary)
 
 
-def _presence(fields: dict[str, Any]) -> Presence:
+def _presence(fields: dict[str, Any]) -> Presence | Readers | ReadersChanged:
+    if "topic" not in fields:
+        return _presence_of_user(fields)
+    if "users" in fields:
+        return _readers(fields, None)
+    topic, complete = string(fields, "topic"), _boolean(fields, "complete")
+    return ReadersChanged(topic, _users(fields, "joined"), _users(fields, "left"), complete)
+
+
+def _presence_of_user(fields: dict[str, Any]) -> Presence:
     return Presence(string(fields, "service"), string(fields, "user"), _online(fields))
 
 
-def _watching(fields: dict[str, Any]) -> Watching:
-    seen = _presence(fields)
+def _watching(fields: dict[str, Any]) -> Watching | Readers:
+    if "topic" in fields:
+        return _readers(fields, string(fields, "id"))
+    seen = _presence_of_user(fields)
     return Watching(seen.service, seen.user, seen.online, string(fields, "id"))
+
+
+def _readers(fields: dict[str, Any], id: str | None) -> Readers:
+    topic, complete = string(fields, "topic"), _boolean(fields, "complete")
+    if fields.get("users") is None:
+        return Readers(topic, None, integer(fields, "sockets"), complete, id)
+    return Readers(topic, _users(fields, "users"), 0, complete, id)
+
+
+def _users(fields: dict[str, Any], name: str) -> list[Inbox]:
+    users = fields.get(name)
+    if not isinstance(users, list):
+        bad(f"{name} must be a list")
+    return [_user(each, f"{name}, each of them,") for each in users]
 
 
 def _online(fields: dict[str, Any]) -> bool | None:
@@ -250,7 +280,9 @@ def _online(fields: dict[str, Any]) -> bool | None:
     return online
 
 
-def _unwatched(fields: dict[str, Any]) -> Unwatched:
+def _unwatched(fields: dict[str, Any]) -> Unwatched | TopicUnwatched:
+    if "topic" in fields:
+        return TopicUnwatched(*(string(fields, name) for name in ("topic", "code", "reason")))
     return Unwatched(*(string(fields, name) for name in ("service", "user", "code", "reason")))
 
 
@@ -270,7 +302,10 @@ _ServerFrame = (
     | Unsubscribed
     | Watching
     | Presence
+    | Readers
+    | ReadersChanged
     | Unwatched
+    | TopicUnwatched
     | Refreshed
     | Closing
     | Ping

@@ -23,7 +23,7 @@ from wsgateway.protocol.endpoint import (
 )
 from wsgateway.protocol.heartbeat import Beat, Heartbeat
 from wsgateway.protocol.limits import Limits
-from wsgateway.protocol.subjects import Inbox, Topic
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.protocol.v1.fields import SUBPROTOCOL
 from wsgateway.protocol.v1.gateway import (
     ClientFrame,
@@ -48,14 +48,16 @@ from wsgateway.protocol.v1.messages import (
     Refresh,
     UnsubscribeFrom,
     Unwatch,
+    UnwatchTopic,
     Watch,
+    WatchTopic,
     encode_ping,
     encode_pong,
     mark_of,
     name_epoch,
 )
 from wsgateway.protocol.v1.topics import Topics
-from wsgateway.protocol.v1.watches import Watches
+from wsgateway.protocol.v1.watches import Seen, Watches
 
 __all__ = ["V1Endpoint"]
 
@@ -120,10 +122,10 @@ class V1Endpoint(Endpoint):
             return self._subscribe(message, within_limit)
         if isinstance(message, UnsubscribeFrom):
             return self._unsubscribe(message.topic, within_limit)
-        if isinstance(message, Watch):
+        if isinstance(message, Watch | WatchTopic):
             return self._watch(message, within_limit)
-        if isinstance(message, Unwatch):
-            return None if self._watches is None else self._watches.end(self._inbox(message))
+        if isinstance(message, Unwatch | UnwatchTopic):
+            return None if self._watches is None else self._watches.end(self._target(message))
         if isinstance(message, Refresh):
             return self._refresh(message, within_limit)
         return Answer(encode_pong()) if isinstance(message, Ping) and within_limit else None
@@ -179,19 +181,22 @@ class V1Endpoint(Endpoint):
             return Answer(encode_unsubscribed(str(topic)))
         return known
 
-    def _watch(self, message: Watch, within_limit: bool) -> StartWatch | Answer:
+    def _watch(self, message: Watch | WatchTopic, within_limit: bool) -> StartWatch | Answer:
         if not within_limit:
             return self._too_fast(message.id)
         if self._watches is None:
             self._watches = Watches(self.limits.watches)
-        return self._watches.ask(message.id, self._inbox(message))
+        token = message.token if isinstance(message, WatchTopic) else None
+        return self._watches.ask(message.id, self._target(message), token)
 
     def _refresh(self, message: Refresh, within_limit: bool) -> Renew | Answer | None:
         if within_limit:
             return Renew(message.token)
         return self.refuse_renewal(self._too_fast_text, temporary=True)
 
-    def _inbox(self, message: Watch | Unwatch) -> Inbox:
+    def _target(self, message: Watch | WatchTopic | Unwatch | UnwatchTopic) -> Address:
+        if isinstance(message, WatchTopic | UnwatchTopic):
+            return message.topic
         return Inbox(message.service or self._service, message.user)
 
     def published(self, id: str | None, error: BaseException | None) -> Answer | None:
@@ -263,20 +268,21 @@ class V1Endpoint(Endpoint):
         """See `Endpoint.unsubscribed`."""
         return None if self._topics is None else self._topics.end(topic, code, reason, id)
 
-    def presence(self, inbox: Inbox, online: bool | None) -> Answer | None:
+    def presence(self, target: Address, state: Seen) -> Answer | None:
         """See `Endpoint.presence`."""
-        return None if self._watches is None else self._watches.presence(inbox, online)
+        return None if self._watches is None else self._watches.presence(target, state)
 
-    def refuse_watch(self, inbox: Inbox, error: Exception | None = None) -> Answer | None:
+    def refuse_watch(self, target: Address, error: Exception | None = None) -> Answer | None:
         """See `Endpoint.refuse_watch`."""
         if self._watches is None:
             return None
         if error is None:
-            return self._watches.refuse(
-                inbox, ErrorCode.FORBIDDEN, "not allowed to watch this user"
-            )
+            text = "not allowed to watch this user"
+            if isinstance(target, Topic):
+                text = "there is no such topic, or this client may not see who reads it"
+            return self._watches.refuse(target, ErrorCode.FORBIDDEN, text)
         text = "the gateway could not find out whether that is allowed"
-        return self._watches.refuse(inbox, ErrorCode.INTERNAL, text)
+        return self._watches.refuse(target, ErrorCode.INTERNAL, text)
 
     def renewed(self, expires_in: float | None) -> Answer:
         """See `Endpoint.renewed`."""

@@ -37,7 +37,9 @@ from wsgateway.protocol.v1.messages import (
     Resume,
     UnsubscribeFrom,
     Unwatch,
+    UnwatchTopic,
     Watch,
+    WatchTopic,
     valid_id,
 )
 
@@ -313,7 +315,17 @@ def encode_closing(reconnect_after: float) -> str:
 
 
 ClientFrame = (
-    ClientMessage | Ack | Subscribe | UnsubscribeFrom | Watch | Unwatch | Refresh | Ping | Pong
+    ClientMessage
+    | Ack
+    | Subscribe
+    | UnsubscribeFrom
+    | Watch
+    | WatchTopic
+    | Unwatch
+    | UnwatchTopic
+    | Refresh
+    | Ping
+    | Pong
 )
 
 
@@ -412,13 +424,23 @@ def _parse_topic(text: str, id: str | None) -> Topic:
 _topic_of = lru_cache(maxsize=4096)(Topic.parse)
 
 
-def _watch(fields: dict[str, Any]) -> Watch:
+def _watch(fields: dict[str, Any]) -> Watch | WatchTopic:
     id = _id(fields)
+    if _is_of_topic(fields):
+        return WatchTopic(id, _topic(fields, id), _text_or_none(fields, "token", MAX_TOKEN, id))
     return Watch(id, *_target(fields, id))
 
 
-def _unwatch(fields: dict[str, Any]) -> Unwatch:
-    return Unwatch(*_target(fields, _id_or_none(fields)))
+def _unwatch(fields: dict[str, Any]) -> Unwatch | UnwatchTopic:
+    id = _id_or_none(fields)
+    if _is_of_topic(fields):
+        return UnwatchTopic(_topic(fields, id))
+    return Unwatch(*_target(fields, id))
+
+
+def _is_of_topic(fields: dict[str, Any]) -> bool:
+    """Say whether a watch is of a topic; with a user, it is of the user, as it always was."""
+    return "user" not in fields and fields.get("topic") is not None
 
 
 def _refresh(fields: dict[str, Any]) -> Refresh:

@@ -23,6 +23,8 @@ __all__ = [
     "Pong",
     "Presence",
     "ProtocolError",
+    "Readers",
+    "ReadersChanged",
     "Reason",
     "Refresh",
     "Refreshed",
@@ -30,12 +32,15 @@ __all__ = [
     "Resume",
     "ServerMessage",
     "Subscribed",
+    "TopicUnwatched",
     "Unknown",
     "UnsubscribeFrom",
     "Unsubscribed",
     "Unwatch",
+    "UnwatchTopic",
     "Unwatched",
     "Watch",
+    "WatchTopic",
     "Watching",
     "Welcome",
     "encode_ping",
@@ -174,6 +179,22 @@ class Unwatch:
 
 
 @dataclass(slots=True)
+class WatchTopic:
+    """A client wants to know who reads a topic; *token* may prove that it may."""
+
+    id: str
+    topic: Topic
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class UnwatchTopic:
+    """It does not any more."""
+
+    topic: Topic
+
+
+@dataclass(slots=True)
 class Refresh:
     """A client has a new token, which is to let the socket live on."""
 
@@ -274,6 +295,44 @@ class Watching(Presence):
     """The client watches a user from now on; *id* is that of its `Watch`."""
 
     id: str
+
+
+@dataclass(slots=True)
+class Readers:
+    """Who reads a watched topic, which replaces what the client knows.
+
+    Attributes:
+        users: Who; None: too many to name.
+        sockets: How many sockets read it, if users are not named; otherwise 0.
+        complete: Whether the gateway has heard from all others. If not, there may be more, and
+            those who are named may have left.
+        id: Of the `WatchTopic` that this answers; None: of a change.
+    """
+
+    topic: str
+    users: list[Inbox] | None
+    sockets: int
+    complete: bool
+    id: str | None = None
+
+
+@dataclass(slots=True)
+class ReadersChanged:
+    """Who began and who ceased to read a watched topic; *complete* as in `Readers`."""
+
+    topic: str
+    joined: list[Inbox]
+    left: list[Inbox]
+    complete: bool
+
+
+@dataclass(slots=True)
+class TopicUnwatched:
+    """The gateway has ended the watch of a topic; the others as in `Unwatched`."""
+
+    topic: str
+    code: str
+    reason: str
 
 
 @dataclass(slots=True)
