@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -422,6 +424,27 @@ async def test_right_to_write_is_withdrawn_while_reading_goes_on(
 
 
 CURSOR = Topic("cursor", "7")
+
+
+async def test_right_is_asked_about_the_identity_of_the_newest_token(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a refresh, `allow` went on to see whom the socket had been opened for."""
+    asked: list[float | None] = []
+
+    async def allow(identity: Identity, name: str) -> str:
+        asked.append(identity.expires_at)
+        return "read"
+
+    for topic in (ROOM, CURSOR):
+        monkeypatch.setattr(declared.topics[topic.service], "allow", allow)
+        await ann.subscribe(topic)
+    end = time.time() + 600
+    hub.renew(ann.session, replace(ann.session.identity, expires_at=end))
+    for topic in (ROOM, CURSOR):
+        await topics.arecheck(topic.service, None)
+    await until(lambda: len(asked) == 4, what="asked again")
+    assert asked == [None, None, end, end]
 
 
 async def test_ephemeral_topic_reaches_those_who_read_it_now(hub: Hub, ann: Client) -> None:

@@ -8,6 +8,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.messages import Stored
 from wsgateway.exceptions import MalformedMessage
+from wsgateway.identity import Identity
 from wsgateway.protocol.credit import WINDOW_BYTES
 from wsgateway.protocol.endpoint import Access, Subscribe
 from wsgateway.protocol.subjects import Topic
@@ -89,7 +90,6 @@ class CastSubscription:
         "_waiting",
         "access",
         "closed",
-        "identity",
         "is_open",
         "topic",
         "waiting_bytes",
@@ -99,7 +99,6 @@ class CastSubscription:
         self._session = session
         self._topics = topics
         self.topic = topic
-        self.identity = session.identity
         self.access: Access | None = None
         """What the client may do."""
         self.is_open = False
@@ -110,6 +109,11 @@ class CastSubscription:
         self.waiting_bytes = 0
         """Of the messages that the client has not read."""
         self._is_due = False  # the writer is going to write it
+
+    @property
+    def identity(self) -> Identity:
+        """Whose it is, as the newest token says."""
+        return self._session.identity
 
     @property
     def is_reading(self) -> bool:

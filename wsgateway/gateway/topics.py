@@ -43,16 +43,20 @@ class TopicSubscription(Subscription):
         topics: The session's.
     """
 
-    __slots__ = ("_begun", "_topics", "access", "identity", "topic")
+    __slots__ = ("_begun", "_topics", "access", "topic")
 
     def __init__(self, session: Session, topic: Topic, topics: SocketTopics) -> None:
         super().__init__(session, topic)
         self._topics = topics
         self.topic = topic
-        self.identity: Identity = session.identity
         self.access: Access | None = None
         """What the client may do."""
         self._begun: str | None = None  # the frame that says where it begins, until it is written
+
+    @property
+    def identity(self) -> Identity:
+        """Whose it is, as the newest token says."""
+        return self._session.identity
 
     @property
     def is_open(self) -> bool:
