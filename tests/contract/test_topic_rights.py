@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -309,6 +310,28 @@ async def test_revoked_while_allow_is_asked(rights: Rights, rules: Rules, broker
     rules.while_asked = revoke
     assert await rights.acquire(Subscription(ANN, ROOM)) is None
     assert rules.asked[-2:] == [("ann", "42")] * 2
+
+
+@pytest.mark.parametrize("outcome", ["write", RuntimeError("away")])
+async def test_allow_that_swallows_its_cancellation_gives_nothing(
+    rights: Rights, rules: Rules, outcome: Any
+) -> None:
+    """A client that unsubscribed meanwhile held its right for as long as the gateway ran."""
+    asked = asyncio.Event()
+
+    async def wait() -> None:
+        asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    rules.says["ann", "42"] = outcome
+    rules.while_asked = wait
+    asking = asyncio.create_task(rights.acquire(Subscription(ANN, ROOM)))
+    await asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not rights.holders_of(ROOM)
 
 
 async def test_replaced_stream_voids_tokens_and_asks_about_everybody(

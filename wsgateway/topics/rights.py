@@ -277,12 +277,11 @@ async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Acces
     log_fields = {"topic": str(topic), "service": identity.service, "user": identity.user}
     try:
         allowed = await call_hook(service.allow, identity, topic.name)
-    except (Exception, asyncio.CancelledError, SystemExit) as exc:
-        task = asyncio.current_task()
-        if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
-            raise
+    except (Exception, asyncio.CancelledError, SystemExit):
+        _require_wanted()
         logger.exception("refused topic %r: its allow failed", str(topic), extra=log_fields)
         return None
+    _require_wanted()
     if not allowed or allowed in ACCESSES:
         return allowed or None
     logger.error(
@@ -293,3 +292,10 @@ async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Acces
         extra=log_fields,
     )
     return None
+
+
+def _require_wanted() -> None:
+    """End a task that was cancelled, whatever ``allow`` made of that: nobody wants the answer."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
