@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tests.soak.world import World
 from tests.support import Gateway, Process, until
@@ -16,6 +17,8 @@ from wsgateway.exceptions import BrokerError
 __all__ = ["CLUSTER", "SINGLE", "Fault"]
 
 Fault = Callable[[World], Awaitable[None]]
+KINDS = ("recv", "topic")
+"""Streams whose loss clients must hear of, see `World.stream`."""
 
 
 def _choose(world: World, members: list[Process]) -> Process:
@@ -29,14 +32,16 @@ async def _up_again(world: World, server: EmbeddedServer) -> None:
 
 
 async def _healthy(world: World) -> None:
-    """Wait until every replica of the inbox stream is there and up to date."""
-    stream = world.subjects.stream("recv")
+    """Wait until every replica of the streams of messages is there and up to date."""
 
     async def current() -> bool:
+        replicas: list[dict[str, Any]] = []
         async with world.broker() as broker:
-            info = await broker.jetstream.api(f"STREAM.INFO.{stream}")
-        replicas = info["cluster"].get("replicas") or []
-        return len(replicas) == len(world.servers) - 1 and all(r["current"] for r in replicas)
+            for kind in KINDS:
+                info = await broker.jetstream.api(f"STREAM.INFO.{world.stream(kind)}")
+                replicas += info["cluster"].get("replicas") or []
+        wanted = len(KINDS) * (len(world.servers) - 1)
+        return len(replicas) == wanted and all(r["current"] for r in replicas)
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -60,9 +65,9 @@ async def kill_server(world: World) -> None:
     await _up_again(world, server)
 
 
-async def kill_leader(world: World) -> None:
+async def kill_leader(world: World, kind: str = "recv") -> None:
     """SIGKILL the leader of the inbox stream."""
-    server = await world.leader(world.subjects.stream("recv"))
+    server = await world.leader(world.stream(kind))
     await asyncio.to_thread(server.kill)
     await asyncio.sleep(world.draw.uniform(0.2, 3.0))
     await _up_again(world, server)
@@ -195,9 +200,14 @@ async def full_store(world: World) -> None:
         await broker.jetstream.api(f"STREAM.PURGE.{stream}", {"filter": subject})
 
 
-async def replace_stream(world: World) -> None:
+async def kill_topic_leader(world: World) -> None:
+    """SIGKILL the leader of the topics' stream."""
+    await kill_leader(world, "topic")
+
+
+async def replace_stream(world: World, kind: str = "recv") -> None:
     """Delete the inbox stream: a process that needs it makes another, and every client is told."""
-    stream = world.subjects.stream("recv")
+    stream = world.stream(kind)
     told_from = time.time()
     async with world.broker() as broker:
         await broker.jetstream.api(f"STREAM.DELETE.{stream}")
@@ -210,13 +220,18 @@ async def replace_stream(world: World) -> None:
                 await asyncio.sleep(0.1)
         else:
             raise AssertionError(f"nobody made {stream} again within 60 s")
-    world.note("stream lost", stream="recv", since=0.0, told_from=told_from)
+    world.note("stream lost", stream=kind, since=0.0, told_from=told_from)
 
 
-async def lose_tail(world: World) -> None:
+async def replace_topic_stream(world: World) -> None:
+    """Delete the topics' stream."""
+    await replace_stream(world, "topic")
+
+
+async def lose_tail(world: World, kind: str = "recv") -> None:
     """Put an older copy of the inbox stream back: a restored backup, a disk that lost its end."""
     server = world.servers[0]
-    stream = world.subjects.stream("recv")
+    stream = world.stream(kind)
     folder = server.store / "jetstream" / "jetstream" / "$G" / "streams" / stream
     copy = world.folder / "copy"
     await asyncio.to_thread(server.stop)
@@ -230,7 +245,12 @@ async def lose_tail(world: World) -> None:
     shutil.copytree(copy, folder)
     told_from = time.time()
     await asyncio.to_thread(server.start)
-    world.note("stream lost", stream="recv", since=since, told_from=told_from)
+    world.note("stream lost", stream=kind, since=since, told_from=told_from)
+
+
+async def lose_topic_tail(world: World) -> None:
+    """Put an older copy of the topics' stream back."""
+    await lose_tail(world, "topic")
 
 
 _COMMON: list[Fault] = [
@@ -251,9 +271,9 @@ _COMMON: list[Fault] = [
     freeze_server,
     kill_server,
 ]
-CLUSTER: list[Fault] = [*_COMMON, kill_leader, kill_leader]
+CLUSTER: list[Fault] = [*_COMMON, kill_leader, kill_topic_leader]
 """Faults with three servers."""
-SINGLE: list[Fault] = [*_COMMON, replace_stream, lose_tail]
+SINGLE: list[Fault] = [*_COMMON, replace_stream, lose_tail, replace_topic_stream, lose_topic_tail]
 """Faults with one server, streams lost included."""
 
 

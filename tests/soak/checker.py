@@ -2,6 +2,7 @@
 
 Every message that somebody was told is stored must arrive; nothing may be stored twice or
 overtake; and where a stream was replaced or lost its end, every client must have been told.
+In the ledgers, a topic is a user with a dot in its name, whose devices are those that read it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["Report", "check"]
 
 RAW_BUFFERS = 16 * 1024 * 1024
 """Bytes that buffers of sockets and proxies may hold when a raw socket is cut."""
-FORGETFUL = {"kill_server", "kill_leader", "lose_tail"}
+FORGETFUL = {"kill_server", "kill_leader", "kill_topic_leader", "lose_tail", "lose_topic_tail"}
 """Faults after which a client's repeated message may be stored, and handled, once more."""
 QUEUED = 60.0
 """Seconds that a message may wait in a slow client's own queue, behind a later welcome."""
@@ -116,6 +117,10 @@ def _excused(at: float, losses: Losses, stream: str) -> Loss | None:
     return None
 
 
+def _stream_of(user: str) -> str:
+    return "topic" if "." in user else "recv"
+
+
 # -- service to client -------------------------------------------------------------------
 
 
@@ -167,7 +172,7 @@ def _check_device(
     for number, entry in published.items():
         if number in seen:
             continue
-        loss = _excused(entry["at"], losses, "recv")
+        loss = _excused(entry["at"], losses, _stream_of(key[0]))
         if loss is not None and any(at >= loss.told_from for at in told):
             report.excused += 1
         else:
@@ -182,7 +187,7 @@ def _check_repeat(
     same_offset = first["offset"] == again["offset"]
     if same_offset and _same_life(first, again, told):
         report.break_promise(f"{key} got {again['n']} twice in one life of its client")
-    lost = _excused(first["at"], losses, "recv") is not None
+    lost = _excused(first["at"], losses, _stream_of(key[0])) is not None
     if not same_offset and first["epoch"] == again["epoch"] and not lost:
         report.break_promise(f"{key}: {again['n']} is stored twice")
 
@@ -190,7 +195,7 @@ def _check_repeat(
 def _same_life(first: Entry, second: Entry, told: list[float]) -> bool:
     """Whether one client got both, and offsets did not begin to mean something else between."""
     same = first["pid"] == second["pid"] and first["epoch"] == second["epoch"]
-    since = first["at"] - (QUEUED if first["device"] == "slow" else 0.0)
+    since = first["at"] - (QUEUED if first["device"].endswith("slow") else 0.0)
     return same and not any(since <= at <= second["at"] for at in told)
 
 
@@ -278,6 +283,7 @@ def _longest_stall(got: Iterable[Entry], published: Published) -> float:
     waits = [
         entry["at"] - stored["at"]
         for entry in got
-        if entry["device"] != "slow" and (stored := published[entry["user"]].get(entry["n"]))
+        if not entry["device"].endswith("slow")
+        and (stored := published[entry["user"]].get(entry["n"]))
     ]
     return max(waits, default=0.0)

@@ -1,4 +1,4 @@
-"""A process that publishes to users: ``python -m tests.soak.publisher LEDGER MODE USER...``.
+"""A process that publishes: ``python -m tests.soak.publisher LEDGER MODE USER|TOPIC...``.
 
 MODE is ``asend`` (idempotent: what failed is sent again with the same id) or ``group``
 (``group_send``: what failed has an unknown fate, and the next number follows). SIGTERM ends it
@@ -25,28 +25,31 @@ LARGE = 20_000
 
 
 def payload(user: str, number: int) -> dict[str, object]:
-    """Return what user gets as its message *number*."""
+    """Return what *user*, or a topic, gets as its message *number*."""
     return {"user": user, "n": number, "pad": "x" * (LARGE if number % 50 == 49 else 40)}
 
 
 async def publish(ledger: Ledger, mode: str, user: str, number: int, stop: asyncio.Event) -> None:
-    """Publish to one user, one message after the other, from *number* on."""
+    """Publish to one user or topic, one message after the other, from *number* on."""
     from channels.layers import get_channel_layer
 
-    from wsgateway import asend
+    from wsgateway import asend, asend_topic
     from wsgateway.exceptions import WsGatewayError
 
     layer = get_channel_layer()
     assert layer is not None
+    service, dot, name = user.partition(".")
+    to, send = ((service, name), asend_topic) if dot else ((SERVICE, user), asend)
+    pause = PAUSE * (4 if dot else 1)  # each message of a topic goes to everybody
     while not stop.is_set():
         text = json.dumps(payload(user, number))
         ledger.note("publishing", user=user, n=number)
         try:
             if mode == "asend":
-                receipt = await asend(SERVICE, user, text=text, msg_id=f"{user}.{number}")
+                receipt = await send(*to, text=text, msg_id=f"{user}.{number}")
                 ledger.note("published", user=user, n=number, offset=receipt.offset)
             else:
-                await layer.group_send(f"{SERVICE}.{user}", {"type": "ws.message", "text": text})
+                await layer.group_send(".".join(to), {"type": "ws.message", "text": text})
                 ledger.note("published", user=user, n=number)
         except WsGatewayError as exc:
             ledger.note("refused", user=user, n=number, error=f"{type(exc).__name__}: {exc}"[:200])
@@ -54,7 +57,7 @@ async def publish(ledger: Ledger, mode: str, user: str, number: int, stop: async
             if mode == "asend":
                 continue
         number += 1
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(pause)
 
 
 async def main(path: Path, mode: str, users: list[str]) -> None:

@@ -29,6 +29,8 @@ from wsgateway.protocol.subjects import Subjects
 __all__ = ["World", "running_world"]
 
 SYNC_INTERVAL = "10s"  # no power is lost here
+TOPICS = ("lounge.a", "lounge.b", "lounge.u0")
+"""Two that publishers write to, as they do to users, and one that the client of its user does."""
 INBOX_BYTES = 64 * 1024 * 1024
 
 
@@ -112,6 +114,7 @@ class World:
             self.gateways.append(gateway)
             self.balancer.targets.append(gateway.port)
         names = [f"u{number}" for number in range(users)]
+        sent, room, _ = TOPICS
         half = users // 2
         url = f"ws://127.0.0.1:{self.balancer.port}"
         command = ["manage.py", "runservice", "soak", "--noreload"]
@@ -122,14 +125,14 @@ class World:
             return self._member(name, "-m", f"tests.soak.{kind}", str(path), *args, **env)
 
         self.clients = [
-            module("client", "client0", url, "laptop", *names),
-            module("client", "client1", url, "slow", *names[::3], SOAK_SLOW="0.05"),
+            module("client", "client0", url, "laptop", *names, *TOPICS),
+            module("client", "client1", url, "slow", *names[::3], *TOPICS, SOAK_SLOW="0.05"),
         ]
         self.raw_clients = [module("raw_client", "raw0", url, "raw", *names[::2])]
         await until(lambda: self._all_welcomed(users), 60, "every client's welcome")
         self.publishers = [
-            module("publisher", "publisher0", "asend", *names[:half], SOAK_PAUSE=str(pause)),
-            module("publisher", "publisher1", "group", *names[half:], SOAK_PAUSE=str(pause)),
+            module("publisher", "publisher0", "asend", *names[:half], sent, SOAK_PAUSE=str(pause)),
+            module("publisher", "publisher1", "group", *names[half:], room, SOAK_PAUSE=str(pause)),
         ]
         for member in self.publishers:
             await until(lambda member=member: self._began(member), 60, member.log.name)
@@ -141,7 +144,9 @@ class World:
     def _all_welcomed(self, users: int) -> bool:
         self.require_alive()
         ledger = self.clients[0].ledger
-        return len({e["user"] for e in read(ledger) if e["kind"] == "welcome"}) == users
+        return len({e["user"] for e in read(ledger) if e["kind"] == "welcome"}) == users + len(
+            TOPICS
+        )
 
     def members(self) -> list[Process]:
         """Return every process but the servers."""
@@ -175,6 +180,12 @@ class World:
             yield broker
         finally:
             await broker.close()
+
+    def stream(self, kind: str) -> str:
+        """Return the name of the stream of inboxes, ``recv``, or of topics, ``topic``."""
+        return (
+            self.subjects.topic_stream("lounge") if kind == "topic" else self.subjects.stream(kind)
+        )
 
     async def leader(self, stream: str) -> EmbeddedServer:
         """Return the server that leads a stream."""

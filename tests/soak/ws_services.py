@@ -1,4 +1,4 @@
-"""The soak's service: it notes each try in the file that SOAK_SERVICE_LEDGER names."""
+"""The topics and the service of the soak: each try is noted in SOAK_SERVICE_LEDGER's file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tests.soak import stacks
 from tests.soak.ledger import Ledger
-from wsgateway import Message, RetryPolicy, service
+from wsgateway import Message, RetryPolicy, service, topic
+from wsgateway.identity import Identity
 
 if "SOAK_SERVICE_LEDGER" in os.environ and "runservice" in sys.argv:
     stacks.install()
@@ -18,6 +19,12 @@ if "SOAK_SERVICE_LEDGER" in os.environ and "runservice" in sys.argv:
 @cache
 def ledger() -> Ledger:
     return Ledger(Path(os.environ["SOAK_SERVICE_LEDGER"]))
+
+
+@topic("lounge", direct=True)
+def lounge(identity: Identity, name: str) -> str:
+    """Let everybody read, and users write to the topic of their name."""
+    return "write" if name == identity.user else "read"
 
 
 @service("soak", retry=RetryPolicy(attempts=50, initial=0.1, cap=1.0))

@@ -109,6 +109,20 @@ def lost_stream(*, told: bool) -> Report:
     return check(entries)
 
 
+@pytest.mark.parametrize(("stream", "lost"), [("topic", 0), ("recv", 1)])
+def test_a_topic_is_lost_with_its_own_stream_only(stream: str, lost: int) -> None:
+    entries = good_run()
+    without("got", 2)(entries)
+    entries = [e for e in entries if e["kind"] in ("published", "got", "welcome", "begin")]
+    for entry in entries:
+        entry["device"] = "ann.phone"
+        entry["user"], entry["users"] = "lounge.a", ["lounge.a"]
+    loss = {"kind": "stream lost", "at": 4.0, "since": 0.0, "stream": stream, "told_from": 4.0}
+    welcome = next(e for e in entries if e["kind"] == "welcome")
+    report = check([*entries, loss, {**welcome, "at": 4.05}])
+    assert (report.lost, report.excused) == (lost, 1 - lost)
+
+
 def test_a_stream_lost_aloud_excuses_its_messages() -> None:
     report = lost_stream(told=True)
     assert (report.broken, report.excused) == ([], 1)
