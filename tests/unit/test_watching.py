@@ -16,8 +16,16 @@ from wsgateway.broker.memory import MemoryBroker
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.gateway import watching as module
 from wsgateway.gateway.watching import Watching
-from wsgateway.protocol.events import CONNECTED, DISCONNECTED, SocketEvent, encode_event
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.presence.results import Readers
+from wsgateway.protocol.events import (
+    CONNECTED,
+    DISCONNECTED,
+    JOINED,
+    LEFT,
+    SocketEvent,
+    encode_event,
+)
+from wsgateway.protocol.subjects import Inbox, Topic
 
 ANN, BOB = Inbox("orders", "ann"), Inbox("chat", "bob")
 
@@ -277,3 +285,39 @@ async def test_many_users_are_asked_about_in_batches(
     world.say(CONNECTED, inboxes[7])
     await until(heard)
     assert sum(map(len, world.asked)) == users + 1
+
+
+async def test_a_topic_is_asked_about_when_somebody_joins_and_not_when_somebody_may_return(
+    world: World, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Topic("room", "42")
+    asked: list[Topic] = []
+    told: list[frozenset[Inbox]] = []
+    readers = {ANN: 1}
+
+    async def find_readers(broker: Any, topic: Topic, after: None, limit: int) -> Readers:
+        asked.append(topic)
+        return Readers(dict(readers), 1, None)
+
+    class Page(Socket):
+        def tell(self, inbox: Any, online: Any) -> None:
+            told.append(online.users)
+
+    def say(kind: str, inbox: Inbox) -> None:
+        event = SocketEvent(kind, *inbox, "default", "c", "g1", "", topic=str(room))
+        world.broker.bus.publish(world.broker.subjects.event(room), encode_event(event))
+
+    monkeypatch.setattr(module, "find_readers", find_readers)
+    monkeypatch.setattr(module, "PAUSE", 0.02)
+    watching.add(room, Page())
+    await until(lambda: told == [{ANN}])
+    for _ in range(20):
+        say(LEFT, ANN)
+    await asyncio.sleep(0.1)
+    assert len(asked) == 1
+    readers[BOB] = 1
+    for _ in range(20):
+        say(JOINED, BOB)
+    await until(lambda: told == [{ANN}, {ANN, BOB}])
+    await asyncio.sleep(0.05)
+    assert len(asked) <= 3

@@ -225,12 +225,14 @@ class Watching:
             watched = self._watched.get(topic)
             if not isinstance(watched, _WatchedTopic):
                 return
+            readership, due = watched.readership, None
             with contextlib.suppress(MalformedMessage):
                 event = parse_event(payload)
                 if event.event == LEFT:
                     inbox = Inbox(event.service, event.user)
-                    watched.readership.left(inbox, _now(), event.reconnect_after)
-            self._ask_in(0.0, topic, watched)
+                    readership.left(inbox, _now(), event.reconnect_after)
+                    due = readership.due  # nobody has left before
+            self._ask_in(0.0 if due is None else max(0.0, due - _now()), topic, watched)
 
         return on_event
 
