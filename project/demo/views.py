@@ -6,9 +6,6 @@ clients resume by themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from urllib.parse import quote
-
 from django import forms
 from django.conf import settings
 from django.contrib import messages
@@ -16,13 +13,13 @@ from django.contrib.auth.decorators import login_not_required, login_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.templatetags.static import static
-from django.urls import get_script_prefix, reverse
+from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
 from project.demo import documents, hints
-from project.demo.users import DEMO_USERS
+from project.demo.panels import SERVICE, Panel, guest_of, may_publish, panels_of
 from project.demo.ws_services import CRASH_ATTEMPTS
 from wsgateway import send
 from wsgateway.broker import runtime
@@ -33,31 +30,10 @@ from wsgateway.protocol.subjects import MAX_NAME_BYTES, Inbox
 
 __all__ = ["favicon", "history", "page", "publish", "start", "token"]
 
-SERVICE = "demo"
 HISTORY = 50
 """Messages that the page shows from before it was opened."""
 TOKEN_MAX_AGE = 3600.0
 """Seconds; the socket ends with it, and the page then connects again with another one."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One user's half of the page.
-
-    Attributes:
-        user: Whose inbox.
-        other: Whom the form writes to; None lets the visitor choose.
-        token: Where the page gets a token for *user*; None if the session says who it is.
-    """
-
-    user: str
-    other: str | None = None
-    token: str | None = None
-
-    @property
-    def path(self) -> str:
-        """Where the websocket connects."""
-        return f"{get_script_prefix()}ws/{SERVICE}/{quote(self.user, safe='')}/"
 
 
 class PublishForm(forms.Form):
@@ -66,37 +42,6 @@ class PublishForm(forms.Form):
     user = forms.CharField(max_length=MAX_NAME_BYTES)
     text = forms.CharField(max_length=20_000)
     id = forms.SlugField(max_length=64, required=False)
-
-
-def _may_publish(user: object) -> bool:
-    """Say whether *user* may write to anybody: staff; in development everybody."""
-    if not getattr(user, "is_authenticated", False):
-        return False
-    return settings.DEBUG or bool(getattr(user, "is_staff", False))
-
-
-def _guest(request: HttpRequest) -> str | None:
-    """Return the demo user who shares the page with the logged-in one.
-
-    None in production: there, nobody acts for somebody else. The demo users' passwords are their
-    names, and only DEBUG creates them.
-    """
-    name = request.user.get_username()
-    if not settings.DEBUG or name not in DEMO_USERS:
-        return None
-    ordinary = (user for user, superuser in DEMO_USERS.items() if not superuser)
-    return next((user for user in ordinary if user != name), None)
-
-
-def _panels(request: HttpRequest) -> list[Panel]:
-    """Return what the visitor sees; nothing if nobody is logged in."""
-    name = request.user.get_username()
-    if not name:
-        return []
-    guest = _guest(request)
-    if guest is None:
-        return [Panel(name)]
-    return [Panel(name, guest), Panel(guest, name, reverse("demo:token"))]
 
 
 @login_not_required
@@ -119,10 +64,10 @@ def favicon(request: HttpRequest) -> HttpResponse:
 @ensure_csrf_cookie
 def page(request: HttpRequest) -> HttpResponse:
     """Show the inbox of the logged-in user, beside a second one in development."""
-    panels = _panels(request)
+    panels = panels_of(request)
     context = {
         "panels": panels,
-        "form": _may_publish(request.user),
+        "form": may_publish(request.user),
         "example": _example(panels[0]),
         "attempts": CRASH_ATTEMPTS,
         "dead_letters": _dead_letters(request),
@@ -154,7 +99,7 @@ def _example(panel: Panel) -> str:
 def history(request: HttpRequest) -> HttpResponse:
     """Return the newest messages of one of the page's inboxes, oldest first."""
     user = request.GET.get("user", "")
-    if user not in {panel.user for panel in _panels(request)}:
+    if user not in {panel.user for panel in panels_of(request)}:
         return JsonResponse({"error": "log in to see your messages"}, status=403)
     try:
         before = int(request.GET["before"])
@@ -190,7 +135,7 @@ def _shown(message: Stored) -> dict[str, object]:
 @require_POST
 def token(request: HttpRequest) -> HttpResponse:
     """Return a token for the second user of the page; nobody gets one in production."""
-    guest = _guest(request)
+    guest = guest_of(request)
     if guest is None:
         return JsonResponse({"error": "only demo users have a second user"}, status=403)
     return JsonResponse({"token": make_token(SERVICE, guest, max_age=TOKEN_MAX_AGE)})
@@ -200,7 +145,7 @@ def token(request: HttpRequest) -> HttpResponse:
 @require_POST
 def publish(request: HttpRequest) -> HttpResponse:
     """Publish the form's message; answer JSON to scripts, a redirect to the page otherwise."""
-    if not _may_publish(request.user):
+    if not may_publish(request.user):
         return JsonResponse({"error": "only staff may publish; log in"}, status=403)
     form = PublishForm(request.POST)
     if not form.is_valid():

@@ -1,80 +1,14 @@
 // The demo page: an inbox per panel, each with a client of its own.
 
-import { GatewayError, WsGateway } from "../wsgateway/wsgateway.js";
+import { GatewayError } from "../wsgateway/wsgateway.js";
+import { Connection, Log, clock, element, fetchJson, pause, post, unique } from "./common.js";
 
-const SHOWN = 300; // messages per panel
-const FRAMES = 30; // of the wire
 const BURST = 100;
 const ATTEMPTS = 6;
-const STATES = {
-  idle: "Not connected",
-  connecting: "Connecting…",
-  open: "Connected",
-  waiting: "Reconnecting",
-  offline: "No network",
-  closed: "Closed",
-};
-
-const LOGGED_OUT = 4501; // close code: the login has ended
 
 const panels = new Map(); // user -> Panel, of this page
 const root = document.getElementById("panels");
 const narrow = matchMedia("(max-width: 30rem)"); // as in demo.css
-
-/** A WebSocket constructor whose network can be cut: sockets end, new ones find nobody. */
-function cuttable(onFrame) {
-  const open = new Set();
-  let isCut = false;
-  class CuttableWebSocket extends WebSocket {
-    constructor(url, protocols) {
-      // Browsers refuse port 9, so this fails as it does without a network.
-      super(isCut ? url.replace(/\/\/[^/]+/, "//127.0.0.1:9") : url, protocols);
-      open.add(this);
-      this.addEventListener("message", ({ data }) => onFrame("in", data));
-      this.addEventListener("close", () => open.delete(this));
-    }
-
-    send(text) {
-      onFrame("out", text);
-      super.send(text);
-    }
-  }
-  const set = (value) => {
-    isCut = value;
-    for (const socket of open) socket.close();
-  };
-  return { CuttableWebSocket, set };
-}
-
-function element(name, text, properties = {}) {
-  return Object.assign(document.createElement(name), { textContent: text }, properties);
-}
-
-function unique() {
-  return crypto.getRandomValues(new Uint32Array(3)).join("-");
-}
-
-function clock(date) {
-  return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-}
-
-async function fetchJson(url, options = {}) {
-  const response = await fetch(url, { ...options, headers: { Accept: "application/json" } });
-  const answer = await response.json().catch(() => ({}));
-  if (response.ok) return answer;
-  throw Object.assign(new Error(answer.error ?? `the site answered ${response.status}`), {
-    temporary: response.status >= 500,
-  });
-}
-
-async function post(url, fields) {
-  const form = new FormData();
-  for (const [name, value] of Object.entries(fields)) form.set(name, value);
-  form.set("csrfmiddlewaretoken", document.querySelector("[name=csrfmiddlewaretoken]").value);
-  return fetchJson(url, { method: "POST", body: form });
-}
-
-const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
 /** Publish until it is stored; the id makes that one message, however often it is tried. */
 async function publish(fields) {
@@ -138,15 +72,6 @@ function open(message) {
   return { text: message.data };
 }
 
-function makeRow(kind, text, meta, mark) {
-  const row = element("li", "", { className: kind });
-  const details = element("p", "", { className: "meta" });
-  const status = element("span", mark, { className: "mark-text" });
-  details.append(element("span", meta), status);
-  row.append(element("p", text, { className: "text" }), details);
-  return { row, status };
-}
-
 class Panel {
   #parts = {};
   #rows = new Map(); // offset -> the row's mark, until it is acknowledged
@@ -155,33 +80,22 @@ class Panel {
   #received = 0;
   #series = new Map(); // recipient -> Series
   #waiting = new Set(); // offsets stored by this page and not arrived
-  #network;
-  #isCut = false;
-  #timer = null;
-  #retryAt = 0;
-  #news = 0;
+  #log;
 
   constructor(section) {
     this.section = section;
     this.user = section.dataset.user;
     for (const part of section.querySelectorAll("[data-part]")) this.#parts[part.dataset.part] = part;
-    this.#network = cuttable((direction, text) => this.#onFrame(direction, text));
-    const { path, token } = section.dataset;
-    this.client = new WsGateway(path, {
-      WebSocket: this.#network.CuttableWebSocket,
-      token: token && (async () => (await post(token, {})).token),
-      backoff: { cap: 10_000 },
-    });
-    this.client.on("state", (state, detail) => this.#onState(state, detail));
+    this.#log = new Log(this.#parts);
+    this.client = new Connection(section, this.#parts, (...frame) => this.#onFrame(...frame)).client;
     this.client.on("recovered", (event) => this.#onRecovered(event));
     this.client.once("recovered", ({ offset }) => this.#loadEarlier(offset));
     this.client.on("message", (message) => this.#onMessage(message));
     this.client.on("reply", (message) => this.#onMessage(message, "service"));
     this.client.on("error", (error) => {
       // The state tells the rest: the connection is closed, or a token is asked for again.
-      if (error instanceof GatewayError && error.code !== "closed") this.#note(error.message);
+      if (error instanceof GatewayError && error.code !== "closed") this.#log.note(error.message);
     });
-    this.#parts.cut.addEventListener("click", () => this.#onCut());
     this.#parts.write?.addEventListener("submit", (event) => this.#onWrite(event));
     this.#parts.burst?.addEventListener("click", () => this.#onBurst());
     this.#parts.ask.addEventListener("submit", (event) => this.#onAsk(event));
@@ -191,81 +105,16 @@ class Panel {
     this.client.connect();
   }
 
-  // -- connection --------------------------------------------------------------------------
-
-  #onCut() {
-    if (this.client.state === "closed") {
-      this.client.connect().catch(() => {}); // the state says why
-      return;
-    }
-    this.#isCut = !this.#isCut;
-    this.#parts.cut.setAttribute("aria-pressed", this.#isCut);
-    this.#nameCut();
-    this.section.classList.toggle("is-cut", this.#isCut);
-    this.#network.set(this.#isCut);
-    // What a browser says when its network is back.
-    if (!this.#isCut) window.dispatchEvent(new Event("online"));
-  }
-
-  #nameCut() {
-    const closed = this.client.state === "closed" ? "Connect again" : "Cut connection";
-    this.#parts.cut.textContent = this.#isCut ? "Mend connection" : closed;
-  }
-
-  #onState(state, { code, delay, reason }) {
-    clearInterval(this.#timer);
-    this.#nameCut();
-    if (state === "closed" && code === LOGGED_OUT) document.getElementById("logged-out").hidden = false;
-    this.#parts.status.dataset.state = state;
-    const text = state === "closed" && reason ? `Closed: ${reason}` : STATES[state];
-    this.#parts.state.textContent = text;
-    if (state === "waiting" && delay !== undefined) {
-      this.#retryAt = Date.now() + delay;
-      const show = () => {
-        const seconds = Math.max(0, Math.ceil((this.#retryAt - Date.now()) / 1000));
-        this.#parts.status.dataset.hint = seconds ? ` in ${seconds} s` : "";
-      };
-      show();
-      this.#timer = setInterval(show, 250);
-    } else {
-      this.#parts.status.dataset.hint = "";
-    }
-  }
-
   #onRecovered({ recovered, reason, offset }) {
-    if (!recovered && reason !== "new") this.#note(`Not everything since offset ${offset} is kept (${reason}).`);
+    if (!recovered && reason !== "new") this.#log.note(`Not everything since offset ${offset} is kept (${reason}).`);
   }
 
   #onFrame(direction, text) {
-    const frames = this.#parts.wire;
-    const row = element("li", text.length > 300 ? `${text.slice(0, 300)}…` : text);
-    row.dataset.direction = direction;
-    frames.prepend(row);
-    if (frames.children.length > FRAMES) frames.lastElementChild.remove();
     if (direction === "out" && text.startsWith('{"type":"ack"')) this.#onAcknowledged(JSON.parse(text).offset);
     if (direction === "in" && text.startsWith('{"type":"ack"')) this.#onStored(JSON.parse(text).id);
   }
 
   // -- messages ----------------------------------------------------------------------------
-
-  #append(kind, text, meta, mark = "") {
-    const { log } = this.#parts;
-    const made = makeRow(kind, text, meta, mark);
-    this.#keepAtEnd(() => {
-      log.append(made.row);
-      if (log.children.length > SHOWN) log.firstElementChild.remove();
-    });
-    return made;
-  }
-
-  /** Change the rows; stay at their end if that is what the reader sees. */
-  #keepAtEnd(change) {
-    const { scroll, empty } = this.#parts;
-    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    change();
-    empty.hidden = true;
-    if (atEnd) scroll.scrollTop = scroll.scrollHeight;
-  }
 
   /** Show what the inbox keeps from before this page began to read, after *offset*. */
   async #loadEarlier(offset) {
@@ -274,34 +123,17 @@ class Panel {
     try {
       ({ messages } = await fetchJson(`${root.dataset.history}?${query}`));
     } catch (error) {
-      this.#note(`Earlier messages cannot be shown: ${error.message}.`);
+      this.#log.note(`Earlier messages cannot be shown: ${error.message}.`);
       return;
     }
     for (const message of messages) {
       const { from = message.from, text } = open({ data: message.text });
       const time = clock(new Date(message.time));
       const about = [`#${message.offset}`, from, time].filter(Boolean).join(" · ");
-      this.#addEarlier(message.offset, "in", text, about, message.error ? "refused" : "");
+      this.#log.addEarlier(message.offset, "in", text, about, message.error ? "refused" : "");
       const author = panels.get(from);
-      author?.#addEarlier(message.offset, "out", text, `to ${this.user} · ${time}`, `✓✓ #${message.offset} received`);
+      author?.#log.addEarlier(message.offset, "out", text, `to ${this.user} · ${time}`, `✓✓ #${message.offset} received`);
     }
-  }
-
-  /** Insert a row where its offset belongs; two inboxes fill one panel. */
-  #addEarlier(offset, ...looks) {
-    const { earlier } = this.#parts;
-    const { row } = makeRow(...looks);
-    row.dataset.offset = offset;
-    const next = [...earlier.children].find((other) => Number(other.dataset.offset) > offset);
-    this.#keepAtEnd(() => {
-      earlier.hidden = false;
-      earlier.insertBefore(row, next ?? null);
-    });
-  }
-
-  #note(text) {
-    this.#append("note", text, clock(new Date()));
-    this.#announce(text);
   }
 
   #onMessage(message, sender) {
@@ -309,25 +141,13 @@ class Panel {
     const { from = sender, series, number, text } = opened;
     if (number !== undefined) this.#tally.take(series, number);
     const parts = [`#${message.offset}`, from, clock(message.time ?? new Date())];
-    const { status } = this.#append("in", text, parts.filter(Boolean).join(" · "), "received");
+    const { status } = this.#log.append("in", text, parts.filter(Boolean).join(" · "), "received");
     this.#rows.set(message.offset, status);
     this.#received += 1;
     this.#waiting.delete(message.offset);
     this.#count();
-    this.#news += 1;
-    if (this.#news === 1) setTimeout(() => this.#tell(text), 500);
+    this.#log.tell(text);
     panels.get(from)?.onDelivered(this.user, message, opened);
-  }
-
-  /** One announcement for many messages: nobody wants to hear a hundred. */
-  #tell(text) {
-    const many = this.#news > 1;
-    this.#news = 0;
-    this.#announce(many ? `${this.#received} messages received` : text);
-  }
-
-  #announce(text) {
-    this.#parts.news.textContent = text;
   }
 
   #onAcknowledged(offset) {
@@ -371,7 +191,7 @@ class Panel {
   onDelivered(user, { offset, time }, { series, number, text }) {
     const key = `${series} ${number}`;
     const about = `to ${user} · ${clock(time ?? new Date())}`;
-    const status = this.#outgoing.get(key) ?? this.#append("out", text, about).status;
+    const status = this.#outgoing.get(key) ?? this.#log.append("out", text, about).status;
     status.textContent = `✓✓ #${offset} received`;
     this.#outgoing.delete(key);
   }
@@ -381,7 +201,7 @@ class Panel {
     const series = this.#series.get(user);
     const place = series.next();
     const key = `${place.series} ${place.number}`;
-    const { status, row } = this.#append("out", text, `to ${user} · ${clock(new Date())}`, "sending");
+    const { status, row } = this.#log.append("out", text, `to ${user} · ${clock(new Date())}`, "sending");
     this.#outgoing.set(key, status);
     try {
       const { offset } = await publish({ user, text: JSON.stringify({ from: this.user, text, ...place }) });
@@ -423,7 +243,7 @@ class Panel {
 
   async #ask(text) {
     const open = this.client.state === "open";
-    const { status, row } = this.#append("out", text, `to the service · ${clock(new Date())}`, open ? "sending" : "queued");
+    const { status, row } = this.#log.append("out", text, `to the service · ${clock(new Date())}`, open ? "sending" : "queued");
     const id = unique();
     this.#asked.set(id, status);
     this.#sent += 1;
