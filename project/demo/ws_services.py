@@ -1,4 +1,4 @@
-"""The demonstration's service: answers what the page at ``/demo/`` sends."""
+"""The demonstration's service, which answers what the page at ``/demo/`` sends, and its rooms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 
 from django.utils import timezone
 
-from wsgateway import Message, Reject, RetryPolicy, service
+from wsgateway import Message, Reject, RetryPolicy, service, topic
+from wsgateway.identity import Identity
 
 MAX_DELAY = 5.0
 CRASH_ATTEMPTS = 3
@@ -36,3 +37,12 @@ async def assistant(message: Message) -> None:
     else:
         answer = f"echo: {message.text}"
     await message.reply(text=answer)
+
+
+@topic("demo-room", direct=True)
+def room(identity: Identity, name: str) -> str | None:
+    """Open the lobby to the demo's users.
+
+    Nobody may read the private room: who has a token from `project.demo.rooms` is not asked for.
+    """
+    return "write" if identity.service == "demo" and name == "lobby" else None

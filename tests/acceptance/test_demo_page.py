@@ -256,3 +256,67 @@ async def out_and_in_again(page: Page, site: Gateway) -> None:
     await page.run("document.querySelector('#logged-out a').click()")
     await page.wait("document.readyState === 'complete' && location.pathname === '/login/'")
     await enter(page, "ann")
+
+
+async def say(page: Page, user: str, text: str) -> None:
+    await write(page, user, text)
+    await page.wait(f"{marks(user, 'out')}.at(-1)?.startsWith('✓✓ #')")
+
+
+def marks(user: str, kind: str) -> str:
+    selector = f"[data-user={user}] .log .{kind} .mark-text"
+    return f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent)"
+
+
+@pytest.mark.timeout(90)  # one site, one log-in, both rooms
+async def test_room_marks_what_was_missed_and_a_private_one_opens_with_a_token(
+    site: Gateway, tmp_path: Path
+) -> None:
+    async with browser(tmp_path) as page:
+        await log_in(page, site, "ann")
+        await page.open(site.http("/demo/room/"))
+        here = "document.querySelector('#here').textContent"
+        await page.wait(f"{here} === 'Here now: ann, bob'", 15)
+        await say(page, "ann", "hello")
+        await page.wait(f"{texts('bob')}.includes('hello')")
+        await page.run(f"{part('bob', 'cut')}.click()")
+        await page.wait(state("bob", "waiting"))
+        for text in ("first", "second"):
+            await say(page, "ann", text)
+        await picture(page, "room-cut")
+        await page.run(f"{part('bob', 'cut')}.click()")
+        missed = "sent while you were offline"
+        await page.wait(f"{marks('bob', 'in')}.join() === ',{missed},{missed}'")
+        await say(page, "ann", "third")
+        await page.wait(f"{texts('bob')}.length === 4")
+        assert await page.run(texts("bob")) == ["hello", "first", "second", "third"]
+        assert await page.run(marks("bob", "in")) == ["", missed, missed, ""]
+        await page.command("Page.reload")
+        await page.wait(f"{texts('bob')}.length === 4 && {texts('ann', 'out')}.length === 4")
+        await page.wait(f"{here} === 'Here now: ann, bob'", 15)
+        await picture(page, "room")
+        await private_room(page, site)
+        for dark in (False, True):
+            await page.screenshot(tmp_path / "phone.png", 360, 640, dark=dark)
+            assert await page.run("document.documentElement.scrollWidth") <= 360
+            assert await page.run(CONTRAST) == []
+
+
+async def private_room(page: Page, site: Gateway) -> None:
+    """Let bob in and show him out; the page's token would have brought him back at once."""
+    await page.open(site.http("/demo/room/private/"))
+    refused = f"{part('bob', 'refused')}?.checkVisibility()"
+    await page.wait(refused)
+    words = f"{part('bob', 'refused')}.textContent"
+    assert "bob may not read this room. It opens only with a token" in await page.run(words)
+    await picture(page, "room-refused")
+    await page.run(f"{part('ann', 'invite')}.click()")
+    await page.wait(f"!{refused} && {part('bob', 'write')}.checkVisibility()")
+    await say(page, "bob", "thank you")
+    await page.wait(f"{texts('ann')}.includes('thank you')")
+    await page.run(f"{part('ann', 'invite')}.click()")
+    await page.wait(refused)
+    assert "bob may not read this room any longer" in await page.run(words)
+    await say(page, "ann", "alone again")
+    assert await page.run(texts("bob")) == []
+    await picture(page, "room-shown-out")

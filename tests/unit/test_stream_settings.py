@@ -56,7 +56,9 @@ def wanted() -> dict[str, StreamSpec]:
 
 
 @pytest.fixture(params=[["orders"], ["*"]], ids=["isolated", "shared"])
-def services(request: pytest.FixtureRequest, settings: Any) -> Any:
+def services(request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})  # not the demo's
     settings.WSGATEWAY_SERVICES = request.param
     return settings
 
