@@ -107,7 +107,7 @@ def _mentions_write(allow: Any) -> bool:
 
 def check_topic_limits(**kwargs: Any) -> list[CheckMessage]:
     """W016: limits of topics that nobody declares."""
-    if not possible("WSGATEWAY_TOPICS", "WSGATEWAY_SERVICES_MODULE"):
+    if not possible("WSGATEWAY_TOPICS", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
         return []
     known = declared_services()
     ephemeral = sorted(settings.TOPICS.keys() & known.casts)
