@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.acceptance.proxy import proxy_to
 from tests.faults.traffic import INBOX, SITE, TOPICS, Traffic, broker_at, stored, ws
 from tests.support import Gateway, until
 from wsgateway.broker.cluster import Cluster
@@ -53,20 +54,23 @@ async def test_broker_that_stops_answering(
         await traffic.finish()
 
 
-async def test_gateway_killed_under_load(
+async def test_gateway_killed_and_its_network_cut_under_load(
     gateway_factory: Gateways, nats_server: EmbeddedServer, prefix: str
 ) -> None:
-    gateway = gateway_factory(**SITE)
     async with (
+        proxy_to(nats_server.port) as network,
         broker_at([nats_server.url], prefix) as broker,
-        Traffic(broker, ws(gateway), topics=TOPICS) as traffic,
     ):
-        for _ in range(2):
+        url = f"nats://127.0.0.1:{network.port}"
+        gateway = await asyncio.to_thread(gateway_factory, NATS_BROKER_URL=url, **SITE)
+        async with Traffic(broker, ws(gateway), topics=TOPICS) as traffic:
             await traffic.more()
             await asyncio.to_thread(gateway.kill)
             await asyncio.to_thread(gateway.start)
-        await traffic.more()
-        await traffic.finish()
+            await traffic.more()
+            await network.cut()
+            await traffic.more()
+            await traffic.finish()
 
 
 async def leader_of(broker: object, stream: str) -> str:
