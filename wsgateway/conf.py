@@ -293,7 +293,8 @@ class Settings:
     PRESENCE = Group("Presence")
     OFFLINE_GRACE = Setting(
         10.0,
-        "How long a user must have no socket before `runevents` says that they went offline",
+        "How long a user must have no socket before `runevents` says that they went offline, and "
+        "before clients that watch a topic hear that they left it",
         kind=float,
         valid=lambda v: 0 <= v <= MAX_SECONDS,
         want=f"0 or more, at most {MAX_SECONDS}",
