@@ -13,7 +13,7 @@ from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import parameter
 from wsgateway.hooks import call_hook
 from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
-from wsgateway.identity.jwks import KeysUnavailable, key_set
+from wsgateway.identity.jwks import KeysUnavailable, KeyUnknown, key_set
 from wsgateway.identity.jwt_config import JwtConfig
 from wsgateway.identity.jwt_keys import Key
 from wsgateway.identity.paths import require_path, service_in
@@ -123,6 +123,9 @@ async def _verify(token: str, config: JwtConfig) -> Claims:
         raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, reason) from exc
     except (jwt.InvalidTokenError, jwt.InvalidKeyError) as exc:
         raise _invalid(_cause(exc)) from exc
+    except KeyUnknown as exc:
+        reason = "the token's key is not known yet; try again in a moment"
+        raise IdentityRefused(CloseCode.RATE_LIMIT, reason, "", str(exc)) from exc
     except KeysUnavailable as exc:
         code = CloseCode.INTERNAL_ERROR
         cure = "check WSGATEWAY_JWT_JWKS_URL; the client tries again"

@@ -20,7 +20,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import reason_of
 from wsgateway.identity.jwt_keys import Key, keys_of_jwks
 
-__all__ = ["KeySet", "KeysUnavailable", "key_set"]
+__all__ = ["KeySet", "KeyUnknown", "KeysUnavailable", "key_set"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -36,6 +36,10 @@ MAX_STALE = 24 * 3600.0
 
 class KeysUnavailable(Exception):
     """The keys are not known now; it may be different in a moment."""
+
+
+class KeyUnknown(Exception):
+    """No key has this id, and it is too early to look for a new one. Any client can cause it."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -98,7 +102,8 @@ class KeySet:
         """Return the keys that a token's ``kid`` names; all of them if it names none.
 
         Raises:
-            KeysUnavailable: The keys, or whether there is a new one, cannot be found out now.
+            KeysUnavailable: No keys can be had now.
+            KeyUnknown: Whether there is a new one cannot be found out now.
         """
         asked = self._clock()
         if self._may_be_outdated(id) and self._may_fetch():
@@ -108,7 +113,7 @@ class KeySet:
         found = [key for key in self._keys if id is None or key.id in (None, id)]
         if not found and self._fetched < asked:  # the next request may bring it
             why = self._failure or "the last request was a moment ago"
-            raise KeysUnavailable(f"cannot look for a new key at {self._url} now: {why}")
+            raise KeyUnknown(f"cannot look for a new key at {self._url} now: {why}")
         return found
 
     def _may_be_outdated(self, id: str | None) -> bool:
