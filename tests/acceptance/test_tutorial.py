@@ -35,7 +35,7 @@ VARYING = [
 OURS = 'INSTALLED_APPS = ["daphne"'
 """Where Django's own part of the settings ends."""
 
-SET_UP, FIRST_MESSAGE, SERVICE, OFFLINE, TESTS, DEPLOY = PAGES
+SET_UP, FIRST_MESSAGE, SERVICE, OFFLINE, ROOM, TESTS, DEPLOY = PAGES
 TEXTS = "[...document.querySelectorAll('#messages li')].map((item) => item.firstChild.data)"
 HEIGHT = 460
 STATE = "document.querySelector('#state')?.textContent"
@@ -73,18 +73,18 @@ class Reader:
         await self._page.run("id_password.form.querySelector('[type=submit], button').click()")
         await self.sees_state("open")
 
-    async def opens(self) -> None:
-        """Open the page."""
-        await self._page.open(f"{self._url}/")
-        await self.sees_state("open")
+    async def opens(self, path: str = "/") -> None:
+        """Open a page."""
+        await self._page.open(self._url + path)
+        await self.sees_state("open", path)
 
     async def leaves(self) -> None:
         """Close the page, as far as the site can tell."""
         await self._page.open("about:blank")
 
-    async def sees_state(self, state: str) -> None:
+    async def sees_state(self, state: str, path: str = "/") -> None:
         """Wait until the page says this of its connection."""
-        await self._page.wait(f"location.pathname === '/' && {STATE} === '{state}'")
+        await self._page.wait(f"location.pathname === '{path}' && {STATE} === '{state}'")
 
     async def sees(self, *texts: str) -> None:
         """Wait until the page shows these messages, and no others."""
@@ -137,6 +137,8 @@ async def test_tutorial_as_it_stands(walk: Walk, tmp_path: Path) -> None:
         await receive_first_messages(walk, ann)
         await write_to_each_other(walk, ann, bob)
         await go_and_come_back(walk, ann, bob)
+        await meet_in_the_room(walk, ann, bob)
+        await ann.opens()
         await ann.looks(Path(os.environ.get("SCREENSHOTS") or tmp_path))
     await do(walk, TESTS, "")
     await deploy(walk)
@@ -223,6 +225,24 @@ async def stop_the_site(walk: Walk, ann: Reader, bob: Reader, said: list[str]) -
     await ann.sees(*said)
     await ann.opens()
     await ann.sees(*said)
+
+
+async def meet_in_the_room(walk: Walk, ann: Reader, bob: Reader) -> None:
+    await bob.leaves()
+    await do(walk, ROOM, "Who may enter", "The page")
+    await asyncio.to_thread(walk.reload)
+    await ann.opens("/room/")
+    await ann.writes("Who is coming on Friday?")
+    await ann.sees("Who is coming on Friday?")
+    await bob.opens("/room/")
+    await bob.writes("I am.")
+    for reader in (ann, bob):
+        await reader.sees("Who is coming on Friday?", "I am.")
+    await bob.leaves()
+    await do(walk, ROOM, "Try it")
+    await bob.opens("/room/")
+    for reader in (ann, bob):
+        await reader.sees("Who is coming on Friday?", "I am.", "The sprint begins at nine.")
 
 
 async def deploy(walk: Walk) -> None:

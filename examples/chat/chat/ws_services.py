@@ -1,4 +1,4 @@
-from wsgateway import Reject, send, service
+from wsgateway import Reject, send, service, topic
 
 from .forms import MessageForm
 from .models import Message
@@ -16,3 +16,9 @@ def handle(message):
     )
     for user in {stored.sender, stored.recipient}:
         send("chat", user.username, json=stored.as_dict(), msg_id=f"message-{stored.pk}")
+
+
+@topic("room", direct=True)
+def allow(identity, name):
+    """Let every user read and write in the lobby. There is no other room."""
+    return "write" if name == "lobby" else None
