@@ -117,8 +117,6 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         def handle(self, message: Any) -> None:
             """Do nothing."""
 
-    with pytest.raises(ValueError, match="remove cursors=True"):
-        wsgateway.topic("room", durable=False, cursors=True)(allow)
     with pytest.raises(ValueError, match=r"handle\(\) is never called"):
         wsgateway.topic("room", direct=True)(Room)
     with pytest.raises(NameRefused):

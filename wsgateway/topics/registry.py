@@ -33,7 +33,6 @@ class TopicService:
             nothing in this project.
         durable: Whether its topics are stored.
         direct: Whether a gateway stores what clients send in the topic itself.
-        cursors: Whether the broker keeps a position for each device that reads a topic.
         presence: Whether clients that may read a topic may also watch who reads it.
         queue: Whether what clients send waits in the service's queue: for the handler, or for a
             program that is not part of this project.
@@ -48,13 +47,10 @@ class TopicService:
         *,
         durable: bool = True,
         direct: bool = False,
-        cursors: bool = False,
         presence: bool = False,
         queue: bool = False,
         **handling: Any,
     ) -> None:
-        if cursors and not durable:
-            raise ValueError(f"topics of {name!r} are not durable, so remove cursors=True")
         if direct and handler is not None:
             raise ValueError(
                 f"topics of {name!r} store what clients send, so handle() is never called; "
@@ -75,7 +71,6 @@ class TopicService:
         self.handler = handler
         self.durable = durable
         self.direct = direct
-        self.cursors = cursors
         self.presence = presence
         self.queue = queue or handler is not None
         self.handling = handling
@@ -94,7 +89,6 @@ def topic(
     *,
     durable: bool = True,
     direct: bool = False,
-    cursors: bool = False,
     presence: bool = False,
     queue: bool = False,
     retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None,
@@ -128,7 +122,6 @@ def topic(
             most, and `direct` and ``allow`` work the same.
         direct: Whether what clients send goes to the topic at once, with the sender's name, and
             not to a handler.
-        cursors: Whether the broker keeps a position for each device, for clients that do not.
         presence: Whether clients that may read a topic may also see who reads it.
         queue: Whether what clients send waits for a program that is not part of this project.
         retry: When the handler is to be tried again; see `service`, also for the next two.
@@ -154,7 +147,6 @@ def topic(
             handler,
             durable=durable,
             direct=direct,
-            cursors=cursors,
             presence=presence,
             queue=queue,
             **handling,
