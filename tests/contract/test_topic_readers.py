@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -314,3 +316,43 @@ async def test_reader_of_a_topic_is_not_announced_as_a_user(
         ["left", "service1", "ann", "room.42", None],
     ]
     await broker.close()
+
+
+async def test_client_that_watches_many_topics_delays_no_other_client(
+    hubs: list[Hub], connect: Any
+) -> None:
+    """Django was asked about all of them first."""
+    asked: list[str] = []
+
+    @wsgateway.topic("slow", presence=True)
+    async def allow(identity: Identity, name: str) -> None:
+        asked.append(identity.user)
+        await asyncio.sleep(0)
+
+    ann, bob = await connect(hubs[0], "ann"), await connect(hubs[0], "bob")
+    for number in range(100):
+        frame = {"type": "watch", "id": f"w{number}", "topic": f"slow.{number}"}
+        await ann.session.receive(json.dumps(frame))
+    await bob.subscribe(Topic("slow", "bob"))
+    assert asked.index("bob") < 50
+
+
+async def test_right_to_watch_is_asked_about_the_identity_of_the_newest_token(
+    hubs: list[Hub], connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a refresh, `allow` went on to see whom the socket had been opened for."""
+    asked: list[float | None] = []
+
+    async def allow(identity: Identity, name: str) -> str:
+        asked.append(identity.expires_at)
+        return "read"
+
+    monkeypatch.setattr(declared.topics["room"], "allow", allow)
+    ann = await connect(hubs[0], "ann")
+    await ann.session.receive(WATCH)
+    await until(lambda: asked, what="asked")
+    end = time.time() + 600
+    hubs[0].renew(ann.session, replace(ann.session.identity, expires_at=end))
+    await topics.arecheck("room", None)
+    await until(lambda: len(asked) == 2, what="asked again")
+    assert asked == [None, end]

@@ -27,6 +27,9 @@ __all__ = ["SocketWatches"]
 
 logger = logging.getLogger("wsgateway")
 
+AT_ONCE = 4
+"""Questions of one socket about topics of the same service at the same time, as in `topics`."""
+
 
 class _Right:
     """The right to see who reads a topic. A client has it as long as it may read the topic.
@@ -41,8 +44,13 @@ class _Right:
 
     def __init__(self, watches: SocketWatches, session: Session, topic: Topic) -> None:
         self._watches = watches
+        self._session = session
         self.topic = topic
-        self.identity: Identity = session.identity
+
+    @property
+    def identity(self) -> Identity:
+        """Whose it is, as the newest token says."""
+        return self._session.identity
 
     def change_access(self, access: Access | None) -> None:
         """See `wsgateway.topics.rights.Holder`."""
@@ -63,6 +71,7 @@ class SocketWatches:
         self._watching = watching
         self._watched: set[Address] = set()
         self._asking: dict[Address, asyncio.Task[None]] = {}  # whether it may
+        self._turns: dict[str, asyncio.Semaphore] = {}  # by service, as `Hub.starting_of`
         self._rights: dict[Topic, _Right] = {}
         self._news: dict[Address, bool | Present | None] = {}  # not written; only the last counts
         self._telling: asyncio.Task[None] | None = None  # lives while there is news
@@ -138,7 +147,8 @@ class SocketWatches:
         hub, service = self._session.hub, declared.topics.get(right.topic.service)
         if service is None or not service.presence:
             return False
-        async with hub.starting_of(service.name):
+        turn = self._turns.setdefault(service.name, asyncio.Semaphore(AT_ONCE))
+        async with turn, hub.starting_of(service.name):
             return await hub.rights.acquire(right, token) is not None
 
     def refuse(self, target: Address, error: Exception | None = None) -> None:
