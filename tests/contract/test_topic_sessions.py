@@ -641,3 +641,22 @@ async def test_busy_ephemeral_topic_holds_up_no_other(hub: Hub) -> None:
     assert len(busy.got(CURSOR)) < 50
     hearing.close()
     await busy.session.stop()
+
+
+async def test_message_that_is_no_frame_is_skipped_and_warned_about_once(
+    hub: Hub, ann: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of a topic's sockets wrote a line, so one such message could make thousands."""
+    clients = [ann, Client(hub, "bob"), Client(hub, "eve")]
+    for client in clients:
+        if client is not ann:
+            await client.session.start(Resume())
+        await client.subscribe(ROOM)
+    for kind in ("junk", "text"):
+        await hub.broker.publish(ROOM, b"\xff", kind=kind)
+    await publish(hub.broker, ROOM, "fine")
+    for client in clients:
+        await client.has("fine", topic=ROOM)
+        await client.session.stop()
+    warned = [each for each in caplog.messages if "skipped message" in each]
+    assert len(warned) == 2

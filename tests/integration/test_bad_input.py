@@ -35,7 +35,7 @@ async def test_malformed_message_is_skipped_logged_and_the_next_arrives(
         assert await asyncio.wait_for(raw.recv(), 10) == "good"
         assert json.loads(await asyncio.wait_for(v1.recv(), 10))["data"] == "good"
     skipped = [line for line in gateway.output.splitlines() if "skipped message" in line]
-    assert len(skipped) == 4
+    assert len(skipped) == 2  # both sockets share the lines
     assert "Traceback" not in gateway.output
 
 

@@ -112,6 +112,7 @@ class Stored:
         trace: Its ``traceparent`` header, if it is sampled and this process traces.
         sender: Who wrote it to a topic, as the gateway says; None without.
         encoded: Its frame for ``wsgateway.v1`` clients of a topic, once one of them has it.
+        skipped: Whether the log says already that sockets do not get it.
     """
 
     __slots__ = (
@@ -124,6 +125,7 @@ class Stored:
         "previous",
         "reply_to",
         "sender",
+        "skipped",
         "time",
         "trace",
     )
@@ -149,6 +151,7 @@ class Stored:
         self.trace: str | None = None
         self.sender: Inbox | None = None
         self.encoded: str | None = None
+        self.skipped = False
         self._frame: Frame | None = None
 
     @property

@@ -177,7 +177,7 @@ class CastSubscription:
                 if frame is not None:
                     await session.socket.write(frame)
             except MalformedMessage as exc:
-                session.hub.note_skipped(message.offset, exc, session.log_fields)
+                session.hub.note_skipped(message, exc, session.log_fields)
 
     def change_access(self, access: Access | None) -> None:
         """See `wsgateway.topics.rights.Holder`."""

@@ -40,6 +40,7 @@ from wsgateway.topics.rights import Rights
 
 if TYPE_CHECKING:
     from wsgateway.broker.connection import Connection
+    from wsgateway.broker.messages import Stored
     from wsgateway.gateway.session import Session
     from wsgateway.identity import Identity
 
@@ -274,20 +275,22 @@ class Hub:
         return start(work, "wsgateway-hub", tasks=self._wanted)
 
     def note_skipped(
-        self, offset: int, problem: MalformedMessage, log_fields: Mapping[str, object]
+        self, message: Stored, problem: MalformedMessage, log_fields: Mapping[str, object]
     ) -> None:
         """Count and log a message that a socket does not get; events at most once a minute.
 
-        A program that sends events sends many, each to all sockets of a user.
+        A program that sends events sends many, each to all sockets of a user. Any other message
+        is warned about once for all sockets that got it live: a topic may have thousands.
         """
         counters.gateway.skipped += 1
-        level = logging.WARNING
+        level = logging.DEBUG if message.skipped else logging.WARNING
+        message.skipped = True
         if isinstance(problem, NotForSockets):
             now = time.monotonic()
             level = logging.WARNING if now >= self._tells_of_events else logging.DEBUG
             if level == logging.WARNING:
                 self._tells_of_events = now + EVENTS_INTERVAL
-        count = counters.gateway.skipped
+        offset, count = message.offset, counters.gateway.skipped
         if logger.isEnabledFor(level):
             log_fields = {**log_fields, "offset": offset}
             text = "skipped message %s (%s so far): %s"

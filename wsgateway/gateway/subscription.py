@@ -200,7 +200,7 @@ class Subscription(ABC):
                         self._observe_lag(message)
             except MalformedMessage as exc:
                 log_fields = self._session.socket.transport.log_fields
-                self._session.hub.note_skipped(message.offset, exc, log_fields)
+                self._session.hub.note_skipped(message, exc, log_fields)
                 window.drop(message.offset)
             if not acknowledges:
                 self._written = message.offset
