@@ -306,7 +306,12 @@ class Settings:
         "clients may not watch anyone",
     )
     MAX_WATCHES = count(100, "Users and topics whose presence one socket may watch", least=0)
-    MAX_SUBSCRIPTIONS = count(1000, "Topics that one socket may read at the same time", least=0)
+    MAX_SUBSCRIPTIONS = count(
+        1000,
+        "Topics that one socket may read at the same time. A client that does not read costs the "
+        "gateway up to 4 MiB, and one message of each of its topics",
+        least=0,
+    )
     ROSTER_TTL = Setting(
         15.0,
         "How long a gateway that does not answer still counts. After that, presence treats it as "
