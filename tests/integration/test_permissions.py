@@ -114,7 +114,8 @@ def ws_settings(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     settings.WSGATEWAY_SERVICES = ["orders"]
     declared.discover()
     monkeypatch.setattr(declared, "topics", {})
-    for name, durable in (("chat", True), ("room", True), ("tick", False)):
+    # Those of the demo too: gateways are processes of the site
+    for name, durable in (("chat", True), ("room", True), ("tick", False), ("demo-room", True)):
         topic(name, durable=durable)(lambda identity, name: None)
     settings.WSGATEWAY_BROKER_TIMEOUT = 20.0
     for name in ("INBOX", "SEND", "DEAD", "CURSOR", "CHANNEL", "BLOB"):

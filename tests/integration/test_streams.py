@@ -69,6 +69,7 @@ async def test_set_up_creates_changes_and_then_does_nothing(
         f"KV_{upper}_CURSORS",
         f"KV_{upper}_TRIES",
         f"KV_{upper}_ROSTER",
+        f"{upper}_TOPIC_demo-room",
     }
     assert set(done.values()) == {"created"}
     assert set((await asyncio.to_thread(set_up, capsys)).values()) == {"up to date"}
