@@ -388,6 +388,26 @@ async def test_full_inbox_voids_tokens_older_than_what_is_kept(
     rights.close()
 
 
+async def test_more_marks_than_are_kept_while_a_gateway_is_away_ask_about_everybody(
+    rules: Rules, brokers: Any, settings: Any
+) -> None:
+    """Those that had to go before it was connected again revoked nothing there."""
+    settings.WSGATEWAY_INBOX_MAX_MESSAGES = 2
+    broker = await brokers.open()
+    rules.says = {("ann", "42"): "read"}
+    rights, ann = Rights(broker), Subscription(ANN, ROOM)
+    await rights.acquire(ann)
+    given = topics.token("room", "42", user="ann")
+    rights.close()  # it hears nothing, as while it is not connected
+    rules.says = {}
+    for name in ("42", "43", "44"):
+        await topics.arevoke("room", name)
+    rights.open()
+    await until(lambda: ann.changes == [None], what="its right ends")
+    assert await rights.access(ANN, ROOM, given) is None
+    rights.close()
+
+
 async def test_what_is_no_mark_is_skipped(rights: Rights, rules: Rules, broker: Broker) -> None:
     rules.says = {("ann", "42"): "read"}
     ann = Subscription(ANN, ROOM)

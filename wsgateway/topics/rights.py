@@ -167,48 +167,55 @@ class Rights:
     async def _follow(self) -> None:
         with contextlib.suppress(BrokerClosed):
             await self._load()
-            if self._epoch != self._broker.inboxes.epoch:
-                self._on_replaced()
             following = follow(self._broker, INBOX, self._after, self._on_replaced)
             async with aclosing(following) as messages:
                 async for stored in messages:
-                    mark = self._take(stored)
-                    if mark is not None:
+                    self._after = stored.offset
+                    mark = _mark_in(stored)
+                    if mark is not None and self._marks.add(mark):
                         self._on_mark(mark)
 
     async def _load(self) -> None:
-        """Read the marks that are kept; they are older than any subscription of this gateway."""
-        while not self._loaded.is_set():
+        """Read the marks that are kept, and do what the new ones say."""
+        while True:
             try:
                 await self._broker.wait_ready()
                 position = await self._broker.inboxes.position()
-                times = [mark.time async for mark in self._kept()]
+                kept = [stored async for stored in self._kept()]
+                break
             except BrokerError:
                 await wait_usable(self._broker)
-                continue
-            if 0 < position.max_messages <= len(times):  # older ones had to go
-                self._marks.distrust(times[0])
-            self._epoch = position.epoch
-            self._loaded.set()
+        self._epoch = self._epoch or position.epoch
+        self._take_kept(kept, is_full=0 < position.max_messages <= len(kept))
+        self._loaded.set()
+        if self._epoch != self._broker.inboxes.epoch:
+            self._on_replaced()
 
-    async def _kept(self) -> AsyncIterator[Mark]:
-        self._after, more = 0, True
+    async def _kept(self) -> AsyncIterator[Stored]:
+        after, more = 0, True
         while more:
-            batch = await self._broker.inboxes.read_after(INBOX, self._after, limit=BATCH)
-            for mark in map(self._take, batch.messages):
-                if mark is not None:
-                    yield mark
+            batch = await self._broker.inboxes.read_after(INBOX, after, limit=BATCH)
+            for stored in batch.messages:
+                after = stored.offset
+                yield stored
             more = batch.more
 
-    def _take(self, stored: Stored) -> Mark | None:
-        """Return the mark that *stored* is; None if it is not one, or was taken before."""
-        self._after = stored.offset
-        try:
-            mark = Mark.decode(stored.payload)
-        except MalformedMessage as exc:
-            logger.warning("skipped message %d: %s", stored.offset, exc)
-            return None
-        return mark if self._marks.add(mark) else None
+    def _take_kept(self, kept: list[Stored], *, is_full: bool) -> None:
+        """Do what those marks say that are new.
+
+        Args:
+            kept: All messages of the inbox.
+            is_full: Whether older ones had to go. If the oldest is new, so were others perhaps.
+        """
+        self._after = kept[-1].offset if kept else 0
+        for mark in filter(None, map(_mark_in, kept)):
+            is_new = self._marks.add(mark)
+            if is_new and is_full:
+                self._marks.distrust(mark.time)
+                self._ask_again(self._everybody())
+            is_full = False
+            if is_new:
+                self._on_mark(mark)
 
     def _on_replaced(self) -> None:
         """Marks are gone with the stream: trust no token, and ask about every subscription."""
@@ -270,6 +277,15 @@ class Rights:
             holder.change_access(access)
         except Exception:  # the others must hear of it all the same
             logger.exception("cannot change the right to topic %s", holder.topic)
+
+
+def _mark_in(stored: Stored) -> Mark | None:
+    """Return the mark that *stored* is; None if it is not one."""
+    try:
+        return Mark.decode(stored.payload)
+    except MalformedMessage as exc:
+        logger.warning("skipped message %d: %s", stored.offset, exc)
+        return None
 
 
 async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Access | None:
