@@ -19,6 +19,7 @@ FIELDS: Mapping[str, str] = {
     "connection": "The socket. Clients read it in their `welcome`, services in the message.",
     "service": "The service; of a refused socket, the one that its path names.",
     "user": "The user's name; of a refused socket, the one that its path names.",
+    "user_service": "The service of the user who sent a message to a topic of `service`.",
     "topic": "The topic's name within its service.",
     "device": "The user's device.",
     "code": "The gateway's close code, as `wsgateway.v1` clients get it, or else the client's.",

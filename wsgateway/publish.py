@@ -313,7 +313,9 @@ def _send_on_commit(caller: str, message: AnyOutgoing, using: str | None) -> Non
         "with `sync_to_async`",
     )
     store = _storing(message)
-    whose = {"user": message.user} if isinstance(message, Outgoing) else {"topic": message.name}
+    log_fields = (
+        {"user": message.user} if isinstance(message, Outgoing) else {"topic": message.name}
+    )
 
     def send_now() -> None:
         try:
@@ -323,7 +325,7 @@ def _send_on_commit(caller: str, message: AnyOutgoing, using: str | None) -> Non
                 "did not send a message for service %s after the commit. "
                 "wsgateway.outbox keeps such messages until they are sent",
                 message.service,
-                extra={"service": message.service, **whose},
+                extra=log_fields,
             )
 
     transaction.on_commit(send_now, using=using)

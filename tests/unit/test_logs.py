@@ -24,6 +24,8 @@ CONCERN_NOBODY = {
     "not WSGATEWAY_MAX_MESSAGE_SIZE (%s). Set max_payload to %s or more in the server's "
     "configuration, or lower the setting",
     "cannot check the logins of open sockets now: %s",
+    "could not store that a user's tokens are void since the password has changed, so they stay "
+    "valid until they expire: %s",
     "refused more websockets for other reasons (%d in %g s)",
     "channel layer: %s. To fix this, %s",
     "metrics of other processes at %s are not shown: %s. Set TMPDIR to a folder where this user "

@@ -15,6 +15,7 @@ from wsgateway.client.events import Event
 from wsgateway.client.lost import Final, Lost, translated
 from wsgateway.client.session import ClientSession
 from wsgateway.client.transport import Transport
+from wsgateway.exceptions import reason_of
 from wsgateway.supervision import start
 
 __all__ = ["ClientState", "Connector"]
@@ -144,7 +145,7 @@ class Connector:
         try:
             token = await self._endpoint.authenticate()
         except Final as exc:
-            logger.warning("the connection ends with its token: %s", exc)
+            logger.warning("the connection ends with its token: %s", reason_of(exc))
             return
         except Lost:
             self._session.renewal.failed(time.monotonic())

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from wsgateway.client.errors import GatewayError
 from wsgateway.client.message import Message
+from wsgateway.protocol.subjects import Topic
 
 __all__ = ["Reader"]
 
@@ -46,7 +47,10 @@ class Reader:
             self._queue.popleft()
             self.dropped += 1
             if self.dropped == 1:
-                logger.warning("dropping messages of %s: nobody reads them", message.topic)
+                topic = Topic.parse(message.topic or "")
+                log_fields = {"service": topic.service, "topic": topic.name}
+                text = "dropping messages of %s: nobody reads them"
+                logger.warning(text, message.topic, extra=log_fields)
 
     def end(self, error: GatewayError, *, stops: bool) -> None:
         """Let `recv` raise *error* once no message is left; *stops*: a loop ends without it."""

@@ -174,7 +174,8 @@ class SocketTopics:
                     return
         except BrokerError as exc:
             code = ErrorCode.UNAVAILABLE
-            where, text = session.socket.transport.where, "cannot subscribe %s to topic %r now: %s"
+            where = session.socket.transport.where
+            text = "cannot subscribe %s to topic %r now: %s"
             logger.info(text, where, str(topic), reason_of(exc), extra=session.log_fields)
         except Exception:
             code = ErrorCode.INTERNAL

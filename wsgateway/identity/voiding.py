@@ -77,7 +77,9 @@ async def _voided_at(broker: Broker, user_id: str) -> float:
             try:
                 latest = max(latest, float(stored.payload))
             except ValueError:  # not ours
-                logger.warning("skipped message %s: it says no time", offset)
+                logger.warning(
+                    "skipped message %s: it says no time", offset, extra={"offset": offset}
+                )
         if not found.more:
             return latest
 

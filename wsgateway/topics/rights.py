@@ -18,7 +18,13 @@ from wsgateway.broker.messages import Stored
 from wsgateway.broker.subscriptions import wait_usable
 from wsgateway.conf import settings
 from wsgateway.declared import source_of
-from wsgateway.exceptions import BrokerClosed, BrokerError, BrokerUnavailable, MalformedMessage
+from wsgateway.exceptions import (
+    BrokerClosed,
+    BrokerError,
+    BrokerUnavailable,
+    MalformedMessage,
+    reason_of,
+)
 from wsgateway.hooks import call_hook
 from wsgateway.identity.base import Identity, shown
 from wsgateway.protocol.endpoint import Access
@@ -284,7 +290,9 @@ def _mark_in(stored: Stored) -> Mark | None:
     try:
         return Mark.decode(stored.payload)
     except MalformedMessage as exc:
-        logger.warning("skipped message %d: %s", stored.offset, exc)
+        logger.warning(
+            "skipped message %d: %s", stored.offset, reason_of(exc), extra={"offset": stored.offset}
+        )
         return None
 
 
@@ -301,7 +309,7 @@ async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Acces
     if not allowed or allowed in ACCESSES:
         return allowed or None
     logger.error(
-        "refused topic %r: its allow, %s, returned %s; return 'read', 'write' or None",
+        "refused topic %r: its allow, %s, returned %s. Return 'read', 'write' or None",
         str(topic),
         source_of(service.allow),
         shown(allowed),
