@@ -187,11 +187,15 @@ class Settings:
         {},
         "Limits of the topics of each service, by its name: `max_age` (seconds that a message is "
         "kept), `max_messages` (in one topic) and `max_bytes` (of all topics of the service). What "
-        "is not given is 7 days, 10,000 messages, and a share of the free space",
+        "is not given is 7 days, 10,000 messages, and what `WSGATEWAY_TOPIC_MAX_BYTES` says",
         kind=dict,
         valid=are_retentions,
         flaw=retention_flaws,
         want="a dict, for example {'room': {'max_age': 86400, 'max_messages': 1000}}",
+    )
+    TOPIC_MAX_BYTES = bytes_limit(
+        "Size of all topics of one service, unless `WSGATEWAY_TOPICS` says otherwise. Above that, "
+        "publishing is refused"
     )
     SEND_MAX_AGE = seconds(7 * 86400.0, "How long a client's message waits for a service")
     SEND_MAX_MESSAGES = count(1_000_000, "Clients' messages that may wait for one service")

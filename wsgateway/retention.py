@@ -20,7 +20,7 @@ class Retention:
         max_age: Seconds that a message is kept.
         max_messages: Messages of one topic. Above that, the topic's oldest goes first.
         max_bytes: Size of all topics of the service together. Above that, publishing is refused.
-            0: a share of what the server has.
+            0: what ``WSGATEWAY_TOPIC_MAX_BYTES`` says.
     """
 
     max_age: float = 7 * 86400.0

@@ -309,7 +309,7 @@ def topic_stream(subjects: Subjects, settings: Settings, service: str) -> Stream
         # As with inboxes: the limit of messages drops the topic's own oldest
         "discard": "new",
         "max_msgs_per_subject": keep.max_messages,
-        "max_bytes": keep.max_bytes,
+        "max_bytes": keep.max_bytes or settings.TOPIC_MAX_BYTES,
         "allow_msg_ttl": True,
         "republish": {"src": topics, "dest": f"{live}{{{{wildcard(1)}}}}"},
     }
