@@ -74,7 +74,7 @@ async def test_backup_and_restore_as_documented(
     shell(script("Back up"))
     [day] = (tmp_path / "backup").iterdir()
     kinds = {path.name.removeprefix(f"{prefix.upper()}_").split("_")[0] for path in day.iterdir()}
-    assert kinds == {"RECV", "DEAD", "SEND"}
+    assert kinds == {"RECV", "DEAD", "SEND", "TOPIC"}
     await broker.publish(ANN, b"after the backup")
     await broker.close()
     shell(restore_script(tmp_path))
