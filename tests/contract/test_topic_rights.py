@@ -113,7 +113,7 @@ async def test_topic_that_nobody_declares_is_refused_unasked(rights: Rights, rul
         (RuntimeError("database is away"), "refused topic 'room.42': its allow failed"),
         (asyncio.CancelledError(), "refused topic 'room.42': its allow failed"),
         (SystemExit(1), "refused topic 'room.42': its allow failed"),
-        (True, "returned True; return 'read', 'write' or None"),
+        (True, "returned True. Return 'read', 'write' or None"),
         ("admin", "returned 'admin'"),
         (["write"], "returned a value of type list"),
     ],
