@@ -316,7 +316,7 @@ async def test_revoked_while_allow_is_asked(rights: Rights, rules: Rules, broker
 async def test_allow_that_swallows_its_cancellation_gives_nothing(
     rights: Rights, rules: Rules, outcome: Any
 ) -> None:
-    """A client that unsubscribed meanwhile held its right for as long as the gateway ran."""
+    """A client that unsubscribed while it was asked kept its right until the gateway stopped."""
     asked = asyncio.Event()
 
     async def wait() -> None:
