@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+import django
 from django.conf import settings as django_settings
 
 from benchmarks.load import payload
@@ -51,6 +52,7 @@ async def publish(
     if not django_settings.configured:
         ours = {"WSGATEWAY_SERVICES": ["bench"]}
         django_settings.configure(**ours, **env.gateway_settings(os.environ))
+        django.setup()
     subjects = Subjects(prefix)
     specs = wanted_streams(subjects, settings)
     broker = NatsBroker(ConnectionOptions((url,), timeout=30.0), subjects, specs)

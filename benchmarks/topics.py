@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import django
 from django.conf import settings as django_settings
 
 from benchmarks import v1_peer
@@ -52,6 +53,7 @@ def _gateway(bench: Bench, server: str, prefix: str, application: str, **env: st
 async def _publisher(bench: Bench, prefix: str) -> AsyncIterator[NatsBroker]:
     if not django_settings.configured:
         django_settings.configure(WSGATEWAY_SERVICES=["bench"])
+        django.setup()
     broker = NatsBroker(ConnectionOptions((bench.nats.url,), timeout=30.0), Subjects(prefix), [])
     await broker.open()
     try:

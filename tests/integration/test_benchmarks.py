@@ -18,6 +18,7 @@ COMMANDS = [
     ["admin", "--users", "20", "--looks", "1"],
     ["metrics", "--rounds", "1", "--users", "10", "--messages", "200"],
     ["v1", "--quick", "--servers", "uvicorn", "--kinds", "v1", "--sockets", "100"],
+    ["topics", "--quick", "--servers", "uvicorn", "--sockets", "1000"],
 ]
 
 
