@@ -34,8 +34,8 @@ COUNTING = {
         "        traffic.bytes_out += len(frame) if frame.isascii() else size_of(frame)\n",
     ],
     "gateway/subscription.py": [
-        "                if not message.offset % SAMPLE:\n"
-        "                    self._observe_lag(message)\n",
+        "                    if not message.offset % SAMPLE:\n"
+        "                        self._observe_lag(message)\n",
     ],
     "protocol/window.py": [
         "        if self._gap:\n            self._look_at_gap()\n",
