@@ -27,18 +27,22 @@ def log_out_everywhere(user: Any) -> None:
 
     Raises:
         TypeError: *user* is something else.
-        BrokerUnavailable: Tokens may still be valid. Call it again.
+        BrokerUnavailable: Sessions have ended, but tokens may still be valid. Call it again.
     """
     user_id = _require_user(user)
-    runtime.call_sync(partial(_void, user_id=user_id))
-    _end(user)
+    try:
+        runtime.call_sync(partial(_void, user_id=user_id))
+    finally:
+        _end(user)
 
 
 async def alog_out_everywhere(user: Any) -> None:
     """Do what `log_out_everywhere` does, from asynchronous code."""
     user_id = _require_user(user)
-    await runtime.call(partial(_void, user_id=user_id))
-    await call_hook(_end, user)
+    try:
+        await runtime.call(partial(_void, user_id=user_id))
+    finally:
+        await call_hook(_end, user)
 
 
 async def _void(broker: Broker, user_id: str) -> None:

@@ -15,10 +15,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from channels.testing import WebsocketCommunicator
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.contrib.messages import get_messages
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.test import AsyncClient, Client
@@ -31,7 +33,9 @@ from tests.support import ROOT, Gateway, site_env, wait_for
 from wsgateway import presence, send
 from wsgateway.admin import users
 from wsgateway.broker import runtime
-from wsgateway.identity import SessionIdentity, make_token
+from wsgateway.exceptions import IdentityRefused
+from wsgateway.identity import Identity, SessionIdentity, TokenIdentity, make_token
+from wsgateway.identity.voiding import require_valid_token
 from wsgateway.logins import end_sessions, session_store
 from wsgateway.models import InboxEntry
 from wsgateway.protocol.subjects import Inbox
@@ -105,6 +109,14 @@ def staff(*codenames: str) -> Client:
     browser = Client()
     browser.force_login(user)
     return browser
+
+
+def identity_with_token(user: Any) -> Identity:
+    """Return whom a token of *user* lets in."""
+    scope = {"headers": [], "query_string": f"token={make_token('orders', user)}".encode()}
+    identity = async_to_sync(TokenIdentity().resolve)(scope)
+    assert identity is not None
+    return identity
 
 
 def page_of(user: Any) -> str:
@@ -757,16 +769,36 @@ def test_user_is_logged_out_everywhere(root: Client, open_socket: Open) -> None:
     for browser, user in zip(browsers, (ann, ann, bob), strict=True):
         browser.force_login(user)
     socket = open_socket("orders", "ann")
+    tokens = {user: identity_with_token(user) for user in (ann, bob)}
     url = f"{page_of(ann)}log_out/"
     assert "and closes all open sockets" in root.get(url).content.decode()
     root.post(url)
     assert Session.objects.count() == 4
     answer = root.post(url, {"confirmed": "yes"}, follow=True)
-    assert "2 session(s) ended" in answer.content.decode()
+    assert "Logged out everywhere." in answer.content.decode()
     assert close_code(socket) == 4505
     left = {each.get_decoded()["_auth_user_id"] for each in Session.objects.all()}
     assert left == {str(bob.pk), root.session["_auth_user_id"]}
-    assert log_of(ann)[0] == "Logged out everywhere: 2 session(s) ended."
+    assert log_of(ann)[0] == "Logged out everywhere."
+    with pytest.raises(IdentityRefused, match="no longer valid"):
+        runtime.call_sync(lambda broker: require_valid_token(broker, tokens[ann]))
+    runtime.call_sync(lambda broker: require_valid_token(broker, tokens[bob]))
+
+
+def test_sessions_end_even_if_the_broker_cannot_refuse_the_tokens(
+    root: Client, settings: Any, free_port: int
+) -> None:
+    settings.PUBSUB_BROKER = "nats"
+    settings.NATS_BROKER_URL = f"nats://127.0.0.1:{free_port}"
+    settings.WSGATEWAY_BROKER_TIMEOUT = 0.3
+    ann = create("ann")
+    Client().force_login(ann)
+    answer = root.post(f"{page_of(ann)}log_out/", {"confirmed": "yes"})
+    texts = [str(each) for each in get_messages(answer.wsgi_request)]
+    assert texts[0].startswith("All sessions have ended, but tokens may still be valid: ")
+    left = {each.get_decoded()["_auth_user_id"] for each in Session.objects.all()}
+    assert left == {root.session["_auth_user_id"]}
+    assert log_of(ann)[0] == "Ended all sessions; tokens may still be valid."
 
 
 def test_whoever_logs_themselves_out_everywhere_has_to_log_in(root: Client) -> None:

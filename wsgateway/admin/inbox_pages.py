@@ -38,7 +38,9 @@ from wsgateway.admin.targets import DELETE, DISCONNECT, SEND, VIEW, Target, numb
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Action
 from wsgateway.broker.messages import Receipt
-from wsgateway.logins import can_end_sessions, end_sessions
+from wsgateway.exceptions import WsGatewayError, reason_of
+from wsgateway.logging_out import log_out_everywhere
+from wsgateway.logins import can_end_sessions
 from wsgateway.models import GatewayEntry
 
 if TYPE_CHECKING:
@@ -244,14 +246,21 @@ class InboxPages:
             raise PermissionDenied
         if not is_confirmed(request):
             question = (
-                "This ends all of the user's sessions, in every browser, and closes all open "
-                "sockets. Signed tokens and cookies stay valid until they expire."
+                "This ends all of the user's sessions, in every browser, refuses the tokens that "
+                "they have got so far, and closes all open sockets. A token that was made for a "
+                "name instead of a user stays valid until it expires, and so does a signed cookie."
             )
             if target.account == request.user:
                 question += " This is you: you will have to log in again."
             return self._confirm(request, target, "Log out everywhere?", question)
-        count = end_sessions(target.account)
-        self._done(request, target, f"Logged out everywhere: {count} session(s) ended.")
+        try:
+            log_out_everywhere(target.account)
+        except WsGatewayError as exc:
+            log(request, [target.entry], "Ended all sessions; tokens may still be valid.")
+            text = f"All sessions have ended, but tokens may still be valid: {reason_of(exc)}."
+            messages.error(request, f"{text} Log out everywhere again.")
+        else:
+            self._done(request, target, "Logged out everywhere.")
         self._close(request, target, "disconnect all sockets", target.services)
         if target.account == request.user:
             logout(request)  # or the answer would try to save a session that is gone
