@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from wsgateway.client.callbacks import call
-from wsgateway.client.calls import Calls
 from wsgateway.client.connector import ClientState, Connector
 from wsgateway.client.endpoint import Endpoint, Token
 from wsgateway.client.errors import GatewayError
@@ -33,6 +32,7 @@ from wsgateway.client.reading import Reader
 from wsgateway.client.session import ClientSession
 from wsgateway.client.topic import Topic, TopicToken
 from wsgateway.client.topics import Topics
+from wsgateway.client.watching import Watching
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.endpoint import Since
 from wsgateway.protocol.v1 import Presence, ServerMessage, Subscribed, Welcome
@@ -118,7 +118,7 @@ class Client:
             on_events=self._apply,
         )
         self._exchange = Exchange(self._session.sending, self._connector.wake)
-        self._watches = Calls[bool | None](self._leave_watch)  # answers to come
+        self._watching = Watching(self._session, self._connector.wake, self._apply)
         self._topics = Topics(
             self._session.subscriptions,
             self._exchange,
@@ -244,7 +244,7 @@ class Client:
                 case Unclaimed(answer):
                     self._unclaimed(self._answer(answer))
                 case Watched(id, online):
-                    self._watches.resolve(id, online)
+                    self._watching.answered(id, online)
                 case Seen(presence):
                     call(self._on_presence, presence)
                 case Welcomed(welcome):
@@ -372,26 +372,11 @@ class Client:
         Raises:
             GatewayError: You may not, or the client is closed.
         """
-        id = self._session.watch(service, user)
-        is_known, online = self._session.watches.known(id)
-        if is_known:
-            return online
-        with self._watches.joined(id) as answer:
-            self._connector.wake()
-            return await asyncio.shield(answer)
+        return await self._watching.watch(service, user)
 
     def unwatch(self, user: str, *, service: str | None = None) -> None:
         """Do not watch *user* any more. Idempotent."""
-        id = self._session.watches.id_of(service, user)
-        if id is not None:
-            self._apply(self._session.watches.remove(id))
-            self._connector.wake()
-
-    def _leave_watch(self, id: str) -> None:
-        is_known, _ = self._session.watches.known(id)
-        if not is_known:
-            self._session.watches.remove(id)
-            self._connector.wake()
+        self._watching.unwatch(service, user)
 
 
 def connect(url: str, **options: Any) -> Client:
