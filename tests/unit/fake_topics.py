@@ -30,6 +30,7 @@ class FakeTopic:
     name: str
     access: Access | None = "write"
     durable: bool = True
+    answers: bool = True  # questions
     epoch: str = "r1"
     token: str | None = None  # that clients must send
     window: int = 8
@@ -55,6 +56,8 @@ class FakeTopic:
         """Do what a client's frame about this topic asks for."""
         if isinstance(frame, Subscribe):
             self.asked.append(frame)
+            if not self.answers:
+                return
             if code := self._refuse(frame):
                 text = protocol.encode_unsubscribed(self.name, code, "no", frame.id)
                 await connection.send(text)

@@ -54,6 +54,25 @@ async def test_refusal_raises_its_code(gateway: FakeGateway) -> None:
         assert client.pending == 0
 
 
+@pytest.mark.parametrize("id", ["topic-1", "watch-1"])
+async def test_no_id_of_a_message_is_that_of_a_question(gateway: FakeGateway, id: str) -> None:
+    """The client's questions had these ids, and the refusal of the message ended the question."""
+    room = gateway.topic("room.42", answers=False)
+    gateway.refusals = {id: ErrorCode.BAD_REQUEST}
+    async with client_of(gateway) as client:
+        opening = asyncio.create_task(client.topic("room.42").open())
+        watching = asyncio.create_task(client.watch("bob"))  # which this gateway never answers
+        await until(lambda: room.asked)
+        with pytest.raises(GatewayError, match="refused"):
+            async with asyncio.timeout(5):
+                await client.send("x", id=id)
+        assert not opening.done()
+        assert not watching.done()
+    for question in (opening, watching):
+        with pytest.raises(GatewayError, match="already closed"):
+            await question
+
+
 async def test_refusal_that_no_send_waits_for_goes_to_on_error(
     gateway: FakeGateway, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
@@ -108,6 +109,7 @@ class Client:
             ping_timeout=ping_timeout,
             backoff=backoff,
             renewable=callable(token),
+            prefix=f"{secrets.token_urlsafe(9)}-",
         )
         self._connector = Connector(
             self._session,

@@ -87,6 +87,7 @@ class ClientSession:
         backoff: Delays between attempts.
         renewable: Whether the application can provide another token, after a refusal or before
             this one expires.
+        prefix: Of the ids of its own questions, so that no message of the application has the same.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ClientSession:
         ping_timeout: float = 10.0,
         backoff: Backoff | None = None,
         renewable: bool = False,
+        prefix: str = "",
     ) -> None:
         self._acks = Acks(ack_every, ack_interval)
         self._monitor = Monitor(ping_timeout)
@@ -110,9 +112,9 @@ class ClientSession:
         self._inbox = ClientInbox(position)
         self.sending = Sending(queue_limit, send_window)
         """Messages and requests that wait for the gateway."""
-        self.subscriptions = Subscriptions(self._acks, self.sending, self._backoff)
+        self.subscriptions = Subscriptions(self._acks, self.sending, self._backoff, prefix)
         """The topics that are read."""
-        self.watches = ClientWatches()
+        self.watches = ClientWatches(prefix)
         """Whose presence is watched; `watch` adds."""
         self._controls: deque[str] = deque()  # pings and pongs to write
         self._opened_at: float | None = None  # when this connection was welcomed

@@ -37,6 +37,7 @@ class Subscriptions:
         acks: The client's acknowledgements.
         sending: What the client sends, also to these topics.
         backoff: Delays until what was refused is asked for again.
+        prefix: Of the ids of questions.
     """
 
     __slots__ = (
@@ -46,15 +47,17 @@ class Subscriptions:
         "_count",
         "_frames",
         "_is_open",
+        "_prefix",
         "_retry_at",
         "_sending",
         "_topics",
     )
 
-    def __init__(self, acks: Acks, sending: Sending, backoff: Backoff) -> None:
+    def __init__(self, acks: Acks, sending: Sending, backoff: Backoff, prefix: str = "") -> None:
         self._acks = acks
         self._sending = sending
         self._backoff = backoff
+        self._prefix = prefix
         self._count = 0  # numbers the subscriptions
         self._asked = 0  # numbers the questions
         self._topics: dict[str, Subscription] = {}  # those that have not ended
@@ -95,7 +98,7 @@ class Subscriptions:
             subscription.state = SubscriptionState.FETCHING
             return [TokenWanted(subscription)]
         self._asked += 1
-        self._frames.append(subscription.ask(f"topic-{self._asked}"))
+        self._frames.append(subscription.ask(f"{self._prefix}topic-{self._asked}"))
         return []
 
     @property

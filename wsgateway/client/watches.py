@@ -36,11 +36,16 @@ class _Watch:
 
 
 class ClientWatches:
-    """The watches of one client. They are asked for again on each connection."""
+    """The watches of one client. They are asked for again on each connection.
 
-    __slots__ = ("_count", "_frames", "_is_open", "_own", "_watches")
+    Args:
+        prefix: Of the ids of questions.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_count", "_frames", "_is_open", "_own", "_prefix", "_watches")
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._count = 0  # numbers the watches
         self._watches: list[_Watch] = []
         self._frames: deque[str] = deque()  # to write
@@ -93,7 +98,7 @@ class ClientWatches:
         id = self.id_of(service, user)
         if id is None:
             self._count += 1
-            id = f"watch-{self._count}"
+            id = f"{self._prefix}watch-{self._count}"
             self._watches.append(_Watch(id, None if service == self._own else service, user))
             self._ask()
         return id
