@@ -16,6 +16,9 @@ room.on("recovered", ({ recovered, reason }) => !recovered && reason === "trimme
 room.on("state", (state, { access }) => state === "subscribed" && access === "write");
 c.topic("room.43", { position: room.position ?? undefined, since: "all" }).ready.then(() => room.close());
 export const t: Promise<{ id: string }> = room.send({ text: "hi" });
+room.on("readers", ({ users, joined, left, complete }) => complete && users?.length === joined.length - left.length);
+export const n: Promise<number | null> = room.watch().then(({ users, sockets }) => users?.length ?? sockets);
+if (room.readers === null) room.unwatch();
 export async function read() { for await (const m of c.topic("room.42")) m.ack(); }
 export async function loop() { for await (const m of c) m.ack(); }
 new WsGateway("/x", { shared: "ann" });

@@ -131,7 +131,9 @@ class Runner {
     topic.on("message", (message) => this.deliver(message));
     topic.on("recovered", ({ recovered, reason }) =>
       this.add("subscribed", { topic: name, access: topic.access, recovered, reason }));
-    topic.on("error", ({ code, temporary }) => this.add("ended", { topic: name, error: code, temporary }));
+    topic.on("readers", (readers) => this.add("readers", { topic: name, ...readers }));
+    topic.on("error", ({ code, temporary }) =>
+      this.add(topic.state === "ended" ? "ended" : "unwatched", { topic: name, error: code, temporary }));
   }
 
   leave(name) {
@@ -157,14 +159,16 @@ class Runner {
     this.calls.get(id).abort();
   }
 
-  watch({ user, service }) {
-    this.client.watch(user, { service }).catch(refusal).then((result) => {
-      (this.out.results ??= {})[`watch ${user}`] = result;
+  watch({ topic, user, service }) {
+    const answer = topic ? this.topics.get(topic).watch() : this.client.watch(user, { service });
+    answer.catch(refusal).then((result) => {
+      (this.out.results ??= {})[`watch ${topic ?? user}`] = result;
     });
   }
 
-  unwatch({ user, service }) {
-    this.client.unwatch(user, { service });
+  unwatch({ topic, user, service }) {
+    if (topic) this.topics.get(topic).unwatch();
+    else this.client.unwatch(user, { service });
   }
 
   processed(name) {

@@ -336,7 +336,12 @@ def opened(vector: dict[str, Any]) -> Runner:
     return runner
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+@pytest.mark.parametrize(
+    "vector",
+    # The Python client does not watch topics yet
+    [vector for vector in VECTORS if not vector["name"].startswith("readers: ")],
+    ids=lambda vector: vector["name"],
+)
 def test_vector(vector: dict[str, Any]) -> None:
     runner = opened(vector)
     for number, step in enumerate(vector["steps"], 1):

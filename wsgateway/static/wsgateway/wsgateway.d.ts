@@ -242,12 +242,34 @@ export interface TopicRecovered {
   offset: number | null;
 }
 
+export interface Reader {
+  service: string;
+  user: string;
+}
+
+export interface Readers {
+  /** Null: too many to name, or not known any more. */
+  users: Reader[] | null;
+  /** How many sockets read the topic, if its users are too many to name; otherwise null. */
+  sockets: number | null;
+  /** False: a gateway does not answer, so there may be more users, and some of these may have left. */
+  complete: boolean;
+}
+
+export interface ReadersChange extends Readers {
+  /** Who is in the list now, and was not before. */
+  joined: Reader[];
+  left: Reader[];
+}
+
 export interface TopicEvents {
   message: (message: Message) => void;
   state: (state: TopicState, detail: { access?: Access; code?: string; reason?: string }) => void;
   /** At each answer of the gateway, and when the topic's stream changed. */
   recovered: (recovered: TopicRecovered) => void;
-  /** The subscription was refused or ended, or a token could not be fetched. */
+  /** Who reads the topic, at each change, the first list included; after `watch`. */
+  readers: (readers: ReadersChange) => void;
+  /** The subscription or its watch was refused or ended, or a token could not be fetched. */
   error: (error: GatewayError | Error) => void;
 }
 
@@ -259,6 +281,8 @@ export declare class Topic implements AsyncIterable<Message> {
   /** Writing includes reading; null before the gateway's answer. */
   readonly access: Access | null;
   readonly position: TopicPosition | null;
+  /** As last heard by `watch`; null before, and without it. */
+  readonly readers: Readers | null;
   /** Resolves when the gateway has subscribed the client; rejects if it refuses. */
   readonly ready: Promise<void>;
   on<K extends keyof TopicEvents>(name: K, listener: TopicEvents[K]): () => void;
@@ -267,6 +291,9 @@ export declare class Topic implements AsyncIterable<Message> {
   /** Write to the topic, once the client is subscribed. */
   send(data: unknown, options?: SendOptions): Promise<Receipt>;
   request(data: unknown, options?: RequestOptions): Promise<Message>;
+  /** Watch who reads the topic. */
+  watch(): Promise<Readers>;
+  unwatch(): void;
   close(): void;
   [Symbol.asyncIterator](): AsyncIterableIterator<Message>;
 }

@@ -102,7 +102,12 @@ const isBase64 = (value) => isText(value) && value.length % 4 === 0 && /^[A-Za-z
 
 const isPresence = (f) => isText(f.service) && isText(f.user) && (f.online === null || typeof f.online === "boolean");
 
-const isSender = (value) => isText(value.service) && isText(value.user);
+const isSender = (value) => isText(value?.service) && isText(value.user);
+const areUsers = (value) => Array.isArray(value) && value.every(isSender);
+const isReaders = (f) =>
+  isText(f.topic) && typeof f.complete === "boolean" && (f.users == null ? isOffset(f.sockets) : areUsers(f.users));
+const isReadersChange = (f) =>
+  isText(f.topic) && typeof f.complete === "boolean" && areUsers(f.joined) && areUsers(f.left);
 
 /** What a frame of each known type must be. */
 const VALID = {
@@ -124,9 +129,9 @@ const VALID = {
     [f.topic, f.access, f.id ?? "", f.reason ?? ""].every(isText) &&
     (f.durable === false || (isText(f.epoch) && isOffset(f.offset) && typeof f.recovered === "boolean")),
   unsubscribed: (f) => isText(f.topic) && [f.id, f.code, f.reason].every((value) => isText(value ?? "")),
-  watching: (f) => isText(f.id) && isPresence(f),
-  presence: isPresence,
-  unwatched: (f) => [f.service, f.user, f.code, f.reason].every(isText),
+  watching: (f) => isText(f.id) && ("topic" in f ? isReaders(f) : isPresence(f)),
+  presence: (f) => ("topic" in f ? ("users" in f ? isReaders(f) : isReadersChange(f)) : isPresence(f)),
+  unwatched: (f) => [...("topic" in f ? [f.topic] : [f.service, f.user]), f.code, f.reason].every(isText),
   refreshed: (f) => isNumber(f.expires_in ?? 0, 0, Infinity),
   closing: (f) => isNumber(f.reconnect_after, 0, 3600),
 };
@@ -383,6 +388,70 @@ class Subscription {
   }
 }
 
+const nameOf = ({ service, user }) => JSON.stringify([service, user]);
+
+/** Return those of *users* who are not among *others*; null, of either, is as good as nobody. */
+function without(users, others) {
+  const names = new Set(others?.map(nameOf));
+  return users?.filter((user) => !names.has(nameOf(user))) ?? [];
+}
+
+/** Return who reads a topic after a frame that says so; *before*: the same, before it. */
+function readersAfter(before, { users, sockets, joined, left, complete }) {
+  if (users) return { users: users.map(({ service, user }) => ({ service, user })), sockets: null, complete };
+  if (users === null || !joined) return { users: null, sockets, complete };
+  if (!before.users) return { ...before, complete };
+  const stayed = without(before.users, left);
+  const came = without(joined, stayed).map(({ service, user }) => ({ service, user }));
+  return { users: [...stayed, ...came], sockets: null, complete };
+}
+
+/** The watch of one topic's readers, over all connections. */
+class ReadersWatch {
+  readers = null; // {users, sockets, complete}, as the application was told last
+  state = "waiting"; // to be asked for; or "asked", "open", or "renewing" the topic's token
+  renewed = false; // on this connection
+
+  constructor(id) {
+    this.id = id;
+  }
+
+  /** Start a connection: it must be asked for on it. */
+  connecting() {
+    this.state = "waiting";
+    this.renewed = false;
+  }
+
+  get isKnownToGateway() {
+    return this.state === "asked" || this.state === "open";
+  }
+
+  /** Return the frame that asks for it. */
+  ask({ name, token }) {
+    this.state = "asked";
+    return JSON.stringify({ type: "watch", id: this.id, topic: name, token: token ?? undefined });
+  }
+
+  /** Record what a frame says; return what is news, null if nothing is. */
+  receive(frame) {
+    if (frame.id === this.id && this.state === "asked") this.state = "open";
+    else if (frame.id !== undefined || this.state !== "open") return null;
+    const before = this.readers;
+    const now = readersAfter(before, frame);
+    const [joined, left] = [without(now.users, before?.users), without(before?.users, now.users)];
+    const isSame = before && !joined.length && !left.length && !before.users === !now.users &&
+      before.sockets === now.sockets && before.complete === now.complete;
+    if (isSame) return null;
+    this.readers = now;
+    return { ...now, joined, left };
+  }
+
+  /** Return what is news once nobody knows any more who reads the topic; null if nobody knew. */
+  end() {
+    return this.readers && { users: null, sockets: null, joined: [], left: this.readers.users ?? [], complete: false };
+  }
+}
+
 /** Whose presence is watched, over all connections. */
 class Watches {
   #watches = new Map(); // id -> {service, user, online, told, sent}; service null: the client's own
@@ -399,9 +468,14 @@ class Watches {
   add(service, user, own) {
     const known = this.find(service, user, own);
     if (known) return known;
-    const id = `watch-${(this.#count += 1)}`;
+    const id = this.newId();
     this.#watches.set(id, { service, user, online: null, told: false, sent: false });
     return id;
+  }
+
+  /** Return an id for the watch of a user or a topic. */
+  newId() {
+    return `watch-${(this.#count += 1)}`;
   }
 
   get(id) {
@@ -851,7 +925,7 @@ class SharedConnection {
   #tabs = new Set();
   #inbox = new SharedLog();
   #topics = new Map(); // name -> SharedLog
-  #watches = new Map(); // key -> {id, tabs: tab -> its id, answer, frame}
+  #watches = new Map(); // key -> {id, tabs: tab -> its frame, frame: of them, the one that was asked, answer}
   #senders = new Map(); // id of a message -> tabs that wait for its ack
   #ids = 0;
   #timers = new Map(); // name -> timer
@@ -1109,38 +1183,68 @@ class SharedConnection {
 
   // -- presence --------------------------------------------------------------------------
 
-  #keyOf({ service = this.#welcome.service, user }) {
-    return JSON.stringify([service, user]);
+  /** Name a user, or a topic. */
+  #keyOf({ topic, service = this.#welcome.service, user }) {
+    return JSON.stringify(topic === undefined ? [service, user] : [topic]);
   }
 
   #watch(tab, frame) {
     const key = this.#keyOf(frame);
     const known = this.#watches.get(key);
-    if (known?.answer) tab.say({ ...known.answer, id: frame.id });
-    if (known) return known.tabs.set(tab, frame.id);
-    const id = `tab-${(this.#ids += 1)}`;
-    this.#watches.set(key, { id, frame, tabs: new Map([[tab, frame.id]]), answer: null });
-    this.#send({ ...frame, id });
+    const watch = known ?? { tabs: new Map(), answer: null };
+    watch.tabs.set(tab, frame);
+    if (watch.answer) return tab.say({ ...watch.answer, id: frame.id });
+    if (known) return undefined;
+    this.#watches.set(key, watch);
+    this.#askToWatch(watch, frame);
+  }
+
+  #askToWatch(watch, frame) {
+    Object.assign(watch, { id: `tab-${(this.#ids += 1)}`, frame });
+    this.#send({ ...frame, id: watch.id });
   }
 
   #unwatch(tab, key) {
     const watch = this.#watches.get(key);
     if (!watch?.tabs.delete(tab) || watch.tabs.size) return;
     this.#watches.delete(key);
-    this.#send({ ...watch.frame, type: "unwatch", id: undefined });
+    this.#send({ ...watch.frame, type: "unwatch", id: undefined, token: undefined });
   }
 
   #onWatching(frame) {
     const watch = this.#watches.get(this.#keyOf(frame));
     if (watch?.id !== frame.id) return;
     watch.answer = frame;
-    for (const [tab, id] of watch.tabs) tab.say({ ...frame, id });
+    for (const [tab, { id }] of watch.tabs) tab.say({ ...frame, id });
   }
 
   #onPresence(text, frame) {
     const watch = this.#watches.get(this.#keyOf(frame));
-    if (watch?.answer) watch.answer.online = frame.online;
-    this.#tell(text);
+    if (!watch?.answer) return;
+    const { topic, online } = frame;
+    Object.assign(watch.answer, topic === undefined ? { online } : readersAfter(watch.answer, frame));
+    for (const tab of watch.tabs.keys()) tab.say(text);
+  }
+
+  #onUnwatched(text, frame) {
+    const key = this.#keyOf(frame);
+    const watch = this.#watches.get(key);
+    if (!watch?.answer) return;
+    this.#watches.delete(key);
+    for (const tab of watch.tabs.keys()) tab.say(text);
+  }
+
+  /** A watch was refused; another tab's token may do better. */
+  #onWatchRefused(key, watch, frame) {
+    const { token } = watch.frame;
+    for (const [tab, question] of [...watch.tabs]) {
+      if (question.token !== token) continue;
+      tab.say({ ...frame, id: question.id });
+      watch.tabs.delete(tab);
+    }
+    const [next] = watch.tabs.values();
+    if (next) this.#askToWatch(watch, next);
+    else this.#watches.delete(key);
   }
 
   // -- the gateway -----------------------------------------------------------------------
@@ -1164,9 +1268,7 @@ class SharedConnection {
       case "unsubscribed": return this.#onUnsubscribed(text, frame);
       case "watching": return this.#onWatching(frame);
       case "presence": return this.#onPresence(text, frame);
-      case "unwatched":
-        this.#watches.delete(this.#keyOf(frame));
-        return this.#tell(text);
+      case "unwatched": return this.#onUnwatched(text, frame);
       case "refreshed":
         this.#expiresIn(frame.expires_in);
         return this.#tell(text);
@@ -1236,10 +1338,7 @@ class SharedConnection {
       if (log.asked?.id === id) return this.#refused(log, frame);
     }
     for (const [key, watch] of id === null ? [] : this.#watches) {
-      if (watch.id !== id) continue;
-      this.#watches.delete(key);
-      for (const [tab, own] of watch.tabs) tab.say({ ...frame, id: own });
-      return;
+      if (watch.id === id) return this.#onWatchRefused(key, watch, frame);
     }
     this.#tell(text);
   }
@@ -1612,6 +1711,11 @@ export class Topic {
     return this.#entry.subscription.reader.position;
   }
 
+  /** `{users, sockets, complete}`, as last heard by `watch`; null before, and without it. */
+  get readers() {
+    return this.#entry.watch?.readers ?? null;
+  }
+
   /** Resolves when the gateway has subscribed the client; rejects if it refuses. */
   get ready() {
     return this.#entry.ready.promise;
@@ -1641,6 +1745,19 @@ export class Topic {
   /** The same, and wait for the service's reply; see `WsGateway.request`. */
   request(data, options) {
     return this.#calls.request(data, options);
+  }
+
+  /**
+   * Watch who reads the topic, across reconnects. Resolves with `readers`; each change, the first
+   * list included, is a "readers" event. Rejects with a `GatewayError` if that is not allowed.
+   */
+  watch() {
+    return this.#calls.watch();
+  }
+
+  /** Do not watch any more who reads the topic. Idempotent. */
+  unwatch() {
+    this.#calls.unwatch();
   }
 
   /** End the subscription; what is not confirmed rejects with code "ended". Idempotent. */
@@ -1699,7 +1816,7 @@ export class WsGateway {
   #unasked = new Set(); // those of them that must be asked for on this connection
   #questions = 0;
   #watches = new Watches();
-  #watching; // calls that wait for the answer to a watch
+  #watching; // calls that wait for the answer to a watch, of a user or a topic
   #backoff;
   #reconnectAfter = null; // ms, the delay that `closing` asked for on this connection
   #monitor;
@@ -1954,7 +2071,10 @@ export class WsGateway {
     this.#attempt += 1;
     this.#dropTransport(1000, "");
     this.#unasked.clear(); // in the order in which the application asked
-    for (const entry of this.#topics.values()) this.#ask(entry);
+    for (const entry of this.#topics.values()) {
+      entry.watch?.connecting();
+      this.#ask(entry);
+    }
     if (wasOpen && this.#clock.now() - this.#openedAt >= STABLE) this.#backoff.reset();
     // A browser does not say why a handshake failed: it may have been the token
     if (!wasOpen || code === CREDENTIALS_CHANGED) this.#stale = true;
@@ -2085,7 +2205,9 @@ export class WsGateway {
   }
 
   /** A user's state; *id* is that of the watch that it answers. Later versions may send more fields. */
-  #onPresence({ service, user, online, id }) {
+  #onPresence(frame) {
+    if (frame.topic !== undefined) return this.#onReaders(frame);
+    const { service, user, online, id } = frame;
     const presence = { service, user, online };
     const own = this.#welcome.service;
     if (id !== undefined && !this.#watches.of(presence, own).includes(id)) return;
@@ -2095,6 +2217,7 @@ export class WsGateway {
   }
 
   #onUnwatched(frame) {
+    if (frame.topic !== undefined) return this.#onReadersUnwatched(frame);
     for (const id of this.#watches.of(frame, this.#welcome.service)) {
       this.#endWatch(id, new GatewayError(frame.code, frame.reason, false, { id }));
     }
@@ -2161,6 +2284,7 @@ export class WsGateway {
     if (this.#watches.get(id)) return this.#endWatch(id, error);
     for (const entry of id === null ? [] : this.#topics.values()) {
       if (entry.subscription.asked === id) return this.#refused(entry, error);
+      if (entry.watch?.id === id) return this.#onReadersRefused(entry, error);
     }
     if (code === "unauthorized") this.#renewIn(this.#renewals.next());
     if (!this.#outbox.has(id)) return this.#events.emit("error", error);
@@ -2353,12 +2477,17 @@ export class WsGateway {
     const subscription = new Subscription(name, options ?? {});
     const events = new Emitter();
     const handover = new Handover(events, options?.autoAck ?? this.#options.autoAck);
-    const entry = { subscription, events, handover, fetch: options?.token, timer: null, since: null };
+    const entry = { subscription, events, handover, fetch: options?.token, timer: null, since: null, watch: null };
     entry.backoff = new Backoff(this.#options.backoff, this.#options.random);
     entry.ready = deferred();
     entry.topic = new Topic(entry, {
       send: (data, how) => this.#send(data, how, subscription),
       request: (data, how) => this.#request(data, how, subscription),
+      watch: () => this.#watchReaders(entry),
+      unwatch: () => {
+        const text = "the watch was ended before it was answered";
+        this.#dropReaders(entry, new GatewayError("ended", text, false));
+      },
       close: () => this.#leave(entry),
     });
     this.#topics.set(name, entry);
@@ -2429,6 +2558,7 @@ export class WsGateway {
     const { recovered = false, reason = null, epoch = null, offset = null } = frame;
     events.emit("recovered", { recovered, reason, epoch, offset });
     this.#flush();
+    this.#askForReaders(entry);
   }
 
   #onUnsubscribed(frame) {
@@ -2471,10 +2601,83 @@ export class WsGateway {
     subscription.waits();
     Object.assign(subscription, { state: "ended", error, access: null });
     for (const id of this.#outbox.of(subscription.name)) this.#fail(id, endOf(error, id));
+    const news = this.#dropReaders(entry, error);
     ready.reject(error);
     events.emit("state", "ended", { code: error.code, reason: error.message });
+    if (news && !own) events.emit("readers", news);
     handover.end(own ? null : error);
     if (!own) events.emit("error", error);
+  }
+
+  // -- who reads a topic -----------------------------------------------------------------
+
+  #watchReaders(entry) {
+    const { error } = entry.subscription;
+    if (error) return Promise.reject(endOf(error, null));
+    const watch = (entry.watch ??= new ReadersWatch(this.#watches.newId()));
+    if (watch.readers) return Promise.resolve(watch.readers);
+    const result = this.#watching.join(watch.id, {});
+    this.#askForReaders(entry);
+    return result;
+  }
+
+  /** Ask who reads a topic once the client does, and its token was accepted. */
+  #askForReaders({ subscription, watch }) {
+    if (watch?.state !== "waiting" || subscription.state !== "subscribed") return;
+    this.#transport.send(watch.ask(subscription));
+  }
+
+  #onReaders(frame) {
+    const { watch, events } = this.#topics.get(frame.topic) ?? {};
+    const news = watch?.receive(frame);
+    if (!news) return;
+    this.#watching.resolve(watch.id, watch.readers);
+    events.emit("readers", news);
+  }
+
+  #onReadersUnwatched({ topic, code, reason }) {
+    const entry = this.#topics.get(topic);
+    if (entry?.watch?.state === "open") this.#endReaders(entry, new GatewayError(code, reason, false));
+  }
+
+  /** The gateway has refused a watch: perhaps because the topic's token has expired. */
+  #onReadersRefused(entry, error) {
+    const { subscription, watch } = entry;
+    if (error.code !== "forbidden" || !subscription.renewable || watch.renewed) return this.#endReaders(entry, error);
+    return this.#renewForReaders(entry, watch);
+  }
+
+  async #renewForReaders(entry, watch) {
+    const { subscription, fetch } = entry;
+    Object.assign(watch, { state: "renewing", renewed: true });
+    try {
+      subscription.token = await fetch(subscription.name);
+    } catch (error) {
+      if (entry.watch === watch && watch.state === "renewing") this.#endReaders(entry, error);
+      return;
+    }
+    if (entry.watch !== watch || watch.state !== "renewing") return; // ended, or asked on another connection
+    watch.state = "waiting";
+    this.#askForReaders(entry);
+  }
+
+  /** The gateway has ended or refused a watch. */
+  #endReaders(entry, error) {
+    entry.watch.state = "waiting";
+    const news = this.#dropReaders(entry, error);
+    if (!news) return; // a call waited, and has the error
+    entry.events.emit("error", error);
+    entry.events.emit("readers", news);
+  }
+
+  /** Forget a watch, of which the gateway may know; return what that is for the application. */
+  #dropReaders(entry, error) {
+    const { watch, subscription } = entry;
+    if (!watch) return null;
+    entry.watch = null;
+    if (watch.isKnownToGateway) this.#transport?.send(JSON.stringify({ type: "unwatch", topic: subscription.name }));
+    this.#watching.reject(watch.id, error);
+    return watch.end();
   }
 
   // -- async iteration -------------------------------------------------------------------
