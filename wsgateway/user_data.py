@@ -224,6 +224,6 @@ def _on_rows(
     from wsgateway.outbox.schema import naming_the_cure
 
     using = using or router.db_for_write(OutboxMessage)
-    rows = OutboxMessage.objects.using(using).filter(user=user)
+    rows = OutboxMessage.objects.using(using).filter(user=user).exclude(is_topic=True)
     with naming_the_cure(using):
         return action(rows if service is None else rows.filter(service=service))

@@ -27,7 +27,7 @@ from wsgateway.gateway.sockets import Socket
 from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
 from wsgateway.layer import blobs, wire
-from wsgateway.outbox import enqueue
+from wsgateway.outbox import enqueue, enqueue_topic
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.presence.results import Disconnected
 from wsgateway.protocol.frames import EVENT, Frame
@@ -129,10 +129,12 @@ async def test_waiting_rows_of_the_outbox_go_too(broker: Broker) -> None:
     """A relay would send them to the inbox that was just emptied."""
     for service, user in (("orders", ZOE), ("chat", ZOE), ("orders", "bob")):
         await sync_to_async(enqueue)(service, user, text="x")
+    await sync_to_async(enqueue_topic)("room", ZOE, text="for everybody who reads it")
     assert (await user_data.afind(ZOE)).outbox_rows == 2
     assert (await user_data.adelete(ZOE, service="chat")).outbox_rows == 1
     assert (await user_data.adelete(ZOE)).outbox_rows == 1
-    assert [row.user async for row in OutboxMessage.objects.all()] == ["bob"]
+    rows = [(row.service, row.user) async for row in OutboxMessage.objects.all()]
+    assert rows == [("orders", "bob"), ("room", ZOE)]
 
 
 async def test_open_socket_is_closed_and_writes_no_cursor(brokers: Brokers) -> None:

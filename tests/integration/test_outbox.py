@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import call_command, get_commands
+from django.core.management import CommandError, call_command, get_commands
 from django.db import transaction
 
 from tests.integration.test_publish import read
 from tests.support import ROOT, Process, running, site_env, wait_for
 from wsgateway import declared, send_topic_on_commit, topic, topics
+from wsgateway.broker import runtime
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.exceptions import BrokerUnavailable, MessageTooBig, NameRefused, QueueFull
+from wsgateway.exceptions import (
+    BrokerUnavailable,
+    MessageTooBig,
+    NameRefused,
+    QueueFull,
+)
 from wsgateway.outbox import enqueue, enqueue_topic
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
@@ -45,14 +51,18 @@ def test_rows_of_committed_transactions_are_relayed_in_order(nats_settings: Any)
     assert not OutboxMessage.objects.exists()
 
 
+def declare_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Declare the topics of `room`, and no others."""
+    declared.discover()
+    monkeypatch.setattr(declared, "topics", {})
+    topic("room")(lambda identity, name: None)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_topics_are_relayed_in_order_beside_users(
     nats_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row has a service and a name, as in earlier versions: the service says what it names."""
-    declared.discover()
-    monkeypatch.setattr(declared, "topics", {})
-    topic("room")(lambda identity, name: None)
+    declare_room(monkeypatch)
     for number in range(3):
         enqueue_topic("room", "42", json=number)
         enqueue("orders", "42", text=f"u{number}")
@@ -67,6 +77,43 @@ def test_topics_are_relayed_in_order_beside_users(
     assert not OutboxMessage.objects.exists()
     with pytest.raises(TypeError):
         enqueue_topic("room", "42", text="a", msg_id="x")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("broker", ["memory", "nats"])
+def test_row_for_the_other_kind_of_service_waits_until_there_is_one(
+    broker: str, request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If clients may name any service, a topic that nobody had declared yet became a user, and its
+    messages went to an inbox that nobody reads."""
+    if broker == "nats":
+        request.getfixturevalue("nats_settings")
+    settings.WSGATEWAY_SERVICES = ["*"]
+    monkeypatch.setattr(declared, "topics", {})
+    enqueue_topic("room", "42", text="a")
+    with pytest.raises(CommandError, match="'room' has no topics; declare them with @topic"):
+        call_command("runoutbox", "--once")
+    runtime.reset()
+    declare_room(monkeypatch)
+    enqueue("room", "43", text="nobody is called 43")
+    with pytest.raises(CommandError, match="'room' has topics, not users"):
+        call_command("runoutbox", "--once")
+    assert [message.data for message in topics.history("room", "42").messages] == ["a"]
+    assert topics.history("room", "43").messages == []
+    assert OutboxMessage.objects.get().user == "43"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_row_that_does_not_say_what_it_names_goes_where_the_service_says(
+    nats_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such rows come from an earlier version, or from another program."""
+    declare_room(monkeypatch)
+    for service in ("room", "orders"):
+        OutboxMessage.objects.create(service=service, user="42", payload=b"x", kind="text")
+    call_command("runoutbox", "--once")
+    assert [message.data for message in topics.history("room", "42").messages] == ["x"]
+    assert got("42") == ["x"]
 
 
 @pytest.mark.django_db(transaction=True)

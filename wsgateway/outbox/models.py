@@ -23,6 +23,11 @@ class OutboxMessage(models.Model):
     key = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     service = models.CharField(max_length=255)
     user = models.CharField(max_length=255)
+    is_topic = models.BooleanField(
+        null=True,
+        editable=False,
+        help_text="Whether the name is a topic's; unknown: the service says.",
+    )
     payload = models.BinaryField()
     kind = models.CharField(max_length=10)
     ttl = models.FloatField(null=True, blank=True)

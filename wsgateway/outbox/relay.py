@@ -41,6 +41,7 @@ from wsgateway.exceptions import BrokerUnavailable, WsGatewayError, reason_of
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.schema import naming_the_cure
 from wsgateway.protocol.frames import Frame
+from wsgateway.protocol.subjects import Address, Inbox, Topic
 
 __all__ = ["AlreadyRelayed", "Relay"]
 
@@ -308,7 +309,7 @@ async def _publish(broker: Broker, row: OutboxMessage) -> Receipt | _Refused | E
         return _Refused(exc)
     try:
         return await broker.publish(
-            await broker.address_of(row.service, row.user),
+            await _address_of(broker, row),
             frame.payload,
             kind=frame.kind,
             msg_id=row.msg_id,
@@ -324,6 +325,13 @@ async def _publish(broker: Broker, row: OutboxMessage) -> Receipt | _Refused | E
             "outbox message %s waits after an unexpected error", row.pk, extra=_log_fields(row)
         )
         return exc
+
+
+async def _address_of(broker: Broker, row: OutboxMessage) -> Address:
+    """Return whom a row is for. Those that `enqueue` did not write may leave it to the service."""
+    if row.is_topic is None:
+        return await broker.address_of(row.service, row.user)
+    return (Topic if row.is_topic else Inbox)(row.service, row.user)
 
 
 def _log_fields(row: OutboxMessage) -> dict[str, object]:

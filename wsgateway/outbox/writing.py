@@ -71,7 +71,8 @@ def _enqueue(
     with naming_the_cure(using or router.db_for_write(OutboxMessage)):
         return rows.create(
             service=service,
-            user=name,  # the relay finds out what the service has, users or topics
+            user=name,
+            is_topic=kind is OutgoingTopic,
             payload=frame.payload,
             kind=frame.kind,
             ttl=message.ttl,

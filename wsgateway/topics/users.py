@@ -69,6 +69,5 @@ async def require_kind(broker: Broker, service: str) -> TopicKind:
     known = broker.known_topics(service)
     kind = await broker.topics_of(service) if known is None else known
     if not kind:
-        is_other = await broker.service_exists(service)
-        raise TopicsUnknown(service, broker.topic_names, is_other)
+        raise TopicsUnknown(service, broker.topic_names, service in broker.service_names)
     return kind

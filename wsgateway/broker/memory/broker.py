@@ -222,12 +222,12 @@ class MemoryBroker(Broker):
             ServiceUnknown: It does not exist, or is one of the other kind.
         """
         service = address.service
-        kind, is_known = self.known_topics(service), self.known_service(service)
+        kind = self.known_topics(service)
         if isinstance(address, Topic):
             if not kind:
-                raise TopicsUnknown(service, self.topic_names, is_known)
+                raise TopicsUnknown(service, self.topic_names, service in self.service_names)
             return kind
-        if not is_known:
+        if not self.known_service(service):
             raise ServiceUnknown(service, self.service_names, bool(kind))
         return TopicKind.NONE
 

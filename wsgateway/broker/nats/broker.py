@@ -232,8 +232,7 @@ class NatsBroker(Broker):
         if isinstance(address, Topic):
             kind = services.known_topics(service) or await services.topics_of(service)
             if not kind:
-                is_other = await services.exists(service)
-                raise TopicsUnknown(service, services.topic_names, is_other)
+                raise TopicsUnknown(service, services.topic_names, service in services.names)
             return kind
         if services.known(service) is not True and not await services.exists(service):
             is_other = service in services.topic_names
