@@ -26,8 +26,10 @@ from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.messages import Receipt, Stored
 from wsgateway.declared import TopicKind
-from wsgateway.exceptions import ServiceUnknown, TopicsUnknown
+from wsgateway.exceptions import IdentityRefused, ServiceUnknown, TopicsUnknown
+from wsgateway.identity.resolving import require_service
 from wsgateway.layer import NatsChannelLayer
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 
@@ -109,6 +111,24 @@ async def test_service_has_users_or_topics(broker: Broker) -> None:
         await asend_topic("orders", "ann", text="x")
     with pytest.raises(TopicsUnknown, match="'rom' has no topics; did you mean 'room'"):
         await asend_topic("rom", "42", text="x")
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("services", [["orders"], ["*"]], ids=["listed", "any"])
+async def test_socket_for_a_service_of_topics_is_told_so(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch, is_here: bool, services: list[str]
+) -> None:
+    """The log asked to add it to WSGATEWAY_SERVICES, or to declare it with @service."""
+    brokers.settings.WSGATEWAY_SERVICES = services
+    broker = await brokers.open()
+    if not is_here:
+        brokers.settings.WSGATEWAY_SERVICES = ["*"]
+        monkeypatch.setattr(declared, "topics", {})
+    with pytest.raises(IdentityRefused) as refusal:
+        await require_service(broker, "room")
+    assert refusal.value.code == CloseCode.FORBIDDEN
+    assert refusal.value.reason == "service 'room' has topics, not users"
+    assert "subscribe to the topics" in refusal.value.explanation
 
 
 async def test_many_may_go_to_users_and_topics(broker: Broker) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from django.core.exceptions import ObjectDoesNotExist
 
+from wsgateway import declared
 from wsgateway.broker.base import Broker
 from wsgateway.conf import settings
 from wsgateway.declared import ANY
@@ -123,6 +124,8 @@ async def _bound(identity: Identity, resolver: Resolver) -> Identity:
 
 
 def _require_allowed(service: str) -> None:
+    if service in declared.topics:
+        raise _unknown(service, has_topics=True)
     allowed = settings.SERVICES
     if allowed is not None and ANY not in allowed and service not in allowed:
         raise IdentityRefused(
@@ -145,8 +148,16 @@ async def require_service(broker: Broker, service: str) -> None:
     except NameRefused as exc:
         raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
     if not await broker.service_exists(service):
-        unknown = ServiceUnknown(service)
-        raise IdentityRefused(CloseCode.FORBIDDEN, unknown.reason, f"{unknown.cure}. {OWN_ROUTE}")
+        raise _unknown(service, has_topics=service in broker.topic_names)
+
+
+def _unknown(service: str, *, has_topics: bool) -> IdentityRefused:
+    """Return the refusal of a socket for a service that has no users."""
+    unknown = ServiceUnknown(service, is_other=has_topics)
+    cure = f"{unknown.cure}. {OWN_ROUTE}"
+    if has_topics:
+        cure = "connect to a service of users, and subscribe to the topics on that socket"
+    return IdentityRefused(CloseCode.FORBIDDEN, unknown.reason, cure)
 
 
 async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> IdentityRefused:
