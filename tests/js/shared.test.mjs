@@ -424,6 +424,100 @@ test("after a reconnect all topics of all tabs go on, each asked for once", asyn
   assert.deepEqual(acks.at(-1), { type: "ack", topic: "room.42", offset: 14, epoch: "r1/9" });
 });
 
+const users = (...names) => names.map((user) => ({ service: "orders", user }));
+const shown = ({ users: list }) => list?.map(({ user }) => user) ?? null;
+
+function watching(all, list, fields = {}) {
+  const { id, topic } = all.socket.frames("watch").at(-1);
+  all.socket.say({ type: "watching", id, topic, users: list, complete: true, ...fields });
+}
+
+function changed(all, joined, left) {
+  all.socket.say({ type: "presence", topic: "room.42", joined, left, complete: true });
+}
+
+test("tabs that watch one topic are one watch; one that comes later gets the list at once", async () => {
+  const [all, one, two] = await opened(2);
+  const rooms = [await subscribe(all, one), await subscribe(all, two)];
+  subscribed(all);
+  await all.settle();
+  const bystander = await subscribe(all, await join(all), {});
+  const seen = [];
+  for (const room of rooms) room.on("readers", (readers) => seen.push(shown(readers)));
+  bystander.on("readers", () => assert.fail("it does not watch"));
+  const answers = rooms.map((room) => room.watch());
+  await all.settle();
+  assert.deepEqual(all.socket.frames("watch").map(({ topic }) => topic), ["room.42"]);
+  watching(all, users("ann"));
+  await all.settle();
+  for (const answer of answers) assert.deepEqual(shown(await outcome(answer)), ["ann"]);
+  changed(all, users("bob", "carl"), []);
+  changed(all, [], users("bob"));
+  await all.settle();
+  assert.deepEqual(seen, [["ann"], ["ann"], ["ann", "bob", "carl"], ["ann", "bob", "carl"], ["ann", "carl"], ["ann", "carl"]]);
+  const late = await subscribe(all, await join(all), {});
+  const answer = late.watch();
+  await all.settle();
+  assert.deepEqual(await outcome(answer), { users: users("ann", "carl"), sockets: null, complete: true });
+  rooms[0].unwatch();
+  rooms[1].close();
+  await all.settle();
+  assert.deepEqual([all.socket.frames("unwatch"), rooms[0].readers], [[], null]);
+  changed(all, users("dan"), []);
+  await all.settle();
+  assert.deepEqual([shown(late.readers), rooms[0].readers], [["ann", "carl", "dan"], null]);
+  await all.crash(all.tabs.at(-1));
+  all.locks.release([...all.locks.held.keys()].at(-1));
+  await all.settle();
+  assert.deepEqual(all.socket.frames("unwatch"), [{ type: "unwatch", topic: "room.42" }]);
+});
+
+test("a topic and a user of the same name are two watches", async () => {
+  const [all, one] = await opened(1);
+  const room = await subscribe(all, one);
+  subscribed(all);
+  await all.settle();
+  const [user, readers] = [one.watch("room.42"), room.watch()];
+  await all.settle();
+  watching(all, null, { sockets: 600 });
+  await all.settle();
+  assert.deepEqual([await outcome(user), await outcome(readers)], ["pending", { users: null, sockets: 600, complete: true }]);
+  one.unwatch("room.42");
+  await all.settle();
+  assert.deepEqual(all.socket.frames("unwatch"), [{ type: "unwatch", user: "room.42" }]);
+  assert.equal(room.readers.sockets, 600);
+});
+
+test("a watch that one tab's token does not allow is asked for with another's", async () => {
+  const [all, one, two, three] = await opened(3);
+  const rooms = [];
+  for (const [client, token] of [[one, "a"], [two, "b"], [three, "a"]]) rooms.push(await subscribe(all, client, { token }));
+  subscribed(all);
+  await all.settle();
+  const answers = rooms.map((room) => room.watch());
+  await all.settle();
+  const refuse = () => {
+    const { id } = all.socket.frames("watch").at(-1);
+    all.socket.say({ type: "error", id, code: "forbidden", message: "no", temporary: false });
+  };
+  refuse();
+  await all.settle();
+  assert.deepEqual(all.socket.frames("watch").map(({ token }) => token), ["a", "b"]);
+  watching(all, users("ann"));
+  await all.settle();
+  const [first, second, third] = [await outcome(answers[0]), await outcome(answers[1]), await outcome(answers[2])];
+  assert.deepEqual([first.code, shown(second), third.code], ["forbidden", ["ann"], "forbidden"]);
+  rooms[1].on("error", ({ code }) => (rooms[1].why = code));
+  all.socket.say({ type: "unwatched", topic: "room.42", code: "forbidden", reason: "" });
+  await all.settle();
+  assert.deepEqual([rooms[1].why, rooms[1].readers], ["forbidden", null]);
+  const again = rooms[1].watch();
+  await all.settle();
+  refuse();
+  await all.settle();
+  assert.equal((await outcome(again)).code, "forbidden");
+});
+
 test("tabs that leave before the answer leave nothing behind", async () => {
   const [all, one, two, three] = await opened(3);
   for (const client of [one, two, three]) await subscribe(all, client);

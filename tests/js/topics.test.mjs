@@ -198,6 +198,68 @@ test("a token that comes on the next connection is used there, once", async () =
   assert.deepEqual([calls, page.socket.frames("subscribe").length], [1, 1]);
 });
 
+test("readers is the list that was heard last; a listener may end the watch", async () => {
+  const { page, room } = await withRoom();
+  assert.equal(room.readers, null);
+  const answers = [room.watch(), room.watch()];
+  assert.deepEqual([page.socket.frames("watch").length, room.readers], [1, null]);
+  const users = [{ service: "orders", user: "ann", later: 1 }];
+  room.on("readers", (readers) => {
+    room.got = [readers, room.readers];
+    room.unwatch();
+  });
+  page.socket.say({ type: "watching", id: "watch-1", topic: "room.42", users, complete: true });
+  const known = { users: [{ service: "orders", user: "ann" }], sockets: null, complete: true };
+  assert.deepEqual([await outcome(answers[0]), await outcome(answers[1])], [known, known]);
+  assert.deepEqual(room.got, [{ ...known, joined: known.users, left: [] }, known]);
+  assert.deepEqual([room.readers, page.socket.frames("unwatch").length], [null, 1]);
+});
+
+const refusedWatch = { type: "error", id: "watch-1", code: "forbidden", message: "no", temporary: false };
+
+/** A client whose room was opened with the token "t0", and is watched now; *fetch* gives the next ones. */
+async function watchedWithToken(fetch) {
+  const page = new FakePage();
+  const client = await page.opened();
+  const tokens = [() => "t0", ...fetch];
+  const room = client.topic("room.42", { token: () => tokens.shift()() });
+  room.errors = [];
+  room.on("error", (error) => room.errors.push(error));
+  await settle();
+  subscribed(page, "topic-1");
+  const answer = room.watch();
+  page.socket.say(refusedWatch);
+  await settle();
+  return { page, room, answer };
+}
+
+const asked = ({ socket }) => socket.frames("watch").map(({ token }) => token);
+
+test("a watch that is refused is asked for once more, with a new token", async () => {
+  const { page, room, answer } = await watchedWithToken([() => "t1", () => assert.fail("only once")]);
+  assert.deepEqual([asked(page), await outcome(answer)], [["t0", "t1"], "pending"]);
+  page.socket.say(refusedWatch);
+  assert.equal((await outcome(answer)).code, "forbidden");
+  assert.deepEqual([room.state, room.errors], ["subscribed", []]);
+});
+
+test("a watch whose new token comes on the next connection, or not at all", async () => {
+  let give;
+  const { page, room, answer } = await watchedWithToken([() => new Promise((resolve) => (give = resolve))]);
+  page.socket.end(1006);
+  await page.tick(500);
+  page.socket.welcome();
+  subscribed(page, "topic-2", { recovered: true, reason: undefined });
+  give("t1");
+  await settle();
+  assert.deepEqual([asked(page), await outcome(answer)], [["t0"], "pending"], "asked once on this connection");
+  room.unwatch();
+  assert.equal((await outcome(answer)).code, "ended");
+  const failing = await watchedWithToken([() => { throw new Error("no network"); }]);
+  assert.equal((await outcome(failing.answer)).message, "no network");
+  assert.deepEqual([asked(failing.page), failing.room.errors], [["t0"], []]);
+});
+
 test("with autoAck off, messages of a topic are acknowledged by hand", async () => {
   const { page, room } = await withRoom({ autoAck: false });
   const messages = [];
