@@ -1,4 +1,4 @@
-"""The examples of docs/reference/client-javascript.md, run as they stand there.
+"""The examples of docs/reference/client-javascript.md, and one more, run as they stand there.
 
 Those in templates run in `test_frontend`, which has a project with pages.
 """
@@ -27,10 +27,12 @@ from wsgateway.identity import make_token
 from wsgateway.protocol.subjects import Topic
 
 PAGE = (ROOT / "docs/reference/client-javascript.md").read_text()
+TOPICS = (ROOT / "docs/how-to/topics.md").read_text()
 MODULES = ROOT / "tests/js/node_modules"
 BLOCKS: list[str] = re.findall(r"```js\n(.*?)```", PAGE, re.S)
 NAMED = {text.split()[1]: text for text in BLOCKS if text.startswith("// ")}
 SNIPPETS = [text for text in BLOCKS if not text.startswith("// ")]
+SNIPPETS += re.findall(r"```js\n(.*?)```", TOPICS, re.S)
 
 
 def module_of(snippets: list[str]) -> str:
@@ -110,6 +112,9 @@ async def test_examples_do_what_the_page_says(
     assert [{"bought": 3}] in report["logged"], "the reply"
     assert ["bob", False] in report["logged"], "whether a user is online"
     assert [None, "from a service"] in report["logged"], "a message of a topic"
+    ann = INBOX._asdict()
+    assert [{"users": [ann], "joined": [ann], "left": []}] in report["logged"], "who reads it"
+    assert report["logged"].count([[ann]]) == 2, "the same, by both pages"
     assert {"item": "tea"} in report["saved"]
     assert [{"item": "tea"}] * 10 in report["saved"], "the batch"
     assert report["device"]

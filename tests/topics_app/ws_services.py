@@ -1,4 +1,4 @@
-"""Topics for clients of the tests: ``room`` and ``cursor`` to write to, ``board`` to read."""
+"""Topics for clients of the tests: ``room`` and ``cursor`` to write to, others to read."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def room(identity: Identity, name: str) -> str | None:
 @topic("board")
 def board(identity: Identity, name: str) -> str:
     """Let everybody read."""
+    return "read"
+
+
+@topic("lounge", presence=True)
+def lounge(identity: Identity, name: str) -> str:
+    """Let everybody read, and see who does."""
     return "read"
 
 
