@@ -204,6 +204,8 @@ class GatewayCounters:
         """Users whom sockets watch, each once."""
         self.subscriptions = 0
         """Topics that sockets read, each once for each socket."""
+        self.refused_subscriptions: Counter[str] = Counter()
+        """Subscriptions to topics that were refused, by code."""
         self.ended_slow = 0
         """Subscriptions to ephemeral topics that ended because the client read too slowly."""
         self.cursor_writes = 0

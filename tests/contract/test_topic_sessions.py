@@ -231,8 +231,11 @@ async def test_unsubscribe_ends_a_question_that_is_being_answered(hub: Hub, ann:
 
 @pytest.mark.parametrize("topic", [SECRET, Topic("nobodys", "42")])
 async def test_no_such_topic_and_not_allowed_are_one_answer(ann: Client, topic: Topic) -> None:
+    refused = counters.gateway.refused_subscriptions
+    before = refused["forbidden"]
     answer = await ann.subscribe(topic)
     assert (answer.code, answer.temporary) == ("forbidden", False)
+    assert refused["forbidden"] == before + 1
     assert answer.reason == "there is no such topic, or this client may not read it"
     assert str(topic) not in answer.reason
 
@@ -411,12 +414,13 @@ async def test_right_to_write_is_worth_nothing_where_nothing_takes_it(ann: Clien
 async def test_right_to_write_is_withdrawn_while_reading_goes_on(
     hub: Hub, ann: Client, rules: Any
 ) -> None:
-    await ann.subscribe(ROOM)
+    first = await ann.subscribe(ROOM)
     rules["ann", "42"] = "read"
     await topics.arecheck("room", "42")
     await until(lambda: len(ann.told(Subscribed, ROOM)) == 2, what="it is told")
     told = ann.told(Subscribed, ROOM)[1]
     assert (told.access, told.recovered, told.id) == ("read", True, None)
+    assert (told.durable, told.epoch, told.offset) == (True, first.epoch, first.offset)
     await ann.say("m1", "too late", ROOM)
     assert (await answer(ann, "m1")).code == "forbidden"
     await publish(hub.broker, ROOM, "still")

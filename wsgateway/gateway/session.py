@@ -351,6 +351,8 @@ class Session:
     def do(self, action: Answer | Close | None) -> None:
         """Answer or close, from a callback."""
         if isinstance(action, Answer):
+            if action.refused is not None:
+                counters.gateway.refused_subscriptions[action.refused] += 1
             self.socket.answer(action.text)
         elif action is not None:
             self._log(logging.WARNING, action)

@@ -14,7 +14,7 @@ from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.gateway.casts import CastSubscription
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.identity import Identity
-from wsgateway.protocol.endpoint import Access, Subscribe, Unsubscribe
+from wsgateway.protocol.endpoint import Access, Answer, Subscribe, Unsubscribe
 from wsgateway.protocol.subjects import Topic
 from wsgateway.protocol.v1 import ErrorCode, Reason, Resume
 from wsgateway.supervision import start
@@ -186,7 +186,7 @@ class SocketTopics:
         self._drop(topic)
         frame = session.endpoint.unsubscribed(topic, code, id=question.id)
         if frame is not None:
-            session.socket.answer(frame)
+            session.do(Answer(frame, code))
 
     def _turn(self, service: str) -> asyncio.Semaphore:
         key = service if service in declared.topics else ""

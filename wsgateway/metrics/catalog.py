@@ -144,6 +144,12 @@ GATEWAY = (
         "Topics that sockets read, each counted once for each socket",
     ),
     Spec(
+        "wsgateway_gateway_refused_topic_subscriptions_total",
+        "counter",
+        ("code",),
+        "Subscriptions to topics that were refused, by code",
+    ),
+    Spec(
         "wsgateway_gateway_slow_topic_subscriptions_total",
         "counter",
         (),

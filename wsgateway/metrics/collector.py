@@ -21,6 +21,7 @@ __all__ = ["COLLECTOR", "LocalCollector", "register"]
 SIGNALS = ("sent", "failed", "dropped")
 OUTCOMES = ("done", "retried", "rejected", "dead-lettered")
 REASONS = ("queue_full", "too_big", "forbidden", "unavailable", "other")
+REFUSALS = ("forbidden", "too_many", "rate_limit", "unavailable", "internal")
 STATES = ("ready", "connected", "disconnected")
 RESULTS = ("recovered", "new", "epoch", "trimmed", "ahead")
 
@@ -102,6 +103,9 @@ def _gateway(found: Families) -> None:
     found.add("wsgateway_gateway_window_stalls_total", counts.windows.stalls)
     found.add("wsgateway_gateway_watched_users", counts.watched)
     found.add("wsgateway_gateway_topic_subscriptions", counts.subscriptions)
+    for refusal in REFUSALS:
+        count = counts.refused_subscriptions[refusal]
+        found.add("wsgateway_gateway_refused_topic_subscriptions_total", count, refusal)
     found.add("wsgateway_gateway_slow_topic_subscriptions_total", counts.ended_slow)
     found.add("wsgateway_gateway_fetches_total", counts.fetches)
     found.add("wsgateway_gateway_fetched_messages_total", counts.fetched)

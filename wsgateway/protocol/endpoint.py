@@ -89,9 +89,14 @@ class Confirm:
 
 
 class Answer(NamedTuple):
-    """Write *text*, after the answers before it; messages may come in between."""
+    """Write *text*, after the answers before it; messages may come in between.
+
+    Attributes:
+        refused: Why it refuses a subscription to a topic; None: it does not.
+    """
 
     text: str
+    refused: ErrorCode | None = None
 
 
 class Close(NamedTuple):

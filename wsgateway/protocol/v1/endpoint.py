@@ -170,7 +170,7 @@ class V1Endpoint(Endpoint):
     def _subscribe(self, message: Subscribe, within_limit: bool) -> Subscribe | Answer:
         if not within_limit:
             code, text = ErrorCode.RATE_LIMIT, self._too_fast_text
-            return Answer(encode_unsubscribed(str(message.topic), code, text, message.id))
+            return Answer(encode_unsubscribed(str(message.topic), code, text, message.id), code)
         if self._topics is None:
             self._topics = Topics(self.limits.subscriptions)
         return self._topics.ask(message)

@@ -75,7 +75,8 @@ class Topics:
             return Answer(encode_error(id, ErrorCode.BAD_REQUEST, text))
         if len(self._readings) >= self._limit:
             text = f"more than {self._limit} topics (WSGATEWAY_MAX_SUBSCRIPTIONS); leave one first"
-            return Answer(encode_unsubscribed(str(topic), ErrorCode.TOO_MANY, text, id))
+            code = ErrorCode.TOO_MANY
+            return Answer(encode_unsubscribed(str(topic), code, text, id), code)
         self._readings[topic] = _Reading(id)
         return question
 
