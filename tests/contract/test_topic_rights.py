@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 
 import wsgateway
 from tests.support import until
+from tests.troubleshooting import Symptom
 from wsgateway import declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
-from wsgateway.exceptions import BrokerUnavailable, NameRefused
+from wsgateway.exceptions import BrokerUnavailable, NameRefused, TopicsUnknown
 from wsgateway.identity import Identity
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.topics import marks
@@ -128,13 +130,31 @@ async def test_wrong_answer_refuses_and_is_logged(
     assert (record.topic, record.user) == ("room.42", "ann")  # type: ignore[attr-defined]
 
 
+@pytest.mark.troubleshooting("refused topic … to …: … returned None")
+async def test_log_says_which_function_refused(
+    symptom: Symptom, rights: Rights, rules: Rules, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client reads the same as for a topic that does not exist, and the log had nothing."""
+    with caplog.at_level(logging.INFO, "wsgateway"):
+        assert await rights.access(ANN, ROOM) is None
+    symptom.must_show_in(caplog.text)
+    assert f"refused topic 'room.42' to 'ann': {__name__}.Rules.allow returned" in caplog.text
+
+
 @pytest.mark.parametrize("answer", [None, False, "", 0])
-async def test_nothing_refuses_without_a_word(
+async def test_nothing_refuses_and_is_not_a_mistake(
     answer: Any, rights: Rights, rules: Rules, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules.says = {("ann", "42"): answer}
     assert await rights.access(ANN, ROOM) is None
-    assert caplog.records == []
+    assert [each for each in caplog.records if each.levelno > logging.INFO] == []
+
+
+async def test_right_to_topics_that_nobody_declares_cannot_end(rights: Rights) -> None:
+    """A misspelt name ended nothing, and the caller believed that the right was gone."""
+    for ends in (topics.arevoke, topics.arecheck):
+        with pytest.raises(TopicsUnknown, match="'rom' has no topics; did you mean 'room'"):
+            await ends("rom", "42", user="ann")
 
 
 async def test_name_that_no_database_takes_is_refused_unasked(rights: Rights, rules: Rules) -> None:
@@ -191,6 +211,16 @@ def test_token_that_cannot_be_meant_is_refused(rules: Rules) -> None:
         topics.token("room", "", user="ann")
     with pytest.raises(TypeError, match=r"user is int; give a name, a Django user"):
         topics.token("room", "42", user=7)
+    with pytest.raises(TypeError, match="a visitor who is not logged in"):
+        topics.token("room", "42", user=AnonymousUser())
+    with pytest.raises(NameRefused, match=r"name 42 is a number, not text; pass str\(42\)"):
+        topics.token("room", 42, user="ann")  # type: ignore[arg-type]
+
+
+async def test_synchronous_call_in_a_loop_names_its_twin(rules: Rules) -> None:
+    for call in (topics.revoke, topics.recheck, topics.history, topics.readers):
+        with pytest.raises(RuntimeError, match=f"use `await a{call.__name__}"):
+            call("room", "42")
 
 
 async def test_token_never_outlives_the_memory_of_what_is_revoked(

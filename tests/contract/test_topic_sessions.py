@@ -12,6 +12,7 @@ import pytest
 
 import wsgateway
 from tests.support import until
+from tests.troubleshooting import Symptom
 from wsgateway import Message, counters, declared, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
@@ -238,6 +239,17 @@ async def test_no_such_topic_and_not_allowed_are_one_answer(ann: Client, topic: 
     assert refused["forbidden"] == before + 1
     assert answer.reason == "there is no such topic, or this client may not read it"
     assert str(topic) not in answer.reason
+
+
+@pytest.mark.troubleshooting("refused topic … to …: no @topic declares")
+async def test_log_says_that_nobody_declares_the_topic(
+    symptom: Symptom, ann: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client may not learn it, and the log had nothing: a typo looked like a missing right."""
+    with caplog.at_level("INFO", "wsgateway"):
+        await ann.subscribe(Topic("rom", "42"))
+    symptom.must_show_in(caplog.text)
+    assert "to 'ann': no @topic declares 'rom'; did you mean 'room'?" in caplog.text
 
 
 async def test_revoked_right_ends_the_subscription(hub: Hub, ann: Client, rules: Any) -> None:

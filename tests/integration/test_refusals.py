@@ -93,6 +93,14 @@ REFUSED = {
         "Add it there, or correct the client's path. If this is your own consumer's URL, list its "
         "route before the gateway's",
     ),
+    "service of topics": Refused(
+        "/ws/demo-room/",
+        {"Cookie": "user=ann"},
+        (1008, 4503),
+        "service 'demo-room' is not in WSGATEWAY_SERVICES",
+        "Connect to a service of @service or WSGATEWAY_SERVICES, and subscribe to topics over that",
+        cause="service 'demo-room' has topics, not users. ",
+    ),
     "not a name": Refused(
         "/ws/orders/",
         {"Cookie": f"user={'x' * 256}"},
@@ -324,6 +332,11 @@ UNDECLARED = Refused(
             marks=pytest.mark.troubleshooting(
                 "with 1008 (4503): service … is not in WSGATEWAY_SERVICES."
             ),
+        ),
+        pytest.param(
+            REFUSED["service of topics"],
+            {},
+            marks=pytest.mark.troubleshooting("with 1008 (4503): service … has topics, not users."),
         ),
         pytest.param(
             UNDECLARED,

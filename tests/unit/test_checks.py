@@ -533,8 +533,24 @@ def test_W016_limits_of_topics_that_do_not_exist(
     assert "W016" not in messages()
     settings.WSGATEWAY_TOPICS = {"room": {}, "rom": {}}
     assert messages()["W016"] == "WSGATEWAY_TOPICS has limits of rom, which no @topic declares."
+    hints = [str(found.hint) for found in checks.services.check_topic_limits()]
+    assert hints[0].startswith("Did you mean room?")
     settings.WSGATEWAY_TOPICS = {"tick": {}}
     assert "tick, whose topics are ephemeral" in messages()["W016"]
+
+
+def test_W017_topics_that_no_client_can_reach(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients were refused at /ws/room/, and nothing said where to connect."""
+    monkeypatch.setattr(declared, "registered", {})
+    monkeypatch.setattr(declared, "topics", {})
+    settings.WSGATEWAY_SERVICES = None
+    assert "W017" not in messages()
+    wsgateway.topic("room")(lambda identity, name: None)
+    assert "topics of room, but no service has users" in messages()["W017"]
+    settings.WSGATEWAY_SERVICES = ["chat"]
+    assert "W017" not in messages()
 
 
 def test_W006_topics_that_forget_ids_with_their_messages(settings: Any) -> None:

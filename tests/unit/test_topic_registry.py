@@ -95,6 +95,20 @@ def test_what_cannot_decide_is_refused(wrong: Any, text: str) -> None:
     assert declared.topics == {}
 
 
+@pytest.mark.parametrize(("decorator", "name"), [(wsgateway.topic, "room"), (service, "orders")])
+def test_decorator_without_a_name_says_how_to_write_it(decorator: Any, name: str) -> None:
+    """It said: name <function …> is empty or not text."""
+    with pytest.raises(TypeError, match=rf'write @\w+\("{name}"\) above <function without_arg'):
+        decorator(without_arguments)
+
+
+def test_service_of_topics_has_no_dot() -> None:
+    """Clients name topics <service>.<name>, so nobody could ever subscribe to one of room.42."""
+    with pytest.raises(NameRefused, match=r"@topic\('room'\).* called with '42' as the name"):
+        wsgateway.topic("room.42")
+    assert declared.topics == {}
+
+
 def test_service_has_users_or_topics() -> None:
     def handle(message: Any) -> None:
         """Do nothing."""

@@ -35,6 +35,7 @@ from wsgateway.checks.services import (
     check_services,
     check_topic_handlers,
     check_topic_limits,
+    check_topic_sockets,
 )
 from wsgateway.checks.start import START_CHECKS
 from wsgateway.checks.values import (
@@ -67,6 +68,7 @@ CHECKS: list[Check] = [
     check_services,
     check_topic_handlers,
     check_topic_limits,
+    check_topic_sockets,
     check_duplicate_window,
 ]
 DEPLOY_CHECKS: list[Check] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from difflib import get_close_matches
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
@@ -20,6 +21,7 @@ __all__ = [
     "check_services",
     "check_topic_handlers",
     "check_topic_limits",
+    "check_topic_sockets",
 ]
 
 
@@ -105,6 +107,23 @@ def _mentions_write(allow: Any) -> bool:
     return False
 
 
+def check_topic_sockets(**kwargs: Any) -> list[CheckMessage]:
+    """W017: topics, but no service that a client could connect to."""
+    if not possible("WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
+        return []
+    known = declared_services()
+    names = ", ".join(sorted(known.topics | known.casts))
+    if not names or known.services or known.is_open:
+        return []
+    text = f"@topic declares topics of {names}, but no service has users who could read them."
+    hint = (
+        "Clients read topics over a socket of a service that has users. Declare one with "
+        '@service, or by its name: WSGATEWAY_SERVICES = ["chat"]. Then they connect to '
+        "/ws/chat/. Silence this check if another project declares it."
+    )
+    return [Warning(text, hint=hint, id="wsgateway.W017")]
+
+
 def check_topic_limits(**kwargs: Any) -> list[CheckMessage]:
     """W016: limits of topics that nobody declares."""
     if not possible("WSGATEWAY_TOPICS", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
@@ -112,9 +131,12 @@ def check_topic_limits(**kwargs: Any) -> list[CheckMessage]:
     known = declared_services()
     ephemeral = sorted(settings.TOPICS.keys() & known.casts)
     unknown = sorted(settings.TOPICS.keys() - known.topics - known.casts)
+    nearest = [near for each in unknown for near in get_close_matches(each, known.topics, n=1)]
+    correct = f"Did you mean {', '.join(nearest)}?" if nearest else "Correct the name."
+    correct += " Limits belong to a service of topics, not to one topic. Or remove them."
     found: list[CheckMessage] = []
     for services, problem, cure in (
-        (unknown, "which no @topic declares", "Correct the name, or remove its limits."),
+        (unknown, "which no @topic declares", correct),
         (ephemeral, "whose topics are ephemeral", "Remove their limits: nothing is stored."),
     ):
         if services:

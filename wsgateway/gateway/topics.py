@@ -18,6 +18,7 @@ from wsgateway.protocol.endpoint import Access, Answer, Subscribe, Unsubscribe
 from wsgateway.protocol.subjects import Topic
 from wsgateway.protocol.v1 import ErrorCode, Reason, Resume
 from wsgateway.supervision import start
+from wsgateway.topics.rights import log_undeclared
 
 if TYPE_CHECKING:
     from wsgateway.broker.log import Log
@@ -201,6 +202,7 @@ class SocketTopics:
         session, topic = self._session, question.topic
         service = declared.topics.get(topic.service)
         if service is None:
+            log_undeclared(topic, session.identity)
             return False
         kind = TopicSubscription if service.durable else CastSubscription
         reader = self._readers[topic] = kind(session, topic, self)

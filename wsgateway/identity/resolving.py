@@ -25,6 +25,10 @@ from wsgateway.protocol.subprotocols import encode_token_protocol
 __all__ = ["renew_identity", "require_service", "resolve_identity", "with_cause"]
 
 OWN_ROUTE = "If this is your own consumer's URL, list its route before the gateway's"
+OVER_USERS = (
+    "connect to a service of @service or WSGATEWAY_SERVICES, and subscribe to topics over that "
+    "socket"
+)
 
 
 async def resolve_identity(scope: Scope) -> Identity:
@@ -127,12 +131,15 @@ def _require_allowed(service: str) -> None:
     if service in declared.topics:
         raise _unknown(service, has_topics=True)
     allowed = settings.SERVICES
+    reason, cure, cause = "", "", ""
     if allowed is not None and ANY not in allowed and service not in allowed:
-        raise IdentityRefused(
-            CloseCode.FORBIDDEN,
-            f"service {service!r} is not in WSGATEWAY_SERVICES",
-            f"add it there, or correct the client's path. {OWN_ROUTE}",
-        )
+        reason = f"service {service!r} is not in WSGATEWAY_SERVICES"
+        cure = f"add it there, or correct the client's path. {OWN_ROUTE}"
+    if service in declared.topics:  # the client may not learn that
+        reason = reason or ServiceUnknown(service).reason
+        cure, cause = OVER_USERS, f"service {service!r} has topics, not users"
+    if reason:
+        raise IdentityRefused(CloseCode.FORBIDDEN, reason, cure, cause)
 
 
 async def require_service(broker: Broker, service: str) -> None:
@@ -173,7 +180,7 @@ async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> 
         await require_service(broker, service)
     except IdentityRefused as exc:
         if exc.reason != refusal.reason:
-            return IdentityRefused(refusal.code, refusal.reason, exc.cure, exc.reason)
+            return IdentityRefused(refusal.code, refusal.reason, exc.cure, exc.cause or exc.reason)
     except BrokerError:
         pass  # not known now
     return refusal

@@ -103,7 +103,7 @@ def encode_token(name: str) -> str:
         NameRefused: *name* is not text, or is empty, too long, or not encodable as UTF-8.
     """
     if not isinstance(name, str) or not name:
-        raise NameRefused(f"name {name!r} is empty or not text; give a non-empty string")
+        raise NameRefused(_why_no_name(name))
     try:
         raw = name.encode()
     except UnicodeEncodeError as exc:
@@ -115,6 +115,12 @@ def encode_token(name: str) -> str:
     if _PLAIN.match(name):
         return name
     return _UNSAFE.sub(lambda found: b"=%02X" % found.group()[0], raw).decode()
+
+
+def _why_no_name(name: object) -> str:
+    if isinstance(name, int):  # most likely a primary key
+        return f"name {name!r} is a number, not text; pass str({name!r})"
+    return f"name {name!r} is empty or not text; give a non-empty string"
 
 
 def decode_token(token: str) -> str:

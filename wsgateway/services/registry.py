@@ -148,6 +148,8 @@ def service(
         ValueError: There is such a service already, or a number is out of range.
         TypeError: What is decorated cannot be called with a message.
     """
+    if callable(name):
+        raise TypeError(f'@service needs a name: write @service("orders") above {name!r}')
     Subjects(settings.PREFIX).require_service(name)
     policies = _policies(retry)
 

@@ -95,17 +95,21 @@ async def ahistory(
     return await runtime.call(_reading(service, name, after, before, limit))
 
 
-def history(service: str, name: str, **options: Any) -> History:
+def history(
+    service: str,
+    name: str,
+    *,
+    after: int | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> History:
     """Do what `ahistory` does, from synchronous code; it takes the same arguments.
 
     Raises:
         RuntimeError: In a running event loop; await `ahistory` there.
     """
     runtime.refuse_in_loop("history()", "use `await ahistory(...)`")
-    return runtime.call_sync(_reading(service, name, **{**_NEWEST, **options}))
-
-
-_NEWEST: dict[str, Any] = {"after": None, "before": None, "limit": 100}
+    return runtime.call_sync(_reading(service, name, after, before, limit))
 
 
 def _reading(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Action
@@ -39,17 +37,16 @@ async def areaders(
     return await runtime.call(_asking(service, name, after, limit))
 
 
-def readers(service: str, name: str, **options: Any) -> Readers:
+def readers(
+    service: str, name: str, *, after: tuple[str, str] | None = None, limit: int = MAX_PAGE
+) -> Readers:
     """Do what `areaders` does, from synchronous code; it takes the same arguments.
 
     Raises:
         RuntimeError: In a running event loop; await `areaders` there.
     """
     runtime.refuse_in_loop("readers()", "use `await areaders(...)`")
-    return runtime.call_sync(_asking(service, name, **{**_FIRST, **options}))
-
-
-_FIRST: dict[str, Any] = {"after": None, "limit": MAX_PAGE}
+    return runtime.call_sync(_asking(service, name, after, limit))
 
 
 def _asking(service: str, name: str, after: tuple[str, str] | None, limit: int) -> Action[Readers]:

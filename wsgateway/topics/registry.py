@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsgateway import declared
 from wsgateway.conf import settings
 from wsgateway.declared import source_of
+from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Subjects
 
 if TYPE_CHECKING:
@@ -129,15 +130,14 @@ def topic(
         timeout: Seconds after which the handler is interrupted.
 
     Raises:
-        NameRefused: *name* cannot be part of a subject, or is too long for a stream's name.
+        NameRefused: *name* cannot be part of a subject, is too long for a stream's name, or has
+            a dot.
         ValueError: There is such a service already, or two arguments contradict each other.
         TypeError: What is decorated cannot be called with an identity and a name.
     """
     given = {"retry": retry, "concurrency": concurrency, "timeout": timeout}
     handling = {option: value for option, value in given.items() if value is not None}
-    subjects = Subjects(settings.PREFIX)
-    subjects.require_service(name)
-    subjects.topic_stream(name)
+    _require_name(name)
 
     def register(rules: R) -> R:
         allow, handler = _parts(rules)
@@ -155,6 +155,26 @@ def topic(
         return rules
 
     return register
+
+
+def _require_name(name: Any) -> None:
+    """Refuse what cannot be a service of topics, or a decorator without its arguments.
+
+    Raises:
+        NameRefused: No service of topics can have this name.
+        TypeError: There is no name.
+    """
+    if callable(name):
+        raise TypeError(f'@topic needs the name of a service: write @topic("room") above {name!r}')
+    subjects = Subjects(settings.PREFIX)
+    subjects.require_service(name)
+    subjects.topic_stream(name)
+    service, dot, rest = name.partition(".")
+    if dot:
+        raise NameRefused(
+            f"service of topics {name!r} has a dot, so clients could not name its topics; "
+            f"declare @topic({service!r}): its function is called with {rest!r} as the name"
+        )
 
 
 def _parts(rules: Any) -> tuple[Allow, Callable[..., Any] | None]:

@@ -9,7 +9,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Action
 from wsgateway.protocol.subjects import encode_token
 from wsgateway.topics.marks import INBOX, Mark, keep_for
-from wsgateway.topics.users import User, parse_user
+from wsgateway.topics.users import User, parse_user, require_kind
 
 __all__ = ["arecheck", "arevoke", "recheck", "revoke"]
 
@@ -27,6 +27,7 @@ async def arevoke(service: str, name: str | None, *, user: User | None = None) -
             or a pair of service and name, for the sockets of that service only. None: everybody's.
 
     Raises:
+        TopicsUnknown: No process declares topics of *service*.
         NameRefused: No topic or user can have this name.
         TypeError: *user* is something else.
         BrokerUnavailable: It may not be stored. Call it again.
@@ -36,6 +37,7 @@ async def arevoke(service: str, name: str | None, *, user: User | None = None) -
 
 def revoke(service: str, name: str | None, *, user: User | None = None) -> None:
     """Do what `arevoke` does, from synchronous code."""
+    runtime.refuse_in_loop("revoke()", "use `await arevoke(...)`")
     runtime.call_sync(_marking(service, name, user, ask=False))
 
 
@@ -51,6 +53,7 @@ async def arecheck(service: str, name: str | None, *, user: User | None = None) 
         user: Whose right, as for `arevoke`; None: everybody's.
 
     Raises:
+        TopicsUnknown: No process declares topics of *service*.
         NameRefused: No topic or user can have this name.
         TypeError: *user* is something else.
         BrokerUnavailable: It may not be stored. Call it again.
@@ -60,6 +63,7 @@ async def arecheck(service: str, name: str | None, *, user: User | None = None) 
 
 def recheck(service: str, name: str | None, *, user: User | None = None) -> None:
     """Do what `arecheck` does, from synchronous code."""
+    runtime.refuse_in_loop("recheck()", "use `await arecheck(...)`")
     runtime.call_sync(_marking(service, name, user, ask=True))
 
 
@@ -71,6 +75,7 @@ def _marking(service: str, name: str | None, user: User | None, *, ask: bool) ->
     mark = Mark(service, name, whose, at, time.time(), ask)
 
     async def store(broker: Broker) -> None:
+        await require_kind(broker, service)
         await broker.publish(INBOX, mark.encode(), ttl=keep_for(), reserved=True)
 
     return store

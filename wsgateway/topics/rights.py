@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import aclosing
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 from wsgateway import declared
@@ -34,7 +35,7 @@ from wsgateway.topics.marks import INBOX, Mark, Marks, keep_for
 from wsgateway.topics.registry import TopicService
 from wsgateway.topics.tokens import ACCESSES, read_token
 
-__all__ = ["Holder", "Rights"]
+__all__ = ["Holder", "Rights", "log_undeclared"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -296,6 +297,19 @@ def _mark_in(stored: Stored) -> Mark | None:
         return None
 
 
+def log_undeclared(topic: Topic, identity: Identity) -> None:
+    """Say why nobody can read a topic; the client may not learn it."""
+    nearest = get_close_matches(topic.service, declared.topics, n=1)
+    logger.info(
+        "refused topic %r to %r: no @topic declares %r%s",
+        str(topic),
+        identity.user,
+        topic.service,
+        f"; did you mean {nearest[0]!r}?" if nearest else "",
+        extra={"topic": str(topic), "service": identity.service, "user": identity.user},
+    )
+
+
 async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Access | None:
     """Return what ``allow`` says; None if it fails, or says something else."""
     log_fields = {"topic": str(topic), "service": identity.service, "user": identity.user}
@@ -306,8 +320,14 @@ async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Acces
         logger.exception("refused topic %r: its allow failed", str(topic), extra=log_fields)
         return None
     _require_wanted()
-    if not allowed or allowed in ACCESSES:
-        return allowed or None
+    if allowed in ACCESSES:
+        access: Access = allowed
+        return access
+    if not allowed:
+        text = "refused topic %r to %r: %s returned %s"
+        source = source_of(service.allow)
+        logger.info(text, str(topic), identity.user, source, shown(allowed), extra=log_fields)
+        return None
     logger.error(
         "refused topic %r: its allow, %s, returned %s. Return 'read', 'write' or None",
         str(topic),

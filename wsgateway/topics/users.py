@@ -35,8 +35,10 @@ def parse_user(user: User) -> Whom:
 
     Raises:
         NameRefused: No user can have this name.
-        TypeError: It is nothing of the kind.
+        TypeError: It is nothing of the kind, or a visitor who is not logged in.
     """
+    if getattr(user, "is_anonymous", False):
+        raise TypeError("user is a visitor who is not logged in, so no socket is theirs")
     if isinstance(user, tuple):
         if len(user) != 2:
             raise TypeError(f"user is a tuple of {len(user)}; give (service, user's name)")
