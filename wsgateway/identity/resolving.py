@@ -25,10 +25,6 @@ from wsgateway.protocol.subprotocols import encode_token_protocol
 __all__ = ["renew_identity", "require_service", "resolve_identity", "with_cause"]
 
 OWN_ROUTE = "If this is your own consumer's URL, list its route before the gateway's"
-OVER_USERS = (
-    "connect to a service of @service or WSGATEWAY_SERVICES, and subscribe to topics over that "
-    "socket"
-)
 
 
 async def resolve_identity(scope: Scope) -> Identity:
@@ -131,15 +127,12 @@ def _require_allowed(service: str) -> None:
     if service in declared.topics:
         raise _unknown(service, has_topics=True)
     allowed = settings.SERVICES
-    reason, cure, cause = "", "", ""
     if allowed is not None and ANY not in allowed and service not in allowed:
-        reason = f"service {service!r} is not in WSGATEWAY_SERVICES"
-        cure = f"add it there, or correct the client's path. {OWN_ROUTE}"
-    if service in declared.topics:  # the client may not learn that
-        reason = reason or ServiceUnknown(service).reason
-        cure, cause = OVER_USERS, f"service {service!r} has topics, not users"
-    if reason:
-        raise IdentityRefused(CloseCode.FORBIDDEN, reason, cure, cause)
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN,
+            f"service {service!r} is not in WSGATEWAY_SERVICES",
+            f"add it there, or correct the client's path. {OWN_ROUTE}",
+        )
 
 
 async def require_service(broker: Broker, service: str) -> None:
@@ -180,7 +173,7 @@ async def with_cause(refusal: IdentityRefused, scope: Scope, broker: Broker) -> 
         await require_service(broker, service)
     except IdentityRefused as exc:
         if exc.reason != refusal.reason:
-            return IdentityRefused(refusal.code, refusal.reason, exc.cure, exc.cause or exc.reason)
+            return IdentityRefused(refusal.code, refusal.reason, exc.cure, exc.reason)
     except BrokerError:
         pass  # not known now
     return refusal
