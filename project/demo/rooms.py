@@ -17,7 +17,7 @@ from project.demo.panels import SERVICE, guest_of, may_publish, panels_of
 from wsgateway import topics
 from wsgateway.exceptions import WsGatewayError
 
-__all__ = ["ROOMS", "TOPICS", "history", "let_in", "page", "readers", "show_out", "token"]
+__all__ = ["ROOMS", "TOPICS", "history", "let_in", "page", "show_out", "token"]
 
 TOPICS = "demo-room"
 """The service of the rooms; see `project.demo.ws_services`."""
@@ -111,17 +111,6 @@ def history(request: HttpRequest, name: str) -> HttpResponse:
         for message in found.messages
     ]
     return JsonResponse({"messages": said, "before": found.first if found.more else None})
-
-
-@require_safe
-@for_those_inside
-def readers(request: HttpRequest, name: str) -> HttpResponse:
-    """Return who is here: how many sockets of each user read the room."""
-    found = topics.readers(TOPICS, name, limit=HISTORY)
-    users: dict[str, int] = {}
-    for (_, user), sockets in found.users.items():
-        users[user] = users.get(user, 0) + sockets
-    return JsonResponse({"users": users, "more": found.after is not None})
 
 
 @require_POST

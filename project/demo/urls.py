@@ -17,7 +17,6 @@ urlpatterns = [
     path("demo/room/", rooms.page, {"name": "lobby"}, name="lobby"),
     path("demo/room/private/", rooms.page, {"name": "private"}, name="private"),
     path("demo/room/<slug:name>/history/", rooms.history, name="room-history"),
-    path("demo/room/<slug:name>/readers/", rooms.readers, name="room-readers"),
     path("demo/room/<slug:name>/token/", rooms.token, name="room-token"),
     path("demo/room/<slug:name>/let-in/", rooms.let_in, name="room-let-in"),
     path("demo/room/<slug:name>/show-out/", rooms.show_out, name="room-show-out"),

@@ -39,7 +39,7 @@ async def assistant(message: Message) -> None:
     await message.reply(text=answer)
 
 
-@topic("demo-room", direct=True)
+@topic("demo-room", direct=True, presence=True)
 def room(identity: Identity, name: str) -> str | None:
     """Open the lobby to the demo's users.
 

@@ -13,14 +13,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.acceptance.browser import CONTRAST, Page, browser
 from tests.acceptance.film import Film
 from tests.support import ROOT, Gateway, Process, running
+from wsgateway.client import connect
+from wsgateway.identity import make_token
 
 CONTENT = "document.querySelector('#content').innerText"
+HERE = "document.querySelector('#here').textContent"
 LOGGED_OUT = "document.querySelector('nav a')?.textContent === 'Log in'"
 ALL_WAIT = "document.querySelector('[data-user=bob] [data-part=waiting]').textContent === '100'"
 BOTH_HALVES = """
@@ -33,7 +37,7 @@ BOTH_HALVES = """
 def site(gateway_factory: Callable[..., Gateway], demo_database: Path, tmp_path: Path) -> Gateway:
     """A gateway with a copy of `demo_database`."""
     copy = shutil.copy(demo_database, tmp_path / "site.sqlite3")
-    return gateway_factory(DATABASE_URL=f"sqlite:///{copy}")
+    return gateway_factory(DATABASE_URL=f"sqlite:///{copy}", WSGATEWAY_OFFLINE_GRACE="0.5")
 
 
 def part(user: str, name: str) -> str:
@@ -268,19 +272,29 @@ def marks(user: str, kind: str) -> str:
     return f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent)"
 
 
+async def meet(page: Page, gateway: Gateway) -> None:
+    """Let somebody come to the lobby and go, at another gateway than the page's."""
+    url, token = gateway.ws("/ws/demo/"), make_token("demo", "cleo")
+    async with connect(url, token=token, proxy=None) as client:
+        await client.topic("demo-room.lobby").open()
+        await page.wait(f"{HERE} === 'Here now: ann, bob, cleo'")
+    await page.wait(f"{HERE} === 'Here now: ann, bob'")
+
+
 @pytest.mark.timeout(90)  # one site, one log-in, both rooms
 async def test_room_marks_what_was_missed_and_a_private_one_opens_with_a_token(
-    site: Gateway, tmp_path: Path
+    site: Gateway, gateway_factory: Callable[..., Gateway], tmp_path: Path, settings: Any
 ) -> None:
+    settings.SECRET_KEY = "tests"
     async with browser(tmp_path) as page:
         await log_in(page, site, "ann")
         await page.open(site.http("/demo/room/"))
-        here = "document.querySelector('#here').textContent"
-        await page.wait(f"{here} === 'Here now: ann, bob'", 15)
+        await page.wait(f"{HERE} === 'Here now: ann, bob'", 15)
+        await meet(page, gateway_factory())
         await say(page, "ann", "hello")
         await page.wait(f"{texts('bob')}.includes('hello')")
         await page.run(f"{part('bob', 'cut')}.click()")
-        await page.wait(state("bob", "waiting"))
+        await page.wait(f"{state('bob', 'waiting')} && {HERE} === 'Here now: ann'")
         for text in ("first", "second"):
             await say(page, "ann", text)
         await picture(page, "room-cut")
@@ -293,7 +307,7 @@ async def test_room_marks_what_was_missed_and_a_private_one_opens_with_a_token(
         assert await page.run(marks("bob", "in")) == ["", missed, missed, ""]
         await page.command("Page.reload")
         await page.wait(f"{texts('bob')}.length === 4 && {texts('ann', 'out')}.length === 4")
-        await page.wait(f"{here} === 'Here now: ann, bob'", 15)
+        await page.wait(f"{HERE} === 'Here now: ann, bob'")
         await picture(page, "room")
         await private_room(page, site)
         for dark in (False, True):

@@ -46,7 +46,6 @@ def test_room_shows_page_by_page_what_was_said(client: Client) -> None:
     found = client.get("/demo/room/lobby/history/", earlier).json()
     assert ([m["text"] for m in found["messages"]], found["before"]) == (["0"], None)
     assert client.get("/demo/room/lobby/history/", {"before": "x"}).status_code == 400
-    assert client.get("/demo/room/lobby/readers/").json() == {"users": {}, "more": False}
     assert client.get("/demo/room/attic/history/").status_code == 404
 
 
@@ -58,7 +57,6 @@ def test_private_room_opens_to_staff_in_production(client: Client, is_staff: boo
     answers = {
         client.post("/demo/room/private/token/", {"user": "cleo"}).status_code,
         client.get("/demo/room/private/history/").status_code,
-        client.get("/demo/room/private/readers/").status_code,
     }
     assert answers == {200 if is_staff else 403}
     assert client.post("/demo/room/private/token/", {"user": "bob"}).status_code == 403

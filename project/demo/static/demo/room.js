@@ -2,7 +2,6 @@
 
 import { Connection, Log, clock, fetchJson, pause, post } from "./common.js";
 
-const ASK = 5000; // ms between two questions who is here
 const VOID = 6000; // ms; for 5 s after someone was shown out, new tokens are void too
 
 const panels = new Map(); // user -> Panel, of this page
@@ -28,6 +27,7 @@ function moment(date) {
 class Panel {
   #parts = {};
   #log;
+  #isVisitor; // the other panel shows somebody else
   #topic = null;
   #token; // function that returns what opens a private room
   #outgoing = []; // {text, status} of what this page has sent, and has not read in the room
@@ -39,7 +39,8 @@ class Panel {
     this.user = section.dataset.user;
     for (const part of section.querySelectorAll("[data-part]")) this.#parts[part.dataset.part] = part;
     this.#log = new Log(this.#parts);
-    const { opens } = section.dataset;
+    const { opens, token } = section.dataset;
+    this.#isVisitor = token === undefined;
     this.#token = opens && tokens(this.user, opens);
     this.client = new Connection(section, this.#parts).client;
     this.client.on("state", (state) => {
@@ -69,6 +70,12 @@ class Panel {
       if (topic.state !== "ended") this.#log.note(error.message); // no token for now
     });
     topic.ready.catch(() => {}); // the state says why
+    if (this.#isVisitor) this.#watchReaders(topic);
+  }
+
+  #watchReaders(topic) {
+    for (const event of ["readers", "state"]) topic.on(event, () => showWhoIsHere(topic));
+    topic.watch().catch(() => {}); // the state says why
   }
 
   #onState(state, { code, reason, access }) {
@@ -81,7 +88,6 @@ class Panel {
     } else if (state === "ended" && code !== "closed") {
       this.#refuse(`${this.user} is not in this room: ${reason}.`);
     }
-    showWhoIsHere();
   }
 
   /** Say why the room is closed to this user; "" if it is open. */
@@ -216,28 +222,16 @@ class Panel {
   }
 }
 
-// -- who is here -----------------------------------------------------------------------------
-
-let timer = null;
-
-/** Ask now, and then again and again while somebody can see it. */
-async function showWhoIsHere() {
-  clearTimeout(timer);
-  timer = setTimeout(showWhoIsHere, ASK);
-  if (document.visibilityState !== "visible") return;
-  try {
-    const { users, more } = await fetchJson(root.dataset.readers);
-    const names = Object.entries(users).map(([user, sockets]) => (sockets > 1 ? `${user} (${sockets} windows)` : user));
-    const text = names.length ? `Here now: ${names.join(", ")}${more ? " and others" : ""}` : "Nobody is here.";
-    if (here.textContent !== text) here.textContent = text; // a screen reader reads changes aloud
-    here.hidden = false;
-  } catch {
-    here.hidden = true;
-  }
+/** Say who reads a topic, as its watch tells; nothing while that may be out of date. */
+function showWhoIsHere({ state, readers }) {
+  const names = readers?.users?.map(({ user }) => user).sort().join(", ") ?? `${readers?.sockets} windows`;
+  here.hidden = state !== "subscribed" || !readers || names === "";
+  if (here.hidden) return;
+  const text = `Here now: ${names}${readers.complete ? "" : " and perhaps others"}`;
+  if (here.textContent !== text) here.textContent = text; // a screen reader reads changes aloud
 }
 
 for (const section of root.querySelectorAll(".panel")) {
   const panel = new Panel(section);
   panels.set(panel.user, panel);
 }
-document.addEventListener("visibilitychange", showWhoIsHere);
