@@ -14,6 +14,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
+from django.db import InterfaceError, OperationalError
 
 import wsgateway
 from tests.support import until
@@ -139,6 +140,25 @@ async def test_log_says_which_function_refused(
         assert await rights.access(ANN, ROOM) is None
     symptom.must_show_in(caplog.text)
     assert f"refused topic 'room.42' to 'ann': {__name__}.Rules.allow returned" in caplog.text
+
+
+async def test_database_that_is_away_decides_nothing(
+    rights: Rights, rules: Rules, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was a refusal, after which no client asks again."""
+    rules.says = {("ann", "42"): OperationalError("could not connect")}
+    with pytest.raises(OperationalError):
+        await rights.access(ANN, ROOM)
+    assert "refused topic 'room.42': its allow failed" in caplog.text
+
+
+async def test_recheck_ends_a_right_if_the_database_is_away(rights: Rights, rules: Rules) -> None:
+    rules.says = {("ann", "42"): "read"}
+    holder = Subscription(ANN, ROOM)
+    assert await rights.acquire(holder) == "read"
+    rules.says = {("ann", "42"): InterfaceError("connection already closed")}
+    await topics.arecheck("room", "42")
+    await until(lambda: holder.changes == [None], what="the right has ended")
 
 
 @pytest.mark.parametrize("answer", [None, False, "", 0])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 
 import wsgateway
 from tests.support import until
@@ -250,6 +252,32 @@ async def test_log_says_that_nobody_declares_the_topic(
         await ann.subscribe(Topic("rom", "42"))
     symptom.must_show_in(caplog.text)
     assert "to 'ann': no @topic declares 'rom'; did you mean 'room'?" in caplog.text
+
+
+async def test_stuck_database_holds_up_new_subscriptions_only(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All plain functions share the thread for the database. What is open, and what a token
+    decides, needs none of them. If the query fails in the end, the client may ask again."""
+    stuck = threading.Event()
+
+    def allow(identity: Identity, name: str) -> str:
+        stuck.wait(20)
+        raise OperationalError("canceling statement due to statement timeout")
+
+    wsgateway.topic("slow")(allow)
+    await ann.subscribe(ROOM)
+    await ann.session.receive(protocol.encode_subscribe("slow", "slow.1"))
+    await ann.subscribe(LOBBY, token=topics.token("room", "lobby", user="ann"))
+    await publish(hub.broker, ROOM, "open")
+    await publish(hub.broker, LOBBY, "token")
+    await ann.has("open", topic=ROOM)
+    await ann.has("token", topic=LOBBY)
+    assert ann.told(Unsubscribed, Topic("slow", "1")) == []
+    stuck.set()
+    await until(lambda: ann.told(Unsubscribed, Topic("slow", "1")), what="an answer")
+    [answer] = ann.told(Unsubscribed, Topic("slow", "1"))
+    assert (answer.id, answer.code, answer.temporary) == ("slow", "unavailable", True)
 
 
 async def test_revoked_right_ends_the_subscription(hub: Hub, ann: Client, rules: Any) -> None:

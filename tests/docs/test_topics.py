@@ -15,6 +15,7 @@ from django.contrib.auth.models import Group, User
 from django.http import Http404
 from django.template import Context, Template
 from django.test import RequestFactory
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.contract.test_topic_sessions import Client
 from tests.pages import DocumentPage
@@ -192,3 +193,10 @@ def test_limits_of_the_page_are_possible(settings: Any) -> None:
     exec(PAGE.code("WSGATEWAY_TOPICS"), names)
     settings.WSGATEWAY_TOPICS = names["WSGATEWAY_TOPICS"]
     assert SETTINGS["WSGATEWAY_TOPICS"].problem() is None
+
+
+def test_time_limits_of_the_database_are_options_that_psycopg_knows() -> None:
+    names: dict[str, Any] = {"DATABASES": {"default": {}}}
+    exec(PAGE.code("statement_timeout"), names)
+    options = names["DATABASES"]["default"]["OPTIONS"]
+    assert conninfo_to_dict(make_conninfo("", **options)).keys() == options.keys()

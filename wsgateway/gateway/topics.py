@@ -7,6 +7,8 @@ import logging
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from django.db import InterfaceError, OperationalError
+
 from wsgateway import counters, declared
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.recovery import Start, find_start
@@ -178,6 +180,8 @@ class SocketTopics:
             where = session.socket.transport.where
             text = "cannot subscribe %s to topic %r now: %s"
             logger.info(text, where, str(topic), reason_of(exc), extra=session.log_fields)
+        except (InterfaceError, OperationalError):  # it is logged
+            code = ErrorCode.UNAVAILABLE
         except Exception:
             code = ErrorCode.INTERNAL
             logger.exception("cannot subscribe to topic %r", str(topic), extra=session.log_fields)
@@ -198,6 +202,7 @@ class SocketTopics:
 
         Raises:
             BrokerError: It is not known whether, or where to begin.
+            InterfaceError, OperationalError: The database could not be asked whether it may.
         """
         session, topic = self._session, question.topic
         service = declared.topics.get(topic.service)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from django.db import InterfaceError, OperationalError
 from django.utils.module_loading import import_string
 
 from wsgateway import declared
@@ -114,7 +115,7 @@ class SocketWatches:
             error, allowed = exc, False
             if right is None:
                 logger.exception("WSGATEWAY_MAY_WATCH failed", extra=self._session.log_fields)
-            elif not isinstance(exc, BrokerError):
+            elif not isinstance(exc, (BrokerError, InterfaceError, OperationalError)):
                 text = "cannot find out whether a client may watch topic %r"
                 logger.exception(text, str(target), extra=self._session.log_fields)
         if self._asking.get(target) is not asyncio.current_task():
@@ -143,6 +144,7 @@ class SocketWatches:
 
         Raises:
             BrokerUnavailable: It is not known yet what is revoked.
+            InterfaceError, OperationalError: The database cannot be asked; it is logged.
         """
         hub, service = self._session.hub, declared.topics.get(right.topic.service)
         if service is None or not service.presence:

@@ -11,6 +11,8 @@ from contextlib import aclosing
 from difflib import get_close_matches
 from typing import Any, Protocol
 
+from django.db import InterfaceError, OperationalError
+
 from wsgateway import declared
 from wsgateway.broker.base import Broker
 from wsgateway.broker.bus import Closable
@@ -120,6 +122,7 @@ class Rights:
 
         Raises:
             BrokerUnavailable: It is not known yet what is revoked.
+            InterfaceError, OperationalError: The database cannot be asked now.
         """
         service = declared.topics.get(topic.service)
         if service is None or "\0" in topic.name:  # databases choke on it
@@ -138,9 +141,7 @@ class Rights:
         """Do what `access` does, and tell *holder* from then on when its right changes.
 
         Nothing is told before this has returned. Call `release` at the end, whatever the answer.
-
-        Raises:
-            BrokerUnavailable: It is not known yet what is revoked.
+        It raises what `access` does.
         """
         access = await self.access(holder.identity, holder.topic, token)
         if access is not None:
@@ -262,8 +263,13 @@ class Rights:
     async def _ask_about(self, holders: Iterator[Holder]) -> None:
         async def work() -> None:
             for holder in holders:
-                if self._holds(holder):
-                    self._change(holder, await self.access(holder.identity, holder.topic))
+                if not self._holds(holder):
+                    continue
+                try:
+                    access = await self.access(holder.identity, holder.topic)
+                except (InterfaceError, OperationalError):  # it is logged
+                    access = None
+                self._change(holder, access)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
@@ -311,13 +317,20 @@ def log_undeclared(topic: Topic, identity: Identity) -> None:
 
 
 async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Access | None:
-    """Return what ``allow`` says; None if it fails, or says something else."""
+    """Return what ``allow`` says; None if it fails, or says something else.
+
+    Raises:
+        InterfaceError, OperationalError: The database cannot be asked now, which says nothing
+            about the right.
+    """
     log_fields = {"topic": str(topic), "service": identity.service, "user": identity.user}
     try:
         allowed = await call_hook(service.allow, identity, topic.name)
-    except (Exception, asyncio.CancelledError, SystemExit):
+    except (Exception, asyncio.CancelledError, SystemExit) as exc:
         _require_wanted()
         logger.exception("refused topic %r: its allow failed", str(topic), extra=log_fields)
+        if isinstance(exc, (InterfaceError, OperationalError)):
+            raise
         return None
     _require_wanted()
     if allowed in ACCESSES:
