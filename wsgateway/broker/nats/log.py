@@ -22,9 +22,9 @@ from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.backwards import Backwards
 from wsgateway.broker.nats.jetstream import JetStream
 from wsgateway.broker.nats.levels import Levels
-from wsgateway.broker.nats.shared import Shared
 from wsgateway.broker.nats.specs import NANO
 from wsgateway.broker.nats.streams import RESTORED_AT, TRIMMED_UNTIL
+from wsgateway.broker.shared import Shared
 from wsgateway.protocol.frames import FRAME_HEADER
 from wsgateway.protocol.subjects import Address, Subjects, Topic
 from wsgateway.tracing import TRACEPARENT, find_tracer, sampled

@@ -24,7 +24,7 @@ from typing import Any
 from wsgateway.broker.bus import Closable
 from wsgateway.broker.nats import headers as hdrs
 from wsgateway.broker.nats.connection import NatsConnection
-from wsgateway.broker.nats.shared import Shared
+from wsgateway.broker.shared import Shared
 from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Subjects
 
