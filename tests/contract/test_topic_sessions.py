@@ -188,6 +188,92 @@ async def test_position_is_recovered(hub: Hub, ann: Client) -> None:
     await again.session.stop()
 
 
+class Reads:
+    """Counts what is read of a topic after an offset, and holds answers back on demand."""
+
+    def __init__(self, hub: Hub, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = hub.broker.log(topic)
+        self._read = log.read_after
+        self.count = 0
+        self.pass_on = asyncio.Event()
+        self.pass_on.set()
+        monkeypatch.setattr(log, "read_after", self._counted)
+
+    async def _counted(self, *args: Any, **options: Any) -> Any:
+        found = await self._read(*args, **options)
+        self.count += 1
+        await self.pass_on.wait()
+        return found
+
+
+async def test_what_proves_a_position_is_not_read_again(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each resume read the same messages twice: to prove the position, and to deliver them."""
+    epoch = (await ann.subscribe(ROOM)).epoch
+    offset = await publish(hub.broker, ROOM, "had")
+    await publish(hub.broker, ROOM, "missed", "too")
+    await ann.has("had", "missed", "too", topic=ROOM)
+    await ann.unsubscribe(ROOM)
+    reads, bob = Reads(hub, ROOM, monkeypatch), Client(hub, "bob")
+    await bob.session.start(Resume())
+    assert (await bob.subscribe(ROOM, epoch=epoch, offset=offset)).recovered
+    await bob.has("missed", "too", topic=ROOM)
+    await publish(hub.broker, ROOM, "live")
+    await bob.has("missed", "too", "live", topic=ROOM)
+    assert reads.count == 1
+    await bob.session.stop()
+
+
+async def test_many_who_resume_at_the_same_time_share_what_is_read(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = (await ann.subscribe(ROOM)).epoch
+    offset = await publish(hub.broker, ROOM, "had")
+    await publish(hub.broker, ROOM, "missed")
+    clients = [Client(hub, f"user{number}") for number in range(20)]
+    for client in clients:
+        await client.session.start(Resume())
+    reads = Reads(hub, ROOM, monkeypatch)
+    answers = await asyncio.gather(
+        *(client.subscribe(ROOM, epoch=epoch, offset=offset) for client in clients)
+    )
+    await publish(hub.broker, ROOM, "live")
+    for client, answer in zip(clients, answers, strict=True):
+        assert answer.recovered
+        await client.has("missed", "live", topic=ROOM)
+        await client.session.stop()
+    assert reads.count <= 2
+
+
+@pytest.mark.parametrize("since", ["all", "new", None])
+async def test_answer_that_was_asked_for_before_a_client_came_is_not_shared_with_it(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch, brokers: Any, since: str | None
+) -> None:
+    """What is stored between the question and the client came to it neither live nor read."""
+    brokers.settings.WSGATEWAY_SWEEP_INTERVAL = 600.0  # which would find it
+    options: dict[str, Any] = {"since": since}
+    if since is None:
+        options = {"epoch": (await ann.subscribe(LOBBY)).epoch, "offset": 0}
+    await publish(hub.broker, ROOM, "before")
+    reads, bob = Reads(hub, ROOM, monkeypatch), Client(hub, "bob")
+    await bob.session.start(Resume())
+    reads.pass_on.clear()
+    first = asyncio.create_task(ann.subscribe(ROOM, **options))
+    await until(lambda: reads.count == 1, what="the first question is answered")
+    await publish(hub.broker, ROOM, "between")
+    second = asyncio.create_task(bob.subscribe(ROOM, **options))
+    await until(lambda: len(hub.rights.holders_of(ROOM)) == 2, what="the second one has come")
+    reads.pass_on.set()
+    await asyncio.gather(first, second)
+    kept = [] if since == "new" else ["before", "between"]
+    await until(lambda: bob.got(ROOM) == kept, 5, "all, before a live message shows a gap")
+    await publish(hub.broker, ROOM, "after")
+    await ann.has(*kept[:1], "between", "after", topic=ROOM)
+    await bob.has(*kept, "after", topic=ROOM)
+    await bob.session.stop()
+
+
 async def test_replaced_stream_is_told_and_read_from_its_start(
     hub: Hub, ann: Client, brokers: Any
 ) -> None:

@@ -284,6 +284,18 @@ def test_full_window_leaves_messages_in_the_stream() -> None:
     assert window.begin_fetch() == (2, 1)
 
 
+def test_what_is_more_than_was_asked_for_is_read_again() -> None:
+    """Who resume together share what is read, and one of them may have less room."""
+    window = Window(Credit(2))
+    window.start(0)
+    assert window.begin_fetch() == (0, 2)
+    window.fetched([live(n, None) for n in (1, 2, 3)], more=False)
+    assert (window.position, window.in_flight, window.wants_fetch) == (2, 2, False)
+    window.confirm(1)
+    assert window.wants_fetch
+    assert window.begin_fetch() == (2, 1)
+
+
 def test_bytes_in_flight_close_the_window_too() -> None:
     window = started(size=100)
     window.live(Message(1, 0, BIG))

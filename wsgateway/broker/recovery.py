@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wsgateway.broker.log import Log
+from wsgateway.broker.messages import Batch
 from wsgateway.protocol.subjects import Address
 from wsgateway.protocol.v1 import Reason, Resume
 
@@ -23,14 +24,19 @@ class Start(NamedTuple):
         epoch: Life of the stream that the offset belongs to.
         offset: The first message has a larger offset.
         reason: Why messages may be missing before it; None: nothing is.
+        batch: The first messages, which no limit has removed any of unless *reason* says so; None:
+            not read.
     """
 
     epoch: str
     offset: int
     reason: Reason | None = None
+    batch: Batch | None = None
 
 
-async def find_start(log: Log, address: Address, claim: Resume, cursor: int) -> Start:
+async def find_start(
+    log: Log, address: Address, claim: Resume, cursor: int, limit: int = 1
+) -> Start:
     """Return where to go on; a recovery is claimed only if it is proved.
 
     Args:
@@ -38,6 +44,7 @@ async def find_start(log: Log, address: Address, claim: Resume, cursor: int) -> 
         address: Whose messages.
         claim: The client's own position, if it has one.
         cursor: The device's cursor, which the stream reaches; 0 if it has none.
+        limit: Messages to read behind a position that is to be proved, at most.
 
     Raises:
         BrokerUnavailable: Not known now.
@@ -55,10 +62,10 @@ async def find_start(log: Log, address: Address, claim: Resume, cursor: int) -> 
         return Start(epoch, 0, Reason.EPOCH)
     elif offset > position.last:
         return Start(epoch, 0, Reason.AHEAD)
-    batch = await log.read_after(address, offset, limit=1, anchor=True)
+    batch = await log.read_after(address, offset, limit=limit, anchor=True)
     if batch.anchored or await nothing_trimmed(log, address, offset):
-        return Start(epoch, offset)
-    return Start(epoch, offset, Reason.TRIMMED)
+        return Start(epoch, offset, None, batch)
+    return Start(epoch, offset, Reason.TRIMMED, batch)
 
 
 async def nothing_trimmed(log: Log, address: Address, offset: int) -> bool:

@@ -30,6 +30,7 @@ from wsgateway.gateway.daphne import at_shutdown, quieten
 from wsgateway.gateway.events import SocketEvents
 from wsgateway.gateway.presence import Presence
 from wsgateway.gateway.revocation import Revocations
+from wsgateway.gateway.starts import Starts
 from wsgateway.gateway.watching import Watching
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
@@ -85,6 +86,8 @@ class Hub:
         self.starting = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held by a socket while it starts; the others wait their turn."""
         self._starting_topics: dict[str, asyncio.Semaphore] = {}
+        self.starts = Starts(STARTS_AT_ONCE)
+        """Finds out where they begin."""
         self.cursors = Cursors(broker)
         self.events = SocketEvents(broker, self.gateway_id)
         self.watching = Watching(broker)
@@ -207,10 +210,10 @@ class Hub:
         return () if user is None else user.sessions
 
     def starting_of(self, service: str) -> asyncio.Semaphore:
-        """Return what is held while a subscription to a topic begins.
+        """Return what is held while somebody asks for a right to a topic.
 
-        One for each service that is declared, so that a stream without a leader, or an ``allow``
-        that takes long, delays nobody else.
+        One for each service that is declared, so that an ``allow`` that takes long delays nobody
+        else.
         """
         key = service if service in declared.topics else ""
         return self._starting_topics.setdefault(key, asyncio.Semaphore(STARTS_AT_ONCE))

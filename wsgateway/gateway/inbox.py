@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.messages import Position, Stored
@@ -66,7 +67,13 @@ class InboxSubscription(Subscription):
             cursor.saved = max(loaded, cursor.saved)
             if not self._acknowledges:
                 return Start(self._log.epoch, known)
-        start = await find_start(self._log, self.inbox, claim, known)
+        start = await self._session.hub.starts.find(
+            self._log,
+            self.inbox,
+            (claim.stream_epoch, claim.offset, known),
+            self.window.room,
+            partial(find_start, self._log, self.inbox, claim, known),
+        )
         if start.reason is Reason.AHEAD:
             await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
         return start

@@ -106,6 +106,9 @@ class Subscription(ABC):
         self.epoch = start.epoch
         self.window.start(start.offset)
         self._note(start)
+        if start.batch is not None:
+            self.window.begin_fetch()
+            self._take(start.batch)
         self.wake()
 
     def _note(self, start: Start) -> None:
@@ -279,12 +282,16 @@ class Subscription(ABC):
                     continue
                 batch, trimmed = found
                 self._trimmed = self._trimmed or trimmed
-                counters.gateway.fetched += len(batch.messages)
-                self.window.fetched(batch.messages, more=batch.more)
-                self._fetched = self.window.position
+                self._take(batch)
                 self.wake()
         except BrokerClosed:
             await self._session.close(CloseCode.SHUTTING_DOWN)
+
+    def _take(self, batch: Batch) -> None:
+        """Queue what was read after the window's position."""
+        counters.gateway.fetched += len(batch.messages)
+        self.window.fetched(batch.messages, more=batch.more)
+        self._fetched = self.window.position
 
     async def _read(self, offset: int, limit: int) -> tuple[Batch, bool]:
         """Return what was read, and whether the client must hear that messages may be missing."""

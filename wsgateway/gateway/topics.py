@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,11 @@ class TopicSubscription(Subscription):
         Raises:
             BrokerError: Not known now.
         """
-        self._session.hub.subscriptions.subscribe(self)
-        return await _find_start(self._log, question)
+        hub, log = self._session.hub, self._log
+        hub.subscriptions.subscribe(self)
+        claim = question.epoch, question.offset, question.since
+        ask = partial(_find_start, log, question)
+        return await hub.starts.find(log, self.topic, claim, self.window.room, ask)
 
     def begin(self, start: Start, frame: str = "") -> None:
         """Deliver what comes after *start*, and before it *frame*, which says so."""
@@ -120,8 +124,8 @@ class TopicSubscription(Subscription):
         pass  # the client keeps its position itself
 
 
-async def _find_start(log: Log, question: Subscribe) -> Start:
-    """Return where delivery begins.
+async def _find_start(log: Log, question: Subscribe, limit: int) -> Start:
+    """Return where delivery begins; see `find_start`.
 
     Raises:
         BrokerError: Not known now.
@@ -129,9 +133,9 @@ async def _find_start(log: Log, question: Subscribe) -> Start:
     topic, since = question.topic, question.since
     if question.offset is not None:
         claim = Resume(epoch=question.epoch, offset=question.offset)
-        return await find_start(log, topic, claim, 0)
+        return await find_start(log, topic, claim, 0, limit)
     if since == "all":
-        return await find_start(log, topic, Resume(), 0)
+        return await find_start(log, topic, Resume(), 0, limit)
     position = await log.position()
     offset, wanted = position.last, 0 if since == "new" else int(since)
     before: int | None = None
@@ -172,7 +176,7 @@ class SocketTopics:
         """Open a subscription. Cancelled if the client ends it first."""
         session, topic, code = self._session, question.topic, ErrorCode.FORBIDDEN
         try:
-            async with self._turn(topic.service), session.hub.starting_of(topic.service):
+            async with self._turn(topic.service):
                 if await self._open(question):
                     return
         except BrokerError as exc:
@@ -211,7 +215,8 @@ class SocketTopics:
             return False
         kind = TopicSubscription if service.durable else CastSubscription
         reader = self._readers[topic] = kind(session, topic, self)
-        reader.access = await session.hub.rights.acquire(reader, question.token)
+        async with session.hub.starting_of(topic.service):
+            reader.access = await session.hub.rights.acquire(reader, question.token)
         if reader.access is None:
             return False
         begin = await reader.find_start(question)

@@ -290,16 +290,22 @@ class Window:
         """End the fetch: queue *messages*, then whatever came during it and follows on.
 
         Args:
-            messages: What was read, oldest first.
+            messages: What was read, oldest first; what is more than `begin_fetch` said is read
+                again when there is room.
             more: Whether the inbox holds messages behind them.
         """
+        room = self._reserved
         self._release()
         self.fetching = False
-        self._behind = more
         before = self.position
         for message in messages:
             if message.offset > self.position:
+                if room <= 0:
+                    more = True
+                    break
+                room -= 1
                 self._append(message)
+        self._behind = more
         held, self._held = self._held, []
         for message in held:
             if message.offset > self.position and not self._queue(message):
