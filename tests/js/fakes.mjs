@@ -7,7 +7,12 @@ export async function settle() {
   for (let turn = 0; turn < 20; turn += 1) await null;
 }
 
+/** Ids of the questions of clients and workers begin with something random, which tests leave out. */
+const QUESTION = /^.{12}-((topic|watch|tab)-\d+)$/;
+export const withoutPrefix = (id) => id?.replace(QUESTION, "$1") ?? id;
+
 export class FakeSocket {
+  static prefix = ""; // of the page's questions
   readyState = 0;
   protocol = "";
   sent = [];
@@ -26,7 +31,7 @@ export class FakeSocket {
 
   /** The frames that the client wrote, of one type or of all. */
   frames(type) {
-    const frames = this.sent.map((text) => JSON.parse(text));
+    const frames = this.sent.map((text) => JSON.parse(text, (key, value) => (key === "id" ? withoutPrefix(value) : value)));
     return type ? frames.filter((frame) => frame.type === type) : frames;
   }
 
@@ -44,7 +49,9 @@ export class FakeSocket {
     });
   }
 
+  /** Write a frame; an object's id is without what `frames` leaves out, a text's is as it is. */
   say(frame) {
+    if (/^(topic|watch|tab)-\d+$/.test(frame.id)) frame = { ...frame, id: this.constructor.prefix + frame.id };
     this.onmessage({ data: typeof frame === "string" ? frame : JSON.stringify(frame) });
   }
 
@@ -60,6 +67,8 @@ export class FakeSocket {
   send(text) {
     if (this.readyState !== 1) throw new Error("not open");
     this.sent.push(text);
+    const { id } = JSON.parse(text);
+    if (QUESTION.test(id)) this.constructor.prefix = id.slice(0, 13);
   }
 
   close(code, reason) {

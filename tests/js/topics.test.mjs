@@ -112,6 +112,22 @@ test("a loop over a topic throws why the gateway ended it", async () => {
   assert.deepEqual(page.socket.frames("unsubscribe"), []);
 });
 
+test("no id of a message is that of a question", async () => {
+  // The refusal of the message ended the subscription or watch, and the send waited for ever
+  const page = new FakePage();
+  const client = await page.opened();
+  const [room, online] = [client.topic("room.42"), client.watch("bob")];
+  subscribed(page, "topic-1", { topic: "room.7" }); // not asked for
+  const ids = page.socket.sent.map((text) => JSON.parse(text).id);
+  assert.equal(new Set([...ids, "topic-1", "watch-1"]).size, 4);
+  for (const id of ["topic-1", "watch-1"]) {
+    const sent = client.send("x", { id });
+    page.socket.say(JSON.stringify({ type: "error", id, code: "bad_request", message: "no", temporary: false }));
+    assert.equal((await outcome(sent)).code, "bad_request");
+  }
+  assert.deepEqual([await outcome(room.ready), await outcome(online)], ["pending", "pending"]);
+});
+
 test("a refusal rejects ready; a page that ignores it does not hear of it", async () => {
   const page = new FakePage();
   const client = await page.opened();

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { FakePage, settle } from "./fakes.mjs";
+import { FakePage, settle, withoutPrefix } from "./fakes.mjs";
 
 const PATH = process.env.WSGATEWAY_VECTORS ?? new URL("../vectors/client.json", import.meta.url);
 const FILE = JSON.parse(readFileSync(PATH));
@@ -52,7 +52,7 @@ class Runner {
     this.client.on("recovered", ({ recovered, reason }) => this.add("welcomes", { recovered, reason }));
     this.client.on("reply", (message) => this.add("replies", { reply_to: message.replyTo, ...payload(message) }));
     this.client.on("error", ({ id, code, temporary }) => {
-      if (code !== "closed") this.add("errors", { id, code, temporary }); // that is the state
+      if (code !== "closed") this.add("errors", { id: withoutPrefix(id), code, temporary }); // that is the state
     });
     this.client.on("presence", (presence) => this.add("presences", presence));
     this.client.on("state", (state, { delay }) => {
@@ -103,16 +103,17 @@ class Runner {
   }
 
   frame(frame) {
-    this.text(JSON.stringify(frame.type === "welcome" ? { ...FILE.welcome, ...frame } : frame));
+    this.text(frame.type === "welcome" ? { ...FILE.welcome, ...frame } : frame);
   }
 
-  text(data) {
+  text(frame) {
     if (this.page.socket.readyState === 0) this.page.socket.open();
-    this.page.socket.onmessage({ data });
+    this.page.socket.say(frame);
   }
 
   binary(data) {
-    this.text(new Blob([unbase64(data)]));
+    if (this.page.socket.readyState === 0) this.page.socket.open();
+    this.page.socket.onmessage({ data: new Blob([unbase64(data)]) });
   }
 
   lost(code) {

@@ -73,6 +73,11 @@ function utf8Length(text) {
   return new TextEncoder().encode(text).length;
 }
 
+/** Return a text that begins the ids of one page load. */
+function randomPrefix() {
+  return toBase64(crypto.getRandomValues(new Uint8Array(9))).replace(/[+/]/g, "x");
+}
+
 /** Return the subprotocol that carries a token: base64url of it. */
 function tokenProtocol(token) {
   const text = toBase64(new TextEncoder().encode(token));
@@ -456,6 +461,12 @@ class ReadersWatch {
 class Watches {
   #watches = new Map(); // id -> {service, user, online, told, sent}; service null: the client's own
   #count = 0;
+  #prefix;
+
+  /** *prefix*: of ids, so that no message of the application has the same. */
+  constructor(prefix) {
+    this.#prefix = prefix;
+  }
 
   /** Return the id of a watch; undefined if there is none. *own*: the client's service, null before it is known. */
   find(service, user, own) {
@@ -475,7 +486,7 @@ class Watches {
 
   /** Return an id for the watch of a user or a topic. */
   newId() {
-    return `watch-${(this.#count += 1)}`;
+    return `${this.#prefix}-watch-${(this.#count += 1)}`;
   }
 
   get(id) {
@@ -928,6 +939,7 @@ class SharedConnection {
   #watches = new Map(); // key -> {id, tabs: tab -> its frame, frame: of them, the one that was asked, answer}
   #senders = new Map(); // id of a message -> tabs that wait for its ack
   #ids = 0;
+  #prefix = randomPrefix(); // of the ids of its own questions
   #timers = new Map(); // name -> timer
 
   constructor(scope) {
@@ -948,6 +960,10 @@ class SharedConnection {
       else if (data.close) this.#leave(tab);
       else if (this.#tabs.has(tab)) this.#fromTab(tab, data.text, JSON.parse(data.text));
     };
+  }
+
+  #newId() {
+    return `${this.#prefix}-tab-${(this.#ids += 1)}`;
   }
 
   #send(frame) {
@@ -1100,7 +1116,7 @@ class SharedConnection {
 
   /** Ask the gateway what the first tab in the queue asked. */
   #askFor(log) {
-    log.asked = { ...log.queue.shift(), id: `tab-${(this.#ids += 1)}` };
+    log.asked = { ...log.queue.shift(), id: this.#newId() };
     log.state = "asking";
     this.#send({ ...log.asked.frame, id: log.asked.id });
   }
@@ -1200,7 +1216,7 @@ class SharedConnection {
   }
 
   #askToWatch(watch, frame) {
-    Object.assign(watch, { id: `tab-${(this.#ids += 1)}`, frame });
+    Object.assign(watch, { id: this.#newId(), frame });
     this.#send({ ...frame, id: watch.id });
   }
 
@@ -1815,7 +1831,9 @@ export class WsGateway {
   #topics = new Map(); // name -> {subscription, events, handover, topic, …}, see `topic`
   #unasked = new Set(); // those of them that must be asked for on this connection
   #questions = 0;
-  #watches = new Watches();
+  // Ids must differ from those of every other page load: known ids are stored only once
+  #prefix = randomPrefix();
+  #watches = new Watches(this.#prefix);
   #watching; // calls that wait for the answer to a watch, of a user or a topic
   #backoff;
   #reconnectAfter = null; // ms, the delay that `closing` asked for on this connection
@@ -1837,7 +1855,6 @@ export class WsGateway {
   #refreshed = false; // asked for another token since the last welcome
   #opening = null; // {promise, resolve, reject} of connect()
   #ids = 0;
-  #prefix;
   #unhook = null;
 
   constructor(url, options = {}) {
@@ -1859,8 +1876,6 @@ export class WsGateway {
       () => this.#transport?.send('{"type":"ping"}'),
       () => this.#lost(4012, "no sign of life from the gateway"),
     );
-    // Ids must differ from those of every other page load: known ids are stored only once
-    this.#prefix = toBase64(crypto.getRandomValues(new Uint8Array(9))).replace(/[+/]/g, "x");
   }
 
   /** One of "idle", "connecting", "open", "waiting", "offline", "closed". */
@@ -2510,7 +2525,7 @@ export class WsGateway {
     if (timer !== null) return; // it was refused, or has no token, for now
     this.#unasked.delete(entry);
     if (subscription.stale) this.#authorize(entry);
-    else this.#transport.send(subscription.ask(`topic-${(this.#questions += 1)}`));
+    else this.#transport.send(subscription.ask(`${this.#prefix}-topic-${(this.#questions += 1)}`));
   }
 
   /** Fetch a topic's token, then ask for the topic. */
