@@ -10,6 +10,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -78,6 +79,7 @@ class Page:
         self._connection = connection
         self._port = port
         self._ids = itertools.count(1)
+        self._seen: list[str] = []  # what the page logged, and where it went
 
     async def command(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and return its result."""
@@ -90,6 +92,17 @@ class Page:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
                 return result
+            self._see(answer)
+
+    def _see(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"method": "Runtime.consoleAPICalled", "params": {"args": values}}:
+                shown = (str(each.get("value", each.get("description"))) for each in values)
+                self._seen.append(f"console: {' '.join(shown)}")
+            case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
+                self._seen.append(f"exception: {details}")
+            case {"method": "Page.frameNavigated", "params": {"frame": {"url": url}}}:
+                self._seen.append(f"loaded {url}")
 
     async def crash(self) -> None:
         """Kill the tab's process; the tab answers nothing any more."""
@@ -105,10 +118,18 @@ class Page:
 
     async def wait(self, script: str, timeout: float = 30.0) -> Any:
         """Return the first true value of a JavaScript expression."""
-        async with asyncio.timeout(timeout):
-            while not (value := await self.run(script)):
-                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + timeout
+        while not (value := await self.run(script)):
+            if time.monotonic() > deadline:
+                shown = await self.run("document.documentElement.outerHTML")
+                raise AssertionError("\n".join([f"never true: {script}", *self._seen, shown]))
+            await asyncio.sleep(0.05)
         return value
+
+    async def enable(self) -> None:
+        """Have the tab tell what its page does, for the text of a failure."""
+        await self.command("Page.enable")
+        await self.command("Runtime.enable")
 
     async def open(self, url: str) -> None:
         """Load a page."""
@@ -124,7 +145,7 @@ class Page:
         url = f"ws://127.0.0.1:{self._port}/devtools/page/{target}"
         async with websockets.asyncio.client.connect(url, max_size=None, proxy=None) as connection:
             page = Page(connection, self._port)
-            await page.command("Page.enable")
+            await page.enable()
             yield page
         await self.command("Target.closeTarget", targetId=target)
 
@@ -185,7 +206,7 @@ async def browser(folder: Path) -> AsyncIterator[Page]:
         tab = await _first_tab(int(port))
         async with websockets.asyncio.client.connect(tab, max_size=None, proxy=None) as connection:
             page = Page(connection, int(port))
-            await page.command("Page.enable")
+            await page.enable()
             yield page
     finally:
         process.send_signal(signal.SIGTERM)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -127,10 +128,28 @@ def vite(folder: Path, *command: str) -> Iterator[str]:
     arguments = [node, str(MODULES / "vite/bin/vite.js"), *command, *options]
     process = Process(arguments, folder / "vite.log", site_env(), folder)
     process.spawn()
+    origin = f"http://127.0.0.1:{port}"
     with running(process):
         wait_for(lambda: listening(port) or not process.running, 30, "Vite listens")
         assert process.running, process.output
-        yield f"http://127.0.0.1:{port}"
+        if "preview" not in command:
+            warm_up(origin, folder)
+        try:
+            yield origin
+        except BaseException as error:
+            error.add_note(f"Vite said:\n{process.output}")
+            raise
+
+
+def warm_up(origin: str, folder: Path) -> None:
+    """Wait until Vite has bundled what the pages import.
+
+    It reloads a page that is open by then, and a message that the page had processed is gone.
+    """
+    for name in ("main", "swap"):
+        with urllib.request.urlopen(f"{origin}/src/{name}.tsx", timeout=60) as answer:
+            answer.read()
+    wait_for((folder / "node_modules/.vite/deps/_metadata.json").exists, 60, "Vite has bundled")
 
 
 @pytest.fixture
