@@ -197,7 +197,10 @@ async def test_history_is_read_page_by_page(broker: Broker) -> None:
     page = await topics.ahistory("room", "42", after=page.last, limit=100)
     assert [each.json() for each in page.messages] == [2, 3, 4]
     assert not page.more
-    assert await topics.ahistory("room", "42", after=page.last) == ([], False, None, None)
+    epoch = (await broker.log(ROOM).position()).epoch
+    assert page.position == {"epoch": epoch, "offset": page.last}
+    nothing = await topics.ahistory("room", "42", after=page.last)
+    assert nothing == ([], False, None, None, page.position)
     oldest = await topics.ahistory("room", "42", after=0, limit=1)
     assert oldest.messages[0].time.utcoffset() is not None
     with pytest.raises(ValueError, match="'tick' are ephemeral"):

@@ -19,7 +19,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.contract.test_topic_sessions import Client
 from tests.pages import DocumentPage
-from wsgateway import declared, topics
+from tests.support import until
+from wsgateway import declared, send_topic, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.conf import SETTINGS
@@ -186,6 +187,51 @@ def test_views_send_and_page_through_what_was_sent(ann: User, rf: RequestFactory
     assert show(ann, before=newest["before"]) == {"messages": ['{"text":"0"}'], "before": None}
     [posted] = topics.history("room", "7").messages
     assert posted.json() == {"author": "ann", "text": "hello"}
+
+
+def test_page_goes_on_where_its_history_ends(ann: User, rf: RequestFactory) -> None:
+    """A page had to choose between a gap and duplicates: its history had no epoch."""
+    run('@topic("room", direct=True)')
+    html = Template(PAGE.code("page.position|json_script", "html"))
+    names = run("def room(request")
+    names["render"] = lambda request, name, context: html.render(Context(context))
+    view = names["room"]
+    request = rf.get("/")
+    request.user = ann
+
+    def position() -> Resume:
+        shown = view(request, "staff")
+        found = re.search('<script id="position".*?>(.*?)</script>', shown)
+        assert found is not None
+        return Resume(**json.loads(found[1]))
+
+    @async_to_sync
+    async def follow(since: Resume) -> tuple[bool, list[str]]:
+        hub = get_hub()
+        await hub.open()
+        client = Client(hub)
+        await client.session.start(Resume())
+        try:
+            answer = await client.subscribe(STAFF, epoch=since.epoch, offset=since.offset)
+            await until(lambda: "after" in client.got(STAFF), what="the last message")
+            return answer.recovered, client.got(STAFF)
+        finally:
+            await client.session.stop()
+            await hub.close()
+
+    empty = position()
+    send_topic("room", "staff", text="<shown>")
+    assert "<li>Django: &lt;shown&gt;</li>" in view(request, "staff")
+    between = position()
+    send_topic("room", "staff", text="after")
+    assert follow(empty) == (True, ["<shown>", "after"])
+    assert follow(between) == (True, ["after"])
+
+
+def test_one_function_decides_about_both_kinds() -> None:
+    run('@topic("meeting", direct=True)')
+    kinds = {name: service.durable for name, service in declared.topics.items()}
+    assert kinds == {"meeting": True, "typing": False}
 
 
 def test_limits_of_the_page_are_possible(settings: Any) -> None:

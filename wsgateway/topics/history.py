@@ -57,12 +57,15 @@ class History(NamedTuple):
         more: Whether there are more in the direction in which you read.
         first: What to pass as *before* for the page before this one; None: the page is empty.
         last: What to pass as *after* for the page after this one; None: the page is empty.
+        position: Where a client goes on after this page: what the clients' ``topic()`` takes as
+            *position*, a dictionary of ``epoch`` and ``offset``.
     """
 
     messages: list[HistoryMessage]
     more: bool
     first: int | None
     last: int | None
+    position: dict[str, Any]
 
 
 async def ahistory(
@@ -128,13 +131,14 @@ def _reading(
     async def read(broker: Broker) -> History:
         await _require_durable(broker, service)
         log = broker.log(topic)
+        epoch = (await log.position()).epoch  # first: a page of a later life must not have this one
         if before == 0:
             batch = Batch([], False)
         elif after is not None:
             batch = await log.read_after(topic, after, limit=limit)
         else:
             batch = await log.read_last(topic, limit, before=before)
-        return _page(batch)
+        return _page(batch, {"epoch": epoch, "offset": after or 0})
 
     return read
 
@@ -144,10 +148,13 @@ async def _require_durable(broker: Broker, service: str) -> None:
         raise ValueError(f"topics of {service!r} are ephemeral, so they have no history")
 
 
-def _page(batch: Batch) -> History:
+def _page(batch: Batch, position: dict[str, Any]) -> History:
+    """Return the page that *batch* is; *position* is where an empty one ends."""
     offsets = [stored.offset for stored in batch.messages]
     first, last = (offsets[0], offsets[-1]) if offsets else (None, None)
-    return History(list(_messages(batch.messages)), batch.more, first, last)
+    if last is not None:
+        position["offset"] = last
+    return History(list(_messages(batch.messages)), batch.more, first, last, position)
 
 
 def _messages(batch: list[Stored]) -> Iterator[HistoryMessage]:
