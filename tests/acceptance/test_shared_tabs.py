@@ -22,6 +22,7 @@ SUBSCRIBE = """
   window.room = client.topic('room.42', { since: 50 });
   window.said = [];
   room.on('message', ({ data, from }) => said.push([data, from?.user ?? null]));
+  window.lounge = client.topic('lounge.1');
   await room.ready;
   return room.access;
 })()
@@ -85,6 +86,9 @@ async def test_tabs_share_a_socket_and_topics_until_one_crashes_and_the_gateway_
             "forbidden"
         )
 
+        for tab in (one, two):
+            assert await tab.run("lounge.watch().then(({ users }) => users)") == [INBOX._asdict()]
+
         await three.crash()
         await one.wait("navigator.locks.query().then(({ pending }) => pending.length === 2)")
 
@@ -104,3 +108,6 @@ async def test_tabs_share_a_socket_and_topics_until_one_crashes_and_the_gateway_
         await one.run(TOKENS % json.dumps(tokens))
         await one.wait("bob.answers.includes('refreshed')")
         assert await one.run("[bob.welcome.user, bob.states]") == ["bob", ["connecting", "open"]]
+        await one.run("bob.topic('lounge.1').ready")
+        for tab in (one, two):
+            await tab.wait("lounge.readers.users.map(({ user }) => user).join() === 'ann,bob'")

@@ -516,6 +516,11 @@ test("a watch that one tab's token does not allow is asked for with another's", 
   refuse();
   await all.settle();
   assert.equal((await outcome(again)).code, "forbidden");
+  const left = rooms[1].watch();
+  rooms[1].unwatch();
+  await all.settle();
+  assert.equal((await outcome(left)).code, "ended");
+  assert.deepEqual(all.socket.frames("unwatch"), [{ type: "unwatch", topic: "room.42" }]);
 });
 
 test("tabs that leave before the answer leave nothing behind", async () => {
