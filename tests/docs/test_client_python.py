@@ -54,7 +54,7 @@ async def test_program_of_the_page_reads_and_writes_a_topic(
 ) -> None:
     async with FakeGateway().running() as fake:
         room = fake.topic("room.42")
-        text = PAGE.code("client.topic").replace("ws://127.0.0.1:8000/ws/chat/", fake.url)
+        text = PAGE.code("room.send").replace("ws://127.0.0.1:8000/ws/chat/", fake.url)
         names: dict[str, Any] = {}
         exec(text.replace("asyncio.run(main())", ""), names)
         program = asyncio.create_task(names["main"]())
@@ -64,3 +64,27 @@ async def test_program_of_the_page_reads_and_writes_a_topic(
         program.cancel()
         await asyncio.wait({program})
     assert [frame.data for frame in fake.stored.values()] == ['{"text":"hello"}']
+
+
+async def test_program_of_the_page_says_who_comes_and_goes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with FakeGateway().running() as fake:
+        lounge = fake.topic("lounge.1", users=[Inbox("orders", "ann")])
+        text = PAGE.code("lounge.watch").replace("ws://127.0.0.1:8000/ws/chat/", fake.url)
+        names: dict[str, Any] = {}
+        exec(text.replace("asyncio.run(main())", ""), names)
+        program = asyncio.create_task(names["main"]())
+        await until(lambda: lounge.watchers)
+        await lounge.change_users("bob")
+        said = ""
+
+        def has_left() -> bool:
+            nonlocal said
+            said += capsys.readouterr().out
+            return "left" in said
+
+        await until(has_left)
+        program.cancel()
+        await asyncio.wait({program})
+    assert said == "ann joined\nbob joined\nann left\n"

@@ -20,13 +20,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.contract.test_topic_sessions import Client
 from tests.pages import DocumentPage
 from tests.support import until
+from tests.unit.clients import client_of
+from tests.unit.fake_gateway import FakeGateway
 from wsgateway import declared, send_topic, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.conf import SETTINGS
 from wsgateway.gateway.hub import get_hub
 from wsgateway.identity import Identity
-from wsgateway.protocol.subjects import Topic
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Resume
 from wsgateway.testing import assert_not_sent
 from wsgateway.topics import marks
@@ -246,3 +248,13 @@ def test_time_limits_of_the_database_are_options_that_psycopg_knows() -> None:
     exec(PAGE.code("statement_timeout"), names)
     options = names["DATABASES"]["default"]["OPTIONS"]
     assert conninfo_to_dict(make_conninfo("", **options)).keys() == options.keys()
+
+
+async def test_python_client_says_who_is_in_the_lounge(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with FakeGateway().running() as fake:
+        fake.topic("lounge.1", users=[Inbox("chat", "ann")])
+        async with client_of(fake) as client:
+            await run("on_readers=show")["enter"](client)
+    assert capsys.readouterr().out == "(Inbox(service='chat', user='ann'),)\n"

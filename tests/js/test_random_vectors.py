@@ -26,8 +26,10 @@ FRAMES = [*["message"] * 8, *["ack"] * 4, "error", "error", "closing", "ping", "
 FRAMES += ["watching", "watching", "presence", "presence", "unwatched", "watch_error"]
 USERS = ["ann", "bob"]
 SERVICES = ["orders", "chat"]
+READERS = ["ann", "bob", "carl"]
 FRAMES += [*["topic_message"] * 6, *["subscribed"] * 6, "changed", "unsubscribed", "topic_error"]
 TOPICS = ["room.1", "room.2", "cursor.1"]
+FRAMES += [*["readers"] * 3, *["readers_changed"] * 3, "topic_unwatched"]
 
 
 class Scenario:
@@ -68,7 +70,7 @@ class Scenario:
 
     def some_kind(self) -> str:
         kinds = ["call", "call", "processed", "wait", "wait", "give_up", "watch", "unwatch"]
-        kinds += ["topic", "topic", "write", "leave"]
+        kinds += ["topic", "topic", "write", "leave", "watch_readers", "unwatch_readers"]
         if self.numbers.random() < 0.02:
             kinds = ["close", "sleep"]
         elif self.runner.state == "idle":
@@ -161,6 +163,14 @@ class Scenario:
     def unwatch(self) -> dict[str, Any]:
         return {"unwatch": self.someone()}
 
+    def watch_readers(self) -> dict[str, Any] | None:
+        topic = self.some_topic()
+        return {"watch": {"topic": topic}} if topic in self.runner.topics else None
+
+    def unwatch_readers(self) -> dict[str, Any] | None:
+        topic = self.some_topic()
+        return {"unwatch": {"topic": topic}} if topic in self.runner.topics else None
+
     def processed(self) -> dict[str, Any] | None:
         given = [*self.runner.given]
         return {"processed": self.numbers.choice(given)} if given else None
@@ -227,9 +237,33 @@ class Scenario:
         someone = {"service": self.some_service(), "user": self.numbers.choice(USERS)}
         return {"frame": {"type": "unwatched", **someone, "code": "forbidden", "reason": "r"}}
 
+    def some_readers(self) -> list[dict[str, str]]:
+        names = self.numbers.sample(READERS, self.numbers.randint(0, len(READERS)))
+        return [{"service": "orders", "user": name} for name in names]
+
+    def readers(self) -> dict[str, Any]:
+        frame: dict[str, Any] = {"type": "presence", "topic": self.some_topic()}
+        if self.numbers.random() < 0.7:
+            frame |= {"type": "watching", "id": self.some_watch()}
+        frame["complete"] = self.numbers.random() < 0.8
+        if self.numbers.random() < 0.8:
+            return {"frame": {**frame, "users": self.some_readers()}}
+        return {"frame": {**frame, "users": None, "sockets": self.numbers.randint(500, 502)}}
+
+    def readers_changed(self) -> dict[str, Any]:
+        joined, complete = self.some_readers(), self.numbers.random() < 0.8
+        left = [user for user in self.some_readers() if user not in joined]
+        about = {"topic": self.some_topic(), "complete": complete}
+        return {"frame": {"type": "presence", **about, "joined": joined, "left": left}}
+
+    def topic_unwatched(self) -> dict[str, Any]:
+        ended = {"topic": self.some_topic(), "code": "forbidden", "reason": "r"}
+        return {"frame": {"type": "unwatched", **ended}}
+
     def watch_error(self) -> dict[str, Any]:
         frame = self.error()["frame"]
-        return {"frame": {**frame, "id": self.some_watch()}}
+        code = self.numbers.choice(["forbidden", frame["code"]])
+        return {"frame": {**frame, "id": self.some_watch(), "code": code}}
 
     def welcome(self) -> dict[str, Any]:
         choice = self.numbers.choice

@@ -146,6 +146,7 @@ class FakeGateway:
             self.connections.discard(connection)
             for topic in self.topics.values():
                 topic.readers.pop(connection, None)
+                topic.watchers.discard(connection)
             if writer is not None:
                 writer.cancel()
                 await asyncio.wait({writer})

@@ -13,8 +13,15 @@ from websockets.exceptions import ConnectionClosed
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.endpoint import Access, Subscribe
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.protocol.readership import Present
+from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Ack, ErrorCode, Reason, UnsubscribeFrom
+from wsgateway.protocol.v1.messages import UnwatchTopic, WatchTopic
+from wsgateway.protocol.v1.presence import (
+    encode_readers,
+    encode_readers_changed,
+    encode_topic_unwatched,
+)
 
 
 class _Start(NamedTuple):
@@ -39,6 +46,10 @@ class FakeTopic:
     asked: list[Subscribe] = field(default_factory=list)
     refusals: list[ErrorCode] = field(default_factory=list)  # of the next questions
     readers: dict[ServerConnection, _Reader] = field(default_factory=dict)
+    users: list[Inbox] = field(default_factory=list)  # who reads it, as those who watch are told
+    watches: list[WatchTopic] = field(default_factory=list)  # that were asked for
+    watchers: set[ServerConnection] = field(default_factory=set)
+    unwatched: int = 0  # how often a client said so
 
     async def store(self, *data: str) -> None:
         for item in data:
@@ -52,6 +63,21 @@ class FakeTopic:
             del self.readers[connection]
             await connection.send(protocol.encode_unsubscribed(self.name, code))
 
+    async def change_users(self, *users: str) -> None:
+        """Tell those who watch who reads it now."""
+        before, self.users = set(self.users), [Inbox("orders", user) for user in users]
+        told, now = (Present(frozenset(each), 0, True) for each in (before, self.users))
+        for connection in list(self.watchers):
+            text = encode_readers_changed(Topic.parse(self.name), told, now)
+            await connection.send(text)
+
+    async def withdraw_watches(self) -> None:
+        """Withdraw the right to see who reads it."""
+        for connection in list(self.watchers):
+            text = encode_topic_unwatched(Topic.parse(self.name), ErrorCode.FORBIDDEN, "no more")
+            await connection.send(text)
+        self.watchers.clear()
+
     async def take(self, connection: ServerConnection, frame: object) -> None:
         """Do what a client's frame about this topic asks for."""
         if isinstance(frame, Subscribe):
@@ -63,6 +89,11 @@ class FakeTopic:
                 await connection.send(text)
                 return
             await self._begin(connection, frame)
+        elif isinstance(frame, WatchTopic):
+            await self._watch(connection, frame)
+        elif isinstance(frame, UnwatchTopic):
+            self.watchers.discard(connection)
+            self.unwatched += 1
         elif isinstance(frame, UnsubscribeFrom):
             self.readers.pop(connection, None)
             await connection.send(protocol.encode_unsubscribed(self.name))
@@ -71,6 +102,15 @@ class FakeTopic:
             if connection in self.readers:
                 self.readers[connection].acked = frame.offset
                 await self.readers[connection].write()
+
+    async def _watch(self, connection: ServerConnection, frame: WatchTopic) -> None:
+        self.watches.append(frame)
+        if frame.token != self.token:
+            await connection.send(protocol.encode_error(frame.id, ErrorCode.FORBIDDEN, "no"))
+        elif self.answers:
+            self.watchers.add(connection)
+            present = Present(frozenset(self.users), 0, True)
+            await connection.send(encode_readers(frame.id, frame.topic, present))
 
     def _refuse(self, frame: Subscribe) -> ErrorCode | None:
         if self.refusals:

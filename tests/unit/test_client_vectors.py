@@ -25,6 +25,7 @@ from wsgateway.client.events import (
     Ended,
     Event,
     Failed,
+    ReadersSeen,
     Seen,
     TokenWanted,
     Unclaimed,
@@ -32,6 +33,7 @@ from wsgateway.client.events import (
     Welcomed,
 )
 from wsgateway.client.inbox import Position
+from wsgateway.client.readers import Readers
 from wsgateway.client.session import ClientSession
 from wsgateway.client.subscription import Subscription
 from wsgateway.protocol.backoff import Backoff
@@ -160,7 +162,9 @@ class Runner:
     def end(self, reason: str, code: int | None, *, own: bool = False) -> None:
         self.session.lost(1000, self.now)
         events = self.session.end(reason, code)
-        self.apply(event for event in events if not (own and isinstance(event, Ended)))
+        self.apply(
+            event for event in events if not (own and isinstance(event, Ended | ReadersSeen))
+        )
         self.become("closed")
 
     def do_send(self, message: dict[str, Any], *, request: bool = False) -> None:
@@ -187,20 +191,26 @@ class Runner:
         self.session.sending.give_up(id)
         self.session.sending.expect_no_reply(id)
 
-    def do_watch(self, whom: dict[str, str]) -> None:
-        label = f"watch {whom['user']}"
+    def do_watch(self, what: dict[str, str]) -> None:
+        label = f"watch {what.get('topic') or what['user']}"
         try:
-            id = self.session.watch(whom.get("service"), whom["user"])
+            if "topic" in what:
+                id = self.session.watch_readers(self.topics[what["topic"]])
+            else:
+                id = self.session.watch(what.get("service"), what["user"])
         except GatewayError as exc:
             self.result(label, refusal(exc))
             return
         self.watches[id] = label
-        is_known, online = self.session.watches.known(id)
+        is_known, answer = self.session.watches.known(id)
         if is_known:
-            self.result(label, online)
+            self.result(label, answered(answer))
 
-    def do_unwatch(self, whom: dict[str, str]) -> None:
-        id = self.session.watches.id_of(whom.get("service"), whom["user"])
+    def do_unwatch(self, what: dict[str, str]) -> None:
+        if "topic" in what:
+            id = self.session.watches.id_of_readers(self.topics[what["topic"]])
+        else:
+            id = self.session.watches.id_of(what.get("service"), what["user"])
         if id is not None:
             self.apply(self.session.watches.remove(id))
 
@@ -219,7 +229,7 @@ class Runner:
     def do_leave(self, name: str) -> None:
         error = GatewayError("ended", "closed", True)
         events = self.session.subscriptions.remove(self.topics[name], error)
-        self.apply(event for event in events if not isinstance(event, Ended))
+        self.apply(event for event in events if not isinstance(event, Ended | ReadersSeen))
 
     def do_processed(self, payload: str) -> None:
         given = self.given[payload]
@@ -269,7 +279,7 @@ class Runner:
                     payload = fields(message.frame)
                     self.given[str(next(iter(payload.values())))] = event
                     self.add("delivers", {**about(message), **payload})
-                case Began() | Ended() | TokenWanted():
+                case Began() | Ended() | ReadersSeen() | TokenWanted():
                     self.apply_to_topic(event)
                 case Confirmed(id):
                     if id not in self.requests:
@@ -287,15 +297,15 @@ class Runner:
                     self.add("replies", {"reply_to": reply.reply_to, **fields(reply.frame)})
                 case Watched(id, GatewayError() as error):
                     self.result(self.watches[id], refusal(error))
-                case Watched(id, online):
-                    self.result(self.watches[id], online)
+                case Watched(id, answer):
+                    self.result(self.watches[id], answered(answer))
                 case Seen(presence):
                     self.add("presences", dataclasses.asdict(presence))
                 case Welcomed(welcome):
                     told = {"recovered": welcome.recovered, "reason": welcome.reason}
                     self.add("welcomes", told)
 
-    def apply_to_topic(self, event: Began | Ended | TokenWanted) -> None:
+    def apply_to_topic(self, event: Began | Ended | ReadersSeen | TokenWanted) -> None:
         topic = event.subscription.topic
         match event:
             case Began(_, frame):
@@ -304,15 +314,32 @@ class Runner:
             case Ended(_, error):
                 ended = {"topic": topic, "error": error.code, "temporary": error.temporary}
                 self.add("ended", ended)
-            case TokenWanted(subscription):
+            case ReadersSeen(_, change, reason):
+                self.add("readers", {"topic": topic, **answered(change)})
+                if reason is not None:
+                    refused = {"topic": topic, "error": reason.code, "temporary": reason.temporary}
+                    self.add("unwatched", refused)
+            case TokenWanted(subscription, None):
                 token = next(self.topic_tokens[topic])
                 self.session.subscriptions.authorize(subscription, token, self.now)
+            case TokenWanted(_, str() as watch):
+                self.session.watches.authorize(watch, next(self.topic_tokens[topic]))
 
 
 def about(message: ServerMessage) -> dict[str, Any]:
     sender = message.sender and message.sender._asdict()
     told = {"topic": message.topic, "offset": message.offset or None, "from": sender}
     return {name: value for name, value in told.items() if value is not None}
+
+
+def answered(answer: Any) -> Any:
+    """Return the answer to a watch as the vectors have it."""
+    if not isinstance(answer, Readers):
+        return answer
+    return {
+        name: [user._asdict() for user in value] if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(answer).items()
+    }
 
 
 def fields(frame: Frame, *, data: str = "data", bytes: str = "bytes") -> dict[str, str]:
@@ -336,12 +363,7 @@ def opened(vector: dict[str, Any]) -> Runner:
     return runner
 
 
-@pytest.mark.parametrize(
-    "vector",
-    # The Python client does not watch topics yet
-    [vector for vector in VECTORS if not vector["name"].startswith("readers: ")],
-    ids=lambda vector: vector["name"],
-)
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_vector(vector: dict[str, Any]) -> None:
     runner = opened(vector)
     for number, step in enumerate(vector["steps"], 1):

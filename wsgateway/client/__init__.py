@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wsgateway.client.errors import GatewayError
     from wsgateway.client.inbox import Position
     from wsgateway.client.message import Message
+    from wsgateway.client.readers import Readers, ReadersChanged
     from wsgateway.client.topic import Topic
     from wsgateway.protocol.backoff import Backoff
     from wsgateway.protocol.v1 import Presence, Subscribed
@@ -27,6 +28,8 @@ __all__ = [
     "Message",
     "Position",
     "Presence",
+    "Readers",
+    "ReadersChanged",
     "Subscribed",
     "Topic",
     "connect",
@@ -40,6 +43,8 @@ _MODULES = {
     "Message": "wsgateway.client.message",
     "Position": "wsgateway.client.inbox",
     "Presence": "wsgateway.protocol.v1",
+    "Readers": "wsgateway.client.readers",
+    "ReadersChanged": "wsgateway.client.readers",
     "Subscribed": "wsgateway.protocol.v1",
     "Topic": "wsgateway.client.topic",
     "connect": "wsgateway.client.connection",

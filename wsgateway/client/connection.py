@@ -29,6 +29,7 @@ from wsgateway.client.exchange import REQUEST_TIMEOUT, Exchange
 from wsgateway.client.inbox import Position
 from wsgateway.client.lost import Final
 from wsgateway.client.message import Message
+from wsgateway.client.readers import ReadersChanged
 from wsgateway.client.reading import Reader
 from wsgateway.client.session import ClientSession
 from wsgateway.client.topic import Topic, TopicToken
@@ -124,8 +125,10 @@ class Client:
         self._topics = Topics(
             self._session.subscriptions,
             self._exchange,
+            self._watching,
             auto_ack=auto_ack,
             backoff=backoff or Backoff(),
+            on_error=self._unclaimed,
             on_events=self._apply,
         )
         self._reader = Reader(auto_ack)
@@ -245,8 +248,8 @@ class Client:
                     self._exchange.answered(id, self._answer(answer))
                 case Unclaimed(answer):
                     self._unclaimed(self._answer(answer))
-                case Watched(id, online):
-                    self._watching.answered(id, online)
+                case Watched(id, result):
+                    self._watching.answered(id, result)
                 case Seen(presence):
                     call(self._on_presence, presence)
                 case Welcomed(welcome):
@@ -336,6 +339,7 @@ class Client:
         position: Position | None = None,
         token: TopicToken | None = None,
         on_subscribed: Callable[[Subscribed], object] | None = None,
+        on_readers: Callable[[ReadersChanged], object] | None = None,
     ) -> Topic:
         """Read a topic from now on, across reconnects; return at once.
 
@@ -349,6 +353,7 @@ class Client:
             token: Proves that the client may read it. A function gets the topic's name, and is
                 asked again after a refusal.
             on_subscribed: Called with each answer of the gateway; check its ``recovered``.
+            on_readers: Called with who reads the topic, once `Topic.watch` was called.
 
         Raises:
             GatewayError: The client is closed.
@@ -357,7 +362,14 @@ class Client:
         """
         if self._state is ClientState.CLOSED:
             raise self._closed()
-        return self._topics.open(name, since, token, position=position, on_subscribed=on_subscribed)
+        return self._topics.open(
+            name,
+            since,
+            token,
+            position=position,
+            on_subscribed=on_subscribed,
+            on_readers=on_readers,
+        )
 
     async def watch(self, user: str, *, service: str | None = None) -> bool | None:
         """Watch whether *user* is online, across reconnects; return whether they are now.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wsgateway.client.errors import GatewayError
+from wsgateway.client.readers import Readers, ReadersChanged
 from wsgateway.protocol.v1 import Presence, ServerMessage, Subscribed, Welcome
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "Ended",
     "Event",
     "Failed",
+    "ReadersSeen",
     "Seen",
     "TokenWanted",
     "Unclaimed",
@@ -76,10 +78,10 @@ class Unclaimed:
 
 @dataclass(slots=True)
 class Watched:
-    """The watch *id* was answered: whether the user is online, or why it may not be watched."""
+    """The watch *id* was answered: whether the user is online, who reads the topic, or why not."""
 
     id: str
-    answer: bool | GatewayError | None
+    answer: bool | Readers | GatewayError | None
 
 
 @dataclass(slots=True)
@@ -87,6 +89,18 @@ class Seen:
     """A watched user's state is news."""
 
     presence: Presence
+
+
+@dataclass(slots=True)
+class ReadersSeen:
+    """Who reads a watched topic is news.
+
+    If the gateway has ended the watch, *error* says why. It is not asked for again.
+    """
+
+    subscription: Subscription
+    readers: ReadersChanged
+    error: GatewayError | None = None
 
 
 @dataclass(slots=True)
@@ -107,9 +121,14 @@ class Ended:
 
 @dataclass(slots=True)
 class TokenWanted:
-    """Get a token for a topic, then call `Subscriptions.authorize` or `Subscriptions.fail`."""
+    """Get a token for a topic.
+
+    Then call `Subscriptions.authorize` or `Subscriptions.fail`; if *watch* names the watch that
+    needs it, `ClientWatches.authorize` or `ClientWatches.fail`.
+    """
 
     subscription: Subscription
+    watch: str | None = None
 
 
 Event = (
@@ -121,6 +140,7 @@ Event = (
     | Unclaimed
     | Watched
     | Seen
+    | ReadersSeen
     | Began
     | Ended
     | TokenWanted

@@ -21,6 +21,7 @@ from wsgateway.client.inbox import ClientInbox, Position
 from wsgateway.client.monitor import Monitor, Sign
 from wsgateway.client.renewal import Renewal
 from wsgateway.client.sending import Sending
+from wsgateway.client.subscription import Subscription
 from wsgateway.client.subscriptions import Subscriptions
 from wsgateway.client.watches import ClientWatches
 from wsgateway.protocol.backoff import Backoff
@@ -32,10 +33,13 @@ from wsgateway.protocol.v1 import (
     Ping,
     Presence,
     ProtocolError,
+    Readers,
+    ReadersChanged,
     Refreshed,
     Refused,
     ServerMessage,
     Subscribed,
+    TopicUnwatched,
     Unsubscribed,
     Unwatched,
     Welcome,
@@ -56,7 +60,10 @@ _AFTER_WELCOME = (
     | Subscribed
     | Unsubscribed
     | Presence
+    | Readers
+    | ReadersChanged
     | Unwatched
+    | TopicUnwatched
     | Refreshed
 )
 _FINAL = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
@@ -112,10 +119,13 @@ class ClientSession:
         self._inbox = ClientInbox(position)
         self.sending = Sending(queue_limit, send_window)
         """Messages and requests that wait for the gateway."""
-        self.subscriptions = Subscriptions(self._acks, self.sending, self._backoff, prefix)
+        self._questions: deque[str] = deque()  # what to write about topics and watches
+        self.watches = ClientWatches(self._questions, prefix)
+        """Whose presence is watched; `watch` and `watch_readers` add."""
+        self.subscriptions = Subscriptions(
+            self._acks, self.sending, self.watches, self._questions, self._backoff, prefix
+        )
         """The topics that are read."""
-        self.watches = ClientWatches(prefix)
-        """Whose presence is watched; `watch` adds."""
         self._controls: deque[str] = deque()  # pings and pongs to write
         self._opened_at: float | None = None  # when this connection was welcomed
         self._attempt = 0  # failures in a row
@@ -141,10 +151,14 @@ class ClientSession:
 
     def connecting(self) -> Position | None:
         """Start a connection; return the position to ask for."""
-        self.subscriptions.connecting()
+        self._forget_questions()
         self.sending.connecting(self.subscriptions)
-        self.watches.connecting()
         return self._inbox.connecting()
+
+    def _forget_questions(self) -> None:
+        self._questions.clear()
+        self.subscriptions.connecting()
+        self.watches.connecting()
 
     def lost(self, code: int, now: float) -> float | None:
         """Handle the end of a connection, or a failed attempt.
@@ -155,8 +169,7 @@ class ClientSession:
         opened_at, self._opened_at = self._opened_at, None
         self._acks.clear()
         self._controls.clear()
-        self.subscriptions.connecting()
-        self.watches.connecting()
+        self._forget_questions()
         self._monitor.stop()
         self.renewal.stop()
         if opened_at is not None and now - opened_at >= STABLE:
@@ -216,7 +229,7 @@ class ClientSession:
                 return self.subscriptions.subscribed(frame, now)
             case Unsubscribed():
                 return self.subscriptions.unsubscribed(frame, now)
-            case Presence() | Unwatched():
+            case Presence() | Readers() | ReadersChanged() | Unwatched() | TopicUnwatched():
                 return self.watches.receive(frame)
             case _:
                 self._note(frame, now)
@@ -244,8 +257,8 @@ class ClientSession:
             self._renewed = False
             self._monitor.start(welcome.ping, now)
             self.renewal.accepted(welcome.expires_in, now)
-            self.watches.welcomed(welcome.service)
             events = self.subscriptions.welcomed(now)
+            self.watches.welcomed(welcome.service)
         return [*self.sending.welcomed(welcome.max_message_size), Welcomed(welcome), *events]
 
     def _message(self, message: ServerMessage, now: float) -> list[Event]:
@@ -278,9 +291,23 @@ class ClientSession:
         Raises:
             GatewayError: The session has ended.
         """
+        self._check_open()
+        return self.watches.add(service, user)
+
+    def watch_readers(self, subscription: Subscription) -> str:
+        """Watch who reads a topic, see `ClientWatches.add_readers`.
+
+        Raises:
+            GatewayError: The subscription or the session has ended.
+        """
+        self._check_open()
+        if subscription.error is not None:
+            raise subscription.error
+        return self.watches.add_readers(subscription)
+
+    def _check_open(self) -> None:
         if self._ended:
             raise GatewayError("closed", "the client is already closed", True)
-        return self.watches.add(service, user)
 
     def refresh(self, token: str) -> None:
         """Replace the token of the open connection, because `Renewal.at` has come."""
@@ -305,9 +332,9 @@ class ClientSession:
             return -math.inf
         if not self.is_open:
             return math.inf
-        if self.sending.due or self.watches.due:
+        if self.sending.due or self._questions:
             return -math.inf
-        return min(self.subscriptions.write_at, self._acks.write_at)
+        return min(self.subscriptions.ask_at, self._acks.write_at)
 
     def next_frame(self, now: float) -> str | None:
         """Return the next frame to write, and count it as sent; None if none is due."""
@@ -315,12 +342,10 @@ class ClientSession:
             return self._controls.popleft()
         if not self.is_open:
             return None
-        return (
-            self.subscriptions.next_frame(now)
-            or self.watches.next_frame()
-            or self._acks.next_frame(now)
-            or self.sending.next_frame()
-        )
+        self.subscriptions.ask(now)
+        if self._questions:
+            return self._questions.popleft()
+        return self._acks.next_frame(now) or self.sending.next_frame()
 
     def last_acks(self) -> list[str]:
         """Return the acknowledgements of everything that was processed."""

@@ -15,6 +15,7 @@ from wsgateway.client.events import Began, Delivered, Ended, Event, TokenWanted
 from wsgateway.client.inbox import Position
 from wsgateway.client.sending import Sending
 from wsgateway.client.subscription import Subscription, SubscriptionState
+from wsgateway.client.watches import ClientWatches
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.endpoint import Since
 from wsgateway.protocol.subjects import Topic
@@ -36,6 +37,8 @@ class Subscriptions:
     Args:
         acks: The client's acknowledgements.
         sending: What the client sends, also to these topics.
+        watches: What the client watches, also who reads these topics.
+        frames: Takes what is to be written.
         backoff: Delays until what was refused is asked for again.
         prefix: Of the ids of questions.
     """
@@ -51,17 +54,27 @@ class Subscriptions:
         "_retry_at",
         "_sending",
         "_topics",
+        "_watches",
     )
 
-    def __init__(self, acks: Acks, sending: Sending, backoff: Backoff, prefix: str = "") -> None:
+    def __init__(
+        self,
+        acks: Acks,
+        sending: Sending,
+        watches: ClientWatches,
+        frames: deque[str],
+        backoff: Backoff,
+        prefix: str = "",
+    ) -> None:
         self._acks = acks
         self._sending = sending
+        self._watches = watches
         self._backoff = backoff
         self._prefix = prefix
         self._count = 0  # numbers the subscriptions
         self._asked = 0  # numbers the questions
         self._topics: dict[str, Subscription] = {}  # those that have not ended
-        self._frames: deque[str] = deque()  # to write
+        self._frames = frames
         self._is_open = False  # whether there is a connection that was welcomed
         self._retry_at = math.inf  # when to ask again for what was refused
 
@@ -74,7 +87,6 @@ class Subscriptions:
     def connecting(self) -> None:
         """Start a connection, or note that it has ended: all must be asked for on the next."""
         self._is_open = False
-        self._frames.clear()
         self._retry_at = math.inf
         for subscription in self._topics.values():
             subscription.connecting()
@@ -102,17 +114,14 @@ class Subscriptions:
         return []
 
     @property
-    def write_at(self) -> float:
-        """When `next_frame` has a frame; ``-inf``: now, ``inf``: not until something changes."""
-        return -math.inf if self._frames else self._retry_at
+    def ask_at(self) -> float:
+        """When `ask` has something to ask for; ``inf``: not until something changes."""
+        return self._retry_at
 
-    def next_frame(self, now: float) -> str | None:
-        """Return the next frame to write; None if none is due."""
-        if self._retry_at <= now:
-            self._retry(now)
-        return self._frames.popleft() if self._frames else None
-
-    def _retry(self, now: float) -> None:
+    def ask(self, now: float) -> None:
+        """Ask again for what was refused, after its delay."""
+        if self._retry_at > now:
+            return
         self._retry_at = math.inf
         for subscription in self._topics.values():
             self._ask_later(subscription, now)
@@ -176,9 +185,11 @@ class Subscriptions:
         """Acknowledge what was processed, and end with *error*. Idempotent."""
         if self._is_open and not subscription.ended:
             self._frames += self._acks.take()
-        if subscription.state in (SubscriptionState.OPEN, SubscriptionState.ASKED):
+        is_known = subscription.state in (SubscriptionState.OPEN, SubscriptionState.ASKED)
+        events = self.fail(subscription, error)
+        if is_known:
             self._frames.append(encode_unsubscribe(subscription.topic))
-        return self.fail(subscription, error)
+        return events
 
     def fail(self, subscription: Subscription, error: GatewayError) -> list[Event]:
         """End a subscription with *error*. Idempotent."""
@@ -195,7 +206,9 @@ class Subscriptions:
         subscription.state = SubscriptionState.ENDED
         del self._topics[subscription.topic]
         self._acks.forget(subscription.number)
-        return [*self._sending.fail_topic(subscription.topic, error), Ended(subscription, error)]
+        events = self._sending.fail_topic(subscription.topic, error)
+        events += self._watches.end_topic(subscription, error)
+        return [*events, Ended(subscription, error)]
 
     # -- from the gateway --------------------------------------------------------------------
 
@@ -206,6 +219,7 @@ class Subscriptions:
             return []
         subscription.begin(frame, now)
         self._sending.unblock(frame.topic)
+        self._watches.ask()
         return [Began(subscription, frame)]
 
     def message(self, message: ServerMessage, now: float) -> list[Event]:

@@ -15,9 +15,11 @@ from wsgateway.client.events import Event
 from wsgateway.client.exchange import REQUEST_TIMEOUT, Exchange
 from wsgateway.client.inbox import Position
 from wsgateway.client.message import Message
+from wsgateway.client.readers import Readers, ReadersChanged
 from wsgateway.client.reading import Reader
 from wsgateway.client.subscription import Subscription
 from wsgateway.client.subscriptions import Subscriptions
+from wsgateway.client.watching import Watching
 from wsgateway.exceptions import reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.v1 import ServerMessage, Subscribed
@@ -44,23 +46,29 @@ class Topic:
         *,
         auto_ack: bool,
         backoff: Backoff,
+        watching: Watching,
         token: TopicToken | None,
         on_subscribed: Callable[[Subscribed], object] | None,
+        on_readers: Callable[[ReadersChanged], object] | None,
+        on_error: Callable[[GatewayError], None],
         on_events: Callable[[Iterable[Event]], None],
     ) -> None:
         self._subscription = subscription
         self._subscriptions = subscriptions
         self._exchange = exchange
         self._backoff = backoff
+        self._watching = watching
         self._token = token
         self._on_subscribed = on_subscribed
+        self._on_readers = on_readers
+        self._on_error = on_error
         self._on_events = on_events
         self._reader = Reader(auto_ack)
         self._subscribed: Subscribed | None = None
         self._answered = asyncio.Event()  # the gateway has accepted it, or it has ended
         self._error: GatewayError | None = None  # why it ended
         self._closing = False  # the application ends it
-        self._fetching: asyncio.Task[None] | None = None  # the task that asks for the token
+        self._fetching: set[asyncio.Task[None]] = set()  # tasks that ask for a token
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -160,6 +168,31 @@ class Topic:
         """
         return await self._exchange.request(data, id, timeout, self._subscription)
 
+    # -- who else reads it ---------------------------------------------------------------
+
+    @property
+    def readers(self) -> Readers | None:
+        """Who reads the topic, as was heard last; None if `watch` was not answered, or has ended.
+
+        During a reconnect, this may be out of date.
+        """
+        return self._watching.readers_of(self._subscription)
+
+    async def watch(self) -> Readers:
+        """Watch who reads the topic, across reconnects; return who reads it now.
+
+        The first answer and each change go to *on_readers*. If you cancel this before it returns,
+        the watch ends.
+
+        Raises:
+            GatewayError: You may not, or the topic or the client is closed.
+        """
+        return await self._watching.watch_readers(self._subscription)
+
+    def unwatch(self) -> None:
+        """Do not watch any more who reads the topic. Idempotent."""
+        self._watching.unwatch_readers(self._subscription)
+
     # -- for the client ------------------------------------------------------------------
 
     def deliver(self, received: ServerMessage, generation: int) -> None:
@@ -182,27 +215,61 @@ class Topic:
         self._error = error
         self._answered.set()
         self._reader.end(error, stops=stops or self._closing)
-        if self._fetching is not None:
-            self._fetching.cancel()
+        for task in self._fetching:
+            task.cancel()
 
-    def fetch_token(self) -> None:
-        """Ask the application for a token, in the background."""
+    def change_readers(self, change: ReadersChanged, error: GatewayError | None) -> None:
+        """Take the news of who reads the topic; *error*: why the gateway has ended the watch."""
+        if error is not None:
+            self._on_error(error)
+        if not self._closing:
+            call(self._on_readers, change)
+
+    # -- tokens --------------------------------------------------------------------------
+
+    def fetch_token(self, watch: str | None = None) -> None:
+        """Ask the application for a token, in the background.
+
+        Args:
+            watch: The id of the watch that needs it; None: the subscription does.
+        """
         if callable(self._token):
-            self._fetching = start(self._fetch(self._token), "wsgateway-client-topic-token")
+            fetching = self._fetch(self._token, watch)
+            start(fetching, "wsgateway-client-topic-token", tasks=self._fetching)
 
-    async def _fetch(self, source: Callable[[str], str | Awaitable[str]]) -> None:
+    async def _fetch(
+        self, source: Callable[[str], str | Awaitable[str]], watch: str | None
+    ) -> None:
         attempt = 0
-        while self._subscription.wants_token:
+        while self._wants_token(watch):
             try:
                 token = await fetch(source, self.name)
             except Exception as exc:
                 if isinstance(exc, GatewayError) and not exc.temporary:
-                    self._on_events(self._subscriptions.fail(self._subscription, exc))
+                    self._fail(watch, exc)
                     return
                 reason = reason_of(exc)
                 logger.warning("cannot get a token for %s, retrying: %s", self.name, reason)
                 await asyncio.sleep(self._backoff.delay(attempt))
                 attempt += 1
             else:
-                self._subscriptions.authorize(self._subscription, token, time.monotonic())
-                self._exchange.wake()
+                self._authorize(watch, token)
+
+    def _wants_token(self, watch: str | None) -> bool:
+        if watch is None:
+            return self._subscription.wants_token
+        return self._watching.wants_token(watch)
+
+    def _authorize(self, watch: str | None, token: str) -> None:
+        if watch is None:
+            self._subscriptions.authorize(self._subscription, token, time.monotonic())
+            self._exchange.wake()
+        else:
+            self._watching.authorize(watch, token)
+
+    def _fail(self, watch: str | None, error: GatewayError) -> None:
+        if watch is None:
+            self._on_events(self._subscriptions.fail(self._subscription, error))
+            self._exchange.wake()
+        else:
+            self._watching.fail(watch, error)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from wsgateway.client.events import Began, Delivered, Ended, Event, TokenWanted
+from wsgateway.client.errors import GatewayError
+from wsgateway.client.events import Began, Delivered, Ended, Event, ReadersSeen, TokenWanted
 from wsgateway.client.exchange import Exchange
 from wsgateway.client.inbox import Position
+from wsgateway.client.readers import ReadersChanged
 from wsgateway.client.subscriptions import Subscriptions
 from wsgateway.client.topic import Topic, TopicToken
+from wsgateway.client.watching import Watching
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.endpoint import Since
 from wsgateway.protocol.v1 import Subscribed
 
 __all__ = ["Topics"]
+
+TopicEvent = Delivered | Began | Ended | ReadersSeen | TokenWanted
 
 
 class Topics:
@@ -23,8 +28,10 @@ class Topics:
     Args:
         subscriptions: Decides what to write.
         exchange: Sends what the application writes to them.
+        watching: Watches who reads them.
         auto_ack: Acknowledge a message when the next one is asked for.
         backoff: Delays between attempts to get a token.
+        on_error: Called with each refusal that no call waits for.
         on_events: Called with what follows from a call.
     """
 
@@ -32,15 +39,19 @@ class Topics:
         self,
         subscriptions: Subscriptions,
         exchange: Exchange,
+        watching: Watching,
         *,
         auto_ack: bool,
         backoff: Backoff,
+        on_error: Callable[[GatewayError], None],
         on_events: Callable[[Iterable[Event]], None],
     ) -> None:
         self._subscriptions = subscriptions
         self._exchange = exchange
+        self._watching = watching
         self._auto_ack = auto_ack
         self._backoff = backoff
+        self._on_error = on_error
         self._on_events = on_events
         self._topics: dict[str, Topic] = {}
 
@@ -63,6 +74,7 @@ class Topics:
         *,
         position: Position | None,
         on_subscribed: Callable[[Subscribed], object] | None,
+        on_readers: Callable[[ReadersChanged], object] | None,
     ) -> Topic:
         subscription, events = self._subscriptions.add(
             name,
@@ -77,15 +89,18 @@ class Topics:
             self._exchange,
             auto_ack=self._auto_ack,
             backoff=self._backoff,
+            watching=self._watching,
             token=token,
             on_subscribed=on_subscribed,
+            on_readers=on_readers,
+            on_error=self._on_error,
             on_events=self._on_events,
         )
         self._on_events(events)
         self._exchange.wake()
         return topic
 
-    def tell(self, event: Delivered | Began | Ended | TokenWanted, *, is_closing: bool) -> None:
+    def tell(self, event: TopicEvent, *, is_closing: bool) -> None:
         """Tell a topic what happened; *is_closing*: the application closes the client."""
         assert event.subscription is not None
         topic = self._topics[event.subscription.topic]
@@ -97,5 +112,8 @@ class Topics:
             case Ended(_, error):
                 del self._topics[topic.name]
                 topic.end(error, stops=is_closing)
-            case TokenWanted():
-                topic.fetch_token()
+            case ReadersSeen(_, change, error):
+                if not is_closing:
+                    topic.change_readers(change, error)
+            case TokenWanted(_, watch):
+                topic.fetch_token(watch)

@@ -15,7 +15,9 @@ from wsgateway.protocol.v1.client import (
     encode_subscribe,
     encode_unsubscribe,
     encode_unwatch,
+    encode_unwatch_topic,
     encode_watch,
+    encode_watch_topic,
     parse_server,
 )
 from wsgateway.protocol.v1.fields import MAX_OFFSET, SUBPROTOCOL
@@ -135,8 +137,10 @@ __all__ = [
     "encode_unsubscribe",
     "encode_unsubscribed",
     "encode_unwatch",
+    "encode_unwatch_topic",
     "encode_unwatched",
     "encode_watch",
+    "encode_watch_topic",
     "encode_watching",
     "encode_welcome",
     "largest_frame",

@@ -119,6 +119,17 @@ def encode_unwatch(service: str | None, user: str) -> str:
     return dumps({"type": "unwatch", **_target(service, user)})
 
 
+def encode_watch_topic(id: str, topic: str, token: str | None = None) -> str:
+    """Return the frame that asks who reads a topic; *token* proves that the client may know."""
+    fields = {"type": "watch", "id": id, "topic": topic}
+    return dumps(fields if token is None else {**fields, "token": token})
+
+
+def encode_unwatch_topic(topic: str) -> str:
+    """Return the frame that ends the watch of a topic."""
+    return dumps({"type": "unwatch", "topic": topic})
+
+
 def encode_refresh(token: str) -> str:
     """Return the frame with which a client hands over a new token."""
     return dumps({"type": "refresh", "token": token})

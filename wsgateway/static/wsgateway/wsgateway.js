@@ -2572,8 +2572,8 @@ export class WsGateway {
     }
     const { recovered = false, reason = null, epoch = null, offset = null } = frame;
     events.emit("recovered", { recovered, reason, epoch, offset });
-    this.#flush();
     this.#askForReaders(entry);
+    this.#flush();
   }
 
   #onUnsubscribed(frame) {
