@@ -2538,7 +2538,10 @@ export class WsGateway {
       subscription.stale = false;
     } catch (error) {
       if (subscription.state === "ended") return;
-      if (error?.temporary === false) return this.#endTopic(entry, error);
+      if (error?.temporary === false) {
+        this.#endTopic(entry, error);
+        return this.#flush(); // the window may have room
+      }
       events.emit("error", error);
       this.#askLater(entry);
       return;
@@ -2590,8 +2593,8 @@ export class WsGateway {
     entry.since = null;
     if (lasted) backoff.reset();
     const renews = subscription.renew(error.code);
-    if (!renews && !error.temporary) return this.#endTopic(entry, error);
-    if (renews && lasted) this.#ask(entry);
+    if (!renews && !error.temporary) this.#endTopic(entry, error);
+    else if (renews && lasted) this.#ask(entry);
     else this.#askLater(entry);
     this.#flush();
   }
@@ -2604,6 +2607,7 @@ export class WsGateway {
     this.#sendAck();
     this.#endTopic(entry, new GatewayError("ended", "the topic was closed; it may have been stored", true), true);
     if (isKnown) this.#transport.send(JSON.stringify({ type: "unsubscribe", topic: subscription.name }));
+    this.#flush(); // the window may have room
   }
 
   /** *own*: the application closed the topic, or the client. */
