@@ -174,6 +174,40 @@ async def test_since(hub: Hub, ann: Client, since: Any, expected: list[str]) -> 
     await ann.has(*expected, "live", topic=ROOM)
 
 
+async def test_newest_messages_are_read_once(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were read to find out where they begin, and then again to be sent."""
+    await publish(hub.broker, ROOM, "0", "1", "2")
+    log, reads = hub.broker.log(ROOM), 0
+    read_after = log.read_after
+
+    async def count(*args: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read_after(*args, **options)
+
+    monkeypatch.setattr(log, "read_after", count)
+    await ann.subscribe(ROOM, since=2)
+    await ann.has("1", "2", topic=ROOM)
+    assert reads == 0
+
+
+async def test_large_messages_come_in_several_pages(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(hub.broker, ROOM, *map(str, range(7)))
+    log = hub.broker.log(ROOM)
+    read_last = log.read_last
+
+    async def read_few(address: Any, limit: int, *, before: int | None = None) -> Any:
+        return await read_last(address, min(limit, 2), before=before)
+
+    monkeypatch.setattr(log, "read_last", read_few)
+    await ann.subscribe(ROOM, since=5)
+    await ann.has("2", "3", "4", "5", "6", topic=ROOM)
+
+
 async def test_position_is_recovered(hub: Hub, ann: Client) -> None:
     first = await ann.subscribe(ROOM)
     offset = await publish(hub.broker, ROOM, "had")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from django.db import InterfaceError, OperationalError
 
 from wsgateway import counters, declared
-from wsgateway.broker.messages import Stored
+from wsgateway.broker.messages import Batch, Stored
 from wsgateway.broker.recovery import Start, find_start
 from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.gateway.casts import CastSubscription
@@ -139,16 +139,19 @@ async def _find_start(log: Log, question: Subscribe, limit: int) -> Start:
     position = await log.position()
     offset, wanted = position.last, 0 if since == "new" else int(since)
     before: int | None = None
+    first: Batch | None = None
     while wanted > 0:
-        batch = await log.read_last(topic, min(wanted, MOST), before=before)
-        if not batch.messages:
+        page = await log.read_last(topic, min(wanted, MOST), before=before)
+        if not page.messages:
             break
-        wanted -= len(batch.messages)
-        before = batch.messages[0].offset
-        offset = min(offset, before - 1)
-        if not batch.more:
+        wanted -= len(page.messages)
+        first = Batch(page.messages, more=before is not None)  # then there are newer pages
+        before = page.messages[0].offset
+        if not page.more:
             break
-    return Start(position.epoch, offset, Reason.NEW)
+    if before is not None and before <= offset + 1:
+        return Start(position.epoch, before - 1, Reason.NEW, first)
+    return Start(position.epoch, offset, Reason.NEW)  # all of them were stored since
 
 
 class SocketTopics:
