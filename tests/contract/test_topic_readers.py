@@ -277,6 +277,26 @@ async def test_token_lets_a_client_watch(hubs: list[Hub], eve: Watcher) -> None:
     assert answer["users"] == []
 
 
+async def test_whoever_reads_the_topic_may_watch_it_without_another_query(
+    hubs: list[Hub], connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page that came back cost two queries, and a watch with an expired token was refused."""
+    asked: list[str] = []
+
+    async def allow(identity: Identity, name: str) -> str | None:
+        asked.append(identity.user)
+        return "read" if len(asked) == 1 else None
+
+    monkeypatch.setattr(declared.topics["room"], "allow", allow)
+    ann = await connect(hubs[0], "ann", ROOM)
+    await ann.session.receive(WATCH)
+    await until(lambda: hubs[0].watching.targets == 1, what="a watch")
+    await ann.unsubscribe(ROOM)
+    await topics.arecheck("room", None)
+    await until(lambda: hubs[0].watching.targets == 0, what="the end of the watch")
+    assert asked == ["ann", "ann"]
+
+
 async def test_watch_ends_with_the_socket_and_on_request(hubs: list[Hub], eve: Watcher) -> None:
     await eve.watch()
     assert hubs[0].watching.targets == 1

@@ -32,6 +32,7 @@ from wsgateway.identity import Identity
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.credit import Credit
 from wsgateway.protocol.endpoint import (
+    Access,
     Answer,
     Client,
     Close,
@@ -43,7 +44,7 @@ from wsgateway.protocol.endpoint import (
     Subscribe,
     Unsubscribe,
 )
-from wsgateway.protocol.subjects import Address
+from wsgateway.protocol.subjects import Address, Topic
 from wsgateway.protocol.v1 import Resume
 from wsgateway.supervision import start
 
@@ -379,6 +380,10 @@ class Session:
             self._topics.begin(action)
         else:
             self._topics.end(action)
+
+    def access(self, topic: Topic) -> Access | None:
+        """Return what the client may do with a topic that it reads; None if it does not read it."""
+        return None if self._topics is None else self._topics.access(topic)
 
     def _on_hidden_frame(self) -> None:
         """Count a frame that only the server sees, such as a ping, which it answers."""

@@ -244,6 +244,11 @@ class SocketTopics:
         self._drop(action.topic)
         self._session.writer.add(action.text)
 
+    def access(self, topic: Topic) -> Access | None:
+        """See `Session.access`."""
+        reader = self._readers.get(topic)
+        return reader.access if reader is not None and reader.is_open else None
+
     # -- to the client -------------------------------------------------------------------
 
     def change_access(

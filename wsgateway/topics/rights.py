@@ -145,8 +145,12 @@ class Rights:
         """
         access = await self.access(holder.identity, holder.topic, token)
         if access is not None:
-            self._holders.setdefault(holder.topic, {})[holder] = access
+            self.hold(holder, access)
         return access
+
+    def hold(self, holder: Holder, access: Access) -> None:
+        """Tell *holder* from now on when its right changes, which another holder has just now."""
+        self._holders.setdefault(holder.topic, {})[holder] = access
 
     def release(self, holder: Holder) -> None:
         """Tell *holder* nothing more. Idempotent."""
