@@ -1,6 +1,7 @@
 """The gateway with the writes of a topic and nothing behind them: what no topic can beat.
 
-What is published on `SUBJECT` goes to every socket, as the frame that a topic's message makes.
+What is published on `SUBJECT` goes to every socket, as the frame that a topic's message makes;
+what has come by then, one after the other, as a topic's window does.
 Nobody subscribes, nothing is kept, and no window is looked at.
 """
 
@@ -18,6 +19,9 @@ from wsgateway.gateway.sockets import SocketClosed
 from wsgateway.protocol.v1.gateway import encode_topic_message
 
 __all__ = ["application"]
+
+AT_ONCE = 256
+"""Messages that each socket gets before the next one, as many as a window may hold."""
 
 _tasks: list[asyncio.Task[None]] = []
 
@@ -40,12 +44,17 @@ async def _write() -> None:
     hub.broker.bus.subscribe(SUBJECT, lambda _s, _r, data, _h: payloads.put_nowait(bytes(data)))
     number = 0
     while True:
-        payload = await payloads.get()
-        number += 1
-        frame = encode_topic_message("floor.0", number, "", payload, True)
+        waiting = [await payloads.get()]
+        while not payloads.empty() and len(waiting) < AT_ONCE:
+            waiting.append(payloads.get_nowait())
+        frames = []
+        for payload in waiting:
+            number += 1
+            frames.append(encode_topic_message("floor.0", number, "", payload, True))
         for _, sessions in list(hub.users()):
             for session in list(sessions):
                 try:
-                    await session.socket.write(frame)
+                    for frame in frames:
+                        await session.socket.write(frame)
                 except SocketClosed:
                     continue
