@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
+import io
 import json
 import os
 import pty
@@ -15,10 +17,12 @@ import termios
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from django.core.management import CommandError, call_command
+
 from tests import LIMITS, SERVICES
 from tests.support import ROOT, site_env
 
-__all__ = ["ESCAPES", "Ended", "Site", "documented"]
+__all__ = ["ESCAPES", "Ended", "Site", "call", "called", "documented"]
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 """What colours and moves in a terminal."""
@@ -113,6 +117,21 @@ class Site:
             code = process.wait(60)
         os.close(ours)
         return Ended(code, shown.decode())
+
+
+async def call(*arguments: str) -> Ended:
+    """Run an action of ``gateway`` in this process, as `call_command` does."""
+    return await asyncio.to_thread(called, *arguments)
+
+
+def called(*arguments: str) -> Ended:
+    """Do the same, from synchronous code."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        call_command("gateway", *arguments, stdout=out, stderr=err)
+    except CommandError as exc:
+        return Ended(exc.returncode, out.getvalue(), f"{err.getvalue()}{exc}")
+    return Ended(0, out.getvalue(), err.getvalue())
 
 
 def _read_all(terminal: int) -> bytes:

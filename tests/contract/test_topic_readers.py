@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import wsgateway
+from tests.commands import call, documented
 from tests.contract.test_topic_sessions import Client
 from tests.support import until
 from wsgateway import declared, topics
@@ -20,6 +21,7 @@ from wsgateway.broker.connection import Connection
 from wsgateway.exceptions import NameRefused, TopicsUnknown
 from wsgateway.gateway.hub import Hub
 from wsgateway.identity import Identity
+from wsgateway.management.exits import Exit
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.protocol.v1 import Resume
 
@@ -103,6 +105,23 @@ async def test_readers_are_the_users_whose_sockets_read_the_topic(
     await first.session.stop()
     found = await readers(ROOM)
     assert (found.users, found.sockets) == ({ANN: 1}, 1)
+
+
+async def test_command_lists_the_readers(hubs: list[Hub], connect: Any) -> None:
+    """It said that the service room does not exist, and to declare it with @service."""
+    await connect(hubs[0], "ann", ROOM)
+    await connect(hubs[1], "bob", ROOM)
+    done = await call("who", "room", "42", "--json")
+    assert done.json["sockets"] == 2
+    assert done.json["users"] == [{**inbox._asdict(), "sockets": 1} for inbox in (ANN, BOB)]
+    assert set(done.json) | set(done.json["users"][0]) <= documented("gateway who")
+    assert "No one reads cursor.42." in (await call("who", "cursor", "42")).out
+    without_name = await call("who", "room")
+    assert (without_name.code, without_name.out) == (Exit.USAGE, "")
+    assert "name one, such as: gateway who room 42" in without_name.err
+    closing = await call("disconnect", "room", "42", "--no-input")
+    assert (closing.code, closing.out) == (Exit.UNKNOWN, "")
+    assert "has topics, not users" in closing.err
 
 
 async def test_revoked_user_is_not_a_reader(hubs: list[Hub], connect: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import io
 import json
 import re
 import signal
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
 from websockets.asyncio.client import ClientConnection
 
-from tests.commands import ESCAPES, Ended, Site, documented
+from tests.commands import ESCAPES, Ended, Site, call, called, documented
 from tests.support import Gateway, Process, until
 from wsgateway import declared, presence, topic
 from wsgateway.broker.embedded import EmbeddedServer
@@ -47,20 +45,6 @@ def gateways(gateway_factory: Factory) -> list[Gateway]:
 async def run(site: Site, *arguments: str) -> Ended:
     """Run an action in a process of its own."""
     return await asyncio.to_thread(site.run, "gateway", *arguments)
-
-
-async def call(*arguments: str) -> Ended:
-    """Run an action in this process, as `call_command` does."""
-    return await asyncio.to_thread(called, *arguments)
-
-
-def called(*arguments: str) -> Ended:
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        call_command("gateway", *arguments, stdout=out, stderr=err)
-    except CommandError as exc:
-        return Ended(exc.returncode, out.getvalue(), f"{err.getvalue()}{exc}")
-    return Ended(0, out.getvalue(), err.getvalue())
 
 
 async def show(site: Site, *arguments: str, **options: Any) -> Ended:

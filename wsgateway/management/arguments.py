@@ -23,9 +23,10 @@ __all__ = [
     "count",
     "database",
     "described",
+    "has_topics",
     "page",
     "require_complete",
-    "require_service",
+    "require_users",
     "seconds",
     "stored_address_of",
 ]
@@ -128,11 +129,26 @@ def page(text: str) -> int:
     return number
 
 
-async def require_service(broker: Broker, service: str) -> None:
+async def require_users(broker: Broker, service: str) -> None:
     """Refuse a name that is probably misspelt.
 
     Raises:
         ServiceUnknown: Nobody declares it.
+        CommandError: It has topics.
     """
-    if not await broker.service_exists(service):
-        raise ServiceUnknown(service, broker.service_names)
+    if await has_topics(broker, service):
+        text = f"service {service!r} has topics, not users; name the service of the sockets"
+        raise CommandError(text, returncode=Exit.UNKNOWN)
+
+
+async def has_topics(broker: Broker, service: str) -> bool:
+    """Say whether a service has topics, and not users.
+
+    Raises:
+        ServiceUnknown: Nobody declares it.
+    """
+    if await broker.service_exists(service):
+        return False
+    if await broker.topics_of(service):
+        return True
+    raise ServiceUnknown(service, broker.service_names | broker.topic_names)

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 
 from wsgateway import presence
 from wsgateway.broker import runtime
-from wsgateway.management.arguments import add_inbox, require_complete, require_service
+from wsgateway.management.arguments import add_inbox, require_complete, require_users
 from wsgateway.management.base import Action, Options, add_no_input
 from wsgateway.management.output import Output
 
@@ -32,7 +32,7 @@ class Disconnect(Action):
     def run(self, out: Output, options: Options) -> None:
         """Close them, and print how many they were."""
         service, user = options["service"], options["user"]
-        runtime.call_sync(lambda broker: require_service(broker, service))
+        runtime.call_sync(lambda broker: require_users(broker, service))
         out.confirm(f"Close {_which(options)}?", interactive=options["interactive"])
         closed = presence.disconnect(
             service,
