@@ -26,7 +26,7 @@ from django.http import HttpRequest
 from django.test import Client
 
 import wsgateway
-from tests.support import until, wait_for
+from tests.support import until, wait_for, within
 from wsgateway import receivers
 from wsgateway.broker.connection import Connection
 from wsgateway.broker.nats import broker_from_settings
@@ -185,10 +185,8 @@ def each_engine(server: CloseCode) -> pytest.MarkDecorator:
 
 @each_engine(ENDED)
 async def test_log_out(world: World, engine: str, code: CloseCode) -> None:
-    began = time.monotonic()
     await sync_to_async(world.ann.client.post)("/logout/")
     await world.ann.closed(code)
-    assert time.monotonic() - began < 10
     assert world.laptop.codes == ([code] * 2 if engine == "signed_cookies" else [])
     assert world.bob.codes == []
 
@@ -265,7 +263,7 @@ async def test_rotated_client_waits_for_its_new_cookie(world: World) -> None:
     began = time.monotonic()
     await sync_to_async(lambda: world.ann.request.session.cycle_key())()
     await world.ann.closed(CHANGED)
-    assert 0.4 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.4
     assert len(world.ann.closing) == 2
     assert all(2.0 <= after <= 4.0 for after in world.ann.closing)
     await sync_to_async(lambda: world.laptop.request.session.flush())()
@@ -311,11 +309,36 @@ UserChange = Callable[[Any], Awaitable[None]]
 @pytest.mark.parametrize("change", [new_password, deactivate, delete, delete_by_query])
 @on("db", "cache")
 async def test_user_changed(world: World, engine: str, change: UserChange) -> None:
-    began = time.monotonic()
     await change(world.users["ann"])
     await world.ann.closed(ENDED)
     await world.laptop.closed(ENDED)
-    assert time.monotonic() - began < 10
+    assert world.bob.codes == []
+
+
+@pytest.mark.parametrize(
+    "end",
+    [new_password, deactivate, delete, sync_to_async(wsgateway.log_out_everywhere)],
+    ids=["new password", "deactivated", "deleted", "logged out everywhere"],
+)
+async def test_sockets_on_both_gateways_close_within_a_second(
+    world: World, end: UserChange
+) -> None:
+    """Tests asserted 5 or 10 seconds, which a slow poll would have passed, too."""
+    names = iter(("carol", "carla", "carlos"))
+
+    async def attempt() -> float:
+        browser = Browser(world, next(names))
+        user = await get_user_model().objects.acreate_user(browser.name, password="x")
+        await sync_to_async(browser.client.force_login)(user)
+        checks = count_checks(world)
+        await browser.open_sockets()
+        await until(lambda: sum(checks) >= 2, what="the new sockets have been asked about")
+        began = time.monotonic()
+        await end(user)
+        await browser.closed(ENDED)
+        return time.monotonic() - began
+
+    await within(1.0, attempt)
     assert world.bob.codes == []
 
 
@@ -357,8 +380,7 @@ async def is_let_in(world: World, scope: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.usefixtures("tokens")
 async def test_log_out_everywhere(world: World, how: str) -> None:
-    """Every browser and every token, on both gateways, within a second; and no old token lets in
-    again."""
+    """Every browser and every token, on both gateways; and no old token lets in again."""
     ann, bob = world.users["ann"], world.users["bob"]
     old = [jwt_scope(ann), token_scope(await sync_to_async(make_token)("orders", ann))]
     others = jwt_scope(bob)
@@ -368,7 +390,6 @@ async def test_log_out_everywhere(world: World, how: str) -> None:
         identity = await resolve_identity(scope)
         for hub in world.hubs:
             await world.open(hub, identity, codes if scope is not others else world.bob.codes)
-    began = time.monotonic()
     if how == "sync":
         await sync_to_async(wsgateway.log_out_everywhere)(ann)
     else:
@@ -376,7 +397,6 @@ async def test_log_out_everywhere(world: World, how: str) -> None:
     await world.ann.closed(ENDED)
     await world.laptop.closed(ENDED)
     await until(lambda: len(codes) == 4, what="the tokens' sockets are closed")
-    assert time.monotonic() - began < 5  # a second, on a machine that does nothing else
     assert codes == [ENDED] * 4
     for scope in (*old, world.ann.scope):
         assert not await is_let_in(world, scope)
