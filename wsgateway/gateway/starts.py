@@ -26,8 +26,8 @@ class Starts:
     """Finds out where sockets begin. Those who ask the same at the same time share the answer.
 
     When a gateway dies, thousands of sockets come to another, and most of them ask where they
-    are in the same few topics. Nobody gets an answer to a question from before their own: whoever
-    takes live messages before they ask misses nothing between the two.
+    are in the same few topics. Nobody gets an answer to a question from before their own: those
+    who take live messages before they ask miss nothing between the two.
 
     Args:
         at_once: Questions to one log at the same time. All together they would take so long that
