@@ -22,7 +22,17 @@ __all__ = ["OutboxMessageAdmin"]
 class OutboxMessageAdmin(Base):
     """Shows messages; failed ones can be tried again or deleted."""
 
-    list_display = ("id", "service", "user", "kind", "size", "created_at", "failed_at", "error")
+    list_display = (
+        "id",
+        "service",
+        "user",
+        "is_topic",
+        "kind",
+        "size",
+        "created_at",
+        "failed_at",
+        "error",
+    )
     list_filter = ("service", ("failed_at", admin.EmptyFieldListFilter))
     search_fields = ("service", "user")
     actions = ("try_again",)
