@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.conf import settings
-from wsgateway.gateway.daphne import at_shutdown
+from wsgateway.gateway.daphne import at_shutdown, stop_listening
 from wsgateway.gateway.transport import SERVER_SEND
 from wsgateway.metrics.access import is_restricted
 
@@ -53,11 +54,13 @@ class Application:
         self.pages = pages
         self._has_joined = False  # the workers whose metrics are one page
         self._requests: set[asyncio.Task[Any]] = set()  # those being answered
-        self._ending = False  # whether the server ends: nothing new reaches the site
+        self._ending = False  # whether the server ends: it answers on the connections that it has
+        self._ended = False  # whether nothing new reaches the site
 
     async def begin(self) -> None:
         """Prepare for the end of the server that has begun to run; only daphne needs it."""
-        at_shutdown(self._finish_requests)
+        at_shutdown(self._begin_to_end)
+        at_shutdown(self._finish_requests, last=True)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection."""
@@ -86,9 +89,11 @@ class Application:
         return await self.pages[path](scope)
 
     async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._ending:
+        if self._ended:
             await _refuse(send)
             return
+        if self._ending:
+            send = _closing(send)
         task = asyncio.current_task()
         assert task is not None
         self._requests.add(task)
@@ -96,6 +101,15 @@ class Application:
             await self._answer(scope, receive, send)
         finally:
             self._requests.discard(task)
+
+    async def _begin_to_end(self) -> None:
+        """Have proxies send new requests elsewhere.
+
+        They keep connections open. If requests that come on those were refused from now on, a
+        visitor would see it, because no proxy tries another gateway after a response.
+        """
+        self._ending = True
+        stop_listening()
 
     async def _finish_requests(self) -> None:
         """Return once no request is being answered; take no others.
@@ -105,9 +119,11 @@ class Application:
         if each of its connections has an application, which one that was upgraded to a websocket
         within the last second has not.
         """
-        self._ending = True
-        if self._requests:
-            await asyncio.wait(self._requests, timeout=settings.CLOSE_TIMEOUT / 4)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.CLOSE_TIMEOUT / 4):
+                while self._requests:
+                    await asyncio.wait(self._requests)
+        self._ended = True
         for task in self._requests:  # a stream may be endless
             task.cancel()
         if self._requests:
@@ -144,8 +160,19 @@ class Application:
             await refuse_unknown_path(scope, receive, send)
 
 
+def _closing(send: Any) -> Any:
+    """Return a *send* that tells the client to send no more on this connection."""
+
+    async def wrapped(event: Any) -> None:
+        if event["type"] == "http.response.start":
+            event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
+        await send(event)
+
+    return wrapped
+
+
 async def _refuse(send: Any) -> None:
-    """Answer a request that came while the server ends."""
+    """Answer a request that came when the server had all but ended."""
     headers = [(b"connection", b"close"), (b"content-length", b"0"), (b"retry-after", b"1")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -20,7 +20,15 @@ from wsgateway.exceptions import MalformedMessage
 from wsgateway.gateway.transport import MAX_REASON, LastBytes, Linger, Send, Transport
 from wsgateway.supervision import start
 
-__all__ = ["DaphneTransport", "HiddenTransport", "at_shutdown", "at_start", "quieten", "transport"]
+__all__ = [
+    "DaphneTransport",
+    "HiddenTransport",
+    "at_shutdown",
+    "at_start",
+    "quieten",
+    "stop_listening",
+    "transport",
+]
 
 logger = logging.getLogger("wsgateway")
 
@@ -41,6 +49,8 @@ HOOKED = (
     "onPong",
 )
 """Methods of autobahn's protocol that get a version of ours."""
+_shutdown: set[asyncio.Task[None]] = set()
+"""Work that daphne waits for, once it ends."""
 READ_FRAMES = 64
 """Frames that may wait for the application before reading pauses, besides those of one read."""
 READ_BYTES = 256 * 1024
@@ -73,21 +83,47 @@ def at_start(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
     reactor.callWhenRunning(loop.call_soon, begin)
 
 
-def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def at_shutdown(work: Callable[[], Coroutine[Any, Any, None]], *, last: bool = False) -> None:
     """Let daphne wait for *work* before it ends: it does not speak ASGI's lifespan.
 
     Args:
         work: Called once, in the running loop.
+        last: Whether it is called only after all other such work has ended.
     """
     reactor = _reactor()
     if reactor is None:
         return
     from twisted.internet.defer import Deferred
 
+    async def work_last() -> None:
+        await asyncio.sleep(0)  # Twisted begins all of it in one turn of the loop
+        if _shutdown:
+            await asyncio.wait(_shutdown)
+        await work()
+
     def begin() -> Deferred[None]:
-        return Deferred.fromFuture(start(work(), "wsgateway-shutdown"))
+        task = start(work_last() if last else work(), "wsgateway-shutdown")
+        if not last:
+            _shutdown.add(task)
+        return Deferred.fromFuture(task)
 
     reactor.addSystemEventTrigger("before", "shutdown", begin)
+
+
+def stop_listening() -> None:
+    """Have daphne accept no connections any more; the open ones stay.
+
+    Daphne itself accepts them until the process has done everything else, so a proxy went on
+    sending it requests.
+    """
+    reactor = _reactor()
+    if reactor is None:
+        return
+    from twisted.internet.interfaces import IListeningPort
+
+    for reader in reactor.getReaders():
+        if IListeningPort.providedBy(reader):
+            reader.stopListening()
 
 
 def quieten() -> None:
