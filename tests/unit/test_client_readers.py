@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -132,3 +133,32 @@ async def test_watch_gets_another_token_once_that_of_the_topic_has_expired(
             await topic.watch()
         await room.store("a")
         assert (await topic.recv()).data == "a"
+
+
+async def test_joined_and_left_add_up_to_the_list_whatever_is_cut(gateway: FakeGateway) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    numbers = random.Random(seed)
+    room = gateway.topic("room.42")
+    present: set[Inbox] = set()
+    wrong: list[ReadersChanged] = []
+
+    def follow(change: ReadersChanged) -> None:
+        joined, left = set(change.joined), set(change.left)
+        fits = not joined & present and left <= present
+        present.update(joined)
+        present.difference_update(left)
+        if not fits or present != set(change.users or ()):
+            wrong.append(change)
+
+    async with client_of(gateway) as client:
+        topic = client.topic("room.42", on_readers=follow)
+        await topic.watch()
+        saboteur = asyncio.create_task(gateway.cut_at_random(numbers, 0.05))
+        for _ in range(200):
+            await room.change_users(*numbers.sample("abcdefgh", numbers.randint(0, 8)))
+            await asyncio.sleep(0.002)
+        saboteur.cancel()
+        await until(lambda: present == set(room.users))
+    assert not wrong
+    assert len(room.watches) > 2

@@ -14,6 +14,7 @@ from tests.unit.clients import client_of, gateway
 from tests.unit.fake_gateway import FakeGateway
 from wsgateway.client import GatewayError, Position, Topic
 from wsgateway.client.reading import LIMIT
+from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.v1 import ErrorCode
 
 __all__ = ["gateway"]  # a fixture
@@ -170,6 +171,41 @@ async def test_withdrawn_right_ends_the_topic_after_what_had_arrived(gateway: Fa
         await until(lambda: len(gateway.resumes) == 2)
         await client.send("x")
         assert len(room.asked) == 1  # not asked for again
+
+
+@pytest.mark.parametrize("code", [code for code in ErrorCode if code.temporary])
+async def test_topic_that_is_away_for_now_goes_on_where_it_was(
+    gateway: FakeGateway, code: ErrorCode
+) -> None:
+    room = gateway.topic("room.42")
+    async with client_of(gateway) as client, client.topic("room.42") as topic:
+        await room.store("a", "b")
+        assert await take(topic, 2) == ["a", "b"]
+        room.refusals = [code, code]
+        await room.end(code)
+        await room.store("c")
+        writing = asyncio.create_task(topic.send("d", id="d"))
+        assert await take(topic, 1) == ["c"]
+        assert await writing == "d"
+        assert [frame.epoch for frame in room.asked] == [None, "r1", "r1", "r1"]
+
+
+async def test_leaving_while_subscribing_is_not_leaving_the_next_time(
+    gateway: FakeGateway,
+) -> None:
+    room = gateway.topic("room.42", answers=False)
+    async with client_of(gateway) as client:
+        first = client.topic("room.42")
+        await until(lambda: room.asked)
+        await first.close()
+        room.answers = True
+        second = client.topic("room.42", since="all")
+        gateway.say(protocol.encode_subscribed("room.42", "write", None, "", room.asked[0].id))
+        await second.open()
+        await room.store("a")
+        assert await take(second, 1) == ["a"]
+    with pytest.raises(GatewayError, match="was closed"):
+        await first.open()
 
 
 async def test_loop_ends_when_the_topic_or_the_client_is_closed(gateway: FakeGateway) -> None:
