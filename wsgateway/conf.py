@@ -256,7 +256,8 @@ class Settings:
     SOCKET_WINDOW = count(
         1024,
         "The same for the inbox and all topics of a socket together. Each of them that has "
-        "messages may have an equal share, and always one",
+        "messages may have an equal share, and always one. Large messages are limited by their "
+        "bytes: at most 4 MiB and one message are on their way to a socket",
     )
     SEND_WINDOW = count(64, "Frames of one client that may wait until NATS has stored them")
     SEND_WINDOW_BYTES = count(
@@ -312,8 +313,7 @@ class Settings:
     MAX_WATCHES = count(100, "Users and topics whose presence one socket may watch", least=0)
     MAX_SUBSCRIPTIONS = count(
         1000,
-        "Topics that one socket may read at the same time. A client that does not read costs the "
-        "gateway up to 4 MiB, and one message of each of its topics",
+        "Topics that one socket may read at the same time",
         least=0,
     )
     ROSTER_TTL = Setting(

@@ -28,6 +28,7 @@ from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
 from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
+from wsgateway.protocol import credit, window
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import Frame
@@ -306,6 +307,43 @@ async def test_answer_that_was_asked_for_before_a_client_came_is_not_shared_with
     await ann.has(*kept[:1], "between", "after", topic=ROOM)
     await bob.has(*kept, "after", topic=ROOM)
     await bob.session.stop()
+
+
+def held_by(client: Client) -> int:
+    """Return the bytes of what is queued for a client, or not acknowledged."""
+    return sum(each.window.in_flight_bytes for each in client.session.subscriptions.values())
+
+
+async def test_client_that_acknowledges_nothing_holds_few_bytes_of_many_topics(
+    hub: Hub, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message of each topic went beyond the limit: 172 MB of 200 topics."""
+    limit, text = 20_000, "x" * 4_000
+    for module in (credit, window):
+        monkeypatch.setattr(module, "WINDOW_BYTES", limit)
+    rooms = [Topic("room", str(number)) for number in range(20)]
+    starts = [await ann.subscribe(room) for room in rooms]
+    for room in rooms:
+        await publish(hub.broker, room, text, text)
+    await until(lambda: held_by(ann) >= limit, what="as much as may be")
+    await hub.subscriptions.sweep(thorough=True)
+    for room in rooms:
+        await publish(hub.broker, room, "small")
+    assert limit <= held_by(ann) < limit + len(text)
+    late = Client(hub, "bob")
+    await late.session.start(Resume())
+    for room, start in zip(rooms, starts, strict=True):  # as after a reconnect
+        answer = await late.subscribe(room, epoch=start.epoch, offset=start.offset)
+        assert answer.recovered
+        assert held_by(late) < limit + len(text)
+    for client in (ann, late):
+        while not all(len(client.got(room)) == 3 for room in rooms):
+            for room in filter(client.got, rooms):
+                await client.ack(room)
+            assert held_by(client) < limit + len(text)
+            await asyncio.sleep(0.001)
+        assert all(client.got(room) == [text, text, "small"] for room in rooms)
+    await late.session.stop()
 
 
 async def test_replaced_stream_is_told_and_read_from_its_start(

@@ -230,8 +230,9 @@ class Run:
             current = self.client.current.get(address)
             if current is not None:
                 await self.ack(address, 100)
-        await until(lambda: self.session.credit.messages == 0, 5, "nothing is in flight")
-        assert (self.session.credit.busy, self.session.credit.bytes) == (0, 0)
+        credit = self.session.credit
+        await until(lambda: not (credit.messages or credit.bytes), 5, "nothing is in flight")
+        assert (credit.busy, credit.held) == (0, 0)
 
 
 def had(segment: Segment) -> int:

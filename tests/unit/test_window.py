@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wsgateway.protocol.credit import WINDOW_BYTES, Credit
-from wsgateway.protocol.window import LAGGING_READS, Window, WindowCounts
+from wsgateway.protocol.window import LAGGING_READS, PROMISE, Window, WindowCounts
 
 
 class Message(NamedTuple):
@@ -171,7 +171,7 @@ class ReaderModel(RuleBasedStateMachine):
         window = self.window
         assert window.held <= WINDOW
         assert len(ready(window)) <= window.in_flight <= WINDOW
-        assert window.in_flight_bytes < WINDOW_BYTES + len(BIG) * (WINDOW + 1)
+        assert window.in_flight_bytes < WINDOW_BYTES + len(BIG)
         assert window.in_flight or not window.in_flight_bytes
         assert window.confirmed <= window.position
 
@@ -423,16 +423,178 @@ def test_credit_comes_back_from_a_window_that_starts_again_or_cannot_read() -> N
     assert other.room == 8
 
 
-def test_bytes_are_shared_as_well() -> None:
+def of_size(offset: int, size: int) -> Message:
+    return Message(offset, None, bytes(size))
+
+
+HALF, QUARTER = WINDOW_BYTES // 2, WINDOW_BYTES // 4
+
+
+class Reader:
+    """A window, and a topic that it reads: what a session does, one step at a time."""
+
+    def __init__(self, credit: Credit, sizes: list[int]) -> None:
+        self.sizes = sizes  # of the messages that are kept
+        self.woken = 0
+        self.reading: tuple[int, int] | None = None
+        self.window = Window(credit, on_room=self._on_room)
+        self.window.start(0)
+
+    def _on_room(self) -> None:
+        self.woken += 1
+
+    def publish(self, size: int, *, live: bool = True) -> None:
+        self.sizes.append(size)
+        if live:
+            offset = len(self.sizes)
+            self.window.live(Message(offset, offset - 1, bytes(size)))
+
+    def begin(self) -> None:
+        if self.window.wants_fetch:
+            self.reading = self.window.begin_fetch()
+
+    def end(self) -> None:
+        if self.reading is not None:
+            after, room = self.reading
+            self.reading = None
+            offsets = range(after + 1, len(self.sizes) + 1)
+            found = [of_size(offset, self.sizes[offset - 1]) for offset in offsets]
+            self.window.fetched(found[:room], more=len(found) > room)
+            assert self.window.wants_fetch in (True, False)  # it waits, unless there is room
+
+    def fail(self) -> None:
+        if self.reading is not None:
+            self.reading = None
+            self.window.fetch_failed()
+            assert self.window.wants_fetch in (True, False)
+
+    def fetch(self) -> None:
+        self.begin()
+        self.end()
+
+    def confirm(self, count: int) -> None:
+        self.window.confirm(self.window.confirmed + count)
+
+
+def test_client_that_reads_nothing_holds_no_message_of_each_topic_beyond_the_bytes() -> None:
+    """200 topics with a message of 900 kB each were 180 MB for one client."""
+    credit = Credit(1024)
+    readers = [Reader(credit, [900_000]) for _ in range(200)]
+    for reader in readers:
+        reader.begin()
+    for reader in readers:
+        reader.end()
+    assert credit.bytes < WINDOW_BYTES + 900_000
+    assert credit.bytes == sum(reader.window.in_flight_bytes for reader in readers)
+    assert not any(reader.window.wants_fetch for reader in readers)
+
+
+def test_window_leaves_as_many_bytes_free_as_it_has() -> None:
+    """A topic that the client does not acknowledge must not stop the others."""
     credit = Credit(100)
-    windows = [Window(credit) for _ in range(2)]
-    for window in windows:
-        window.start(0)
-        window.begin_fetch()
-        window.fetched([Message(1, 0, BIG)], more=True)
-    assert [window.room for window in windows] == [0, 0]
-    windows[0].confirm(1)
-    assert windows[0].room == 1, "one at once"
+    greedy, other = Reader(credit, [QUARTER] * 9), Reader(credit, [QUARTER] * 9)
+    greedy.fetch()
+    assert greedy.window.in_flight_bytes == HALF
+    for number in range(1, 9):
+        other.fetch()
+        assert other.window.position >= number
+        other.confirm(1)
+
+
+def test_message_of_any_size_goes_if_nothing_is_in_flight() -> None:
+    credit = Credit(100)
+    reader, other = Reader(credit, [2 * WINDOW_BYTES, 1]), Reader(credit, [1])
+    reader.fetch()
+    other.fetch()
+    assert (reader.window.in_flight, other.window.in_flight) == (1, 0)
+    assert not other.window.wants_fetch
+    reader.confirm(1)
+    assert other.woken == 1
+    other.fetch()
+    assert other.window.in_flight == 1
+
+
+def test_who_waits_for_bytes_gets_them_in_turn_whatever_comes_live_to_others() -> None:
+    """Live messages took all that was confirmed, before what was read for the others came."""
+    credit = Credit(100)
+    busy = Reader(credit, [])
+    busy.fetch()
+    waiting = [Reader(credit, [HALF]) for _ in range(3)]
+    busy.publish(WINDOW_BYTES)
+    for reader in waiting:
+        reader.fetch()
+    served: list[int] = []
+    for _ in range(12):
+        busy.confirm(1)
+        for reader in waiting:
+            reader.begin()
+        busy.publish(WINDOW_BYTES)  # comes while they are read
+        for number, reader in enumerate(waiting):
+            reader.end()
+            if reader.window.in_flight:
+                served.append(number)
+                reader.confirm(1)
+        busy.fetch()
+    assert served == [0, 1, 2]
+    assert busy.window.position > 3
+
+
+def test_bytes_that_were_put_aside_come_back_if_they_are_not_needed() -> None:
+    for end in (Window.fetch_failed, Window.close, lambda window: window.restart(0)):
+        credit = Credit(100)
+        busy, waiting = Reader(credit, [WINDOW_BYTES]), Reader(credit, [HALF])
+        waiting.begin()
+        busy.fetch()
+        waiting.end()
+        busy.confirm(1)
+        assert credit.bytes == HALF
+        waiting.begin()
+        end(waiting.window)
+        assert (credit.messages, credit.bytes, credit.busy) == (0, 0, 0)
+
+
+SIZES = st.sampled_from([1, 1000, QUARTER, HALF, HALF + 1, WINDOW_BYTES, 2 * WINDOW_BYTES])
+READER_STEPS = st.tuples(
+    st.integers(0, 3), st.sampled_from(["live", "miss", "begin", "end", "fail", "confirm"]), SIZES
+)
+
+
+@given(st.lists(READER_STEPS, max_size=60), st.integers(1, 12))
+def test_bytes_are_kept_and_nobody_starves_whatever_the_windows_do(
+    steps: list[tuple[int, str, int]], messages: int
+) -> None:
+    credit, largest = Credit(messages), 0
+    readers = [Reader(credit, []) for _ in range(4)]
+    windows = [reader.window for reader in readers]
+    for which, step, size in steps:
+        reader = readers[which]
+        if step in ("live", "miss"):
+            largest = max(largest, size)
+            reader.publish(size, live=step == "live")
+        elif step == "confirm":
+            reader.confirm(1)
+        else:
+            getattr(reader, step)()
+        in_flight = sum(window.in_flight_bytes for window in windows)
+        assert in_flight < WINDOW_BYTES + max(largest, 1)
+        assert in_flight <= credit.bytes < WINDOW_BYTES + max(largest, PROMISE)
+        assert credit.held <= WINDOW_BYTES
+    for reader in readers:
+        reader.fail()
+        reader.window.announce(len(reader.sizes))
+    for _ in range(20 * (len(steps) + 1)):  # the others' clients acknowledge, the first's does not
+        for reader in readers[1:]:
+            reader.confirm(1)
+            reader.fetch()
+        readers[0].fetch()
+        if not credit.bytes < WINDOW_BYTES:
+            readers[0].confirm(1)
+    for reader in readers:
+        assert reader.window.position == len(reader.sizes) or reader is readers[0]
+        reader.confirm(len(reader.sizes))
+        assert reader.window.in_flight == 0
+        reader.window.close()
+    assert credit.messages == credit.bytes == credit.busy == credit.held == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=60), st.integers(1, 12))

@@ -8,14 +8,14 @@ from typing import Protocol
 __all__ = ["WINDOW_BYTES", "Credit"]
 
 WINDOW_BYTES = 4 * 1024 * 1024
-"""Bytes in flight to one socket; a single larger message still goes."""
+"""Bytes in flight to one socket, and one message more: so a larger one goes, too."""
 
 
 class Waiting(Protocol):
     """A window that wants a fetch, and has no room for one."""
 
     def look_again(self) -> None:
-        """There may be room now."""
+        """There may be room now: take it, if only in advance."""
 
 
 class Credit:
@@ -25,12 +25,16 @@ class Credit:
     message at once, and more as what is above the others' shares is confirmed. So the sum is
     *size*, and one more for each window at most.
 
+    Bytes are kept more strictly, as messages may be large. No window has more of them than it
+    leaves free, and once `WINDOW_BYTES` are used up, even those that have nothing wait for their
+    turn, in the order in which they came.
+
     Args:
         size: Messages in flight.
         each: Messages in flight in one window; None: as many as in all.
     """
 
-    __slots__ = ("_waiting", "busy", "bytes", "each", "messages", "size")
+    __slots__ = ("_waiting", "busy", "bytes", "each", "held", "messages", "size")
 
     def __init__(self, size: int, each: int | None = None) -> None:
         self.size = size
@@ -38,19 +42,22 @@ class Credit:
         self.messages = 0
         """In flight, or being fetched."""
         self.bytes = 0
-        """In flight; `WINDOW_BYTES`, unless the last message of a window is larger."""
+        """In flight, or promised to a window whose turn it is: less than `WINDOW_BYTES`, without
+        the message that came last."""
+        self.held = 0
+        """Bytes of live messages that wait for the end of a fetch; `WINDOW_BYTES` at most."""
         self.busy = 0
         """Windows that have such messages."""
         self._waiting: dict[Waiting, None] | None = None  # in this order; made at the first one
 
     def room(self, messages: int, size: int) -> int:
         """Return how many more messages a window may have that has *messages* of *size* bytes."""
+        if size + self.bytes >= WINDOW_BYTES:
+            return 0
         free = self.size - self.messages
         if not messages:
             share = min(self.size // (self.busy + 1), self.each)
-            return max(min(share, free), 1) if self.bytes < WINDOW_BYTES else 1
-        if self.bytes >= WINDOW_BYTES or size * self.busy >= WINDOW_BYTES:
-            return 0
+            return max(min(share, free), 1)
         return min(min(self.size // self.busy, self.each) - messages, free)
 
     def wait(self, window: Waiting) -> None:
@@ -69,5 +76,7 @@ class Credit:
         if self._waiting:
             count = max(self.size - self.messages, 1)
             for window in list(islice(self._waiting, count)):
+                if self.bytes >= WINDOW_BYTES:
+                    break
                 self._waiting.pop(window, None)
                 window.look_again()

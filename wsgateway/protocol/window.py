@@ -16,6 +16,9 @@ __all__ = ["Window", "WindowCounts", "later"]
 LAGGING_READS = 8
 """Reads that may end short of an announced offset before it is taken for gone."""
 
+PROMISE = 64 * 1024
+"""Bytes that are put aside for a message that nobody has seen yet."""
+
 
 class _Message(Protocol):
     @property
@@ -64,7 +67,9 @@ class Window:
         "_gap",
         "_held",
         "_in_flight",
+        "_next_size",
         "_on_room",
+        "_promised",
         "_ready",
         "_reserved",
         "_stalled",
@@ -103,12 +108,14 @@ class Window:
         self._behind = False  # there may be more behind position, whatever is announced
         # Lists, because an empty deque takes 0.7 KB, and most sockets are idle; each of them is
         # bounded by the window.
-        self._held: list[_Message] = []  # live ones that came during a fetch, the newest
+        self._held: list[_Message] = []  # live ones that came during a fetch, the first of them
         self._ready: list[_Message] = []  # to be written
         self._in_flight: list[tuple[int, int]] = []  # (offset, bytes) not confirmed
         self.in_flight_bytes = 0
         """Bytes of messages that are queued or taken, and not confirmed."""
         self._reserved = 0  # messages of the credit that the fetch under way may bring
+        self._promised = 0  # bytes of the credit that are put aside for the next fetch
+        self._next_size = 0  # bytes of the message for which there was no room; 0: not known
         self.reads_short = 0
         """Reads in a row that ended before an offset known to exist: a replica lags."""
 
@@ -133,12 +140,13 @@ class Window:
         self.fetching = False
         self._behind = True
         self._gap = self._stalled = False
+        self._next_size = 0
         self.reads_short = 0
 
     def restart(self, offset: int) -> None:
         """Start again after *offset*: the stream was replaced, or lost its end."""
         self._ready.clear()
-        self._held.clear()
+        self._let_go()
         if count := len(self._in_flight):
             self._in_flight.clear()
             self._give_back(count, self.in_flight_bytes)
@@ -159,7 +167,8 @@ class Window:
         """How many more messages the window takes."""
         credit, messages = self._credit, len(self._in_flight)
         if credit.messages == messages:  # nobody else has any: the common case, so it is here
-            return credit.each - messages if self.in_flight_bytes < WINDOW_BYTES else 0
+            has_bytes = self.in_flight_bytes + credit.bytes < WINDOW_BYTES
+            return credit.each - messages if has_bytes else 0
         return credit.room(messages, self.in_flight_bytes)
 
     @property
@@ -177,16 +186,26 @@ class Window:
         """Whether to read after `position`, `room` messages at most; notes if it waits for room."""
         if self.fetching or not (self._behind or self._announced > self.position):
             return False
-        if self.room > 0:
+        if self._promised or self.room > 0:
             return True
         if self._on_room is not None:
             self._credit.wait(self)
         return False
 
     def look_again(self) -> None:
-        """See `wsgateway.protocol.credit.Waiting`."""
-        if self._on_room is not None and self.wants_fetch:
-            self._on_room()
+        """See `wsgateway.protocol.credit.Waiting`.
+
+        A window that has nothing has waited for bytes. Those of its next message are put aside:
+        while it is read, messages that come live to other windows would take the place.
+        """
+        if self._on_room is None or not self.wants_fetch:
+            return
+        credit = self._credit
+        if not self._in_flight and not self._promised:
+            self._promised = self._next_size or PROMISE
+            credit.bytes += self._promised
+            self._behind = True  # so that it is read, whatever comes live
+        self._on_room()
 
     def live(self, message: _Message) -> bool:
         """Record a message that was just stored; return whether to wake the writer."""
@@ -195,9 +214,7 @@ class Window:
                 self.suspect_end()  # an old offset for a new message
             return False
         if self.fetching:
-            if len(self._held) >= self._credit.size:
-                del self._held[0]
-            self._held.append(message)
+            self._hold(message)
             self._note_live(message)
             return False
         if not self._queue(message):
@@ -207,6 +224,20 @@ class Window:
         if self._gap:
             self._look_at_gap()
         return True
+
+    def _hold(self, message: _Message) -> None:
+        """Keep a live message until the fetch ends; it is read, if it is too much."""
+        credit, size = self._credit, len(message.payload)
+        if len(self._held) < credit.size and credit.held + size <= WINDOW_BYTES:
+            self._held.append(message)
+            credit.held += size
+
+    def _let_go(self) -> list[_Message]:
+        """Return the live messages that were kept, and keep them no longer."""
+        held, self._held = self._held, []
+        if held:
+            self._credit.held -= sum(len(message.payload) for message in held)
+        return held
 
     def _count_missing(self) -> None:
         """Count why a message that is about to be announced cannot be queued."""
@@ -269,7 +300,7 @@ class Window:
 
     def begin_fetch(self) -> tuple[int, int]:
         """Return what to read: after which offset, and how many messages at most."""
-        room = self.room
+        room = max(self.room, 1) if self._promised else self.room
         if room > 0:
             if not self._in_flight:
                 self._credit.busy += 1
@@ -283,7 +314,7 @@ class Window:
         self._release()
         self.fetching = False
         self._behind = True
-        self._held.clear()
+        self._let_go()
         self._credit.given_back()
 
     def fetched(self, messages: Iterable[_Message], *, more: bool) -> None:
@@ -294,20 +325,22 @@ class Window:
                 again when there is room.
             more: Whether the inbox holds messages behind them.
         """
-        room = self._reserved
+        room, promised, credit = self._reserved, self._promised, self._credit
         self._release()
         self.fetching = False
+        self._next_size = 0
         before = self.position
         for message in messages:
             if message.offset > self.position:
-                if room <= 0:
-                    more = True
+                size = len(message.payload)
+                has_bytes = self.in_flight_bytes + credit.bytes < WINDOW_BYTES or size <= promised
+                if room <= 0 or not has_bytes:
+                    more, self._next_size = True, size
                     break
-                room -= 1
+                room, promised = room - 1, 0
                 self._append(message)
         self._behind = more
-        held, self._held = self._held, []
-        for message in held:
+        for message in self._let_go():
             if message.offset > self.position and not self._queue(message):
                 break
         self._credit.given_back()
@@ -332,7 +365,9 @@ class Window:
         return True
 
     def _release(self) -> None:
-        """Give back what was reserved for a fetch."""
+        """Give back what was put aside for a fetch."""
+        self._credit.bytes -= self._promised
+        self._promised = 0
         if self._reserved:
             self._credit.messages -= self._reserved
             self._reserved = 0
