@@ -31,7 +31,7 @@ def log_out_everywhere(user: Any) -> None:
     """
     user_id = _require_user(user)
     try:
-        runtime.call_sync(partial(_void, user_id=user_id))
+        runtime.call_sync(partial(_void, user_id=user_id), name="log_out_everywhere")
     finally:
         _end(user)
 

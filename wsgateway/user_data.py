@@ -82,7 +82,7 @@ def find(user: str, *, service: str | None = None, using: str | None = None) -> 
     """
     _require_names(user, service)
     rows = _count_rows(user, service, using)
-    found = runtime.call_sync(lambda broker: broker.operations.held(user, service))
+    found = runtime.call_sync(lambda broker: broker.operations.held(user, service), name="find")
     return UserData(found, rows)
 
 
@@ -110,7 +110,7 @@ def delete(user: str, *, service: str | None = None, using: str | None = None) -
     """
     _require_names(user, service)
     rows = _delete_rows(user, service, using)  # first: a relay would send them again
-    return runtime.call_sync(partial(_delete, user=user, service=service, rows=rows))
+    return runtime.call_sync(partial(_delete, user=user, service=service, rows=rows), name="delete")
 
 
 async def adelete(user: str, *, service: str | None = None, using: str | None = None) -> UserData:

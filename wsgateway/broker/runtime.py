@@ -239,17 +239,20 @@ async def call(action: Action[T], timeout: float | None = None) -> T:
     return await current().run(action, timeout)
 
 
-def call_sync(action: Action[T], timeout: float | None = None) -> T:
+def call_sync(action: Action[T], timeout: float | None = None, *, name: str = "") -> T:
     """Run *action* with a broker that is ready, and wait for it.
 
     Args:
         action: What to do.
         timeout: Seconds; None: no more than the broker's own deadlines.
+        name: The function that a caller should have awaited in a loop, without its ``a``.
 
     Raises:
         RuntimeError: In a running event loop, which it would block.
         BrokerUnavailable: Not ready in time.
     """
+    if name:
+        refuse_in_loop(f"{name}()", f"use `await a{name}(...)`")
     refuse_in_loop()
     connection = background()
     return connection.call_sync(lambda: connection.run(action), timeout)

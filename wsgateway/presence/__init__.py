@@ -87,7 +87,7 @@ async def ais_online(service: str, user: str) -> bool | None:
 def is_online(service: str, user: str) -> bool | None:
     """Do what `ais_online` does, from synchronous code."""
     inbox = _inbox(service, user)
-    return runtime.call_sync(partial(users.find_online, inboxes=[inbox]))[inbox]
+    return runtime.call_sync(partial(users.find_online, inboxes=[inbox]), name="is_online")[inbox]
 
 
 async def aconnections(service: str, user: str) -> Connections:
@@ -107,7 +107,8 @@ async def aconnections(service: str, user: str) -> Connections:
 def connections(service: str, user: str) -> Connections:
     """Do what `aconnections` does, from synchronous code."""
     inbox = _inbox(service, user)
-    return runtime.call_sync(partial(users.find_connections, inboxes=[inbox]))[inbox]
+    asking = partial(users.find_connections, inboxes=[inbox])
+    return runtime.call_sync(asking, name="connections")[inbox]
 
 
 def _closing(
@@ -157,7 +158,7 @@ async def adisconnect(
 
 def disconnect(service: str, user: str, **options: Any) -> Disconnected:
     """Do what `adisconnect` does, from synchronous code; it takes the same arguments."""
-    return runtime.call_sync(_closing(service, user, **options))
+    return runtime.call_sync(_closing(service, user, **options), name="disconnect")
 
 
 async def arecheck_watches(service: str, user: str) -> None:
@@ -179,7 +180,9 @@ async def arecheck_watches(service: str, user: str) -> None:
 
 def recheck_watches(service: str, user: str) -> None:
     """Do what `arecheck_watches` does, from synchronous code."""
-    runtime.call_sync(partial(users.recheck_watches, inbox=_inbox(service, user)))
+    runtime.call_sync(
+        partial(users.recheck_watches, inbox=_inbox(service, user)), name="recheck_watches"
+    )
 
 
 # -- many users --------------------------------------------------------------------------
@@ -200,7 +203,9 @@ async def aare_online(service: str, names: Iterable[str]) -> dict[str, bool | No
 def are_online(service: str, names: Iterable[str]) -> dict[str, bool | None]:
     """Do what `aare_online` does, from synchronous code."""
     pairs = {name: Inbox(service, name) for name in names}
-    found = runtime.call_sync(partial(users.find_online, inboxes=_possible(pairs.values())))
+    found = runtime.call_sync(
+        partial(users.find_online, inboxes=_possible(pairs.values())), name="are_online"
+    )
     return {name: found.get(inbox, False) for name, inbox in pairs.items()}
 
 
@@ -218,7 +223,9 @@ async def aconnections_of(pairs: Iterable[tuple[str, str]]) -> dict[Inbox, Conne
 def connections_of(pairs: Iterable[tuple[str, str]]) -> dict[Inbox, Connections]:
     """Do what `aconnections_of` does, from synchronous code."""
     inboxes = [Inbox(*pair) for pair in pairs]
-    found = runtime.call_sync(partial(users.find_connections, inboxes=_possible(inboxes)))
+    found = runtime.call_sync(
+        partial(users.find_connections, inboxes=_possible(inboxes)), name="connections_of"
+    )
     return {inbox: found.get(inbox, Connections()) for inbox in inboxes}
 
 
@@ -249,7 +256,7 @@ async def aonline(service: str, *, after: str | None = None, limit: int = MAX_PA
 
 def online(service: str, *, after: str | None = None, limit: int = MAX_PAGE) -> Page:
     """Do what `aonline` does, from synchronous code."""
-    return runtime.call_sync(_listing(service, after=after, limit=limit))
+    return runtime.call_sync(_listing(service, after=after, limit=limit), name="online")
 
 
 async def acounts() -> Counts:
@@ -259,7 +266,7 @@ async def acounts() -> Counts:
 
 def counts() -> Counts:
     """Do what `acounts` does, from synchronous code."""
-    return runtime.call_sync(overview.count)
+    return runtime.call_sync(overview.count, name="counts")
 
 
 # -- gateways ----------------------------------------------------------------------------
@@ -272,7 +279,7 @@ async def agateways() -> Gateways:
 
 def gateways() -> Gateways:
     """Do what `agateways` does, from synchronous code."""
-    return runtime.call_sync(overview.find_gateways)
+    return runtime.call_sync(overview.find_gateways, name="gateways")
 
 
 async def adrain(gateway: str) -> bool:
@@ -296,7 +303,7 @@ async def adrain(gateway: str) -> bool:
 
 def drain(gateway: str) -> bool:
     """Do what `adrain` does, from synchronous code."""
-    return runtime.call_sync(partial(overview.drain_gateway, id=gateway))
+    return runtime.call_sync(partial(overview.drain_gateway, id=gateway), name="drain")
 
 
 def _inbox(service: str, user: str) -> Inbox:

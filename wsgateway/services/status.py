@@ -196,8 +196,7 @@ def workers() -> Workers:
     Raises:
         RuntimeError: In a running event loop; await `aworkers` there.
     """
-    runtime.refuse_in_loop("workers()", "use `await aworkers()`")
-    return runtime.call_sync(ask_workers)
+    return runtime.call_sync(ask_workers, name="workers")
 
 
 async def ask_workers(broker: Broker) -> Workers:

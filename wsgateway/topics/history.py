@@ -111,8 +111,7 @@ def history(
     Raises:
         RuntimeError: In a running event loop; await `ahistory` there.
     """
-    runtime.refuse_in_loop("history()", "use `await ahistory(...)`")
-    return runtime.call_sync(_reading(service, name, after, before, limit))
+    return runtime.call_sync(_reading(service, name, after, before, limit), name="history")
 
 
 def _reading(

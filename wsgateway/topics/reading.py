@@ -45,8 +45,7 @@ def readers(
     Raises:
         RuntimeError: In a running event loop; await `areaders` there.
     """
-    runtime.refuse_in_loop("readers()", "use `await areaders(...)`")
-    return runtime.call_sync(_asking(service, name, after, limit))
+    return runtime.call_sync(_asking(service, name, after, limit), name="readers")
 
 
 def _asking(service: str, name: str, after: tuple[str, str] | None, limit: int) -> Action[Readers]:

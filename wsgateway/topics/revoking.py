@@ -37,8 +37,7 @@ async def arevoke(service: str, name: str | None, *, user: User | None = None) -
 
 def revoke(service: str, name: str | None, *, user: User | None = None) -> None:
     """Do what `arevoke` does, from synchronous code."""
-    runtime.refuse_in_loop("revoke()", "use `await arevoke(...)`")
-    runtime.call_sync(_marking(service, name, user, ask=False))
+    runtime.call_sync(_marking(service, name, user, ask=False), name="revoke")
 
 
 async def arecheck(service: str, name: str | None, *, user: User | None = None) -> None:
@@ -63,8 +62,7 @@ async def arecheck(service: str, name: str | None, *, user: User | None = None) 
 
 def recheck(service: str, name: str | None, *, user: User | None = None) -> None:
     """Do what `arecheck` does, from synchronous code."""
-    runtime.refuse_in_loop("recheck()", "use `await arecheck(...)`")
-    runtime.call_sync(_marking(service, name, user, ask=True))
+    runtime.call_sync(_marking(service, name, user, ask=True), name="recheck")
 
 
 def _marking(service: str, name: str | None, user: User | None, *, ask: bool) -> Action[None]:
