@@ -23,6 +23,7 @@ from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
 from wsgateway.gateway.transport import Transport
 from wsgateway.identity import Identity
+from wsgateway.protocol import credit, window
 from wsgateway.protocol import v1 as protocol
 from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.protocol.v1 import Resume, Subscribed, Unsubscribed, Welcome
@@ -186,8 +187,8 @@ class Run:
 
     def check_credit(self) -> None:
         windows = [each.window for each in self.session.subscriptions.values()]
-        credit = self.session.credit
-        assert credit.messages <= SOCKET_WINDOW + len(windows)
+        assert self.session.credit.messages <= SOCKET_WINDOW + len(windows)
+        assert sum(window.in_flight_bytes for window in windows) <= credit.WINDOW_BYTES
         assert all(window.in_flight <= WINDOW for window in windows)
 
     def is_complete(self) -> bool:
@@ -230,9 +231,9 @@ class Run:
             current = self.client.current.get(address)
             if current is not None:
                 await self.ack(address, 100)
-        credit = self.session.credit
-        await until(lambda: not (credit.messages or credit.bytes), 5, "nothing is in flight")
-        assert (credit.busy, credit.held) == (0, 0)
+        used = self.session.credit
+        await until(lambda: not (used.messages or used.bytes), 5, "nothing is in flight")
+        assert (used.busy, used.held) == (0, 0)
 
 
 def had(segment: Segment) -> int:
@@ -255,7 +256,19 @@ async def drive(steps: list[tuple[str, Any, Any]]) -> None:
         await hub.close()
 
 
-@examples(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(params=[credit.WINDOW_BYTES, 3], ids=["bytes", "few bytes"])
+def byte_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many bytes may be in flight: more than there are, or fewer than messages may be."""
+    limit = int(request.param)
+    for module in (credit, window):
+        monkeypatch.setattr(module, "WINDOW_BYTES", limit)
+    monkeypatch.setattr(window, "PROMISE", 1)
+    return limit
+
+
+@examples(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=40))
-def test_each_message_comes_once_and_in_order_per_topic(steps: list[tuple[str, Any, Any]]) -> None:
+def test_each_message_comes_once_and_in_order_per_topic(
+    steps: list[tuple[str, Any, Any]], byte_limit: int
+) -> None:
     asyncio.run(drive(steps))
