@@ -39,4 +39,4 @@ def test_examples_pass(tmp_path: Path, installed: bool) -> None:
         text=True,
         timeout=50,
     )
-    assert "6 passed" in done.stdout, done.stdout + done.stderr
+    assert "7 passed" in done.stdout, done.stdout + done.stderr

@@ -7,7 +7,8 @@ from typing import Any
 import psutil
 import pytest
 
-from wsgateway import Message, Reject, asend, declared, send, topic
+from wsgateway import Message, Reject, asend, declared, send, send_topic, topic
+from wsgateway.exceptions import TopicsUnknown
 from wsgateway.services import registry
 from wsgateway.testing import adeliver, assert_not_sent, assert_sent, deliver, sent
 
@@ -134,6 +135,22 @@ def test_messages_to_topics(wsgateway_memory: Any, monkeypatch: pytest.MonkeyPat
         assert_sent("orders")
     with pytest.raises(TypeError, match="a service and a user, or a topic"):
         assert_sent(user="ann", topic="room.42")
+
+
+def test_misspelt_or_mistaken_topic_is_not_a_topic_that_got_nothing(
+    wsgateway_memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """assert_not_sent passed, although the topic had the message."""
+    monkeypatch.setattr(declared, "topics", {})
+    topic("room")(lambda identity, name: "read")
+    send_topic("room", "42", text="hello")
+    for look in (assert_sent, assert_not_sent):
+        with pytest.raises(TypeError, match=r"pass topic='room\.42'"):
+            look("room", "42")
+        with pytest.raises(TopicsUnknown, match="'rom' has no topics; did you mean 'room'"):
+            look(topic="rom.42")
+        with pytest.raises(TopicsUnknown, match="'orders' has users, not topics"):
+            look(topic="orders.ann")
 
 
 def test_publish_needs_a_topic(wsgateway_memory: Any) -> None:

@@ -30,6 +30,7 @@ from wsgateway.broker.messages import (
 )
 from wsgateway.broker.work import History, Job
 from wsgateway.conf import settings
+from wsgateway.exceptions import TopicsUnknown
 from wsgateway.layer.options import ConfiguredLayer
 from wsgateway.outgoing import NOTHING, frame_of
 from wsgateway.protocol.frames import EVENT, FRAME_HEADER, Frame
@@ -146,14 +147,25 @@ def sent(
         user: The user's name.
         topic: Instead of these, what was published to this topic, such as ``room.42``; of an
             ephemeral topic, the latest hundred messages.
+
+    Raises:
+        TypeError: *service* has topics, not users.
+        TopicsUnknown: No ``@topic`` declares the service of *topic*.
     """
-    store = _store()
+    store, ours = _store(), declared.declared_services()
+    topics = ours.topics | ours.casts
     if topic is not None:
         if service is not None or user is not None:
             raise TypeError("pass a service and a user, or a topic")
         address = Topic.parse(topic)
+        if address.service not in topics:
+            is_other = address.service in ours.services
+            raise TopicsUnknown(address.service, topics, is_other)
         kept = [each.stored for each in store.log(address).kept(address)]
         return [Sent(address, stored) for stored in [*kept, *store.heard_by(address)]]
+    if service in topics:
+        name = "42" if user is None else user
+        raise TypeError(f"service {service!r} has topics, not users; pass topic='{service}.{name}'")
     found = [
         Sent(inbox, kept.stored)
         for inbox in list(store.inboxes.messages)
