@@ -156,14 +156,15 @@ async def test_signals_name_sockets_and_the_first_and_last_of_a_user(
             [sample] = counted("wsgateway_events_online")
             assert sample.value == 1
         await until(lambda: ("user_offline", "ann") in got)
-    assert got == [
-        ("socket_connected", "ann"),
-        ("user_online", "ann"),
-        ("socket_connected", "ann"),
-        ("socket_disconnected", "ann"),
-        ("socket_disconnected", "ann"),
-        ("user_offline", "ann"),
+    # What gateways say of sockets and what they answer about users go separate ways
+    assert [name for name, _ in got if name.startswith("socket")] == [
+        "socket_connected",
+        "socket_connected",
+        "socket_disconnected",
+        "socket_disconnected",
     ]
+    assert [name for name, _ in got if name.startswith("user")] == ["user_online", "user_offline"]
+    assert {user for _, user in got} == {"ann"}
     assert "events: ended (6 sent)" in said
     sent = {s.labels["outcome"]: s.value for s in counted("wsgateway_events_signals_total")}
     assert sent == {"sent": 6, "failed": 0, "dropped": 0}
