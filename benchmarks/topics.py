@@ -165,6 +165,39 @@ async def _publish_peer(bench: Bench, kind: str, count: int, rate: float) -> Non
     await process.wait()
 
 
+# -- one socket, many topics -----------------------------------------------------------------
+
+
+async def many_topics(bench: Bench, server: str) -> None:
+    """Subscribe one client to 1,000 topics, then publish to each."""
+    prefix, number, each = f"b{secrets.token_hex(4)}", bench.scaled(1000), 10
+    names = [f"durable.t{n}" for n in range(number)]
+    target = _gateway(bench, server, prefix, "project.asgi:application")
+    audience = Audience([names])
+    try:
+        await audience.connect(target.port)
+        seconds = await audience.subscribe()
+        audience.begin()
+        async with _publisher(bench, prefix) as broker:
+            await asyncio.gather(
+                *(_publish(broker, Topic.parse(name), "durable", each, 0) for name in names)
+            )
+            complete = await audience.reach(number * each, PATIENCE)
+        bench.report(
+            {
+                "case": f"one socket of {number} topics, {each} messages each",
+                "server": server,
+                "seconds until all are subscribed": seconds,
+                "delivered/s": audience.rate,
+                "missing": 0 if complete else number * each - audience.count,
+                "out of order or twice": audience.wrong,
+            }
+        )
+    finally:
+        audience.close()
+        target.kill()
+
+
 # -- the storm -------------------------------------------------------------------------------
 
 
@@ -226,6 +259,8 @@ def _cases(options: argparse.Namespace, bench: Bench) -> Iterator[object]:
             for sockets in options.sockets:
                 for kind in options.kinds:
                     yield fan_out(bench, server, kind, sockets)
+        if "topics" in options.cases:
+            yield many_topics(bench, server)
         if "storm" in options.cases:
             yield storm(bench, server)
 
@@ -236,7 +271,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--servers", nargs="+", default=["daphne", "uvicorn"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--sockets", nargs="+", type=int, default=SOCKETS)
-    parser.add_argument("--cases", nargs="+", default=["fan-out", "storm"])
+    parser.add_argument("--cases", nargs="+", default=["fan-out", "topics", "storm"])
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--csv", type=Path, help="where to write the rows")
     options = parser.parse_args(argv)
