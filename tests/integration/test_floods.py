@@ -76,7 +76,7 @@ async def test_clients_that_flood_a_frozen_broker_cost_little(
         await ws.recv()
     before = gateway.memory
     own_server.pause()
-    floods = [flood_small(ws, b"x", 6) if kind == "tiny" else flood(ws, 6) for ws in sockets]
+    floods = [flood_small(ws, b"x", 3) if kind == "tiny" else flood(ws, 3) for ws in sockets]
     peak = await peak_memory(gateway, asyncio.gather(*floods))
     own_server.resume()
     for ws in sockets:
@@ -98,7 +98,7 @@ async def test_client_that_does_not_read_what_it_asks_for_costs_little(
     options = V1 if frame == "junk" else {}
     async with gateway.connect(*ANN, compression=None, **options) as ws:
         ws.transport.pause_reading()
-        peak = await peak_memory(gateway, flood_small(ws, frame, 5))
+        peak = await peak_memory(gateway, flood_small(ws, frame, 3))
         ws.transport.abort()
     assert peak - before < 10_000_000
 

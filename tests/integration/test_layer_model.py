@@ -251,7 +251,7 @@ def test_any_interleaving_does_what_the_specification_allows(nats_server: Embedd
     try:
         hypothesis.stateful.run_state_machine_as_test(
             Model,
-            settings=hypothesis.settings(max_examples=12, stateful_step_count=30, deadline=None),
+            settings=hypothesis.settings(max_examples=6, stateful_step_count=30, deadline=None),
         )
     finally:
         for worker in Model.workers:
