@@ -109,10 +109,8 @@ async def test_killed_relays(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_broker_that_stops_in_the_middle_of_a_batch(
-    database: str,
-    request: pytest.FixtureRequest,
+    postgresql: str,
     own_server: EmbeddedServer,
     environment: dict[str, str],
     start: Callable[..., Process],
@@ -122,7 +120,7 @@ async def test_broker_that_stops_in_the_middle_of_a_batch(
     env = {
         **environment,
         "NATS_BROKER_URL": own_server.url,
-        "DATABASE_URL": request.getfixturevalue(database),
+        "DATABASE_URL": postgresql,
         "DJANGO_SETTINGS_MODULE": "project.settings",
         "WSGATEWAY_SERVICES": "orders",
         "WSGATEWAY_DUPLICATE_WINDOW": "1",
