@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 from wsgateway.broker.log import Log
 from wsgateway.broker.messages import Batch
+from wsgateway.protocol.endpoint import Since
 from wsgateway.protocol.subjects import Address
 from wsgateway.protocol.v1 import Reason, Resume
 
-__all__ = ["Start", "find_start", "nothing_trimmed"]
+__all__ = ["Start", "find_since", "find_start", "nothing_trimmed"]
+
+MOST = 1000
+"""Messages that are read at once, at most."""
 
 
 class Start(NamedTuple):
@@ -66,6 +70,38 @@ async def find_start(
     if batch.anchored or await nothing_trimmed(log, address, offset):
         return Start(epoch, offset, None, batch)
     return Start(epoch, offset, Reason.TRIMMED, batch)
+
+
+async def find_since(log: Log, address: Address, since: Since, limit: int = 1) -> Start:
+    """Return where to begin a reader that has no position.
+
+    Args:
+        log: What holds *address*.
+        address: Whose messages.
+        since: What it wants of those that are stored already.
+        limit: As in `find_start`.
+
+    Raises:
+        BrokerUnavailable: Not known now.
+    """
+    if since == "all":
+        return await find_start(log, address, Resume(), 0, limit)
+    position = await log.position()
+    offset, wanted = position.last, 0 if since == "new" else int(since)
+    before: int | None = None
+    first: Batch | None = None
+    while wanted > 0:
+        page = await log.read_last(address, min(wanted, MOST), before=before)
+        if not page.messages:
+            break
+        wanted -= len(page.messages)
+        first = Batch(page.messages, more=before is not None)  # then there are newer pages
+        before = page.messages[0].offset
+        if not page.more:
+            break
+    if before is not None and before <= offset + 1:
+        return Start(position.epoch, before - 1, Reason.NEW, first)
+    return Start(position.epoch, offset, Reason.NEW)  # all of them were stored since
 
 
 async def nothing_trimmed(log: Log, address: Address, offset: int) -> bool:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from django.db import InterfaceError, OperationalError
 
 from wsgateway import counters, declared
-from wsgateway.broker.messages import Batch, Stored
-from wsgateway.broker.recovery import Start, find_start
+from wsgateway.broker.messages import Stored
+from wsgateway.broker.recovery import Start, find_since, find_start
 from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.gateway.casts import CastSubscription
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.identity import Identity
 from wsgateway.protocol.endpoint import Access, Answer, Subscribe, Unsubscribe
 from wsgateway.protocol.subjects import Topic
-from wsgateway.protocol.v1 import ErrorCode, Reason, Resume
+from wsgateway.protocol.v1 import ErrorCode, Resume
 from wsgateway.supervision import start
 from wsgateway.topics.rights import log_undeclared
 
@@ -34,8 +34,6 @@ logger = logging.getLogger("wsgateway")
 AT_ONCE = 4
 """Topics of one socket and service that begin at the same time: the others' must not wait for all
 of them."""
-MOST = 1000
-"""Messages that are read at once, at most."""
 
 
 class TopicSubscription(Subscription):
@@ -130,28 +128,10 @@ async def _find_start(log: Log, question: Subscribe, limit: int) -> Start:
     Raises:
         BrokerError: Not known now.
     """
-    topic, since = question.topic, question.since
-    if question.offset is not None:
-        claim = Resume(epoch=question.epoch, offset=question.offset)
-        return await find_start(log, topic, claim, 0, limit)
-    if since == "all":
-        return await find_start(log, topic, Resume(), 0, limit)
-    position = await log.position()
-    offset, wanted = position.last, 0 if since == "new" else int(since)
-    before: int | None = None
-    first: Batch | None = None
-    while wanted > 0:
-        page = await log.read_last(topic, min(wanted, MOST), before=before)
-        if not page.messages:
-            break
-        wanted -= len(page.messages)
-        first = Batch(page.messages, more=before is not None)  # then there are newer pages
-        before = page.messages[0].offset
-        if not page.more:
-            break
-    if before is not None and before <= offset + 1:
-        return Start(position.epoch, before - 1, Reason.NEW, first)
-    return Start(position.epoch, offset, Reason.NEW)  # all of them were stored since
+    if question.offset is None:
+        return await find_since(log, question.topic, question.since, limit)
+    claim = Resume(epoch=question.epoch, offset=question.offset)
+    return await find_start(log, question.topic, claim, 0, limit)
 
 
 class SocketTopics:

@@ -34,6 +34,7 @@ __all__ = [
     "Publish",
     "RawEndpoint",
     "Renew",
+    "Since",
     "Start",
     "StartWatch",
     "State",
