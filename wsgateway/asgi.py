@@ -35,6 +35,7 @@ def application(
     healthz: str | None = "/healthz",
     readyz: str | None = "/readyz",
     metrics: str | None = "/metrics",
+    sse: str | None = "/sse/",
 ) -> Application:
     """Return the ASGI application of a project, for its ``asgi.py``.
 
@@ -45,6 +46,7 @@ def application(
         healthz: Path of the liveness probe, which no middleware sees; None: *http* answers it.
         readyz: The same for the readiness probe.
         metrics: The same for the metrics, while they are on; otherwise *http* answers it.
+        sse: Path below which the gateway serves server-sent events; None: *http* answers there.
 
     Raises:
         TypeError: An argument is not an application, but a list of routes, for example.
@@ -61,17 +63,22 @@ def application(
     require_installed()
     _require_usable_settings()
     from channels.routing import URLRouter
+    from django.urls import path as url
 
     from wsgateway.gateway import daphne
     from wsgateway.health import alive, ready
-    from wsgateway.routing import lifespan, open_gateway, websocket_urlpatterns
+    from wsgateway.routing import lifespan, open_gateway, sse_router, websocket_urlpatterns
 
     declared.discover()  # or it would import ``ws_services`` once the server listens
     daphne.at_start(open_gateway)
     probes = {path: probe for path, probe in ((healthz, alive), (readyz, ready)) if path}
     pages = {metrics: _metrics} if metrics else {}
     websocket = websocket or URLRouter(websocket_urlpatterns)
-    made = Application(http, websocket, lifespan, probes, pages)
+    streams = None
+    if sse:
+        prefix = f"/{sse.strip('/')}/"
+        streams = prefix, URLRouter([url(prefix[1:], sse_router)])
+    made = Application(http, websocket, lifespan, probes, pages, streams)
     daphne.at_start(made.begin)
     return made
 

@@ -33,6 +33,7 @@ class Application:
         lifespan: Speaks ASGI's lifespan.
         probes: What answers GET and HEAD of a path below the site's, before *http*.
         pages: The same for those that may decline, such as metrics.
+        streams: The path below which it serves server-sent events, and what does.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Application:
         lifespan: App,
         probes: Mapping[str, Probe],
         pages: Mapping[str, Page] = MappingProxyType({}),
+        streams: tuple[str, App] | None = None,
     ) -> None:
         self._applications = {
             "http": self._serve_http,
@@ -52,6 +54,7 @@ class Application:
         self.websocket = websocket
         self.probes = probes
         self.pages = pages
+        self._streams = streams
         self._has_joined = False  # the workers whose metrics are one page
         self._requests: set[asyncio.Task[Any]] = set()  # those being answered
         self._ending = False  # whether the server ends: it answers on the connections that it has
@@ -89,6 +92,10 @@ class Application:
         return await self.pages[path](scope)
 
     async def _serve_http(self, scope: Any, receive: Any, send: Any) -> None:
+        scope, path = _below_root({**scope, SERVER_SEND: send})
+        if self._streams is not None and path.startswith(self._streams[0]):
+            await self._streams[1](scope, receive, send)  # it ends by itself, in time
+            return
         if self._ended:
             await _refuse(send)
             return
@@ -98,7 +105,7 @@ class Application:
         assert task is not None
         self._requests.add(task)
         try:
-            await self._answer(scope, receive, send)
+            await self._answer(scope, path, receive, send)
         finally:
             self._requests.discard(task)
 
@@ -129,8 +136,7 @@ class Application:
         if self._requests:
             await asyncio.wait(self._requests)
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        scope, path = _below_root(scope)
+    async def _answer(self, scope: Any, path: str, receive: Any, send: Any) -> None:
         response = await self._own_response(scope, path)
         if response is None:
             await self._http(scope, receive, send)

@@ -18,12 +18,14 @@ from wsgateway.gateway import uvicorn
 from wsgateway.gateway.hub import get_hub
 from wsgateway.gateway.refusals import refuse
 from wsgateway.protocol.codes import CloseCode
+from wsgateway.sse import serve_events, unknown_path
 
 __all__ = [
     "gateway_router",
     "lifespan",
     "open_gateway",
     "refuse_unknown_path",
+    "sse_router",
     "websocket_urlpatterns",
 ]
 
@@ -38,6 +40,18 @@ gateway_router: Any = URLRouter(
     ]
 )
 """The gateway below a prefix of your choice, for example ``path("live/", gateway_router)``."""
+
+events: Any = serve_events
+no_events: Any = unknown_path
+
+sse_router: Any = URLRouter(
+    [
+        re_path(r"^(?P<service>[^/]+)/(?P<user>[^/]+)/$", events),
+        re_path(r"^(?P<service>[^/]+)/$", events),
+        re_path(r"", no_events),
+    ]
+)
+"""Server-sent events below a prefix of your choice, in a ``URLRouter`` for HTTP."""
 
 websocket_urlpatterns: list[Any] = [path("ws/", gateway_router)]
 """The gateway below ``ws/``, for your own ``URLRouter``."""

@@ -22,7 +22,7 @@ from wsgateway.routing import lifespan, websocket_urlpatterns
 async def nothing(scope: Any, receive: Any, send: Any) -> None: ...
 
 
-async def test_each_type_has_its_application_and_websockets_keep_the_servers_send() -> None:
+async def test_each_type_has_its_application_and_keeps_the_servers_send() -> None:
     called: dict[str, Any] = {}
 
     def note(name: str) -> Any:
@@ -34,7 +34,7 @@ async def test_each_type_has_its_application_and_websockets_keep_the_servers_sen
     app = Application(note("http"), note("websocket"), note("lifespan"), {})
     for kind in ("http", "websocket", "lifespan"):
         await app({"type": kind, "path": "/"}, None, nothing)
-    assert called == {"http": None, "websocket": nothing, "lifespan": None}
+    assert called == {"http": nothing, "websocket": nothing, "lifespan": None}
     with pytest.raises(ValueError, match="no application serves the type 'channel'"):
         await app({"type": "channel"}, None, nothing)
 

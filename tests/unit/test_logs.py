@@ -26,7 +26,7 @@ CONCERN_NOBODY = {
     "cannot check the logins of open sockets now: %s",
     "could not store that a user's tokens are void since the password has changed, so they stay "
     "valid until they expire: %s",
-    "refused more websockets for other reasons (%d in %g s)",
+    "refused more clients for other reasons (%d in %g s)",
     "channel layer: %s. To fix this, %s",
     "metrics of other processes at %s are not shown: %s. Set TMPDIR to a folder where this user "
     "may write, the same for all of them",

@@ -125,7 +125,7 @@ async def test_names_that_clients_make_up_cannot_flood_the_log(clock: Clock, lin
     assert max(map(len, found)) < 2 * MAX_PATH
     clock.now += INTERVAL
     log.add(refusal(), "/ws/orders/")
-    assert lines()[0] == f"refused more websockets for other reasons ({5000 - MAX_REASONS} in 60 s)"
+    assert lines()[0] == f"refused more clients for other reasons ({5000 - MAX_REASONS} in 60 s)"
 
 
 async def test_count_is_told_when_the_minute_ends_even_if_nobody_comes_any_more(

@@ -112,6 +112,7 @@ class Stored:
         trace: Its ``traceparent`` header, if it is sampled and this process traces.
         sender: Who wrote it to a topic, as the gateway says; None without.
         encoded: Its frame for ``wsgateway.v1`` clients of a topic, once one of them has it.
+        event: The same as a server-sent event, without its id.
         skipped: Whether the log says already that sockets do not get it.
     """
 
@@ -119,6 +120,7 @@ class Stored:
         "_frame",
         "encoded",
         "error",
+        "event",
         "kind",
         "offset",
         "payload",
@@ -151,6 +153,7 @@ class Stored:
         self.trace: str | None = None
         self.sender: Inbox | None = None
         self.encoded: str | None = None
+        self.event: str | None = None
         self.skipped = False
         self._frame: Frame | None = None
 

@@ -25,6 +25,7 @@ __all__ = [
     "HiddenTransport",
     "at_shutdown",
     "at_start",
+    "find_descriptor",
     "quieten",
     "stop_listening",
     "transport",
@@ -225,7 +226,7 @@ class DaphneTransport(Transport):
     def __init__(self, protocol: Any, send: Send) -> None:
         super().__init__(send)
         self._protocol = protocol
-        self._descriptor = _descriptor(protocol.transport)
+        self._descriptor = find_descriptor(protocol.transport)
         self._gathers = getattr(protocol.transport, "_aggregator", None)  # with TLS only
         self._closing = False  # nothing that comes is of interest any more
         self._empty: asyncio.Event | None = None  # while somebody waits for the kernel
@@ -423,7 +424,7 @@ class DaphneTransport(Transport):
             vars(self._protocol).pop(name, None)
 
 
-def _descriptor(transport: Any) -> Any:
+def find_descriptor(transport: Any) -> Any:
     """Return what holds the bytes for the kernel; with TLS another transport is in front."""
     from twisted.internet.abstract import FileDescriptor
 

@@ -34,6 +34,7 @@ from wsgateway.gateway.starts import Starts
 from wsgateway.gateway.watching import Watching
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.frames import NotForSockets
+from wsgateway.protocol.sse import SSE
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.protocol.v1 import MAX_AFTER, SUBPROTOCOL
 from wsgateway.supervision import start, supervise
@@ -112,7 +113,7 @@ class Hub:
             return
         self._opened = True
         for service in declared_services().services:  # zeros, until there are sockets
-            for protocol in (RAW, SUBPROTOCOL):
+            for protocol in (RAW, SUBPROTOCOL, SSE):
                 counters.gateway.sockets_of(service, protocol)
         log_fields = {"gateway": self.gateway_id}
         logger.info("starting the gateway with %s", self.broker.where, extra=log_fields)

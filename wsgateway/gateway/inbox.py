@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.messages import Position, Stored
-from wsgateway.broker.recovery import Start, find_start
+from wsgateway.broker.recovery import Start, find_since, find_start
 from wsgateway.gateway.cursors import Cursor, Key
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.protocol.subjects import Inbox
@@ -50,14 +51,16 @@ class InboxSubscription(Subscription):
         if claim.is_of(self.inbox):
             start = await self._find_start(claim, self.key[1])
         else:
-            start = await self._find_start(Resume(claim.device), self.key[1])
+            claim = Resume(claim.device, since=claim.since)
+            start = await self._find_start(claim, self.key[1])
             start = start._replace(reason=Reason.EPOCH)
         self.epoch = start.epoch
         return start
 
     async def _find_start(self, claim: Resume, device: str) -> Start:
         broker, cursor, known = self._session.hub.broker, self.cursor, 0
-        if claim.offset is None:
+        is_named = claim.since is None or claim.device is not None
+        if claim.offset is None and is_named:
             loaded = known = await broker.load_cursor(self.inbox, device)
             if cursor.confirmed > known:  # by another socket, and not saved yet
                 position = await self._log.position()
@@ -65,15 +68,15 @@ class InboxSubscription(Subscription):
                     known = cursor.confirmed
             cursor.enter(self._log.epoch)
             cursor.saved = max(loaded, cursor.saved)
-            if not self._acknowledges:
+            if not self._session.endpoint.resumes:
                 return Start(self._log.epoch, known)
-        start = await self._session.hub.starts.find(
-            self._log,
-            self.inbox,
-            (claim.stream_epoch, claim.offset, known),
-            self.window.room,
-            partial(find_start, self._log, self.inbox, claim, known),
-        )
+        ask = partial(find_start, self._log, self.inbox, claim, known)
+        key: Hashable = claim.stream_epoch, claim.offset, known
+        if claim.since is not None and claim.offset is None and not known:
+            ask = partial(find_since, self._log, self.inbox, claim.since)
+            key = claim.since
+        starts = self._session.hub.starts
+        start = await starts.find(self._log, self.inbox, key, self.window.room, ask)
         if start.reason is Reason.AHEAD:
             await broker.load_cursor(self.inbox, device)  # drops it, should it be ahead as well
         return start
@@ -85,7 +88,8 @@ class InboxSubscription(Subscription):
         super().restart(position, reason, since)
 
     def _on_confirmed(self) -> None:
-        self._session.hub.cursors.confirm(self.cursor, self.epoch, self.window.confirmed)
+        if self._session.endpoint.moves_cursor:
+            self._session.hub.cursors.confirm(self.cursor, self.epoch, self.window.confirmed)
 
     async def _tell_trimmed(self, start: Start) -> None:
         await self._session.welcome(start)

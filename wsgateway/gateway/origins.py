@@ -13,7 +13,7 @@ from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import header
 from wsgateway.protocol.codes import CloseCode
 
-__all__ = ["require_origin"]
+__all__ = ["cors_headers", "require_origin"]
 
 LOCAL_HOSTS = [".localhost", "localhost", "127.0.0.1", "[::1]"]
 MAX_SHOWN = 100
@@ -40,6 +40,27 @@ def require_origin(scope: Mapping[str, Any]) -> None:
         f"allowed are {allowed}; add it to WSGATEWAY_ALLOWED_ORIGINS (without that setting, "
         "ALLOWED_HOSTS counts) if the page is yours",
     )
+
+
+def cors_headers(scope: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that let a page of another origin read a response, if it may.
+
+    Where every origin may connect, a page reads only what it can without anybody's cookies.
+    Source: WHATWG Fetch, "CORS protocol".
+    """
+    origins, allowed = header(scope, b"origin"), _allowed_origins()
+    varies = [(b"vary", b"Origin")]
+    if len(origins) != 1:
+        return varies
+    if "*" in allowed:
+        return [*varies, (b"access-control-allow-origin", b"*")]
+    if not _matches(origins[0].decode("latin-1"), allowed):
+        return varies
+    return [
+        *varies,
+        (b"access-control-allow-origin", origins[0]),
+        (b"access-control-allow-credentials", b"true"),
+    ]
 
 
 def _allowed_origins() -> list[str]:

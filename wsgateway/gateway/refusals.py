@@ -13,6 +13,7 @@ from wsgateway import counters
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused, reason_of
 from wsgateway.gateway.sockets import Socket
+from wsgateway.gateway.transport import Transport
 from wsgateway.handshake import Scope, route
 from wsgateway.protocol.codes import CloseCode
 
@@ -37,6 +38,7 @@ NOBODY: Mapping[str, object] = {}
 class _Reason:
     """What was logged for a reason, and how often it came since."""
 
+    what: str
     text: str
     kinds: set[str] = field(default_factory=set)
     more: int = 0
@@ -54,7 +56,7 @@ class RefusalLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.reasons: dict[tuple[CloseCode, str], _Reason] = {}
+        self.reasons: dict[tuple[str, CloseCode, str], _Reason] = {}
         """What it counts at the moment."""
         self._others = 0  # refusals whose reason found MAX_REASONS before it
         self._end = -math.inf  # when the minute is over
@@ -67,6 +69,7 @@ class RefusalLog:
         *,
         user: str = "",
         codes: str = "",
+        what: str = Transport.what,
         log_fields: Mapping[str, object] = NOBODY,
     ) -> None:
         """Log *refusal* of a socket, now or at the end of the minute.
@@ -76,18 +79,19 @@ class RefusalLog:
             path: Where.
             user: Whom the path names: paths that differ only in this are of one kind.
             codes: What the log names as the code, if not only the refusal's.
+            what: What is refused.
             log_fields: Whose socket it is, as far as that is known.
         """
         if self._clock() >= self._end:
             self._summarize()
             self._begin()
-        key = refusal.code, refusal.reason
+        key = what, refusal.code, refusal.reason
         reason = self.reasons.get(key)
         if reason is None:
             if len(self.reasons) >= MAX_REASONS:
                 self._others += 1
                 return
-            reason = self.reasons[key] = _Reason(refusal.explanation)
+            reason = self.reasons[key] = _Reason(what, refusal.explanation)
         kind = (path.removesuffix(f"{user}/") if user else path)[:MAX_PATH]
         new = kind not in reason.kinds and len(reason.kinds) < MAX_PATHS
         if new:
@@ -99,7 +103,8 @@ class RefusalLog:
         failed = refusal.code is CloseCode.INTERNAL_ERROR
         logger.log(
             logging.ERROR if failed else logging.WARNING,
-            "refused a websocket at %r with %s: %s",
+            "refused %s at %r with %s: %s",
+            what,
             path[:MAX_PATH],
             codes or code,
             refusal.explanation,
@@ -120,10 +125,11 @@ class RefusalLog:
 
     def _summarize(self) -> None:
         """Log what came more than once; a reason that goes on gets no other line than this."""
-        for (code, _), reason in self.reasons.items():
+        for (_, code, _), reason in self.reasons.items():
             if reason.more:
                 logger.warning(
-                    "refused more websockets with %d (%d in %g s): %s",
+                    "refused more %ss with %d (%d in %g s): %s",
+                    reason.what.partition(" ")[2],
                     code,
                     reason.more,
                     INTERVAL,
@@ -132,11 +138,11 @@ class RefusalLog:
                 )
         if self._others:
             logger.warning(
-                "refused more websockets for other reasons (%d in %g s)", self._others, INTERVAL
+                "refused more clients for other reasons (%d in %g s)", self._others, INTERVAL
             )
         self._others = 0
         self.reasons = {
-            key: _Reason(reason.text, reason.kinds)
+            key: _Reason(reason.what, reason.text, reason.kinds)
             for key, reason in self.reasons.items()
             if reason.more
         }
@@ -155,8 +161,10 @@ async def refuse(socket: Socket, refusal: IdentityRefused, scope: Scope) -> None
     log_fields = {**path_log_fields, **socket.transport.log_fields}
     if refusal.code is CloseCode.SHUTTING_DOWN:
         log_fields = {**log_fields, "code": int(refusal.code)}
-        logger.info("refused a websocket: %s", reason_of(refusal), extra=log_fields)
+        text = "refused %s: %s"
+        logger.info(text, socket.transport.what, reason_of(refusal), extra=log_fields)
     else:
         user, codes = path_log_fields.get("user", ""), socket.codes(refusal.code)
-        log.add(refusal, scope["path"], user=user, codes=codes, log_fields=log_fields)
+        what = socket.transport.what
+        log.add(refusal, scope["path"], user=user, codes=codes, what=what, log_fields=log_fields)
     await socket.close(refusal.code, refusal.reason)

@@ -166,29 +166,38 @@ class Session:
 
         Raises:
             BrokerUnavailable: The cursor could not be read.
-            IdentityRefused: The user has too many sockets here.
+            IdentityRefused: The user has too many sockets here, or may not read one of the topics.
         """
         self.hub.attach(self)
         inbox = self.inbox_subscription
         try:
             begin = await inbox.find_start(claim)
+            if claim.topics:
+                self._topics = SocketTopics(self)
+                await self._topics.begin_all(claim.topics)
             await self.socket.accept()
             await self.welcome(begin)
         except SocketClosed:
-            self.hub.detach(self)
+            self._give_up()
             return
         except BaseException:
-            self.hub.detach(self)
+            self._give_up()
             raise
         self.endpoint.open(self._now())
         self._set_timer()
-        if claim.offset is not None:
+        if claim.offset is not None and self.endpoint.moves_cursor:
             self.hub.cursors.confirm(inbox.cursor, begin.epoch, begin.offset)
         self._count_begin()
         logger.debug("opened %s", self.socket.transport.where, extra=self.log_fields)
         inbox.begin(begin)
         self._writing = start(self._write(), "wsgateway-session", on_end=self.on_failure)
         self.hub.events.connected(self)
+
+    def _give_up(self) -> None:
+        """Undo what `start` has done."""
+        if self._topics is not None:
+            self._topics.close()
+        self.hub.detach(self)
 
     async def welcome(self, begin: Start) -> None:
         """Tell the client where delivery begins, the first time or again."""
@@ -357,7 +366,7 @@ class Session:
             self.socket.answer(action.text)
         elif action is not None:
             self._log(logging.WARNING, action)
-            self.close_soon(action.code)
+            self.close_soon(action.code, action.reason)
 
     def _log(self, level: int, close: Close) -> None:
         if close.cause is not None:

@@ -144,6 +144,7 @@ class Subscription(ABC):
         """Write nothing more, and give the session's credit back. Idempotent."""
         if not self.closed:
             self.closed = True
+            self._session.hub.cursors.undrained.discard(self)
             self.window.close()
             if self._fetching is not None:
                 self._fetching.cancel()
@@ -295,7 +296,7 @@ class Subscription(ABC):
 
     async def _read(self, offset: int, limit: int) -> tuple[Batch, bool]:
         """Return what was read, and whether the client must hear that messages may be missing."""
-        told = self._acknowledges
+        told = self._session.endpoint.resumes
         counters.gateway.fetches += 1
         batch = await self._log.read_after(self.address, offset, limit=limit, anchor=told)
         return batch, told and await self._is_trimmed(offset, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -13,13 +14,15 @@ from django.db import InterfaceError, OperationalError
 from wsgateway import counters, declared
 from wsgateway.broker.messages import Stored
 from wsgateway.broker.recovery import Start, find_since, find_start
-from wsgateway.exceptions import BrokerError, reason_of
+from wsgateway.exceptions import BrokerError, IdentityRefused, reason_of
 from wsgateway.gateway.casts import CastSubscription
 from wsgateway.gateway.subscription import Subscription
 from wsgateway.identity import Identity
+from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.endpoint import Access, Answer, Subscribe, Unsubscribe
 from wsgateway.protocol.subjects import Topic
 from wsgateway.protocol.v1 import ErrorCode, Resume
+from wsgateway.protocol.v1.topics import REASONS
 from wsgateway.supervision import start
 from wsgateway.topics.rights import log_undeclared
 
@@ -31,6 +34,12 @@ __all__ = ["SocketTopics", "TopicSubscription"]
 
 logger = logging.getLogger("wsgateway")
 
+CLOSE_CODES = {
+    ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN,
+    ErrorCode.UNAVAILABLE: CloseCode.BROKER_UNAVAILABLE,
+    ErrorCode.INTERNAL: CloseCode.INTERNAL_ERROR,
+}
+"""What a socket is refused with that cannot do without a topic."""
 AT_ONCE = 4
 """Topics of one socket and service that begin at the same time: the others' must not wait for all
 of them."""
@@ -144,7 +153,7 @@ class SocketTopics:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._readers: dict[Topic, TopicSubscription | CastSubscription] = {}  # asked for, or open
-        self._opening: dict[Topic, asyncio.Task[None]] = {}
+        self._opening: dict[Topic, asyncio.Task[ErrorCode | None]] = {}
         self._asking: dict[str, asyncio.Semaphore] = {}  # by service, as `Hub.starting_of`
         self.waiting_bytes = 0
         """What of ephemeral topics waits for the client."""
@@ -155,13 +164,27 @@ class SocketTopics:
         """Find out whether the client may read a topic, and begin; or say why not."""
         self._opening[question.topic] = start(self._begin(question), "wsgateway-subscribe")
 
-    async def _begin(self, question: Subscribe) -> None:
-        """Open a subscription. Cancelled if the client ends it first."""
+    async def begin_all(self, questions: Iterable[Subscribe]) -> None:
+        """Do the same for a socket that is not accepted yet; wait until all of them have begun.
+
+        Raises:
+            IdentityRefused: The client may not read one, or that is not known now.
+        """
+        for question in questions:
+            self.begin(question)
+        tasks = [*self._opening.values()]
+        await asyncio.wait(tasks)
+        for code in filter(None, (task.result() for task in tasks)):
+            counters.gateway.refused_subscriptions[code] += 1
+            raise IdentityRefused(CLOSE_CODES[code], REASONS[code])
+
+    async def _begin(self, question: Subscribe) -> ErrorCode | None:
+        """Open a subscription; return why not. Cancelled if the client ends it first."""
         session, topic, code = self._session, question.topic, ErrorCode.FORBIDDEN
         try:
             async with self._turn(topic.service):
                 if await self._open(question):
-                    return
+                    return None
         except BrokerError as exc:
             code = ErrorCode.UNAVAILABLE
             where = session.socket.transport.where
@@ -179,6 +202,7 @@ class SocketTopics:
         frame = session.endpoint.unsubscribed(topic, code, id=question.id)
         if frame is not None:
             session.do(Answer(frame, code))
+        return code
 
     def _turn(self, service: str) -> asyncio.Semaphore:
         key = service if service in declared.topics else ""
@@ -243,10 +267,9 @@ class SocketTopics:
         if not reader.is_open:
             return  # `_open` goes on with it
         if access is None:
-            self._drop(topic)
-            frame = endpoint.unsubscribed(topic, ErrorCode.FORBIDDEN)
-        else:
-            frame = endpoint.subscribed_again(topic, start, _usable(topic, access))
+            self._end(topic, ErrorCode.FORBIDDEN)
+            return
+        frame = endpoint.subscribed_again(topic, start, _usable(topic, access))
         if frame is not None:
             self._session.writer.add(frame)
 
@@ -254,11 +277,17 @@ class SocketTopics:
         """End the subscription to that ephemeral topic of which most waits for the client."""
         casts = [each for each in self._readers.values() if isinstance(each, CastSubscription)]
         topic = max(casts, key=attrgetter("waiting_bytes")).topic
-        self._drop(topic)
         counters.gateway.ended_slow += 1
-        frame = self._session.endpoint.unsubscribed(topic, ErrorCode.TOO_SLOW)
+        self._end(topic, ErrorCode.TOO_SLOW)
+
+    def _end(self, topic: Topic, code: ErrorCode) -> None:
+        """End a subscription, and say why."""
+        self._drop(topic)
+        endpoint = self._session.endpoint
+        frame = endpoint.unsubscribed(topic, code)
         if frame is not None:
             self._session.writer.add(frame)
+        self._session.do(endpoint.lost(topic, code))
 
     def _drop(self, topic: Topic) -> None:
         reader = self._readers.pop(topic, None)

@@ -123,6 +123,9 @@ class Transport:
         send: What the consumer was given.
     """
 
+    what = "a websocket"
+    """What is refused, in the log."""
+
     __slots__ = ("_send", "cancel_handshake", "log_fields", "on_end", "on_hidden_frame", "where")
 
     def __init__(self, send: Send) -> None:

@@ -16,7 +16,7 @@ from wsgateway.conf import settings
 from wsgateway.gateway.transport import WRITE_LIMIT, LastBytes, Linger, Send, Transport
 from wsgateway.protocol.v1 import largest_frame, largest_message
 
-__all__ = ["UvicornTransport", "transport", "warn_of_limit"]
+__all__ = ["UvicornTransport", "run_after", "transport", "warn_of_limit"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -79,6 +79,19 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
         return True
     logger.info("closed a socket because its text was not UTF-8", extra={"code": 1007})
     return False
+
+
+def run_after(protocol: Any, name: str, after: Any) -> None:
+    """Let *after* run whenever the method *name* of *protocol*, if there is one, has run."""
+    method = getattr(protocol, name, None)
+    if method is None:
+        return
+
+    def hooked(*args: Any) -> None:
+        method(*args)
+        after(*args)
+
+    setattr(protocol, name, hooked)
 
 
 class HalfClosing(asyncio.Protocol):
@@ -154,7 +167,7 @@ class UvicornTransport(Transport):
         if self._lost:  # within the handshake; uvloop's transport bears no call any more
             return
         for name, after in HOOKED.items():
-            self._hook(name, getattr(self, after))
+            run_after(protocol, name, getattr(self, after))
         protocol.shutdown = partial(self._on_shutdown, protocol.shutdown)
         if hasattr(protocol, "handle_close"):
             protocol.handle_close = partial(self._on_close_event, protocol.handle_close)
@@ -168,18 +181,6 @@ class UvicornTransport(Transport):
         if not encrypted:
             protocol.transport = HalfClosing(self._transport, protocol)
         self._transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
-
-    def _hook(self, name: str, after: Any) -> None:
-        """Let *after* run whenever the protocol's method *name* has run."""
-        method = getattr(self._protocol, name, None)
-        if method is None:
-            return
-
-        def hooked(*args: Any) -> None:
-            method(*args)
-            after(*args)
-
-        setattr(self._protocol, name, hooked)
 
     @property
     def gone(self) -> bool:

@@ -213,9 +213,11 @@ class Message(Protocol):
         offset: 0 if it is not stored, as in an ephemeral topic.
         sender: Who wrote it to a topic, as the gateway says; None if that is not known.
         encoded: Its frame for clients of a topic, once one of them has it.
+        event: The same as a server-sent event, without its id.
     """
 
     encoded: str | None
+    event: str | None
 
     @property
     def offset(self) -> int: ...
@@ -243,6 +245,10 @@ class Endpoint(ABC):
 
     acknowledges = False
     """Whether the client itself confirms offsets."""
+    resumes = False
+    """Whether it is told where delivery begins, and what may be missing, and so can resume."""
+    moves_cursor = True
+    """Whether what it confirms, or what the kernel has taken for it, moves its device's cursor."""
     subprotocol: str | None = None
 
     def __init__(self, limits: Limits, now: float) -> None:
@@ -400,6 +406,15 @@ class Endpoint(ABC):
 
         Returns:
             None if there is nothing to refuse or to end: the client has ended it.
+        """
+        return None
+
+    def lost(self, topic: Topic, code: ErrorCode) -> Close | None:
+        """Return how to close because a subscription has ended; None: go on without it.
+
+        Args:
+            topic: To what.
+            code: Why.
         """
         return None
 

@@ -71,7 +71,7 @@ class V1Endpoint(Endpoint):
 
     __slots__ = ("_epoch", "_heartbeat", "_lives", "_service", "_topics", "_unnamed", "_watches")
 
-    acknowledges = True
+    acknowledges = resumes = True
     subprotocol = SUBPROTOCOL
     frame_of = staticmethod(largest_frame)
     message_in = staticmethod(largest_message)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
 
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.protocol.endpoint import Confirm
+from wsgateway.protocol.endpoint import Confirm, Since, Subscribe
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic, encode_token
 
@@ -413,13 +413,20 @@ class Unknown:
 class Resume:
     """What a client asks for when it connects; both *epoch* and *offset*, or neither.
 
-    *inbox* is `mark_of` the inbox that the position is from; None if the client does not say.
+    Attributes:
+        inbox: `mark_of` the inbox that the position is from; None if the client does not say.
+        since: Where it begins in the inbox if it has no position, and its *device* no cursor;
+            None: a device that it does not name counts as well, and without a cursor it begins
+            with all that is kept.
+        topics: What it reads from the beginning.
     """
 
     device: str | None = None
     epoch: str | None = None
     offset: int | None = None
     inbox: str | None = None
+    since: Since | None = None
+    topics: Sequence[Subscribe] = ()
 
     @property
     def stream_epoch(self) -> str:

@@ -18,7 +18,7 @@ from wsgateway.protocol.v1.gateway import (
 )
 from wsgateway.protocol.v1.messages import Ack, ErrorCode, Reason, name_epoch
 
-__all__ = ["Topics"]
+__all__ = ["REASONS", "Topics"]
 
 REASONS = {
     # The same words for both, so that a client that guesses names learns nothing
