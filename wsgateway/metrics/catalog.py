@@ -36,7 +36,7 @@ GATEWAY = (
         "wsgateway_gateway_sockets",
         "gauge",
         ("service", "protocol"),
-        "Open sockets; protocol is raw or wsgateway.v1",
+        "Open sockets; protocol is raw, wsgateway.v1 or sse",
     ),
     Spec(
         "wsgateway_gateway_connects_total",
