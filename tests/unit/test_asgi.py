@@ -10,6 +10,7 @@ import pytest
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.core.exceptions import ImproperlyConfigured
+from django.test import Client
 
 import wsgateway.asgi
 from tests.troubleshooting import Symptom
@@ -37,6 +38,28 @@ async def test_each_type_has_its_application_and_keeps_the_servers_send() -> Non
     assert called == {"http": nothing, "websocket": nothing, "lifespan": None}
     with pytest.raises(ValueError, match="no application serves the type 'channel'"):
         await app({"type": "channel"}, None, nothing)
+
+
+async def test_streams_are_served_below_their_path_and_nowhere_else() -> None:
+    called: list[str] = []
+
+    def note(name: str) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            called.append(f"{name} {scope['path']}")
+
+        return app
+
+    app = Application(note("http"), nothing, nothing, {}, {}, ("/sse/", note("streams")))
+    for path in ("/sse/orders/", "/sse", "/ssetup/", "/"):
+        await app({"type": "http", "path": path, "method": "GET"}, None, nothing)
+    assert called == ["streams /sse/orders/", "http /sse", "http /ssetup/", "http /"]
+
+
+def test_without_asgi_a_reader_of_events_is_told_so() -> None:
+    answer = Client().get("/sse/orders/")
+    assert answer.status_code == 501
+    assert answer["content-type"] == "application/problem+json"
+    assert "need an ASGI server" in answer.json()["detail"]
 
 
 async def test_error_of_the_applications_own_is_not_taken_for_an_unknown_path() -> None:

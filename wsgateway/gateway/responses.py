@@ -32,7 +32,6 @@ STREAM: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store, no-transform"),
     (b"x-accel-buffering", b"no"),  # nginx would keep events back until it has 4 KB
-    (b"connection", b"close"),  # a reader that comes back may find another gateway
 )
 
 
@@ -47,6 +46,8 @@ class Response(Transport):
     __slots__ = ("_begun", "_headers", "ended", "on_shutdown")
 
     what = "an event stream"
+    closing_headers: Headers = ()
+    """What a response says whose connection is closed after it."""
 
     def __init__(self, send: Send, headers: Headers) -> None:
         super().__init__(send)
@@ -68,7 +69,7 @@ class Response(Transport):
             return True  # accepted; what it begins with is not known yet
         if not self._begun:
             self._begun = True
-            await self._begin(HTTPStatus.OK, STREAM)
+            await self._begin(HTTPStatus.OK, [*STREAM, *self.closing_headers])
             first = encode_retry(random.uniform(*RETRY))  # noqa: S311 - jitter, no secret
             await self._write(first.encode())
         frame: str = event["text"]
@@ -93,7 +94,7 @@ class Response(Transport):
             self._begun = True
             status = status_of(CloseCode(code))
             body = encode_problem(status, reason, code)
-            await self._begin(status, _problem_headers(status, body))
+            await self._begin(status, [*_problem_headers(status, body), *self.closing_headers])
             await self._write(body, more=False)
         self.ended = True
 
@@ -106,6 +107,8 @@ class PacedResponse(Response):
     """
 
     __slots__ = ()
+
+    closing_headers: Headers = ((b"connection", b"close"),)
 
     @abstractmethod
     async def _kernel_has_all(self) -> None:
