@@ -55,6 +55,7 @@ class Application:
         self.probes = probes
         self.pages = pages
         self._streams = streams
+        self.stream_path = None if streams is None else streams[0]
         self._has_joined = False  # the workers whose metrics are one page
         self._requests: set[asyncio.Task[Any]] = set()  # those being answered
         self._ending = False  # whether the server ends: it answers on the connections that it has

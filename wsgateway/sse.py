@@ -127,6 +127,9 @@ class _Stream:
             request = parse_request(scope.get("query_string", b""), ids)
         except ProtocolError as exc:
             raise IdentityRefused(CloseCode.BAD_REQUEST, str(exc)) from exc
+        if identity.is_anonymous and not request.topics:
+            text = "not logged in; without a login, only topics can be read"
+            raise IdentityRefused(CloseCode.NOT_AUTHENTICATED, text)
         endpoint = self._socket.endpoint
         assert isinstance(endpoint, SseEndpoint)
         endpoint.as_json = request.as_json

@@ -39,6 +39,11 @@ def allowed(monkeypatch: pytest.MonkeyPatch, brokers: Any) -> dict[str, str | No
         return exceptions.get(name, "read")
 
     wsgateway.topic("cursor", durable=False)(allow)
+
+    @wsgateway.topic("public")
+    async def let_strangers_in(identity: Identity, name: str) -> str | None:
+        return "read" if identity.is_anonymous else None
+
     return exceptions
 
 
@@ -239,6 +244,30 @@ async def test_token_comes_in_the_query_or_as_bearer(hub: Hub) -> None:
         async with client as ann:
             await publish(hub.broker, ANN, "x")
             await ann.has("x")
+
+
+async def test_reader_without_a_login_reads_what_topics_allow(hub: Hub, settings: Any) -> None:
+    settings.WSGATEWAY_IDENTITY = [
+        "wsgateway.identity.CookieIdentity",
+        "wsgateway.identity.AnonymousIdentity",
+    ]
+    settings.WSGATEWAY_MAX_CONNECTIONS_PER_USER = 1
+    news = Topic("public", "news")
+    query = "topic=public.news"
+    async with read(query, x="y") as one, read(query, x="y") as two:
+        await until(lambda: len(one.named("welcome")) == len(two.named("welcome")) == 2)
+        last = one.events[-1].id
+        await publish(hub.broker, news, "a")
+        for each in (one, two):
+            await each.has("a", name="public.news")
+    async with read(query, x="y", last_event_id=last) as one:
+        await one.has("a", name="public.news")
+    for path, wanted in (("/orders/", query), ("/orders/ann/", "")):
+        cookies = ANNS if wanted else {"x": "y"}
+        async with read(wanted, path, **cookies) as client:
+            assert client.status == (403 if wanted else 401)
+    async with read(x="y") as client:
+        assert "only topics can be read" in client.problem["detail"]
 
 
 async def test_page_of_an_allowed_origin_may_read(hub: Hub, settings: Any) -> None:

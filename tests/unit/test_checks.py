@@ -318,6 +318,8 @@ def probe_of_our_own(request: HttpRequest) -> HttpResponse:
         (re_path(r"^healthz/?$", probe_of_our_own), {"W008"}),
         (re_path("", probe_of_our_own), set()),  # a page for every path, as single-page sites have
         (path("", include("wsgateway.urls")), set()),
+        (path("sse/<name>/", probe_of_our_own), {"W008"}),
+        (path("sse/", probe_of_our_own), {"W008"}),
     ],
 )
 def test_W008_probe_hides_a_view(settings: Any, view: Any, warned: set[str]) -> None:
@@ -343,7 +345,7 @@ def test_hidden_view_shows_in_check(
     symptom.must_show_in(capsys.readouterr().err)
 
 
-without_probes = wsgateway.asgi.application(healthz=None, readyz=None)
+without_probes = wsgateway.asgi.application(healthz=None, readyz=None, sse=None)
 
 
 @pytest.mark.parametrize("family", ["INBOX", "SEND", "DEAD", "CURSOR"])

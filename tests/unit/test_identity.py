@@ -18,6 +18,7 @@ from wsgateway import identity
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway.transport import MAX_REASON
 from wsgateway.identity import (
+    AnonymousIdentity,
     CookieIdentity,
     Identity,
     SessionIdentity,
@@ -394,3 +395,14 @@ async def test_socket_without_identity_reads_what_to_send_and_what_to_set(
     assert refused.value.reason == reason
     assert len(reason.encode()) <= MAX_REASON
     assert f"WSGATEWAY_IDENTITY lists wsgateway.identity.{resolver}" in refused.value.cure
+
+
+async def test_nobody_is_anonymous_but_a_reader_of_events() -> None:
+    resolver, request = AnonymousIdentity(), {**scope(service="orders"), "type": "http"}
+    found = await resolver.resolve(request)
+    assert found is not None
+    assert found.is_anonymous
+    assert not Identity("orders", "ann").is_anonymous
+    assert await resolver.resolve({**request, "type": "websocket"}) is None
+    named = {**scope(service="orders", user="ann"), "type": "http"}
+    assert await resolver.resolve(named) is None

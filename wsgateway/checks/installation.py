@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from wsgateway.entry_point import Application
 from wsgateway.health import healthz, readyz
 from wsgateway.metrics.access import is_restricted
 from wsgateway.metrics.site import metrics
+from wsgateway.sse import needs_asgi
 
 __all__ = [
     "check_apps",
@@ -225,7 +227,7 @@ def _reaches_gateway(route: Any) -> bool | None:
 
 
 def check_probes(**kwargs: Any) -> list[CheckMessage]:
-    """W008: a view that is never called, because the entry point answers its path as a probe."""
+    """W008: a view that is never called, because the entry point answers its path itself."""
     application = _outermost_application()
     if not isinstance(application, Application) or not settings.root_urlconf:
         return []
@@ -233,8 +235,8 @@ def check_probes(**kwargs: Any) -> list[CheckMessage]:
         Warning(
             f"Your URLconf has a view for {path!r}, but wsgateway.asgi.application() answers "
             "that path itself.",
-            hint="To keep your view, pass healthz=None, readyz=None or metrics=None, or another "
-            "path. Otherwise remove it.",
+            hint="To keep your view, pass healthz=None, readyz=None, metrics=None or sse=None, or "
+            "another path. Otherwise remove it.",
             id="wsgateway.W008",
         )
         for path in _answered(application)
@@ -246,13 +248,17 @@ def _answered(application: Application) -> list[str]:
     """Return the paths that the entry point answers."""
     can_tell = possible("WSGATEWAY_METRICS_TOKEN", "WSGATEWAY_METRICS_NETWORKS")
     pages = application.pages if can_tell and is_restricted() else ()
-    return [*application.probes, *pages]
+    streams = (application.stream_path,) if application.stream_path else ()
+    return [*application.probes, *pages, *streams]
 
 
 def _has_own_view(path: str) -> bool:
-    """Say whether the project has a view for *path*, and not only one for every path."""
-    try:
-        match = resolve(path)
-    except Resolver404:
-        return False
-    return path.strip("/") in match.route and match.func not in (healthz, readyz, metrics)
+    """Say whether the project has a view for *path*, or below it; not only one for every path."""
+    below = (path, f"{path}name/") if path.endswith("/") else (path,)
+    for each in below:
+        with contextlib.suppress(Resolver404):
+            match = resolve(each)
+            own = match.func not in (healthz, readyz, metrics, needs_asgi)
+            if own and path.strip("/") in match.route:
+                return True
+    return False

@@ -236,7 +236,8 @@ class Hub:
         """
         self.require_open()  # since the handshake began; nobody would close the socket
         limit = settings.MAX_CONNECTIONS_PER_USER
-        if limit and len(self.sessions_of(session.inbox)) >= limit:
+        is_one = not session.identity.is_anonymous  # who are many
+        if limit and is_one and len(self.sessions_of(session.inbox)) >= limit:
             raise IdentityRefused(
                 CloseCode.TOO_MANY_CONNECTIONS,
                 f"the user already has the maximum number of connections ({limit})",

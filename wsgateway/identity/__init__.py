@@ -12,6 +12,7 @@ from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Resolver, Scope
 from wsgateway.identity.json_web_tokens import JwtIdentity, JwtUserIdentity
 from wsgateway.identity.jwt_config import JwtConfig
 from wsgateway.identity.resolvers import (
+    AnonymousIdentity,
     CookieIdentity,
     SessionIdentity,
     SignedCookieIdentity,
@@ -29,6 +30,7 @@ from wsgateway.identity.voiding import require_valid_token
 
 __all__ = [
     "DEFAULT_DEVICE",
+    "AnonymousIdentity",
     "CookieIdentity",
     "DrfIdentity",
     "Identity",

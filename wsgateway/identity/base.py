@@ -11,11 +11,13 @@ from wsgateway.exceptions import IdentityRefused, NameRefused
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subjects import Inbox, encode_token
 
-__all__ = ["DEFAULT_DEVICE", "Identity", "Resolver", "Scope", "shown"]
+__all__ = ["ANONYMOUS", "DEFAULT_DEVICE", "Identity", "Resolver", "Scope", "shown"]
 
 Scope = Mapping[str, Any]
 
 DEFAULT_DEVICE = "default"
+ANONYMOUS = "(anonymous)"
+"""The name that all readers share who are not logged in."""
 MAX_SHOWN = 80
 """Characters of a wrong value that are logged."""
 
@@ -65,6 +67,11 @@ class Identity:
                 raise IdentityRefused(
                     CloseCode.BAD_REQUEST, f"{part} is not a usable name: {exc}"
                 ) from exc
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether nobody is logged in: see `AnonymousIdentity`."""
+        return self.user == ANONYMOUS
 
     @property
     def expires_in(self) -> float | None:

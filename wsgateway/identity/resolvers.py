@@ -13,7 +13,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import cookie, parameter, route
 from wsgateway.hooks import call_hook
-from wsgateway.identity.base import DEFAULT_DEVICE, Identity, Scope
+from wsgateway.identity.base import ANONYMOUS, DEFAULT_DEVICE, Identity, Scope
 from wsgateway.identity.paths import require_path, service_in
 from wsgateway.identity.tokens import (
     COOKIE_SALT,
@@ -30,7 +30,13 @@ from wsgateway.protocol.codes import CloseCode
 if TYPE_CHECKING:
     pass
 
-__all__ = ["CookieIdentity", "SessionIdentity", "SignedCookieIdentity", "TokenIdentity"]
+__all__ = [
+    "AnonymousIdentity",
+    "CookieIdentity",
+    "SessionIdentity",
+    "SignedCookieIdentity",
+    "TokenIdentity",
+]
 
 
 class SessionIdentity(NamesUsers):
@@ -139,6 +145,20 @@ class TokenIdentity:
             return identity
         found: Identity = await call_hook(with_account, identity)
         return found
+
+
+class AnonymousIdentity:
+    """Everyone else, as a reader of topics by server-sent events. List it last.
+
+    The service comes from the path. Your ``@topic`` functions decide what these readers may read:
+    `Identity.is_anonymous` tells them apart.
+    """
+
+    async def resolve(self, scope: Scope) -> Identity | None:
+        """See `Resolver`; None for a websocket, and for a path that names a user."""
+        if scope.get("type") != "http" or "user" in route(scope):
+            return None
+        return Identity(service_in(scope), ANONYMOUS)
 
 
 class CookieIdentity:
