@@ -14,7 +14,7 @@ from tests.support import until
 from wsgateway import counters, declared, presence, topics
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
-from wsgateway.gateway.hub import Hub, get_hub
+from wsgateway.gateway.hub import STARTS_AT_ONCE, Hub, get_hub
 from wsgateway.identity import Identity, make_token
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.event_ids import mark, parse_id
@@ -45,6 +45,19 @@ def allowed(monkeypatch: pytest.MonkeyPatch, brokers: Any) -> dict[str, str | No
         return "read" if identity.is_anonymous else None
 
     return exceptions
+
+
+@pytest.fixture
+def decided(allowed: Any) -> asyncio.Event:
+    """Set it to let a function return that says who may read the topics of ``slow``."""
+    decided = asyncio.Event()
+
+    @wsgateway.topic("slow")
+    async def decide(identity: Identity, name: str) -> str:
+        await decided.wait()
+        return "read"
+
+    return decided
 
 
 @pytest.fixture
@@ -215,7 +228,13 @@ async def test_json_format_says_everything(hub: Hub) -> None:
     [
         ("", "/orders/", {}, 401, "not logged in"),
         ("", "/orders/bob/", {"authorization": "Bearer {token}"}, 403, "the path names another"),
-        ("topic=room.secret", "/orders/", ANNS, 403, "there is no such topic, or this"),
+        (
+            "topic=room.42&topic=room.secret",
+            "/orders/",
+            ANNS,
+            403,
+            "there is no such topic, or this",
+        ),
         ("topic=nothing.1", "/orders/", ANNS, 403, "there is no such topic, or this"),
         ("", "/unknown/", ANNS, 403, "'unknown'"),
         ("since=x", "/orders/", ANNS, 400, "since must be"),
@@ -235,7 +254,26 @@ async def test_request_that_is_refused_says_why(
         assert detail in client.problem["detail"]
         assert client.ended
     assert hub.sockets == 0
-    assert not hub.rights.holders_of(Topic("room", "secret"))
+    assert not hub.rights.holders_of(ROOM)
+
+
+async def test_reader_does_not_wait_for_the_rights_of_others(
+    decided: asyncio.Event, hub: Hub
+) -> None:
+    waiting = [
+        asyncio.create_task(read_once(f"topic=slow.{number}"))
+        for number in range(STARTS_AT_ONCE + 1)
+    ]
+    async with read() as ann:
+        assert ann.status == 200
+    assert not any(task.done() for task in waiting)
+    decided.set()
+    assert set(await asyncio.gather(*waiting)) == {200}
+
+
+async def read_once(query: str) -> int:
+    async with read(query) as ann:
+        return ann.status
 
 
 async def test_token_comes_in_the_query_or_as_bearer(hub: Hub) -> None:

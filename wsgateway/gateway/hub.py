@@ -228,6 +228,21 @@ class Hub:
         if self.draining:
             raise IdentityRefused(CloseCode.SHUTTING_DOWN, CloseCode.SHUTTING_DOWN.reason)
 
+    def require_room(self, identity: Identity) -> None:
+        """Refuse one socket more than a user may have.
+
+        Raises:
+            IdentityRefused: The user has too many sockets here.
+        """
+        limit = settings.MAX_CONNECTIONS_PER_USER
+        is_one = not identity.is_anonymous  # who are many
+        if limit and is_one and len(self.sessions_of(identity.inbox)) >= limit:
+            raise IdentityRefused(
+                CloseCode.TOO_MANY_CONNECTIONS,
+                f"the user already has the maximum number of connections ({limit})",
+                "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
+            )
+
     def attach(self, session: Session) -> None:
         """Add a socket; its live messages arrive from now on.
 
@@ -235,14 +250,7 @@ class Hub:
             IdentityRefused: The user has too many sockets here, or the hub is being closed.
         """
         self.require_open()  # since the handshake began; nobody would close the socket
-        limit = settings.MAX_CONNECTIONS_PER_USER
-        is_one = not session.identity.is_anonymous  # who are many
-        if limit and is_one and len(self.sessions_of(session.inbox)) >= limit:
-            raise IdentityRefused(
-                CloseCode.TOO_MANY_CONNECTIONS,
-                f"the user already has the maximum number of connections ({limit})",
-                "close some, or raise WSGATEWAY_MAX_CONNECTIONS_PER_USER",
-            )
+        self.require_room(session.identity)
         inbox = session.inbox_subscription
         self.subscriptions.subscribe(inbox)
         inbox.cursor = self.cursors.acquire(inbox.key)

@@ -89,13 +89,19 @@ async def _open(socket: Socket, scope: Scope, ask: Ask, keep: Keep) -> None:
         # The welcome says when delivery begins; no server's handshake time-out passes
         await socket.accept()
     await _wait_until_possible(hub, identity)
-    async with hub.starting:
-        if socket.transport.gone:
-            # Nobody reads it, but uvicorn's websockets implementation wants an answer
-            await socket.close(CloseCode.BAD_REQUEST)
-            return
-        await session.start(claim)
-        keep(session)
+    try:
+        await session.open_topics(claim.topics)  # others do not wait for their `allow`
+        async with hub.starting:
+            if not socket.transport.gone:
+                await session.start(claim)
+                keep(session)
+                return
+    except BaseException:
+        session.give_up()
+        raise
+    session.give_up()
+    # Nobody reads it, but uvicorn's websockets implementation wants an answer
+    await socket.close(CloseCode.BAD_REQUEST)
 
 
 async def _wait_until_possible(hub: Hub, identity: Identity) -> None:

@@ -8,7 +8,6 @@ closed before is an ordinary answer with a status and a problem document. `daphn
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -120,17 +119,15 @@ class PacedResponse(Response):
 
     async def drained(self) -> None:
         """See `Transport.drained`."""
-        before: float = math.inf
-        while (pending := self.pending) and not self.gone:
-            if pending >= before:
-                self._cut()
-                return
-            before = pending
+        while (before := self.pending) and not self.gone:
             try:
                 async with asyncio.timeout(settings.PING_INTERVAL + settings.PING_TIMEOUT):
                     await self._kernel_has_all()
+                    return
             except TimeoutError:
-                continue
+                if self.pending >= before:
+                    self._cut()
+                    return
 
 
 def _problem_headers(status: HTTPStatus, body: bytes) -> Headers:

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsgateway import counters, declared
@@ -155,6 +155,17 @@ class Session:
 
     # -- life cycle ----------------------------------------------------------------------
 
+    async def open_topics(self, questions: Sequence[Subscribe]) -> None:
+        """Begin to read topics before `start`; call `give_up` if that is not reached.
+
+        Raises:
+            IdentityRefused: The client may not read one of them, or has too many sockets here.
+        """
+        if questions:
+            self.hub.require_room(self.identity)
+            self._topics = SocketTopics(self)
+            await self._topics.begin_all(questions)
+
     async def start(self, claim: Resume) -> None:
         """Find out where to begin, accept the socket, begin to deliver.
 
@@ -166,22 +177,19 @@ class Session:
 
         Raises:
             BrokerUnavailable: The cursor could not be read.
-            IdentityRefused: The user has too many sockets here, or may not read one of the topics.
+            IdentityRefused: The user has too many sockets here.
         """
         self.hub.attach(self)
         inbox = self.inbox_subscription
         try:
             begin = await inbox.find_start(claim)
-            if claim.topics:
-                self._topics = SocketTopics(self)
-                await self._topics.begin_all(claim.topics)
             await self.socket.accept()
             await self.welcome(begin)
         except SocketClosed:
-            self._give_up()
+            self.give_up()
             return
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
         self.endpoint.open(self._now())
         self._set_timer()
@@ -193,8 +201,8 @@ class Session:
         self._writing = start(self._write(), "wsgateway-session", on_end=self.on_failure)
         self.hub.events.connected(self)
 
-    def _give_up(self) -> None:
-        """Undo what `start` has done."""
+    def give_up(self) -> None:
+        """Undo what was done for a socket that has not begun. Idempotent."""
         if self._topics is not None:
             self._topics.close()
         self.hub.detach(self)
