@@ -88,6 +88,7 @@ async def test_inbox_and_topics_come_in_one_response(hub: Hub) -> None:
         assert ann.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert "no-store" in ann.headers["cache-control"]
         assert ann.headers["x-accel-buffering"] == "no"
+        assert ann.headers["x-content-type-options"] == "nosniff"
         await until(lambda: len(ann.named("welcome")) == 3)
         assert ann.parser.retry is not None
         await publish(hub.broker, ROOM, "<p>a</p>", "b")

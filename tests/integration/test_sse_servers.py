@@ -19,10 +19,10 @@ from wsgateway.protocol.subjects import Inbox, Topic
 
 ANN, ROOM = Inbox("orders", "ann"), Topic("room", "42")
 PATH = "/sse/orders/?topic=room.42"
-LARGE = 50_000
+LARGE = 100_000
 """Bytes of a message that a slow reader does not read."""
-COUNT = 600
-"""So many of them are 30 MB."""
+COUNT = 200
+"""So many of them are 20 MB."""
 
 pytestmark = pytest.mark.parametrize("server", ["daphne", "uvicorn"])
 
@@ -92,16 +92,11 @@ async def test_readers_on_a_server(gateway: Gateway, broker: NatsBroker) -> None
         await broker.publish(ROOM, b"1")
         await until(lambda: ann.data("room.42")[-1:] == ["1"])
         last = ann.parser.id
-        gateway.kill()
-        await until(lambda: ann.error is not None)
+    await until_offline()
     await broker.publish(ROOM, b"2")
-    gateway.start()
     async with reading(gateway, last) as ann:
         await broker.publish(ROOM, b"3")
         await until(lambda: ann.data("room.42") == ["2", "3"])
-        assert len(ann.data("recovered")) == 2
-    await until_offline()
-    async with reading(gateway) as ann:
         with contextlib.closing(deaf(gateway)):
             await publish_large(broker, 20)
             gateway.send(signal.SIGTERM)  # one that does not read must not keep the server
@@ -116,7 +111,7 @@ async def slow_reader_costs_no_memory(gateway: Gateway, broker: NatsBroker, ann:
     with contextlib.closing(deaf(gateway)) as slow:
         await publish_large(broker, COUNT)
         await until(lambda: len(ann.data("room.42")) == COUNT, 60)
-        assert gateway.memory - before < 15 * 1024 * 1024
+        assert gateway.memory - before < 10 * 1024 * 1024
         received = 0
         while received < COUNT * LARGE:  # nothing is lost
             received += len(await asyncio.to_thread(slow.recv, 1024 * 1024))

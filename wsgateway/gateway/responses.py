@@ -30,6 +30,7 @@ RETRY_LATER = {HTTPStatus.SERVICE_UNAVAILABLE: (1, 5), HTTPStatus.TOO_MANY_REQUE
 STREAM: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store, no-transform"),
+    (b"x-content-type-options", b"nosniff"),  # events hold HTML, and must never be shown as a page
     (b"x-accel-buffering", b"no"),  # nginx would keep events back until it has 4 KB
 )
 

@@ -1,7 +1,7 @@
 """Responses on uvicorn: when the kernel has what was written, and an end in time.
 
 ``tests/integration/test_sse_servers.py`` fails when a new version of uvicorn changes one of the
-details that this leans on. It works with both of uvicorn's HTTP implementations and with uvloop.
+details that this leans on. They run uvicorn's h11 implementation; httptools' has the same ones.
 """
 
 from __future__ import annotations
