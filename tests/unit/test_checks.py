@@ -61,6 +61,14 @@ def test_W005_user_name_without_its_inverse(settings: Any) -> None:
     assert [(m.id, path in m.msg) for m in check_user_names()] == [("wsgateway.W005", True)]
 
 
+def test_W018_resolver_that_comes_too_late(settings: Any) -> None:
+    strangers, users = "wsgateway.identity.AnonymousIdentity", "wsgateway.identity.SessionIdentity"
+    settings.WSGATEWAY_IDENTITY = [users, strangers]
+    assert "W018" not in messages()
+    settings.WSGATEWAY_IDENTITY = [strangers, users]
+    assert strangers in messages()["W018"]
+
+
 @pytest.fixture
 def production(settings: Any) -> Any:
     settings.DEBUG = False

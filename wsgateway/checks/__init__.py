@@ -10,6 +10,7 @@ from wsgateway.checks.base import Check
 from wsgateway.checks.identity import (
     check_production_tokens,
     check_resolvers,
+    check_strangers,
     check_tokens,
     check_user_names,
     check_watching,
@@ -54,6 +55,7 @@ CHECKS: list[Check] = [
     check_values,
     check_resolvers,
     check_user_names,
+    check_strangers,
     check_tokens,
     check_watching,
     check_files,

@@ -14,11 +14,12 @@ from django.utils.module_loading import import_string
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 from wsgateway.hooks import get_resolver
-from wsgateway.identity import DrfIdentity, JwtIdentity
+from wsgateway.identity import AnonymousIdentity, DrfIdentity, JwtIdentity
 
 __all__ = [
     "check_production_tokens",
     "check_resolvers",
+    "check_strangers",
     "check_tokens",
     "check_user_names",
     "check_watching",
@@ -85,6 +86,21 @@ def _finds_otherwise(resolver: type) -> bool:
         if "user_name" in vars(each):
             return hasattr(resolver, "get_user")
     return False
+
+
+def check_strangers(**kwargs: Any) -> list[CheckMessage]:
+    """W018: resolvers that come too late, because one before them lets in everyone."""
+    found = [path for path, _ in _resolvers_of(AnonymousIdentity)]
+    if not found or found[-1] == settings.IDENTITY[-1]:
+        return []
+    return [
+        Warning(
+            f"WSGATEWAY_IDENTITY lists resolvers after {found[-1]!r}, which lets in every reader "
+            "of server-sent events. For those, they are never asked.",
+            hint="List it last.",
+            id="wsgateway.W018",
+        )
+    ]
 
 
 def check_tokens(**kwargs: Any) -> list[CheckMessage]:
