@@ -2,70 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.connection import Action
-from wsgateway.broker.messages import Batch, Stored
 from wsgateway.declared import TopicKind
-from wsgateway.exceptions import MalformedMessage
-from wsgateway.protocol.subjects import Inbox
+from wsgateway.history import History, HistoryMessage, check_page, read_page
 from wsgateway.topics.users import require_kind, require_topic
 
 __all__ = ["History", "HistoryMessage", "ahistory", "history"]
-
-MAX_PAGE = 1000
-"""Messages that the broker reads at once."""
-MAX_OFFSET = 2**63 - 1
-
-
-class HistoryMessage(NamedTuple):
-    """A message of a topic.
-
-    Attributes:
-        offset: Its position in the topic.
-        time: When it was stored.
-        data: Its content: str for a text frame, bytes for a binary one.
-        sender: Who sent it, as a pair of service and user, if a client did and the gateway stored
-            it at once; None for what a program published.
-    """
-
-    offset: int
-    time: dt.datetime
-    data: str | bytes
-    sender: Inbox | None
-
-    def json(self) -> Any:
-        """Return what its content means as JSON.
-
-        Raises:
-            ValueError: It is not JSON.
-        """
-        return json.loads(self.data)
-
-
-class History(NamedTuple):
-    """One page of a topic's messages.
-
-    Attributes:
-        messages: The messages, oldest first. Channels events are left out, as sockets do not get
-            them either.
-        more: Whether there are more in the direction in which you read.
-        first: What to pass as *before* for the page before this one; None: the page is empty.
-        last: What to pass as *after* for the page after this one; None: the page is empty.
-        position: Where a client goes on after this page: what the clients' ``topic()`` takes as
-            *position*, a dictionary of ``epoch`` and ``offset``.
-    """
-
-    messages: list[HistoryMessage]
-    more: bool
-    first: int | None
-    last: int | None
-    position: dict[str, Any]
 
 
 async def ahistory(
@@ -119,25 +63,11 @@ def _reading(
 ) -> Action[History]:
     """Check the arguments here, in the caller's thread; return what reads."""
     topic = require_topic(service, name)
-    if after is not None and before is not None:
-        raise TypeError("pass after, to read forward, or before, to read backward, but not both")
-    if not 1 <= limit <= MAX_PAGE:
-        raise ValueError(f"limit {limit!r} is not between 1 and {MAX_PAGE}")
-    for offset in (after, before):
-        if offset is not None and not 0 <= offset <= MAX_OFFSET:
-            raise ValueError(f"offset {offset!r} is not between 0 and {MAX_OFFSET}")
+    check_page(after, before, limit)
 
     async def read(broker: Broker) -> History:
         await _require_durable(broker, service)
-        log = broker.log(topic)
-        epoch = (await log.position()).epoch  # first: a page of a later life must not have this one
-        if before == 0:
-            batch = Batch([], False)
-        elif after is not None:
-            batch = await log.read_after(topic, after, limit=limit)
-        else:
-            batch = await log.read_last(topic, limit, before=before)
-        return _page(batch, {"epoch": epoch, "offset": after or 0})
+        return await read_page(broker, topic, after, before, limit)
 
     return read
 
@@ -145,23 +75,3 @@ def _reading(
 async def _require_durable(broker: Broker, service: str) -> None:
     if await require_kind(broker, service) is TopicKind.EPHEMERAL:
         raise ValueError(f"topics of {service!r} are ephemeral, so they have no history")
-
-
-def _page(batch: Batch, position: dict[str, Any]) -> History:
-    """Return the page that *batch* is; *position* is where an empty one ends."""
-    offsets = [stored.offset for stored in batch.messages]
-    first, last = (offsets[0], offsets[-1]) if offsets else (None, None)
-    if last is not None:
-        position["offset"] = last
-    return History(list(_messages(batch.messages)), batch.more, first, last, position)
-
-
-def _messages(batch: list[Stored]) -> Iterator[HistoryMessage]:
-    for stored in batch:
-        try:
-            data = stored.frame.data
-        except MalformedMessage:
-            continue
-        yield HistoryMessage(
-            stored.offset, dt.datetime.fromisoformat(stored.time), data, stored.sender
-        )
