@@ -34,3 +34,15 @@ def test_size_limit_names_what_it_comes_from() -> None:
         str(limit.exceeded_by(21))
         == "message of 21 bytes exceeds WSGATEWAY_MAX_MESSAGE_SIZE (20 bytes)"
     )
+
+
+def test_several_at_once_may_overdraw_and_the_next_waits_for_them() -> None:
+    limit = RateLimit(2.0, 4, 0.0)
+    assert limit.wait == 0
+    assert not limit.take(0.0, 10)
+    assert limit.wait == 3.5
+    assert not limit.take(3.0)
+    limit.give_back()
+    assert limit.wait == 0.5
+    assert limit.take(3.5)
+    assert RateLimit(0.0, 1, 0.0).wait == 0

@@ -50,17 +50,22 @@ class RateLimit:
         self._tokens = float(burst)
         self._then = now
 
-    def take(self, now: float) -> bool:
-        """Take one token; return False if that overdraws."""
+    def take(self, now: float, count: int = 1) -> bool:
+        """Take *count* tokens; return False if that overdraws."""
         if not self._rate:
             return True
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - 1
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - count
         self._then = now
         return self._tokens >= 0
 
     def give_back(self) -> None:
         """Undo one `take`."""
         self._tokens += 1
+
+    @property
+    def wait(self) -> float:
+        """Seconds from the last `take` until one token is there."""
+        return max(0.0, (1 - self._tokens) / self._rate) if self._rate else 0.0
 
     @property
     def exhausted(self) -> bool:
