@@ -1,4 +1,7 @@
-"""No tables: what is kept is in the broker. Models, so that the admin knows what it shows."""
+"""The table of API keys. Everything else is in the broker: its models have no tables.
+
+Those without a table are there so that the admin knows what it shows.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from wsgateway.protocol.subjects import Inbox, decode_token, encode_token
 from wsgateway.readable import visible
 
 __all__ = [
+    "ApiKey",
     "DeadLetterEntry",
     "GatewayEntry",
     "InboxEntry",
@@ -16,6 +20,42 @@ __all__ = [
     "ServiceEntry",
     "StreamEntry",
 ]
+
+
+class ApiKey(models.Model):
+    """A key of the server API. Its secret is stored as a hash, see `wsgateway.api.keys`."""
+
+    name = models.CharField(max_length=100, help_text="Who uses it.")
+    prefix = models.CharField(
+        max_length=16, unique=True, help_text="The part of the key that is not secret."
+    )
+    digest = models.CharField(max_length=64, editable=False)
+    services = models.JSONField(default=list, help_text='Where it may act; "*": everywhere.')
+    actions = models.JSONField(default=list, help_text="What it may do.")
+    rate = models.FloatField(
+        help_text="Requests and messages per second, on average; 0: any number."
+    )
+    created_at = models.DateTimeField("created", auto_now_add=True)
+    last_used_at = models.DateTimeField(
+        "last used", null=True, blank=True, help_text="To the minute."
+    )
+    revoked_at = models.DateTimeField("revoked", null=True, blank=True)
+
+    class Meta:
+        ordering = ("name", "id")
+        default_permissions = ("view",)
+        permissions = (("revoke_apikey", "Can revoke an API key"),)
+        verbose_name = "API key"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+    def may(self, action: str, service: str | None = None) -> bool:
+        """Say whether it may do *action*, and in *service* if that is given."""
+        everywhere = "*" in self.services
+        return action in self.actions and (
+            service is None or everywhere or service in self.services
+        )
 
 
 class Overview(models.Model):

@@ -39,12 +39,21 @@ def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Yield each command, and each action of one, with what parses its arguments."""
     for name in COMMANDS:
-        parser = load_command_class(COMMANDS[name], name).create_parser("manage.py", name)
-        choices = [action.choices for action in arguments(parser)]
-        actions = next((each for each in choices if isinstance(each, dict)), {})
-        yield from ((f"{name} {action}", each) for action, each in actions.items())
-        if not actions:
-            yield name, parser
+        yield from within(
+            name, load_command_class(COMMANDS[name], name).create_parser("manage.py", name)
+        )
+
+
+def within(
+    name: str, parser: argparse.ArgumentParser
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield the actions of a command or of an action; itself if it has none."""
+    choices = [action.choices for action in arguments(parser)]
+    actions = next((each for each in choices if isinstance(each, dict)), {})
+    for action, each in actions.items():
+        yield from within(f"{name} {action}", each)
+    if not actions:
+        yield name, parser
 
 
 COMMON = {"--json"} | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wsgateway.admin.api_keys import ApiKeyAdmin
 from wsgateway.admin.dead_letters import DeadLetterAdmin
 from wsgateway.admin.gateways import GatewayAdmin
 from wsgateway.admin.identities import InboxAdmin
@@ -11,6 +12,7 @@ from wsgateway.admin.streams import StreamAdmin
 from wsgateway.admin.users import GatewayUserMixin, take_over_stock_admin
 
 __all__ = [
+    "ApiKeyAdmin",
     "DeadLetterAdmin",
     "GatewayAdmin",
     "GatewayUserMixin",

@@ -17,7 +17,15 @@ from wsgateway.conf import settings
 from wsgateway.management.exits import EXPECTED, Exit, command_error
 from wsgateway.management.output import Output
 
-__all__ = ["Action", "ActionCommand", "Options", "OutputCommand", "add_json", "add_no_input"]
+__all__ = [
+    "Action",
+    "ActionCommand",
+    "ActionGroup",
+    "Options",
+    "OutputCommand",
+    "add_json",
+    "add_no_input",
+]
 
 Options = dict[str, Any]
 
@@ -119,6 +127,41 @@ class Action(ABC):
         """Do it, and print the result."""
 
 
+class ActionGroup(Action):
+    """An action whose first argument says what it does."""
+
+    actions: ClassVar[Iterable[Action]]
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Define the actions."""
+        _add_actions(parser, self.actions, self._dest)
+
+    def run(self, out: Output, options: Options) -> None:
+        """Do the action."""
+        _chosen(self.actions, options[self._dest]).run(out, options)
+
+    @property
+    def _dest(self) -> str:
+        return f"{self.name}_action"
+
+
+def _add_actions(parser: ArgumentParser, actions: Iterable[Action], dest: str) -> None:
+    parsers = parser.add_subparsers(dest=dest, required=True, metavar="ACTION")
+    for action in actions:
+        subparser = parsers.add_parser(
+            action.name,
+            help=action.help,
+            description=f"{action.help[0].upper()}{action.help[1:]}.",
+        )
+        action.add_arguments(subparser)
+        if not isinstance(action, ActionGroup):
+            add_json(subparser)
+
+
+def _chosen(actions: Iterable[Action], name: str) -> Action:
+    return next(each for each in actions if each.name == name)
+
+
 class ActionCommand(OutputCommand):
     """A command whose first argument says what it does."""
 
@@ -126,19 +169,11 @@ class ActionCommand(OutputCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define the actions."""
-        parsers = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-        for action in self.actions:
-            subparser = parsers.add_parser(
-                action.name,
-                help=action.help,
-                description=f"{action.help[0].upper()}{action.help[1:]}.",
-            )
-            action.add_arguments(subparser)
-            add_json(subparser)
+        _add_actions(parser, self.actions, "action")
 
     def run(self, out: Output, options: Options) -> None:
         """Do the action."""
-        action = next(each for each in self.actions if each.name == options["action"])
+        action = _chosen(self.actions, options["action"])
         if action.asks_broker and settings.BROKER == "memory":
             out.note(
                 "PUBSUB_BROKER is 'memory', so this command knows only its own process. "

@@ -7,6 +7,7 @@ from wsgateway.management.gateway.disconnect import Disconnect
 from wsgateway.management.gateway.drain import Drain
 from wsgateway.management.gateway.inbox import ShowInbox
 from wsgateway.management.gateway.init import Init
+from wsgateway.management.gateway.key import Key
 from wsgateway.management.gateway.purge import Purge
 from wsgateway.management.gateway.send import Send
 from wsgateway.management.gateway.status import Status
@@ -30,4 +31,5 @@ class Command(ActionCommand):
         Disconnect(),
         Purge(),
         Drain(),
+        Key(),
     )
