@@ -415,6 +415,11 @@ class Settings:
         return django_settings.FORCE_SCRIPT_NAME or ""
 
     @property
+    def max_body(self) -> int | None:
+        """DATA_UPLOAD_MAX_MEMORY_SIZE: bytes of a request's body; None: any number."""
+        return django_settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+
+    @property
     def session_cookie_name(self) -> str:
         """SESSION_COOKIE_NAME."""
         return str(django_settings.SESSION_COOKIE_NAME)
