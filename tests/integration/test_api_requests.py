@@ -179,6 +179,23 @@ OPERATIONS: dict[str, tuple[str, Call]] = {
         "publish",
         lambda caller, users, _: caller.post("publish", {**HELLO, "service": users}),
     ),
+    "user_history": (
+        "history",
+        lambda caller, users, _: caller.get("history/user", service=users, user="ann"),
+    ),
+    "topic_history": (
+        "history",
+        lambda caller, _, rooms: caller.get("history/topic", service=rooms, topic="42"),
+    ),
+    "online": ("presence", lambda caller, users, _: caller.get("online", service=users)),
+    "connections": (
+        "presence",
+        lambda caller, users, _: caller.get("connections", service=users, user="ann"),
+    ),
+    "readers": (
+        "presence",
+        lambda caller, _, rooms: caller.get("readers", service=rooms, topic="42"),
+    ),
 }
 """For each operation that names a service, its action, and a call of it in a service."""
 
@@ -205,7 +222,7 @@ def test_authorisation_matrix(operation: str) -> None:
 def test_matrix_has_every_operation() -> None:
     document = api.get_openapi_schema(path_prefix=ROOT)
     found = {each["operationId"] for path in document["paths"].values() for each in path.values()}
-    assert found == {*OPERATIONS, "publish_many"}  # this one has tests of its own
+    assert found == {*OPERATIONS, "publish_many", "stats"}  # these two have tests of their own
 
 
 def test_right_is_checked_before_the_service_is_looked_for() -> None:

@@ -10,7 +10,7 @@ from ninja.errors import HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 
-from wsgateway.api import publishing
+from wsgateway.api import publishing, reading
 from wsgateway.api.admission import ACTION, ApiKeyAuth
 from wsgateway.api.problems import CONTENT_TYPE as PROBLEM
 from wsgateway.api.problems import Problem, in_body, invalid, respond
@@ -108,4 +108,5 @@ def not_found(request: HttpRequest, **names: str) -> HttpResponse:
 
 
 api = Api()
-api.add_router("", publishing.router)
+for each in (publishing, reading):
+    api.add_router("", each.router)
