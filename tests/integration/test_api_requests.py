@@ -196,6 +196,18 @@ OPERATIONS: dict[str, tuple[str, Call]] = {
         "presence",
         lambda caller, _, rooms: caller.get("readers", service=rooms, topic="42"),
     ),
+    "disconnect": (
+        "disconnect",
+        lambda caller, users, _: caller.post("disconnect", {"service": users, "user": "ann"}),
+    ),
+    "revoke": (
+        "revoke",
+        lambda caller, _, rooms: caller.post("revoke", {"service": rooms, "topic": "42"}),
+    ),
+    "recheck": (
+        "revoke",
+        lambda caller, _, rooms: caller.post("recheck", {"service": rooms, "topic": None}),
+    ),
 }
 """For each operation that names a service, its action, and a call of it in a service."""
 

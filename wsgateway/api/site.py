@@ -10,7 +10,7 @@ from ninja.errors import HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 
-from wsgateway.api import publishing, reading
+from wsgateway.api import control, publishing, reading
 from wsgateway.api.admission import ACTION, ApiKeyAuth
 from wsgateway.api.problems import CONTENT_TYPE as PROBLEM
 from wsgateway.api.problems import Problem, in_body, invalid, respond
@@ -108,5 +108,5 @@ def not_found(request: HttpRequest, **names: str) -> HttpResponse:
 
 
 api = Api()
-for each in (publishing, reading):
+for each in (publishing, reading, control):
     api.add_router("", each.router)
