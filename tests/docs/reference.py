@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import django
+
 from tests.support import ROOT
 from wsgateway.conf import GROUPS
 from wsgateway.setting import Setting
@@ -73,15 +75,34 @@ def settings_page(page: str) -> str:
     return page
 
 
-PAGES = {"docs/reference/settings.md": settings_page}
+def openapi_file(text: str) -> str:
+    """Return the OpenAPI document of the server API."""
+    from tests.docs import server_api  # imports models
+
+    return server_api.openapi_file()
+
+
+def server_api_page(text: str) -> str:
+    """Return the text of ``server-api.md`` with what the OpenAPI document says."""
+    from tests.docs import server_api
+
+    return server_api.page(text)
+
+
+PAGES = {
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/openapi.json": openapi_file,
+    "docs/reference/server-api.md": server_api_page,
+}
 """The pages that have generated parts, and what returns a page's new text."""
 
 
 def main() -> None:
     """Write the pages."""
+    django.setup()
     for name, renew in PAGES.items():
         path = ROOT / name
-        path.write_text(renew(path.read_text()))
+        path.write_text(renew(path.read_text() if path.exists() else ""))
 
 
 if __name__ == "__main__":
