@@ -24,6 +24,7 @@ __all__ = [
     "RAW",
     "SAMPLE",
     "SECONDS_BOUNDS",
+    "ApiCounters",
     "BrokerCounters",
     "EventsCounters",
     "GatewayCounters",
@@ -34,6 +35,7 @@ __all__ = [
     "SocketCounters",
     "Totals",
     "Traffic",
+    "api",
     "broker",
     "events",
     "gateway",
@@ -311,6 +313,19 @@ class EventsCounters:
         """Signals by what became of them: sent, failed (a receiver raised), dropped."""
 
 
+class ApiCounters:
+    """What the server API of this process did."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        """Requests by result: ok; refused, for what they are; failed, for no fault of theirs."""
+
+    def note(self, status: int) -> None:
+        """Count a request that was answered with an HTTP status."""
+        self.requests["ok" if status < 400 else "refused" if status < 500 else "failed"] += 1
+
+
+api = ApiCounters()
 gateway = GatewayCounters()
 broker = BrokerCounters()
 events = EventsCounters()
@@ -327,8 +342,9 @@ def service(name: str) -> ServiceCounters:
 
 def reset() -> None:
     """Begin at zero again: a forked child has done nothing yet. Also for tests."""
-    global _lock, gateway, broker, events, layer, outbox
+    global _lock, api, gateway, broker, events, layer, outbox
     _lock = threading.Lock()  # another thread of the parent may have held it
+    api = ApiCounters()
     gateway = GatewayCounters()
     broker = BrokerCounters()
     events = EventsCounters()

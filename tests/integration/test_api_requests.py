@@ -26,8 +26,11 @@ from tests.integration.backends import (
     problem,
     stored,
 )
+from wsgateway import counters
 from wsgateway.api import admission, keys
 from wsgateway.api.site import api
+from wsgateway.broker.memory import MemoryBroker
+from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.models import ApiKey
 
 __all__ = ["api_memory", "caller"]  # fixtures
@@ -259,6 +262,20 @@ async def test_serves_below_asgi(transactional_db: None) -> None:
         f"{ROOT}publish", HELLO, content_type=JSON, headers=caller.headers
     )
     assert response.json() == {"offset": 1, "duplicate": False}
+
+
+def test_requests_are_counted_by_result(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters.reset()
+    caller.post("publish", HELLO)
+    caller.post("publish", {**HELLO, "service": "nowhere"})
+    caller.get("publish")
+
+    async def fail(*arguments: Any, **options: Any) -> None:
+        raise BrokerUnavailable("no answer")
+
+    monkeypatch.setattr(MemoryBroker, "publish", fail)
+    caller.post("publish", HELLO)
+    assert counters.api.requests == {"ok": 1, "refused": 2, "failed": 1}
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -17,6 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
 from django.utils.cache import patch_cache_control
 
+from wsgateway import counters
 from wsgateway.api.problems import Problem, respond
 from wsgateway.apps import require_installed
 from wsgateway.decorators import never_atomic
@@ -36,7 +37,12 @@ def _finished(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(view)
     async def finished(request: HttpRequest, **names: Any) -> HttpResponse:
-        response: HttpResponse = await view(request, **names)
+        try:
+            response: HttpResponse = await view(request, **names)
+        except Exception:
+            counters.api.note(500)
+            raise
+        counters.api.note(response.status_code)
         if response.status_code == 405:
             allowed = response.headers["Allow"]
             text = f"{request.path} takes {allowed}, not {request.method}"

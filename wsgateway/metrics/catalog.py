@@ -291,6 +291,14 @@ EVENTS = (
         "Signals: sent, failed (a receiver raised), dropped (too many waited)",
     ),
 )
+API = (
+    Spec(
+        "wsgateway_api_requests_total",
+        "counter",
+        ("result",),
+        "Requests to the server API: ok, refused (a status of 4xx), failed (5xx)",
+    ),
+)
 LOCAL = (
     Spec("wsgateway_info", "gauge", ("version",), "Always 1; the version of wsgateway"),
     *GATEWAY,
@@ -299,6 +307,7 @@ LOCAL = (
     *SERVICE,
     *OUTBOX,
     *EVENTS,
+    *API,
 )
 CLUSTER = (
     Spec(

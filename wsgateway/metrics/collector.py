@@ -19,6 +19,7 @@ from wsgateway.protocol.codes import CloseCode
 __all__ = ["COLLECTOR", "LocalCollector", "register"]
 
 SIGNALS = ("sent", "failed", "dropped")
+API_RESULTS = ("ok", "refused", "failed")
 OUTCOMES = ("done", "retried", "rejected", "dead-lettered")
 REASONS = ("queue_full", "too_big", "forbidden", "unavailable", "other")
 REFUSALS = ("forbidden", "too_many", "rate_limit", "unavailable", "internal")
@@ -44,6 +45,7 @@ class LocalCollector(Collector):
         _services(found)
         _outbox(found)
         _events(found)
+        _api(found)
         return found
 
 
@@ -166,3 +168,8 @@ def _events(found: Families) -> None:
     found.add("wsgateway_events_waiting", counts.waiting)
     for outcome in SIGNALS:
         found.add("wsgateway_events_signals_total", counts.outcomes[outcome], outcome)
+
+
+def _api(found: Families) -> None:
+    for result in API_RESULTS:
+        found.add("wsgateway_api_requests_total", counters.api.requests[result], result)
