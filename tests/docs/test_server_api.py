@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shlex
@@ -22,7 +23,10 @@ from wsgateway.api import keys
 from wsgateway.api.problems import KINDS
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
-from wsgateway.gateway.hub import Hub, get_hub
+from wsgateway.broker.connection import Connection
+from wsgateway.broker.memory import MemoryBroker
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.gateway.hub import Hub
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
 from wsgateway.identity import Identity
@@ -61,11 +65,16 @@ def same(shown: Any, found: Any) -> bool:
 
 @pytest.fixture
 def ann(api_memory: None) -> Iterator[None]:
-    """She has an open socket, as the page says."""
+    """She has an open socket, as the page says.
+
+    Its gateway is not the loop's own: that one would be draining for ever after.
+    """
 
     async def connect(broker: Broker) -> tuple[Hub, Session]:
-        hub = get_hub()
+        made = MemoryBroker.from_settings(wsgateway_settings)
+        hub = Hub(Connection(asyncio.get_running_loop(), made))
         await hub.open()
+        await hub.broker.wait_ready()
         socket = Socket(Client(hub), V1Endpoint)
         session = Session(hub, Identity("orders", "ann"), socket)
         await session.start(Resume())
