@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.acceptance.deployment import DEPLOY, tool
-from tests.integration.test_auth_tls import Authority
+from tests.authority import Authority
 from tests.support import Process, listening, wait_for
 from wsgateway.broker.embedded import free_port
 

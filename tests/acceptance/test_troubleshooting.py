@@ -29,7 +29,8 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 
-from tests.integration.test_auth_tls import Authority, server
+from tests.authority import Authority
+from tests.integration.test_auth_tls import server
 from tests.integration.test_jetstream import pretender
 from tests.support import ROOT, site_env, until
 from tests.troubleshooting import Symptom, marked, rows

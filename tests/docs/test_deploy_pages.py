@@ -17,7 +17,7 @@ import yaml
 from django.core.management import get_commands, load_command_class
 
 from tests.acceptance.deployment import COMPOSE, DEPLOY, container, manifests, tool
-from tests.integration.test_auth_tls import Authority
+from tests.authority import Authority
 from tests.support import ROOT
 from wsgateway.broker.embedded import find_server
 

@@ -20,8 +20,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from tests.acceptance.proxy import Balancer, listening
+from tests.authority import Authority
 from tests.faults.traffic import INBOX, broker_at, stored
-from tests.integration.test_auth_tls import Authority
 from tests.soak.__main__ import soak
 from tests.support import (
     ROOT,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import hashlib
-import ipaddress
 import json
 import os
 import socket
@@ -17,11 +15,8 @@ from typing import Any
 
 import nkeys
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.authority import Authority
 from tests.support import hears, until, wait_for
 from wsgateway.broker.embedded import EmbeddedServer, free_port
 from wsgateway.broker.nats import broker_from_settings
@@ -31,17 +26,6 @@ from wsgateway.exceptions import BrokerUnavailable
 from wsgateway.protocol.subjects import Inbox
 
 ANN = Inbox("service1", "ann")
-KEY_USAGES = [
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-    "encipher_only",
-    "decipher_only",
-]
 
 
 @contextmanager
@@ -171,64 +155,6 @@ async def test_credentials_file(settings: Any, tmp_path: Path) -> None:
     with server(tmp_path, **config) as nats:
         await works(settings, nats.url, NATS_CREDENTIALS=str(path))
         assert await refused(settings, nats.url, NATS_CREDENTIALS="")
-
-
-class Authority:
-    """A CA in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-        usage = dict.fromkeys(KEY_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
-        certificate = (
-            self._builder(self.name, self.key)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(x509.KeyUsage(**usage), critical=True)
-        )
-        self.path = folder / "ca.pem"
-        self.path.write_bytes(self._signed(certificate))
-
-    def _builder(self, name: x509.Name, key: Any) -> x509.CertificateBuilder:
-        now = dt.datetime.now(dt.UTC)
-        identifier = x509.SubjectKeyIdentifier.from_public_key
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(hours=1))
-            # Without them Python 3.13 refuses a certificate
-            .add_extension(identifier(key.public_key()), critical=False)
-            .add_extension(issuer(self.key.public_key()), critical=False)
-        )
-
-    def _signed(self, builder: x509.CertificateBuilder) -> bytes:
-        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def issue(self, name: str, *, ip: bool = True) -> tuple[str, str]:
-        """Return the paths of a certificate for localhost, and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-        if ip:
-            names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-        builder = self._builder(subject, key).add_extension(
-            x509.SubjectAlternativeName(names), critical=False
-        )
-        certificate, private = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        certificate.write_bytes(self._signed(builder))
-        private.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return str(certificate), str(private)
 
 
 async def test_tls_with_client_certificate(settings: Any, tmp_path: Path) -> None:

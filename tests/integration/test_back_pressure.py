@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from tests.integration.test_auth_tls import Authority, server
+from tests.authority import Authority
+from tests.integration.test_auth_tls import server
 from tests.support import until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.connection import ConnectionOptions, NatsConnection

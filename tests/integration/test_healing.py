@@ -17,9 +17,9 @@ from typing import Any
 import nkeys
 import pytest
 
+from tests.authority import Authority
 from tests.integration.test_auth_tls import (
     ANN,
-    Authority,
     new_key,
     operator_mode,
     refused,

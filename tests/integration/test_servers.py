@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from tests.authority import Authority
 from tests.faults.traffic import broker_at
-from tests.integration.test_auth_tls import Authority
 from tests.support import SERVERS, Gateway, deaf_socket, listening, masked, unread, until
 from wsgateway.broker.embedded import EmbeddedServer
 from wsgateway.broker.nats.broker import NatsBroker
