@@ -34,6 +34,7 @@ from wsgateway.setting import (
     seconds,
     text,
 )
+from wsgateway.webhooks.config import are_webhooks, webhook_flaws
 
 __all__ = ["GROUPS", "SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
 
@@ -172,6 +173,17 @@ class Settings:
         want="a list of names, for example ['orders']",
     )
     SERVICES_MODULE = text("ws_services", "Module of each app that holds service handlers")
+    WEBHOOKS: Setting[dict[str, dict[str, Any]]] = Setting(
+        {},
+        "Services that are handled over HTTP, each with the `url` that its messages are posted to "
+        "and the `secret` that signs them. [Webhooks](../how-to/webhooks.md#options) lists the "
+        "other options",
+        kind=dict,
+        valid=are_webhooks,
+        flaw=webhook_flaws,
+        want="a dict, for example {'orders': {'url': 'https://…', 'secret': 'whsec_…'}}",
+        is_secret=True,
+    )
     MAX_DELIVER = count(
         5, "Tries that a client's message has before it is set aside as a dead letter"
     )

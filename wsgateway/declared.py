@@ -82,11 +82,11 @@ def discover() -> dict[str, Any]:
 
 
 def declared_services() -> Declared:
-    """Return what ``@service``, ``WSGATEWAY_SERVICES`` and ``@topic`` declare.
+    """Return what ``@service``, ``@topic`` and the settings declare.
 
-    The setting, if there is one, replaces ``@service``.
+    ``WSGATEWAY_SERVICES``, if it is set, replaces ``@service`` and ``WSGATEWAY_WEBHOOKS``.
     """
-    registered = discover()
+    handled = discover().keys() | (settings.WEBHOOKS.keys() - topics.keys())
     found = Declared(
         topics=frozenset(name for name, topic in topics.items() if topic.durable),
         casts=frozenset(name for name, topic in topics.items() if not topic.durable),
@@ -94,7 +94,7 @@ def declared_services() -> Declared:
     )
     listed = settings.SERVICES
     if listed is None:
-        return found._replace(services=frozenset(registered))
+        return found._replace(services=frozenset(handled))
     if ANY in listed:
         return found._replace(is_open=True)
     return found._replace(services=frozenset(listed))

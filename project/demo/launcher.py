@@ -25,7 +25,7 @@ from wsgateway.broker.project_server import look_inside
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.services import discover
+from wsgateway.services.registry import find_services
 
 __all__ = ["PortTaken", "launch", "require_free_port"]
 
@@ -79,7 +79,7 @@ def require_free_port(host: str, port: int) -> None:
 @contextlib.contextmanager
 def running_services() -> Iterator[None]:
     """Run every service that the project has in a process beside this one."""
-    if wsgateway_settings.BROKER != "nats" or not discover():
+    if wsgateway_settings.BROKER != "nats" or not find_services():
         yield
         return
     command = bound_to_parent([sys.executable, sys.argv[0], "runservice", "--noreload"])

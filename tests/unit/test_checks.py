@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.checks.registry import registry
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
@@ -27,6 +28,7 @@ from wsgateway.conf import SETTINGS
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.identity import CookieIdentity, SessionIdentity
+from wsgateway.services import registry as registry_of_services
 
 COOKIES = "wsgateway.identity.CookieIdentity"
 
@@ -609,3 +611,62 @@ def test_misspelt_url(symptom: Symptom, settings: Any, capsys: pytest.CaptureFix
     settings.NATS_BROKER_URLS = "nats://h"
     call_command("check")
     symptom.must_show_in(capsys.readouterr().err)
+
+
+@pytest.fixture
+def webhooks(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Settings with a webhook that can be used."""
+    declared.discover()
+    monkeypatch.setattr(declared, "registered", {})
+    monkeypatch.setattr(declared, "topics", {})
+    options = {"url": "https://example.com/orders", "secret": f"whsec_{'A' * 32}"}
+    settings.WSGATEWAY_SERVICES = None
+    settings.WSGATEWAY_WEBHOOKS = {"orders": options}
+    return settings
+
+
+def test_webhook_that_can_be_used_passes(webhooks: Any) -> None:
+    assert messages() == {}
+    assert declared.declared_services().services == {"orders"}
+
+
+def test_E002_webhook_with_a_wrong_option(webhooks: Any) -> None:
+    webhooks.WSGATEWAY_WEBHOOKS["orders"]["secret"] = "hunter2"
+    text = messages()["E002"]
+    assert "WSGATEWAY_WEBHOOKS: 'orders': 'secret' does not begin with 'whsec_'" in text
+    assert "hunter2" not in text
+
+
+def test_E014_webhook_without_httpx(webhooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_of_services, "find_spec", lambda name: None)
+    assert messages()["E014"] == ("Webhooks need httpx; run: pip install 'wsgateway[webhooks]'.")
+
+
+def test_E014_webhook_of_a_service_with_a_handler(webhooks: Any) -> None:
+    wsgateway.service("orders")(NamesAndFinds.get_user)
+    text = "'orders', which has a handler: tests.unit.test_checks.NamesAndFinds.get_user."
+    assert text in messages()["E014"]
+    with pytest.raises(ImproperlyConfigured, match="which has a handler"):
+        registry_of_services.find_services()
+
+
+def test_E014_webhook_of_topics_that_have_no_queue(webhooks: Any) -> None:
+    wsgateway.topic("orders")(lambda identity, name: "read")
+    assert "whose topics have no queue; pass queue=True" in messages()["E014"]
+
+
+def test_E014_webhook_whose_authority_cannot_be_read(webhooks: Any) -> None:
+    webhooks.WSGATEWAY_WEBHOOKS["orders"]["ca"] = "/does/not/exist.pem"
+    assert "'/does/not/exist.pem', which cannot be read" in messages()["E014"]
+
+
+def test_W004_webhook_that_the_complete_list_lacks(webhooks: Any) -> None:
+    webhooks.WSGATEWAY_SERVICES = ["demo"]
+    assert messages()["W004"] == "WSGATEWAY_SERVICES does not list orders."
+
+
+@pytest.mark.usefixtures("production")
+def test_W110_webhook_without_tls(webhooks: Any) -> None:
+    assert "W110" not in messages(deploy=True)
+    webhooks.WSGATEWAY_WEBHOOKS["orders"]["url"] = "http://example.com/"
+    assert "The webhooks of orders use http" in messages(deploy=True)["W110"]

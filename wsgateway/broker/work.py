@@ -44,6 +44,7 @@ class Job:
         receipt: Where the broker takes the answer to this delivery; its own business.
         problem: Why no handler can have it; None if one can.
         unstarted: Whether it is certain that no handler has begun with it.
+        sent: When it was stored, as a Unix time.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Job:
         "payload",
         "problem",
         "receipt",
+        "sent",
         "sequence",
         "service",
         "unstarted",
@@ -73,6 +75,7 @@ class Job:
         deliveries: int = 1,
         receipt: str = "",
         service: str | None = None,
+        sent: float = 0.0,
     ) -> None:
         self.inbox = inbox
         self.service = inbox.service if service is None else service
@@ -82,6 +85,7 @@ class Job:
         self.id = id
         self.deliveries = deliveries
         self.receipt = receipt
+        self.sent = sent
         self.key = 0, sequence
         self.attempt = 1
         self.unstarted = deliveries == 1

@@ -46,6 +46,7 @@ from wsgateway.checks.values import (
     check_names,
     check_values,
 )
+from wsgateway.checks.webhooks import check_production_webhooks, check_webhooks
 
 __all__ = ["CHECKS", "DEPLOY_CHECKS", "START_CHECKS"]
 
@@ -72,6 +73,7 @@ CHECKS: list[Check] = [
     check_topic_limits,
     check_topic_sockets,
     check_duplicate_window,
+    check_webhooks,
 ]
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,
@@ -82,4 +84,5 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_origins,
     check_production_services,
     check_production_metrics,
+    check_production_webhooks,
 ]

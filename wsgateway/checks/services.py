@@ -24,10 +24,13 @@ __all__ = [
     "check_topic_sockets",
 ]
 
+DECLARING = ("WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE", "WSGATEWAY_WEBHOOKS")
+"""The settings that say which services there are."""
+
 
 def check_services(**kwargs: Any) -> list[CheckMessage]:
     """E002: a service that no stream can have; E010: one of topics; W004: one nobody may name."""
-    if not possible("WSGATEWAY_PREFIX", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
+    if not possible("WSGATEWAY_PREFIX", *DECLARING):
         return []
     try:
         subjects = Subjects(settings.PREFIX)
@@ -53,7 +56,8 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
                 id="wsgateway.E010",
             )
         )
-    unlisted = sorted(set() if ours.is_open else discover().keys() - ours.services)
+    handled = discover().keys() | (settings.WEBHOOKS.keys() - declared.topics.keys())
+    unlisted = sorted(set() if ours.is_open else handled - ours.services)
     if unlisted:
         found.append(
             Warning(
@@ -109,7 +113,7 @@ def _mentions_write(allow: Any) -> bool:
 
 def check_topic_sockets(**kwargs: Any) -> list[CheckMessage]:
     """W017: topics, but no service that a client could connect to."""
-    if not possible("WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
+    if not possible(*DECLARING):
         return []
     known = declared_services()
     names = ", ".join(sorted(known.topics | known.casts))
@@ -126,7 +130,7 @@ def check_topic_sockets(**kwargs: Any) -> list[CheckMessage]:
 
 def check_topic_limits(**kwargs: Any) -> list[CheckMessage]:
     """W016: limits of topics that nobody declares."""
-    if not possible("WSGATEWAY_TOPICS", "WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE"):
+    if not possible("WSGATEWAY_TOPICS", *DECLARING):
         return []
     known = declared_services()
     ephemeral = sorted(settings.TOPICS.keys() & known.casts)

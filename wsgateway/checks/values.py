@@ -19,6 +19,7 @@ __all__ = [
     "check_misspelt_names",
     "check_names",
     "check_values",
+    "readable",
 ]
 
 FILES = ("NATS_CREDENTIALS", "NATS_NKEY_SEED", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY")
@@ -76,7 +77,7 @@ def check_files(**kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     for name in FILES:
         path = getattr(settings, name)
-        if path and not _readable(path):
+        if path and not readable(path):
             found.append(
                 Error(
                     f"WSGATEWAY_{name} is {path!r}, which cannot be read.",
@@ -95,7 +96,8 @@ def check_files(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
-def _readable(path: str) -> bool:
+def readable(path: str) -> bool:
+    """Say whether there is a file that can be read."""
     try:
         with Path(path).open("rb"):
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,11 @@ class Message:
         to = "" if self.topic is None else f" to {self.topic}"
         sender = ".".join(self.sender)
         return f"<Message {self.offset} of {sender}{to}, try {self.attempt}>"
+
+    @property
+    def time(self) -> dt.datetime:
+        """When it was stored."""
+        return dt.datetime.fromtimestamp(self._job.sent, dt.UTC)
 
     @property
     def text(self) -> str:

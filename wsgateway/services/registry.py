@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway import declared
 from wsgateway.broker.messages import TOPIC_HEADER
@@ -15,6 +18,8 @@ from wsgateway.protocol.subjects import Subjects
 from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
+from wsgateway.services.webhooks import WebhookHandler
+from wsgateway.webhooks.config import Webhook, webhook_of
 
 __all__ = [
     "JsonHandler",
@@ -23,6 +28,7 @@ __all__ = [
     "get_service",
     "service",
     "service_of_topics",
+    "webhook_flaw",
 ]
 
 CONCURRENCY = 16
@@ -86,6 +92,11 @@ class Service:
                 f"{TOPIC_HEADER} does not say so"
             )
         return None
+
+    async def close(self) -> None:
+        """Close what the handler keeps open between messages. Idempotent."""
+        if isinstance(self.handler, WebhookHandler):
+            await self.handler.close()
 
     def __repr__(self) -> str:
         return f"<Service {self.name}>"
@@ -207,17 +218,49 @@ def _callable(handler: Any) -> tuple[Callable[..., Any], bool]:
 
 
 def find_services() -> dict[str, Service]:
-    """Return every service that has a handler, by name: those of users, then those of topics.
+    """Return every service that has a handler, by name: those of users, of topics, and webhooks.
 
     Raises:
         TypeError: What handles messages to topics is not a handler, or its options are wrong.
         ValueError: One of these options is out of its range.
+        ImproperlyConfigured: A webhook cannot be used.
     """
     found: dict[str, Service] = dict(declared.discover())
     for name, topics in sorted(declared.topics.items()):
         if topics.handler is not None:
             found[name] = service_of_topics(topics)
+    for name, options in sorted(settings.WEBHOOKS.items()):
+        if flaw := webhook_flaw(name):
+            raise ImproperlyConfigured(flaw)
+        found[name] = _service_of_webhook(name, webhook_of(options))
     return found
+
+
+def webhook_flaw(name: str) -> str:
+    """Return why the webhook of the service *name* cannot be used; "" if it can."""
+    if find_spec("httpx") is None:
+        return "webhooks need httpx; run: pip install 'wsgateway[webhooks]'"
+    topics = declared.topics.get(name)
+    handler = declared.registered.get(name) or (topics and topics.handler)
+    if handler is not None:
+        known = source_of(getattr(handler, "handler", handler))
+        return f"WSGATEWAY_WEBHOOKS names {name!r}, which has a handler: {known}"
+    if topics is not None and not topics.queue:
+        return (
+            f"WSGATEWAY_WEBHOOKS names {name!r}, whose topics have no queue; pass queue=True to "
+            "@topic"
+        )
+    return ""
+
+
+def _service_of_webhook(name: str, webhook: Webhook) -> Service:
+    return Service(
+        name,
+        WebhookHandler(webhook.endpoint),
+        {Exception: RetryPolicy(**webhook.retry)},
+        webhook.concurrency or CONCURRENCY,
+        has_topics=name in declared.topics,
+    )
 
 
 def service_of_topics(topics: TopicService) -> Service:
@@ -248,5 +291,5 @@ def get_service(name: str) -> Service:
             ) from None
         raise LookupError(
             f"no service {name!r}; known: {known}. Is its app in INSTALLED_APPS, and the handler "
-            f"in its {settings.SERVICES_MODULE}.py?"
+            f"in its {settings.SERVICES_MODULE}.py? Or is it missing in WSGATEWAY_WEBHOOKS?"
         ) from None

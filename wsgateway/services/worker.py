@@ -161,6 +161,7 @@ class Worker:
         if self._heart is not None:
             self._heart.cancel()
         self._handling.close()
+        await self.service.close()
 
     @property
     def ack_wait(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json as jsonlib
+import time
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -334,6 +335,7 @@ async def _handle(
             id=f"test.{service.name}.{offset}",
             deliveries=attempt,
             service=service.name,
+            sent=time.time(),
         )
         try:
             if attempt > 1:
@@ -341,6 +343,7 @@ async def _handle(
             outcome = await handling.handle(job, lambda: False)
         finally:
             handling.close()
+            await service.close()
         if isinstance(outcome.verdict, Retried):
             queue.ack(job)  # the test says when it comes again
         return outcome

@@ -152,6 +152,7 @@ class MemoryWorkQueue(WorkQueue):
             id=f"{self._store.inboxes.epoch}.{self.service}.{sent.sequence}",
             deliveries=sent.deliveries,
             service=self.service,
+            sent=sent.sent.timestamp(),
         )
         job.problem = job.malformed()
         self._on_job(job)

@@ -59,6 +59,7 @@ def job_of(
         deliveries=int(tokens[first]),
         receipt=reply,
         service=service,
+        sent=int(tokens[first + 3]) / NANO,
     )
 
 

@@ -1,0 +1,450 @@
+"""Webhooks' parts: signatures, addresses, what an answer means, and one request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook
+from standardwebhooks.webhooks import WebhookVerificationError
+
+from tests.authority import Authority
+from tests.receiver import SECRET, Receiver, Request, answer, receiving
+from wsgateway.webhooks.addresses import Addresses, AddressRefused, is_allowed, is_public
+from wsgateway.webhooks.config import Endpoint, webhook_flaws, webhook_of
+from wsgateway.webhooks.sender import PostFailed, Sender
+from wsgateway.webhooks.signing import key_of, signed_headers
+from wsgateway.webhooks.verdicts import Answer, Gone, Refusal, Reply, TryAgain, Verdict, judge
+
+OTHER = "whsec_" + "A" * 40
+NOW = 1_790_000_000.0
+LOOPBACK = [ip_network("127.0.0.0/8")]
+
+
+# -- signatures ----------------------------------------------------------------------------
+
+
+def test_signature_is_that_of_the_specification() -> None:
+    headers = signed_headers(
+        "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}', [key_of(SECRET)]
+    )
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("secret", [SECRET, OTHER])
+def test_receivers_verify_with_the_old_and_the_new_secret(secret: str) -> None:
+    headers = signed_headers("a", int(time.time()), b"{}", [key_of(SECRET), key_of(OTHER)])
+    assert Webhook(secret).verify(b"{}", headers) == {}
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(b"{ }", headers)
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("hunter2", "does not begin with 'whsec_'"),
+        ("whsec_hunter2!", "is not base64 after 'whsec_'"),
+        ("whsec_aHVudGVyMg==", "holds 7 bytes, but must hold 24 to 64"),
+    ],
+)
+def test_secret_that_is_none_is_refused_and_never_shown(secret: str, text: str) -> None:
+    flaws = webhook_flaws({"orders": {"url": "https://a.example", "secret": [OTHER, secret]}})
+    assert f"'orders': 'secret' number 2 {text}" in flaws
+    assert "hunter2" not in flaws
+    assert "aHVu" not in flaws
+
+
+# -- options -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "must be a dict with 'url' and 'secret'"),
+        ({"url": "https://a.example"}, "lacks 'secret'"),
+        ({"url": "ftp://a.example"}, "'url': write a URL such as"),
+        ({"url": "https:///x"}, "write a URL"),
+        ({"url": "https://a.example:x/"}, "write a URL"),
+        ({"url": "https://[::1/"}, "write a URL"),
+        ({"url": 5}, "write a URL"),
+        ({"url": "https://a.example/ä"}, "write a URL"),
+        ({"url": "https://ann:hunter2@a.example"}, "holds a user name or password"),
+        ({"url": "https://a.example#x"}, "holds a fragment"),
+        ({"secret": []}, "'secret' must be a secret such as"),
+        ({"secret": 5}, "must be a secret"),
+        ({"timeout": 0}, "'timeout' is 0, but must be 0.1 to 600"),
+        ({"timeout": "5"}, "'timeout' is '5'"),
+        ({"timeout": float("nan")}, "'timeout' is nan"),
+        ({"concurrency": True}, "'concurrency' is True, but must be 1 to 10000"),
+        ({"allow_private": "10.0.0.0/8"}, "must be a list of networks"),
+        ({"allow_private": ["10.0.0.1/8"]}, "'10.0.0.1/8' has bits beyond its prefix"),
+        ({"retry": 5}, "'retry' must be a dict"),
+        ({"retry": {"atempts": 5}}, "'atempts' is unknown: did you mean 'attempts'?"),
+        ({"retry": {"jitter": 2}}, "'jitter' is 2, but must be 0 to 1"),
+        ({"ca": 5}, "'ca' must be the path"),
+        ({"urls": 5}, "'urls' is unknown: did you mean 'url'?"),
+        ({"verify": False}, "it may be one of url, secret, timeout, allow_private, ca"),
+    ],
+)
+def test_wrong_option_is_named_with_what_to_write(options: Any, text: str) -> None:
+    if isinstance(options, dict) and text != "lacks 'secret'":
+        options = {"url": "https://a.example", "secret": SECRET, **options}
+    flaws = webhook_flaws({"orders": options})
+    assert flaws.startswith("'orders': ")
+    assert text in flaws
+    assert "hunter2" not in flaws
+
+
+def test_options_that_are_right() -> None:
+    options = {
+        "url": "https://a.example/x?y=1",
+        "secret": [SECRET, OTHER],
+        "timeout": 3,
+        "concurrency": 4,
+        "allow_private": ["10.0.0.0/8"],
+        "retry": {"attempts": 3, "initial": 0.5},
+        "ca": "/x",
+    }
+    assert webhook_flaws({"orders": options}) == ""
+    webhook = webhook_of(options)
+    assert (webhook.endpoint.origin, webhook.endpoint.timeout) == ("https://a.example", 3)
+    assert (webhook.concurrency, webhook.retry) == (4, {"attempts": 3, "initial": 0.5})
+    assert repr(key_of(SECRET)) not in repr(webhook)
+    assert webhook_flaws({"": {}}) == "'' is not the name of a service"
+
+
+# -- what an answer means ------------------------------------------------------------------
+
+
+def verdict(status: int, body: bytes = b"", problem: str = "", **headers: str) -> Verdict:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return judge(Answer(status, fields, body, problem), NOW)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b'{"a": 1.10}\n', Reply('{"a": 1.10}')),
+        (202, b"null", Reply("null")),
+        (200, b"\xef\xbb\xbf[]", Reply("[]")),
+        (204, b"", Reply(None)),
+        (200, b" \n", Reply(None)),
+        (400, b"", Refusal("rejected", "the service refused the message (400)")),
+        (409, b"<html>", Refusal("rejected", "the service refused the message (409)")),
+        (422, b'{"code": "x", "detail": "d", "title": "t"}', Refusal("x", "d")),
+        (422, b'{"title": "t", "code": 5}', Refusal("rejected", "t")),
+        (400, b"[1]", Refusal("rejected", "the service refused the message (400)")),
+        (410, b"", Gone()),
+    ],
+)
+def test_answer_that_ends_it(status: int, body: bytes, expected: Verdict) -> None:
+    assert verdict(status, body) == expected
+
+
+@pytest.mark.parametrize("status", [100, 199, 301, 302, 307, 401, 403, 404, 405, 413, 418, 429])
+@pytest.mark.parametrize("body", [b"", b'{"code": "x", "detail": "d"}'])
+def test_other_answers_are_tried_again(status: int, body: bytes) -> None:
+    assert isinstance(verdict(status, body), TryAgain)
+    assert isinstance(verdict(status + 100 if status > 418 else 500, body), TryAgain)
+
+
+@pytest.mark.parametrize("body", [b"OK", b"{", b"NaN", b"\xff", b'{"a":1,"a":2}', b"[" * 100_000])
+def test_success_with_a_body_that_is_not_json_is_tried_again(body: bytes) -> None:
+    assert verdict(200, body) == TryAgain(
+        "it answered 200, but the body is not JSON; to send no reply, answer 204"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "after"),
+    [
+        ("7", 7.0),
+        ("0", None),
+        ("-1", None),
+        ("soon", None),
+        ("²", None),
+        ("9" * 400, 999999999999.0),
+        ("Mon, 21 Sep 2026 14:13:30 GMT", 10.0),
+        ("Mon, 21 Sep 2026 14:13:10 GMT", None),
+        ("Mon, 21 Sep 99999 14:13:10 GMT", None),
+    ],
+)
+def test_retry_after_is_honoured(value: str, after: float | None) -> None:
+    found = verdict(503, retry_after=value)
+    assert isinstance(found, TryAgain)
+    assert found.after == after
+
+
+@given(st.integers(100, 599), st.binary(max_size=60), st.text(max_size=20))
+def test_no_answer_breaks_it(status: int, body: bytes, after: str) -> None:
+    found = verdict(status, body, retry_after=after)
+    if isinstance(found, Reply) and found.text is not None:
+        json.loads(found.text)
+
+
+# -- addresses -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "::1",
+        "::",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    ],
+)
+def test_private_address_is_refused(address: str) -> None:
+    assert not is_public(address)
+    assert not is_allowed(address, [])
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_address_is_allowed(address: str) -> None:
+    assert is_allowed(address, [])
+
+
+def test_private_address_in_a_network_that_is_named_is_allowed() -> None:
+    networks = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
+    allowed = {each: is_allowed(each, networks) for each in ("10.9.9.9", "fd00::2", "192.168.0.1")}
+    assert allowed == {"10.9.9.9": True, "fd00::2": True, "192.168.0.1": False}
+    assert is_allowed("::ffff:10.0.0.1", networks)
+
+
+def resolving(host: str, *found: list[str], networks: Any = LOOPBACK) -> Addresses:
+    """Return addresses of a host for which DNS has *found*, one after the other."""
+    answers = iter(found)
+
+    def lookup(*args: Any, **options: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 80)) for each in next(answers)]
+
+    return Addresses(host, 80, networks, lookup)
+
+
+# -- one request ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+def endpoint(url: str, **options: Any) -> Endpoint:
+    given = {"url": url, "secret": SECRET, "timeout": 5, "allow_private": ["127.0.0.0/8"]}
+    return webhook_of({**given, **options}).endpoint
+
+
+async def post(where: Endpoint, addresses: Addresses | None = None, size: int = 1000) -> Answer:
+    sender = Sender(where, size, addresses)
+    try:
+        return await sender.post("msg_1", b'{"a": 1}')
+    finally:
+        await sender.close()
+
+
+async def test_request_is_signed_and_complete(receiver: Receiver) -> None:
+    receiver.answers = lambda request: answer(200, {"ok": True}, X_Y="z")
+    found = await post(endpoint(receiver.url + "?q=1"))
+    assert (found.status, found.body, found.headers["x-y"]) == (200, b'{"ok": true}', "z")
+    (request,) = receiver.requests
+    assert request.fields == {"a": 1}
+    assert request.path == "/hook?q=1"
+    assert request.headers["webhook-id"] == "msg_1"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["user-agent"].startswith("wsgateway/")
+    assert request.headers["host"] == receiver.url.split("/")[2]
+
+
+async def test_connections_are_used_again(receiver: Receiver) -> None:
+    receiver.answers = lambda request: answer(200, {})
+    sender = Sender(endpoint(receiver.url), 1000)
+    for _ in range(3):
+        await sender.post("msg_1", b"{}")
+    await sender.close()
+    assert len({request.peer for request in receiver.requests}) == 1
+
+
+async def test_redirect_is_not_followed(receiver: Receiver) -> None:
+    receiver.answers = lambda request: answer(302, Location="/elsewhere")
+    assert (await post(endpoint(receiver.url))).status == 302
+    assert [request.path for request in receiver.requests] == ["/hook"]
+
+
+async def test_proxies_of_the_environment_are_not_asked(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy would choose the address."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert (await post(endpoint(receiver.url))).status == 204
+
+
+async def test_cookies_are_not_kept(receiver: Receiver) -> None:
+    receiver.answers = lambda request: answer(204, Set_Cookie="a=b")
+    sender = Sender(endpoint(receiver.url), 1000)
+    for _ in range(2):
+        await sender.post("msg_1", b"{}")
+    await sender.close()
+    assert not any("cookie" in request.headers for request in receiver.requests)
+
+
+async def drip(*pieces: bytes, pause: float = 0.02) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(pause)
+
+
+async def forever(piece: bytes, pause: float = 0.01) -> AsyncIterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    while True:
+        yield piece
+        await asyncio.sleep(pause)
+
+
+async def test_answer_byte_by_byte_is_read(receiver: Receiver) -> None:
+    receiver.answers = lambda request: drip(
+        *(bytes([each]) for each in answer(200, {"ok": 1})), pause=0.0
+    )
+    assert (await post(endpoint(receiver.url))).body == b'{"ok": 1}'
+
+
+async def test_answer_that_never_ends_ends_at_the_deadline(receiver: Receiver) -> None:
+    """Each byte is in time; the whole is not."""
+    receiver.answers = lambda request: forever(b"1\r\n \r\n")
+    begin = asyncio.get_running_loop().time()
+    with pytest.raises(PostFailed, match=r"http://127\.0\.0\.1:\d+ took longer than 0\.2 s"):
+        await post(endpoint(receiver.url, timeout=0.2))
+    assert asyncio.get_running_loop().time() - begin < 2
+
+
+async def test_no_answer_at_all_ends_at_the_deadline(receiver: Receiver) -> None:
+    receiver.answers = lambda request: asyncio.Event().wait()
+    with pytest.raises(PostFailed, match="took longer"):
+        await post(endpoint(receiver.url, timeout=0.2))
+
+
+async def test_large_answer_is_not_read(receiver: Receiver) -> None:
+    receiver.answers = lambda request: forever(b"3e8\r\n%b\r\n" % (b"x" * 1000), pause=0)
+    found = await post(endpoint(receiver.url), size=5000)
+    assert (found.status, found.body) == (200, b"")
+    assert judge(found, NOW) == TryAgain("it answered 200, but the body has more than 5000 bytes")
+
+
+async def test_compressed_answer_is_not_unpacked(receiver: Receiver) -> None:
+    receiver.answers = lambda request: answer(200, b"x", Content_Encoding="gzip")
+    found = await post(endpoint(receiver.url))
+    assert "is compressed" in found.problem
+    assert receiver.requests[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "bytes_",
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 200_000,
+        b"\x00" * 1000,
+        b"\x16\x03\x01\x02\x00\x01\x00",
+    ],
+)
+async def test_garbage_is_a_failure(receiver: Receiver, bytes_: bytes) -> None:
+    receiver.answers = lambda request: drip(bytes_, pause=0)
+    with pytest.raises(PostFailed, match=r"http://127\.0\.0\.1:\d+: "):
+        await post(endpoint(receiver.url))
+
+
+async def test_private_address_is_not_asked(receiver: Receiver) -> None:
+    with pytest.raises(AddressRefused, match=r"127\.0\.0\.1, which is not public; if"):
+        await post(endpoint(receiver.url, allow_private=[]))
+    assert receiver.requests == []
+
+
+async def test_name_that_dns_points_at_a_private_address_is_not_asked(receiver: Receiver) -> None:
+    """A name of the attacker's, with the address of a server behind the firewall."""
+    where = endpoint(receiver.url.replace("127.0.0.1", "hooks.example"), allow_private=[])
+    names = resolving("hooks.example", ["127.0.0.1"], networks=[])
+    with pytest.raises(AddressRefused, match=r"hooks\.example has the address 127\.0\.0\.1"):
+        await post(where, names)
+    assert receiver.requests == []
+
+
+async def test_connection_goes_to_the_address_that_was_checked(receiver: Receiver) -> None:
+    """With a second lookup, DNS could answer otherwise; the host is one that DNS does not know."""
+    where = endpoint(receiver.url.replace("127.0.0.1", "hooks.invalid"))
+    names = resolving("hooks.invalid", ["10.0.0.1", "127.0.0.1"], ["10.0.0.1"])
+    sender = Sender(where, 1000, names)
+    for _ in range(2):
+        assert (await sender.post("msg_1", b"{}")).status == 204
+    await sender.close()
+    assert receiver.requests[0].headers["host"].startswith("hooks.invalid:")
+
+
+async def test_next_address_is_tried_and_all_are_looked_up_again(receiver: Receiver) -> None:
+    where = endpoint(receiver.url.replace("127.0.0.1", "hooks.invalid"))
+    found = [["127.0.0.2"], ["127.0.0.2", "127.0.0.1"]]
+    names = resolving("hooks.invalid", *found)
+    sender = Sender(where, 1000, names)
+    with pytest.raises(PostFailed):
+        await sender.post("msg_1", b"{}")
+    assert (await sender.post("msg_1", b"{}")).status == 204
+    await sender.close()
+
+
+async def test_name_that_cannot_be_looked_up_is_a_failure(receiver: Receiver) -> None:
+    def lookup(*args: Any, **options: Any) -> list[Any]:
+        raise socket.gaierror("no such name")
+
+    where = endpoint("https://hooks.invalid")
+    with pytest.raises(PostFailed, match=r"https://hooks\.invalid: no such name"):
+        await post(where, Addresses("hooks.invalid", 443, (), lookup))
+
+
+async def test_certificate_is_verified(tmp_path: Path) -> None:
+    """For the host in the setting, although the connection goes to an address."""
+    authority = Authority(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("server"))
+    async with receiving(context) as receiver:
+        with pytest.raises(PostFailed, match="certificate verify failed"):
+            await post(endpoint(receiver.url))
+        ours = {"ca": str(authority.path)}
+        assert (await post(endpoint(receiver.url, **ours))).status == 204
+        other = endpoint(receiver.url.replace("127.0.0.1", "other.example"), **ours)
+        names = resolving("other.example", ["127.0.0.1"])
+        with pytest.raises(PostFailed, match="Hostname mismatch"):
+            await post(other, names)
+        assert len(receiver.requests) == 1
+
+
+def test_requests_of_tests_are_what_they_seem() -> None:
+    request = Request({}, b"{}", 1, "/")
+    with pytest.raises(WebhookVerificationError):
+        request.fields  # noqa: B018

@@ -1,0 +1,188 @@
+"""What ``WSGATEWAY_WEBHOOKS`` says of each webhook. Pure; no text shows a secret."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+from wsgateway.setting import are_names, network_flaws
+from wsgateway.webhooks.signing import key_of
+
+__all__ = ["Endpoint", "Webhook", "are_webhooks", "webhook_flaws", "webhook_of"]
+
+MAX_TIMEOUT = 600.0
+RETRY = {
+    "attempts": (int, 1, 1000),
+    "initial": (float, 0, 86400),
+    "factor": (float, 0, 100),
+    "cap": (float, 0, 86400),
+    "jitter": (float, 0, 1),
+}
+"""What ``retry`` may have, see `wsgateway.RetryPolicy`, and between which values."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go, and how.
+
+    Attributes:
+        url: The address.
+        keys: Those that sign; at least one.
+        timeout: Seconds that a request may take, with its answer.
+        allow_private: Networks that are not public, but may be sent to.
+        ca: Path of the certificates that the server's must be signed by; empty: the usual ones.
+    """
+
+    url: str
+    keys: tuple[bytes, ...] = field(repr=False)
+    timeout: float = 10.0
+    allow_private: tuple[IPv4Network | IPv6Network, ...] = ()
+    ca: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The address without its path, which may hold a token: for people."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether requests are not encrypted."""
+        return self.url.startswith("http:")
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """The webhook of a service.
+
+    Attributes:
+        endpoint: Where it is.
+        concurrency: Users whose messages one worker posts at once; None: as for handlers.
+        retry: What `wsgateway.RetryPolicy` is made of.
+    """
+
+    endpoint: Endpoint
+    concurrency: int | None = None
+    retry: Mapping[str, Any] = field(default_factory=dict)
+
+
+def webhook_of(options: Mapping[str, Any]) -> Webhook:
+    """Return what the options of one webhook say; they have no flaws."""
+    options = dict(options)
+    concurrency, retry = options.pop("concurrency", None), options.pop("retry", {})
+    return Webhook(_endpoint_of(options), concurrency, retry)
+
+
+def _endpoint_of(options: dict[str, Any]) -> Endpoint:
+    secrets = options.pop("secret")
+    keys = tuple(map(key_of, [secrets] if isinstance(secrets, str) else secrets))
+    networks = tuple(map(ip_network, options.pop("allow_private", ())))
+    return Endpoint(**options, keys=keys, allow_private=networks)
+
+
+# -- flaws ---------------------------------------------------------------------------------
+
+
+def _url_flaw(url: Any) -> str:
+    want = "write a URL such as 'https://example.com/webhooks/orders'"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (TypeError, ValueError, AttributeError):
+        return want
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
+        return want
+    if "@" in parts.netloc:
+        return "holds a user name or password; leave them out, because the signature proves who"
+    return "holds a fragment, which no server gets" if "#" in url else ""
+
+
+def _secret_flaw(secrets: Any) -> str:
+    secrets = [secrets] if isinstance(secrets, str) else secrets
+    if not isinstance(secrets, (list, tuple)) or not secrets or not are_names(secrets):
+        return "must be a secret such as 'whsec_…', or a list of them"
+    for number, secret in enumerate(secrets, 1):
+        try:
+            key_of(secret)
+        except ValueError as exc:
+            which = f"number {number} " if len(secrets) > 1 else ""
+            return f"{which}{exc}; make one with: openssl rand -base64 32 | sed s/^/whsec_/"
+    return ""
+
+
+def _networks_flaw(networks: Any) -> str:
+    if not isinstance(networks, (list, tuple)) or not are_names(networks):
+        return "must be a list of networks, for example ['10.0.0.0/8']"
+    return network_flaws(list(networks))
+
+
+def _number_flaw(kind: type, least: float, most: float) -> Callable[[Any], str]:
+    def flaw(value: Any) -> str:
+        right = isinstance(value, (kind, int)) and not isinstance(value, bool)
+        if right and math.isfinite(value) and least <= value <= most:
+            return ""
+        return f"is {value!r}, but must be {least:g} to {most:g}"
+
+    return flaw
+
+
+def _retry_flaw(retry: Any) -> str:
+    if not isinstance(retry, Mapping):
+        return "must be a dict, for example {'attempts': 20, 'cap': 300}"
+    return _flaws(retry, {name: _number_flaw(*each) for name, each in RETRY.items()})
+
+
+def _ca_flaw(path: Any) -> str:
+    return "" if isinstance(path, str) else "must be the path of a file with certificates"
+
+
+ENDPOINT: dict[str, Callable[[Any], str]] = {
+    "url": _url_flaw,
+    "secret": _secret_flaw,
+    "timeout": _number_flaw(float, 0.1, MAX_TIMEOUT),
+    "allow_private": _networks_flaw,
+    "ca": _ca_flaw,
+}
+WEBHOOK = {**ENDPOINT, "concurrency": _number_flaw(int, 1, 10_000), "retry": _retry_flaw}
+
+
+def _flaws(options: Mapping[Any, Any], known: Mapping[str, Callable[[Any], str]]) -> str:
+    """Return what is wrong with *options*, each of which *known* has."""
+    found = []
+    for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            cure = f"did you mean {near[0]!r}?" if near else f"it may be one of {', '.join(known)}"
+            found.append(f"{name!r} is unknown: {cure}")
+        elif flaw := known[name](value):
+            found.append(
+                f"{name!r}: {flaw}" if flaw.startswith(("write", "'")) else f"{name!r} {flaw}"
+            )
+    return ", ".join(found)
+
+
+def _webhook_flaw(options: Any) -> str:
+    if not isinstance(options, Mapping):
+        return "must be a dict with 'url' and 'secret'"
+    missing = [name for name in ("url", "secret") if name not in options]
+    return f"lacks {' and '.join(map(repr, missing))}" if missing else _flaws(options, WEBHOOK)
+
+
+def webhook_flaws(value: Mapping[Any, Any]) -> str:
+    """Return what is wrong with a value of ``WSGATEWAY_WEBHOOKS``, and what to write."""
+    found = []
+    for service, options in value.items():
+        if not isinstance(service, str) or not service:
+            found.append(f"{service!r} is not the name of a service")
+        elif flaw := _webhook_flaw(options):
+            found.append(f"{service!r}: {flaw}")
+    return "; ".join(found)
+
+
+def are_webhooks(value: Any) -> bool:
+    return not webhook_flaws(value)

@@ -1,0 +1,146 @@
+"""Posts to one endpoint: within a deadline, to an address that was checked, and not beyond it.
+
+It uses httpx's transport, not its client: so redirects are not followed, no proxy from the
+environment comes in between, and no cookies are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import wsgateway
+from wsgateway.exceptions import WsGatewayError, reason_of
+from wsgateway.webhooks.addresses import Addresses
+from wsgateway.webhooks.signing import signed_headers
+from wsgateway.webhooks.verdicts import Answer
+
+if TYPE_CHECKING:
+    import httpx
+
+    from wsgateway.webhooks.config import Endpoint
+
+__all__ = ["PostFailed", "Sender"]
+
+IDLE = 2.0
+"""Seconds for which an idle connection is kept. Gunicorn closes it after 2, Node.js after 5."""
+CONNECT_TIMEOUT = 5.0
+"""Longest wait for a connection to one address."""
+
+
+class PostFailed(WsGatewayError):
+    """There is no answer: no connection, a broken one, or none in time."""
+
+
+class Sender:
+    """Posts to an endpoint from one event loop. Connections are kept for the next request.
+
+    Args:
+        endpoint: Where and how.
+        max_size: Bytes of an answer's body that are read.
+        addresses: Of the host; None: those that DNS has.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, max_size: int, addresses: Addresses | None = None
+    ) -> None:
+        import httpx  # an extra
+
+        self._endpoint = endpoint
+        self._max_size = max_size
+        self._url = httpx.URL(endpoint.url)
+        port = self._url.port or (443 if self._url.scheme == "https" else 80)
+        self._addresses = addresses or Addresses(self._url.host, port, endpoint.allow_private)
+        # What runs at once is limited by who calls; a request must not wait for a connection
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE
+        )
+        self._transport = httpx.AsyncHTTPTransport(verify=_trust(endpoint), limits=limits)
+
+    async def post(self, id: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+        """Sign and send *body*; return the answer, whatever its status is.
+
+        Args:
+            id: Names what is sent, the same at each try.
+            body: JSON.
+            headers: More headers.
+
+        Raises:
+            PostFailed: There is no answer; the endpoint may have got it.
+            AddressRefused: Nothing was sent.
+        """
+        import httpx
+
+        deadline = asyncio.timeout(self._endpoint.timeout)
+        try:
+            async with deadline:
+                return await self._post(id, body, headers or {})
+        except TimeoutError as exc:
+            text = f"{self._endpoint.origin} took longer than {self._endpoint.timeout:g} s"
+            raise PostFailed(text) from exc
+        except (httpx.HTTPError, OSError) as exc:
+            raise PostFailed(f"{self._endpoint.origin}: {reason_of(exc)}") from exc
+
+    async def _post(self, id: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        import httpx
+
+        signed = signed_headers(id, int(time.time()), body, self._endpoint.keys)
+        headers = {**headers, **self._fixed_headers(), **signed}
+        extensions = {
+            "sni_hostname": self._url.host,  # also what the certificate must be for
+            "timeout": httpx.Timeout(None, connect=CONNECT_TIMEOUT).as_dict(),
+        }
+        addresses = await self._addresses.find()
+        for address in addresses:
+            url = self._url.copy_with(host=address)
+            request = httpx.Request(
+                "POST", url, headers=headers, content=body, extensions=extensions
+            )
+            try:
+                response = await self._transport.handle_async_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if address != addresses[-1]:
+                    continue
+                self._addresses.forget()
+                raise
+            try:
+                return await self._read(response)
+            finally:
+                await response.aclose()
+        raise AssertionError("there is an address, or AddressRefused is raised")
+
+    def _fixed_headers(self) -> dict[str, str]:
+        return {
+            "host": self._url.netloc.decode("ascii"),
+            "content-type": "application/json",
+            "accept": "application/json",
+            "accept-encoding": "identity",  # a small body could become a very large one
+            "user-agent": f"wsgateway/{wsgateway.__version__}",
+        }
+
+    async def _read(self, response: httpx.Response) -> Answer:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if headers.get("content-encoding", "identity") != "identity":
+            return Answer(response.status_code, headers, b"", "is compressed; send it as it is")
+        body = b""
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > self._max_size:
+                problem = f"has more than {self._max_size} bytes"
+                return Answer(response.status_code, headers, b"", problem)
+        return Answer(response.status_code, headers, body)
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self._addresses.close()
+        await self._transport.aclose()
+
+
+def _trust(endpoint: Endpoint) -> ssl.SSLContext | bool:
+    """Return which certificates are accepted, as httpx wants it; True: the usual authorities'."""
+    if endpoint.is_plain:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # none: it saves reading all of them
+    return ssl.create_default_context(cafile=endpoint.ca) if endpoint.ca else True
