@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,8 +80,10 @@ def _convert(name: str, text: str, kinds: tuple[type, ...]) -> Any:
         return flag({name: text}, name, False)
     kind = kinds[0]
     try:
-        return kind(text)
+        return json.loads(text) if kind is dict else kind(text)
     except ValueError as exc:
+        if kind is dict:  # the text may hold a secret
+            raise ImproperlyConfigured(f"{name} in the environment is not JSON: {exc}") from None
         raise ImproperlyConfigured(
             f"{name} is {text!r} in the environment, but must be of type {kind.__name__}"
         ) from exc

@@ -139,6 +139,7 @@ class TestEnvironment:
                 "WSGATEWAY_ACK_WAIT": "1.5",
                 "WSGATEWAY_SERVICES": "orders, chat",
                 "WSGATEWAY_IDENTITY": "a.B",
+                "WSGATEWAY_TOPICS": '{"room": {"max_age": 60}}',
                 "WSGATEWAY_TYPO": "for wsgateway.E001 to find",
                 "NATS_BROKER_URLS": "for wsgateway.W013 to find",
                 "OTHER": "x",
@@ -151,6 +152,7 @@ class TestEnvironment:
             "WSGATEWAY_ACK_WAIT": 1.5,
             "WSGATEWAY_SERVICES": ["orders", "chat"],
             "WSGATEWAY_IDENTITY": ["a.B"],
+            "WSGATEWAY_TOPICS": {"room": {"max_age": 60}},
             "WSGATEWAY_TYPO": "for wsgateway.E001 to find",
             "NATS_BROKER_URLS": "for wsgateway.W013 to find",
         }
@@ -177,6 +179,12 @@ class TestEnvironment:
     def test_flag_that_is_none(self) -> None:
         with pytest.raises(ImproperlyConfigured, match="use 1 or 0"):
             env.flag({"DEBUG": "maybe"}, "DEBUG", False)
+
+    def test_dict_that_is_not_json_is_not_shown(self) -> None:
+        """It may hold a secret."""
+        with pytest.raises(ImproperlyConfigured, match=r"WEBHOOKS .* is not JSON") as caught:
+            env.gateway_settings({"WSGATEWAY_WEBHOOKS": "{'orders': 'hunter2'}"})
+        assert "hunter2" not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("value", "expected"),
