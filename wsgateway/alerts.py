@@ -68,10 +68,14 @@ def of_workers(workers: Workers) -> Iterator[Alert]:
 
 
 def of_queues(queues: Iterable[Queue], now: datetime) -> Iterator[Alert]:
-    """Yield an alert for each queue whose oldest message waits for too long, and dead letters."""
+    """Yield an alert for each queue that is paused or late, and for dead letters."""
     for queue in queues:
         waited = (now - queue.oldest).total_seconds() if queue.oldest else 0.0
-        if not queue.pulls and not queue.in_flight and waited >= UNTAKEN:
+        if queue.paused:
+            text = f"{queue.service} is paused because its webhook answered 410; once that is "
+            text += f'mended, run "manage.py gateway resume {queue.service}"'
+            yield Alert(text, "wsgateway.serviceentry", queue.service)
+        elif not queue.pulls and not queue.in_flight and waited >= UNTAKEN:
             text = f"{queue.service}: {_waiting(queue)} and no worker takes any"
             yield Alert(text, "wsgateway.serviceentry", queue.service)
         elif waited >= LATE:

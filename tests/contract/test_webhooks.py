@@ -13,12 +13,14 @@ import pytest
 from django.utils.dateparse import parse_datetime
 
 import wsgateway
+from tests.commands import called, documented
 from tests.contract.conftest import Brokers
 from tests.integration.workers import answers, no_services, offer
 from tests.receiver import SECRET, Receiver, Request, answer, receiving
 from tests.support import until
 from wsgateway import declared
 from wsgateway.broker.base import Broker
+from wsgateway.management.exits import Exit
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import deadletters
@@ -241,3 +243,45 @@ async def test_messages_to_topics_have_a_webhook_too(
     assert (fields["service"], fields["topic"]) == ("room", "room.42")
     assert (fields["user_service"], fields["user"]) == ("orders", "ann")
     assert [reply.payload for reply in await answers(broker)] == [b'["seen"]']
+
+
+async def test_endpoint_that_is_gone_pauses_the_service_until_it_is_resumed(
+    broker: Broker, brokers: Brokers, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also on workers that start later; and no message uses a try."""
+    receiver.answers = lambda request: answer(410)
+    async with running("orders", broker=broker) as (worker,):
+        await offer(broker, "ann 1", user="ann")
+        await until(lambda: "service orders is paused" in caplog.text)
+        await until(lambda: worker.counts["retried"])
+        await offer(broker, "ann 2", user="ann")
+    assert 'run "manage.py gateway resume orders"' in caplog.text
+    seen = len(receiver.requests)
+    receiver.answers = lambda request: answer()
+    other = await brokers.open()
+    async with running("orders", broker=other) as (worker,):
+        await offer(other, "bob 1", user="bob")
+        (queue,) = [each for each in await other.operations.queues() if each.service == "orders"]
+        assert (queue.paused, queue.waiting) == (True, 3)
+        await asyncio.sleep(0.7)  # longer than the message would take to come again
+        assert len(receiver.requests) == seen
+        assert await other.operations.resume("orders")
+        await until(lambda: worker.counts["done"] == 3)
+        assert not await other.operations.resume("orders")
+    later = receiver.requests[seen:]
+    assert sorted(request.text for request in later) == ["ann 1", "ann 2", "bob 1"]
+    assert {request.fields["attempt"] for request in later} == {1}
+    assert [text for each in later if "ann" in (text := each.text)] == ["ann 1", "ann 2"]
+
+
+async def test_command_resumes_a_service(broker: Broker) -> None:
+    async with running("orders", broker=broker):
+        await broker.operations.pause("orders")
+        resumed = await asyncio.to_thread(called, "resume", "orders", "--json")
+        assert resumed.json == {"service": "orders", "was_paused": True}
+        assert resumed.json.keys() <= documented("gateway resume")
+        again = await asyncio.to_thread(called, "resume", "orders")
+        assert again.out == "orders was not paused\n"
+        unknown = await asyncio.to_thread(called, "resume", "order")
+        assert (unknown.code, unknown.out) == (Exit.UNKNOWN, "")
+        assert "did you mean 'orders'" in unknown.err

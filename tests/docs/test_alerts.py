@@ -130,6 +130,9 @@ CASES: list[tuple[str, Series, set[str]]] = [
     ("no worker", queue("5"), {"QueueHasNoWorker"}),
     ("a worker that died while it handled one", queue("5", in_flight="1"), {"QueueHasNoWorker"}),
     ("all workers are busy", queue("5", in_flight="1") | HANDLING, set()),
+    ("a webhook that answers", steady("wsgateway_queue_paused", "0", 'service="orders"'), set()),
+    ("a webhook that is gone", steady("wsgateway_queue_paused", "1", 'service="orders"'),
+     {"WebhookIsGone"}),
     # Services
     ("all are handled", outcomes(done=100, retried=0, dead_lettered=0), set()),
     ("few are tried again", outcomes(done=100, retried=10), set()),

@@ -209,6 +209,7 @@ def test_dashboard_and_alerts_cover_every_part() -> None:
         "wsgateway_outbox_failures_total",
         "wsgateway_outbox_relayed_total",
         "wsgateway_outbox_set_aside_total",
+        "wsgateway_queue_paused",
         "wsgateway_queue_pulls",
         "wsgateway_stream_healthy",
     }

@@ -32,6 +32,14 @@ def queue(seconds: float = 0.0, **values: Any) -> Queue:
         (queue(59, pulls=1), []),
         (queue(59, in_flight=1), []),
         (queue(200, pulls=1), ["orders: 1 message waits, the oldest for 3 min 20 s"]),
+        (
+            queue(6, paused=True, dead=1),
+            [
+                "orders is paused because its webhook answered 410; once that is mended, run "
+                '"manage.py gateway resume orders"',
+                "orders: 1 dead letter",
+            ],
+        ),
         (queue(dead=1), ["orders: 1 dead letter"]),
         (queue(dead=2), ["orders: 2 dead letters"]),
     ],

@@ -134,6 +134,7 @@ class Queue:
         max_messages: How many may wait; 0: no limit.
         max_per_user: How many of one user may wait; 0: no limit.
         pulls: Requests for messages that wait at the server; 0: nobody takes any.
+        paused: Whether no worker gets any, see `Operations.pause`.
     """
 
     service: str
@@ -147,6 +148,7 @@ class Queue:
     max_messages: int = 0
     max_per_user: int = 0
     pulls: int = 0
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +237,17 @@ class Operations(ABC):
     @abstractmethod
     async def queues(self) -> list[Queue]:
         """Return the queue of each service that exists, by name."""
+
+    @abstractmethod
+    async def pause(self, service: str) -> None:
+        """Deliver no message of *service* to any worker, until `resume`. Idempotent.
+
+        Workers keep what they have taken already. The broker remembers it when it restarts.
+
+        Raises:
+            BrokerUnavailable: Also if no worker has ever asked for the service's messages.
+        """
+
+    @abstractmethod
+    async def resume(self, service: str) -> bool:
+        """Deliver messages of *service* again; return False if it was not paused."""

@@ -329,6 +329,12 @@ CLUSTER = (
         "Workers' open requests for more; 0 if there is no worker, or all of them are busy",
     ),
     Spec(
+        "wsgateway_queue_paused",
+        "gauge",
+        ("service",),
+        "1 if workers get no messages because a webhook answered 410, 0 otherwise",
+    ),
+    Spec(
         "wsgateway_queue_age_seconds",
         "gauge",
         ("service",),

@@ -100,6 +100,7 @@ def _add_queues(found: Families, queues: list[Queue]) -> None:
         found.add("wsgateway_queue_messages", queue.waiting, queue.service)
         found.add("wsgateway_queue_in_flight", queue.in_flight, queue.service)
         found.add("wsgateway_queue_pulls", queue.pulls, queue.service)
+        found.add("wsgateway_queue_paused", queue.paused, queue.service)
         found.add("wsgateway_queue_age_seconds", age, queue.service)
         found.add("wsgateway_queue_dead_letters", queue.dead, queue.service)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.failure import code_word
 
-__all__ = ["Reject", "Retry"]
+__all__ = ["Pause", "Reject", "Retry"]
 
 
 class Retry(WsGatewayError):
@@ -33,3 +33,10 @@ class Reject(WsGatewayError):
         super().__init__(reason)
         self.reason = str(reason)
         self.code = code_word(code)
+
+
+class Pause(WsGatewayError):
+    """Nothing of the service can be handled until an operator has mended something.
+
+    Its messages wait until ``manage.py gateway resume``. This one does not use a try.
+    """

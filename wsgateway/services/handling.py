@@ -237,6 +237,15 @@ class Handling:
             logger.info("%s is rejected: %s", name, one_line(error), extra=log_fields)
         elif isinstance(verdict, DeadLettered):
             _log_traceback(logging.ERROR, error, log_fields, "%s becomes a dead letter", name)
+        elif isinstance(verdict, Retried) and verdict.pauses:
+            logger.error(
+                "service %s is paused, and its messages wait: %s. Once that is mended, run "
+                '"manage.py gateway resume %s"',
+                job.service,
+                error,
+                job.service,
+                extra=log_fields,
+            )
         elif isinstance(verdict, Retried):
             if not isinstance(error, Retry) and self._repeats.is_new(job.id, error):
                 text = "%s failed, retrying in %.1f s"
@@ -274,6 +283,9 @@ class Handling:
         # Each step until it has succeeded, and none twice: one that takes longer than the
         # duplicate window would store what was stored before it again.
         if isinstance(verdict, Retried):
+            if verdict.pauses:
+                operations = self._broker.operations
+                await self._persist(job, "pause", lambda: operations.pause(job.service))
             tries = history.tries + verdict.counted
             await self._persist(job, "retried", lambda: self._note(job, tries))
             self._queue.give_back(job, verdict.after)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
-from wsgateway.services.errors import Reject, Retry
+from wsgateway.services.errors import Pause, Reject, Retry
 
 __all__ = ["DeadLettered", "Done", "Rejected", "Retried", "RetryPolicy", "Verdict", "judge"]
 
 LONGEST_PAUSE = 86400.0
 """Seconds that a handler may ask to wait; NATS takes no more than an int of nanoseconds."""
+AFTER_A_PAUSE = 0.5
+"""Seconds until the message that paused a service comes again: it is resumed later than that."""
 NOT_COUNTED = (BrokerUnavailable, QueueFull)
 """Raised because of the broker, so no try is used."""
 
@@ -67,10 +69,17 @@ class Done(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """Deliver it once more after so many seconds; *counted* says whether it has used a try."""
+    """Deliver it once more.
+
+    Attributes:
+        after: Seconds until then.
+        counted: Whether it has used a try.
+        pauses: Whether no message of the service is delivered until somebody resumes it.
+    """
 
     after: float
     counted: bool = True
+    pauses: bool = False
 
 
 class DeadLettered(NamedTuple):
@@ -104,6 +113,8 @@ def judge(
         return Done()
     if isinstance(error, Reject):
         return Rejected(error.code, error.reason)
+    if isinstance(error, Pause):
+        return Retried(AFTER_A_PAUSE, counted=False, pauses=True)
     fitting = (policy for kind, policy in policies.items() if isinstance(error, kind))
     policy = next(fitting, RetryPolicy())
     if isinstance(error, NOT_COUNTED):

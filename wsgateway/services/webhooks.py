@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from wsgateway.conf import settings
 from wsgateway.protocol.strict_json import loads
-from wsgateway.services.errors import Reject, Retry
+from wsgateway.services.errors import Pause, Reject, Retry
 from wsgateway.tracing import find_tracer
 from wsgateway.webhooks.addresses import AddressRefused
 from wsgateway.webhooks.sender import PostFailed, Sender
@@ -46,6 +46,7 @@ class WebhookHandler:
         Raises:
             Reject: The endpoint refuses the message.
             WebhookFailed: It is not handled.
+            Pause: There is no such endpoint any more.
         """
         if self._sender is None:
             self._sender = Sender(self._endpoint, settings.MAX_MESSAGE_SIZE)
@@ -62,7 +63,7 @@ class WebhookHandler:
             case TryAgain(reason, after):
                 raise WebhookFailed(f"{self._endpoint.origin}: {reason}", after=after)
             case Gone():
-                raise WebhookFailed(f"{self._endpoint.origin}: it answered 410")
+                raise Pause(f"{self._endpoint.origin}: it answered 410, so it is gone for good")
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -234,4 +234,16 @@ class MemoryOperations(Operations):
             max_messages=store.max_waiting,
             max_per_user=store.max_waiting_per_user,
             pulls=len(store.workers[service]) if service in store.workers else 0,
+            paused=service in store.paused,
         )
+
+    async def pause(self, service: str) -> None:
+        await self._broker.wait_ready()
+        self._store.paused.add(service)
+
+    async def resume(self, service: str) -> bool:
+        await self._broker.wait_ready()
+        was_paused = service in self._store.paused
+        self._store.paused.discard(service)
+        self._store.wake_workers(service)
+        return was_paused

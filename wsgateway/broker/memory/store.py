@@ -156,6 +156,7 @@ class MemoryStore:
     dead: dict[int, DeadEntry] = field(default_factory=dict)
     buried: Sequence = field(default_factory=Sequence)
     cursors: dict[tuple[Inbox, str], Cursor] = field(default_factory=dict)
+    paused: set[str] = field(default_factory=set)  # services whose workers get no messages
     workers: dict[str, dict[int, Callable[[Inbox | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -116,9 +116,7 @@ class MemoryWorkQueue(WorkQueue):
         self._on_job = on_job
         self._on_turn = on_turn
         self._room = 0
-        self._pull = MemoryPullConsumer(
-            lambda: self._store.queues[service], lambda: self._room, self._take, ack_wait
-        )
+        self._pull = MemoryPullConsumer(self._waiting, lambda: self._room, self._take, ack_wait)
         self._entry = broker.enter(self._store.workers[service], self._on_wake)
 
     def open(self, room: int) -> None:
@@ -141,6 +139,9 @@ class MemoryWorkQueue(WorkQueue):
         if inbox is not None:
             self._on_turn(inbox)
         self._pull.look()
+
+    def _waiting(self) -> Iterable[Sent]:
+        return () if self.service in self._store.paused else self._store.queues[self.service]
 
     def _take(self, sent: Sent) -> None:
         self._room -= 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats.backwards import MAX_OFFSET, look
+from wsgateway.broker.nats.consumers import pause_consumer, resume_consumer
 from wsgateway.broker.nats.cursors import Saved
 from wsgateway.broker.nats.holdings import Holdings, subject_pages
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, NOT_DELETED, ApiError
@@ -162,6 +163,12 @@ class NatsOperations(Operations):
 
     async def queues(self) -> list[Queue]:
         return await self._overview.queues()
+
+    async def pause(self, service: str) -> None:
+        await pause_consumer(self._broker, service)
+
+    async def resume(self, service: str) -> bool:
+        return await resume_consumer(self._broker, service)
 
 
 def _read_to(cursor: Saved, position: Position) -> int:

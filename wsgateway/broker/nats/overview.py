@@ -141,6 +141,7 @@ class Overview:
             max_messages=_limit(config, "max_msgs"),
             max_per_user=_limit(config, "max_msgs_per_subject"),
             pulls=consumer.get("num_waiting", 0),
+            paused=bool(consumer.get("paused")),
         )
 
     async def _waiting(self, service: str, state: Mapping[str, Any], shared: str) -> Place | None:

@@ -9,6 +9,7 @@ from wsgateway.management.gateway.inbox import ShowInbox
 from wsgateway.management.gateway.init import Init
 from wsgateway.management.gateway.key import Key
 from wsgateway.management.gateway.purge import Purge
+from wsgateway.management.gateway.resume import Resume
 from wsgateway.management.gateway.send import Send
 from wsgateway.management.gateway.status import Status
 from wsgateway.management.gateway.tail import Tail
@@ -31,5 +32,6 @@ class Command(ActionCommand):
         Disconnect(),
         Purge(),
         Drain(),
+        Resume(),
         Key(),
     )
