@@ -34,7 +34,12 @@ from wsgateway.setting import (
     seconds,
     text,
 )
-from wsgateway.webhooks.config import are_webhooks, webhook_flaws
+from wsgateway.webhooks.config import (
+    are_webhooks,
+    events_webhook_flaws,
+    is_events_webhook,
+    webhook_flaws,
+)
 
 __all__ = ["GROUPS", "SETTINGS", "Settings", "misspelt_setting", "nearest_setting", "settings"]
 
@@ -316,6 +321,16 @@ class Settings:
         valid=lambda v: 0 <= v <= MAX_SECONDS,
         want=f"0 or more, at most {MAX_SECONDS}",
         unit="seconds",
+    )
+    EVENTS_WEBHOOK: Setting[dict[str, Any]] = Setting(
+        {},
+        "Where `runevents` posts that sockets and users come and go: a dict with `url` and "
+        "`secret`. [A webhook](../how-to/presence-events.md#a-webhook) lists the other options",
+        kind=dict,
+        valid=is_events_webhook,
+        flaw=events_webhook_flaws,
+        want="a dict, for example {'url': 'https://…', 'secret': 'whsec_…'}",
+        is_secret=True,
     )
     MAY_WATCH = text(
         "",

@@ -311,6 +311,8 @@ class EventsCounters:
         """Signals that wait for receivers."""
         self.outcomes: Counter[str] = Counter()
         """Signals by what became of them: sent, failed (a receiver raised), dropped."""
+        self.posts: Counter[str] = Counter()
+        """Events for the webhook by what became of them: the same."""
 
 
 class ApiCounters:

@@ -202,6 +202,7 @@ def test_dashboard_and_alerts_cover_every_part() -> None:
     assert missing == {
         "wsgateway_broker_connects_total",
         "wsgateway_cluster_up",
+        "wsgateway_events_posts_total",
         "wsgateway_gateway_fetched_messages_total",
         "wsgateway_layer_gaps_filled_total",
         "wsgateway_layer_gaps_total",

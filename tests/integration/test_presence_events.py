@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from tests.receiver import SECRET, receiving
 from tests.support import Gateway, until
 from wsgateway import counters, presence, signals
 from wsgateway.broker.nats.broker import NatsBroker
@@ -20,6 +21,8 @@ from wsgateway.client import Client, GatewayError, connect
 from wsgateway.events.runner import EventRunner
 from wsgateway.exceptions import MalformedMessage
 from wsgateway.metrics.collector import LocalCollector
+from wsgateway.protocol.events import CONNECTED, SocketEvent, encode_event
+from wsgateway.protocol.subjects import Inbox
 
 Gateways = Callable[..., Gateway]
 V1: dict[str, Any] = {"subprotocols": ["wsgateway.v1"]}
@@ -136,6 +139,25 @@ async def signals_of_runevents(
 @pytest.fixture(autouse=True)
 def counts_from_zero() -> None:
     counters.reset()
+
+
+async def test_events_go_to_a_webhook_too(nats_settings: Any, broker: NatsBroker) -> None:
+    inbox = Inbox("orders", "ann")
+    time = datetime.now(UTC).isoformat()
+    came = SocketEvent(CONNECTED, *inbox, "phone", "c1", "g1", time, "wsgateway.v1")
+    async with receiving() as receiver:
+        nats_settings.WSGATEWAY_EVENTS_WEBHOOK = {
+            "url": receiver.url,
+            "secret": SECRET,
+            "allow_private": ["127.0.0.0/8"],
+        }
+        async with signals_of_runevents() as (got, _):
+            broker.bus.publish(broker.subjects.event(inbox), encode_event(came))
+            await until(lambda: len(receiver.requests) == 2)
+            await until(lambda: len(got) == 2)
+    types = [request.fields["type"] for request in receiver.requests]
+    assert types == ["socket.connected", "user.online"]
+    assert receiver.requests[0].fields["connection"] == "c1"
 
 
 async def test_signals_name_sockets_and_the_first_and_last_of_a_user(

@@ -638,7 +638,7 @@ def test_E002_webhook_with_a_wrong_option(webhooks: Any) -> None:
 
 
 def test_E014_webhook_without_httpx(webhooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_of_services, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.webhooks, "find_spec", lambda name: None)
     assert messages()["E014"] == ("Webhooks need httpx; run: pip install 'wsgateway[webhooks]'.")
 
 
@@ -669,4 +669,6 @@ def test_W004_webhook_that_the_complete_list_lacks(webhooks: Any) -> None:
 def test_W110_webhook_without_tls(webhooks: Any) -> None:
     assert "W110" not in messages(deploy=True)
     webhooks.WSGATEWAY_WEBHOOKS["orders"]["url"] = "http://example.com/"
-    assert "The webhooks of orders use http" in messages(deploy=True)["W110"]
+    assert "The webhook 'orders' uses http" in messages(deploy=True)["W110"]
+    webhooks.WSGATEWAY_EVENTS_WEBHOOK = webhooks.WSGATEWAY_WEBHOOKS.pop("orders")
+    assert "WSGATEWAY_EVENTS_WEBHOOK uses http" in messages(deploy=True)["W110"]

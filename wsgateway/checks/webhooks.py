@@ -1,7 +1,8 @@
-"""WSGATEWAY_WEBHOOKS: what no single value shows."""
+"""WSGATEWAY_WEBHOOKS and its like: what no single value shows."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
@@ -11,41 +12,52 @@ from wsgateway.checks.values import readable
 from wsgateway.conf import settings
 from wsgateway.declared import discover
 from wsgateway.services.registry import webhook_flaw
-from wsgateway.webhooks.config import webhook_of
+from wsgateway.webhooks.config import NO_HTTPX, Endpoint, events_webhook_of, webhook_of
 
 __all__ = ["check_production_webhooks", "check_webhooks"]
+
+SETTINGS = ("WSGATEWAY_WEBHOOKS", "WSGATEWAY_EVENTS_WEBHOOK")
 
 
 def check_webhooks(**kwargs: Any) -> list[CheckMessage]:
     """E014: a webhook that cannot be used."""
-    if not possible("WSGATEWAY_WEBHOOKS", "WSGATEWAY_SERVICES_MODULE"):
+    if not possible(*SETTINGS, "WSGATEWAY_SERVICES_MODULE"):
         return []
     discover()
-    flaws = []
-    for name, options in sorted(settings.WEBHOOKS.items()):
-        ca = webhook_of(options).endpoint.ca
-        if flaw := webhook_flaw(name):
-            flaws.append(flaw)
-        elif ca and not readable(ca):
-            flaws.append(f"the 'ca' of the webhook {name!r} is {ca!r}, which cannot be read")
+    flaws = [flaw for name in sorted(settings.WEBHOOKS) if (flaw := webhook_flaw(name))]
+    endpoints = _endpoints()
+    if endpoints and find_spec("httpx") is None:
+        flaws = [NO_HTTPX]
+    flaws += [
+        f"the 'ca' of {where} is {endpoint.ca!r}, which cannot be read"
+        for where, endpoint in endpoints.items()
+        if endpoint.ca and not readable(endpoint.ca)
+    ]
     hint = "docs/how-to/webhooks.md shows how to set up a webhook."
-    # Without httpx, each has the same flaw
-    return [Error(sentence(flaw), hint=hint, id="wsgateway.E014") for flaw in dict.fromkeys(flaws)]
+    return [Error(sentence(flaw), hint=hint, id="wsgateway.E014") for flaw in flaws]
+
+
+def _endpoints() -> dict[str, Endpoint]:
+    """Return every endpoint that a setting names, by the words for it."""
+    found = {
+        f"the webhook {name!r}": webhook_of(options).endpoint
+        for name, options in sorted(settings.WEBHOOKS.items())
+    }
+    if options := settings.EVENTS_WEBHOOK:
+        found["WSGATEWAY_EVENTS_WEBHOOK"] = events_webhook_of(options).endpoint
+    return found
 
 
 def check_production_webhooks(**kwargs: Any) -> list[CheckMessage]:
-    """W110: what clients send goes over the network unencrypted."""
-    if not possible("WSGATEWAY_WEBHOOKS"):
-        return []
-    found = {name: webhook_of(options).endpoint for name, options in settings.WEBHOOKS.items()}
-    plain = sorted(name for name, endpoint in found.items() if endpoint.is_plain)
-    if not plain:
+    """W110: what is sent goes over the network unencrypted."""
+    if not possible(*SETTINGS):
         return []
     return [
         Warning(
-            f"The webhooks of {', '.join(plain)} use http, so anybody on the way can read what "
-            "clients send.",
+            sentence(f"{where} uses http, so anybody on the way can read what is sent"),
             hint="Use https. Silence this check if the network is private.",
             id="wsgateway.W110",
         )
+        for where, endpoint in _endpoints().items()
+        if endpoint.is_plain
     ]

@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from django.dispatch import Signal
 
 from wsgateway import counters
 from wsgateway.broker import runtime
 from wsgateway.broker.roster import new_member_id
 from wsgateway.conf import settings
+from wsgateway.events.posting import Posting
 from wsgateway.events.reconciling import list_online
 from wsgateway.events.signalling import Signalling
 from wsgateway.exceptions import BrokerError, MalformedMessage, NameRefused, reason_of
@@ -29,6 +32,7 @@ from wsgateway.protocol.subjects import Inbox
 from wsgateway.roll_call import RollCall
 from wsgateway.signals import socket_connected, socket_disconnected, user_offline, user_online
 from wsgateway.supervision import supervise
+from wsgateway.webhooks.config import events_webhook_of
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
@@ -65,9 +69,10 @@ class EventRunner:
         say: Tells the operator.
     """
 
-    _broker: Broker  # these three are set by `run`
+    _broker: Broker  # these four are set by `run`
     _lease: Lease
     _signalling: Signalling
+    _outlets: list[Signalling]
 
     def __init__(self, ready_file: str | None, say: Say) -> None:
         self._ready_file = Path(ready_file) if ready_file else None
@@ -107,7 +112,11 @@ class EventRunner:
         id = new_member_id()
         self._lease = self._broker.lease(LEASE, id)
         self._signalling = Signalling(self._lease)
-        self._signalling.start()
+        self._outlets = [self._signalling]
+        if options := settings.EVENTS_WEBHOOK:
+            self._outlets.append(Posting(self._lease, events_webhook_of(options)))
+        for outlet in self._outlets:
+            outlet.start()
         self._broker.on_lost(self._lease.drop)
         self._broker.on_ready(self._on_ready)
         subject = self._broker.subjects.all_of("event")
@@ -124,7 +133,8 @@ class EventRunner:
             subscription.close()
             for task in tasks:
                 task.cancel()
-            await self._signalling.stop(settings.CLOSE_TIMEOUT)
+            limit = settings.CLOSE_TIMEOUT
+            await asyncio.gather(*(outlet.stop(limit) for outlet in self._outlets))
             with contextlib.suppress(BrokerError, TimeoutError):
                 async with asyncio.timeout(RELEASE_WITHIN):
                     await self._lease.release()
@@ -164,18 +174,22 @@ class EventRunner:
             "time": time,
         }
         if event.event == CONNECTED:
-            self._signalling.send(socket_connected, inbox, **about)
+            self._send(socket_connected, inbox, **about)
             self._came(inbox, time)
         elif event.event == DISCONNECTED:
-            self._signalling.send(socket_disconnected, inbox, code=event.code, **about)
+            self._send(socket_disconnected, inbox, code=event.code, **about)
             if inbox in self._edges.online:
                 self._edges.left(inbox, self._now(), event.reconnect_after)
                 self._left_at[inbox] = time
 
+    def _send(self, signal: Signal, inbox: Inbox, **arguments: Any) -> None:
+        for outlet in self._outlets:
+            outlet.send(signal, inbox, **arguments)
+
     def _came(self, inbox: Inbox, time: datetime) -> None:
         self._left_at.pop(inbox, None)
         if self._edges.came(inbox):
-            self._signalling.send(user_online, inbox, time=time)
+            self._send(user_online, inbox, time=time)
 
     @staticmethod
     def _now() -> float:
@@ -200,7 +214,7 @@ class EventRunner:
             return
         time = self._left_at.pop(inbox, None) or datetime.now(UTC)
         if is_offline:
-            self._signalling.send(user_offline, inbox, time=time)
+            self._send(user_offline, inbox, time=time)
 
     async def _ask(self, inboxes: list[Inbox]) -> Mapping[Inbox, bool | None]:
         try:

@@ -59,6 +59,9 @@ class Signalling:
             not known, as after the connection to the broker was lost, the signal waits.
     """
 
+    too_slow = "receivers are too slow, hand long work to a task queue"
+    """What the log says when too many signals wait."""
+
     def __init__(self, right: Right) -> None:
         self._right = right
         self._lanes: list[asyncio.Queue[_Waiting]] = []
@@ -90,17 +93,23 @@ class Signalling:
 
     def send(self, signal: Signal, inbox: Inbox, **arguments: Any) -> None:
         """Send a signal soon, after this user's earlier ones."""
-        if not signal.has_listeners(SocketEvent) or not self._right.possible:
+        if not self.wants(signal) or not self._right.possible:
             return
         if self._waiting >= MAX_WAITING:
             self._drop()
             return
-        self._waiting += 1
-        counters.events.waiting = self._waiting
+        self._note_waiting(self._waiting + 1)
         self._idle.clear()
         lane = self._lanes[hash(inbox) % LANES]
         about = {"service": inbox.service, "user": inbox.user, **arguments}
         lane.put_nowait(_Waiting(signal, about, self._right.term))
+
+    def wants(self, signal: Signal) -> bool:
+        """Say whether anybody wants to hear of it."""
+        return signal.has_listeners(SocketEvent)
+
+    def _note_waiting(self, waiting: int) -> None:
+        self._waiting = counters.events.waiting = waiting
 
     def _count(self, outcome: str) -> None:
         self.counts[outcome] += 1
@@ -111,8 +120,8 @@ class Signalling:
         if monotonic() >= self._complains:
             self._complains = monotonic() + COMPLAIN_EACH
             logger.error(
-                "receivers are too slow: %d signals wait, so others are dropped (%d so far). "
-                "Hand long work to a task queue",
+                "%s: %d wait, so others are dropped (%d so far)",
+                self.too_slow,
                 self._waiting,
                 self.counts["dropped"],
             )
@@ -124,18 +133,13 @@ class Signalling:
                 if await self._right.settled(waiting.term):
                     await self._call(waiting.signal, waiting.arguments)
             finally:
-                self._waiting -= 1
-                counters.events.waiting = self._waiting
+                self._note_waiting(self._waiting - 1)
                 if not self._waiting:
                     self._idle.set()
 
     async def _call(self, signal: Signal, arguments: Mapping[str, Any]) -> None:
-        """Call the receivers. Django logs the errors of those that raise."""
         try:
-            async with database.UsableConnections():
-                results = await signal.asend_robust(SocketEvent, **arguments)
-            failed = any(isinstance(result, Exception) for _, result in results)
-            self._count("failed" if failed else "sent")
+            self._count("sent" if await self.deliver(signal, arguments) else "failed")
         except (Exception, asyncio.CancelledError, SystemExit) as exc:
             task = asyncio.current_task()
             if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
@@ -143,3 +147,9 @@ class Signalling:
             self._count("failed")
             log_fields = {name: arguments[name] for name in ("service", "user")}
             logger.exception("a receiver failed", extra=log_fields)
+
+    async def deliver(self, signal: Signal, arguments: Mapping[str, Any]) -> bool:
+        """Call the receivers; return whether none raised. Django logs the errors."""
+        async with database.UsableConnections():
+            results = await signal.asend_robust(SocketEvent, **arguments)
+        return not any(isinstance(result, Exception) for _, result in results)

@@ -290,6 +290,12 @@ EVENTS = (
         ("outcome",),
         "Signals: sent, failed (a receiver raised), dropped (too many waited)",
     ),
+    Spec(
+        "wsgateway_events_posts_total",
+        "counter",
+        ("outcome",),
+        "Events for the webhook: sent, failed (after the last try), dropped (too many waited)",
+    ),
 )
 API = (
     Spec(

@@ -168,6 +168,7 @@ def _events(found: Families) -> None:
     found.add("wsgateway_events_waiting", counts.waiting)
     for outcome in SIGNALS:
         found.add("wsgateway_events_signals_total", counts.outcomes[outcome], outcome)
+        found.add("wsgateway_events_posts_total", counts.posts[outcome], outcome)
 
 
 def _api(found: Families) -> None:

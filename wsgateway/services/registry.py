@@ -19,7 +19,7 @@ from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
 from wsgateway.services.webhooks import WebhookHandler
-from wsgateway.webhooks.config import Webhook, webhook_of
+from wsgateway.webhooks.config import NO_HTTPX, Webhook, webhook_of
 
 __all__ = [
     "JsonHandler",
@@ -239,7 +239,7 @@ def find_services() -> dict[str, Service]:
 def webhook_flaw(name: str) -> str:
     """Return why the webhook of the service *name* cannot be used; "" if it can."""
     if find_spec("httpx") is None:
-        return "webhooks need httpx; run: pip install 'wsgateway[webhooks]'"
+        return NO_HTTPX
     topics = declared.topics.get(name)
     handler = declared.registered.get(name) or (topics and topics.handler)
     if handler is not None:

@@ -13,8 +13,21 @@ from urllib.parse import urlsplit
 from wsgateway.setting import are_names, network_flaws
 from wsgateway.webhooks.signing import key_of
 
-__all__ = ["Endpoint", "Webhook", "are_webhooks", "webhook_flaws", "webhook_of"]
+__all__ = [
+    "NO_HTTPX",
+    "Endpoint",
+    "EventsWebhook",
+    "Webhook",
+    "are_webhooks",
+    "events_webhook_flaws",
+    "events_webhook_of",
+    "is_events_webhook",
+    "webhook_flaws",
+    "webhook_of",
+]
 
+NO_HTTPX = "webhooks need httpx; run: pip install 'wsgateway[webhooks]'"
+EVENTS = ("socket.connected", "socket.disconnected", "user.online", "user.offline")
 MAX_TIMEOUT = 600.0
 RETRY = {
     "attempts": (int, 1, 1000),
@@ -69,6 +82,28 @@ class Webhook:
     endpoint: Endpoint
     concurrency: int | None = None
     retry: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EventsWebhook:
+    """The webhook that hears of sockets and users.
+
+    Attributes:
+        endpoint: Where it is.
+        events: The types of what is posted.
+        retry: What `wsgateway.RetryPolicy` is made of.
+    """
+
+    endpoint: Endpoint
+    events: frozenset[str]
+    retry: Mapping[str, Any] = field(default_factory=dict)
+
+
+def events_webhook_of(options: Mapping[str, Any]) -> EventsWebhook:
+    """Return what the value of ``WSGATEWAY_EVENTS_WEBHOOK`` says; it has no flaws."""
+    options = dict(options)
+    events, retry = options.pop("events", EVENTS), options.pop("retry", {})
+    return EventsWebhook(_endpoint_of(options), frozenset(events), retry)
 
 
 def webhook_of(options: Mapping[str, Any]) -> Webhook:
@@ -137,6 +172,14 @@ def _retry_flaw(retry: Any) -> str:
     return _flaws(retry, {name: _number_flaw(*each) for name, each in RETRY.items()})
 
 
+def _events_flaw(events: Any) -> str:
+    known = ", ".join(EVENTS)
+    if not isinstance(events, (list, tuple)) or not events or not are_names(events):
+        return f"must be a list of some of {known}"
+    unknown = [repr(each) for each in events if each not in EVENTS]
+    return f"has {', '.join(unknown)}, but may have {known}" if unknown else ""
+
+
 def _ca_flaw(path: Any) -> str:
     return "" if isinstance(path, str) else "must be the path of a file with certificates"
 
@@ -149,6 +192,8 @@ ENDPOINT: dict[str, Callable[[Any], str]] = {
     "ca": _ca_flaw,
 }
 WEBHOOK = {**ENDPOINT, "concurrency": _number_flaw(int, 1, 10_000), "retry": _retry_flaw}
+
+EVENTS_WEBHOOK = {**ENDPOINT, "events": _events_flaw, "retry": _retry_flaw}
 
 
 def _flaws(options: Mapping[Any, Any], known: Mapping[str, Callable[[Any], str]]) -> str:
@@ -166,11 +211,11 @@ def _flaws(options: Mapping[Any, Any], known: Mapping[str, Callable[[Any], str]]
     return ", ".join(found)
 
 
-def _webhook_flaw(options: Any) -> str:
+def _endpoint_flaw(options: Any, known: Mapping[str, Callable[[Any], str]] = WEBHOOK) -> str:
     if not isinstance(options, Mapping):
         return "must be a dict with 'url' and 'secret'"
     missing = [name for name in ("url", "secret") if name not in options]
-    return f"lacks {' and '.join(map(repr, missing))}" if missing else _flaws(options, WEBHOOK)
+    return f"lacks {' and '.join(map(repr, missing))}" if missing else _flaws(options, known)
 
 
 def webhook_flaws(value: Mapping[Any, Any]) -> str:
@@ -179,10 +224,19 @@ def webhook_flaws(value: Mapping[Any, Any]) -> str:
     for service, options in value.items():
         if not isinstance(service, str) or not service:
             found.append(f"{service!r} is not the name of a service")
-        elif flaw := _webhook_flaw(options):
+        elif flaw := _endpoint_flaw(options):
             found.append(f"{service!r}: {flaw}")
     return "; ".join(found)
 
 
 def are_webhooks(value: Any) -> bool:
     return not webhook_flaws(value)
+
+
+def events_webhook_flaws(value: Any) -> str:
+    """Return what is wrong with a value of ``WSGATEWAY_EVENTS_WEBHOOK``; "" also if it is empty."""
+    return _endpoint_flaw(value, EVENTS_WEBHOOK) if value else ""
+
+
+def is_events_webhook(value: Any) -> bool:
+    return not events_webhook_flaws(value)
