@@ -37,7 +37,9 @@ from wsgateway.setting import (
 from wsgateway.webhooks.config import (
     are_webhooks,
     events_webhook_flaws,
+    identity_webhook_flaws,
     is_events_webhook,
+    is_identity_webhook,
     webhook_flaws,
 )
 
@@ -96,6 +98,17 @@ class Settings:
         kind=(list, tuple),
         valid=lambda v: bool(v) and all(isinstance(path, str) for path in v),
         want="a list of dotted paths, for example ['wsgateway.identity.SessionIdentity']",
+    )
+    IDENTITY_WEBHOOK: Setting[dict[str, Any]] = Setting(
+        {},
+        "Where `WebhookIdentity` asks whose socket it is: a dict with `url`, `secret`, and the "
+        "`headers` or `cookies` that are sent there. "
+        "[A webhook](../how-to/identity.md#a-webhook) lists the other options",
+        kind=dict,
+        valid=is_identity_webhook,
+        flaw=identity_webhook_flaws,
+        want="a dict, for example {'url': 'https://…', 'secret': 'whsec_…', 'cookies': ['id']}",
+        is_secret=True,
     )
     ALLOWED_ORIGINS: Setting[list[str] | None] = Setting(
         None,

@@ -20,6 +20,7 @@ from tests.receiver import SECRET
 from tests.support import Process, site_env
 from wsgateway.broker.embedded import free_port
 from wsgateway.broker.memory import MemoryBroker, reset_shared_store
+from wsgateway.conf import SETTINGS
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.services.registry import get_service
 from wsgateway.services.worker import Worker
@@ -38,6 +39,20 @@ def test_settings_of_the_page_are_possible(monkeypatch: pytest.MonkeyPatch) -> N
         names: dict[str, Any] = {}
         exec(block, names)
         assert webhook_flaws(names["WSGATEWAY_WEBHOOKS"]) == ""
+
+
+@pytest.mark.parametrize("path", ["how-to/presence-events.md", "how-to/identity.md"])
+def test_settings_of_other_pages_are_possible(
+    path: str, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    for name in ("EVENTS", "IDENTITY"):
+        monkeypatch.setenv(f"{name}_WEBHOOK_SECRET", SECRET)
+    names: dict[str, Any] = {}
+    exec(DocumentPage(path).code("_WEBHOOK = {"), names)
+    (name,) = [each for each in names if each.endswith("_WEBHOOK")]
+    setattr(settings, name, names[name])
+    assert SETTINGS[name].problem() is None
+    assert set(names[name]) > {"url", "secret"}
 
 
 def test_every_option_is_on_the_page() -> None:

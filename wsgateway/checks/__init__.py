@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from wsgateway.checks.base import Check
 from wsgateway.checks.identity import (
+    check_identity_webhook,
     check_production_tokens,
     check_resolvers,
     check_strangers,
@@ -58,6 +59,7 @@ CHECKS: list[Check] = [
     check_user_names,
     check_strangers,
     check_tokens,
+    check_identity_webhook,
     check_watching,
     check_files,
     check_urls,

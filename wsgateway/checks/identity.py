@@ -14,9 +14,10 @@ from django.utils.module_loading import import_string
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
 from wsgateway.hooks import get_resolver
-from wsgateway.identity import AnonymousIdentity, DrfIdentity, JwtIdentity
+from wsgateway.identity import AnonymousIdentity, DrfIdentity, JwtIdentity, WebhookIdentity
 
 __all__ = [
+    "check_identity_webhook",
     "check_production_tokens",
     "check_resolvers",
     "check_strangers",
@@ -122,6 +123,20 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
             )
         )
     return found
+
+
+def check_identity_webhook(**kwargs: Any) -> list[CheckMessage]:
+    """E015: a resolver that asks a webhook, but none is set."""
+    if not possible("WSGATEWAY_IDENTITY_WEBHOOK") or settings.IDENTITY_WEBHOOK:
+        return []
+    return [
+        Error(
+            f"WSGATEWAY_IDENTITY holds {path}, but WSGATEWAY_IDENTITY_WEBHOOK is empty.",
+            hint="Set its url and secret, or remove the resolver.",
+            id="wsgateway.E015",
+        )
+        for path, _ in _resolvers_of(WebhookIdentity)
+    ]
 
 
 def _resolvers_of(kind: type[T]) -> Iterator[tuple[str, T]]:

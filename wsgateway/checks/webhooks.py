@@ -12,11 +12,21 @@ from wsgateway.checks.values import readable
 from wsgateway.conf import settings
 from wsgateway.declared import discover
 from wsgateway.services.registry import webhook_flaw
-from wsgateway.webhooks.config import NO_HTTPX, Endpoint, events_webhook_of, webhook_of
+from wsgateway.webhooks.config import (
+    NO_HTTPX,
+    Endpoint,
+    events_webhook_of,
+    identity_webhook_of,
+    webhook_of,
+)
 
 __all__ = ["check_production_webhooks", "check_webhooks"]
 
-SETTINGS = ("WSGATEWAY_WEBHOOKS", "WSGATEWAY_EVENTS_WEBHOOK")
+SETTINGS = (
+    "WSGATEWAY_WEBHOOKS",
+    "WSGATEWAY_EVENTS_WEBHOOK",
+    "WSGATEWAY_IDENTITY_WEBHOOK",
+)
 
 
 def check_webhooks(**kwargs: Any) -> list[CheckMessage]:
@@ -45,6 +55,8 @@ def _endpoints() -> dict[str, Endpoint]:
     }
     if options := settings.EVENTS_WEBHOOK:
         found["WSGATEWAY_EVENTS_WEBHOOK"] = events_webhook_of(options).endpoint
+    if options := settings.IDENTITY_WEBHOOK:
+        found["WSGATEWAY_IDENTITY_WEBHOOK"] = identity_webhook_of(options).endpoint
     return found
 
 

@@ -27,6 +27,7 @@ from wsgateway.identity.resolving import (
 from wsgateway.identity.rest_framework import DrfIdentity
 from wsgateway.identity.tokens import make_token, set_identity_cookie, token_in
 from wsgateway.identity.voiding import require_valid_token
+from wsgateway.identity.webhooks import WebhookIdentity
 
 __all__ = [
     "DEFAULT_DEVICE",
@@ -42,6 +43,7 @@ __all__ = [
     "SessionIdentity",
     "SignedCookieIdentity",
     "TokenIdentity",
+    "WebhookIdentity",
     "get_resolver",
     "make_token",
     "renew_identity",

@@ -17,11 +17,15 @@ __all__ = [
     "NO_HTTPX",
     "Endpoint",
     "EventsWebhook",
+    "IdentityWebhook",
     "Webhook",
     "are_webhooks",
     "events_webhook_flaws",
     "events_webhook_of",
+    "identity_webhook_flaws",
+    "identity_webhook_of",
     "is_events_webhook",
+    "is_identity_webhook",
     "webhook_flaws",
     "webhook_of",
 ]
@@ -106,6 +110,31 @@ def events_webhook_of(options: Mapping[str, Any]) -> EventsWebhook:
     return EventsWebhook(_endpoint_of(options), frozenset(events), retry)
 
 
+@dataclass(frozen=True)
+class IdentityWebhook:
+    """The webhook that says whose socket it is.
+
+    Attributes:
+        endpoint: Where it is.
+        headers: Names of the headers that it gets, in lower case.
+        cookies: Names of the cookies that it gets.
+        cache: Seconds for which an answer is kept.
+    """
+
+    endpoint: Endpoint
+    headers: tuple[str, ...]
+    cookies: tuple[str, ...]
+    cache: float = 5.0
+
+
+def identity_webhook_of(options: Mapping[str, Any]) -> IdentityWebhook:
+    """Return what the value of ``WSGATEWAY_IDENTITY_WEBHOOK`` says; it has no flaws."""
+    options = dict(options)
+    headers = tuple(name.lower() for name in options.pop("headers", ()))
+    cookies, cache = tuple(options.pop("cookies", ())), options.pop("cache", 5.0)
+    return IdentityWebhook(_endpoint_of(options), headers, cookies, cache)
+
+
 def webhook_of(options: Mapping[str, Any]) -> Webhook:
     """Return what the options of one webhook say; they have no flaws."""
     options = dict(options)
@@ -180,6 +209,12 @@ def _events_flaw(events: Any) -> str:
     return f"has {', '.join(unknown)}, but may have {known}" if unknown else ""
 
 
+def _names_flaw(names: Any) -> str:
+    if isinstance(names, (list, tuple)) and are_names(names) and all(map(str.isascii, names)):
+        return ""
+    return "must be a list of names"
+
+
 def _ca_flaw(path: Any) -> str:
     return "" if isinstance(path, str) else "must be the path of a file with certificates"
 
@@ -193,6 +228,12 @@ ENDPOINT: dict[str, Callable[[Any], str]] = {
 }
 WEBHOOK = {**ENDPOINT, "concurrency": _number_flaw(int, 1, 10_000), "retry": _retry_flaw}
 
+IDENTITY_WEBHOOK = {
+    **ENDPOINT,
+    "headers": _names_flaw,
+    "cookies": _names_flaw,
+    "cache": _number_flaw(float, 0, 3600),
+}
 EVENTS_WEBHOOK = {**ENDPOINT, "events": _events_flaw, "retry": _retry_flaw}
 
 
@@ -236,6 +277,18 @@ def are_webhooks(value: Any) -> bool:
 def events_webhook_flaws(value: Any) -> str:
     """Return what is wrong with a value of ``WSGATEWAY_EVENTS_WEBHOOK``; "" also if it is empty."""
     return _endpoint_flaw(value, EVENTS_WEBHOOK) if value else ""
+
+
+def identity_webhook_flaws(value: Any) -> str:
+    """Return the same for ``WSGATEWAY_IDENTITY_WEBHOOK``."""
+    flaw = _endpoint_flaw(value, IDENTITY_WEBHOOK) if value else ""
+    if value and not flaw and not value.get("headers") and not value.get("cookies"):
+        return "name the 'headers' or 'cookies' that it gets, for example ['authorization']"
+    return flaw
+
+
+def is_identity_webhook(value: Any) -> bool:
+    return not identity_webhook_flaws(value)
 
 
 def is_events_webhook(value: Any) -> bool:
