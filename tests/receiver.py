@@ -67,8 +67,12 @@ class Receiver:
         self.requests: list[Request] = []
         self.answers: Callable[[Request], Any] = lambda request: answer()
         self.url = ""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 first, *lines = head.decode().split("\r\n")[:-2]
@@ -89,10 +93,19 @@ class Receiver:
                     writer.write(piece)
                     await writer.drain()
                 break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # asyncio logs a callback's error if this task ends cancelled
         finally:
             writer.close()
+            self._tasks.discard(task)
+
+    async def close(self) -> None:
+        """End every connection."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 @asynccontextmanager
@@ -105,3 +118,4 @@ async def receiving(context: ssl.SSLContext | None = None) -> AsyncIterator[Rece
         yield receiver
     finally:
         server.close()
+        await receiver.close()

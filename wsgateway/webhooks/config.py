@@ -70,7 +70,7 @@ class Endpoint:
     @property
     def is_plain(self) -> bool:
         """Whether requests are not encrypted."""
-        return self.url.startswith("http:")
+        return urlsplit(self.url).scheme == "http"
 
 
 @dataclass(frozen=True)

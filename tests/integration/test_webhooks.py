@@ -1,0 +1,51 @@
+"""A client, a gateway, ``manage.py runservice`` and a backend that knows only HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.receiver import SECRET, answer, receiving
+from tests.support import Gateway, Process
+from wsgateway.client import GatewayError, connect
+
+Gateways = Callable[..., Gateway]
+
+
+async def test_client_talks_to_a_backend_that_knows_only_http(
+    gateway_factory: Gateways, tmp_path: Path
+) -> None:
+    """What it asks while nothing runs but the gateway waits; refusals reach it, too."""
+    async with receiving() as receiver:
+        replies = [answer(503), answer(200, {"price": 9}), answer(422, {"code": "no_item"})]
+        receiver.answers = lambda request: replies.pop(0)
+        options = {
+            "url": receiver.url,
+            "secret": SECRET,
+            "retry": {"initial": 0.05},
+            "allow_private": ["127.0.0.0/8"],
+        }
+        webhooks = json.dumps({"prices": options})
+        env = {"WSGATEWAY_SERVICES": "prices", "WSGATEWAY_WEBHOOKS": webhooks}
+        gateway = gateway_factory(**env)
+        command = [sys.executable, "manage.py", "runservice", "prices", "--noreload"]
+        worker = Process(command, tmp_path / "worker.log", gateway.env)
+        cookies = {"Cookie": "service=prices; user=ann"}
+        url = gateway.ws("/ws/prices/")
+        try:
+            async with connect(url, additional_headers=cookies, proxy=None) as client:
+                asking = asyncio.create_task(client.request({"item": "tea"}))
+                await asyncio.to_thread(worker.spawn)
+                assert (await asyncio.wait_for(asking, 30)).json() == {"price": 9}
+                with pytest.raises(GatewayError) as refused:
+                    await client.request({"item": ""})
+        finally:
+            worker.kill()
+    assert refused.value.code == "no_item"
+    assert [request.fields["attempt"] for request in receiver.requests] == [1, 2, 1]
+    assert receiver.requests[0].fields["connection"]
