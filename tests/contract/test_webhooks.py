@@ -24,6 +24,7 @@ from wsgateway.management.exits import Exit
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import deadletters
+from wsgateway.services.registry import get_service
 from wsgateway.services.runner import services_to_run
 from wsgateway.services.worker import Worker
 
@@ -136,6 +137,14 @@ async def test_failure_is_tried_again_with_the_same_id(broker: Broker, receiver:
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
     assert "." not in receiver.requests[0].headers["webhook-id"]
     assert json.loads((await answers(broker))[0].payload) == {"ok": True}
+
+
+def test_backend_may_be_away_for_minutes(settings: Any) -> None:
+    """With the tries of a handler, a deploy of ten seconds made dead letters."""
+    settings.WSGATEWAY_WEBHOOKS = {"orders": webhook("https://a.example", retry={"cap": 60})}
+    (policy,) = get_service("orders").policies.values()
+    assert policy.attempts == 20
+    assert 300 < sum(policy.pause(attempt, lambda: 1.0) for attempt in range(1, 20)) < 600
 
 
 async def hang_up() -> AsyncIterator[bytes]:

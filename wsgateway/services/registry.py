@@ -33,6 +33,8 @@ __all__ = [
 
 CONCURRENCY = 16
 """Users served at once by one worker, unless a service says otherwise."""
+WEBHOOK_ATTEMPTS = 20
+"""Tries of a webhook, about ten minutes: a backend that is down for a deploy is not a bug."""
 
 if TYPE_CHECKING:
     from wsgateway.broker.work import Job
@@ -257,7 +259,7 @@ def _service_of_webhook(name: str, webhook: Webhook) -> Service:
     return Service(
         name,
         WebhookHandler(webhook.endpoint),
-        {Exception: RetryPolicy(**webhook.retry)},
+        {Exception: RetryPolicy(**{"attempts": WEBHOOK_ATTEMPTS, **webhook.retry})},
         webhook.concurrency or CONCURRENCY,
         has_topics=name in declared.topics,
     )
