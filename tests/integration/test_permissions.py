@@ -275,12 +275,14 @@ async def test_service_takes_acknowledges_replies_and_sets_aside(
         async with acting(ws_settings, url("service")) as service, serving(service) as worker:
             await until(lambda: worker.counts.total() == 4, 20, "all")
             await asyncio.sleep(2.5)  # longer than ACK_WAIT: what is not acknowledged comes again
+            await service.operations.pause("orders")  # as a webhook that is gone does
         assert handled == ["good", "bad", "bad", "second"]
         assert [s.reply_to for s in await answers(gateway)] == ["good", "bad", "second"]
     async with acting(ws_settings, url("operator")) as operator:
         [letter] = [letter async for letter in deadletters.letters(operator)]
         assert letter.payload == b"bad"
         await deadletters.retry(operator, letter)
+        assert await operator.operations.resume("orders")
         assert [letter async for letter in deadletters.letters(operator)] == []
 
 

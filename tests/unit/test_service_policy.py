@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wsgateway import declared
 from wsgateway.exceptions import NameRefused
 from wsgateway.services import JsonHandler, Reject, Retry, RetryPolicy, registry
+from wsgateway.services.errors import Pause
 from wsgateway.services.policy import DeadLettered, Done, Policies, Rejected, Retried, judge
 
 QUICK = RetryPolicy(attempts=2, initial=0.5, jitter=0)
@@ -26,6 +27,7 @@ POLICIES: Policies = {OSError: QUICK}
         (ConnectionResetError(), 1, Retried(0.5)),  # derives from OSError
         (Retry(after=7.0), 1, Retried(7.0)),
         (Retry(after=0.0), 4, Retried(0.0)),
+        (Pause("gone"), 99, Retried(0.5, counted=False, pauses=True)),
     ],
 )
 def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> None:

@@ -245,7 +245,7 @@ class Operations(ABC):
         Workers keep what they have taken already. The broker remembers it when it restarts.
 
         Raises:
-            BrokerUnavailable: Also if no worker has ever asked for the service's messages.
+            BrokerError: It is not paused: no answer, or the service never had a worker.
         """
 
     @abstractmethod

@@ -275,7 +275,7 @@ def are_webhooks(value: Any) -> bool:
 
 
 def events_webhook_flaws(value: Any) -> str:
-    """Return what is wrong with a value of ``WSGATEWAY_EVENTS_WEBHOOK``; "" also if it is empty."""
+    """Return what is wrong with a value of ``WSGATEWAY_EVENTS_WEBHOOK``; empty, it is off."""
     return _endpoint_flaw(value, EVENTS_WEBHOOK) if value else ""
 
 
