@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from tests.support import until
+from wsgateway.broker.base import Broker
+from wsgateway.protocol.subjects import Topic
 
 
 class Event(NamedTuple):
@@ -50,6 +52,13 @@ class Parser:
                 self.id = value
             elif field == "retry":
                 self.retry = int(value)
+
+
+async def until_declared(broker: Broker, topic: Topic) -> None:
+    """Wait until *broker* has heard of the streams that a gateway makes when it starts."""
+    async with asyncio.timeout(20):
+        while not await broker.topics_of(topic.service):
+            await asyncio.sleep(0.05)
 
 
 class Reader:

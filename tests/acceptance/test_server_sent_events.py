@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.browser import Page, browser
+from tests.event_streams import until_declared
 from tests.pages import DocumentPage
 from tests.support import ROOT, Gateway
 from wsgateway.broker.nats.broker import NatsBroker
@@ -81,6 +82,7 @@ async def test_pages_show_each_message_once_whatever_happens_to_the_gateway(
         for number in numbers:
             await broker.publish(NEWS, f"<p>{number}</p>".encode())
 
+    await until_declared(broker, NEWS)
     await publish(1)
     async with browser(tmp_path) as plain, plain.another() as htmx:
         tabs = {plain: "news.html", htmx: "news_htmx.html"}

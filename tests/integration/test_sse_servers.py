@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
-from tests.event_streams import Event, Parser
+from tests.event_streams import Event, Parser, until_declared
 from tests.support import Gateway, until
 from wsgateway import presence
 from wsgateway.broker.nats.broker import NatsBroker
@@ -87,6 +87,7 @@ def deaf(gateway: Gateway) -> socket.socket:
 
 async def test_readers_on_a_server(gateway: Gateway, broker: NatsBroker) -> None:
     """One test, because to start a server costs most of it."""
+    await until_declared(broker, ROOM)
     async with reading(gateway) as ann:
         await slow_reader_costs_no_memory(gateway, broker, ann)
         await broker.publish(ROOM, b"1")
