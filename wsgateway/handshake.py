@@ -20,7 +20,7 @@ __all__ = ["bearer_token", "cookie", "header", "offered_token", "parameter", "ro
 
 Scope = Mapping[str, Any]
 
-MAX_PARAMETERS = 50
+MAX_PARAMETERS = 100
 
 
 def header(scope: Scope, name: bytes) -> list[bytes]:

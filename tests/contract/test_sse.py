@@ -258,6 +258,17 @@ async def test_request_that_is_refused_says_why(
     assert not hub.rights.holders_of(ROOM)
 
 
+async def test_token_of_a_topic_lets_its_user_read(hub: Hub, allowed: Any) -> None:
+    allowed["42"] = allowed["lobby"] = None
+    tokens = [topics.token("room", name, user="ann") for name in ("lobby", "42")]
+    query = "topic=room.42&topic=room.lobby&" + "&".join(f"topic_token={each}" for each in tokens)
+    async with read(query) as ann:
+        await publish(hub.broker, ROOM, "a")
+        await ann.has("a", name="room.42")
+    async with read(query, cookie="user=bob") as bob:
+        assert bob.status == 403
+
+
 async def test_reader_does_not_wait_for_the_rights_of_others(
     decided: asyncio.Event, hub: Hub
 ) -> None:

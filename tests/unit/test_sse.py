@@ -268,8 +268,9 @@ def test_what_a_reader_asks_for() -> None:
     request = parse_request(
         b"topic=room.42&topic=room.lobby&topic=room.42&since=5&format=json&device=d"
     )
-    assert request == ([ROOM, LOBBY], 5, None, True)
-    assert parse_request(b"") == ([], "new", None, False)
+    assert request == ([ROOM, LOBBY], 5, None, True, [])
+    assert parse_request(b"topic=room.42&topic_token=a").tokens == ["a"]
+    assert parse_request(b"") == ([], "new", None, False, [])
 
 
 def test_header_wins_over_the_query() -> None:
@@ -291,6 +292,7 @@ def test_header_wins_over_the_query() -> None:
         ("since=new&since=all", "since is given twice"),
         ("format=xml", 'format must be "text" or "json"'),
         ("last_event_id=7", "not an id that a gateway gave out"),
+        ("topic=room.42&topic_token=a&topic_token=b", "more topic_token than topic"),
         ("topic=%ff.x", "the query string cannot be read"),
         ("&".join(f"topic=r.{n}" for n in range(MAX_TOPICS + 1)), f"more than {MAX_TOPICS} topics"),
     ],

@@ -58,7 +58,7 @@ HEARTBEAT = ":\n\n"
 """A comment, which readers ignore."""
 MAX_TOPICS = 32
 """Topics of one response: each id holds a position in each of them."""
-MAX_FIELDS = 50
+MAX_FIELDS = 100
 """Parameters of a query."""
 
 STATUSES = {
@@ -86,12 +86,14 @@ class Request(NamedTuple):
         since: Where it begins where it has no position.
         positions: Where it was, by `event_ids.mark`; None: it sent no id.
         as_json: Whether it wants each message as a frame of ``wsgateway.v1``.
+        tokens: What its page was given, to prove that it may read topics.
     """
 
     topics: Sequence[Topic] = ()
     since: Since = "new"
     positions: Mapping[str, At] | None = None
     as_json: bool = False
+    tokens: Sequence[str] = ()
 
 
 def parse_request(query_string: bytes, last_event_ids: Sequence[bytes] = ()) -> Request:
@@ -112,10 +114,13 @@ def parse_request(query_string: bytes, last_event_ids: Sequence[bytes] = ()) -> 
         raise _bad("the query string cannot be read") from exc
     fields = {"since": "new", "format": "text", "last_event_id": ""}
     topics: dict[Topic, None] = {}
+    tokens = []
     seen = set()
     for name, value in pairs:
         if name == "topic":
             topics[_topic(value)] = None
+        elif name == "topic_token":
+            tokens.append(value)
         elif name in fields:
             if name in seen:
                 raise _bad(f"{name} is given twice")
@@ -123,11 +128,14 @@ def parse_request(query_string: bytes, last_event_ids: Sequence[bytes] = ()) -> 
             fields[name] = value
     if len(topics) > MAX_TOPICS:
         raise _bad(f"more than {MAX_TOPICS} topics in one request; open another one for the others")
+    if len(tokens) > len(topics):
+        raise _bad("more topic_token than topic; send one for each topic that needs it")
     if fields["format"] not in ("text", "json"):
         raise _bad('format must be "text" or "json"')
     ids = [value.decode("latin-1") for value in last_event_ids if value]
     positions = _positions([*ids, fields["last_event_id"]][0])
-    return Request(list(topics), _since(fields["since"]), positions, fields["format"] == "json")
+    is_json = fields["format"] == "json"
+    return Request(list(topics), _since(fields["since"]), positions, is_json, tokens)
 
 
 def _topic(text: str) -> Topic:
