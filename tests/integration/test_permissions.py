@@ -24,6 +24,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.urls import reverse
 
+from tests.integration.backends import Caller
 from tests.integration.layers import layers, receive
 from tests.integration.test_presence_events import signals_of_runevents
 from tests.integration.workers import answers, no_services, offer, serving
@@ -533,6 +534,31 @@ def test_admins_pages_are_complete(
         assert "unknown" not in answer.content.decode(), page
         assert "NATS refuses" not in answer.content.decode(), page
     assert "to be looked at" in client.get(inbox).content.decode()
+
+
+@pytest.mark.django_db
+@pytest.mark.urls("tests.api_site.urls")
+def test_server_api_needs_what_publisher_and_admin_may(
+    ws_settings: Any, url: Callable[[str], str]
+) -> None:
+    caller = Caller()
+    ann, room = {"service": "orders", "user": "ann"}, {"service": "room", "topic": "42"}
+    ws_settings.NATS_BROKER_URL = url("publisher")
+    answers = [
+        caller.post("publish", {**ann, "text": "hello"}),
+        caller.post("publish-many", {"messages": [{**room, "text": "hello"}]}),
+        caller.get("history/topic", **room),
+        caller.get("online", service="orders"),
+        caller.get("connections", **ann),
+        caller.get("readers", **room),
+        caller.post("disconnect", ann),
+        caller.post("revoke", room),
+        caller.post("recheck", room),
+    ]
+    ws_settings.NATS_BROKER_URL = url("admin")
+    answers += [caller.get("history/user", **ann), caller.get("stats")]
+    assert [each.status_code for each in answers] == [*[200] * 7, 204, 204, 200, 200]
+    assert answers[1].json()["failed"] == 0
 
 
 async def test_publisher_cannot_look_into_queues(
