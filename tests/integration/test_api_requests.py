@@ -251,6 +251,7 @@ def test_urls_and_methods_that_are_not_there(caller: Caller) -> None:
     response = caller.get("publish")
     assert "POST, not GET" in problem(response, 405, "method-not-allowed")["detail"]
     assert response.headers["Allow"] == "POST"
+    caller.client = Client(enforce_csrf_checks=True)  # a 403 about CSRF explained nothing
     for path in ("", "publish/", "nothing", "../v2/publish"):
         problem(caller.client.post(f"{ROOT}{path}"), 404, "not-found")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
@@ -102,6 +104,8 @@ def _failed(request: HttpRequest, error: Any) -> HttpResponse:
     return respond(request, cause if isinstance(cause, Problem) else error)
 
 
+@login_not_required
+@csrf_exempt
 def not_found(request: HttpRequest, **names: str) -> HttpResponse:
     """Answer a request for something that is not there."""
     return respond(request, Problem("not-found", f"there is no operation at {request.path}"))

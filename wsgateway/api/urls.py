@@ -58,13 +58,14 @@ def _patterns() -> list[Any]:
     for pattern in found:
         if pattern.name == "api-root":  # ninja answers it with a page for people
             pattern.callback = not_found
-        elif pattern.name != "openapi-json":
+        elif pattern.name == "openapi-json":
+            pattern.callback = login_not_required(pattern.callback)
+        else:
             pattern.callback = _finished(pattern.callback)
-        pattern.callback = login_not_required(pattern.callback)
     return found
 
 
 urlpatterns = [
     path("v1/", include((_patterns(), "ninja"), namespace=api.urls_namespace)),
-    re_path("", login_not_required(not_found)),
+    re_path("", not_found),
 ]
