@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
 
 import wsgateway.asgi
+from tests.event_streams import Reader
 from tests.troubleshooting import Symptom
 from wsgateway.asgi import Application
 from wsgateway.gateway import refusals
@@ -53,6 +54,18 @@ async def test_streams_are_served_below_their_path_and_nowhere_else() -> None:
     for path in ("/sse/orders/", "/sse", "/ssetup/", "/"):
         await app({"type": "http", "path": path, "method": "GET"}, None, nothing)
     assert called == ["streams /sse/orders/", "http /sse", "http /ssetup/", "http /"]
+
+
+@pytest.mark.parametrize("root", ["", "/site"])
+async def test_path_of_streams_can_be_changed(settings: Any, root: str) -> None:
+    settings.FORCE_SCRIPT_NAME = root or None
+    app = wsgateway.asgi.application(sse="/events")
+    for path in ("/events/", "/events/orders"):
+        async with Reader(app, root + path) as answer:
+            assert answer.status == 404
+            assert "read events at" in answer.problem["detail"]
+    assert wsgateway.asgi.application().stream_path == "/sse/"
+    assert wsgateway.asgi.application(sse=None).stream_path is None
 
 
 def test_without_asgi_a_reader_of_events_is_told_so() -> None:
