@@ -72,6 +72,9 @@ class TestHistory:
             ({"service": "nowhere"}, 404, "service-unknown", "does not exist"),
             ({"service": "room"}, 404, "service-unknown", "has topics, not users"),
             ({"user": "ü" * 200}, 422, "invalid", "400 bytes"),
+            ({"limt": 5}, 422, "invalid", "limt is not a parameter of this operation"),
+            ({"request": 5}, 422, "invalid", "request is not a parameter"),
+            ({"limit": [5, 6]}, 422, "invalid", "limit is given twice"),
         ],
     )
     def test_wrong_questions(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
+from django.utils.datastructures import MultiValueDict
 from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
@@ -27,8 +29,41 @@ language. Every request needs a key in the header `Authorization`. Errors are pr
 (RFC 9457)."""
 
 
+ROUTERS = tuple(each.router for each in (publishing, reading, control))
+PARAMETERS = {
+    operation.view_func.__name__: signature(operation.view_func).parameters.keys() - {"request"}
+    for router in ROUTERS
+    for view in router.path_operations.values()
+    for operation in view.operations
+}
+"""What each operation takes, by the name of its URL."""
+
+
 class StrictParser(Parser):
-    """Reads JSON that every parser reads alike."""
+    """Reads JSON that every parser reads alike, and ignores nothing in a query."""
+
+    def parse_querydict(
+        self, data: MultiValueDict[Any, Any], list_fields: list[str], request: HttpRequest
+    ) -> dict[str, Any]:
+        """Return the parameters of a query.
+
+        Raises:
+            Problem: The operation has no such parameter, or it is given twice.
+        """
+        assert request.resolver_match is not None
+        known = PARAMETERS[str(request.resolver_match.url_name)]
+        values = [
+            {"parameter": name, "detail": "is not a parameter of this operation"}
+            for name in sorted(data.keys() - known)
+        ]
+        values += [
+            {"parameter": name, "detail": "is given twice"}
+            for name, found in data.lists()
+            if name in known and len(found) > 1
+        ]
+        if values:
+            raise invalid(values)
+        return super().parse_querydict(data, list_fields, request)
 
     def parse_body(self, request: HttpRequest) -> Any:
         """Return what the body means.
@@ -112,5 +147,5 @@ def not_found(request: HttpRequest, **names: str) -> HttpResponse:
 
 
 api = Api()
-for each in (publishing, reading, control):
-    api.add_router("", each.router)
+for each in ROUTERS:
+    api.add_router("", each)
