@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +19,6 @@ from tests.event_streams import until_declared
 from tests.pages import DocumentPage
 from tests.support import ROOT, Gateway
 from wsgateway.broker.nats.broker import NatsBroker
-from wsgateway.identity import make_token
 from wsgateway.protocol.subjects import Inbox, Topic
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,6 +33,7 @@ INSTALLED_APPS += ["shop"]
 MIDDLEWARE.remove("project.middleware.content_security_policy")
 ROOT_URLCONF = "shop.urls"
 WSGATEWAY_SERVICES = ["orders"]
+WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity", "wsgateway.identity.TokenIdentity"]
 """
 URLS = """
 from django.urls import path
@@ -144,14 +144,14 @@ async def react_effect_begins_and_ends(broker: NatsBroker, page: Page) -> None:
 
 
 async def test_curl_prints_what_the_page_says(gateway: Gateway, nats_settings: Any) -> None:
-    nats_settings.SECRET_KEY = gateway.env["SECRET_KEY"]
+    token = PAGE.code("make_token", "sh").replace("python", sys.executable)
     command = PAGE.code("curl", "sh").replace("http://localhost:8000", gateway.http(""))
-    env = {**os.environ, "TOKEN": make_token("orders", "ann")}
     process = await asyncio.create_subprocess_shell(
-        f"exec {command}",
+        f"{token}\nexec {command}",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        env=env,
+        env=gateway.env,
+        cwd=ROOT,
     )
     assert process.stdout is not None
     try:
