@@ -209,7 +209,7 @@ class Audience:
 
     @property
     def rate(self) -> float:
-        """Messages per second between the first and the last."""
+        """Messages per second, from when the first was published until the last arrived."""
         return self.count / max(self.last - self.first, 1e-9)
 
     def close(self) -> None:
@@ -227,5 +227,5 @@ class Audience:
         if not self.first or not self.count % SAMPLE:
             now = time.time_ns()
             self.last = now / 1e9
-            self.first = self.first or self.last
+            self.first = self.first or sent / 1e9
             self.delays.append((now - sent) / 1e6)
