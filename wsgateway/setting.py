@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
 
 __all__ = [
     "MAX_INT",
@@ -92,9 +93,12 @@ class Setting(Generic[T]):
         self.is_secret = is_secret
         self.flaw = flaw
         self.unit = unit
+        self._value = default  # as it is set, once it was asked for: Django's own way is slow
+        self._is_known = False
 
     def __set_name__(self, owner: type, attribute: str) -> None:
         self.name = self.name or PREFIX + attribute
+        setting_changed.connect(self._on_change)
 
     def problem(self) -> str | None:
         """Return what is wrong with the value that is set; None if it is possible."""
@@ -132,13 +136,17 @@ class Setting(Generic[T]):
     def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
         if instance is None:
             return self
+        if self._is_known:
+            return self._value
         value: T = getattr(django_settings, self.name, self.default)
-        if value is self.default:  # as it mostly is, and it is right
-            return value
-        problem = self.problem()
-        if problem:
+        if value is not self.default and (problem := self.problem()):
             raise ImproperlyConfigured(problem)
+        self._value, self._is_known = value, True
         return value
+
+    def _on_change(self, *, setting: str, **_: object) -> None:
+        if setting == self.name:
+            self._is_known = False
 
 
 def positive(default: float, doc: str, *, unit: str = "") -> Setting[float]:
