@@ -105,7 +105,7 @@ class Posting(Signalling):
                     TYPES[signal],
                     attempt,
                     failure.reason,
-                    extra={name: arguments[name] for name in ("service", "user")},
+                    extra={"service": arguments["service"], "user": arguments["user"]},
                 )
                 break
             after = self._policy.pause(attempt) if failure.after is None else failure.after

@@ -242,7 +242,7 @@ class Handling:
                 "service %s is paused, and its messages wait: %s. Once that is mended, run "
                 '"manage.py gateway resume %s"',
                 job.service,
-                error,
+                one_line(error),
                 job.service,
                 extra=log_fields,
             )
