@@ -214,6 +214,25 @@ async def test_one_user_in_order_and_others_at_the_same_time(
     assert texts.index("bob 2") < texts.index("ann 2")
 
 
+async def test_worker_that_ends_in_the_middle_has_it_posted_again_with_the_same_id(
+    broker: Broker, brokers: Brokers, receiver: Receiver
+) -> None:
+    receiver.answers = lambda request: asyncio.Event().wait()
+    (service,) = services_to_run(["orders"])
+    worker = Worker(service, broker)
+    worker.start()
+    await worker.ready()
+    await offer(broker, "tea")
+    await until(lambda: receiver.requests)
+    await worker.stop(0.0)
+    receiver.answers = lambda request: answer(200, ["done"])
+    async with running("orders", broker=await brokers.open()) as (other,):
+        await until(lambda: other.counts["done"])
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
+    assert [request.text for request in receiver.requests] == ["tea", "tea"]
+    assert [reply.payload for reply in await answers(broker)] == [b'["done"]']
+
+
 async def test_slow_endpoint_does_not_touch_another_service(
     brokers: Brokers, receiver: Receiver, settings: Any
 ) -> None:
