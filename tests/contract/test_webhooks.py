@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -305,6 +306,9 @@ async def test_endpoint_that_is_gone_pauses_the_service_until_it_is_resumed(
 async def test_command_resumes_a_service(broker: Broker) -> None:
     async with running("orders", broker=broker):
         await broker.operations.pause("orders")
+        shown = await asyncio.to_thread(called, "status")
+        assert re.search(r"^orders\s.*\bpaused\b", shown.out, re.M)
+        assert "orders is paused because its webhook answered 410" in shown.out
         resumed = await asyncio.to_thread(called, "resume", "orders", "--json")
         assert resumed.json == {"service": "orders", "was_paused": True}
         assert resumed.json.keys() <= documented("gateway resume")

@@ -116,7 +116,7 @@ def _gateway(each: Gateway, now: dt.datetime) -> tuple[Cell, ...]:
 
 def _service(each: ServiceLine, now: dt.datetime) -> tuple[Cell, ...]:
     queue = each.queue
-    unserved = queue.waiting and not each.workers
+    is_wrong = queue.paused or (queue.waiting and not each.workers)
     return (
         queue.service,
         each.users,
@@ -124,7 +124,7 @@ def _service(each: ServiceLine, now: dt.datetime) -> tuple[Cell, ...]:
         queue.waiting,
         queue.in_flight,
         _age(queue.oldest, now) if queue.oldest else None,
-        Text("0", style="red") if unserved else each.workers,
+        Text("paused" if queue.paused else "0", style="red") if is_wrong else each.workers,
         Text(str(queue.dead), style="yellow") if queue.dead else 0,
     )
 
