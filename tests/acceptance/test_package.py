@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(300)  # pip downloads
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = sorted(PROJECT["optional-dependencies"])
-WITHOUT_EXTRAS = {"health_check", "pytest", "websockets"}
+WITHOUT_EXTRAS = {"health_check", "ninja", "pydantic", "pytest", "websockets"}
 """What modules import at their top that only extras, and projects' tests, need."""
 
 SETTINGS = """
@@ -62,6 +62,7 @@ import django
 django.setup()
 
 from django.contrib.staticfiles import finders
+from django.core.exceptions import ImproperlyConfigured
 from django.template.loader import get_template
 
 import wsgateway
@@ -81,6 +82,8 @@ for module in pkgutil.walk_packages([str(root)], "wsgateway.", onerror=lambda na
         importlib.import_module(module.name)
     except ModuleNotFoundError as exc:
         missing.add(exc.name)
+    except ImproperlyConfigured as exc:
+        assert "pip install 'wsgateway[" in str(exc), exc
 print(wsgateway.__file__, *sorted(missing))
 """
 OFFERS = """
