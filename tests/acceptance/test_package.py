@@ -188,7 +188,7 @@ def test_declared_dependencies_suffice(plain: Environment) -> None:
 def test_installed_package_offers_no_page_no_form_and_no_user(plain: Environment) -> None:
     """An `include` published a form, and a command of the package created admin/admin."""
     offers = json.loads(plain.run("-c", OFFERS))
-    assert offers["urls"] == ["healthz", "readyz", "metrics"]
+    assert offers["urls"] == ["healthz", "readyz", "metrics", "^sse/"]
     commands = {"deadletters", "gateway", "publish", "runevents", "runservice", "setup_streams"}
     # The outbox's command is there for those who have installed the outbox
     assert offers["commands"] == {
