@@ -224,6 +224,18 @@ class TestPublishMany:
             assert [each["duplicate"] for each in answer["results"]] == [duplicate] * 3
         assert stored() == ["hello", "hello"]
 
+    def test_rest_of_a_batch_is_not_taken_for_its_beginning(self, caller: Caller) -> None:
+        """Each message's place was its id, so the rest counted as stored and was lost."""
+        first, second = HELLO, {**HELLO, "text": "again"}
+        batch = {"messages": [first, {**second, "ttl": -1}]}
+        answer = caller.post("publish-many", batch, Idempotency_Key="batch-1").json()
+        assert answer["failed"] == 1
+        rest = {"messages": [second]}
+        for duplicate in (False, True):
+            answer = caller.post("publish-many", rest, Idempotency_Key="batch-1").json()
+            assert [each["duplicate"] for each in answer["results"]] == [duplicate]
+        assert stored() == ["hello", "again"]
+
     def test_broker_that_is_away_is_a_problem_of_the_request(
         self, caller: Caller, monkeypatch: pytest.MonkeyPatch
     ) -> None:

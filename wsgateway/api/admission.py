@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from django.http import HttpRequest
+from django.views.decorators.debug import sensitive_variables
 from ninja.security.base import AuthBase
 
 from wsgateway.api import keys
@@ -103,6 +104,7 @@ class ApiKeyAuth(AuthBase):
         return key
 
 
+@sensitive_variables("token")
 async def _find(request: HttpRequest) -> ApiKey:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:

@@ -121,7 +121,7 @@ class Connection(BaseModel):
     address: str = Field(description="The client's IP address.")
     user_agent: str = Field(description="What the client says it is.")
     since: dt.datetime = Field(description="When it was opened.")
-    protocol: str = Field(description="`wsgateway.v1`, or empty for a raw socket.")
+    protocol: str = Field(description="`wsgateway.v1`, `sse`, or empty for a raw socket.")
     sent: int = Field(description="Offset of the last message that was written to it.")
     acknowledged: int = Field(description="Offset up to which the client has everything.")
     unacknowledged: int = Field(description="Messages between these two.")

@@ -50,7 +50,7 @@ class Right(Strict):
     response=with_problems({200: Disconnected}, body=True),
 )
 async def disconnect(request: HttpRequest, whom: Whom) -> Disconnected:
-    """Close a user's open sockets for good: our clients do not reconnect.
+    """Close a user's open sockets and event streams. Our clients and browsers stay away.
 
     It does not end a right. A client that opens a socket again is let in, so log the user out
     first.

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
+from django.views.decorators.debug import sensitive_variables
 
 from wsgateway.models import ApiKey
 from wsgateway.protocol.subjects import encode_token
@@ -39,6 +40,7 @@ PRECISION = dt.timedelta(minutes=1)
 _KEY = re.compile(r"wsg_([0-9a-f]{12})_([\w-]{43})", re.ASCII)
 
 
+@sensitive_variables("secret")
 def create(
     name: str, services: Iterable[str], actions: Iterable[str], rate: float = DEFAULT_RATE
 ) -> tuple[ApiKey, str]:
@@ -83,12 +85,14 @@ def _check(name: str, services: list[str], actions: list[str], rate: float) -> N
         raise ValueError(f"rate {rate!r} is not a number of 0 or more")
 
 
+@sensitive_variables("key", "found")
 def parse(key: str) -> tuple[str, str] | None:
     """Return the prefix and the secret of a key; None if it cannot be one."""
     found = _KEY.fullmatch(key)
     return (found[1], found[2]) if found else None
 
 
+@sensitive_variables("key", "parts", "secret")
 async def find(key: str) -> ApiKey | None:
     """Return the row of a key that works; None if it is wrong or revoked."""
     parts = parse(key)
@@ -101,6 +105,7 @@ async def find(key: str) -> ApiKey | None:
     return row
 
 
+@sensitive_variables("secret")
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from hashlib import blake2s
 from typing import Annotated, cast
 
 from django.http import HttpRequest
@@ -37,6 +38,16 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         pattern=IDEMPOTENCY_KEY,
         description="The same as `msg_id`. Give one of them, or the same in both.",
+    ),
+]
+
+
+BatchKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        pattern=IDEMPOTENCY_KEY,
+        description="Names the batch. A message with a `msg_id` of its own goes by that.",
     ),
 ]
 
@@ -101,22 +112,24 @@ def _receipt(outcome: Outcome) -> Receipt:
     response=with_problems({200: Results}, body=True, service=False),
 )
 async def publish_many(
-    request: HttpRequest, batch: Batch, idempotency_key: IdempotencyKey = ""
+    request: HttpRequest, batch: Batch, idempotency_key: BatchKey = ""
 ) -> Results:
     """Store up to 1,000 messages. One that fails does not stop the others.
 
     The answer has a receipt or a problem for each message, in their order. With the header
-    `Idempotency-Key`, you can send the whole batch again: what is stored is not stored twice.
+    `Idempotency-Key`, you can send the same batch again: what is stored is not stored twice. A
+    batch with other messages is another one, whatever its header says.
     Messages for the same user or topic keep their order.
     """
     key = key_of(request)
     charge(key, len(batch.messages) - 1)  # the request itself has cost one
     header = _unquoted(idempotency_key)
+    batch_id = f"{header}.{_digest(batch)}" if header else ""
     results: dict[int, Result] = {}
     outgoing: dict[int, AnyOutgoing] = {}
     for index, message in enumerate(batch.messages):
         try:
-            outgoing[index] = _prepare(request, message, header and (header, index))
+            outgoing[index] = _prepare(request, message, batch_id and (batch_id, index))
         except Problem as exc:
             results[index] = _failure(exc)
     for index, outcome in zip(outgoing, await _send(outgoing.values()), strict=True):
@@ -126,6 +139,16 @@ async def publish_many(
             results[index] = _failure(exc)
     found = [results[index] for index in range(len(batch.messages))]
     return Results(results=found, failed=sum(each.has_failed for each in found))
+
+
+def _digest(batch: Batch) -> str:
+    """Return what tells a batch from others: a part of it has other messages at its places."""
+    found = blake2s(digest_size=16)
+    for message in batch.messages:
+        usable = not isinstance(message, Unusable)
+        text = message.model_dump_json(exclude_unset=True) if usable else "-"
+        found.update(f"{text}\n".encode())
+    return found.hexdigest()
 
 
 def _prepare(
