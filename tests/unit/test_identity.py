@@ -397,6 +397,13 @@ async def test_socket_without_identity_reads_what_to_send_and_what_to_set(
     assert f"WSGATEWAY_IDENTITY lists wsgateway.identity.{resolver}" in refused.value.cure
 
 
+async def test_user_with_the_name_of_strangers_is_refused(settings: Any) -> None:
+    """Everyone who was not logged in would have read the user's messages."""
+    settings.WSGATEWAY_IDENTITY = ["wsgateway.identity.CookieIdentity"]
+    with pytest.raises(IdentityRefused, match="anonymous"):
+        await resolve_identity(scope(cookies="service=orders; user=(anonymous)"))
+
+
 async def test_nobody_is_anonymous_but_a_reader_of_events() -> None:
     resolver, request = AnonymousIdentity(), {**scope(service="orders"), "type": "http"}
     found = await resolver.resolve(request)

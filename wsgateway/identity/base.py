@@ -9,15 +9,13 @@ from typing import Any, Protocol
 
 from wsgateway.exceptions import IdentityRefused, NameRefused
 from wsgateway.protocol.codes import CloseCode
-from wsgateway.protocol.subjects import Inbox, encode_token
+from wsgateway.protocol.subjects import ANONYMOUS, Inbox, encode_token
 
 __all__ = ["ANONYMOUS", "DEFAULT_DEVICE", "Identity", "Resolver", "Scope", "shown"]
 
 Scope = Mapping[str, Any]
 
 DEFAULT_DEVICE = "default"
-ANONYMOUS = "(anonymous)"
-"""The name that all readers share who are not logged in."""
 MAX_SHOWN = 80
 """Characters of a wrong value that are logged."""
 

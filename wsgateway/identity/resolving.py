@@ -16,7 +16,7 @@ from wsgateway.exceptions import BrokerError, IdentityRefused, NameRefused, Serv
 from wsgateway.handshake import cookie, route
 from wsgateway.hooks import call_hook, get_resolver
 from wsgateway.identity.base import Identity, Resolver, Scope, shown
-from wsgateway.identity.resolvers import SessionIdentity
+from wsgateway.identity.resolvers import AnonymousIdentity, SessionIdentity
 from wsgateway.identity.tokens import token_in
 from wsgateway.logins import user_id_of
 from wsgateway.protocol.codes import CloseCode
@@ -76,6 +76,7 @@ async def _ask(path: str, scope: Scope) -> Identity | None:
         resolver = get_resolver(path)
         found: Any = await call_hook(resolver.resolve, scope)
         if isinstance(found, Identity):
+            _require_own_name(found, resolver)
             return replace(await _bound(found, resolver), resolver=path)
     except (IdentityRefused, BrokerError):
         raise
@@ -84,6 +85,16 @@ async def _ask(path: str, scope: Scope) -> Identity | None:
     if found is not None:
         raise _failed(f"{path}.resolve returned {shown(found)}, not an Identity or None")
     return None
+
+
+def _require_own_name(identity: Identity, resolver: Resolver) -> None:
+    """Refuse a user whose name stands for everyone who is not logged in."""
+    if identity.is_anonymous and not isinstance(resolver, AnonymousIdentity):
+        raise IdentityRefused(
+            CloseCode.FORBIDDEN,
+            f"no user may be called {identity.user!r}",
+            "rename the user: AnonymousIdentity gives this name to readers without a login",
+        )
 
 
 def _failed(cause: str) -> IdentityRefused:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from wsgateway.exceptions import NameRefused
 
 __all__ = [
+    "ANONYMOUS",
     "GROUP_SERVICE",
     "MAX_MEMBER_ID",
     "Address",
@@ -30,6 +31,9 @@ __all__ = [
     "parse_sender",
     "sender_token",
 ]
+
+ANONYMOUS = "(anonymous)"
+"""The name that all readers share who are not logged in; nobody else has it."""
 
 GROUP_SERVICE = "\0group"
 """The service of the inboxes that hold durable groups that belong to no user. Only this very object
