@@ -29,7 +29,7 @@ from wsgateway.protocol.endpoint import Subscribe
 from wsgateway.protocol.event_ids import mark
 from wsgateway.protocol.sse import Request, SseEndpoint, encode_problem, parse_request
 from wsgateway.protocol.v1 import ProtocolError, Resume
-from wsgateway.topics.tokens import read_token
+from wsgateway.topics.tokens import topic_of
 
 __all__ = ["needs_asgi", "serve_events", "unknown_path"]
 
@@ -155,11 +155,11 @@ def _claim_of(request: Request, identity: Identity, device: str | None) -> Resum
     """
     since, known = request.since, request.positions
     topics = []
+    tokens = {topic_of(token): token for token in request.tokens}
     for number, topic in enumerate(request.topics):
         at = (known or {}).get(mark(topic))
         epoch, offset = (None, None) if at is None else at
-        tokens = (each for each in request.tokens if read_token(each, topic, identity.inbox))
-        topics.append(Subscribe(topic, str(number), epoch, offset, since, next(tokens, None)))
+        topics.append(Subscribe(topic, str(number), epoch, offset, since, tokens.get(topic)))
     if known is None:
         return Resume(device, since=since, topics=topics)
     at = known.get(mark(identity.inbox))

@@ -341,6 +341,18 @@ async def test_page_of_an_allowed_origin_may_read(hub: Hub, settings: Any) -> No
         assert "access-control-allow-credentials" not in ann.headers
 
 
+async def test_image_of_another_sites_page_opens_nothing(hub: Hub) -> None:
+    """Browsers send no Origin with it, but the reader's cookies."""
+    for site, status in (
+        ("same-site", 403),
+        ("cross-site", 403),
+        ("same-origin", 200),
+        ("none", 200),
+    ):
+        async with read(**ANNS, sec_fetch_site=site) as ann:
+            assert ann.status == status
+
+
 @pytest.mark.parametrize("method", ["HEAD", "POST", "DELETE"])
 async def test_other_methods_are_not_allowed(hub: Hub, method: str) -> None:
     client = read()

@@ -106,7 +106,13 @@ def test_topics_name_their_events_and_share_their_encoding(endpoint: SseEndpoint
 
 
 def test_answers_to_requests_are_left_out(endpoint: SseEndpoint) -> None:
-    assert endpoint.message(stored("x", reply_to="q1")) is None
+    before = stored("a")
+    assert endpoint.message(before) is not None
+    assert endpoint.message(stored("x", offset=before.offset + 5, reply_to="q1")) is None
+    endpoint.subscribed(ROOM, Start("t1", 1), "0", "read")
+    (event,) = read(endpoint.message(stored("b"), ROOM))
+    at = parse_id(event.id)[mark(ANN)]
+    assert at.offset == before.offset + 5, "or answers would count as missed"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,9 @@ def test_end_says_why_and_when_to_come_back(endpoint: SseEndpoint) -> None:
     assert not list(parser.feed(endpoint.closing(2.5)))
     assert parser.retry == 2500
     assert encode_retry(0.0) == "retry: 1\n\n"  # 0 is no pause at all
-    (event,) = read(encode_closed(4501, "not authenticated"))
+    parser = Parser()
+    (event,) = parser.feed(encode_closed(4501, "not authenticated"))
+    assert parser.retry == 2**31 - 1  # a browser would come back after a moment
     assert (event.name, event.fields) == ("closed", {"code": 4501, "reason": "not authenticated"})
 
 

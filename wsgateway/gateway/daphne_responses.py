@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from wsgateway.gateway.daphne import find_descriptor
-from wsgateway.gateway.responses import Headers, PacedResponse
+from wsgateway.gateway.responses import Headers, PacedResponse, expire
 from wsgateway.gateway.transport import Linger, Send
 
 __all__ = ["DaphneResponse", "response"]
@@ -52,6 +52,7 @@ class DaphneResponse(PacedResponse):
         self._empty = asyncio.Event()  # set when the kernel has everything, or nobody waits
         self._paused = False  # much waits for the kernel
         request.registerProducer(self, True)
+        expire(self._descriptor.getHandle())
 
     @property
     def gone(self) -> bool:

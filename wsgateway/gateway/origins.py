@@ -15,6 +15,8 @@ from wsgateway.protocol.codes import CloseCode
 
 __all__ = ["cors_headers", "require_origin"]
 
+ELSEWHERE = ([b"cross-site"], [b"same-site"])
+"""What browsers say of a request that another site's page makes."""
 LOCAL_HOSTS = [".localhost", "localhost", "127.0.0.1", "[::1]"]
 MAX_SHOWN = 100
 """Characters of foreign origins that the client and the log are told."""
@@ -23,15 +25,21 @@ MAX_SHOWN = 100
 def require_origin(scope: Mapping[str, Any]) -> None:
     """Refuse a handshake that comes from a page which may not connect.
 
-    Browsers always send ``Origin``. A client without it is not a browser, carries nobody's cookies
-    by accident, and may connect.
+    Browsers send ``Origin`` with each handshake of a websocket, and with what a script of another
+    page requests. With an image or a link they do not, but say that it is another site's. A client
+    that says nothing is not a browser, carries nobody's cookies by accident, and may connect.
 
     Raises:
         IdentityRefused: The page's origin is not one of those allowed.
     """
     origins = [value.decode("latin-1") for value in header(scope, b"origin")]
     allowed = _allowed_origins()
-    if "*" in allowed or all(_matches(origin, allowed) for origin in origins):
+    if "*" in allowed:
+        return
+    if not origins and header(scope, b"sec-fetch-site") in ELSEWHERE:
+        reason = "a page of another site may not open this"
+        raise IdentityRefused(CloseCode.FORBIDDEN, reason, "request it from a page of your own")
+    if all(_matches(origin, allowed) for origin in origins):
         return
     sent = ", ".join(map(repr, origins))[:MAX_SHOWN]
     raise IdentityRefused(

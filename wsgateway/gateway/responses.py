@@ -8,7 +8,9 @@ closed before is an ordinary answer with a status and a problem document. `daphn
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import socket
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -19,7 +21,7 @@ from wsgateway.gateway.transport import Send, Transport
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.sse import encode_closed, encode_problem, encode_retry, status_of
 
-__all__ = ["Headers", "PacedResponse", "Response", "respond"]
+__all__ = ["Headers", "PacedResponse", "Response", "expire", "respond"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -129,6 +131,20 @@ class PacedResponse(Response):
                 if self.pending >= before:
                     self._cut()
                     return
+
+
+def expire(connection: Any) -> None:
+    """Let the kernel end a connection whose reader has vanished without a word.
+
+    Without that, heartbeats would fill its buffers for a quarter of an hour.
+
+    Args:
+        connection: The socket; nothing happens where the system has no such option.
+    """
+    seconds = settings.PING_INTERVAL + settings.PING_TIMEOUT
+    with contextlib.suppress(AttributeError, OSError):
+        option = socket.TCP_USER_TIMEOUT
+        connection.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
 def _problem_headers(status: HTTPStatus, body: bytes) -> Headers:

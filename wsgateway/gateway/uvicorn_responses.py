@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from wsgateway.conf import settings
-from wsgateway.gateway.responses import Headers, PacedResponse
+from wsgateway.gateway.responses import Headers, PacedResponse, expire
 from wsgateway.gateway.transport import Send
 from wsgateway.gateway.uvicorn import run_after
 
@@ -21,7 +21,7 @@ HOOKED = {"connection_lost": "_on_lost", "resume_writing": "_on_empty", "shutdow
 
 
 def response(server_send: Any, send: Send, headers: Headers) -> UvicornResponse | None:
-    """Return the response behind *server_send*; None if that is not uvicorn's.
+    """Return the response behind *server_send*; None if that is not uvicorn's, or HTTP/2.
 
     Args:
         server_send: The server's own send: with uvicorn, a method of its request.
@@ -30,6 +30,8 @@ def response(server_send: Any, send: Send, headers: Headers) -> UvicornResponse 
     """
     request = getattr(server_send, "__self__", None)
     held = getattr(request, "transport", None)
+    if getattr(request, "scope", {}).get("http_version", "1.1") not in ("1.0", "1.1"):
+        return None  # others share the connection
     if hasattr(request, "flow") and hasattr(held, "set_write_buffer_limits"):
         return UvicornResponse(held, send, headers)
     return None
@@ -57,6 +59,7 @@ class UvicornResponse(PacedResponse):
             return
         for name, after in HOOKED.items():
             run_after(self._protocol, name, getattr(self, after))
+        expire(transport.get_extra_info("socket"))
         # Pauses from the first byte on; but with TLS, a transport with nothing to write is paused
         # if the limit is 0, and never resumed.
         encrypted = transport.get_extra_info("sslcontext") is not None

@@ -1,8 +1,8 @@
 """The ids of server-sent events: where a reader stands in all that it reads. Pure.
 
-``<epoch>.<offset>`` of each inbox or topic. An epoch is the stream's, joined with a mark of what is
-read: all inboxes share one stream and all topics of a service another, so a position of another
-one would look plausible. What shares a stream names its epoch once. Opaque to clients.
+``<epoch>~<mark>.<offset>`` of each inbox or topic. The epoch is the stream's, and the mark says
+what is read: all inboxes share one stream and all topics of a service another, so a position of
+another one would look plausible. What shares a stream names its epoch once. Opaque to clients.
 """
 
 from __future__ import annotations

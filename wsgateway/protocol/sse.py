@@ -58,6 +58,8 @@ HEARTBEAT = ":\n\n"
 """A comment, which readers ignore."""
 MAX_TOPICS = 32
 """Topics of one response: each id holds a position in each of them."""
+FOREVER = 2**31 - 1
+"""Milliseconds, as many as browsers take."""
 MAX_FIELDS = 100
 """Parameters of a query."""
 
@@ -241,6 +243,8 @@ class SseEndpoint(Endpoint):
         A topic's is encoded once for all readers, but for the id.
         """
         if stored.reply_to is not None:
+            if self._inbox is not None and stored.offset:
+                self._positions.move(self._inbox, stored.offset)  # the next event's id says so
             return None
         if topic is None or self.as_json:
             event = self._encode(stored, topic)
@@ -315,8 +319,13 @@ def encode_retry(seconds: float) -> str:
 
 
 def encode_closed(code: int, reason: str) -> str:
-    """Return the event before the end of a response."""
-    return _event("closed", {"code": code, "reason": reason})
+    """Return the event before the end of a response.
+
+    A browser comes back by itself, so one that is to stay away is told to wait for weeks.
+    """
+    stays = any(each == code and not each.reconnect for each in CloseCode)
+    wait = f"retry: {FOREVER}\n" if stays else ""
+    return wait + _event("closed", {"code": code, "reason": reason})
 
 
 def status_of(code: CloseCode) -> HTTPStatus:
