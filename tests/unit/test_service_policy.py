@@ -13,6 +13,7 @@ from wsgateway.exceptions import NameRefused
 from wsgateway.services import JsonHandler, Reject, Retry, RetryPolicy, registry
 from wsgateway.services.errors import Pause
 from wsgateway.services.policy import DeadLettered, Done, Policies, Rejected, Retried, judge
+from wsgateway.services.webhooks import WebhookFailed
 
 QUICK = RetryPolicy(attempts=2, initial=0.5, jitter=0)
 POLICIES: Policies = {OSError: QUICK}
@@ -38,6 +39,13 @@ def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> No
 def test_last_attempt(error: Exception, last: int) -> None:
     assert isinstance(judge(error, last - 1, POLICIES, 5), Retried)
     assert judge(error, last, POLICIES, 5) == DeadLettered(error)
+
+
+@pytest.mark.parametrize(("asked", "after"), [(1.0, 8.0), (20.0, 20.0), (None, 8.0)])
+def test_webhook_may_ask_for_a_longer_pause_only(asked: float | None, after: float) -> None:
+    """A proxy's ``Retry-After: 1`` used up all tries within seconds."""
+    policies: Policies = {WebhookFailed: RetryPolicy(attempts=20, jitter=0)}
+    assert judge(WebhookFailed(after=asked), 4, policies, 5) == Retried(after)
 
 
 def test_first_policy_that_fits_counts() -> None:

@@ -217,6 +217,12 @@ def test_no_answer_breaks_it(status: int, body: bytes, after: str) -> None:
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
         "2001:0:4136:e378:8000:63bf:80ff:fffe",
+        "64:ff9b:1::a00:1",
+        "fec0::1",
+        "::10.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "5f00::1",
+        "3fff::1",
     ],
 )
 def test_private_address_is_refused(address: str) -> None:

@@ -108,8 +108,8 @@ class Posting(Signalling):
                     extra={"service": arguments["service"], "user": arguments["user"]},
                 )
                 break
-            after = self._policy.pause(attempt) if failure.after is None else failure.after
-            await asyncio.sleep(min(after, LONGEST_PAUSE))
+            pause = max(self._policy.pause(attempt), failure.after or 0.0)
+            await asyncio.sleep(min(pause, LONGEST_PAUSE))
         return False
 
     async def _post(self, sender: Sender, id: str, body: bytes) -> _Failure | None:

@@ -8,7 +8,8 @@ import json
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +33,8 @@ from wsgateway.webhooks.verdicts import Answer
 
 __all__ = ["WebhookIdentity"]
 
+AT_ONCE = 64
+"""Requests of one process at the same time."""
 MAX_ANSWER = 10_000
 """Bytes of an answer."""
 MAX_KEPT = 10_000
@@ -72,6 +75,7 @@ class _Loop:
     def __init__(self) -> None:
         self.senders: dict[Endpoint, Sender] = {}
         self.asking: dict[bytes, asyncio.Task[_Found]] = {}
+        self.turns = asyncio.Semaphore(AT_ONCE)
 
     def sender(self, endpoint: Endpoint) -> Sender:
         """Return what posts to *endpoint*."""
@@ -149,14 +153,15 @@ class WebhookIdentity:
         self, loop: _Loop, key: bytes, body: bytes, endpoint: Endpoint, keep: float
     ) -> _Found:
         try:
-            answer = await loop.sender(endpoint).post(f"auth_{uuid.uuid4().hex}", body)
+            async with _turn(loop.turns, endpoint):
+                answer = await loop.sender(endpoint).post(f"auth_{uuid.uuid4().hex}", body)
         except (PostFailed, AddressRefused) as exc:
             raise _failed(str(exc)) from exc
         finally:
             del loop.asking[key]
         try:
             found = _read(answer)
-        except ValueError as exc:
+        except (ValueError, OverflowError) as exc:
             raise _failed(f"{endpoint.origin}: it answered {answer.status}, {exc}") from exc
         if isinstance(found, _Login) and found.expires_at is not None:
             keep = min(keep, found.expires_at - time.time())
@@ -164,6 +169,20 @@ class WebhookIdentity:
         while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
         return found
+
+
+@asynccontextmanager
+async def _turn(turns: asyncio.Semaphore, endpoint: Endpoint) -> AsyncIterator[None]:
+    """Wait for a turn, no longer than for an answer."""
+    try:
+        async with asyncio.timeout(endpoint.timeout):
+            await turns.acquire()
+    except TimeoutError as exc:
+        raise _failed(f"{endpoint.origin} has too many handshakes to answer") from exc
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 def _chosen_headers(scope: Scope, names: tuple[str, ...]) -> dict[str, str]:

@@ -16,6 +16,9 @@ class Retry(WsGatewayError):
         after: Seconds, a day at most; None: as the service's retry policy says.
     """
 
+    at_least = False
+    """Whether *after* may be exceeded, where the policy waits longer."""
+
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
         super().__init__(reason or "the handler asked for a retry")
         self.after = after

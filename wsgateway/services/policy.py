@@ -121,8 +121,12 @@ def judge(
         return Retried(policy.pause(attempt), counted=False)
     if attempt >= (policy.attempts or max_deliver):
         return DeadLettered(error)
+    pause = policy.pause(attempt)
     asked = _seconds(error.after) if isinstance(error, Retry) else None
-    return Retried(policy.pause(attempt) if asked is None else asked)
+    if asked is None:
+        return Retried(pause)
+    at_least = isinstance(error, Retry) and error.at_least
+    return Retried(max(asked, pause) if at_least else asked)
 
 
 def _seconds(value: object) -> float | None:

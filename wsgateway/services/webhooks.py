@@ -28,6 +28,8 @@ __all__ = ["WebhookFailed", "WebhookHandler", "body_of", "id_of"]
 class WebhookFailed(Retry):
     """A webhook did not answer, or not as it should; the message is posted again."""
 
+    at_least = True  # a proxy's "Retry-After: 1" must not use up all tries within seconds
+
 
 class WebhookHandler:
     """Handles messages in one event loop.

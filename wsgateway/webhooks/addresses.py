@@ -20,6 +20,9 @@ __all__ = ["AddressRefused", "Addresses", "is_allowed", "is_public"]
 
 KEPT = 30.0
 """Seconds for which addresses are used before they are looked up again."""
+UNICAST = IPv6Network("2000::/3")
+"""All that is assigned for the internet. Source: IANA, IPv6 Global Unicast Address Space."""
+EXAMPLES = IPv6Network("3fff::/20")
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -40,6 +43,8 @@ def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 def is_public(text: str) -> bool:
     """Say whether anybody on the internet could reach this address, too."""
     address = _inner(ip_address(text))
+    if isinstance(address, IPv6Address) and (address not in UNICAST or address in EXAMPLES):
+        return False  # other forms wrap IPv4 addresses, or belong to one site
     return address.is_global and not address.is_multicast
 
 

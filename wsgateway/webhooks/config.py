@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -188,7 +187,7 @@ def _networks_flaw(networks: Any) -> str:
 def _number_flaw(kind: type, least: float, most: float) -> Callable[[Any], str]:
     def flaw(value: Any) -> str:
         right = isinstance(value, (kind, int)) and not isinstance(value, bool)
-        if right and math.isfinite(value) and least <= value <= most:
+        if right and least <= value <= most:
             return ""
         return f"is {value!r}, but must be {least:g} to {most:g}"
 
