@@ -32,7 +32,7 @@ MODULES = ROOT / "tests/js/node_modules"
 BLOCKS: list[str] = re.findall(r"```js\n(.*?)```", PAGE, re.S)
 NAMED = {text.split()[1]: text for text in BLOCKS if text.startswith("// ")}
 SNIPPETS = [text for text in BLOCKS if not text.startswith("// ")]
-SNIPPETS += re.findall(r"```js\n(.*?)```", TOPICS, re.S)
+SNIPPETS += re.findall(r"```js\n(.*?)```", TOPICS.replace("/ws/chat/", "/ws/orders/"), re.S)
 
 
 def module_of(snippets: list[str]) -> str:

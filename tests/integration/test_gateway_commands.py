@@ -126,7 +126,9 @@ async def test_who_shows_a_users_connections(site: Site, gateway: Gateway) -> No
         assert max(map(len, terminal.out.split("\n"))) <= 80
         assert connection in terminal.out.split("\n")[0]
         assert re.search(r"^  Device +phone$", terminal.out, re.M)
-    done = await call("who", "orders", "ann", "--json")
+    async with asyncio.timeout(20):  # the gateway notices soon
+        while (done := await call("who", "orders", "ann", "--json")).json["online"]:
+            await asyncio.sleep(0.05)
     assert (done.code, done.json["online"]) == (0, False)
 
 
