@@ -266,11 +266,7 @@ class DaphneTransport(Transport):
     @property
     def pending(self) -> int:
         """Bytes that the kernel has not taken yet; a lost connection keeps what waited."""
-        held = self._descriptor
-        waiting = len(held.dataBuffer) - held.offset + held._tempDataLen
-        if self._gathers is not None:
-            waiting += sum(map(len, self._gathers._buffer))
-        return int(waiting)
+        return unwritten(self._descriptor, self._gathers)
 
     async def send(self, event: Any) -> bool:
         """See `Transport.send`. Daphne itself drops an empty frame."""
@@ -431,3 +427,16 @@ def find_descriptor(transport: Any) -> Any:
     while not isinstance(transport, FileDescriptor):
         transport = transport.transport
     return transport
+
+
+def unwritten(descriptor: Any, gathers: Any) -> int:
+    """Return the bytes that the kernel has not taken yet.
+
+    Args:
+        descriptor: Twisted's, which writes to the kernel.
+        gathers: What TLS gathers before it encrypts; None without TLS.
+    """
+    waiting = len(descriptor.dataBuffer) - descriptor.offset + descriptor._tempDataLen
+    if gathers is not None:
+        waiting += sum(map(len, gathers._buffer))
+    return int(waiting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from wsgateway.gateway.daphne import find_descriptor
+from wsgateway.gateway.daphne import find_descriptor, unwritten
 from wsgateway.gateway.responses import Headers, PacedResponse, expire
 from wsgateway.gateway.transport import Linger, Send
 
@@ -62,11 +62,7 @@ class DaphneResponse(PacedResponse):
     @property
     def pending(self) -> int:
         """See `Transport.pending`; a lost connection keeps what waited."""
-        held = self._descriptor
-        waiting = len(held.dataBuffer) - held.offset + held._tempDataLen
-        if self._gathers is not None:
-            waiting += sum(map(len, self._gathers._buffer))
-        return int(waiting)
+        return unwritten(self._descriptor, self._gathers)
 
     async def _write(self, body: bytes, *, more: bool = True) -> bool:
         if self._paused and more:  # the last part must not wait for a reader that does not read
