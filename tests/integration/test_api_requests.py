@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import importlib.util
 import json
@@ -13,8 +14,10 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
-from django.test import AsyncClient, Client
+from django.db import OperationalError
+from django.test import AsyncClient, Client, RequestFactory
 from django.utils import timezone
+from django.views.debug import ExceptionReporter
 
 from tests.integration.backends import (
     HELLO,
@@ -110,6 +113,26 @@ class TestKeys:
         response = caller.post("publish", b"not even read")
         problem(response, 401, "unauthorized")
         assert response.headers["WWW-Authenticate"].startswith("Bearer")
+
+    def test_error_report_does_not_show_the_key(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Django mails it to the admins, with the local variables of each frame."""
+
+        def fail(*arguments: Any, **options: Any) -> None:
+            raise OperationalError("the database is away")
+
+        monkeypatch.setattr(ApiKey.objects, "filter", fail)
+        with pytest.raises(OperationalError) as caught:
+            asyncio.run(keys.find(caller.key))
+        ours: Any = caught.tb  # from our code on: the test's own frame holds the key as well
+        while not ours.tb_frame.f_code.co_filename.endswith("api/keys.py"):
+            ours = ours.tb_next
+        error = caught.value.with_traceback(ours)
+        report = ExceptionReporter(RequestFactory().get("/"), type(error), error, ours)
+        text = report.get_traceback_html()
+        assert "the database is away" in text
+        assert caller.key[-43:] not in text
 
     def test_cookies_do_not_count_and_so_csrf_does_not_apply(self, caller: Caller) -> None:
         """A page elsewhere can have a browser send cookies, but not the header with the key."""

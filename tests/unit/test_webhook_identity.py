@@ -17,6 +17,8 @@ from wsgateway.exceptions import IdentityRefused
 from wsgateway.identity import Identity, WebhookIdentity, renew_identity, resolve_identity
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.subprotocols import encode_token_protocol
+from wsgateway.webhooks.sender import Sender
+from wsgateway.webhooks.verdicts import Answer
 
 PATH = "wsgateway.identity.WebhookIdentity"
 ANN = {"user": "ann"}
@@ -202,6 +204,29 @@ async def test_equal_handshakes_share_a_request_and_its_answer_for_a_while(
     for _ in range(2):
         await fresh.resolve(handshake())
     assert len(receiver.requests) == 7
+
+
+async def test_storm_of_handshakes_waits_for_its_turn(
+    receiver: Receiver, resolver: WebhookIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, ten thousand connections to the endpoint were opened at once."""
+    monkeypatch.setattr("wsgateway.identity.webhooks.AT_ONCE", 3)
+    post, now, most = Sender.post, 0, 0
+
+    async def counted(self: Sender, *arguments: Any) -> Answer:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            return await post(self, *arguments)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(Sender, "post", counted)
+    receiver.answers = lambda request: ended(200, ANN)
+    found = await asyncio.gather(*(resolver.resolve(handshake(f"k{n}")) for n in range(20)))
+    assert len(receiver.requests) == len(found) == 20
+    assert most == 3
 
 
 async def test_refusal_is_kept_too(receiver: Receiver, resolver: WebhookIdentity) -> None:

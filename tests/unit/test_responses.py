@@ -1,0 +1,48 @@
+"""Whose connection a response may take over, and when the kernel ends it."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wsgateway.conf import settings
+from wsgateway.gateway import uvicorn_responses
+from wsgateway.gateway.responses import expire
+
+
+async def send(event: Any) -> None:
+    """Stand in for the server's."""
+
+
+@pytest.mark.parametrize(("version", "is_alone"), [("1.1", True), ("1.0", True), ("2", False)])
+async def test_response_takes_over_no_connection_that_others_share(
+    version: str, is_alone: bool
+) -> None:
+    """Over HTTP/2, the end of one response cut all others of the browser."""
+    closed = SimpleNamespace(
+        set_write_buffer_limits=None, get_protocol=lambda: None, is_closing=lambda: True
+    )
+
+    class Request:
+        flow = None
+        transport = closed
+        scope = {"http_version": version}  # noqa: RUF012 - uvicorn's, too
+
+        async def send(self, event: Any) -> None:
+            """Stand in for uvicorn's."""
+
+    response = uvicorn_responses.response(Request().send, send, ())
+    assert (response is not None) is is_alone
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="there is no such option here")
+def test_kernel_ends_a_connection_whose_reader_has_vanished() -> None:
+    """A phone that changed networks stayed online for a quarter of an hour."""
+    with socket.socket() as connection:
+        expire(connection)
+        found = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert found == (settings.PING_INTERVAL + settings.PING_TIMEOUT) * 1000
+    expire(None)  # behind TLS, a server may not show it
