@@ -172,7 +172,7 @@ async def test_since_holds_for_inbox_and_topics(hub: Hub, since: str, expected: 
 
 
 async def test_cursor_of_the_device_is_read_and_never_moved(hub: Hub) -> None:
-    """There are no acknowledgements, so what was written may be lost on the way."""
+    """Readers acknowledge nothing, so what was written may be lost on the way."""
     first = await publish(hub.broker, ANN, "0", "1")
     await hub.broker.save_cursor(ANN, "phone", first - 1, epoch=hub.broker.inboxes.epoch)
     for _ in range(2):

@@ -196,7 +196,7 @@ def test_end_says_why_and_when_to_come_back(endpoint: SseEndpoint) -> None:
     parser = Parser()
     assert not list(parser.feed(endpoint.closing(2.5)))
     assert parser.retry == 2500
-    assert encode_retry(0.0) == "retry: 1\n\n"  # 0 is no pause at all
+    assert encode_retry(0.0) == "retry: 1\n\n"  # with 0, it would not wait
     parser = Parser()
     (event,) = parser.feed(encode_closed(4501, "not authenticated"))
     assert parser.retry == 2**31 - 1  # a browser would come back after a moment

@@ -76,7 +76,7 @@ async def publish(
 ) -> Receipt:
     """Store a message for a user or in a topic. The answer comes once it is safe.
 
-    If there is no answer, or the status is 503, it may be stored or not. Send it again with the
+    If there is no answer, or the status is 503, it may or may not be stored. Send it again with the
     same `msg_id`: it is stored once, and the answer says `"duplicate": true`.
     """
     key = require(request, ACTION, message.service)
