@@ -9,6 +9,10 @@ WsGatewayError
 │   ├── MessageTooBig          also ValueError
 │   ├── MessageRefused         also ValueError; the server never stores this message
 │   └── BrokerClosed           the broker object is no longer open
+├── BusError
+│   ├── BusUnavailable         Kafka or RabbitMQ has not confirmed it; retry
+│   ├── BusMisconfigured       a topic, exchange or permission is missing; needs an operator
+│   └── RecordRefused          also ValueError; the bus never takes this record
 ├── ServiceUnknown             also LookupError; nobody declares it
 │   └── TopicsUnknown          nobody declares topics of it
 ├── NameRefused                also ValueError; an identity or group that cannot be a subject
@@ -30,6 +34,9 @@ __all__ = [
     "BrokerForbidden",
     "BrokerMisconfigured",
     "BrokerUnavailable",
+    "BusError",
+    "BusMisconfigured",
+    "BusUnavailable",
     "IdentityRefused",
     "MalformedMessage",
     "MessageRefused",
@@ -37,6 +44,7 @@ __all__ = [
     "NameRefused",
     "PartlySent",
     "QueueFull",
+    "RecordRefused",
     "ServiceUnknown",
     "TopicsUnknown",
     "WsGatewayError",
@@ -120,6 +128,22 @@ class MessageRefused(BrokerError, ValueError):
 
 class BrokerClosed(BrokerError):
     """The broker is already closed; open a new one."""
+
+
+class BusError(WsGatewayError):
+    """The bus behind a bridge, Kafka or RabbitMQ, could not do what was asked."""
+
+
+class BusUnavailable(BusError):
+    """The bus has not confirmed it. It may be done; try again."""
+
+
+class BusMisconfigured(BusError):
+    """Something on the bus is missing or of another kind, or not allowed; an operator must act."""
+
+
+class RecordRefused(BusError, ValueError):
+    """The bus can never take this record. Nothing was stored; do not retry."""
 
 
 class PartlySent(WsGatewayError):

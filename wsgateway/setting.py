@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_network
 from typing import Any, Generic, TypeVar, overload
@@ -24,6 +25,8 @@ __all__ = [
     "bytes_limit",
     "count",
     "network_flaws",
+    "number_flaw",
+    "options_flaws",
     "origin_flaws",
     "positive",
     "seconds",
@@ -236,3 +239,30 @@ def network_flaws(networks: list[object]) -> str:
 
 def are_networks(networks: Any) -> bool:
     return are_names(networks) and not network_flaws(networks)
+
+
+def number_flaw(kind: type, least: float, most: float) -> Callable[[Any], str]:
+    """Return what says why a value is not a number between *least* and *most*."""
+
+    def flaw(value: Any) -> str:
+        right = isinstance(value, (kind, int)) and not isinstance(value, bool)
+        if right and least <= value <= most:
+            return ""
+        return f"is {value!r}, but must be {least:g} to {most:g}"
+
+    return flaw
+
+
+def options_flaws(options: Mapping[Any, Any], known: Mapping[str, Callable[[Any], str]]) -> str:
+    """Return what is wrong with *options*, each of which *known* has."""
+    found = []
+    for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            cure = f"did you mean {near[0]!r}?" if near else f"it may be one of {', '.join(known)}"
+            found.append(f"{name!r} is unknown: {cure}")
+        elif flaw := known[name](value):
+            found.append(
+                f"{name!r}: {flaw}" if flaw.startswith(("write", "'")) else f"{name!r} {flaw}"
+            )
+    return ", ".join(found)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from wsgateway.setting import are_names, network_flaws
+from wsgateway.setting import are_names, network_flaws, number_flaw, options_flaws
 from wsgateway.webhooks.signing import key_of
 
 __all__ = [
@@ -184,20 +183,10 @@ def _networks_flaw(networks: Any) -> str:
     return network_flaws(list(networks))
 
 
-def _number_flaw(kind: type, least: float, most: float) -> Callable[[Any], str]:
-    def flaw(value: Any) -> str:
-        right = isinstance(value, (kind, int)) and not isinstance(value, bool)
-        if right and least <= value <= most:
-            return ""
-        return f"is {value!r}, but must be {least:g} to {most:g}"
-
-    return flaw
-
-
 def _retry_flaw(retry: Any) -> str:
     if not isinstance(retry, Mapping):
         return "must be a dict, for example {'attempts': 20, 'cap': 300}"
-    return _flaws(retry, {name: _number_flaw(*each) for name, each in RETRY.items()})
+    return options_flaws(retry, {name: number_flaw(*each) for name, each in RETRY.items()})
 
 
 def _events_flaw(events: Any) -> str:
@@ -221,41 +210,26 @@ def _ca_flaw(path: Any) -> str:
 ENDPOINT: dict[str, Callable[[Any], str]] = {
     "url": _url_flaw,
     "secret": _secret_flaw,
-    "timeout": _number_flaw(float, 0.1, MAX_TIMEOUT),
+    "timeout": number_flaw(float, 0.1, MAX_TIMEOUT),
     "allow_private": _networks_flaw,
     "ca": _ca_flaw,
 }
-WEBHOOK = {**ENDPOINT, "concurrency": _number_flaw(int, 1, 10_000), "retry": _retry_flaw}
+WEBHOOK = {**ENDPOINT, "concurrency": number_flaw(int, 1, 10_000), "retry": _retry_flaw}
 
 IDENTITY_WEBHOOK = {
     **ENDPOINT,
     "headers": _names_flaw,
     "cookies": _names_flaw,
-    "cache": _number_flaw(float, 0, 3600),
+    "cache": number_flaw(float, 0, 3600),
 }
 EVENTS_WEBHOOK = {**ENDPOINT, "events": _events_flaw, "retry": _retry_flaw}
-
-
-def _flaws(options: Mapping[Any, Any], known: Mapping[str, Callable[[Any], str]]) -> str:
-    """Return what is wrong with *options*, each of which *known* has."""
-    found = []
-    for name, value in options.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            cure = f"did you mean {near[0]!r}?" if near else f"it may be one of {', '.join(known)}"
-            found.append(f"{name!r} is unknown: {cure}")
-        elif flaw := known[name](value):
-            found.append(
-                f"{name!r}: {flaw}" if flaw.startswith(("write", "'")) else f"{name!r} {flaw}"
-            )
-    return ", ".join(found)
 
 
 def _endpoint_flaw(options: Any, known: Mapping[str, Callable[[Any], str]] = WEBHOOK) -> str:
     if not isinstance(options, Mapping):
         return "must be a dict with 'url' and 'secret'"
     missing = [name for name in ("url", "secret") if name not in options]
-    return f"lacks {' and '.join(map(repr, missing))}" if missing else _flaws(options, known)
+    return f"lacks {' and '.join(map(repr, missing))}" if missing else options_flaws(options, known)
 
 
 def webhook_flaws(value: Mapping[Any, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Bridges: services that live on Kafka or RabbitMQ take part."""
