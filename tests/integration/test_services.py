@@ -243,7 +243,8 @@ async def test_user_who_sends_much_keeps_nobody_out(
 
     Twice, because the second time there is less room if the first one's was not given back.
     """
-    monkeypatch.setattr(worker_module, "MAX_WAITING", 320)  # bytes: enough for one time
+    room = 110 * worker_module.OVERHEAD  # enough for one time
+    monkeypatch.setattr(worker_module, "MAX_WAITING", room)
     release = asyncio.Event()
     order: dict[str, list[int]] = {"ann": [], "bob": []}
 

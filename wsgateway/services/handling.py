@@ -310,6 +310,18 @@ class Handling:
         else:
             self._queue.ack(job)
 
+    async def put_back(self, job: Job) -> None:
+        """Let a message that no handler had be delivered again, later, to any worker.
+
+        Raises:
+            BrokerError: Its history cannot be read or stored now.
+        """
+        if not job.unstarted:  # or its deliveries would make it suspect
+            history = await self._queue.history(job)
+            if not history.started:
+                await self._note(job, history.tries)
+        self._queue.hold(job)
+
     async def _forget(self, job: Job) -> None:
         try:
             await self._queue.forget(job)

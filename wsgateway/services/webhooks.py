@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WebhookFailed", "WebhookHandler", "body_of", "id_of"]
 
+LONGEST_PAUSE = 3600.0
+"""Seconds that ``Retry-After`` may ask for: the user's later messages wait, too."""
+
 
 class WebhookFailed(Retry):
     """A webhook did not answer, or not as it should; the message is posted again."""
@@ -63,6 +66,7 @@ class WebhookHandler:
             case Refusal(code, reason):
                 raise Reject(reason, code=code)
             case TryAgain(reason, after):
+                after = None if after is None else min(after, LONGEST_PAUSE)
                 raise WebhookFailed(f"{self._endpoint.origin}: {reason}", after=after)
             case Gone():
                 raise Pause(f"{self._endpoint.origin}: it answered 410, so it is gone for good")

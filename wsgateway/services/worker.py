@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,17 @@ IN_HAND = 8
 """Messages in hand for each that may be handled; the others wait for their turn."""
 MAX_WAITING = 16 * 1024 * 1024
 """Bytes that may wait behind other messages of the same user without counting as in hand."""
+OVERHEAD = 2048
+"""Bytes that a waiting message takes besides its payload, its share of its user's task included."""
+PATIENCE = 5.0
+"""Seconds after which a user's messages wait for one that is tried again, or handled elsewhere."""
 BEATS_A_HOLD = 4
 """Heartbeats, a third of ACK_WAIT apart, between two holds of what waits behind other messages."""
 FIRST_LOOK = 0.005
 LAST_LOOK = 0.25
 """Seconds between two checks whether it is a message's turn; the pause doubles."""
+LOOKS = 500
+"""Such checks a second, of all users together: with many of them, each waits longer."""
 GIVEN_BACK_AFTER = 0.1
 GIVEN_BACK_AFTER_A_BUG = 10.0
 
@@ -53,13 +60,15 @@ Key = tuple[int, int]
 class _User:
     """One user's messages in hand."""
 
-    __slots__ = ("heap", "jobs", "look", "uncounted")
+    __slots__ = ("counted", "heap", "jobs", "look", "waits", "waits_since")
 
     def __init__(self) -> None:
         self.jobs: dict[Key, Job] = {}  # the latest delivery counts
         self.heap: list[Key] = []
-        self.uncounted: set[Key] = set()  # of those, the ones that take no other user's place
+        self.counted: set[Key] = set()  # of those, the ones that take another user's place
         self.look = asyncio.Event()  # set when it may be somebody's turn
+        self.waits_since: float | None = None  # when the first was found behind one elsewhere
+        self.waits = False  # whether that is longer ago than others' acknowledgements take
 
     def add(self, job: Job) -> bool:
         """Take a job; return False if it was in hand already."""
@@ -191,15 +200,14 @@ class Worker:
             user = self._users[job.inbox] = _User()
             start(self._serve(job.inbox, user), "wsgateway-user", tasks=self._tasks)
         is_new = user.add(job)
-        if job is not user.first:
+        if user.waits or job is not user.first:
             self._queue.hold(job)
         if not is_new:
             self._queue.add_room(1)
-        elif len(user.jobs) > 1 and self._waiting < MAX_WAITING:
-            # It cannot be handled yet: a user who sends much must not keep others out
-            user.uncounted.add(job.key)
-            self._waiting += len(job.payload)
-            self._queue.add_room(1)
+            return
+        user.counted.add(job.key)
+        if len(user.jobs) > 1:
+            self._discount(user, job)
 
     def _on_turn(self, inbox: Inbox) -> None:
         """Check at once: a worker has finished a message of this user."""
@@ -238,13 +246,44 @@ class Worker:
                 self._leave(user, job)
             del self._users[inbox]
 
+    def _discount(self, user: _User, job: Job) -> bool:
+        """Make room for another message although this one stays; return False if it is too much.
+
+        It cannot be handled yet, and a user who waits must not keep others out.
+        """
+        if self._waiting >= MAX_WAITING:
+            return False
+        user.counted.remove(job.key)
+        self._waiting += OVERHEAD + len(job.payload)
+        self._queue.add_room(1)
+        return True
+
     def _leave(self, user: _User, job: Job) -> None:
         """Make room for another message."""
-        if job.key in user.uncounted:
-            user.uncounted.remove(job.key)
-            self._waiting -= len(job.payload)
-        else:
+        if job.key in user.counted:
+            user.counted.remove(job.key)
             self._queue.add_room(1)
+        else:
+            self._waiting -= OVERHEAD + len(job.payload)
+
+    async def _step_aside(self, user: _User) -> None:
+        """Keep no other user out while the first message waits for one that is not in hand.
+
+        That one may be tried again in an hour. Where too much waits to keep all of it, what is
+        counted goes back to the queue for a while.
+        """
+        now = time.monotonic()
+        if user.waits_since is None:
+            user.waits_since = now
+        if not user.waits and now - user.waits_since >= PATIENCE:
+            user.waits = True
+            self._queue.hold(user.first)
+        for job in [user.jobs[key] for key in user.counted]:
+            if not self._discount(user, job) and user.waits:
+                await self._handling.put_back(job)
+                if user.jobs.get(job.key) is job:  # it has not come again
+                    user.remove(job)
+                    self._leave(user, job)
 
     async def _next(self, user: _User) -> Job | None:
         """Return the user's oldest message once it is its turn; None if no message is left.
@@ -261,11 +300,13 @@ class Worker:
             try:
                 turn = await self._queue.turn(job)
                 if turn is Turn.NOW:
+                    user.waits_since, user.waits = None, False
                     return user.jobs[job.key]
                 if turn is Turn.GONE:
                     user.remove(job)
                     self._leave(user, job)
                     continue
+                await self._step_aside(user)
             except BrokerClosed:
                 raise
             except BrokerError as exc:
@@ -278,7 +319,7 @@ class Worker:
                 # The server carries out acknowledgements a moment after it has passed the word on
                 pause = FIRST_LOOK
             except TimeoutError:
-                pause = min(2 * pause, LAST_LOOK)
+                pause = min(2 * pause, max(LAST_LOOK, len(self._users) / LOOKS))
         return None
 
     async def _beat(self) -> None:
@@ -295,10 +336,10 @@ class Worker:
             await asyncio.sleep(self._queue.ack_wait / 3)
             beats += 1
             for user in self._users.values():
-                if user.heap:
+                if user.heap and not user.waits:
                     self._queue.extend(user.first)
                 if beats % BEATS_A_HOLD == 0:
-                    for job in user.behind():
+                    for job in user.jobs.values() if user.waits else user.behind():
                         self._queue.hold(job)
             for run in self._running.overdue(settings.ACK_WAIT):
                 log_with_stack(

@@ -1,0 +1,72 @@
+"""Users who wait behind a message that is tried again do not keep other users out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.integration.workers import no_services, offer, serving
+from tests.support import until
+from wsgateway import Message, Retry
+from wsgateway.broker.base import Broker
+from wsgateway.services import registry
+from wsgateway.services import worker as worker_module
+
+__all__ = ["no_services"]  # a fixture
+
+pytestmark = pytest.mark.usefixtures("no_services")
+
+
+class Handled:
+    """A service that handles one user at a time; the first message of most is tried again."""
+
+    def __init__(self, pause: float) -> None:
+        self.texts: list[str] = []
+        self.tries: dict[str, int] = {}
+
+        @registry.service("orders", concurrency=1)
+        async def handle(message: Message) -> None:
+            self.tries[message.text] = message.attempt
+            if message.text.startswith("again") and message.attempt == 1:
+                raise Retry(after=pause)
+            self.texts.append(message.text)
+
+
+async def test_users_behind_a_message_that_is_tried_again_keep_nobody_out(broker: Broker) -> None:
+    """Each counted as in hand, so eight of them were all that a worker could hold."""
+    handled = Handled(pause=3600.0)
+    async with serving(broker) as worker:
+        users = [f"user-{number}" for number in range(worker_module.IN_HAND + 2)]
+        for user in users:
+            await offer(broker, f"again {user}", user=user)
+        await until(lambda: worker.counts["retried"] == len(users))
+        for user in users:
+            await offer(broker, f"behind {user}", user=user)
+        await offer(broker, "free", user="free")
+        await until(lambda: handled.texts == ["free"], 2.0)
+
+
+async def test_backlog_too_large_to_keep_goes_back_to_the_queue(
+    broker: Broker, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One user's messages, behind the one that was tried again, took all the room there was.
+
+    Empty messages counted for nothing, so any number of them was kept.
+    """
+    settings.WSGATEWAY_ACK_WAIT = 0.4
+    monkeypatch.setattr(worker_module, "MAX_WAITING", 3 * worker_module.OVERHEAD)
+    monkeypatch.setattr(worker_module, "PATIENCE", 0.1)
+    handled = Handled(pause=2.0)
+    async with serving(broker) as worker:
+        await offer(broker, "again")
+        await until(lambda: worker.counts["retried"])
+        for number in range(20):
+            await offer(broker, f"{number}")
+        await offer(broker, "free", user="free")
+        await until(lambda: handled.texts)
+        assert handled.texts == ["free"]
+        assert worker.in_hand < 20
+        await until(lambda: len(handled.texts) == 22)
+    assert handled.texts[1:] == ["again", *(str(number) for number in range(20))]
+    assert {text: tries for text, tries in handled.tries.items() if tries > 1} == {"again": 2}

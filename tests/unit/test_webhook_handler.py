@@ -1,0 +1,57 @@
+"""The handler of a service with a webhook: what it makes of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.receiver import SECRET, Receiver, answer, receiving
+from wsgateway.broker.memory import MemoryBroker, reset_shared_store
+from wsgateway.broker.work import Job
+from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.protocol.subjects import Inbox
+from wsgateway.services.message import Message
+from wsgateway.services.webhooks import WebhookFailed, WebhookHandler
+from wsgateway.webhooks.config import webhook_of
+
+ANN = Inbox("orders", "ann")
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def broker(settings: Any) -> AsyncIterator[MemoryBroker]:
+    settings.PUBSUB_BROKER = "memory"
+    reset_shared_store()
+    broker = MemoryBroker.from_settings(wsgateway_settings)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+async def handler(receiver: Receiver) -> AsyncIterator[WebhookHandler]:
+    options = {"url": receiver.url, "secret": SECRET, "allow_private": ["127.0.0.0/8"]}
+    handler = WebhookHandler(webhook_of(options).endpoint)
+    yield handler
+    await handler.close()
+
+
+def message(broker: MemoryBroker, number: int = 1) -> Message:
+    return Message(Job(ANN, b"tea", {}, sequence=number, id=f"s.{number}.0"), broker)
+
+
+async def test_endpoint_may_ask_to_wait_for_an_hour_at_most(
+    broker: MemoryBroker, receiver: Receiver, handler: WebhookHandler
+) -> None:
+    """A day, as it once could: a proxy's mistake held up a user's messages for as long."""
+    receiver.answers = lambda request: answer(503, Retry_After="86400")
+    with pytest.raises(WebhookFailed) as caught:
+        await handler(message(broker))
+    assert caught.value.after == 3600.0
