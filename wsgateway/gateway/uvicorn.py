@@ -22,6 +22,7 @@ logger = logging.getLogger("wsgateway")
 
 HOOKED = {
     "connection_lost": "_on_lost",
+    "eof_received": "_on_eof",
     "fail_connection": "_on_failure",
     "handle_cont": "_on_part",
     "handle_message": "_on_event",
@@ -243,6 +244,10 @@ class UvicornTransport(Transport):
                 self._transport.resume_reading()
         if self._empty is not None:
             self._empty.set()
+
+    def _on_eof(self) -> None:
+        """Cut a client that has left, and does not take what uvicorn waits to write."""
+        self._cut_later()
 
     def _on_lost(self, exc: Exception | None) -> None:
         self._lost = True
