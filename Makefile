@@ -11,6 +11,9 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python -r $(1) 2> /dev/n
 # Behind the machine's own Node.js, which then need not be installed
 WITH_BIN = PATH="$$PATH:$(CURDIR)/$(BIN)"
 COVERED = .cache/coverage.json
+# Many images set it, and uv compiles nothing: each of the 700 processes that tests start would
+# compile all that it imports, Django included
+unexport PYTHONDONTWRITEBYTECODE
 COVER = $(if $(COVERAGE),-m slipcover --json --out $(COVERED))
 
 .DEFAULT_GOAL := help
