@@ -73,6 +73,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, and all that needs Kafka or RabbitMQ: they start slowly."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneWorkerEach(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith("tests/bridges/"):
+                for bus in ("kafka", "amqp"):
+                    if bus in nodeid:
+                        return bus
+            return str(super()._split_scope(nodeid))
+
+    return OneWorkerEach(config, log)
+
+
 @pytest.fixture
 def symptom(request: pytest.FixtureRequest) -> Iterator[Symptom]:
     """What the troubleshooting row shows that the test's marker names."""

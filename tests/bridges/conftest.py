@@ -1,0 +1,38 @@
+"""Fixtures: the brokers that bridges lead to. One of each runs for all tests of a process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bridges import kafka_server
+from tests.bridges.kafka_server import KafkaServer
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """A broker of Kafka. A test that stops or kills it starts it again before it ends."""
+    reason = kafka_server.why_not()
+    if reason:
+        pytest.skip(f"no Kafka: {reason}")
+    with (
+        tempfile.TemporaryDirectory(prefix="wsgateway-kafka-") as folder,
+        kafka_server.kafka_cluster(Path(folder)) as servers,
+    ):
+        yield servers[0]
+
+
+@pytest.fixture
+def kafka_brokers() -> Iterator[list[KafkaServer]]:
+    """Three brokers of Kafka for this test alone."""
+    reason = kafka_server.why_not()
+    if reason:
+        pytest.skip(f"no Kafka: {reason}")
+    with (
+        tempfile.TemporaryDirectory(prefix="wsgateway-kafka-") as folder,
+        kafka_server.kafka_cluster(Path(folder), 3) as servers,
+    ):
+        yield servers
