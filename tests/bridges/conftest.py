@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridges import kafka_server
+from tests.bridges import kafka_server, rabbitmq
 from tests.bridges.kafka_server import KafkaServer
+from tests.bridges.rabbitmq import RabbitServer
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,18 @@ def kafka_brokers() -> Iterator[list[KafkaServer]]:
         kafka_server.kafka_cluster(Path(folder), 3) as servers,
     ):
         yield servers
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[RabbitServer]:
+    """A RabbitMQ. A test that stops or kills it starts it again before it ends."""
+    reason = rabbitmq.why_not()
+    if reason:
+        pytest.skip(f"no RabbitMQ: {reason}")
+    with tempfile.TemporaryDirectory(prefix="wsgateway-rabbitmq-") as folder:
+        server = RabbitServer(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.close()
