@@ -134,6 +134,7 @@ class _Stream:
         endpoint = self._socket.endpoint
         assert isinstance(endpoint, SseEndpoint)
         endpoint.as_json = request.as_json
+        endpoint.claimed = request.positions or {}
         limit = endpoint.limits.subscriptions
         if len(request.topics) > limit:
             text = f"more than {limit} topics (WSGATEWAY_MAX_SUBSCRIPTIONS); leave some out"

@@ -158,6 +158,29 @@ async def test_position_of_another_stream_or_user_is_a_gap(brokers: Any, hub: Hu
         assert ann.named("gap")[0].fields["reason"] == "epoch"
 
 
+async def test_gap_of_a_topic_is_told_however_early_the_connection_ends(
+    brokers: Any, hub: Hub
+) -> None:
+    """The welcome's id held the topic's new position, though its gap was told after that."""
+    query = "topic=room.42"
+    async with read(query) as ann:
+        await publish(hub.broker, ROOM, "1")
+        last = (await ann.has("1", name="room.42"))[-1].id
+    await brokers.renew(hub.broker, "room")
+    await publish(hub.broker, ROOM, "2")
+    for _ in range(2):
+        async with read(query, **ANNS, last_event_id=last) as ann:
+            await ann.has("2", name="room.42")
+            first, gap, message = ann.events
+            assert (first.name, gap.name) == ("recovered", "gap")
+            assert gap.fields["topic"] == "room.42"
+            last = first.id  # as if nothing more had come
+    async with read(query, **ANNS, last_event_id=gap.id) as ann:
+        await ann.has("2", name="room.42")
+        assert len(ann.named("recovered")) == 2
+    assert parse_id(message.id)[mark(ROOM)] > parse_id(gap.id)[mark(ROOM)]
+
+
 @pytest.mark.parametrize(
     ("since", "expected"), [("new", []), ("all", ["0", "1", "2"]), ("2", ["1", "2"])]
 )

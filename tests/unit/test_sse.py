@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 from base64 import b64decode
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -316,3 +318,132 @@ def test_request_that_is_refused_says_why(query: str, text: str) -> None:
 def test_junk_is_parsed_or_refused(query: bytes, id: bytes) -> None:
     with contextlib.suppress(ProtocolError):
         parse_request(query, [id])
+
+
+# -- connections that end anywhere ---------------------------------------------------------
+
+
+class Log:
+    """What is stored at an address: each message is the number that says how many were before."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.kept: dict[int, int] = {}  # numbers, by offset
+        self.last = self.trimmed = self.count = 0
+
+    def publish(self) -> None:
+        self.last += 1
+        self.kept[self.last] = self.count
+        self.count += 1
+
+    def trim(self) -> None:
+        if self.kept:
+            self.trimmed = min(self.kept)
+            del self.kept[self.trimmed]
+
+    def renew(self) -> None:
+        self.epoch += 1
+        self.kept.clear()
+        self.last = self.trimmed = 0
+
+    def find_start(self, claim: At | None) -> Start:
+        if claim is None:
+            return Start(str(self.epoch), self.last, Reason.NEW)
+        if claim.epoch != str(self.epoch):
+            return Start(str(self.epoch), 0, Reason.EPOCH)
+        missing = claim.offset < self.trimmed
+        return Start(claim.epoch, claim.offset, Reason.TRIMMED if missing else None)
+
+    def after(self, offset: int) -> list[int]:
+        """Return the offsets of messages to deliver."""
+        return [each for each in sorted(self.kept) if each > offset]
+
+    def next_after(self, offset: int) -> int:
+        """Return the number of the first message that is kept behind *offset*."""
+        return min((self.kept[each] for each in self.after(offset)), default=self.count)
+
+
+class Cut:
+    """A reader whose connections end anywhere. It checks each event that it gets."""
+
+    def __init__(self, logs: dict[Address, Log]) -> None:
+        self.logs = logs
+        self.parser = Parser()
+        self.next: dict[Address, int] = {}  # the number that it expects
+
+    def response(self, luck: random.Random) -> list[str]:
+        """Return the parts of what the gateway writes, in one of the orders that may happen."""
+        request = parse_request(b"topic=room.42&topic=room.lobby", [self.parser.id.encode()])
+        endpoint = SseEndpoint(LIMITS, 0.0)
+        endpoint.claimed = request.positions or {}
+        starts = {}
+        for each in self.logs:
+            starts[each] = self.logs[each].find_start(endpoint.claimed.get(mark(each)))
+        frames = {
+            topic: endpoint.subscribed(topic, starts[topic], "0", "read")
+            for topic in request.topics
+        }
+        sources = [self._messages(endpoint, ANN, starts[ANN])]
+        sources += [self._topic(endpoint, topic, frames[topic], starts[topic]) for topic in frames]
+        parts = [encode_retry(1), endpoint.welcome(CLIENT, starts[ANN])]
+        while sources:
+            source = luck.choice(sources)
+            try:
+                parts.append(next(source))
+            except StopIteration:
+                sources.remove(source)
+        return parts
+
+    def _topic(
+        self, endpoint: SseEndpoint, topic: Topic, frame: str, start: Start
+    ) -> Iterator[str]:
+        yield endpoint.begins(topic, frame)
+        yield from self._messages(endpoint, topic, start)
+
+    def _messages(self, endpoint: SseEndpoint, address: Address, start: Start) -> Iterator[str]:
+        log, topic = self.logs[address], address if isinstance(address, Topic) else None
+        for offset in log.after(start.offset):
+            text = endpoint.message(stored(str(log.kept[offset]), offset), topic)
+            assert text is not None
+            yield text
+
+    def read(self, body: str) -> None:
+        """Take what came. A browser drops an event without its end."""
+        for event in self.parser.feed(body[: body.rfind("\n\n") + 2]):
+            self._note(event.id)
+            if event.name in ("welcome", "recovered", "gap"):
+                name = event.fields.get("topic")
+                self._begin(Topic.parse(name) if name else ANN, event)
+            else:
+                address = ANN if event.name == "message" else Topic.parse(event.name)
+                number = int(event.data)
+                assert number <= self.next[address], "messages are missing, and no gap was told"
+                self.next[address] = max(self.next[address], number + 1)
+
+    def _note(self, id: str) -> None:
+        """Expect what comes after the first position that it has."""
+        for address, log in self.logs.items():
+            at = parse_id(id).get(mark(address))
+            if at is not None and address not in self.next:
+                self.next[address] = log.next_after(at.offset)
+
+    def _begin(self, address: Address, event: Event) -> None:
+        first = self.logs[address].next_after(event.fields["offset"])
+        if event.name == "gap":
+            self.next[address] = max(self.next[address], first)
+        assert self.next[address] >= first, "messages are missing, and no gap was told"
+
+
+@given(st.randoms(use_true_random=False))
+def test_nothing_is_lost_in_silence_wherever_a_connection_ends(luck: random.Random) -> None:
+    """A topic's gap was lost if the connection ended between the welcome and the gap's event."""
+    logs: dict[Address, Log] = {ANN: Log(), ROOM: Log(), LOBBY: Log()}
+    reader = Cut(logs)
+    for _ in range(luck.randint(1, 5)):
+        for _ in range(luck.randint(0, 6)):
+            log = luck.choice([*logs.values()])
+            luck.choice([log.publish, log.publish, log.publish, log.trim, log.renew])()
+        body = "".join(reader.response(luck))
+        reader.read(body[: luck.randint(0, len(body))])
+    reader.read("".join(reader.response(luck)))
+    assert reader.next == {address: log.count for address, log in logs.items()}

@@ -113,7 +113,7 @@ class TopicSubscription(Subscription):
         """See `Subscription.write`."""
         if self._begun and not self.closed:
             begun, self._begun = self._begun, None
-            await self._session.write_other(begun)
+            await self._session.write_other(self._session.endpoint.begins(self.topic, begun))
         await super().write()
 
     async def _tell_trimmed(self, start: Start) -> None:

@@ -377,6 +377,10 @@ class Endpoint(ABC):
         """
         return None
 
+    def begins(self, topic: Topic, frame: str) -> str:
+        """Return what to write now of *frame*, which `subscribed` has made."""
+        return frame
+
     def subscribed_again(
         self, topic: Topic, start: Start | None, access: Access | None = None
     ) -> str | None:

@@ -28,7 +28,7 @@ from wsgateway.protocol.endpoint import (
     Start,
     State,
 )
-from wsgateway.protocol.event_ids import At, Positions, parse_id
+from wsgateway.protocol.event_ids import At, Positions, mark, parse_id
 from wsgateway.protocol.limits import Limits
 from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.protocol.v1 import (
@@ -175,7 +175,7 @@ def _bad(text: str) -> ProtocolError:
 class SseEndpoint(Endpoint):
     """A reader of server-sent events. It sends nothing, and keeps its position itself."""
 
-    __slots__ = ("_inbox", "_next_beat", "_positions", "as_json")
+    __slots__ = ("_inbox", "_next_beat", "_positions", "_untold", "as_json", "claimed")
 
     subprotocol = SSE
     resumes = True
@@ -185,8 +185,11 @@ class SseEndpoint(Endpoint):
         super().__init__(limits, now)
         self.as_json = False
         """See `Request`."""
+        self.claimed: Mapping[str, At] = {}
+        """Where the reader says that it was, by `event_ids.mark`."""
         self._inbox: Inbox | None = None  # set by `welcome`
         self._positions = Positions()
+        self._untold: dict[Topic, At] = {}  # where topics begin whose `gap` is not written yet
         self._next_beat = now + limits.ping_interval
 
     def receive(self, frame: str | bytes, now: float) -> Action | None:
@@ -206,10 +209,24 @@ class SseEndpoint(Endpoint):
     def subscribed(self, topic: Topic, start: Start | None, id: str, access: Access) -> str:
         """See `Endpoint.subscribed`.
 
-        It is written after the welcome, which holds all positions. So it has no id of its own:
-        its would lack those of what begins later.
+        It is written after the welcome, whose id holds all positions, so that a reader that has
+        only that one misses nothing. Where the reader is to learn of a gap, the id keeps its old
+        position until it has: otherwise a connection that ends before would hide the gap.
         """
-        return self._begin(topic, start)
+        claim = self.claimed.get(mark(topic))
+        event = self._begin(topic, start)
+        if start is not None and start.reason not in (None, Reason.NEW) and claim is not None:
+            self._untold[topic] = At(start.epoch, start.offset)
+            self._positions.begin(topic, claim)
+        return event
+
+    def begins(self, topic: Topic, frame: str) -> str:
+        """See `Endpoint.begins`."""
+        at = self._untold.pop(topic, None)
+        if at is None:
+            return frame
+        self._positions.begin(topic, at)
+        return f"id: {self._positions.id}\n{frame}"
 
     def subscribed_again(
         self, topic: Topic, start: Start | None, access: Access | None = None
