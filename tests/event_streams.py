@@ -82,7 +82,8 @@ class Reader:
             "path": path,
             "query_string": query.encode(),
             "headers": [
-                (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()
+                (name.replace("_", "-").encode(), value.encode())
+                for name, value in {"host": "testserver", **headers}.items()
             ],
         }
 

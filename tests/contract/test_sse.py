@@ -376,6 +376,31 @@ async def test_image_of_another_sites_page_opens_nothing(hub: Hub) -> None:
             assert ann.status == status
 
 
+@pytest.mark.parametrize(
+    ("hosts", "debug", "host", "status"),
+    [
+        (["shop.example"], False, "shop.example:8000", 200),
+        (["shop.example"], False, "evil.example", 400),
+        (["shop.example"], True, "evil.example", 400),
+        (["shop.example"], False, "shop.example/evil", 400),
+        ([], False, "localhost", 400),
+        ([], True, "localhost:8000", 200),
+        ([], True, "evil.example", 400),
+        (["*"], False, "evil.example", 200),
+    ],
+)
+async def test_only_hosts_of_the_site_are_answered(
+    hub: Hub, settings: Any, hosts: list[str], debug: bool, host: str, status: int
+) -> None:
+    """A foreign page whose own name led here was its own site, and read public topics."""
+    settings.ALLOWED_HOSTS, settings.DEBUG = hosts, debug
+    async with read(**ANNS, host=host) as ann:
+        assert ann.status == status
+        if status == 400:
+            assert f"host '{host}' may not be used here" in ann.problem["detail"]
+            assert "ALLOWED_HOSTS" in ann.problem["detail"]
+
+
 @pytest.mark.parametrize("method", ["HEAD", "POST", "DELETE"])
 async def test_other_methods_are_not_allowed(hub: Hub, method: str) -> None:
     client = read()

@@ -24,7 +24,7 @@ from wsgateway.routing import gateway_router, sse_router
 
 ANN = Inbox("orders", "ann")
 APPLICATION: Any = ProtocolTypeRouter({"http": sse_router, "websocket": gateway_router})
-REQUEST = "GET /orders/ HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: service=orders; user=ann\r\n"
+REQUEST = "GET /orders/ HTTP/1.1\r\nHost: testserver\r\nCookie: service=orders; user=ann\r\n"
 READ = f"{REQUEST}\r\n".encode()
 UPGRADE = (
     f"{REQUEST}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"

@@ -8,7 +8,7 @@ from functools import partial
 
 from wsgateway.exceptions import BrokerError, IdentityRefused
 from wsgateway.gateway.hub import Hub, get_hub
-from wsgateway.gateway.origins import require_origin
+from wsgateway.gateway.origins import require_host, require_origin
 from wsgateway.gateway.refusals import refuse
 from wsgateway.gateway.session import Session
 from wsgateway.gateway.sockets import Socket
@@ -75,6 +75,8 @@ async def _open_in_time(socket: Socket, scope: Scope, ask: Ask, keep: Keep) -> N
 
 
 async def _open(socket: Socket, scope: Scope, ask: Ask, keep: Keep) -> None:
+    if scope["type"] == "http":  # a websocket's handshake has an Origin, if a browser sends it
+        require_host(scope)
     require_origin(scope)
     identity = await _identity(socket, scope)
     socket.transport.where += f" of {identity.user!r}"

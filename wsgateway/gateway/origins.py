@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlparse
 
 from channels.security.websocket import OriginValidator
+from django.core.exceptions import DisallowedHost
+from django.core.handlers.asgi import ASGIRequest
 
 from wsgateway.conf import settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.handshake import header
 from wsgateway.protocol.codes import CloseCode
 
-__all__ = ["cors_headers", "require_origin"]
+__all__ = ["cors_headers", "require_host", "require_origin"]
 
 ELSEWHERE = ([b"cross-site"], [b"same-site"])
 """What browsers say of a request that another site's page makes."""
 LOCAL_HOSTS = [".localhost", "localhost", "127.0.0.1", "[::1]"]
 MAX_SHOWN = 100
 """Characters of foreign origins that the client and the log are told."""
+MAX_HOST = 60
+"""The same for foreign hosts."""
 
 
 def require_origin(scope: Mapping[str, Any]) -> None:
@@ -48,6 +53,24 @@ def require_origin(scope: Mapping[str, Any]) -> None:
         f"allowed are {allowed}; add it to WSGATEWAY_ALLOWED_ORIGINS (without that setting, "
         "ALLOWED_HOSTS counts) if the page is yours",
     )
+
+
+def require_host(scope: Mapping[str, Any]) -> None:
+    """Refuse an HTTP request for a host that is not this site's, by Django's own rules.
+
+    Browsers send no ``Origin`` with what a page requests from its own site. A foreign page can
+    have its own site's name lead here (DNS rebinding), and would then read what anybody may.
+
+    Raises:
+        IdentityRefused: ALLOWED_HOSTS does not have the request's host.
+    """
+    try:
+        ASGIRequest({"method": "GET", **scope}, BytesIO()).get_host()
+    except DisallowedHost as exc:
+        sent = ", ".join(repr(value.decode("latin-1")) for value in header(scope, b"host"))
+        reason = f"host {sent[:MAX_HOST] or 'missing'} may not be used here; see ALLOWED_HOSTS"
+        cure = "add it to ALLOWED_HOSTS if this site has that name"
+        raise IdentityRefused(CloseCode.BAD_REQUEST, reason, cure) from exc
 
 
 def cors_headers(scope: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
