@@ -40,7 +40,7 @@ FORCE_SCRIPT_NAME = env.site_path(os.environ, "FORCE_SCRIPT_NAME")
 SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = FORCE_SCRIPT_NAME or "/"
 
 INSTALLED_APPS = [
-    "daphne",
+    "project.apps.RunserverConfig",  # most projects: "daphne"
     "channels",
     "wsgateway",
     "wsgateway.outbox",

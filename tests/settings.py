@@ -9,6 +9,8 @@ os.environ.setdefault("DEBUG", "1")
 from project.settings import *  # noqa: F403
 from tests import LIMITS, SERVICES
 
+# As most projects have it; daphne's own check, once imported, expects daphne's own configuration
+INSTALLED_APPS = ["daphne", *INSTALLED_APPS[1:]]  # noqa: F405
 WSGATEWAY_SERVICES = SERVICES
 globals().update(LIMITS)
 PUBSUB_BROKER = "memory"
