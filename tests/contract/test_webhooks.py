@@ -241,7 +241,7 @@ async def test_slow_endpoint_does_not_touch_another_service(
     settings.WSGATEWAY_SERVICES = None
     async with receiving() as slow:
         slow.answers = lambda request: asyncio.Event().wait()
-        slow_options = webhook(slow.url, concurrency=2, timeout=0.3, retry={"initial": 0.1})
+        slow_options = webhook(slow.url, concurrency=2, timeout=2.0, retry={"initial": 0.1})
         settings.WSGATEWAY_WEBHOOKS = {"slow": slow_options, "orders": webhook(receiver.url)}
         broker = await brokers.open()
         async with running("slow", "orders", broker=broker) as (late, worker):
@@ -301,6 +301,67 @@ async def test_endpoint_that_is_gone_pauses_the_service_until_it_is_resumed(
     assert sorted(request.text for request in later) == ["ann 1", "ann 2", "bob 1"]
     assert {request.fields["attempt"] for request in later} == {1}
     assert [text for each in later if "ann" in (text := each.text)] == ["ann 1", "ann 2"]
+
+
+async def test_what_is_in_hand_is_not_posted_after_a_410(
+    broker: Broker, brokers: Brokers, receiver: Receiver, settings: Any
+) -> None:
+    """Each worker posted all that it had taken before, up to 8 x concurrency messages."""
+    settings.WSGATEWAY_WEBHOOKS = {"orders": webhook(receiver.url, concurrency=1)}
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def reply(request: Request) -> bytes:
+        event, status = (first, 410) if len(receiver.requests) == 1 else (second, 204)
+        await event.wait()
+        return answer(status)
+
+    receiver.answers = reply
+    async with (
+        running("orders", broker=broker) as (one,),
+        running("orders", broker=await brokers.open()) as (two,),
+    ):
+        for number in range(12):
+            await offer(broker, "x", user=f"user-{number}")
+        await until(lambda: len(receiver.requests) == 2)
+        await until(lambda: one.in_hand + two.in_hand == 12)
+        first.set()
+        await until(lambda: 0 in (one.in_hand, two.in_hand), what="the rest is given back")
+        second.set()
+        await until(lambda: one.counts["done"] + two.counts["done"] == 1)
+        await until(lambda: one.in_hand + two.in_hand == 0)
+        assert len(receiver.requests) == 2
+        receiver.answers = lambda request: answer()
+        await broker.operations.resume("orders")
+        await until(lambda: one.counts["done"] + two.counts["done"] == 12)
+    assert len(receiver.requests) == 13
+    assert {request.fields["attempt"] for request in receiver.requests} == {1}
+
+
+async def test_resume_wins_over_a_410_to_a_request_that_began_before(
+    broker: Broker, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The late answer paused the service once more, and nobody looked."""
+    late = asyncio.Event()
+
+    async def reply(request: Request) -> bytes:
+        await late.wait()
+        return answer(410)
+
+    receiver.answers = reply
+    async with running("orders", broker=broker) as (worker,):
+        await offer(broker, "late")
+        await until(lambda: receiver.requests)
+        assert await broker.operations.pause("orders")
+        assert await broker.operations.resume("orders")
+        receiver.answers = lambda request: answer()
+        late.set()
+        await until(lambda: worker.counts["done"])
+        assert "is paused" not in caplog.text
+        receiver.answers = lambda request: answer(410)
+        await offer(broker, "new")
+        await until(lambda: "service orders is paused" in caplog.text)
+        assert [each.paused for each in await broker.operations.queues()] == [True]
+    assert [request.fields["attempt"] for request in receiver.requests] == [1, 1, 1]
 
 
 async def test_command_resumes_a_service(broker: Broker) -> None:

@@ -28,7 +28,7 @@ POLICIES: Policies = {OSError: QUICK}
         (ConnectionResetError(), 1, Retried(0.5)),  # derives from OSError
         (Retry(after=7.0), 1, Retried(7.0)),
         (Retry(after=0.0), 4, Retried(0.0)),
-        (Pause("gone"), 99, Retried(0.5, counted=False, pauses=True)),
+        (Pause("gone", since=0.0), 99, Retried(0.5, counted=False)),
     ],
 )
 def test_verdict(error: BaseException | None, attempt: int, expected: Any) -> None:

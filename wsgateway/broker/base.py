@@ -443,6 +443,7 @@ class Broker(ABC):
         on_job: Callable[[Job], None],
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
+        on_pause: Callable[[], None] | None = None,
     ) -> WorkQueue:
         """Return the queue of what clients sent to *service*; not opened.
 
@@ -453,6 +454,8 @@ class Broker(ABC):
                 one of the sender's messages.
             ack_wait: Seconds without a sign of life after which a message goes to another worker;
                 the queue may have been made with another number, which counts.
+            on_pause: Called in the same way when `Operations.pause` has paused the service; not if
+                the connection is lost at that moment.
         """
 
     @property

@@ -239,10 +239,19 @@ class Operations(ABC):
         """Return the queue of each service that exists, by name."""
 
     @abstractmethod
-    async def pause(self, service: str) -> None:
+    async def pause(self, service: str, age: float = 0.0) -> bool:
         """Deliver no message of *service* to any worker, until `resume`. Idempotent.
 
-        Workers keep what they have taken already. The broker remembers it when it restarts.
+        Workers are told; until they hear of it, they keep what they have taken already. The broker
+        remembers it when it restarts.
+
+        Args:
+            service: Which.
+            age: Seconds since when there is a reason. If the service was resumed in that time, it
+                is not paused: an operator has mended what was wrong.
+
+        Returns:
+            Whether it is paused now.
 
         Raises:
             BrokerError: It is not paused: no answer, or the service never had a worker.

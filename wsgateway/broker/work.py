@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class Job:
         problem: Why no handler can have it; None if one can.
         unstarted: Whether it is certain that no handler has begun with it.
         sent: When it was stored, as a Unix time.
+        taken: When it was delivered, by the monotonic clock.
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Job:
         "sent",
         "sequence",
         "service",
+        "taken",
         "unstarted",
     )
 
@@ -86,6 +89,7 @@ class Job:
         self.deliveries = deliveries
         self.receipt = receipt
         self.sent = sent
+        self.taken = time.monotonic()
         self.key = 0, sequence
         self.attempt = 1
         self.unstarted = deliveries == 1

@@ -42,4 +42,13 @@ class Pause(WsGatewayError):
     """Nothing of the service can be handled until an operator has mended something.
 
     Its messages wait until ``manage.py gateway resume``. This one does not use a try.
+
+    Args:
+        reason: For the log.
+        since: When what shows it began, by the monotonic clock. If the service was resumed after
+            that, it is not paused.
     """
+
+    def __init__(self, reason: str, *, since: float) -> None:
+        super().__init__(reason)
+        self.since = since

@@ -34,10 +34,19 @@ from wsgateway.exceptions import (
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.services.calling import Caller
 from wsgateway.services.deadletters import set_aside
-from wsgateway.services.errors import Retry
+from wsgateway.services.errors import Pause, Retry
 from wsgateway.services.failure import Repeats, one_line
 from wsgateway.services.message import Message
-from wsgateway.services.policy import DeadLettered, Done, Rejected, Retried, Verdict, judge
+from wsgateway.services.pausing import Pausing, Recalled
+from wsgateway.services.policy import (
+    AFTER_A_PAUSE,
+    DeadLettered,
+    Done,
+    Rejected,
+    Retried,
+    Verdict,
+    judge,
+)
 from wsgateway.services.running import Run, Running
 from wsgateway.tracing import find_tracer
 
@@ -112,6 +121,8 @@ class Handling:
         self._slots = asyncio.Semaphore(concurrency or 1)
         self._caller = Caller(service, broker, concurrency)
         self._repeats = Repeats()
+        self.pausing = Pausing(service.name, broker)
+        """Knows what was taken before the service was paused, and is not handled."""
 
     def close(self) -> None:
         """Start no more handlers."""
@@ -138,9 +149,16 @@ class Handling:
         begin = time.perf_counter()
         error = await self._run(job, history)
         verdict: Verdict = Done()
+        if isinstance(error, Recalled):
+            verdict = Retried(AFTER_A_PAUSE, counted=False)
+            await self._carry_out(job, history, verdict, crowded)
+            return Outcome(verdict, None)
         if error is not None:
             verdict = self._judge(job, error)
             self._log(job, verdict, error)
+            if isinstance(error, Pause):
+                again = self.pausing.begin(job, error)
+                await self._persist(job, "pause", again)
         await self._carry_out(job, history, verdict, crowded)
         self.counts[COUNTED[type(verdict)]] += 1
         self._counters.outcomes[COUNTED[type(verdict)]] += 1
@@ -178,6 +196,8 @@ class Handling:
 
     async def _call(self, job: Job, run: Run) -> BaseException | None:
         """Call the handler, see `Caller.call`; count how long it takes."""
+        if self.pausing.is_recalled(job):
+            return Recalled()
         begin = time.perf_counter()
         self._counters.running += 1
         try:
@@ -237,16 +257,7 @@ class Handling:
             logger.info("%s is rejected: %s", name, one_line(error), extra=log_fields)
         elif isinstance(verdict, DeadLettered):
             _log_traceback(logging.ERROR, error, log_fields, "%s becomes a dead letter", name)
-        elif isinstance(verdict, Retried) and verdict.pauses:
-            logger.error(
-                "service %s is paused, and its messages wait: %s. Once that is mended, run "
-                '"manage.py gateway resume %s"',
-                job.service,
-                one_line(error),
-                job.service,
-                extra=log_fields,
-            )
-        elif isinstance(verdict, Retried):
+        elif isinstance(verdict, Retried) and not isinstance(error, Pause):
             if not isinstance(error, Retry) and self._repeats.is_new(job.id, error):
                 text = "%s failed, retrying in %.1f s"
                 _log_traceback(logging.WARNING, error, log_fields, text, name, verdict.after)
@@ -283,9 +294,6 @@ class Handling:
         # Each step until it has succeeded, and none twice: one that takes longer than the
         # duplicate window would store what was stored before it again.
         if isinstance(verdict, Retried):
-            if verdict.pauses:
-                operations = self._broker.operations
-                await self._persist(job, "pause", lambda: operations.pause(job.service))
             tries = history.tries + verdict.counted
             await self._persist(job, "retried", lambda: self._note(job, tries))
             self._queue.give_back(job, verdict.after)

@@ -11,7 +11,16 @@ from typing import NamedTuple
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.services.errors import Pause, Reject, Retry
 
-__all__ = ["DeadLettered", "Done", "Rejected", "Retried", "RetryPolicy", "Verdict", "judge"]
+__all__ = [
+    "AFTER_A_PAUSE",
+    "DeadLettered",
+    "Done",
+    "Rejected",
+    "Retried",
+    "RetryPolicy",
+    "Verdict",
+    "judge",
+]
 
 LONGEST_PAUSE = 86400.0
 """Seconds that a handler may ask to wait; NATS takes no more than an int of nanoseconds."""
@@ -74,12 +83,10 @@ class Retried(NamedTuple):
     Attributes:
         after: Seconds until then.
         counted: Whether it has used a try.
-        pauses: Whether no message of the service is delivered until somebody resumes it.
     """
 
     after: float
     counted: bool = True
-    pauses: bool = False
 
 
 class DeadLettered(NamedTuple):
@@ -114,7 +121,7 @@ def judge(
     if isinstance(error, Reject):
         return Rejected(error.code, error.reason)
     if isinstance(error, Pause):
-        return Retried(AFTER_A_PAUSE, counted=False, pauses=True)
+        return Retried(AFTER_A_PAUSE, counted=False)
     fitting = (policy for kind, policy in policies.items() if isinstance(error, kind))
     policy = next(fitting, RetryPolicy())
     if isinstance(error, NOT_COUNTED):

@@ -55,6 +55,7 @@ class WebhookHandler:
         """
         if self._sender is None:
             self._sender = Sender(self._endpoint, settings.MAX_MESSAGE_SIZE)
+        began = time.monotonic()
         try:
             answer = await self._sender.post(id_of(message.id), body_of(message), _trace())
         except (PostFailed, AddressRefused) as exc:
@@ -69,7 +70,8 @@ class WebhookHandler:
                 after = None if after is None else min(after, LONGEST_PAUSE)
                 raise WebhookFailed(f"{self._endpoint.origin}: {reason}", after=after)
             case Gone():
-                raise Pause(f"{self._endpoint.origin}: it answered 410, so it is gone for good")
+                reason = f"{self._endpoint.origin}: it answered 410, so it is gone for good"
+                raise Pause(reason, since=began)
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -128,7 +128,7 @@ class Worker:
         """Users whose messages it handles at once."""
         self._running = running or Running(settings.ACK_WAIT)
         self._queue = broker.work_queue(
-            service.name, self._on_job, self._on_turn, settings.ACK_WAIT
+            service.name, self._on_job, self._on_turn, settings.ACK_WAIT, self._on_pause
         )
         self._users: dict[Inbox, _User] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # one for each user
@@ -215,6 +215,12 @@ class Worker:
         if user is not None:
             user.look.set()
 
+    def _on_pause(self) -> None:
+        """Return what no handler has begun with: the service is paused."""
+        self._handling.pausing.recall()
+        for user in self._users.values():
+            user.look.set()
+
     async def _serve(self, inbox: Inbox, user: _User) -> None:
         """Handle one user's messages, one after the other."""
         pause = GIVEN_BACK_AFTER
@@ -286,7 +292,7 @@ class Worker:
                     self._leave(user, job)
 
     async def _next(self, user: _User) -> Job | None:
-        """Return the user's oldest message once it is its turn; None if no message is left.
+        """Return the user's oldest message once it is its turn; None if none is to be handled.
 
         A message that has left the stream is dropped: nobody may handle it, and those behind it
         would wait for ever.
@@ -295,6 +301,8 @@ class Worker:
         while user.heap and not self._ending:
             user.look.clear()
             job = user.first
+            if self._handling.pausing.is_recalled(job):
+                return None
             if job.problem is not None:
                 return job
             try:

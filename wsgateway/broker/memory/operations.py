@@ -237,13 +237,21 @@ class MemoryOperations(Operations):
             paused=service in store.paused,
         )
 
-    async def pause(self, service: str) -> None:
+    async def pause(self, service: str, age: float = 0.0) -> bool:
         await self._broker.wait_ready()
-        self._store.paused.add(service)
+        store = self._store
+        resumed = store.resumed.get(service)
+        if resumed is not None and time.monotonic() - resumed < age:
+            return service in store.paused
+        store.paused.add(service)
+        store.wake_workers(service)
+        return True
 
     async def resume(self, service: str) -> bool:
         await self._broker.wait_ready()
         was_paused = service in self._store.paused
         self._store.paused.discard(service)
+        if was_paused:
+            self._store.resumed[service] = time.monotonic()
         self._store.wake_workers(service)
         return was_paused

@@ -157,6 +157,7 @@ class MemoryStore:
     buried: Sequence = field(default_factory=Sequence)
     cursors: dict[tuple[Inbox, str], Cursor] = field(default_factory=dict)
     paused: set[str] = field(default_factory=set)  # services whose workers get no messages
+    resumed: dict[str, float] = field(default_factory=dict)  # when others last were, monotonic
     workers: dict[str, dict[int, Callable[[Inbox | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )

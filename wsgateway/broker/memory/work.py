@@ -98,6 +98,7 @@ class MemoryWorkQueue(WorkQueue):
         on_job: See `Broker.work_queue`.
         on_turn: The same.
         ack_wait: The same.
+        on_pause: The same.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class MemoryWorkQueue(WorkQueue):
         on_job: Callable[[Job], None],
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
+        on_pause: Callable[[], None] | None,
     ) -> None:
         self.service = service
         self.ready = asyncio.Event()
@@ -115,6 +117,7 @@ class MemoryWorkQueue(WorkQueue):
         self._store = broker.store
         self._on_job = on_job
         self._on_turn = on_turn
+        self._on_pause = on_pause
         self._room = 0
         self._pull = MemoryPullConsumer(self._waiting, lambda: self._room, self._take, ack_wait)
         self._entry = broker.enter(self._store.workers[service], self._on_wake)
@@ -135,7 +138,9 @@ class MemoryWorkQueue(WorkQueue):
     # -- messages ------------------------------------------------------------------------
 
     def _on_wake(self, inbox: Inbox | None) -> None:
-        """Look for messages; the turn of *inbox* may have come."""
+        """Look for messages; the turn of *inbox* may have come, or the service be paused."""
+        if self._on_pause is not None and self.service in self._store.paused:
+            self._on_pause()
         if inbox is not None:
             self._on_turn(inbox)
         self._pull.look()

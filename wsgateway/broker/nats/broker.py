@@ -352,8 +352,9 @@ class NatsBroker(Broker):
         on_job: Callable[[Job], None],
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
+        on_pause: Callable[[], None] | None = None,
     ) -> WorkQueue:
-        return NatsWorkQueue(self, service, on_job, on_turn, ack_wait)
+        return NatsWorkQueue(self, service, on_job, on_turn, ack_wait, on_pause)
 
     @property
     def dead_letters(self) -> DeadLetters:

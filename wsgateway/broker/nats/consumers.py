@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsgateway.broker.nats.jetstream import ApiError
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
     from wsgateway.broker.nats.broker import NatsBroker
 
-__all__ = ["Consumer", "ensure_consumer", "pause_consumer", "resume_consumer", "set_up_consumers"]
+__all__ = [
+    "PAUSED",
+    "Consumer",
+    "ensure_consumer",
+    "pause_consumer",
+    "resume_consumer",
+    "set_up_consumers",
+]
 
 EXISTS = 10148
 NOT_UNIQUE = 10100
@@ -29,6 +37,8 @@ ASK_WORKERS = 0.5
 """Seconds in which a server says that nobody listens."""
 A_MOMENT = 0.2
 """Seconds until a pause that is taken back ends."""
+PAUSED = b"!"
+"""Tells workers, where they tell each other whose turn it is, that their service is paused."""
 FOR_GOOD = "2200-01-01T00:00:00Z"
 """Until then a consumer is paused; the server counts nanoseconds in 64 bits."""
 
@@ -106,11 +116,29 @@ async def _create(
     return await broker.jetstream.api(name, request)
 
 
-async def pause_consumer(broker: NatsBroker, service: str) -> None:
-    """Have the consumer of *service* deliver nothing until it is resumed. Source: NATS ADR-48."""
-    await broker.jetstream.api(
-        f"CONSUMER.PAUSE.{await _place(broker, service)}", {"pause_until": FOR_GOOD}
-    )
+async def pause_consumer(broker: NatsBroker, service: str, age: float) -> bool:
+    """Have the consumer of *service* deliver nothing until it is resumed. Source: NATS ADR-48.
+
+    Returns:
+        False if it was resumed within *age* seconds, and is not paused.
+    """
+    place = await _place(broker, service)
+    info = await broker.jetstream.api(f"CONSUMER.INFO.{place}")
+    if not info.get("paused"):
+        if _resumed_ago(info) < age:
+            return False
+        await broker.jetstream.api(f"CONSUMER.PAUSE.{place}", {"pause_until": FOR_GOOD})
+    broker.connection.publish(broker.subjects.turn(service), PAUSED)
+    return True
+
+
+def _resumed_ago(info: Mapping[str, Any]) -> float:
+    """Return how many seconds ago a consumer's pause ended, by the server's clock."""
+    until = info["config"].get("pause_until")
+    if until is None:
+        return math.inf
+    now = dt.datetime.fromisoformat(info["ts"])
+    return (now - dt.datetime.fromisoformat(until)).total_seconds()
 
 
 async def resume_consumer(broker: NatsBroker, service: str) -> bool:

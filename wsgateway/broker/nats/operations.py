@@ -164,8 +164,8 @@ class NatsOperations(Operations):
     async def queues(self) -> list[Queue]:
         return await self._overview.queues()
 
-    async def pause(self, service: str) -> None:
-        await pause_consumer(self._broker, service)
+    async def pause(self, service: str, age: float = 0.0) -> bool:
+        return await pause_consumer(self._broker, service, age)
 
     async def resume(self, service: str) -> bool:
         return await resume_consumer(self._broker, service)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.consumers import ensure_consumer
+from wsgateway.broker.nats.consumers import PAUSED, ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.specs import NANO
@@ -72,6 +72,7 @@ class NatsWorkQueue(WorkQueue):
         on_job: See `Broker.work_queue`.
         on_turn: The same.
         ack_wait: The same.
+        on_pause: The same.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class NatsWorkQueue(WorkQueue):
         on_job: Callable[[Job], None],
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
+        on_pause: Callable[[], None] | None,
     ) -> None:
         self.service = service
         self._connection = broker.connection
         self._broker = broker
         self._on_job = on_job
         self._on_turn = on_turn
+        self._on_pause = on_pause
         self._wanted_ack_wait = ack_wait
         self.ack_wait = ack_wait
         self._stream = broker.subjects.queue(service)
@@ -146,6 +149,10 @@ class NatsWorkQueue(WorkQueue):
     def _on_passed_on(
         self, _subject: bytes, _reply: bytes, data: bytes, _raw: bytes | None
     ) -> None:
+        if data == PAUSED:
+            if self._on_pause is not None:
+                self._on_pause()
+            return
         # What names nobody is another version's, or a look for workers: those who wait look anyway
         with contextlib.suppress(NameRefused):
             self._on_turn(parse_sender(data.decode("utf-8", "replace"), self.service))
