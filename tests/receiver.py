@@ -61,12 +61,14 @@ class Receiver:
         answers: Called with each request; returns the answer, or the pieces of one as an
             asynchronous iterator, after whose end the connection is closed.
         url: Where it listens.
+        port: The same, only the port.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.answers: Callable[[Request], Any] = lambda request: answer()
         self.url = ""
+        self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,11 +111,13 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(context: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
+async def receiving(
+    context: ssl.SSLContext | None = None, address: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[Receiver]:
     receiver = Receiver()
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=context)
-    port = server.sockets[0].getsockname()[1]
-    receiver.url = f"{'https' if context else 'http'}://127.0.0.1:{port}/hook"
+    server = await asyncio.start_server(receiver.serve, address, port, ssl=context)
+    receiver.port = server.sockets[0].getsockname()[1]
+    receiver.url = f"{'https' if context else 'http'}://{address}:{receiver.port}/hook"
     try:
         yield receiver
     finally:

@@ -7,7 +7,8 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,50 @@ async def test_next_address_is_tried_and_all_are_looked_up_again(receiver: Recei
     with pytest.raises(PostFailed):
         await sender.post("msg_1", b"{}")
     assert (await sender.post("msg_1", b"{}")).status == 204
+    await sender.close()
+
+
+@contextmanager
+def dropping(address: str, port: int) -> Iterator[None]:
+    """Listen at *address*, but drop the packets of those who connect."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind((address, port))
+        listening.listen(0)
+        for _ in range(3):  # the kernel has no room for more
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address, port))
+        yield
+
+
+async def test_address_that_drops_packets_leaves_time_for_the_next(receiver: Receiver) -> None:
+    """It took all the time there was, at each try, so nothing was ever posted."""
+    where = endpoint(receiver.url.replace("127.0.0.1", "hooks.invalid"), timeout=2)
+    names = resolving("hooks.invalid", ["127.0.0.2", "127.0.0.1"])
+    sender = Sender(where, 1000, names)
+    loop = asyncio.get_running_loop()
+    took = []
+    with dropping("127.0.0.2", receiver.port):
+        for _ in range(2):
+            begin = loop.time()
+            assert (await sender.post("msg_1", b"{}")).status == 204
+            took.append(loop.time() - begin)
+            await asyncio.sleep(0)
+    await sender.close()
+    assert took[0] > 0.45
+    assert took[1] < 0.45  # the one that worked is tried first
+
+
+async def test_address_that_does_not_answer_is_tried_last_from_then_on(receiver: Receiver) -> None:
+    """The connection is made, and no answer comes: the next post went there, too."""
+    where = endpoint(receiver.url.replace("127.0.0.1", "hooks.invalid"), timeout=0.3)
+    sender = Sender(where, 1000, resolving("hooks.invalid", ["127.0.0.2", "127.0.0.1"]))
+    async with receiving(address="127.0.0.2", port=receiver.port) as silent:
+        silent.answers = lambda request: asyncio.Event().wait()
+        with pytest.raises(PostFailed, match=r"took longer than 0\.3 s"):
+            await sender.post("msg_1", b"{}")
+        assert (await sender.post("msg_1", b"{}")).status == 204
     await sender.close()
 
 

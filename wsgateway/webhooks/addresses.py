@@ -76,6 +76,7 @@ class Addresses:
         self._networks = tuple(networks)
         self._lookup = lookup
         self._found: list[str] = []
+        self._best = ""  # tried first: the one before it did not work
         self._until = 0.0  # when they are looked up again, by the monotonic clock
         self._one = asyncio.Lock()  # those who wait share a lookup
         # A thread of its own: name servers that do not answer must not keep other hosts waiting
@@ -94,7 +95,12 @@ class Addresses:
                 found = await loop.run_in_executor(self._thread, self._look_up)
                 self._found = self._allowed(found)
                 self._until = time.monotonic() + KEPT
-        return self._found
+        return sorted(self._found, key=lambda address: address != self._best)
+
+    def avoid(self, address: str) -> None:
+        """Try another one first from now on: this one does not work."""
+        if address in self._found:
+            self._best = self._found[(self._found.index(address) + 1) % len(self._found)]
 
     def forget(self) -> None:
         """Look them up again next time: none of them works."""

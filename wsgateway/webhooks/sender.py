@@ -30,7 +30,7 @@ IDLE = 1.0
 CHUNKS = 256
 """Parts of an answer, which may be a byte each, after which others have a turn."""
 CONNECT_TIMEOUT = 5.0
-"""Longest wait for a connection to one address."""
+"""Longest wait for a connection to one address. All but the last share half of the time."""
 
 
 class PostFailed(WsGatewayError):
@@ -91,28 +91,39 @@ class Sender:
 
         signed = signed_headers(id, int(time.time()), body, self._endpoint.keys)
         headers = {**headers, **self._fixed_headers(), **signed}
+        addresses = await self._addresses.find()
+        share = min(CONNECT_TIMEOUT, self._endpoint.timeout / 2 / len(addresses))
+        for address in addresses:
+            is_last = address == addresses[-1]
+            connect = CONNECT_TIMEOUT if is_last else share
+            try:
+                return await self._post_to(address, connect, headers, body)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                self._addresses.avoid(address)
+                if is_last:
+                    self._addresses.forget()
+                    raise
+            except asyncio.CancelledError:  # the deadline, or the worker ends
+                self._addresses.avoid(address)
+                raise
+        raise AssertionError("there is an address, or AddressRefused is raised")
+
+    async def _post_to(
+        self, address: str, connect: float, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        import httpx
+
         extensions = {
             "sni_hostname": self._url.host,  # also what the certificate must be for
-            "timeout": httpx.Timeout(None, connect=CONNECT_TIMEOUT).as_dict(),
+            "timeout": httpx.Timeout(None, connect=connect).as_dict(),
         }
-        addresses = await self._addresses.find()
-        for address in addresses:
-            url = self._url.copy_with(host=address)
-            request = httpx.Request(
-                "POST", url, headers=headers, content=body, extensions=extensions
-            )
-            try:
-                response = await self._transport.handle_async_request(request)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                if address != addresses[-1]:
-                    continue
-                self._addresses.forget()
-                raise
-            try:
-                return await self._read(response)
-            finally:
-                await response.aclose()
-        raise AssertionError("there is an address, or AddressRefused is raised")
+        url = self._url.copy_with(host=address)
+        request = httpx.Request("POST", url, headers=headers, content=body, extensions=extensions)
+        response = await self._transport.handle_async_request(request)
+        try:
+            return await self._read(response)
+        finally:
+            await response.aclose()
 
     def _fixed_headers(self) -> dict[str, str]:
         return {
