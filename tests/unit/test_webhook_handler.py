@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
+from tests.integration.workers import answers, offer
 from tests.receiver import SECRET, Receiver, answer, receiving
+from tests.support import until
 from wsgateway.broker.memory import MemoryBroker, reset_shared_store
 from wsgateway.broker.work import Job
 from wsgateway.conf import settings as wsgateway_settings
+from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.message import Message
+from wsgateway.services.registry import Service
 from wsgateway.services.webhooks import WebhookFailed, WebhookHandler
+from wsgateway.services.worker import Worker
 from wsgateway.webhooks.config import webhook_of
 
 ANN = Inbox("orders", "ann")
@@ -55,3 +60,31 @@ async def test_endpoint_may_ask_to_wait_for_an_hour_at_most(
     with pytest.raises(WebhookFailed) as caught:
         await handler(message(broker))
     assert caught.value.after == 3600.0
+
+
+async def test_reply_that_cannot_be_stored_is_stored_later_and_not_asked_for_again(
+    broker: MemoryBroker,
+    receiver: Receiver,
+    handler: WebhookHandler,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The message was posted again each second, uncounted, and handled each time."""
+    publish, fails = MemoryBroker.publish, [QueueFull("x"), BrokerUnavailable("x"), QueueFull("x")]
+
+    async def fail(self: MemoryBroker, *args: Any, **options: Any) -> Any:
+        if fails:
+            raise fails.pop()
+        return await publish(self, *args, **options)
+
+    monkeypatch.setattr(MemoryBroker, "publish", fail)
+    receiver.answers = lambda request: answer(200, {"n": len(receiver.requests)})
+    worker = Worker(Service("orders", handler, {}, 16), broker)
+    worker.start()
+    await offer(broker, "tea")
+    await offer(broker, "milk")
+    await until(lambda: worker.counts["done"] == 2)
+    await worker.stop(5.0)
+    assert fails == []
+    assert worker.counts == {"done": 2}
+    assert [each.payload for each in await answers(broker)] == [b'{"n": 1}', b'{"n": 2}']
+    assert [request.text for request in receiver.requests] == ["tea", "milk"]

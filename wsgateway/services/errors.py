@@ -5,7 +5,7 @@ from __future__ import annotations
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.failure import code_word
 
-__all__ = ["Pause", "Reject", "Retry"]
+__all__ = ["Pause", "Reject", "ReplyPending", "Retry"]
 
 
 class Retry(WsGatewayError):
@@ -52,3 +52,18 @@ class Pause(WsGatewayError):
     def __init__(self, reason: str, *, since: float) -> None:
         super().__init__(reason)
         self.since = since
+
+
+class ReplyPending(WsGatewayError):
+    """The message is handled, but the broker cannot store the reply now.
+
+    The reply is stored later, without another call of the handler.
+
+    Args:
+        text: The reply, a text frame.
+        reason: Why it is not stored.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(reason)
+        self.text = text

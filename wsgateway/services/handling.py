@@ -34,7 +34,7 @@ from wsgateway.exceptions import (
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.services.calling import Caller
 from wsgateway.services.deadletters import set_aside
-from wsgateway.services.errors import Pause, Retry
+from wsgateway.services.errors import Pause, ReplyPending, Retry
 from wsgateway.services.failure import Repeats, one_line
 from wsgateway.services.message import Message
 from wsgateway.services.pausing import Pausing, Recalled
@@ -149,6 +149,9 @@ class Handling:
         begin = time.perf_counter()
         error = await self._run(job, history)
         verdict: Verdict = Done()
+        if isinstance(error, ReplyPending):
+            reply = partial(self._reply, job, error.text)
+            error = await self._persist(job, "reply", reply)
         if isinstance(error, Recalled):
             verdict = Retried(AFTER_A_PAUSE, counted=False)
             await self._carry_out(job, history, verdict, crowded)
@@ -336,6 +339,21 @@ class Handling:
         except WsGatewayError as exc:  # its age ends it
             text = "cannot remove the record of tries of %s: %s"
             logger.debug(text, self._name(job), one_line(exc), extra=job.log_fields)
+
+    async def _reply(self, job: Job, text: str) -> Exception | None:
+        """Store a reply; return why that will never succeed.
+
+        Raises:
+            BrokerUnavailable: Not now.
+            QueueFull: Not now.
+        """
+        try:
+            await Message(job, self._broker).reply(text=text)
+        except (BrokerClosed, BrokerUnavailable, QueueFull):
+            raise
+        except Exception as exc:
+            return exc
+        return None
 
     async def _tell(self, job: Job, code: str, reason: str) -> None:
         """Tell the client, if possible, that its message was rejected or set aside.

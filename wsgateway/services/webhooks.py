@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from wsgateway.conf import settings
+from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.protocol.strict_json import loads
-from wsgateway.services.errors import Pause, Reject, Retry
+from wsgateway.services.errors import Pause, Reject, ReplyPending, Retry
+from wsgateway.services.failure import one_line
 from wsgateway.tracing import find_tracer
 from wsgateway.webhooks.addresses import AddressRefused
 from wsgateway.webhooks.sender import PostFailed, Sender
@@ -52,6 +54,7 @@ class WebhookHandler:
             Reject: The endpoint refuses the message.
             WebhookFailed: It is not handled.
             Pause: There is no such endpoint any more.
+            ReplyPending: It is handled; only the reply is not stored yet.
         """
         if self._sender is None:
             self._sender = Sender(self._endpoint, settings.MAX_MESSAGE_SIZE)
@@ -63,7 +66,7 @@ class WebhookHandler:
         match judge(answer, time.time()):
             case Reply(text):
                 if text is not None:
-                    await message.reply(text=text)
+                    await _reply(message, text)
             case Refusal(code, reason):
                 raise Reject(reason, code=code)
             case TryAgain(reason, after):
@@ -78,6 +81,13 @@ class WebhookHandler:
         if self._sender is not None:
             await self._sender.close()
             self._sender = None
+
+
+async def _reply(message: Message, text: str) -> None:
+    try:
+        await message.reply(text=text)
+    except (BrokerUnavailable, QueueFull) as exc:
+        raise ReplyPending(text, one_line(exc)) from exc
 
 
 def id_of(id: str) -> str:
