@@ -20,12 +20,14 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Group
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models.signals import post_delete
 from django.http import HttpRequest
 from django.test import Client
 
 import wsgateway
+from tests.event_streams import Reader
 from tests.support import until, wait_for, within
 from wsgateway import receivers
 from wsgateway.broker.connection import Connection
@@ -33,7 +35,7 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import IdentityRefused
 from wsgateway.gateway import revocation
-from wsgateway.gateway.hub import Hub
+from wsgateway.gateway.hub import Hub, get_hub
 from wsgateway.gateway.revocation import TOPIC, Notice, session_digest, user_digest
 from wsgateway.gateway.session import Session as SocketSession
 from wsgateway.gateway.sockets import Socket
@@ -51,6 +53,7 @@ from wsgateway.logins import reasons_to_close, session_store
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.v1 import Resume
 from wsgateway.protocol.v1.endpoint import V1Endpoint
+from wsgateway.routing import sse_router
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -189,6 +192,38 @@ async def test_log_out(world: World, engine: str, code: CloseCode) -> None:
     await world.ann.closed(code)
     assert world.laptop.codes == ([code] * 2 if engine == "signed_cookies" else [])
     assert world.bob.codes == []
+
+
+@on("db")
+@pytest.mark.parametrize("how", ["logout", "gateway disconnect"])
+async def test_server_sent_events_end_too(world: World, how: str) -> None:
+    """A browser would reconnect by itself, so it is told to wait for weeks."""
+    hub = get_hub()
+    await hub.open()
+    await hub.broker.wait_ready()
+
+    def read(browser: Browser) -> Reader:
+        return Reader(sse_router, "/orders/", cookie=f"sessionid={browser.key}")
+
+    async with read(world.ann) as ann, read(world.laptop) as laptop, read(world.bob) as bob:
+        await until(lambda: all(each.named("welcome") for each in (ann, laptop, bob)))
+        if how == "logout":
+            await sync_to_async(world.ann.client.post)("/logout/")
+            ended = {ann: ENDED}
+        else:
+            command = ("gateway", "disconnect", "orders", "ann", "--no-input")
+            await sync_to_async(call_command)(*command)
+            ended = dict.fromkeys((ann, laptop), CloseCode.DISCONNECTED_BY_OPERATOR)
+        await until(lambda: all(each.ended for each in ended))
+        for each, code in ended.items():
+            assert each.named("closed")[0].fields["code"] == code
+            assert each.parser.retry == 2**31 - 1
+        assert not bob.ended
+        if how == "logout":
+            assert not laptop.ended
+            async with read(world.ann) as again:
+                assert again.status == 401
+    await hub.close()
 
 
 @on(*ENGINES)
