@@ -230,7 +230,7 @@ class TopicsUnknown(ServiceUnknown):
 
 
 class NameRefused(WsGatewayError, ValueError):
-    """A name that cannot be part of a subject."""
+    """A name that cannot be part of a subject, or that no user can have."""
 
 
 class MalformedMessage(WsGatewayError, ValueError):

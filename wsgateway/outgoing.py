@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from wsgateway.broker.messages import check_published
+from wsgateway.broker.messages import check_address, check_published
 from wsgateway.conf import settings
 from wsgateway.exceptions import MessageTooBig
 from wsgateway.protocol.frames import Frame
@@ -65,11 +65,13 @@ class Outgoing:
         Raises:
             TypeError: Not exactly one of text, bytes and json, or of a wrong type.
             MessageTooBig: Larger than ``WSGATEWAY_MAX_MESSAGE_SIZE``.
-            NameRefused: *service* or *user* is empty or too long.
+            NameRefused: *service* or *user* is empty or too long, or nobody can have that name.
             ValueError: The ttl is out of range, a header or *msg_id* is malformed, or the text
                 or JSON cannot be written as UTF-8.
         """
-        return Inbox(self.service, self.user), _prepare(self, self.service, self.user)
+        inbox = Inbox(self.service, self.user)
+        check_address(inbox)
+        return inbox, _prepare(self, *inbox)
 
 
 @dataclass(frozen=True)

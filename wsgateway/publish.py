@@ -96,7 +96,7 @@ async def asend(
         QueueFull: The stream is at its limit; nothing was stored.
         MessageTooBig: Larger than ``WSGATEWAY_MAX_MESSAGE_SIZE``.
         MessageRefused: The server refuses this message.
-        NameRefused: *service* or *user* is empty or too long.
+        NameRefused: *service* or *user* is empty or too long, or nobody can have that name.
         TypeError: Not exactly one of *text*, *bytes* and *json*, or of a wrong type.
         ValueError: *ttl* is out of range, a header or *msg_id* is malformed, or the text or
             JSON cannot be written as UTF-8.

@@ -18,6 +18,7 @@ from wsgateway.exceptions import (
     MessageTooBig,
     NameRefused,
 )
+from wsgateway.outgoing import Outgoing
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox
 
@@ -46,6 +47,13 @@ class TestPublish:
         assert not second.duplicate
         assert second.offset > first.offset
         assert await broker.inboxes.count(BOB) == 1
+
+    async def test_inbox_that_nobody_can_have_is_refused(self, broker: Broker) -> None:
+        """Readers who are not logged in share this name, so it was an inbox of strangers."""
+        with pytest.raises(NameRefused, match="publish to a topic"):
+            await broker.publish(Inbox("orders", "(anonymous)"), b"x")
+        with pytest.raises(NameRefused, match="publish to a topic"):
+            Outgoing("orders", "(anonymous)", text="x").prepare()
 
     async def test_without_an_id_equal_messages_are_different(self, broker: Broker) -> None:
         for _ in range(2):

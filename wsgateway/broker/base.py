@@ -18,7 +18,7 @@ from wsgateway.broker.channels import BlobStore, ChannelStore
 from wsgateway.broker.discovery import Shown
 from wsgateway.broker.lease import Lease
 from wsgateway.broker.log import Log
-from wsgateway.broker.messages import REPLY_TO_HEADER, Receipt, Stored
+from wsgateway.broker.messages import REPLY_TO_HEADER, Receipt, Stored, check_address
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
 from wsgateway.broker.work import DeadLetters, Job, WorkQueue
@@ -264,11 +264,12 @@ class Broker(ABC):
             QueueFull: The stream, or the account or server that holds it, is at its limit.
                 Nothing was stored.
             MessageRefused: The server refuses this message, whenever it is sent.
-            NameRefused: *address* cannot be a subject.
+            NameRefused: *address* cannot be a subject, or nobody's inbox.
             TypeError: *ttl* is not a number.
             ValueError: *ttl* is out of range, or a header is malformed or belongs to the server.
                 So is each of the others that another try cannot change.
         """
+        check_address(address)
         tracer = find_tracer()
         if tracer is None:
             return await self.store_message(

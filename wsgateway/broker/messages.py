@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.frames import Frame
-from wsgateway.protocol.subjects import Inbox, Topic, decode_token, encode_token
+from wsgateway.protocol.subjects import (
+    ANONYMOUS,
+    Address,
+    Inbox,
+    Topic,
+    decode_token,
+    encode_token,
+)
 from wsgateway.protocol.v1 import valid_id
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "Receipt",
     "Stored",
     "check_headers",
+    "check_address",
     "check_published",
     "read_sender",
     "read_topic",
@@ -198,6 +206,19 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise ValueError(f"header {name!r} is not text; give str for names and values")
         if not name.strip() or ":" in name or any(c in name + value for c in "\r\n\0"):
             raise ValueError(f"header {name!r} holds a line break or cannot be a header's name")
+
+
+def check_address(address: Address) -> None:
+    """Refuse an inbox that nobody can have.
+
+    Raises:
+        NameRefused: It is that of readers who are not logged in, who are many.
+    """
+    if isinstance(address, Inbox) and address.user == ANONYMOUS:
+        raise NameRefused(
+            f"{ANONYMOUS!r} is not a user: it stands for everyone who is not logged in; publish to "
+            "a topic that they may read"
+        )
 
 
 def check_published(
