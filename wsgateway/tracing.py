@@ -154,6 +154,21 @@ class Tracer:
         finally:
             contexts.detach(token)
 
+    @contextlib.contextmanager
+    def continuing_request(self, headers: Headers) -> Iterator[None]:
+        """Make the W3C trace context in a request's headers the current one.
+
+        If something else traces requests, its span is current already, and stays so.
+        """
+        if trace.get_current_span().get_span_context().is_valid:
+            yield
+            return
+        token = contexts.attach(W3C.extract(_lower(headers)))
+        try:
+            yield
+        finally:
+            contexts.detach(token)
+
     def links_to_handshake(self, headers: Headers) -> list[Link]:
         """Return the link from a socket's messages to its handshake.
 

@@ -79,6 +79,41 @@ class TestPublish:
         assert caller.post("publish", body, Idempotency_Key="m1").json() == again
         assert stored() == ["hello"]
 
+    @pytest.mark.parametrize(
+        "other", [{"text": "other"}, {"base64": "aGVsbG8="}, {"json": "hello"}, {"text": ""}]
+    )
+    def test_id_of_another_message_is_refused(self, caller: Caller, other: dict[str, Any]) -> None:
+        """A backend that counted its ids wrong was told that its messages were stored."""
+        caller.post("publish", {**HELLO, "msg_id": "m1"})
+        body = {"service": "orders", "user": "ann", **other}
+        for refused in (
+            caller.post("publish", {**body, "msg_id": "m1"}),
+            caller.post("publish", body, Idempotency_Key="m1"),
+        ):
+            assert "stored at offset 1" in problem(refused, 422, "id-reused")["detail"]
+        assert stored() == ["hello"]
+
+    def test_same_json_written_in_another_order_is_the_same_message(self, caller: Caller) -> None:
+        body = {"service": "orders", "user": "ann", "msg_id": "m1"}
+        caller.post("publish", {**body, "json": {"a": 1, "b": [True, 2]}})
+        again = caller.post("publish", {**body, "json": {"b": [True, 2], "a": 1}})
+        assert again.json() == {"offset": 1, "duplicate": True}
+        other = caller.post("publish", {**body, "json": {"b": [1, 2], "a": 1}})
+        problem(other, 422, "id-reused")
+
+    def test_replay_of_a_message_that_is_gone_counts_as_the_same(self, caller: Caller) -> None:
+        caller.post("publish", {**HELLO, "msg_id": "m1"})
+        assert runtime.call_sync(lambda broker: broker.operations.delete(Inbox("orders", "ann"), 1))
+        response = caller.post("publish", {**HELLO, "text": "other", "msg_id": "m1"})
+        assert response.json() == {"offset": 1, "duplicate": True}
+
+    def test_nobody_is_called_anonymous(self, caller: Caller) -> None:
+        """The message was stored for 7 days, where nobody ever reads."""
+        refused = problem(caller.post("publish", {**HELLO, "user": "(anonymous)"}), 422, "invalid")
+        assert "publish to a topic" in refused["detail"]
+        topic = {"service": "room", "topic": "(anonymous)", "text": "x"}
+        assert caller.post("publish", topic).status_code == 200
+
     def test_id_belongs_to_a_key_and_a_target(self, caller: Caller) -> None:
         """Two backends that count from 1 must not suppress each other's messages."""
         send("orders", "ann", text="django's", msg_id="m1")
@@ -223,6 +258,14 @@ class TestPublishMany:
             answer = caller.post("publish-many", body, Idempotency_Key="batch-1").json()
             assert [each["duplicate"] for each in answer["results"]] == [duplicate] * 3
         assert stored() == ["hello", "hello"]
+
+    def test_id_of_another_message_is_refused(self, caller: Caller) -> None:
+        first, other = {**HELLO, "msg_id": "m1"}, {**HELLO, "msg_id": "m1", "text": "other"}
+        answer = caller.post("publish-many", {"messages": [first, other, first]}).json()
+        assert answer["failed"] == 1
+        assert answer["results"][1]["problem"]["type"].endswith(":id-reused")
+        assert answer["results"][2] == {"offset": 1, "duplicate": True}
+        assert stored() == ["hello"]
 
     def test_rest_of_a_batch_is_not_taken_for_its_beginning(self, caller: Caller) -> None:
         """Each message's place was its id, so the rest counted as stored and was lost."""

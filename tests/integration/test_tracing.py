@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
+from tests.integration.backends import HELLO, Caller, api_memory
 from tests.integration.workers import no_services, offer, serving
 from tests.support import ROOT, Gateway, until
 from wsgateway import Message, Reject, RetryPolicy, asend, asend_many, send, tracing
@@ -36,7 +37,7 @@ from wsgateway.protocol.subjects import Inbox
 from wsgateway.routing import websocket_urlpatterns
 from wsgateway.services import registry
 
-__all__ = ["no_services"]  # a fixture
+__all__ = ["api_memory", "no_services"]  # fixtures
 
 pytestmark = pytest.mark.usefixtures("no_services")
 
@@ -366,6 +367,27 @@ async def test_context_that_a_caller_gives_is_kept_and_linked(
     assert (parent_of(span), links(span)) == (None, [(TRACE, SPAN)])
     [headers] = await stored_headers(broker, prefix)
     assert headers["traceparent"] == PARENT
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.urls("tests.api_site.urls")
+@pytest.mark.usefixtures("api_memory")
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("instrumented", [False, True])
+def test_message_of_the_server_api_continues_the_trace_of_its_request(
+    settings: Any, spans: Spans, batch: bool, instrumented: bool
+) -> None:
+    settings.PUBSUB_BROKER = "memory"
+    caller = Caller("publish")
+    body = {"messages": [HELLO]} if batch else HELLO
+    tracer = trace.get_tracer_provider().get_tracer("django")
+    request = tracer.start_as_current_span("request") if instrumented else nullcontext()
+    with request as view:
+        response = caller.post("publish-many" if batch else "publish", body, traceparent=PARENT)
+    assert response.status_code == 200
+    sent = spans.named("send ws.recv.orders.{user}")
+    found = view.get_span_context() if view else None
+    assert parent_of(sent) == ((found.trace_id, found.span_id) if found else (TRACE, SPAN))
 
 
 @pytest.mark.django_db(transaction=True)

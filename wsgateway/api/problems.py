@@ -59,6 +59,7 @@ KINDS = {
     "too-large": Kind(413, "The body or a message is too large"),
     "not-json": Kind(415, "The body is not declared as JSON"),
     "invalid": Kind(422, "A value is not possible"),
+    "id-reused": Kind(422, "The id was used for another message"),
     "too-many-requests": Kind(429, "The key is used too often", 1),
     "queue-full": Kind(429, "The stream is full", 5),
     "misconfigured": Kind(500, "An operator must act"),

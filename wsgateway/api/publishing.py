@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2s
 from typing import Annotated, cast
 
@@ -12,6 +13,7 @@ from ninja.params.functions import Header
 
 from wsgateway.api.admission import charge, key_of, needs, require
 from wsgateway.api.problems import Problem, in_body, invalid, problem_of
+from wsgateway.api.replays import checked
 from wsgateway.api.responses import with_problems
 from wsgateway.api.schemas import (
     IDEMPOTENCY_KEY,
@@ -26,6 +28,7 @@ from wsgateway.api.schemas import (
 from wsgateway.exceptions import PartlySent, WsGatewayError
 from wsgateway.models import ApiKey
 from wsgateway.publish import AnyOutgoing, Outcome, asend_many
+from wsgateway.tracing import find_tracer
 
 __all__ = ["router"]
 
@@ -77,7 +80,10 @@ async def publish(
     """Store a message for a user or in a topic. The answer comes once it is safe.
 
     If there is no answer, or the status is 503, it may or may not be stored. Send it again with the
-    same `msg_id`: it is stored once, and the answer says `"duplicate": true`.
+    same `msg_id`: it is stored once, and the answer says `"duplicate": true`. If the first message
+    with that id is another one, you get 422 and `id-reused`, as long as that one is stored.
+
+    With tracing on, the message continues the trace in the header `traceparent`.
     """
     key = require(request, ACTION, message.service)
     given = _unquoted(idempotency_key)
@@ -86,7 +92,7 @@ async def publish(
         raise Problem("invalid", text)
     msg_id = message.msg_id or given
     outgoing = message.outgoing(_own_id(key, "m", msg_id) if msg_id else None)
-    [outcome] = await asend_many([outgoing])
+    [outcome] = await _send(request, [outgoing])
     return _receipt(outcome)
 
 
@@ -132,7 +138,8 @@ async def publish_many(
             outgoing[index] = _prepare(request, message, batch_id and (batch_id, index))
         except Problem as exc:
             results[index] = _failure(exc)
-    for index, outcome in zip(outgoing, await _send(outgoing.values()), strict=True):
+    outcomes = await _send(request, [*outgoing.values()])
+    for index, outcome in zip(outgoing, outcomes, strict=True):
         try:
             results[index] = Result(**_receipt(outcome).model_dump())
         except Problem as exc:
@@ -175,16 +182,24 @@ def _prepare(
     return message.outgoing(own_id)
 
 
-async def _send(messages: Collection[AnyOutgoing]) -> list[Outcome]:
+async def _send(request: HttpRequest, messages: Sequence[AnyOutgoing]) -> list[Outcome]:
     """Send, and return an outcome for each message, even if the broker is lost halfway."""
-    try:
-        return await asend_many(messages)
-    except PartlySent as exc:
-        outcomes = [
-            exc.error if type(outcome) is WsGatewayError else outcome for outcome in exc.outcomes
-        ]
-        unread = len(messages) - len(outcomes)
-        return [*cast(list[Outcome], outcomes), *[exc.error] * unread]
+    with _tracing(request):
+        try:
+            outcomes = await asend_many(messages)
+        except PartlySent as exc:
+            known = [
+                each if type(each) is not WsGatewayError else exc.error for each in exc.outcomes
+            ]
+            unread = len(messages) - len(known)
+            outcomes = [*cast(list[Outcome], known), *[exc.error] * unread]
+        return await checked(messages, outcomes)
+
+
+def _tracing(request: HttpRequest) -> AbstractContextManager[None]:
+    """Let messages continue the trace that *request* belongs to, if this process traces."""
+    tracer = find_tracer()
+    return nullcontext() if tracer is None else tracer.continuing_request(request.headers)
 
 
 def _failure(problem: Problem) -> Result:

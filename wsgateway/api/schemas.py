@@ -93,7 +93,7 @@ class Publication(Strict):
     msg_id: MessageId = Field(
         default_factory=absent,
         description="The same id is stored once for this key and user or topic, within "
-        "`WSGATEWAY_DUPLICATE_WINDOW`.",
+        "`WSGATEWAY_DUPLICATE_WINDOW`. Another message with this id is refused.",
     )
     ttl: float = Field(
         default_factory=absent,
