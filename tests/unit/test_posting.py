@@ -33,10 +33,12 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @asynccontextmanager
-async def posting(receiver: Receiver, **options: Any) -> AsyncIterator[Posting]:
+async def posting(
+    receiver: Receiver, right: Right | None = None, **options: Any
+) -> AsyncIterator[Posting]:
     retry = {"initial": 0.01}
     given = {"url": receiver.url, "secret": SECRET, "allow_private": ["127.0.0.0/8"]}
-    made = Posting(Right(), events_webhook_of({**given, "retry": retry, **options}))
+    made = Posting(right or Right(), events_webhook_of({**given, "retry": retry, **options}))
     made.start()
     try:
         yield made
@@ -104,6 +106,24 @@ async def test_event_that_cannot_be_posted_is_logged(
     (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert text in record.getMessage()
     assert "/hook" not in record.getMessage()
+
+
+async def test_event_is_not_tried_again_once_another_process_posts_them(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two processes posted, and an old "online" arrived after the other's "offline"."""
+    right = Right()
+
+    def reply(request: Request) -> bytes:
+        right.term += 1  # lost, and taken again: in between, another had it
+        return answer(500)
+
+    receiver.answers = reply
+    async with posting(receiver, right=right) as outlet:
+        outlet.send(user_online, ANN, time=NOON)
+        await until(lambda: outlet.counts["failed"])
+    assert len(receiver.requests) == 1
+    assert "after 1 tries: http://127.0.0.1:" in caplog.text
 
 
 async def test_users_do_not_wait_for_each_other(receiver: Receiver) -> None:

@@ -89,8 +89,12 @@ class Posting(Signalling):
         if self._sender is not None:
             await self._sender.close()
 
-    async def deliver(self, signal: Signal, arguments: Mapping[str, Any]) -> bool:
-        """Post an event, several times if it fails; return whether the endpoint has it."""
+    async def deliver(self, signal: Signal, arguments: Mapping[str, Any], term: int) -> bool:
+        """Post an event, several times if it fails; return whether the endpoint has it.
+
+        It is not tried again once another process has the right to post events: that one's events
+        are later, and this one would arrive behind them.
+        """
         if self._sender is None:
             self._sender = Sender(self._webhook.endpoint, MAX_ANSWER)
         id, body = f"evt_{uuid.uuid4().hex}", _body_of(signal, arguments)
@@ -99,7 +103,12 @@ class Posting(Signalling):
             failure = await self._post(self._sender, id, body)
             if failure is None:
                 return True
-            if not failure.is_passing or attempt == attempts:
+            ends = not failure.is_passing or attempt == attempts
+            if not ends:
+                pause = max(self._policy.pause(attempt), failure.after or 0.0)
+                await asyncio.sleep(min(pause, LONGEST_PAUSE))
+                ends = not await self._right.settled(term)
+            if ends:
                 logger.error(
                     "cannot post an event, %s, after %d tries: %s",
                     TYPES[signal],
@@ -108,8 +117,6 @@ class Posting(Signalling):
                     extra={"service": arguments["service"], "user": arguments["user"]},
                 )
                 break
-            pause = max(self._policy.pause(attempt), failure.after or 0.0)
-            await asyncio.sleep(min(pause, LONGEST_PAUSE))
         return False
 
     async def _post(self, sender: Sender, id: str, body: bytes) -> _Failure | None:

@@ -131,15 +131,16 @@ class Signalling:
             waiting = await lane.get()
             try:
                 if await self._right.settled(waiting.term):
-                    await self._call(waiting.signal, waiting.arguments)
+                    await self._call(waiting)
             finally:
                 self._note_waiting(self._waiting - 1)
                 if not self._waiting:
                     self._idle.set()
 
-    async def _call(self, signal: Signal, arguments: Mapping[str, Any]) -> None:
+    async def _call(self, waiting: _Waiting) -> None:
+        signal, arguments, term = waiting
         try:
-            self._count("sent" if await self.deliver(signal, arguments) else "failed")
+            self._count("sent" if await self.deliver(signal, arguments, term) else "failed")
         except (Exception, asyncio.CancelledError, SystemExit) as exc:
             task = asyncio.current_task()
             if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
@@ -148,7 +149,7 @@ class Signalling:
             log_fields = {name: arguments[name] for name in ("service", "user")}
             logger.exception("a receiver failed", extra=log_fields)
 
-    async def deliver(self, signal: Signal, arguments: Mapping[str, Any]) -> bool:
+    async def deliver(self, signal: Signal, arguments: Mapping[str, Any], term: int) -> bool:
         """Call the receivers; return whether none raised. Django logs the errors."""
         async with database.UsableConnections():
             results = await signal.asend_robust(SocketEvent, **arguments)
