@@ -40,6 +40,10 @@ PREFLIGHT: Headers = (
     (b"access-control-max-age", b"600"),
 )
 """What a page may send from another origin."""
+BLIND = (
+    "daphne cannot bound what a slow reader costs over HTTP/2; let a proxy speak HTTP/2 to "
+    "browsers and HTTP/1.1 to daphne, uninstall Twisted's http2 extra, or use uvicorn"
+)
 
 
 async def serve_events(scope: Any, receive: Any, send: Any) -> None:
@@ -51,6 +55,9 @@ async def serve_events(scope: Any, receive: Any, send: Any) -> None:
     if scope["method"] != "GET":
         reason = "server-sent events are read with GET"
         await respond(send, HTTPStatus.METHOD_NOT_ALLOWED, [*ALLOWED, *cors], reason)
+        return
+    if daphne_responses.is_blind(server_send(scope, send)):
+        await respond(send, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, cors, BLIND)
         return
     await _Stream(scope, send, cors).serve(receive)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from wsgateway.conf import settings
 from wsgateway.gateway import uvicorn_responses
 from wsgateway.gateway.responses import expire
+from wsgateway.sse import serve_events
 
 
 async def send(event: Any) -> None:
@@ -36,6 +39,27 @@ async def test_response_takes_over_no_connection_that_others_share(
 
     response = uvicorn_responses.response(Request().send, send, ())
     assert (response is not None) is is_alone
+
+
+async def test_daphne_over_http_2_is_refused_with_a_cure() -> None:
+    """Its send never waits, so what a reader did not read filled the gateway's memory."""
+    answered: list[Any] = []
+
+    async def handle_reply(request: Any, event: Any) -> None:
+        answered.append(event)
+
+    stream = SimpleNamespace(streamID=1)  # Twisted's H2Stream
+    daphnes = partial(handle_reply, SimpleNamespace(registerProducer=None, channel=stream))
+    scope = {"type": "http", "method": "GET", "path": "/orders/", "headers": []}
+    await serve_events(scope, no_more, daphnes)
+    begin, body = answered
+    assert begin["status"] == 505
+    assert "HTTP/1.1 to daphne" in json.loads(body["body"])["detail"]
+
+
+async def no_more() -> Any:
+    """Stand in for a client that sends nothing else."""
+    raise AssertionError
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="there is no such option here")

@@ -13,7 +13,7 @@ from wsgateway.gateway.daphne import find_descriptor, unwritten
 from wsgateway.gateway.responses import Headers, PacedResponse, expire
 from wsgateway.gateway.transport import Linger, Send
 
-__all__ = ["DaphneResponse", "response"]
+__all__ = ["DaphneResponse", "is_blind", "response"]
 
 
 def response(server_send: Any, send: Send, headers: Headers) -> DaphneResponse | None:
@@ -25,11 +25,28 @@ def response(server_send: Any, send: Send, headers: Headers) -> DaphneResponse |
         send: What the application was given.
         headers: See `Response`.
     """
-    arguments = getattr(server_send, "args", None)
-    request: Any = arguments[0] if arguments else None
-    if hasattr(request, "registerProducer") and hasattr(request.channel, "forceAbortClient"):
+    request = _request(server_send)
+    if request is not None and hasattr(request.channel, "forceAbortClient"):
         return DaphneResponse(request, send, headers)
     return None
+
+
+def is_blind(server_send: Any) -> bool:
+    """Say whether this is daphne's over HTTP/2: what a reader does not read would fill its memory.
+
+    Daphne's send never waits, and nothing tells what of a stream is written.
+
+    Args:
+        server_send: See `response`.
+    """
+    request = _request(server_send)
+    return request is not None and hasattr(request.channel, "streamID")
+
+
+def _request(server_send: Any) -> Any:
+    arguments = getattr(server_send, "args", None)
+    request: Any = arguments[0] if arguments else None
+    return request if hasattr(request, "registerProducer") else None
 
 
 class DaphneResponse(PacedResponse):
