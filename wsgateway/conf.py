@@ -15,6 +15,7 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings as django_settings
 
+from wsgateway.bridges.config import are_bridges, bridge_flaws
 from wsgateway.protocol.v1 import MAX_PING
 from wsgateway.retention import are_retentions, retention_flaws
 from wsgateway.setting import (
@@ -200,6 +201,16 @@ class Settings:
         valid=are_webhooks,
         flaw=webhook_flaws,
         want="a dict, for example {'orders': {'url': 'https://…', 'secret': 'whsec_…'}}",
+        is_secret=True,
+    )
+    BRIDGES: Setting[dict[str, dict[str, Any]]] = Setting(
+        {},
+        "Services that live on Kafka or RabbitMQ: each entry has the `url` of a bus and the "
+        "`services` on it. [Bridges](../how-to/bridges.md#options) lists the other options",
+        kind=dict,
+        valid=are_bridges,
+        flaw=bridge_flaws,
+        want="a dict, for example {'warehouse': {'url': 'kafka://host', 'services': ['orders']}}",
         is_secret=True,
     )
     MAX_DELIVER = count(

@@ -14,6 +14,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from wsgateway.protocol.codes import CloseCode
@@ -25,6 +26,7 @@ __all__ = [
     "SAMPLE",
     "SECONDS_BOUNDS",
     "ApiCounters",
+    "BridgeCounters",
     "BrokerCounters",
     "EventsCounters",
     "GatewayCounters",
@@ -36,6 +38,8 @@ __all__ = [
     "Totals",
     "Traffic",
     "api",
+    "bridge",
+    "bridges",
     "broker",
     "events",
     "gateway",
@@ -315,6 +319,30 @@ class EventsCounters:
         """Events for the webhook by what became of them: the same."""
 
 
+class BridgeCounters:
+    """What one bridge did in this process."""
+
+    def __init__(self) -> None:
+        self.connected: Callable[[], bool] = lambda: False
+        """Whether its bus can be reached now."""
+        self.sent = 0
+        """Messages of clients that the bus has confirmed."""
+        self.refused = 0
+        """Messages that it can never take; they are dead letters."""
+        self.send_failures = 0
+        """Tries that it did not confirm."""
+        self.sending = 0
+        """Messages that wait for its confirmation."""
+        self.received = 0
+        """Records of services that are stored in an inbox or a topic."""
+        self.set_aside = 0
+        """Records that cannot be delivered."""
+        self.receive_failures = 0
+        """Tries that did not store one."""
+        self.receiving = 0
+        """Records in hand."""
+
+
 class ApiCounters:
     """What the server API of this process did."""
 
@@ -342,6 +370,15 @@ def service(name: str) -> ServiceCounters:
     return services.setdefault(name, ServiceCounters())
 
 
+bridges: dict[str, BridgeCounters] = {}
+"""By name: those that run here."""
+
+
+def bridge(name: str) -> BridgeCounters:
+    """Return the counters for a bridge."""
+    return bridges.setdefault(name, BridgeCounters())
+
+
 def reset() -> None:
     """Begin at zero again: a forked child has done nothing yet. Also for tests."""
     global _lock, api, gateway, broker, events, layer, outbox
@@ -353,6 +390,7 @@ def reset() -> None:
     layer = LayerCounters()
     outbox = OutboxCounters()
     services.clear()
+    bridges.clear()
 
 
 os.register_at_fork(after_in_child=reset)

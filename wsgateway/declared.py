@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.utils.module_loading import autodiscover_modules
 
+from wsgateway.bridges.config import Bridge, bridges_of
 from wsgateway.conf import settings
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ __all__ = [
     "NOTHING",
     "Declared",
     "TopicKind",
+    "bridges",
     "declared_services",
     "discover",
+    "handled_services",
     "registered",
     "source_of",
     "topics",
@@ -81,12 +84,24 @@ def discover() -> dict[str, Any]:
     return dict(registered)
 
 
+def bridges() -> dict[str, Bridge]:
+    """Return what ``WSGATEWAY_BRIDGES`` names, by name."""
+    return bridges_of(settings.BRIDGES, settings.PREFIX)
+
+
+def handled_services() -> set[str]:
+    """Return the services of users that a handler, a webhook or a bridge makes exist."""
+    bridged = {service for bridge in bridges().values() for service in bridge.services}
+    return discover().keys() | ((settings.WEBHOOKS.keys() | bridged) - topics.keys())
+
+
 def declared_services() -> Declared:
     """Return what ``@service``, ``@topic`` and the settings declare.
 
-    ``WSGATEWAY_SERVICES``, if it is set, replaces ``@service`` and ``WSGATEWAY_WEBHOOKS``.
+    ``WSGATEWAY_SERVICES``, if it is set, replaces ``@service``, ``WSGATEWAY_WEBHOOKS`` and
+    ``WSGATEWAY_BRIDGES``.
     """
-    handled = discover().keys() | (settings.WEBHOOKS.keys() - topics.keys())
+    handled = handled_services()
     found = Declared(
         topics=frozenset(name for name, topic in topics.items() if topic.durable),
         casts=frozenset(name for name, topic in topics.items() if not topic.durable),

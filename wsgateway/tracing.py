@@ -37,6 +37,7 @@ __all__ = [
     "TRACESTATE",
     "Destination",
     "Tracer",
+    "context_headers",
     "find_tracer",
     "finish",
     "forget_tracer",
@@ -88,6 +89,12 @@ def find_tracer() -> Tracer | None:
         if not isinstance(provider, trace.ProxyTracerProvider):
             _tracer = Tracer(provider)  # OpenTelemetry takes no second one
     return _tracer
+
+
+def context_headers() -> dict[str, str]:
+    """Return the headers that carry the current context; empty without a tracer."""
+    tracer = find_tracer()
+    return {} if tracer is None else tracer.inject()
 
 
 def forget_tracer() -> None:

@@ -60,7 +60,7 @@ def test_collector_exports_exactly_the_metrics_of_the_catalog() -> None:
 def test_every_metric_of_the_catalog_gets_a_value() -> None:
     """A metric that the collector forgot had a family without samples, which nobody noticed."""
     filled = {family.name for family in COLLECTOR.collect() if family.samples}
-    per_service = {spec.family for spec in LOCAL if "service" in spec.labels}
+    per_service = {spec.family for spec in LOCAL if {"service", "bridge"} & set(spec.labels)}
     assert {spec.family for spec in LOCAL} - filled <= per_service
 
 
@@ -129,11 +129,12 @@ CLUSTER_VALUES = {
 
 def values_of(spec: Spec, label: str) -> set[str] | None:
     """Return the values that a label can have; None if they are the installation's own."""
-    if label in ("service", "protocol", "stream", "database", "version", "process"):
+    if label in ("service", "bridge", "protocol", "stream", "database", "version", "process"):
         return None
     if spec in CLUSTER or spec in EXPORT:
         return CLUSTER_VALUES[spec.name, label]
     counters.service("orders")
+    counters.bridge("warehouse")
     samples = [sample for family in COLLECTOR.collect() for sample in family.samples]
     return {s.labels[label] for s in samples if BY_SERIES[s.name] is spec and label in s.labels}
 

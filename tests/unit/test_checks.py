@@ -665,6 +665,107 @@ def test_W004_webhook_that_the_complete_list_lacks(webhooks: Any) -> None:
     assert messages()["W004"] == "WSGATEWAY_SERVICES does not list orders."
 
 
+@pytest.fixture
+def bridges(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The bridges of the settings: one that can run."""
+    declared.discover()
+    monkeypatch.setattr(declared, "registered", {})
+    monkeypatch.setattr(declared, "topics", {})
+    settings.WSGATEWAY_SERVICES = None
+    settings.WSGATEWAY_BRIDGES = {
+        "warehouse": {"url": "kafka://a.example", "services": ["orders"]},
+    }
+    value: dict[str, Any] = settings.WSGATEWAY_BRIDGES
+    return value
+
+
+def test_bridge_that_can_run_passes_and_declares_its_services(bridges: dict[str, Any]) -> None:
+    assert messages() == {}
+    assert declared.declared_services().services == {"orders"}
+
+
+def test_E002_bridge_with_a_wrong_option(bridges: dict[str, Any]) -> None:
+    bridges["warehouse"]["url"] = "kakfa://ann:hunter2@a.example"
+    text = messages()["E002"]
+    assert "WSGATEWAY_BRIDGES: 'warehouse': 'url' has the unknown scheme 'kakfa'" in text
+    assert "hunter2" not in text
+
+
+def test_E016_bridge_without_its_package(
+    bridges: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.bridges, "find_spec", lambda name: None)
+    text = "The bridge 'warehouse' needs aiokafka; run: pip install 'wsgateway[kafka]'."
+    assert messages()["E016"] == text
+
+
+def test_E016_service_of_a_bridge_with_a_handler(bridges: dict[str, Any]) -> None:
+    wsgateway.service("orders")(NamesAndFinds.get_user)
+    text = "takes what clients send to 'orders', which tests.unit.test_checks.NamesAndFinds"
+    assert text in messages()["E016"]
+    with pytest.raises(ImproperlyConfigured, match="takes what clients send to 'orders'"):
+        registry_of_services.find_services()
+    bridges["warehouse"]["direction"] = "receive"
+    assert messages() == {}
+
+
+def test_E016_service_of_a_bridge_with_a_webhook(bridges: dict[str, Any], settings: Any) -> None:
+    options = {"url": "https://example.com/", "secret": f"whsec_{'A' * 32}"}
+    settings.WSGATEWAY_WEBHOOKS = {"orders": options}
+    assert "'orders', which a webhook handles; remove one of them" in messages()["E016"]
+
+
+def test_E016_two_bridges_take_the_same_messages(bridges: dict[str, Any]) -> None:
+    bridges["other"] = {"url": "amqp://b.example", "services": ["orders"], "direction": "send"}
+    text = "The bridges 'other' and 'warehouse' both take what clients send to 'orders'"
+    assert text in messages()["E016"]
+
+
+def test_E016_two_bridges_read_the_same_records(bridges: dict[str, Any]) -> None:
+    bridges["other"] = {"url": "kafka://a.example", "services": ["bills"]}
+    assert "both read what services produce on kafka://a.example:9092" in messages()["E016"]
+    bridges["other"]["direction"] = "send"
+    assert messages() == {}
+
+
+def test_E016_service_that_kafka_cannot_carry(bridges: dict[str, Any]) -> None:
+    bridges["warehouse"]["services"] = ["größe"]
+    assert "Kafka cannot have the topic 'ws.send.gr=C3=B6=C3=9Fe'" in messages()["E016"]
+
+
+def test_E016_bridge_of_topics_that_have_no_queue(bridges: dict[str, Any]) -> None:
+    wsgateway.topic("orders")(lambda identity, name: "read")
+    assert "which have no queue; pass queue=True" in messages()["E016"]
+
+
+def test_E016_bridge_whose_authority_cannot_be_read(bridges: dict[str, Any]) -> None:
+    bridges["warehouse"] |= {"url": "kafka+ssl://a.example", "ca": "/does/not/exist.pem"}
+    assert "'ca' of the bridge 'warehouse' is '/does/not/exist.pem'" in messages()["E016"]
+
+
+def test_W004_bridge_that_the_complete_list_lacks(bridges: dict[str, Any], settings: Any) -> None:
+    settings.WSGATEWAY_SERVICES = ["demo"]
+    assert messages()["W004"] == "WSGATEWAY_SERVICES does not list orders."
+
+
+@pytest.mark.usefixtures("production")
+def test_W124_bridge_without_tls(bridges: dict[str, Any]) -> None:
+    assert "sends its messages to a.example unencrypted" in messages(deploy=True)["W124"]
+    bridges["warehouse"] |= {"username": "ann", "password": "hunter2"}
+    text = messages(deploy=True)["W124"]
+    assert "sends its password and its messages to a.example" in text
+    assert "hunter2" not in text
+    bridges["warehouse"]["url"] = "kafka://localhost"
+    assert "W124" not in messages(deploy=True)
+    bridges["warehouse"]["url"] = "kafka+ssl://a.example"
+    assert "W124" not in messages(deploy=True)
+
+
+def test_worker_of_a_bridges_service_is_pointed_to_the_bridge(bridges: dict[str, Any]) -> None:
+    with pytest.raises(LookupError, match=r"manage\.py runbridge warehouse"):
+        registry_of_services.get_service("orders")
+
+
 @pytest.mark.usefixtures("production")
 def test_W110_webhook_without_tls(webhooks: Any) -> None:
     assert "W110" not in messages(deploy=True)

@@ -89,7 +89,8 @@ class Bus(ABC):
         Connects by itself if it is not open, and then disconnects.
 
         Returns:
-            One line for each: its name, whether it was created, and how (partitions, replication).
+            One line for each, ``NAME: RESULT``: whether it was created, and how (partitions,
+            replication).
 
         Raises:
             BusUnavailable: It cannot be reached.

@@ -11,7 +11,17 @@ from urllib.parse import unquote, urlsplit
 
 from wsgateway.setting import are_names, number_flaw, options_flaws
 
-__all__ = ["EXTRAS", "Bridge", "Server", "are_bridges", "bridge_flaws", "bridge_of"]
+__all__ = [
+    "ENCRYPTED",
+    "PACKAGES",
+    "Bridge",
+    "Server",
+    "are_bridges",
+    "bridge_flaws",
+    "bridge_of",
+    "bridges_of",
+    "missing_package",
+]
 
 SCHEMES = {
     "kafka": ("kafka", False, 9092),
@@ -20,7 +30,8 @@ SCHEMES = {
     "amqps": ("amqp", True, 5671),
 }
 """Which bus a URL means, whether it is encrypted, and the usual port."""
-EXTRAS = {"kafka": "aiokafka", "amqp": "aio_pika"}
+ENCRYPTED = {"kafka": "kafka+ssl", "amqp": "amqps"}
+PACKAGES = {"kafka": "aiokafka", "amqp": "aio_pika"}
 """The package that each bus needs, which the extra of the same name installs."""
 DIRECTIONS = ("both", "send", "receive")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -129,6 +140,17 @@ def bridge_of(name: str, options: Mapping[str, Any], prefix: str) -> Bridge:
         group=group,
         **options,
     )
+
+
+def bridges_of(value: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, Bridge]:
+    """Return the bridges that ``WSGATEWAY_BRIDGES`` names; see `bridge_of`."""
+    return {name: bridge_of(name, options, prefix) for name, options in sorted(value.items())}
+
+
+def missing_package(bridge: Bridge) -> str:
+    """Return what to do if the package of a bridge's bus is missing."""
+    package = PACKAGES[bridge.bus].replace("_", "-")
+    return f"the bridge {bridge.name!r} needs {package}; run: pip install 'wsgateway[{bridge.bus}]'"
 
 
 # -- the URL -------------------------------------------------------------------------------
@@ -271,7 +293,7 @@ def _combination_flaw(options: Mapping[str, Any]) -> str:
         return "'sasl' needs a username and a password"
     files = [option for option in ("ca", "cert", "key") if options.get(option)]
     if files and not url.is_encrypted:
-        scheme = {"kafka": "kafka+ssl", "amqp": "amqps"}[url.bus]
+        scheme = ENCRYPTED[url.bus]
         return f"{files[0]!r} needs an encrypted connection; begin the URL with {scheme}://"
     if bool(options.get("cert")) != bool(options.get("key")):
         return "'cert' and 'key' belong together; give both, or none"

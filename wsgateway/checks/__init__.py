@@ -7,6 +7,7 @@ E is an error, W a warning. Those from 100 on appear with ``check --deploy`` onl
 from __future__ import annotations
 
 from wsgateway.checks.base import Check
+from wsgateway.checks.bridges import check_bridges, check_production_bridges
 from wsgateway.checks.identity import (
     check_identity_webhook,
     check_production_tokens,
@@ -76,6 +77,7 @@ CHECKS: list[Check] = [
     check_topic_sockets,
     check_duplicate_window,
     check_webhooks,
+    check_bridges,
 ]
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,
@@ -87,4 +89,5 @@ DEPLOY_CHECKS: list[Check] = [
     check_production_services,
     check_production_metrics,
     check_production_webhooks,
+    check_production_bridges,
 ]

@@ -8,7 +8,9 @@ from django.core.checks import CheckMessage
 
 from wsgateway.conf import SETTINGS
 
-__all__ = ["Check", "possible", "sentence"]
+__all__ = ["LOOPBACK", "Check", "possible", "sentence"]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Check = Callable[..., list[CheckMessage]]
 

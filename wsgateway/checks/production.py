@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.utils.module_loading import import_string
 
 from wsgateway.broker.addresses import Address, split_urls
-from wsgateway.checks.base import possible
+from wsgateway.checks.base import LOOPBACK, possible
 from wsgateway.checks.identity import resolver_problem
 from wsgateway.checks.servers import url_problem
 from wsgateway.conf import settings
@@ -23,7 +23,6 @@ __all__ = [
     "check_production_transport",
 ]
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_TOKEN = 16
 """Characters; Python's ``secrets.token_urlsafe()`` makes 43."""
 PLAIN_COOKIES = "wsgateway.identity.CookieIdentity"

@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from wsgateway import declared
 from wsgateway.checks.base import possible
 from wsgateway.conf import settings
-from wsgateway.declared import ANY, declared_services, discover
+from wsgateway.declared import ANY, declared_services, discover, handled_services
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Subjects
 from wsgateway.services.registry import service_of_topics
@@ -24,7 +24,12 @@ __all__ = [
     "check_topic_sockets",
 ]
 
-DECLARING = ("WSGATEWAY_SERVICES", "WSGATEWAY_SERVICES_MODULE", "WSGATEWAY_WEBHOOKS")
+DECLARING = (
+    "WSGATEWAY_SERVICES",
+    "WSGATEWAY_SERVICES_MODULE",
+    "WSGATEWAY_WEBHOOKS",
+    "WSGATEWAY_BRIDGES",
+)
 """The settings that say which services there are."""
 
 
@@ -56,8 +61,7 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
                 id="wsgateway.E010",
             )
         )
-    handled = discover().keys() | (settings.WEBHOOKS.keys() - declared.topics.keys())
-    unlisted = sorted(set() if ours.is_open else handled - ours.services)
+    unlisted = sorted(set() if ours.is_open else handled_services() - ours.services)
     if unlisted:
         found.append(
             Warning(

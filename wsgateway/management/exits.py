@@ -9,6 +9,7 @@ from django.core.management.base import CommandError
 
 from wsgateway.exceptions import (
     BrokerUnavailable,
+    BusUnavailable,
     MessageTooBig,
     NameRefused,
     WsGatewayError,
@@ -25,7 +26,7 @@ class Exit(enum.IntEnum):
     USAGE = 2
     """The arguments are wrong. Nothing was done."""
     UNAVAILABLE = 3
-    """No answer from the broker. Try again."""
+    """No answer from the broker, or from the bus of a bridge. Try again."""
     UNKNOWN = 4
     """What was named does not exist: a service, a gateway, an offset."""
     INCOMPLETE = 5
@@ -44,7 +45,7 @@ def command_error(error: Exception) -> CommandError:
 
 
 def _exit(error: Exception) -> Exit:
-    if isinstance(error, BrokerUnavailable):
+    if isinstance(error, BrokerUnavailable | BusUnavailable):
         return Exit.UNAVAILABLE
     if isinstance(error, LookupError):
         return Exit.UNKNOWN

@@ -297,6 +297,33 @@ EVENTS = (
         "Events for the webhook: sent, failed (after the last try), dropped (too many waited)",
     ),
 )
+BRIDGES = (
+    Spec(
+        "wsgateway_bridge_connected",
+        "gauge",
+        ("bridge",),
+        "1 if the bridge's Kafka or RabbitMQ can be reached, 0 otherwise",
+    ),
+    Spec(
+        "wsgateway_bridge_records_total",
+        "counter",
+        ("bridge", "direction", "outcome"),
+        "Records that were carried, or set aside because they never can be. Direction is send "
+        "(from clients to services) or receive",
+    ),
+    Spec(
+        "wsgateway_bridge_failures_total",
+        "counter",
+        ("bridge", "direction"),
+        "Tries that failed because Kafka, RabbitMQ or NATS was away or full; they are repeated",
+    ),
+    Spec(
+        "wsgateway_bridge_waiting",
+        "gauge",
+        ("bridge", "direction"),
+        "Records in hand: taken, and not carried yet",
+    ),
+)
 API = (
     Spec(
         "wsgateway_api_requests_total",
@@ -313,6 +340,7 @@ LOCAL = (
     *SERVICE,
     *OUTBOX,
     *EVENTS,
+    *BRIDGES,
     *API,
 )
 CLUSTER = (

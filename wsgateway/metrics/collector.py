@@ -45,6 +45,7 @@ class LocalCollector(Collector):
         _services(found)
         _outbox(found)
         _events(found)
+        _bridges(found)
         _api(found)
         return found
 
@@ -169,6 +170,25 @@ def _events(found: Families) -> None:
     for outcome in SIGNALS:
         found.add("wsgateway_events_signals_total", counts.outcomes[outcome], outcome)
         found.add("wsgateway_events_posts_total", counts.posts[outcome], outcome)
+
+
+def _bridges(found: Families) -> None:
+    for name, counts in list(counters.bridges.items()):
+        found.add("wsgateway_bridge_connected", counts.connected(), name)
+        for direction, carried, set_aside, failures, waiting in (
+            ("send", counts.sent, counts.refused, counts.send_failures, counts.sending),
+            (
+                "receive",
+                counts.received,
+                counts.set_aside,
+                counts.receive_failures,
+                counts.receiving,
+            ),
+        ):
+            found.add("wsgateway_bridge_records_total", carried, name, direction, "carried")
+            found.add("wsgateway_bridge_records_total", set_aside, name, direction, "set-aside")
+            found.add("wsgateway_bridge_failures_total", failures, name, direction)
+            found.add("wsgateway_bridge_waiting", waiting, name, direction)
 
 
 def _api(found: Families) -> None:

@@ -182,6 +182,7 @@ class Handling:
             job.attempt = max(job.attempt, history.deliveries)
             return WorkerDied()
         run = Run(partial(self._name, job), job)
+        run.warned = self._service.is_ours  # it waits, but does not hang
         if self._suspect(job, history):
             logger.warning(
                 "%s is handled alone because it was delivered %d times without a recorded result",
@@ -212,6 +213,8 @@ class Handling:
 
     def _suspect(self, job: Job, history: History) -> bool:
         unheard = job.deliveries - history.deliveries
+        if self._service.is_ours:
+            return False
         return not job.unstarted and unheard >= max(2, settings.MAX_DELIVER)
 
     async def _run_alone(self, job: Job, history: History, run: Run) -> BaseException | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wsgateway.exceptions import BrokerUnavailable, QueueFull
+from wsgateway.exceptions import BrokerUnavailable, BusUnavailable, QueueFull
 from wsgateway.services.errors import Pause, Reject, Retry
 
 __all__ = [
@@ -26,8 +26,8 @@ LONGEST_PAUSE = 86400.0
 """Seconds that a handler may ask to wait; NATS takes no more than an int of nanoseconds."""
 AFTER_A_PAUSE = 0.5
 """Seconds until the message that paused a service comes again: it is resumed later than that."""
-NOT_COUNTED = (BrokerUnavailable, QueueFull)
-"""Raised because of the broker, so no try is used."""
+NOT_COUNTED = (BrokerUnavailable, BusUnavailable, QueueFull)
+"""Raised because of the broker, or the bus behind a bridge, so no try is used."""
 
 
 @dataclass(frozen=True)

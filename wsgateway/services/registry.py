@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway import declared
+from wsgateway.bridges.names import carry_flaw
 from wsgateway.broker.messages import TOPIC_HEADER
 from wsgateway.conf import settings
 from wsgateway.declared import source_of
@@ -24,6 +25,7 @@ from wsgateway.webhooks.config import NO_HTTPX, Webhook, webhook_of
 __all__ = [
     "JsonHandler",
     "Service",
+    "bridge_flaws",
     "find_services",
     "get_service",
     "service",
@@ -37,6 +39,7 @@ WEBHOOK_ATTEMPTS = 20
 """Tries of a webhook, about ten minutes: a backend that is down for a deploy is not a bug."""
 
 if TYPE_CHECKING:
+    from wsgateway.bridges.config import Bridge
     from wsgateway.broker.work import Job
     from wsgateway.topics.registry import TopicService
 
@@ -54,6 +57,8 @@ class Service:
         concurrency: Users served at once by one worker.
         timeout: Seconds that a handler may take; None: any.
         has_topics: Whether it gets what clients send to topics, instead of to the service.
+        is_ours: Whether the handler is a part of wsgateway that takes as long as an outage lasts.
+            No message makes it hang, or end its process.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Service:
         timeout: float | None = None,
         *,
         has_topics: bool = False,
+        is_ours: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency!r}, but must be 1 or more")
@@ -76,6 +82,7 @@ class Service:
         self.concurrency = concurrency
         self.timeout = timeout
         self.has_topics = has_topics
+        self.is_ours = is_ours
 
     def refuse(self, job: Job) -> MalformedMessage | None:
         """Return why the handler cannot have a message that only a gateway may send.
@@ -235,6 +242,51 @@ def find_services() -> dict[str, Service]:
         if flaw := webhook_flaw(name):
             raise ImproperlyConfigured(flaw)
         found[name] = _service_of_webhook(name, webhook_of(options))
+    for bridge in declared.bridges().values():
+        if twice := bridge.sends and found.keys() & set(bridge.services):
+            raise ImproperlyConfigured(_handled_twice(bridge, min(twice)))
+    return found
+
+
+def _handled_twice(bridge: Bridge, service: str) -> str:
+    return (
+        f"the bridge {bridge.name!r} takes what clients send to {service!r}, which "
+        f"{_handler_of(service, settings.WEBHOOKS)} handles; remove one of them, or set the "
+        "bridge's 'direction' to 'receive'"
+    )
+
+
+def _handler_of(service: str, webhooks: Container[str]) -> str:
+    """Return what handles a service in this project, in words; "" if nothing does.
+
+    Args:
+        service: Its name.
+        webhooks: The services with webhooks that count.
+    """
+    topics = declared.topics.get(service)
+    handler = declared.registered.get(service) or (topics and topics.handler)
+    if handler is not None:
+        return source_of(getattr(handler, "handler", handler))
+    return "a webhook" if service in webhooks else ""
+
+
+def bridge_flaws(bridge: Bridge) -> list[str]:
+    """Return why services of a bridge cannot be carried, or not by it."""
+    found = []
+    for service in bridge.services:
+        if flaw := carry_flaw(bridge.bus, bridge.prefix, service):
+            found.append(f"the bridge {bridge.name!r}: {flaw}")
+        if not bridge.sends:
+            continue
+        topics = declared.topics.get(service)
+        if _handler_of(service, settings.WEBHOOKS):
+            found.append(_handled_twice(bridge, service))
+        elif topics is not None and not topics.queue:
+            found.append(
+                f"the bridge {bridge.name!r} takes what clients send to topics of {service!r}, "
+                "which have no queue; pass queue=True to @topic, or set the bridge's 'direction' "
+                "to 'receive'"
+            )
     return found
 
 
@@ -243,9 +295,7 @@ def webhook_flaw(name: str) -> str:
     if find_spec("httpx") is None:
         return NO_HTTPX
     topics = declared.topics.get(name)
-    handler = declared.registered.get(name) or (topics and topics.handler)
-    if handler is not None:
-        known = source_of(getattr(handler, "handler", handler))
+    if known := _handler_of(name, webhooks=()):
         return f"WSGATEWAY_WEBHOOKS names {name!r}, which has a handler: {known}"
     if topics is not None and not topics.queue:
         return (
@@ -291,6 +341,12 @@ def get_service(name: str) -> Service:
                 f"topics of {name!r} have no handler; give the class that @topic declares a "
                 "method handle(self, message)"
             ) from None
+        for bridge in declared.bridges().values():
+            if name in bridge.services:
+                raise LookupError(
+                    f"the bridge {bridge.name!r} carries {name!r}; run: manage.py runbridge "
+                    f"{bridge.name}"
+                ) from None
         raise LookupError(
             f"no service {name!r}; known: {known}. Is its app in INSTALLED_APPS, and the handler "
             f"in its {settings.SERVICES_MODULE}.py? Or is it missing in WSGATEWAY_WEBHOOKS?"

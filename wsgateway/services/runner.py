@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from wsgateway.broker import runtime
 from wsgateway.conf import settings
@@ -16,13 +17,36 @@ from wsgateway.services.running import Running
 from wsgateway.services.worker import Worker
 from wsgateway.supervision import share
 
-__all__ = ["Runner", "Say", "services_to_run"]
+if TYPE_CHECKING:
+    from wsgateway.broker.base import Broker
+
+__all__ = ["Companion", "Runner", "Say", "services_to_run"]
 
 
 class Say(Protocol):
     """Tells the operator something, in words and as fields for programs."""
 
     def __call__(self, text: str, /, *, event: str, **fields: object) -> object: ...
+
+
+class Companion(Protocol):
+    """What runs beside the workers of a process, on the same connection."""
+
+    async def open(self, broker: Broker) -> None:
+        """Begin, and return at once."""
+
+    async def ready(self) -> None:
+        """Wait until it does what it is there for."""
+
+    async def stop(self, timeout: float) -> None:
+        """Finish what has begun, while the workers do so; take nothing more.
+
+        Args:
+            timeout: Seconds that it may take.
+        """
+
+    async def close(self) -> None:
+        """Close its connections, once the workers have stopped."""
 
 
 def services_to_run(names: list[str]) -> list[Service]:
@@ -56,6 +80,7 @@ class Runner:
         concurrency: Users served at once by each; None: as each says.
         ready_file: Created once every service takes messages, removed at the end.
         say: Tells the operator.
+        companions: Run beside them.
     """
 
     def __init__(
@@ -64,11 +89,13 @@ class Runner:
         concurrency: int | None,
         ready_file: str | None,
         say: Say,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self._services = services
         self._concurrency = concurrency
         self._ready_file = Path(ready_file) if ready_file else None
         self._say = say
+        self._companions = companions
         self._end = asyncio.Event()
 
     @property
@@ -98,6 +125,8 @@ class Runner:
             for service in self._services
         ]
         report = Report(broker, workers, running)
+        for companion in self._companions:
+            await companion.open(broker)
         for worker in workers:
             worker.start()
         report.open()
@@ -114,8 +143,7 @@ class Runner:
         finally:
             announcing.cancel()
             ending.cancel()
-            limit = settings.CLOSE_TIMEOUT
-            await asyncio.gather(*(worker.stop(limit, in_order=told) for worker in workers))
+            await self._stop(workers, in_order=told)
             report.close()
             await connection.close()
             if self._ready_file is not None:
@@ -126,11 +154,20 @@ class Runner:
                 text = f"{name}: ended ({text or 'no messages'})"
                 self._say(text, event="ended", service=name, counts=counts)
 
+    async def _stop(self, workers: list[Worker], *, in_order: bool) -> None:
+        limit, companions = settings.CLOSE_TIMEOUT, self._companions
+        await asyncio.gather(
+            *(companion.stop(limit) for companion in companions),
+            *(worker.stop(limit, in_order=in_order) for worker in workers),
+        )
+        await asyncio.gather(*(companion.close() for companion in companions))
+
     async def _announce(self, workers: list[Worker]) -> None:
         for worker in workers:
             with contextlib.suppress(asyncio.TimeoutError):
                 await worker.ready()
             name = worker.service.name
             self._say(f"{name}: ready", event="ready", service=name)
+        await asyncio.gather(*(companion.ready() for companion in self._companions))
         if self._ready_file is not None:
             self._ready_file.touch()

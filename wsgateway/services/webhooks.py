@@ -14,7 +14,7 @@ from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.protocol.strict_json import loads
 from wsgateway.services.errors import Pause, Reject, ReplyPending, Retry
 from wsgateway.services.failure import one_line
-from wsgateway.tracing import find_tracer
+from wsgateway.tracing import context_headers
 from wsgateway.webhooks.addresses import AddressRefused
 from wsgateway.webhooks.sender import PostFailed, Sender
 from wsgateway.webhooks.verdicts import Gone, Refusal, Reply, TryAgain, judge
@@ -60,7 +60,7 @@ class WebhookHandler:
             self._sender = Sender(self._endpoint, settings.MAX_MESSAGE_SIZE)
         began = time.monotonic()
         try:
-            answer = await self._sender.post(id_of(message.id), body_of(message), _trace())
+            answer = await self._sender.post(id_of(message.id), body_of(message), context_headers())
         except (PostFailed, AddressRefused) as exc:
             raise WebhookFailed(str(exc)) from exc
         match judge(answer, time.time()):
@@ -124,8 +124,3 @@ def _data_of(frame: Frame) -> bytes:
     except (ValueError, RecursionError):
         return json.dumps({"text": frame.payload.decode()}, ensure_ascii=False).encode()
     return b'{"json": %b}' % frame.payload.removeprefix(codecs.BOM_UTF8)
-
-
-def _trace() -> dict[str, str]:
-    tracer = find_tracer()
-    return {} if tracer is None else tracer.inject()

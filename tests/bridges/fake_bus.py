@@ -1,0 +1,82 @@
+"""A bus in memory, for what does not depend on a real one: order, room, what is given up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+from wsgateway.bridges.bus import Bus, Record, Target
+
+__all__ = ["FakeBus"]
+
+
+class FakeBus(Bus):
+    """Hands out what a test gives it; notes what it is told."""
+
+    def __init__(self) -> None:
+        self.produced: list[tuple[str, str, bytes, Mapping[str, str]]] = []
+        self.acked: list[str] = []
+        self.aside: list[tuple[str, str]] = []
+        self.error: Exception | None = None  # raised by `produce` and `set_aside`
+        self.tries = 0
+        self.on_record: Callable[[Record], None]
+        self.on_lost: Callable[[str], None]
+        self._offsets = itertools.count()
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    @property
+    def connected(self) -> bool:
+        return self.error is None
+
+    async def ready(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def set_up(self) -> list[str]:
+        return []
+
+    def _try(self) -> None:
+        self.tries += 1
+        if self.error is not None:
+            raise self.error
+
+    async def produce(
+        self, service: str, user: str, payload: bytes, headers: Mapping[str, str]
+    ) -> None:
+        self._try()
+        self.produced.append((service, user, payload, headers))
+
+    def consume(
+        self,
+        on_record: Callable[[Record], None],
+        on_lost: Callable[[str], None],
+        room: int,
+        room_bytes: int,
+    ) -> None:
+        self.on_record, self.on_lost = on_record, on_lost
+
+    def hand_out(
+        self,
+        payload: str,
+        key: str = "orders.ann",
+        *,
+        lane: str = "0",
+        headers: Mapping[str, str] | None = None,
+        target: Target = "inbox",
+    ) -> None:
+        """Let a service produce a record that reaches the bridge."""
+        id = f"ws.recv.{lane}.{next(self._offsets)}"
+        raw = payload.encode()
+        self.on_record(Record(key, target, None, raw, headers or {}, id, lane, payload, payload))
+
+    def ack(self, record: Record) -> None:
+        self.acked.append(record.payload.decode())
+
+    async def set_aside(self, record: Record, reason: str) -> None:
+        self._try()
+        self.aside.append((record.payload.decode(), reason))

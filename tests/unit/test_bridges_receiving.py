@@ -1,0 +1,252 @@
+"""The receiving side of a bridge: order, what it does not try again, what it gives up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.bridges.fake_bus import FakeBus
+from wsgateway.bridges import outage
+from wsgateway.bridges.config import Bridge, Server
+from wsgateway.bridges.receiving import Receiving
+from wsgateway.broker.messages import Receipt
+from wsgateway.counters import BridgeCounters
+from wsgateway.exceptions import (
+    BrokerUnavailable,
+    BusMisconfigured,
+    MessageTooBig,
+    QueueFull,
+    ServiceUnknown,
+)
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.protocol.subjects import Address, Inbox, Topic
+
+BRIDGE = Bridge("b", "ws", "kafka", (Server("localhost", 9092),), ("orders", "room"))
+
+
+class Store:
+    """A broker of which a bridge needs one method; holds each publish until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.stored: list[tuple[Address, bytes, dict[str, Any]]] = []
+        self.errors: dict[bytes, Exception] = {}
+        self.held: set[bytes] = set()
+        self.changed = asyncio.Condition()
+
+    async def publish(self, address: Address, payload: bytes, **options: Any) -> Receipt:
+        self.begun.append(payload)
+        async with self.changed:
+            self.changed.notify_all()
+            await self.changed.wait_for(lambda: payload not in self.held)
+        if payload in self.errors:
+            raise self.errors[payload]
+        self.stored.append((address, payload, options))
+        return Receipt(len(self.stored), False)
+
+    async def let_go(self, payload: bytes) -> None:
+        async with self.changed:
+            self.held.discard(payload)
+            self.changed.notify_all()
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for _, payload, _ in self.stored]
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.bus, self.store, self.counted = FakeBus(), Store(), BridgeCounters()
+        broker: Any = self.store
+        self.receiving = Receiving(BRIDGE, self.bus, broker, self.counted)
+        self.receiving.start()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    try:
+        yield made
+    finally:
+        for payload in list(made.store.held):
+            await made.store.let_go(payload)
+        await made.receiving.stop(5)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "PAUSES", Backoff(0.001, 1.0, 0.001, jitter=0))
+
+
+async def test_records_of_a_key_are_published_one_after_the_other() -> None:
+    async with rig() as it:
+        it.store.held.add(b"1")
+        for payload in "123":
+            it.bus.hand_out(payload)
+        await it.until(lambda: it.store.begun)
+        assert (it.store.begun, it.bus.acked, it.counted.receiving) == ([b"1"], [], 3)
+        await it.store.let_go(b"1")
+        await it.until(lambda: len(it.bus.acked) == 3)
+        assert it.store.payloads == [b"1", b"2", b"3"]
+        assert it.bus.acked == ["1", "2", "3"]
+        assert (it.counted.received, it.counted.receiving) == (3, 0)
+
+
+async def test_keys_do_not_wait_for_each_other() -> None:
+    async with rig() as it:
+        it.store.errors[b"1"] = QueueFull("full")
+        it.bus.hand_out("1", "orders.ann")
+        it.bus.hand_out("2", "orders.ann")
+        it.bus.hand_out("3", "orders.bob")
+        await it.until(lambda: it.bus.acked == ["3"] and it.counted.receive_failures > 3)
+        del it.store.errors[b"1"]
+        await it.until(lambda: it.bus.acked == ["3", "1", "2"])
+        assert it.bus.aside == []
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("away"), QueueFull("full")])
+async def test_record_is_tried_again_in_place_with_the_same_id(error: Exception) -> None:
+    async with rig() as it:
+        it.store.errors[b"1"] = error
+        it.bus.hand_out("1")
+        await it.until(lambda: it.store.begun.count(b"1") >= 3)
+        del it.store.errors[b"1"]
+        await it.until(lambda: it.bus.acked == ["1"])
+        assert it.store.stored[0][2]["msg_id"] == "ws.recv.0.0"
+
+
+@pytest.mark.parametrize(
+    ("key", "headers", "reason"),
+    [
+        ("orders", {}, "is not <service>.<user>"),
+        ("", {}, "key '' is not <service>.<user>"),
+        ("bills.ann", {}, "names the service 'bills', which this bridge does not list"),
+        ("orders.ann", {"Ws-Frame": "pong"}, "is neither text nor binary"),
+        ("orders.ann", {"Nats-TTL": "never"}, "header Nats-TTL is 'never'; write seconds"),
+    ],
+)
+async def test_record_that_nobody_can_deliver_is_set_aside(
+    key: str, headers: Mapping[str, str], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig() as it:
+        it.bus.hand_out("bad", key, headers=headers)
+        it.bus.hand_out("good")
+        await it.until(lambda: set(it.bus.acked) == {"bad", "good"})
+        [(payload, why)] = it.bus.aside
+        assert payload == "bad"
+        assert reason in why
+        assert it.counted.set_aside == 1
+        assert reason in caplog.text
+
+
+@pytest.mark.parametrize("error", [MessageTooBig(2, 1), ServiceUnknown("orders"), KeyError("bug")])
+async def test_record_that_the_broker_never_takes_is_set_aside(error: Exception) -> None:
+    async with rig() as it:
+        it.store.errors[b"1"] = error
+        it.bus.hand_out("1")
+        it.bus.hand_out("2")
+        await it.until(lambda: it.bus.acked == ["1", "2"])
+        assert [payload for payload, _ in it.bus.aside] == ["1"]
+
+
+async def test_record_is_acknowledged_only_once_it_is_set_aside() -> None:
+    async with rig() as it:
+        it.bus.error = BusMisconfigured("no topic ws.dead")
+        it.bus.hand_out("bad", "orders")
+        await it.until(lambda: it.bus.tries >= 3)
+        assert it.bus.acked == []
+        it.bus.error = None
+        await it.until(lambda: it.bus.acked == ["bad"])
+
+
+async def test_headers_say_how_it_is_published() -> None:
+    headers = {
+        "Ws-Frame": "binary",
+        "nats-msg-id": "mine",
+        "Nats-TTL": "5m",
+        "Ws-Reply-To": "q1",
+        "traceparent": "00-…",
+        "Ws-Sender": "orders.ann",
+        "Ws-Id": "copied from the request",
+    }
+    async with rig() as it:
+        it.bus.hand_out("1", headers=headers)
+        await it.until(lambda: it.bus.acked)
+        [(address, _, options)] = it.store.stored
+        assert address == Inbox("orders", "ann")
+        assert options == {
+            "kind": "binary",
+            "msg_id": "mine",
+            "ttl": 300.0,
+            "headers": {"Ws-Reply-To": "q1", "traceparent": "00-…"},
+        }
+
+
+async def test_topic_and_inbox_of_the_same_name_are_two_addresses() -> None:
+    async with rig() as it:
+        it.store.held.add(b"1")
+        it.bus.hand_out("1", "room.42", target="inbox")
+        it.bus.hand_out("2", "room.42", target="topic")
+        await it.until(lambda: it.bus.acked == ["2"])
+        assert it.store.stored[0][0] == Topic("room", "42")
+
+
+async def test_lost_lane_is_forgotten_but_what_is_in_flight_ends() -> None:
+    async with rig() as it:
+        it.store.held.add(b"1")
+        it.bus.hand_out("1", lane="0")
+        it.bus.hand_out("2", lane="0")
+        it.bus.hand_out("3", lane="1")
+        await it.until(lambda: it.store.begun == [b"1"])
+        it.bus.on_lost("0")
+        assert it.counted.receiving == 2
+        await it.store.let_go(b"1")
+        await it.until(lambda: "3" in it.bus.acked)
+        assert it.store.payloads == [b"1", b"3"]
+
+
+async def test_lost_record_is_not_tried_again() -> None:
+    """Another bridge has published it by then, and those behind it: it would come after them."""
+    async with rig() as it:
+        it.store.errors[b"1"] = BrokerUnavailable("away")
+        it.store.held.add(b"1")
+        it.bus.hand_out("1", lane="0")
+        await it.until(lambda: it.store.begun)
+        it.bus.on_lost("0")
+        await it.store.let_go(b"1")
+        await it.until(lambda: it.counted.receiving == 0)
+        assert (it.store.begun, it.bus.acked) == ([b"1"], [])
+
+
+async def test_stop_finishes_what_is_in_flight_and_leaves_the_rest() -> None:
+    async with rig() as it:
+        it.store.held.add(b"1")
+        it.bus.hand_out("1")
+        it.bus.hand_out("2")
+        await it.until(lambda: it.store.begun)
+        stopping = asyncio.create_task(it.receiving.stop(5))
+        await asyncio.sleep(0)
+        it.bus.hand_out("3", "orders.bob")
+        await it.store.let_go(b"1")
+        await stopping
+        assert (it.store.begun, it.bus.acked) == ([b"1"], ["1"])
+
+
+async def test_stop_does_not_wait_for_a_broker_that_is_away() -> None:
+    async with rig() as it:
+        it.store.errors[b"1"] = BrokerUnavailable("away")
+        it.bus.hand_out("1")
+        await it.until(lambda: it.store.begun.count(b"1") >= 2)
+        async with asyncio.timeout(2):
+            await it.receiving.stop(30)
+        assert it.bus.acked == []
+        assert it.counted.receiving == 0

@@ -1,0 +1,53 @@
+"""The headers that a bridge adds to what clients send. Pure."""
+
+from __future__ import annotations
+
+from wsgateway.broker.messages import (
+    CLIENT_ID_HEADER,
+    CONNECTION_HEADER,
+    DEVICE_HEADER,
+    REQUEST_HEADER,
+    RESOLVER_HEADER,
+    SENDER_HEADER,
+    TOPIC_HEADER,
+)
+
+__all__ = [
+    "ABOUT_CLIENTS",
+    "ATTEMPT_HEADER",
+    "ID_HEADER",
+    "OFFSET_HEADER",
+    "SERVICE_HEADER",
+    "USER_HEADER",
+]
+
+SERVICE_HEADER = "Ws-Service"
+"""The service that the client sent it to."""
+USER_HEADER = "Ws-User"
+"""Who sent it, as the name is."""
+ID_HEADER = "Ws-Id"
+"""Names the message; the same however often it comes."""
+OFFSET_HEADER = "Ws-Offset"
+"""Its offset in the service's queue."""
+ATTEMPT_HEADER = "Ws-Attempt"
+"""How often it was taken from there: above 1, it may have come before."""
+
+ABOUT_CLIENTS = frozenset(
+    name.lower()
+    for name in (
+        ATTEMPT_HEADER,
+        CLIENT_ID_HEADER,
+        CONNECTION_HEADER,
+        DEVICE_HEADER,
+        ID_HEADER,
+        OFFSET_HEADER,
+        REQUEST_HEADER,
+        RESOLVER_HEADER,
+        SENDER_HEADER,
+        SERVICE_HEADER,
+        TOPIC_HEADER,
+        USER_HEADER,
+    )
+)
+"""Headers of a client's message, in lower case. A service may copy them to its answer, of which
+they say nothing, so they go no further."""

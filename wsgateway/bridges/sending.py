@@ -1,0 +1,114 @@
+"""Client to service: the handler that puts what a worker gets onto the bus."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from wsgateway.bridges.headers import (
+    ATTEMPT_HEADER,
+    ID_HEADER,
+    OFFSET_HEADER,
+    SERVICE_HEADER,
+    USER_HEADER,
+)
+from wsgateway.bridges.outage import Outage
+from wsgateway.broker.messages import SENDER_HEADER, write_sender
+from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
+from wsgateway.protocol.frames import FRAME_HEADER
+from wsgateway.protocol.subjects import sender_token
+from wsgateway.services.policy import Policies, RetryPolicy
+from wsgateway.services.registry import Service
+from wsgateway.tracing import context_headers
+
+if TYPE_CHECKING:
+    from wsgateway.bridges.bus import Bus
+    from wsgateway.bridges.config import Bridge
+    from wsgateway.counters import BridgeCounters
+    from wsgateway.services.message import Message
+
+__all__ = [
+    "Sending",
+    "headers_of",
+]
+
+
+class Sending:
+    """The handler of all services of one bridge.
+
+    Args:
+        bridge: The bridge.
+        bus: Its bus, open in the running loop.
+        counted: Counts what it does.
+    """
+
+    def __init__(self, bridge: Bridge, bus: Bus, counted: BridgeCounters) -> None:
+        self._bridge = bridge
+        self._bus = bus
+        self._counted = counted
+        self._ended = asyncio.Event()
+        self._outage = Outage(f"bridge {bridge.name} waits to send", bridge.name)
+
+    def service(self, name: str, *, has_topics: bool) -> Service:
+        """Return the service that a worker runs."""
+        # A next try would be refused as well
+        policies: Policies = {RecordRefused: RetryPolicy(attempts=1)}
+        concurrency = self._bridge.concurrency
+        return Service(name, self, policies, concurrency, has_topics=has_topics, is_ours=True)
+
+    def end(self) -> None:
+        """Return to the queue what waits for the bus, at once."""
+        self._ended.set()
+
+    async def __call__(self, message: Message) -> None:
+        """Return once the bus has confirmed the message, however long that takes.
+
+        Raises:
+            RecordRefused: The bus can never take it.
+            BusUnavailable: The process ends first.
+        """
+        headers = headers_of(message)
+        token = sender_token(message.sender, message.service)
+        attempt = 0
+        self._counted.sending += 1
+        try:
+            while True:
+                try:
+                    await self._bus.produce(message.service, token, message.bytes, headers)
+                except (BusUnavailable, BusMisconfigured) as exc:
+                    self._counted.send_failures += 1
+                    await self._outage.wait(attempt, exc, self._ended)
+                    if self._ended.is_set():
+                        raise BusUnavailable(
+                            f"the bridge ends before the bus is back: {exc}"
+                        ) from exc
+                    attempt += 1
+                else:
+                    self._counted.sent += 1
+                    return
+        except RecordRefused:
+            self._counted.refused += 1
+            raise
+        finally:
+            self._counted.sending -= 1
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    """Return the headers that a service reads: those of the message, and what its subject says."""
+    own = {
+        FRAME_HEADER: message.frame.kind,
+        SERVICE_HEADER: message.service,
+        USER_HEADER: message.user_name,
+        SENDER_HEADER: write_sender(message.sender),
+        ID_HEADER: message.id,
+        OFFSET_HEADER: str(message.offset),
+        ATTEMPT_HEADER: str(message.deliveries),
+        **context_headers(),
+    }
+    known = {name.lower() for name in own}
+    others = {
+        name: value
+        for name, value in message.headers.items()
+        if name.lower() not in known and not name.lower().startswith("nats-")
+    }
+    return others | own
