@@ -1,0 +1,319 @@
+"""Reads what services produce, as a member of the bridge's consumer group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, errors
+
+from wsgateway.bridges.kafka.access import translate
+from wsgateway.bridges.kafka.lanes import Lane
+from wsgateway.bridges.kafka.private import abandon_consumer
+from wsgateway.bridges.kafka.records import read_record
+from wsgateway.exceptions import BusError, reason_of
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.supervision import start
+
+if TYPE_CHECKING:
+    from wsgateway.bridges.bus import Record
+    from wsgateway.bridges.kafka.access import Access
+    from wsgateway.bridges.kafka.cluster import Cluster
+    from wsgateway.bridges.names import Source
+
+__all__ = ["Consumer", "Hands", "Receipt"]
+
+logger = logging.getLogger("wsgateway.bridges")
+
+START_TIMEOUT = 60.0
+"""Seconds that a consumer has to get partitions; others of its group may have to finish first."""
+SESSION_TIMEOUT = 10.0
+"""Seconds after which another bridge gets the partitions of one that was killed."""
+COMMIT_EACH = 0.2
+"""Seconds between two commits: what comes again after a crash was acknowledged since."""
+COMMIT_TIMEOUT = 5.0
+REVOKE_WAIT = 3.0
+"""Seconds that others of the group wait until this bridge has delivered what is in hand."""
+SPAN = 20
+"""One partition's records in hand reach over at most this many times the room in offsets."""
+PAUSES = Backoff(0.2, 2.0, 5.0, jitter=0.5)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Receipt:
+    """What the bus needs to know of a record that it handed out."""
+
+    lane: Lane
+    raw: Any = field(repr=False)  # aiokafka's ConsumerRecord
+
+
+@dataclass(slots=True, frozen=True)
+class Hands:
+    """Who takes the records, and how many; see `Bus.consume`."""
+
+    on_record: Callable[[Record], None]
+    on_lost: Callable[[str], None]
+    room: int
+    room_bytes: int
+
+
+class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Hands out the records of some topics, and commits what is acknowledged.
+
+    Args:
+        access: How to reach the cluster.
+        cluster: What is known about it.
+        sources: What each topic holds; those that do not exist are left out until they do.
+        hands: Who takes the records.
+    """
+
+    def __init__(
+        self, access: Access, cluster: Cluster, sources: Mapping[str, Source], hands: Hands
+    ) -> None:
+        self._access = access
+        self._cluster = cluster
+        self._sources = sources
+        self._hands = hands
+        self._consumer: Any = None
+        self._lanes: dict[Any, Lane] = {}  # by TopicPartition; those with records in hand or done
+        self._count = 0  # records in hand
+        self._bytes = 0  # theirs
+        self._dirty: set[Lane] = set()  # with acknowledgements that are not committed
+        self._acked = asyncio.Event()  # set by each acknowledgement
+
+    # -- the consumer's life ---------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Consume until cancelled; begin again after errors."""
+        attempt = 0
+        while True:
+            try:
+                topics = await self._topics()
+                await self._consume(topics)
+                attempt = 0
+            except (
+                BusError,
+                errors.KafkaError,
+                errors.IllegalOperation,
+                OSError,
+                TimeoutError,
+            ) as exc:
+                error = exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
+                logger.warning("bridge %s: %s", self._access.bridge.name, error)
+                await asyncio.sleep(PAUSES.delay(attempt))
+                attempt += 1
+
+    async def close(self, timeout: float) -> None:
+        """Commit what is acknowledged, and leave the group; after `run` was cancelled."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await self._stop(consumer, timeout)
+
+    async def _topics(self) -> set[str]:
+        """Return the topics that exist, once there is one."""
+        while True:
+            await self._cluster.wait_connected()
+            topics = self._existing()
+            if topics:
+                return topics
+            await self._cluster.look()
+
+    def _existing(self) -> set[str]:
+        return {topic for topic in self._sources if topic in self._cluster.partitions}
+
+    async def _consume(self, topics: set[str]) -> None:
+        """Consume until a topic appears or vanishes."""
+        bridge = self._access.bridge
+        consumer = AIOKafkaConsumer(
+            **self._access.client_options(),
+            group_id=bridge.group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # so that we hear of records that are gone
+            isolation_level="read_committed",
+            fetch_max_bytes=self._hands.room_bytes,
+            session_timeout_ms=int(SESSION_TIMEOUT * 1000),
+            heartbeat_interval_ms=int(SESSION_TIMEOUT * 1000 / 4),
+            rebalance_timeout_ms=30_000,
+            # We may have no room for as long as NATS is away, and keep our partitions
+            max_poll_interval_ms=2**31 - 1,
+        )
+        self._consumer = consumer
+        committing = start(self._commit_often(consumer), "wsgateway-kafka-commit")
+        try:
+            consumer.subscribe(list(topics), listener=self)
+            async with asyncio.timeout(START_TIMEOUT):
+                await consumer.start()
+            await self._poll(consumer, topics)
+        finally:
+            committing.cancel()
+            if not _is_cancelled():  # or `close` stops it
+                self._consumer = None
+                await asyncio.shield(self._stop(consumer, COMMIT_TIMEOUT))
+
+    async def _stop(self, consumer: Any, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._commit(consumer)
+                await consumer.stop()
+        except (errors.KafkaError, errors.IllegalOperation, OSError, TimeoutError):
+            await abandon_consumer(consumer)
+        finally:
+            self._lose()
+
+    # -- records ---------------------------------------------------------------------------
+
+    async def _poll(self, consumer: Any, topics: set[str]) -> None:
+        while self._existing() in (topics, set()):
+            room = self._hands.room - self._count
+            most = max(1, room // 4)
+            assigned = consumer.assignment()
+            ready = [tp for tp in assigned if self._may_take(tp, room - most)]
+            if room <= 0 or self._bytes >= self._hands.room_bytes or (assigned and not ready):
+                await self._wait_for_ack(1.0)
+                continue
+            # A partition that gets room while the others have nothing waits for this long
+            longest = 1000 if len(ready) == len(assigned) else 20
+            try:
+                found = await consumer.getmany(*ready, timeout_ms=longest, max_records=most)
+            except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError) as exc:
+                async with asyncio.timeout(START_TIMEOUT):
+                    await self._begin_again(consumer, exc)
+                continue
+            for partition, records in found.items():
+                self._hand_out(partition, records)
+
+    def _may_take(self, partition: Any, room: int) -> bool:
+        """Say whether a partition's records in hand may become more.
+
+        They are never more than what is left for others, so one that has to wait delays no other.
+        """
+        lane = self._lanes.get(partition)
+        return lane is None or (len(lane) <= room and lane.span < SPAN * self._hands.room)
+
+    def _hand_out(self, partition: Any, records: list[Any]) -> None:
+        lane = self._lanes.get(partition)
+        if lane is None or (lane.next is not None and records[0].offset < lane.next):
+            if lane is not None:
+                self._lose_lane(lane)  # the topic was made again, and counts from 0
+            lane = self._lanes[partition] = Lane(f"{partition.topic}/{partition.partition}")
+        source = self._sources[partition.topic]
+        for raw in records:
+            size = len(raw.value or b"")
+            lane.hand_out(raw.offset, size)
+            self._count += 1
+            self._bytes += size
+            self._hands.on_record(
+                read_record(raw, source, self._cluster.id, lane.name, Receipt(lane, raw))
+            )
+
+    async def _begin_again(self, consumer: Any, exc: Exception) -> None:
+        """Go on with a partition's oldest record, and say what is gone."""
+        if isinstance(exc, errors.NoOffsetForPartitionError):  # the group has never read it
+            await consumer.seek_to_beginning(*exc.args)
+            return
+        for partition, offset in exc.args[0].items():
+            oldest = (await consumer.beginning_offsets([partition]))[partition]
+            logger.error(
+                "bridge %s: offset %d of %s, partition %d, is gone; going on with the oldest "
+                "record, at %d. Kafka removed records before they were read, or the topic was "
+                "made again; check its retention.ms",
+                self._access.bridge.name,
+                offset,
+                partition.topic,
+                partition.partition,
+                oldest,
+            )
+            await consumer.seek_to_beginning(partition)
+
+    # -- acknowledgements ------------------------------------------------------------------
+
+    def ack(self, receipt: Receipt) -> None:
+        """Acknowledge a record."""
+        lane = receipt.lane
+        size = None if lane.is_lost else lane.ack(receipt.raw.offset)
+        if size is None:
+            return
+        self._count -= 1
+        self._bytes -= size
+        self._dirty.add(lane)
+        self._acked.set()
+
+    async def _wait_for_ack(self, timeout: float) -> None:
+        self._acked.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._acked.wait()
+
+    async def _commit_often(self, consumer: Any) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_EACH)
+            try:
+                async with asyncio.timeout(COMMIT_TIMEOUT):
+                    await self._commit(consumer)
+            except errors.CommitFailedError:
+                logger.info("bridge %s: its partitions moved", self._access.bridge.name)
+            except (errors.KafkaError, TimeoutError) as exc:
+                name, reason = self._access.bridge.name, reason_of(exc)
+                logger.warning("bridge %s cannot commit: %s", name, reason)
+
+    async def _commit(self, consumer: Any) -> None:
+        """Commit the position of each partition that has moved."""
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, set()
+        partitions = {tp: lane for tp, lane in self._lanes.items() if lane in dirty}
+        positions = {tp: lane.position for tp, lane in partitions.items()}
+        moved = {tp: at for tp, at in positions.items() if at != partitions[tp].committed}
+        try:
+            if moved:
+                await consumer.commit(moved)
+        except BaseException:
+            self._dirty |= {lane for lane in dirty if not lane.is_lost}
+            raise
+        for tp, at in moved.items():
+            partitions[tp].committed = at
+
+    # -- rebalances ------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Finish what is in hand, commit it, and forget the rest. aiokafka calls it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REVOKE_WAIT):
+                while self._count:
+                    await self._wait_for_ack(REVOKE_WAIT)
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT):
+                await self._commit(self._consumer)
+        except (errors.KafkaError, TimeoutError) as exc:
+            name, reason = self._access.bridge.name, reason_of(exc)
+            logger.warning("bridge %s could not commit before a rebalance: %s", name, reason)
+        self._lose()
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """Log which partitions this bridge has now. aiokafka calls it."""
+        logger.info(
+            "bridge %s reads %d of its group's partitions", self._access.bridge.name, len(assigned)
+        )
+
+    def _lose(self) -> None:
+        """Forget everything in hand: others have it, or it comes again."""
+        lanes, self._lanes = self._lanes, {}
+        self._dirty.clear()
+        for lane in lanes.values():
+            self._lose_lane(lane)
+        self._acked.set()
+
+    def _lose_lane(self, lane: Lane) -> None:
+        lane.is_lost = True
+        self._count -= len(lane)
+        self._bytes -= lane.sizes()
+        self._hands.on_lost(lane.name)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,168 @@
+"""Writes records to Kafka, each confirmed by all replicas that are in sync."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaProducer, errors
+
+from wsgateway.bridges.kafka.access import translate
+from wsgateway.bridges.kafka.private import abandon_producer
+from wsgateway.exceptions import BusUnavailable, RecordRefused
+from wsgateway.supervision import share, start
+
+if TYPE_CHECKING:
+    from wsgateway.bridges.kafka.access import Access
+    from wsgateway.bridges.kafka.cluster import Cluster
+
+__all__ = ["Producer"]
+
+logger = logging.getLogger("wsgateway.bridges")
+
+START_TIMEOUT = 20.0
+"""Seconds that a producer has to get its id from Kafka."""
+FLUSH_TIMEOUT = 5.0
+"""Seconds that a producer has to finish once another has replaced it."""
+PATIENCE = 30.0
+"""Seconds without a connection, after which what was not confirmed fails."""
+OVERHEAD = 64 * 1024
+"""Bytes of a record besides its payload, at most: its key and headers."""
+BATCH = 64 * 1024
+"""Bytes of a batch. Kafka refuses a batch as a whole, so no more than any topic takes."""
+TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+
+
+class Producer:
+    """A producer of aiokafka that is replaced when it can go no further.
+
+    It is idempotent: while a server is away, it sends again what was not confirmed, in order, and
+    Kafka recognises what it has. But when a batch fails for good, it has used up its sequence
+    number, and Kafka refuses all later ones of that partition. Only a producer with a new id helps.
+
+    Args:
+        access: How to reach the cluster.
+        cluster: What is known about it.
+        largest: Bytes of the largest payload.
+    """
+
+    def __init__(self, access: Access, cluster: Cluster, largest: int) -> None:
+        self._access = access
+        self._cluster = cluster
+        self._largest = largest + OVERHEAD
+        self._producer: Any = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[Any]] = set()  # replaced ones that finish
+        self._is_closed = False
+
+    async def run(self) -> None:
+        """Give up what waits when the cluster stays away, until cancelled."""
+        away = 0.0
+        while True:
+            await asyncio.sleep(1.0)
+            away = 0.0 if self._cluster.is_connected else away + 1.0
+            if away > PATIENCE and self._producer is not None:
+                await self._give_up(f"no connection for {PATIENCE:g} s")
+
+    async def close(self, timeout: float) -> None:
+        """Finish what is being sent within *timeout* seconds, and fail the rest."""
+        self._is_closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            self._end(producer, timeout)
+        if self._ending:
+            await asyncio.wait(list(self._ending), timeout=timeout + 2.0)
+
+    async def produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+    ) -> None:
+        """Store a record. See `Bus.produce`."""
+        self._cluster.check([topic])
+        producer = self._producer or await self._started()
+        try:
+            future = await producer.send(topic, value, key, headers=headers)
+        except TOO_LARGE as exc:
+            raise self._too_large(topic, value) from exc
+        except (errors.KafkaError, TimeoutError) as exc:
+            raise self._failed(producer, exc, topic) from exc
+        try:
+            await future
+        except TOO_LARGE as exc:
+            self._replace(producer)
+            raise self._too_large(topic, value) from exc
+        except (errors.KafkaError, TimeoutError) as exc:
+            raise self._failed(producer, exc, topic) from exc
+
+    async def _started(self) -> Any:
+        if self._is_closed:
+            raise BusUnavailable("the bridge is closed")
+        if self._starting is None:
+            self._starting = share(self._start(), "wsgateway-kafka-producer")
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            if not self._is_closed:
+                raise
+        if self._producer is None:
+            raise BusUnavailable("the bridge is closed")
+        return self._producer
+
+    async def _start(self) -> None:
+        producer = AIOKafkaProducer(
+            **self._access.client_options(),
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=BATCH,
+            max_request_size=self._largest,
+        )
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await producer.start()
+        except BaseException as exc:
+            await asyncio.shield(abandon_producer(producer, "not started"))
+            if isinstance(exc, (errors.KafkaError, OSError, TimeoutError)):
+                raise translate(exc, "cannot start a Kafka producer") from exc
+            raise
+        else:
+            self._producer = producer
+        finally:
+            self._starting = None
+
+    def _too_large(self, topic: str, value: bytes | None) -> RecordRefused:
+        return RecordRefused(
+            f"record of {len(value or b'')} bytes and its headers exceed what the Kafka topic "
+            f'{topic!r} takes; raise its max.message.bytes, which "manage.py setup_bridges" shows'
+        )
+
+    def _failed(self, producer: Any, exc: Exception, topic: str) -> Exception:
+        self._replace(producer)
+        return translate(exc, f"Kafka did not confirm a record of topic {topic!r}")
+
+    def _replace(self, producer: Any) -> None:
+        """Let the next call begin with another producer; this one finishes what it can."""
+        if self._producer is producer:
+            self._producer = None
+            self._end(producer, FLUSH_TIMEOUT)
+
+    def _end(self, producer: Any, timeout: float) -> None:
+        start(_stop(producer, timeout), "wsgateway-kafka-producer-end", tasks=self._ending)
+
+    async def _give_up(self, reason: str) -> None:
+        producer, self._producer = self._producer, None
+        await abandon_producer(producer, reason)
+
+
+async def _stop(producer: Any, timeout: float) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await producer.stop()
+    except (errors.KafkaError, OSError, TimeoutError):
+        await abandon_producer(producer, f"not confirmed within {timeout:g} s")

@@ -1,0 +1,64 @@
+"""What aiokafka's records are to a bridge, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wsgateway.bridges.bus import Record
+
+if TYPE_CHECKING:
+    from wsgateway.bridges.names import Source
+
+__all__ = ["PLACE_HEADER", "REASON_HEADER", "dead_headers", "read_record", "write_headers"]
+
+REASON_HEADER = "Ws-Dead-Reason"
+"""Why a record was set aside."""
+PLACE_HEADER = "Ws-Dead-Place"
+"""Where it was."""
+
+
+def read_record(raw: Any, source: Source, cluster: str, lane: str, receipt: object) -> Record:
+    """Return a record as a bridge knows it.
+
+    Args:
+        raw: aiokafka's ConsumerRecord. Its key and its value may be None.
+        source: What its topic holds.
+        cluster: The cluster's id.
+        lane: The partition's name.
+        receipt: Goes into the record.
+    """
+    topic, partition, offset = raw.topic, raw.partition, raw.offset
+    return Record(
+        key=(raw.key or b"").decode("utf-8", "backslashreplace"),
+        target=source.target,
+        service=source.service,
+        payload=raw.value or b"",
+        headers=_headers(raw.headers),
+        # A topic that is made again counts from 0 again, at another time
+        id=f"{cluster}/{topic}/{partition}/{offset}/{raw.timestamp}",
+        lane=lane,
+        place=f"{topic}, partition {partition}, offset {offset}",
+        receipt=receipt,
+    )
+
+
+def _headers(raw: Any) -> dict[str, str]:
+    found = {}
+    for name, value in raw:
+        try:
+            found[name] = (value or b"").decode()
+        except UnicodeDecodeError:
+            found.pop(name, None)  # the last one counts, and it is not text
+    return found
+
+
+def write_headers(headers: Any) -> list[tuple[str, bytes]]:
+    """Return headers as Kafka takes them."""
+    return [(name, value.encode()) for name, value in headers.items()]
+
+
+def dead_headers(raw: Any, place: str, reason: str) -> list[tuple[str, bytes]]:
+    """Return the headers of a record that is set aside: its own, and why."""
+    own = [each for each in raw.headers if each[0] not in (REASON_HEADER, PLACE_HEADER)]
+    said = reason.encode("utf-8", "backslashreplace")
+    return [*own, (REASON_HEADER, said), (PLACE_HEADER, place.encode())]
