@@ -1,4 +1,4 @@
-"""The headers that a bridge adds to what clients send. Pure."""
+"""The headers that a bridge adds to what it carries. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ __all__ = [
     "ATTEMPT_HEADER",
     "ID_HEADER",
     "OFFSET_HEADER",
+    "PLACE_HEADER",
+    "REASON_HEADER",
     "SERVICE_HEADER",
     "USER_HEADER",
 ]
@@ -31,6 +33,11 @@ OFFSET_HEADER = "Ws-Offset"
 """Its offset in the service's queue."""
 ATTEMPT_HEADER = "Ws-Attempt"
 """How often it was taken from there: above 1, it may have come before."""
+
+REASON_HEADER = "Ws-Dead-Reason"
+"""On a record that a bus sets aside: why."""
+PLACE_HEADER = "Ws-Dead-Place"
+"""On the same: where it was, see `Record.place`."""
 
 ABOUT_CLIENTS = frozenset(
     name.lower()
