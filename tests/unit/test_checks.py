@@ -16,6 +16,7 @@ from django.urls import include, path, re_path
 
 import wsgateway
 import wsgateway.asgi
+from tests.authority import Authority
 from tests.support import ROOT
 from tests.troubleshooting import Symptom
 from wsgateway import checks, declared
@@ -658,6 +659,19 @@ def test_E014_webhook_of_topics_that_have_no_queue(webhooks: Any) -> None:
 def test_E014_webhook_whose_authority_cannot_be_read(webhooks: Any) -> None:
     webhooks.WSGATEWAY_WEBHOOKS["orders"]["ca"] = "/does/not/exist.pem"
     assert "'/does/not/exist.pem', which cannot be read" in messages()["E014"]
+
+
+def test_E014_webhook_whose_authority_holds_no_certificate(webhooks: Any, tmp_path: Path) -> None:
+    """The check only opened the file; then each message failed, for a reason of OpenSSL's."""
+    path = tmp_path / "ca.pem"
+    for text in ("", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"):
+        path.write_text(text)
+        webhooks.WSGATEWAY_WEBHOOKS["orders"]["ca"] = str(path)
+        assert "which holds no certificate" in messages()["E014"]
+    webhooks.WSGATEWAY_WEBHOOKS["orders"]["ca"] = "a\0b"
+    assert "which cannot be read" in messages()["E014"]
+    webhooks.WSGATEWAY_WEBHOOKS["orders"]["ca"] = str(Authority(tmp_path).path)
+    assert messages() == {}
 
 
 def test_W004_webhook_that_the_complete_list_lacks(webhooks: Any) -> None:

@@ -81,6 +81,19 @@ def test_secret_that_is_none_is_refused_and_never_shown(secret: str, text: str) 
         ({"url": "https://a.example/ä"}, "write a URL"),
         ({"url": "https://ann:hunter2@a.example"}, "holds a user name or password"),
         ({"url": "https://a.example#x"}, "holds a fragment"),
+        ({"url": "https://999.1.1.1"}, "'url' has the host '999.1.1.1', which is neither a name"),
+        ({"url": "https://127.1"}, "neither a name"),
+        ({"url": "https://a.0x7f"}, "neither a name"),
+        ({"url": "https://010.0.0.1"}, "neither a name"),
+        ({"url": "https://a..b"}, "neither a name"),
+        ({"url": "https://-a.example"}, "neither a name"),
+        ({"url": f"https://{'a' * 64}.example"}, "neither a name"),
+        ({"url": f"https://{'a.' * 130}example"}, "neither a name"),
+        ({"url": "https://a,b"}, "neither a name"),
+        ({"url": "https://a%2fb"}, "neither a name"),
+        ({"url": "https://a\\b"}, "neither a name"),
+        ({"url": "https://[fe80::1%25lo]"}, "neither a name"),
+        ({"url": "https://[v1.x]"}, "'url'"),
         ({"secret": []}, "'secret' must be a secret such as"),
         ({"secret": 5}, "must be a secret"),
         ({"timeout": 0}, "'timeout' is 0, but must be 0.1 to 600"),
@@ -104,6 +117,23 @@ def test_wrong_option_is_named_with_what_to_write(options: Any, text: str) -> No
     assert flaws.startswith("'orders': ")
     assert text in flaws
     assert "hunter2" not in flaws
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a.example.",
+        "https://a_b.example:8443/x",
+        "https://xn--n3h.example",
+        "http://localhost:8080/",
+        "http://127.0.0.1",
+        "http://[::1]:8080/",
+        "https://[2606:4700::1111]",
+        "https://7.example",
+    ],
+)
+def test_host_that_may_exist_passes(url: str) -> None:
+    assert webhook_flaws({"orders": {"url": url, "secret": SECRET}}) == ""
 
 
 def test_options_that_are_right() -> None:
@@ -476,6 +506,37 @@ async def test_name_that_cannot_be_looked_up_is_a_failure(receiver: Receiver) ->
     where = endpoint("https://hooks.invalid")
     with pytest.raises(PostFailed, match=r"https://hooks\.invalid: no such name"):
         await post(where, Addresses("hooks.invalid", 443, (), lookup))
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "a..b", f"{'a' * 64}.example", "[v1.x]"])
+async def test_host_that_nothing_can_have_is_a_failure(host: str) -> None:
+    """It was an error of another kind, which counted as a bug in wsgateway."""
+    with pytest.raises(PostFailed, match=r"^https://"):
+        await post(Endpoint(f"https://{host}", (key_of(SECRET),)))
+
+
+async def test_name_that_httpx_cannot_decode_is_looked_up_as_it_is(receiver: Receiver) -> None:
+    """It is a name in DNS; what httpx shows to people is no matter."""
+    where = endpoint(receiver.url.replace("127.0.0.1", "xn--n3h.example"))
+    assert (await post(where, resolving("xn--n3h.example", ["127.0.0.1"]))).status == 204
+    assert receiver.requests[0].headers["host"].startswith("xn--n3h.example:")
+
+
+async def test_authority_without_a_certificate_is_a_failure_until_it_has_one(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("server"))
+    path = tmp_path / "ours.pem"
+    path.write_text("")
+    async with receiving(context) as receiver:
+        sender = Sender(endpoint(receiver.url, ca=str(path)), 1000)
+        with pytest.raises(PostFailed, match=r"https://127\.0\.0\.1:\d+: "):
+            await sender.post("msg_1", b"{}")
+        path.write_text(authority.path.read_text())
+        assert (await sender.post("msg_1", b"{}")).status == 204
+        await sender.close()
 
 
 async def test_certificate_is_verified(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def readable(path: str) -> bool:
     try:
         with Path(path).open("rb"):
             return True
-    except OSError:
+    except (OSError, ValueError):  # no path has a zero byte
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,12 +40,24 @@ def check_webhooks(**kwargs: Any) -> list[CheckMessage]:
     if endpoints and find_spec("httpx") is None:
         flaws = [NO_HTTPX]
     flaws += [
-        f"the 'ca' of {where} is {endpoint.ca!r}, which cannot be read"
+        f"the 'ca' of {where} is {endpoint.ca!r}, {flaw}"
         for where, endpoint in endpoints.items()
-        if endpoint.ca and not readable(endpoint.ca)
+        if endpoint.ca and (flaw := _authority_flaw(endpoint.ca))
     ]
     hint = "docs/how-to/webhooks.md shows how to set up a webhook."
     return [Error(sentence(flaw), hint=hint, id="wsgateway.E014") for flaw in flaws]
+
+
+def _authority_flaw(path: str) -> str:
+    """Return why nobody's certificate can be signed by what a file holds; "" if it can."""
+    if not readable(path):
+        return "which cannot be read"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ValueError):
+        return "which holds no certificate that OpenSSL can read"
+    return "" if context.cert_store_stats()["x509"] else "which holds no certificate"
 
 
 def _endpoints() -> dict[str, Endpoint]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,12 @@ __all__ = [
 NO_HTTPX = "webhooks need httpx; run: pip install 'wsgateway[webhooks]'"
 EVENTS = ("socket.connected", "socket.disconnected", "user.online", "user.offline")
 MAX_TIMEOUT = 600.0
+PLACE = re.compile(r"(\[[^]]*\]|[^][:]+)(?::[0-9]*)?")
+"""The host of a URL, and its port."""
+LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE | re.ASCII)
+"""One part of a name in DNS; some have underscores."""
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE | re.ASCII)
+MAX_HOST = 253
 RETRY = {
     "attempts": (int, 1, 1000),
     "initial": (float, 0, 86400),
@@ -161,7 +168,23 @@ def _url_flaw(url: Any) -> str:
         return want
     if "@" in parts.netloc:
         return "holds a user name or password; leave them out, because the signature proves who"
+    place = PLACE.fullmatch(parts.netloc)
+    if place is None or not _is_host(place[1]):
+        return f"has the host {parts.hostname!r}, which is neither a name nor an address"
     return "holds a fragment, which no server gets" if "#" in url else ""
+
+
+def _is_host(host: str) -> bool:
+    """Say whether *host*, as it stands in a URL, is an address, or a name that DNS may have."""
+    labels = host.removesuffix(".").split(".")
+    try:
+        if host.startswith("["):
+            return "%" not in host and bool(IPv6Address(host[1:-1]))
+        if NUMBER.fullmatch(labels[-1]):  # some would take it for an address, and others not
+            return bool(IPv4Address(host))
+    except ValueError:
+        return False
+    return len(host) <= MAX_HOST and all(LABEL.fullmatch(label) for label in labels)
 
 
 def _secret_flaw(secrets: Any) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import wsgateway
 from wsgateway.exceptions import WsGatewayError, reason_of
-from wsgateway.webhooks.addresses import Addresses
+from wsgateway.webhooks.addresses import Addresses, AddressRefused
 from wsgateway.webhooks.signing import signed_headers
 from wsgateway.webhooks.verdicts import Answer
 
@@ -31,6 +32,13 @@ CHUNKS = 256
 """Parts of an answer, which may be a byte each, after which others have a turn."""
 CONNECT_TIMEOUT = 5.0
 """Longest wait for a connection to one address. All but the last share half of the time."""
+
+FIXED = {
+    "content-type": "application/json",
+    "accept": "application/json",
+    "accept-encoding": "identity",  # a small body could become a very large one
+    "user-agent": f"wsgateway/{wsgateway.__version__}",
+}
 
 
 class PostFailed(WsGatewayError):
@@ -49,18 +57,10 @@ class Sender:
     def __init__(
         self, endpoint: Endpoint, max_size: int, addresses: Addresses | None = None
     ) -> None:
-        import httpx  # an extra
-
         self._endpoint = endpoint
         self._max_size = max_size
-        self._url = httpx.URL(endpoint.url)
-        port = self._url.port or (443 if self._url.scheme == "https" else 80)
-        self._addresses = addresses or Addresses(self._url.host, port, endpoint.allow_private)
-        # What runs at once is limited by who calls; a request must not wait for a connection
-        limits = httpx.Limits(
-            max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE
-        )
-        self._transport = httpx.AsyncHTTPTransport(verify=_trust(endpoint), limits=limits)
+        self._given = addresses
+        self._line: _Line | None = None  # made by the first request
 
     async def post(self, id: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
         """Sign and send *body*; return the answer, whatever its status is.
@@ -74,8 +74,6 @@ class Sender:
             PostFailed: There is no answer; the endpoint may have got it.
             AddressRefused: Nothing was sent.
         """
-        import httpx
-
         deadline = asyncio.timeout(self._endpoint.timeout)
         try:
             async with deadline:
@@ -83,56 +81,34 @@ class Sender:
         except TimeoutError as exc:
             text = f"{self._endpoint.origin} took longer than {self._endpoint.timeout:g} s"
             raise PostFailed(text) from exc
-        except (httpx.HTTPError, OSError, UnicodeError) as exc:
+        except AddressRefused:
+            raise
+        except Exception as exc:  # of httpx, of the system, or because of what a setting says
             raise PostFailed(f"{self._endpoint.origin}: {reason_of(exc)}") from exc
 
     async def _post(self, id: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         import httpx
 
+        line = self._line = self._line or _Line(self._endpoint, self._given)
         signed = signed_headers(id, int(time.time()), body, self._endpoint.keys)
-        headers = {**headers, **self._fixed_headers(), **signed}
-        addresses = await self._addresses.find()
+        headers = {**headers, **FIXED, "host": line.url.netloc.decode("ascii"), **signed}
+        addresses = await line.addresses.find()
         share = min(CONNECT_TIMEOUT, self._endpoint.timeout / 2 / len(addresses))
         for address in addresses:
             is_last = address == addresses[-1]
             connect = CONNECT_TIMEOUT if is_last else share
             try:
-                return await self._post_to(address, connect, headers, body)
+                async with line.posting(address, connect, headers, body) as response:
+                    return await self._read(response)
             except (httpx.ConnectError, httpx.ConnectTimeout):
-                self._addresses.avoid(address)
+                line.addresses.avoid(address)
                 if is_last:
-                    self._addresses.forget()
+                    line.addresses.forget()
                     raise
             except asyncio.CancelledError:  # the deadline, or the worker ends
-                self._addresses.avoid(address)
+                line.addresses.avoid(address)
                 raise
         raise AssertionError("there is an address, or AddressRefused is raised")
-
-    async def _post_to(
-        self, address: str, connect: float, headers: Mapping[str, str], body: bytes
-    ) -> Answer:
-        import httpx
-
-        extensions = {
-            "sni_hostname": self._url.host,  # also what the certificate must be for
-            "timeout": httpx.Timeout(None, connect=connect).as_dict(),
-        }
-        url = self._url.copy_with(host=address)
-        request = httpx.Request("POST", url, headers=headers, content=body, extensions=extensions)
-        response = await self._transport.handle_async_request(request)
-        try:
-            return await self._read(response)
-        finally:
-            await response.aclose()
-
-    def _fixed_headers(self) -> dict[str, str]:
-        return {
-            "host": self._url.netloc.decode("ascii"),
-            "content-type": "application/json",
-            "accept": "application/json",
-            "accept-encoding": "identity",  # a small body could become a very large one
-            "user-agent": f"wsgateway/{wsgateway.__version__}",
-        }
 
     async def _read(self, response: httpx.Response) -> Answer:
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -151,7 +127,47 @@ class Sender:
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
-        self._addresses.close()
+        if self._line is not None:
+            await self._line.close()
+
+
+class _Line:
+    """The way to an endpoint: its addresses, and the connections to them."""
+
+    def __init__(self, endpoint: Endpoint, addresses: Addresses | None) -> None:
+        import httpx  # an extra
+
+        self.url = httpx.URL(endpoint.url)
+        self._host = self.url.raw_host.decode("ascii")  # httpx may be unable to decode "xn--"
+        port = self.url.port or (443 if self.url.scheme == "https" else 80)
+        # What runs at once is limited by who calls; a request must not wait for a connection
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE
+        )
+        self._transport = httpx.AsyncHTTPTransport(verify=_trust(endpoint), limits=limits)
+        self.addresses = addresses or Addresses(self._host, port, endpoint.allow_private)
+
+    @asynccontextmanager
+    async def posting(
+        self, address: str, connect: float, headers: Mapping[str, str], body: bytes
+    ) -> AsyncIterator[httpx.Response]:
+        """Post to *address*, to which a connection takes *connect* seconds at most."""
+        import httpx
+
+        extensions = {
+            "sni_hostname": self._host,  # also what the certificate must be for
+            "timeout": httpx.Timeout(None, connect=connect).as_dict(),
+        }
+        url = self.url.copy_with(host=address)
+        request = httpx.Request("POST", url, headers=headers, content=body, extensions=extensions)
+        response = await self._transport.handle_async_request(request)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def close(self) -> None:
+        self.addresses.close()
         await self._transport.aclose()
 
 
