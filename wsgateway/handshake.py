@@ -52,7 +52,8 @@ def parameter(scope: Scope, name: str) -> str | None:
         query = scope.get("query_string", b"").decode()
         pairs = parse_qsl(query, errors="strict", max_num_fields=MAX_PARAMETERS)
     except ValueError as exc:  # UnicodeDecodeError too
-        raise IdentityRefused(CloseCode.BAD_REQUEST, "the query string is malformed") from exc
+        text = f"the query string is malformed, or has more than {MAX_PARAMETERS} parameters"
+        raise IdentityRefused(CloseCode.BAD_REQUEST, text) from exc
     return _only(name, [value for key, value in pairs if key == name], "query parameter")
 
 

@@ -40,6 +40,9 @@ PREFLIGHT: Headers = (
     (b"access-control-max-age", b"600"),
 )
 """What a page may send from another origin."""
+MAX_REQUEST = 64 * 1024
+"""Bytes of a URL, and of all headers. Uvicorn on httptools has no limit of its own, and to look for
+a parameter in megabytes takes seconds in which nobody else is served."""
 BLIND = (
     "daphne cannot bound what a slow reader costs over HTTP/2; let a proxy speak HTTP/2 to "
     "browsers and HTTP/1.1 to daphne, uninstall Twisted's http2 extra, or use uvicorn"
@@ -48,6 +51,9 @@ BLIND = (
 
 async def serve_events(scope: Any, receive: Any, send: Any) -> None:
     """Answer one request, until either side ends it."""
+    if (status := _too_large(scope)) is not None:
+        await respond(send, status, (), f"more than {MAX_REQUEST} bytes; send less")
+        return
     cors = cors_headers(scope)
     if scope["method"] == "OPTIONS":
         await respond(send, HTTPStatus.NO_CONTENT, [*ALLOWED, *PREFLIGHT, *cors])
@@ -60,6 +66,15 @@ async def serve_events(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, cors, BLIND)
         return
     await _Stream(scope, send, cors).serve(receive)
+
+
+def _too_large(scope: Any) -> HTTPStatus | None:
+    """Return the status for a request that is not worth reading; None if it is."""
+    if len(scope["path"]) + len(scope.get("query_string", b"")) > MAX_REQUEST:
+        return HTTPStatus.REQUEST_URI_TOO_LONG
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_REQUEST:
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    return None
 
 
 async def unknown_path(scope: Any, receive: Any, send: Any) -> None:

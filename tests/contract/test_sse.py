@@ -401,6 +401,26 @@ async def test_only_hosts_of_the_site_are_answered(
             assert "ALLOWED_HOSTS" in ann.problem["detail"]
 
 
+@pytest.mark.parametrize(
+    ("query", "headers", "status"),
+    [
+        ("topic=" + "x" * 70_000, ANNS, 414),
+        ("", {"cookie": "x=" + "y" * 70_000}, 431),
+        ("", ANNS | {f"x-{number}": "" for number in range(20_000)}, 431),
+        ("&".join(["topic=room.42"] * 200), ANNS, 400),
+    ],
+    ids=["query", "cookie", "headers", "parameters"],
+)
+async def test_request_that_is_too_large_is_not_read(
+    hub: Hub, query: str, headers: dict[str, str], status: int
+) -> None:
+    """Uvicorn on httptools has no limits, and each look into megabytes holds up the loop."""
+    async with read(query, **headers) as ann:
+        assert (ann.status, ann.problem["status"]) == (status, status)
+        assert "more than" in ann.problem["detail"]
+    assert hub.sockets == 0
+
+
 @pytest.mark.parametrize("method", ["HEAD", "POST", "DELETE"])
 async def test_other_methods_are_not_allowed(hub: Hub, method: str) -> None:
     client = read()

@@ -113,7 +113,8 @@ def parse_request(query_string: bytes, last_event_ids: Sequence[bytes] = ()) -> 
         text = query_string.decode("ascii")
         pairs = parse_qsl(text, errors="strict", max_num_fields=MAX_FIELDS)
     except ValueError as exc:
-        raise _bad("the query string cannot be read") from exc
+        text = f"the query string cannot be read, or has more than {MAX_FIELDS} parameters"
+        raise _bad(text) from exc
     fields = {"since": "new", "format": "text", "last_event_id": ""}
     topics: dict[Topic, None] = {}
     tokens = []
