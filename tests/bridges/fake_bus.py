@@ -68,11 +68,13 @@ class FakeBus(Bus):
         lane: str = "0",
         headers: Mapping[str, str] | None = None,
         target: Target = "inbox",
+        flaw: str = "",
     ) -> None:
         """Let a service produce a record that reaches the bridge."""
         id = f"ws.recv.{lane}.{next(self._offsets)}"
         raw = payload.encode()
-        self.on_record(Record(key, target, None, raw, headers or {}, id, lane, payload, payload))
+        found = Record(key, target, None, raw, headers or {}, id, lane, payload, payload, flaw)
+        self.on_record(found)
 
     def ack(self, record: Record) -> None:
         self.acked.append(record.payload.decode())

@@ -136,6 +136,11 @@ async def test_record_says_all_that_the_service_said(bus: KafkaBus, service: Ser
     assert records[b"no key"].key == ""
     assert records[b"bytes"].key == "\\xff.ann"
     assert len({record.id for record in taken.records}) == 4
+    await service.produce("orders.ann", None)
+    record = (await taken.wait(5))[4]
+    assert record.payload == b""
+    assert record.flaw.startswith("it has no value")
+    assert not any(each.flaw for each in taken.records[:4])
 
 
 async def test_topic_of_one_service_may_appear_later(

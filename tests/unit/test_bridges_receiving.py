@@ -148,6 +148,13 @@ async def test_record_that_nobody_can_deliver_is_set_aside(
         assert reason in caplog.text
 
 
+async def test_record_that_the_bus_found_wanting_is_set_aside() -> None:
+    async with rig() as it:
+        it.bus.hand_out("deleted", flaw="it has no value")
+        await it.until(lambda: it.bus.acked == ["deleted"])
+        assert it.bus.aside == [("deleted", "it has no value")]
+
+
 @pytest.mark.parametrize("error", [MessageTooBig(2, 1), ServiceUnknown("orders"), KeyError("bug")])
 async def test_record_that_the_broker_never_takes_is_set_aside(error: Exception) -> None:
     async with rig() as it:

@@ -34,6 +34,7 @@ class Record:
         lane: A partition or a queue. Within it, records with the same key are in order.
         place: Where it is, for people: ``ws.recv, partition 3, offset 17``.
         receipt: The bus's own business.
+        flaw: Why it can never be delivered, as far as the bus knows; "" otherwise.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Record:
     lane: str
     place: str
     receipt: object
+    flaw: str = ""
 
 
 class Bus(ABC):

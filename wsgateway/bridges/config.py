@@ -77,7 +77,7 @@ class Bridge:
         concurrency: Users whose messages are sent at once, for each service.
         queues: Over how many AMQP queues the records of services are spread.
         partitions: How many a Kafka topic gets that `setup_bridges` creates.
-        replication: On how many Kafka servers each is kept; None: as these are configured.
+        replication: On how many Kafka servers each is kept; None: three, or all of fewer.
     """
 
     name: str

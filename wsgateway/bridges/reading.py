@@ -73,6 +73,8 @@ def publication_of(record: Record) -> Publication:
     Raises:
         ValueError: It cannot be published.
     """
+    if record.flaw:
+        raise Unusable(record.flaw)
     headers = {}
     kind, msg_id, ttl = None, record.id, None
     for name, value in record.headers.items():

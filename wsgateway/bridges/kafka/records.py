@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wsgateway.bridges.bus import Record
+from wsgateway.bridges.headers import PLACE_HEADER, REASON_HEADER
 
 if TYPE_CHECKING:
     from wsgateway.bridges.names import Source
 
-__all__ = ["PLACE_HEADER", "REASON_HEADER", "dead_headers", "read_record", "write_headers"]
+__all__ = ["dead_headers", "read_record", "write_headers"]
 
-REASON_HEADER = "Ws-Dead-Reason"
-"""Why a record was set aside."""
-PLACE_HEADER = "Ws-Dead-Place"
-"""Where it was."""
+TOMBSTONE = "it has no value, as Kafka marks a record that is deleted; send an empty value instead"
+MAX_REASON = 2000
+"""Characters of a reason that are kept."""
 
 
 def read_record(raw: Any, source: Source, cluster: str, lane: str, receipt: object) -> Record:
@@ -39,6 +39,7 @@ def read_record(raw: Any, source: Source, cluster: str, lane: str, receipt: obje
         lane=lane,
         place=f"{topic}, partition {partition}, offset {offset}",
         receipt=receipt,
+        flaw=TOMBSTONE if raw.value is None else "",
     )
 
 
@@ -60,5 +61,5 @@ def write_headers(headers: Any) -> list[tuple[str, bytes]]:
 def dead_headers(raw: Any, place: str, reason: str) -> list[tuple[str, bytes]]:
     """Return the headers of a record that is set aside: its own, and why."""
     own = [each for each in raw.headers if each[0] not in (REASON_HEADER, PLACE_HEADER)]
-    said = reason.encode("utf-8", "backslashreplace")
+    said = reason[:MAX_REASON].encode("utf-8", "backslashreplace")
     return [*own, (REASON_HEADER, said), (PLACE_HEADER, place.encode())]
