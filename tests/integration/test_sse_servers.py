@@ -73,13 +73,14 @@ def gateway(gateway_factory: Callable[..., Gateway], server: str) -> Gateway:
     )
 
 
-def deaf(gateway: Gateway) -> socket.socket:
+def deaf(gateway: Gateway, user: str = "ann") -> socket.socket:
     """Return a reader that reads nothing, and whose kernel takes little."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(10)
     client.connect(("127.0.0.1", gateway.port))
-    request = f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: service=orders; user=ann\r\n\r\n"
+    cookies = f"service=orders; user={user}"
+    request = f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {cookies}\r\n\r\n"
     client.sendall(request.encode())
     assert client.recv(1024).startswith(b"HTTP/1.1 200 ")
     return client
@@ -93,13 +94,17 @@ async def test_readers_on_a_server(gateway: Gateway, broker: NatsBroker) -> None
         await broker.publish(ROOM, b"1")
         await until(lambda: ann.data("room.42")[-1:] == ["1"])
         last = ann.parser.id
-    await until_offline()
+    await until_offline("ann")
     await broker.publish(ROOM, b"2")
     async with reading(gateway, last) as ann:
         await broker.publish(ROOM, b"3")
         await until(lambda: ann.data("room.42") == ["2", "3"])
-        with contextlib.closing(deaf(gateway)):
+        with contextlib.closing(deaf(gateway)), contextlib.closing(deaf(gateway, "eve")) as eve:
             await publish_large(broker, 20)
+            # One that leaves, and whose server would read no more: Twisted keeps 16 KiB
+            eve.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 2000)
+            eve.shutdown(socket.SHUT_WR)
+            await until_offline("eve")
             gateway.send(signal.SIGTERM)  # one that does not read must not keep the server
             await until(lambda: ann.data("closed") != [])
             assert ann.parser.retry is not None
@@ -123,8 +128,8 @@ async def publish_large(broker: NatsBroker, count: int) -> None:
         await broker.publish(ROOM, f"{number:{LARGE}}".encode(), ttl=60)
 
 
-async def until_offline() -> None:
+async def until_offline(user: str) -> None:
     """Wait until the gateway has noticed that the reader is gone."""
     async with asyncio.timeout(10):
-        while await presence.ais_online("orders", "ann"):
+        while await presence.ais_online("orders", user):
             await asyncio.sleep(0.05)

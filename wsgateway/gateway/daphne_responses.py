@@ -7,10 +7,11 @@ of the details that this leans on.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from wsgateway.gateway.daphne import find_descriptor, unwritten
-from wsgateway.gateway.responses import Headers, PacedResponse, expire
+from wsgateway.gateway.responses import Headers, PacedResponse, drop, expire
 from wsgateway.gateway.transport import Linger, Send
 
 __all__ = ["DaphneResponse", "is_blind", "response"]
@@ -80,6 +81,14 @@ class DaphneResponse(PacedResponse):
     def pending(self) -> int:
         """See `Transport.pending`; a lost connection keeps what waited."""
         return unwritten(self._descriptor, self._gathers)
+
+    async def _begin(self, status: HTTPStatus, headers: Headers) -> None:
+        if not self.gone:
+            self._channel.dataReceived = drop
+            # Behind another request, Twisted would stop reading until this response is complete,
+            # and not notice that the client leaves
+            self._channel.transport.resumeProducing()
+        await super()._begin(status, headers)
 
     async def _write(self, body: bytes, *, more: bool = True) -> bool:
         if self._paused and more:  # the last part must not wait for a reader that does not read

@@ -21,7 +21,7 @@ from wsgateway.gateway.transport import Send, Transport
 from wsgateway.protocol.codes import CloseCode
 from wsgateway.protocol.sse import encode_closed, encode_problem, encode_retry, status_of
 
-__all__ = ["Headers", "PacedResponse", "Response", "expire", "respond"]
+__all__ = ["Headers", "PacedResponse", "Response", "drop", "expire", "respond"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -131,6 +131,10 @@ class PacedResponse(Response):
                 if self.pending >= before:
                     self._cut()
                     return
+
+
+def drop(data: bytes) -> None:
+    """Take nothing from a client any more: it reads, and has nothing else to say."""
 
 
 def expire(connection: Any) -> None:

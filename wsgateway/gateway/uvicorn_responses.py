@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from wsgateway.conf import settings
-from wsgateway.gateway.responses import Headers, PacedResponse, expire
+from wsgateway.gateway.responses import Headers, PacedResponse, drop, expire
 from wsgateway.gateway.transport import Send
 from wsgateway.gateway.uvicorn import run_after
 
@@ -43,10 +43,6 @@ def response(server_send: Any, send: Send, headers: Headers) -> UvicornResponse 
     if hasattr(request, "flow") and hasattr(held, "set_write_buffer_limits"):
         return UvicornResponse(request, send, headers)
     return None
-
-
-def _drop(data: bytes) -> None:
-    """Take nothing more from the client."""
 
 
 class UvicornResponse(PacedResponse):
@@ -98,7 +94,7 @@ class UvicornResponse(PacedResponse):
 
         Behind another request, uvicorn would stop reading until this response is complete.
         """
-        self._protocol.data_received = _drop
+        self._protocol.data_received = drop
         self._transport.set_protocol(self._protocol)  # uvloop looks its methods up only here
         self._request.flow.resume_reading()
 
