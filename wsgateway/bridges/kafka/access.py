@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
 from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
 
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
 
@@ -123,10 +124,11 @@ class Access:
                     request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
                     **self._options(),
                 )
+                # A server that wants a login closes the connection only now
+                await conn.send(MetadataRequest([], False))
             except (OSError, errors.KafkaError, TimeoutError, ValueError) as exc:
-                error = self._unreachable(exc, f"{host}:{port}")
                 if not isinstance(failed, BusMisconfigured):
-                    failed = error
+                    failed = self._unreachable(exc, f"{host}:{port}")
                 continue
             try:
                 yield conn
@@ -186,12 +188,14 @@ class Access:
                 f"{where} does not speak TLS with this client: {exc.reason or reason_of(exc)}; "
                 "check the port, and 'cert' and 'key'"
             )
-        hint = ""
-        if isinstance(exc, errors.KafkaConnectionError):
-            hint = "; it closed the connection, so check whether it wants a login or TLS"
-        elif isinstance(exc, TimeoutError):
+        if isinstance(exc, (errors.KafkaConnectionError, ConnectionResetError)):
+            return BusUnavailable(
+                f"{where} closed the connection; check the port, and whether it wants a login "
+                "or TLS"
+            )
+        if isinstance(exc, TimeoutError):
             return BusUnavailable(f"{where} does not answer within {REQUEST_TIMEOUT:g} s")
-        return BusUnavailable(f"cannot reach {where}: {reason_of(exc)}{hint}")
+        return BusUnavailable(f"cannot reach {where}: {reason_of(exc)}")
 
 
 def translate(exc: BaseException, what: str) -> BusError:
