@@ -105,7 +105,7 @@ async def deliver(gateway: Gateway, url: str, options: argparse.Namespace, *, as
         each.close()
     if meter.count != total:
         raise SystemExit(f"{meter.count} of {total} messages arrived")
-    return spent / options.messages * 1e6
+    return float(spent / options.messages * 1e6)
 
 
 def measure(

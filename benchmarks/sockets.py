@@ -9,7 +9,9 @@ import json
 import secrets
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from benchmarks.load import LoadSocket, connect_many, percentile, resident, stamp
 from benchmarks.publisher import command, publish
@@ -116,7 +118,7 @@ def measure(server: str, scale: float, sync_interval: str) -> list[Row]:
     """Run all cases on *server*, each with a new gateway process."""
     rows = []
     users, many = max(50, int(1000 * scale)), max(100, int(2000 * scale))
-    cases = [
+    cases: list[Callable[[Gateway, EmbeddedServer], Coroutine[Any, Any, Row]]] = [
         lambda g, n: backlog(g, n, many, 10),
         lambda g, n: live(g, n, users, int(100_000 * scale), "acked", 0),
         lambda g, n: live(g, n, users, int(200_000 * scale), "unacked", 0),

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.http_systems import missing
+
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ["services", "--rounds", "1", "--systems", "ours", "--jobs", "100"]
+QUICK = ["--quick", "--transports", "sse"]
 COMMANDS = [
     [*FEW, "--only", "latency,many,outbox", "--messages", "100", "--rows", "100"],
     ["sockets", "--quick", "--server", "daphne"],
@@ -19,6 +22,11 @@ COMMANDS = [
     ["metrics", "--rounds", "1", "--users", "10", "--messages", "200"],
     ["v1", "--quick", "--servers", "uvicorn", "--kinds", "v1", "--sockets", "100"],
     ["topics", "--quick", "--servers", "uvicorn", "--sockets", "1000"],
+    ["http", *QUICK, "--systems", "uvicorn", "--cases", "publish", "kill"],
+    pytest.param(
+        ["http", *QUICK, "--systems", "pushpin"],
+        marks=pytest.mark.skipif(bool(missing()), reason=missing() or "it is there"),
+    ),
 ]
 
 
