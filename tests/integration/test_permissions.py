@@ -385,22 +385,23 @@ async def test_worker_says_what_it_does(ws_settings: Any, url: Callable[[str], s
     async def handle(message: Message) -> None:
         """Do nothing."""
 
-    async with acting(ws_settings, url("service")) as service, serving(service) as worker:
+    async with (
+        acting(ws_settings, url("service")) as service,
+        acting(ws_settings, url("admin")) as admin,
+        acting(ws_settings, url("operator")) as operator,
+        serving(service) as worker,
+        asyncio.timeout(50),  # longer than its entry lives; the machine may be busy
+    ):
         report = Report(service, [worker], Running(30.0))
         report.open()
-        for role in ("admin", "operator"):
-            async with acting(ws_settings, url(role)) as broker:
-                async with asyncio.timeout(20):
-                    while [each.id for each in await ask_workers(broker)] != [report.id]:
-                        await asyncio.sleep(0.02)
-        async with acting(ws_settings, url("operator")) as operator:
-            name = f"$SRV.STATS.wsgateway-worker.{report.id}"
-            assert (await operator.connection.request(name, b"")).data
+        for broker in (admin, operator):
+            while [each.id for each in await ask_workers(broker)] != [report.id]:
+                await asyncio.sleep(0.02)
+        name = f"$SRV.STATS.wsgateway-worker.{report.id}"
+        assert (await operator.connection.request(name, b"")).data
         report.close()
-        async with acting(ws_settings, url("admin")) as admin:
-            async with asyncio.timeout(40):  # longer than the entry lives
-                while await admin.roster.members("worker"):
-                    await asyncio.sleep(0.02)
+        while await admin.roster.members("worker"):
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("role", ["gateway", "service"])
