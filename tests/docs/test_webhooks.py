@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.services.registry import get_service
 from wsgateway.services.worker import Worker
 from wsgateway.webhooks.config import WEBHOOK, webhook_flaws
+from wsgateway.webhooks.signing import key_of, signed_headers
 
 __all__ = ["no_services"]  # a fixture
 
@@ -116,7 +119,7 @@ async def posting(port: int, settings: Any) -> AsyncIterator[tuple[MemoryBroker,
 
 
 async def check(process: Process, port: int, settings: Any) -> None:
-    """Let a receiver answer, refuse, and find out that a signature is wrong."""
+    """Let a receiver answer, refuse, find out what is not signed, and survive broken requests."""
     process.spawn()
     url = f"http://127.0.0.1:{port}/"
     async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(60):
@@ -134,6 +137,18 @@ async def check(process: Process, port: int, settings: Any) -> None:
         ):
             encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
             assert (await client.post(url, content=b"{}", headers=encoded)).status_code == 401
+        with contextlib.suppress(httpx.WriteError, httpx.ReadError):  # it need not read all of it
+            assert (await client.post(url, content=b"x" * 3_000_000)).status_code in (401, 413)
+        for body in (b"", b"{", b"null", b"[]", b'{"data": null}', b"\xff"):
+            headers = signed_headers("msg_1", int(time.time()), body, [key_of(SECRET)])
+            with contextlib.suppress(httpx.RemoteProtocolError):  # as good as an error's status
+                rejected = await client.post(url, content=body, headers=headers)
+                assert rejected.status_code >= 400
+    for broken in (b"GET", b"\0", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(broken)
+        await writer.drain()
+        writer.transport.abort()
     async with posting(port, settings) as (broker, _), asyncio.timeout(20):
         await offer(broker, '{"item": "tea"}', Ws_Client_Id="c1", Ws_Request="c1")
         await offer(broker, '{"milk": 1}', Ws_Client_Id="c2", Ws_Request="c2")

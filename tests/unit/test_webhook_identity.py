@@ -83,6 +83,15 @@ async def test_answer_may_name_service_device_and_end(
     assert 50 < found.expires_at - time.time() <= 60
 
 
+async def test_login_may_last_for_ages(receiver: Receiver, resolver: WebhookIdentity) -> None:
+    receiver.answers = lambda request: ended(200, {**ANN, "expires_in": 1e300})
+    found = await resolver.resolve(handshake())
+    assert found is not None
+    assert found.expires_in == 1e300
+    assert await resolver.resolve(handshake()) == found
+    assert len(receiver.requests) == 1
+
+
 @pytest.mark.parametrize("sent", ["header", "query", "subprotocol"])
 async def test_token_is_an_authorization_header_wherever_it_was(
     receiver: Receiver, resolver: WebhookIdentity, sent: str
@@ -157,6 +166,10 @@ async def never(request: Request) -> bytes:
         (lambda request: ended(200, b"OK"), "the body is not JSON"),
         (lambda request: ended(200, {**ANN, "service": 5}), "5 is not a name"),
         (lambda request: ended(200, {**ANN, "expires_in": 0}), "not a number of seconds above 0"),
+        (lambda request: ended(200, b'{"user": "ann", "expires_in": 1e400}'), "is not JSON"),
+        (lambda request: ended(200, {**ANN, "expires_in": 10**400}), "too large"),
+        (lambda request: ended(200, b'{"user": "ann", "expires_in": %b}' % (b"9" * 5000)), "JSON"),
+        (lambda request: ended(200, {**ANN, "expires_in": True}), "not a number of seconds"),
         (lambda request: ended(200, b"x" * 20_000), "has more than 10000 bytes"),
         (lambda request: ended(302), "says nothing about the handshake"),
         (lambda request: ended(400, {"user": "ann"}), "says nothing"),

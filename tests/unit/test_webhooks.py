@@ -23,7 +23,7 @@ from tests.authority import Authority
 from tests.receiver import SECRET, Receiver, Request, answer, receiving
 from wsgateway.webhooks.addresses import Addresses, AddressRefused, is_allowed, is_public
 from wsgateway.webhooks.config import Endpoint, webhook_flaws, webhook_of
-from wsgateway.webhooks.sender import PostFailed, Sender
+from wsgateway.webhooks.sender import CHUNKS, PostFailed, Sender
 from wsgateway.webhooks.signing import key_of, signed_headers
 from wsgateway.webhooks.verdicts import Answer, Gone, Refusal, Reply, TryAgain, Verdict, judge
 
@@ -368,6 +368,27 @@ async def test_answer_byte_by_byte_is_read(receiver: Receiver) -> None:
         *(bytes([each]) for each in answer(200, {"ok": 1})), pause=0.0
     )
     assert (await post(endpoint(receiver.url))).body == b'{"ok": 1}'
+
+
+async def test_answer_in_chunks_of_one_byte_lets_others_have_a_turn(receiver: Receiver) -> None:
+    """All that the kernel had was read in one go: half a second, in which nothing else ran."""
+    turns, chunks = 0, 10_000
+    body = [b"1\r\n \r\n" * 1000] * (chunks // 1000)
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    receiver.answers = lambda request: drip(head, *body, b"0\r\n\r\n", pause=0.0)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += bool(receiver.requests)
+
+    task = asyncio.create_task(others())
+    found = await post(endpoint(receiver.url), size=chunks)
+    task.cancel()
+    assert judge(found, NOW) == Reply(None)
+    assert len(found.body) == chunks
+    assert turns >= chunks // CHUNKS
 
 
 async def test_answer_that_never_ends_ends_at_the_deadline(receiver: Receiver) -> None:
