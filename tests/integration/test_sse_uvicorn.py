@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 from channels.routing import ProtocolTypeRouter
 
+from tests.authority import Authority
 from tests.support import until
 from wsgateway.broker import runtime
 from wsgateway.gateway.hub import Hub, get_hub
@@ -49,8 +52,14 @@ async def hub(settings: Any) -> AsyncIterator[Hub]:
 
 @pytest.fixture
 async def server(http: str, hub: Hub) -> AsyncIterator[uvicorn.Server]:
+    async with serving(http) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def serving(http: str, **options: Any) -> AsyncIterator[uvicorn.Server]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(APPLICATION, http=http, lifespan="off", log_config=None)
+    config = uvicorn.Config(APPLICATION, http=http, lifespan="off", log_config=None, **options)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started or task.done(), what="uvicorn runs")
@@ -59,13 +68,17 @@ async def server(http: str, hub: Hub) -> AsyncIterator[uvicorn.Server]:
     await asyncio.wait_for(task, 10)
 
 
+def port_of(server: uvicorn.Server) -> int:
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
+
+
 @contextlib.contextmanager
 def connected(server: uvicorn.Server) -> Iterator[socket.socket]:
     """Give a client whose kernel takes little."""
-    port = server.servers[0].sockets[0].getsockname()[1]
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", port))
+        client.connect(("127.0.0.1", port_of(server)))
         client.setblocking(False)
         yield client
 
@@ -127,3 +140,31 @@ async def test_response_is_complete_when_uvicorn_ends(hub: Hub, server: uvicorn.
         rest = await receive(client)
     assert b'event: closed\ndata: {"code":4001' in rest
     assert rest.endswith(b"0\r\n\r\n")
+
+
+async def test_same_over_tls(hub: Hub, http: str, tmp_path: Path) -> None:
+    """With TLS there are two transports, and two buffers."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("gateway")
+    context = ssl.create_default_context(cafile=str(authority.path))
+    async with serving(http, ssl_certfile=certificate, ssl_keyfile=key) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), ssl=context)
+        async with asyncio.timeout(20):
+            writer.write(READ * 2)
+            await reader.readuntil(b"event: welcome")
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for _ in range(100):
+                await hub.broker.publish(ANN, b"x" * LARGE)
+            (session,) = hub.sessions_of(ANN)
+            transport = session.socket.transport
+            await until(lambda: transport.pending, 5, "the kernel takes no more")
+            assert transport.pending <= 3 * LARGE
+            await hub.broker.publish(ANN, b"last")
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            while b"data: last" not in await reader.read(1024 * 1024):
+                pass
+            assert hub.sockets == 1
+            writer.close()
+            await until(lambda: hub.sockets == 0, 5, "it is noticed")
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                await writer.wait_closed()
