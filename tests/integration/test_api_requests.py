@@ -45,6 +45,16 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("operation", ["publish", "publish-many", "disconnect", "revoke"])
+def test_body_with_far_too_many_members_has_one_error(caller: Caller, operation: str) -> None:
+    """Each had an error of its own: 2 MB held up every socket of the process for 5 seconds."""
+    junk = {f"member{number}": 0 for number in range(1000)}
+    body = {"messages": [junk]} if operation == "publish-many" else junk
+    answer = caller.post(operation, body).json()
+    [error] = (answer["results"][0]["problem"] if "results" in answer else answer)["errors"]
+    assert error["detail"].startswith("1000 members; there are only service, ")
+
+
 class TestBody:
     @pytest.mark.parametrize(
         ("body", "text"),

@@ -37,6 +37,10 @@ __all__ = [
 MAX_BATCH = 1000
 """Messages in one request."""
 
+MAX_MEMBERS = 20
+"""Members of an object in a body. Megabytes of unknown ones took seconds, in which nobody else was
+served."""
+
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES)]
 MessageId = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
 Base64 = Annotated[
@@ -67,6 +71,15 @@ class Strict(BaseModel):
     """A body, or a part of one: nothing is converted, and nothing is ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, data: Any) -> Any:
+        """Refuse at once what has far too many members: each unknown one has its own error."""
+        if isinstance(data, dict) and len(data) > MAX_MEMBERS:
+            known = ", ".join(field.alias or name for name, field in cls.model_fields.items())
+            raise ValueError(f"{len(data)} members; there are only {known}")
+        return data
 
 
 class Publication(Strict):
