@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.forking import Forker
+from tests.forking import Forker
 from tests.support import ROOT, site_env
 
 Manage = Callable[..., str]

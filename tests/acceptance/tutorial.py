@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.acceptance.forking import Forker
+from tests.forking import Forker
 from tests.support import ROOT, Process, site_env, wait_for
 from wsgateway.broker.embedded import free_port
 

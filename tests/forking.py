@@ -1,4 +1,4 @@
-"""Starts many Python programs fast: in forks, see `tests.acceptance.forker`."""
+"""Starts many Python programs fast: in forks, see `tests.forker`."""
 
 from __future__ import annotations
 
