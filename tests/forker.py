@@ -6,7 +6,7 @@ It reads orders, one JSON object a line, and prints the id of the process that c
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -18,8 +18,12 @@ from typing import Any
 
 PRELOADED = (
     "cryptography.fernet",
-    "daphne.server",  # with Twisted's reactor: what uses that must not be run in a fork
+    "daphne.endpoints",
+    "daphne.http_protocol",  # without Twisted's reactor, which survives no fork
+    "daphne.ws_protocol",
+    "django.contrib.admin.options",
     "django.contrib.staticfiles.storage",
+    "django.core.management.commands.check",
     "django.core.management.commands.migrate",
     "django.db.backends.sqlite3.base",
     "django.db.models",
@@ -30,19 +34,59 @@ PRELOADED = (
     "django.views.debug",
     "nats.aio.client",
     "rich.progress",
+    "twisted.internet.asyncioreactor",
+    "uvicorn.lifespan.on",
+    "uvicorn.main",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.websockets_sansio_impl",
+    "uvicorn.protocols.websockets.wsproto_impl",
+    "uvloop",
+    "whitenoise.middleware",
     "wsgateway.asgi",
     "wsgateway.broker.nats.broker",
+    "wsgateway.consumers",
     "wsgateway.gateway.session",
     "wsgateway.layer",
     "wsgateway.management.base",
+    "wsgateway.metrics.collector",
     "wsgateway.presence",
+    "wsgateway.routing",
     "wsgateway.services",
+    "wsgateway.services.process",
+    "wsgateway.topics.rights",
+    "wsgateway.webhooks.sender",
 )
 
 
-def run(argv: list[str], cwd: str, env: dict[str, str], log: str, status: str) -> None:
-    """Become the program *argv*, whose exit code goes into the file *status*."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+class Children:
+    """The processes that run, each with the file for its exit code."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, Path] = {}
+
+    def fork(self, status: Path) -> int:
+        """Fork; return the process's id, and 0 in it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # or it could end unknown
+        pid = os.fork()
+        if pid:
+            self._files[pid] = status
+        else:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        return pid
+
+    def bury(self, *args: Any) -> None:
+        """Write down how those ended that have ended; handles SIGCHLD."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                file = self._files.pop(ended[0])
+                draft = file.with_suffix(".draft")
+                draft.write_text(str(os.waitstatus_to_exitcode(ended[1])))
+                draft.rename(file)
+
+
+def become(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
+    """Run the program *argv* in this process."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -51,30 +95,27 @@ def run(argv: list[str], cwd: str, env: dict[str, str], log: str, status: str) -
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    code: Any = 1
-    atexit.register(lambda: Path(status).write_text(str(code)))
-    try:
-        if argv[0] == "-m":
-            sys.argv[:], sys.path[0] = argv[1:], cwd
-            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv[:], sys.path[0] = argv, str(Path(argv[0]).parent.resolve())
-            runpy.run_path(argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as exc:
-        code = exc.code or 0
-        raise
+    if argv[0] == "-m":
+        sys.argv[:], sys.path[0] = argv[1:], cwd
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:], sys.path[0] = argv, str(Path(argv[0]).parent.resolve())
+        runpy.run_path(argv[0], run_name="__main__")
 
 
 def main() -> None:
     """Fork for each order, until nobody can give more."""
     for name in PRELOADED:
-        import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets those that have ended
+        with contextlib.suppress(ModuleNotFoundError):  # not every environment has them all
+            import_module(name)
+    assert "twisted.internet.reactor" not in sys.modules
+    children = Children()
+    signal.signal(signal.SIGCHLD, children.bury)
     for line in sys.stdin:
-        pid = os.fork()
+        order = json.loads(line)
+        pid = children.fork(Path(order.pop("status")))
         if pid == 0:
-            run(**json.loads(line))
+            become(**order)
             return
         print(pid, flush=True)
 

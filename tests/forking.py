@@ -8,37 +8,66 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
-from tests.support import process_alive, wait_for
+__all__ = ["Forked", "Forker", "can_fork"]
 
-__all__ = ["Forked", "Forker"]
+
+def can_fork(command: list[str], env: dict[str, str], usual: dict[str, str]) -> bool:
+    """Say whether a fork does all that *command* does: a server or worker that is one process.
+
+    Args:
+        command: Program and arguments, which run in the checkout.
+        env: Its environment.
+        usual: What the forker has; what Python itself reads when it starts must be the same.
+    """
+    if command[0] != sys.executable or _of_python(env) != _of_python(usual):
+        return False
+    if command[1] == "-m":
+        alone = not {"--workers", "--reload"}.intersection(command)
+        return alone and command[2] in ("daphne", "uvicorn")
+    return command[1] == "manage.py" and "--noreload" in command
+
+
+def _of_python(env: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith("PYTHON")}
 
 
 class Forked:
     """A process that a `Forker` has made, with what `Process` wants of `subprocess.Popen`."""
 
-    def __init__(self, pid: int, status: Path) -> None:
+    def __init__(self, pid: int, args: list[str], status: Path) -> None:
         self.pid = pid
+        self.args = args
+        self.returncode: int | None = None
         self._status = status
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
-        if process_alive(self.pid):
-            return None
-        return int(self._status.read_text()) if self._status.exists() else -signal.SIGKILL
+        if self.returncode is None and self._status.exists():
+            self.returncode = int(self._status.read_text())
+        return self.returncode
 
     def wait(self, timeout: float = 20.0) -> int:
-        """Wait until it has ended; return the exit code."""
-        wait_for(lambda: self.poll() is not None, timeout, "the process ends")
-        code = self.poll()
-        assert code is not None
+        """Wait until it has ended; return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It still runs after *timeout* seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.01)
         return code
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill it."""
@@ -69,11 +98,11 @@ class Forker:
         """Start a program: a script, or ``-m`` and a module, and arguments."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        status = self._folder / f"{log.stem}.status"
+        status = self._folder / f"{next(self._numbers)}.status"
         order = {"argv": argv, "cwd": str(cwd), "env": env, "log": str(log), "status": str(status)}
         log.touch()
         print(json.dumps(order), file=self._process.stdin, flush=True)
-        return Forked(int(self._process.stdout.readline()), status)
+        return Forked(int(self._process.stdout.readline()), argv, status)
 
     def run(self, argv: list[str], cwd: Path, env: dict[str, str]) -> str:
         """Run a program to its end; return what it prints, whether it fails or not."""

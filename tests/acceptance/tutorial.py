@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests.forking import Forker
 from tests.support import ROOT, Process, site_env, wait_for
@@ -207,13 +207,12 @@ class Walk:
         """Start a program; Python's in forks, once there is an environment."""
         process = Process(["bash", "-c", f"exec {line}"], log, self.env, self.project)
         words = shlex.split(line)
-        if words[0] != "python" or "runserver" in words:  # Daphne's reactor survives no fork
+        if words[0] != "python":
             process.spawn()
             return process
         if self._forker is None:
             self._forker = Forker(self.bin / "python", self._folder)
-        forked: Any = self._forker.fork(words[1:], self.project, self.env, log)
-        process.popen = forked
+        process.popen = self._forker.fork(words[1:], self.project, self.env, log)
         return process
 
     def _own_ports(self, line: str) -> str:
