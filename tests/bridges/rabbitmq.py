@@ -231,5 +231,4 @@ class RabbitServer:
 
 
 def _term(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'<<"{escaped}"/utf8>>'
+    return f"<<{','.join(map(str, text.encode()))}>>"  # its shell reads Latin-1

@@ -1,0 +1,261 @@
+"""Connections to RabbitMQ: one is made again whenever it is lost, and errors say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aio_pika
+from aio_pika import exceptions as amqp
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelAccessRefused
+from yarl import URL
+
+from wsgateway.bridges.amqp.tolerance import TolerantTransport
+from wsgateway.bridges.config import Bridge, Server
+from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
+from wsgateway.supervision import Restarts, supervise
+
+__all__ = ["Link", "connect", "explain", "until_closed"]
+
+logger = logging.getLogger("wsgateway.bridges")
+
+CONNECT_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 2.0
+HEARTBEAT = 10
+"""Seconds. A server that is silent for three times as long is gone."""
+
+UNDECODABLE = (amqp.InvalidFrameError, RecursionError)
+"""What a message that pamqp cannot decode does to its connection."""
+
+NO_VHOST = "['Connection.OpenOk'], got <Connection.Close "
+"""What aiormq says when RabbitMQ refuses the virtual host. It drops RabbitMQ's own text."""
+
+
+class Link:
+    """A connection that is made again whenever it is lost, for as long as this is open.
+
+    aio-pika's robust connections also do so. They restore channels and consumers behind the
+    application's back, while publications fail one by one and deliveries of the old channel are
+    still on their way. Here, one task makes a connection, uses it, and ends it, so there is one
+    moment at which everything that belonged to it is lost.
+
+    Args:
+        bridge: Whom to connect to.
+        purpose: What RabbitMQ's own pages show beside the connection.
+        use: Uses a connection until it is lost; calls `established` once it can be used.
+    """
+
+    def __init__(
+        self, bridge: Bridge, purpose: str, use: Callable[[AbstractConnection], Awaitable[None]]
+    ) -> None:
+        self._bridge = bridge
+        self._purpose = purpose
+        self._use = use
+        self._servers = itertools.cycle(bridge.servers)
+        self._restarts = Restarts()
+        self._is_tolerant = False  # a message could not be decoded; the next one may come soon
+        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()  # set, and replaced, when the next two change
+        self.is_up = False
+        self.error: BusError | None = None  # why it is not up; None before the first failure
+
+    def open(self) -> None:
+        """Start connecting. Idempotent."""
+        if self._task is None:
+            self._task = supervise(self._run, f"bridge {self._bridge.name}: {self._purpose}")
+
+    async def close(self) -> None:
+        """Disconnect. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        self._tell(is_up=False, error=BusUnavailable("the bridge is closing"))
+
+    def established(self) -> None:
+        """Record that the connection can be used."""
+        if self.error is not None:
+            logger.info("bridge %s: %s again", self._bridge.name, self._bridge.where)
+        self._tell(is_up=True, error=None)
+
+    async def wait(self) -> None:
+        """Wait until it is up.
+
+        Raises:
+            BusMisconfigured: RabbitMQ refuses the bridge.
+        """
+        while not self.is_up:
+            if isinstance(self.error, BusMisconfigured):
+                raise BusMisconfigured(str(self.error))
+            await self._news.wait()
+
+    def _tell(self, *, is_up: bool, error: BusError | None) -> None:
+        self.is_up, self.error = is_up, error
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _run(self) -> None:
+        while True:
+            self._restarts.begin()
+            server = next(self._servers)
+            try:
+                async with connect(
+                    self._bridge, self._purpose, server, is_tolerant=self._is_tolerant
+                ) as connection:
+                    try:
+                        await self._use(connection)
+                    finally:
+                        self._tell(is_up=False, error=self.error)  # before it is closed
+            except BusError as exc:
+                error = exc
+            except amqp.CONNECTION_EXCEPTIONS as exc:
+                self._is_tolerant |= isinstance(exc, UNDECODABLE)
+                error = explain(exc, self._bridge, server)
+            else:
+                error = BusUnavailable(f"RabbitMQ at {server} has closed the connection")
+            pause = self._restarts.pause()
+            # Once for each outage, however many attempts it takes
+            level = logging.DEBUG if str(error) == str(self.error) else logging.WARNING
+            logger.log(level, "bridge %s: %s (%s)", self._bridge.name, error, self._purpose)
+            self._tell(is_up=False, error=error)
+            await asyncio.sleep(pause)
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    bridge: Bridge, purpose: str, server: Server | None = None, *, is_tolerant: bool = False
+) -> AsyncIterator[AbstractConnection]:
+    """Connect, and disconnect afterwards.
+
+    Args:
+        bridge: Whom to connect to.
+        purpose: What RabbitMQ's own pages show beside the connection.
+        server: Which of its servers; None: the first that answers.
+        is_tolerant: Whether to repair what aio-pika cannot decode, which costs time.
+
+    Raises:
+        BusUnavailable: It cannot be reached.
+        BusMisconfigured: It refuses the bridge.
+    """
+    servers = bridge.servers if server is None else (server,)
+    for each in servers:
+        connection = aio_pika.Connection(
+            _url(bridge, each),
+            ssl_context=_tls(bridge),
+            client_properties={"connection_name": f"wsgateway {bridge.name}: {purpose}"},
+        )
+        if is_tolerant:
+            connection.kwargs["transport_factory"] = TolerantTransport()
+        try:
+            await connection.connect(timeout=CONNECT_TIMEOUT)
+        except BaseException as exc:
+            await connection.close()
+            if not isinstance(exc, (*amqp.CONNECTION_EXCEPTIONS, TimeoutError)):
+                raise
+            if each is servers[-1]:
+                # Not "from": its traceback, and what it holds, has the URL with the password
+                raise explain(exc, bridge, each) from None
+        else:
+            break
+    try:
+        yield connection
+    finally:
+        with contextlib.suppress(*amqp.CONNECTION_EXCEPTIONS, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await connection.close()
+
+
+async def until_closed(channel: AbstractChannel) -> None:
+    """Wait until a channel is closed, with its connection or alone; raise the reason if any."""
+    closing = channel.closing
+    await asyncio.wait({closing})
+    reason = None if closing.cancelled() else closing.exception()
+    if isinstance(reason, amqp.CONNECTION_EXCEPTIONS):
+        raise reason
+
+
+def _url(bridge: Bridge, server: Server) -> URL:
+    return URL.build(
+        scheme="amqps" if bridge.is_encrypted else "amqp",
+        user=bridge.username or None,
+        password=bridge.password or None,
+        host=server.host,
+        port=server.port,
+        path=f"/{bridge.vhost}",
+        query={"heartbeat": str(HEARTBEAT)},
+    )
+
+
+def _tls(bridge: Bridge) -> ssl.SSLContext | None:
+    if not bridge.is_encrypted:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=bridge.ca or None)
+        if bridge.cert:
+            context.load_cert_chain(bridge.cert, bridge.key)
+    except (OSError, ValueError) as exc:
+        files = ", ".join(each for each in (bridge.ca, bridge.cert, bridge.key) if each)
+        raise BusMisconfigured(
+            f"cannot read the certificates of bridge {bridge.name!r} ({files}): {reason_of(exc)}"
+        ) from exc
+    return context
+
+
+def explain(error: BaseException, bridge: Bridge, server: Server | None = None) -> BusError:
+    """Return what an error of aio-pika means, and what to do.
+
+    Args:
+        error: The error.
+        bridge: The bridge's configuration.
+        server: Which server it came from; None if that does not matter.
+    """
+    where = f"RabbitMQ at {server or bridge.servers[0]}"
+    reason = _said(error)
+    tls = _tls_error(error)
+    if tls is not None:
+        cure = "set 'ca' to the certificates that sign the server's" if bridge.ca == "" else ""
+        if not isinstance(tls, ssl.SSLCertVerificationError):
+            cure = "is this its port for TLS?"
+        said = getattr(tls, "verify_message", "") or tls.reason or reason_of(tls)
+        return BusMisconfigured(f"no TLS with {where}: {said}{cure and '; '}{cure}")
+    if isinstance(error, (amqp.ProbableAuthenticationError, amqp.AuthenticationError)):
+        user = bridge.username or "guest"
+        return BusMisconfigured(
+            f"{where} refuses the login of user {user!r}; check the bridge's username and password"
+        )
+    if isinstance(error, amqp.InvalidFrameError) and NO_VHOST in str(error):
+        user = bridge.username or "guest"
+        return BusMisconfigured(
+            f"{where} refuses virtual host {bridge.vhost!r}: it does not exist, or user {user!r} "
+            "has no rights there"
+        )
+    if isinstance(error, amqp.ChannelNotFoundEntity):
+        return BusMisconfigured(f'{where}: {reason}; run "manage.py setup_bridges"')
+    if isinstance(error, ChannelAccessRefused):
+        return BusMisconfigured(f"{where}: {reason}; give the bridge's user that right")
+    if isinstance(error, amqp.ChannelPreconditionFailed):  # such as too late an acknowledgement
+        return BusUnavailable(f"{where} has closed the channel: {reason}")
+    if isinstance(error, UNDECODABLE):
+        return BusUnavailable(f"a message from {where} cannot be decoded ({reason})")
+    return BusUnavailable(f"no connection to {where}: {reason}")
+
+
+def _said(error: BaseException) -> str:
+    """Return what the server said, without its code; for the rest, what Python says."""
+    if isinstance(error, TimeoutError) and not error.args:
+        return f"no answer within {CONNECT_TIMEOUT:g} s"
+    texts = [str(each) for each in error.args if isinstance(each, str)]
+    return reason_of(Exception(texts[-1])) if texts else reason_of(error)
+
+
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__
+    return found

@@ -1,0 +1,238 @@
+"""What a bridge needs on RabbitMQ: its exchanges and queues, and how they are bound."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from aio_pika import exceptions as amqp
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import ConnectionCommandInvalid
+
+from wsgateway.bridges.amqp.connection import explain
+from wsgateway.bridges.bus import Target
+from wsgateway.bridges.config import Bridge
+from wsgateway.bridges.names import Names
+from wsgateway.exceptions import BusMisconfigured
+
+__all__ = ["Lane", "Topology"]
+
+NEVER = 1_000_000_000
+"""Deliveries of one record. From RabbitMQ 4.0 on, a queue drops what comes back the 20th time."""
+
+
+SPREAD = "x-consistent-hash"
+PLUGIN = "rabbitmq_consistent_hash_exchange"
+
+LEFT = (
+    "holds records, or has a reader: run a bridge with 'queues': {} until it is empty, then set "
+    "up the smaller number once more"
+)
+
+QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": NEVER}
+"""Replicated where there are several nodes, and on disk before RabbitMQ confirms."""
+
+
+class Lane(NamedTuple):
+    """A queue with what services produce.
+
+    Attributes:
+        name: Its name.
+        target: Whether its records belong in inboxes or in topics. Exchanges of services may be
+            bound to those of the bridge, so a delivery does not say.
+    """
+
+    name: str
+    target: Target
+
+
+class _Thing(NamedTuple):
+    """An exchange or a queue, as it must be."""
+
+    kind: str
+    name: str
+    type: str
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}"
+
+
+class _Binding(NamedTuple):
+    """What leads from an exchange to a queue, or to another exchange."""
+
+    kind: str  # of the destination
+    destination: str
+    source: str
+    key: str
+
+
+class Topology:
+    """The exchanges and queues of one bridge.
+
+    Records of services go through two topic exchanges, for inboxes and for topics, into queues:
+    into the only one directly, into several by an exchange that spreads them by their routing key.
+    Of all bridges that read a queue, one gets its records, until it goes.
+
+    Args:
+        bridge: Whose.
+
+    Attributes:
+        names: Of the exchanges.
+        lanes: The queues with what services produce.
+    """
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._number = bridge.queues if bridge.receives else 0
+        self.names = Names(bridge.prefix)
+        self._sources: dict[Target, str] = {"inbox": self.names.recv, "topic": self.names.topic}
+        self.lanes = [self._lane(t, n) for t in self._sources for n in range(self._number)]
+
+    def _lane(self, target: Target, number: int) -> Lane:
+        return Lane(f"{self._bridge.group}.{target}.{number}", target)
+
+    def _spread(self, target: Target) -> str:
+        """Return the exchange that spreads records over several queues."""
+        return f"{self._bridge.group}.{target}"
+
+    def _things(self) -> Iterator[_Thing]:
+        names, bridge = self.names, self._bridge
+        if bridge.sends:
+            yield _Thing("exchange", names.send, "topic", {})
+        if not bridge.receives:
+            return
+        for name in (names.recv, names.topic, names.dead):
+            yield _Thing("exchange", name, "topic", {})
+        yield _Thing("queue", names.dead, "quorum", QUEUE)
+        if self._number > 1:
+            for target in self._sources:
+                yield _Thing("exchange", self._spread(target), SPREAD, {})
+        arguments = {"x-single-active-consumer": True, "x-dead-letter-exchange": names.dead}
+        for lane in self.lanes:
+            yield _Thing("queue", lane.name, "quorum", QUEUE | arguments)
+
+    def _bindings(self) -> Iterator[_Binding]:
+        names = self.names
+        if not self._bridge.receives:
+            return
+        yield _Binding("queue", names.dead, names.dead, "#")
+        for target, source in self._sources.items():
+            if self._number > 1:
+                yield _Binding("exchange", self._spread(target), source, "#")
+            else:
+                yield _Binding("queue", self._lane(target, 0).name, source, "#")
+        for lane in self.lanes if self._number > 1 else ():
+            yield _Binding("queue", lane.name, self._spread(lane.target), "1")  # its weight
+
+    # -- checking ------------------------------------------------------------------------------
+
+    async def check(self, connection: AbstractConnection) -> None:
+        """See whether everything is there; not how it was made, which is the operator's choice.
+
+        Raises:
+            BusMisconfigured: Something is missing. The text names it.
+        """
+        missing = [
+            str(thing) for thing in self._things() if await self._waiting(connection, thing) is None
+        ]
+        if missing:
+            raise BusMisconfigured(
+                f"RabbitMQ has no {', no '.join(missing)} in virtual host {self._bridge.vhost!r}; "
+                f'run "manage.py setup_bridges {self._bridge.name}"'
+            )
+
+    async def _waiting(self, connection: AbstractConnection, thing: _Thing) -> int | None:
+        """Return how many messages and readers something has; None if it does not exist."""
+        try:
+            async with connection.channel() as channel:  # its own: one that fails is closed
+                if thing.kind == "exchange":
+                    await channel.declare_exchange(thing.name, passive=True)
+                    return 0
+                found = (await channel.declare_queue(thing.name, passive=True)).declaration_result
+                return (found.message_count or 0) + (found.consumer_count or 0)
+        except amqp.ChannelNotFoundEntity:
+            return None
+        except amqp.CONNECTION_EXCEPTIONS as exc:
+            raise explain(exc, self._bridge) from exc
+
+    # -- setting up ----------------------------------------------------------------------------
+
+    async def set_up(self, connection: AbstractConnection) -> list[str]:
+        """Create what is missing, see whether the rest is as it must be, and bind it.
+
+        Raises:
+            BusMisconfigured: Something is of another kind. The text says what differs.
+        """
+        lines = []
+        for thing in self._things():
+            is_new = await self._waiting(connection, thing) is None
+            await self._declare(connection, thing)
+            begin = f"created {thing}" if is_new else f"{thing} exists"
+            lines.append(f"{begin}: {thing.type}, durable")
+        if self._bridge.receives:
+            async with connection.channel() as channel:
+                await self._bind(channel)
+            lines += await self._remove_lanes(connection)
+        return lines
+
+    async def _declare(self, connection: AbstractConnection, thing: _Thing) -> None:
+        try:
+            async with connection.channel() as channel:
+                if thing.kind == "exchange":
+                    await channel.declare_exchange(thing.name, thing.type, durable=True)
+                else:
+                    await channel.declare_queue(
+                        thing.name, durable=True, arguments=dict(thing.arguments)
+                    )
+        except ConnectionCommandInvalid as exc:
+            if thing.type != SPREAD:
+                raise
+            raise BusMisconfigured(
+                f"RabbitMQ lacks the plugin {PLUGIN}, which a bridge with several queues needs; "
+                f"run \"rabbitmq-plugins enable {PLUGIN}\", or remove 'queues'"
+            ) from exc
+        except amqp.ChannelPreconditionFailed as exc:
+            cure = f"delete the {thing}, or keep it and do without setup_bridges"
+            raise BusMisconfigured(f"{explain(exc, self._bridge)}; {cure}") from exc
+        except amqp.CONNECTION_EXCEPTIONS as exc:
+            raise explain(exc, self._bridge) from exc
+
+    async def _bind(self, channel: AbstractChannel) -> None:
+        """Bind everything, and then remove what another number of queues has left.
+
+        In between, a record may come twice; the other way round, one could be lost.
+        """
+        under = await channel.get_underlay_channel()
+        for kind, destination, source, key in self._bindings():
+            if kind == "exchange":
+                await under.exchange_bind(destination, source, key)
+            else:
+                await under.queue_bind(destination, source, key)
+        for target, source in self._sources.items():
+            if self._number > 1:
+                await under.queue_unbind(self._lane(target, 0).name, source, "#")
+            else:
+                await under.exchange_delete(self._spread(target))
+
+    async def _remove_lanes(self, connection: AbstractConnection) -> list[str]:
+        """Unbind what a larger number of queues has left, and delete what is empty."""
+        lines: list[str] = []
+        for target in self._sources:
+            for number in itertools.count(self._number):
+                lane = _Thing("queue", self._lane(target, number).name, "quorum", {})
+                if await self._waiting(connection, lane) is None:
+                    break
+                async with connection.channel() as channel:
+                    under = await channel.get_underlay_channel()
+                    if self._number > 1:
+                        await under.queue_unbind(lane.name, self._spread(target), "1")
+                    is_empty = await self._waiting(connection, lane) == 0
+                    if is_empty:
+                        await under.queue_delete(lane.name)
+                if is_empty:
+                    lines.append(f"deleted {lane}: no longer used")
+                else:
+                    lines.append(f"{lane} is no longer bound, but {LEFT.format(number + 1)}")
+        return lines
