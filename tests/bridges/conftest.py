@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from tests.bridges import kafka_server, rabbitmq
 from tests.bridges.kafka_server import KafkaServer
 from tests.bridges.rabbitmq import RabbitServer
+from tests.bridges.sides import AmqpSide, KafkaSide, Side
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +53,15 @@ def rabbit() -> Iterator[RabbitServer]:
             yield server
         finally:
             server.close()
+
+
+@pytest.fixture(params=["kafka", "amqp"])
+async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
+    """The services' end of a bus, below a prefix of the test's own."""
+    pytest.importorskip(f"wsgateway.bridges.{request.param}")
+    if request.param == "kafka":
+        made: Side = KafkaSide(request.getfixturevalue("kafka"))
+    else:
+        made = AmqpSide(request.getfixturevalue("rabbit"))
+    yield made
+    await made.close()

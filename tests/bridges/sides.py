@@ -1,0 +1,251 @@
+"""The services' end of each bus, with a plain client: what the suites for both buses need."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import aio_pika
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from tests.bridges.kafka_server import KafkaServer
+from tests.bridges.rabbitmq import RabbitServer
+from wsgateway.bridges.bus import Bus, Record, Target
+from wsgateway.bridges.buses import make_bus
+from wsgateway.bridges.config import Bridge, bridge_flaws, bridge_of
+from wsgateway.bridges.names import Names
+
+__all__ = ["AmqpSide", "KafkaSide", "Reader", "Seen", "Side"]
+
+
+class Seen(NamedTuple):
+    """A record as a service, or an operator, reads it."""
+
+    key: str
+    payload: bytes
+    headers: dict[str, str]
+
+
+class Side(ABC):
+    """Services on one bus, below a prefix of their own."""
+
+    url: str
+
+    def __init__(self) -> None:
+        self.prefix = f"t{secrets.token_hex(4)}"
+        self.names = Names(self.prefix)
+        self._buses: list[Bus] = []
+
+    def options(self, **options: Any) -> dict[str, Any]:
+        """Return an entry of ``WSGATEWAY_BRIDGES``."""
+        return {"url": self.url, "services": ["orders"], **options}
+
+    def bridge(self, **options: Any) -> Bridge:
+        """Return a bridge to this bus."""
+        given = self.options(**options)
+        assert bridge_flaws({"warehouse": given}) == ""
+        return bridge_of("warehouse", given, self.prefix)
+
+    async def bus(self, *, ready: bool = True, **options: Any) -> Bus:
+        """Return a bus that is open, and is closed at the end."""
+        bus = make_bus(self.bridge(**options))
+        self._buses.append(bus)
+        if ready:
+            await bus.set_up()
+        await bus.open()
+        if ready:
+            async with asyncio.timeout(20):
+                await bus.ready()
+        return bus
+
+    async def close(self) -> None:
+        for bus in self._buses:
+            await bus.close()
+
+    @abstractmethod
+    async def serve(self, service: str) -> None:
+        """Begin to read what clients send to a service; before the first message."""
+
+    @abstractmethod
+    async def sent(self, service: str, count: int) -> list[Seen]:
+        """Return the first *count* messages of clients."""
+
+    @abstractmethod
+    async def dead(self, count: int) -> list[Seen]:
+        """Return the first *count* records that were set aside."""
+
+    @abstractmethod
+    async def produce(
+        self,
+        key: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        target: Target = "inbox",
+        id: str | None = None,
+    ) -> None:
+        """Store a record as a service does."""
+
+
+class KafkaSide(Side):
+    def __init__(self, server: KafkaServer) -> None:
+        super().__init__()
+        self.server = server
+        self.url = f"kafka://{server.address()}"
+        self._producer: AIOKafkaProducer | None = None
+
+    async def close(self) -> None:
+        await super().close()
+        if self._producer is not None:
+            await self._producer.stop()
+
+    def options(self, **options: Any) -> dict[str, Any]:
+        return super().options(**{"partitions": 4, **options})
+
+    async def serve(self, service: str) -> None:
+        pass
+
+    async def sent(self, service: str, count: int) -> list[Seen]:
+        return await self._read(self.names.send_topic(service), count)
+
+    async def dead(self, count: int) -> list[Seen]:
+        return await self._read(self.names.dead, count)
+
+    async def _read(self, topic: str, count: int) -> list[Seen]:
+        found: list[Seen] = []
+        options = {"auto_offset_reset": "earliest", "bootstrap_servers": self.server.address()}
+        consumer = AIOKafkaConsumer(topic, **options)
+        await consumer.start()
+        try:
+            async with asyncio.timeout(20):
+                while len(found) < count:
+                    each = await consumer.getone()
+                    headers = {name: value.decode() for name, value in each.headers}
+                    found.append(Seen((each.key or b"").decode(), each.value, headers))
+        finally:
+            await consumer.stop()
+        return found
+
+    async def produce(
+        self,
+        key: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        target: Target = "inbox",
+        id: str | None = None,
+    ) -> None:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                bootstrap_servers=self.server.address(), max_request_size=2**22
+            )
+            await self._producer.start()
+        topic = self.names.recv if target == "inbox" else self.names.topic
+        raw = [(name, value.encode()) for name, value in (headers or {}).items()]
+        await self._producer.send_and_wait(topic, payload, key=key.encode(), headers=raw)
+
+
+class AmqpSide(Side):
+    def __init__(self, server: RabbitServer) -> None:
+        super().__init__()
+        self.server = server
+        self.url = server.url()
+        self._connection: Any = None
+        self._queues: dict[str, Any] = {}
+
+    async def _channel(self) -> Any:
+        if self._connection is None:
+            self._connection = await aio_pika.connect(self.server.url())
+            self._made = await self._connection.channel()
+        return self._made
+
+    async def close(self) -> None:
+        await super().close()
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def serve(self, service: str) -> None:
+        channel = await self._channel()
+        queue = await channel.declare_queue(f"{self.prefix}.services.{service}", auto_delete=True)
+        await queue.bind(self.names.send, f"{service}.*")
+        self._queues[service] = queue
+
+    async def sent(self, service: str, count: int) -> list[Seen]:
+        return await self._read(self._queues[service], count)
+
+    async def dead(self, count: int) -> list[Seen]:
+        channel = await self._channel()
+        return await self._read(await channel.get_queue(self.names.dead), count)
+
+    async def _read(self, queue: Any, count: int) -> list[Seen]:
+        found: list[Seen] = []
+        async with asyncio.timeout(20):
+            while len(found) < count:
+                each = await queue.get(no_ack=True, fail=False)
+                if each is None:
+                    await asyncio.sleep(0.02)
+                    continue
+                headers = {name: str(value) for name, value in each.headers.items()}
+                found.append(Seen(each.routing_key, each.body, headers))
+        return found
+
+    async def produce(
+        self,
+        key: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        target: Target = "inbox",
+        id: str | None = None,
+    ) -> None:
+        channel = await self._channel()
+        name = self.names.recv if target == "inbox" else self.names.topic
+        exchange = await channel.get_exchange(name, ensure=False)
+        message = aio_pika.Message(
+            payload,
+            headers=dict(headers or {}),
+            message_id=id,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        await exchange.publish(message, key)
+
+
+class Reader:
+    """Takes what a bus hands out.
+
+    Args:
+        bus: The bus.
+        room: See `Bus.consume`.
+    """
+
+    def __init__(self, bus: Bus, room: int = 100) -> None:
+        self.bus = bus
+        self.records: list[Record] = []
+        self.lost: list[str] = []
+        self._changed = asyncio.Event()
+        bus.consume(self._take, self.lost.append, room, 2**26)
+
+    def _take(self, record: Record) -> None:
+        self.records.append(record)
+        self._changed.set()
+
+    async def until(self, count: int, *, ack: bool = False, timeout: float = 20.0) -> list[Record]:
+        """Return the records once there are *count*."""
+        async with asyncio.timeout(timeout):
+            while len(self.records) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        if ack:
+            self.ack(*self.records)
+        return self.records
+
+    def ack(self, *records: Record) -> None:
+        for record in records:
+            self.bus.ack(record)
+
+    @property
+    def payloads(self) -> list[str]:
+        return [record.payload.decode() for record in self.records]
