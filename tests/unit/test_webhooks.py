@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -517,6 +518,28 @@ async def test_address_that_does_not_answer_is_tried_last_from_then_on(receiver:
         with pytest.raises(PostFailed, match=r"took longer than 0\.3 s"):
             await sender.post("msg_1", b"{}")
         assert (await sender.post("msg_1", b"{}")).status == 204
+    await sender.close()
+
+
+async def test_slow_name_servers_answer_counts_after_the_deadline_too(receiver: Receiver) -> None:
+    """If the first name server is down, the second answers after 5 seconds. With a time-out below
+    that, each post asked again, and none ever had an address."""
+    asked, answered = 0, threading.Event()
+
+    def lookup(*args: Any, **options: Any) -> list[Any]:
+        nonlocal asked
+        asked += 1
+        answered.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
+
+    where = endpoint(receiver.url.replace("127.0.0.1", "hooks.invalid"), timeout=0.3)
+    sender = Sender(where, 1000, Addresses("hooks.invalid", 80, LOOPBACK, lookup))
+    with pytest.raises(PostFailed, match="took longer"):
+        await sender.post("msg_1", b"{}")
+    answered.set()
+    found = await asyncio.gather(*(sender.post("msg_1", b"{}") for _ in range(3)))
+    assert [each.status for each in found] == [204] * 3
+    assert asked == 1
     await sender.close()
 
 

@@ -78,7 +78,8 @@ class Addresses:
         self._found: list[str] = []
         self._best = ""  # tried first: the one before it did not work
         self._until = 0.0  # when they are looked up again, by the monotonic clock
-        self._one = asyncio.Lock()  # those who wait share a lookup
+        # Shared by those who wait for it, and by those who come once they have given up
+        self._looking: asyncio.Future[tuple[list[str], float]] | None = None
         # A thread of its own: name servers that do not answer must not keep other hosts waiting
         self._thread = ThreadPoolExecutor(1, "wsgateway-webhook-dns")
 
@@ -89,12 +90,17 @@ class Addresses:
             AddressRefused: There is none; the text says which networks would have to be allowed.
             OSError: The name cannot be looked up.
         """
-        async with self._one:
-            if time.monotonic() >= self._until:
+        while time.monotonic() >= self._until:
+            if self._looking is None:
                 loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._thread, self._look_up)
-                self._found = self._allowed(found)
-                self._until = time.monotonic() + KEPT
+                self._looking = loop.run_in_executor(self._thread, self._look_up)
+            looking = self._looking
+            try:
+                found, at = await asyncio.shield(looking)
+            finally:
+                if looking.done() and self._looking is looking:
+                    self._looking = None
+            self._found, self._until = self._allowed(found), at + KEPT
         return sorted(self._found, key=lambda address: address != self._best)
 
     def avoid(self, address: str) -> None:
@@ -108,11 +114,15 @@ class Addresses:
 
     def close(self) -> None:
         """Look nothing up any more. Idempotent."""
+        if self._looking is not None:
+            self._looking.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _look_up(self) -> list[str]:
+    def _look_up(self) -> tuple[list[str], float]:
+        """Return what DNS knows, and when."""
         entries = self._lookup(self._host, self._port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(entry[4][0].partition("%")[0] for entry in entries))
+        found = list(dict.fromkeys(entry[4][0].partition("%")[0] for entry in entries))
+        return found, time.monotonic()
 
     def _allowed(self, found: list[str]) -> list[str]:
         allowed = [address for address in found if is_allowed(address, self._networks)]
