@@ -1,0 +1,173 @@
+"""Kafka goes away and comes back: every record is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from typing import Any
+
+import pytest
+
+from tests.bridges.kafka_server import KafkaServer
+from tests.bridges.kafka_service import Taken, bridge_to, opened, service_on
+from tests.support import until
+from wsgateway.bridges.kafka import KafkaBus
+from wsgateway.exceptions import BusUnavailable
+
+
+class Sender:
+    """Sends each user's records one after the other, as a bridge does: again until confirmed."""
+
+    def __init__(self, bus: KafkaBus) -> None:
+        self.bus = bus
+        self.confirmed = 0
+        self.failed = 0
+
+    async def send(self, user: str, numbers: Iterable[int]) -> None:
+        for n in numbers:
+            while True:
+                try:
+                    await self.bus.produce("orders", user, b"%d" % n, {})
+                except BusUnavailable:
+                    self.failed += 1
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+            self.confirmed += 1
+
+    async def send_all(self, users: int, each: int) -> None:
+        await asyncio.gather(*(self.send(f"user{n}", range(each)) for n in range(users)))
+
+
+def by_key(records: Iterable[Any]) -> dict[bytes, list[int]]:
+    found: dict[bytes, list[int]] = {}
+    for record in records:
+        found.setdefault(record.key, []).append(int(record.value))
+    return found
+
+
+def without_repeats(numbers: list[int]) -> list[int]:
+    return list(dict.fromkeys(numbers))
+
+
+async def restarted(kafka: KafkaServer) -> None:
+    kafka.kill()
+    await asyncio.to_thread(kafka.start)
+
+
+async def test_killed_broker_loses_nothing_either_way(kafka: KafkaServer, prefix: str) -> None:
+    """What waits is sent again by the same producer, so Kafka recognises what it has."""
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken, sender = Taken(bus), Sender(bus)
+        produced = [
+            asyncio.create_task(service.produce(f"orders.user{n % 20}", b"%d" % n))
+            for n in range(200)
+        ]
+        sending = asyncio.create_task(sender.send_all(20, 30))
+        await until(lambda: sender.confirmed > 100 and len(taken.records) > 50)
+        await restarted(kafka)
+        await asyncio.gather(sending, *produced)
+        sent = by_key(await service.read("send.orders", 600))
+        assert sent == {b"user%d" % n: list(range(30)) for n in range(20)}
+        await until(lambda: len({record.id for record in taken.records}) == 200)
+        assert {int(payload) for payload in taken.payloads} == set(range(200))
+
+
+async def test_broker_that_stays_away_is_told_and_nothing_piles_up(
+    kafka: KafkaServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgateway.bridges.kafka.access.REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr("wsgateway.bridges.kafka.cluster.LOOK_EACH", 0.1)
+    monkeypatch.setattr("wsgateway.bridges.kafka.producer.PATIENCE", 1.0)
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        sender = Sender(bus)
+        await sender.send_all(10, 3)
+        kafka.pause()
+        try:
+            sending = asyncio.create_task(sender.send_all(10, 20))
+            await until(lambda: sender.failed > 20)  # at first they wait, then they are told
+            assert not bus.connected
+            with pytest.raises(BusUnavailable, match=r"Kafka at 127.0.0.1:\d+ does not answer"):
+                await bus.produce("orders", "ann", b"", {})
+        finally:
+            kafka.resume()
+        await sending
+        found = by_key(await service.read("send.orders", 230))
+        assert len(found) == 10
+        for numbers in found.values():
+            assert numbers[:3] == [0, 1, 2]
+            assert without_repeats(numbers[3:]) == list(range(20))
+
+
+async def test_close_does_not_wait_for_a_broker_that_is_away(
+    kafka: KafkaServer, prefix: str, settings: Any
+) -> None:
+    settings.WSGATEWAY_CLOSE_TIMEOUT = 1.0
+    before = asyncio.all_tasks()
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus)
+        await service.produce("orders.ann", b"1")
+        await taken.wait(1)
+        kafka.pause()
+        try:
+            waiting = asyncio.create_task(bus.produce("orders", "ann", b"2", {}))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(4):
+                await bus.close()
+            with pytest.raises(BusUnavailable):
+                await waiting
+        finally:
+            kafka.resume()
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+async def test_partition_without_leader_delays_only_its_own(
+    kafka_brokers: list[KafkaServer], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches for it expire, and their numbers are missing from then on: a new producer goes on."""
+    monkeypatch.setattr("wsgateway.bridges.kafka.access.REQUEST_TIMEOUT", 3.0)
+    bridge = bridge_to(*kafka_brokers, prefix=prefix, partitions=6, replication=1)
+    async with opened(bridge) as bus, service_on(kafka_brokers[0], prefix) as service:
+        taken, sender = Taken(bus), Sender(bus)
+        await sender.send_all(30, 2)
+        kafka_brokers[2].kill()
+        sending = asyncio.create_task(sender.send_all(30, 10))
+        # Two thirds of the partitions go on, more or less 20 users
+        await until(lambda: sender.confirmed >= 60 + 120, 60)
+        await until(lambda: sender.failed > 0, 60)
+        await asyncio.to_thread(kafka_brokers[2].start)
+        await asyncio.wait_for(sending, 90)
+        found = by_key(await service.read("send.orders", 360, 60))
+        for numbers in found.values():
+            assert numbers[:2] == [0, 1]
+            assert without_repeats(numbers[2:]) == list(range(10))
+        for n in range(60):
+            await service.produce(f"orders.user{n}", b"%d" % n)
+        await until(lambda: {int(payload) for payload in taken.payloads} == set(range(60)), 60)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+async def test_three_brokers_are_restarted_one_after_the_other(
+    kafka_brokers: list[KafkaServer], prefix: str
+) -> None:
+    bridge = bridge_to(*kafka_brokers, prefix=prefix, partitions=6)
+    async with opened(bridge) as bus, service_on(kafka_brokers[0], prefix) as service:
+        taken, sender = Taken(bus), Sender(bus)
+        sending = asyncio.create_task(sender.send_all(30, 300))
+        producing: list[Awaitable[Any]] = []
+        for server in kafka_brokers:
+            seen = sender.confirmed
+            await until(lambda seen=seen: sender.confirmed > seen + 500, 60)
+            producing += [
+                asyncio.ensure_future(service.produce(f"orders.user{n}", b"%d" % n))
+                for n in range(30)
+            ]
+            await restarted(server)
+        await asyncio.wait_for(asyncio.gather(sending, *producing), 120)
+        found = by_key(await service.read("send.orders", 9000, 60))
+        assert all(without_repeats(numbers) == list(range(300)) for numbers in found.values())
+        assert len(found) == 30
+        await until(lambda: len({record.id for record in taken.records}) == 90, 60)
