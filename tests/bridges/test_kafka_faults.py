@@ -22,9 +22,12 @@ class Sender:
         self.bus = bus
         self.confirmed = 0
         self.failed = 0
+        self.is_ending = False  # send no more
 
     async def send(self, user: str, numbers: Iterable[int]) -> None:
         for n in numbers:
+            if self.is_ending:
+                return
             while True:
                 try:
                     await self.bus.produce("orders", user, b"%d" % n, {})
@@ -156,18 +159,20 @@ async def test_three_brokers_are_restarted_one_after_the_other(
     bridge = bridge_to(*kafka_brokers, prefix=prefix, partitions=6)
     async with opened(bridge) as bus, service_on(kafka_brokers[0], prefix) as service:
         taken, sender = Taken(bus), Sender(bus)
-        sending = asyncio.create_task(sender.send_all(30, 300))
+        sending = asyncio.create_task(sender.send_all(30, 1_000_000))
         producing: list[Awaitable[Any]] = []
         for server in kafka_brokers:
-            seen = sender.confirmed
-            await until(lambda seen=seen: sender.confirmed > seen + 500, 60)
             producing += [
                 asyncio.ensure_future(service.produce(f"orders.user{n}", b"%d" % n))
                 for n in range(30)
             ]
             await restarted(server)
+            seen = sender.confirmed
+            await until(lambda seen=seen: sender.confirmed > seen + 300, 60)
+        sender.is_ending = True
         await asyncio.wait_for(asyncio.gather(sending, *producing), 120)
-        found = by_key(await service.read("send.orders", 9000, 60))
-        assert all(without_repeats(numbers) == list(range(300)) for numbers in found.values())
-        assert len(found) == 30
+        found = by_key(await service.read("send.orders", sender.confirmed, 60))
+        for numbers in found.values():
+            assert without_repeats(numbers) == list(range(max(numbers) + 1))
+        assert sum(max(numbers) + 1 for numbers in found.values()) == sender.confirmed
         await until(lambda: len({record.id for record in taken.records}) == 90, 60)

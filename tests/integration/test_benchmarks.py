@@ -27,6 +27,7 @@ COMMANDS = [
         ["http", *QUICK, "--systems", "pushpin"],
         marks=pytest.mark.skipif(bool(missing()), reason=missing() or "it is there"),
     ),
+    ["bridges", "--buses", "kafka", "--messages", "500"],
 ]
 
 
