@@ -11,6 +11,7 @@ from tests.contract.conftest import Brokers
 from tests.contract.inboxes import ANN, BOB, CAROL, eventually, fill, offsets
 from tests.contract.test_work import taking
 from tests.integration.workers import offer
+from tests.support import until
 from wsgateway.broker.base import Broker
 from wsgateway.broker.operations import InboxState, Queue
 from wsgateway.broker.work import History
@@ -249,3 +250,40 @@ class TestQueues:
             await taken.came("x")
             queue = await self.of(broker)
             assert (queue.waiting, queue.in_flight) == (1, 1)
+
+
+class TestPause:
+    async def test_workers_are_told_and_get_nothing_until_it_is_resumed(
+        self, broker: Broker, other: Broker
+    ) -> None:
+        told: list[str] = []
+        queue = other.work_queue(
+            "orders", lambda job: None, lambda inbox: None, 30.0, lambda: told.append("paused")
+        )
+        queue.open(0)
+        await queue.ready.wait()
+        async with taking(broker) as taken:
+            assert await broker.operations.pause("orders")
+            assert await broker.operations.pause("orders")
+            await until(lambda: told, what="workers are told")
+            await offer(broker, "one")
+            assert await broker.operations.resume("orders")
+            assert not await broker.operations.resume("orders")
+            await queue.close()
+            await taken.came("one")
+
+    async def test_resume_wins_over_an_older_reason(self, broker: Broker) -> None:
+        operations = broker.operations
+
+        async def is_paused() -> bool:
+            [queue] = [each for each in await operations.queues() if each.service == "orders"]
+            return queue.paused
+
+        async with taking(broker):
+            assert await operations.pause("orders", age=60.0)
+            assert await operations.resume("orders")
+            assert not await operations.pause("orders", age=60.0)
+            assert not await is_paused()
+            assert await operations.pause("orders", age=0.0)
+            assert await is_paused()
+            await operations.resume("orders")

@@ -124,21 +124,22 @@ async def pause_consumer(broker: NatsBroker, service: str, age: float) -> bool:
     """
     place = await _place(broker, service)
     info = await broker.jetstream.api(f"CONSUMER.INFO.{place}")
-    if not info.get("paused"):
-        if _resumed_ago(info) < age:
+    left = _left_of_pause(info)
+    if left <= A_MOMENT:  # it is not paused, or was resumed just now
+        if max(0.0, -left) < age:
             return False
         await broker.jetstream.api(f"CONSUMER.PAUSE.{place}", {"pause_until": FOR_GOOD})
     broker.connection.publish(broker.subjects.turn(service), PAUSED)
     return True
 
 
-def _resumed_ago(info: Mapping[str, Any]) -> float:
-    """Return how many seconds ago a consumer's pause ended, by the server's clock."""
+def _left_of_pause(info: Mapping[str, Any]) -> float:
+    """Return the seconds until a pause ends, by the server's clock; negative since it has ended."""
     until = info["config"].get("pause_until")
     if until is None:
-        return math.inf
+        return -math.inf
     now = dt.datetime.fromisoformat(info["ts"])
-    return (now - dt.datetime.fromisoformat(until)).total_seconds()
+    return (dt.datetime.fromisoformat(until) - now).total_seconds()
 
 
 async def resume_consumer(broker: NatsBroker, service: str) -> bool:
