@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import aio_pika
@@ -27,6 +27,10 @@ class Seen(NamedTuple):
     key: str
     payload: bytes
     headers: dict[str, str]
+
+
+Enough = Callable[[list[Seen]], bool]
+READ_WITHIN = 40.0
 
 
 class Side(ABC):
@@ -69,9 +73,13 @@ class Side(ABC):
     async def serve(self, service: str) -> None:
         """Begin to read what clients send to a service; before the first message."""
 
-    @abstractmethod
     async def sent(self, service: str, count: int) -> list[Seen]:
         """Return the first *count* messages of clients."""
+        return await self.sent_until(service, lambda seen: len(seen) >= count)
+
+    @abstractmethod
+    async def sent_until(self, service: str, enough: Enough) -> list[Seen]:
+        """Return the first messages of clients that are *enough*."""
 
     @abstractmethod
     async def dead(self, count: int) -> list[Seen]:
@@ -108,20 +116,20 @@ class KafkaSide(Side):
     async def serve(self, service: str) -> None:
         pass
 
-    async def sent(self, service: str, count: int) -> list[Seen]:
-        return await self._read(self.names.send_topic(service), count)
+    async def sent_until(self, service: str, enough: Enough) -> list[Seen]:
+        return await self._read(self.names.send_topic(service), enough)
 
     async def dead(self, count: int) -> list[Seen]:
-        return await self._read(self.names.dead, count)
+        return await self._read(self.names.dead, lambda seen: len(seen) >= count)
 
-    async def _read(self, topic: str, count: int) -> list[Seen]:
+    async def _read(self, topic: str, enough: Enough) -> list[Seen]:
         found: list[Seen] = []
         options = {"auto_offset_reset": "earliest", "bootstrap_servers": self.server.address()}
         consumer = AIOKafkaConsumer(topic, **options)
         await consumer.start()
         try:
-            async with asyncio.timeout(20):
-                while len(found) < count:
+            async with asyncio.timeout(READ_WITHIN):
+                while not enough(found):
                     each = await consumer.getone()
                     headers = {name: value.decode() for name, value in each.headers}
                     found.append(Seen((each.key or b"").decode(), each.value, headers))
@@ -173,17 +181,18 @@ class AmqpSide(Side):
         await queue.bind(self.names.send, f"{service}.*")
         self._queues[service] = queue
 
-    async def sent(self, service: str, count: int) -> list[Seen]:
-        return await self._read(self._queues[service], count)
+    async def sent_until(self, service: str, enough: Enough) -> list[Seen]:
+        return await self._read(self._queues[service], enough)
 
     async def dead(self, count: int) -> list[Seen]:
         channel = await self._channel()
-        return await self._read(await channel.get_queue(self.names.dead), count)
+        queue = await channel.get_queue(self.names.dead)
+        return await self._read(queue, lambda seen: len(seen) >= count)
 
-    async def _read(self, queue: Any, count: int) -> list[Seen]:
+    async def _read(self, queue: Any, enough: Enough) -> list[Seen]:
         found: list[Seen] = []
-        async with asyncio.timeout(20):
-            while len(found) < count:
+        async with asyncio.timeout(READ_WITHIN):
+            while not enough(found):
                 each = await queue.get(no_ack=True, fail=False)
                 if each is None:
                     await asyncio.sleep(0.02)

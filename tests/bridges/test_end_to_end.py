@@ -48,8 +48,11 @@ def bridged(side: Side, settings: Any, no_services: None, monkeypatch: pytest.Mo
 async def bridge() -> AsyncIterator[Broker]:
     """Run the bridge in this process, as ``runbridge`` does; yield its broker."""
     said: list[str] = []
-    bridges = bridges_to_run([])
-    runner = make_runner(bridges, None, lambda text, **fields: said.append(text))
+
+    def say(text: str, /, *, event: str, **fields: object) -> None:
+        said.append(text)
+
+    runner = make_runner(bridges_to_run([]), None, say)
     task = asyncio.create_task(runner.run())
     try:
         await until(lambda: task.done() or "warehouse: connected" in " ".join(said))
