@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -309,6 +310,22 @@ async def test_reader_does_not_wait_for_the_rights_of_others(
 async def read_once(query: str) -> int:
     async with read(query) as ann:
         return ann.status
+
+
+async def test_reader_that_takes_nothing_holds_up_no_other(hub: Hub) -> None:
+    """As many as may start at once kept everybody else out, sockets too."""
+    deaf = [read(cookie=f"user=deaf{number}") for number in range(STARTS_AT_ONCE)]
+    async with contextlib.AsyncExitStack() as stack:
+        for each in deaf:
+            each.reads.clear()
+        opening = [asyncio.create_task(stack.enter_async_context(each)) for each in deaf]
+        await until(lambda: hub.sockets == STARTS_AT_ONCE)
+        async with read() as ann:
+            await until(lambda: ann.named("welcome"), 5)
+        assert not any(each.status for each in deaf)
+        for each in deaf:
+            each.reads.set()
+        await asyncio.gather(*opening)
 
 
 async def test_token_comes_in_the_query_or_as_bearer(hub: Hub) -> None:

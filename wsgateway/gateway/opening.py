@@ -93,17 +93,11 @@ async def _open(socket: Socket, scope: Scope, ask: Ask, keep: Keep) -> None:
     await _wait_until_possible(hub, identity)
     try:
         await session.open_topics(claim.topics)  # others do not wait for their `allow`
-        async with hub.starting:
-            if not socket.transport.gone:
-                await session.start(claim)
-                keep(session)
-                return
+        await session.start(claim)
     except BaseException:
         session.give_up()
         raise
-    session.give_up()
-    # Nobody reads it, but uvicorn's websockets implementation wants an answer
-    await socket.close(CloseCode.BAD_REQUEST)
+    keep(session)
 
 
 async def _wait_until_possible(hub: Hub, identity: Identity) -> None:

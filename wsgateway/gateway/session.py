@@ -179,14 +179,19 @@ class Session:
             BrokerUnavailable: The cursor could not be read.
             IdentityRefused: The user has too many sockets here.
         """
-        self.hub.attach(self)
         inbox = self.inbox_subscription
         try:
-            begin = await inbox.find_start(claim)
+            async with self.hub.starting:  # not while the client is written to: it may not read
+                if self.socket.transport.gone:
+                    raise SocketClosed
+                self.hub.attach(self)
+                begin = await inbox.find_start(claim)
             await self.socket.accept()
             await self.welcome(begin)
         except SocketClosed:
             self.give_up()
+            # Nobody reads it, but uvicorn's websockets implementation wants an answer
+            await self.socket.close(CloseCode.BAD_REQUEST)
             return
         except BaseException:
             self.give_up()

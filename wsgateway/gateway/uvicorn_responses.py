@@ -87,6 +87,7 @@ class UvicornResponse(PacedResponse):
     async def _begin(self, status: HTTPStatus, headers: Headers) -> None:
         if not self.gone:
             self._read_to_the_end()
+        await self.drained()  # of the response before; uvicorn itself would wait for ever
         await super()._begin(status, headers)
 
     def _read_to_the_end(self) -> None:
