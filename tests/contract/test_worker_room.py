@@ -10,7 +10,8 @@ from tests.integration.workers import no_services, offer, serving
 from tests.support import until
 from wsgateway import Message, Retry
 from wsgateway.broker.base import Broker
-from wsgateway.services import registry
+from wsgateway.exceptions import QueueFull
+from wsgateway.services import RetryPolicy, registry
 from wsgateway.services import worker as worker_module
 
 __all__ = ["no_services"]  # a fixture
@@ -70,3 +71,33 @@ async def test_backlog_too_large_to_keep_goes_back_to_the_queue(
         await until(lambda: len(handled.texts) == 22)
     assert handled.texts[1:] == ["again", *(str(number) for number in range(20))]
     assert {text: tries for text, tries in handled.tries.items() if tries > 1} == {"again": 2}
+
+
+async def test_users_whose_dead_letters_cannot_be_stored_keep_nobody_out(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the stream of dead letters full, eight of them were all that a worker could hold."""
+    texts: list[str] = []
+    add, is_full = type(broker.dead_letters).add, True
+
+    async def fail(self: Any, *args: Any, **options: Any) -> None:
+        if is_full:
+            raise QueueFull("the stream is full")
+        await add(self, *args, **options)
+
+    monkeypatch.setattr(type(broker.dead_letters), "add", fail)
+
+    @registry.service("orders", concurrency=1, retry=RetryPolicy(attempts=1))
+    async def handle(message: Message) -> None:
+        if message.text == "bad":
+            raise ValueError
+        texts.append(message.text)
+
+    async with serving(broker) as worker:
+        for number in range(worker_module.IN_HAND + 2):
+            await offer(broker, "bad", user=f"user-{number}")
+        await offer(broker, "good", user="free")
+        await until(lambda: texts, 5.0)
+        is_full = False
+        await until(lambda: worker.counts["dead-lettered"] == worker_module.IN_HAND + 2)
+        await until(lambda: worker.in_hand == 0)

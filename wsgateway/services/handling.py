@@ -121,6 +121,8 @@ class Handling:
         self._slots = asyncio.Semaphore(concurrency or 1)
         self._caller = Caller(service, broker, concurrency)
         self._repeats = Repeats()
+        self.on_stuck: Callable[[Job], None] = lambda job: None
+        """Called with a message for which something cannot be read or stored at once."""
         self.pausing = Pausing(service.name, broker)
         """Knows what was taken before the service was paused, and is not handled."""
 
@@ -160,8 +162,7 @@ class Handling:
             verdict = self._judge(job, error)
             self._log(job, verdict, error)
             if isinstance(error, Pause):
-                again = self.pausing.begin(job, error)
-                await self._persist(job, "pause", again)
+                await self._persist(job, "pause", self.pausing.begin(job, error))
         await self._carry_out(job, history, verdict, crowded)
         self.counts[COUNTED[type(verdict)]] += 1
         self._counters.outcomes[COUNTED[type(verdict)]] += 1
@@ -283,6 +284,7 @@ class Handling:
             except BrokerClosed:
                 raise
             except Exception as exc:
+                self.on_stuck(job)
                 if attempt % WARN_EACH == 0:
                     logger.warning(
                         "%s waits for the broker (%s): %s",

@@ -136,6 +136,7 @@ class Worker:
         self._ending = False
         self._heart: asyncio.Task[None] | None = None
         self._handling = Handling(service, broker, self._queue, self._running, self.concurrency)
+        self._handling.on_stuck = self._on_stuck
 
     # -- life cycle ----------------------------------------------------------------------
 
@@ -263,6 +264,12 @@ class Worker:
         self._waiting += OVERHEAD + len(job.payload)
         self._queue.add_room(1)
         return True
+
+    def _on_stuck(self, job: Job) -> None:
+        """Keep no other user out while something about a message cannot be stored."""
+        user = self._users[job.inbox]
+        if job.key in user.counted:
+            self._discount(user, job)
 
     def _leave(self, user: _User, job: Job) -> None:
         """Make room for another message."""
