@@ -162,7 +162,7 @@ async def offer(broker: Any, number: int, data: bytes, run: str) -> None:
     from wsgateway.protocol.frames import Frame
     from wsgateway.protocol.subjects import Inbox
 
-    await broker.offer(Inbox(SERVICE, user(number)), Frame(data, "text"), f"{run}.{number}")
+    await broker.offer(Inbox(SERVICE, user(number)), Frame(data, True), f"{run}.{number}")
 
 
 # -- measurements ----------------------------------------------------------------------------
