@@ -100,9 +100,9 @@ class ServiceSide:
     async def read(self, service: str = SERVICE) -> None:
         """Listen, and read into `received` from now on."""
         queue = await self.channel.get_queue(await self.listen(service), ensure=False)
-        await queue.consume(self._on_message)
+        await queue.consume(self.on_message)
 
-    async def _on_message(self, message: AbstractIncomingMessage) -> None:
+    async def on_message(self, message: AbstractIncomingMessage) -> None:
         self.received.append(message)
         await message.ack()
 

@@ -33,6 +33,11 @@ log.file = false
 log.console = true
 """
 
+ADVANCED = """
+% Milliseconds; otherwise, quorum queues count what is in them each five seconds
+[{rabbit, [{quorum_tick_interval, 100}]}].
+"""
+
 
 def why_not() -> str:
     """Return why RabbitMQ cannot run here; "" if it can."""
@@ -67,6 +72,7 @@ class RabbitServer:
         )
         (folder / "rabbitmq.conf").write_text(config)
         (folder / "enabled_plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
+        (folder / "advanced.config").write_text(ADVANCED)
         (folder / "rabbitmq-env.conf").touch()  # instead of that in /etc
         self._epmd_port, self._log = free_port(), folder / "log"
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -92,6 +98,7 @@ class RabbitServer:
             "RABBITMQ_DIST_PORT": free_port(),
             "RABBITMQ_CONF_ENV_FILE": self._folder / "rabbitmq-env.conf",
             "RABBITMQ_CONFIG_FILE": self._folder / "rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": self._folder / "advanced.config",
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._folder / "enabled_plugins",
             "RABBITMQ_MNESIA_BASE": self._folder / "data",
             "RABBITMQ_LOG_BASE": self._folder / "logs",
@@ -206,7 +213,7 @@ class RabbitServer:
         self.eval(f"rabbit_auth_backend_internal:set_permissions({words})")
 
     def waiting(self, queue: str, vhost: str = "/") -> int:
-        """Return how many messages are in a queue, handed out or not."""
+        """Return how many messages were in a queue a moment ago, handed out or not."""
         name = f"rabbit_misc:r({_term(vhost)}, queue, {_term(queue)})"
         found = f"{{ok, Q}} = rabbit_amqqueue:lookup({name})"
         counted = "[{_, N}] = rabbit_amqqueue:info(Q, [messages])"

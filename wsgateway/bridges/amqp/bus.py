@@ -63,7 +63,7 @@ class AmqpBus(Bus):
     async def ready(self) -> None:
         while True:
             for link in self._links:
-                await link.wait()
+                await link.wait(for_ever=True)
             try:
                 # Its own: an alarm stops the one that publishes
                 async with connect(self._bridge, "checking") as connection:

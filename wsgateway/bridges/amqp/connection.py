@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aio_pika
@@ -19,7 +20,8 @@ from yarl import URL
 from wsgateway.bridges.amqp.tolerance import TolerantTransport
 from wsgateway.bridges.config import Bridge, Server
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
-from wsgateway.supervision import Restarts, supervise
+from wsgateway.protocol.backoff import Backoff
+from wsgateway.supervision import supervise
 
 __all__ = ["Link", "connect", "explain", "until_closed"]
 
@@ -29,6 +31,11 @@ CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 2.0
 HEARTBEAT = 10
 """Seconds. A server that is silent for three times as long is gone."""
+
+PAUSES = Backoff(0.1, 2.0, 3.0, jitter=0.5)
+"""Before another attempt to connect."""
+STEADY = 10.0
+"""Seconds that a connection lasted if its end was an event of its own."""
 
 UNDECODABLE = (amqp.InvalidFrameError, RecursionError)
 """What a message that pamqp cannot decode does to its connection."""
@@ -58,7 +65,6 @@ class Link:
         self._purpose = purpose
         self._use = use
         self._servers = itertools.cycle(bridge.servers)
-        self._restarts = Restarts()
         self._is_tolerant = False  # a message could not be decoded; the next one may come soon
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # set, and replaced, when the next two change
@@ -84,15 +90,20 @@ class Link:
             logger.info("bridge %s: %s again", self._bridge.name, self._bridge.where)
         self._tell(is_up=True, error=None)
 
-    async def wait(self) -> None:
-        """Wait until it is up.
+    async def wait(self, *, for_ever: bool = False) -> None:
+        """Wait until it is up, or the attempt to connect that is under way has failed.
+
+        Args:
+            for_ever: Whether to go on waiting while RabbitMQ cannot be reached.
 
         Raises:
+            BusUnavailable: RabbitMQ cannot be reached.
             BusMisconfigured: RabbitMQ refuses the bridge.
         """
         while not self.is_up:
-            if isinstance(self.error, BusMisconfigured):
-                raise BusMisconfigured(str(self.error))
+            error = self.error
+            if error is not None and not (for_ever and isinstance(error, BusUnavailable)):
+                raise type(error)(str(error))
             await self._news.wait()
 
     def _tell(self, *, is_up: bool, error: BusError | None) -> None:
@@ -101,9 +112,9 @@ class Link:
         self._news = asyncio.Event()
 
     async def _run(self) -> None:
+        attempt = 0
         while True:
-            self._restarts.begin()
-            server = next(self._servers)
+            begun, server = time.monotonic(), next(self._servers)
             try:
                 async with connect(
                     self._bridge, self._purpose, server, is_tolerant=self._is_tolerant
@@ -119,12 +130,12 @@ class Link:
                 error = explain(exc, self._bridge, server)
             else:
                 error = BusUnavailable(f"RabbitMQ at {server} has closed the connection")
-            pause = self._restarts.pause()
             # Once for each outage, however many attempts it takes
             level = logging.DEBUG if str(error) == str(self.error) else logging.WARNING
             logger.log(level, "bridge %s: %s (%s)", self._bridge.name, error, self._purpose)
             self._tell(is_up=False, error=error)
-            await asyncio.sleep(pause)
+            attempt = 0 if time.monotonic() > begun + STEADY else attempt + 1
+            await asyncio.sleep(PAUSES.delay(attempt))
 
 
 @contextlib.asynccontextmanager
