@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import StringIO
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.core.management import CommandError, call_command
 
 import wsgateway
 from tests.bridges.sides import Side
@@ -22,6 +27,7 @@ from wsgateway.broker.base import Broker
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import status
+from wsgateway.services.status import BridgeWork
 
 __all__ = ["no_services"]  # a fixture
 
@@ -91,6 +97,10 @@ async def test_what_clients_send_reaches_the_service_and_its_answer_the_client(
                     await asyncio.sleep(0.02)
         [worker] = await status.aworkers()
         assert worker.services["orders"].handled == 6
+        assert worker.bridges == {"warehouse": BridgeWork(True, 6, 0, 6, 0, 0)}
+        shown = StringIO()
+        await sync_to_async(call_command)("gateway", "status", stdout=shown)
+        assert re.search(rf"warehouse +{worker.id} +6 +0 +6 +0 +0 +connected", shown.getvalue())
         counted = counters.bridges["warehouse"]
         assert (counted.sent, counted.received, counted.set_aside) == (6, 6, 0)
         assert counted.connected()
@@ -153,3 +163,24 @@ async def test_record_that_comes_again_is_stored_once(
         await bridged.produce("orders.ann", b"5", id="id-5")
         await until(lambda: counters.bridges["warehouse"].received == 11)
         assert [each.payload for each in await answers(broker)] == [b"%d" % n for n in range(6)]
+
+
+def test_setup_bridges_creates_everything_and_says_so(bridged: Side) -> None:
+    def run() -> list[dict[str, str]]:
+        out = StringIO()
+        call_command("setup_bridges", as_json=True, stdout=out)
+        found: list[dict[str, str]] = json.loads(out.getvalue())
+        return found
+
+    first, second = run(), run()
+    assert {line["bridge"] for line in first} == {"warehouse"}
+    assert any(bridged.names.dead in line["name"] for line in first)
+    assert all("created" in line["result"] for line in first)
+    assert all("exists" in line["result"] for line in second)
+    assert [line["name"] for line in first] == [line["name"] for line in second]
+
+
+@pytest.mark.parametrize("command", ["runbridge", "setup_bridges"])
+def test_bridge_that_is_not_there_is_named(bridged: Side, command: str) -> None:
+    with pytest.raises(CommandError, match="no bridge 'x' in WSGATEWAY_BRIDGES; known: warehouse"):
+        call_command(command, "x")

@@ -10,7 +10,7 @@ import pytest
 from wsgateway.alerts import of_gateways, of_outbox, of_queues, of_streams, of_workers
 from wsgateway.broker.operations import Queue, Stream
 from wsgateway.presence import Gateways
-from wsgateway.services.status import Workers
+from wsgateway.services.status import BridgeWork, Worker, Workers
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -94,3 +94,13 @@ def test_who_does_not_answer_is_named() -> None:
     assert alert.text == "No gateway is running"
     (alert,) = of_workers(Workers((), silent=("worker-1",)))
     assert alert.text == "Worker worker-1 does not answer: frozen, or cut off from the broker"
+
+
+def test_bridge_without_its_bus() -> None:
+    def worker(connected: bool) -> Worker:
+        bridge = BridgeWork(connected, 0, 0, 0, 0, 0)
+        return Worker("w", "1", "host", 1, NOW, {}, (), 0, {"warehouse": bridge})
+
+    assert [*of_workers(Workers([worker(connected=True)], []))] == []
+    [alert] = of_workers(Workers([worker(connected=False)], []))
+    assert alert.text == "Bridge warehouse of worker w does not reach Kafka or RabbitMQ"

@@ -18,7 +18,7 @@ from wsgateway.broker.roster import new_member_id
 from wsgateway.exceptions import BrokerError, reason_of
 from wsgateway.protocol.subjects import encode_token
 from wsgateway.rates import Rates
-from wsgateway.services.status import KIND, Handled, ServiceWork
+from wsgateway.services.status import KIND, BridgeWork, Handled, ServiceWork
 from wsgateway.services.status import Worker as Status
 from wsgateway.supervision import start, supervise
 
@@ -117,6 +117,7 @@ class Report:
             services={worker.service.name: _work(worker, rates) for worker in self._workers},
             running=tuple(found[:MOST_SHOWN]),
             busy=len(runs),
+            bridges={name: _bridge(counted) for name, counted in counters.bridges.items()},
         )
 
     def _counts(self) -> dict[str, int]:
@@ -171,6 +172,17 @@ def _handled(run: Run) -> Handled | None:
     since = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=time.monotonic() - run.began)
     topic = None if job.inbox.service == job.service else str(job.topic)
     return Handled(job.service, job.inbox.user, job.sequence, job.attempt, since, topic)
+
+
+def _bridge(counted: counters.BridgeCounters) -> BridgeWork:
+    return BridgeWork(
+        connected=counted.connected(),
+        sent=counted.sent,
+        refused=counted.refused,
+        received=counted.received,
+        set_aside=counted.set_aside,
+        waiting=counted.sending + counted.receiving,
+    )
 
 
 def _work(worker: Worker, rates: dict[str, float]) -> ServiceWork:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from wsgateway.broker import runtime
@@ -13,12 +13,21 @@ from wsgateway.broker.inquiry import Fields, ask_members
 from wsgateway.exceptions import reason_of
 from wsgateway.presence.results import Found
 
-__all__ = ["KIND", "Handled", "ServiceWork", "Worker", "Workers", "aworkers", "workers"]
+__all__ = [
+    "KIND",
+    "BridgeWork",
+    "Handled",
+    "ServiceWork",
+    "Worker",
+    "Workers",
+    "aworkers",
+    "workers",
+]
 
 logger = logging.getLogger("wsgateway.services")
 
 KIND = "worker"
-"""What the roster calls the processes that run `runservice`."""
+"""What the roster calls the processes that run `runservice` or `runbridge`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +94,35 @@ class ServiceWork:
 
 
 @dataclass(frozen=True, slots=True)
+class BridgeWork:
+    """What one process does for one bridge, since it began.
+
+    Attributes:
+        connected: Whether it reaches Kafka or RabbitMQ.
+        sent: Clients' messages that are on the bus.
+        refused: Those that the bus can never take; they are dead letters.
+        received: Services' records that are stored in an inbox or a topic.
+        set_aside: Those that cannot be delivered.
+        waiting: Both kinds in hand.
+    """
+
+    connected: bool
+    sent: int
+    refused: int
+    received: int
+    set_aside: int
+    waiting: int
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Self:
+        """Return what a worker says of a bridge; what it says besides is ignored."""
+        numbers = ("sent", "refused", "received", "set_aside", "waiting")
+        return cls(bool(fields["connected"]), **{name: int(fields[name]) for name in numbers})
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
-    """One process that runs `runservice`.
+    """One process that runs `runservice` or `runbridge`.
 
     Attributes:
         id: Names it, until it ends.
@@ -97,6 +133,7 @@ class Worker:
         services: What it does for each service.
         running: What its handlers have now, the oldest first; at most 100.
         busy: How many handlers run now.
+        bridges: What it does for each bridge.
     """
 
     id: str
@@ -107,6 +144,7 @@ class Worker:
     services: dict[str, ServiceWork]
     running: tuple[Handled, ...]
     busy: int
+    bridges: dict[str, BridgeWork] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, id: str, fields: Fields) -> Self:
@@ -127,6 +165,10 @@ class Worker:
                 },
                 running=tuple(Handled.parse(each) for each in fields["running"]),
                 busy=int(fields["busy"]),
+                bridges={
+                    str(name): BridgeWork.parse(work)
+                    for name, work in fields.get("bridges", {}).items()
+                },
             )
         except (AttributeError, KeyError, OverflowError, TypeError) as exc:
             raise ValueError(f"not a worker's answer: {exc!r}") from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 
 from rich.text import Text
 
@@ -48,6 +49,16 @@ WORKERS = [
     Column("Failed", right=True),
     Column("Version", extra=True),
 ]
+BRIDGES = [
+    Column("Bridge", whole=False),
+    Column("Worker", whole=False),
+    Column("Sent", right=True),
+    Column("Refused", right=True),
+    Column("Received", right=True),
+    Column("Set aside", right=True),
+    Column("In hand", right=True),
+    Column("State"),
+]
 STREAMS = [
     Column("Stream", whole=False),
     Column("Messages", right=True),
@@ -87,6 +98,9 @@ def _show(out: Output, found: Overview) -> None:
     workers = (_worker(each, now) for each in found.workers)
     out.table("Workers", WORKERS, workers, empty="No worker answers.")
     out.line()
+    if bridges := [row for each in found.workers for row in _bridges(each)]:
+        out.table("Bridges", BRIDGES, bridges)
+        out.line()
     out.table("Streams", STREAMS, map(_stream, found.streams), empty="No stream exists.")
     alerts = found.alerts(now)
     if alerts:
@@ -140,6 +154,20 @@ def _worker(each: Worker, now: dt.datetime) -> tuple[Cell, ...]:
         each.failed,
         each.version,
     )
+
+
+def _bridges(each: Worker) -> Iterator[tuple[Cell, ...]]:
+    for name, bridge in each.bridges.items():
+        yield (
+            name,
+            each.id,
+            bridge.sent,
+            Text(str(bridge.refused), style="yellow") if bridge.refused else 0,
+            bridge.received,
+            Text(str(bridge.set_aside), style="yellow") if bridge.set_aside else 0,
+            bridge.waiting,
+            Text("connected", style="green") if bridge.connected else Text("cut off", style="red"),
+        )
 
 
 def _stream(each: Stream) -> tuple[Cell, ...]:
