@@ -58,7 +58,6 @@ def rabbit() -> Iterator[RabbitServer]:
 @pytest.fixture(params=["kafka", "amqp"])
 async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
     """The services' end of a bus, below a prefix of the test's own."""
-    pytest.importorskip(f"wsgateway.bridges.{request.param}")
     if request.param == "kafka":
         made: Side = KafkaSide(request.getfixturevalue("kafka"))
     else:

@@ -33,10 +33,8 @@ async def test_set_up_creates_once_and_says_what(side: Side) -> None:
     bus = make_bus(side.bridge())
     first, second = await bus.set_up(), await bus.set_up()
     assert len(first) == len(second) > 3
-    for line in first:
-        assert "created" in line
-    for line in second:
-        assert "created" not in line
+    assert all(line.startswith("created ") for line in first)
+    assert all(" exists: " in line for line in second)
 
 
 async def test_what_is_missing_is_named_with_the_cure(side: Side) -> None:

@@ -91,8 +91,8 @@ class Bus(ABC):
         Connects by itself if it is not open, and then disconnects.
 
         Returns:
-            One line for each, ``NAME: RESULT``: whether it was created, and how (partitions,
-            replication).
+            A line for each, such as ``created topic ws.recv: 12 partitions, replication 3``, or
+            ``topic ws.recv exists: …``.
 
         Raises:
             BusUnavailable: It cannot be reached.

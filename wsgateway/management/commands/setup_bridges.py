@@ -35,21 +35,13 @@ class Command(OutputCommand):
             raise CommandError(exc.args[0], returncode=Exit.UNKNOWN) from exc
         with out.progress("setting up bridges"):
             rows = asyncio.run(_set_up(bridges))
-        out.document(
-            [{"bridge": bridge, "name": name, "result": result} for bridge, name, result in rows]
-        )
+        out.document([{"bridge": bridge, "result": result} for bridge, result in rows])
         if out.is_terminal:
-            columns = [Column("Bridge"), Column("Name"), Column("Result", whole=False)]
-            out.table("", columns, rows)
+            out.table("", [Column("Bridge"), Column("Result", whole=False)], rows)
             return
-        for bridge, name, result in rows:
-            out.line(f"{bridge}: {name}: {result}")
+        for bridge, result in rows:
+            out.line(f"{bridge}: {result}")
 
 
-async def _set_up(bridges: list[Bridge]) -> list[tuple[str, str, str]]:
-    found = []
-    for bridge in bridges:
-        for line in await make_bus(bridge).set_up():
-            name, _, result = line.partition(": ")
-            found.append((bridge.name, name, result))
-    return found
+async def _set_up(bridges: list[Bridge]) -> list[tuple[str, str]]:
+    return [(each.name, line) for each in bridges for line in await make_bus(each).set_up()]
