@@ -207,6 +207,7 @@ def test_success_with_a_body_that_is_not_json_is_tried_again(body: bytes) -> Non
         ("²", None),
         ("9" * 400, 999999999999.0),
         ("Mon, 21 Sep 2026 14:13:30 GMT", 10.0),
+        ("Mon, 21 Sep 2026 16:13:30 +0200", 10.0),
         ("Mon, 21 Sep 2026 14:13:10 GMT", None),
         ("Mon, 21 Sep 99999 14:13:10 GMT", None),
     ],
@@ -215,6 +216,20 @@ def test_retry_after_is_honoured(value: str, after: float | None) -> None:
     found = verdict(503, retry_after=value)
     assert isinstance(found, TryAgain)
     assert found.after == after
+
+
+@pytest.mark.parametrize("zone", [" -0000", ""])
+def test_retry_after_without_a_zone_is_not_in_that_of_django(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django sets the process's zone; in most of America, the message waited for an hour."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/Chicago")
+        time.tzset()
+        found = verdict(503, retry_after=f"Mon, 21 Sep 2026 14:13:30{zone}")
+    time.tzset()
+    assert isinstance(found, TryAgain)
+    assert found.after == 10.0
 
 
 @given(st.integers(100, 599), st.binary(max_size=60), st.text(max_size=20))

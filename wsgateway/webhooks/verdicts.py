@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -114,7 +115,10 @@ def _after(headers: Mapping[str, str], now: float) -> float | None:
         after = float(text[:12])
     else:
         try:
-            after = parsedate_to_datetime(text).timestamp() - now
+            date = parsedate_to_datetime(text)
+            if date.tzinfo is None:  # "-0000", or none at all: it is not the time of this machine
+                date = date.replace(tzinfo=UTC)
+            after = date.timestamp() - now
         except (ValueError, TypeError, OverflowError):
             return None
     return after if after > 0 else None
