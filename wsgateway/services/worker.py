@@ -48,6 +48,8 @@ BEATS_A_HOLD = 4
 FIRST_LOOK = 0.005
 LAST_LOOK = 0.25
 """Seconds between two checks whether it is a message's turn; the pause doubles."""
+LONG_LOOK = 2.0
+"""The same for a user who waits for long already: workers tell each other whose turn has come."""
 LOOKS = 500
 """Such checks a second, of all users together: with many of them, each waits longer."""
 GIVEN_BACK_AFTER = 0.1
@@ -334,7 +336,8 @@ class Worker:
                 # The server carries out acknowledgements a moment after it has passed the word on
                 pause = FIRST_LOOK
             except TimeoutError:
-                pause = min(2 * pause, max(LAST_LOOK, len(self._users) / LOOKS))
+                longest = LONG_LOOK if user.waits else LAST_LOOK
+                pause = min(2 * pause, max(longest, len(self._users) / LOOKS))
         return None
 
     async def _beat(self) -> None:
