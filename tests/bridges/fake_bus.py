@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 
@@ -19,6 +20,7 @@ class FakeBus(Bus):
         self.aside: list[tuple[str, str]] = []
         self.error: Exception | None = None  # raised by `produce` and `set_aside`
         self.tries = 0
+        self.is_deaf = False  # `produce` waits for ever
         self.on_record: Callable[[Record], None]
         self.on_lost: Callable[[str], None]
         self._offsets = itertools.count()
@@ -31,7 +33,7 @@ class FakeBus(Bus):
 
     @property
     def connected(self) -> bool:
-        return self.error is None
+        return self.error is None and not self.is_deaf
 
     async def ready(self) -> None:
         if self.error is not None:
@@ -49,6 +51,8 @@ class FakeBus(Bus):
         self, service: str, user: str, payload: bytes, headers: Mapping[str, str]
     ) -> None:
         self._try()
+        if self.is_deaf:
+            await asyncio.Event().wait()
         self.produced.append((service, user, payload, headers))
 
     def consume(

@@ -86,12 +86,17 @@ async def test_outage_uses_up_no_try_and_keeps_the_order(
     assert not [each for each in caplog.messages if "give the service a timeout" in each]
 
 
-async def test_stop_in_an_outage_returns_the_messages_at_once(broker: MemoryBroker) -> None:
+@pytest.mark.parametrize("is_deaf", [False, True])
+async def test_stop_in_an_outage_returns_the_messages_at_once(
+    broker: MemoryBroker, is_deaf: bool
+) -> None:
+    """RabbitMQ's client waited for a connection for ten seconds, and so did SIGTERM."""
     async with running(broker) as rig:
-        rig.bus.error = BusUnavailable("away")
+        rig.bus.error = None if is_deaf else BusUnavailable("away")
+        rig.bus.is_deaf = is_deaf
         await offer(broker, "1")
         await offer(broker, "2")
-        await until(lambda: rig.bus.tries > 2)
+        await until(lambda: rig.bus.tries > (0 if is_deaf else 2))
         async with asyncio.timeout(3):
             await rig.stop()
     async with running(broker) as rig:
