@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from wsgateway.exceptions import WsGatewayError
-from wsgateway.services.failure import one_line
 
 if TYPE_CHECKING:
     from wsgateway.broker.base import Broker
@@ -60,14 +59,14 @@ class Pausing:
         async def pause() -> None:
             age = time.monotonic() - reason.since
             if not await self._broker.operations.pause(self._service, age):
-                text = "service %s was resumed in the meantime, so it is not paused, although %s"
-                logger.info(text, self._service, one_line(reason), extra=job.log_fields)
+                text = "service %s is not paused: it was resumed after the request began (%s)"
+                logger.info(text, self._service, reason, extra=job.log_fields)
             elif not is_known:
                 logger.error(
                     "service %s is paused, and its messages wait: %s. Once that is mended, run "
                     '"manage.py gateway resume %s"',
                     self._service,
-                    one_line(reason),
+                    reason,
                     self._service,
                     extra=job.log_fields,
                 )
