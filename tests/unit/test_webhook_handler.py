@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.integration.workers import answers, offer
-from tests.receiver import SECRET, Receiver, answer, receiving
+from tests.integration.workers import answers, no_services, offer
+from tests.receiver import SECRET, Receiver, Request, answer, receiving
 from tests.support import until
 from wsgateway.broker.memory import MemoryBroker, reset_shared_store
 from wsgateway.broker.work import Job
@@ -16,10 +17,12 @@ from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
 from wsgateway.protocol.subjects import Inbox
 from wsgateway.services.message import Message
-from wsgateway.services.registry import Service
+from wsgateway.services.registry import Service, get_service
 from wsgateway.services.webhooks import WebhookFailed, WebhookHandler
 from wsgateway.services.worker import Worker
 from wsgateway.webhooks.config import webhook_of
+
+__all__ = ["no_services"]  # a fixture
 
 ANN = Inbox("orders", "ann")
 
@@ -88,3 +91,26 @@ async def test_reply_that_cannot_be_stored_is_stored_later_and_not_asked_for_aga
     assert worker.counts == {"done": 2}
     assert [each.payload for each in await answers(broker)] == [b'{"n": 1}', b'{"n": 2}']
     assert [request.text for request in receiver.requests] == ["tea", "milk"]
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_slow_endpoint_is_not_taken_for_a_handler_that_hangs(
+    broker: MemoryBroker, receiver: Receiver, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a time-out above ACK_WAIT, the log said to give the service a time-out."""
+    settings.WSGATEWAY_ACK_WAIT = 0.2
+    settings.WSGATEWAY_SERVICES = None
+    options = {"url": receiver.url, "secret": SECRET, "allow_private": ["127.0.0.0/8"]}
+    settings.WSGATEWAY_WEBHOOKS = {"orders": options}
+
+    async def reply(request: Request) -> bytes:
+        await asyncio.sleep(0.5)
+        return answer()
+
+    receiver.answers = reply
+    worker = Worker(get_service("orders"), broker)
+    worker.start()
+    await offer(broker, "tea")
+    await until(lambda: worker.counts["done"])
+    await worker.stop(5.0)
+    assert "has been running" not in caplog.text

@@ -183,7 +183,7 @@ class Handling:
             job.attempt = max(job.attempt, history.deliveries)
             return WorkerDied()
         run = Run(partial(self._name, job), job)
-        run.warned = self._service.is_ours  # it waits, but does not hang
+        run.warned = self._service.is_ours  # it ends by itself
         if self._suspect(job, history):
             logger.warning(
                 "%s is handled alone because it was delivered %d times without a recorded result",

@@ -57,8 +57,9 @@ class Service:
         concurrency: Users served at once by one worker.
         timeout: Seconds that a handler may take; None: any.
         has_topics: Whether it gets what clients send to topics, instead of to the service.
-        is_ours: Whether the handler is a part of wsgateway that takes as long as an outage lasts.
-            No message makes it hang, or end its process.
+        is_ours: Whether the handler is a part of wsgateway, such as a bridge or a webhook. It may
+            take as long as an outage lasts, or as a setting says. No message makes it hang, or end
+            its process.
     """
 
     def __init__(
@@ -312,6 +313,7 @@ def _service_of_webhook(name: str, webhook: Webhook) -> Service:
         {Exception: RetryPolicy(**{"attempts": WEBHOOK_ATTEMPTS, **webhook.retry})},
         webhook.concurrency or CONCURRENCY,
         has_topics=name in declared.topics,
+        is_ours=True,
     )
 
 
