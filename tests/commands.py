@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from django.core.management import CommandError, call_command
 
 from tests import LIMITS, SERVICES
-from tests.support import ROOT, site_env
+from tests.support import ROOT, forker, site_env
 
 __all__ = ["ESCAPES", "Ended", "Site", "call", "called", "documented"]
 
@@ -77,15 +77,8 @@ class Site:
         return [sys.executable, "manage.py", *arguments]
 
     def run(self, *arguments: str, stdin: bytes = b"", **env: str) -> Ended:
-        """Run a command in a pipe."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=ROOT,
-            env={**self.env, **env},
-            input=stdin,
-            capture_output=True,
-            timeout=60,
-        )
+        """Run a command as a script does, in a fork; see `tests.forking`."""
+        done = forker().run(["manage.py", *arguments], ROOT, {**self.env, **env}, stdin)
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def show(self, *arguments: str, columns: int = 80, typed: str = "", **env: str) -> Ended:

@@ -7,6 +7,7 @@ It reads orders, one JSON object a line, and prints the id of the process that c
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -85,13 +86,19 @@ class Children:
                 draft.rename(file)
 
 
-def become(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
-    """Run the program *argv* in this process."""
+def become(argv: list[str], cwd: str, env: dict[str, str], files: tuple[str, str, str]) -> None:
+    """Run the program *argv* in this process.
+
+    Args:
+        argv: A script, or ``-m`` and a module, and arguments.
+        cwd: Where it runs.
+        env: Its environment.
+        files: Its standard input, output and error.
+    """
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for source, target in ((nothing, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
+    os.dup2(os.open(files[0], os.O_RDONLY), 0)
+    for number in (1, 2):
+        os.dup2(os.open(files[number], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
@@ -109,6 +116,7 @@ def main() -> None:
         with contextlib.suppress(ModuleNotFoundError):  # not every environment has them all
             import_module(name)
     assert "twisted.internet.reactor" not in sys.modules
+    gc.freeze()  # or each collection in a fork would copy all that was imported
     children = Children()
     signal.signal(signal.SIGCHLD, children.bury)
     for line in sys.stdin:

@@ -94,21 +94,44 @@ class Forker:
             env=env,
         )
 
-    def fork(self, argv: list[str], cwd: Path, env: dict[str, str], log: Path) -> Forked:
-        """Start a program: a script, or ``-m`` and a module, and arguments."""
+    def fork(
+        self,
+        argv: list[str],
+        cwd: Path,
+        env: dict[str, str],
+        log: Path,
+        *,
+        errors: Path | None = None,
+        stdin: Path = Path(os.devnull),
+    ) -> Forked:
+        """Start a program: a script, or ``-m`` and a module, and arguments.
+
+        Args:
+            argv: The arguments of Python.
+            cwd: Where it runs.
+            env: Its environment.
+            log: Gets what it prints.
+            errors: Gets its standard error; None: *log* does.
+            stdin: What it reads.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         status = self._folder / f"{next(self._numbers)}.status"
-        order = {"argv": argv, "cwd": str(cwd), "env": env, "log": str(log), "status": str(status)}
+        files = [str(stdin), str(log), str(errors or log)]
+        order = {"argv": argv, "cwd": str(cwd), "env": env, "files": files, "status": str(status)}
         log.touch()
         print(json.dumps(order), file=self._process.stdin, flush=True)
         return Forked(int(self._process.stdout.readline()), argv, status)
 
-    def run(self, argv: list[str], cwd: Path, env: dict[str, str]) -> str:
-        """Run a program to its end; return what it prints, whether it fails or not."""
-        log = self._folder / f"forked-{next(self._numbers)}.log"
-        self.fork(argv, cwd, env, log).wait(60)
-        return log.read_text()
+    def run(
+        self, argv: list[str], cwd: Path, env: dict[str, str], stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end, within a minute."""
+        stem = f"run-{next(self._numbers)}"
+        given, out, err = [self._folder / f"{stem}.{name}" for name in ("in", "out", "err")]
+        given.write_bytes(stdin)
+        code = self.fork(argv, cwd, env, out, errors=err, stdin=given).wait(60)
+        return subprocess.CompletedProcess(argv, code, out.read_bytes(), err.read_bytes())
 
     def close(self) -> None:
         """End it; what it has started goes on."""

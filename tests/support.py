@@ -131,13 +131,13 @@ def site_env(**values: str) -> dict[str, str]:
 
 
 @cache
-def _forker() -> Forker:
-    """Return what starts servers and workers, for all tests of this process."""
+def forker() -> Forker:
+    """Return what starts servers, workers and commands, for all tests of this process."""
     folder = Path(tempfile.mkdtemp(prefix="wsgateway-forker-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    forker = Forker(Path(sys.executable), folder, site_env(PYTHONPATH=str(ROOT)))
-    atexit.register(forker.close)
-    return forker
+    made = Forker(Path(sys.executable), folder, site_env(PYTHONPATH=str(ROOT)))
+    atexit.register(made.close)
+    return made
 
 
 class Process:
@@ -178,7 +178,7 @@ class Process:
 
     def spawn(self) -> None:
         if self.cwd == ROOT and can_fork(self.command, self.env, site_env()):
-            self.popen = _forker().fork(self.command[1:], self.cwd, self.env, self.log)
+            self.popen = forker().fork(self.command[1:], self.cwd, self.env, self.log)
             return
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(

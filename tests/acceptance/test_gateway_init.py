@@ -77,7 +77,8 @@ def manage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manage]:
     forker = Forker(Path(sys.executable), tmp_path_factory.mktemp("forker"), env)
 
     def manage(project: Path, *arguments: str, script: str = "manage.py") -> str:
-        return forker.run([*script.split(), *arguments], project, env)
+        done = forker.run([*script.split(), *arguments], project, env)
+        return (done.stdout + done.stderr).decode()
 
     yield manage
     forker.close()
