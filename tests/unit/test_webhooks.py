@@ -14,6 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +136,15 @@ def test_wrong_option_is_named_with_what_to_write(options: Any, text: str) -> No
 )
 def test_host_that_may_exist_passes(url: str) -> None:
     assert webhook_flaws({"orders": {"url": url, "secret": SECRET}}) == ""
+
+
+@given(st.text("ab.-_019xX[]:%\\,/?&é", min_size=1, max_size=12))
+def test_url_that_passes_can_be_posted_to(rest: str) -> None:
+    url = f"https://{rest}"
+    if webhook_flaws({"orders": {"url": url, "secret": SECRET}}) == "":
+        parsed = httpx.URL(url)
+        assert parsed.raw_host.decode("idna")
+        assert parsed.copy_with(host="2606:4700::1111").netloc.startswith(b"[2606")
 
 
 def test_options_that_are_right() -> None:
