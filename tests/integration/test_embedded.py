@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -95,6 +96,18 @@ def test_chosen_port_that_is_taken_meanwhile_is_replaced(
         monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
         with EmbeddedServer(tmp_path / "b") as second:
             assert second.port != first.port
+
+
+def test_processes_with_the_same_seed_choose_other_ports() -> None:
+    """pytest-randomly seeds each worker of xdist alike before each test.
+
+    All of them drew the same port, and the last to listen found it taken.
+    """
+    drawn = []
+    for _ in range(2):
+        random.seed(1)
+        drawn.append([embedded.free_port() for _ in range(3)])
+    assert drawn[0] != drawn[1]
 
 
 def test_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import queue
-import random
 import re
 import secrets
 import shutil
@@ -117,7 +116,8 @@ def _version_of(program: str) -> tuple[int, ...] | None:
 def free_port() -> int:
     """Return a port that is free now, below the range that outgoing connections use."""
     for _ in range(100):
-        port = random.randint(FIRST_PORT, LAST_PORT)  # noqa: S311 - no secret
+        # Not `random`: processes that seed it alike, as parallel tests do, would draw the same port
+        port = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT + 1)
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind((HOST, port))
             return port
