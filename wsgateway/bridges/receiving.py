@@ -48,12 +48,18 @@ NEVER = (ServiceUnknown, TypeError, ValueError)
 
 
 class _Item:
-    """A record in hand."""
+    """A record in hand.
 
-    __slots__ = ("is_lost", "record")
+    Args:
+        record: The record.
+        address: Where it belongs; or why nowhere.
+    """
 
-    def __init__(self, record: Record) -> None:
+    __slots__ = ("address", "is_lost", "record")
+
+    def __init__(self, record: Record, address: Address | Unusable) -> None:
         self.record = record
+        self.address = address
         self.is_lost = False  # whether its lane is: another bridge may have it already
 
 
@@ -105,15 +111,17 @@ class Receiving:
             return  # nobody acknowledges it, so it comes again
         place: Address | str
         try:
-            place = address_of(record, self._services)
-        except Unusable:
+            place = address = address_of(record, self._services)
+            item = _Item(record, address)
+        except Unusable as exc:
             place = record.lane  # set aside one after the other
+            item = _Item(record, exc)
         self._counted.receiving += 1
         queue = self._queues.get(place)
         if queue is not None:
-            queue.append(_Item(record))
+            queue.append(item)
             return
-        self._queues[place] = deque([_Item(record)])
+        self._queues[place] = deque([item])
         start(self._work(place), "wsgateway-bridge-key", tasks=self._tasks)
 
     def _on_lost(self, lane: str) -> None:
@@ -150,9 +158,10 @@ class Receiving:
 
         That is only when its lane is lost, or the bridge ends.
         """
+        if isinstance(item.address, Unusable):
+            return await self._set_aside(item, str(item.address))
         try:
-            address = address_of(item.record, self._services)
-            is_stored = await self._publish(item, address)
+            is_stored = await self._publish(item, item.address)
         except BrokerClosed:
             return False
         except NEVER as exc:

@@ -33,6 +33,21 @@ __all__ = [
 ]
 
 
+OURS = frozenset(
+    name.lower()
+    for name in (
+        FRAME_HEADER,
+        SERVICE_HEADER,
+        USER_HEADER,
+        SENDER_HEADER,
+        ID_HEADER,
+        OFFSET_HEADER,
+        ATTEMPT_HEADER,
+    )
+)
+"""Headers that say what the bridge knows, whatever a message's own say; in lower case."""
+
+
 class Sending:
     """The handler of all services of one bridge.
 
@@ -111,20 +126,18 @@ class Sending:
 
 def headers_of(message: Message) -> dict[str, str]:
     """Return the headers that a service reads: those of the message, and what its subject says."""
-    own = {
-        FRAME_HEADER: message.frame.kind,
-        SERVICE_HEADER: message.service,
-        USER_HEADER: message.user_name,
-        SENDER_HEADER: write_sender(message.sender),
-        ID_HEADER: message.id,
-        OFFSET_HEADER: str(message.offset),
-        ATTEMPT_HEADER: str(message.deliveries),
-        **context_headers(),
-    }
-    known = {name.lower() for name in own}
-    others = {
+    traced = context_headers()
+    ours = OURS.union(map(str.lower, traced)) if traced else OURS
+    headers = {
         name: value
         for name, value in message.headers.items()
-        if name.lower() not in known and not name.lower().startswith("nats-")
+        if (lower := name.lower()) not in ours and not lower.startswith("nats-")
     }
-    return others | own
+    headers[FRAME_HEADER] = message.frame.kind
+    headers[SERVICE_HEADER] = message.service
+    headers[USER_HEADER] = message.user_name
+    headers[SENDER_HEADER] = write_sender(message.sender)
+    headers[ID_HEADER] = message.id
+    headers[OFFSET_HEADER] = str(message.offset)
+    headers[ATTEMPT_HEADER] = str(message.deliveries)
+    return headers | traced
