@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: one is made again whenever it is lost, and errors say what to do."""
+"""Connections to RabbitMQ: a lost one is replaced, and errors say what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NO_VHOST = "['Connection.OpenOk'], got <Connection.Close "
 
 
 class Link:
-    """A connection that is made again whenever it is lost, for as long as this is open.
+    """A connection that is replaced whenever it is lost, for as long as this is open.
 
     aio-pika's robust connections also do so. They restore channels and consumers behind the
     application's back, while publications fail one by one and deliveries of the old channel are

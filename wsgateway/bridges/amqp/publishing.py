@@ -20,6 +20,9 @@ __all__ = ["Publisher"]
 CONFIRM_TIMEOUT = 10.0
 """Seconds that a caller waits for a connection and RabbitMQ's confirmation."""
 
+CHANNEL_PAUSE = 0.05
+"""Seconds between a channel that RabbitMQ has closed and the next one."""
+
 _TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 
 
@@ -41,6 +44,15 @@ class Publisher:
         self._max_size: int | None = None  # bytes, once RabbitMQ has refused a larger message
 
     async def _use(self, connection: AbstractConnection) -> None:
+        while True:
+            try:
+                return await self._use_channel(connection)
+            except amqp.AMQPChannelError:
+                # For what was published, such as to a missing exchange. That is explained to the
+                # caller; the connection is as good as before.
+                await asyncio.sleep(CHANNEL_PAUSE)
+
+    async def _use_channel(self, connection: AbstractConnection) -> None:
         channel = connection.channel(publisher_confirms=True, on_return_raises=True)
         await channel.initialize()
         under = await channel.get_underlay_channel()
@@ -104,10 +116,12 @@ class Publisher:
         while True:
             await self.link.wait()
             connection, channel = self._connection, self._channel
-            if connection is not None and connection.transport is not None:
-                await connection.transport.ready()
-                if channel is not None and channel is self._channel:
-                    return channel
+            if channel is None or connection is None or connection.transport is None:
+                await asyncio.sleep(CHANNEL_PAUSE)
+                continue
+            await connection.transport.ready()
+            if channel is self._channel:
+                return channel
 
     async def _publish(
         self,
@@ -119,7 +133,11 @@ class Publisher:
     ) -> None:
         try:
             await channel.basic_publish(
-                payload, exchange=exchange, routing_key=key, properties=properties, mandatory=True
+                payload,
+                exchange=exchange,
+                routing_key=key,
+                properties=properties,
+                mandatory=True,
             )
         except amqp.PublishError:
             raise BusMisconfigured(
