@@ -1,7 +1,7 @@
 """Reads messages that aio-pika cannot decode: one of them would end each connection, for ever.
 
 AMQP says that names are UTF-8, and RabbitMQ does not check. A routing key in another encoding, or a
-timestamp in nanoseconds, which is no year that Python knows, makes aio-pika give up the connection.
+timestamp in nanoseconds, a year that Python does not know, makes aio-pika give up the connection.
 RabbitMQ then delivers the same message on the next one.
 """
 

@@ -198,7 +198,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         lane = self._lanes.get(partition)
         if lane is None or (lane.next is not None and records[0].offset < lane.next):
             if lane is not None:
-                self._lose_lane(lane)  # the topic was made again, and counts from 0
+                self._lose_lane(lane)  # the topic was recreated, and counts from 0
             lane = self._lanes[partition] = Lane(f"{partition.topic}/{partition.partition}")
         source = self._sources[partition.topic]
         for raw in records:
@@ -220,7 +220,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
             logger.error(
                 "bridge %s: offset %d of %s, partition %d, is gone; going on with the oldest "
                 "record, at %d. Kafka removed records before they were read, or the topic was "
-                "made again; check its retention.ms",
+                "recreated; check its retention.ms",
                 self._access.bridge.name,
                 offset,
                 partition.topic,

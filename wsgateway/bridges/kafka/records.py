@@ -34,7 +34,7 @@ def read_record(raw: Any, source: Source, cluster: str, lane: str, receipt: obje
         service=source.service,
         payload=raw.value or b"",
         headers=_headers(raw.headers),
-        # A topic that is made again counts from 0 again, at another time
+        # A recreated topic counts from 0 again, at another time
         id=f"{cluster}/{topic}/{partition}/{offset}/{raw.timestamp}",
         lane=lane,
         place=f"{topic}, partition {partition}, offset {offset}",
