@@ -42,7 +42,7 @@ def test_every_step_of_a_walk_names_code(section: str) -> None:
 
 
 def test_the_walks_are_there() -> None:
-    assert len(SECTIONS) == 9
+    assert len(SECTIONS) == 10
 
 
 def test_table_of_folders_has_them_all() -> None:
