@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.test import AsyncClient
 
 from tests.contract.conftest import Brokers
-from tests.contract.test_topic_sessions import Client
+from tests.contract.topic_sessions.client import Client
 from tests.integration.backends import ROOT, Caller
 from tests.support import until
 from wsgateway import declared, topic

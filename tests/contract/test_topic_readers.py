@@ -13,7 +13,7 @@ import pytest
 
 import wsgateway
 from tests.commands import call, documented
-from tests.contract.test_topic_sessions import Client
+from tests.contract.topic_sessions.client import Client
 from tests.support import until
 from wsgateway import declared, topics
 from wsgateway.broker import runtime

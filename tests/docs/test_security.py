@@ -9,7 +9,7 @@ import pytest
 from tests.support import ROOT
 
 HEADER = "| threat | what wsgateway does | what you must do | tests |"
-NAME = r"`(tests/\w+/\w+\.py)::(\w+)`"
+NAME = r"`(tests/[\w/]+\.py)::(\w+)`"
 
 
 def threats() -> list[list[str]]:

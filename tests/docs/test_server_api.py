@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from tests.contract.test_topic_sessions import Client
+from tests.contract.topic_sessions.client import Client
 from tests.docs import server_api
 from tests.integration.backends import api_memory
 from tests.pages import BLOCK, DocumentPage

@@ -17,7 +17,7 @@ from django.template import Context, Template
 from django.test import RequestFactory
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.contract.test_topic_sessions import Client
+from tests.contract.topic_sessions.client import Client
 from tests.pages import DocumentPage
 from tests.support import until
 from tests.unit.clients import client_of
