@@ -46,7 +46,7 @@ async def test_users_behind_a_message_that_is_tried_again_keep_nobody_out(broker
         for user in users:
             await offer(broker, f"behind {user}", user=user)
         await offer(broker, "free", user="free")
-        await until(lambda: handled.texts == ["free"], 2.0)
+        await until(lambda: handled.texts == ["free"])
 
 
 async def test_backlog_too_large_to_keep_goes_back_to_the_queue(
@@ -99,7 +99,7 @@ async def test_users_whose_dead_letters_cannot_be_stored_keep_nobody_out(
         for number in range(worker_module.IN_HAND + 2):
             await offer(broker, "bad", user=f"user-{number}")
         await offer(broker, "good", user="free")
-        await until(lambda: texts, 5.0)
+        await until(lambda: texts)
         is_full = False
         await until(lambda: worker.counts["dead-lettered"] == worker_module.IN_HAND + 2)
         await until(lambda: worker.in_hand == 0)
