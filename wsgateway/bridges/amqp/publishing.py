@@ -63,7 +63,7 @@ class Publisher:
         finally:
             self._connection = self._channel = None
             for _, task in self._pending.values():
-                task.cancel()  # some would wait for the lost channel for ever
+                task.cancel()  # some would wait for the lost channel forever
 
     async def publish(
         self, exchange: str, key: str, payload: bytes, properties: Basic.Properties

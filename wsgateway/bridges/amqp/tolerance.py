@@ -1,8 +1,8 @@
-"""Reads messages that aio-pika cannot decode: one of them would end each connection, for ever.
+"""Reads messages that aio-pika cannot decode. One of them would end every connection, forever.
 
-AMQP says that names are UTF-8, and RabbitMQ does not check. A routing key in another encoding, or a
-timestamp in nanoseconds, a year that Python does not know, makes aio-pika give up the connection.
-RabbitMQ then delivers the same message on the next one.
+AMQP says that names are UTF-8, and RabbitMQ does not check. A routing key in another encoding makes
+aio-pika give up the connection, and so does a timestamp in nanoseconds, because Python has no such
+year. RabbitMQ then delivers the same message on the next connection.
 """
 
 from __future__ import annotations
