@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import django
+from django.test import override_settings
 
 from benchmarks import bridges_peers as peers
 from benchmarks.bridges_peers import PEERS, SERVICE, Peer, each_in_turn, user
@@ -276,5 +277,8 @@ def main(argv: list[str]) -> int:
                 bench = Bench(folder, server.url, options.messages)
                 os.environ.update(bench.environment(peer))
                 django.setup()
-                asyncio.run(measure(bench, peer, options.ways))
+                # The environment was read for the first bus
+                mine = {"NATS_BROKER_URL": server.url, "WSGATEWAY_PREFIX": peer.prefix}
+                with override_settings(**mine):
+                    asyncio.run(measure(bench, peer, options.ways))
     return 0
