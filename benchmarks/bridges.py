@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import django
 from django.test import override_settings
@@ -28,6 +28,7 @@ from django.test import override_settings
 from benchmarks import bridges_peers as peers
 from benchmarks.bridges_peers import PEERS, SERVICE, Peer, each_in_turn, user
 from benchmarks.load import payload, percentile, stamp
+from benchmarks.metrics import cpu_seconds
 from tests.support import ROOT, Process, site_env, wait_for
 from wsgateway.broker.embedded import EmbeddedServer
 
@@ -89,28 +90,42 @@ class Bench:
             process.stop(30)
 
 
-async def timed(work: Coroutine[Any, Any, None], count: int) -> float:
-    """Do it; return messages a second."""
-    begin = time.perf_counter()
+class Speed(NamedTuple):
+    """How fast messages went."""
+
+    rate: float
+    """A second."""
+    cost: float
+    """Milliseconds of the processor for each."""
+
+    def __str__(self) -> str:
+        return f"{self.rate:,.0f}/s, {self.cost:.3f} ms of CPU"
+
+
+async def timed(work: Coroutine[Any, Any, None], count: int) -> Speed:
+    """Do it in this process; return how fast it was."""
+    begin, used = time.perf_counter(), time.process_time()
     await work
-    return count / (time.perf_counter() - begin)
+    took, used = time.perf_counter() - begin, time.process_time() - used
+    return Speed(count / took, used / count * 1000)
 
 
-async def rate(count: int, arrived: Callable[[], Awaitable[int]]) -> float:
-    """Return messages a second between the first tenth and the last of those that arrive."""
+async def speed(count: int, arrived: Callable[[], Awaitable[int]], bridge: Process) -> Speed:
+    """Return how fast messages arrive, between the first tenth of them and the last."""
     before = await arrived()
-    marks: list[tuple[float, int]] = []
+    marks: list[tuple[float, int, float]] = []
     deadline = time.monotonic() + PATIENCE
     while not marks or marks[-1][1] < count:
         if time.monotonic() > deadline:
             raise SystemExit(f"only {marks[-1][1]} of {count} messages arrived")
         await asyncio.sleep(0.02)
-        marks.append((time.perf_counter(), await arrived() - before))
+        marks.append((time.perf_counter(), await arrived() - before, cpu_seconds(bridge.pid)))
     first = next(mark for mark in marks if mark[1] >= count // 10)
     last = next(mark for mark in marks if mark[1] >= count * 9 // 10)
-    if last[0] == first[0]:
-        return float("nan")  # too few messages to say
-    return (last[1] - first[1]) / (last[0] - first[0])
+    if last[1] == first[1]:
+        return Speed(float("nan"), float("nan"))  # too few messages to say
+    messages = last[1] - first[1]
+    return Speed(messages / (last[0] - first[0]), (last[2] - first[2]) / messages * 1000)
 
 
 async def paced(count: int, send: Callable[[int], Awaitable[object]]) -> None:
@@ -176,11 +191,9 @@ async def send_way(bench: Bench, peer: Peer) -> None:
         with bench.bridge(peer):
             pass  # so that the service's stream is there
         await each_in_turn(bench.count, lambda n: offer(broker, n, payload(n), run))
-        measuring = asyncio.create_task(rate(bench.count, peer.arrived))
-        await asyncio.sleep(0)
         process = bench.command(peer, "runbridge", "--noreload")
         try:
-            ours = await measuring
+            ours = await speed(bench.count, peer.arrived, process)
             latency = Latency()
             async with peer.listen(latency):
                 count = min(bench.count, 1000)
@@ -207,11 +220,9 @@ async def receive_way(bench: Bench, peer: Peer) -> None:
         return int((await stream.stream_info(f"{peer.prefix.upper()}_RECV")).state.messages)
 
     async with opened_broker():
-        measuring = asyncio.create_task(rate(bench.count, stored))
-        await asyncio.sleep(0)
         process = bench.command(peer, "runbridge", "--noreload")
         try:
-            ours = await measuring
+            ours = await speed(bench.count, stored, process)
             latency = Latency()
 
             async def on_message(message: Any) -> None:
@@ -230,11 +241,12 @@ async def receive_way(bench: Bench, peer: Peer) -> None:
     report(peer, "service to client", ours, bus, published, latency)
 
 
-def report(peer: Peer, way: str, ours: float, bus: float, stream: float, latency: Latency) -> None:
-    both = 1 / (1 / bus + 1 / stream)
+def report(peer: Peer, way: str, ours: Speed, bus: Speed, stream: Speed, latency: Latency) -> None:
+    """Print a line for people."""
+    both = 1 / (1 / bus.rate + 1 / stream.rate)
     print(
-        f"{peer.name:6} {way:18} bridge {ours:7,.0f}/s = {ours / both:.2f} of {both:,.0f}/s "
-        f"(client alone {bus:,.0f}/s, JetStream alone {stream:,.0f}/s); {latency}",
+        f"{peer.name}, {way}: bridge {ours}; {ours.rate / both:.2f} of both clients one after the "
+        f"other, {both:,.0f}/s (bus {bus}; JetStream {stream}); {latency}",
         flush=True,
     )
 
