@@ -7,6 +7,8 @@ import pkgutil
 import sys
 from pathlib import Path
 
+from tests.support import Process
+
 
 def available() -> dict[str, str]:
     """Return each benchmark's name and first line: modules that have a ``main``."""
@@ -27,6 +29,7 @@ def run(argv: list[str]) -> int:
         for name, line in names.items():
             print(f"  {name:10} {line}")
         return 2 if argv else 0
+    Process.forks = False
     module = importlib.import_module(f"benchmarks.{argv[0]}")
     return int(module.main(argv[1:]) or 0)
 

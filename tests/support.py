@@ -163,6 +163,9 @@ class Process:
         self.cwd = cwd
         self.popen: subprocess.Popen[bytes] | Forked | None = None
 
+    forks = True
+    """Whether that may be a fork. Benchmarks say no: they measure what users run."""
+
     @property
     def pid(self) -> int:
         assert self.popen is not None
@@ -177,7 +180,7 @@ class Process:
         return self.popen is not None and self.popen.poll() is None
 
     def spawn(self) -> None:
-        if self.cwd == ROOT and can_fork(self.command, self.env, site_env()):
+        if self.forks and self.cwd == ROOT and can_fork(self.command, self.env, site_env()):
             self.popen = forker().fork(self.command[1:], self.cwd, self.env, self.log)
             return
         with self.log.open("ab") as log:
