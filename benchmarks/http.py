@@ -123,7 +123,7 @@ async def publish(bench: Bench, name: str, transport: str) -> None:
     crowd = Crowd(TRANSPORTS[transport], readers, ours=name != "pushpin")
     loads: dict[str, Row] = {
         "topic": {"to": "topic", "count": bench.scaled(100), "batch": 10},
-        "user": {"to": "user", "count": bench.scaled(3000), "lanes": 16},
+        "user": {"to": "user", "count": bench.scaled(2000), "lanes": 16},
         "users at once": {"to": "user", "count": bench.scaled(20_000), "batch": 100},
     }
     system.start()

@@ -19,6 +19,5 @@ WSGATEWAY_WEBHOOKS = {
         "url": os.environ["BENCH_BACKEND"],
         "secret": "whsec_YmVuY2htYXJrYmVuY2htYXJrYmVuY2htYXJr",
         "allow_private": ["127.0.0.0/8"],
-        "concurrency": 100,
     }
 }
