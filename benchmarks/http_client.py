@@ -20,7 +20,9 @@ __all__ = ["Crowd", "EventReader", "Reader", "SocketReader"]
 ACK_EVERY = 16
 ACK_INTERVAL = 0.2
 PATIENCE = 60.0
-"""Seconds that an attempt to connect may take."""
+"""Seconds that the first attempt to connect may take."""
+RETRY_PATIENCE = 10.0
+"""The same of each attempt to come back: a request that meets a start may never be answered."""
 COMES_BACK = (0.5, 1.5)
 """Seconds after which a reader that was cut tries again, and again."""
 SAMPLE = 16
@@ -44,11 +46,11 @@ class Reader:
         self.ready: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
 
-    async def connect(self) -> None:
+    async def connect(self, patience: float = PATIENCE) -> None:
         """Open a connection, and wait until it gets what is published."""
         loop = asyncio.get_running_loop()
         self.ready = loop.create_future()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             made = await loop.create_connection(self._protocol, "127.0.0.1", self.crowd.port)
             self._transport = made[0]
             await self.ready
@@ -122,7 +124,7 @@ class Crowd:
         while True:
             await asyncio.sleep(random.uniform(*COMES_BACK))
             try:
-                await reader.connect()
+                await reader.connect(RETRY_PATIENCE)
             except (OSError, TimeoutError):
                 reader.close()
             else:
