@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from string import Template
@@ -216,6 +218,15 @@ class Pushpin:
         self.revive()
         wait_for(lambda: all(map(listening, self._ports)), 30, "pushpin listens")
         wait_for(lambda: len(self.pids()) == 5, 10, "all of Pushpin's processes run")
+        wait_for(self._answers, 30, "pushpin answers")  # some time after it listens
+
+    def _answers(self) -> bool:
+        address = ("127.0.0.1", self.port)
+        with contextlib.suppress(OSError), socket.create_connection(address, 1) as probe:
+            probe.settimeout(1)
+            probe.sendall(b"GET /sse/probe/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            return b" 200 " in probe.recv(100)
+        return False
 
     def revive(self) -> None:
         """Start all of it again."""
