@@ -236,11 +236,17 @@ class AmqpPeer(Peer):
         self._recv = await channel.get_exchange(self.names.recv)
         self._queue = await channel.declare_queue(self._queue_name, durable=True)
         await self._queue.bind(self._send, f"{SERVICE}.#")
-        floor = await channel.declare_queue(f"{self.prefix}-floor", durable=True)
+        floor = await self._floor(channel)
         await floor.bind(self._recv, "#")
 
     async def close(self) -> None:
         await self._connection.close()
+
+    async def _floor(self, channel: Any) -> Any:
+        """Return the queue for the client alone, of the kind that a bridge reads."""
+        return await channel.declare_queue(
+            f"{self.prefix}-floor", durable=True, arguments={"x-queue-type": "quorum"}
+        )
 
     async def send(self, key: str, payload: bytes) -> None:
         message = self._pika.Message(
@@ -259,7 +265,7 @@ class AmqpPeer(Peer):
     async def consume(self, count: int) -> None:
         channel = await self._connection.channel()
         await channel.set_qos(prefetch_count=AHEAD)
-        queue = await channel.declare_queue(f"{self.prefix}-floor", durable=True)
+        queue = await self._floor(channel)
         done = asyncio.Event()
         acked = 0
 

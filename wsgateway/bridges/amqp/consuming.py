@@ -113,7 +113,9 @@ class Consumer:
     ) -> None:
         self._lanes = lanes
         self._on_record, self._on_lost = on_record, on_lost
-        # RabbitMQ counts for each queue, and one bridge may read all of them.
+        # RabbitMQ counts for each queue, and one bridge may read all of them. The next reader must
+        # not take fewer: if it dies before it had all that the one before returned, a quorum queue
+        # puts its part behind the rest. Source: rabbitmq-server#6804.
         self._prefetch = max(1, min(65535, room // len(lanes)))
         self.link = Link(bridge, "consuming", self._use)
 
