@@ -31,6 +31,7 @@ FIELDS: Mapping[str, str] = {
     "stream": "The JetStream stream.",
     "channel": "The channel of the channel layer.",
     "group": "The group of the channel layer.",
+    "bridge": "The name of the [bridge](bridges.md).",
     "outbox_id": "The primary key of the outbox row.",
 }
 """Every field that a log line of the package may have. None is an attribute of `LogRecord`."""

@@ -261,7 +261,7 @@ async def test_removed_records_are_told_and_skipped(
         again = Taken(bus)
         await again.wait(1)
         assert again.payloads == [b"3"]
-    assert f"offset 1 of {prefix}.recv, partition {partition}, is gone" in caplog.text
+    assert f"of {prefix}.recv, partition {partition}, because offset 1 is gone" in caplog.text
 
 
 async def test_record_set_aside_keeps_what_it_was(bus: KafkaBus, service: Service) -> None:

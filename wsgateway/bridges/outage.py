@@ -28,7 +28,7 @@ class Outage:
 
     def __init__(self, text: str, bridge: str) -> None:
         self._text = text
-        self._extra = {"bridge": bridge}
+        self._log_fields = {"bridge": bridge}
         self._logged_at: float | None = None  # on the monotonic clock
         self._logged = ""
 
@@ -40,7 +40,7 @@ class Outage:
         self._logged_at = now
         is_wrong = isinstance(error, (BusMisconfigured, BrokerMisconfigured))
         level = logging.ERROR if is_wrong else logging.WARNING
-        logger.log(level, "%s: %s", self._text, reason, extra=self._extra)
+        logger.log(level, "%s: %s", self._text, reason, extra=self._log_fields)
 
     async def wait(self, attempt: int, error: Exception, ended: asyncio.Event) -> None:
         """Log *error*, and pause before the next attempt.

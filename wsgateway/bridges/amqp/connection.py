@@ -87,7 +87,8 @@ class Link:
     def established(self) -> None:
         """Record that the connection can be used."""
         if self.error is not None:
-            logger.info("bridge %s: %s again", self._bridge.name, self._bridge.where)
+            name = self._bridge.name
+            logger.info("bridge %s: %s again", name, self._bridge.where, extra={"bridge": name})
         self._tell(is_up=True, error=None)
 
     async def wait(self, *, for_ever: bool = False) -> None:
@@ -132,7 +133,9 @@ class Link:
                 error = BusUnavailable(f"RabbitMQ at {server} has closed the connection")
             # Once for each outage, however many attempts it takes
             level = logging.DEBUG if str(error) == str(self.error) else logging.WARNING
-            logger.log(level, "bridge %s: %s (%s)", self._bridge.name, error, self._purpose)
+            name, reason = self._bridge.name, reason_of(error)
+            text = "bridge %s: %s (%s)"
+            logger.log(level, text, name, reason, self._purpose, extra={"bridge": name})
             self._tell(is_up=False, error=error)
             attempt = 0 if time.monotonic() > begun + STEADY else attempt + 1
             await asyncio.sleep(PAUSES.delay(attempt))

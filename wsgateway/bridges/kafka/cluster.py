@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import errors
 from aiokafka.protocol.metadata import MetadataRequest
 
-from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable
+from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class Cluster:
 
     def _learn(self, metadata: Any) -> None:
         if not self.is_connected:
-            logger.info("connected to %s", self._access.bridge.where)
+            bridge = self._access.bridge
+            logger.info("connected to %s", bridge.where, extra={"bridge": bridge.name})
         self.is_connected = True
         self.id = metadata.cluster_id or ""
         found = {topic[1]: (topic[0], len(topic[3])) for topic in metadata.topics}
@@ -118,7 +119,8 @@ class Cluster:
             exc = BusUnavailable(f"lost the connection to {where}: {type(exc).__name__}")
         if self.is_connected or str(exc) != str(self._flaw):
             level = logging.ERROR if isinstance(exc, BusMisconfigured) else logging.WARNING
-            logger.log(level, "bridge %s: %s", self._access.bridge.name, exc)
+            name, reason = self._access.bridge.name, reason_of(exc)
+            logger.log(level, "bridge %s: %s", name, reason, extra={"bridge": name})
         self.is_connected = False
         self._flaw = exc
         self._tell()

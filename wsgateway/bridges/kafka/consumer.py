@@ -103,7 +103,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 TimeoutError,
             ) as exc:
                 error = exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
-                logger.warning("bridge %s: %s", self._access.bridge.name, error)
+                name, reason = self._access.bridge.name, reason_of(error)
+                logger.warning("bridge %s: %s", name, reason, extra={"bridge": name})
                 await asyncio.sleep(PAUSES.delay(attempt))
                 attempt += 1
 
@@ -218,14 +219,15 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, offset in exc.args[0].items():
             oldest = (await consumer.beginning_offsets([partition]))[partition]
             logger.error(
-                "bridge %s: offset %d of %s, partition %d, is gone; going on with the oldest "
-                "record, at %d. Kafka removed records before they were read, or the topic was "
-                "recreated; check its retention.ms",
+                "bridge %s goes on at offset %d of %s, partition %d, because offset %d is gone. "
+                "Kafka removed records before they were read, or the topic was recreated. Check "
+                "its retention.ms",
                 self._access.bridge.name,
-                offset,
+                oldest,
                 partition.topic,
                 partition.partition,
-                oldest,
+                offset,
+                extra={"bridge": self._access.bridge.name},
             )
             await consumer.seek_to_beginning(partition)
 
@@ -255,10 +257,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 async with asyncio.timeout(COMMIT_TIMEOUT):
                     await self._commit(consumer)
             except errors.CommitFailedError:
-                logger.info("bridge %s: its partitions moved", self._access.bridge.name)
+                name = self._access.bridge.name
+                logger.info("bridge %s: its partitions moved", name, extra={"bridge": name})
             except (errors.KafkaError, TimeoutError) as exc:
                 name, reason = self._access.bridge.name, reason_of(exc)
-                logger.warning("bridge %s cannot commit: %s", name, reason)
+                text = "bridge %s cannot commit: %s"
+                logger.warning(text, name, reason, extra={"bridge": name})
 
     async def _commit(self, consumer: Any) -> None:
         """Commit the position of each partition that has moved."""
@@ -290,14 +294,15 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._commit(self._consumer)
         except (errors.KafkaError, TimeoutError) as exc:
             name, reason = self._access.bridge.name, reason_of(exc)
-            logger.warning("bridge %s could not commit before a rebalance: %s", name, reason)
+            text = "bridge %s could not commit before a rebalance: %s"
+            logger.warning(text, name, reason, extra={"bridge": name})
         self._lose()
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         """Log which partitions this bridge has now. aiokafka calls it."""
-        logger.info(
-            "bridge %s reads %d of its group's partitions", self._access.bridge.name, len(assigned)
-        )
+        name = self._access.bridge.name
+        text = "bridge %s reads %d of its group's partitions"
+        logger.info(text, name, len(assigned), extra={"bridge": name})
 
     def _lose(self) -> None:
         """Forget everything in hand: others have it, or it comes again."""
