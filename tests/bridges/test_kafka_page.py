@@ -1,0 +1,123 @@
+"""What docs/how-to/bridges.md says about Kafka works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.bridges.kafka_server import PASSWORD, STRANGER, KafkaServer, java
+from tests.bridges.kafka_service import Service, Taken, bridge_to, opened, service_on
+from tests.pages import DocumentPage
+from tests.support import Process
+from wsgateway.bridges.kafka import KafkaBus
+
+PAGE = DocumentPage("how-to/bridges.md")
+
+
+@pytest.fixture
+async def bus(kafka: KafkaServer) -> AsyncIterator[KafkaBus]:
+    """The bus of a bridge with the names of the page."""
+    async with opened(bridge_to(kafka, prefix="ws")) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def service(kafka: KafkaServer, bus: KafkaBus) -> AsyncIterator[Service]:
+    async with service_on(kafka, "ws") as service:
+        yield service
+
+
+async def test_service_with_aiokafka_answers(
+    kafka: KafkaServer, bus: KafkaBus, tmp_path: Path
+) -> None:
+    script = tmp_path / "service.py"
+    script.write_text(PAGE.code("from aiokafka import"))
+    env = {**os.environ, "KAFKA_SERVERS": kafka.address()}
+    running = Process([sys.executable, str(script)], tmp_path / "log", env)
+    running.spawn()
+    try:
+        taken = Taken(bus)
+        headers = {"Ws-Id": "7", "Ws-Sender": "orders.page=2Eann", "Ws-Request": "r1"}
+        await bus.produce("orders", "page=2Eann", b"hello", headers)
+        (answer,) = await taken.wait(1)
+        assert (answer.key, answer.payload) == ("orders.page=2Eann", b"Got it: hello")
+        assert answer.headers == {"Nats-Msg-Id": "answer-7", "Ws-Reply-To": "r1"}
+    finally:
+        running.kill()
+
+
+def shell(command: str, kafka: KafkaServer, timeout: float = 20.0) -> str:
+    """Run a command of the page; return what it printed, until it ended or was stopped."""
+    command = command.replace("localhost:9092", kafka.address())
+    try:
+        done = subprocess.run(
+            command, shell=True, capture_output=True, text=True, timeout=timeout, check=True
+        )
+    except subprocess.TimeoutExpired as exc:
+        return (exc.stdout or b"").decode()
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
+async def test_commands_with_kcat_do_what_the_page_says(
+    kafka: KafkaServer, bus: KafkaBus, service: Service
+) -> None:
+    taken = Taken(bus)
+    await asyncio.to_thread(shell, PAGE.code("-P -k orders.ann", "sh"), kafka)
+    while taken.records[-1:] == [] or taken.records[-1].key != "orders.ann":
+        await taken.wait(len(taken.records) + 1)
+    record = taken.records[-1]
+    assert record.payload == b"Your order has shipped"
+    await bus.set_aside(record, "a reason")
+    assert "Ws-Dead-Reason=a reason" in await asyncio.to_thread(
+        shell, PAGE.code("ws.dead -C", "sh"), kafka
+    )
+    await bus.produce("orders", "kate", b"to the service", {})
+    watching = PAGE.code("ws.send.orders -C", "sh").replace("kcat ", "kcat -e ")
+    assert "kate: to the service\n" in await asyncio.to_thread(shell, watching, kafka)
+
+
+@pytest.mark.long
+async def test_rights_of_the_page_are_enough(kafka: KafkaServer, prefix: str) -> None:
+    await KafkaBus(bridge_to(kafka, prefix=prefix)).set_up()
+    rows = re.findall(r"^\| [^|]*topic[^|]* \| (`ws\.[^|]*) \| ([a-z, ]+) \|$", PAGE.text, re.M)
+    rows += [
+        ("group", each) for each in re.findall(r"group \| `ws\.\S+` \| ([a-z, ]+) \|", PAGE.text)
+    ]
+    assert len(rows) == 5
+    for names, rights in rows:
+        topics = [name.replace("ws.", f"{prefix}.", 1) for name in re.findall(r"`(.*?)`", names)]
+        kinds = [f"--topic={name}" for name in topics] or [f"--group={prefix}.bridge"]
+        operations = [f"--operation={each.title()}" for each in rights.split(", ")]
+        command = java(
+            "org.apache.kafka.tools.AclCommand",
+            f"--bootstrap-server={kafka.address()}",
+            "--add",
+            f"--allow-principal=User:{STRANGER}",
+            *kinds,
+            *operations,
+        )
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    bridge = bridge_to(
+        kafka, prefix=prefix, listener="SASL_PLAINTEXT", username=STRANGER, password=PASSWORD
+    )
+    bus = KafkaBus(bridge)
+    await bus.open()
+    try:
+        async with service_on(kafka, prefix) as service:
+            await bus.ready()
+            taken = Taken(bus)
+            await bus.produce("orders", "ann", b"1", {})
+            await service.produce("orders.ann", b"2")
+            await bus.set_aside((await taken.wait(1))[0], "why")
+            assert len(await service.read("dead", 1)) == 1
+    finally:
+        await bus.close()
