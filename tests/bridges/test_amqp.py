@@ -301,6 +301,18 @@ async def test_a_record_is_set_aside_with_its_reason(rabbit: RabbitServer) -> No
         await until(lambda: rabbit.waiting(f"{bridge.group}.inbox.0") == 0)
 
 
+async def test_what_rabbitmq_removes_by_itself_is_set_aside(rabbit: RabbitServer) -> None:
+    """By a time to live, for example, which a policy or the service itself may set."""
+    bridge = amqp_bridge(rabbit)
+    await AmqpBus(bridge).set_up()
+    async with service_side(rabbit, bridge) as service:
+        await service.produce("orders.ann", ["1"], expiration=0.001)
+        await until(lambda: rabbit.waiting(f"{bridge.prefix}.dead") == 1)
+        dead = await service.dead()
+        assert (dead.body, dead.routing_key) == (b"1", "orders.ann")
+        assert "'reason': 'expired'" in str(dead.headers["x-death"])
+
+
 UNDECODABLE: dict[str, tuple[str, dict[str, Any], bytes, bytes]] = {
     "routing key": ("orders.ZZ", {}, b"ZZ", b"\xff\xfe"),
     "message id": ("orders.ann", {"message_id": "ZZ"}, b"ZZ", b"\xff\xfe"),
@@ -469,6 +481,20 @@ async def test_a_server_that_is_away_costs_no_caller_more_than_its_patience(
                 await attempt
         assert not bus.connected
     assert time.monotonic() - begun < 3
+
+
+async def test_closing_ends_a_wait_for_a_server_that_is_away(
+    free_port: int, rabbit: RabbitServer
+) -> None:
+    bridge = amqp_bridge(rabbit, url=f"amqp://127.0.0.1:{free_port}")
+    async with bus_on(bridge, set_up=False) as bus:
+        waiting = asyncio.create_task(bus.ready())
+        with pytest.raises(BusUnavailable, match="no connection"):
+            await bus.produce("orders", "ann", b"", {})
+        assert not waiting.done()
+        await bus.close()
+        with pytest.raises(BusUnavailable, match="closing"):
+            await waiting
 
 
 async def test_another_server_of_the_cluster_is_tried(free_port: int, rabbit: RabbitServer) -> None:

@@ -98,12 +98,13 @@ class Link:
             for_ever: Whether to go on waiting while RabbitMQ cannot be reached.
 
         Raises:
-            BusUnavailable: RabbitMQ cannot be reached.
+            BusUnavailable: RabbitMQ cannot be reached, or this is closed.
             BusMisconfigured: RabbitMQ refuses the bridge.
         """
         while not self.is_up:
             error = self.error
-            if error is not None and not (for_ever and isinstance(error, BusUnavailable)):
+            may_end = for_ever and self._task is not None and isinstance(error, BusUnavailable)
+            if error is not None and not may_end:
                 raise type(error)(str(error))
             await self._news.wait()
 
