@@ -65,14 +65,16 @@ class Sender:
 
     async def _send(self, user: str) -> None:
         while self.sent[user] < self._least or not self.is_enough:
-            text = f"{user} {self.sent[user]}"
+            await self._confirm(user, f"{user} {self.sent[user]}")
+            self.sent[user] += 1
+
+    async def _confirm(self, user: str, text: str) -> None:
+        while True:
             try:
-                await self._bus.produce("orders", user, text.encode(), {"Ws-Id": text})
-            except BusError as exc:
+                return await self._bus.produce("orders", user, text.encode(), {"Ws-Id": text})
+            except BusError as exc:  # it may be stored all the same
                 self.failures.append(exc)
                 await asyncio.sleep(0.02)
-            else:
-                self.sent[user] += 1
 
 
 async def produce_as_a_service(service: ServiceSide, count: int) -> None:
