@@ -480,7 +480,7 @@ async def test_a_server_that_is_away_costs_no_caller_more_than_its_patience(
             with pytest.raises(BusUnavailable, match=f"RabbitMQ at 127.0.0.1:{free_port}"):
                 await attempt
         assert not bus.connected
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8
 
 
 async def test_closing_ends_a_wait_for_a_server_that_is_away(

@@ -17,6 +17,8 @@ from tests.support import Process, running, site_env, until
 from wsgateway.bridges.amqp import AmqpBus, publishing
 from wsgateway.exceptions import BusError, BusUnavailable
 
+pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
+
 USERS = [f"u{number}" for number in range(8)]
 
 CONSUMER = """
@@ -59,7 +61,7 @@ class Sender:
         return sum(self.sent.values())
 
     async def run(self) -> None:
-        async with asyncio.timeout(45), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(90), asyncio.TaskGroup() as group:
             for user in USERS:
                 group.create_task(self._send(user))
 
@@ -101,7 +103,7 @@ async def carry_both_ways(
             await fail(sender)
         sender.is_enough = True
         await sending
-        await until(lambda: len(set(hands.payloads)) == len(USERS) * count, 45)
+        await until(lambda: len(set(hands.payloads)) == len(USERS) * count, 60)
         assert in_order(hands.payloads) == {user: list(range(count)) for user in USERS}
         async with service_side(rabbit, bridge) as service:
             reading = await service.channel.get_queue(queue)
@@ -187,7 +189,7 @@ async def test_closing_takes_no_longer_while_an_alarm_is_on(
             with pytest.raises(BusUnavailable):  # noqa: PT012
                 for number in range(10):  # the alarm may let the first ones pass
                     await bus.produce("orders", "ann", b"", {"Ws-Id": str(number)})
-            async with asyncio.timeout(3.0):
+            async with asyncio.timeout(5.0):
                 await bus.close()
         finally:
             rabbit.alarm(False)
