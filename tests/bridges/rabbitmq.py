@@ -120,7 +120,7 @@ class RabbitServer:
     def running(self) -> bool:
         return self._popen is not None and self._popen.poll() is None
 
-    def start(self, timeout: float = 60.0) -> None:
+    def start(self, timeout: float = 100.0) -> None:
         """Start it and wait until it takes connections. Idempotent."""
         if self.running:
             return

@@ -28,6 +28,8 @@ from tests.support import until
 from wsgateway.bridges.amqp import AmqpBus, publishing
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 
+pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
+
 # -- what it needs -----------------------------------------------------------------------------
 
 

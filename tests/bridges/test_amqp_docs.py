@@ -6,12 +6,16 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.bridges.amqp_side import Hands, amqp_bridge, bus_on
 from tests.bridges.rabbitmq import RabbitServer
 from tests.pages import DocumentPage
 from tests.support import Process, running, site_env, until
 from wsgateway.bridges.amqp import AmqpBus
 from wsgateway.exceptions import BusMisconfigured
+
+pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
 
 PAGE = DocumentPage("how-to/bridges.md")
 
