@@ -70,6 +70,18 @@ def test_output_for_people_is_the_key_and_a_warning_beside_it() -> None:
     assert out.getvalue().strip() not in row
 
 
+def test_key_for_a_misspelt_service_is_made_with_a_warning(settings: Any) -> None:
+    """Nothing told of it until the backend's first request got 404."""
+    settings.WSGATEWAY_SERVICES = ["orders"]
+    notes = io.StringIO()
+    names = ["--service", "ordrs", "--service", "orders", "--service", "*"]
+    arguments = ["create", "erp", *names, "--action", "publish"]
+    call_command("gateway", "key", *arguments, stdout=io.StringIO(), stderr=notes)
+    assert "'ordrs' does not exist in this project. Did you mean 'orders'?" in notes.getvalue()
+    assert notes.getvalue().count("does not exist") == 1
+    assert "ordrs" in ApiKey.objects.get().services
+
+
 def test_name_is_free_again_once_its_key_is_revoked() -> None:
     first = create()
     assert "there is a key named 'erp'" in str(failed("create", "erp", *first_options()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from difflib import get_close_matches
 from typing import Any
 
 from django.core.management.base import CommandError
 from django.db.models import Q
 
 from wsgateway.api import keys
+from wsgateway.declared import declared_services
 from wsgateway.management.base import Action, ActionGroup, Options, add_no_input
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Column, Output, clock, safe
@@ -82,6 +84,7 @@ class Create(Action):
         out.document({**_fields(row), "key": key})
         out.line(key)
         out.note("Store it now: nobody can show it again.")
+        _warn_of_unknown(out, row.services)
 
 
 class List(Action):
@@ -130,6 +133,19 @@ class Key(ActionGroup):
     help = "make, list and revoke keys of the server API"
     asks_broker = False
     actions = (Create(), List(), Revoke())
+
+
+def _warn_of_unknown(out: Output, services: list[str]) -> None:
+    """Tell of names that are probably misspelt. A service may also be declared later."""
+    declared = declared_services()
+    if declared.is_open:
+        return
+    known = declared.services | declared.topics | declared.casts
+    for service in services:
+        if service != keys.ANYWHERE and service not in known:
+            near = get_close_matches(service, sorted(known), n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            out.note(f"Service {service!r} does not exist in this project.{guess}")
 
 
 def _fields(row: ApiKey) -> dict[str, Any]:
