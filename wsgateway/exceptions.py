@@ -194,7 +194,7 @@ class ServiceUnknown(WsGatewayError, LookupError):
     def cure(self) -> str:
         """What to do."""
         if self.is_other:
-            return "publish to its topics with wsgateway.send_topic"
+            return "name one of its topics, in Python with wsgateway.send_topic"
         cure = (
             "declare it with @service or WSGATEWAY_SERVICES, then restart, or run "
             '"manage.py setup_streams"'

@@ -64,17 +64,17 @@ class TestHistory:
         ("query", "status", "kind", "text"),
         [
             ({"after": 1, "before": 2}, 422, "invalid", "but not both"),
-            ({"limit": 0}, 422, "invalid", "limit Input should be greater than or equal to 1"),
+            ({"limit": 0}, 422, "invalid", "limit: Input should be greater than or equal to 1"),
             ({"limit": 1001}, 422, "invalid", "less than or equal to 1000"),
-            ({"after": "x"}, 422, "invalid", "after Input should be a valid integer"),
+            ({"after": "x"}, 422, "invalid", "after: Input should be a valid integer"),
             ({"after": -1}, 422, "invalid", "after"),
             ({"before": 2**63}, 422, "invalid", "before"),
             ({"service": "nowhere"}, 404, "service-unknown", "does not exist"),
             ({"service": "room"}, 404, "service-unknown", "has topics, not users"),
             ({"user": "ü" * 200}, 422, "invalid", "400 bytes"),
-            ({"limt": 5}, 422, "invalid", "limt is not a parameter of this operation"),
-            ({"request": 5}, 422, "invalid", "request is not a parameter"),
-            ({"limit": [5, 6]}, 422, "invalid", "limit is given twice"),
+            ({"limt": 5}, 422, "invalid", "limt: there is no such parameter"),
+            ({"request": 5}, 422, "invalid", "request: there is no such parameter"),
+            ({"limit": [5, 6]}, 422, "invalid", "limit: given twice"),
         ],
     )
     def test_wrong_questions(

@@ -286,7 +286,8 @@ def test_urls_and_methods_that_are_not_there(caller: Caller) -> None:
     assert response.headers["Allow"] == "POST"
     caller.client = Client(enforce_csrf_checks=True)  # a 403 about CSRF explained nothing
     for path in ("", "publish/", "nothing", "../v2/publish"):
-        problem(caller.client.post(f"{ROOT}{path}"), 404, "not-found")
+        answer = problem(caller.client.post(f"{ROOT}{path}"), 404, "not-found")
+        assert "v1/openapi.json lists them all" in answer["detail"]
 
 
 async def test_serves_below_asgi(transactional_db: None) -> None:

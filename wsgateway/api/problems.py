@@ -53,12 +53,12 @@ KINDS = {
     "unauthorized": Kind(401, "A key is missing, wrong or revoked"),
     "forbidden": Kind(403, "The key may not do this"),
     "not-found": Kind(404, "There is nothing at this URL"),
-    "service-unknown": Kind(404, "The service does not exist, or has no topics"),
+    "service-unknown": Kind(404, "The service does not exist, or has no such users or topics"),
     "method-not-allowed": Kind(405, "This URL takes another method"),
     "length-required": Kind(411, "The request does not say how long its body is"),
     "too-large": Kind(413, "The body or a message is too large"),
     "not-json": Kind(415, "The body is not declared as JSON"),
-    "invalid": Kind(422, "A value is not possible"),
+    "invalid": Kind(422, "A value is not valid"),
     "id-reused": Kind(422, "The id was used for another message"),
     "too-many-requests": Kind(429, "The key is used too often", 1),
     "queue-full": Kind(429, "The stream is full", 5),
@@ -140,7 +140,7 @@ def in_body(way: Iterable[str | int], text: str) -> dict[str, str]:
 
 def invalid(values: Sequence[Mapping[str, str]]) -> Problem:
     """Return the problem that values are, see `in_body`; its text tells the first ones."""
-    detail = "; ".join(" ".join(value.values()) for value in values[:3])
+    detail = "; ".join(": ".join(value.values()) for value in values[:3])
     return Problem("invalid", detail, errors=values)
 
 

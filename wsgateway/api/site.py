@@ -53,11 +53,11 @@ class StrictParser(Parser):
         assert request.resolver_match is not None
         known = PARAMETERS[str(request.resolver_match.url_name)]
         values = [
-            {"parameter": name, "detail": "is not a parameter of this operation"}
+            {"parameter": name, "detail": "there is no such parameter"}
             for name in sorted(data.keys() - known)
         ]
         values += [
-            {"parameter": name, "detail": "is given twice"}
+            {"parameter": name, "detail": "given twice"}
             for name, found in data.lists()
             if name in known and len(found) > 1
         ]
@@ -143,7 +143,8 @@ def _failed(request: HttpRequest, error: Any) -> HttpResponse:
 @csrf_exempt
 def not_found(request: HttpRequest, **names: str) -> HttpResponse:
     """Answer a request for something that is not there."""
-    return respond(request, Problem("not-found", f"there is no operation at {request.path}"))
+    text = f"there is no operation at {request.path}; the API's v1/openapi.json lists them all"
+    return respond(request, Problem("not-found", text))
 
 
 api = Api()
