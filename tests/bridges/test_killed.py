@@ -22,7 +22,11 @@ from wsgateway.conf import settings as wsgateway_settings
 
 __all__ = ["no_services"]  # a fixture
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("no_services")]
+pytestmark = [
+    pytest.mark.long,  # those of one bus kill bridges as well, in fewer seconds
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("no_services"),
+]
 
 USERS = [f"user{number}" for number in range(6)]
 EACH = 40
