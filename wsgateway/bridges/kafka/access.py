@@ -105,6 +105,7 @@ class Access:
             "client_id": self.client_id,
             "request_timeout_ms": int(REQUEST_TIMEOUT * 1000),
             "retry_backoff_ms": int(RETRY_PAUSE * 1000),
+            "metadata_max_age_ms": 60_000,  # how soon new partitions are noticed
         }
 
     @asynccontextmanager
@@ -212,5 +213,8 @@ def translate(exc: BaseException, what: str) -> BusError:
     if isinstance(exc, errors.InvalidTopicError):
         return BusMisconfigured(f"{what}: Kafka cannot have a topic of that name")
     if isinstance(exc, TimeoutError):
-        return BusUnavailable(f"{what}: Kafka does not answer")
+        return BusUnavailable(
+            f"{what}: Kafka does not answer; if this goes on, check that this machine can reach the "
+            "addresses in Kafka's advertised.listeners"
+        )
     return BusUnavailable(f"{what}: {type(exc).__name__}: {reason_of(exc)}")
