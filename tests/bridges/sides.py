@@ -148,7 +148,9 @@ class KafkaSide(Side):
     ) -> None:
         if self._producer is None:
             self._producer = AIOKafkaProducer(
-                bootstrap_servers=self.server.address(), max_request_size=2**22
+                bootstrap_servers=self.server.address(),
+                enable_idempotence=True,  # or what it has confirmed may be lost with a leader
+                max_request_size=2**22,
             )
             await self._producer.start()
         topic = self.names.recv if target == "inbox" else self.names.topic

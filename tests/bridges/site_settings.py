@@ -12,3 +12,4 @@ NATS_BROKER_URL = os.environ.get("NATS_BROKER_URL", "")
 WSGATEWAY_PREFIX = os.environ.get("WSGATEWAY_PREFIX", "")
 WSGATEWAY_BRIDGES = json.loads(os.environ.get("TEST_BRIDGES", "{}"))
 WSGATEWAY_ACK_WAIT = 3.0
+WSGATEWAY_REPLICAS = int(os.environ.get("TEST_REPLICAS", "1"))

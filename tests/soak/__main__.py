@@ -106,12 +106,19 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--faults", type=int, help="how many at most")
     parser.add_argument("--only", default="", help="part of the names of faults that may come")
+    parser.add_argument(
+        "--bridges", action="store_true", help="break Kafka and bridges instead of gateways"
+    )
     parser.add_argument("--folder", type=Path, help="where stores, logs and ledgers stay")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="wsgateway-soak-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        if options.bridges:
+            from tests.soak import bridges  # it needs what only bridges need
+
+            return bridges.run(folder, options.seed, options.minutes * 60)
         report = asyncio.run(
             soak(
                 folder,
