@@ -214,7 +214,7 @@ def translate(exc: BaseException, what: str) -> BusError:
         return BusMisconfigured(f"{what}: Kafka cannot have a topic of that name")
     if isinstance(exc, TimeoutError):
         return BusUnavailable(
-            f"{what}: Kafka does not answer; if this goes on, check that this machine can reach the "
-            "addresses in Kafka's advertised.listeners"
+            f"{what}: Kafka does not answer; if this goes on, check that this machine can reach "
+            "the addresses in Kafka's advertised.listeners"
         )
     return BusUnavailable(f"{what}: {type(exc).__name__}: {reason_of(exc)}")
