@@ -7,6 +7,7 @@ import datetime as dt
 import logging
 import struct
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import aio_pika
@@ -27,6 +28,7 @@ from tests.bridges.rabbitmq import RabbitServer
 from tests.support import until
 from wsgateway.bridges.amqp import AmqpBus, publishing
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
+from wsgateway.supervision import share
 
 pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
 
@@ -215,6 +217,26 @@ async def test_a_message_that_is_too_large_is_refused_and_takes_no_other_along(
             )
     finally:
         rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
+
+
+async def test_an_attempt_that_ends_before_it_begins_is_not_confirmed(
+    rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel that was lost in the same turn of the loop cancelled the caller."""
+
+    def share_and_lose(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = share(work, name)
+        task.cancel()
+        return task
+
+    bridge = amqp_bridge(rabbit)
+    async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        await service.listen()
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "share", share_and_lose)
+            with pytest.raises(BusUnavailable, match="channel was closed"):
+                await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
+        await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
 
 
 # -- service to client ---------------------------------------------------------------------------

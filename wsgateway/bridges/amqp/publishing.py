@@ -101,7 +101,7 @@ class Publisher:
         while (before := self._pending.get(turn)) is not None:
             id, task = before
             if id is not None and id == properties.message_id:
-                return await asyncio.shield(task)
+                return await _result(task)
             await asyncio.wait({task})
         channel = await self._usable()
         task = share(
@@ -109,7 +109,7 @@ class Publisher:
         )
         self._pending[turn] = properties.message_id, task
         task.add_done_callback(lambda _: self._pending.pop(turn))
-        return await asyncio.shield(task)
+        return await _result(task)
 
     async def _usable(self) -> AbstractChannel:
         """Return the channel once RabbitMQ takes messages: it is connected, and raises no alarm."""
@@ -173,3 +173,15 @@ class Publisher:
                 f"message of {len(payload)} bytes exceeds RabbitMQ's max_message_size "
                 f"({self._max_size} bytes); restart the bridge after you have raised it"
             )
+
+
+async def _result(task: asyncio.Task[None]) -> None:
+    """Wait for an attempt, which goes on if its caller leaves.
+
+    `asyncio.shield` would hand on the cancellation of one that has not begun when its channel is
+    lost. Nobody has cancelled the caller.
+    """
+    await asyncio.wait({task})
+    if task.cancelled():
+        raise BusUnavailable("RabbitMQ's channel was closed")
+    task.result()
