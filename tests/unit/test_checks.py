@@ -645,7 +645,7 @@ def test_E014_webhook_without_httpx(webhooks: Any, monkeypatch: pytest.MonkeyPat
 
 def test_E014_webhook_of_a_service_with_a_handler(webhooks: Any) -> None:
     wsgateway.service("orders")(NamesAndFinds.get_user)
-    text = "'orders', which has a handler: tests.unit.test_checks.NamesAndFinds.get_user."
+    text = "'orders', which has a handler: tests.unit.test_checks.NamesAndFinds.get_user; remove"
     assert text in messages()["E014"]
     with pytest.raises(ImproperlyConfigured, match="which has a handler"):
         registry_of_services.find_services()

@@ -23,6 +23,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from tests.authority import Authority
 from tests.receiver import SECRET, Receiver, Request, answer, receiving
+from wsgateway.broker.embedded import free_port
 from wsgateway.webhooks.addresses import Addresses, AddressRefused, is_allowed, is_public
 from wsgateway.webhooks.config import Endpoint, webhook_flaws, webhook_of
 from wsgateway.webhooks.sender import CHUNKS, PostFailed, Sender
@@ -463,6 +464,12 @@ async def test_garbage_is_a_failure(receiver: Receiver, bytes_: bytes) -> None:
     receiver.answers = lambda request: drip(bytes_, pause=0)
     with pytest.raises(PostFailed, match=r"http://127\.0\.0\.1:\d+: "):
         await post(endpoint(receiver.url))
+
+
+async def test_backend_that_does_not_run_is_named_as_the_reason() -> None:
+    """httpx says "All connection attempts failed", which tells nobody where to look."""
+    with pytest.raises(PostFailed, match=r"http://127\.0\.0\.1:\d+: connection refused; is it"):
+        await post(endpoint(f"http://127.0.0.1:{free_port()}/"))
 
 
 async def test_private_address_is_not_asked(receiver: Receiver) -> None:

@@ -297,7 +297,9 @@ def webhook_flaw(name: str) -> str:
         return NO_HTTPX
     topics = declared.topics.get(name)
     if known := _handler_of(name, webhooks=()):
-        return f"WSGATEWAY_WEBHOOKS names {name!r}, which has a handler: {known}"
+        return (
+            f"WSGATEWAY_WEBHOOKS names {name!r}, which has a handler: {known}; remove one of them"
+        )
     if topics is not None and not topics.queue:
         return (
             f"WSGATEWAY_WEBHOOKS names {name!r}, whose topics have no queue; pass queue=True to "

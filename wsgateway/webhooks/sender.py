@@ -84,7 +84,7 @@ class Sender:
         except AddressRefused:
             raise
         except Exception as exc:  # of httpx, of the system, or because of what a setting says
-            raise PostFailed(f"{self._endpoint.origin}: {reason_of(exc)}") from exc
+            raise PostFailed(f"{self._endpoint.origin}: {_reason_of(exc)}") from exc
 
     async def _post(self, id: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         import httpx
@@ -129,6 +129,14 @@ class Sender:
         """Close the connections. Idempotent."""
         if self._line is not None:
             await self._line.close()
+
+
+def _reason_of(error: BaseException) -> str:
+    """Return why there is no answer. httpx only says "All connection attempts failed"."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectionRefusedError):
+        cause = cause.__cause__ or cause.__context__
+    return "connection refused; is it running, on this port?" if cause else reason_of(error)
 
 
 class _Line:
