@@ -251,9 +251,31 @@ async def test_records_come_with_key_headers_and_id(rabbit: RabbitServer) -> Non
         await until(lambda: hands.records)
         [record] = hands.records
         assert (record.key, record.target, record.service) == ("orders.ann", "inbox", None)
-        assert (record.payload, record.id) == (b"hello", "m1")
+        assert record.payload == b"hello"
         assert record.headers == {"Ws-Frame": "text"}  # the text ones
         assert record.lane in record.place
+
+
+async def test_messages_that_share_their_message_id_are_not_taken_for_one(
+    rabbit: RabbitServer,
+) -> None:
+    """The second and the third message about order 17 were dropped as repeats of the first."""
+    bridge = amqp_bridge(rabbit)
+    async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        hands = Hands(bus)
+        for payload, headers in (
+            ("ok", {}),
+            ("paid", {}),
+            ("ok", {"Ws-Reply-To": "r1"}),
+            ("ok", {"Ws-Reply-To": "r2"}),
+            ("ok", {"traceparent": "00-1-2-01"}),  # the service tries again
+        ):
+            await service.produce("orders.ann", [payload], headers=headers, message_id="17")
+        await until(lambda: len(hands.records) == 5)
+        *ids, repeated = (record.id for record in hands.records)
+        assert len(set(ids)) == 4
+        assert all(id is not None and id.startswith("17/") for id in ids)
+        assert repeated == ids[0]
 
 
 async def test_an_exchange_of_services_may_lead_to_inboxes_or_topics(rabbit: RabbitServer) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 
 from aio_pika import exceptions as amqp
 from aio_pika.abc import AbstractConnection
@@ -18,10 +19,15 @@ from wsgateway.bridges.amqp.tolerance import MARK
 from wsgateway.bridges.amqp.topology import Lane
 from wsgateway.bridges.bus import Record
 from wsgateway.bridges.config import Bridge
+from wsgateway.broker.messages import ERROR_HEADER, REPLY_TO_HEADER
 from wsgateway.exceptions import BusUnavailable
+from wsgateway.protocol.frames import FRAME_HEADER
 from wsgateway.supervision import share
 
 __all__ = ["Consumer", "Receipt"]
+
+MEANING = frozenset(name.lower() for name in (FRAME_HEADER, REPLY_TO_HEADER, ERROR_HEADER))
+"""Headers that make another message of the same body."""
 
 FLUSH_TIMEOUT = 1.0
 """Seconds for sending the last acknowledgements."""
@@ -167,6 +173,7 @@ class Consumer:
         tag = delivery.delivery_tag or 0
         acks.add(tag)
         headers, key = properties.headers or {}, delivery.routing_key or ""
+        texts = {name: value for name, value in headers.items() if isinstance(value, str)}
         if MARK in headers:
             key += " (its headers cannot be decoded)"  # no inbox: the record is set aside
         self._on_record(
@@ -175,8 +182,8 @@ class Consumer:
                 target=lane.target,
                 service=None,
                 payload=message.body,
-                headers={k: v for k, v in headers.items() if isinstance(v, str)},
-                id=properties.message_id or None,
+                headers=texts,
+                id=_id_of(properties.message_id, message.body, texts),
                 lane=lane.name,
                 place=f"exchange {delivery.exchange!r}, queue {lane.name!r}, delivery {tag}",
                 receipt=Receipt(acks, tag, delivery.routing_key or "", properties),
@@ -187,3 +194,19 @@ class Consumer:
 def _settle(future: asyncio.Future[None], _: object) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _id_of(message_id: str | None, body: bytes, headers: Mapping[str, str]) -> str | None:
+    """Return what only the same message has when it comes again.
+
+    Services put into ``message_id`` what they like, such as an order's number in each of its
+    messages. What else a message says makes the difference. Headers that a second attempt of the
+    service may change, such as ``traceparent``, do not.
+    """
+    if not message_id:
+        return None
+    digest = blake2b(body, digest_size=8)
+    for name in sorted(headers):
+        if name.lower() in MEANING:
+            digest.update(f"\n{name.lower()}: {headers[name]}".encode())
+    return f"{message_id}/{digest.hexdigest()}"
