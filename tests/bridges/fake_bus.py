@@ -73,9 +73,10 @@ class FakeBus(Bus):
         headers: Mapping[str, str] | None = None,
         target: Target = "inbox",
         flaw: str = "",
+        has_id: bool = True,
     ) -> None:
         """Let a service produce a record that reaches the bridge."""
-        id = f"ws.recv.{lane}.{next(self._offsets)}"
+        id = f"ws.recv.{lane}.{next(self._offsets)}" if has_id else None
         raw = payload.encode()
         found = Record(key, target, None, raw, headers or {}, id, lane, payload, payload, flaw)
         self.on_record(found)

@@ -33,6 +33,7 @@ class Store:
 
     def __init__(self) -> None:
         self.begun: list[bytes] = []
+        self.ids: list[str | None] = []  # of `begun`
         self.stored: list[tuple[Address, bytes, dict[str, Any]]] = []
         self.errors: dict[bytes, Exception] = {}
         self.held: set[bytes] = set()
@@ -40,6 +41,7 @@ class Store:
 
     async def publish(self, address: Address, payload: bytes, **options: Any) -> Receipt:
         self.begun.append(payload)
+        self.ids.append(options["msg_id"])
         async with self.changed:
             self.changed.notify_all()
             await self.changed.wait_for(lambda: payload not in self.held)
@@ -122,6 +124,21 @@ async def test_record_is_tried_again_in_place_with_the_same_id(error: Exception)
         del it.store.errors[b"1"]
         await it.until(lambda: it.bus.acked == ["1"])
         assert it.store.stored[0][2]["msg_id"] == "ws.recv.0.0"
+
+
+async def test_record_without_an_id_is_tried_again_with_one() -> None:
+    """The first try may be stored although nobody says so: another id stored it twice."""
+    async with rig() as it:
+        it.store.errors[b"1"] = BrokerUnavailable("no answer")
+        it.bus.hand_out("1", has_id=False)
+        it.bus.hand_out("2", has_id=False)
+        await it.until(lambda: it.store.begun.count(b"1") >= 3)
+        del it.store.errors[b"1"]
+        await it.until(lambda: it.bus.acked == ["1", "2"])
+        *tries, other = it.store.ids
+        assert all(tries)
+        assert len(set(tries)) == 1
+        assert other not in tries
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Record:
         payload: Its bytes.
         headers: Those whose values are text. A name that comes several times has its last value.
         id: The same at each delivery, and never that of another record; None if the bus has no
-            such id. Then a record that comes again is stored twice.
+            such id. Then a record that is handed out again is stored twice.
         lane: A partition or a queue. Within it, records with the same key are in order.
         place: Where it is, for people: ``ws.recv, partition 3, offset 17``.
         receipt: The bus's own business.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,7 @@ class Receiving:
 
     async def _publish(self, item: _Item, address: Address) -> bool:
         found = publication_of(item.record)
+        msg_id = found.msg_id or secrets.token_hex(12)  # one for all tries, which is stored once
         attempt = 0
         while True:
             try:
@@ -187,7 +189,7 @@ class Receiving:
                     address,
                     found.payload,
                     kind=found.kind,
-                    msg_id=found.msg_id,
+                    msg_id=msg_id,
                     ttl=found.ttl,
                     headers=found.headers,
                 )
