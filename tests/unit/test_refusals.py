@@ -75,6 +75,20 @@ async def test_same_reason_is_counted_and_told_once_a_minute(clock: Clock, lines
     ]
 
 
+async def test_each_failure_is_logged_though_the_client_reads_the_same(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who started the webhook for identities was not told that its answer was wrong."""
+    log, code = RefusalLog(clock), CloseCode.INTERNAL_ERROR
+    for cause in ("connection refused", "it answered 500", "connection refused"):
+        log.add(IdentityRefused(code, code.reason, cause=cause), "/ws/orders/")
+    found = [record.getMessage().partition("4018: ")[2] for record in caplog.records]
+    assert found == [
+        'connection refused. The client reads "internal error".',
+        'it answered 500. The client reads "internal error".',
+    ]
+
+
 async def test_same_mistake_at_another_path_is_logged_at_once(clock: Clock, lines: Any) -> None:
     """It was silent for up to a minute, so the next attempt seemed to have no reason at all."""
     log = RefusalLog(clock)

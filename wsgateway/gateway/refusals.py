@@ -85,7 +85,9 @@ class RefusalLog:
         if self._clock() >= self._end:
             self._summarize()
             self._begin()
-        key = what, refusal.code, refusal.reason
+        failed = refusal.code is CloseCode.INTERNAL_ERROR
+        # The client reads "internal error", whichever resolver failed, and however
+        key = what, refusal.code, refusal.cause if failed else refusal.reason
         reason = self.reasons.get(key)
         if reason is None:
             if len(self.reasons) >= MAX_REASONS:
@@ -100,7 +102,6 @@ class RefusalLog:
             reason.more += 1
             return
         code = int(refusal.code)
-        failed = refusal.code is CloseCode.INTERNAL_ERROR
         logger.log(
             logging.ERROR if failed else logging.WARNING,
             "refused %s at %r with %s: %s",
