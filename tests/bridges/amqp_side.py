@@ -50,13 +50,16 @@ class Hands:
         bus: The bus.
         acks: Whether it acknowledges each record at once.
         room: See `Bus.consume`.
+        room_bytes: See `Bus.consume`.
     """
 
-    def __init__(self, bus: AmqpBus, *, acks: bool = True, room: int = ROOM) -> None:
+    def __init__(
+        self, bus: AmqpBus, *, acks: bool = True, room: int = ROOM, room_bytes: int = 2**30
+    ) -> None:
         self.records: list[Record] = []
         self.lost: list[str] = []
         self._bus, self.acks = bus, acks
-        bus.consume(self._on_record, self.lost.append, room, 64 * 1024 * 1024)
+        bus.consume(self._on_record, self.lost.append, room, room_bytes)
 
     def _on_record(self, record: Record) -> None:
         self.records.append(record)

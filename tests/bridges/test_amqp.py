@@ -308,6 +308,19 @@ async def test_room_bounds_what_is_handed_out(rabbit: RabbitServer) -> None:
         assert in_order(hands.payloads) == {"ann": list(range(40))}
 
 
+async def test_room_bounds_the_bytes_that_are_handed_out(rabbit: RabbitServer) -> None:
+    """512 records were handed out, of whatever size: more than the machine's memory, if large."""
+    bridge = amqp_bridge(rabbit)
+    async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        await service.produce("orders.ann", ["x" * 1_000_000] * 6)
+        hands = Hands(bus, acks=False, room_bytes=8_000_000)  # half of it for topics
+        await until(lambda: len(hands.records) >= 4)
+        await asyncio.sleep(0.1)
+        assert sum(len(record.payload) for record in hands.records) == 4_000_000
+        hands.ack_all()
+        await until(lambda: len(hands.records) == 6)
+
+
 async def test_what_is_acknowledged_before_closing_does_not_come_again(
     rabbit: RabbitServer,
 ) -> None:

@@ -17,6 +17,7 @@ from wsgateway.bridges.bus import Bus, Record
 from wsgateway.bridges.config import Bridge
 from wsgateway.bridges.headers import ID_HEADER, PLACE_HEADER, REASON_HEADER
 from wsgateway.bridges.names import MAX_ROUTING_KEY, key_of
+from wsgateway.conf import settings
 from wsgateway.exceptions import BusUnavailable, RecordRefused
 
 __all__ = ["AmqpBus"]
@@ -98,6 +99,8 @@ class AmqpBus(Bus):
         room_bytes: int,
     ) -> None:
         lanes = self._topology.lanes
+        # RabbitMQ counts records only; none that can be delivered is larger
+        room = min(room, room_bytes // settings.MAX_MESSAGE_SIZE)
         self._consumer = Consumer(self._bridge, lanes, on_record, on_lost, room)
         if self._is_open:
             self._consumer.link.open()

@@ -106,7 +106,7 @@ class Consumer:
         lanes: Its queues.
         on_record: See `Bus.consume`.
         on_lost: See `Bus.consume`.
-        room: See `Bus.consume`.
+        room: Records that may be handed out and not acknowledged.
     """
 
     def __init__(
