@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -218,6 +219,16 @@ class RabbitServer:
         found = f"{{ok, Q}} = rabbit_amqqueue:lookup({name})"
         counted = "[{_, N}] = rabbit_amqqueue:info(Q, [messages])"
         return int(self.eval(f"(fun() -> {found}, {counted}, N end)()"))
+
+    def priorities(self, queue: str, vhost: str = "/") -> list[int]:
+        """Return those of a queue's consumers."""
+        name = f"rabbit_misc:r({_term(vhost)}, queue, {_term(queue)})"
+        found = f"{{ok, Q}} = rabbit_amqqueue:lookup({name})"
+        args = f"[{{A, {_term('x-priority')}}} || {{_, _, _, _, _, _, A, _}} <- C]"
+        one = "element(2, rabbit_misc:table_lookup(A, K))"
+        listed = f"[{one} || {{A, K}} <- {args}]"
+        text = self.eval(f"(fun() -> {found}, C = rabbit_amqqueue:consumers(Q), {listed} end)()")
+        return sorted(json.loads(text))
 
     def eval(self, expression: str, timeout: float = 30.0) -> str:
         """Evaluate Erlang in it, and return the value as Erlang writes it."""

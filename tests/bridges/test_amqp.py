@@ -292,6 +292,20 @@ async def test_an_exchange_of_services_may_lead_to_inboxes_or_topics(rabbit: Rab
         assert (hands.records[0].target, hands.records[0].key) == ("topic", "orders.room")
 
 
+async def test_each_bridge_prefers_other_queues(rabbit: RabbitServer) -> None:
+    """The bridge that was there first got every queue."""
+    bridge = amqp_bridge(rabbit, queues=4)
+    async with bus_on(bridge) as one, bus_on(bridge, set_up=False) as other:
+        for bus in (one, other):
+            Hands(bus)
+            await bus.ready()
+        lanes = [f"{bridge.group}.{target}.{n}" for target in ("inbox", "topic") for n in range(4)]
+        await until(lambda: all(len(rabbit.priorities(lane)) == 2 for lane in lanes))
+        pairs = [rabbit.priorities(lane) for lane in lanes]
+        assert sorted(each for pair in pairs for each in pair) == sorted([*range(1, 9)] * 2)
+        assert any(mine != its for mine, its in pairs)  # the same by chance: once in 40,320 runs
+
+
 async def test_room_bounds_what_is_handed_out(rabbit: RabbitServer) -> None:
     bridge = amqp_bridge(rabbit)
     async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:

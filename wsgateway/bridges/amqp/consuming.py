@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -117,7 +118,9 @@ class Consumer:
         on_lost: Callable[[str], None],
         room: int,
     ) -> None:
-        self._lanes = lanes
+        # Each bridge prefers other queues, and asks for these first. Until RabbitMQ 4.0, a queue
+        # belongs to who was first; from then on, to who asks with the highest priority.
+        self._lanes = random.sample(lanes, len(lanes))
         self._on_record, self._on_lost = on_record, on_lost
         # RabbitMQ counts for each queue, and one bridge may read all of them. The next reader must
         # not take fewer: if it dies before it had all that the one before returned, a quorum queue
@@ -136,8 +139,12 @@ class Consumer:
         acking = share(acks.run(), "acknowledge to RabbitMQ")
         try:
             await channel.basic_qos(prefetch_count=self._prefetch)
-            for lane in self._lanes:
-                await channel.basic_consume(lane.name, partial(self._deliver, lane, acks))
+            for number, lane in enumerate(self._lanes):
+                await channel.basic_consume(
+                    lane.name,
+                    partial(self._deliver, lane, acks),
+                    arguments={"x-priority": len(self._lanes) - number},
+                )
             self.link.established()
             await asyncio.wait(
                 {channel.closing, cancelled, acking}, return_when=asyncio.FIRST_COMPLETED

@@ -73,7 +73,7 @@ class Topology:
 
     Records of services go through two topic exchanges, for inboxes and for topics, into queues:
     into the only one directly, into several by an exchange that spreads them by their routing key.
-    Of all bridges that read a queue, one gets its records, until it goes.
+    Of all bridges that read a queue, one gets its records: see `Consumer`.
 
     Args:
         bridge: Whose.
