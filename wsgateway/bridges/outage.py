@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from wsgateway.exceptions import BrokerMisconfigured, BusMisconfigured, reason_of
+from wsgateway.exceptions import (
+    BrokerMisconfigured,
+    BusMisconfigured,
+    WsGatewayError,
+    reason_of,
+)
 from wsgateway.protocol.backoff import Backoff
 
-__all__ = ["Outage"]
+__all__ = ["Outage", "uncancelled"]
 
 logger = logging.getLogger("wsgateway.bridges")
 
 PAUSES = Backoff(0.1, 2.0, 2.0, jitter=0.5)
 LOG_EACH = 30.0
-"""Seconds between two lines about the same outage."""
+"""Seconds between two lines that say the same."""
+MAX_LINES = 5
+"""Lines in these seconds, whatever they say."""
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 class Outage:
@@ -29,15 +40,27 @@ class Outage:
     def __init__(self, text: str, bridge: str) -> None:
         self._text = text
         self._log_fields = {"bridge": bridge}
-        self._logged_at: float | None = None  # on the monotonic clock
-        self._logged = ""
+        self._logged: dict[str, float] = {}  # a moment ago: each reason, and when
 
     def log(self, error: Exception) -> None:
-        """Log *error*, unless that was logged a moment ago."""
+        """Log *error*, unless the same was logged a moment ago.
+
+        Reasons that differ only in numbers, such as seconds or a partition, are the same.
+        """
         now, reason = time.monotonic(), reason_of(error)
-        if self._logged_at is not None and now < self._logged_at + LOG_EACH:
+        self._logged = {each: at for each, at in self._logged.items() if now < at + LOG_EACH}
+        same = _NUMBER.sub("", reason)
+        if same in self._logged or len(self._logged) >= MAX_LINES:
             return
-        self._logged_at = now
+        self._logged[same] = now
+        if not isinstance(error, WsGatewayError):
+            logger.error(
+                "%s because of a bug in wsgateway. Please report it.",
+                self._text,
+                exc_info=error,
+                extra=self._log_fields,
+            )
+            return
         is_wrong = isinstance(error, (BusMisconfigured, BrokerMisconfigured))
         level = logging.ERROR if is_wrong else logging.WARNING
         logger.log(level, "%s: %s", self._text, reason, extra=self._log_fields)
@@ -56,3 +79,19 @@ class Outage:
                 await ended.wait()
         except TimeoutError:
             return
+
+
+@contextmanager
+def uncancelled(error: type[Exception]) -> Iterator[None]:
+    """Raise *error* for a cancellation that is nobody's.
+
+    A client library cancels what its callers await when it loses its connection. The task of such
+    a caller goes on.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise error("the connection was lost") from exc
