@@ -18,9 +18,10 @@ class FakeBus(Bus):
         self.produced: list[tuple[str, str, bytes, Mapping[str, str]]] = []
         self.acked: list[str] = []
         self.aside: list[tuple[str, str]] = []
-        self.error: Exception | None = None  # raised by `produce` and `set_aside`
+        self.error: BaseException | None = None  # raised by `produce` and `set_aside`
         self.tries = 0
         self.is_deaf = False  # `produce` waits for ever
+        self.ack_error: Exception | None = None  # raised by `ack`
         self.on_record: Callable[[Record], None]
         self.on_lost: Callable[[str], None]
         self._offsets = itertools.count()
@@ -82,6 +83,8 @@ class FakeBus(Bus):
         self.on_record(found)
 
     def ack(self, record: Record) -> None:
+        if self.ack_error is not None:
+            raise self.ack_error
         self.acked.append(record.payload.decode())
 
     async def set_aside(self, record: Record, reason: str) -> None:

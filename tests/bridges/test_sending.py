@@ -19,7 +19,7 @@ from wsgateway.broker import memory
 from wsgateway.broker.memory import MemoryBroker
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.counters import BridgeCounters
-from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, RecordRefused
+from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.services.worker import Worker
 
@@ -66,9 +66,11 @@ async def running(broker: MemoryBroker) -> AsyncIterator[Rig]:
         await rig.stop()
 
 
-@pytest.mark.parametrize("error", [BusUnavailable("away"), BusMisconfigured("no topic")])
+@pytest.mark.parametrize(
+    "error", [BusUnavailable("away"), BusMisconfigured("no topic"), asyncio.CancelledError()]
+)
 async def test_outage_uses_up_no_try_and_keeps_the_order(
-    broker: MemoryBroker, error: BusError, caplog: pytest.LogCaptureFixture
+    broker: MemoryBroker, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a try, nor a suspicion that the message kills its worker: it waits in place."""
     async with running(broker) as rig:

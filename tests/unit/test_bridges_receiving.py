@@ -35,7 +35,7 @@ class Store:
         self.begun: list[bytes] = []
         self.ids: list[str | None] = []  # of `begun`
         self.stored: list[tuple[Address, bytes, dict[str, Any]]] = []
-        self.errors: dict[bytes, Exception] = {}
+        self.errors: dict[bytes, BaseException] = {}
         self.held: set[bytes] = set()
         self.changed = asyncio.Condition()
 
@@ -190,6 +190,53 @@ async def test_record_is_acknowledged_only_once_it_is_set_aside() -> None:
         assert it.bus.acked == []
         it.bus.error = None
         await it.until(lambda: it.bus.acked == ["bad"])
+
+
+@pytest.mark.parametrize("error", [TypeError("bug"), asyncio.CancelledError()])
+async def test_error_that_nobody_expects_strands_no_record(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended the key's task, and what was behind it was never acknowledged."""
+    async with rig() as it:
+        it.bus.error = error
+        it.bus.hand_out("bad", "orders")
+        it.bus.hand_out("worse", "orders")
+        await it.until(lambda: it.bus.tries >= 3)
+        it.bus.error = None
+        await it.until(lambda: it.bus.acked == ["bad", "worse"])
+        assert len(it.bus.aside) == 2
+    said = [each for each in caplog.records if "waits to set a record aside" in each.message]
+    assert len(said) == 1
+    assert (said[0].exc_info is not None) == isinstance(error, TypeError)
+
+
+async def test_publish_that_is_cancelled_by_nobody_is_tried_again() -> None:
+    async with rig() as it:
+        it.store.errors[b"1"] = asyncio.CancelledError()
+        it.bus.hand_out("1")
+        it.bus.hand_out("2")
+        await it.until(lambda: it.store.begun.count(b"1") >= 3)
+        del it.store.errors[b"1"]
+        await it.until(lambda: it.bus.acked == ["1", "2"])
+        assert it.bus.aside == []
+
+
+async def test_acknowledgement_that_fails_strands_no_record() -> None:
+    async with rig() as it:
+        it.bus.ack_error = TypeError("bug")
+        it.bus.hand_out("1")
+        it.bus.hand_out("2")
+        await it.until(lambda: it.counted.receiving == 0)
+        assert it.store.payloads == [b"1", b"2"]
+
+
+async def test_stop_cancels_what_takes_too_long() -> None:
+    async with rig() as it:
+        it.store.held.add(b"1")
+        it.bus.hand_out("1")
+        await it.until(lambda: it.store.begun)
+        await it.receiving.stop(0.01)
+        assert (it.counted.receiving, it.bus.acked) == (0, [])
 
 
 async def test_headers_say_how_it_is_published() -> None:

@@ -14,13 +14,13 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from wsgateway.bridges.outage import Outage
+from wsgateway.bridges.outage import Outage, uncancelled
 from wsgateway.bridges.reading import Unusable, address_of, publication_of
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerMisconfigured,
     BrokerUnavailable,
-    BusError,
+    BusUnavailable,
     QueueFull,
     ServiceUnknown,
     reason_of,
@@ -147,12 +147,27 @@ class Receiving:
             while queue and not self._ended.is_set():
                 item = queue[0]
                 if await self._deliver(item):
-                    self._bus.ack(item.record)
+                    self._ack(item.record)
                 queue.popleft()
                 self._counted.receiving -= 1
         finally:
             self._counted.receiving -= len(queue)
             del self._queues[place]
+
+    def _ack(self, record: Record) -> None:
+        try:
+            self._bus.ack(record)
+        except Exception as exc:  # or the records behind it would be stranded
+            self._log_bug(record, exc)
+
+    def _log_bug(self, record: Record, error: Exception) -> None:
+        logger.error(
+            "bridge %s: %s failed because of a bug in wsgateway. Please report it.",
+            self._bridge.name,
+            record.place,
+            exc_info=error,
+            extra={"bridge": self._bridge.name},
+        )
 
     async def _deliver(self, item: _Item) -> bool:
         """Return True once the record's message is stored, or set aside; False if it is given up.
@@ -168,12 +183,7 @@ class Receiving:
         except NEVER as exc:
             return await self._set_aside(item, reason_of(exc))
         except Exception as exc:
-            logger.exception(
-                "bridge %s: %s failed because of a bug in wsgateway. Please report it.",
-                self._bridge.name,
-                item.record.place,
-                extra={"bridge": self._bridge.name},
-            )
+            self._log_bug(item.record, exc)
             return await self._set_aside(item, f"{type(exc).__name__}: {reason_of(exc)}")
         if is_stored:
             self._counted.received += 1
@@ -185,14 +195,15 @@ class Receiving:
         attempt = 0
         while True:
             try:
-                await self._broker.publish(
-                    address,
-                    found.payload,
-                    kind=found.kind,
-                    msg_id=msg_id,
-                    ttl=found.ttl,
-                    headers=found.headers,
-                )
+                with uncancelled(BrokerUnavailable):
+                    await self._broker.publish(
+                        address,
+                        found.payload,
+                        kind=found.kind,
+                        msg_id=msg_id,
+                        ttl=found.ttl,
+                        headers=found.headers,
+                    )
             except NOT_NOW as exc:
                 self._counted.receive_failures += 1
                 await self._publishing.wait(attempt, exc, self._ended)
@@ -206,8 +217,9 @@ class Receiving:
         record, attempt = item.record, 0
         while True:
             try:
-                await self._bus.set_aside(record, reason)
-            except BusError as exc:
+                with uncancelled(BusUnavailable):
+                    await self._bus.set_aside(record, reason)
+            except Exception as exc:  # a bug as well: the records behind it would be stranded
                 await self._setting_aside.wait(attempt, exc, self._ended)
                 if item.is_lost or self._ended.is_set():
                     return False

@@ -12,7 +12,7 @@ from wsgateway.bridges.headers import (
     SERVICE_HEADER,
     USER_HEADER,
 )
-from wsgateway.bridges.outage import Outage
+from wsgateway.bridges.outage import Outage, uncancelled
 from wsgateway.broker.messages import SENDER_HEADER, write_sender
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.protocol.frames import FRAME_HEADER
@@ -116,8 +116,9 @@ class Sending:
         deadline = asyncio.timeout(None)
         self._deadlines.add(deadline)
         try:
-            async with deadline:
-                await self._bus.produce(service, user, payload, headers)
+            with uncancelled(BusUnavailable):
+                async with deadline:
+                    await self._bus.produce(service, user, payload, headers)
         except TimeoutError as exc:
             raise BusUnavailable("not connected") from exc
         finally:
