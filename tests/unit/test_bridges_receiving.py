@@ -259,7 +259,21 @@ async def test_headers_say_how_it_is_published() -> None:
             "msg_id": "mine",
             "ttl": 300.0,
             "headers": {"Ws-Reply-To": "q1", "traceparent": "00-…"},
+            "reserved": True,
         }
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_reserved"), [({"ws-reply-to": "q1"}, True), ({"Ws-Frame": "text"}, False)]
+)
+async def test_answer_may_use_the_room_that_is_kept_for_replies(
+    headers: Mapping[str, str], is_reserved: bool
+) -> None:
+    """A nearly full store took the answers of handlers, but none of a service behind a bridge."""
+    async with rig() as it:
+        it.bus.hand_out("1", headers=headers)
+        await it.until(lambda: it.bus.acked)
+        assert it.store.stored[0][2]["reserved"] is is_reserved
 
 
 async def test_topic_and_inbox_of_the_same_name_are_two_addresses() -> None:

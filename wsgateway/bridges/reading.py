@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wsgateway.bridges.headers import ABOUT_CLIENTS
 from wsgateway.bridges.names import parse_key
+from wsgateway.broker.messages import REPLY_TO_HEADER
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 
@@ -36,6 +37,7 @@ class Publication(NamedTuple):
         msg_id: Names it, within its address; None: nothing does.
         ttl: Seconds that it is kept; None: as long as the stream keeps messages.
         headers: Others.
+        is_reply: Whether it answers a client's request.
     """
 
     payload: bytes
@@ -43,6 +45,7 @@ class Publication(NamedTuple):
     msg_id: str | None
     ttl: float | None
     headers: dict[str, str]
+    is_reply: bool
 
 
 def address_of(record: Record, services: Collection[str]) -> Address:
@@ -76,7 +79,7 @@ def publication_of(record: Record) -> Publication:
     if record.flaw:
         raise Unusable(record.flaw)
     headers = {}
-    kind, msg_id, ttl = None, record.id, None
+    kind, msg_id, ttl, is_reply = None, record.id, None, False
     for name, value in record.headers.items():
         lower = name.lower()
         if lower == FRAME_HEADER.lower():
@@ -87,8 +90,9 @@ def publication_of(record: Record) -> Publication:
             ttl = _seconds(value)
         elif lower not in ABOUT_CLIENTS:
             headers[name] = value
+            is_reply = is_reply or lower == REPLY_TO_HEADER.lower()
     frame = Frame.parse(record.payload, kind)
-    return Publication(record.payload, frame.kind, msg_id, ttl, headers)
+    return Publication(record.payload, frame.kind, msg_id, ttl, headers, is_reply)
 
 
 def _seconds(value: str) -> float:

@@ -203,6 +203,7 @@ class Receiving:
                         msg_id=msg_id,
                         ttl=found.ttl,
                         headers=found.headers,
+                        reserved=found.is_reply,
                     )
             except NOT_NOW as exc:
                 self._counted.receive_failures += 1
