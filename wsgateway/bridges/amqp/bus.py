@@ -11,19 +11,20 @@ from pamqp.commands import Basic
 
 from wsgateway.bridges.amqp.connection import Link, connect
 from wsgateway.bridges.amqp.consuming import Consumer, Receipt
-from wsgateway.bridges.amqp.publishing import Publisher
+from wsgateway.bridges.amqp.publishing import Outgoing, Publisher
 from wsgateway.bridges.amqp.topology import Topology
 from wsgateway.bridges.bus import Bus, Record
 from wsgateway.bridges.config import Bridge
 from wsgateway.bridges.headers import ID_HEADER, PLACE_HEADER, REASON_HEADER
 from wsgateway.bridges.names import MAX_ROUTING_KEY, key_of
 from wsgateway.conf import settings
-from wsgateway.exceptions import BusUnavailable, RecordRefused
+from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 
 __all__ = ["AmqpBus"]
 
 PERSISTENT = 2
 CHECK_PAUSE = 0.2
+LEFT_OUT = b"payload of %d bytes left out: larger than RabbitMQ's max_message_size"
 MAX_REASON = 2000
 MAX_HEADERS = 100_000
 """Bytes of a message's properties, which AMQP sends in one frame of 128 KiB at most."""
@@ -86,10 +87,10 @@ class AmqpBus(Bus):
                 f"of the user is too long, or has too many characters that need an escape"
             )
         table: dict[str, Any] = {**headers}
-        properties = Basic.Properties(
-            headers=table, message_id=headers.get(ID_HEADER), delivery_mode=PERSISTENT
-        )
-        await self._publisher.publish(self._topology.names.send, key, payload, properties)
+        id = headers.get(ID_HEADER)
+        properties = Basic.Properties(headers=table, message_id=id, delivery_mode=PERSISTENT)
+        message = Outgoing(self._topology.names.send, key, payload, properties)
+        await self._publisher.messages.publish(message, turn=key, id=id)
 
     def consume(
         self,
@@ -111,10 +112,18 @@ class AmqpBus(Bus):
 
     async def set_aside(self, record: Record, reason: str) -> None:
         assert isinstance(record.receipt, Receipt)
-        properties = _set_aside(record, record.receipt, reason)
-        await self._publisher.publish(
-            self._topology.names.dead, record.receipt.key, record.payload, properties
-        )
+        receipt, publish = record.receipt, self._publisher.dead.publish
+        properties = _set_aside(record, receipt, reason)
+        message = Outgoing(self._topology.names.dead, receipt.key, record.payload, properties)
+        # Services choose what is in message_id, so only one is on its way
+        try:
+            await publish(message, turn=None, id=receipt)
+        except RecordRefused:
+            bare = message._replace(payload=LEFT_OUT % len(record.payload))
+            try:
+                await publish(bare, turn=None, id=receipt)
+            except RecordRefused as exc:
+                raise BusMisconfigured(str(exc)) from exc
 
 
 def _set_aside(record: Record, receipt: Receipt, reason: str) -> Basic.Properties:

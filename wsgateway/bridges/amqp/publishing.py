@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 from aio_pika import exceptions as amqp
 from aio_pika.abc import AbstractConnection
@@ -15,7 +17,7 @@ from wsgateway.bridges.config import Bridge
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.supervision import share
 
-__all__ = ["Publisher"]
+__all__ = ["Outgoing", "Publisher"]
 
 CONFIRM_TIMEOUT = 10.0
 """Seconds that a caller waits for a connection and RabbitMQ's confirmation."""
@@ -26,38 +28,97 @@ CHANNEL_PAUSE = 0.05
 _TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 
 
+class Outgoing(NamedTuple):
+    """A message to publish.
+
+    Attributes:
+        exchange: Where.
+        key: The routing key.
+        payload: The body.
+        properties: The rest.
+    """
+
+    exchange: str
+    key: str
+    payload: bytes
+    properties: Basic.Properties
+
+
 class Publisher:
     """Publishes over a connection of its own: RabbitMQ's alarms stop whole connections.
 
     Args:
         bridge: Its configuration.
+
+    Attributes:
+        link: The connection.
+        messages: For what clients send.
+        dead: For what is set aside. If that fails, RabbitMQ closes the channel, and with it
+            whatever else is on its way there.
     """
 
     def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
         self.link = Link(bridge, "publishing", self._use)
-        self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None  # None while nothing can be published
-        # What RabbitMQ has not confirmed, by exchange and routing key, with its id. Its caller may
-        # have left.
-        self._pending: dict[tuple[str, str], tuple[str | None, asyncio.Task[None]]] = {}
-        self._max_size: int | None = None  # bytes, once RabbitMQ has refused a larger message
+        self.messages = Outlet(bridge, self.link)
+        self.dead = Outlet(bridge, self.link)
 
     async def _use(self, connection: AbstractConnection) -> None:
+        outlets = self.messages, self.dead
+
+        def on_open() -> None:
+            if all(outlet.is_open for outlet in outlets):
+                self.link.established()
+
+        tasks = [share(each.run(connection, on_open), "publish to RabbitMQ") for each in outlets]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # raises why it ended
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+class Outlet:
+    """A channel to publish on, which is replaced when it is closed.
+
+    Args:
+        bridge: The bridge's configuration.
+        link: Its connection.
+    """
+
+    def __init__(self, bridge: Bridge, link: Link) -> None:
+        self._bridge = bridge
+        self._link = link
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None  # None while nothing can be published
+        # What RabbitMQ has not confirmed, by turn. Its caller may have left.
+        self._pending: dict[object, tuple[object, asyncio.Task[None]]] = {}
+        self._max_size: int | None = None  # bytes, once RabbitMQ has refused a larger message
+
+    @property
+    def is_open(self) -> bool:
+        return self._channel is not None
+
+    async def run(self, connection: AbstractConnection, on_open: Callable[[], None]) -> None:
+        """Have a channel of a connection until that is lost."""
         while True:
             try:
-                return await self._use_channel(connection)
+                return await self._use_channel(connection, on_open)
             except amqp.AMQPChannelError:
                 # For what was published, such as to a missing exchange. That is explained to the
                 # caller; the connection is as good as before.
                 await asyncio.sleep(CHANNEL_PAUSE)
 
-    async def _use_channel(self, connection: AbstractConnection) -> None:
+    async def _use_channel(
+        self, connection: AbstractConnection, on_open: Callable[[], None]
+    ) -> None:
         channel = connection.channel(publisher_confirms=True, on_return_raises=True)
         await channel.initialize()
         under = await channel.get_underlay_channel()
         self._connection, self._channel = connection, under
-        self.link.established()
+        on_open()
         try:
             await until_closed(under)
         finally:
@@ -65,72 +126,65 @@ class Publisher:
             for _, task in self._pending.values():
                 task.cancel()  # some would wait for the lost channel forever
 
-    async def publish(
-        self, exchange: str, key: str, payload: bytes, properties: Basic.Properties
-    ) -> None:
+    async def publish(self, message: Outgoing, *, turn: object, id: object) -> None:
         """Publish a message; return once RabbitMQ has confirmed that every queue has it.
 
-        An attempt that takes too long for its caller goes on. The next one for the same routing
-        key waits for it, and has its result if it is of the same message. So an alarm, during
-        which RabbitMQ confirms nothing, neither repeats nor reorders what it is told afterwards.
+        An attempt that takes too long for its caller goes on. The next one of the same turn waits
+        for it, and has its result if it is of the same message. So an alarm, during which RabbitMQ
+        confirms nothing, neither repeats nor reorders what it is told afterwards.
 
         Args:
-            exchange: Where.
-            key: The routing key.
-            payload: The body.
-            properties: The rest. ``message_id`` tells an attempt to publish it again.
+            message: The message.
+            turn: Messages of the same turn are published one after the other. Those with the same
+                ``message_id`` must be: aio-pika tells by it which one RabbitMQ returns.
+            id: Tells an attempt to publish the same message again; None: nothing does.
 
         Raises:
             BusUnavailable: It is not confirmed.
             BusMisconfigured: It cannot be published, or there is no queue for it.
             RecordRefused: RabbitMQ never takes it.
         """
-        self._check_size(payload)
+        self._check_size(message.payload)
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT):
-                await self._publish_in_turn(exchange, key, payload, properties)
+                await self._publish_in_turn(message, turn, id)
         except TimeoutError:
             raise BusUnavailable(
-                str(self.link.error or f"RabbitMQ has not confirmed within {CONFIRM_TIMEOUT:g} s")
+                str(self._link.error or f"RabbitMQ has not confirmed within {CONFIRM_TIMEOUT:g} s")
             ) from None
 
-    async def _publish_in_turn(
-        self, exchange: str, key: str, payload: bytes, properties: Basic.Properties
-    ) -> None:
-        turn = exchange, key
-        while (before := self._pending.get(turn)) is not None:
-            id, task = before
-            if id is not None and id == properties.message_id:
-                return await _result(task)
-            await asyncio.wait({task})
-        channel = await self._usable()
-        task = share(
-            self._publish(channel, exchange, key, payload, properties), f"publish to {exchange}"
-        )
-        self._pending[turn] = properties.message_id, task
+    async def _publish_in_turn(self, message: Outgoing, turn: object, id: object) -> None:
+        while True:
+            before = self._pending.get(turn)
+            if before is not None:
+                its_id, task = before
+                if id is not None and id == its_id:
+                    return await _result(task)
+                await asyncio.wait({task})
+                continue
+            channel = await self._usable()
+            if turn not in self._pending:  # somebody else may have waited for the channel, too
+                break
+        task = share(self._publish(channel, message), f"publish to {message.exchange}")
+        self._pending[turn] = id, task
         task.add_done_callback(lambda _: self._pending.pop(turn))
         return await _result(task)
 
     async def _usable(self) -> AbstractChannel:
         """Return the channel once RabbitMQ takes messages: it is connected, and raises no alarm."""
         while True:
-            await self.link.wait()
+            await self._link.wait()
             connection, channel = self._connection, self._channel
-            if channel is None or connection is None or connection.transport is None:
+            transport = connection and connection.transport
+            if channel is None or channel.is_closed or transport is None:
                 await asyncio.sleep(CHANNEL_PAUSE)
                 continue
-            await connection.transport.ready()
+            await transport.ready()
             if channel is self._channel:
                 return channel
 
-    async def _publish(
-        self,
-        channel: AbstractChannel,
-        exchange: str,
-        key: str,
-        payload: bytes,
-        properties: Basic.Properties,
-    ) -> None:
+    async def _publish(self, channel: AbstractChannel, message: Outgoing) -> None:
+        exchange, key, payload, properties = message
         try:
             await channel.basic_publish(
                 payload,
