@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, errors
 
 from wsgateway.bridges.kafka.access import translate
 from wsgateway.bridges.kafka.lanes import Lane
-from wsgateway.bridges.kafka.private import abandon_consumer
-from wsgateway.bridges.kafka.records import read_record
+from wsgateway.bridges.kafka.private import Unreadable, abandon_consumer
+from wsgateway.bridges.kafka.records import read_record, why_unreadable
 from wsgateway.exceptions import BusError, reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import start
@@ -40,6 +41,8 @@ REVOKE_WAIT = 3.0
 """Seconds that others of the group wait until this bridge has delivered what is in hand."""
 SPAN = 20
 """One partition's records in hand reach over at most this many times the room in offsets."""
+UNREADABLE_PAUSE = 30.0
+"""Seconds after which a partition whose next batch could not be read is tried again."""
 PAUSES = Backoff(0.2, 2.0, 5.0, jitter=0.5)
 
 
@@ -80,6 +83,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._hands = hands
         self._consumer: Any = None
         self._lanes: dict[Any, Lane] = {}  # by TopicPartition; those with records in hand or done
+        self._unreadable: dict[Any, float] = {}  # partitions that are paused; when to try again
         self._count = 0  # records in hand
         self._bytes = 0  # theirs
         self._dirty: set[Lane] = set()  # with acknowledgements that are not committed
@@ -100,7 +104,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 errors.KafkaError,
                 errors.IllegalOperation,
                 OSError,
-                TimeoutError,
+                ValueError,  # a server's answer that cannot be read
             ) as exc:
                 error = exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
                 name, reason = self._access.bridge.name, reason_of(error)
@@ -171,9 +175,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         while self._existing() in (topics, set()):
             room = self._hands.room - self._count
             most = max(1, room // 4)
-            assigned = consumer.assignment()
+            self._resume(consumer)
+            assigned = consumer.assignment() - self._unreadable.keys()
             ready = [tp for tp in assigned if self._may_take(tp, room - most)]
-            if room <= 0 or self._bytes >= self._hands.room_bytes or (assigned and not ready):
+            idle = not ready and (assigned or self._unreadable)
+            if room <= 0 or self._bytes >= self._hands.room_bytes or idle:
                 await self._wait_for_ack(1.0)
                 continue
             # A partition that gets room while the others have nothing waits for this long
@@ -185,7 +191,36 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     await self._begin_again(consumer, exc)
                 continue
             for partition, records in found.items():
-                self._hand_out(partition, records)
+                if isinstance(records[-1], Unreadable):
+                    self._pause(consumer, partition, records.pop())
+                if records:
+                    self._hand_out(partition, records)
+
+    def _pause(self, consumer: Any, partition: Any, found: Unreadable) -> None:
+        """Leave a partition alone whose next batch cannot be read; the others go on."""
+        consumer.pause(partition)
+        self._unreadable[partition] = time.monotonic() + UNREADABLE_PAUSE
+        name = self._access.bridge.name
+        logger.error(
+            "bridge %s cannot read %s, partition %d, at offset %d: %s. It tries again every %g s, "
+            "and reads the other partitions. If it cannot be mended, stop the bridge, and let "
+            "kafka-consumer-groups --reset-offsets move its group %r past that batch",
+            name,
+            partition.topic,
+            partition.partition,
+            found.offset,
+            why_unreadable(found.error),
+            UNREADABLE_PAUSE,
+            self._access.bridge.group,
+            extra={"bridge": name},
+        )
+
+    def _resume(self, consumer: Any) -> None:
+        now = time.monotonic()
+        for partition in [tp for tp, due in self._unreadable.items() if due <= now]:
+            del self._unreadable[partition]
+            if partition in consumer.assignment():
+                consumer.resume(partition)
 
     def _may_take(self, partition: Any, room: int) -> bool:
         """Say whether a partition's records in hand may become more.
@@ -307,6 +342,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
     def _lose(self) -> None:
         """Forget everything in hand: others have it, or it comes again."""
         lanes, self._lanes = self._lanes, {}
+        self._unreadable.clear()  # aiokafka forgets with the assignment what is paused
         self._dirty.clear()
         for lane in lanes.values():
             self._lose_lane(lane)

@@ -2,18 +2,28 @@
 
 `stop` of a producer waits for all that it has buffered, and `stop` of a consumer for its
 coordinator. While Kafka is away neither returns, and cancelling them leaves their tasks and
-connections behind. ``tests/bridges/test_kafka_private.py`` notices an aiokafka that differs.
+connections behind. A consumer that meets one batch which it cannot read drops what it has read of
+other partitions. ``tests/bridges/test_kafka_private.py`` and ``test_kafka_unreadable.py`` notice an
+aiokafka that differs.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import errors
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
 
-__all__ = ["abandon_consumer", "abandon_producer"]
+__all__ = ["Unreadable", "abandon_consumer", "abandon_producer"]
+
+SIZE, HEAD, MAGIC = 8, 12, 16
+"""Where a batch has its size, where what it counts begins, and where its format's number is."""
 
 
 async def abandon_producer(producer: Any, reason: str) -> None:
@@ -59,3 +69,99 @@ async def _close(client: Any) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(1.0):
             await client.close()
+
+
+@dataclass(slots=True, frozen=True)
+class Unreadable:
+    """Comes as the last record of a partition if the batch at this offset cannot be read."""
+
+    offset: int
+    error: Exception
+
+
+class _Name(bytearray):
+    """Bytes whose parts become text, whatever they are."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Name(found) if isinstance(at, slice) else found
+
+    def decode(self, *_: str) -> str:
+        return super().decode("utf-8", "backslashreplace")
+
+
+class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
+    """A batch of records whose headers may have names that are not UTF-8. Slow."""
+
+    _buffer: Any
+
+    def _maybe_uncompress(self) -> None:
+        super()._maybe_uncompress()
+        self._buffer = _Name(self._buffer)
+
+
+class _Batch:
+    """A batch that aiokafka reads, and we if it cannot."""
+
+    def __init__(self, batch: Any, raw: memoryview) -> None:
+        self._batch = batch
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._batch
+        except (ValueError, errors.CorruptRecordException):
+            if self._raw[MAGIC] < 2:
+                raise
+            # From its beginning: the fetcher leaves out those that it has seen
+            yield from _LenientBatch(self._raw)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+
+class _Batches:
+    """What a server sent of a partition; an error appears only where it is read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._inner: Any = None
+        self._flaw: Exception | None = None
+        try:
+            self._inner = MemoryRecords(data)
+            if data and not self._inner.has_next():
+                self._flaw = errors.CorruptRecordException("the batch is incomplete")
+        except (ValueError, errors.CorruptRecordException) as exc:
+            self._flaw = exc
+
+    def size_in_bytes(self) -> int:
+        return len(self._data)
+
+    def has_next(self) -> bool:
+        return self._flaw is not None or self._inner.has_next()
+
+    def next_batch(self) -> _Batch:
+        if self._flaw is not None:
+            raise self._flaw
+        batch = self._inner.next_batch()
+        size = int.from_bytes(self._data[self._at + SIZE : self._at + HEAD])
+        begin, self._at = self._at, self._at + HEAD + size
+        return _Batch(batch, self._data[begin : self._at])
+
+
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """A partition's records; an error is the last of them, and what was read before it counts."""
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except (AssertionError, ValueError, IndexError, errors.KafkaError) as exc:
+            return Unreadable(self.next_fetch_offset, exc)
+
+
+fetcher.MemoryRecords = _Batches
+fetcher.PartitionRecords = _PartitionRecords

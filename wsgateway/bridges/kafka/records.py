@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aiokafka import errors
+
 from wsgateway.bridges.bus import Record
 from wsgateway.bridges.headers import PLACE_HEADER, REASON_HEADER
+from wsgateway.exceptions import reason_of
 
 if TYPE_CHECKING:
     from wsgateway.bridges.names import Source
 
-__all__ = ["dead_headers", "read_record", "write_headers"]
+__all__ = ["dead_headers", "read_record", "why_unreadable", "write_headers"]
 
 TOMBSTONE = "it has no value, as Kafka marks a record that is deleted; send an empty value instead"
 MAX_REASON = 2000
@@ -51,6 +54,13 @@ def _headers(raw: Any) -> dict[str, str]:
         except UnicodeDecodeError:
             found.pop(name, None)  # the last one counts, and it is not text
     return found
+
+
+def why_unreadable(error: Exception) -> str:
+    """Say why a batch of records cannot be read, and what helps."""
+    if isinstance(error, errors.UnsupportedCodecError):
+        return f"it is compressed ({reason_of(error)}); install cramjam where the bridge runs"
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def write_headers(headers: Any) -> list[tuple[str, bytes]]:
