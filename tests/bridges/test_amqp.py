@@ -584,6 +584,27 @@ async def test_who_is_refused_is_told_why_and_no_password_is_shown(
         assert text not in caplog.text
 
 
+async def test_no_payload_is_logged_and_an_outage_once(
+    rabbit: RabbitServer, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiormq logged all that it sent if the root's level was DEBUG, and each try as an error."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "wsgateway.bridges")
+    bridge = amqp_bridge(rabbit)
+    async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        await service.read()
+        await bus.produce("orders", "ann", b"MARKED-PAYLOAD", {"Ws-Id": "1"})
+        await until(lambda: service.received)
+    assert "MARKED-PAYLOAD" not in caplog.text
+    away = amqp_bridge(rabbit, url=f"amqp://127.0.0.1:{free_port}")
+    caplog.clear()
+    async with bus_on(away, set_up=False):
+        await until(lambda: len(caplog.records) >= 3)
+    lines = [(record.name, record.levelname) for record in caplog.records]
+    again = ("wsgateway.bridges", "DEBUG")
+    assert [each for each in lines if each != again] == [("wsgateway.bridges", "WARNING")]
+
+
 async def test_tls_with_an_authority_and_a_client_certificate(rabbit: RabbitServer) -> None:
     cert, key = rabbit.client_certificate()
     options = {"url": rabbit.url(tls=True), "ca": rabbit.ca, "cert": cert, "key": key}

@@ -44,6 +44,25 @@ NO_VHOST = "['Connection.OpenOk'], got <Connection.Close "
 """What aiormq says when RabbitMQ refuses the virtual host. It drops RabbitMQ's own text."""
 
 
+class _Discreet(logging.Filter):
+    """Keeps payloads out of the log, and what a link says itself, once for each outage.
+
+    aiormq, below aio-pika, logs each frame that it sends when its level is DEBUG.
+    """
+
+    SHOWS = ("Got frame for closed channel", "Unhandled message", "message_id if None on returned")
+    SAID = ("error when creating transport", "Cancelling cause reader exited abnormally")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG and not str(record.msg).startswith(
+            self.SHOWS + self.SAID
+        )
+
+
+for _part in ("connection", "channel"):
+    logging.getLogger(f"aiormq.{_part}").addFilter(_Discreet())
+
+
 class Link:
     """A connection that is replaced whenever it is lost, for as long as this is open.
 
