@@ -132,7 +132,8 @@ class Topology:
         """See whether everything is there; not how it was made, which is the operator's choice.
 
         Raises:
-            BusMisconfigured: Something is missing. The text names it.
+            BusMisconfigured: Something is missing, or there is a queue that no bridge with these
+                settings reads. The text names it.
         """
         missing = [
             str(thing) for thing in self._things() if await self._waiting(connection, thing) is None
@@ -142,6 +143,14 @@ class Topology:
                 f"RabbitMQ has no {', no '.join(missing)} in virtual host {self._bridge.vhost!r}; "
                 f'run "manage.py setup_bridges {self._bridge.name}"'
             )
+        for target in self._sources if self._bridge.receives else ():
+            lane = _Thing("queue", self._lane(target, self._number).name, "quorum", {})
+            if await self._waiting(connection, lane) is not None:
+                raise BusMisconfigured(
+                    f"RabbitMQ has the {lane}, which nobody reads while 'queues' is "
+                    f'{self._number}; run "manage.py setup_bridges {self._bridge.name}", which '
+                    "says what to do with the records in it, or set the former number again"
+                )
 
     async def _waiting(self, connection: AbstractConnection, thing: _Thing) -> int | None:
         """Return how many messages and readers something has; None if it does not exist."""
