@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import aio_pika
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -37,6 +37,10 @@ class Side(ABC):
     """Services on one bus, below a prefix of their own."""
 
     url: str
+    several_lanes: ClassVar[dict[str, Any]]
+    """Options with which a bridge has more than one lane for inboxes."""
+    refused: tuple[str, bytes]
+    """A user and a payload that the bus never takes."""
 
     def __init__(self) -> None:
         self.prefix = f"t{secrets.token_hex(4)}"
@@ -70,6 +74,10 @@ class Side(ABC):
             await bus.close()
 
     @abstractmethod
+    async def restart(self) -> None:
+        """Restart the server, with its data."""
+
+    @abstractmethod
     async def serve(self, service: str) -> None:
         """Begin to read what clients send to a service; before the first message."""
 
@@ -99,6 +107,9 @@ class Side(ABC):
 
 
 class KafkaSide(Side):
+    several_lanes: ClassVar = {"partitions": 4}
+    refused = "ann", bytes(2_000_000)  # more than `setup_bridges` lets a topic take
+
     def __init__(self, server: KafkaServer) -> None:
         super().__init__()
         self.server = server
@@ -112,6 +123,10 @@ class KafkaSide(Side):
 
     def options(self, **options: Any) -> dict[str, Any]:
         return super().options(**{"partitions": 4, **options})
+
+    async def restart(self) -> None:
+        self.server.kill()
+        await asyncio.to_thread(self.server.start)
 
     async def serve(self, service: str) -> None:
         pass
@@ -159,6 +174,9 @@ class KafkaSide(Side):
 
 
 class AmqpSide(Side):
+    several_lanes: ClassVar = {"queues": 4}
+    refused = "a" * 256, b""  # a routing key has 255 bytes
+
     def __init__(self, server: RabbitServer) -> None:
         super().__init__()
         self.server = server
@@ -176,6 +194,11 @@ class AmqpSide(Side):
         await super().close()
         if self._connection is not None:
             await self._connection.close()
+
+    async def restart(self) -> None:
+        await asyncio.to_thread(self.server.pause)
+        await asyncio.to_thread(self.server.resume)
+        self._connection = None  # it is closed
 
     async def serve(self, service: str) -> None:
         channel = await self._channel()
@@ -230,10 +253,12 @@ class Reader:
     Args:
         bus: The bus.
         room: See `Bus.consume`.
+        ack: Whether it acknowledges each record at once.
     """
 
-    def __init__(self, bus: Bus, room: int = 100) -> None:
+    def __init__(self, bus: Bus, room: int = 100, *, ack: bool = False) -> None:
         self.bus = bus
+        self._acks = ack
         self.records: list[Record] = []
         self.lost: list[str] = []
         self._changed = asyncio.Event()
@@ -241,6 +266,8 @@ class Reader:
 
     def _take(self, record: Record) -> None:
         self.records.append(record)
+        if self._acks:
+            self.bus.ack(record)
         self._changed.set()
 
     async def until(self, count: int, *, ack: bool = False, timeout: float = 20.0) -> list[Record]:

@@ -13,7 +13,7 @@ from wsgateway.bridges.buses import make_bus
 from wsgateway.bridges.config import Server
 from wsgateway.bridges.headers import PLACE_HEADER, REASON_HEADER
 from wsgateway.broker.embedded import free_port
-from wsgateway.exceptions import BusMisconfigured, BusUnavailable
+from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.protocol.subjects import encode_token
 
 pytestmark = pytest.mark.timeout(120)
@@ -100,6 +100,22 @@ async def test_what_is_produced_one_after_the_other_stays_in_order(side: Side) -
     for user in users:
         texts = [each.payload.decode() for each in seen if each.payload.startswith(user.encode())]
         assert texts == [f"{user} {number}" for number in range(50)]
+
+
+async def test_refused_record_harms_no_other(side: Side) -> None:
+    bus = await side.bus()
+    await side.serve("orders")
+    bob, refused, carol = await asyncio.gather(
+        bus.produce("orders", "bob", b"1", {}),
+        bus.produce("orders", *side.refused, {}),
+        bus.produce("orders", "carol", b"2", {}),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, RecordRefused)
+    assert bob is carol is None
+    await bus.produce("orders", "bob", b"3", {})
+    seen = await side.sent("orders", 3)
+    assert {each.payload for each in seen} == {b"1", b"2", b"3"}
 
 
 # -- service to client ---------------------------------------------------------------------
@@ -200,22 +216,45 @@ async def test_record_that_is_set_aside_is_kept_with_the_reason(side: Side) -> N
 
 
 async def test_two_bridges_share_the_lanes_and_one_takes_over(side: Side) -> None:
-    first = await side.bus()
-    one = Reader(first)
-    await side.produce("orders.ann", b"0")
-    one.ack(*(await one.until(1)))
-    second = await side.bus()
-    other = Reader(second)
-    for number in range(1, 20):
-        await side.produce(f"orders.user{number}", f"{number}".encode())
+    """One bridge got every queue of RabbitMQ, and this test asked only what both got together."""
+    first, second = [await side.bus(**side.several_lanes) for _ in range(2)]
+    one, other = Reader(first, ack=True), Reader(second, ack=True)
+    count = 0
+    async with asyncio.timeout(40):
+        while not (one.records and other.records):
+            await side.produce(f"orders.user{count}", f"{count}".encode())
+            count += 1
+            await asyncio.sleep(0.05)
 
-    everything = {f"{number}" for number in range(20)}
+    before = len(one.records), len(other.records)
+    for number in range(count, count + 30):
+        await side.produce(f"orders.user{number}", f"{number}".encode())
+    everything = {f"{number}" for number in range(count + 30)}
     await until(lambda: {*one.payloads, *other.payloads} == everything)
-    one.ack(*one.records)
-    other.ack(*other.records)
-    await first.close()
-    for number in range(20, 30):
-        await side.produce(f"orders.user{number}", f"{number}".encode())
+    mine = {record.lane for record in one.records[before[0] :]}
+    its = {record.lane for record in other.records[before[1] :]}
+    assert mine
+    assert its
+    assert not mine & its
 
-    later = {f"{number}" for number in range(20, 30)}
-    await until(lambda: set(other.payloads) >= later)
+    await first.close()
+    for number in range(10):
+        await side.produce(f"orders.user{number}", f"later {number}".encode())
+    await until(lambda: set(other.payloads) >= {f"later {number}" for number in range(10)})
+
+
+async def test_acknowledgement_survives_a_restart_of_the_server(side: Side) -> None:
+    first = await side.bus()
+    reader = Reader(first)
+    for number in range(4):
+        await side.produce("orders.ann", f"{number}".encode())
+    records = await reader.until(4)
+    reader.ack(*records[:3])
+    await first.close()
+    await side.restart()
+
+    again = Reader(await side.bus())
+    await again.until(1)
+    await side.produce("orders.ann", b"4")
+    await again.until(2)
+    assert again.payloads == ["3", "4"]
