@@ -21,6 +21,7 @@ class FakeBus(Bus):
         self.error: BaseException | None = None  # raised by `produce` and `set_aside`
         self.tries = 0
         self.is_deaf = False  # `produce` waits for ever
+        self.is_connected = True
         self.ack_error: Exception | None = None  # raised by `ack`
         self.on_record: Callable[[Record], None]
         self.on_lost: Callable[[str], None]
@@ -34,7 +35,7 @@ class FakeBus(Bus):
 
     @property
     def connected(self) -> bool:
-        return self.error is None and not self.is_deaf
+        return self.is_connected
 
     async def ready(self) -> None:
         if self.error is not None:

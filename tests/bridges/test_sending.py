@@ -50,9 +50,9 @@ class Rig:
         self.sending = Sending(BRIDGE, self.bus, self.counted)
         self.worker = Worker(self.sending.service("orders", has_topics=False), broker)
 
-    async def stop(self) -> None:
+    async def stop(self, timeout: float = 10.0) -> None:
         self.sending.end()
-        await self.worker.stop(10.0)
+        await self.worker.stop(timeout)
 
 
 @asynccontextmanager
@@ -95,7 +95,7 @@ async def test_stop_in_an_outage_returns_the_messages_at_once(
     """RabbitMQ's client waited for a connection for ten seconds, and so did SIGTERM."""
     async with running(broker) as rig:
         rig.bus.error = None if is_deaf else BusUnavailable("away")
-        rig.bus.is_deaf = is_deaf
+        rig.bus.is_deaf, rig.bus.is_connected = is_deaf, False
         await offer(broker, "1")
         await offer(broker, "2")
         await until(lambda: rig.bus.tries > (0 if is_deaf else 2))
@@ -105,6 +105,28 @@ async def test_stop_in_an_outage_returns_the_messages_at_once(
         await until(lambda: rig.counted.sent == 2)
         assert [payload for _, _, payload, _ in rig.bus.produced] == [b"1", b"2"]
     assert (await broker.dead_letters.read(None, 0, 10)).entries == []
+
+
+async def test_stop_waits_for_a_connected_bus_but_not_longer_than_it_may(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A partition without a leader, or an alarm: the bus is there, and confirms nothing."""
+    async with running(broker) as rig:
+        rig.bus.is_deaf = True
+        await offer(broker, "1")
+        await offer(broker, "2")
+        await until(lambda: rig.bus.tries > 0)
+        stopping = asyncio.create_task(rig.stop(0.3))
+        await asyncio.sleep(0.1)
+        assert not stopping.done()  # the bus may confirm yet
+        async with asyncio.timeout(3):
+            await stopping
+        assert rig.counted.sending == 0
+    async with running(broker) as rig:
+        await until(lambda: rig.counted.sent == 2)
+        assert [payload for _, _, payload, _ in rig.bus.produced] == [b"1", b"2"]
+    assert (await broker.dead_letters.read(None, 0, 10)).entries == []
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 async def test_message_that_was_delivered_often_is_not_suspect(
