@@ -147,16 +147,24 @@ async def service_side(server: RabbitServer, bridge: Bridge) -> AsyncIterator[Se
         yield ServiceSide(connection, await connection.channel(), Names(bridge.prefix))
 
 
-def in_order(payloads: Iterable[str]) -> dict[str, list[int]]:
+def in_order(payloads: Iterable[str], *, is_one_at_a_time: bool = False) -> dict[str, list[int]]:
     """Return the numbers of payloads such as ``ann 17`` by their first word.
 
     A number that comes again has come before, and is left out: at least once is the promise. The
     first time each comes, they are in order.
+
+    Args:
+        payloads: The payloads.
+        is_one_at_a_time: Whether each was repeated before the next one was sent. Then all are in
+            order, repeats included.
     """
-    found: dict[str, dict[int, None]] = {}
+    found: dict[str, list[int]] = {}
     for payload in payloads:
         name, number = payload.split()
-        found.setdefault(name, {})[int(number)] = None
+        found.setdefault(name, []).append(int(number))
     for name, numbers in found.items():
-        assert list(numbers) == sorted(numbers), f"{name}: {list(numbers)}"
-    return {name: list(numbers) for name, numbers in found.items()}
+        once = list(dict.fromkeys(numbers))
+        compared = numbers if is_one_at_a_time else once
+        assert compared == sorted(compared), f"{name}: {numbers}"
+        found[name] = once
+    return found

@@ -109,7 +109,8 @@ async def carry_both_ways(
             reading = await service.channel.get_queue(queue)
             await reading.consume(service.on_message)
             await until(lambda: rabbit.waiting(queue) == 0)
-            received = in_order(m.body.decode() for m in service.received)
+            texts = [message.body.decode() for message in service.received]
+            received = in_order(texts, is_one_at_a_time=True)
             assert received == {user: list(range(sent)) for user, sent in sender.sent.items()}
         for lane in ("inbox.0", "inbox.1"):
             await until(lambda lane=lane: rabbit.waiting(f"{bridge.group}.{lane}") == 0)

@@ -118,9 +118,10 @@ class Consumer:
         on_lost: Callable[[str], None],
         room: int,
     ) -> None:
-        # Each bridge prefers other queues, and asks for these first. Until RabbitMQ 4.0, a queue
-        # belongs to who was first; from then on, to who asks with the highest priority.
-        self._lanes = random.sample(lanes, len(lanes))
+        self._lanes = lanes
+        # Each bridge prefers other queues. Until RabbitMQ 4.0, a queue belongs to who was first;
+        # from then on, to who asks with the highest priority.
+        self._priorities = random.sample(range(1, len(lanes) + 1), len(lanes))
         self._on_record, self._on_lost = on_record, on_lost
         # RabbitMQ counts for each queue, and one bridge may read all of them. The next reader must
         # not take fewer: if it dies before it had all that the one before returned, a quorum queue
@@ -139,11 +140,13 @@ class Consumer:
         acking = share(acks.run(), "acknowledge to RabbitMQ")
         try:
             await channel.basic_qos(prefetch_count=self._prefetch)
-            for number, lane in enumerate(self._lanes):
+            # Always in this order: with another, RabbitMQ 3.10 left a queue without an answer after
+            # it had been killed. See test_rabbitmq_is_killed_and_started_again.
+            for lane, priority in zip(self._lanes, self._priorities, strict=True):
                 await channel.basic_consume(
                     lane.name,
                     partial(self._deliver, lane, acks),
-                    arguments={"x-priority": len(self._lanes) - number},
+                    arguments={"x-priority": priority},
                 )
             self.link.established()
             await asyncio.wait(
