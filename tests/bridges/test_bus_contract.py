@@ -9,6 +9,7 @@ import pytest
 
 from tests.bridges.sides import Reader, Side
 from tests.support import until
+from wsgateway.bridges.bus import Target
 from wsgateway.bridges.buses import make_bus
 from wsgateway.bridges.config import Server
 from wsgateway.bridges.headers import PLACE_HEADER, REASON_HEADER
@@ -219,28 +220,33 @@ async def test_two_bridges_share_the_lanes_and_one_takes_over(side: Side) -> Non
     """One bridge got every queue of RabbitMQ, and this test asked only what both got together."""
     first, second = [await side.bus(**side.several_lanes) for _ in range(2)]
     one, other = Reader(first, ack=True), Reader(second, ack=True)
+
+    async def produce(number: int, payload: str) -> None:
+        target: Target = "topic" if number % 2 else "inbox"
+        await side.produce(f"orders.user{number}", payload.encode(), target=target)
+
     count = 0
     async with asyncio.timeout(40):
         while not (one.records and other.records):
-            await side.produce(f"orders.user{count}", f"{count}".encode())
+            await produce(count, "")
             count += 1
             await asyncio.sleep(0.05)
 
-    before = len(one.records), len(other.records)
-    for number in range(count, count + 30):
-        await side.produce(f"orders.user{number}", f"{number}".encode())
-    everything = {f"{number}" for number in range(count + 30)}
-    await until(lambda: {*one.payloads, *other.payloads} == everything)
-    mine = {record.lane for record in one.records[before[0] :]}
-    its = {record.lane for record in other.records[before[1] :]}
+    count += 20
+    for number in range(count):
+        await produce(number, f"{number}")
+    everything = {f"{number}" for number in range(count)}
+    await until(lambda: {*one.payloads, *other.payloads} >= everything)
+    mine = {record.lane for record in one.records if record.payload}
+    its = {record.lane for record in other.records if record.payload}
     assert mine
     assert its
     assert not mine & its
 
     await first.close()
-    for number in range(10):
-        await side.produce(f"orders.user{number}", f"later {number}".encode())
-    await until(lambda: set(other.payloads) >= {f"later {number}" for number in range(10)})
+    for number in range(count):
+        await produce(number, f"later {number}")
+    await until(lambda: set(other.payloads) >= {f"later {number}" for number in range(count)})
 
 
 async def test_acknowledgement_survives_a_restart_of_the_server(side: Side) -> None:
