@@ -64,7 +64,6 @@ class KafkaBus(Bus):
             return
         self._is_open = True
         self._tasks.append(supervise(self._cluster.run, "wsgateway-kafka-cluster"))
-        self._tasks.append(supervise(self._producer.run, "wsgateway-kafka-producer"))
 
     async def close(self) -> None:
         if self._is_closed:
@@ -73,10 +72,9 @@ class KafkaBus(Bus):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        timeout = settings.CLOSE_TIMEOUT / 2
+        await self._producer.close()
         if self._consumer is not None:
-            await self._consumer.close(timeout)
-        await self._producer.close(timeout)
+            await self._consumer.close(settings.CLOSE_TIMEOUT / 2)
 
     async def ready(self) -> None:
         while True:

@@ -27,11 +27,16 @@ SIZE, HEAD, MAGIC = 8, 12, 16
 
 
 async def abandon_producer(producer: Any, reason: str) -> None:
-    """End a producer without waiting for Kafka; what it has not confirmed fails."""
+    """End a producer without waiting for Kafka; what it has not confirmed fails.
+
+    Nothing is sent from here on: others may send the same records again, and then later ones.
+    """
     error = errors.KafkaConnectionError(reason)
     producer._closed = True
     producer._message_accumulator.fail_all(error)
+    _abort(producer.client)
     await _end(producer._sender.sender_task)
+    _abort(producer.client)  # what it connected to since
     await _close(producer.client)
 
 
@@ -63,6 +68,13 @@ async def _end(task: asyncio.Task[Any] | None) -> None:
         await asyncio.wait([task], timeout=0.1)
     if task.done() and not task.cancelled():
         task.exception()  # nobody else asks
+
+
+def _abort(client: Any) -> None:
+    """Drop the connections with all that waits in their buffers. `close` would still send it."""
+    for conn in client._conns.values():
+        if conn._writer is not None:
+            conn._writer.transport.abort()
 
 
 async def _close(client: Any) -> None:

@@ -26,8 +26,6 @@ START_TIMEOUT = 20.0
 """Seconds that a producer has to get its id from Kafka."""
 FLUSH_TIMEOUT = 5.0
 """Seconds that a producer has to finish once another has replaced it."""
-PATIENCE = 30.0
-"""Seconds without a connection, after which what was not confirmed fails."""
 OVERHEAD = 64 * 1024
 """Bytes of a record besides its payload, at most: its key and headers."""
 BATCH = 64 * 1024
@@ -57,25 +55,22 @@ class Producer:
         self._ending: set[asyncio.Task[Any]] = set()  # replaced ones that finish
         self._is_closed = False
 
-    async def run(self) -> None:
-        """Give up what waits when the cluster stays away, until cancelled."""
-        away = 0.0
-        while True:
-            await asyncio.sleep(1.0)
-            away = 0.0 if self._cluster.is_connected else away + 1.0
-            if away > PATIENCE and self._producer is not None:
-                await self._give_up(f"no connection for {PATIENCE:g} s")
+    async def close(self) -> None:
+        """Fail at once what is not confirmed.
 
-    async def close(self, timeout: float) -> None:
-        """Finish what is being sent within *timeout* seconds, and fail the rest."""
+        Nobody waits for it any more, and another bridge may send it again, and then what follows.
+        To send it after that would break its order.
+        """
         self._is_closed = True
         if self._starting is not None:
             self._starting.cancel()
+        for task in self._ending:
+            task.cancel()
         producer, self._producer = self._producer, None
         if producer is not None:
-            self._end(producer, timeout)
+            await abandon_producer(producer, "the bridge is closed")
         if self._ending:
-            await asyncio.wait(list(self._ending), timeout=timeout + 2.0)
+            await asyncio.wait(list(self._ending))
 
     async def produce(
         self,
@@ -150,14 +145,8 @@ class Producer:
         """Let the next call begin with another producer; this one finishes what it can."""
         if self._producer is producer:
             self._producer = None
-            self._end(producer, FLUSH_TIMEOUT)
-
-    def _end(self, producer: Any, timeout: float) -> None:
-        start(_stop(producer, timeout), "wsgateway-kafka-producer-end", tasks=self._ending)
-
-    async def _give_up(self, reason: str) -> None:
-        producer, self._producer = self._producer, None
-        await abandon_producer(producer, reason)
+            ending = _stop(producer, FLUSH_TIMEOUT)
+            start(ending, "wsgateway-kafka-producer-end", tasks=self._ending)
 
 
 async def _stop(producer: Any, timeout: float) -> None:
@@ -166,3 +155,6 @@ async def _stop(producer: Any, timeout: float) -> None:
             await producer.stop()
     except (errors.KafkaError, OSError, TimeoutError):
         await abandon_producer(producer, f"not confirmed within {timeout:g} s")
+    except asyncio.CancelledError:
+        await abandon_producer(producer, "the bridge is closed")
+        raise
