@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer, errors
 
 from tests.bridges.kafka_server import KafkaServer
 from tests.bridges.kafka_service import Taken, bridge_to, opened, service_on
 from tests.support import until
 from wsgateway.bridges.kafka import KafkaBus
-from wsgateway.exceptions import BusUnavailable
+from wsgateway.bridges.kafka.access import Access
+from wsgateway.bridges.kafka.cluster import Cluster
+from wsgateway.exceptions import BusMisconfigured, BusUnavailable
 
 
 class Sender:
@@ -88,7 +92,7 @@ async def test_broker_that_stays_away_is_told_and_nothing_piles_up(
         try:
             sending = asyncio.create_task(sender.send_all(10, 20))
             await until(lambda: not bus.connected)
-            with pytest.raises(BusUnavailable, match="lost the connection|does not answer"):
+            with pytest.raises(BusUnavailable, match=r"lost the connection|does not answer"):
                 await bus.produce("orders", "ann", b"", {})
         finally:
             kafka.resume()
@@ -146,6 +150,65 @@ async def test_close_sends_nothing_that_another_bridge_may_have(
         while b"after" not in found:
             found = [r.value for r in await service.read("send.orders", len(found) + 1)]
         assert b"late" not in found
+
+
+async def test_consumer_whose_fetching_ended_begins_again(kafka: KafkaServer, prefix: str) -> None:
+    """aiokafka tells nobody, and the bridge consumed nothing from then on."""
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus)
+        await service.produce("orders.ann", b"1")
+        await taken.wait(1)
+        (fetching,) = (
+            task
+            for task in asyncio.all_tasks()
+            if "Fetcher._fetch_requests_routine" in repr(task.get_coro())
+        )
+        fetching.cancel()
+        await service.produce("orders.ann", b"2")
+        await until(lambda: b"2" in taken.payloads)
+
+
+async def test_topic_without_rights_leaves_the_producer_to_others(
+    kafka: KafkaServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each refusal ended the producer that sent for other services as well."""
+    started, send = [], AIOKafkaProducer.send
+
+    async def refusing(self: Any, topic: str, *args: Any, **kwargs: Any) -> Any:
+        started.append(self)
+        if topic.endswith(".bills"):
+            raise errors.TopicAuthorizationFailedError(topic)
+        return await send(self, topic, *args, **kwargs)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send", refusing)
+    async with opened(bridge_to(kafka, prefix=prefix, services=("orders", "bills"))) as bus:
+        await bus.produce("orders", "ann", b"1", {})
+        with pytest.raises(BusMisconfigured):
+            await bus.produce("bills", "ann", b"2", {})
+        await bus.produce("orders", "ann", b"3", {})
+    assert len({*map(id, started)}) == 1
+
+
+async def test_servers_are_learnt_from_the_cluster(
+    kafka: KafkaServer, prefix: str, free_port: int
+) -> None:
+    """The bridge gave up sending while the servers in its settings were away."""
+    access = Access(bridge_to(kafka, prefix=prefix))
+    cluster = Cluster(access, [])
+    looking = asyncio.create_task(cluster.run())
+    await until(lambda: cluster.is_connected)
+    looking.cancel()
+    (server,) = access.bridge.servers
+    access.bridge = replace(access.bridge, servers=(server._replace(port=free_port),))
+    async with access.connection() as conn:
+        assert conn.port == kafka.ports["PLAINTEXT"]
+    first, second = (pytest.raises(BusUnavailable) for _ in range(2))
+    cluster.is_connected = False
+    with first as one:
+        cluster.check([])
+    with second as other:
+        cluster.check([])
+    assert one.value is not other.value  # one that is raised again and again grows
 
 
 @pytest.mark.long

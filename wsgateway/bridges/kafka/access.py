@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, rea
 if TYPE_CHECKING:
     from wsgateway.bridges.config import Bridge
 
-__all__ = ["REQUEST_TIMEOUT", "Access", "translate"]
+__all__ = ["REQUEST_TIMEOUT", "RIGHT_ERRORS", "Access", "translate"]
 
 REQUEST_TIMEOUT = 15.0
 """Seconds that a request waits for its answer; also how long a server waits for its replicas."""
@@ -93,6 +93,11 @@ class Access:
         self.bridge = bridge
         self.client_id = f"wsgateway-{bridge.name}"
         self._tls: ssl.SSLContext | None = None  # once it is needed
+        self._learnt: list[tuple[str, int]] = []  # the cluster's servers, as it names them
+
+    def learn(self, servers: Iterable[tuple[str, int]]) -> None:
+        """Remember the cluster's servers, for when none of those in the settings answers."""
+        self._learnt = list(servers)
 
     def client_options(self) -> dict[str, Any]:
         """Return the arguments that each of aiokafka's clients takes.
@@ -110,13 +115,15 @@ class Access:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """Connect to the first server that answers; for requests of our own.
+        """Connect to the first server that answers, of all that are known; for our own requests.
 
         Raises:
             BusError: None does; the text is about the last one, or about one that refuses us.
         """
         failed: BusError | None = None
-        for host, port in self.bridge.servers:
+        servers = dict.fromkeys([*map(tuple, self.bridge.servers), *self._learnt])
+        for host, port in servers:
+            conn = None
             try:
                 conn = await create_conn(
                     host,
@@ -128,6 +135,8 @@ class Access:
                 # A server that wants a login closes the connection only now
                 await conn.send(MetadataRequest([], False))
             except (OSError, errors.KafkaError, TimeoutError, ValueError) as exc:
+                if conn is not None:
+                    conn.close()
                 if not isinstance(failed, BusMisconfigured):
                     failed = self._unreachable(exc, f"{host}:{port}")
                 continue

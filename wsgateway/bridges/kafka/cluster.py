@@ -76,7 +76,7 @@ class Cluster:
         """
         while not self.is_connected:
             if isinstance(self._flaw, BusMisconfigured):
-                raise self._flaw
+                raise self._new_flaw()
             await self._looked.wait()
 
     def check(self, topics: Iterable[str]) -> None:
@@ -87,7 +87,7 @@ class Cluster:
             BusMisconfigured: One is missing, or the cluster refuses the bridge.
         """
         if not self.is_connected:
-            raise self._flaw
+            raise self._new_flaw()
         missing = [topic for topic in topics if topic not in self.partitions]
         if not missing:
             return
@@ -100,12 +100,17 @@ class Cluster:
             f'Kafka does not have the topic {names}; run "manage.py setup_bridges"'
         )
 
+    def _new_flaw(self) -> BusError:
+        """Return an error for one caller: one that many raise keeps the frames of all."""
+        return type(self._flaw)(str(self._flaw))
+
     def _learn(self, metadata: Any) -> None:
         if not self.is_connected:
             bridge = self._access.bridge
             logger.info("connected to %s", bridge.where, extra={"bridge": bridge.name})
         self.is_connected = True
         self.id = metadata.cluster_id or ""
+        self._access.learn((broker[1], broker[2]) for broker in metadata.brokers)
         found = {topic[1]: (topic[0], len(topic[3])) for topic in metadata.topics}
         self.partitions = {name: count for name, (_, count) in found.items() if count}
         self._forbidden = {

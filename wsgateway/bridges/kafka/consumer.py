@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, errors
 
 from wsgateway.bridges.kafka.access import translate
 from wsgateway.bridges.kafka.lanes import Lane
-from wsgateway.bridges.kafka.private import Unreadable, abandon_consumer
+from wsgateway.bridges.kafka.private import Unreadable, abandon_consumer, check_fetching
 from wsgateway.bridges.kafka.records import read_record, why_unreadable
 from wsgateway.exceptions import BusError, reason_of
 from wsgateway.protocol.backoff import Backoff
@@ -175,6 +175,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         while self._existing() in (topics, set()):
             room = self._hands.room - self._count
             most = max(1, room // 4)
+            check_fetching(consumer)
             self._resume(consumer)
             assigned = consumer.assignment() - self._unreadable.keys()
             ready = [tp for tp in assigned if self._may_take(tp, room - most)]

@@ -20,7 +20,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
-__all__ = ["Unreadable", "abandon_consumer", "abandon_producer"]
+__all__ = ["Unreadable", "abandon_consumer", "abandon_producer", "check_fetching"]
 
 SIZE, HEAD, MAGIC = 8, 12, 16
 """Where a batch has its size, where what it counts begins, and where its format's number is."""
@@ -55,6 +55,12 @@ async def abandon_consumer(consumer: Any) -> None:
         for task in list(fetcher._pending_tasks):
             await _end(task)
     await _close(consumer._client)
+
+
+def check_fetching(consumer: Any) -> None:
+    """Raise an error if a consumer's fetching has ended: `getmany` would wait for ever."""
+    if consumer._fetcher._fetch_task.done():
+        raise errors.KafkaError("aiokafka has stopped fetching")
 
 
 async def _end(task: asyncio.Task[Any] | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer, errors
 
-from wsgateway.bridges.kafka.access import translate
+from wsgateway.bridges.kafka.access import RIGHT_ERRORS, translate
 from wsgateway.bridges.kafka.private import abandon_producer
 from wsgateway.exceptions import BusUnavailable, RecordRefused
 from wsgateway.supervision import share, start
@@ -31,6 +31,8 @@ OVERHEAD = 64 * 1024
 BATCH = 64 * 1024
 """Bytes of a batch. Kafka refuses a batch as a whole, so no more than any topic takes."""
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+HARMLESS = (*RIGHT_ERRORS, errors.KafkaTimeoutError, errors.UnknownTopicOrPartitionError)
+"""Errors about one topic. If they used up a number, the next batch for that topic is told so."""
 
 
 class Producer:
@@ -138,7 +140,8 @@ class Producer:
         )
 
     def _failed(self, producer: Any, exc: Exception, topic: str) -> Exception:
-        self._replace(producer)
+        if not isinstance(exc, HARMLESS):
+            self._replace(producer)
         return translate(exc, f"Kafka did not confirm a record of topic {topic!r}")
 
     def _replace(self, producer: Any) -> None:
