@@ -122,6 +122,7 @@ class Consumer:
         # Each bridge prefers other queues. Until RabbitMQ 4.0, a queue belongs to who was first;
         # from then on, to who asks with the highest priority.
         self._priorities = random.sample(range(1, len(lanes) + 1), len(lanes))
+        self._is_first = True  # whether the next connection is the first one
         self._on_record, self._on_lost = on_record, on_lost
         # RabbitMQ counts for each queue, and one bridge may read all of them. The next reader must
         # not take fewer: if it dies before it had all that the one before returned, a quorum queue
@@ -140,9 +141,14 @@ class Consumer:
         acking = share(acks.run(), "acknowledge to RabbitMQ")
         try:
             await channel.basic_qos(prefetch_count=self._prefetch)
-            # Always in this order: with another, RabbitMQ 3.10 left a queue without an answer after
+            # Bridges that start together share the queues of an older RabbitMQ, too. Afterwards,
+            # always in one order: with another, RabbitMQ 3.10 left a queue without an answer after
             # it had been killed. See test_rabbitmq_is_killed_and_started_again.
-            for lane, priority in zip(self._lanes, self._priorities, strict=True):
+            lanes = list(zip(self._lanes, self._priorities, strict=True))
+            if self._is_first:
+                self._is_first = False
+                random.shuffle(lanes)
+            for lane, priority in lanes:
                 await channel.basic_consume(
                     lane.name,
                     partial(self._deliver, lane, acks),
