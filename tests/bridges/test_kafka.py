@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -109,6 +110,29 @@ async def test_record_that_is_too_large_is_refused_and_the_next_is_not(
         # Kafka's refusal ended what the producer could do with this partition
         await bus.produce("orders", "ann", b"after", {})
         assert [r.value for r in await service.read("send.orders", 1)] == [b"after"]
+
+
+async def test_small_records_share_no_batch_that_is_too_large(
+    kafka: KafkaServer, prefix: str
+) -> None:
+    """Kafka refused the batch, and each record in it became a dead letter."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address())
+    await admin.start()
+    limit = {"max.message.bytes": "8192"}
+    await admin.create_topics([NewTopic(f"{prefix}.send.orders", 1, 1, topic_configs=limit)])
+    await admin.close()
+
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+
+        async def send(user: str, size: int = 1000) -> None:
+            while True:
+                with suppress(BusUnavailable):
+                    return await bus.produce("orders", user, bytes(size), {})
+
+        await asyncio.gather(*(send(f"user{n}") for n in range(60)))
+        assert len({r.key for r in await service.read("send.orders", 60)}) == 60
+        with pytest.raises(RecordRefused):
+            await send("ann", 10_000)
 
 
 async def test_closed_bus_confirms_nothing(kafka: KafkaServer, prefix: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from aiokafka import AIOKafkaProducer, errors
 
@@ -29,7 +30,9 @@ FLUSH_TIMEOUT = 5.0
 OVERHEAD = 64 * 1024
 """Bytes of a record besides its payload, at most: its key and headers."""
 BATCH = 64 * 1024
-"""Bytes of a batch. Kafka refuses a batch as a whole, so no more than any topic takes."""
+"""Bytes of a batch, at first. Kafka refuses a batch as a whole; if it does, they become fewer."""
+LEAST = 2048
+"""Bytes of a batch, at least."""
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 HARMLESS = (*RIGHT_ERRORS, errors.KafkaTimeoutError, errors.UnknownTopicOrPartitionError)
 """Errors about one topic. If they used up a number, the next batch for that topic is told so."""
@@ -53,6 +56,8 @@ class Producer:
         self._cluster = cluster
         self._largest = largest + OVERHEAD
         self._producer: Any = None
+        self._batch = BATCH
+        self._batches: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # each producer's
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[Any]] = set()  # replaced ones that finish
         self._is_closed = False
@@ -93,8 +98,7 @@ class Producer:
         try:
             await future
         except TOO_LARGE as exc:
-            self._replace(producer)
-            raise self._too_large(topic, value) from exc
+            raise self._batch_refused(producer, topic, value) from exc
         except (errors.KafkaError, TimeoutError) as exc:
             raise self._failed(producer, exc, topic) from exc
 
@@ -117,7 +121,7 @@ class Producer:
             **self._access.client_options(),
             acks="all",
             enable_idempotence=True,
-            max_batch_size=BATCH,
+            max_batch_size=self._batch,
             max_request_size=self._largest,
         )
         try:
@@ -129,9 +133,20 @@ class Producer:
                 raise translate(exc, "cannot start a Kafka producer") from exc
             raise
         else:
+            self._batches[producer] = self._batch
             self._producer = producer
         finally:
             self._starting = None
+
+    def _batch_refused(self, producer: Any, topic: str, value: bytes | None) -> Exception:
+        """Return the error for a record of a batch that was too large for its topic."""
+        limit = self._batches[producer]
+        if self._producer is producer:
+            self._batch = max(LEAST, limit // 2)
+        self._replace(producer)
+        if limit <= LEAST or len(value or b"") >= limit:
+            return self._too_large(topic, value)
+        return BusUnavailable(f"a batch was too large for the Kafka topic {topic!r}")
 
     def _too_large(self, topic: str, value: bytes | None) -> RecordRefused:
         return RecordRefused(
