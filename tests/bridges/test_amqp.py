@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import aio_pika
+import aiormq
 import pytest
 from aiormq.abc import ChannelFrame
 from pamqp.body import ContentBody
@@ -26,7 +27,7 @@ from tests.bridges.amqp_side import (
 )
 from tests.bridges.rabbitmq import RabbitServer
 from tests.support import until
-from wsgateway.bridges.amqp import AmqpBus, publishing
+from wsgateway.bridges.amqp import AmqpBus, consuming, publishing
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.supervision import share
 
@@ -310,6 +311,29 @@ async def test_each_bridge_prefers_other_queues(rabbit: RabbitServer) -> None:
         pairs = [rabbit.priorities(lane) for lane in lanes]
         assert sorted(each for pair in pairs for each in pair) == sorted([*range(1, 9)] * 2)
         assert any(mine != its for mine, its in pairs)  # the same by chance: once in 40,320 runs
+
+
+async def test_a_queue_that_does_not_answer_is_asked_again(
+    rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 3.10 did not answer after it had been killed, and the bridge waited for ever."""
+    consume, asked = aiormq.Channel.basic_consume, 0
+
+    async def consume_later(*args: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.Event().wait()
+        return await consume(*args, **options)
+
+    monkeypatch.setattr(consuming, "SUBSCRIBE_TIMEOUT", 0.5)
+    bridge = amqp_bridge(rabbit)
+    async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        monkeypatch.setattr(aiormq.Channel, "basic_consume", consume_later)
+        await service.produce("orders.ann", ["hello"])
+        hands = Hands(bus)
+        await until(lambda: hands.payloads == ["hello"])
+        assert asked > 1
 
 
 async def test_room_bounds_what_is_handed_out(rabbit: RabbitServer) -> None:

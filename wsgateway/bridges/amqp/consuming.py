@@ -30,6 +30,8 @@ __all__ = ["Consumer", "Receipt"]
 MEANING = frozenset(name.lower() for name in (FRAME_HEADER, REPLY_TO_HEADER, ERROR_HEADER))
 """Headers that make another message of the same body."""
 
+SUBSCRIBE_TIMEOUT = 10.0
+"""Seconds in which RabbitMQ must let a bridge read its queues."""
 FLUSH_TIMEOUT = 1.0
 """Seconds for sending the last acknowledgements."""
 
@@ -140,20 +142,7 @@ class Consumer:
         acks = Acks(channel)
         acking = share(acks.run(), "acknowledge to RabbitMQ")
         try:
-            await channel.basic_qos(prefetch_count=self._prefetch)
-            # Bridges that start together share the queues of an older RabbitMQ, too. Afterwards,
-            # always in one order: with another, RabbitMQ 3.10 left a queue without an answer after
-            # it had been killed. See test_rabbitmq_is_killed_and_started_again.
-            lanes = list(zip(self._lanes, self._priorities, strict=True))
-            if self._is_first:
-                self._is_first = False
-                random.shuffle(lanes)
-            for lane, priority in lanes:
-                await channel.basic_consume(
-                    lane.name,
-                    partial(self._deliver, lane, acks),
-                    arguments={"x-priority": priority},
-                )
+            await self._subscribe(channel, acks)
             self.link.established()
             await asyncio.wait(
                 {channel.closing, cancelled, acking}, return_when=asyncio.FIRST_COMPLETED
@@ -165,6 +154,28 @@ class Consumer:
             await until_closed(channel)
         finally:
             await self._leave(channel, acks, acking)
+
+    async def _subscribe(self, channel: AbstractChannel, acks: Acks) -> None:
+        # Bridges that start together share the queues of an older RabbitMQ, too. Afterwards, always
+        # in one order: with another, RabbitMQ 3.10 left a queue without an answer after it had been
+        # killed. See test_rabbitmq_is_killed_and_started_again.
+        lanes = list(zip(self._lanes, self._priorities, strict=True))
+        if self._is_first:
+            self._is_first = False
+            random.shuffle(lanes)
+        try:
+            async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
+                await channel.basic_qos(prefetch_count=self._prefetch)
+                for lane, priority in lanes:
+                    await channel.basic_consume(
+                        lane.name,
+                        partial(self._deliver, lane, acks),
+                        arguments={"x-priority": priority},
+                    )
+        except TimeoutError:
+            raise BusUnavailable(
+                f"RabbitMQ has not let the bridge read its queues within {SUBSCRIBE_TIMEOUT:g} s"
+            ) from None
 
     async def _leave(
         self, channel: AbstractChannel, acks: Acks, acking: asyncio.Task[None]
