@@ -215,7 +215,7 @@ async def test_only_what_was_acknowledged_without_a_gap_stays_away(
 async def test_no_more_is_handed_out_than_there_is_room(bus: KafkaBus, service: Service) -> None:
     for n in range(60):
         await service.produce(f"orders.user{n}", b"%d" % n)
-    taken = Taken(bus, room=20, ack=False)
+    taken = Taken(bus, room=40, ack=False)  # half of it for topics
     await taken.wait(10)
     seen = 0
     while seen < 60:  # each time all that is in hand
@@ -230,7 +230,7 @@ async def test_no_more_is_handed_out_than_there_is_room(bus: KafkaBus, service: 
 async def test_large_records_take_the_room_of_many(bus: KafkaBus, service: Service) -> None:
     for n in range(20):
         await service.produce("orders.ann", b"%d" % n + bytes(10_000))
-    taken = Taken(bus, room=4, room_bytes=15_000, ack=False)
+    taken = Taken(bus, room=8, room_bytes=30_000, ack=False)  # half for topics
     await taken.wait(2)
     await service.produce("orders.ann", b"last")  # there would be time for more
     assert len(taken.records) == 2
@@ -260,6 +260,29 @@ async def test_key_that_waits_takes_no_room_of_other_partitions(
         return others >= 25  # those in two partitions of three
 
     await until(ack_others)
+
+
+async def test_inboxes_that_wait_take_no_room_of_topics(kafka: KafkaServer, prefix: str) -> None:
+    """While the stream of inboxes was full, its partitions took all of the room together."""
+    async with (
+        opened(bridge_to(kafka, prefix=prefix, partitions=12)) as bus,
+        service_on(kafka, prefix) as service,
+    ):
+        for n in range(120):
+            await service.produce(f"orders.user{n}", b"stuck")
+        taken = Taken(bus, room=12, ack=False)
+        await taken.wait(6)
+        for n in range(30):
+            await service.produce(f"room.{n}", b"goes on", "topic")
+
+        def ack_topics() -> bool:
+            found = [record for record in taken.records if record.target == "topic"]
+            for record in found:
+                bus.ack(record)
+            return len(found) == 30
+
+        await until(ack_topics)
+        assert len(taken.records) == 36
 
 
 async def test_removed_records_are_told_and_skipped(

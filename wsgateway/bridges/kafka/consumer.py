@@ -21,7 +21,7 @@ from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import start
 
 if TYPE_CHECKING:
-    from wsgateway.bridges.bus import Record
+    from wsgateway.bridges.bus import Record, Target
     from wsgateway.bridges.kafka.access import Access
     from wsgateway.bridges.kafka.cluster import Cluster
     from wsgateway.bridges.names import Source
@@ -64,6 +64,33 @@ class Hands:
     room_bytes: int
 
 
+class Share:
+    """What inboxes, or topics, may have in hand: half of the room.
+
+    If the stream of inboxes is full, its records take their half, and topics go on.
+    """
+
+    def __init__(self, hands: Hands) -> None:
+        self._room, self._room_bytes = hands.room // 2, hands.room_bytes // 2
+        self.count = 0  # records in hand
+        self.bytes = 0  # theirs
+
+    @property
+    def left(self) -> int:
+        """How many records it may still take."""
+        return 0 if self.bytes >= self._room_bytes else max(0, self._room - self.count)
+
+    @property
+    def most(self) -> int:
+        """How many of these it takes at once."""
+        return max(1, self.left // 4)
+
+    def add(self, count: int, size: int) -> None:
+        """Take, or release, *count* records of *size* bytes together."""
+        self.count += count
+        self.bytes += size
+
+
 class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
     """Hands out the records of some topics, and commits what is acknowledged.
 
@@ -84,8 +111,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: Any = None
         self._lanes: dict[Any, Lane] = {}  # by TopicPartition; those with records in hand or done
         self._unreadable: dict[Any, float] = {}  # partitions that are paused; when to try again
-        self._count = 0  # records in hand
-        self._bytes = 0  # theirs
+        self._shares: dict[Target, Share] = {"inbox": Share(hands), "topic": Share(hands)}
         self._dirty: set[Lane] = set()  # with acknowledgements that are not committed
         self._acked = asyncio.Event()  # set by each acknowledgement
 
@@ -173,18 +199,17 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _poll(self, consumer: Any, topics: set[str]) -> None:
         while self._existing() in (topics, set()):
-            room = self._hands.room - self._count
-            most = max(1, room // 4)
             check_fetching(consumer)
             self._resume(consumer)
             assigned = consumer.assignment() - self._unreadable.keys()
-            ready = [tp for tp in assigned if self._may_take(tp, room - most)]
-            idle = not ready and (assigned or self._unreadable)
-            if room <= 0 or self._bytes >= self._hands.room_bytes or idle:
+            ready = [tp for tp in assigned if self._may_take(tp)]
+            if not ready and (assigned or self._unreadable):
                 await self._wait_for_ack(1.0)
                 continue
             # A partition that gets room while the others have nothing waits for this long
             longest = 1000 if len(ready) == len(assigned) else 20
+            shares = {self._share(tp) for tp in ready} or self._shares.values()
+            most = min(share.most for share in shares)
             try:
                 found = await consumer.getmany(*ready, timeout_ms=longest, max_records=most)
             except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError) as exc:
@@ -223,26 +248,30 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
             if partition in consumer.assignment():
                 consumer.resume(partition)
 
-    def _may_take(self, partition: Any, room: int) -> bool:
+    def _share(self, partition: Any) -> Share:
+        return self._shares[self._sources[partition.topic].target]
+
+    def _may_take(self, partition: Any) -> bool:
         """Say whether a partition's records in hand may become more.
 
         They are never more than what is left for others, so one that has to wait delays no other.
         """
-        lane = self._lanes.get(partition)
-        return lane is None or (len(lane) <= room and lane.span < SPAN * self._hands.room)
+        share, lane = self._share(partition), self._lanes.get(partition)
+        if lane is None or share.left == 0:
+            return share.left > 0
+        return len(lane) <= share.left - share.most and lane.span < SPAN * self._hands.room
 
     def _hand_out(self, partition: Any, records: list[Any]) -> None:
         lane = self._lanes.get(partition)
         if lane is None or (lane.next is not None and records[0].offset < lane.next):
             if lane is not None:
-                self._lose_lane(lane)  # the topic was recreated, and counts from 0
+                self._lose_lane(partition, lane)  # the topic was recreated, and counts from 0
             lane = self._lanes[partition] = Lane(f"{partition.topic}/{partition.partition}")
-        source = self._sources[partition.topic]
+        source, share = self._sources[partition.topic], self._share(partition)
         for raw in records:
             size = len(raw.value or b"")
             lane.hand_out(raw.offset, size)
-            self._count += 1
-            self._bytes += size
+            share.add(1, size)
             self._hands.on_record(
                 read_record(raw, source, self._cluster.id, lane.name, Receipt(lane, raw))
             )
@@ -275,8 +304,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         size = None if lane.is_lost else lane.ack(receipt.raw.offset)
         if size is None:
             return
-        self._count -= 1
-        self._bytes -= size
+        self._share(receipt.raw).add(-1, -size)
         self._dirty.add(lane)
         self._acked.set()
 
@@ -323,7 +351,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Finish what is in hand, commit it, and forget the rest. aiokafka calls it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(REVOKE_WAIT):
-                while self._count:
+                while any(share.count for share in self._shares.values()):
                     await self._wait_for_ack(REVOKE_WAIT)
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT):
@@ -345,14 +373,13 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         lanes, self._lanes = self._lanes, {}
         self._unreadable.clear()  # aiokafka forgets with the assignment what is paused
         self._dirty.clear()
-        for lane in lanes.values():
-            self._lose_lane(lane)
+        for partition, lane in lanes.items():
+            self._lose_lane(partition, lane)
         self._acked.set()
 
-    def _lose_lane(self, lane: Lane) -> None:
+    def _lose_lane(self, partition: Any, lane: Lane) -> None:
         lane.is_lost = True
-        self._count -= len(lane)
-        self._bytes -= lane.sizes()
+        self._share(partition).add(-len(lane), -lane.sizes())
         self._hands.on_lost(lane.name)
 
 
