@@ -20,7 +20,7 @@ USER, PASSWORD = "ann", "pass-word%41 of ann"
 STRANGER = "eve"
 """Who may log in with the same password, and do nothing."""
 CLUSTER_ID = "d3NnYXRld2F5LXRlc3RzLQ"
-JVM = ["-Xmx256m", "-Xms128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
+JVM = ["-Xmx320m", "-Xms128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
 LOG = "-Dorg.slf4j.simpleLogger."
 LEVELS = [
     LOG + "defaultLogLevel=warn",
@@ -160,6 +160,8 @@ class KafkaServer:
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(self.folder / "data"),
             "auto.create.topics.enable": "false",
+            # 128 MB by default, half of our heap: after a few restarts there was no memory left
+            "log.cleaner.dedupe.buffer.size": 4 * 1024 * 1024,
             "offsets.topic.num.partitions": 3,
             "offsets.topic.replication.factor": count,
             "transaction.state.log.num.partitions": 1,

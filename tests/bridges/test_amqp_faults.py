@@ -23,6 +23,11 @@ USERS = [f"u{number}" for number in range(8)]
 
 CONSUMER = """
 import asyncio, sys
+
+import django
+
+django.setup()
+
 from wsgateway.bridges.amqp import AmqpBus
 from wsgateway.bridges.config import bridge_of
 
@@ -202,7 +207,8 @@ async def test_another_bridge_goes_on_in_order_when_one_is_killed(
     bridge = amqp_bridge(rabbit)
     await AmqpBus(bridge).set_up()
     command = [sys.executable, "-c", CONSUMER, rabbit.url(), bridge.prefix]
-    killed = Process(command, tmp_path / "log", site_env())
+    environment = site_env(DJANGO_SETTINGS_MODULE="tests.settings")
+    killed = Process(command, tmp_path / "log", environment)
     with running(killed):
         async with service_side(rabbit, bridge) as service:
             killed.spawn()
