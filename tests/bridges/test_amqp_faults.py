@@ -8,7 +8,9 @@ import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import aiormq
 import pytest
 
 from tests.bridges.amqp_side import Hands, ServiceSide, amqp_bridge, bus_on, in_order, service_side
@@ -179,6 +181,33 @@ async def test_an_alarm_holds_what_is_sent_and_not_what_is_received(
         assert sorted(m.body.decode() for m in service.received) == sorted(
             f"{user} {number}" for user in USERS for number in range(3)
         )
+
+
+async def test_a_confirmation_between_two_tries_is_not_missed(
+    rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What RabbitMQ confirmed while its caller paused before the next try was published again."""
+    publish, may_go = aiormq.Channel.basic_publish, asyncio.Event()
+
+    async def publish_late(*args: Any, **options: Any) -> Any:
+        await may_go.wait()
+        return await publish(*args, **options)
+
+    bridge = amqp_bridge(rabbit)
+    async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        await service.read()
+        monkeypatch.setattr(aiormq.Channel, "basic_publish", publish_late)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(publishing, "CONFIRM_TIMEOUT", 0.05)
+            with pytest.raises(BusUnavailable):
+                await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
+        may_go.set()
+        await until(lambda: service.received)
+        await asyncio.sleep(0.1)  # the confirmation is on its way, too
+        for id in ("1", "2"):
+            await bus.produce("orders", "ann", id.encode(), {"Ws-Id": id})
+        await until(lambda: len(service.received) > 1)
+        assert [message.body for message in service.received] == [b"1", b"2"]
 
 
 async def test_closing_takes_no_longer_while_an_alarm_is_on(

@@ -22,6 +22,8 @@ __all__ = ["Outgoing", "Publisher"]
 CONFIRM_TIMEOUT = 10.0
 """Seconds that a caller waits for a connection and RabbitMQ's confirmation."""
 
+MAX_CONFIRMED = 10_000
+"""Confirmations that are kept for callers who have left, and may try again."""
 CHANNEL_PAUSE = 0.05
 """Seconds between a channel that RabbitMQ has closed and the next one."""
 
@@ -95,6 +97,8 @@ class Outlet:
         self._channel: AbstractChannel | None = None  # None while nothing can be published
         # What RabbitMQ has not confirmed, by turn. Its caller may have left.
         self._pending: dict[object, tuple[object, asyncio.Task[None]]] = {}
+        # What it has confirmed, and no caller has heard of: the id, by turn
+        self._confirmed: dict[object, object] = {}
         self._max_size: int | None = None  # bytes, once RabbitMQ has refused a larger message
 
     @property
@@ -130,8 +134,9 @@ class Outlet:
         """Publish a message; return once RabbitMQ has confirmed that every queue has it.
 
         An attempt that takes too long for its caller goes on. The next one of the same turn waits
-        for it, and has its result if it is of the same message. So an alarm, during which RabbitMQ
-        confirms nothing, neither repeats nor reorders what it is told afterwards.
+        for it, and has its result if it is of the same message, also if that has come in between.
+        So an alarm, during which RabbitMQ confirms nothing, neither repeats nor reorders what it is
+        told afterwards.
 
         Args:
             message: The message.
@@ -148,12 +153,15 @@ class Outlet:
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT):
                 await self._publish_in_turn(message, turn, id)
+            self._confirmed.pop(turn, None)
         except TimeoutError:
             raise BusUnavailable(
                 str(self._link.error or f"RabbitMQ has not confirmed within {CONFIRM_TIMEOUT:g} s")
             ) from None
 
     async def _publish_in_turn(self, message: Outgoing, turn: object, id: object) -> None:
+        if id is not None and self._confirmed.get(turn) == id:
+            return
         while True:
             before = self._pending.get(turn)
             if before is not None:
@@ -167,8 +175,16 @@ class Outlet:
                 break
         task = share(self._publish(channel, message), f"publish to {message.exchange}")
         self._pending[turn] = id, task
-        task.add_done_callback(lambda _: self._pending.pop(turn))
+        task.add_done_callback(lambda done: self._on_done(turn, id, done))
         return await _result(task)
+
+    def _on_done(self, turn: object, id: object, task: asyncio.Task[None]) -> None:
+        del self._pending[turn]
+        if id is None or task.cancelled() or task.exception() is not None:
+            return
+        while len(self._confirmed) >= MAX_CONFIRMED:
+            del self._confirmed[next(iter(self._confirmed))]
+        self._confirmed[turn] = id
 
     async def _usable(self) -> AbstractChannel:
         """Return the channel once RabbitMQ takes messages: it is connected, and raises no alarm."""
