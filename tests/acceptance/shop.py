@@ -67,7 +67,7 @@ from django.http import HttpRequest
 call_command("migrate", verbosity=0, run_syncdb=True)
 call_command("collectstatic", verbosity=0, interactive=False)
 keys = {}
-for name in ("ann", "bob", "cid", "dora", "eve"):
+for name in ("ann", "bob", "cid", "dora", "eve", "fay"):
     user = get_user_model().objects.create_superuser(name, password=name)
     request = HttpRequest()
     request.session = SessionStore()

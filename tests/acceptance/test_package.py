@@ -17,7 +17,15 @@ pytestmark = pytest.mark.timeout(300)  # pip downloads
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = sorted(PROJECT["optional-dependencies"])
-WITHOUT_EXTRAS = {"health_check", "ninja", "pydantic", "pytest", "websockets"}
+WITHOUT_EXTRAS = {
+    "aiokafka",
+    "health_check",
+    "ninja",
+    "pamqp",  # the first that the bridge to RabbitMQ imports
+    "pydantic",
+    "pytest",
+    "websockets",
+}
 """What modules import at their top that only extras, and projects' tests, need."""
 
 SETTINGS = """
@@ -189,7 +197,8 @@ def test_installed_package_offers_no_page_no_form_and_no_user(plain: Environment
     """An `include` published a form, and a command of the package created admin/admin."""
     offers = json.loads(plain.run("-c", OFFERS))
     assert offers["urls"] == ["healthz", "readyz", "metrics", "^sse/"]
-    commands = {"deadletters", "gateway", "publish", "runevents", "runservice", "setup_streams"}
+    commands = {"deadletters", "gateway", "publish", "runbridge", "runevents", "runservice"}
+    commands |= {"setup_bridges", "setup_streams"}
     # The outbox's command is there for those who have installed the outbox
     assert offers["commands"] == {
         **dict.fromkeys(commands, "wsgateway"),

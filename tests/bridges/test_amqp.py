@@ -588,6 +588,16 @@ async def test_a_virtual_host_and_a_user_with_just_enough_rights(rabbit: RabbitS
             await bus.set_up()
 
 
+async def test_a_user_who_may_create_but_not_bind_is_told(rabbit: RabbitServer) -> None:
+    """`setup_bridges` ended with aiormq's traceback."""
+    rabbit.add_vhost("binding")
+    bridge = amqp_bridge(rabbit, url=rabbit.url("dan", PASSWORD, vhost="binding"))
+    name = rf"^{bridge.prefix}\."
+    rabbit.add_user("dan", PASSWORD, "binding", configure=name, write=name, read="^$")
+    with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'dan'"):
+        await AmqpBus(bridge).set_up()
+
+
 async def test_who_is_refused_is_told_why_and_no_password_is_shown(
     rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
 ) -> None:

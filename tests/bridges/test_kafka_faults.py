@@ -138,7 +138,7 @@ async def test_close_sends_nothing_that_another_bridge_may_have(
             waiting = asyncio.create_task(bus.produce("orders", "ann", b"late", {}))
             await asyncio.sleep(0.05)
             closing = asyncio.create_task(bus.close())
-            await asyncio.sleep(0)
+            await asyncio.wait({closing}, timeout=2)  # while it sent what waited: for 5 s
         finally:
             kafka.resume()
         await closing

@@ -188,6 +188,7 @@ async def test_record_is_acknowledged_only_once_it_is_set_aside() -> None:
         it.bus.hand_out("bad", "orders")
         await it.until(lambda: it.bus.tries >= 3)
         assert it.bus.acked == []
+        assert it.counted.receive_failures >= 2
         it.bus.error = None
         await it.until(lambda: it.bus.acked == ["bad"])
 

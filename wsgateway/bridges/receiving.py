@@ -221,6 +221,7 @@ class Receiving:
                 with uncancelled(BusUnavailable):
                     await self._bus.set_aside(record, reason)
             except Exception as exc:  # a bug as well: the records behind it would be stranded
+                self._counted.receive_failures += 1
                 await self._setting_aside.wait(attempt, exc, self._ended)
                 if item.is_lost or self._ended.is_set():
                     return False

@@ -172,7 +172,8 @@ class Topology:
         """Create what is missing, see whether the rest is as it must be, and bind it.
 
         Raises:
-            BusMisconfigured: Something is of another kind. The text says what differs.
+            BusMisconfigured: Something is of another kind, or the user may not bind it. The text
+                says what differs.
         """
         lines = []
         for thing in self._things():
@@ -181,9 +182,12 @@ class Topology:
             begin = f"created {thing}" if is_new else f"{thing} exists"
             lines.append(f"{begin}: {thing.type}, durable")
         if self._bridge.receives:
-            async with connection.channel() as channel:
-                await self._bind(channel)
-            lines += await self._remove_lanes(connection)
+            try:
+                async with connection.channel() as channel:
+                    await self._bind(channel)
+                lines += await self._remove_lanes(connection)
+            except amqp.CONNECTION_EXCEPTIONS as exc:
+                raise explain(exc, self._bridge) from exc
         return lines
 
     async def _declare(self, connection: AbstractConnection, thing: _Thing) -> None:
