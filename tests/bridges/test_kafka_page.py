@@ -47,8 +47,11 @@ async def test_service_with_aiokafka_answers(
         taken = Taken(bus)
         headers = {"Ws-Id": "7", "Ws-Sender": "orders.page=2Eann", "Ws-Request": "r1"}
         await bus.produce("orders", "page=2Eann", b"hello", headers)
-        (answer,) = await taken.wait(1)
-        assert (answer.key, answer.payload) == ("orders.page=2Eann", b"Got it: hello")
+        key = "orders.page=2Eann"  # other tests of this page use the same topics
+        while not (found := [record for record in taken.records if record.key == key]):
+            await taken.wait(len(taken.records) + 1)
+        answer = found[0]
+        assert answer.payload == b"Got it: hello"
         assert answer.headers == {"Nats-Msg-Id": "answer-7", "Ws-Reply-To": "r1"}
     finally:
         running.kill()

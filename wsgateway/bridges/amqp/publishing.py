@@ -134,9 +134,9 @@ class Outlet:
         """Publish a message; return once RabbitMQ has confirmed that every queue has it.
 
         An attempt that takes too long for its caller goes on. The next one of the same turn waits
-        for it, and has its result if it is of the same message, also if that has come in between.
-        So an alarm, during which RabbitMQ confirms nothing, neither repeats nor reorders what it is
-        told afterwards.
+        for it. If both are of the same message, it has the first one's result, even if that came
+        before it asked. So an alarm, during which RabbitMQ confirms nothing, neither repeats nor
+        reorders what it is told afterwards.
 
         Args:
             message: The message.
