@@ -83,7 +83,8 @@ async def test_commands_with_kcat_do_what_the_page_says(
     assert "Ws-Dead-Reason=a reason" in await asyncio.to_thread(
         shell, PAGE.code("ws.dead -C", "sh"), kafka
     )
-    await bus.produce("orders", "kate", b"to the service", {})
+    headers = {"Ws-Id": "1", "Ws-Sender": "orders.kate"}  # the page's service may read it later
+    await bus.produce("orders", "kate", b"to the service", headers)
     watching = PAGE.code("ws.send.orders -C", "sh").replace("kcat ", "kcat -e ")
     assert "kate: to the service\n" in await asyncio.to_thread(shell, watching, kafka)
 
