@@ -237,6 +237,8 @@ class Pushpin:
         for pid in self.pids().values():
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        # Its children end a moment later; while one of them has a port, it does not start again
+        wait_for(lambda: not any(map(listening, self._ports)), 10, "Pushpin's ports are free")
 
     def close(self) -> None:
         """End everything."""
