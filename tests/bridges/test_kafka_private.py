@@ -7,6 +7,7 @@ their tasks now, and change that module.
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +33,7 @@ async def topic(kafka: KafkaServer, prefix: str) -> str:
 
 
 async def test_abandoned_producer_leaves_nothing_and_fails_what_waits(
-    kafka: KafkaServer, topic: str
+    kafka: KafkaServer, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = others()
     producer = AIOKafkaProducer(bootstrap_servers=kafka.address(), enable_idempotence=True)
@@ -49,6 +50,9 @@ async def test_abandoned_producer_leaves_nothing_and_fails_what_waits(
     finally:
         kafka.resume()
     await until(lambda: others() <= before)
+    del producer, waiting, each
+    gc.collect()
+    assert "never retrieved" not in caplog.text  # as asyncio logged at each bridge's end
 
 
 async def test_abandoned_consumer_leaves_nothing(kafka: KafkaServer, topic: str) -> None:

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from aiokafka import errors
@@ -33,7 +34,12 @@ async def abandon_producer(producer: Any, reason: str) -> None:
     """
     error = errors.KafkaConnectionError(reason)
     producer._closed = True
-    producer._message_accumulator.fail_all(error)
+    accumulator = producer._message_accumulator
+    batches = [*chain.from_iterable(accumulator._batches.values()), *accumulator._pending_batches]
+    accumulator.fail_all(error)
+    for batch in batches:
+        if not batch._drain_waiter.cancelled():
+            batch._drain_waiter.exception()  # nobody else asks, and asyncio would log an error
     _abort(producer.client)
     await _end(producer._sender.sender_task)
     _abort(producer.client)  # what it connected to since
