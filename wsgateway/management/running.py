@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import Any
 
 from django.utils import autoreload
 
 from wsgateway.conf import settings
-from wsgateway.management.base import Options
+from wsgateway.management.base import Options, add_json
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
-from wsgateway.metrics.server import MetricsPortRefused, metrics_served
+from wsgateway.metrics.server import MetricsPortRefused, add_metrics_arguments, metrics_served
 from wsgateway.services.process import Runs, run_beside_reloader, run_until_signal
 
-__all__ = ["run_long"]
+__all__ = ["add_running_arguments", "run_long"]
+
+
+def add_running_arguments(parser: ArgumentParser, ready: str) -> None:
+    """Add the options of commands that go on until a signal.
+
+    Args:
+        parser: The command's.
+        ready: When the file of ``--ready-file`` is created: "once …".
+    """
+    parser.add_argument("--ready-file", metavar="FILE", help=f"file to create once {ready}")
+    parser.add_argument(
+        "--noreload",
+        action="store_true",
+        help="do not restart when code changes (only DEBUG does)",
+    )
+    add_metrics_arguments(parser)
+    add_json(parser)
 
 
 def run_long(runner: Runs, out: Output, options: Options, *, asks_broker: bool = True) -> None:

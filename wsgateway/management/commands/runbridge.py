@@ -9,11 +9,10 @@ from django.core.management.base import CommandError
 
 from wsgateway.bridges.runner import bridges_to_run, make_runner
 from wsgateway.conf import settings
-from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.base import Options, OutputCommand
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
-from wsgateway.management.running import run_long
-from wsgateway.metrics.server import add_metrics_arguments
+from wsgateway.management.running import add_running_arguments, run_long
 
 __all__ = ["Command"]
 
@@ -30,16 +29,7 @@ class Command(OutputCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define which bridges, and how they run."""
         parser.add_argument("names", nargs="*", metavar="NAME", help="bridges to run; default: all")
-        parser.add_argument(
-            "--ready-file", metavar="FILE", help="file to create once every bridge is connected"
-        )
-        parser.add_argument(
-            "--noreload",
-            action="store_true",
-            help="do not restart when code changes (only DEBUG does)",
-        )
-        add_metrics_arguments(parser)
-        add_json(parser)
+        add_running_arguments(parser, "every bridge is connected")
 
     def run(self, out: Output, options: Options) -> None:
         """Run until a signal."""

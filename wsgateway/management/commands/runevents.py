@@ -8,11 +8,10 @@ from django.core.management.base import CommandError
 
 from wsgateway.conf import settings
 from wsgateway.events.runner import EventRunner
-from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.base import Options, OutputCommand
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
-from wsgateway.management.running import run_long
-from wsgateway.metrics.server import add_metrics_arguments
+from wsgateway.management.running import add_running_arguments, run_long
 
 __all__ = ["Command"]
 
@@ -28,16 +27,7 @@ class Command(OutputCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define how it runs."""
-        parser.add_argument(
-            "--ready-file", metavar="FILE", help="file to create once it knows who is online"
-        )
-        parser.add_argument(
-            "--noreload",
-            action="store_true",
-            help="do not restart when code changes (only DEBUG does)",
-        )
-        add_metrics_arguments(parser)
-        add_json(parser)
+        add_running_arguments(parser, "it knows who is online")
 
     def run(self, out: Output, options: Options) -> None:
         """Run until a signal."""

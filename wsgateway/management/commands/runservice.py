@@ -7,11 +7,10 @@ from argparse import ArgumentParser
 from django.core.management.base import CommandError
 
 from wsgateway.conf import settings
-from wsgateway.management.base import Options, OutputCommand, add_json
+from wsgateway.management.base import Options, OutputCommand
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
-from wsgateway.management.running import run_long
-from wsgateway.metrics.server import add_metrics_arguments
+from wsgateway.management.running import add_running_arguments, run_long
 from wsgateway.services.runner import Runner, services_to_run
 
 __all__ = ["Command"]
@@ -31,16 +30,7 @@ class Command(OutputCommand):
         parser.add_argument(
             "--concurrency", type=int, metavar="N", help="users served at once, per service"
         )
-        parser.add_argument(
-            "--ready-file", metavar="FILE", help="file to create once every service is ready"
-        )
-        parser.add_argument(
-            "--noreload",
-            action="store_true",
-            help="do not restart when code changes (only DEBUG does)",
-        )
-        add_metrics_arguments(parser)
-        add_json(parser)
+        add_running_arguments(parser, "every service is ready")
 
     def run(self, out: Output, options: Options) -> None:
         """Run until a signal."""
