@@ -72,8 +72,8 @@ class TestHistory:
             ({"service": "nowhere"}, 404, "service-unknown", "does not exist"),
             ({"service": "room"}, 404, "service-unknown", "has topics, not users"),
             ({"user": "ü" * 200}, 422, "invalid", "400 bytes"),
-            ({"limt": 5}, 422, "invalid", "limt: there is no such parameter"),
-            ({"request": 5}, 422, "invalid", "request: there is no such parameter"),
+            ({"limt": 5}, 422, "invalid", "limt: unknown parameter"),
+            ({"request": 5}, 422, "invalid", "request: unknown parameter"),
             ({"limit": [5, 6]}, 422, "invalid", "limit: given twice"),
         ],
     )

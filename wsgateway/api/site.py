@@ -53,7 +53,7 @@ class StrictParser(Parser):
         assert request.resolver_match is not None
         known = PARAMETERS[str(request.resolver_match.url_name)]
         values = [
-            {"parameter": name, "detail": "there is no such parameter"}
+            {"parameter": name, "detail": "unknown parameter"}
             for name in sorted(data.keys() - known)
         ]
         values += [
