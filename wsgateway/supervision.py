@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from wsgateway.protocol.backoff import Backoff
 
-__all__ = ["Restarts", "share", "start", "supervise"]
+__all__ = ["Restarts", "is_cancelled", "share", "start", "supervise"]
 
 logger = logging.getLogger("wsgateway")
 
@@ -99,6 +99,15 @@ class Restarts:
         return BACKOFF.delay(self._attempt - 1)
 
 
+def is_cancelled() -> bool:
+    """Say whether somebody cancels the running task.
+
+    Otherwise a `CancelledError` comes from something that it awaited: an error like any other.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 async def _restart(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
     restarts = Restarts()
     while True:
@@ -107,8 +116,7 @@ async def _restart(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> 
             await work()
             return
         except (Exception, asyncio.CancelledError) as exc:
-            task = asyncio.current_task()
-            if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
                 raise
             # Otherwise nobody cancelled this task, but something that it awaited
             pause = restarts.pause()

@@ -16,6 +16,7 @@ from wsgateway.exceptions import (
     reason_of,
 )
 from wsgateway.protocol.backoff import Backoff
+from wsgateway.supervision import is_cancelled
 
 __all__ = ["Outage", "uncancelled"]
 
@@ -91,7 +92,6 @@ def uncancelled(error: type[Exception]) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError as exc:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_cancelled():
             raise
         raise error("the connection was lost") from exc

@@ -15,7 +15,7 @@ from django.dispatch import Signal
 from wsgateway import counters, database
 from wsgateway.protocol.events import SocketEvent
 from wsgateway.protocol.subjects import Inbox
-from wsgateway.supervision import supervise
+from wsgateway.supervision import is_cancelled, supervise
 
 __all__ = ["Signalling"]
 
@@ -142,8 +142,7 @@ class Signalling:
         try:
             self._count("sent" if await self.deliver(signal, arguments, term) else "failed")
         except (Exception, asyncio.CancelledError, SystemExit) as exc:
-            task = asyncio.current_task()
-            if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+            if isinstance(exc, asyncio.CancelledError) and is_cancelled():
                 raise
             self._count("failed")
             log_fields = {name: arguments[name] for name in ("service", "user")}

@@ -17,6 +17,7 @@ from wsgateway import database
 from wsgateway.exceptions import WsGatewayError
 from wsgateway.services.message import Message, SyncMessage
 from wsgateway.services.traces import trace_handler
+from wsgateway.supervision import is_cancelled
 from wsgateway.tracing import find_tracer
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ class Caller:
                 return None
             return await self._call_sync(job, run)
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
             return exc  # the handler's own: an error like any other
         except BaseException as exc:

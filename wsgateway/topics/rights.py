@@ -32,7 +32,7 @@ from wsgateway.hooks import call_hook
 from wsgateway.identity.base import Identity, shown
 from wsgateway.protocol.endpoint import Access
 from wsgateway.protocol.subjects import Topic
-from wsgateway.supervision import start, supervise
+from wsgateway.supervision import is_cancelled, start, supervise
 from wsgateway.topics.marks import INBOX, Mark, Marks, keep_for
 from wsgateway.topics.registry import TopicService
 from wsgateway.topics.tokens import ACCESSES, read_token
@@ -357,6 +357,5 @@ async def _ask(service: TopicService, identity: Identity, topic: Topic) -> Acces
 
 def _require_wanted() -> None:
     """End a task that was cancelled, whatever ``allow`` made of that: nobody wants the answer."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if is_cancelled():
         raise asyncio.CancelledError

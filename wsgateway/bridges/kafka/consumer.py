@@ -18,7 +18,7 @@ from wsgateway.bridges.kafka.private import Unreadable, abandon_consumer, check_
 from wsgateway.bridges.kafka.records import read_record, why_unreadable
 from wsgateway.exceptions import BusError, reason_of
 from wsgateway.protocol.backoff import Backoff
-from wsgateway.supervision import start
+from wsgateway.supervision import is_cancelled, start
 
 if TYPE_CHECKING:
     from wsgateway.bridges.bus import Record, Target
@@ -181,7 +181,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._poll(consumer, topics)
         finally:
             committing.cancel()
-            if not _is_cancelled():  # or `close` stops it
+            if not is_cancelled():  # or `close` stops it
                 self._consumer = None
                 await asyncio.shield(self._stop(consumer, COMMIT_TIMEOUT))
 
@@ -381,8 +381,3 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         lane.is_lost = True
         self._share(partition).add(-len(lane), -lane.sizes())
         self._hands.on_lost(lane.name)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

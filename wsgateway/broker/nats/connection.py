@@ -28,7 +28,7 @@ from wsgateway.broker.nats.refusals import Refusal, RefusalLog, Vetoes
 from wsgateway.broker.nats.requests import RequestingBus
 from wsgateway.broker.nats.server_info import ServerInfo
 from wsgateway.exceptions import BrokerClosed, BrokerForbidden, BrokerUnavailable
-from wsgateway.supervision import supervise
+from wsgateway.supervision import is_cancelled, supervise
 
 __all__ = [
     "ConnectionOptions",
@@ -223,8 +223,7 @@ class NatsConnection(RequestingBus):
             try:
                 await self._serve(client)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():  # the loop ends, with everything in it
+                if is_cancelled():  # the loop ends, with everything in it
                     await _drain_client(client, FINISH_WITHIN)
                     self._set_state(ConnectionState.CLOSED)
                 raise
