@@ -50,7 +50,7 @@ def why_not() -> str:
 class RabbitServer:
     """A RabbitMQ on loopback, with everything it writes in one folder.
 
-    It runs as whoever runs the tests, and ends with them, even if they are killed. It may be
+    It runs as the user who runs the tests, and ends with them, even if they are killed. It may be
     stopped, killed and started again on the same ports, with the same data.
 
     Args:

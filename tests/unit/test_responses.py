@@ -62,7 +62,9 @@ async def no_more() -> Any:
     raise AssertionError
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="there is no such option here")
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT"
+)
 def test_kernel_ends_a_connection_whose_reader_has_vanished() -> None:
     """A phone that changed networks stayed online for a quarter of an hour."""
     with socket.socket() as connection:

@@ -592,7 +592,7 @@ async def test_host_that_nothing_can_have_is_a_failure(host: str) -> None:
 
 
 async def test_name_that_httpx_cannot_decode_is_looked_up_as_it_is(receiver: Receiver) -> None:
-    """It is a name in DNS; what httpx shows to people is no matter."""
+    """It is a name in DNS; how httpx shows it to people does not matter."""
     where = endpoint(receiver.url.replace("127.0.0.1", "xn--n3h.example"))
     assert (await post(where, resolving("xn--n3h.example", ["127.0.0.1"]))).status == 204
     assert receiver.requests[0].headers["host"].startswith("xn--n3h.example:")
