@@ -86,6 +86,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                         return bus
             return str(super()._split_scope(nodeid))
 
+        def remove_node(self, node: Any) -> str | None:
+            """Do not run again what ended a worker: it would end the next one, too."""
+            ended: str | None = super().remove_node(node)
+            for unit in self.workqueue.values():
+                if ended in unit:
+                    unit[ended] = True
+            return ended
+
     return OneWorkerEach(config, log)
 
 

@@ -113,7 +113,7 @@ async def test_killed_bridge_loses_nothing_and_another_goes_on(
 
 
 @pytest.mark.parametrize(
-    "count", [2_000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+    "count", [2_000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
 )
 async def test_backlog_waits_for_the_other_side_and_takes_no_memory(
     side: KafkaSide,
