@@ -14,7 +14,7 @@ from tests.support import until
 from wsgateway.broker.cluster import Cluster
 from wsgateway.broker.embedded import ask
 from wsgateway.broker.nats import broker_from_settings
-from wsgateway.broker.nats.limits import LEAST
+from wsgateway.broker.nats.limits import LEAST, Room
 from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 
@@ -84,6 +84,24 @@ async def test_each_stream_gets_a_share(replicated: Any, nats_cluster: Cluster) 
         assert len(mine) == len(lines)
         assert min(mine) >= 2**20
         assert not any("PROBE" in name for name in found)
+
+
+@pytest.mark.timeout(120)
+async def test_streams_get_less_if_others_are_faster(
+    replicated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the room and the streams, another installation may take most of it."""
+    for name in LIMITS:
+        setattr(replicated, name, 0)
+    look = Room.free
+
+    async def room_before(self: Room, storage: str, replicas: int) -> int:
+        monkeypatch.undo()
+        return 64 * await look(self, storage, replicas)
+
+    monkeypatch.setattr(Room, "free", room_before)
+    lines = await set_up()
+    assert all(line.endswith(": created") for line in lines), lines
 
 
 @pytest.mark.timeout(120)

@@ -76,6 +76,11 @@ class ApiError(BrokerError):
         self.err_code = err_code
         self.description = description
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether a smaller stream could find a place in the cluster."""
+        return self.err_code == NO_PEERS and "insufficient storage" in self.description
+
     def __str__(self) -> str:
         return f"JetStream refuses: {self.description} (error {self.err_code})"
 
@@ -119,11 +124,12 @@ def error_of(error: Mapping[str, Any], size: int = 0) -> BrokerError:
         return BrokerUnavailable(f"JetStream has not stored the first try yet: {text}")
     if code == 503 or (code == 500 and err_code in (0, STORE_FAILED)):
         return BrokerUnavailable(f"JetStream is not available now: {text}")
-    if err_code == NO_PEERS and "peer offline" in text and "insufficient storage" not in text:
+    refusal = ApiError(code, err_code, text)
+    if err_code == NO_PEERS and "peer offline" in text and not refusal.lacks_room:
         return PeerOffline(
             f"too few servers of the NATS cluster are online: {text} (error {err_code})"
         )
-    return ApiError(code, err_code, text)
+    return refusal
 
 
 def _fields(data: bytes) -> dict[str, Any]:

@@ -319,6 +319,11 @@ class Streams:
         count = sum(1 for other in self.specs if other.family == spec.family)
         return share_of(family, count, self._free[1])
 
+    async def _smaller(self, spec: StreamSpec, size: int) -> int:
+        """Return a limit below *size*, for which others have taken the room meanwhile."""
+        self._free = None
+        return max(LEAST, min(await self._size(spec), size // 2))
+
     async def limit_in_bytes(self, spec: StreamSpec, info: Mapping[str, Any]) -> int:
         """Return what a stream that exists should have; never less than it holds, if it is ours."""
         wanted, real = int(spec.config["max_bytes"]), int(info["config"]["max_bytes"])
@@ -381,11 +386,14 @@ class Streams:
                         f"cannot create stream {spec.name!r} of {config.get('max_bytes')} bytes: "
                         f"{exc}; make room, or lower {spec.setting_of('max_bytes')}"
                     ) from exc
-                config["max_bytes"] = max(LEAST, config["max_bytes"] // 2)  # others were faster
+                config["max_bytes"] = await self._smaller(spec, config["max_bytes"])
             except ApiError as exc:
                 info = await self.own_info(spec.name)
                 if info is not None:
                     return info
+                if is_ours and exc.lacks_room and config["max_bytes"] > LEAST:
+                    config["max_bytes"] = await self._smaller(spec, config["max_bytes"])
+                    continue
                 cure = ""
                 if exc.err_code == SUBJECTS_OVERLAP:
                     cure = f"; find the stream that takes {spec.config['subjects']}, and delete it"
