@@ -26,6 +26,8 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 
+pytest_plugins = ["tests.hanging"]
+
 # The machines that run this are shared: what is slow for once is not wrong.
 hypothesis.settings.register_profile(
     "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -114,7 +116,7 @@ def no_connections_left() -> Iterator[None]:
     has no database, pytest-django refuses that.
     """
     yield
-    SyncToAsync.single_thread_executor.submit(forget_connections).result()
+    SyncToAsync.single_thread_executor.submit(forget_connections).result(30.0)
 
 
 @pytest.fixture(scope="session")

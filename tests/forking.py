@@ -135,4 +135,8 @@ class Forker:
 
     def close(self) -> None:
         """End it; what it has started goes on."""
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=20.0)
+        except subprocess.TimeoutExpired:  # another fork of this process still has its input
+            self._process.kill()
+            self._process.wait(20.0)

@@ -39,10 +39,13 @@ SERVERS += [f"uvicorn --ws {name}" for name in ("websockets", "wsproto") if find
 """ASGI servers, as `Gateway` takes them: each that the product knows, in all its ways."""
 
 
-def wait_for(condition: Callable[..., Any], timeout: float = 30.0, what: str = "") -> Any:
+def wait_for(
+    condition: Callable[..., Any], timeout: float = 30.0, what: str | Callable[[], str] = ""
+) -> Any:
     """Return the first true result of *condition*; fail after *timeout* seconds. Blocking.
 
     *condition* is called without arguments; a lambda in a loop keeps its variables as defaults.
+    *what* may be a function that returns the text, such as one with a log.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -50,7 +53,8 @@ def wait_for(condition: Callable[..., Any], timeout: float = 30.0, what: str = "
         if result:
             return result
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what or condition}")
+            text = what() if callable(what) else what
+            raise AssertionError(f"not within {timeout} s: {text or condition}")
         time.sleep(0.02)
 
 
@@ -64,6 +68,15 @@ async def until(condition: Callable[..., Any], timeout: float = 30.0, what: str 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what or condition}")
         await asyncio.sleep(0.01)
+
+
+async def close_soon(close: Callable[[], Awaitable[object]], timeout: float = 20.0) -> None:
+    """Close a client, or fail: its server may be stopped, and the test's own time-out over."""
+    try:
+        async with asyncio.timeout(timeout):
+            await close()
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout} s: {close}") from None
 
 
 async def within(limit: float, attempt: Callable[[], Awaitable[float]]) -> None:
@@ -229,7 +242,7 @@ class Process:
         """End it with SIGKILL."""
         if self.popen is not None:
             self.popen.kill()
-            self.popen.wait()
+            self.popen.wait(20.0)
 
 
 class PostgresServer:
