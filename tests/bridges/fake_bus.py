@@ -20,6 +20,8 @@ class FakeBus(Bus):
         self.aside: list[tuple[str, str]] = []
         self.error: BaseException | None = None  # raised by `produce` and `set_aside`
         self.tries = 0
+        self.tried: list[Mapping[str, str]] = []  # the headers of each call of `produce`
+        self.room = self.room_bytes = 0  # see `Bus.consume`
         self.is_deaf = False  # `produce` waits for ever
         self.is_connected = True
         self.ack_error: Exception | None = None  # raised by `ack`
@@ -52,6 +54,7 @@ class FakeBus(Bus):
     async def produce(
         self, service: str, user: str, payload: bytes, headers: Mapping[str, str]
     ) -> None:
+        self.tried.append(headers)
         self._try()
         if self.is_deaf:
             await asyncio.Event().wait()
@@ -65,6 +68,7 @@ class FakeBus(Bus):
         room_bytes: int,
     ) -> None:
         self.on_record, self.on_lost = on_record, on_lost
+        self.room, self.room_bytes = room, room_bytes
 
     def hand_out(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,9 +46,9 @@ async def broker(
 
 
 class Rig:
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, **options: Any) -> None:
         self.bus, self.counted = FakeBus(), BridgeCounters()
-        self.sending = Sending(BRIDGE, self.bus, self.counted)
+        self.sending = Sending(replace(BRIDGE, **options), self.bus, self.counted)
         self.worker = Worker(self.sending.service("orders", has_topics=False), broker)
 
     async def stop(self, timeout: float = 10.0) -> None:
@@ -56,8 +57,8 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(broker: MemoryBroker) -> AsyncIterator[Rig]:
-    rig = Rig(broker)
+async def running(broker: MemoryBroker, **options: Any) -> AsyncIterator[Rig]:
+    rig = Rig(broker, **options)
     rig.worker.start()
     await rig.worker.ready()
     try:
@@ -135,15 +136,31 @@ async def test_message_that_was_delivered_often_is_not_suspect(
     """A bridge that is killed again and again in an outage made its messages dead letters."""
     settings.WSGATEWAY_MAX_DELIVER = 2
     await offer(broker, "1")
+    tried: list[Mapping[str, str]] = []
     for _ in range(4):
         killed = Rig(broker)
+        killed.bus.tried = tried
         killed.bus.error = BusUnavailable("away")
         killed.worker.start()
         await until(lambda rig=killed: rig.bus.tries > 2)
         await killed.worker.stop(0.0, in_order=False)
     async with running(broker) as rig:
         await until(lambda: rig.counted.sent == 1)
-        assert int(rig.bus.produced[0][3]["Ws-Attempt"]) > 2
+        headers = rig.bus.produced[0][3]
+        assert int(headers["Ws-Attempt"]) > 2
+        # Each of them may be stored, and a service knows by its id that it is the same message
+        assert {each["Ws-Id"] for each in tried} == {headers["Ws-Id"]}
+
+
+async def test_no_more_users_are_served_at_once_than_the_bridge_may(broker: MemoryBroker) -> None:
+    async with running(broker, concurrency=2) as rig:
+        rig.bus.is_deaf = True
+        for user in ("ann", "bob", "cid", "dan"):
+            await offer(broker, "1", user=user)
+        await until(lambda: len(rig.bus.tried) >= 2)
+        await asyncio.sleep(0.1)  # there would be time for more
+        assert len(rig.bus.tried) == 2
+        await rig.stop(0.0)
 
 
 async def test_refused_message_is_a_dead_letter_at_once(broker: MemoryBroker) -> None:

@@ -231,6 +231,11 @@ async def test_acknowledgement_that_fails_strands_no_record() -> None:
         assert it.store.payloads == [b"1", b"2"]
 
 
+async def test_bridge_takes_no_more_records_than_the_docs_say() -> None:
+    async with rig() as it:
+        assert (it.bus.room, it.bus.room_bytes) == (512, 64 * 1024 * 1024)
+
+
 async def test_stop_cancels_what_takes_too_long() -> None:
     async with rig() as it:
         it.store.held.add(b"1")
