@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -58,9 +59,16 @@ def rabbit() -> Iterator[RabbitServer]:
 @pytest.fixture(params=["kafka", "amqp"])
 async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
     """The services' end of a bus, below a prefix of the test's own."""
-    if request.param == "kafka":
-        made: Side = KafkaSide(request.getfixturevalue("kafka"))
-    else:
-        made = AmqpSide(request.getfixturevalue("rabbit"))
+    server = request.getfixturevalue("kafka" if request.param == "kafka" else "rabbit")
+    await asyncio.to_thread(server.start)  # whatever the test before did
+    made: Side = KafkaSide(server) if request.param == "kafka" else AmqpSide(server)
     yield made
     await made.close()
+
+
+@pytest.fixture(autouse=True)
+def _running_bus(request: pytest.FixtureRequest) -> None:
+    """Let a test begin with a bus that runs, whatever the test before did."""
+    for name in ("kafka", "rabbit"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).start()

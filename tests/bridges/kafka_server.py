@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.authority import Authority
@@ -48,6 +48,22 @@ def java(main: str, *arguments: str) -> list[str]:
     return [program, *JVM, *LEVELS, "-cp", f"{JARS}/*", main, *arguments]
 
 
+def run_java(main: str, *arguments: str, timeout: float = 60.0) -> None:
+    """Run a class of Kafka's jars to its end; fail with what it printed."""
+    try:
+        done = subprocess.run(
+            java(main, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as exc:
+        said = (exc.stdout or b"").decode(errors="replace")
+        raise AssertionError(f"{main} has not ended within {timeout} s:\n{said}") from None
+    assert done.returncode == 0, f"{main}:\n{done.stdout.decode(errors='replace')}"
+
+
 class KafkaServer:
     """A broker, or one of several, in a folder of its own. It keeps its ports when it restarts.
 
@@ -68,6 +84,7 @@ class KafkaServer:
         self.ports = {name: free_port() for name in names}
         self._controllers = list(controllers)
         self._settings = folder / "server.properties"
+        self._seen = 0  # how often its log said, before it was spawned, that it has started
         self._process = Process(
             java("kafka.Kafka", str(self._settings)), folder / "log", site_env(), folder
         )
@@ -95,10 +112,8 @@ class KafkaServer:
             for name in (USER, STRANGER)
         ]
         scram = [part for user in users for part in ("--add-scram", user)]
-        command = java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID)
-        subprocess.run(
-            [*command, "-c", str(self._settings), *scram], check=True, capture_output=True
-        )
+        options = ["-t", CLUSTER_ID, "-c", str(self._settings), *scram]
+        run_java("kafka.tools.StorageTool", "format", *options)
 
     def spawn(self) -> None:
         """Start it without waiting for it."""
@@ -112,11 +127,14 @@ class KafkaServer:
             assert self._process.running, f"Kafka has ended:\n{self.log}"
             return self.log.count(STARTED) > self._seen
 
-        wait_for(ready, timeout, f"{STARTED!r} in Kafka's log")
+        wait_for(ready, timeout, lambda: f"{STARTED!r} in Kafka's log:\n{self.log[-5000:]}")
 
     def start(self) -> None:
-        """Start it and wait until it serves clients."""
-        self.spawn()
+        """Start it, or let it go on, and wait until it serves clients. Idempotent."""
+        if self.running:
+            self.resume()
+        else:
+            self.spawn()
         self.wait_ready()
 
     def stop(self) -> None:
@@ -202,13 +220,11 @@ def kafka_cluster(folder: Path, nodes: int = 1) -> Iterator[list[KafkaServer]]:
         KafkaServer(folder / f"kafka-{node}", node, ports, authority)
         for node in range(1, nodes + 1)
     ]
-    try:
+    with ExitStack() as stack:
         for server in servers:
+            stack.callback(server.kill)
             server.format()
             server.spawn()
         for server in servers:
             server.wait_ready()
         yield servers
-    finally:
-        for server in servers:
-            server.kill()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from tests.bridges.kafka_server import KafkaServer
-from tests.support import until
-from wsgateway.bridges.bus import Record
+from tests.support import close_soon, until
+from wsgateway.bridges.bus import Bus, Record
 from wsgateway.bridges.config import Bridge, Server
-from wsgateway.bridges.kafka import KafkaBus
 
-__all__ = ["Service", "Taken", "bridge_to", "opened", "service_on"]
+__all__ = ["Service", "Taken", "bridge_to", "service_on"]
 
 
 def bridge_to(
@@ -33,21 +32,6 @@ def bridge_to(
         is_encrypted=listener.endswith("SSL"),
         **options,
     )
-
-
-@asynccontextmanager
-async def opened(bridge: Bridge, *, set_up: bool = True) -> AsyncIterator[KafkaBus]:
-    """Open a bridge's bus, with all topics in place."""
-    bus = KafkaBus(bridge)
-    if set_up:
-        await bus.set_up()
-    await bus.open()
-    try:
-        if set_up:
-            await bus.ready()
-        yield bus
-    finally:
-        await bus.close()
 
 
 class Service:
@@ -71,8 +55,14 @@ class Service:
         pairs = [(name.replace("_", "-"), text.encode()) for name, text in headers.items()]
         await self.producer.send_and_wait(f"{self._prefix}.{to}", value, raw, headers=pairs)
 
-    async def read(self, topic: str, count: int, timeout: float = 30.0) -> list[Any]:
+    async def read(self, topic: str, count: int) -> list[Any]:
         """Return all records of a topic once there are *count*."""
+        return await self.read_until(topic, lambda found: len(found) >= count, 30.0)
+
+    async def read_until(
+        self, topic: str, enough: Callable[[list[Any]], bool], timeout: float = 60.0
+    ) -> list[Any]:
+        """Return all records of a topic once they are *enough*."""
         name = f"{self._prefix}.{topic}"
         consumer = AIOKafkaConsumer(
             name, bootstrap_servers=self._address, auto_offset_reset="earliest"
@@ -83,14 +73,14 @@ class Service:
         async def more() -> bool:
             for records in (await consumer.getmany(timeout_ms=100)).values():
                 found.extend(records)
-            return len(found) >= count
+            return enough(found)
 
         try:
             async with asyncio.timeout(timeout):
                 while not await more():
                     pass
         finally:
-            await consumer.stop()
+            await close_soon(consumer.stop)
         return found
 
 
@@ -102,7 +92,7 @@ async def service_on(server: KafkaServer, prefix: str) -> AsyncIterator[Service]
     try:
         yield Service(producer, server.address(), prefix)
     finally:
-        await producer.stop()
+        await close_soon(producer.stop)
 
 
 class Taken:
@@ -116,7 +106,7 @@ class Taken:
     """
 
     def __init__(
-        self, bus: KafkaBus, *, room: int = 512, room_bytes: int = 1 << 26, ack: bool = True
+        self, bus: Bus, *, room: int = 512, room_bytes: int = 1 << 26, ack: bool = True
     ) -> None:
         self.records: list[Record] = []
         self.lost: list[str] = []

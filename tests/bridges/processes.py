@@ -58,7 +58,10 @@ class Bridges:
         self._stack.callback(process.kill)
         process.spawn()
         await asyncio.to_thread(
-            wait_for, lambda: ready.exists() or not process.running, 40, "the bridge is ready"
+            wait_for,
+            lambda: ready.exists() or not process.running,
+            40,
+            lambda: f"the bridge is ready:\n{process.output}",
         )
         assert process.running, process.output
         return process

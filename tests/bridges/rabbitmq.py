@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from urllib.parse import quote
@@ -122,8 +124,10 @@ class RabbitServer:
         return self._popen is not None and self._popen.poll() is None
 
     def start(self, timeout: float = 100.0) -> None:
-        """Start it and wait until it takes connections. Idempotent."""
+        """Start it, or undo `pause`, and wait until it takes connections. Idempotent."""
         if self.running:
+            if not listening(self.tls_port):
+                self.resume()
             return
         self._start_epmd()
         with self._log.open("ab") as log:
@@ -134,8 +138,16 @@ class RabbitServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-        wait_for(lambda: listening(self.tls_port) or self._ended(), timeout, "RabbitMQ listens")
+        self._wait_until_listening(timeout)
+
+    def _wait_until_listening(self, timeout: float) -> None:
+        wait_for(
+            lambda: listening(self.tls_port) or self._ended(),
+            timeout,
+            lambda: f"RabbitMQ listens:\n{self.log[-5000:]}",
+        )
 
     def _start_epmd(self) -> None:
         """Start what tells Erlang's nodes each other's ports, or one would outlive the tests."""
@@ -144,7 +156,8 @@ class RabbitServer:
             assert program is not None, "epmd is missing; it comes with Erlang"
             options = ["-address", "127.0.0.1", "-port", str(self._epmd_port)]
             command = bound_to_parent([program, *options])
-            self._epmd = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            none = subprocess.DEVNULL
+            self._epmd = subprocess.Popen(command, stdin=none, stdout=none, stderr=none)
             wait_for(lambda: listening(self._epmd_port), 20, "epmd listens")
 
     def _ended(self) -> bool:
@@ -152,30 +165,25 @@ class RabbitServer:
             return False
         raise AssertionError(f"RabbitMQ has ended:\n{self.log[-5000:]}")
 
-    def stop(self) -> None:
-        """Stop it as an operator does. Idempotent."""
-        if self.running:
-            self._write("rabbit:stop_and_halt().")
-            assert self._popen is not None
-            self._popen.wait(30)
-        self.kill()
-
     def kill(self) -> None:
-        """End it with SIGKILL. Idempotent."""
+        """End it, and the programs that it has started, with SIGKILL. Idempotent."""
         if self._popen is not None:
-            self._popen.kill()
-            self._popen.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait(20)
             assert self._popen.stdin is not None
             self._popen.stdin.close()
             self._popen = None
 
     def close(self) -> None:
         """End it and all that belongs to it."""
-        self.kill()
-        if self._epmd is not None:
-            self._epmd.kill()
-            self._epmd.wait()
-            self._epmd = None
+        try:
+            self.kill()
+        finally:
+            if self._epmd is not None:
+                self._epmd.kill()
+                self._epmd.wait(20)
+                self._epmd = None
 
     def pause(self) -> None:
         """End its service, and every connection, inside a process that goes on: quicker to undo."""
@@ -184,7 +192,7 @@ class RabbitServer:
     def resume(self) -> None:
         """Undo `pause`."""
         self.eval("rabbit:start()")
-        wait_for(lambda: listening(self.tls_port), 30, "RabbitMQ listens")
+        self._wait_until_listening(30)
 
     def drop_connections(self) -> None:
         """End every connection, as a network does: without a word."""
@@ -236,7 +244,11 @@ class RabbitServer:
         # In parts, or the shell's echo of this line could be taken for the answer
         parts = f'["{mark}", "<", catch ({expression}), "{mark}", ">"]'
         self._write(f'io:format("~s~s~0p~s~s", {parts}).')
-        wait_for(lambda: f"{mark}>" in self.log or self._ended(), timeout, expression)
+        wait_for(
+            lambda: f"{mark}>" in self.log or self._ended(),
+            timeout,
+            lambda: f"{expression}:\n{self.log[-5000:]}",
+        )
         value = self.log.rpartition(f"{mark}<")[2].partition(f"{mark}>")[0]
         assert "'EXIT'" not in value, f"{expression}: {value}"
         return value

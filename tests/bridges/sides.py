@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import aio_pika
@@ -13,12 +14,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from tests.bridges.kafka_server import KafkaServer
 from tests.bridges.rabbitmq import RabbitServer
+from tests.support import close_soon
 from wsgateway.bridges.bus import Bus, Record, Target
 from wsgateway.bridges.buses import make_bus
 from wsgateway.bridges.config import Bridge, bridge_flaws, bridge_of
 from wsgateway.bridges.names import Names
 
-__all__ = ["AmqpSide", "KafkaSide", "Reader", "Seen", "Side"]
+__all__ = ["AmqpSide", "Enough", "KafkaSide", "Reader", "Seen", "Side", "opened"]
 
 
 class Seen(NamedTuple):
@@ -30,6 +32,7 @@ class Seen(NamedTuple):
 
 
 Enough = Callable[[list[Seen]], bool]
+"""Says of what was read so far, with each record that is read, whether it is all."""
 READ_WITHIN = 40.0
 
 
@@ -45,7 +48,7 @@ class Side(ABC):
     def __init__(self) -> None:
         self.prefix = f"t{secrets.token_hex(4)}"
         self.names = Names(self.prefix)
-        self._buses: list[Bus] = []
+        self._opened = AsyncExitStack()
 
     def options(self, **options: Any) -> dict[str, Any]:
         """Return an entry of ``WSGATEWAY_BRIDGES``."""
@@ -60,7 +63,7 @@ class Side(ABC):
     async def bus(self, *, ready: bool = True, **options: Any) -> Bus:
         """Return a bus that is open, and is closed at the end."""
         bus = make_bus(self.bridge(**options))
-        self._buses.append(bus)
+        self._opened.push_async_callback(close_soon, bus.close)
         if ready:
             await bus.set_up()
         await bus.open()
@@ -70,8 +73,7 @@ class Side(ABC):
         return bus
 
     async def close(self) -> None:
-        for bus in self._buses:
-            await bus.close()
+        await self._opened.aclose()
 
     @abstractmethod
     async def restart(self) -> None:
@@ -93,7 +95,6 @@ class Side(ABC):
     async def dead(self, count: int) -> list[Seen]:
         """Return the first *count* records that were set aside."""
 
-    @abstractmethod
     async def produce(
         self,
         key: str,
@@ -104,6 +105,14 @@ class Side(ABC):
         id: str | None = None,
     ) -> None:
         """Store a record as a service does."""
+        where = self.names.recv if target == "inbox" else self.names.topic
+        await self._store(where, key, payload, headers or {}, id)
+
+    @abstractmethod
+    async def _store(
+        self, where: str, key: str, payload: bytes, headers: Mapping[str, str], id: str | None
+    ) -> None:
+        """Do that in the topic, or at the exchange, of this name; Kafka needs no *id*."""
 
 
 class KafkaSide(Side):
@@ -115,11 +124,6 @@ class KafkaSide(Side):
         self.server = server
         self.url = f"kafka://{server.address()}"
         self._producer: AIOKafkaProducer | None = None
-
-    async def close(self) -> None:
-        await super().close()
-        if self._producer is not None:
-            await self._producer.stop()
 
     def options(self, **options: Any) -> dict[str, Any]:
         return super().options(**{"partitions": 4, **options})
@@ -149,17 +153,11 @@ class KafkaSide(Side):
                     headers = {name: value.decode() for name, value in each.headers}
                     found.append(Seen((each.key or b"").decode(), each.value, headers))
         finally:
-            await consumer.stop()
+            await close_soon(consumer.stop)
         return found
 
-    async def produce(
-        self,
-        key: str,
-        payload: bytes,
-        headers: Mapping[str, str] | None = None,
-        *,
-        target: Target = "inbox",
-        id: str | None = None,
+    async def _store(
+        self, where: str, key: str, payload: bytes, headers: Mapping[str, str], id: str | None
     ) -> None:
         if self._producer is None:
             self._producer = AIOKafkaProducer(
@@ -167,10 +165,10 @@ class KafkaSide(Side):
                 enable_idempotence=True,  # or what it has confirmed may be lost with a leader
                 max_request_size=2**22,
             )
+            self._opened.push_async_callback(close_soon, self._producer.stop)
             await self._producer.start()
-        topic = self.names.recv if target == "inbox" else self.names.topic
-        raw = [(name, value.encode()) for name, value in (headers or {}).items()]
-        await self._producer.send_and_wait(topic, payload, key=key.encode(), headers=raw)
+        raw = [(name, value.encode()) for name, value in headers.items()]
+        await self._producer.send_and_wait(where, payload, key=key.encode(), headers=raw)
 
 
 class AmqpSide(Side):
@@ -187,13 +185,9 @@ class AmqpSide(Side):
     async def _channel(self) -> Any:
         if self._connection is None:
             self._connection = await aio_pika.connect(self.server.url())
+            self._opened.push_async_callback(close_soon, self._connection.close)
             self._made = await self._connection.channel()
         return self._made
-
-    async def close(self) -> None:
-        await super().close()
-        if self._connection is not None:
-            await self._connection.close()
 
     async def restart(self) -> None:
         await asyncio.to_thread(self.server.pause)
@@ -226,25 +220,33 @@ class AmqpSide(Side):
                 found.append(Seen(each.routing_key, each.body, headers))
         return found
 
-    async def produce(
-        self,
-        key: str,
-        payload: bytes,
-        headers: Mapping[str, str] | None = None,
-        *,
-        target: Target = "inbox",
-        id: str | None = None,
+    async def _store(
+        self, where: str, key: str, payload: bytes, headers: Mapping[str, str], id: str | None
     ) -> None:
         channel = await self._channel()
-        name = self.names.recv if target == "inbox" else self.names.topic
-        exchange = await channel.get_exchange(name, ensure=False)
+        exchange = await channel.get_exchange(where, ensure=False)
         message = aio_pika.Message(
             payload,
-            headers=dict(headers or {}),
+            headers=dict(headers),
             message_id=id,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         await exchange.publish(message, key)
+
+
+@asynccontextmanager
+async def opened(bridge: Bridge, *, set_up: bool = True) -> AsyncIterator[Bus]:
+    """Open the bus of a bridge, with all that it needs."""
+    bus = make_bus(bridge)
+    if set_up:
+        await bus.set_up()
+    await bus.open()
+    try:
+        if set_up:
+            await bus.ready()
+        yield bus
+    finally:
+        await close_soon(bus.close)
 
 
 class Reader:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridges.amqp_side import Hands, amqp_bridge, bus_on
+from tests.bridges.amqp_side import Hands, amqp_bridge
 from tests.bridges.rabbitmq import RabbitServer
+from tests.bridges.sides import opened
 from tests.pages import DocumentPage
 from tests.support import Process, running, site_env, until
-from wsgateway.bridges.amqp import AmqpBus
+from wsgateway.bridges.bus import Bus
 from wsgateway.exceptions import BusMisconfigured
 
 pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
@@ -25,7 +26,7 @@ async def test_service_of_the_page_answers_once(rabbit: RabbitServer, tmp_path: 
     rabbit.add_vhost("docs")
     url = rabbit.url(vhost="docs")
     bridge = amqp_bridge(rabbit, url=url, prefix="ws")
-    async with bus_on(bridge) as bus:
+    async with opened(bridge) as bus:
         hands = Hands(bus)
         service = Process(
             [sys.executable, "-c", code], tmp_path / "log", site_env(RABBITMQ_URL=url)
@@ -42,7 +43,7 @@ async def test_service_of_the_page_answers_once(rabbit: RabbitServer, tmp_path: 
         assert record.id.startswith("answer-1/")
 
 
-async def until_taken(bus: AmqpBus, payload: bytes, headers: dict[str, str]) -> None:
+async def until_taken(bus: Bus, payload: bytes, headers: dict[str, str]) -> None:
     """Produce it, as a bridge does: again and again until the service has bound its queue."""
     async with asyncio.timeout(30):
         while True:

@@ -65,7 +65,7 @@ async def bridge() -> AsyncIterator[Broker]:
         yield runtime.own().broker
     finally:
         runner.end()
-        await task
+        await asyncio.wait_for(task, 30)
     assert said[-1].startswith(("room: ended", "orders: ended"))
 
 

@@ -12,14 +12,16 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from tests.bridges.kafka_server import KafkaServer
-from tests.bridges.kafka_service import Service, Taken, bridge_to, opened, service_on
+from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
+from tests.bridges.sides import opened
 from tests.support import until
+from wsgateway.bridges.bus import Bus
 from wsgateway.bridges.kafka import KafkaBus
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 
 
 @pytest.fixture
-async def bus(kafka: KafkaServer, prefix: str) -> AsyncIterator[KafkaBus]:
+async def bus(kafka: KafkaServer, prefix: str) -> AsyncIterator[Bus]:
     async with opened(bridge_to(kafka, prefix=prefix)) as bus:
         yield bus
 
@@ -74,16 +76,14 @@ async def test_set_up_says_what_kafka_refuses(kafka: KafkaServer, prefix: str) -
 # -- what clients send ---------------------------------------------------------------------
 
 
-async def test_record_has_the_user_as_key_and_its_headers(bus: KafkaBus, service: Service) -> None:
+async def test_record_has_the_user_as_key_and_its_headers(bus: Bus, service: Service) -> None:
     await bus.produce("orders", "ann=2E", b"\x00\xff", {"Ws-Frame": "binary", "Ws-User": "ann ☺"})
     (record,) = await service.read("send.orders", 1)
     assert (record.key, record.value) == (b"ann=2E", b"\x00\xff")
     assert dict(record.headers) == {"Ws-Frame": b"binary", "Ws-User": "ann ☺".encode()}
 
 
-async def test_users_keep_their_order_while_many_send_at_once(
-    bus: KafkaBus, service: Service
-) -> None:
+async def test_users_keep_their_order_while_many_send_at_once(bus: Bus, service: Service) -> None:
     async def send(user: str) -> None:
         for n in range(10):
             await bus.produce("orders", user, b"%d" % n, {})
@@ -145,7 +145,7 @@ async def test_closed_bus_confirms_nothing(kafka: KafkaServer, prefix: str) -> N
 # -- what services produce -----------------------------------------------------------------
 
 
-async def test_record_says_all_that_the_service_said(bus: KafkaBus, service: Service) -> None:
+async def test_record_says_all_that_the_service_said(bus: Bus, service: Service) -> None:
     taken = Taken(bus)
     await service.produce("orders.ann", b"\xff", Ws_Frame="binary", empty="")
     await service.produce("orders.room", b"t", to="topic")
@@ -182,7 +182,7 @@ async def test_topic_of_one_service_may_appear_later(
 
 
 async def test_last_header_counts_and_those_that_are_not_text_are_left_out(
-    bus: KafkaBus, service: Service, prefix: str
+    bus: Bus, service: Service, prefix: str
 ) -> None:
     taken = Taken(bus)
     headers = [("a", b"1"), ("a", b"2"), ("b", b"\xff"), ("c", None)]
@@ -212,7 +212,7 @@ async def test_only_what_was_acknowledged_without_a_gap_stays_away(
         assert third.payloads == [b"new"]
 
 
-async def test_no_more_is_handed_out_than_there_is_room(bus: KafkaBus, service: Service) -> None:
+async def test_no_more_is_handed_out_than_there_is_room(bus: Bus, service: Service) -> None:
     for n in range(60):
         await service.produce(f"orders.user{n}", b"%d" % n)
     taken = Taken(bus, room=40, ack=False)  # half of it for topics
@@ -227,7 +227,7 @@ async def test_no_more_is_handed_out_than_there_is_room(bus: KafkaBus, service: 
     assert sorted(map(int, taken.payloads)) == list(range(60))
 
 
-async def test_large_records_take_the_room_of_many(bus: KafkaBus, service: Service) -> None:
+async def test_large_records_take_the_room_of_many(bus: Bus, service: Service) -> None:
     for n in range(20):
         await service.produce("orders.ann", b"%d" % n + bytes(10_000))
     taken = Taken(bus, room=8, room_bytes=30_000, ack=False)  # half for topics
@@ -239,9 +239,7 @@ async def test_large_records_take_the_room_of_many(bus: KafkaBus, service: Servi
     assert taken.payloads[20] == b"last"
 
 
-async def test_key_that_waits_takes_no_room_of_other_partitions(
-    bus: KafkaBus, service: Service
-) -> None:
+async def test_key_that_waits_takes_no_room_of_other_partitions(bus: Bus, service: Service) -> None:
     """Records that could not be published filled the room, and everybody waited."""
     for n in range(60):
         await service.produce("orders.stuck", b"stuck%d" % n)
@@ -288,7 +286,7 @@ async def test_inboxes_that_wait_take_no_room_of_topics(kafka: KafkaServer, pref
 async def test_removed_records_are_told_and_skipped(
     kafka: KafkaServer,
     prefix: str,
-    bus: KafkaBus,
+    bus: Bus,
     service: Service,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -311,7 +309,7 @@ async def test_removed_records_are_told_and_skipped(
     assert f"of {prefix}.recv, partition {partition}, because offset 1 is gone" in caplog.text
 
 
-async def test_record_set_aside_keeps_what_it_was(bus: KafkaBus, service: Service) -> None:
+async def test_record_set_aside_keeps_what_it_was(bus: Bus, service: Service) -> None:
     taken = Taken(bus)
     await service.produce("nobody", b"\xffvalue", Ws_Frame="binary")
     record = (await taken.wait(1))[0]

@@ -12,7 +12,9 @@ import pytest
 
 from tests.authority import Authority
 from tests.bridges.kafka_server import PASSWORD, STRANGER, USER, KafkaServer
-from tests.bridges.kafka_service import Service, Taken, bridge_to, opened, service_on
+from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
+from tests.bridges.sides import opened
+from wsgateway.bridges.bus import Bus
 from wsgateway.bridges.kafka import KafkaBus
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable
 
@@ -47,7 +49,7 @@ def _password_stays_secret() -> Iterator[None]:
     assert not [line for line in handler.lines if any(secret in line for secret in SECRETS)]
 
 
-async def carries(bus: KafkaBus, service: Service) -> None:
+async def carries(bus: Bus, service: Service) -> None:
     """Assert that records go both ways."""
     taken = Taken(bus)
     await bus.produce("orders", "ann", b"the-payload", {})

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,31 +14,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridges.kafka_server import PASSWORD, STRANGER, KafkaServer, java
-from tests.bridges.kafka_service import Service, Taken, bridge_to, opened, service_on
+from tests.bridges.kafka_server import PASSWORD, STRANGER, KafkaServer, run_java
+from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
+from tests.bridges.sides import opened
 from tests.pages import DocumentPage
 from tests.support import Process
+from wsgateway.bridges.bus import Bus
 from wsgateway.bridges.kafka import KafkaBus
 
 PAGE = DocumentPage("how-to/bridges.md")
 
 
 @pytest.fixture
-async def bus(kafka: KafkaServer) -> AsyncIterator[KafkaBus]:
+async def bus(kafka: KafkaServer) -> AsyncIterator[Bus]:
     """The bus of a bridge with the names of the page."""
     async with opened(bridge_to(kafka, prefix="ws")) as bus:
         yield bus
 
 
 @pytest.fixture
-async def service(kafka: KafkaServer, bus: KafkaBus) -> AsyncIterator[Service]:
+async def service(kafka: KafkaServer, bus: Bus) -> AsyncIterator[Service]:
     async with service_on(kafka, "ws") as service:
         yield service
 
 
-async def test_service_with_aiokafka_answers(
-    kafka: KafkaServer, bus: KafkaBus, tmp_path: Path
-) -> None:
+async def test_service_with_aiokafka_answers(kafka: KafkaServer, bus: Bus, tmp_path: Path) -> None:
     script = tmp_path / "service.py"
     script.write_text(PAGE.code("from aiokafka import"))
     env = {**os.environ, "KAFKA_SERVERS": kafka.address()}
@@ -58,20 +59,24 @@ async def test_service_with_aiokafka_answers(
 
 
 def shell(command: str, kafka: KafkaServer, timeout: float = 20.0) -> str:
-    """Run a command of the page; return what it printed, until it ended or was stopped."""
+    """Run a command of the page to its end; return what it printed."""
     command = command.replace("localhost:9092", kafka.address())
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(
+        command, shell=True, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, shell=True, capture_output=True, text=True, timeout=timeout, check=True
-        )
-    except subprocess.TimeoutExpired as exc:
-        return (exc.stdout or b"").decode()
-    return done.stdout
+        printed, said = running.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)  # the shell, and what it has started
+        printed, said = running.communicate()
+    assert running.returncode == 0, f"{command}:\n{printed}{said}"
+    return printed
 
 
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
 async def test_commands_with_kcat_do_what_the_page_says(
-    kafka: KafkaServer, bus: KafkaBus, service: Service
+    kafka: KafkaServer, bus: Bus, service: Service
 ) -> None:
     taken = Taken(bus)
     await asyncio.to_thread(shell, PAGE.code("-P -k orders.ann", "sh"), kafka)
@@ -101,7 +106,8 @@ async def test_rights_of_the_page_are_enough(kafka: KafkaServer, prefix: str) ->
         topics = [name.replace("ws.", f"{prefix}.", 1) for name in re.findall(r"`(.*?)`", names)]
         kinds = [f"--topic={name}" for name in topics] or [f"--group={prefix}.bridge"]
         operations = [f"--operation={each.title()}" for each in rights.split(", ")]
-        command = java(
+        await asyncio.to_thread(
+            run_java,
             "org.apache.kafka.tools.AclCommand",
             f"--bootstrap-server={kafka.address()}",
             "--add",
@@ -109,19 +115,13 @@ async def test_rights_of_the_page_are_enough(kafka: KafkaServer, prefix: str) ->
             *kinds,
             *operations,
         )
-        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     bridge = bridge_to(
         kafka, prefix=prefix, listener="SASL_PLAINTEXT", username=STRANGER, password=PASSWORD
     )
-    bus = KafkaBus(bridge)
-    await bus.open()
-    try:
-        async with service_on(kafka, prefix) as service:
-            await bus.ready()
-            taken = Taken(bus)
-            await bus.produce("orders", "ann", b"1", {})
-            await service.produce("orders.ann", b"2")
-            await bus.set_aside((await taken.wait(1))[0], "why")
-            assert len(await service.read("dead", 1)) == 1
-    finally:
-        await bus.close()
+    async with opened(bridge, set_up=False) as bus, service_on(kafka, prefix) as service:
+        await bus.ready()
+        taken = Taken(bus)
+        await bus.produce("orders", "ann", b"1", {})
+        await service.produce("orders.ann", b"2")
+        await bus.set_aside((await taken.wait(1))[0], "why")
+        assert len(await service.read("dead", 1)) == 1

@@ -10,7 +10,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record import default_records
 
 from tests.bridges.kafka_server import KafkaServer
-from tests.bridges.kafka_service import Taken, bridge_to, opened, service_on
+from tests.bridges.kafka_service import Taken, bridge_to, service_on
+from tests.bridges.sides import opened
 from tests.support import until
 
 

@@ -1,0 +1,171 @@
+"""Who may connect to RabbitMQ, how, and what is said of who may not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from tests.bridges.amqp_side import Hands, amqp_bridge, service_side
+from tests.bridges.rabbitmq import RabbitServer
+from tests.bridges.sides import opened
+from tests.support import until
+from wsgateway.bridges.amqp import AmqpBus, publishing
+from wsgateway.exceptions import BusMisconfigured, BusUnavailable
+
+pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
+
+
+PASSWORD = "p@ss/w?rd#%41 ü"
+
+
+async def test_a_virtual_host_and_a_user_with_just_enough_rights(rabbit: RabbitServer) -> None:
+    rabbit.add_vhost("staging/ü")
+    bridge = amqp_bridge(rabbit, url=rabbit.url(vhost="staging/ü"))
+    await AmqpBus(bridge).set_up()
+    rabbit.add_user(
+        "ben",
+        PASSWORD,
+        "staging/ü",
+        configure="^$",
+        write=rf"^{bridge.prefix}\.(send|dead)$",
+        read=rf"^{bridge.prefix}\.bridge\.warehouse\.",
+    )
+    own = amqp_bridge(
+        rabbit, prefix=bridge.prefix, url=rabbit.url("ben", PASSWORD, vhost="staging/ü")
+    )
+    async with opened(own, set_up=False) as bus, service_side(rabbit, bridge) as service:
+        hands = Hands(bus)
+        await bus.ready()
+        await service.read()
+        await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
+        await service.produce("orders.ann", ["2"])
+        await until(lambda: service.received and hands.records)
+        await bus.set_aside(hands.records[0], "why")
+        with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'ben'"):
+            await bus.set_up()
+
+
+async def test_a_user_who_may_create_but_not_bind_is_told(rabbit: RabbitServer) -> None:
+    """`setup_bridges` ended with aiormq's traceback."""
+    rabbit.add_vhost("binding")
+    bridge = amqp_bridge(rabbit, url=rabbit.url("dan", PASSWORD, vhost="binding"))
+    name = rf"^{bridge.prefix}\."
+    rabbit.add_user("dan", PASSWORD, "binding", configure=name, write=name, read="^$")
+    with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'dan'"):
+        await AmqpBus(bridge).set_up()
+
+
+async def test_who_is_refused_is_told_why_and_no_password_is_shown(
+    rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    rabbit.add_user("cas", PASSWORD)
+    wrong = PASSWORD + "!"
+    where = f"127.0.0.1:{rabbit.port}"
+    reasons = {
+        rabbit.url("cas", wrong): f"RabbitMQ at {where} refuses the login of user 'cas'",
+        rabbit.url("cas", PASSWORD, vhost="none"): "refuses virtual host 'none'",
+    }
+    rabbit.add_vhost("closed")
+    reasons[rabbit.url("cas", PASSWORD, vhost="closed")] = "refuses virtual host 'closed'"
+    for url, reason in reasons.items():
+        bridge = amqp_bridge(rabbit, url=url)
+        async with opened(bridge, set_up=False) as bus:
+            for attempt in (bus.ready(), bus.set_up(), bus.produce("orders", "ann", b"", {})):
+                with pytest.raises(BusMisconfigured, match=reason) as refused:
+                    await attempt
+                shown = "".join(map(repr, (refused.value, bridge, bus)))
+                assert PASSWORD not in shown
+        assert reason in caplog.text
+    for text in (PASSWORD, wrong, "p%40ss", rabbit.url("cas", PASSWORD)):
+        assert text not in caplog.text
+
+
+async def test_no_payload_is_logged_and_an_outage_once(
+    rabbit: RabbitServer, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiormq logged all that it sent if the root's level was DEBUG, and each try as an error."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "wsgateway.bridges")
+    bridge = amqp_bridge(rabbit)
+    async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
+        await service.read()
+        await bus.produce("orders", "ann", b"MARKED-PAYLOAD", {"Ws-Id": "1"})
+        await until(lambda: service.received)
+    assert "MARKED-PAYLOAD" not in caplog.text
+    away = amqp_bridge(rabbit, url=f"amqp://127.0.0.1:{free_port}")
+    caplog.clear()
+    async with opened(away, set_up=False):
+        await until(lambda: len(caplog.records) >= 3)
+    lines = [(record.name, record.levelname) for record in caplog.records]
+    again = ("wsgateway.bridges", "DEBUG")
+    assert [each for each in lines if each != again] == [("wsgateway.bridges", "WARNING")]
+
+
+async def test_tls_with_an_authority_and_a_client_certificate(rabbit: RabbitServer) -> None:
+    cert, key = rabbit.client_certificate()
+    options = {"url": rabbit.url(tls=True), "ca": rabbit.ca, "cert": cert, "key": key}
+    bridge = amqp_bridge(rabbit, **options)
+    async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
+        await service.read()
+        await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
+        await until(lambda: service.received)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, "self-signed certificate in certificate chain; set 'ca' to"),
+        ({"ca": "/nowhere/ca.pem"}, "cannot read the certificates of bridge 'warehouse'"),
+        ({"port": "plain"}, "is this its port for TLS?"),
+    ],
+)
+async def test_what_is_wrong_with_tls_is_said(
+    rabbit: RabbitServer, change: dict[str, str], reason: str
+) -> None:
+    change = dict(change)
+    url = rabbit.url(tls=True)
+    if change.pop("port", None):
+        url = url.replace(str(rabbit.tls_port), str(rabbit.port))
+        change["ca"] = rabbit.ca
+    async with opened(amqp_bridge(rabbit, url=url, **change), set_up=False) as bus:
+        with pytest.raises(BusMisconfigured) as refused:
+            await bus.ready()
+        assert reason in str(refused.value)
+
+
+async def test_a_server_that_is_away_costs_no_caller_more_than_its_patience(
+    free_port: int, rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT", 0.2)
+    bridge = amqp_bridge(rabbit, url=f"amqp://127.0.0.1:{free_port}")
+    begun = time.monotonic()
+    async with opened(bridge, set_up=False) as bus:
+        for attempt in (bus.produce("orders", "ann", b"", {}), bus.set_up()):
+            with pytest.raises(BusUnavailable, match=f"RabbitMQ at 127.0.0.1:{free_port}"):
+                await attempt
+        assert not bus.connected
+    assert time.monotonic() - begun < 8
+
+
+async def test_closing_ends_a_wait_for_a_server_that_is_away(
+    free_port: int, rabbit: RabbitServer
+) -> None:
+    bridge = amqp_bridge(rabbit, url=f"amqp://127.0.0.1:{free_port}")
+    async with opened(bridge, set_up=False) as bus:
+        waiting = asyncio.create_task(bus.ready())
+        with pytest.raises(BusUnavailable, match="no connection"):
+            await bus.produce("orders", "ann", b"", {})
+        assert not waiting.done()
+        await bus.close()
+        with pytest.raises(BusUnavailable, match="closing"):
+            await waiting
+
+
+async def test_another_server_of_the_cluster_is_tried(free_port: int, rabbit: RabbitServer) -> None:
+    url = f"amqp://guest:guest@127.0.0.1:{free_port},127.0.0.1:{rabbit.port}"
+    async with opened(amqp_bridge(rabbit, url=url)) as bus:
+        await until(lambda: bus.connected)
