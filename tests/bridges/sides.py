@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import aio_pika
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from tests.bridges.kafka_server import KafkaServer
@@ -20,7 +22,7 @@ from wsgateway.bridges.buses import make_bus
 from wsgateway.bridges.config import Bridge, bridge_flaws, bridge_of
 from wsgateway.bridges.names import Names
 
-__all__ = ["AmqpSide", "Enough", "KafkaSide", "Reader", "Seen", "Side", "opened"]
+__all__ = ["AmqpSide", "Enough", "KafkaSide", "Reader", "Seen", "Side", "opened", "told_without"]
 
 
 class Seen(NamedTuple):
@@ -247,6 +249,19 @@ async def opened(bridge: Bridge, *, set_up: bool = True) -> AsyncIterator[Bus]:
         yield bus
     finally:
         await close_soon(bus.close)
+
+
+async def told_without(
+    secrets: Iterable[str], attempt: Callable[[], Awaitable[object]], error: type[Exception]
+) -> str:
+    """Return what is said of a failure; its traceback with local variables shows no secret."""
+    with pytest.raises(error) as info:
+        await attempt()
+    inner = info.value.with_traceback(info.tb.tb_next)  # without this function's own variables
+    told = traceback.TracebackException.from_exception(inner, capture_locals=True)
+    text = "".join(told.format())
+    assert not [secret for secret in secrets if secret in text], text
+    return str(inner)
 
 
 class Reader:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 
 import pytest
 
 from tests.bridges.amqp_side import Hands, amqp_bridge, service_side
 from tests.bridges.rabbitmq import RabbitServer
-from tests.bridges.sides import opened
+from tests.bridges.sides import opened, told_without
 from tests.support import until
 from wsgateway.bridges.amqp import AmqpBus, publishing
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable
@@ -71,17 +72,16 @@ async def test_who_is_refused_is_told_why_and_no_password_is_shown(
     }
     rabbit.add_vhost("closed")
     reasons[rabbit.url("cas", PASSWORD, vhost="closed")] = "refuses virtual host 'closed'"
+    secret = (PASSWORD, wrong, "p%40ss")
     for url, reason in reasons.items():
         bridge = amqp_bridge(rabbit, url=url)
         async with opened(bridge, set_up=False) as bus:
-            for attempt in (bus.ready(), bus.set_up(), bus.produce("orders", "ann", b"", {})):
-                with pytest.raises(BusMisconfigured, match=reason) as refused:
-                    await attempt
-                shown = "".join(map(repr, (refused.value, bridge, bus)))
-                assert PASSWORD not in shown
+            produce = partial(bus.produce, "orders", "ann", b"", {})
+            for attempt in (bus.ready, bus.set_up, produce):
+                assert reason in await told_without(secret, attempt, BusMisconfigured)
+            assert PASSWORD not in repr(bridge) + repr(bus)
         assert reason in caplog.text
-    for text in (PASSWORD, wrong, "p%40ss", rabbit.url("cas", PASSWORD)):
-        assert text not in caplog.text
+    assert not [text for text in secret if text in caplog.text]
 
 
 async def test_no_payload_is_logged_and_an_outage_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aio_pika
 import pytest
 
 from tests.bridges.amqp_side import Hands, amqp_bridge, service_side
@@ -30,6 +31,7 @@ async def test_a_record_is_set_aside_with_its_reason(rabbit: RabbitServer) -> No
         dead = await service.dead()
         assert (dead.body, dead.routing_key) == (b"1", "nonsense")
         assert (dead.message_id, dead.correlation_id) == ("m1", "c")
+        assert dead.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
         assert dead.headers["Ws-Dead-Reason"] == "key 'nonsense' is not <service>.<user>"
         assert f"exchange '{bridge.prefix}.recv'" in str(dead.headers["Ws-Dead-Place"])
         assert (dead.headers["a"], dead.headers["n"]) == ("b", 1)

@@ -8,7 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
 
 from tests.bridges.kafka_server import KafkaServer
@@ -81,6 +84,22 @@ async def test_record_has_the_user_as_key_and_its_headers(bus: Bus, service: Ser
     (record,) = await service.read("send.orders", 1)
     assert (record.key, record.value) == (b"ann=2E", b"\x00\xff")
     assert dict(record.headers) == {"Ws-Frame": b"binary", "Ws-User": "ann ☺".encode()}
+
+
+async def test_record_is_confirmed_by_all_replicas(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a record that is confirmed may be lost with the server that confirmed it."""
+    send, acks = AIOKafkaClient.send, set()
+
+    async def spy(client: Any, node: Any, request: Any, **options: Any) -> Any:
+        if isinstance(request, ProduceRequest):
+            acks.add(request.required_acks)
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", spy)
+    await bus.produce("orders", "ann", b"1", {})
+    assert acks == {-1}
 
 
 async def test_users_keep_their_order_while_many_send_at_once(bus: Bus, service: Service) -> None:
@@ -188,6 +207,23 @@ async def test_last_header_counts_and_those_that_are_not_text_are_left_out(
     headers = [("a", b"1"), ("a", b"2"), ("b", b"\xff"), ("c", None)]
     await service.producer.send_and_wait(f"{prefix}.recv", b"", b"orders.ann", headers=headers)
     assert (await taken.wait(1))[0].headers == {"a": "2", "c": ""}
+
+
+async def test_records_of_an_aborted_transaction_are_skipped(
+    kafka: KafkaServer, prefix: str, bus: Bus
+) -> None:
+    taken = Taken(bus)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.address(), transactional_id=prefix)
+    async with producer:
+        for payload in (b"aborted", b"committed"):
+            await producer.begin_transaction()
+            await producer.send_and_wait(f"{prefix}.recv", payload, b"orders.ann")
+            if payload == b"aborted":
+                await producer.abort_transaction()
+            else:
+                await producer.commit_transaction()
+    await taken.wait(1)
+    assert taken.payloads == [b"committed"]
 
 
 async def test_only_what_was_acknowledged_without_a_gap_stays_away(

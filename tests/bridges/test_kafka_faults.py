@@ -110,6 +110,24 @@ async def test_broker_that_stays_away_is_told_and_nothing_piles_up(
         assert sender.failed == 0
 
 
+async def test_record_is_set_aside_once_kafka_has_it(kafka: KafkaServer, prefix: str) -> None:
+    """Its record is acknowledged then, and would be lost."""
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus, ack=False)
+        await service.produce("nobody", b"1")
+        (record,) = await taken.wait(1)
+        await bus.set_aside(record, "before")
+        kafka.pause()
+        try:
+            setting = asyncio.create_task(bus.set_aside(record, "in between"))
+            await asyncio.wait({setting}, timeout=0.3)
+            assert not setting.done()
+        finally:
+            kafka.resume()
+        await setting
+        assert len(await service.read("dead", 2)) == 2
+
+
 async def test_close_does_not_wait_for_a_broker_that_is_away(
     kafka: KafkaServer, prefix: str, settings: Any
 ) -> None:
