@@ -2,8 +2,9 @@
 
 The alarm of pytest-timeout rings once, and not at all once a test has failed: pytest then cancels
 it, and its own ``faulthandler_timeout``. So nothing bounds what fixtures do after that, for example
-while a server that the test has stopped does not answer. Nor does anything bound a thread that Python waits for when it ends. Both look the same from
-outside: the run says nothing more, and goes on for ever.
+while a server that the test has stopped does not answer. Nor does anything bound a thread that
+Python waits for when it ends. Both look the same from outside: the run says nothing more, and goes
+on for ever.
 """
 
 from __future__ import annotations
