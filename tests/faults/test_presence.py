@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import random
 import signal
@@ -117,6 +118,11 @@ class Fleet:
             assert len(connections) == expected.get(user, 0)
             asked = user in expected or user in unknown
             assert connections.silent == (names if asked else ())
+
+    def require_open(self) -> None:
+        """Fail, with the reason, if a socket was closed."""
+        for user, socket in itertools.chain(*self.sockets.values()):
+            assert socket.close_code is None, (user, socket.close_code, socket.close_reason)
 
     async def close(self) -> None:
         for socket in self.opened:
@@ -379,13 +385,14 @@ async def test_gateway_that_reconnects_answers_again(behind_a_proxy: tuple[Fleet
     """A closed connection is what a killed process leaves, too: who lost it counts as gone."""
     fleet, proxy = behind_a_proxy
     near, far = fleet.gateways
+
+    async def counts() -> presence.Counts:
+        fleet.require_open()
+        return await presence.acounts()
+
     for _ in range(3):
         await proxy.cut()
-        await true_soon(
-            lambda counts: counts.sockets == {SERVICE: 10} and counts.complete,
-            presence.acounts,
-            30,
-        )
+        await true_soon(lambda found: found.sockets == {SERVICE: 10} and found.complete, counts, 30)
         await fleet.require_exact(near, far)
 
 
