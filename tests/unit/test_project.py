@@ -74,3 +74,31 @@ def test_other_problems_are_passed_on(complete: pytest.MonkeyPatch) -> None:
     assert [step.text for step in project.find_missing()] == [
         "WSGATEWAY_FOO is unknown. Remove it."
     ]
+
+
+BRIDGE = {"url": "kafka://127.0.0.1", "services": ["orders"]}
+BOTH = ["runservice", "setup_bridges", "runbridge"]
+
+
+@pytest.mark.parametrize(
+    ("bridge", "handled", "commands"),
+    [
+        (None, {"orders"}, ["runservice"]),
+        (BRIDGE, {"orders"}, ["setup_bridges", "runbridge"]),
+        (BRIDGE, {"orders", "mail"}, BOTH),
+        (BRIDGE | {"direction": "receive"}, {"orders"}, BOTH),
+    ],
+)
+def test_next_commands_run_what_handles_messages(
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    bridge: dict[str, Any] | None,
+    handled: set[str],
+    commands: list[str],
+) -> None:
+    """With a bridge only, it once said to start runservice, which refuses to run."""
+    monkeypatch.setattr(project, "handled_services", lambda: handled)
+    monkeypatch.setattr(project, "topics", {})
+    settings.WSGATEWAY_BRIDGES = {"warehouse": bridge} if bridge else {}
+    found = [command.rpartition(" ")[2] for command, _ in project.next_commands()]
+    assert [each for each in found if each in BOTH] == commands

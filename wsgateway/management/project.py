@@ -16,7 +16,7 @@ from django.core.checks import CheckMessage, run_checks
 
 from wsgateway.broker.project_server import require_embedded
 from wsgateway.conf import settings
-from wsgateway.declared import declared_services
+from wsgateway.declared import bridges, declared_services, handled_services, topics
 from wsgateway.exceptions import BrokerMisconfigured
 
 __all__ = ["Step", "find_missing", "next_commands"]
@@ -99,9 +99,25 @@ def next_commands() -> list[tuple[str, str]]:
         ("python manage.py migrate", "creates the tables for users and sessions"),
         ("python manage.py createsuperuser --username ann", "creates a user"),
         ("python manage.py runserver", "serves pages and websockets"),
-        ("python manage.py runservice", "handles what clients send; in a second terminal"),
+        *_processes(),
         (f"python manage.py gateway send {service} ann hello", "sends ann a message"),
     ]
+
+
+def _processes() -> list[tuple[str, str]]:
+    """Return the commands that run beside the gateways."""
+    bridged = {name for each in bridges().values() if each.sends for name in each.services}
+    has_handlers = handled_services() - bridged or any(each.handler for each in topics.values())
+    commands = []
+    if has_handlers or not bridged:
+        text = "handles what clients send; in a second terminal"
+        commands.append(("python manage.py runservice", text))
+    if bridges():
+        text = "creates what bridges need on Kafka or RabbitMQ"
+        commands.append(("python manage.py setup_bridges", text))
+        text = "connects services on Kafka or RabbitMQ; in a terminal of its own"
+        commands.append(("python manage.py runbridge", text))
+    return commands
 
 
 # -- the steps -----------------------------------------------------------------------------
