@@ -40,6 +40,7 @@ def test_any_key_is_read_or_refused(key: str) -> None:
         ("inbox", None, "orders.zoë", "for that name, write 'zo=C3=AB'"),
         ("inbox", "orders", "a@b.c", "is not one token"),
         ("inbox", "orders", "a@b.c", "for that name, write 'a=40b=2Ec'"),
+        ("inbox", None, "orders.a=2eb", "; write its digits in upper case: 'a=2Eb'"),
         ("inbox", "orders", "\\xff", "which is not an escaped name"),
         ("inbox", "orders", "x" * 500, "name of 500 bytes exceeds"),
     ],

@@ -27,6 +27,7 @@ MAX_KAFKA_TOPIC = 249
 MAX_ROUTING_KEY = 255
 """Bytes of the longest routing key that AMQP can hold."""
 _KAFKA = re.compile(r"[A-Za-z0-9._-]+\Z")
+_ESCAPE = re.compile(r"=[0-9A-Fa-f]{2}")
 
 
 class Source(NamedTuple):
@@ -128,6 +129,11 @@ def _decoded(token: str) -> str:
 
 
 def _suggestion(name: str) -> str:
+    upper = _ESCAPE.sub(lambda found: found[0].upper(), name)
+    try:
+        return f"; write its digits in upper case: {encode_token(decode_token(upper))!r}"
+    except NameRefused:
+        pass
     try:
         return f"; for that name, write {encode_token(name)!r}"
     except NameRefused:
