@@ -21,6 +21,7 @@ from wsgateway.exceptions import (
     MessageTooBig,
     QueueFull,
     ServiceUnknown,
+    TopicsUnknown,
 )
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.protocol.subjects import Address, Inbox, Topic
@@ -180,6 +181,28 @@ async def test_record_that_the_broker_never_takes_is_set_aside(error: Exception)
         it.bus.hand_out("2")
         await it.until(lambda: it.bus.acked == ["1", "2"])
         assert [payload for payload, _ in it.bus.aside] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            TopicsUnknown("orders", is_other=True),
+            "service 'orders' has users, not topics; produce to 'ws.recv' instead",
+        ),
+        (
+            ServiceUnknown("room", is_other=True),
+            "service 'room' has topics, not users; produce to 'ws.topic' instead",
+        ),
+    ],
+)
+async def test_record_in_the_wrong_place_says_the_right_one(error: Exception, reason: str) -> None:
+    """It named a function in Python, which a service on a bus cannot call."""
+    async with rig() as it:
+        it.store.errors[b"1"] = error
+        it.bus.hand_out("1")
+        await it.until(lambda: it.bus.acked == ["1"])
+        assert it.bus.aside == [("1", reason)]
 
 
 async def test_record_is_acknowledged_only_once_it_is_set_aside() -> None:

@@ -14,6 +14,7 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from wsgateway.bridges.names import Names
 from wsgateway.bridges.outage import Outage, uncancelled
 from wsgateway.bridges.reading import Unusable, address_of, publication_of
 from wsgateway.exceptions import (
@@ -23,6 +24,7 @@ from wsgateway.exceptions import (
     BusUnavailable,
     QueueFull,
     ServiceUnknown,
+    TopicsUnknown,
     reason_of,
 )
 from wsgateway.supervision import start
@@ -181,13 +183,21 @@ class Receiving:
         except BrokerClosed:
             return False
         except NEVER as exc:
-            return await self._set_aside(item, reason_of(exc))
+            return await self._set_aside(item, self._why_never(exc))
         except Exception as exc:
             self._log_bug(item.record, exc)
             return await self._set_aside(item, f"{type(exc).__name__}: {reason_of(exc)}")
         if is_stored:
             self._counted.received += 1
         return is_stored
+
+    def _why_never(self, error: Exception) -> str:
+        """Return why no other try helps, and what the service does instead."""
+        if isinstance(error, ServiceUnknown) and error.is_other:
+            names = Names(self._bridge.prefix)
+            where = names.recv if isinstance(error, TopicsUnknown) else names.topic
+            return f"{error.reason}; produce to {where!r} instead"
+        return reason_of(error)
 
     async def _publish(self, item: _Item, address: Address) -> bool:
         found = publication_of(item.record)
