@@ -91,9 +91,12 @@ async def test_outage_uses_up_no_try_and_keeps_the_order(
 
 @pytest.mark.parametrize("is_deaf", [False, True])
 async def test_stop_in_an_outage_returns_the_messages_at_once(
-    broker: MemoryBroker, is_deaf: bool
+    broker: MemoryBroker, is_deaf: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RabbitMQ's client waited for a connection for ten seconds, and so did SIGTERM."""
+    """RabbitMQ's client waited for a connection for ten seconds, and so did SIGTERM.
+
+    Each message that waited was logged with a traceback, as if it had failed.
+    """
     async with running(broker) as rig:
         rig.bus.error = None if is_deaf else BusUnavailable("away")
         rig.bus.is_deaf, rig.bus.is_connected = is_deaf, False
@@ -102,6 +105,7 @@ async def test_stop_in_an_outage_returns_the_messages_at_once(
         await until(lambda: rig.bus.tries > (0 if is_deaf else 2))
         async with asyncio.timeout(3):
             await rig.stop()
+    assert not [each for each in caplog.records if each.exc_info]
     async with running(broker) as rig:
         await until(lambda: rig.counted.sent == 2)
         assert [payload for _, _, payload, _ in rig.bus.produced] == [b"1", b"2"]

@@ -27,6 +27,7 @@ from wsgateway.conf import settings
 from wsgateway.exceptions import (
     BrokerClosed,
     BrokerUnavailable,
+    BusUnavailable,
     MalformedMessage,
     QueueFull,
     WsGatewayError,
@@ -264,6 +265,8 @@ class Handling:
             logger.info("%s is rejected: %s", name, one_line(error), extra=log_fields)
         elif isinstance(verdict, DeadLettered):
             _log_traceback(logging.ERROR, error, log_fields, "%s becomes a dead letter", name)
+        elif isinstance(error, BusUnavailable):
+            logger.info("%s returns to its queue: %s", name, one_line(error), extra=log_fields)
         elif isinstance(verdict, Retried) and not isinstance(error, Pause):
             if not isinstance(error, Retry) and self._repeats.is_new(job.id, error):
                 text = "%s failed, retrying in %.1f s"
