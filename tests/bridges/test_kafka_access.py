@@ -13,9 +13,11 @@ from tests.authority import Authority
 from tests.bridges.kafka_server import PASSWORD, STRANGER, USER, KafkaServer
 from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
 from tests.bridges.sides import opened, told_without
+from tests.support import until
 from wsgateway.bridges.bus import Bus
 from wsgateway.bridges.kafka import KafkaBus
 from wsgateway.bridges.kafka.access import Access
+from wsgateway.bridges.kafka.consumer import Consumer
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable
 
 SECRETS = (PASSWORD, "a-wrong-one", "the-payload")
@@ -111,6 +113,31 @@ async def test_wrong_password_is_told_without_it(
         assert await told(bus.ready, BusMisconfigured) == text
         assert not bus.connected
         assert "a-wrong-one" not in repr(bus) + repr(bridge)
+
+
+async def test_wrong_password_is_logged_once_for_each_side(
+    kafka: KafkaServer,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What reads records logged it at each of its tries, several times a second."""
+    tries, topics = 0, Consumer._topics
+
+    async def counted(consumer: Consumer) -> Any:
+        nonlocal tries
+        tries += 1
+        return await topics(consumer)
+
+    monkeypatch.setattr(Consumer, "_topics", counted)
+    login = {"username": USER, "password": "a-wrong-one"}
+    bridge = bridge_to(kafka, prefix=prefix, listener="SASL_PLAINTEXT", **login)
+    async with opened(bridge, set_up=False) as bus:
+        Taken(bus)
+        await until(lambda: tries > 3)
+    said = [each for each in caplog.messages if "refuses the login" in each]
+    assert len(said) == 2
+    assert said[1].startswith("bridge warehouse waits to read what services produced: Kafka at ")
 
 
 async def test_certificate_of_another_authority_is_refused(

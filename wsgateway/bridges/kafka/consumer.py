@@ -16,6 +16,7 @@ from wsgateway.bridges.kafka.access import translate
 from wsgateway.bridges.kafka.lanes import Lane
 from wsgateway.bridges.kafka.private import Unreadable, abandon_consumer, check_fetching
 from wsgateway.bridges.kafka.records import read_record, why_unreadable
+from wsgateway.bridges.outage import Outage
 from wsgateway.exceptions import BusError, reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import is_cancelled, start
@@ -108,6 +109,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._cluster = cluster
         self._sources = sources
         self._hands = hands
+        name = access.bridge.name
+        self._outage = Outage(f"bridge {name} waits to read what services produced", name)
         self._consumer: Any = None
         self._lanes: dict[Any, Lane] = {}  # by TopicPartition; those with records in hand or done
         self._unreadable: dict[Any, float] = {}  # partitions that are paused; when to try again
@@ -132,9 +135,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 OSError,
                 ValueError,  # a server's answer that cannot be read
             ) as exc:
-                error = exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
-                name, reason = self._access.bridge.name, reason_of(error)
-                logger.warning("bridge %s: %s", name, reason, extra={"bridge": name})
+                self._outage.log(
+                    exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
+                )
                 await asyncio.sleep(PAUSES.delay(attempt))
                 attempt += 1
 
