@@ -26,12 +26,14 @@ def test_settings_of_the_page_are_possible(monkeypatch: pytest.MonkeyPatch) -> N
     blocks = [match[2] for match in BLOCK.finditer(PAGE.text) if "WSGATEWAY_BRIDGES" in match[2]]
     assert len(blocks) >= 2
     names: dict[str, Any] = {}
+    local = "WSGATEWAY_BRIDGES = {{'local': {{{}, 'services': ['orders']}}}}"
+    blocks += map(local.format, re.findall(r'`("url": "\S+localhost\S*")`', PAGE.text))
     for block in blocks:
         exec(block, names)
         bridges = names["WSGATEWAY_BRIDGES"]
         assert bridge_flaws(bridges) == ""
         for name, options in bridges.items():
-            assert bridge_of(name, options, "ws").is_encrypted
+            assert bridge_of(name, options, "ws").is_encrypted == (name != "local")
 
 
 def test_every_option_is_on_the_page_with_its_default() -> None:
