@@ -15,7 +15,7 @@ from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
 from tests.bridges.sides import opened, told_without
 from tests.support import until
 from wsgateway.bridges.bus import Bus
-from wsgateway.bridges.kafka import KafkaBus
+from wsgateway.bridges.kafka import KafkaBus, access
 from wsgateway.bridges.kafka.access import Access
 from wsgateway.bridges.kafka.consumer import Consumer
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable
@@ -138,6 +138,20 @@ async def test_wrong_password_is_logged_once_for_each_side(
     said = [each for each in caplog.messages if "refuses the login" in each]
     assert len(said) == 2
     assert said[1].startswith("bridge warehouse waits to read what services produced: Kafka at ")
+
+
+def test_what_aiokafka_repeats_does_not_hide_the_lines_of_the_bridge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While Kafka was down, there were 36 such lines a minute, without a bridge's name."""
+    [discreet] = logging.getLogger("aiokafka.conn").filters
+    record = logging.makeLogRecord({"msg": "a line of this test", "levelno": logging.ERROR})
+    passed = []
+    for second in range(121):
+        monkeypatch.setattr(f"{access.__name__}.time.monotonic", lambda now=second: now)
+        if discreet.filter(record):
+            passed.append(second)
+    assert passed == [0, 60, 120]
 
 
 async def test_certificate_of_another_authority_is_refused(

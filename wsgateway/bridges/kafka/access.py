@@ -56,7 +56,7 @@ class _Discreet(logging.Filter):
     DEBUG. While a server is away, it logs the same warning several times a second.
     """
 
-    EACH = 10.0
+    EACH = 60.0
 
     def __init__(self) -> None:
         super().__init__()
