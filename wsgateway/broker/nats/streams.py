@@ -320,7 +320,7 @@ class Streams:
         return share_of(family, count, self._free[1])
 
     async def _smaller(self, spec: StreamSpec, size: int) -> int:
-        """Return a limit below *size*, for which others have taken the room meanwhile."""
+        """Return a limit below *size*, now that others have taken the room."""
         self._free = None
         return max(LEAST, min(await self._size(spec), size // 2))
 
