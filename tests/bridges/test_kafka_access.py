@@ -145,6 +145,7 @@ def test_what_aiokafka_repeats_does_not_hide_the_lines_of_the_bridge(
 ) -> None:
     """While Kafka was down, there were 36 such lines a minute, without a bridge's name."""
     [discreet] = logging.getLogger("aiokafka.conn").filters
+    assert isinstance(discreet, logging.Filter)
     record = logging.makeLogRecord({"msg": "a line of this test", "levelno": logging.ERROR})
     passed = []
     for second in range(121):
