@@ -42,5 +42,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # xdist's workers wait here until the last of them is done, and are killed then
     seconds = float(config.getini("exit_timeout"))
     faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[STDERR])
