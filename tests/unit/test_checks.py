@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.core.checks.registry import registry
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
 
@@ -20,6 +21,7 @@ from tests.authority import Authority
 from tests.support import ROOT
 from tests.troubleshooting import Symptom
 from wsgateway import checks, declared
+from wsgateway.bridges import buses
 from wsgateway.broker.nats import broker_from_settings
 from wsgateway.checks.identity import check_user_names
 from wsgateway.checks.layers import check_other_layers
@@ -705,12 +707,18 @@ def test_E002_bridge_with_a_wrong_option(bridges: dict[str, Any]) -> None:
     assert "hunter2" not in text
 
 
-def test_E016_bridge_without_its_package(
+def test_W019_bridge_without_its_package(
     bridges: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It was an error, and stopped commands such as migrate where no bridge runs."""
     monkeypatch.setattr(checks.bridges, "find_spec", lambda name: None)
+    monkeypatch.setattr(buses, "find_spec", lambda name: None)
     text = "The bridge 'warehouse' needs aiokafka; run: pip install 'wsgateway[kafka]'."
-    assert messages()["E016"] == text
+    assert messages() == {"W019": text}
+    for command in ("runbridge", "setup_bridges"):
+        with pytest.raises(CommandError, match=r"pip install 'wsgateway\[kafka\]'") as error:
+            call_command(command, skip_checks=False, stderr=StringIO())
+        assert error.value.returncode == 1
 
 
 def test_E016_service_of_a_bridge_with_a_handler(bridges: dict[str, Any]) -> None:

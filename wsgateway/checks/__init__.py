@@ -7,7 +7,11 @@ E is an error, W a warning. Those from 100 on appear with ``check --deploy`` onl
 from __future__ import annotations
 
 from wsgateway.checks.base import Check
-from wsgateway.checks.bridges import check_bridges, check_production_bridges
+from wsgateway.checks.bridges import (
+    check_bridge_packages,
+    check_bridges,
+    check_production_bridges,
+)
 from wsgateway.checks.identity import (
     check_identity_webhook,
     check_production_tokens,
@@ -78,6 +82,7 @@ CHECKS: list[Check] = [
     check_duplicate_window,
     check_webhooks,
     check_bridges,
+    check_bridge_packages,
 ]
 DEPLOY_CHECKS: list[Check] = [
     check_production_broker,

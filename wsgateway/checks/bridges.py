@@ -14,7 +14,7 @@ from wsgateway.checks.values import readable
 from wsgateway.declared import bridges, discover
 from wsgateway.services.registry import bridge_flaws
 
-__all__ = ["check_bridges", "check_production_bridges"]
+__all__ = ["check_bridge_packages", "check_bridges", "check_production_bridges"]
 
 NEEDED = (
     "WSGATEWAY_BRIDGES",
@@ -38,10 +38,7 @@ def check_bridges(**kwargs: Any) -> list[CheckMessage]:
 
 def _flaws(bridge: Bridge) -> list[str]:
     """Return why *bridge* cannot run, whatever its services are."""
-    found = []
-    if find_spec(PACKAGES[bridge.bus]) is None:
-        found.append(missing_package(bridge))
-    found += [
+    return [
         f"{option!r} of the bridge {bridge.name!r} is {path!r}, which cannot be read"
         for option in ("ca", "cert", "key")
         if (path := getattr(bridge, option)) and not readable(path)
@@ -70,6 +67,39 @@ def _clashes(one: Bridge, other: Bridge) -> list[str]:
 
 def check_production_bridges(**kwargs: Any) -> list[CheckMessage]:
     """W124: what a bridge carries, perhaps a password too, crosses a network unencrypted."""
+def _is_same_bus(one: Bridge, other: Bridge) -> bool:
+    """Say whether two bridges read the same topics or exchanges, as far as their URLs tell.
+
+    A server has one port with TLS, and another one without. Of the same kind, two ports are two
+    servers, such as those of a test.
+    """
+    if (one.bus, one.vhost) != (other.bus, other.vhost):
+        return False
+    if one.is_encrypted == other.is_encrypted:
+        return not _places(one).isdisjoint(_places(other))
+    return not {host for host, _ in _places(one)}.isdisjoint(host for host, _ in _places(other))
+
+
+def _places(bridge: Bridge) -> set[tuple[str, int]]:
+    """Return hosts and ports of a bridge's bus; this machine has one name."""
+    return {("" if host in LOOPBACK else host, port) for host, port in bridge.servers}
+
+
+def check_bridge_packages(**kwargs: Any) -> list[CheckMessage]:
+    """W019: what a bridge needs is not installed; not an error where no bridge runs."""
+    if not possible(*NEEDED):
+        return []
+    hint = (
+        "runbridge and setup_bridges end with an error without it. If this machine runs neither, "
+        "silence this check."
+    )
+    return [
+        Warning(sentence(missing_package(bridge)), hint=hint, id="wsgateway.W019")
+        for bridge in bridges().values()
+        if find_spec(PACKAGES[bridge.bus]) is None
+    ]
+
+
     if not possible(*NEEDED):
         return []
     found: list[CheckMessage] = []
