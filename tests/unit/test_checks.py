@@ -743,11 +743,55 @@ def test_E016_two_bridges_take_the_same_messages(bridges: dict[str, Any]) -> Non
     assert text in messages()["E016"]
 
 
-def test_E016_two_bridges_read_the_same_records(bridges: dict[str, Any]) -> None:
-    bridges["other"] = {"url": "kafka://a.example", "services": ["bills"]}
-    assert "both read what services produce on kafka://a.example:9092" in messages()["E016"]
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("kafka://a.example", "kafka://a.example"),
+        ("kafka://a.example,b.example", "kafka://c.example,b.example"),
+        ("kafka://a.example", "kafka+ssl://A.EXAMPLE"),  # another port of the same server
+        ("kafka://localhost", "kafka://127.0.0.1"),
+        ("amqp://a.example/shop", "amqp://b.example,a.example/shop"),
+        ("amqp://a.example/shop", "amqps://a.example/shop"),
+    ],
+)
+def test_E016_two_bridges_read_the_same_records(
+    bridges: dict[str, Any], one: str, other: str
+) -> None:
+    """A bus was not recognised at its port for TLS, or at another name of this machine."""
+    bridges["warehouse"]["url"] = one
+    bridges["other"] = {"url": other, "services": ["bills"]}
+    assert "both read what services produce on" in messages()["E016"]
+    assert "set aside each other's records" in messages()["E016"]
     bridges["other"]["direction"] = "send"
     assert messages() == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("kafka://a.example", "kafka://b.example"),
+        ("kafka://localhost:9092", "kafka://localhost:9192"),
+        ("amqp://a.example/shop", "amqp://a.example/bank"),
+        ("kafka+ssl://a.example", "amqp://a.example"),
+        ("kafka://a.example:7000", "amqps://a.example:7001"),
+    ],
+)
+def test_bridges_of_different_buses_do_not_meet(
+    bridges: dict[str, Any], one: str, other: str
+) -> None:
+    bridges["warehouse"]["url"] = one
+    bridges["other"] = {"url": other, "services": ["bills"]}
+    assert messages() == {}
+
+
+def test_E016_two_bridges_carry_the_same_records_twice(bridges: dict[str, Any]) -> None:
+    bridges["other"] = {**bridges["warehouse"], "direction": "receive"}
+    assert "carry each record twice" in messages()["E016"]
+    for bridge in bridges.values():
+        bridge["group"] = "shop"  # now they share the records, as two processes of one bridge do
+    assert messages() == {}
+    bridges["other"]["services"] = ["bills"]
+    assert "set aside each other's records" in messages()["E016"]
 
 
 def test_E016_service_that_kafka_cannot_carry(bridges: dict[str, Any]) -> None:

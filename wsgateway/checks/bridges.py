@@ -43,7 +43,6 @@ def _flaws(bridge: Bridge) -> list[str]:
         for option in ("ca", "cert", "key")
         if (path := getattr(bridge, option)) and not readable(path)
     ]
-    return found
 
 
 def _clashes(one: Bridge, other: Bridge) -> list[str]:
@@ -56,17 +55,18 @@ def _clashes(one: Bridge, other: Bridge) -> list[str]:
             for service in one.services
             if service in other.services
         ]
-    is_same_bus = one.vhost == other.vhost and set(one.servers) & set(other.servers)
-    if one.receives and other.receives and is_same_bus:
+    if one.receives and other.receives and _is_same_bus(one, other):
+        has_same_services = set(one.services) == set(other.services)
+        if has_same_services and one.group == other.group:
+            return found  # they share the records, as two processes of one bridge do
+        harm = "carry each record twice" if has_same_services else "set aside each other's records"
         found.append(
-            f"{names} both read what services produce on {one.where}, and would set aside each "
-            "other's records; list all services in one of them"
+            f"{names} both read what services produce on {one.where}, and would {harm}; list all "
+            "services in one of them"
         )
     return found
 
 
-def check_production_bridges(**kwargs: Any) -> list[CheckMessage]:
-    """W124: what a bridge carries, perhaps a password too, crosses a network unencrypted."""
 def _is_same_bus(one: Bridge, other: Bridge) -> bool:
     """Say whether two bridges read the same topics or exchanges, as far as their URLs tell.
 
@@ -100,6 +100,8 @@ def check_bridge_packages(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def check_production_bridges(**kwargs: Any) -> list[CheckMessage]:
+    """W124: what a bridge carries, perhaps a password too, crosses a network unencrypted."""
     if not possible(*NEEDED):
         return []
     found: list[CheckMessage] = []
