@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from django.core.exceptions import ImproperlyConfigured
+
 from wsgateway import counters, declared
 from wsgateway.bridges.buses import make_bus
 from wsgateway.bridges.outage import Outage
@@ -29,8 +31,8 @@ def bridges_to_run(names: list[str]) -> list[Bridge]:
     """Return the bridges with these *names*; without any, all.
 
     Raises:
-        LookupError: There is none; or ``WSGATEWAY_SERVICES`` does not list a service of one, or
-            something else handles it.
+        LookupError: There is none; or ``WSGATEWAY_SERVICES`` does not list a service of one.
+        ImproperlyConfigured: Something else handles a service of one, or the bus cannot carry it.
     """
     declared.discover()
     bridges = declared.bridges()
@@ -43,7 +45,7 @@ def bridges_to_run(names: list[str]) -> list[Bridge]:
     ours = declared_services()
     for bridge in found:
         for flaw in bridge_flaws(bridge):
-            raise LookupError(flaw)
+            raise ImproperlyConfigured(flaw)
         for service in bridge.services:
             if not (ours.is_open or service in ours.services or service in declared.topics):
                 raise LookupError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from argparse import ArgumentParser
+from typing import NamedTuple
 
 from django.core.management.base import CommandError
 
@@ -11,7 +12,7 @@ from wsgateway.bridges.buses import make_bus
 from wsgateway.bridges.config import Bridge
 from wsgateway.bridges.runner import bridges_to_run
 from wsgateway.management.base import Options, OutputCommand, add_json
-from wsgateway.management.exits import Exit
+from wsgateway.management.exits import EXPECTED, Exit, command_error
 from wsgateway.management.output import Column, Output
 
 __all__ = ["Command"]
@@ -34,14 +35,45 @@ class Command(OutputCommand):
         except LookupError as exc:
             raise CommandError(exc.args[0], returncode=Exit.UNKNOWN) from exc
         with out.progress("setting up bridges"):
-            rows = asyncio.run(_set_up(bridges))
-        out.document([{"bridge": bridge, "result": result} for bridge, result in rows])
+            done = asyncio.run(_set_up(bridges))
+        out.document(
+            [
+                {"bridge": each.bridge, "result": line, "failed": each.error is not None}
+                for each in done
+                for line in each.lines
+            ]
+        )
+        rows = [(each.bridge, line) for each in done for line in each.lines]
         if out.is_terminal:
             out.table("", [Column("Bridge"), Column("Result", whole=False)], rows)
-            return
-        for bridge, result in rows:
-            out.line(f"{bridge}: {result}")
+        else:
+            for bridge, result in rows:
+                out.line(f"{bridge}: {result}")
+        _check(done)
 
 
-async def _set_up(bridges: list[Bridge]) -> list[tuple[str, str]]:
-    return [(each.name, line) for each in bridges for line in await make_bus(each).set_up()]
+class _Done(NamedTuple):
+    bridge: str
+    lines: list[str]
+    error: CommandError | None
+
+
+async def _set_up(bridges: list[Bridge]) -> list[_Done]:
+    """Set up each bridge, whatever becomes of the others."""
+    done = []
+    for bridge in bridges:
+        try:
+            done.append(_Done(bridge.name, await make_bus(bridge).set_up(), None))
+        except EXPECTED as exc:
+            done.append(_Done(bridge.name, [f"failed: {exc}"], command_error(exc)))
+    return done
+
+
+def _check(done: list[_Done]) -> None:
+    """Fail if a bridge is not set up; with "try again" only if that helps each of them."""
+    failed = {each.bridge: each.error for each in done if each.error is not None}
+    if failed:
+        codes = {error.returncode for error in failed.values()}
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        code = codes.pop() if len(codes) == 1 else Exit.FAILED
+        raise CommandError(f"not set up: {reasons}", returncode=code)
