@@ -24,6 +24,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.urls import reverse
 
+from tests.bridges.fake_bus import FakeBus
 from tests.integration.backends import Caller
 from tests.integration.layers import layers, receive
 from tests.integration.test_presence_events import signals_of_runevents
@@ -34,11 +35,14 @@ from wsgateway import (
     RetryPolicy,
     asend,
     asend_topic,
+    counters,
     declared,
     send,
     topic,
     topics,
 )
+from wsgateway.bridges import runner as bridge_runner
+from wsgateway.bridges.runner import bridges_to_run, make_runner
 from wsgateway.broker import runtime
 from wsgateway.broker.base import Broker
 from wsgateway.broker.discovery import Shown
@@ -49,7 +53,7 @@ from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.nats.jetstream import ApiError
 from wsgateway.broker.nats.limits import AUTOMATIC
 from wsgateway.conf import settings as wsgateway_settings
-from wsgateway.exceptions import BrokerForbidden
+from wsgateway.exceptions import BrokerForbidden, RecordRefused
 from wsgateway.gateway.watching import Watching
 from wsgateway.identity import Identity
 from wsgateway.models import InboxEntry
@@ -57,6 +61,7 @@ from wsgateway.outbox import enqueue
 from wsgateway.outbox.models import OutboxMessage
 from wsgateway.outbox.relay import Relay
 from wsgateway.presence import overview, users
+from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 from wsgateway.services import deadletters, registry
 from wsgateway.services.report import Report
@@ -285,6 +290,66 @@ async def test_service_takes_acknowledges_replies_and_sets_aside(
         await deadletters.retry(operator, letter)
         assert await operator.operations.resume("orders")
         assert [letter async for letter in deadletters.letters(operator)] == []
+
+
+@pytest.fixture
+async def desk(ws_settings: Any, url: Callable[[str], str], clean: None) -> AsyncIterator[Topic]:
+    """A topic that clients may write; beside it, ``ping`` is ephemeral."""
+    for name, durable in (("desk", True), ("ping", False)):
+        topic(name, queue=True, durable=durable)(lambda identity, name: "write")
+    ws_settings.NATS_BROKER_URL = url("operator")
+    broker = broker_from_settings(wsgateway_settings)
+    try:
+        await broker.set_up()
+        yield Topic("desk", "1")
+        for name in ("TOPIC_desk", "SEND_desk", "SEND_ping"):  # nobody else expects them
+            await broker.jetstream.api(f"STREAM.DELETE.WS_{name}")
+    finally:
+        await broker.close()
+
+
+@pytest.mark.usefixtures("no_services")
+async def test_service_runs_a_bridge_both_ways(
+    ws_settings: Any, url: Callable[[str], str], desk: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"url": "kafka://localhost", "services": ["orders", "desk", "ping"]}
+    ws_settings.WSGATEWAY_BRIDGES = {"warehouse": options}
+    bus, said, heard = FakeBus(), list[str](), list[bytes]()
+    monkeypatch.setattr(bridge_runner, "make_bus", lambda bridge: bus)
+    ws_settings.NATS_BROKER_URL = url("service")
+
+    def say(text: str, /, *, event: str, **fields: object) -> None:
+        said.append(text)
+
+    runner = make_runner(bridges_to_run([]), None, say)
+    running = asyncio.create_task(runner.run())
+    try:
+        await until(lambda: said[-1:] == ["warehouse: connected to kafka://localhost:9092"], 20)
+        async with acting(ws_settings, url("gateway")) as gateway:
+            gateway.hear(Topic("ping", "1"), lambda stored: heard.append(stored.payload))
+            await gateway.in_effect()
+            await offer(gateway, "to orders")
+            await gateway.offer_topic(desk, ANN, Frame.of("to a topic"), "1")
+            bus.hand_out("re", "orders.ann")
+            bus.hand_out("all", "desk.1", target="topic")
+            bus.hand_out("ping", "ping.1", target="topic")
+            await until(lambda: len(bus.produced) == 2 and len(bus.acked) == 3 and heard, 20)
+            assert {each[2] for each in bus.produced} == {b"to orders", b"to a topic"}
+            assert [each.payload for each in await answers(gateway)] == [b"re"]
+            batch = await gateway.log(desk).read_last(desk, 1)
+            assert [each.payload for each in batch.messages] == [b"all"]
+            assert heard == [b"ping"]
+            bus.error = RecordRefused("too large")
+            await offer(gateway, "refused")
+            await until(lambda: counters.bridges["warehouse"].refused, 20)
+        async with acting(ws_settings, url("admin")) as admin, asyncio.timeout(20):
+            while [list(each.bridges) for each in await ask_workers(admin)] != [["warehouse"]]:
+                await asyncio.sleep(0.02)
+            while not [letter async for letter in deadletters.letters(admin)]:
+                await asyncio.sleep(0.02)
+    finally:
+        runner.end()
+        await running
 
 
 async def test_events_follows_sockets_and_sends_signals(
