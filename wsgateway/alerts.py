@@ -61,15 +61,18 @@ def of_gateways(gateways: Gateways) -> Iterator[Alert]:
 
 
 def of_workers(workers: Workers) -> Iterator[Alert]:
-    """Yield an alert for each worker that does not answer, and each bridge without its bus."""
+    """Yield an alert for each worker that does not answer, and each bridge that has to wait."""
     for name in workers.silent:
         text = f"Worker {name} does not answer: frozen, or cut off from the broker"
         yield Alert(text, "wsgateway.serviceentry", level="warning")
     for worker in workers:
         for name, bridge in worker.bridges.items():
-            if not bridge.connected:
-                text = f"Bridge {name} of worker {worker.id} does not reach Kafka or RabbitMQ"
-                yield Alert(text, "wsgateway.serviceentry")
+            if bridge.connected and not bridge.trouble:
+                continue
+            what = "waits" if bridge.connected else "does not reach Kafka or RabbitMQ"
+            why = bridge.trouble and f": {bridge.trouble}"
+            text = f"Bridge {name} of worker {worker.id} {what}{why}"
+            yield Alert(text, "wsgateway.serviceentry")
 
 
 def of_queues(queues: Iterable[Queue], now: datetime) -> Iterator[Alert]:

@@ -325,6 +325,8 @@ class BridgeCounters:
     def __init__(self) -> None:
         self.connected: Callable[[], bool] = lambda: False
         """Whether its bus can be reached now."""
+        self.trouble: Callable[[], str] = lambda: ""
+        """Why it does not carry everything now; "" if it does."""
         self.sent = 0
         """Messages of clients that the bus has confirmed."""
         self.refused = 0

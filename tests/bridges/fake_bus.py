@@ -24,6 +24,7 @@ class FakeBus(Bus):
         self.room = self.room_bytes = 0  # see `Bus.consume`
         self.is_deaf = False  # `produce` waits for ever
         self.is_connected = True
+        self.trouble_now = ""
         self.ack_error: Exception | None = None  # raised by `ack`
         self.on_record: Callable[[Record], None]
         self.on_lost: Callable[[str], None]
@@ -38,6 +39,10 @@ class FakeBus(Bus):
     @property
     def connected(self) -> bool:
         return self.is_connected
+
+    @property
+    def trouble(self) -> str:
+        return self.trouble_now
 
     async def ready(self) -> None:
         if self.error is not None:

@@ -184,6 +184,16 @@ CASES: list[tuple[str, Series, set[str]]] = [
     ("no bridge reaches the bus",
      everybody("wsgateway_bridge_connected", ("0", "0"), 'bridge="warehouse"'),
      {"BridgeIsCutOff"}),
+    ("a bridge that is cut off waits, too",
+     everybody("wsgateway_bridge_connected", ("0", "0"), 'bridge="warehouse"')
+     | everybody("wsgateway_bridge_blocked", ("1", "1"), 'bridge="warehouse"'),
+     {"BridgeIsCutOff"}),
+    ("one of two bridges waits",
+     everybody("wsgateway_bridge_connected", ("1", "1"), 'bridge="warehouse"')
+     | everybody("wsgateway_bridge_blocked", ("0", "1"), 'bridge="warehouse"'),
+     {"BridgeIsBlocked"}),
+    ("a bridge waits for a moment",
+     steady("wsgateway_bridge_blocked", "0x10 1 0x9", 'bridge="warehouse"'), set()),
     ("a bridge sets records aside",
      rising("wsgateway_bridge_records_total", 1,
             'bridge="warehouse", direction="receive", outcome="set-aside"'),

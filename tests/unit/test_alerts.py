@@ -97,10 +97,12 @@ def test_who_does_not_answer_is_named() -> None:
 
 
 def test_bridge_without_its_bus() -> None:
-    def worker(connected: bool) -> Worker:
-        bridge = BridgeWork(connected, 0, 0, 0, 0, 0)
+    def worker(connected: bool, trouble: str = "") -> Worker:
+        bridge = BridgeWork(connected, 0, 0, 0, 0, 0, trouble)
         return Worker("w", "1", "host", 1, NOW, {}, (), 0, {"warehouse": bridge})
 
     assert [*of_workers(Workers([worker(connected=True)], []))] == []
     [alert] = of_workers(Workers([worker(connected=False)], []))
     assert alert.text == "Bridge warehouse of worker w does not reach Kafka or RabbitMQ"
+    [alert] = of_workers(Workers([worker(connected=True, trouble="no topic 'ws.recv'")], []))
+    assert alert.text == "Bridge warehouse of worker w waits: no topic 'ws.recv'"

@@ -56,6 +56,34 @@ def test_bug_is_logged_with_its_traceback(
     assert "Please report it" in record.getMessage()
 
 
+async def test_reason_is_that_of_a_task_that_still_tries(waiting: Outage) -> None:
+    ended, go_on = asyncio.Event(), asyncio.Event()
+    ended.set()  # nobody pauses
+
+    async def try_again(reason: str) -> None:
+        await waiting.wait(0, BusMisconfigured(reason), ended)
+        if reason == "a":
+            await go_on.wait()
+        waiting.over()
+
+    assert waiting.reason == ""
+    async with asyncio.TaskGroup() as group:
+        for reason in "ab":
+            group.create_task(try_again(reason))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert waiting.reason == "a"
+        go_on.set()
+    assert waiting.reason == ""
+
+
+async def test_reason_of_a_bug_shows_nothing_of_a_record(waiting: Outage) -> None:
+    ended = asyncio.Event()
+    ended.set()
+    await waiting.wait(0, KeyError("a payload"), ended)
+    assert waiting.reason == "a bug in wsgateway; the log has more"
+
+
 async def test_cancellation_of_what_is_awaited_is_an_outage() -> None:
     future = asyncio.get_running_loop().create_future()
     future.cancel()

@@ -111,8 +111,10 @@ async def test_keys_do_not_wait_for_each_other() -> None:
         it.bus.hand_out("2", "orders.ann")
         it.bus.hand_out("3", "orders.bob")
         await it.until(lambda: it.bus.acked == ["3"] and it.counted.receive_failures > 3)
+        assert it.receiving.trouble == "full"
         del it.store.errors[b"1"]
         await it.until(lambda: it.bus.acked == ["3", "1", "2"])
+        assert it.receiving.trouble == ""
         assert it.bus.aside == []
 
 
@@ -212,8 +214,10 @@ async def test_record_is_acknowledged_only_once_it_is_set_aside() -> None:
         await it.until(lambda: it.bus.tries >= 3)
         assert it.bus.acked == []
         assert it.counted.receive_failures >= 2
+        assert it.receiving.trouble == "no topic ws.dead"
         it.bus.error = None
         await it.until(lambda: it.bus.acked == ["bad"])
+        assert it.receiving.trouble == ""
 
 
 @pytest.mark.parametrize("error", [TypeError("bug"), asyncio.CancelledError()])

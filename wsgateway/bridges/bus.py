@@ -73,6 +73,14 @@ class Bus(ABC):
     def connected(self) -> bool:
         """Whether the bus can be reached now, as far as is known."""
 
+    @property
+    @abstractmethod
+    def trouble(self) -> str:
+        """Why it carries nothing now, or not everything, as far as is known; "" if it does.
+
+        It cannot be reached, refuses the bridge, or lacks a topic or a queue. For people.
+        """
+
     @abstractmethod
     async def ready(self) -> None:
         """Wait until it is connected and has every topic, exchange and queue that it needs.

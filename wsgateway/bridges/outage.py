@@ -42,6 +42,12 @@ class Outage:
         self._text = text
         self._log_fields = {"bridge": bridge}
         self._logged: dict[str, float] = {}  # a moment ago: each reason, and when
+        self._waiting: dict[object, str] = {}  # the tasks that try again, and why; oldest first
+
+    @property
+    def reason(self) -> str:
+        """Why a task tries again now; "" if none does. From any thread."""
+        return next(iter(list(self._waiting.values())), "")
 
     def log(self, error: Exception) -> None:
         """Log *error*, unless the same was logged a moment ago.
@@ -67,7 +73,7 @@ class Outage:
         logger.log(level, "%s: %s", self._text, reason, extra=self._log_fields)
 
     async def wait(self, attempt: int, error: Exception, ended: asyncio.Event) -> None:
-        """Log *error*, and pause before the next attempt.
+        """Log *error*, and pause before the next attempt. Call `over` after the last one.
 
         Args:
             attempt: How many have failed before, in a row.
@@ -75,11 +81,18 @@ class Outage:
             ended: Once it is set, nobody waits.
         """
         self.log(error)
+        is_known = isinstance(error, WsGatewayError)
+        said = reason_of(error) if is_known else "a bug in wsgateway; the log has more"
+        self._waiting[asyncio.current_task()] = said
         try:
             async with asyncio.timeout(PAUSES.delay(attempt)):
                 await ended.wait()
         except TimeoutError:
             return
+
+    def over(self) -> None:
+        """Record that the running task does not try again. Idempotent."""
+        self._waiting.pop(asyncio.current_task(), None)
 
 
 @contextmanager

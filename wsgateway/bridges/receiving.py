@@ -93,6 +93,11 @@ class Receiving:
         """Begin to take records."""
         self._bus.consume(self._on_record, self._on_lost, ROOM, ROOM_BYTES)
 
+    @property
+    def trouble(self) -> str:
+        """Why a record is neither published nor set aside; "" if none waits."""
+        return self._publishing.reason or self._setting_aside.reason
+
     async def stop(self, timeout: float) -> None:
         """Finish what is being published, and return the rest to the bus.
 
@@ -150,9 +155,13 @@ class Receiving:
                 item = queue[0]
                 if await self._deliver(item):
                     self._ack(item.record)
+                self._publishing.over()
+                self._setting_aside.over()
                 queue.popleft()
                 self._counted.receiving -= 1
         finally:
+            self._publishing.over()
+            self._setting_aside.over()
             self._counted.receiving -= len(queue)
             del self._queues[place]
 

@@ -102,6 +102,7 @@ class Running(Companion):
     async def open(self, broker: Broker) -> None:
         """Begin to carry records."""
         self._counted.connected = lambda: self._bus.connected
+        self._counted.trouble = self._trouble
         await self._bus.open()
         if self._bridge.receives:
             self._receiving = Receiving(self._bridge, self._bus, broker, self._counted)
@@ -117,9 +118,15 @@ class Running(Companion):
                 await self._starting.wait(attempt, exc, self._ended)
                 attempt += 1
             else:
+                self._starting.over()
                 text = f"{self._bridge.name}: connected to {self._bridge.where}"
                 self._say(text, event="connected", bridge=self._bridge.name)
                 return
+
+    def _trouble(self) -> str:
+        """Return why the bridge does not carry everything; "" if it does."""
+        receiving = self._receiving.trouble if self._receiving else ""
+        return self._bus.trouble or self._starting.reason or self._sending.trouble or receiving
 
     async def stop(self, timeout: float) -> None:
         """Finish what is in flight, and let nothing wait for the bus."""

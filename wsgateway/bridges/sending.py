@@ -72,6 +72,11 @@ class Sending:
         concurrency = self._bridge.concurrency
         return Service(name, self, policies, concurrency, has_topics=has_topics, is_ours=True)
 
+    @property
+    def trouble(self) -> str:
+        """Why a message waits for the bus; "" if none does."""
+        return self._outage.reason
+
     def end(self) -> None:
         """Return to the queue what waits for the bus, at once."""
         self._ended.set()
@@ -94,6 +99,7 @@ class Sending:
             self._counted.refused += 1
             raise
         finally:
+            self._outage.over()
             self._counted.sending -= 1
         self._counted.sent += 1
 

@@ -305,6 +305,13 @@ BRIDGES = (
         "1 if the bridge's Kafka or RabbitMQ can be reached, 0 otherwise",
     ),
     Spec(
+        "wsgateway_bridge_blocked",
+        "gauge",
+        ("bridge",),
+        "1 while something keeps the bridge from carrying all records: Kafka, RabbitMQ or NATS is "
+        "away, full or misconfigured; 0 otherwise",
+    ),
+    Spec(
         "wsgateway_bridge_records_total",
         "counter",
         ("bridge", "direction", "outcome"),
@@ -315,7 +322,8 @@ BRIDGES = (
         "wsgateway_bridge_failures_total",
         "counter",
         ("bridge", "direction"),
-        "Tries that failed because Kafka, RabbitMQ or NATS was away or full; they are repeated",
+        "Tries that failed because Kafka, RabbitMQ or NATS was away, full or misconfigured; they "
+        "are repeated",
     ),
     Spec(
         "wsgateway_bridge_waiting",

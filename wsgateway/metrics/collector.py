@@ -175,6 +175,7 @@ def _events(found: Families) -> None:
 def _bridges(found: Families) -> None:
     for name, counts in list(counters.bridges.items()):
         found.add("wsgateway_bridge_connected", counts.connected(), name)
+        found.add("wsgateway_bridge_blocked", bool(counts.trouble()), name)
         for direction, carried, set_aside, failures, waiting in (
             ("send", counts.sent, counts.refused, counts.send_failures, counts.sending),
             (

@@ -182,6 +182,7 @@ def _bridge(counted: counters.BridgeCounters) -> BridgeWork:
         received=counted.received,
         set_aside=counted.set_aside,
         waiting=counted.sending + counted.receiving,
+        trouble=counted.trouble(),
     )
 
 

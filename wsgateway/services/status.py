@@ -104,6 +104,7 @@ class BridgeWork:
         received: Services' records that are stored in an inbox or a topic.
         set_aside: Those that cannot be delivered.
         waiting: Both kinds in hand.
+        trouble: Why it waits, such as for a missing topic; "" if nothing keeps it from its work.
     """
 
     connected: bool
@@ -112,12 +113,15 @@ class BridgeWork:
     received: int
     set_aside: int
     waiting: int
+    trouble: str = ""
 
     @classmethod
     def parse(cls, fields: Fields) -> Self:
         """Return what a worker says of a bridge; what it says besides is ignored."""
         numbers = ("sent", "refused", "received", "set_aside", "waiting")
-        return cls(bool(fields["connected"]), **{name: int(fields[name]) for name in numbers})
+        counts = {name: int(fields[name]) for name in numbers}
+        # One that is not upgraded yet does not say
+        return cls(bool(fields["connected"]), **counts, trouble=str(fields.get("trouble", "")))
 
 
 @dataclass(frozen=True, slots=True)

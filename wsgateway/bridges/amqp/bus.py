@@ -62,6 +62,11 @@ class AmqpBus(Bus):
     def connected(self) -> bool:
         return all(link.is_up for link in self._links)
 
+    @property
+    def trouble(self) -> str:
+        down = (link for link in self._links if not link.is_up)
+        return next((str(link.error or "not connected yet") for link in down), "")
+
     async def ready(self) -> None:
         while True:
             for link in self._links:

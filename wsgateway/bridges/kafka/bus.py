@@ -15,7 +15,7 @@ from wsgateway.bridges.kafka.records import dead_headers, write_headers
 from wsgateway.bridges.kafka.setup import create_topics
 from wsgateway.bridges.names import Names
 from wsgateway.conf import settings
-from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
+from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.supervision import supervise
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ class KafkaBus(Bus):
     @property
     def connected(self) -> bool:
         return self._cluster.is_connected
+
+    @property
+    def trouble(self) -> str:
+        try:
+            self._cluster.check(self._needed)
+        except BusError as exc:
+            return str(exc)
+        return "" if self._consumer is None else self._consumer.trouble
 
     async def open(self) -> None:
         if self._is_open:

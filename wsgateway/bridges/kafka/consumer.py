@@ -117,6 +117,13 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._shares: dict[Target, Share] = {"inbox": Share(hands), "topic": Share(hands)}
         self._dirty: set[Lane] = set()  # with acknowledgements that are not committed
         self._acked = asyncio.Event()  # set by each acknowledgement
+        self._error = ""  # why it could not consume; "" once it does
+
+    @property
+    def trouble(self) -> str:
+        """Why some records are not read; "" if all are."""
+        stuck = [f"{tp.topic}, partition {tp.partition}" for tp in list(self._unreadable)]
+        return self._error or (stuck and f"cannot read {'; '.join(stuck)}") or ""
 
     # -- the consumer's life ---------------------------------------------------------------
 
@@ -135,9 +142,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 OSError,
                 ValueError,  # a server's answer that cannot be read
             ) as exc:
-                self._outage.log(
-                    exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
-                )
+                error = exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
+                self._error = reason_of(error)
+                self._outage.log(error)
                 await asyncio.sleep(PAUSES.delay(attempt))
                 attempt += 1
 
@@ -219,6 +226,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 async with asyncio.timeout(START_TIMEOUT):
                     await self._begin_again(consumer, exc)
                 continue
+            self._error = ""
             for partition, records in found.items():
                 if isinstance(records[-1], Unreadable):
                     self._pause(consumer, partition, records.pop())

@@ -15,7 +15,7 @@ from wsgateway.management.output import Cell, Column, Level, Output, safe, size
 from wsgateway.management.overview import Overview, ServiceLine, look
 from wsgateway.presence import Gateway
 from wsgateway.readable import duration
-from wsgateway.services.status import Worker
+from wsgateway.services.status import BridgeWork, Worker
 
 __all__ = ["Status"]
 
@@ -57,7 +57,7 @@ BRIDGES = [
     Column("Received", right=True),
     Column("Set aside", right=True),
     Column("In hand", right=True),
-    Column("State"),
+    Column("State", whole=False),
 ]
 STREAMS = [
     Column("Stream", whole=False),
@@ -166,8 +166,15 @@ def _bridges(each: Worker) -> Iterator[tuple[Cell, ...]]:
             bridge.received,
             Text(str(bridge.set_aside), style="yellow") if bridge.set_aside else 0,
             bridge.waiting,
-            Text("connected", style="green") if bridge.connected else Text("cut off", style="red"),
+            _state(bridge),
         )
+
+
+def _state(bridge: BridgeWork) -> Text:
+    if bridge.connected and not bridge.trouble:
+        return Text("connected", style="green")
+    why = bridge.trouble and f": {bridge.trouble}"
+    return Text(safe(f"{'waits' if bridge.connected else 'cut off'}{why}"), style="red")
 
 
 def _stream(each: Stream) -> tuple[Cell, ...]:
