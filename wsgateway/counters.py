@@ -284,6 +284,8 @@ class ServiceCounters:
         """Handlers that run now."""
         self.outcomes: Counter[str] = Counter()
         """Messages by what became of them: done, retried, rejected, dead-lettered."""
+        self.shortened = 0
+        """Dead letters that hold only a part of their message."""
         self.redelivered = 0
         """Deliveries that were not a message's first."""
 
@@ -339,6 +341,8 @@ class BridgeCounters:
         """Records of services that are stored in an inbox or a topic."""
         self.set_aside = 0
         """Records that cannot be delivered."""
+        self.cut = 0
+        """Of these, those that did not fit as they were."""
         self.receive_failures = 0
         """Tries that did not store one."""
         self.receiving = 0

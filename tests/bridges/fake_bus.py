@@ -25,6 +25,7 @@ class FakeBus(Bus):
         self.is_deaf = False  # `produce` waits for ever
         self.is_connected = True
         self.trouble_now = ""
+        self.unfit = ""  # what `set_aside` says that did not fit
         self.ack_error: Exception | None = None  # raised by `ack`
         self.on_record: Callable[[Record], None]
         self.on_lost: Callable[[str], None]
@@ -97,6 +98,7 @@ class FakeBus(Bus):
             raise self.ack_error
         self.acked.append(record.payload.decode())
 
-    async def set_aside(self, record: Record, reason: str) -> None:
+    async def set_aside(self, record: Record, reason: str) -> str:
         self._try()
         self.aside.append((record.payload.decode(), reason))
+        return self.unfit

@@ -90,26 +90,52 @@ async def test_a_record_that_cannot_be_set_aside_fails_no_message_of_clients(
         assert min(task.result() for task in producing) > 1
 
 
-async def test_a_record_that_rabbitmq_no_longer_takes_is_set_aside_without_its_payload(
+async def test_a_record_that_rabbitmq_no_longer_takes_is_set_aside_in_parts(
     rabbit: RabbitServer,
 ) -> None:
-    """RabbitMQ 4.0 has lowered max_message_size. The record was tried for ever."""
+    """RabbitMQ 4.0 has lowered max_message_size. The record was tried for ever; then, its payload
+    was lost.
+    """
     bridge = amqp_bridge(rabbit)
     async with service_side(rabbit, bridge) as service:
         await AmqpBus(bridge).set_up()
-        await service.produce("nonsense", ["x" * 1001], message_id="m1")
+        payload = "".join(map(str, range(1000)))[:2500]
+        await service.produce("nonsense", [payload], message_id="m1", headers={"a": "b"})
         rabbit.eval("application:set_env(rabbit, max_message_size, 1000)")
         try:
             async with opened(bridge) as bus:
                 hands = Hands(bus)
                 await until(lambda: hands.records)
                 for _ in range(2):  # before RabbitMQ has said how much it takes, and after
-                    await bus.set_aside(hands.records[0], "why")
-                    dead = await service.dead()
-                    assert dead.body.startswith(b"payload of 1001 bytes left out")
-                    assert (dead.message_id, dead.headers["Ws-Dead-Reason"]) == ("m1", "why")
+                    said = await bus.set_aside(hands.records[0], "why")
+                    assert said == "it is in 3 parts, because RabbitMQ takes 1000 bytes at most"
+                    parts = [await service.dead() for _ in range(3)]
+                    assert b"".join(each.body for each in parts) == payload.encode()
+                    for number, each in enumerate(parts, 1):
+                        assert each.headers["Ws-Dead-Part"] == f"{number}/3"
+                        assert (each.message_id, each.headers["a"]) == ("m1", "b")
+                        assert each.headers["Ws-Dead-Reason"] == "why"
+                        assert each.headers["Ws-Dead-Place"] == hands.records[0].place
         finally:
             rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
+
+
+async def test_headers_that_do_not_fit_are_named_and_the_others_kept(
+    rabbit: RabbitServer,
+) -> None:
+    """All of them were gone, and nothing said so."""
+    bridge = amqp_bridge(rabbit)
+    async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
+        hands = Hands(bus, acks=False)
+        headers = {"large": "x" * 90_000, "larger": "y" * 20_000, "small": "z"}
+        await service.produce("nonsense", ["1"], headers=headers)
+        await until(lambda: hands.records)
+        assert "some of its headers are lost" in await bus.set_aside(hands.records[0], "why")
+        dead = await service.dead()
+        assert dead.body == b"1"
+        assert dead.headers["Ws-Dead-Cut"] == "headers"
+        assert dead.headers["Ws-Dead-Reason"] == "why"
+        assert [name for name in headers if name in dead.headers] == ["large", "small"]
 
 
 async def test_what_rabbitmq_removes_by_itself_is_set_aside(rabbit: RabbitServer) -> None:

@@ -18,7 +18,7 @@ from tests.bridges.kafka_server import KafkaServer
 from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
 from tests.bridges.sides import opened
 from tests.support import until
-from wsgateway.bridges.bus import Bus
+from wsgateway.bridges.bus import Bus, Record
 from wsgateway.bridges.kafka import KafkaBus
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
 
@@ -359,6 +359,61 @@ async def test_record_set_aside_keeps_what_it_was(bus: Bus, service: Service) ->
     }
 
 
+async def test_record_that_does_not_fit_is_set_aside_without_what_is_too_large(
+    kafka: KafkaServer, prefix: str, settings: Any
+) -> None:
+    """Its headers were left out with the payload, and nothing said that it was cut. And it was
+    cut whatever ws.dead takes, if it exceeded what clients may send.
+    """
+    settings.WSGATEWAY_MAX_MESSAGE_SIZE = 100_000
+    await create(kafka, f"{prefix}.recv", 1_000_000)
+    await create(kafka, f"{prefix}.dead", 250_000)
+    large = "x" * 300_000
+    records = [
+        ("", "x" * 200_000, "a"),
+        ("payload", large, "a"),
+        ("headers", "small", large),
+        ("payload headers", large, large),
+    ]
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus, ack=False)
+        for number, (cut, value, header) in enumerate(records, 1):
+            await service.produce("nobody", value.encode(), X=header)
+            record = (await taken.wait(number))[-1]
+
+            async def set_aside(record: Record = record) -> str:
+                while True:
+                    with suppress(BusUnavailable):  # Kafka refused a batch, of several perhaps
+                        return await bus.set_aside(record, "why")
+
+            said = await set_aside()
+            assert ("did not fit" in said) == bool(cut)
+            assert cut.replace(" ", " and ") in said
+            dead = (await service.read("dead", number))[-1]
+            headers = dict(dead.headers)
+            assert headers["Ws-Dead-Reason"] == b"why"
+            assert headers["Ws-Dead-Place"] == record.place.encode()
+            assert headers.get("Ws-Dead-Cut", b"").decode() == cut
+            assert ("X" in headers) == ("headers" not in cut)
+            note = f"payload of {len(value)} bytes left out: it does not fit here. It is in "
+            expected = note + record.place if "payload" in cut else value
+            assert dead.value.decode() == expected
+
+
+async def test_record_as_large_as_can_be_read_fits_with_its_reason(
+    kafka: KafkaServer, prefix: str, settings: Any
+) -> None:
+    """The topic for records that are set aside took no more than that they came from."""
+    settings.WSGATEWAY_MAX_MESSAGE_SIZE = 100_000
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus)
+        await service.produce("nobody", bytes(165_400))  # of 165536
+        record = (await taken.wait(1))[0]
+        assert await bus.set_aside(record, "☃" * 2000) == ""
+        (dead,) = await service.read("dead", 1)
+        assert dead.value == bytes(165_400)
+
+
 async def test_two_bridges_share_and_a_rebalance_loses_nothing(
     kafka: KafkaServer, prefix: str, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,8 +449,9 @@ async def test_two_bridges_share_and_a_rebalance_loses_nothing(
             assert not lanes[0] & lanes[1]
 
 
-async def create(kafka: KafkaServer, topic: str) -> None:
+async def create(kafka: KafkaServer, topic: str, most: int = 1_000_000) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address())
     await admin.start()
-    await admin.create_topics([NewTopic(topic, 1, 1)])
+    limit = {"max.message.bytes": str(most)}
+    await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=limit)])
     await admin.close()

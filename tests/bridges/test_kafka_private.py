@@ -28,7 +28,7 @@ def others() -> set[Any]:
 
 @pytest.fixture
 async def topic(kafka: KafkaServer, prefix: str) -> str:
-    await create_topics(Access(bridge_to(kafka, prefix=prefix)), [prefix], 1000)
+    await create_topics(Access(bridge_to(kafka, prefix=prefix)), {prefix: 1000})
     return prefix
 
 

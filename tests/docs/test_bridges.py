@@ -50,7 +50,8 @@ def test_every_header_that_a_bridge_adds_is_on_the_page() -> None:
     read = section("What your service reads")
     for name in ("SERVICE", "USER", "ID", "OFFSET", "ATTEMPT"):
         assert f"`{getattr(headers, f'{name}_HEADER')}`" in read
-    assert f"`{headers.REASON_HEADER}`" in PAGE.text
+    for name in ("REASON", "PLACE", "CUT", "PART"):
+        assert f"`{getattr(headers, f'{name}_HEADER')}`" in PAGE.text
 
 
 def test_key_of_the_page_is_what_the_code_makes() -> None:

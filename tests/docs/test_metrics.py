@@ -201,6 +201,7 @@ def test_dashboard_and_alerts_cover_every_part() -> None:
     missing = {spec.name for spec in CATALOG} - shown
     # What another panel shows in another way, or what is of use in an alert only
     assert missing == {
+        "wsgateway_bridge_cut_total",
         "wsgateway_broker_connects_total",
         "wsgateway_cluster_up",
         "wsgateway_events_posts_total",
@@ -213,6 +214,7 @@ def test_dashboard_and_alerts_cover_every_part() -> None:
         "wsgateway_outbox_set_aside_total",
         "wsgateway_queue_paused",
         "wsgateway_queue_pulls",
+        "wsgateway_service_shortened_total",
         "wsgateway_stream_healthy",
     }
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.workers import answers, no_services, offer, serving
 from tests.support import until
-from wsgateway import Message, Reject, Retry, RetryPolicy
+from wsgateway import Message, Reject, Retry, RetryPolicy, counters
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.broker.work import Job
 from wsgateway.exceptions import BrokerUnavailable, QueueFull
@@ -272,8 +272,13 @@ async def test_headers_near_the_servers_limit_make_room_for_ours(broker: NatsBro
 
 @pytest.mark.parametrize(("spare", "shortened"), [(1_000, ()), (100, ("payload",))])
 async def test_payload_near_the_servers_limit_makes_room_for_headers(
-    broker: NatsBroker, spare: int, shortened: tuple[str, ...]
+    broker: NatsBroker,
+    spare: int,
+    shortened: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A part of the payload was gone, and neither the log nor a metric said so."""
+    before = counters.service("orders").shortened
     payload = b"p" * (broker.connection.max_payload - spare)
     await broker.jetstream.publish(broker.subjects.send(Inbox("orders", "ann")), payload)
     letter = await after_poison(broker)
@@ -281,6 +286,9 @@ async def test_payload_near_the_servers_limit_makes_room_for_headers(
     assert payload.startswith(letter.payload)
     assert len(payload) - len(letter.payload) < 1_000
     assert letter.error.startswith("ValueError")
+    assert counters.service("orders").shortened == before + len(shortened)
+    said = [each for each in caplog.records if "lacks a part of its message" in each.getMessage()]
+    assert [each.levelname for each in said] == ["ERROR"] * len(shortened)
     if shortened:
         with pytest.raises(deadletters.DeadLetterShortened, match=r"first \d+ bytes"):
             await deadletters.retry(broker, letter)

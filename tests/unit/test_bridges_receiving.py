@@ -168,6 +168,22 @@ async def test_record_that_nobody_can_deliver_is_set_aside(
         assert reason in caplog.text
 
 
+async def test_record_that_does_not_fit_is_counted_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig() as it:
+        it.bus.hand_out("whole", "orders")
+        await it.until(lambda: it.bus.acked == ["whole"])
+        assert it.counted.cut == 0
+        it.bus.unfit = "its payload did not fit"
+        it.bus.hand_out("large", "orders")
+        await it.until(lambda: it.bus.acked == ["whole", "large"])
+        assert (it.counted.set_aside, it.counted.cut) == (2, 1)
+    [said] = [each for each in caplog.records if "did not fit" in each.getMessage()]
+    assert said.levelname == "ERROR"
+    assert "(large)" in said.getMessage()  # its place
+
+
 async def test_record_that_the_bus_found_wanting_is_set_aside() -> None:
     async with rig() as it:
         it.bus.hand_out("deleted", flaw="it has no value")

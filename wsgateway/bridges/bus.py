@@ -163,10 +163,14 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def set_aside(self, record: Record, reason: str) -> None:
+    async def set_aside(self, record: Record, reason: str) -> str:
         """Store a record where the operator finds what could not be delivered, with its *reason*.
 
-        Returns once the bus has confirmed it. The caller acknowledges the record afterwards.
+        Returns once the bus has confirmed it. The caller acknowledges the record afterwards. A
+        payload that does not fit is left out only if the bus keeps the record where it was.
+
+        Returns:
+            What did not fit, and where it is, for people; "" if everything did.
 
         Raises:
             BusUnavailable: It is not confirmed; try again.

@@ -15,8 +15,10 @@ from wsgateway.broker.messages import (
 __all__ = [
     "ABOUT_CLIENTS",
     "ATTEMPT_HEADER",
+    "CUT_HEADER",
     "ID_HEADER",
     "OFFSET_HEADER",
+    "PART_HEADER",
     "PLACE_HEADER",
     "REASON_HEADER",
     "SERVICE_HEADER",
@@ -38,6 +40,10 @@ REASON_HEADER = "Ws-Dead-Reason"
 """On a record that a bus sets aside: why."""
 PLACE_HEADER = "Ws-Dead-Place"
 """On the same: where it was, see `Record.place`."""
+CUT_HEADER = "Ws-Dead-Cut"
+"""On the same, if it did not fit: what is missing, ``payload``, ``headers`` or both."""
+PART_HEADER = "Ws-Dead-Part"
+"""On the same, if it is split: which part of the payload this is, such as ``1/3``."""
 
 ABOUT_CLIENTS = frozenset(
     name.lower()

@@ -238,7 +238,7 @@ class Receiving:
         while True:
             try:
                 with uncancelled(BusUnavailable):
-                    await self._bus.set_aside(record, reason)
+                    unfit = await self._bus.set_aside(record, reason)
             except Exception as exc:  # a bug as well: the records behind it would be stranded
                 self._counted.receive_failures += 1
                 await self._setting_aside.wait(attempt, exc, self._ended)
@@ -248,11 +248,13 @@ class Receiving:
             else:
                 break
         self._counted.set_aside += 1
+        self._counted.cut += bool(unfit)
         logger.error(
-            "bridge %s set a record aside (%s): %s",
+            "bridge %s set a record aside (%s): %s%s",
             self._bridge.name,
             record.place,
             reason,
+            unfit and f"; {unfit}",
             extra={"bridge": self._bridge.name},
         )
         return True

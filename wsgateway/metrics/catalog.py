@@ -247,6 +247,12 @@ SERVICE = (
         "Messages by outcome: done, retried, rejected or dead-lettered",
     ),
     Spec(
+        "wsgateway_service_shortened_total",
+        "counter",
+        ("service",),
+        "Dead letters that hold only a part of their message, because it did not fit",
+    ),
+    Spec(
         "wsgateway_service_redeliveries_total",
         "counter",
         ("service",),
@@ -317,6 +323,12 @@ BRIDGES = (
         ("bridge", "direction", "outcome"),
         "Records that were carried, or set aside because they never can be. Direction is send "
         "(from clients to services) or receive",
+    ),
+    Spec(
+        "wsgateway_bridge_cut_total",
+        "counter",
+        ("bridge",),
+        "Records that were set aside, but did not fit into ws.dead as they were",
     ),
     Spec(
         "wsgateway_bridge_failures_total",

@@ -151,6 +151,7 @@ def _services(found: Families) -> None:
         for outcome in OUTCOMES:
             count = counts.outcomes[outcome]
             found.add("wsgateway_service_messages_total", count, name, outcome)
+        found.add("wsgateway_service_shortened_total", counts.shortened, name)
         found.add("wsgateway_service_redeliveries_total", counts.redelivered, name)
 
 
@@ -176,6 +177,7 @@ def _bridges(found: Families) -> None:
     for name, counts in list(counters.bridges.items()):
         found.add("wsgateway_bridge_connected", counts.connected(), name)
         found.add("wsgateway_bridge_blocked", bool(counts.trouble()), name)
+        found.add("wsgateway_bridge_cut_total", counts.cut, name)
         for direction, carried, set_aside, failures, waiting in (
             ("send", counts.sent, counts.refused, counts.send_failures, counts.sending),
             (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from wsgateway import counters
 from wsgateway.broker.messages import TOPIC_HEADER, check_headers, read_topic
 from wsgateway.exceptions import MessageRefused, MessageTooBig, WsGatewayError
 from wsgateway.protocol.subjects import Inbox, Topic
@@ -27,6 +29,8 @@ __all__ = [
     "retry",
     "set_aside",
 ]
+
+logger = logging.getLogger("wsgateway.services")
 
 ATTEMPTS_HEADER = "Ws-Attempts"
 ERROR_HEADER = "Ws-Exception"
@@ -114,11 +118,22 @@ async def set_aside(broker: Broker, job: Job, error: BaseException) -> None:
         payload, headers = _compose(job, error, limit - len(msg_id))
         try:
             await broker.dead_letters.add(job.inbox, payload, headers, msg_id, job.service)
-            return
+            break
         except (MessageTooBig, MessageRefused):  # the stream takes less than the server
             limit //= 2
             if limit < LEAST_LIMIT:
                 raise
+    if SHORTENED_HEADER in headers:
+        counters.service(job.service).shortened += 1
+        logger.error(
+            "a dead letter of %s lacks a part of its message (%s), which did not fit: %d of %d "
+            "bytes of its payload are kept",
+            job.service,
+            headers[SHORTENED_HEADER],
+            len(payload),
+            len(job.payload),
+            extra=job.log_fields,
+        )
 
 
 def _compose(job: Job, error: BaseException, limit: int) -> tuple[bytes, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,19 +13,26 @@ from pamqp.commands import Basic
 from wsgateway.bridges.amqp.connection import Link, connect
 from wsgateway.bridges.amqp.consuming import Consumer, Receipt
 from wsgateway.bridges.amqp.publishing import Outgoing, Publisher
+from wsgateway.bridges.amqp.tolerance import MARK
 from wsgateway.bridges.amqp.topology import Topology
 from wsgateway.bridges.bus import Bus, Record
 from wsgateway.bridges.config import Bridge
-from wsgateway.bridges.headers import ID_HEADER, PLACE_HEADER, REASON_HEADER
+from wsgateway.bridges.headers import (
+    CUT_HEADER,
+    ID_HEADER,
+    PART_HEADER,
+    PLACE_HEADER,
+    REASON_HEADER,
+)
 from wsgateway.bridges.names import MAX_ROUTING_KEY, key_of
 from wsgateway.conf import settings
-from wsgateway.exceptions import BusMisconfigured, BusUnavailable, RecordRefused
+from wsgateway.exceptions import BusUnavailable, RecordRefused
 
 __all__ = ["AmqpBus"]
 
 PERSISTENT = 2
 CHECK_PAUSE = 0.2
-LEFT_OUT = b"payload of %d bytes left out: larger than RabbitMQ's max_message_size"
+DEAD_HEADERS = (CUT_HEADER, PART_HEADER, PLACE_HEADER, REASON_HEADER)
 MAX_REASON = 2000
 MAX_HEADERS = 100_000
 """Bytes of a message's properties, which AMQP sends in one frame of 128 KiB at most."""
@@ -115,28 +123,56 @@ class AmqpBus(Bus):
         assert isinstance(record.receipt, Receipt)
         record.receipt.acks.done(record.receipt.tag)
 
-    async def set_aside(self, record: Record, reason: str) -> None:
+    async def set_aside(self, record: Record, reason: str) -> str:
         assert isinstance(record.receipt, Receipt)
-        receipt, publish = record.receipt, self._publisher.dead.publish
-        properties = _set_aside(record, receipt, reason)
+        receipt, outlet = record.receipt, self._publisher.dead
+        properties, unfit = _set_aside(record, receipt, reason)
         message = Outgoing(self._topology.names.dead, receipt.key, record.payload, properties)
         # Services choose what is in message_id, so only one is on its way
         try:
-            await publish(message, turn=None, id=receipt)
+            await outlet.publish(message, turn=None, id=receipt)
+            return unfit
         except RecordRefused:
-            bare = message._replace(payload=LEFT_OUT % len(record.payload))
+            assert outlet.max_size is not None  # which the payload exceeds
+        # Once it is acknowledged, RabbitMQ has it nowhere else
+        size, payload = outlet.max_size, record.payload
+        parts = [payload[at : at + size] for at in range(0, len(payload), size)]
+        for number, part in enumerate(parts, 1):
+            which = {PART_HEADER: f"{number}/{len(parts)}"}
+            headers: dict[str, Any] = {**(properties.headers or {}), **which}
+            said = _with_headers(properties, headers)
+            message = message._replace(payload=part, properties=said)
             try:
-                await publish(bare, turn=None, id=receipt)
-            except RecordRefused as exc:
-                raise BusMisconfigured(str(exc)) from exc
+                await outlet.publish(message, turn=None, id=(receipt, number))
+            except RecordRefused as exc:  # the limit is lower now
+                raise BusUnavailable(str(exc)) from exc
+        split = f"it is in {len(parts)} parts, because RabbitMQ takes {size} bytes at most"
+        return f"{split}; {unfit}" if unfit else split
 
 
-def _set_aside(record: Record, receipt: Receipt, reason: str) -> Basic.Properties:
-    """Return the properties of a record that is set aside: its own, and why it is."""
-    ours = {PLACE_HEADER: record.place, REASON_HEADER: reason[:MAX_REASON]}
+def _set_aside(record: Record, receipt: Receipt, reason: str) -> tuple[Basic.Properties, str]:
+    """Return the properties of a record that is set aside: its own, and why it is.
+
+    Returns:
+        The properties, and what of the record's own they lack, for people.
+    """
+    ours: dict[str, Any] = {PLACE_HEADER: record.place, REASON_HEADER: reason[:MAX_REASON]}
     found = receipt.properties
-    headers: dict[str, Any] = {**(found.headers or {}), **ours}
-    whole = Basic.Properties(
+    own = {name: each for name, each in (found.headers or {}).items() if name not in DEAD_HEADERS}
+    if MARK not in own and _size(whole := _with_headers(found, {**own, **ours})) <= MAX_HEADERS:
+        return whole, ""
+    headers, room = {**ours, CUT_HEADER: "headers"}, float(MAX_HEADERS)
+    for name, value in own.items():
+        size = _size(Basic.Properties(headers={name: value}))
+        if name != MARK and size <= room:
+            headers[name] = value
+            room -= size
+    bare = Basic.Properties(headers=headers, message_id=found.message_id, delivery_mode=PERSISTENT)
+    return bare, "some of its headers are lost, which AMQP cannot hold or this library not write"
+
+
+def _with_headers(found: Basic.Properties, headers: dict[str, Any]) -> Basic.Properties:
+    return Basic.Properties(
         content_type=found.content_type,
         content_encoding=found.content_encoding,
         headers=headers,
@@ -148,10 +184,11 @@ def _set_aside(record: Record, receipt: Receipt, reason: str) -> Basic.Propertie
         message_type=found.message_type,
         app_id=found.app_id,
     )
+
+
+def _size(properties: Basic.Properties) -> float:
+    """Return their bytes; infinity for what a service may write, and this library only reads."""
     try:
-        if len(whole.marshal()) <= MAX_HEADERS:
-            return whole
+        return len(properties.marshal())
     except (TypeError, ValueError, OverflowError, struct.error):
-        pass  # what a service may write, and this library reads but cannot write
-    bare: dict[str, Any] = {**ours}
-    return Basic.Properties(headers=bare, message_id=found.message_id, delivery_mode=PERSISTENT)
+        return math.inf

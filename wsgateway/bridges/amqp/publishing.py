@@ -88,6 +88,10 @@ class Outlet:
     Args:
         bridge: The bridge's configuration.
         link: Its connection.
+
+    Attributes:
+        max_size: Bytes of the largest payload that RabbitMQ takes, once it has refused a larger
+            one; None before.
     """
 
     def __init__(self, bridge: Bridge, link: Link) -> None:
@@ -99,7 +103,7 @@ class Outlet:
         self._pending: dict[object, tuple[object, asyncio.Task[None]]] = {}
         # What it has confirmed, and no caller has heard of: the id, by turn
         self._confirmed: dict[object, object] = {}
-        self._max_size: int | None = None  # bytes, once RabbitMQ has refused a larger message
+        self.max_size: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -228,7 +232,7 @@ class Outlet:
         """
         said = _TOO_LARGE.search(str(error))
         if said:
-            self._max_size = int(said[1])
+            self.max_size = int(said[1])
             try:
                 self._check_size(payload)
             except RecordRefused as exc:
@@ -238,10 +242,10 @@ class Outlet:
         return explain(error, self._bridge)
 
     def _check_size(self, payload: bytes) -> None:
-        if self._max_size is not None and len(payload) > self._max_size:
+        if self.max_size is not None and len(payload) > self.max_size:
             raise RecordRefused(
                 f"message of {len(payload)} bytes exceeds RabbitMQ's max_message_size "
-                f"({self._max_size} bytes); restart the bridge after you have raised it"
+                f"({self.max_size} bytes); restart the bridge after you have raised it"
             )
 
 

@@ -10,8 +10,8 @@ from wsgateway.bridges.bus import Bus
 from wsgateway.bridges.kafka.access import Access
 from wsgateway.bridges.kafka.cluster import Cluster
 from wsgateway.bridges.kafka.consumer import Consumer, Hands, Receipt
-from wsgateway.bridges.kafka.producer import Producer
-from wsgateway.bridges.kafka.records import dead_headers, write_headers
+from wsgateway.bridges.kafka.producer import OVERHEAD, Producer
+from wsgateway.bridges.kafka.records import dead_letters, write_headers
 from wsgateway.bridges.kafka.setup import create_topics
 from wsgateway.bridges.names import Names
 from wsgateway.conf import settings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaBus"]
 
-LEFT_OUT = b"value of %d bytes left out: larger than this topic takes"
+KEPT = "read the record where it was, before Kafka deletes it"
 
 
 class KafkaBus(Bus):
@@ -49,7 +49,7 @@ class KafkaBus(Bus):
             self._needed += [names.recv, names.topic, names.dead]
         self._access = Access(bridge)
         self._cluster = Cluster(self._access, [*self._needed, *self._sources])
-        self._producer = Producer(self._access, self._cluster, settings.MAX_MESSAGE_SIZE)
+        self._producer = Producer(self._access, self._cluster)
         self._consumer: Consumer | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._is_open = False
@@ -95,13 +95,17 @@ class KafkaBus(Bus):
             return
 
     async def set_up(self) -> list[str]:
-        return await create_topics(self._access, self._needed, settings.MAX_MESSAGE_SIZE)
+        limits = dict.fromkeys(self._needed, settings.MAX_MESSAGE_SIZE + OVERHEAD)
+        if self._bridge.receives:
+            limits[self._names.dead] += OVERHEAD  # or a record would not fit with its reason
+        return await create_topics(self._access, limits)
 
     async def produce(
         self, service: str, user: str, payload: bytes, headers: Mapping[str, str]
     ) -> None:
         topic = self._names.send_topic(service)
-        await self._producer.produce(topic, user.encode(), payload, write_headers(headers))
+        most = settings.MAX_MESSAGE_SIZE + OVERHEAD
+        await self._producer.produce(topic, user.encode(), payload, write_headers(headers), most)
 
     def consume(
         self,
@@ -118,15 +122,14 @@ class KafkaBus(Bus):
         if self._consumer is not None:
             self._consumer.ack(cast("Receipt", record.receipt))
 
-    async def set_aside(self, record: Record, reason: str) -> None:
-        raw = cast("Receipt", record.receipt).raw
-        headers = dead_headers(raw, record.place, reason)
-        dead = self._names.dead
-        try:
-            await self._producer.produce(dead, raw.key, raw.value or b"", headers)
-        except RecordRefused:
-            value = LEFT_OUT % len(raw.value or b"")
+    async def set_aside(self, record: Record, reason: str) -> str:
+        raw, dead = cast("Receipt", record.receipt).raw, self._names.dead
+        refused: RecordRefused | None = None
+        for cut, value, headers in dead_letters(raw, record.place, reason):
             try:
-                await self._producer.produce(dead, raw.key, value, headers[-2:])
+                await self._producer.produce(dead, raw.key, value, headers)
             except RecordRefused as exc:
-                raise BusMisconfigured(str(exc)) from exc
+                refused = exc
+            else:
+                return cut and f"its {cut.replace(' ', ' and ')} did not fit into {dead}: {KEPT}"
+        raise BusMisconfigured(str(refused)) from refused

@@ -33,6 +33,8 @@ BATCH = 64 * 1024
 """Bytes of a batch, at first. Kafka refuses a batch as a whole; if it does, they become fewer."""
 LEAST = 2048
 """Bytes of a batch, at least."""
+MOST = 100_000_000
+"""Bytes of a record. Each topic has a limit of its own; Kafka closes the connection at 100 MiB."""
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 HARMLESS = (*RIGHT_ERRORS, errors.KafkaTimeoutError, errors.UnknownTopicOrPartitionError)
 """Errors about one topic. If they used up a number, the next batch for that topic is told so."""
@@ -48,13 +50,11 @@ class Producer:
     Args:
         access: How to reach the cluster.
         cluster: What is known about it.
-        largest: Bytes of the largest payload.
     """
 
-    def __init__(self, access: Access, cluster: Cluster, largest: int) -> None:
+    def __init__(self, access: Access, cluster: Cluster) -> None:
         self._access = access
         self._cluster = cluster
-        self._largest = largest + OVERHEAD
         self._producer: Any = None
         self._batch = BATCH
         self._batches: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # each producer's
@@ -85,8 +85,16 @@ class Producer:
         key: bytes | None,
         value: bytes | None,
         headers: Sequence[tuple[str, bytes]],
+        most: int = MOST,
     ) -> None:
-        """Store a record. See `Bus.produce`."""
+        """Store a record of at most *most* bytes. See `Bus.produce`.
+
+        One that Kafka refuses fails others of its partition, which are tried again.
+        """
+        size = sum(len(name) + len(text) for name, text in headers)
+        size += len(key or b"") + len(value or b"")
+        if size > most:
+            raise self._too_large(topic, value)
         self._cluster.check([topic])
         producer = self._producer or await self._started()
         try:
@@ -98,7 +106,7 @@ class Producer:
         try:
             await future
         except TOO_LARGE as exc:
-            raise self._batch_refused(producer, topic, value) from exc
+            raise self._batch_refused(producer, topic, value, size) from exc
         except (errors.KafkaError, TimeoutError) as exc:
             raise self._failed(producer, exc, topic) from exc
 
@@ -122,7 +130,7 @@ class Producer:
             acks="all",
             enable_idempotence=True,
             max_batch_size=self._batch,
-            max_request_size=self._largest,
+            max_request_size=MOST,
         )
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -138,13 +146,16 @@ class Producer:
         finally:
             self._starting = None
 
-    def _batch_refused(self, producer: Any, topic: str, value: bytes | None) -> Exception:
-        """Return the error for a record of a batch that was too large for its topic."""
+    def _batch_refused(
+        self, producer: Any, topic: str, value: bytes | None, size: int
+    ) -> Exception:
+        """Return the error for a record, of *size* bytes, of a batch too large for its topic."""
         limit = self._batches[producer]
-        if self._producer is producer:
+        is_alone = limit <= LEAST or size >= limit  # then smaller batches do not help
+        if self._producer is producer and not is_alone:
             self._batch = max(LEAST, limit // 2)
         self._replace(producer)
-        if limit <= LEAST or len(value or b"") >= limit:
+        if is_alone:
             return self._too_large(topic, value)
         return BusUnavailable(f"a batch was too large for the Kafka topic {topic!r}")
 

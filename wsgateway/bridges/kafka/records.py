@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
 
 from wsgateway.bridges.bus import Record
-from wsgateway.bridges.headers import PLACE_HEADER, REASON_HEADER
+from wsgateway.bridges.headers import CUT_HEADER, PLACE_HEADER, REASON_HEADER
 from wsgateway.exceptions import reason_of
 
 if TYPE_CHECKING:
     from wsgateway.bridges.names import Source
 
-__all__ = ["dead_headers", "read_record", "why_unreadable", "write_headers"]
+__all__ = ["dead_letters", "read_record", "why_unreadable", "write_headers"]
 
 TOMBSTONE = "it has no value, as Kafka marks a record that is deleted; send an empty value instead"
 MAX_REASON = 2000
@@ -68,8 +69,28 @@ def write_headers(headers: Any) -> list[tuple[str, bytes]]:
     return [(name, value.encode()) for name, value in headers.items()]
 
 
-def dead_headers(raw: Any, place: str, reason: str) -> list[tuple[str, bytes]]:
-    """Return the headers of a record that is set aside: its own, and why."""
-    own = [each for each in raw.headers if each[0] not in (REASON_HEADER, PLACE_HEADER)]
-    said = reason[:MAX_REASON].encode("utf-8", "backslashreplace")
-    return [*own, (REASON_HEADER, said), (PLACE_HEADER, place.encode())]
+def dead_letters(
+    raw: Any, place: str, reason: str
+) -> Iterator[tuple[str, bytes, list[tuple[str, bytes]]]]:
+    """Yield what to store of a record that is set aside: all of it, and then less and less.
+
+    Args:
+        raw: aiokafka's ConsumerRecord.
+        place: Where it is.
+        reason: Why it is set aside.
+
+    Yields:
+        What is left out, the value, and the headers: its own, and why.
+    """
+    ours = {
+        REASON_HEADER: reason[:MAX_REASON].encode("utf-8", "backslashreplace"),
+        PLACE_HEADER: place.encode(),
+    }
+    value = raw.value or b""
+    own = [each for each in raw.headers if each[0] not in (*ours, CUT_HEADER)]
+    note = f"payload of {len(value)} bytes left out: it does not fit here. It is in {place}"
+    yield "", value, [*own, *ours.items()]
+    for cut in ("payload", "headers", "payload headers"):
+        kept = [] if "headers" in cut else own
+        said = [*ours.items(), (CUT_HEADER, cut.encode())]
+        yield cut, note.encode() if "payload" in cut else value, [*kept, *said]

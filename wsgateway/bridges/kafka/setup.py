@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
@@ -12,7 +12,6 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 
 from wsgateway.bridges.kafka.access import translate
-from wsgateway.bridges.kafka.producer import OVERHEAD
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable
 
 if TYPE_CHECKING:
@@ -33,15 +32,14 @@ REFUSALS = (
 )
 
 
-async def create_topics(access: Access, names: Iterable[str], largest: int) -> list[str]:
+async def create_topics(access: Access, limits: Mapping[str, int]) -> list[str]:
     """Create those of the topics that are missing. See `Bus.set_up`.
 
     Args:
         access: How to reach the cluster.
-        names: Of the topics.
-        largest: Bytes of the largest payload.
+        limits: Bytes of a batch that each topic must take, by its name.
     """
-    names = list(names)
+    names = list(limits)
     # A connection of our own says why there is none; aiokafka's client does not
     async with access.connection() as conn:
         admin = AIOKafkaAdminClient(**access.client_options())
@@ -50,8 +48,10 @@ async def create_topics(access: Access, names: Iterable[str], largest: int) -> l
                 servers, existing = await _look(conn, names)
                 await admin.start()
                 missing = set(names) - existing.keys()
-                created = await _create(access, admin, missing, servers, largest)
-                limits = await _limits(admin, existing)
+                created = await _create(
+                    access, admin, {name: limits[name] for name in missing}, servers
+                )
+                found = await _limits(admin, existing)
                 await _wait_for(conn, created)
         except (errors.KafkaError, OSError, TimeoutError) as exc:
             raise translate(exc, "cannot create topics") from exc
@@ -65,9 +65,9 @@ async def create_topics(access: Access, names: Iterable[str], largest: int) -> l
         partitions = existing.get(name, ())
         replicas = len(partitions[0][3]) if partitions else "?"
         line = f"topic {name} exists: {len(partitions)} partitions, replication {replicas}"
-        limit = limits.get(name)
-        if limit is not None and limit < largest + OVERHEAD:
-            line += f"; its {LIMIT} of {limit} is less than {largest + OVERHEAD}, so raise it"
+        limit = found.get(name)
+        if limit is not None and limit < limits[name]:
+            line += f"; its {LIMIT} of {limit} is less than {limits[name]}, so raise it"
         lines.append(line)
     return lines
 
@@ -89,16 +89,19 @@ async def _wait_for(conn: Any, names: Collection[str]) -> None:
 
 
 async def _create(
-    access: Access, admin: Any, missing: set[str], servers: int, largest: int
+    access: Access, admin: Any, missing: Mapping[str, int], servers: int
 ) -> dict[str, str]:
     """Create topics; return how, by name. One that another process creates now is left out."""
     bridge = access.bridge
     replication = bridge.replication or min(REPLICAS, servers)
     synced = 2 if replication > 2 else 1
-    wanted = {LIMIT: str(largest + OVERHEAD), "min.insync.replicas": str(synced)}
+    least = {"min.insync.replicas": str(synced)}
     if not missing:
         return {}
-    topics = [NewTopic(name, bridge.partitions, replication, None, wanted) for name in missing]
+    topics = [
+        NewTopic(name, bridge.partitions, replication, None, least | {LIMIT: str(limit)})
+        for name, limit in missing.items()
+    ]
     answer = await admin.create_topics(topics)
     created = {}
     for name, code, *text in answer.topic_errors:
