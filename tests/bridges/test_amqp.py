@@ -107,6 +107,37 @@ async def test_a_message_that_is_too_large_is_refused_and_takes_no_other_along(
         rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
 
 
+async def test_a_limit_that_was_raised_holds_from_the_next_connection_on(
+    rabbit: RabbitServer,
+) -> None:
+    """The bridge had to be restarted, too."""
+    bridge = amqp_bridge(rabbit)
+    rabbit.eval("application:set_env(rabbit, max_message_size, 1000)")
+    try:
+        async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+            await service.read()
+
+            async def is_refused() -> bool:
+                while True:
+                    try:
+                        await bus.produce("orders", "ann", b"x" * 1001, {"Ws-Id": "1"})
+                    except RecordRefused:
+                        return True
+                    except BusUnavailable:
+                        await asyncio.sleep(0.01)
+                    else:
+                        return False
+
+            assert await is_refused()
+            rabbit.eval("application:set_env(rabbit, max_message_size, 1001)")
+            assert await is_refused()
+            rabbit.drop_connections()
+            while await is_refused():
+                await asyncio.sleep(0.01)
+    finally:
+        rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
+
+
 async def test_an_attempt_that_ends_before_it_begins_is_not_confirmed(
     rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

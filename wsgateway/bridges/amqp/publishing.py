@@ -111,6 +111,7 @@ class Outlet:
 
     async def run(self, connection: AbstractConnection, on_open: Callable[[], None]) -> None:
         """Have a channel of a connection until that is lost."""
+        self.max_size = None  # RabbitMQ may have restarted with another
         while True:
             try:
                 return await self._use_channel(connection, on_open)
@@ -245,7 +246,7 @@ class Outlet:
         if self.max_size is not None and len(payload) > self.max_size:
             raise RecordRefused(
                 f"message of {len(payload)} bytes exceeds RabbitMQ's max_message_size "
-                f"({self.max_size} bytes); restart the bridge after you have raised it"
+                f"({self.max_size} bytes); raise it and restart RabbitMQ"
             )
 
 
