@@ -243,7 +243,7 @@ class RabbitServer:
         mark = secrets.token_hex(8)
         # In parts, or the shell's echo of this line could be taken for the answer
         parts = f'["{mark}", "<", catch ({expression}), "{mark}", ">"]'
-        self._write(f'io:format("~s~s~0p~s~s", {parts}).')
+        self._write(f'io:format("~s~s~w~s~s", {parts}).')
         wait_for(
             lambda: f"{mark}>" in self.log or self._ended(),
             timeout,

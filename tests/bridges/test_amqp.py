@@ -114,7 +114,7 @@ async def test_a_limit_that_was_raised_holds_from_the_next_connection_on(
     bridge = amqp_bridge(rabbit)
     rabbit.eval("application:set_env(rabbit, max_message_size, 1000)")
     try:
-        async with bus_on(bridge) as bus, service_side(rabbit, bridge) as service:
+        async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
             await service.read()
 
             async def is_refused() -> bool:
@@ -153,7 +153,7 @@ async def test_an_attempt_that_ends_before_it_begins_is_not_confirmed(
         await service.listen()
         with monkeypatch.context() as patch:
             patch.setattr(publishing, "share", share_and_lose)
-            with pytest.raises(BusUnavailable, match="channel was closed"):
+            with pytest.raises(BusUnavailable, match="channel to RabbitMQ was closed"):
                 await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
         await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
 

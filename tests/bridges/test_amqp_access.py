@@ -67,11 +67,17 @@ async def test_who_is_refused_is_told_why_and_no_password_is_shown(
     wrong = PASSWORD + "!"
     where = f"127.0.0.1:{rabbit.port}"
     reasons = {
-        rabbit.url("cas", wrong): f"RabbitMQ at {where} refuses the login of user 'cas'",
-        rabbit.url("cas", PASSWORD, vhost="none"): "refuses virtual host 'none'",
+        rabbit.url("cas", wrong): (
+            f"RabbitMQ at {where} rejected the login of user 'cas'; correct 'username' and "
+            "'password' of bridge 'warehouse'"
+        ),
+        rabbit.url("cas", PASSWORD, vhost="none"): (
+            f"RabbitMQ at {where} does not let user 'cas' use virtual host 'none'; create it, "
+            "grant the user rights there, or correct 'url' of bridge 'warehouse'"
+        ),
     }
     rabbit.add_vhost("closed")
-    reasons[rabbit.url("cas", PASSWORD, vhost="closed")] = "refuses virtual host 'closed'"
+    reasons[rabbit.url("cas", PASSWORD, vhost="closed")] = "use virtual host 'closed'"
     secret = (PASSWORD, wrong, "p%40ss")
     for url, reason in reasons.items():
         bridge = amqp_bridge(rabbit, url=url)
@@ -118,9 +124,9 @@ async def test_tls_with_an_authority_and_a_client_certificate(rabbit: RabbitServ
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({}, "self-signed certificate in certificate chain; set 'ca' to"),
-        ({"ca": "/nowhere/ca.pem"}, "cannot read the certificates of bridge 'warehouse'"),
-        ({"port": "plain"}, "is this its port for TLS?"),
+        ({}, "self-signed certificate in certificate chain; set 'ca' of bridge 'warehouse' to"),
+        ({"ca": "/nowhere/ca.pem"}, "cannot load the certificate files of bridge 'warehouse'"),
+        ({"port": "plain"}, "check that 'url' of bridge 'warehouse' names a port for TLS"),
     ],
 )
 async def test_what_is_wrong_with_tls_is_said(
@@ -157,12 +163,22 @@ async def test_closing_ends_a_wait_for_a_server_that_is_away(
     bridge = amqp_bridge(rabbit, url=f"amqp://127.0.0.1:{free_port}")
     async with opened(bridge, set_up=False) as bus:
         waiting = asyncio.create_task(bus.ready())
-        with pytest.raises(BusUnavailable, match="no connection"):
+        with pytest.raises(BusUnavailable, match=r"^cannot reach RabbitMQ at 127\.0\.0\.1"):
             await bus.produce("orders", "ann", b"", {})
         assert not waiting.done()
         await bus.close()
         with pytest.raises(BusUnavailable, match="closing"):
             await waiting
+
+
+async def test_a_refused_login_is_told_although_another_server_is_away(
+    free_port: int, rabbit: RabbitServer
+) -> None:
+    """Only the last server's error was told: it cannot be reached."""
+    url = f"amqp://guest:wrong@127.0.0.1:{rabbit.port},127.0.0.1:{free_port}"
+    with pytest.raises(BusMisconfigured, match="rejected the login of user 'guest'") as refused:
+        await AmqpBus(amqp_bridge(rabbit, url=url)).set_up()
+    assert str(refused.value).endswith("'guest' may log in only from RabbitMQ's own machine")
 
 
 async def test_another_server_of_the_cluster_is_tried(free_port: int, rabbit: RabbitServer) -> None:

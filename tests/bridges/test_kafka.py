@@ -67,13 +67,32 @@ async def test_set_up_says_that_a_topic_takes_less_than_clients_may_send(
     await KafkaBus(bridge_to(kafka, prefix=prefix)).set_up()
     settings.WSGATEWAY_MAX_MESSAGE_SIZE = 300_000
     lines = await KafkaBus(bridge_to(kafka, prefix=prefix)).set_up()
-    assert "max.message.bytes of 265536 is less than 365536" in lines[0]
+    assert lines[0].endswith("; its max.message.bytes is 265536: raise it to 365536 or more")
 
 
 async def test_set_up_says_what_kafka_refuses(kafka: KafkaServer, prefix: str) -> None:
     bus = KafkaBus(bridge_to(kafka, prefix=prefix, replication=2))
-    with pytest.raises(BusMisconfigured, match=r"(?i)replication factor"):
+    with pytest.raises(BusMisconfigured, match=r"(?i)replication factor") as refused:
         await bus.set_up()
+    assert str(refused.value).endswith("; correct 'replication' of bridge 'warehouse'")
+
+
+async def test_set_up_shows_what_another_process_has_created_meanwhile(
+    kafka: KafkaServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that the topic had 0 partitions."""
+    bridge = bridge_to(kafka, prefix=prefix, partitions=1)
+    create = AIOKafkaAdminClient.create_topics
+
+    async def create_after_another(self: Any, topics: list[Any]) -> Any:
+        await create(self, topics)
+        return await create(self, topics)
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", create_after_another)
+    assert await KafkaBus(bridge).set_up() == [
+        f"topic {prefix}.{name} exists: 1 partition, replication 1"
+        for name in ("send.orders", "recv", "topic", "dead")
+    ]
 
 
 # -- what clients send ---------------------------------------------------------------------
@@ -182,7 +201,7 @@ async def test_record_says_all_that_the_service_said(bus: Bus, service: Service)
     await service.produce("orders.ann", None)
     record = (await taken.wait(5))[4]
     assert record.payload == b""
-    assert record.flaw.startswith("it has no value")
+    assert record.flaw.startswith("record has no value")
     assert not any(each.flaw for each in taken.records[:4])
 
 
@@ -342,7 +361,7 @@ async def test_removed_records_are_told_and_skipped(
         again = Taken(bus)
         await again.wait(1)
         assert again.payloads == [b"3"]
-    assert f"of {prefix}.recv, partition {partition}, because offset 1 is gone" in caplog.text
+    assert f"topic {prefix}.recv, partition {partition}: offset 1 no longer exists" in caplog.text
 
 
 async def test_record_set_aside_keeps_what_it_was(bus: Bus, service: Service) -> None:

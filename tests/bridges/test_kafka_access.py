@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiokafka import errors
+from aiokafka.protocol.admin import CreateAclsRequest
 
 from tests.authority import Authority
 from tests.bridges.kafka_server import PASSWORD, STRANGER, USER, KafkaServer
@@ -15,6 +17,7 @@ from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
 from tests.bridges.sides import opened, told_without
 from tests.support import until
 from wsgateway.bridges.bus import Bus
+from wsgateway.bridges.config import Bridge
 from wsgateway.bridges.kafka import KafkaBus, access
 from wsgateway.bridges.kafka.access import Access
 from wsgateway.bridges.kafka.consumer import Consumer
@@ -92,6 +95,18 @@ async def told(attempt: Callable[[], Awaitable[object]], error: type[Exception])
     return await told_without(SECRETS, attempt, error)
 
 
+async def grant(kafka: KafkaServer, kind: str, name: str, right: str) -> None:
+    """Let STRANGER do something with a topic or a group."""
+    kinds = {"topic": 2, "group": 3}
+    rights = {"read": 3, "create": 5, "describe": 8}
+    literal, allow = 3, 3
+    who = f"User:{STRANGER}", "*"
+    wanted = CreateAclsRequest(kinds[kind], name, literal, *who, rights[right], allow)
+    async with Access(bridge_to(kafka, prefix="")).connection() as conn:
+        answer = await conn.send(wanted)
+    assert [code for code, _ in answer.creation_responses] == [0]
+
+
 @pytest.mark.parametrize("sasl", ["PLAIN", "SCRAM-SHA-256"])
 async def test_wrong_password_is_told_without_it(
     kafka: KafkaServer, prefix: str, sasl: str
@@ -105,8 +120,8 @@ async def test_wrong_password_is_told_without_it(
         sasl=sasl,
     )
     text = (
-        f"Kafka at {kafka.address('SASL_PLAINTEXT')} refuses the login of 'ann' with {sasl}; check "
-        "the username and the password of bridge 'warehouse'"
+        f"Kafka at {kafka.address('SASL_PLAINTEXT')} rejected the login of user 'ann' with {sasl}; "
+        "correct 'username', 'password' or 'sasl' of bridge 'warehouse'"
     )
     assert await told(KafkaBus(bridge).set_up, BusMisconfigured) == text
     async with opened(bridge, set_up=False) as bus:
@@ -135,7 +150,7 @@ async def test_wrong_password_is_logged_once_for_each_side(
     async with opened(bridge, set_up=False) as bus:
         Taken(bus)
         await until(lambda: tries > 3)
-    said = [each for each in caplog.messages if "refuses the login" in each]
+    said = [each for each in caplog.messages if "rejected the login" in each]
     assert len(said) == 2
     assert said[1].startswith("bridge warehouse waits to read what services produced: Kafka at ")
 
@@ -161,23 +176,48 @@ async def test_certificate_of_another_authority_is_refused(
     other = Authority(tmp_path)
     bridge = bridge_to(kafka, prefix=prefix, listener="SSL", ca=str(other.path))
     text = await told(KafkaBus(bridge).set_up, BusMisconfigured)
-    assert "has a certificate that cannot be trusted" in text
-    assert "'ca' of bridge 'warehouse'" in text
+    assert text.startswith(f"cannot trust the certificate of Kafka at {kafka.address('SSL')}: ")
+    assert text.endswith(
+        "; set 'ca' of bridge 'warehouse' to the certificate of the authority that signed it"
+    )
 
 
 async def test_certificate_that_is_not_there_is_named(kafka: KafkaServer, prefix: str) -> None:
     bridge = bridge_to(kafka, prefix=prefix, listener="SSL", ca="/nowhere/ca.pem")
     text = await told(KafkaBus(bridge).set_up, BusMisconfigured)
-    assert text.startswith("cannot read the certificates of bridge 'warehouse' (/nowhere/ca.pem)")
+    assert text == (
+        "cannot load the certificate files of bridge 'warehouse' (/nowhere/ca.pem): [Errno 2] No "
+        "such file or directory; correct 'ca', 'cert' or 'key', or the files"
+    )
 
 
 @pytest.mark.parametrize(
     ("listener", "spoken", "said"),
     [
-        ("PLAINTEXT", {"listener": "SSL"}, "check the port"),
-        ("SSL", {}, "whether it wants a login or TLS"),
-        ("SASL_PLAINTEXT", {}, "whether it wants a login or TLS"),
-        ("PLAINTEXT", LOGIN, "does not take a login with PLAIN"),
+        (
+            "PLAINTEXT",
+            {"listener": "SSL"},
+            "Kafka at {} closed the connection; bridge 'warehouse' uses TLS, without a login: "
+            "check that this port expects the same",
+        ),
+        (
+            "SSL",
+            {},
+            "Kafka at {} closed the connection; bridge 'warehouse' uses no TLS, without a login: "
+            "check that this port expects the same",
+        ),
+        (
+            "SASL_PLAINTEXT",
+            {},
+            "Kafka at {} closed the connection; bridge 'warehouse' uses no TLS, without a login: "
+            "check that this port expects the same",
+        ),
+        (
+            "PLAINTEXT",
+            LOGIN,
+            "Kafka at {} does not allow logins at this port; change the port in 'url' of bridge "
+            "'warehouse', or remove its 'username' and 'password'",
+        ),
     ],
 )
 async def test_wrong_port_is_told(
@@ -186,7 +226,16 @@ async def test_wrong_port_is_told(
     bridge = bridge_to(kafka, prefix=prefix, **spoken)
     server = bridge.servers[0]._replace(port=kafka.ports[listener])
     bus = KafkaBus(replace(bridge, servers=(server,)))
-    assert said in await told(bus.set_up, BusError)
+    assert await told(bus.set_up, BusError) == said.format(kafka.address(listener))
+
+
+def test_way_to_log_in_that_kafka_does_not_offer_is_told() -> None:
+    bridge = Bridge("warehouse", "ws", "kafka", (), ("orders",), sasl="SCRAM-SHA-512")
+    error = Access(bridge)._unreachable(errors.UnsupportedSaslMechanismError("…"), "localhost:9092")
+    assert str(error) == (
+        "Kafka at localhost:9092 does not allow logins with SCRAM-SHA-512; change 'sasl' of bridge "
+        "'warehouse', or the port in its 'url'"
+    )
 
 
 async def test_user_without_rights_is_told_which(kafka: KafkaServer, prefix: str) -> None:
@@ -194,15 +243,82 @@ async def test_user_without_rights_is_told_which(kafka: KafkaServer, prefix: str
         pass
     options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
     bridge = bridge_to(kafka, prefix=prefix, **options)
+    cannot_see = "user 'eve' cannot see topic{} in Kafka; grant it Describe on {}, or run "
+    run = '"manage.py setup_bridges warehouse" if {} not exist'
     async with opened(bridge, set_up=False) as bus:
-        assert "does not let the bridge's user see the topic" in await told(
-            bus.ready, BusMisconfigured
+        names = ", ".join(f"'{prefix}.{name}'" for name in ("send.orders", "recv", "topic", "dead"))
+        assert await told(bus.ready, BusMisconfigured) == (
+            cannot_see.format(f"s {names}", "them") + run.format("they do")
         )
-        assert "see the topic" in await told(
+        assert await told(
             lambda: bus.produce("orders", "ann", b"", {}), BusMisconfigured
-        )
+        ) == cannot_see.format(f" '{prefix}.send.orders'", "it") + run.format("it does")
         other = KafkaBus(bridge_to(kafka, prefix=f"{prefix}x", **options))
-        assert "does not create the topic" in await told(other.set_up, BusMisconfigured)
+        text = await told(other.set_up, BusMisconfigured)
+        assert text.startswith(f"Kafka refused to create topic '{prefix}x.")
+        assert text.endswith(
+            "; grant user 'eve' the rights that docs/how-to/bridges.md lists for setup_bridges"
+        )
+
+
+async def test_topics_that_are_missing_and_hidden_are_told_apart(
+    kafka: KafkaServer, prefix: str
+) -> None:
+    await KafkaBus(bridge_to(kafka, prefix=prefix, sends=False)).set_up()
+    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    for name in ("send.orders", "recv", "topic"):
+        await grant(kafka, "topic", f"{prefix}.{name}", "describe")
+    async with opened(bridge_to(kafka, prefix=prefix, **options), set_up=False) as bus:
+        assert await told(bus.ready, BusMisconfigured) == (
+            f"Kafka has no topic '{prefix}.send.orders'; "
+            'run "manage.py setup_bridges warehouse"; '
+            f"user 'eve' cannot see topic '{prefix}.dead' in Kafka; grant it Describe on it, or "
+            'run "manage.py setup_bridges warehouse" if it does not exist'
+        )
+
+
+async def test_user_who_may_create_topics_but_not_see_them_is_told(
+    kafka: KafkaServer, prefix: str
+) -> None:
+    """`setup_bridges` said after half a minute that Kafka does not answer."""
+    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    bridge = bridge_to(kafka, prefix=prefix, sends=False, **options)
+    for name in ("recv", "topic", "dead"):
+        await grant(kafka, "topic", f"{prefix}.{name}", "create")
+    text = await told(KafkaBus(bridge).set_up, BusMisconfigured)
+    assert text.startswith("cannot create topics: Kafka denies user 'eve' a right ")
+    assert text.endswith("; grant the rights that docs/how-to/bridges.md lists")
+
+
+async def test_topic_that_may_not_be_read_holds_up_no_other(
+    kafka: KafkaServer,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bridge left its group and joined it again, for as long as the right was missing."""
+    monkeypatch.setattr("wsgateway.bridges.kafka.consumer.PARTITION_PAUSE", 0.5)
+    caplog.set_level(logging.INFO, "wsgateway.bridges")
+    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    bridge = bridge_to(kafka, prefix=prefix, sends=False, **options)
+    await KafkaBus(bridge_to(kafka, prefix=prefix, sends=False)).set_up()
+    for name, right in (("recv", "describe"), ("topic", "read"), ("dead", "describe")):
+        await grant(kafka, "topic", f"{prefix}.{name}", right)
+    await grant(kafka, "group", bridge.group, "read")
+    async with opened(bridge, set_up=False) as bus, service_on(kafka, prefix) as service:
+        await bus.ready()
+        for n in range(12):
+            await service.produce(f"orders.user{n}", b"%d" % n)  # to all three partitions
+        taken = Taken(bus)
+        text = f"user 'eve' may not read topic '{prefix}.recv' in Kafka. Grant it Read."
+        await until(lambda: caplog.text.count(text) > 1)
+        for n in range(12, 24):
+            await service.produce(f"orders.room{n}", b"%d" % n, to="topic")
+        await taken.wait(12)
+        await grant(kafka, "topic", f"{prefix}.recv", "read")
+        await taken.wait(24)
+        assert sorted(map(int, taken.payloads)) == list(range(24))
+        assert caplog.text.count("of its group's partitions") == 1
 
 
 async def test_server_that_is_not_there_is_told(
@@ -212,3 +328,6 @@ async def test_server_that_is_not_there_is_told(
     bus = KafkaBus(replace(bridge, servers=(bridge.servers[0]._replace(port=free_port),)))
     text = await told(bus.set_up, BusUnavailable)
     assert text.startswith(f"cannot reach Kafka at 127.0.0.1:{free_port}: ")
+    assert text.endswith(
+        "; check that Kafka is running, and the servers in 'url' of bridge 'warehouse'"
+    )

@@ -18,7 +18,7 @@ from tests.bridges.kafka_server import KafkaServer
 from tests.bridges.kafka_service import bridge_to
 from tests.support import until
 from wsgateway.bridges.kafka.access import Access
-from wsgateway.bridges.kafka.private import abandon_consumer, abandon_producer
+from wsgateway.bridges.kafka.private import abandon_consumer, abandon_producer, forget_refusal
 from wsgateway.bridges.kafka.setup import create_topics
 
 
@@ -80,3 +80,20 @@ async def test_consumer_that_never_started_is_abandoned(kafka: KafkaServer, topi
     finally:
         kafka.resume()
     await until(lambda: others() <= before)
+
+
+async def test_refusal_of_a_partition_is_forgotten_and_no_other_error(
+    kafka: KafkaServer, topic: str
+) -> None:
+    """Each of a topic's partitions cost half a minute once it might be read again."""
+    async with AIOKafkaConsumer(topic, bootstrap_servers=kafka.address()) as consumer:
+        await until(consumer.assignment)
+        one = min(consumer.assignment())
+        consumer.pause(*consumer.assignment())
+        consumer._fetcher._set_error(one, errors.TopicAuthorizationFailedError(topic))
+        forget_refusal(consumer, one)
+        assert await consumer.getmany(one) == {}
+        consumer._fetcher._set_error(one, errors.OffsetOutOfRangeError({one: 1}))
+        forget_refusal(consumer, one)
+        with pytest.raises(errors.OffsetOutOfRangeError):
+            await consumer.getmany(one)

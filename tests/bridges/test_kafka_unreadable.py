@@ -78,7 +78,7 @@ async def test_corrupt_batch_stops_its_partition_alone(
         await taken.wait(22)
         assert {*taken.payloads} == {b"good", b"last", *(b"%d" % n for n in range(20))}
         assert len(taken.payloads) == 22  # nothing came twice: no restart
-        assert f"cannot read {prefix}.recv, partition 0, at offset 1: Corrupt" in caplog.text
+        assert f"cannot read topic {prefix}.recv, partition 0, at offset 1: Corrupt" in caplog.text
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd", "snappy"])
@@ -97,7 +97,7 @@ async def test_compression_that_cannot_be_read_is_told_and_read_once_it_can(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsgateway.bridges.kafka.consumer.UNREADABLE_PAUSE", 0.5)
+    monkeypatch.setattr("wsgateway.bridges.kafka.consumer.PARTITION_PAUSE", 0.5)
     async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
         producer = AIOKafkaProducer(bootstrap_servers=kafka.address(), compression_type="lz4")
         async with producer:
@@ -105,7 +105,7 @@ async def test_compression_that_cannot_be_read_is_told_and_read_once_it_can(
         with monkeypatch.context() as patch:
             patch.setattr("aiokafka.codec.has_lz4", lambda: False)
             taken = Taken(bus)
-            await until(lambda: "install cramjam where the bridge runs" in caplog.text)
+            await until(lambda: "install cramjam beside the bridge" in caplog.text)
             await service.produce("orders.room", b"2", to="topic")
             assert (await taken.wait(1))[0].payload == b"2"
         assert (await taken.wait(2))[1].payload == b"1"

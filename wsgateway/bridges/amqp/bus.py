@@ -96,8 +96,8 @@ class AmqpBus(Bus):
         key = key_of(service, user)
         if len(key) > MAX_ROUTING_KEY:
             raise RecordRefused(
-                f"routing key of {len(key)} bytes exceeds AMQP's {MAX_ROUTING_KEY} bytes; the name "
-                f"of the user is too long, or has too many characters that need an escape"
+                f"routing key of {len(key)} bytes exceeds AMQP's {MAX_ROUTING_KEY} bytes; use a "
+                "shorter user name (each byte besides A-Z a-z 0-9 _ - counts as three)"
             )
         table: dict[str, Any] = {**headers}
         id = headers.get(ID_HEADER)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -19,6 +18,7 @@ from yarl import URL
 
 from wsgateway.bridges.amqp.tolerance import TolerantTransport
 from wsgateway.bridges.config import Bridge, Server
+from wsgateway.bridges.tls import tls_context, tls_error, tls_flaw
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import supervise
@@ -107,7 +107,8 @@ class Link:
         """Record that the connection can be used."""
         if self.error is not None:
             name = self._bridge.name
-            logger.info("bridge %s: %s again", name, self._bridge.where, extra={"bridge": name})
+            text = "bridge %s: reconnected to %s"
+            logger.info(text, name, self._bridge.where, extra={"bridge": name})
         self._tell(is_up=True, error=None)
 
     async def wait(self, *, for_ever: bool = False) -> None:
@@ -150,7 +151,7 @@ class Link:
                 self._is_tolerant |= isinstance(exc, UNDECODABLE)
                 error = explain(exc, self._bridge, server)
             else:
-                error = BusUnavailable(f"RabbitMQ at {server} has closed the connection")
+                error = BusUnavailable(f"RabbitMQ at {server} closed the connection")
             # Once for each outage, however many attempts it takes
             level = logging.DEBUG if str(error) == str(self.error) else logging.WARNING
             name, reason = self._bridge.name, reason_of(error)
@@ -178,10 +179,11 @@ async def connect(
         BusMisconfigured: It refuses the bridge.
     """
     servers = bridge.servers if server is None else (server,)
+    failed: BusError | None = None
     for each in servers:
         connection = aio_pika.Connection(
             _url(bridge, each),
-            ssl_context=_tls(bridge),
+            ssl_context=tls_context(bridge) if bridge.is_encrypted else None,
             client_properties={"connection_name": f"wsgateway {bridge.name}: {purpose}"},
         )
         if is_tolerant:
@@ -192,9 +194,11 @@ async def connect(
             await connection.close()
             if not isinstance(exc, (*amqp.CONNECTION_EXCEPTIONS, TimeoutError)):
                 raise
+            if not isinstance(failed, BusMisconfigured):
+                failed = explain(exc, bridge, each, is_new=True)
             if each is servers[-1]:
                 # Not "from": its traceback, and what it holds, has the URL with the password
-                raise explain(exc, bridge, each) from None
+                raise failed from None
         else:
             break
     try:
@@ -226,58 +230,53 @@ def _url(bridge: Bridge, server: Server) -> URL:
     )
 
 
-def _tls(bridge: Bridge) -> ssl.SSLContext | None:
-    if not bridge.is_encrypted:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=bridge.ca or None)
-        if bridge.cert:
-            context.load_cert_chain(bridge.cert, bridge.key)
-    except (OSError, ValueError) as exc:
-        files = ", ".join(each for each in (bridge.ca, bridge.cert, bridge.key) if each)
-        raise BusMisconfigured(
-            f"cannot read the certificates of bridge {bridge.name!r} ({files}): {reason_of(exc)}"
-        ) from exc
-    return context
-
-
-def explain(error: BaseException, bridge: Bridge, server: Server | None = None) -> BusError:
+def explain(
+    error: BaseException, bridge: Bridge, server: Server | None = None, *, is_new: bool = False
+) -> BusError:
     """Return what an error of aio-pika means, and what to do.
 
     Args:
         error: The error.
         bridge: The bridge's configuration.
-        server: Which server it came from; None if that does not matter.
+        server: Which server it came from; None if it may be any of the bridge's.
+        is_new: Whether the connection could not be made.
     """
-    where = f"RabbitMQ at {server or bridge.servers[0]}"
+    where = f"RabbitMQ at {server or ', '.join(map(str, bridge.servers))}"
     reason = _said(error)
-    tls = _tls_error(error)
+    user = bridge.username or "guest"
+    tls = tls_error(error)
     if tls is not None:
-        cure = "set 'ca' to the certificates that sign the server's" if bridge.ca == "" else ""
-        if not isinstance(tls, ssl.SSLCertVerificationError):
-            cure = "is this its port for TLS?"
-        said = getattr(tls, "verify_message", "") or tls.reason or reason_of(tls)
-        return BusMisconfigured(f"no TLS with {where}: {said}{cure and '; '}{cure}")
+        return tls_flaw(tls, where, bridge)
     if isinstance(error, (amqp.ProbableAuthenticationError, amqp.AuthenticationError)):
-        user = bridge.username or "guest"
+        local = "; 'guest' may log in only from RabbitMQ's own machine" if user == "guest" else ""
         return BusMisconfigured(
-            f"{where} refuses the login of user {user!r}; check the bridge's username and password"
+            f"{where} rejected the login of user {user!r}; correct 'username' and 'password' of "
+            f"bridge {bridge.name!r}{local}"
         )
     if isinstance(error, amqp.InvalidFrameError) and NO_VHOST in str(error):
-        user = bridge.username or "guest"
         return BusMisconfigured(
-            f"{where} refuses virtual host {bridge.vhost!r}: it does not exist, or user {user!r} "
-            "has no rights there"
+            f"{where} does not let user {user!r} use virtual host {bridge.vhost!r}; create it, "
+            f"grant the user rights there, or correct 'url' of bridge {bridge.name!r}"
         )
     if isinstance(error, amqp.ChannelNotFoundEntity):
-        return BusMisconfigured(f'{where}: {reason}; run "manage.py setup_bridges"')
+        return BusMisconfigured(f'{where}: {reason}; run "manage.py setup_bridges {bridge.name}"')
     if isinstance(error, ChannelAccessRefused):
-        return BusMisconfigured(f"{where}: {reason}; give the bridge's user that right")
+        return BusMisconfigured(
+            f"{where}: {reason}; grant the rights that docs/how-to/bridges.md lists"
+        )
     if isinstance(error, amqp.ChannelPreconditionFailed):  # such as too late an acknowledgement
-        return BusUnavailable(f"{where} has closed the channel: {reason}")
+        return BusUnavailable(f"{where} closed the channel: {reason}")
     if isinstance(error, UNDECODABLE):
-        return BusUnavailable(f"a message from {where} cannot be decoded ({reason})")
-    return BusUnavailable(f"no connection to {where}: {reason}")
+        return BusUnavailable(
+            f"cannot decode a message from {where} ({reason}); the bridge reconnects and leaves "
+            "out the part that it cannot decode"
+        )
+    if not is_new:
+        return BusUnavailable(f"lost the connection to {where}: {reason}")
+    return BusUnavailable(
+        f"cannot reach {where}: {reason}; check that RabbitMQ is running, and the servers in "
+        f"'url' of bridge {bridge.name!r}"
+    )
 
 
 def _said(error: BaseException) -> str:
@@ -286,10 +285,3 @@ def _said(error: BaseException) -> str:
         return f"no answer within {CONNECT_TIMEOUT:g} s"
     texts = [str(each) for each in error.args if isinstance(each, str)]
     return reason_of(Exception(texts[-1])) if texts else reason_of(error)
-
-
-def _tls_error(error: BaseException) -> ssl.SSLError | None:
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, ssl.SSLError):
-        found = found.__cause__
-    return found

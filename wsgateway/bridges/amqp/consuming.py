@@ -120,6 +120,7 @@ class Consumer:
         on_lost: Callable[[str], None],
         room: int,
     ) -> None:
+        self._bridge = bridge
         self._lanes = lanes
         # Each bridge prefers other queues. Until RabbitMQ 4.0, a queue belongs to who was first;
         # from then on, to who asks with the highest priority.
@@ -148,7 +149,10 @@ class Consumer:
                 {channel.closing, cancelled, acking}, return_when=asyncio.FIRST_COMPLETED
             )
             if cancelled.done():
-                raise BusUnavailable("RabbitMQ has ended the reading of a queue; was it deleted?")
+                raise BusUnavailable(
+                    f"RabbitMQ stopped handing out records of bridge {self._bridge.name!r}: a "
+                    "queue was deleted, or a record waited longer than consumer_timeout"
+                )
             if not channel.is_closed:
                 acking.result()  # raises why it ended
             await until_closed(channel)
@@ -174,7 +178,8 @@ class Consumer:
                     )
         except TimeoutError:
             raise BusUnavailable(
-                f"RabbitMQ has not let the bridge read its queues within {SUBSCRIBE_TIMEOUT:g} s"
+                f"RabbitMQ did not let bridge {self._bridge.name!r} read its queues within "
+                f"{SUBSCRIBE_TIMEOUT:g} s"
             ) from None
 
     async def _leave(

@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from wsgateway.bridges.amqp.connection import Link, explain, until_closed
 from wsgateway.bridges.config import Bridge
+from wsgateway.bridges.names import Names
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.supervision import share
 
@@ -160,9 +161,11 @@ class Outlet:
                 await self._publish_in_turn(message, turn, id)
             self._confirmed.pop(turn, None)
         except TimeoutError:
-            raise BusUnavailable(
-                str(self._link.error or f"RabbitMQ has not confirmed within {CONFIRM_TIMEOUT:g} s")
-            ) from None
+            late = (
+                f"RabbitMQ did not confirm a message within {CONFIRM_TIMEOUT:g} s; its memory or "
+                "disk alarm may be on"
+            )
+            raise BusUnavailable(str(self._link.error or late)) from None
 
     async def _publish_in_turn(self, message: Outgoing, turn: object, id: object) -> None:
         if id is not None and self._confirmed.get(turn) == id:
@@ -215,16 +218,26 @@ class Outlet:
                 mandatory=True,
             )
         except amqp.PublishError:
-            raise BusMisconfigured(
-                f"no queue is bound to exchange {exchange!r} for routing key "
-                f"'{key.partition('.')[0]}.*'; bind the queue of the service that reads it"
-            ) from None
+            raise BusMisconfigured(self._unrouted(exchange, key)) from None
         except amqp.DeliveryError:
             raise BusUnavailable(
-                "RabbitMQ took no message: a queue for it is full, or has lost its replicas"
+                f"RabbitMQ rejected a message: a queue bound to exchange {exchange!r} is full, or "
+                "most of its replicas are down"
             ) from None
         except (*amqp.CONNECTION_EXCEPTIONS, asyncio.CancelledError) as exc:
             raise self._failure(exc, payload) from exc
+
+    def _unrouted(self, exchange: str, key: str) -> str:
+        bridge = self._bridge
+        if exchange == Names(bridge.prefix).dead:
+            return (
+                f"no queue is bound to exchange {exchange!r}; run "
+                f'"manage.py setup_bridges {bridge.name}"'
+            )
+        return (
+            f"no queue is bound to exchange {exchange!r} for routing key "
+            f"'{key.partition('.')[0]}.*'; bind the queue that your service reads"
+        )
 
     def _failure(self, error: BaseException, payload: bytes) -> BusError:
         """Return why a channel that has ended has not published a message.
@@ -239,7 +252,7 @@ class Outlet:
             except RecordRefused as exc:
                 return exc
         if isinstance(error, asyncio.CancelledError):
-            return BusUnavailable("RabbitMQ's channel was closed")
+            return BusUnavailable("the channel to RabbitMQ was closed")
         return explain(error, self._bridge)
 
     def _check_size(self, payload: bytes) -> None:
@@ -258,5 +271,5 @@ async def _result(task: asyncio.Task[None]) -> None:
     """
     await asyncio.wait({task})
     if task.cancelled():
-        raise BusUnavailable("RabbitMQ's channel was closed")
+        raise BusUnavailable("the channel to RabbitMQ was closed")
     task.result()

@@ -26,8 +26,8 @@ SPREAD = "x-consistent-hash"
 PLUGIN = "rabbitmq_consistent_hash_exchange"
 
 LEFT = (
-    "holds records, or has a reader: run a bridge with 'queues': {} until it is empty, then set "
-    "up the smaller number once more"
+    "still holds records or has a consumer: run the bridge with 'queues': {} until the queue is "
+    "empty, and then set it up with the smaller number again"
 )
 
 QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": NEVER}
@@ -140,16 +140,16 @@ class Topology:
         ]
         if missing:
             raise BusMisconfigured(
-                f"RabbitMQ has no {', no '.join(missing)} in virtual host {self._bridge.vhost!r}; "
+                f"RabbitMQ lacks {', '.join(missing)} in virtual host {self._bridge.vhost!r}; "
                 f'run "manage.py setup_bridges {self._bridge.name}"'
             )
         for target in self._sources if self._bridge.receives else ():
             lane = _Thing("queue", self._lane(target, self._number).name, "quorum", {})
             if await self._waiting(connection, lane) is not None:
                 raise BusMisconfigured(
-                    f"RabbitMQ has the {lane}, which nobody reads while 'queues' is "
+                    f"nothing reads {lane} while 'queues' of bridge {self._bridge.name!r} is "
                     f'{self._number}; run "manage.py setup_bridges {self._bridge.name}", which '
-                    "says what to do with the records in it, or set the former number again"
+                    "says what to do with its records, or set the previous number again"
                 )
 
     async def _waiting(self, connection: AbstractConnection, thing: _Thing) -> int | None:
@@ -203,11 +203,12 @@ class Topology:
             if thing.type != SPREAD:
                 raise
             raise BusMisconfigured(
-                f"RabbitMQ lacks the plugin {PLUGIN}, which a bridge with several queues needs; "
-                f"run \"rabbitmq-plugins enable {PLUGIN}\", or remove 'queues'"
+                f"RabbitMQ lacks plugin {PLUGIN}, which several queues need; run "
+                f"\"rabbitmq-plugins enable {PLUGIN}\", or remove 'queues' of bridge "
+                f"{self._bridge.name!r}"
             ) from exc
         except amqp.ChannelPreconditionFailed as exc:
-            cure = f"delete the {thing}, or keep it and do without setup_bridges"
+            cure = f"delete {thing}, or keep it as it is and do not run setup_bridges"
             raise BusMisconfigured(f"{explain(exc, self._bridge)}; {cure}") from exc
         except amqp.CONNECTION_EXCEPTIONS as exc:
             raise explain(exc, self._bridge) from exc

@@ -13,23 +13,19 @@ from aiokafka import errors
 from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
+from wsgateway.bridges.tls import tls_context, tls_error, tls_flaw
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
 
 if TYPE_CHECKING:
     from wsgateway.bridges.config import Bridge
 
-__all__ = ["REQUEST_TIMEOUT", "RIGHT_ERRORS", "Access", "translate"]
+__all__ = ["REQUEST_TIMEOUT", "RIGHT_ERRORS", "Access", "translate", "user_of"]
 
 REQUEST_TIMEOUT = 15.0
 """Seconds that a request waits for its answer; also how long a server waits for its replicas."""
 RETRY_PAUSE = 0.25
 """Seconds between two tries of a request, and between two looks for a new leader."""
 LOGIN_ERRORS = (errors.SaslAuthenticationFailed, errors.AuthenticationFailedError)
-MECHANISM_ERRORS = (
-    errors.UnsupportedSaslMechanismError,
-    errors.IllegalSaslStateError,
-    errors.AuthenticationMethodNotSupported,
-)
 RIGHT_ERRORS = (
     errors.TopicAuthorizationFailedError,
     errors.GroupAuthorizationFailedError,
@@ -145,7 +141,7 @@ class Access:
                 return
             finally:
                 conn.close()
-        raise failed or BusUnavailable("bridge has no servers")
+        raise failed or BusUnavailable(f"bridge {self.bridge.name!r} has no servers")
 
     def _options(self) -> dict[str, Any]:
         bridge = self.bridge
@@ -162,68 +158,74 @@ class Access:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            bridge = self.bridge
-            try:
-                self._tls = ssl.create_default_context(cafile=bridge.ca or None)
-                if bridge.cert:
-                    self._tls.load_cert_chain(bridge.cert, bridge.key)
-            except OSError as exc:
-                files = ", ".join(filter(None, (bridge.ca, bridge.cert, bridge.key)))
-                raise BusMisconfigured(
-                    f"cannot read the certificates of bridge {bridge.name!r} ({files}): "
-                    f"{reason_of(exc)}"
-                ) from exc
+            self._tls = tls_context(self.bridge)
         return self._tls
 
     def _unreachable(self, exc: Exception, server: str) -> BusError:
         """Return what to tell about a server that could not be connected to."""
         bridge, where = self.bridge, f"Kafka at {server}"
+        tls = tls_error(exc)
+        if tls is not None:
+            return tls_flaw(tls, where, bridge)
         if isinstance(exc, LOGIN_ERRORS):
             return BusMisconfigured(
-                f"{where} refuses the login of {bridge.username!r} with {bridge.sasl}; check the "
-                f"username and the password of bridge {bridge.name!r}"
+                f"{where} rejected the login of user {bridge.username!r} with {bridge.sasl}; "
+                f"correct 'username', 'password' or 'sasl' of bridge {bridge.name!r}"
             )
-        if isinstance(exc, MECHANISM_ERRORS):
+        if isinstance(exc, errors.UnsupportedSaslMechanismError):
             return BusMisconfigured(
-                f"{where} does not take a login with {bridge.sasl}: {reason_of(exc)}; change "
-                f"'sasl' of bridge {bridge.name!r}, or the port"
+                f"{where} does not allow logins with {bridge.sasl}; change 'sasl' of bridge "
+                f"{bridge.name!r}, or the port in its 'url'"
             )
-        if isinstance(exc, ssl.SSLCertVerificationError):
+        if isinstance(exc, errors.IllegalSaslStateError):
             return BusMisconfigured(
-                f"{where} has a certificate that cannot be trusted: {exc.verify_message}; name "
-                f"the file of its authority in 'ca' of bridge {bridge.name!r}"
-            )
-        if isinstance(exc, ssl.SSLError):
-            return BusMisconfigured(
-                f"{where} does not speak TLS with this client: {exc.reason or reason_of(exc)}; "
-                "check the port, and 'cert' and 'key'"
+                f"{where} does not allow logins at this port; change the port in 'url' of bridge "
+                f"{bridge.name!r}, or remove its 'username' and 'password'"
             )
         if isinstance(exc, (errors.KafkaConnectionError, ConnectionResetError)):
+            expected = "TLS" if bridge.is_encrypted else "no TLS"
+            expected += ", with a login" if bridge.username else ", without a login"
             return BusUnavailable(
-                f"{where} closed the connection; check the port, and whether it wants a login "
-                "or TLS"
+                f"{where} closed the connection; bridge {bridge.name!r} uses {expected}: check "
+                "that this port expects the same"
             )
         if isinstance(exc, TimeoutError):
-            return BusUnavailable(f"{where} does not answer within {REQUEST_TIMEOUT:g} s")
-        return BusUnavailable(f"cannot reach {where}: {reason_of(exc)}")
+            return BusUnavailable(
+                f"{where} did not answer within {REQUEST_TIMEOUT:g} s; check the servers in 'url' "
+                f"of bridge {bridge.name!r}, and firewalls"
+            )
+        return BusUnavailable(
+            f"cannot reach {where}: {reason_of(exc)}; check that Kafka is running, and the "
+            f"servers in 'url' of bridge {bridge.name!r}"
+        )
 
 
-def translate(exc: BaseException, what: str) -> BusError:
+def user_of(bridge: Bridge) -> str:
+    """Return how errors call the user whom *bridge* logs in as."""
+    return f"user {bridge.username!r}" if bridge.username else f"the user of bridge {bridge.name!r}"
+
+
+def translate(exc: BaseException, what: str, bridge: Bridge) -> BusError:
     """Return our error for one of aiokafka's.
 
     Args:
         exc: What it raised.
         what: What failed, for the text: ``cannot write to ws.send.orders``.
+        bridge: The bridge's configuration.
     """
     if isinstance(exc, RIGHT_ERRORS):
         return BusMisconfigured(
-            f"{what}: {type(exc).__name__}; give the bridge's user that right in Kafka"
+            f"{what}: Kafka denies {user_of(bridge)} a right ({reason_of(exc)}); grant the rights "
+            "that docs/how-to/bridges.md lists"
         )
     if isinstance(exc, errors.InvalidTopicError):
-        return BusMisconfigured(f"{what}: Kafka cannot have a topic of that name")
-    if isinstance(exc, TimeoutError):
-        return BusUnavailable(
-            f"{what}: Kafka does not answer; if this goes on, check that this machine can reach "
-            "the addresses in Kafka's advertised.listeners"
+        return BusMisconfigured(
+            f"{what}: Kafka does not allow this topic name; change WSGATEWAY_PREFIX, or the name "
+            "of the service"
         )
-    return BusUnavailable(f"{what}: {type(exc).__name__}: {reason_of(exc)}")
+    if isinstance(exc, (TimeoutError, errors.KafkaTimeoutError)):
+        return BusUnavailable(
+            f"{what}: Kafka did not answer in time; if this persists, check that this machine can "
+            "reach the addresses in Kafka's advertised.listeners"
+        )
+    return BusUnavailable(f"{what}: {reason_of(exc)}")

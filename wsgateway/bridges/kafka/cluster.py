@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import errors
 from aiokafka.protocol.metadata import MetadataRequest
 
+from wsgateway.bridges.kafka.access import user_of
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
 
 if TYPE_CHECKING:
     from wsgateway.bridges.kafka.access import Access
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "named"]
 
 logger = logging.getLogger("wsgateway.bridges")
 
@@ -44,7 +45,7 @@ class Cluster:
         self.id = ""  # the cluster's own; known once it was reached
         self.partitions: dict[str, int] = {}  # of each topic that exists and may be seen
         self._forbidden: set[str] = set()  # topics that the bridge's user may not see
-        self._flaw: BusError = BusUnavailable("Kafka has not been asked yet")
+        self._flaw: BusError = BusUnavailable("not connected to Kafka yet")
         self._looked = asyncio.Event()  # set after each look, and replaced
         self._wanted = asyncio.Event()  # somebody wants a look now
 
@@ -89,16 +90,26 @@ class Cluster:
         if not self.is_connected:
             raise self._new_flaw()
         missing = [topic for topic in topics if topic not in self.partitions]
-        if not missing:
-            return
-        names = ", ".join(map(repr, missing))
-        if self._forbidden.issuperset(missing):
-            raise BusMisconfigured(
-                f"Kafka does not let the bridge's user see the topic {names}; give it that right"
+        if missing:
+            raise BusMisconfigured(self._missing(missing))
+
+    def _missing(self, topics: list[str]) -> str:
+        """Return what to do about topics that are not there, or cannot be seen."""
+        bridge = self._access.bridge
+        setup = f'run "manage.py setup_bridges {bridge.name}"'
+        hidden = [topic for topic in topics if topic in self._forbidden]
+        absent = [topic for topic in topics if topic not in self._forbidden]
+        texts = []
+        if absent:
+            texts.append(f"Kafka has no {named(absent)}; {setup}")
+        if hidden:  # Kafka does not say whether they exist
+            one = len(hidden) == 1
+            texts.append(
+                f"{user_of(bridge)} cannot see {named(hidden)} in Kafka; grant it Describe on "
+                f"{'it' if one else 'them'}, or {setup} if {'it does' if one else 'they do'} not "
+                "exist"
             )
-        raise BusMisconfigured(
-            f'Kafka does not have the topic {names}; run "manage.py setup_bridges"'
-        )
+        return "; ".join(texts)
 
     def _new_flaw(self) -> BusError:
         """Return an error for one caller: one that many raise keeps the frames of all."""
@@ -107,7 +118,8 @@ class Cluster:
     def _learn(self, metadata: Any) -> None:
         if not self.is_connected:
             bridge = self._access.bridge
-            logger.info("connected to %s", bridge.where, extra={"bridge": bridge.name})
+            text = "bridge %s: connected to %s"
+            logger.info(text, bridge.name, bridge.where, extra={"bridge": bridge.name})
         self.is_connected = True
         self.id = metadata.cluster_id or ""
         self._access.learn((broker[1], broker[2]) for broker in metadata.brokers)
@@ -121,7 +133,7 @@ class Cluster:
     def _lose(self, exc: Exception) -> None:
         where = self._access.bridge.where
         if not isinstance(exc, BusError):
-            exc = BusUnavailable(f"lost the connection to {where}: {type(exc).__name__}")
+            exc = BusUnavailable(f"lost the connection to {where}: {reason_of(exc)}")
         if self.is_connected or str(exc) != str(self._flaw):
             level = logging.ERROR if isinstance(exc, BusMisconfigured) else logging.WARNING
             name, reason = self._access.bridge.name, reason_of(exc)
@@ -141,3 +153,8 @@ class Cluster:
                 await self._wanted.wait()
         except TimeoutError:
             return
+
+
+def named(topics: Sequence[str]) -> str:
+    """Return ``topic 'a'``, or ``topics 'a', 'b'``."""
+    return f"topic{'s' if len(topics) > 1 else ''} {', '.join(map(repr, topics))}"

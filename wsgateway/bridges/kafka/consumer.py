@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, errors
 
-from wsgateway.bridges.kafka.access import translate
+from wsgateway.bridges.kafka.access import translate, user_of
 from wsgateway.bridges.kafka.lanes import Lane
-from wsgateway.bridges.kafka.private import Unreadable, abandon_consumer, check_fetching
+from wsgateway.bridges.kafka.private import (
+    Unreadable,
+    abandon_consumer,
+    check_fetching,
+    forget_refusal,
+)
 from wsgateway.bridges.kafka.records import read_record, why_unreadable
 from wsgateway.bridges.outage import Outage
 from wsgateway.exceptions import BusError, reason_of
@@ -42,8 +47,8 @@ REVOKE_WAIT = 3.0
 """Seconds that others of the group wait until this bridge has delivered what is in hand."""
 SPAN = 20
 """One partition's records in hand reach over at most this many times the room in offsets."""
-UNREADABLE_PAUSE = 30.0
-"""Seconds after which a partition whose next batch could not be read is tried again."""
+PARTITION_PAUSE = 30.0
+"""Seconds after which a partition that could not be read is tried again."""
 PAUSES = Backoff(0.2, 2.0, 5.0, jitter=0.5)
 
 
@@ -113,7 +118,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._outage = Outage(f"bridge {name} waits to read what services produced", name)
         self._consumer: Any = None
         self._lanes: dict[Any, Lane] = {}  # by TopicPartition; those with records in hand or done
-        self._unreadable: dict[Any, float] = {}  # partitions that are paused; when to try again
+        self._paused: dict[Any, float] = {}  # partitions that cannot be read; when to try again
         self._shares: dict[Target, Share] = {"inbox": Share(hands), "topic": Share(hands)}
         self._dirty: set[Lane] = set()  # with acknowledgements that are not committed
         self._acked = asyncio.Event()  # set by each acknowledgement
@@ -142,7 +147,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 OSError,
                 ValueError,  # a server's answer that cannot be read
             ) as exc:
-                error = exc if isinstance(exc, BusError) else translate(exc, "cannot consume")
+                error: Exception = exc
+                if not isinstance(exc, BusError):
+                    error = translate(exc, "cannot read from Kafka", self._access.bridge)
                 self._error = reason_of(error)
                 self._outage.log(error)
                 await asyncio.sleep(PAUSES.delay(attempt))
@@ -211,9 +218,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         while self._existing() in (topics, set()):
             check_fetching(consumer)
             self._resume(consumer)
-            assigned = consumer.assignment() - self._unreadable.keys()
+            assigned = consumer.assignment() - self._paused.keys()
             ready = [tp for tp in assigned if self._may_take(tp)]
-            if not ready and (assigned or self._unreadable):
+            if not ready and (assigned or self._paused):
                 await self._wait_for_ack(1.0)
                 continue
             # A partition that gets room while the others have nothing waits for this long
@@ -226,37 +233,63 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 async with asyncio.timeout(START_TIMEOUT):
                     await self._begin_again(consumer, exc)
                 continue
+            except errors.TopicAuthorizationFailedError as exc:
+                self._pause_topic(consumer, exc)
+                continue
             self._error = ""
             for partition, records in found.items():
                 if isinstance(records[-1], Unreadable):
-                    self._pause(consumer, partition, records.pop())
+                    self._pause_batch(consumer, partition, records.pop())
                 if records:
                     self._hand_out(partition, records)
 
-    def _pause(self, consumer: Any, partition: Any, found: Unreadable) -> None:
-        """Leave a partition alone whose next batch cannot be read; the others go on."""
+    def _pause_topic(self, consumer: Any, exc: Exception) -> None:
+        """Leave a topic alone that the bridge may not read; the others go on."""
+        bridge = self._access.bridge
+        topic = exc.args[0]
+        partitions = [tp for tp in consumer.assignment() if tp.topic == topic]
+        if not partitions:  # several topics, or one of a moment ago
+            raise exc
+        for partition in partitions:
+            self._pause(consumer, partition)
+        logger.error(
+            "bridge %s: %s may not read topic %r in Kafka. Grant it Read. The bridge tries again "
+            "every %g s, and continues with the other topics",
+            bridge.name,
+            user_of(bridge),
+            topic,
+            PARTITION_PAUSE,
+            extra={"bridge": bridge.name},
+        )
+
+    def _pause(self, consumer: Any, partition: Any) -> None:
         consumer.pause(partition)
-        self._unreadable[partition] = time.monotonic() + UNREADABLE_PAUSE
+        self._paused[partition] = time.monotonic() + PARTITION_PAUSE
+
+    def _pause_batch(self, consumer: Any, partition: Any, found: Unreadable) -> None:
+        """Leave a partition alone whose next batch cannot be read; the others go on."""
+        self._pause(consumer, partition)
         name = self._access.bridge.name
         logger.error(
-            "bridge %s cannot read %s, partition %d, at offset %d: %s. It tries again every %g s, "
-            "and reads the other partitions. If it cannot be mended, stop the bridge, and let "
-            "kafka-consumer-groups --reset-offsets move its group %r past that batch",
+            "bridge %s cannot read topic %s, partition %d, at offset %d: %s. It tries again every "
+            "%g s, and continues with the other partitions. If you cannot repair the record, stop "
+            "the bridge and move its group %r past it with kafka-consumer-groups --reset-offsets",
             name,
             partition.topic,
             partition.partition,
             found.offset,
             why_unreadable(found.error),
-            UNREADABLE_PAUSE,
+            PARTITION_PAUSE,
             self._access.bridge.group,
             extra={"bridge": name},
         )
 
     def _resume(self, consumer: Any) -> None:
         now = time.monotonic()
-        for partition in [tp for tp, due in self._unreadable.items() if due <= now]:
-            del self._unreadable[partition]
+        for partition in [tp for tp, due in self._paused.items() if due <= now]:
+            del self._paused[partition]
             if partition in consumer.assignment():
+                forget_refusal(consumer, partition)
                 consumer.resume(partition)
 
     def _share(self, partition: Any) -> Share:
@@ -295,9 +328,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, offset in exc.args[0].items():
             oldest = (await consumer.beginning_offsets([partition]))[partition]
             logger.error(
-                "bridge %s goes on at offset %d of %s, partition %d, because offset %d is gone. "
-                "Kafka removed records before they were read, or the topic was recreated. Check "
-                "its retention.ms",
+                "bridge %s continues at offset %d of topic %s, partition %d: offset %d no longer "
+                "exists. Kafka deleted records before they were read, or the topic was recreated. "
+                "If records expire too soon, raise the topic's retention.ms or retention.bytes",
                 self._access.bridge.name,
                 oldest,
                 partition.topic,
@@ -333,10 +366,14 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     await self._commit(consumer)
             except errors.CommitFailedError:
                 name = self._access.bridge.name
-                logger.info("bridge %s: its partitions moved", name, extra={"bridge": name})
+                logger.info(
+                    "bridge %s: its partitions moved to another member of its group",
+                    name,
+                    extra={"bridge": name},
+                )
             except (errors.KafkaError, TimeoutError) as exc:
                 name, reason = self._access.bridge.name, reason_of(exc)
-                text = "bridge %s cannot commit: %s"
+                text = "bridge %s could not commit what it has read, and tries again: %s"
                 logger.warning(text, name, reason, extra={"bridge": name})
 
     async def _commit(self, consumer: Any) -> None:
@@ -369,7 +406,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._commit(self._consumer)
         except (errors.KafkaError, TimeoutError) as exc:
             name, reason = self._access.bridge.name, reason_of(exc)
-            text = "bridge %s could not commit before a rebalance: %s"
+            text = "bridge %s could not commit before a rebalance, so records may come twice: %s"
             logger.warning(text, name, reason, extra={"bridge": name})
         self._lose()
 
@@ -382,7 +419,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
     def _lose(self) -> None:
         """Forget everything in hand: others have it, or it comes again."""
         lanes, self._lanes = self._lanes, {}
-        self._unreadable.clear()  # aiokafka forgets with the assignment what is paused
+        self._paused.clear()  # aiokafka forgets with the assignment what is paused
         self._dirty.clear()
         for partition, lane in lanes.items():
             self._lose_lane(partition, lane)

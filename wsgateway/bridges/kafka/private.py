@@ -21,7 +21,13 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
-__all__ = ["Unreadable", "abandon_consumer", "abandon_producer", "check_fetching"]
+__all__ = [
+    "Unreadable",
+    "abandon_consumer",
+    "abandon_producer",
+    "check_fetching",
+    "forget_refusal",
+]
 
 SIZE, HEAD, MAGIC = 8, 12, 16
 """Where a batch has its size, where what it counts begins, and where its format's number is."""
@@ -66,7 +72,18 @@ async def abandon_consumer(consumer: Any) -> None:
 def check_fetching(consumer: Any) -> None:
     """Raise an error if a consumer's fetching has ended: `getmany` would wait for ever."""
     if consumer._fetcher._fetch_task.done():
-        raise errors.KafkaError("aiokafka has stopped fetching")
+        raise errors.KafkaError("aiokafka stopped fetching")
+
+
+def forget_refusal(consumer: Any, partition: Any) -> None:
+    """Drop what a server said about a partition that the bridge might not read.
+
+    `getmany` raises it for one partition at a time, even after they were paused and may be read.
+    """
+    kept = consumer._fetcher._records
+    error = getattr(kept.get(partition), "_error", None)
+    if isinstance(error, errors.TopicAuthorizationFailedError):
+        del kept[partition]
 
 
 async def _end(task: asyncio.Task[Any] | None) -> None:

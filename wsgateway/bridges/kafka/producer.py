@@ -75,7 +75,7 @@ class Producer:
             task.cancel()
         producer, self._producer = self._producer, None
         if producer is not None:
-            await abandon_producer(producer, "the bridge is closed")
+            await abandon_producer(producer, "the bridge is closing")
         if self._ending:
             await asyncio.wait(list(self._ending))
 
@@ -112,7 +112,7 @@ class Producer:
 
     async def _started(self) -> Any:
         if self._is_closed:
-            raise BusUnavailable("the bridge is closed")
+            raise BusUnavailable("the bridge is closing")
         if self._starting is None:
             self._starting = share(self._start(), "wsgateway-kafka-producer")
         try:
@@ -121,7 +121,7 @@ class Producer:
             if not self._is_closed:
                 raise
         if self._producer is None:
-            raise BusUnavailable("the bridge is closed")
+            raise BusUnavailable("the bridge is closing")
         return self._producer
 
     async def _start(self) -> None:
@@ -138,7 +138,8 @@ class Producer:
         except BaseException as exc:
             await asyncio.shield(abandon_producer(producer, "not started"))
             if isinstance(exc, (errors.KafkaError, OSError, TimeoutError)):
-                raise translate(exc, "cannot start a Kafka producer") from exc
+                what = "cannot start sending to Kafka"
+                raise translate(exc, what, self._access.bridge) from exc
             raise
         else:
             self._batches[producer] = self._batch
@@ -157,18 +158,23 @@ class Producer:
         self._replace(producer)
         if is_alone:
             return self._too_large(topic, value)
-        return BusUnavailable(f"a batch was too large for the Kafka topic {topic!r}")
+        return BusUnavailable(
+            f"a batch exceeded max.message.bytes of Kafka topic {topic!r}; its records are sent "
+            "again in smaller batches"
+        )
 
     def _too_large(self, topic: str, value: bytes | None) -> RecordRefused:
         return RecordRefused(
-            f"record of {len(value or b'')} bytes and its headers exceed what the Kafka topic "
-            f'{topic!r} takes; raise its max.message.bytes, which "manage.py setup_bridges" shows'
+            f"record of {len(value or b'')} bytes, with its headers, exceeds max.message.bytes of "
+            f'Kafka topic {topic!r}; raise that limit: "manage.py setup_bridges '
+            f'{self._access.bridge.name}" says how far'
         )
 
     def _failed(self, producer: Any, exc: Exception, topic: str) -> Exception:
         if not isinstance(exc, HARMLESS):
             self._replace(producer)
-        return translate(exc, f"Kafka did not confirm a record of topic {topic!r}")
+        what = f"Kafka did not confirm a record for topic {topic!r}"
+        return translate(exc, what, self._access.bridge)
 
     def _replace(self, producer: Any) -> None:
         """Let the next call begin with another producer; this one finishes what it can."""
@@ -185,5 +191,5 @@ async def _stop(producer: Any, timeout: float) -> None:
     except (errors.KafkaError, OSError, TimeoutError):
         await abandon_producer(producer, f"not confirmed within {timeout:g} s")
     except asyncio.CancelledError:
-        await abandon_producer(producer, "the bridge is closed")
+        await abandon_producer(producer, "the bridge is closing")
         raise

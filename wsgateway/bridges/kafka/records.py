@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dead_letters", "read_record", "why_unreadable", "write_headers"]
 
-TOMBSTONE = "it has no value, as Kafka marks a record that is deleted; send an empty value instead"
+TOMBSTONE = "record has no value, which marks a deletion in Kafka; produce an empty value instead"
 MAX_REASON = 2000
 """Characters of a reason that are kept."""
 
@@ -60,7 +60,9 @@ def _headers(raw: Any) -> dict[str, str]:
 def why_unreadable(error: Exception) -> str:
     """Say why a batch of records cannot be read, and what helps."""
     if isinstance(error, errors.UnsupportedCodecError):
-        return f"it is compressed ({reason_of(error)}); install cramjam where the bridge runs"
+        return (
+            f"its compression needs a package ({error.args[0]}); install cramjam beside the bridge"
+        )
     return f"{type(error).__name__}: {reason_of(error)}"
 
 

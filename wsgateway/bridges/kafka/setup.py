@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 
-from wsgateway.bridges.kafka.access import translate
+from wsgateway.bridges.kafka.access import translate, user_of
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable
 
 if TYPE_CHECKING:
@@ -23,13 +23,15 @@ TIMEOUT = 30.0
 LIMIT = "max.message.bytes"
 REPLICAS = 3
 """How many servers keep a topic if nobody says; fewer if the cluster has fewer."""
-REFUSALS = (
-    errors.InvalidReplicationFactorError,
-    errors.InvalidTopicError,
-    errors.PolicyViolationError,
-    errors.TopicAuthorizationFailedError,
-    errors.ClusterAuthorizationFailedError,
-)
+MAY_NOT = "; grant {user} the rights that docs/how-to/bridges.md lists for setup_bridges"
+REFUSALS = {
+    errors.InvalidReplicationFactorError: "; correct 'replication' of bridge {bridge!r}",
+    errors.InvalidTopicError: "; change WSGATEWAY_PREFIX, or the name of the service",
+    errors.PolicyViolationError: "; create it as your cluster's policy demands",
+    errors.TopicAuthorizationFailedError: MAY_NOT,
+    errors.ClusterAuthorizationFailedError: MAY_NOT,
+}
+"""Why Kafka does not create a topic until an operator has acted, and what to do."""
 
 
 async def create_topics(access: Access, limits: Mapping[str, int]) -> list[str]:
@@ -52,9 +54,9 @@ async def create_topics(access: Access, limits: Mapping[str, int]) -> list[str]:
                     access, admin, {name: limits[name] for name in missing}, servers
                 )
                 found = await _limits(admin, existing)
-                await _wait_for(conn, created)
+                existing |= await _wait_for(conn, missing)
         except (errors.KafkaError, OSError, TimeoutError) as exc:
-            raise translate(exc, "cannot create topics") from exc
+            raise translate(exc, "cannot create topics", access.bridge) from exc
         finally:
             await admin.close()
     lines = []
@@ -62,12 +64,12 @@ async def create_topics(access: Access, limits: Mapping[str, int]) -> list[str]:
         if name in created:
             lines.append(f"created topic {name}: {created[name]}")
             continue
-        partitions = existing.get(name, ())
-        replicas = len(partitions[0][3]) if partitions else "?"
-        line = f"topic {name} exists: {len(partitions)} partitions, replication {replicas}"
+        partitions = existing[name]
+        replicas = len(partitions[0][3])
+        line = f"topic {name} exists: {_partitions(len(partitions))}, replication {replicas}"
         limit = found.get(name)
         if limit is not None and limit < limits[name]:
-            line += f"; its {LIMIT} of {limit} is less than {limits[name]}, so raise it"
+            line += f"; its {LIMIT} is {limit}: raise it to {limits[name]} or more"
         lines.append(line)
     return lines
 
@@ -78,14 +80,26 @@ async def _look(conn: Any, names: Iterable[str]) -> tuple[int, dict[str, Any]]:
     return len(metadata.brokers), {topic[1]: topic[3] for topic in metadata.topics if topic[3]}
 
 
-async def _wait_for(conn: Any, names: Collection[str]) -> None:
-    """Return once this server has heard of these topics, and each partition has a leader."""
+async def _wait_for(conn: Any, names: Collection[str]) -> dict[str, Any]:
+    """Return the partitions of each topic once this server knows it, and all have a leader.
+
+    Raises:
+        TopicAuthorizationFailedError: The user may not see one.
+    """
     while True:
-        _, topics = await _look(conn, names)
+        metadata = await conn.send(MetadataRequest(list(names), False))
+        for code, name, *_ in metadata.topics:
+            if code == errors.TopicAuthorizationFailedError.errno:
+                raise errors.TopicAuthorizationFailedError(name)
+        topics = {topic[1]: topic[3] for topic in metadata.topics if topic[3]}
         leaders = [partition[2] for partitions in topics.values() for partition in partitions]
         if len(topics) == len(names) and min(leaders, default=0) >= 0:
-            return
+            return topics
         await asyncio.sleep(0.05)
+
+
+def _partitions(count: int) -> str:
+    return f"{count} partition{'s' if count != 1 else ''}"
 
 
 async def _create(
@@ -110,10 +124,14 @@ async def _create(
             continue
         if error is not errors.NoError:
             reason = next(filter(None, text), None) or error.__name__
-            kind = BusMisconfigured if issubclass(error, REFUSALS) else BusUnavailable
-            raise kind(f"Kafka does not create the topic {name!r}: {reason}")
+            kind = BusMisconfigured if error in REFUSALS else BusUnavailable
+            cure = REFUSALS.get(error, "")
+            raise kind(
+                f"Kafka refused to create topic {name!r}: {reason.rstrip('.')}"
+                + cure.format(user=user_of(bridge), bridge=bridge.name)
+            )
         created[name] = (
-            f"{bridge.partitions} partitions, replication {replication}, "
+            f"{_partitions(bridge.partitions)}, replication {replication}, "
             f"min.insync.replicas {synced}"
         )
     return created
