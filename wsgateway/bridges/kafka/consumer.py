@@ -127,7 +127,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
     @property
     def trouble(self) -> str:
         """Why some records are not read; "" if all are."""
-        stuck = [f"{tp.topic}, partition {tp.partition}" for tp in list(self._unreadable)]
+        stuck = [f"{tp.topic}, partition {tp.partition}" for tp in list(self._paused)]
         return self._error or (stuck and f"cannot read {'; '.join(stuck)}") or ""
 
     # -- the consumer's life ---------------------------------------------------------------
