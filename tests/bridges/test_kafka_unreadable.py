@@ -74,6 +74,7 @@ async def test_corrupt_batch_stops_its_partition_alone(
         taken = Taken(bus)
         await taken.wait(21)
         await until(lambda: "cannot read" in caplog.text)
+        assert bus.trouble == f"cannot read {prefix}.recv, partition 0"
         await service.produce("orders.room", b"last", to="topic")
         await taken.wait(22)
         assert {*taken.payloads} == {b"good", b"last", *(b"%d" % n for n in range(20))}
