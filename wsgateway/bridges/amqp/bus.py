@@ -168,7 +168,7 @@ def _set_aside(record: Record, receipt: Receipt, reason: str) -> tuple[Basic.Pro
             headers[name] = value
             room -= size
     bare = Basic.Properties(headers=headers, message_id=found.message_id, delivery_mode=PERSISTENT)
-    return bare, "some of its headers are lost, which AMQP cannot hold or this library not write"
+    return bare, "some of its headers are lost: too large for AMQP, or aio-pika cannot write them"
 
 
 def _with_headers(found: Basic.Properties, headers: dict[str, Any]) -> Basic.Properties:
