@@ -250,14 +250,19 @@ class PublishQueue:
         attempts = {entry.attempt for entry in self._entries if entry.attempt is not None}
         await asyncio.wait(attempts, timeout=ATTEMPT_TIMEOUT)
         late = self._loop.time() >= self._entries[0].since + self._patience()
+        is_first = True  # of those that are not decided
         for entry in list(self._entries):
             attempt = entry.attempt
             if entry not in self._entries:  # it ended with a refused one before it
                 continue
-            if attempt is not None and attempt.done() and not _is_for_now(attempt):
+            is_decided = attempt is not None and attempt.done() and not _is_for_now(attempt)
+            # One before it may have been refused: a strict window must not move past that
+            if attempt is not None and is_decided and (is_first or not self._strict):
                 self._end(entry, attempt)
             elif late:
                 self._end(entry, self._refusal())
+            else:
+                is_first = False
             if attempt is not None:
                 attempt.cancel()
         if self._entries:
