@@ -17,10 +17,10 @@ from tests.bridges.kafka_service import Service, Taken, bridge_to, service_on
 from tests.bridges.sides import opened, told_without
 from tests.support import until
 from wsgateway.bridges.bus import Bus
-from wsgateway.bridges.config import Bridge
+from wsgateway.bridges.config import Bridge, Server
 from wsgateway.bridges.kafka import KafkaBus, access
 from wsgateway.bridges.kafka.access import Access
-from wsgateway.bridges.kafka.consumer import Consumer
+from wsgateway.bridges.kafka.cluster import Cluster
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable
 
 SECRETS = (PASSWORD, "a-wrong-one", "the-payload")
@@ -137,14 +137,14 @@ async def test_wrong_password_is_logged_once_for_each_side(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What reads records logged it at each of its tries, several times a second."""
-    tries, topics = 0, Consumer._topics
+    tries, wait_connected = 0, Cluster.wait_connected
 
-    async def counted(consumer: Consumer) -> Any:
+    async def counted(cluster: Cluster) -> None:
         nonlocal tries
         tries += 1
-        return await topics(consumer)
+        await wait_connected(cluster)
 
-    monkeypatch.setattr(Consumer, "_topics", counted)
+    monkeypatch.setattr(Cluster, "wait_connected", counted)
     login = {"username": USER, "password": "a-wrong-one"}
     bridge = bridge_to(kafka, prefix=prefix, listener="SASL_PLAINTEXT", **login)
     async with opened(bridge, set_up=False) as bus:
@@ -229,10 +229,16 @@ async def test_wrong_port_is_told(
     assert await told(bus.set_up, BusError) == said.format(kafka.address(listener))
 
 
-def test_way_to_log_in_that_kafka_does_not_offer_is_told() -> None:
-    bridge = Bridge("warehouse", "ws", "kafka", (), ("orders",), sasl="SCRAM-SHA-512")
-    error = Access(bridge)._unreachable(errors.UnsupportedSaslMechanismError("…"), "localhost:9092")
-    assert str(error) == (
+async def test_way_to_log_in_that_kafka_does_not_offer_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*args: Any, **options: Any) -> None:
+        raise errors.UnsupportedSaslMechanismError("…")
+
+    monkeypatch.setattr(access, "create_conn", refuse)
+    servers = (Server("localhost", 9092),)
+    bridge = Bridge("warehouse", "ws", "kafka", servers, ("orders",), sasl="SCRAM-SHA-512")
+    assert await told(Access(bridge).connection().__aenter__, BusMisconfigured) == (
         "Kafka at localhost:9092 does not allow logins with SCRAM-SHA-512; change 'sasl' of bridge "
         "'warehouse', or the port in its 'url'"
     )

@@ -10,7 +10,11 @@ import pytest
 
 from tests.support import ROOT
 
-CANARIES = {"tests/bridges/test_kafka_unreadable.py", "tests/integration/test_handshake.py"}
+CANARIES = {
+    "tests/bridges/test_kafka_private.py",
+    "tests/bridges/test_kafka_unreadable.py",
+    "tests/integration/test_handshake.py",
+}
 """They look into aiokafka and nats-py, so that a new version that differs is noticed."""
 NOT_PRIVATE = {"_asdict", "_default_manager", "_exit", "_fields", "_meta", "_replace"}
 """Documented by Python or Django, in spite of their names."""
