@@ -2,7 +2,8 @@
 
 ``python -m pytest -p tests.again --failures-to FILE`` writes their names to FILE, one a line, as
 ``pytest @FILE`` takes them. It writes nothing if more than `MOST` failed in more than one file, or
-if the run did not reach its end.
+if the run did not reach its end. It also shows each failure at once: if the run is ended before its
+own end, nobody else does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,26 @@ MOST_OF_ONE_FILE = 30
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--failures-to", type=Path, metavar="FILE", help="write the names of failures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(AtOnce(config))
+
+
+class AtOnce:
+    """Shows each failure when it happens."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            terminal = self._config.get_terminal_writer()
+            terminal.line()
+            terminal.sep("_", report.nodeid)
+            terminal.line(report.longreprtext)
 
 
 @pytest.hookimpl(trylast=True)

@@ -30,15 +30,19 @@ def test_passing():
 
 
 def run(folder: Path, *arguments: str) -> int:
+    return ran(folder, *arguments).returncode
+
+
+def ran(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", "-p", "xdist"]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, *arguments],
         cwd=folder,
         env=site_env(PYTHONPATH=str(ROOT), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
         capture_output=True,
+        text=True,
         timeout=120,
     )
-    return done.returncode
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -52,6 +56,19 @@ def test_few_failures_are_named_as_pytest_takes_them(tmp_path: Path, workers: st
     (tmp_path / "passed").unlink()
     assert run(tmp_path, f"@{names}") == pytest.ExitCode.OK
     assert not (tmp_path / "passed").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_each_failure_is_shown_at_once(tmp_path: Path, workers: str) -> None:
+    """A run that CI ended after its time named none of those that had failed."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(TESTS.format(names=0, failing=2))
+    done = ran(tmp_path, "-p", "tests.again", "--failures-to", "failures", "-n", workers)
+    during, end, _ = done.stdout.partition("= FAILURES =")
+    assert end
+    for number in range(2):
+        assert f"test_it.py::test_failing[{number}]" in during
+    assert "assert False" in during
 
 
 def test_failures_of_one_file_may_have_one_cause(tmp_path: Path) -> None:
