@@ -36,6 +36,7 @@ __all__ = [
 T = TypeVar("T")
 
 PREFIX = "WSGATEWAY_"
+_LINK = re.compile(r"\[[^]]*\]\(\.\./([^)#]+)[^)]*\)")
 _PORT = re.compile(r"[\w.-]+:\d+/?$")
 MAX_INT = 2**63 - 1
 MAX_SECONDS = 9_000_000_000
@@ -120,17 +121,18 @@ class Setting(Generic[T]):
         return None
 
     def cure(self) -> str:
-        """Return what to do about a value that has a `problem`."""
+        """Return what to do about a value that has a `problem`; for a terminal, without links."""
+        doc = _LINK.sub(r"docs/\1", self.doc)
         value = getattr(django_settings, self.name, self.default)
         number = next((kind for kind in (float, int) if kind in self.kind), None)
         if number and isinstance(value, str):
             of = f" of {self.unit}" if self.unit else ""
-            return f"Convert it to a number{of}: {number.__name__}(…). {self.doc}."
+            return f"Convert it to a number{of}: {number.__name__}(…). {doc}."
         if list in self.kind and isinstance(value, str):
-            return f"Write a list, with brackets: {value.split(',')!r}. {self.doc}."
+            return f"Write a list, with brackets: {value.split(',')!r}. {doc}."
         shown = f"{self.default!r} {self.unit}".rstrip()
         default = "" if self.is_secret else f" The default is {shown}."
-        return f"{self.doc}.{default}"
+        return f"{doc}.{default}"
 
     @overload
     def __get__(self, instance: None, owner: type) -> Setting[T]: ...

@@ -41,7 +41,8 @@ def messages(deploy: bool = False) -> dict[str, str]:
     found = [message for check in active for message in check(app_configs=None)]
     for message in found:
         assert message.hint, message
-        assert message.msg.endswith("."), message
+        assert message.msg.endswith((".", "?")), message
+        assert not message.msg.endswith("?."), message
     return {str(message.id).removeprefix("wsgateway."): message.msg for message in found}
 
 
@@ -705,6 +706,17 @@ def test_E002_bridge_with_a_wrong_option(bridges: dict[str, Any]) -> None:
     text = messages()["E002"]
     assert "WSGATEWAY_BRIDGES: 'warehouse': 'url' has the unknown scheme 'kakfa'" in text
     assert "hunter2" not in text
+
+
+def test_E002_ends_once_and_names_the_page_that_says_more(bridges: dict[str, Any]) -> None:
+    """The text ended in "?.", and the hint was the reference's Markdown."""
+    bridges["warehouse"]["direction"] = "recieve"
+    [found] = check_values()
+    assert found.msg == (
+        "WSGATEWAY_BRIDGES: 'warehouse': 'direction' is 'recieve': did you mean 'receive'?"
+    )
+    assert "docs/how-to/bridges.md lists the other options." in str(found.hint)
+    assert not [name for name, each in SETTINGS.items() if "](" in each.cure()]
 
 
 def test_W019_bridge_without_its_package(

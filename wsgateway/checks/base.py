@@ -8,7 +8,7 @@ from django.core.checks import CheckMessage
 
 from wsgateway.conf import SETTINGS
 
-__all__ = ["LOOPBACK", "Check", "possible", "sentence"]
+__all__ = ["LOOPBACK", "Check", "ended", "possible", "sentence"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -22,4 +22,9 @@ def possible(*names: str) -> bool:
 
 def sentence(text: str) -> str:
     """Return an error's *text* as a sentence."""
-    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"
+    return ended(f"{text[0].upper()}{text[1:]}")
+
+
+def ended(text: str) -> str:
+    """Return a *text* with what ends a sentence."""
+    return text if text.endswith("?") else f"{text}."

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.utils.module_loading import import_string
 
-from wsgateway.checks.base import possible
+from wsgateway.checks.base import ended, possible
 from wsgateway.conf import settings
 from wsgateway.hooks import get_resolver
 from wsgateway.identity import AnonymousIdentity, DrfIdentity, JwtIdentity, WebhookIdentity
@@ -36,7 +36,7 @@ def check_resolvers(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"WSGATEWAY_IDENTITY names {path!r}: {problem}.",
+            ended(f"WSGATEWAY_IDENTITY names {path!r}: {problem}"),
             hint="List dotted paths of classes with a method resolve(scope), sync or async, "
             "and a constructor that needs no arguments.",
             id="wsgateway.E003",
@@ -113,7 +113,7 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
         except ImproperlyConfigured:  # a setting that `check_values` reports
             continue
         hint = "Until you do, the gateway refuses all sockets that send a token."
-        found += [Error(f"{path}: {flaw}.", hint=hint, id="wsgateway.E011") for flaw in flaws]
+        found += [Error(ended(f"{path}: {flaw}"), hint=hint, id="wsgateway.E011") for flaw in flaws]
     if any(_resolvers_of(DrfIdentity)) and not settings.is_installed("rest_framework"):
         found.append(
             Error(
@@ -183,7 +183,7 @@ def check_watching(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"WSGATEWAY_MAY_WATCH names {path!r}: {problem}.",
+            ended(f"WSGATEWAY_MAY_WATCH names {path!r}: {problem}"),
             hint="Name a function that takes an identity, a service and a user's name, sync or "
             "async, for example 'shop.presence.may_watch'.",
             id="wsgateway.E009",

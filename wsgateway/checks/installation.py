@@ -18,7 +18,7 @@ from django.urls import Resolver404, resolve
 from django.urls.resolvers import RoutePattern
 from django.utils.module_loading import import_string
 
-from wsgateway.checks.base import possible
+from wsgateway.checks.base import ended, possible
 from wsgateway.checks.start import START_CHECKS
 from wsgateway.conf import settings
 from wsgateway.entry_point import Application
@@ -158,7 +158,7 @@ def check_entry_point(**kwargs: Any) -> list[CheckMessage]:
         if any(check() for check in START_CHECKS):
             return []  # they have said it: our entry point raises what they find
         problem, hint = found
-        text = f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}."
+        text = ended(f"ASGI_APPLICATION is {path!r}, which cannot be used: {problem}")
         return [Warning(text, hint=hint, id="wsgateway.W010")]
     application = _outermost_application()
     if has_gateway(application) is False:

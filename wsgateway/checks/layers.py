@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.utils.module_loading import import_string
 
 from wsgateway.broker.addresses import split_urls
-from wsgateway.checks.base import possible, sentence
+from wsgateway.checks.base import ended, possible, sentence
 from wsgateway.checks.servers import url_problem
 from wsgateway.conf import settings
 from wsgateway.layer import NatsChannelLayer
@@ -27,7 +27,7 @@ def check_layers(**kwargs: Any) -> list[CheckMessage]:
     """E007: a channel layer that cannot work, and what of Redis' configuration is left in it."""
     return [
         Error(
-            f"CHANNEL_LAYERS[{alias!r}]{where}: {problem.problem}.",
+            ended(f"CHANNEL_LAYERS[{alias!r}]{where}: {problem.problem}"),
             hint=sentence(problem.cure),
             id="wsgateway.E007",
         )
@@ -42,7 +42,11 @@ def check_layer_differences(**kwargs: Any) -> list[CheckMessage]:
     if not possible(*needed) or any(map(url_problem, split_urls(settings.URL))):
         return []
     return [
-        Warning(f"CHANNEL_LAYERS[{alias!r}]: {problem}.", hint=sentence(cure), id="wsgateway.W009")
+        Warning(
+            ended(f"CHANNEL_LAYERS[{alias!r}]: {problem}"),
+            hint=sentence(cure),
+            id="wsgateway.W009",
+        )
         for alias, layer in settings.channel_layers.items()
         for problem, cure in find_differences(*_where(layer))
     ]

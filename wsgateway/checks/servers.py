@@ -7,7 +7,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error
 
 from wsgateway.broker.addresses import Address, split_urls, url_cure
-from wsgateway.checks.base import possible, sentence
+from wsgateway.checks.base import ended, possible, sentence
 from wsgateway.conf import settings
 
 __all__ = ["check_urls", "url_problem"]
@@ -19,7 +19,7 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}.",
+            ended(f"NATS_BROKER_URL has an entry that is not the URL of a NATS server: {problem}"),
             hint=sentence(url_cure(settings.URL)),
             id="wsgateway.E006",
         )

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Warning
 
 from wsgateway import declared
-from wsgateway.checks.base import possible
+from wsgateway.checks.base import ended, possible
 from wsgateway.conf import settings
 from wsgateway.declared import ANY, declared_services, discover, handled_services
 from wsgateway.exceptions import NameRefused
@@ -50,7 +50,7 @@ def check_services(**kwargs: Any) -> list[CheckMessage]:
             hint = (
                 "Choose a shorter name: NATS has a stream and a consumer that are named after it."
             )
-            found.append(Error(f"{exc}.", hint=hint, id="wsgateway.E002"))
+            found.append(Error(ended(str(exc)), hint=hint, id="wsgateway.E002"))
     both = sorted(ours.services & (ours.topics | ours.casts))
     if both:
         found.append(
@@ -84,7 +84,7 @@ def check_topic_handlers(**kwargs: Any) -> list[CheckMessage]:
             try:
                 service_of_topics(topics)
             except (TypeError, ValueError) as exc:
-                text = f"The handler of topics of {name!r} cannot run: {exc}."
+                text = ended(f"The handler of topics of {name!r} cannot run: {exc}")
                 hint = "Correct the method handle(), or the options of @topic."
                 found.append(Error(text, hint=hint, id="wsgateway.E013"))
         elif not topics.is_writable and _mentions_write(topics.allow):

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 
-from wsgateway.checks.base import possible
+from wsgateway.checks.base import ended, possible
 from wsgateway.conf import SETTINGS, misspelt_setting, nearest_setting, settings
 from wsgateway.exceptions import NameRefused
 from wsgateway.protocol.subjects import Subjects
@@ -57,7 +57,7 @@ def check_misspelt_names(**kwargs: Any) -> list[CheckMessage]:
 def check_values(**kwargs: Any) -> list[CheckMessage]:
     """E002: a value that is impossible."""
     found: list[CheckMessage] = [
-        Error(f"{problem}.", hint=setting.cure(), id="wsgateway.E002")
+        Error(ended(problem), hint=setting.cure(), id="wsgateway.E002")
         for setting in SETTINGS.values()
         if (problem := setting.problem())
     ]
@@ -66,7 +66,7 @@ def check_values(**kwargs: Any) -> list[CheckMessage]:
             Subjects(settings.PREFIX)
         except NameRefused as exc:
             hint = "For example 'ws' or 'acme.ws'."
-            found.append(Error(f"WSGATEWAY_PREFIX: {exc}.", hint=hint, id="wsgateway.E002"))
+            found.append(Error(ended(f"WSGATEWAY_PREFIX: {exc}"), hint=hint, id="wsgateway.E002"))
     return found
 
 
