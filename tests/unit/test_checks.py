@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from wsgateway.conf import settings as wsgateway_settings
 from wsgateway.exceptions import BrokerMisconfigured
 from wsgateway.identity import CookieIdentity, SessionIdentity
 from wsgateway.services import registry as registry_of_services
+from wsgateway.webhooks import sender
+from wsgateway.webhooks.config import webhook_of
 
 COOKIES = "wsgateway.identity.CookieIdentity"
 
@@ -641,9 +644,27 @@ def test_E002_webhook_with_a_wrong_option(webhooks: Any) -> None:
     assert "hunter2" not in text
 
 
-def test_E014_webhook_without_httpx(webhooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.webhooks, "find_spec", lambda name: None)
-    assert messages()["E014"] == ("Webhooks need httpx; run: pip install 'wsgateway[webhooks]'.")
+def test_W020_webhook_without_httpx(webhooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was an error, and stopped commands such as migrate where nothing sends to webhooks."""
+    monkeypatch.setattr(sender, "find_spec", lambda name: None)
+    text = "Webhooks need httpx; run: pip install 'wsgateway[webhooks]'."
+    assert messages() == {"W020": text}
+    webhooks.PUBSUB_BROKER = "nats"
+    webhooks.WSGATEWAY_EVENTS_WEBHOOK = webhooks.WSGATEWAY_WEBHOOKS["orders"]
+    for command in ("runservice", "runevents"):
+        with pytest.raises(CommandError, match=r"pip install 'wsgateway\[webhooks\]'") as error:
+            call_command(command, skip_checks=False, stderr=StringIO())
+        assert error.value.returncode == 1
+
+
+async def test_request_without_httpx_says_what_to_install(
+    webhooks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway's log said: No module named 'httpx'."""
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    endpoint = webhook_of(webhooks.WSGATEWAY_WEBHOOKS["orders"]).endpoint
+    with pytest.raises(sender.PostFailed, match=r"pip install 'wsgateway\[webhooks\]'"):
+        await sender.Sender(endpoint, 1000).post("1", b"{}")
 
 
 def test_E014_webhook_of_a_service_with_a_handler(webhooks: Any) -> None:

@@ -52,7 +52,11 @@ from wsgateway.checks.values import (
     check_names,
     check_values,
 )
-from wsgateway.checks.webhooks import check_production_webhooks, check_webhooks
+from wsgateway.checks.webhooks import (
+    check_production_webhooks,
+    check_webhook_package,
+    check_webhooks,
+)
 
 __all__ = ["CHECKS", "DEPLOY_CHECKS", "START_CHECKS"]
 
@@ -81,6 +85,7 @@ CHECKS: list[Check] = [
     check_topic_sockets,
     check_duplicate_window,
     check_webhooks,
+    check_webhook_package,
     check_bridges,
     check_bridge_packages,
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from importlib.util import find_spec
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
@@ -14,14 +13,14 @@ from wsgateway.conf import settings
 from wsgateway.declared import discover
 from wsgateway.services.registry import webhook_flaw
 from wsgateway.webhooks.config import (
-    NO_HTTPX,
     Endpoint,
     events_webhook_of,
     identity_webhook_of,
     webhook_of,
 )
+from wsgateway.webhooks.sender import missing_httpx
 
-__all__ = ["check_production_webhooks", "check_webhooks"]
+__all__ = ["check_production_webhooks", "check_webhook_package", "check_webhooks"]
 
 SETTINGS = (
     "WSGATEWAY_WEBHOOKS",
@@ -36,16 +35,24 @@ def check_webhooks(**kwargs: Any) -> list[CheckMessage]:
         return []
     discover()
     flaws = [flaw for name in sorted(settings.WEBHOOKS) if (flaw := webhook_flaw(name))]
-    endpoints = _endpoints()
-    if endpoints and find_spec("httpx") is None:
-        flaws = [NO_HTTPX]
     flaws += [
         f"the 'ca' of {where} is {endpoint.ca!r}, {flaw}"
-        for where, endpoint in endpoints.items()
+        for where, endpoint in _endpoints().items()
         if endpoint.ca and (flaw := _authority_flaw(endpoint.ca))
     ]
     hint = "docs/how-to/webhooks.md shows how to set up a webhook."
     return [Error(sentence(flaw), hint=hint, id="wsgateway.E014") for flaw in flaws]
+
+
+def check_webhook_package(**kwargs: Any) -> list[CheckMessage]:
+    """W020: what webhooks need is not installed; not an error where nothing sends to them."""
+    if not possible(*SETTINGS) or not _endpoints() or not (flaw := missing_httpx()):
+        return []
+    hint = (
+        "runservice, runevents and gateways that send to a webhook need it. If this machine runs "
+        "none of them, silence this check."
+    )
+    return [Warning(sentence(flaw), hint=hint, id="wsgateway.W020")]
 
 
 def _authority_flaw(path: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
@@ -20,7 +19,8 @@ from wsgateway.services.errors import Reject
 from wsgateway.services.message import Message
 from wsgateway.services.policy import Policies, RetryPolicy
 from wsgateway.services.webhooks import WebhookHandler
-from wsgateway.webhooks.config import NO_HTTPX, Webhook, webhook_of
+from wsgateway.webhooks.config import Webhook, webhook_of
+from wsgateway.webhooks.sender import missing_httpx
 
 __all__ = [
     "JsonHandler",
@@ -240,7 +240,7 @@ def find_services() -> dict[str, Service]:
         if topics.handler is not None:
             found[name] = service_of_topics(topics)
     for name, options in sorted(settings.WEBHOOKS.items()):
-        if flaw := webhook_flaw(name):
+        if flaw := webhook_flaw(name) or missing_httpx():
             raise ImproperlyConfigured(flaw)
         found[name] = _service_of_webhook(name, webhook_of(options))
     for bridge in declared.bridges().values():
@@ -293,8 +293,6 @@ def bridge_flaws(bridge: Bridge) -> list[str]:
 
 def webhook_flaw(name: str) -> str:
     """Return why the webhook of the service *name* cannot be used; "" if it can."""
-    if find_spec("httpx") is None:
-        return NO_HTTPX
     topics = declared.topics.get(name)
     if known := _handler_of(name, webhooks=()):
         return (

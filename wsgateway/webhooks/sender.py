@@ -11,11 +11,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import wsgateway
 from wsgateway.exceptions import WsGatewayError, reason_of
 from wsgateway.webhooks.addresses import Addresses, AddressRefused
+from wsgateway.webhooks.config import NO_HTTPX
 from wsgateway.webhooks.signing import signed_headers
 from wsgateway.webhooks.verdicts import Answer
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from wsgateway.webhooks.config import Endpoint
 
-__all__ = ["PostFailed", "Sender"]
+__all__ = ["PostFailed", "Sender", "missing_httpx"]
 
 IDLE = 1.0
 """Seconds for which an idle connection is kept. Gunicorn closes it after 2, Node.js after 5."""
@@ -83,6 +85,8 @@ class Sender:
             raise PostFailed(text) from exc
         except AddressRefused:
             raise
+        except ImportError as exc:
+            raise PostFailed(f"{self._endpoint.origin}: {NO_HTTPX}") from exc
         except Exception as exc:  # of httpx, of the system, or because of what a setting says
             raise PostFailed(f"{self._endpoint.origin}: {_reason_of(exc)}") from exc
 
@@ -129,6 +133,11 @@ class Sender:
         """Close the connections. Idempotent."""
         if self._line is not None:
             await self._line.close()
+
+
+def missing_httpx() -> str:
+    """Return what to do if httpx is missing; "" if it is there."""
+    return NO_HTTPX if find_spec("httpx") is None else ""
 
 
 def _reason_of(error: BaseException) -> str:

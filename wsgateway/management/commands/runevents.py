@@ -12,6 +12,7 @@ from wsgateway.management.base import Options, OutputCommand
 from wsgateway.management.exits import Exit
 from wsgateway.management.output import Output
 from wsgateway.management.running import add_running_arguments, run_long
+from wsgateway.webhooks.sender import missing_httpx
 
 __all__ = ["Command"]
 
@@ -37,5 +38,7 @@ class Command(OutputCommand):
                 "nats",
                 returncode=Exit.FAILED,
             )
+        if settings.EVENTS_WEBHOOK and (flaw := missing_httpx()):
+            raise CommandError(flaw, returncode=Exit.FAILED)
         runner = EventRunner(options["ready_file"], out.tell)
         run_long(runner, out, options, asks_broker=False)
