@@ -77,6 +77,35 @@ async def test_reply_comes_over_a_later_connection(gateway: FakeGateway) -> None
         assert client.pending == 0
 
 
+@pytest.mark.parametrize("topic", [None, "room.42"])
+async def test_what_did_not_answer_in_time_is_named(
+    gateway: FakeGateway, topic: str | None
+) -> None:
+    """The error had no text."""
+    who = f"topic {topic!r}" if topic else "the service"
+    gateway.confirm = False
+    if topic:
+        gateway.topic(topic)
+    async with client_of(gateway) as client:
+        ask = client.topic(topic).request if topic else client.request
+        with pytest.raises(TimeoutError) as late:
+            await ask("x", id="q1", timeout=0.05)
+        assert str(late.value) == (
+            "the gateway did not confirm request 'q1' within 0.05 s; it may have been stored: "
+            "retry with the same id"
+        )
+        gateway.confirm = True
+        for timeout in (0.05, 0.5, 5.0, 15.0):  # until the gateway is fast enough to confirm it
+            with pytest.raises(TimeoutError) as late:
+                await ask("x", id=f"q{timeout}", timeout=timeout)
+            if str(late.value).startswith("no reply"):
+                break
+        assert str(late.value) == (
+            f"no reply from {who} to request 'q{timeout}' within {timeout:g} s; it may still be "
+            "handled"
+        )
+
+
 async def test_request_in_vain(gateway: FakeGateway) -> None:
     replies: list[Any] = []
     async with client_of(gateway, on_reply=replies.append, queue_limit=1) as client:

@@ -326,7 +326,8 @@ class Client:
 
         Raises:
             GatewayError: The service refused it, with its own ``.code``, or the gateway did.
-            TimeoutError: No reply in time; the service may still handle it.
+            TimeoutError: No reply in time; the text says whether the gateway or the service is
+                late. The service may still handle it.
             ValueError: *id* or *data* cannot be sent.
         """
         return await self._exchange.request(data, id, timeout)

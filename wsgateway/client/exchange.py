@@ -79,8 +79,21 @@ class Exchange:
         self._sending.request(id, frame, trace=_trace(), topic=topic)
         with self._requests.joined(id) as reply:
             self.wake()
-            async with asyncio.timeout(timeout):
-                return await asyncio.shield(reply)
+            try:
+                async with asyncio.timeout(timeout):
+                    return await asyncio.shield(reply)
+            except TimeoutError as exc:
+                raise TimeoutError(self._why_late(id, topic, timeout)) from exc
+
+    def _why_late(self, id: str, topic: str | None, timeout: float | None) -> str:
+        within = f"within {timeout:g} s"
+        if self._sending.is_unconfirmed(id):
+            return (
+                f"the gateway did not confirm request {id!r} {within}; it may have been stored: "
+                "retry with the same id"
+            )
+        who = "the service" if topic is None else f"topic {topic!r}"
+        return f"no reply from {who} to request {id!r} {within}; it may still be handled"
 
     def _give_up(self, id: str) -> None:
         if id not in self._requests:

@@ -34,6 +34,10 @@ class Sending:
         """Return how many messages are queued or sent, and not confirmed."""
         return len(self._outbox)
 
+    def is_unconfirmed(self, id: str) -> bool:
+        """Say whether the message *id* is queued or sent, and not confirmed."""
+        return id in self._outbox
+
     # -- connections ---------------------------------------------------------------------
 
     def connecting(self, topics: Iterable[str]) -> None:

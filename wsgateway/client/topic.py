@@ -163,7 +163,8 @@ class Topic:
 
         Raises:
             GatewayError: The client may not write, the service refused, or the topic has ended.
-            TimeoutError: No reply in time; the service may still handle it.
+            TimeoutError: No reply in time; the text says whether the gateway or the service is
+                late. The service may still handle it.
             ValueError: *id* or *data* cannot be sent.
         """
         return await self._exchange.request(data, id, timeout, self._subscription)
