@@ -69,7 +69,8 @@ def of_workers(workers: Workers) -> Iterator[Alert]:
         for name, bridge in worker.bridges.items():
             if bridge.connected and not bridge.trouble:
                 continue
-            what = "waits" if bridge.connected else "does not reach Kafka or RabbitMQ"
+            bus = bridge.bus or "Kafka or RabbitMQ"
+            what = "waits" if bridge.connected else f"does not reach {bus}"
             why = bridge.trouble and f": {bridge.trouble}"
             text = f"Bridge {name} of worker {worker.id} {what}{why}"
             yield Alert(text, "wsgateway.serviceentry")

@@ -327,6 +327,8 @@ class BridgeCounters:
     def __init__(self) -> None:
         self.connected: Callable[[], bool] = lambda: False
         """Whether its bus can be reached now."""
+        self.bus = ""
+        """What its bus is, and where."""
         self.trouble: Callable[[], str] = lambda: ""
         """Why it does not carry everything now; "" if it does."""
         self.sent = 0

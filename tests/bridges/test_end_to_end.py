@@ -97,7 +97,9 @@ async def test_what_clients_send_reaches_the_service_and_its_answer_the_client(
                     await asyncio.sleep(0.02)
         [worker] = await status.aworkers()
         assert worker.services["orders"].handled == 6
-        assert worker.bridges == {"warehouse": BridgeWork(True, 6, 0, 6, 0, 0)}
+        bus = counters.bridges["warehouse"].bus
+        assert bus.startswith(("Kafka at kafka://", "RabbitMQ at amqp://"))
+        assert worker.bridges == {"warehouse": BridgeWork(True, 6, 0, 6, 0, 0, bus=bus)}
         shown = StringIO()
         await sync_to_async(call_command)("gateway", "status", stdout=shown)
         assert re.search(rf"warehouse +{worker.id} +6 +0 +6 +0 +0 +connected", shown.getvalue())

@@ -122,7 +122,7 @@ async def test_message_that_waits_for_a_queue_is_a_reason(bus: FakeBus) -> None:
 async def test_bridge_that_is_cut_off_says_why(bus: FakeBus) -> None:
     bus.is_connected, bus.trouble_now = False, "RabbitMQ refuses the login"
     async with running():
-        await until_shown("cut off: RabbitMQ refuses the login")
+        await until_shown("cut off from Kafka at kafka://a:9092: RabbitMQ refuses the login")
 
 
 @pytest.mark.timeout(120)

@@ -97,12 +97,14 @@ def test_who_does_not_answer_is_named() -> None:
 
 
 def test_bridge_without_its_bus() -> None:
-    def worker(connected: bool, trouble: str = "") -> Worker:
-        bridge = BridgeWork(connected, 0, 0, 0, 0, 0, trouble)
+    def worker(connected: bool, trouble: str = "", bus: str = "") -> Worker:
+        bridge = BridgeWork(connected, 0, 0, 0, 0, 0, trouble, bus)
         return Worker("w", "1", "host", 1, NOW, {}, (), 0, {"warehouse": bridge})
 
     assert [*of_workers(Workers([worker(connected=True)], []))] == []
     [alert] = of_workers(Workers([worker(connected=False)], []))
     assert alert.text == "Bridge warehouse of worker w does not reach Kafka or RabbitMQ"
+    [alert] = of_workers(Workers([worker(connected=False, bus="RabbitMQ at amqp://mq:5672")], []))
+    assert alert.text == "Bridge warehouse of worker w does not reach RabbitMQ at amqp://mq:5672"
     [alert] = of_workers(Workers([worker(connected=True, trouble="no topic 'ws.recv'")], []))
     assert alert.text == "Bridge warehouse of worker w waits: no topic 'ws.recv'"

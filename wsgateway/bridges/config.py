@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from wsgateway.setting import are_names, number_flaw, options_flaws
 
 __all__ = [
+    "BUSES",
     "ENCRYPTED",
     "PACKAGES",
     "Bridge",
@@ -31,6 +32,8 @@ SCHEMES = {
 }
 """Which bus a URL means, whether it is encrypted, and the usual port."""
 ENCRYPTED = {"kafka": "kafka+ssl", "amqp": "amqps"}
+BUSES = {"kafka": "Kafka", "amqp": "RabbitMQ"}
+"""What people call each bus."""
 PACKAGES = {"kafka": "aiokafka", "amqp": "aio_pika"}
 """The package that each bus needs, which the extra of the same name installs."""
 DIRECTIONS = ("both", "send", "receive")

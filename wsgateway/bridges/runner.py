@@ -9,6 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from wsgateway import counters, declared
 from wsgateway.bridges.buses import make_bus
+from wsgateway.bridges.config import BUSES
 from wsgateway.bridges.outage import Outage
 from wsgateway.bridges.receiving import Receiving
 from wsgateway.bridges.sending import Sending
@@ -101,6 +102,7 @@ class Running(Companion):
 
     async def open(self, broker: Broker) -> None:
         """Begin to carry records."""
+        self._counted.bus = f"{BUSES[self._bridge.bus]} at {self._bridge.where}"
         self._counted.connected = lambda: self._bus.connected
         self._counted.trouble = self._trouble
         await self._bus.open()

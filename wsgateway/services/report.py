@@ -183,6 +183,7 @@ def _bridge(counted: counters.BridgeCounters) -> BridgeWork:
         set_aside=counted.set_aside,
         waiting=counted.sending + counted.receiving,
         trouble=counted.trouble(),
+        bus=counted.bus,
     )
 
 

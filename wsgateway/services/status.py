@@ -105,6 +105,7 @@ class BridgeWork:
         set_aside: Those that cannot be delivered.
         waiting: Both kinds in hand.
         trouble: Why it waits, such as for a missing topic; "" if nothing keeps it from its work.
+        bus: What it connects to, and where: ``Kafka at kafka://localhost:9092``; "" if unknown.
     """
 
     connected: bool
@@ -114,6 +115,7 @@ class BridgeWork:
     set_aside: int
     waiting: int
     trouble: str = ""
+    bus: str = ""
 
     @classmethod
     def parse(cls, fields: Fields) -> Self:
@@ -121,7 +123,8 @@ class BridgeWork:
         numbers = ("sent", "refused", "received", "set_aside", "waiting")
         counts = {name: int(fields[name]) for name in numbers}
         # One that is not upgraded yet does not say
-        return cls(bool(fields["connected"]), **counts, trouble=str(fields.get("trouble", "")))
+        trouble, bus = (str(fields.get(name, "")) for name in ("trouble", "bus"))
+        return cls(bool(fields["connected"]), **counts, trouble=trouble, bus=bus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,8 @@ def _state(bridge: BridgeWork) -> Text:
     if bridge.connected and not bridge.trouble:
         return Text("connected", style="green")
     why = bridge.trouble and f": {bridge.trouble}"
-    return Text(safe(f"{'waits' if bridge.connected else 'cut off'}{why}"), style="red")
+    cut_off = f"cut off from {bridge.bus}" if bridge.bus else "cut off"
+    return Text(safe(f"{'waits' if bridge.connected else cut_off}{why}"), style="red")
 
 
 def _stream(each: Stream) -> tuple[Cell, ...]:
