@@ -133,6 +133,9 @@ class BrokerClosed(BrokerError):
 class BusError(WsGatewayError):
     """The bus behind a bridge, Kafka or RabbitMQ, could not do what was asked."""
 
+    lines: Sequence[str] = ()
+    """If setting it up failed in part: what each step has to say."""
+
 
 class BusUnavailable(BusError):
     """The bus has not confirmed it. It may be done; try again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from functools import partial
 
@@ -13,7 +14,8 @@ from tests.bridges.amqp_side import Hands, amqp_bridge, service_side
 from tests.bridges.rabbitmq import RabbitServer
 from tests.bridges.sides import opened, told_without
 from tests.support import until
-from wsgateway.bridges.amqp import AmqpBus, publishing
+from wsgateway.bridges.amqp import AmqpBus, connection, publishing
+from wsgateway.bridges.config import Server
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable
 
 pytestmark = pytest.mark.timeout(150)  # a busy machine takes half a minute to start RabbitMQ
@@ -45,8 +47,10 @@ async def test_a_virtual_host_and_a_user_with_just_enough_rights(rabbit: RabbitS
         await service.produce("orders.ann", ["2"])
         await until(lambda: service.received and hands.records)
         await bus.set_aside(hands.records[0], "why")
-        with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'ben'"):
+        with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'ben'") as told:
             await bus.set_up()
+        right = f"; grant user 'ben' the right configure on exchange '{bridge.prefix}.send'"
+        assert right in str(told.value)
 
 
 async def test_a_user_who_may_create_but_not_bind_is_told(rabbit: RabbitServer) -> None:
@@ -55,8 +59,56 @@ async def test_a_user_who_may_create_but_not_bind_is_told(rabbit: RabbitServer) 
     bridge = amqp_bridge(rabbit, url=rabbit.url("dan", PASSWORD, vhost="binding"))
     name = rf"^{bridge.prefix}\."
     rabbit.add_user("dan", PASSWORD, "binding", configure=name, write=name, read="^$")
-    with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'dan'"):
+    with pytest.raises(BusMisconfigured, match=r"access to .* refused for user 'dan'") as told:
         await AmqpBus(bridge).set_up()
+    queues = [f"{bridge.group}.{target}.0" for target in ("inbox", "topic")]
+    for queue in queues:
+        right = f"; grant user 'dan' the right configure and read on queue '{queue}'"
+        assert right in str(told.value)
+    # What fails keeps nothing else from being created
+    created = [line for line in told.value.lines if line.startswith("created ")]
+    assert f"created queue '{bridge.prefix}.dead': quorum, durable" in created
+    assert len(created) == 5
+    assert len(told.value.lines) == 7
+    # Now it may read its queues, but no exchange
+    rabbit.add_user("eva", PASSWORD, "binding", configure=name, write=name, read=r"\.[0-9]$")
+    bridge = amqp_bridge(
+        rabbit, prefix=bridge.prefix, url=rabbit.url("eva", PASSWORD, vhost="binding")
+    )
+    with pytest.raises(BusMisconfigured) as told:
+        await AmqpBus(bridge).set_up()
+    for each in ("dead", "recv", "topic"):
+        right = f"; grant user 'eva' the right read on exchange '{bridge.prefix}.{each}'"
+        assert right in str(told.value)
+
+
+async def test_a_bridge_that_may_not_carry_says_which_right_it_lacks(
+    rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It told to grant the rights that a page lists."""
+    bridge = amqp_bridge(rabbit)
+    await AmqpBus(bridge).set_up()
+    rabbit.add_user("flo", PASSWORD, configure="^$", write="^$", read="^$")
+    own = amqp_bridge(rabbit, prefix=bridge.prefix, url=rabbit.url("flo", PASSWORD))
+    async with opened(own, set_up=False) as bus:
+        with pytest.raises(BusMisconfigured) as told:
+            await bus.produce("orders", "ann", b"1", {"Ws-Id": "1"})
+        text = f"; grant user 'flo' the right write on exchange '{bridge.prefix}.send'"
+        assert str(told.value).endswith(text)
+        Hands(bus)
+        await until(lambda: "; grant user 'flo' the right read on queue" in caplog.text)
+
+
+async def test_servers_that_are_away_are_logged_once_each(
+    free_port: int, rabbit: RabbitServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two reasons that took turns, such as those of two servers, filled the log."""
+    caplog.set_level(logging.DEBUG, "wsgateway.bridges")
+    url = f"amqp://127.0.0.1:{free_port},localhost:{free_port}"
+    async with opened(amqp_bridge(rabbit, url=url), set_up=False):
+        await until(lambda: len(caplog.records) >= 4)
+    lines = [record.levelname for record in caplog.records if record.name == "wsgateway.bridges"]
+    assert lines[:4] == ["WARNING", "WARNING", "DEBUG", "DEBUG"]
 
 
 async def test_who_is_refused_is_told_why_and_no_password_is_shown(
@@ -155,6 +207,17 @@ async def test_a_server_that_is_away_costs_no_caller_more_than_its_patience(
                 await attempt
         assert not bus.connected
     assert time.monotonic() - begun < 8
+
+
+async def test_a_server_that_does_not_answer_is_told(
+    rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        server = Server(*deaf.getsockname())
+        with pytest.raises(BusUnavailable) as error:
+            await AmqpBus(amqp_bridge(rabbit, url=f"amqp://{server}")).set_up()
+    assert str(error.value).startswith(f"cannot reach RabbitMQ at {server}: no answer within 0.2 s")
 
 
 async def test_closing_ends_a_wait_for_a_server_that_is_away(

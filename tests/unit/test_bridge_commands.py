@@ -12,6 +12,7 @@ from django.core.management import CommandError, call_command
 from tests.bridges.fake_bus import FakeBus
 from wsgateway import declared
 from wsgateway.bridges.config import Bridge
+from wsgateway.bridges.steps import Steps
 from wsgateway.exceptions import BusMisconfigured, BusUnavailable
 from wsgateway.management.commands import setup_bridges
 from wsgateway.management.exits import Exit
@@ -68,6 +69,25 @@ def test_bridge_that_fails_keeps_no_other_from_being_set_up(buses: dict[str, Bus
         ("b", True),
         ("c", False),
     ]
+
+
+def test_what_a_bridge_got_is_shown_beside_what_it_did_not(buses: dict[str, Bus]) -> None:
+    steps = Steps()
+    steps.lines.append("created topic ws.recv")
+    for name in ("topic", "dead"):
+        with steps.step():
+            raise BusMisconfigured(f"no right to create ws.{name}")
+    with pytest.raises(BusMisconfigured) as error:
+        steps.result()
+    buses["b"].error = error.value
+    printed, failure = failed("setup_bridges", "b", as_json=True)
+    assert [(line["result"], line["failed"]) for line in json.loads(printed)] == [
+        ("created topic ws.recv", False),
+        ("failed: no right to create ws.topic", True),
+        ("failed: no right to create ws.dead", True),
+    ]
+    text = "not set up: b: no right to create ws.topic; no right to create ws.dead"
+    assert str(failure) == text
 
 
 def test_another_try_is_advised_if_it_may_help_every_bridge(buses: dict[str, Bus]) -> None:

@@ -96,7 +96,8 @@ class Bus(ABC):
     async def set_up(self) -> list[str]:
         """Create the topics, exchanges and queues that are missing; for operators. Idempotent.
 
-        Connects by itself if it is not open, and then disconnects.
+        Connects by itself if it is not open, and then disconnects. If one of them fails, the others
+        are tried all the same.
 
         Returns:
             A line for each, such as ``created topic ws.recv: 12 partitions, replication 3``, or
@@ -104,7 +105,8 @@ class Bus(ABC):
 
         Raises:
             BusUnavailable: It cannot be reached.
-            BusMisconfigured: Something exists, but is of another kind, or may not be created.
+            BusMisconfigured: Something exists, but is of another kind, or may not be created. The
+                error's ``lines`` say what was done all the same.
         """
 
     @abstractmethod

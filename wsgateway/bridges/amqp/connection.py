@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import aio_pika
 from aio_pika import exceptions as amqp
@@ -39,6 +40,10 @@ STEADY = 10.0
 
 UNDECODABLE = (amqp.InvalidFrameError, RecursionError)
 """What a message that pamqp cannot decode does to its connection."""
+
+RIGHTS = {"exchange": "write", "queue": "read"}
+"""What a bridge needs to carry records. RabbitMQ 3.10 does not say which right is missing."""
+REFUSED = re.compile(r"(?:(configure|write|read) )?access to (exchange|queue) '(.+?)' in vhost")
 
 NO_VHOST = "['Connection.OpenOk'], got <Connection.Close "
 """What aiormq says when RabbitMQ refuses the virtual host. It drops RabbitMQ's own text."""
@@ -87,6 +92,7 @@ class Link:
         self._is_tolerant = False  # a message could not be decoded; the next one may come soon
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # set, and replaced, when the next two change
+        self._logged: set[str] = set()  # what was said of this outage
         self.is_up = False
         self.error: BusError | None = None  # why it is not up; None before the first failure
 
@@ -109,6 +115,7 @@ class Link:
             name = self._bridge.name
             text = "bridge %s: reconnected to %s"
             logger.info(text, name, self._bridge.where, extra={"bridge": name})
+        self._logged.clear()
         self._tell(is_up=True, error=None)
 
     async def wait(self, *, for_ever: bool = False) -> None:
@@ -152,9 +159,10 @@ class Link:
                 error = explain(exc, self._bridge, server)
             else:
                 error = BusUnavailable(f"RabbitMQ at {server} closed the connection")
-            # Once for each outage, however many attempts it takes
-            level = logging.DEBUG if str(error) == str(self.error) else logging.WARNING
+            # Once for each outage, however many attempts it takes, and servers there are
             name, reason = self._bridge.name, reason_of(error)
+            level = logging.DEBUG if reason in self._logged else logging.WARNING
+            self._logged.add(reason)
             text = "bridge %s: %s (%s)"
             logger.log(level, text, name, reason, self._purpose, extra={"bridge": name})
             self._tell(is_up=False, error=error)
@@ -231,7 +239,12 @@ def _url(bridge: Bridge, server: Server) -> URL:
 
 
 def explain(
-    error: BaseException, bridge: Bridge, server: Server | None = None, *, is_new: bool = False
+    error: BaseException,
+    bridge: Bridge,
+    server: Server | None = None,
+    *,
+    is_new: bool = False,
+    rights: Mapping[str, str] = RIGHTS,
 ) -> BusError:
     """Return what an error of aio-pika means, and what to do.
 
@@ -240,6 +253,7 @@ def explain(
         bridge: The bridge's configuration.
         server: Which server it came from; None if it may be any of the bridge's.
         is_new: Whether the connection could not be made.
+        rights: Which right was needed, on exchanges and queues, or on one of them, by its name.
     """
     where = f"RabbitMQ at {server or ', '.join(map(str, bridge.servers))}"
     reason = _said(error)
@@ -261,9 +275,7 @@ def explain(
     if isinstance(error, amqp.ChannelNotFoundEntity):
         return BusMisconfigured(f'{where}: {reason}; run "manage.py setup_bridges {bridge.name}"')
     if isinstance(error, ChannelAccessRefused):
-        return BusMisconfigured(
-            f"{where}: {reason}; grant the rights that docs/how-to/bridges.md lists"
-        )
+        return BusMisconfigured(f"{where}: {reason}; grant user {user!r} {_right(reason, rights)}")
     if isinstance(error, amqp.ChannelPreconditionFailed):  # such as too late an acknowledgement
         return BusUnavailable(f"{where} closed the channel: {reason}")
     if isinstance(error, UNDECODABLE):
@@ -277,6 +289,15 @@ def explain(
         f"cannot reach {where}: {reason}; check that RabbitMQ is running, and the servers in "
         f"'url' of bridge {bridge.name!r}"
     )
+
+
+def _right(reason: str, rights: Mapping[str, str]) -> str:
+    """Return which right RabbitMQ misses, on what."""
+    found = REFUSED.search(reason)
+    if found is None:
+        return "the rights that docs/how-to/bridges.md lists"
+    right, kind, name = found.groups()
+    return f"the right {right or rights.get(name) or rights[kind]} on {kind} {name!r}"
 
 
 def _said(error: BaseException) -> str:

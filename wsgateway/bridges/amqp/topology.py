@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aio_pika import exceptions as amqp
-from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractConnection
 from aiormq.exceptions import ConnectionCommandInvalid
 
 from wsgateway.bridges.amqp.connection import explain
 from wsgateway.bridges.bus import Target
 from wsgateway.bridges.config import Bridge
 from wsgateway.bridges.names import Names
+from wsgateway.bridges.steps import Steps
 from wsgateway.exceptions import BusMisconfigured
 
 __all__ = ["Lane", "Topology"]
@@ -106,12 +107,12 @@ class Topology:
         for name in (names.recv, names.topic, names.dead):
             yield _Thing("exchange", name, "topic", {})
         yield _Thing("queue", names.dead, "quorum", QUEUE)
-        if self._number > 1:
-            for target in self._sources:
-                yield _Thing("exchange", self._spread(target), SPREAD, {})
         arguments = {"x-single-active-consumer": True, "x-dead-letter-exchange": names.dead}
         for lane in self.lanes:
             yield _Thing("queue", lane.name, "quorum", QUEUE | arguments)
+        if self._number > 1:  # last: without their plugin, RabbitMQ closes the connection
+            for target in self._sources:
+                yield _Thing("exchange", self._spread(target), SPREAD, {})
 
     def _bindings(self) -> Iterator[_Binding]:
         names = self.names
@@ -173,24 +174,32 @@ class Topology:
 
         Raises:
             BusMisconfigured: Something is of another kind, or the user may not bind it. The text
-                says what differs.
+                says what differs. The other things are there then, and nothing is bound.
         """
-        lines = []
+        steps = Steps()
         for thing in self._things():
-            is_new = await self._waiting(connection, thing) is None
-            await self._declare(connection, thing)
-            begin = f"created {thing}" if is_new else f"{thing} exists"
-            lines.append(f"{begin}: {thing.type}, durable")
-        if self._bridge.receives:
-            try:
-                async with connection.channel() as channel:
-                    await self._bind(channel)
-                lines += await self._remove_lanes(connection)
-            except amqp.CONNECTION_EXCEPTIONS as exc:
-                raise explain(exc, self._bridge) from exc
-        return lines
+            with steps.step():
+                is_new = await self._waiting(connection, thing) is None
+                await self._declare(connection, thing)
+                begin = f"created {thing}" if is_new else f"{thing} exists"
+                steps.lines.append(f"{begin}: {thing.type}, durable")
+            if steps.failed and isinstance(steps.failed[-1].__cause__, amqp.AMQPConnectionError):
+                break  # the connection is lost
+        if self._bridge.receives and not steps.failed:
+            for binding in self._bindings():
+                with steps.step():
+                    await self._bind(connection, binding)
+        if self._bridge.receives and not steps.failed:
+            with steps.step():
+                await self._unbind(connection)
+                steps.lines += await self._remove_lanes(connection)
+        return steps.result()
 
     async def _declare(self, connection: AbstractConnection, thing: _Thing) -> None:
+        # A queue that sets aside what expires needs more: it will read itself, and write there
+        rights = {"exchange": "configure", "queue": "configure"}
+        if "x-dead-letter-exchange" in thing.arguments:
+            rights = {"exchange": "write", "queue": "configure and read"}
         try:
             async with connection.channel() as channel:
                 if thing.kind == "exchange":
@@ -211,24 +220,39 @@ class Topology:
             cure = f"delete {thing}, or keep it as it is and do not run setup_bridges"
             raise BusMisconfigured(f"{explain(exc, self._bridge)}; {cure}") from exc
         except amqp.CONNECTION_EXCEPTIONS as exc:
-            raise explain(exc, self._bridge) from exc
+            raise explain(exc, self._bridge, rights=rights) from exc
 
-    async def _bind(self, channel: AbstractChannel) -> None:
-        """Bind everything, and then remove what another number of queues has left.
+    async def _bind(self, connection: AbstractConnection, binding: _Binding) -> None:
+        kind, destination, source, key = binding
+        try:
+            async with connection.channel() as channel:
+                under = await channel.get_underlay_channel()
+                if kind == "exchange":
+                    await under.exchange_bind(destination, source, key)
+                else:
+                    await under.queue_bind(destination, source, key)
+        except amqp.CONNECTION_EXCEPTIONS as exc:
+            rights = {"exchange": "read", destination if kind == "exchange" else "queue": "write"}
+            raise explain(exc, self._bridge, rights=rights) from exc
+
+    async def _unbind(self, connection: AbstractConnection) -> None:
+        """Remove what another number of queues has left, once everything is bound.
 
         In between, a record may come twice; the other way round, one could be lost.
         """
-        under = await channel.get_underlay_channel()
-        for kind, destination, source, key in self._bindings():
-            if kind == "exchange":
-                await under.exchange_bind(destination, source, key)
-            else:
-                await under.queue_bind(destination, source, key)
-        for target, source in self._sources.items():
-            if self._number > 1:
-                await under.queue_unbind(self._lane(target, 0).name, source, "#")
-            else:
-                await under.exchange_delete(self._spread(target))
+        rights = {"queue": "write", "exchange": "read"}
+        if self._number == 1:
+            rights = {"exchange": "configure"}
+        try:
+            async with connection.channel() as channel:
+                under = await channel.get_underlay_channel()
+                for target, source in self._sources.items():
+                    if self._number > 1:
+                        await under.queue_unbind(self._lane(target, 0).name, source, "#")
+                    else:
+                        await under.exchange_delete(self._spread(target))
+        except amqp.CONNECTION_EXCEPTIONS as exc:
+            raise explain(exc, self._bridge, rights=rights) from exc
 
     async def _remove_lanes(self, connection: AbstractConnection) -> list[str]:
         """Unbind what a larger number of queues has left, and delete what is empty."""
@@ -238,15 +262,24 @@ class Topology:
                 lane = _Thing("queue", self._lane(target, number).name, "quorum", {})
                 if await self._waiting(connection, lane) is None:
                     break
-                async with connection.channel() as channel:
-                    under = await channel.get_underlay_channel()
-                    if self._number > 1:
-                        await under.queue_unbind(lane.name, self._spread(target), "1")
-                    is_empty = await self._waiting(connection, lane) == 0
-                    if is_empty:
-                        await under.queue_delete(lane.name)
+                is_empty = await self._remove(connection, lane, self._spread(target))
                 if is_empty:
                     lines.append(f"deleted {lane}: no longer used")
                 else:
                     lines.append(f"{lane} is no longer bound, but {LEFT.format(number + 1)}")
         return lines
+
+    async def _remove(self, connection: AbstractConnection, lane: _Thing, spread: str) -> bool:
+        """Unbind a queue, delete it if it is empty, and return whether it was."""
+        try:
+            async with connection.channel() as channel:
+                under = await channel.get_underlay_channel()
+                if self._number > 1:
+                    await under.queue_unbind(lane.name, spread, "1")
+                is_empty = await self._waiting(connection, lane) == 0
+                if is_empty:
+                    await under.queue_delete(lane.name)
+                return is_empty
+        except amqp.CONNECTION_EXCEPTIONS as exc:
+            rights = {"queue": "configure and write", "exchange": "read"}
+            raise explain(exc, self._bridge, rights=rights) from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -19,7 +20,7 @@ from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, rea
 if TYPE_CHECKING:
     from wsgateway.bridges.config import Bridge
 
-__all__ = ["REQUEST_TIMEOUT", "RIGHT_ERRORS", "Access", "translate", "user_of"]
+__all__ = ["REQUEST_TIMEOUT", "RIGHT_ERRORS", "Access", "said", "translate", "user_of"]
 
 REQUEST_TIMEOUT = 15.0
 """Seconds that a request waits for its answer; also how long a server waits for its replicas."""
@@ -31,6 +32,9 @@ RIGHT_ERRORS = (
     errors.GroupAuthorizationFailedError,
     errors.ClusterAuthorizationFailedError,
 )
+
+
+_CONNECTION = re.compile(r"<AIOKafkaConnection host=(\S+) port=(\d+)>")
 
 
 class Secret(str):
@@ -189,14 +193,11 @@ class Access:
                 f"{where} closed the connection; bridge {bridge.name!r} uses {expected}: check "
                 "that this port expects the same"
             )
-        if isinstance(exc, TimeoutError):
-            return BusUnavailable(
-                f"{where} did not answer within {REQUEST_TIMEOUT:g} s; check the servers in 'url' "
-                f"of bridge {bridge.name!r}, and firewalls"
-            )
+        is_late = isinstance(exc, TimeoutError)
+        reason = f"no answer within {REQUEST_TIMEOUT:g} s" if is_late else said(exc)
         return BusUnavailable(
-            f"cannot reach {where}: {reason_of(exc)}; check that Kafka is running, and the "
-            f"servers in 'url' of bridge {bridge.name!r}"
+            f"cannot reach {where}: {reason}; check that Kafka is running, and the servers in "
+            f"'url' of bridge {bridge.name!r}"
         )
 
 
@@ -205,18 +206,27 @@ def user_of(bridge: Bridge) -> str:
     return f"user {bridge.username!r}" if bridge.username else f"the user of bridge {bridge.name!r}"
 
 
-def translate(exc: BaseException, what: str, bridge: Bridge) -> BusError:
+def said(exc: BaseException) -> str:
+    """Return what aiokafka says of an error, in one line, with addresses as people write them."""
+    return _CONNECTION.sub(r"\1:\2", reason_of(exc))
+
+
+def translate(exc: BaseException, what: str, bridge: Bridge, right: str = "") -> BusError:
     """Return our error for one of aiokafka's.
 
     Args:
         exc: What it raised.
         what: What failed, for the text: ``cannot write to ws.send.orders``.
         bridge: The bridge's configuration.
+        right: Which right on a topic it needs: ``Write on topic 'ws.send.orders'``.
     """
     if isinstance(exc, RIGHT_ERRORS):
+        if isinstance(exc, errors.GroupAuthorizationFailedError):
+            right = f"Read on group {bridge.group!r}"
+        elif isinstance(exc, errors.ClusterAuthorizationFailedError):
+            right += "; before Kafka 2.8, also IdempotentWrite on the cluster"
         return BusMisconfigured(
-            f"{what}: Kafka denies {user_of(bridge)} a right ({reason_of(exc)}); grant the rights "
-            "that docs/how-to/bridges.md lists"
+            f"{what}: {user_of(bridge)} lacks a right in Kafka; grant it {right}"
         )
     if isinstance(exc, errors.InvalidTopicError):
         return BusMisconfigured(
@@ -228,4 +238,4 @@ def translate(exc: BaseException, what: str, bridge: Bridge) -> BusError:
             f"{what}: Kafka did not answer in time; if this persists, check that this machine can "
             "reach the addresses in Kafka's advertised.listeners"
         )
-    return BusUnavailable(f"{what}: {reason_of(exc)}")
+    return BusUnavailable(f"{what}: {said(exc)}")

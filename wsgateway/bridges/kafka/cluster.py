@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import errors
 from aiokafka.protocol.metadata import MetadataRequest
 
-from wsgateway.bridges.kafka.access import user_of
+from wsgateway.bridges.kafka.access import said, user_of
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
 
@@ -42,6 +42,7 @@ class Cluster:
         self._access = access
         self._names = sorted(set(topics))
         self.is_connected = False
+        self._was_lost = False  # or could not be made; since then, there was no other
         self.id = ""  # the cluster's own; known once it was reached
         self.partitions: dict[str, int] = {}  # of each topic that exists and may be seen
         self._forbidden: set[str] = set()  # topics that the bridge's user may not see
@@ -116,11 +117,11 @@ class Cluster:
         return type(self._flaw)(str(self._flaw))
 
     def _learn(self, metadata: Any) -> None:
-        if not self.is_connected:
+        if self._was_lost:
             bridge = self._access.bridge
-            text = "bridge %s: connected to %s"
+            text = "bridge %s: reconnected to %s"
             logger.info(text, bridge.name, bridge.where, extra={"bridge": bridge.name})
-        self.is_connected = True
+        self.is_connected, self._was_lost = True, False
         self.id = metadata.cluster_id or ""
         self._access.learn((broker[1], broker[2]) for broker in metadata.brokers)
         found = {topic[1]: (topic[0], len(topic[3])) for topic in metadata.topics}
@@ -133,12 +134,12 @@ class Cluster:
     def _lose(self, exc: Exception) -> None:
         where = self._access.bridge.where
         if not isinstance(exc, BusError):
-            exc = BusUnavailable(f"lost the connection to {where}: {reason_of(exc)}")
+            exc = BusUnavailable(f"lost the connection to {where}: {said(exc)}")
         if self.is_connected or str(exc) != str(self._flaw):
             level = logging.ERROR if isinstance(exc, BusMisconfigured) else logging.WARNING
             name, reason = self._access.bridge.name, reason_of(exc)
             logger.log(level, "bridge %s: %s", name, reason, extra={"bridge": name})
-        self.is_connected = False
+        self.is_connected, self._was_lost = False, True
         self._flaw = exc
         self._tell()
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, errors
 
-from wsgateway.bridges.kafka.access import translate, user_of
+from wsgateway.bridges.kafka.access import said, translate, user_of
+from wsgateway.bridges.kafka.cluster import named
 from wsgateway.bridges.kafka.lanes import Lane
 from wsgateway.bridges.kafka.private import (
     Unreadable,
@@ -149,7 +150,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
             ) as exc:
                 error: Exception = exc
                 if not isinstance(exc, BusError):
-                    error = translate(exc, "cannot read from Kafka", self._access.bridge)
+                    bridge, right = self._access.bridge, f"Read on {named(sorted(self._sources))}"
+                    error = translate(exc, "cannot read from Kafka", bridge, right)
                 self._error = reason_of(error)
                 self._outage.log(error)
                 await asyncio.sleep(PAUSES.delay(attempt))
@@ -372,7 +374,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     extra={"bridge": name},
                 )
             except (errors.KafkaError, TimeoutError) as exc:
-                name, reason = self._access.bridge.name, reason_of(exc)
+                name, reason = self._access.bridge.name, said(exc)
                 text = "bridge %s could not commit what it has read, and tries again: %s"
                 logger.warning(text, name, reason, extra={"bridge": name})
 
@@ -405,7 +407,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(COMMIT_TIMEOUT):
                 await self._commit(self._consumer)
         except (errors.KafkaError, TimeoutError) as exc:
-            name, reason = self._access.bridge.name, reason_of(exc)
+            name, reason = self._access.bridge.name, said(exc)
             text = "bridge %s could not commit before a rebalance, so records may come twice: %s"
             logger.warning(text, name, reason, extra={"bridge": name})
         self._lose()

@@ -11,7 +11,9 @@ from weakref import WeakKeyDictionary
 from aiokafka import AIOKafkaProducer, errors
 
 from wsgateway.bridges.kafka.access import RIGHT_ERRORS, translate
+from wsgateway.bridges.kafka.cluster import named
 from wsgateway.bridges.kafka.private import abandon_producer
+from wsgateway.bridges.names import Names
 from wsgateway.exceptions import BusUnavailable, RecordRefused
 from wsgateway.supervision import share, start
 
@@ -139,13 +141,21 @@ class Producer:
             await asyncio.shield(abandon_producer(producer, "not started"))
             if isinstance(exc, (errors.KafkaError, OSError, TimeoutError)):
                 what = "cannot start sending to Kafka"
-                raise translate(exc, what, self._access.bridge) from exc
+                right = f"Write on {named(self._topics())}"
+                raise translate(exc, what, self._access.bridge, right) from exc
             raise
         else:
             self._batches[producer] = self._batch
             self._producer = producer
         finally:
             self._starting = None
+
+    def _topics(self) -> list[str]:
+        """Return the topics that the bridge writes to."""
+        bridge = self._access.bridge
+        names = Names(bridge.prefix)
+        sent = [names.send_topic(service) for service in bridge.services if bridge.sends]
+        return [*sent, names.dead] if bridge.receives else sent
 
     def _batch_refused(
         self, producer: Any, topic: str, value: bytes | None, size: int
@@ -174,7 +184,7 @@ class Producer:
         if not isinstance(exc, HARMLESS):
             self._replace(producer)
         what = f"Kafka did not confirm a record for topic {topic!r}"
-        return translate(exc, what, self._access.bridge)
+        return translate(exc, what, self._access.bridge, f"Write on topic {topic!r}")
 
     def _replace(self, producer: Any) -> None:
         """Let the next call begin with another producer; this one finishes what it can."""

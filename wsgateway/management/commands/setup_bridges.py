@@ -17,6 +17,9 @@ from wsgateway.management.output import Column, Output
 
 __all__ = ["Command"]
 
+FAILED = "failed: "
+"""How the line of a step begins that failed."""
+
 
 class Command(OutputCommand):
     """Sets bridges up; idempotent."""
@@ -38,7 +41,7 @@ class Command(OutputCommand):
             done = asyncio.run(_set_up(bridges))
         out.document(
             [
-                {"bridge": each.bridge, "result": line, "failed": each.error is not None}
+                {"bridge": each.bridge, "result": line, "failed": line.startswith(FAILED)}
                 for each in done
                 for line in each.lines
             ]
@@ -65,7 +68,8 @@ async def _set_up(bridges: list[Bridge]) -> list[_Done]:
         try:
             done.append(_Done(bridge.name, await make_bus(bridge).set_up(), None))
         except EXPECTED as exc:
-            done.append(_Done(bridge.name, [f"failed: {exc}"], command_error(exc)))
+            lines = list(getattr(exc, "lines", ())) or [f"{FAILED}{exc}"]
+            done.append(_Done(bridge.name, lines, command_error(exc)))
     return done
 
 
