@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import threading
 from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +21,9 @@ from wsgateway.metrics.server import MetricsPortRefused, add_metrics_arguments, 
 from wsgateway.services.process import Runs, run_beside_reloader, run_until_signal
 
 __all__ = ["add_running_arguments", "run_long"]
+
+RELOAD = 3
+"""With which code a process ends whose code has changed; Django's."""
 
 
 def add_running_arguments(parser: ArgumentParser, ready: str) -> None:
@@ -60,6 +67,39 @@ def run_long(runner: Runs, out: Output, options: Options, *, asks_broker: bool =
             os._exit(Exit.FAILED)
 
     if settings.debug and not options["noreload"]:
+        if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
+            raise SystemExit(_run_children())
         autoreload.run_with_reloader(run_reloaded)
     else:
         run(run_until_signal, out.tell)
+
+
+def _run_children() -> int:
+    """Run this command in a process, and again whenever code changes; return its last code.
+
+    At SIGTERM, Django's `restart_with_reloader` kills that process, with what is in flight.
+    """
+    ending = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def end(*_: object) -> None:
+        ending.set()
+        for child in children:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    env = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+    code = RELOAD
+    while code == RELOAD and not ending.is_set():
+        child = subprocess.Popen(autoreload.get_child_arguments(), env=env, close_fds=False)
+        children[:] = [child]
+        if ending.is_set():
+            end()
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:  # the terminal has told the child as well
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(settings.CLOSE_TIMEOUT)
+            child.kill()
+            return 0
+    return 0 if ending.is_set() else code
