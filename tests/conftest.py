@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from asgiref.sync import SyncToAsync
 
-from tests.support import ROOT, Gateway, PostgresServer, forget_connections
+from tests.support import ROOT, Gateway, PostgresServer, forget_connections, forker
 from tests.troubleshooting import Symptom
 from wsgateway.broker import embedded, runtime
 from wsgateway.broker.cluster import Cluster
@@ -73,6 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         or item.get_closest_marker("gateway")
     }
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let what forks processes import all that it needs now, rather than in a test's time."""
+    if hasattr(session.config, "workerinput"):
+        forker()
 
 
 @pytest.hookimpl(optionalhook=True)

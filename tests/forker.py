@@ -1,7 +1,8 @@
 """Run Python programs in forks of one process that has imported Django and wsgateway.
 
 A script for the Python of another environment. It saves each of many short commands its imports.
-It reads orders, one JSON object a line, and prints the id of the process that carries it out.
+It reads orders, one JSON object a line, and prints the number of each, and the id of the process
+that carries it out.
 """
 
 from __future__ import annotations
@@ -121,11 +122,12 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, children.bury)
     for line in sys.stdin:
         order = json.loads(line)
+        number = order.pop("number")
         pid = children.fork(Path(order.pop("status")))
         if pid == 0:
             become(**order)
             return
-        print(pid, flush=True)
+        print(number, pid, flush=True)
 
 
 if __name__ == "__main__":

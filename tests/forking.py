@@ -115,13 +115,27 @@ class Forker:
             stdin: What it reads.
         """
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        status = self._folder / f"{next(self._numbers)}.status"
+        number = next(self._numbers)
+        status = self._folder / f"{number}.status"
         files = [str(stdin), str(log), str(errors or log)]
-        order = {"argv": argv, "cwd": str(cwd), "env": env, "files": files, "status": str(status)}
+        order = {"number": number, "argv": argv, "cwd": str(cwd), "env": env, "files": files}
         log.touch()
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return Forked(int(self._process.stdout.readline()), argv, status)
+        print(json.dumps({**order, "status": str(status)}), file=self._process.stdin, flush=True)
+        return Forked(self._answer(number), argv, status)
+
+    def _answer(self, number: int) -> int:
+        """Return the id of the process that an order has started.
+
+        A test may have timed out while it waited for an answer: nobody knows that process.
+        """
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            told, pid = map(int, line.split())
+            if told == number:
+                return pid
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise AssertionError("what forks processes for tests has ended; its error is above")
 
     def run(
         self, argv: list[str], cwd: Path, env: dict[str, str], stdin: bytes = b""
