@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -455,7 +456,7 @@ async def test_worker_says_what_it_does(ws_settings: Any, url: Callable[[str], s
         acting(ws_settings, url("admin")) as admin,
         acting(ws_settings, url("operator")) as operator,
         serving(service) as worker,
-        asyncio.timeout(50),  # longer than its entry lives; the machine may be busy
+        asyncio.timeout(50),
     ):
         report = Report(service, [worker], Running(30.0))
         report.open()
@@ -465,7 +466,9 @@ async def test_worker_says_what_it_does(ws_settings: Any, url: Callable[[str], s
         name = f"$SRV.STATS.wsgateway-worker.{report.id}"
         assert (await operator.connection.request(name, b"")).data
         report.close()
-        while await admin.roster.members("worker"):
+        deadline = time.monotonic() + 20  # longer than its entry lives
+        while left := await admin.roster.members("worker"):
+            assert time.monotonic() < deadline, (report.id, left)
             await asyncio.sleep(0.02)
 
 
