@@ -90,8 +90,10 @@ class Side(ABC):
         return await self.sent_until(service, lambda seen: len(seen) >= count)
 
     @abstractmethod
-    async def sent_until(self, service: str, enough: Enough) -> list[Seen]:
-        """Return the first messages of clients that are *enough*."""
+    async def sent_until(
+        self, service: str, enough: Enough, within: float = READ_WITHIN
+    ) -> list[Seen]:
+        """Return the first messages of clients that are *enough*, *within* seconds."""
 
     @abstractmethod
     async def dead(self, count: int) -> list[Seen]:
@@ -137,19 +139,21 @@ class KafkaSide(Side):
     async def serve(self, service: str) -> None:
         pass
 
-    async def sent_until(self, service: str, enough: Enough) -> list[Seen]:
-        return await self._read(self.names.send_topic(service), enough)
+    async def sent_until(
+        self, service: str, enough: Enough, within: float = READ_WITHIN
+    ) -> list[Seen]:
+        return await self._read(self.names.send_topic(service), enough, within)
 
     async def dead(self, count: int) -> list[Seen]:
         return await self._read(self.names.dead, lambda seen: len(seen) >= count)
 
-    async def _read(self, topic: str, enough: Enough) -> list[Seen]:
+    async def _read(self, topic: str, enough: Enough, within: float = READ_WITHIN) -> list[Seen]:
         found: list[Seen] = []
         options = {"auto_offset_reset": "earliest", "bootstrap_servers": self.server.address()}
         consumer = AIOKafkaConsumer(topic, **options)
         await consumer.start()
         try:
-            async with asyncio.timeout(READ_WITHIN):
+            async with asyncio.timeout(within):
                 while not enough(found):
                     each = await consumer.getone()
                     headers = {name: value.decode() for name, value in each.headers}
@@ -202,17 +206,19 @@ class AmqpSide(Side):
         await queue.bind(self.names.send, f"{service}.*")
         self._queues[service] = queue
 
-    async def sent_until(self, service: str, enough: Enough) -> list[Seen]:
-        return await self._read(self._queues[service], enough)
+    async def sent_until(
+        self, service: str, enough: Enough, within: float = READ_WITHIN
+    ) -> list[Seen]:
+        return await self._read(self._queues[service], enough, within)
 
     async def dead(self, count: int) -> list[Seen]:
         channel = await self._channel()
         queue = await channel.get_queue(self.names.dead)
         return await self._read(queue, lambda seen: len(seen) >= count)
 
-    async def _read(self, queue: Any, enough: Enough) -> list[Seen]:
+    async def _read(self, queue: Any, enough: Enough, within: float = READ_WITHIN) -> list[Seen]:
         found: list[Seen] = []
-        async with asyncio.timeout(READ_WITHIN):
+        async with asyncio.timeout(within):
             while not enough(found):
                 each = await queue.get(no_ack=True, fail=False)
                 if each is None:

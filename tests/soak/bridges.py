@@ -168,20 +168,16 @@ class Soak:
         known: set[tuple[str, bytes]] = set()
 
         def enough(records: list[Seen]) -> bool:
-            if not records:  # from the beginning
-                seen.clear()
-                known.clear()
+            if not records:
                 return False
             record = records[-1]
             seen.setdefault(record.key, []).append(int(record.payload))
             known.add((record.key, record.payload))
             return len(known) >= total
 
-        deadline = time.monotonic() + SETTLE
-        while time.monotonic() < deadline:
-            with suppress(TimeoutError):
-                await self.side.sent_until("orders", enough)
-                break
+        with suppress(TimeoutError):  # what is missing then is said below
+            # The client reads a thousand a second and more on a busy machine
+            await self.side.sent_until("orders", enough, within=max(SETTLE, total / 500))
         twice = sum(len(each) - len(set(each)) for each in seen.values())
         print(f"clients sent {total} messages; {twice} came to the service twice")
         return [
