@@ -176,8 +176,8 @@ class Soak:
             return len(known) >= total
 
         with suppress(TimeoutError):  # what is missing then is said below
-            # The client reads a thousand a second and more on a busy machine
-            await self.side.sent_until("orders", enough, within=max(SETTLE, total / 500))
+            # Faults may have left a long queue, and three servers of each kind share this machine
+            await self.side.sent_until("orders", enough, within=SETTLE + total / 100)
         twice = sum(len(each) - len(set(each)) for each in seen.values())
         print(f"clients sent {total} messages; {twice} came to the service twice")
         return [
