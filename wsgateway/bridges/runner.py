@@ -32,7 +32,7 @@ def bridges_to_run(names: list[str]) -> list[Bridge]:
     """Return the bridges with these *names*; without any, all.
 
     Raises:
-        LookupError: There is none; or ``WSGATEWAY_SERVICES`` does not list a service of one.
+        LookupError: No bridge has that name, or ``WSGATEWAY_SERVICES`` leaves out a service.
         ImproperlyConfigured: Something else handles a service of one, or the bus cannot carry it.
     """
     declared.discover()
