@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -237,6 +238,19 @@ class RabbitServer:
         listed = f"[{one} || {{A, K}} <- {args}]"
         text = self.eval(f"(fun() -> {found}, C = rabbit_amqqueue:consumers(Q), {listed} end)()")
         return sorted(json.loads(text))
+
+    @contextlib.contextmanager
+    def taking_at_most(self, size: int) -> Iterator[None]:
+        """Take no message of more than *size* bytes inside."""
+        self.set_limit(size)
+        try:
+            yield
+        finally:
+            self.set_limit(2**27)  # its own
+
+    def set_limit(self, size: int) -> None:
+        """Set ``max_message_size``, which connections learn when they are made."""
+        self.eval(f"application:set_env(rabbit, max_message_size, {size})")
 
     def eval(self, expression: str, timeout: float = 30.0) -> str:
         """Evaluate Erlang in it, and return the value as Erlang writes it."""

@@ -82,8 +82,7 @@ async def test_a_message_that_is_too_large_is_refused_and_takes_no_other_along(
 ) -> None:
     """RabbitMQ closes the channel, so those beside it fail, too, and succeed when tried again."""
     bridge = amqp_bridge(rabbit)
-    rabbit.eval("application:set_env(rabbit, max_message_size, 1000)")
-    try:
+    with rabbit.taking_at_most(1000):
         async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
             await service.read()
 
@@ -103,8 +102,6 @@ async def test_a_message_that_is_too_large_is_refused_and_takes_no_other_along(
             await until(
                 lambda: {m.routing_key for m in service.received} == {"orders.ann", "orders.cid"}
             )
-    finally:
-        rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
 
 
 async def test_a_limit_that_was_raised_holds_from_the_next_connection_on(
@@ -112,8 +109,7 @@ async def test_a_limit_that_was_raised_holds_from_the_next_connection_on(
 ) -> None:
     """The bridge had to be restarted, too."""
     bridge = amqp_bridge(rabbit)
-    rabbit.eval("application:set_env(rabbit, max_message_size, 1000)")
-    try:
+    with rabbit.taking_at_most(1000):
         async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
             await service.read()
 
@@ -134,8 +130,6 @@ async def test_a_limit_that_was_raised_holds_from_the_next_connection_on(
             rabbit.drop_connections()
             while await is_refused():
                 await asyncio.sleep(0.01)
-    finally:
-        rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
 
 
 async def test_an_attempt_that_ends_before_it_begins_is_not_confirmed(

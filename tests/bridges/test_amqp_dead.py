@@ -101,8 +101,7 @@ async def test_a_record_that_rabbitmq_no_longer_takes_is_set_aside_in_parts(
         await AmqpBus(bridge).set_up()
         payload = "".join(map(str, range(1000)))[:2500]
         await service.produce("nonsense", [payload], message_id="m1", headers={"a": "b"})
-        rabbit.eval("application:set_env(rabbit, max_message_size, 1000)")
-        try:
+        with rabbit.taking_at_most(1000):
             async with opened(bridge) as bus:
                 hands = Hands(bus)
                 await until(lambda: hands.records)
@@ -116,8 +115,6 @@ async def test_a_record_that_rabbitmq_no_longer_takes_is_set_aside_in_parts(
                         assert (each.message_id, each.headers["a"]) == ("m1", "b")
                         assert each.headers["Ws-Dead-Reason"] == "why"
                         assert each.headers["Ws-Dead-Place"] == hands.records[0].place
-        finally:
-            rabbit.eval("application:set_env(rabbit, max_message_size, 134217728)")
 
 
 async def test_headers_that_do_not_fit_are_named_and_the_others_kept(
