@@ -156,6 +156,29 @@ class Latency:
         return f"p50 {middle:.1f} ms, p99 {slow:.1f} ms"
 
 
+class Round(NamedTuple):
+    """The bridge and both clients alone, measured one after the other.
+
+    The machine's own speed changes within seconds, so only what was measured together is compared.
+    """
+
+    ours: Speed
+    bus: Speed
+    stream: Speed
+    latency: Latency
+    """Of the last round's bridge; empty in the others."""
+
+    @property
+    def both(self) -> float:
+        """Messages a second of both clients, one after the other."""
+        return 1 / (1 / self.bus.rate + 1 / self.stream.rate)
+
+    @property
+    def ratio(self) -> float:
+        """How fast the bridge is, compared with `both`."""
+        return self.ours.rate / self.both
+
+
 # -- the broker's side -----------------------------------------------------------------------
 
 
@@ -184,9 +207,10 @@ async def offer(broker: Any, number: int, data: bytes, run: str) -> None:
 # -- measurements ----------------------------------------------------------------------------
 
 
-async def send_way(bench: Bench, peer: Peer) -> None:
+async def send_way(bench: Bench, peer: Peer, is_last: bool) -> Round:
     """Client to service."""
     run = secrets.token_hex(4)
+    latency = Latency()
     async with opened_broker() as broker:
         with bench.bridge(peer):
             pass  # so that the service's stream is there
@@ -194,27 +218,28 @@ async def send_way(bench: Bench, peer: Peer) -> None:
         process = bench.command(peer, "runbridge", "--noreload")
         try:
             ours = await speed(bench.count, peer.arrived, process)
-            latency = Latency()
-            async with peer.listen(latency):
-                count = min(bench.count, 1000)
-                await paced(count, lambda n: offer(broker, n, payload(n), f"{run}l"))
-                await latency.wait(count)
+            if is_last:
+                async with peer.listen(latency):
+                    count = min(bench.count, 1000)
+                    await paced(count, lambda n: offer(broker, n, payload(n), f"{run}l"))
+                    await latency.wait(count)
         finally:
             process.stop(30)
     bus = await timed(
         each_in_turn(bench.count, lambda n: peer.send(user(n), payload(n))), bench.count
     )
     stream = await peers.jetstream_reads(bench.url, bench.count, payload, timed)
-    report(peer, "client to service", ours, bus, stream, latency)
+    return Round(ours, bus, stream, latency)
 
 
-async def receive_way(bench: Bench, peer: Peer) -> None:
+async def receive_way(bench: Bench, peer: Peer, is_last: bool) -> Round:
     """Service to client."""
     import nats
 
     await each_in_turn(bench.count, lambda n: peer.produce(n, payload(n)))
     connection = await nats.connect(bench.url)
     stream = connection.jetstream()
+    latency = Latency()
 
     async def stored() -> int:
         return int((await stream.stream_info(f"{peer.prefix.upper()}_RECV")).state.messages)
@@ -223,43 +248,49 @@ async def receive_way(bench: Bench, peer: Peer) -> None:
         process = bench.command(peer, "runbridge", "--noreload")
         try:
             ours = await speed(bench.count, stored, process)
-            latency = Latency()
 
             async def on_message(message: Any) -> None:
                 latency(message.data)
 
-            await connection.subscribe(f"{peer.prefix}.live.{SERVICE}.*", cb=on_message)
-            await connection.flush()
-            count = min(bench.count, 1000)
-            await paced(count, lambda n: peer.produce(n, payload(n)))
-            await latency.wait(count)
+            if is_last:
+                await connection.subscribe(f"{peer.prefix}.live.{SERVICE}.*", cb=on_message)
+                await connection.flush()
+                count = min(bench.count, 1000)
+                await paced(count, lambda n: peer.produce(n, payload(n)))
+                await latency.wait(count)
         finally:
             process.stop(30)
             await connection.close()
     bus = await timed(peer.consume(bench.count), bench.count)
     published = await peers.jetstream_publishes(bench.url, bench.count, payload, timed)
-    report(peer, "service to client", ours, bus, published, latency)
+    return Round(ours, bus, published, latency)
 
 
-def report(peer: Peer, way: str, ours: Speed, bus: Speed, stream: Speed, latency: Latency) -> None:
-    """Print a line for people."""
-    both = 1 / (1 / bus.rate + 1 / stream.rate)
+def report(peer: Peer, way: str, rounds: list[Round]) -> None:
+    """Print a line for people: the round whose ratio is the middle one, and the others' ratios."""
+    rounds = sorted(rounds, key=lambda each: each.ratio)
+    found = rounds[len(rounds) // 2]
+    latency = next(each.latency for each in rounds if each.latency.took)
     print(
-        f"{peer.name}, {way}: bridge {ours}; {ours.rate / both:.2f} of both clients one after the "
-        f"other, {both:,.0f}/s (bus {bus}; JetStream {stream}); {latency}",
+        f"{peer.name}, {way}: bridge {found.ours}; {found.ratio:.2f} of both clients one after the "
+        f"other, {found.both:,.0f}/s (bus {found.bus}; JetStream {found.stream}); {latency}; "
+        f"{len(rounds)} rounds: {' '.join(f'{each.ratio:.2f}' for each in rounds)}",
         flush=True,
     )
 
 
-async def measure(bench: Bench, peer: Peer, ways: list[str]) -> None:
+async def measure(bench: Bench, peer: Peer, ways: list[str], rounds: int) -> None:
     setting_up = bench.command(peer, "setup_bridges")
     assert await asyncio.to_thread(setting_up.wait, 60) == 0, setting_up.output
     await peer.open()
     try:
-        if "send" in ways:
-            await send_way(bench, peer)
-        if "receive" in ways:
-            await receive_way(bench, peer)
+        for way, name, measured in (
+            ("send", "client to service", send_way),
+            ("receive", "service to client", receive_way),
+        ):
+            if way in ways:
+                found = [await measured(bench, peer, n == rounds - 1) for n in range(rounds)]
+                report(peer, name, found)
     finally:
         await peer.close()
 
@@ -269,7 +300,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks bridges", description=__doc__)
     parser.add_argument("--buses", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--messages", type=int, default=20_000)
+    parser.add_argument("--messages", type=int, default=8_000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers end with us
     for name in options.buses:
@@ -292,5 +324,5 @@ def main(argv: list[str]) -> int:
                 # The environment was read for the first bus
                 mine = {"NATS_BROKER_URL": server.url, "WSGATEWAY_PREFIX": peer.prefix}
                 with override_settings(**mine):
-                    asyncio.run(measure(bench, peer, options.ways))
+                    asyncio.run(measure(bench, peer, options.ways, options.rounds))
     return 0

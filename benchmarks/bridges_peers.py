@@ -279,6 +279,7 @@ class AmqpPeer(Peer):
 
         await queue.consume(take)
         await done.wait()
+        await channel.close()
 
     async def arrived(self) -> int:
         found = await self._channel.declare_queue(self._queue_name, durable=True, passive=True)

@@ -75,8 +75,7 @@ def share(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     """
     task = asyncio.create_task(work, name=name)
     _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
-    task.add_done_callback(_error_of)
+    task.add_done_callback(_on_shared_end)
     return task
 
 
@@ -129,6 +128,11 @@ def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
     if not task.cancelled():
         return task.exception()
     return None if task.cancelling() else asyncio.CancelledError("something it awaited")
+
+
+def _on_shared_end(task: asyncio.Task[Any]) -> None:
+    _tasks.discard(task)
+    _error_of(task)
 
 
 def _on_end(

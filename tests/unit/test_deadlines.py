@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wsgateway.broker.nats.deadlines import TICK, Deadlines
+from wsgateway.deadlines import TICK, Deadlines
 
 
 async def test_calls_when_time_is_up_and_not_before() -> None:

@@ -6,8 +6,6 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from wsgateway.exceptions import (
     BrokerMisconfigured,
@@ -92,19 +90,25 @@ class Outage:
 
     def over(self) -> None:
         """Record that the running task does not try again. Idempotent."""
-        self._waiting.pop(asyncio.current_task(), None)
+        if self._waiting:
+            self._waiting.pop(asyncio.current_task(), None)
 
 
-@contextmanager
-def uncancelled(error: type[Exception]) -> Iterator[None]:
+class uncancelled:
     """Raise *error* for a cancellation that is nobody's.
 
     A client library cancels what its callers await when it loses its connection. The task of such
     a caller goes on.
     """
-    try:
-        yield
-    except asyncio.CancelledError as exc:
-        if is_cancelled():
-            raise
-        raise error("the connection was lost") from exc
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: type[Exception]) -> None:
+        self._error = error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, value: BaseException | None, traceback: object) -> None:
+        if isinstance(value, asyncio.CancelledError) and not is_cancelled():
+            raise self._error("the connection was lost") from value

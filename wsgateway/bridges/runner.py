@@ -134,6 +134,8 @@ class Running(Companion):
         """Finish what is in flight, and let nothing wait for the bus."""
         self._ended.set()
         self._sending.end()
+        if not self._bus.connected:
+            await self._bus.close()  # which fails whoever waits for it
         if self._receiving is not None:
             await self._receiving.stop(timeout)
 

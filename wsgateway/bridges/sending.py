@@ -62,7 +62,6 @@ class Sending:
         self._bus = bus
         self._counted = counted
         self._ended = asyncio.Event()
-        self._deadlines: set[asyncio.Timeout] = set()  # of what the bus has not confirmed yet
         self._outage = Outage(f"bridge {bridge.name} waits to send", bridge.name)
 
     def service(self, name: str, *, has_topics: bool) -> Service:
@@ -78,12 +77,8 @@ class Sending:
         return self._outage.reason
 
     def end(self) -> None:
-        """Return to the queue what waits for the bus, at once."""
+        """Return to the queue what the bus does not take, at once."""
         self._ended.set()
-        if not self._bus.connected:
-            now = asyncio.get_running_loop().time()
-            for deadline in self._deadlines:
-                deadline.reschedule(now)
 
     async def __call__(self, message: Message) -> None:
         """Return once the bus has confirmed the message, however long that takes.
@@ -109,26 +104,14 @@ class Sending:
         attempt = 0
         while True:
             try:
-                return await self._try(message.service, token, message.bytes, headers)
+                with uncancelled(BusUnavailable):
+                    return await self._bus.produce(message.service, token, message.bytes, headers)
             except (BusUnavailable, BusMisconfigured) as exc:
                 self._counted.send_failures += 1
                 await self._outage.wait(attempt, exc, self._ended)
                 if self._ended.is_set():
                     raise BusUnavailable(f"the bridge ends before the bus is back: {exc}") from exc
             attempt += 1
-
-    async def _try(self, service: str, user: str, payload: bytes, headers: dict[str, str]) -> None:
-        """Produce once; give up if the process ends while the bus is away."""
-        deadline = asyncio.timeout(None)
-        self._deadlines.add(deadline)
-        try:
-            with uncancelled(BusUnavailable):
-                async with deadline:
-                    await self._bus.produce(service, user, payload, headers)
-        except TimeoutError as exc:
-            raise BusUnavailable("not connected") from exc
-        finally:
-            self._deadlines.discard(deadline)
 
 
 def headers_of(message: Message) -> dict[str, str]:

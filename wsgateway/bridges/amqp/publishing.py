@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from aio_pika import exceptions as amqp
@@ -15,6 +16,7 @@ from pamqp.commands import Basic
 from wsgateway.bridges.amqp.connection import Link, explain, until_closed
 from wsgateway.bridges.config import Bridge
 from wsgateway.bridges.names import Names
+from wsgateway.deadlines import Deadlines
 from wsgateway.exceptions import BusError, BusMisconfigured, BusUnavailable, RecordRefused
 from wsgateway.supervision import share
 
@@ -100,6 +102,7 @@ class Outlet:
         self._link = link
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None  # None while nothing can be published
+        self._deadlines = Deadlines()
         # What RabbitMQ has not confirmed, by turn. Its caller may have left.
         self._pending: dict[object, tuple[object, asyncio.Task[None]]] = {}
         # What it has confirmed, and no caller has heard of: the id, by turn
@@ -156,8 +159,10 @@ class Outlet:
             RecordRefused: RabbitMQ never takes it.
         """
         self._check_size(message.payload)
+        timeout = asyncio.timeout(None)
+        withdraw = self._deadlines.add(CONFIRM_TIMEOUT, lambda: timeout.reschedule(0))
         try:
-            async with asyncio.timeout(CONFIRM_TIMEOUT):
+            async with timeout:
                 await self._publish_in_turn(message, turn, id)
             self._confirmed.pop(turn, None)
         except TimeoutError:
@@ -166,6 +171,8 @@ class Outlet:
                 "disk alarm may be on"
             )
             raise BusUnavailable(str(self._link.error or late)) from None
+        finally:
+            withdraw()
 
     async def _publish_in_turn(self, message: Outgoing, turn: object, id: object) -> None:
         if id is not None and self._confirmed.get(turn) == id:
@@ -269,7 +276,14 @@ async def _result(task: asyncio.Task[None]) -> None:
     `asyncio.shield` would hand on the cancellation of one that has not begun when its channel is
     lost. Nobody has cancelled the caller.
     """
-    await asyncio.wait({task})
+    ended = asyncio.get_running_loop().create_future()
+    task.add_done_callback(partial(_set, ended))
+    await ended
     if task.cancelled():
         raise BusUnavailable("the channel to RabbitMQ was closed")
     task.result()
+
+
+def _set(ended: asyncio.Future[None], _task: object) -> None:
+    if not ended.done():  # its caller may have left
+        ended.set_result(None)

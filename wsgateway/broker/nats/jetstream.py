@@ -313,7 +313,7 @@ class JetStream:
         self.connection.publish(subject, payload, raw)
 
     async def direct(self, stream: str, request: Mapping[str, Any]) -> DirectBatch:
-        """Return what a batched direct get finds; nothing found is an empty batch.
+        """Return what a direct get finds, a batched one too; nothing found is an empty batch.
 
         Raises:
             BrokerUnavailable: No answer for `timeout` seconds, or the connection was lost.
@@ -322,37 +322,49 @@ class JetStream:
         await self.connection.ready(self.timeout)
         payload = json.dumps(request).encode()
         self._check_size(len(payload))
-        is_single = "batch" not in request and "multi_last" not in request
+        subject = f"$JS.API.DIRECT.GET.{stream}"
         try:
-            return await _DirectRead(self.connection, stream, payload, is_single).run(self.timeout)
+            if "batch" in request or "multi_last" in request:
+                return await _DirectRead(self.connection, stream, subject, payload).run(
+                    self.timeout
+                )
+            reply = await self.connection.request(subject, payload, timeout=self.timeout)
         except NobodyAnswers:
             self.on_missing()
             raise
+        status = hdrs.answer_status(reply.headers)
+        if status not in (None, 404):
+            raise _refused(stream, status, reply.headers)
+        return DirectBatch([reply] if status is None else [], 0)
 
 
 def _nothing() -> None:
     """Do nothing."""
 
 
+def _refused(stream: str, status: int, raw: bytes | None) -> ApiError:
+    text = (raw or b"")[9:].partition(b"\r\n")[0].decode("utf-8", "replace")
+    return ApiError(status, 0, f"direct get from {stream!r}: {text}")
+
+
 class _DirectRead:
-    """One direct get: collects answers until the server says that there are no more."""
+    """A batched direct get: collects answers until the server says that there are no more."""
 
     def __init__(
-        self, connection: NatsConnection, stream: str, request: bytes, is_single: bool
+        self, connection: NatsConnection, stream: str, subject: str, request: bytes
     ) -> None:
         self._connection = connection
         self._stream = stream
+        self._subject = subject
         self._request = request
-        self._single = is_single
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[int] = self._loop.create_future()  # the pending count
         self._replies: list[Reply] = []
         self._heard = self._loop.time()  # when the last answer came
 
     async def run(self, timeout: float) -> DirectBatch:
-        subject = f"$JS.API.DIRECT.GET.{self._stream}"
         self._timeout = timeout
-        done = self._connection.ask(subject, self._request, self._on_reply, self._fail)
+        done = self._connection.ask(self._subject, self._request, self._on_reply, self._fail)
         self._set_deadline(timeout)
         try:
             return DirectBatch(self._replies, await self._end)
@@ -377,8 +389,6 @@ class _DirectRead:
         status = hdrs.answer_status(raw)
         if status is None:
             self._replies.append(Reply(data, raw))
-            if self._single:
-                self._finish(0)
         elif status == 204:
             self._finish(hdrs.find_int(raw, b"Nats-Num-Pending") or 0)
         elif status == 404:
@@ -386,8 +396,7 @@ class _DirectRead:
         elif status == 503:
             self._fail(NobodyAnswers(f"nobody serves direct gets of {self._stream!r}"))
         else:
-            text = (raw or b"")[9:].partition(b"\r\n")[0].decode("utf-8", "replace")
-            self._fail(ApiError(status, 0, f"direct get from {self._stream!r}: {text}"))
+            self._fail(_refused(self._stream, status, raw))
 
     def _finish(self, pending: int) -> None:
         if not self._end.done():

@@ -11,7 +11,7 @@ from functools import partial
 
 from wsgateway.broker.bus import Bus, Closable, Handler, Hook, Reply, new_reply_subject
 from wsgateway.broker.nats import headers as hdrs
-from wsgateway.broker.nats.deadlines import Deadlines
+from wsgateway.deadlines import Deadlines
 from wsgateway.exceptions import BrokerError, BrokerForbidden, BrokerUnavailable, NobodyAnswers
 
 __all__ = ["RequestingBus"]

@@ -36,6 +36,9 @@ PULL_EXPIRES = 10.0
 """Seconds that a pull request stays open."""
 HOLD = 2.0
 """How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
+LEAST = 8
+"""Messages are asked for once there is room for a part of so many of all room. A request for each
+message costs as much as the message."""
 MAX_SHOWN = 60
 """Characters that are kept of a user's token that stands for no name."""
 
@@ -97,6 +100,7 @@ class NatsWorkQueue(WorkQueue):
         self._created = ""  # when the stream was made
         self._life = 0  # how many streams there have been
         self._room = 0  # messages that may still come
+        self._least = 1  # for fewer, none are asked for
         self._turn = broker.subjects.turn(service)
         self._turns: Closable | None = None
         self._bucket = broker.subjects.bucket("tries")
@@ -104,7 +108,7 @@ class NatsWorkQueue(WorkQueue):
             self._connection,
             f"service {service}",
             prepare=self._prepare,
-            room=lambda: self._room,
+            room=self._free,
             on_message=self._on_message,
             expires=PULL_EXPIRES,
             logger=logger,
@@ -114,7 +118,7 @@ class NatsWorkQueue(WorkQueue):
 
     def open(self, room: int) -> None:
         self._turns = self._connection.subscribe(self._turn, self._on_passed_on)
-        self._room = room
+        self._room, self._least = room, max(1, room // LEAST)
         self._pull.open()
 
     async def close(self) -> None:
@@ -126,6 +130,9 @@ class NatsWorkQueue(WorkQueue):
     def add_room(self, count: int) -> None:
         self._room += count
         self._pull.look()
+
+    def _free(self) -> int:
+        return self._room if self._room >= self._least else 0
 
     # -- messages ------------------------------------------------------------------------
 
