@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiokafka import errors
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from tests.authority import Authority
 from tests.bridges.kafka_server import PASSWORD, STRANGER, USER, KafkaServer
@@ -109,6 +109,17 @@ async def grant(kafka: KafkaServer, kind: str, name: str, right: str) -> None:
     async with Access(bridge_to(kafka, prefix="")).connection() as conn:
         answer = await conn.send(wanted)
     assert [code for code, _ in answer.creation_responses] == [0]
+
+
+@pytest.fixture
+async def stranger(kafka: KafkaServer) -> str:
+    """STRANGER, without what other tests have granted."""
+    any = 1
+    every = DeleteAclsRequest(any, None, any, f"User:{STRANGER}", None, any, any)
+    async with Access(bridge_to(kafka, prefix="")).connection() as conn:
+        answer = await conn.send(every)
+    assert [code for code, *_ in answer.filter_responses] == [0]
+    return STRANGER
 
 
 @pytest.mark.parametrize("sasl", ["PLAIN", "SCRAM-SHA-256"])
@@ -279,10 +290,12 @@ async def test_way_to_log_in_that_kafka_does_not_offer_is_told(
     )
 
 
-async def test_user_without_rights_is_told_which(kafka: KafkaServer, prefix: str) -> None:
+async def test_user_without_rights_is_told_which(
+    kafka: KafkaServer, prefix: str, stranger: str
+) -> None:
     async with opened(bridge_to(kafka, prefix=prefix)):
         pass
-    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    options = {"listener": "SASL_PLAINTEXT", "username": stranger, "password": PASSWORD}
     bridge = bridge_to(kafka, prefix=prefix, **options)
     cannot_see = "user 'eve' cannot see topic{} in Kafka; grant it Describe on {}, or run "
     run = '"manage.py setup_bridges warehouse" if {} not exist'
@@ -304,10 +317,10 @@ async def test_user_without_rights_is_told_which(kafka: KafkaServer, prefix: str
 
 
 async def test_topics_that_are_missing_and_hidden_are_told_apart(
-    kafka: KafkaServer, prefix: str
+    kafka: KafkaServer, prefix: str, stranger: str
 ) -> None:
     await KafkaBus(bridge_to(kafka, prefix=prefix, sends=False)).set_up()
-    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    options = {"listener": "SASL_PLAINTEXT", "username": stranger, "password": PASSWORD}
     for name in ("send.orders", "recv", "topic"):
         await grant(kafka, "topic", f"{prefix}.{name}", "describe")
     async with opened(bridge_to(kafka, prefix=prefix, **options), set_up=False) as bus:
@@ -320,10 +333,10 @@ async def test_topics_that_are_missing_and_hidden_are_told_apart(
 
 
 async def test_user_who_may_create_topics_but_not_see_them_is_told(
-    kafka: KafkaServer, prefix: str
+    kafka: KafkaServer, prefix: str, stranger: str
 ) -> None:
     """`setup_bridges` said after half a minute that Kafka does not answer."""
-    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    options = {"listener": "SASL_PLAINTEXT", "username": stranger, "password": PASSWORD}
     bridge = bridge_to(kafka, prefix=prefix, sends=False, **options)
     for name in ("recv", "topic", "dead"):
         await grant(kafka, "topic", f"{prefix}.{name}", "create")
@@ -335,10 +348,10 @@ async def test_user_who_may_create_topics_but_not_see_them_is_told(
 
 
 async def test_topic_that_cannot_be_created_keeps_no_other_from_it(
-    kafka: KafkaServer, prefix: str
+    kafka: KafkaServer, prefix: str, stranger: str
 ) -> None:
     """`setup_bridges` told of the first one only, as if none had been created."""
-    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    options = {"listener": "SASL_PLAINTEXT", "username": stranger, "password": PASSWORD}
     bridge = bridge_to(kafka, prefix=prefix, sends=False, **options)
     for name in ("recv", "topic", "dead"):
         await grant(kafka, "topic", f"{prefix}.{name}", "describe")
@@ -357,11 +370,11 @@ async def test_topic_that_cannot_be_created_keeps_no_other_from_it(
 
 
 async def test_right_that_is_missing_is_named(
-    kafka: KafkaServer, prefix: str, caplog: pytest.LogCaptureFixture
+    kafka: KafkaServer, prefix: str, stranger: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The bridge told to grant the rights that a page lists."""
     await KafkaBus(bridge_to(kafka, prefix=prefix)).set_up()
-    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    options = {"listener": "SASL_PLAINTEXT", "username": stranger, "password": PASSWORD}
     for name in ("send.orders", "recv", "topic", "dead"):
         await grant(kafka, "topic", f"{prefix}.{name}", "describe")
     bridge = bridge_to(kafka, prefix=prefix, **options)
@@ -392,13 +405,14 @@ async def test_connection_is_shown_as_an_address() -> None:
 async def test_topic_that_may_not_be_read_holds_up_no_other(
     kafka: KafkaServer,
     prefix: str,
+    stranger: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bridge left its group and joined it again, for as long as the right was missing."""
     monkeypatch.setattr("wsgateway.bridges.kafka.consumer.PARTITION_PAUSE", 0.5)
     caplog.set_level(logging.INFO, "wsgateway.bridges")
-    options = {"listener": "SASL_PLAINTEXT", "username": STRANGER, "password": PASSWORD}
+    options = {"listener": "SASL_PLAINTEXT", "username": stranger, "password": PASSWORD}
     bridge = bridge_to(kafka, prefix=prefix, sends=False, **options)
     await KafkaBus(bridge_to(kafka, prefix=prefix, sends=False)).set_up()
     for name, right in (("recv", "describe"), ("topic", "read"), ("dead", "describe")):
