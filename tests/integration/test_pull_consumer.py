@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.integration.workers import no_services, offer
 from tests.support import until
 from wsgateway.broker.nats import channels, pull_consumer, work_queue
 from wsgateway.broker.nats.broker import NatsBroker
+from wsgateway.broker.work import Job
 
 __all__ = ["no_services"]  # a fixture
 
@@ -131,3 +133,21 @@ async def test_consumer_that_is_deleted_is_made_again(taking: Taking, broker: Na
         await broker.jetstream.api(f"CONSUMER.DELETE.{taking.consumer}")
         await taking.store("two")
         await until(lambda: "two" in taking.texts, 20, "the next one")
+
+
+async def test_backlog_does_not_cost_a_request_for_each_message(
+    broker: NatsBroker, requests: Requests
+) -> None:
+    jobs: asyncio.Queue[Job] = asyncio.Queue()
+    queue = broker.work_queue("orders", jobs.put_nowait, lambda _: None, 30.0)
+    for number in range(200):
+        await offer(broker, f"{number}")
+    queue.open(80)
+    try:
+        async with asyncio.timeout(20):
+            for _ in range(200):
+                await queue.ack_now(await jobs.get())
+                queue.add_room(1)
+    finally:
+        await queue.close()
+    assert requests.count < 50
