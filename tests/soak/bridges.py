@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 USERS = 20
-PAUSE = 0.02
-"""Seconds between two messages of a user, each way."""
+PAUSE = 0.1
+"""Seconds between two messages of a user, each way: what one machine with all of it can carry."""
 SETTLE = 120.0
 SETTINGS = "tests.bridges.site_settings"
 
@@ -64,6 +64,7 @@ class Soak:
         self.broker = NatsBroker(options, Subjects(self.side.prefix), [])
         self.offered: Counter[str] = Counter()  # acknowledged to each client
         self.produced: Counter[str] = Counter()  # confirmed to the service, for each user
+        self._traffic: list[asyncio.Task[None]] = []
         self._ended = False
 
     async def start(self) -> None:
@@ -75,8 +76,10 @@ class Soak:
         await self.broker.open()
         await self.broker.wait_ready()
         users = [f"u{n}" for n in range(USERS)]
-        self._traffic = [asyncio.create_task(self._offer(user)) for user in users]
-        self._traffic += [asyncio.create_task(self._produce(user)) for user in users]
+        for each in (self._offer, self._produce):
+            for user in users:
+                name = f"{each.__name__[1:]} for {user}"
+                self._traffic.append(asyncio.create_task(each(user), name=name))
 
     async def _offer(self, user: str) -> None:
         from wsgateway.exceptions import WsGatewayError
@@ -154,8 +157,13 @@ class Soak:
     async def settle(self) -> list[str]:
         """End the traffic, wait until all of it has arrived, and return what is wrong."""
         self._ended = True
-        await asyncio.wait_for(asyncio.gather(*self._traffic), SETTLE)
-        problems = await self._check_service() + await self._check_inboxes()
+        done, late = await asyncio.wait(self._traffic, timeout=SETTLE)
+        for task in done:
+            task.result()
+        problems = [f"not confirmed within {SETTLE:g} s: {task.get_name()}" for task in late]
+        for task in late:
+            task.cancel()
+        problems += await self._check_service() + await self._check_inboxes()
         await self.broker.close()
         await self.side.close()
         for bridge in self.bridges:
