@@ -32,6 +32,8 @@ __all__ = ["run"]
 USERS = 20
 PAUSE = 0.1
 """Seconds between two messages of a user, each way: what one machine with all of it can carry."""
+ANSWER = 5.0
+"""Seconds in which NATS says that it has a client's message; then it is sent again."""
 SETTLE = 120.0
 SETTINGS = "tests.bridges.site_settings"
 
@@ -90,8 +92,9 @@ class Soak:
             number = self.offered[user]
             try:
                 frame = Frame(b"%d" % number, True)
-                await self.broker.offer(Inbox("orders", user), frame, f"{user}.{number}")
-            except WsGatewayError:
+                async with asyncio.timeout(ANSWER):  # as gateways do: a dead leader gives none
+                    await self.broker.offer(Inbox("orders", user), frame, f"{user}.{number}")
+            except (WsGatewayError, TimeoutError):
                 await asyncio.sleep(0.2)
                 continue
             self.offered[user] += 1
