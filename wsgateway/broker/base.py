@@ -21,7 +21,7 @@ from wsgateway.broker.log import Log
 from wsgateway.broker.messages import REPLY_TO_HEADER, Receipt, Stored, check_address
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
-from wsgateway.broker.work import DeadLetters, Job, WorkQueue
+from wsgateway.broker.work import DeadLetters, Job, Retaken, WorkQueue
 from wsgateway.declared import TopicKind
 from wsgateway.protocol.frames import Frame
 from wsgateway.protocol.subjects import GROUP_SERVICE, Address, Inbox, Subjects, Topic
@@ -445,6 +445,7 @@ class Broker(ABC):
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
         on_pause: Callable[[], None] | None = None,
+        on_retaken: Callable[[Retaken], None] | None = None,
     ) -> WorkQueue:
         """Return the queue of what clients sent to *service*; not opened.
 
@@ -457,6 +458,8 @@ class Broker(ABC):
                 the queue may have been made with another number, which counts.
             on_pause: Called in the same way when `Operations.pause` has paused the service; not if
                 the connection is lost at that moment.
+            on_retaken: Called in the same way when a message was delivered again, to this worker
+                or another.
         """
 
     @property

@@ -14,7 +14,16 @@ from wsgateway.exceptions import MalformedMessage
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
 from wsgateway.protocol.subjects import Inbox, Topic
 
-__all__ = ["DeadEntry", "DeadLetters", "DeadPage", "History", "Job", "Turn", "WorkQueue"]
+__all__ = [
+    "DeadEntry",
+    "DeadLetters",
+    "DeadPage",
+    "History",
+    "Job",
+    "Retaken",
+    "Turn",
+    "WorkQueue",
+]
 
 
 class Turn(enum.Enum):
@@ -142,6 +151,20 @@ class Job:
         return None
 
 
+class Retaken(NamedTuple):
+    """Says that a message was delivered again, to any worker of its service.
+
+    Attributes:
+        inbox: Who sent it.
+        id: See `Job.id`.
+        deliveries: How often it was delivered, that time included.
+    """
+
+    inbox: Inbox
+    id: str
+    deliveries: int
+
+
 class History(NamedTuple):
     """What is known of a message when it is delivered.
 
@@ -160,7 +183,8 @@ class WorkQueue(ABC):
     """What waits for one service, shared with the service's other workers.
 
     A message stays in the queue until somebody acknowledges it. Its delivery ends when the
-    connection is lost or `ack_wait` passes without a sign of life; then it comes again.
+    connection is lost or `ack_wait` passes without a sign of life; then it comes again, and all
+    workers are told, so that one who still has the earlier delivery leaves it alone.
     """
 
     service: str

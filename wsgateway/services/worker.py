@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from wsgateway import counters
-from wsgateway.broker.work import Job, Turn
+from wsgateway.broker.work import Job, Retaken, Turn
 from wsgateway.conf import settings
 from wsgateway.exceptions import BrokerClosed, BrokerError, reason_of
 from wsgateway.logs import log_with_stack
@@ -62,12 +62,13 @@ Key = tuple[int, int]
 class _User:
     """One user's messages in hand."""
 
-    __slots__ = ("counted", "heap", "jobs", "look", "waits", "waits_since")
+    __slots__ = ("counted", "handled", "heap", "jobs", "look", "waits", "waits_since")
 
     def __init__(self) -> None:
         self.jobs: dict[Key, Job] = {}  # the latest delivery counts
         self.heap: list[Key] = []
         self.counted: set[Key] = set()  # of those, the ones that take another user's place
+        self.handled: Key | None = None  # what a handler has now
         self.look = asyncio.Event()  # set when it may be somebody's turn
         self.waits_since: float | None = None  # when the first was found behind one elsewhere
         self.waits = False  # whether that is longer ago than others' acknowledgements take
@@ -130,7 +131,12 @@ class Worker:
         """Users whose messages it handles at once."""
         self._running = running or Running(settings.ACK_WAIT)
         self._queue = broker.work_queue(
-            service.name, self._on_job, self._on_turn, settings.ACK_WAIT, self._on_pause
+            service.name,
+            self._on_job,
+            self._on_turn,
+            settings.ACK_WAIT,
+            self._on_pause,
+            self._on_retaken,
         )
         self._users: dict[Inbox, _User] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # one for each user
@@ -218,6 +224,21 @@ class Worker:
         if user is not None:
             user.look.set()
 
+    def _on_retaken(self, retaken: Retaken) -> None:
+        """Leave a message to the worker that has got it since, unless a handler has it.
+
+        Both would find that it is its turn, and handle it at once; and then all behind it.
+        """
+        user = self._users.get(retaken.inbox)
+        if user is None:
+            return
+        for job in list(user.jobs.values()):
+            is_older = job.id == retaken.id and job.deliveries < retaken.deliveries
+            if is_older and job.key != user.handled:
+                user.remove(job)
+                self._leave(user, job)
+                user.look.set()
+
     def _on_pause(self) -> None:
         """Return what no handler has begun with: the service is paused."""
         self._handling.pausing.recall()
@@ -232,8 +253,9 @@ class Worker:
                 job = await self._next(user)
                 if job is None:
                     break
-                heir = user.second
+                heir, user.handled = user.second, job.key
                 outcome = await self._handling.handle(job, lambda: len(user.jobs) > 1)
+                user.handled = None
                 user.remove(job)
                 self._leave(user, job)
                 gone = not isinstance(outcome.verdict, Retried)
@@ -294,6 +316,8 @@ class Worker:
             user.waits = True
             self._queue.hold(user.first)
         for job in [user.jobs[key] for key in user.counted]:
+            if job.key not in user.counted:
+                continue  # another worker has got it
             if not self._discount(user, job) and user.waits:
                 await self._handling.put_back(job)
                 if user.jobs.get(job.key) is job:  # it has not come again
@@ -316,6 +340,8 @@ class Worker:
                 return job
             try:
                 turn = await self._queue.turn(job)
+                if job.key not in user.jobs:
+                    continue  # another worker has got it
                 if turn is Turn.NOW:
                     user.waits_since, user.waits = None, False
                     return user.jobs[job.key]

@@ -39,7 +39,7 @@ from wsgateway.broker.messages import (
 )
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
-from wsgateway.broker.work import DeadLetters, Job, WorkQueue
+from wsgateway.broker.work import DeadLetters, Job, Retaken, WorkQueue
 from wsgateway.declared import EVERYTHING, Declared, TopicKind, declared_services
 from wsgateway.exceptions import (
     BrokerClosed,
@@ -363,8 +363,9 @@ class MemoryBroker(Broker):
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
         on_pause: Callable[[], None] | None = None,
+        on_retaken: Callable[[Retaken], None] | None = None,
     ) -> WorkQueue:
-        return MemoryWorkQueue(self, service, on_job, on_turn, ack_wait, on_pause)
+        return MemoryWorkQueue(self, service, on_job, on_turn, ack_wait, on_pause, on_retaken)
 
     @property
     def dead_letters(self) -> DeadLetters:

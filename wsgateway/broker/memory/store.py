@@ -26,7 +26,7 @@ from wsgateway.broker.messages import (
     Stored,
     read_sender,
 )
-from wsgateway.broker.work import DeadEntry, History
+from wsgateway.broker.work import DeadEntry, History, Retaken
 from wsgateway.exceptions import MessageTooBig
 from wsgateway.protocol.subjects import Address, Inbox, Topic
 from wsgateway.retention import retention_of
@@ -158,7 +158,7 @@ class MemoryStore:
     cursors: dict[tuple[Inbox, str], Cursor] = field(default_factory=dict)
     paused: set[str] = field(default_factory=set)  # services whose workers get no messages
     resumed: dict[str, float] = field(default_factory=dict)  # when others last were, monotonic
-    workers: dict[str, dict[int, Callable[[Inbox | None], None]]] = field(
+    workers: dict[str, dict[int, Callable[[Inbox | None, Retaken | None], None]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     listeners: dict[str, dict[int, Callable[[bytes], None]]] = field(
@@ -229,10 +229,12 @@ class MemoryStore:
         """Return the latest messages of an ephemeral topic."""
         return [stored for address, stored in list(self.heard) if address == topic]
 
-    def wake_workers(self, service: str, inbox: Inbox | None = None) -> None:
+    def wake_workers(
+        self, service: str, inbox: Inbox | None = None, retaken: Retaken | None = None
+    ) -> None:
         """Have the service's workers look for messages; the turn of *inbox* may have come."""
         for wake in list(self.workers[service].values()):
-            wake(inbox)
+            wake(inbox, retaken)
 
     def is_full(self, service: str, inbox: Inbox) -> str:
         """Return why a sender's next message to *service* is refused; "" if it is not."""

@@ -16,6 +16,7 @@ from wsgateway.broker.work import (
     DeadPage,
     History,
     Job,
+    Retaken,
     Turn,
     WorkQueue,
 )
@@ -99,6 +100,7 @@ class MemoryWorkQueue(WorkQueue):
         on_turn: The same.
         ack_wait: The same.
         on_pause: The same.
+        on_retaken: The same.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class MemoryWorkQueue(WorkQueue):
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
         on_pause: Callable[[], None] | None,
+        on_retaken: Callable[[Retaken], None] | None,
     ) -> None:
         self.service = service
         self.ready = asyncio.Event()
@@ -118,6 +121,7 @@ class MemoryWorkQueue(WorkQueue):
         self._on_job = on_job
         self._on_turn = on_turn
         self._on_pause = on_pause
+        self._on_retaken = on_retaken
         self._room = 0
         self._pull = MemoryPullConsumer(self._waiting, lambda: self._room, self._take, ack_wait)
         self._entry = broker.enter(self._store.workers[service], self._on_wake)
@@ -137,8 +141,10 @@ class MemoryWorkQueue(WorkQueue):
 
     # -- messages ------------------------------------------------------------------------
 
-    def _on_wake(self, inbox: Inbox | None) -> None:
+    def _on_wake(self, inbox: Inbox | None, retaken: Retaken | None) -> None:
         """Look for messages; the turn of *inbox* may have come, or the service be paused."""
+        if self._on_retaken is not None and retaken is not None:
+            self._on_retaken(retaken)
         if self._on_pause is not None and self.service in self._store.paused:
             self._on_pause()
         if inbox is not None:
@@ -161,6 +167,9 @@ class MemoryWorkQueue(WorkQueue):
             sent=sent.sent.timestamp(),
         )
         job.problem = job.malformed()
+        if job.deliveries > 1:
+            retaken = Retaken(job.inbox, job.id, job.deliveries)
+            self._store.wake_workers(self.service, retaken=retaken)
         self._on_job(job)
 
     def _find(self, job: Job) -> Sent | None:

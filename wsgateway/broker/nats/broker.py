@@ -34,7 +34,7 @@ from wsgateway.broker.nats.streams import Streams
 from wsgateway.broker.nats.work_queue import NatsWorkQueue
 from wsgateway.broker.operations import Operations
 from wsgateway.broker.roster import Roster
-from wsgateway.broker.work import DeadLetters, Job, WorkQueue
+from wsgateway.broker.work import DeadLetters, Job, Retaken, WorkQueue
 from wsgateway.declared import NOTHING, Declared, TopicKind
 from wsgateway.exceptions import BrokerUnavailable, QueueFull, ServiceUnknown, TopicsUnknown
 from wsgateway.protocol.frames import FRAME_HEADER, Frame
@@ -353,8 +353,9 @@ class NatsBroker(Broker):
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
         on_pause: Callable[[], None] | None = None,
+        on_retaken: Callable[[Retaken], None] | None = None,
     ) -> WorkQueue:
-        return NatsWorkQueue(self, service, on_job, on_turn, ack_wait, on_pause)
+        return NatsWorkQueue(self, service, on_job, on_turn, ack_wait, on_pause, on_retaken)
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -14,7 +14,7 @@ from wsgateway.broker.nats.consumers import PAUSED, ensure_consumer
 from wsgateway.broker.nats.jetstream import NO_MESSAGE, ApiError
 from wsgateway.broker.nats.pull_consumer import PullConsumer
 from wsgateway.broker.nats.specs import NANO
-from wsgateway.broker.work import History, Job, Turn, WorkQueue
+from wsgateway.broker.work import History, Job, Retaken, Turn, WorkQueue
 from wsgateway.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -76,6 +76,7 @@ class NatsWorkQueue(WorkQueue):
         on_turn: The same.
         ack_wait: The same.
         on_pause: The same.
+        on_retaken: The same.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class NatsWorkQueue(WorkQueue):
         on_turn: Callable[[Inbox], None],
         ack_wait: float,
         on_pause: Callable[[], None] | None,
+        on_retaken: Callable[[Retaken], None] | None,
     ) -> None:
         self.service = service
         self._connection = broker.connection
@@ -93,6 +95,7 @@ class NatsWorkQueue(WorkQueue):
         self._on_job = on_job
         self._on_turn = on_turn
         self._on_pause = on_pause
+        self._on_retaken = on_retaken
         self._wanted_ack_wait = ack_wait
         self.ack_wait = ack_wait
         self._stream = broker.subjects.queue(service)
@@ -160,9 +163,25 @@ class NatsWorkQueue(WorkQueue):
             if self._on_pause is not None:
                 self._on_pause()
             return
+        sender, *delivery = data.decode("utf-8", "replace").split(" ")
         # What names nobody is another version's, or a look for workers: those who wait look anyway
-        with contextlib.suppress(NameRefused):
-            self._on_turn(parse_sender(data.decode("utf-8", "replace"), self.service))
+        with contextlib.suppress(NameRefused, ValueError):
+            inbox = parse_sender(sender, self.service)
+            if not delivery:
+                self._on_turn(inbox)
+            elif self._on_retaken is not None:
+                id, deliveries = delivery
+                self._on_retaken(Retaken(inbox, id, int(deliveries)))
+
+    def _tell_retaken(self, job: Job) -> None:
+        """Tell other workers that this one has a message which one of them may have, too.
+
+        The server forgets what it was told of a delivery when it loses a message from a worker, or
+        the leader that had it.
+        """
+        sender = sender_token(job.inbox, self.service)
+        with contextlib.suppress(BrokerError):  # then this delivery is lost as well
+            self._connection.publish(self._turn, f"{sender} {job.id} {job.deliveries}".encode())
 
     def give_back(self, job: Job, delay: float) -> None:
         self._answer(job, b'-NAK {"delay": %d}' % int(delay * NANO))
@@ -275,6 +294,8 @@ class NatsWorkQueue(WorkQueue):
         job = job_of(inbox, data, raw, reply.decode(), self.service)
         job.key = self._life, job.sequence
         job.problem = problem or job.malformed()
+        if job.deliveries > 1 and problem is None:
+            self._tell_retaken(job)
         self._on_job(job)
 
 
