@@ -66,6 +66,7 @@ class Soak:
         self.broker = NatsBroker(options, Subjects(self.side.prefix), [])
         self.offered: Counter[str] = Counter()  # acknowledged to each client
         self.produced: Counter[str] = Counter()  # confirmed to the service, for each user
+        self._faults = 0
         self._traffic: list[asyncio.Task[None]] = []
         self._ended = False
 
@@ -152,6 +153,7 @@ class Soak:
         while time.monotonic() < deadline:
             fault = self.draw.choice(self.faults())
             print(time.strftime("%X"), fault.__name__.replace("_", " "), flush=True)
+            self._faults += 1
             await fault()
             await asyncio.sleep(self.draw.uniform(0.5, 4.0))
 
@@ -191,11 +193,14 @@ class Soak:
             await self.side.sent_until("orders", enough, within=SETTLE + total / 100)
         twice = sum(len(each) - len(set(each)) for each in seen.values())
         print(f"clients sent {total} messages; {twice} came to the service twice")
-        return [
+        problems = [
             f"{user}: the service has {list(dict.fromkeys(seen.get(user, [])))[-5:]} last, of {n}"
             for user, n in self.offered.items()
             if list(dict.fromkeys(seen.get(user, []))) != list(range(n))
         ]
+        if twice > USERS * self._faults:
+            problems.append(f"{twice} are more than one of each user for each fault")
+        return problems
 
     async def _check_inboxes(self) -> list[str]:
         from tests.bridges.processes import read_inbox

@@ -3,7 +3,8 @@
 Order without locks: a message leaves the work-queue stream when it is acknowledged, so it is a
 message's turn exactly when it is the oldest of its user that is still in the stream. Every
 worker checks that before it calls the handler, so two workers never handle one user at a time,
-and a message that is tried again holds back the same user's later ones only.
+and a message that is tried again holds back the same user's later ones only. A message that is
+delivered again belongs to the worker that got it last.
 """
 
 from __future__ import annotations
