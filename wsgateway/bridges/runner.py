@@ -135,7 +135,7 @@ class Running(Companion):
         self._ended.set()
         self._sending.end()
         if not self._bus.connected:
-            await self._bus.close()  # which fails whoever waits for it
+            await self._bus.close()  # so that nothing waits for it
         if self._receiving is not None:
             await self._receiving.stop(timeout)
 
