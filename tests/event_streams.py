@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
+
+import httpx
 
 from tests.support import until
 from wsgateway.broker.base import Broker
@@ -52,6 +54,16 @@ class Parser:
                 self.id = value
             elif field == "retry":
                 self.retry = int(value)
+
+
+async def read_events(response: httpx.Response, parser: Parser) -> AsyncIterator[Event]:
+    """Yield the events of a response. One whose end does not come is none."""
+    buffered = ""
+    async for text in response.aiter_text():
+        *whole, buffered = (buffered + text).split("\n\n")
+        for block in whole:
+            for event in parser.feed(block + "\n\n"):
+                yield event
 
 
 async def until_declared(broker: Broker, topic: Topic) -> None:
