@@ -438,6 +438,15 @@ async def test_request_that_is_too_large_is_not_read(
     assert hub.sockets == 0
 
 
+async def test_reader_may_read_as_many_topics_as_a_socket(hub: Hub, settings: Any) -> None:
+    settings.WSGATEWAY_MAX_SUBSCRIPTIONS = 1
+    async with read("topic=room.42", "/orders/ann/") as ann:
+        assert ann.status == 200
+    async with read("topic=room.42&topic=room.lobby") as ann:
+        assert ann.status == 400
+        assert "more than 1 topics (WSGATEWAY_MAX_SUBSCRIPTIONS)" in ann.problem["detail"]
+
+
 @pytest.mark.parametrize("method", ["HEAD", "POST", "DELETE"])
 async def test_other_methods_are_not_allowed(hub: Hub, method: str) -> None:
     client = read()
@@ -457,8 +466,10 @@ async def test_user_with_too_many_connections_is_told_to_wait(hub: Hub, settings
 
 async def test_draining_gateway_sends_readers_elsewhere(hub: Hub) -> None:
     async with read() as ann:
+        ann.parser.retry = 0  # as if it had not begun with one
         hub.drain()
         await until(lambda: ann.ended)
+        assert ann.parser.retry > 0
         assert ann.named("closed")[0].fields == {"code": 4001, "reason": "shutting down"}
         async with read() as late:
             assert (late.status, late.problem["code"]) == (503, 4001)
