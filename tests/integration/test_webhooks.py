@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
 
-from tests.receiver import SECRET, answer, receiving
+from tests.receiver import SECRET, Request, answer, receiving
 from tests.support import Gateway, Process
 from wsgateway.client import GatewayError, connect
 
@@ -49,3 +52,47 @@ async def test_client_talks_to_a_backend_that_knows_only_http(
     assert refused.value.code == "no_item"
     assert [request.fields["attempt"] for request in receiver.requests] == [1, 2, 1]
     assert receiver.requests[0].fields["connection"]
+
+
+def decide(request: Request) -> bytes:
+    """Know ann, refuse eve, and fail otherwise."""
+    match request.fields["headers"]:
+        case {"authorization": "Bearer ann"}:
+            return answer(200, {"user": "ann"})
+        case {"authorization": "Bearer eve"}:
+            return answer(403, {"detail": "locked"})
+    return answer(500)
+
+
+async def test_backend_decides_who_may_connect(gateway_factory: Gateways) -> None:
+    """Sockets and readers of events; if it fails, nobody gets in."""
+    async with receiving() as receiver:
+        receiver.answers = decide
+        webhook = {
+            "url": receiver.url,
+            "secret": SECRET,
+            "headers": ["authorization"],
+            "allow_private": ["127.0.0.0/8"],
+        }
+        gateway = gateway_factory(
+            WSGATEWAY_IDENTITY="wsgateway.identity.WebhookIdentity",
+            WSGATEWAY_IDENTITY_WEBHOOK=json.dumps(webhook),
+        )
+        ends = {"ann": (200, None), "eve": (403, 4503), "bob": (500, 4018)}
+        async with httpx.AsyncClient(trust_env=False) as http:
+            for name, (status, code) in ends.items():
+                token = {"Authorization": f"Bearer {name}"}
+                async with http.stream("GET", gateway.http("/sse/orders/"), headers=token) as found:
+                    assert found.status_code == status
+                options: dict[str, Any] = {
+                    "additional_headers": token,
+                    "subprotocols": ["wsgateway.v1"],
+                }
+                async with gateway.connect("orders", name, **options) as ws:
+                    if code is None:
+                        assert json.loads(await ws.recv())["user"] == name
+                        continue
+                    with pytest.raises(ConnectionClosed) as closed:
+                        await ws.recv()
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == code
