@@ -12,6 +12,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.test import Client
+from django.utils import timezone
 
 from wsgateway.api import keys
 from wsgateway.management.exits import Exit
@@ -125,6 +126,9 @@ def test_admin_shows_keys_and_revokes_them(client: Client) -> None:
     assert 'value="revoke"' not in page
     assert client.get(f"{LIST}add/").status_code == 403
     row = ApiKey.objects.get(name="erp")
+    used = timezone.now().replace(year=2001)
+    ApiKey.objects.filter(name="erp").update(last_used_at=used)
+    assert "2001" in client.get(LIST).content.decode()
     detail = client.get(f"{LIST}{row.pk}/change/").content.decode()
     assert row.digest not in detail
     assert 'name="_save"' not in detail
