@@ -18,23 +18,22 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.http_client import Crowd, EventReader, SocketReader
+from benchmarks.http_frames import frames, kill_frames
 from benchmarks.http_publisher import command
 from benchmarks.http_systems import Backend, Ours, Pushpin, System, cpu, memory, missing, site
 from benchmarks.http_table import tables
-from benchmarks.load import payload, percentile
+from benchmarks.load import percentile
 from tests.support import site_env
 
 Row = dict[str, Any]
 SYSTEMS = ("daphne", "uvicorn", "pushpin")
 TRANSPORTS = {"sse": EventReader, "ws": SocketReader}
 READERS = 1000
-CLIENTS = 100
-"""Websockets whose frames go to the backend."""
 TOPIC_PACE = 5.0
 USER_PACE = 200.0
 """Messages a second while the latency is measured."""
@@ -216,80 +215,6 @@ async def kill(bench: Bench, name: str, transport: str) -> None:
         system.close()
 
 
-# -- client frames to a backend --------------------------------------------------------------
-
-
-class _Asking:
-    """A client that sends the next frame once the last one is answered."""
-
-    def __init__(self, reader: SocketReader) -> None:
-        self.delays: list[float] = []
-        self.wrong = 0
-        self._reader = reader
-        self._sent = b""
-        self._begin = 0.0
-        self._answered = asyncio.Event()
-        reader.on_frame = self._on_answer
-
-    async def run(self, until: Callable[[int], bool]) -> None:
-        """Ask while *until* says so of the number of the next frame."""
-        number = 0
-        while until(number):
-            self._answered.clear()
-            self._sent, self._begin = payload(number), time.perf_counter()
-            self._reader.ask(self._sent)
-            async with asyncio.timeout(PATIENCE):
-                await self._answered.wait()
-            number += 1
-
-    def _on_answer(self, data: bytes) -> None:
-        self.delays.append((time.perf_counter() - self._begin) * 1000)
-        self.wrong += self._sent not in data
-        self._answered.set()
-
-
-async def frames(bench: Bench, name: str) -> None:
-    """Let one client ask the backend; then 100 at the same time."""
-    system = bench.system(name, worker=True)
-    crowd = Crowd(SocketReader, max(10, int(CLIENTS * bench.scale)), ours=name != "pushpin")
-    system.start()
-    try:
-        await crowd.connect(system.port)
-        await asyncio.sleep(1)
-        clients = [_Asking(each) for each in crowd.readers if isinstance(each, SocketReader)]
-        alone, count = clients[0], bench.scaled(500)
-        await alone.run(lambda number: number < count)
-        single = alone.delays[count // 10 :]
-        for each in clients:
-            each.delays.clear()
-        end, spent, busy = time.perf_counter() + 6 * bench.scale, cpu(system), time.process_time()
-        begin = time.perf_counter()
-        await asyncio.gather(
-            *(each.run(lambda _number: time.perf_counter() < end) for each in clients)
-        )
-        seconds = time.perf_counter() - begin
-        delays = [delay for each in clients for delay in each.delays]
-        bench.report(
-            {
-                "case": "frames",
-                "system": name,
-                "clients": len(clients),
-                "1 client p50 ms": percentile(single, 0.5),
-                "1 client p99 ms": percentile(single, 0.99),
-                "answered/s": len(delays) / seconds,
-                "p50 ms": percentile(delays, 0.5),
-                "p99 ms": percentile(delays, 0.99),
-                "CPU us": (cpu(system) - spent) / len(delays) * 1e6,
-                "clients' CPU us": (time.process_time() - busy) / len(delays) * 1e6,
-                "MB": memory(system),
-                "wrong": sum(each.wrong for each in clients),
-            }
-        )
-    finally:
-        crowd.close()
-        system.close()
-
-
 # -- all of it -------------------------------------------------------------------------------
 
 
@@ -302,6 +227,8 @@ def _cases(options: argparse.Namespace, bench: Bench) -> Iterator[Any]:
                 yield kill(bench, name, transport)
         if "frames" in options.cases:
             yield frames(bench, name)
+        if "kill" in options.cases:
+            yield kill_frames(bench, name)
 
 
 def _failures(row: Row) -> int:

@@ -35,7 +35,12 @@ class Reader:
     Args:
         crowd: Whom it counts for.
         user: Its name.
+
+    Attributes:
+        on_back: Called when it has come back.
     """
+
+    on_back: Callable[[], None] | None = None
 
     def __init__(self, crowd: Crowd, user: str) -> None:
         self.crowd = crowd
@@ -44,6 +49,8 @@ class Reader:
         self.last = [-1, -1]
         """The newest number of the topic, and of the user."""
         self.ready: asyncio.Future[None] | None = None
+        self.is_away = False
+        """Whether it was cut, and has not come back."""
         self._transport: asyncio.Transport | None = None
 
     async def connect(self, patience: float = PATIENCE) -> None:
@@ -71,6 +78,12 @@ class Reader:
             self.ready.set_exception(ConnectionError(f"{self.user} was cut"))
         else:
             self.crowd.come_back(self)
+
+    def back(self) -> None:
+        """Note that it reads again."""
+        self.is_away = False
+        if self.on_back is not None:
+            self.on_back()
 
     def _protocol(self) -> asyncio.Protocol:
         raise NotImplementedError
@@ -114,8 +127,9 @@ class Crowd:
         return time.perf_counter() - begin
 
     def come_back(self, reader: Reader) -> None:
-        """Connect a reader that was cut again, if readers come back."""
-        if self.returns:
+        """Connect a reader that was cut again, if readers come back and this one is not at it."""
+        if self.returns and not reader.is_away:
+            reader.is_away = True
             task = asyncio.create_task(self._come_back(reader))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -128,6 +142,7 @@ class Crowd:
             except (OSError, TimeoutError):
                 reader.close()
             else:
+                reader.back()
                 return
 
     @property

@@ -23,6 +23,8 @@ def tables(rows: list[Row]) -> str:
         found.append(_table(f"{title}, killed in the middle", KILL, killed))
     frames = [row for row in rows if row["case"] == "frames"]
     found.append(_table("client frames to a backend", FRAMES, frames))
+    killed = [row for row in rows if row["case"] == "kill frames"]
+    found.append(_table("client frames to a backend, killed in the middle", KILL_FRAMES, killed))
     return "\n\n".join(filter(None, found))
 
 
@@ -86,4 +88,9 @@ FRAMES: dict[str, Cell] = {
     "100 clients: p50 / p99, ms": _pair("p50 ms", "p99 ms"),
     "CPU an answer, µs": _number("CPU us"),
     "memory of all processes, MB": _memory,
+}
+KILL_FRAMES: dict[str, Cell] = {
+    "frames sent": _number("asked"),
+    "without an answer": _number("lost"),
+    "answered twice": _number("twice"),
 }
