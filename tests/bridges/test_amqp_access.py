@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import time
 from functools import partial
@@ -63,8 +64,8 @@ async def test_a_user_who_may_create_but_not_bind_is_told(rabbit: RabbitServer) 
         await AmqpBus(bridge).set_up()
     queues = [f"{bridge.group}.{target}.0" for target in ("inbox", "topic")]
     for queue in queues:
-        right = f"; grant user 'dan' the right configure and read on queue '{queue}'"
-        assert right in str(told.value)
+        right = f"; grant user 'dan' the right (configure and )?read on queue '{queue}'"
+        assert re.search(right, str(told.value))  # RabbitMQ 4 says which of the two is missing
     # What fails keeps nothing else from being created
     created = [line for line in told.value.lines if line.startswith("created ")]
     assert f"created queue '{bridge.prefix}.dead': quorum, durable" in created

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from aio_pika import exceptions as amqp
 from aio_pika.abc import AbstractConnection
-from aiormq.exceptions import ConnectionCommandInvalid
 
 from wsgateway.bridges.amqp.connection import explain
 from wsgateway.bridges.bus import Target
@@ -208,18 +207,17 @@ class Topology:
                     await channel.declare_queue(
                         thing.name, durable=True, arguments=dict(thing.arguments)
                     )
-        except ConnectionCommandInvalid as exc:
-            if thing.type != SPREAD:
-                raise
-            raise BusMisconfigured(
-                f"RabbitMQ lacks plugin {PLUGIN}, which several queues need; run "
-                f"\"rabbitmq-plugins enable {PLUGIN}\", or remove 'queues' of bridge "
-                f"{self._bridge.name!r}"
-            ) from exc
-        except amqp.ChannelPreconditionFailed as exc:
-            cure = f"delete {thing}, or keep it as it is and do not run setup_bridges"
-            raise BusMisconfigured(f"{explain(exc, self._bridge)}; {cure}") from exc
         except amqp.CONNECTION_EXCEPTIONS as exc:
+            # RabbitMQ 3 closes the connection for it, RabbitMQ 4 the channel
+            if f"exchange type {SPREAD!r}" in str(exc):
+                raise BusMisconfigured(
+                    f"RabbitMQ lacks plugin {PLUGIN}, which several queues need; run "
+                    f"\"rabbitmq-plugins enable {PLUGIN}\", or remove 'queues' of bridge "
+                    f"{self._bridge.name!r}"
+                ) from exc
+            if isinstance(exc, amqp.ChannelPreconditionFailed):
+                cure = f"delete {thing}, or keep it as it is and do not run setup_bridges"
+                raise BusMisconfigured(f"{explain(exc, self._bridge)}; {cure}") from exc
             raise explain(exc, self._bridge, rights=rights) from exc
 
     async def _bind(self, connection: AbstractConnection, binding: _Binding) -> None:
