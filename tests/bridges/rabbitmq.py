@@ -251,7 +251,6 @@ class RabbitServer:
     def set_limit(self, size: int) -> None:
         """Set ``max_message_size``, which connections learn when they are made."""
         self.eval(f"application:set_env(rabbit, max_message_size, {size})")
-        self.eval(f"persistent_term:put(max_message_size, {size})")  # where RabbitMQ 4 looks
 
     def eval(self, expression: str, timeout: float = 30.0) -> str:
         """Evaluate Erlang in it, and return the value as Erlang writes it."""
