@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from wsgateway.bridges.bus import Bus, Record, Target
+from wsgateway.exceptions import BusUnavailable
 
 __all__ = ["FakeBus"]
 
@@ -22,7 +23,8 @@ class FakeBus(Bus):
         self.tries = 0
         self.tried: list[Mapping[str, str]] = []  # the headers of each call of `produce`
         self.room = self.room_bytes = 0  # see `Bus.consume`
-        self.is_deaf = False  # `produce` waits for ever
+        self.is_deaf = False  # `produce` waits until the bus is closed
+        self._closed = asyncio.Event()
         self.is_connected = True
         self.trouble_now = ""
         self.unfit = ""  # what `set_aside` says that did not fit
@@ -35,7 +37,7 @@ class FakeBus(Bus):
         pass
 
     async def close(self) -> None:
-        pass
+        self._closed.set()
 
     @property
     def connected(self) -> bool:
@@ -63,7 +65,8 @@ class FakeBus(Bus):
         self.tried.append(headers)
         self._try()
         if self.is_deaf:
-            await asyncio.Event().wait()
+            await self._closed.wait()
+            raise BusUnavailable("closed")
         self.produced.append((service, user, payload, headers))
 
     def consume(

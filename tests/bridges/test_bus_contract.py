@@ -65,9 +65,14 @@ async def test_bus_that_is_away_is_unavailable(side: Side) -> None:
             with pytest.raises(BusUnavailable):
                 await bus.produce("orders", "ann", b"x", {})
         assert not bus.connected
+        waiting = asyncio.create_task(bus.produce("orders", "ann", b"x", {}))
+        await asyncio.sleep(0)
     finally:
         await bus.close()
         await bus.close()
+    async with asyncio.timeout(2):
+        with pytest.raises(BusUnavailable):
+            await waiting
 
 
 # -- client to service ---------------------------------------------------------------------

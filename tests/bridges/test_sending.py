@@ -52,7 +52,7 @@ class Rig:
         self.worker = Worker(self.sending.service("orders", has_topics=False), broker)
 
     async def stop(self, timeout: float = 10.0) -> None:
-        self.sending.end()
+        await self.sending.end()
         await self.worker.stop(timeout)
 
 

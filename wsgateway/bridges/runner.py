@@ -133,9 +133,7 @@ class Running(Companion):
     async def stop(self, timeout: float) -> None:
         """Finish what is in flight, and let nothing wait for the bus."""
         self._ended.set()
-        self._sending.end()
-        if not self._bus.connected:
-            await self._bus.close()  # so that nothing waits for it
+        await self._sending.end()
         if self._receiving is not None:
             await self._receiving.stop(timeout)
 

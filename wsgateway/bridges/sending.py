@@ -76,9 +76,14 @@ class Sending:
         """Why a message waits for the bus; "" if none does."""
         return self._outage.reason
 
-    def end(self) -> None:
-        """Return to the queue what the bus does not take, at once."""
+    async def end(self) -> None:
+        """Return to the queue what the bus does not take, at once.
+
+        A bus that is away is closed, so that nothing waits for it.
+        """
         self._ended.set()
+        if not self._bus.connected:
+            await self._bus.close()
 
     async def __call__(self, message: Message) -> None:
         """Return once the bus has confirmed the message, however long that takes.
