@@ -22,8 +22,8 @@ from wsgateway.bridges.kafka.private import (
     forget_refusal,
 )
 from wsgateway.bridges.kafka.records import read_record, why_unreadable
-from wsgateway.bridges.outage import Outage
-from wsgateway.exceptions import BusError, reason_of
+from wsgateway.bridges.outage import Outage, uncancelled
+from wsgateway.exceptions import BusError, BusUnavailable, reason_of
 from wsgateway.protocol.backoff import Backoff
 from wsgateway.supervision import is_cancelled, start
 
@@ -208,8 +208,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             async with asyncio.timeout(timeout):
                 await self._commit(consumer)
-                await consumer.stop()
-        except (errors.KafkaError, errors.IllegalOperation, OSError, TimeoutError):
+                with uncancelled(BusUnavailable):  # aiokafka awaits tasks that it has cancelled
+                    await consumer.stop()
+        except (errors.KafkaError, errors.IllegalOperation, OSError, TimeoutError, BusUnavailable):
             await abandon_consumer(consumer)
         finally:
             self._lose()
