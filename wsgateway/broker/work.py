@@ -156,11 +156,13 @@ class Retaken(NamedTuple):
 
     Attributes:
         inbox: Who sent it.
+        key: See `Job.key`.
         id: See `Job.id`.
         deliveries: How often it was delivered, that time included.
     """
 
     inbox: Inbox
+    key: tuple[int, int]
     id: str
     deliveries: int
 

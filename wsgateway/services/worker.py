@@ -231,14 +231,15 @@ class Worker:
         Both would find that it is its turn, and handle it at once; and then all behind it.
         """
         user = self._users.get(retaken.inbox)
-        if user is None:
+        if user is None or retaken.key == user.handled:
             return
-        for job in list(user.jobs.values()):
-            is_older = job.id == retaken.id and job.deliveries < retaken.deliveries
-            if is_older and job.key != user.handled:
-                user.remove(job)
-                self._leave(user, job)
-                user.look.set()
+        job = user.jobs.get(retaken.key)
+        if job is None:
+            return
+        if job.id == retaken.id and job.deliveries < retaken.deliveries:
+            user.remove(job)
+            self._leave(user, job)
+            user.look.set()
 
     def _on_pause(self) -> None:
         """Return what no handler has begun with: the service is paused."""

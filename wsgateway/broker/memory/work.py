@@ -168,7 +168,7 @@ class MemoryWorkQueue(WorkQueue):
         )
         job.problem = job.malformed()
         if job.deliveries > 1:
-            retaken = Retaken(job.inbox, job.id, job.deliveries)
+            retaken = Retaken(job.inbox, job.key, job.id, job.deliveries)
             self._store.wake_workers(self.service, retaken=retaken)
         self._on_job(job)
 

@@ -37,8 +37,8 @@ PULL_EXPIRES = 10.0
 HOLD = 2.0
 """How long a message that waits for its turn is not redelivered, in times of ACK_WAIT."""
 LEAST = 8
-"""Messages are asked for once there is room for a part of so many of all room. A request for each
-message costs as much as the message."""
+"""The part of all room, one in so many, that must be free before more messages are asked for. A
+request for each message costs as much as the message."""
 MAX_SHOWN = 60
 """Characters that are kept of a user's token that stands for no name."""
 
@@ -165,13 +165,14 @@ class NatsWorkQueue(WorkQueue):
             return
         sender, *delivery = data.decode("utf-8", "replace").split(" ")
         # What names nobody is another version's, or a look for workers: those who wait look anyway
-        with contextlib.suppress(NameRefused, ValueError):
+        with contextlib.suppress(NameRefused, ValueError, IndexError):
             inbox = parse_sender(sender, self.service)
             if not delivery:
                 self._on_turn(inbox)
             elif self._on_retaken is not None:
                 id, deliveries = delivery
-                self._on_retaken(Retaken(inbox, id, int(deliveries)))
+                key = self._life, int(id.split(".")[1])
+                self._on_retaken(Retaken(inbox, key, id, int(deliveries)))
 
     def _tell_retaken(self, job: Job) -> None:
         """Tell other workers that this one has a message which one of them may have, too.
