@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, errors
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
 
 from tests.bridges.counting import Came, in_order
 from tests.bridges.kafka_server import KafkaServer
@@ -85,6 +85,29 @@ async def test_killed_broker_loses_nothing_either_way(kafka: KafkaServer, prefix
         assert sent == {b"user%d" % n: list(range(30)) for n in range(20)}
         await until(lambda: len({record.id for record in taken.records}) == 200)
         assert {int(payload) for payload in taken.payloads} == set(range(200))
+
+
+async def test_bridge_can_be_closed_while_aiokafka_fetches_again(
+    kafka: KafkaServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stop` awaits tasks that it has cancelled, and raised their CancelledError."""
+    stop = AIOKafkaConsumer.stop
+
+    async def cancelled(self: AIOKafkaConsumer) -> None:
+        await stop(self)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(AIOKafkaConsumer, "stop", cancelled)
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus)
+        await service.produce("orders.ann", b"1")
+        bus.ack((await taken.wait(1))[0])
+        await bus.close()
+    monkeypatch.undo()
+    async with opened(bridge_to(kafka, prefix=prefix)) as bus, service_on(kafka, prefix) as service:
+        taken = Taken(bus)
+        await service.produce("orders.ann", b"2")
+        assert [record.payload for record in await taken.wait(1)] == [b"2"]
 
 
 async def test_broker_that_stays_away_is_told_and_nothing_piles_up(

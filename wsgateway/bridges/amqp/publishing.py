@@ -277,13 +277,13 @@ async def _result(task: asyncio.Task[None]) -> None:
     lost. Nobody has cancelled the caller.
     """
     ended = asyncio.get_running_loop().create_future()
-    task.add_done_callback(partial(_set, ended))
+    task.add_done_callback(partial(_end, ended))
     await ended
     if task.cancelled():
         raise BusUnavailable("the channel to RabbitMQ was closed")
     task.result()
 
 
-def _set(ended: asyncio.Future[None], _task: object) -> None:
+def _end(ended: asyncio.Future[None], _task: object) -> None:
     if not ended.done():  # its caller may have left
         ended.set_result(None)
