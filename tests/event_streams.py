@@ -57,7 +57,7 @@ class Parser:
 
 
 async def read_events(response: httpx.Response, parser: Parser) -> AsyncIterator[Event]:
-    """Yield the events of a response. One whose end does not come is none."""
+    """Yield the events of a response. An event that is cut off does not count."""
     buffered = ""
     async for text in response.aiter_text():
         *whole, buffered = (buffered + text).split("\n\n")
