@@ -26,7 +26,7 @@ from wsgateway.broker.nats import broker_from_settings
 from wsgateway.broker.nats.broker import NatsBroker
 from wsgateway.conf import settings as wsgateway_settings
 
-pytest_plugins = ["tests.hanging"]
+pytest_plugins = ["tests.hanging", "tests.scheduling"]
 
 # The machines that run this are shared: what is slow for once is not wrong.
 hypothesis.settings.register_profile(
@@ -79,30 +79,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Let what forks processes import all that it needs now, rather than in a test's time."""
     if hasattr(session.config, "workerinput"):
         forker()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one worker, and all that needs Kafka or RabbitMQ: they start slowly."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class OneWorkerEach(LoadFileScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith("tests/bridges/"):
-                for bus in ("kafka", "amqp"):
-                    if bus in nodeid:
-                        return bus
-            return str(super()._split_scope(nodeid))
-
-        def remove_node(self, node: Any) -> str | None:
-            """Do not run again what ended a worker: it would end the next one, too."""
-            ended: str | None = super().remove_node(node)
-            for unit in self.workqueue.values():
-                if ended in unit:
-                    unit[ended] = True
-            return ended
-
-    return OneWorkerEach(config, log)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,6 +87,7 @@ class Forker:
     def __init__(self, python: Path, folder: Path, env: dict[str, str] | None = None) -> None:
         self._folder = folder
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # one order at a time, or each could hear another's answer
         self._process = subprocess.Popen(
             [python, Path(__file__).with_name("forker.py")],
             stdin=subprocess.PIPE,
@@ -120,8 +122,11 @@ class Forker:
         files = [str(stdin), str(log), str(errors or log)]
         order = {"number": number, "argv": argv, "cwd": str(cwd), "env": env, "files": files}
         log.touch()
-        print(json.dumps({**order, "status": str(status)}), file=self._process.stdin, flush=True)
-        return Forked(self._answer(number), argv, status)
+        text = json.dumps({**order, "status": str(status)})
+        with self._lock:
+            print(text, file=self._process.stdin, flush=True)
+            pid = self._answer(number)
+        return Forked(pid, argv, status)
 
     def _answer(self, number: int) -> int:
         """Return the id of the process that an order has started.

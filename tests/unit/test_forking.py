@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,4 +43,22 @@ def test_order_that_timed_out_confuses_no_other(tmp_path: Path) -> None:
             wait_for(lambda: not process_alive(int(said)))
     finally:
         signal.signal(signal.SIGUSR1, usual)
+        forker.close()
+
+
+def test_orders_of_several_threads_confuse_none(tmp_path: Path) -> None:
+    """Each read the others' answers, killed their processes, and waited for its own in vain."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    forker = Forker(Path(sys.executable), tmp_path)
+
+    def run(number: int) -> bool:
+        log = tmp_path / f"{number}.log"
+        forked = forker.fork([str(script), "0"], tmp_path, {}, log)
+        return forked.wait(30) == 0 and int(log.read_text()) == forked.pid
+
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(run, range(40), timeout=50))
+    finally:
         forker.close()
