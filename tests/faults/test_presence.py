@@ -119,10 +119,11 @@ class Fleet:
             asked = user in expected or user in unknown
             assert connections.silent == (names if asked else ())
 
-    def require_open(self) -> None:
-        """Fail, with the reason, if a socket was closed."""
+    async def counts(self) -> presence.Counts:
+        """Return what presence counts; fail, with the reason, if a socket was closed."""
         for user, socket in itertools.chain(*self.sockets.values()):
             assert socket.close_code is None, (user, socket.close_code, socket.close_reason)
+        return await presence.acounts()
 
     async def close(self) -> None:
         for socket in self.opened:
@@ -385,14 +386,9 @@ async def test_gateway_that_reconnects_answers_again(behind_a_proxy: tuple[Fleet
     """A closed connection is what a killed process leaves, too: who lost it counts as gone."""
     fleet, proxy = behind_a_proxy
     near, far = fleet.gateways
-
-    async def counts() -> presence.Counts:
-        fleet.require_open()
-        return await presence.acounts()
-
     for _ in range(3):
         await proxy.cut()
-        await true_soon(lambda found: found.sockets == {SERVICE: 10} and found.complete, counts, 30)
+        await true_soon(lambda c: c.sockets == {SERVICE: 10} and c.complete, fleet.counts, 30)
         await fleet.require_exact(near, far)
 
 
@@ -414,7 +410,7 @@ async def test_server_that_restarts(
         await asyncio.to_thread(own_server.kill)
         await own_server.astart()
         await runtime.current().broker.wait_ready(20)
-        await true_soon(lambda c: c.sockets == {SERVICE: 8} and c.complete, presence.acounts, 30)
+        await true_soon(lambda c: c.sockets == {SERVICE: 8} and c.complete, fleet.counts, 30)
         await fleet.require_exact(*gateways)
     await fleet.close()
 
