@@ -61,6 +61,8 @@ class Fleet:
 
     async def open(self, gateway: Gateway, user: str, **options: Any) -> ClientConnection:
         socket = await gateway.connect(SERVICE, user, **options)
+        if options:  # v1: until its welcome, a broker that goes away ends it, with "come again"
+            assert json.loads(await socket.recv())["type"] == "welcome"
         self.sockets[gateway].append((user, socket))
         self.opened.append(socket)
         return socket
