@@ -132,7 +132,8 @@ class TestCancellation:
         assert ended + cancelled == len(STEPS) * len(PAUSES)
         assert cancelled >= 1  # at least the one that had not begun
         assert broker.ready
-        assert brokers.waiting(broker) == 0
+        # A read that calls share goes on for the others, and ends by itself
+        await until(lambda: brokers.waiting(broker) == 0, 5.0, "nothing waits")
         # Everything still works.
         for call in CALLS.values():
             await call(broker)

@@ -12,10 +12,11 @@ import json
 import os
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from tests.soak.ledger import Ledger, read
-from wsgateway.client import Backoff, Client, GatewayError, Subscribed
+from wsgateway.client import Backoff, Client, GatewayError, Message, Subscribed
 from wsgateway.protocol.v1 import Welcome
 
 SLOW = float(os.environ.get("SOAK_SLOW", "0"))
@@ -68,7 +69,7 @@ class User:
         async for message in self.client:
             fields = json.loads(message.data)
             if "n" in fields:
-                self.note("got", n=fields["n"], offset=message.offset, epoch=self.epoch)
+                self.note("got", **_place(message), epoch=self.epoch)
             if SLOW:
                 await asyncio.sleep(SLOW)
 
@@ -84,8 +85,7 @@ class User:
 
         self.ledger.note("begin", users=[topic], device=device)
         async for message in self.client.topic(topic, since="all", on_subscribed=subscribed):
-            n, offset = json.loads(message.data)["n"], message.offset
-            self.ledger.note("got", user=topic, device=device, n=n, offset=offset, epoch=epoch)
+            self.ledger.note("got", user=topic, device=device, **_place(message), epoch=epoch)
             if SLOW:
                 await asyncio.sleep(SLOW)
 
@@ -123,6 +123,12 @@ class User:
             self.note("accepted", n=self.number)
             self.number += 1
             await asyncio.sleep(SEND_PAUSE)
+
+
+def _place(message: Message) -> dict[str, float]:
+    """Return which message it is, and where and when it was stored."""
+    stored = datetime.fromisoformat(str(message.time)).timestamp()
+    return {"n": json.loads(message.data)["n"], "offset": message.offset, "stored": stored}
 
 
 async def main(path: Path, url: str, device: str, names: list[str]) -> None:

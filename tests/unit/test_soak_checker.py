@@ -29,9 +29,10 @@ def good_run() -> list[Entry]:
     for n in range(5):
         down = {"user": "ann", "n": n}
         phone = {**down, "device": "phone", "pid": 1}
+        place = {"offset": 10 + n, "stored": 1.0 + n}
         entries += [
             {"kind": "published", "at": 1.0 + n, "pid": 9, **down, "offset": 10 + n},
-            {"kind": "got", "at": 1.1 + n, **phone, "offset": 10 + n, "epoch": "e"},
+            {"kind": "got", "at": 1.1 + n, **phone, **place, "epoch": "e"},
             {"kind": "raw", "at": 1.1 + n, "pid": 2, **down, "device": "raw", "connection": 1},
             {"kind": "accepted", "at": 1.2 + n, **phone},
             {"kind": "handling", "at": 1.3 + n, **phone, "pid": 5, "offset": n, "attempt": 1},
@@ -132,6 +133,22 @@ def test_a_stream_lost_in_silence_does_not() -> None:
     report = lost_stream(told=False)
     assert report.lost == 1
     assert "never got 2 and nobody told it" in report.broken[0]
+
+
+@pytest.mark.parametrize(("since", "broken"), [(0.0, 0), (5.5, 1)])
+def test_what_a_slow_client_handles_later_was_lost_with_the_stream(
+    since: float, broken: int
+) -> None:
+    """Its queue held message 4, stored at 5 s, over the loss; its publisher published it again."""
+    entries = good_run()
+    again("got", 4, offset=99, stored=8.0)(entries)
+    for entry in entries:
+        if entry["kind"] == "got" and entry["n"] == 4:
+            entry["at"] += 3.0
+    loss = {"kind": "stream lost", "at": 6.0, "since": since, "stream": "recv", "told_from": 6.0}
+    welcome = next(e for e in entries if e["kind"] == "welcome")
+    report = check([*entries, loss, {**welcome, "at": 6.1}])
+    assert len(report.broken) == broken, report.broken
 
 
 def test_what_a_cut_raw_socket_loses_is_bounded() -> None:
