@@ -135,11 +135,7 @@ class World:
             module("publisher", "publisher1", "group", *names[half:], room, SOAK_PAUSE=str(pause)),
         ]
         for member in self.publishers:
-            await until(lambda member=member: self._began(member), 60, member.log.name)
-
-    def _began(self, member: Member) -> bool:
-        self.require_alive()
-        return any(e["kind"] == "published" for e in read(member.ledger))
+            await self._until_noted(member, "published", 60)
 
     def _all_welcomed(self, users: int) -> bool:
         self.require_alive()
@@ -198,6 +194,8 @@ class World:
 
     async def settle(self, quiet: float = 30.0) -> None:
         """Stop what is sent, and wait until everything has arrived or nothing moves any more."""
+        for member in (*self.publishers, *self.clients):
+            await self._until_noted(member, "begin", 60)  # it may have been killed just now
         for member in self.publishers:
             member.send(signal.SIGTERM)
         for member in self.publishers:
@@ -206,7 +204,7 @@ class World:
         for member in self.clients:
             member.send(signal.SIGTERM)
         for member in self.clients:
-            await until(lambda member=member: self._sent(member), 90, member.log.name)
+            await self._until_noted(member, "sent", 90)
         sizes, since = -1, asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() - since < quiet:
             now = sum(path.stat().st_size for path in self.folder.glob("*.ledger"))
@@ -235,9 +233,14 @@ class World:
                 state.append({**info, "consumers": consumers["consumers"]})
         (self.folder / "state.json").write_text(json.dumps(state, indent=1))
 
-    def _sent(self, member: Member) -> bool:
-        assert member.running, f"{member.command} has ended:\n{member.output[-2000:]}"
-        return any(e["kind"] == "sent" and e["pid"] == member.pid for e in read(member.ledger))
+    async def _until_noted(self, member: Member, kind: str, timeout: float) -> None:
+        """Wait until *member*, as it runs now, has noted something of *kind*."""
+
+        def noted() -> bool:
+            assert member.running, f"{member.command} has ended:\n{member.output[-2000:]}"
+            return any(e["kind"] == kind and e["pid"] == member.pid for e in read(member.ledger))
+
+        await until(noted, timeout, f"{kind!r} of {member.log.name}")
 
     def _complete(self) -> bool:
         """Whether nothing is missing: the only early end of waiting."""
