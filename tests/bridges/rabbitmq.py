@@ -222,22 +222,37 @@ class RabbitServer:
         words = ", ".join(map(_term, (user, vhost, configure, write, read, "tests")))
         self.eval(f"rabbit_auth_backend_internal:set_permissions({words})")
 
-    def waiting(self, queue: str, vhost: str = "/") -> int:
+    def waiting(self, queue: str) -> int:
         """Return how many messages were in a queue a moment ago, handed out or not."""
-        name = f"rabbit_misc:r({_term(vhost)}, queue, {_term(queue)})"
-        found = f"{{ok, Q}} = rabbit_amqqueue:lookup({name})"
-        counted = "[{_, N}] = rabbit_amqqueue:info(Q, [messages])"
-        return int(self.eval(f"(fun() -> {found}, {counted}, N end)()"))
+        return int(self._of_queue(queue, "[{_, N}] = rabbit_amqqueue:info(Q, [messages]), N"))
 
-    def priorities(self, queue: str, vhost: str = "/") -> list[int]:
+    def priorities(self, queue: str) -> list[int]:
         """Return those of a queue's consumers."""
-        name = f"rabbit_misc:r({_term(vhost)}, queue, {_term(queue)})"
-        found = f"{{ok, Q}} = rabbit_amqqueue:lookup({name})"
         args = f"[{{A, {_term('x-priority')}}} || {{_, _, _, _, _, _, A, _}} <- C]"
         one = "element(2, rabbit_misc:table_lookup(A, K))"
         listed = f"[{one} || {{A, K}} <- {args}]"
-        text = self.eval(f"(fun() -> {found}, C = rabbit_amqqueue:consumers(Q), {listed} end)()")
-        return sorted(json.loads(text))
+        return sorted(
+            json.loads(self._of_queue(queue, f"C = rabbit_amqqueue:consumers(Q), {listed}"))
+        )
+
+    @contextlib.contextmanager
+    def suspended(self, queue: str) -> Iterator[None]:
+        """Let a queue answer nobody inside."""
+        self._of_queue(queue, "sys:suspend(amqqueue:get_pid(Q))")
+        try:
+            yield
+        finally:
+            self._of_queue(queue, "sys:resume(amqqueue:get_pid(Q))")
+
+    def remember_queues(self) -> None:
+        """Let it write down which queues it has; killed before that, it forgets the newest."""
+        self.eval("[dets:sync(Table) || Table <- dets:all()]")
+
+    def _of_queue(self, queue: str, expression: str) -> str:
+        """Evaluate Erlang in which Q is a queue."""
+        name = f"rabbit_misc:r({_term('/')}, queue, {_term(queue)})"
+        found = f"{{ok, Q}} = rabbit_amqqueue:lookup({name})"
+        return self.eval(f"(fun() -> {found}, {expression} end)()")
 
     @contextlib.contextmanager
     def taking_at_most(self, size: int) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ from tests.bridges.counting import Came, in_order
 from tests.bridges.rabbitmq import RabbitServer
 from tests.bridges.sides import opened
 from tests.support import Process, running, site_env, until
-from wsgateway.bridges.amqp import AmqpBus, publishing
+from wsgateway.bridges.amqp import AmqpBus, consuming, publishing
 from wsgateway.bridges.bus import Bus
 from wsgateway.bridges.headers import ID_HEADER
 from wsgateway.exceptions import BusError, BusUnavailable
@@ -112,6 +113,7 @@ async def carry_both_ways(
         async with service_side(rabbit, bridge) as service:
             queue = await service.listen()
             await produce_as_a_service(service, count)
+        rabbit.remember_queues()
         hands, sender = Hands(bus), Sender(bus, count)
         sending = asyncio.create_task(sender.run())
         for _ in range(times):
@@ -240,9 +242,27 @@ async def test_closing_takes_no_longer_while_an_alarm_is_on(
             rabbit.alarm(False)
 
 
-async def test_another_bridge_goes_on_in_order_when_one_is_killed(
-    rabbit: RabbitServer, tmp_path: Path
+async def test_queue_that_does_not_answer_is_named(
+    rabbit: RabbitServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As one that has lost the majority of its nodes. Once it is back, everything comes."""
+    monkeypatch.setattr(consuming, "SUBSCRIBE_TIMEOUT", 1.0)
+    bridge = amqp_bridge(rabbit, queues=2)
+    queue = f"{bridge.group}.inbox.1"
+    async with opened(bridge) as bus, service_side(rabbit, bridge) as service:
+        await produce_as_a_service(service, 10)
+        with rabbit.suspended(queue):
+            hands = Hands(bus)
+            await until(lambda: f"read queue {queue!r} within 1 s" in bus.trouble)
+        await until(lambda: len({*hands.payloads}) == len(USERS) * 10, 60)
+        assert first_of_each(hands.payloads) == {user: list(range(10)) for user in USERS}
+
+
+async def test_another_bridge_goes_on_in_order_when_one_is_killed(
+    rabbit: RabbitServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From RabbitMQ 4.0 on, one with a higher priority would take over
+    monkeypatch.setattr(random, "sample", lambda _found, count: [0] * count)
     bridge = amqp_bridge(rabbit)
     await AmqpBus(bridge).set_up()
     command = [sys.executable, "-c", CONSUMER, rabbit.url(), bridge.prefix]

@@ -125,7 +125,6 @@ class Consumer:
         # Each bridge prefers other queues. Until RabbitMQ 4.0, a queue belongs to who was first;
         # from then on, to who asks with the highest priority.
         self._priorities = random.sample(range(1, len(lanes) + 1), len(lanes))
-        self._is_first = True  # whether the next connection is the first one
         self._on_record, self._on_lost = on_record, on_lost
         # RabbitMQ counts for each queue, and one bridge may read all of them. The next reader must
         # not take fewer: if it dies before it had all that the one before returned, a quorum queue
@@ -160,13 +159,10 @@ class Consumer:
             await self._leave(channel, acks, acking)
 
     async def _subscribe(self, channel: AbstractChannel, acks: Acks) -> None:
-        # Bridges that start together share the queues of an older RabbitMQ, too. Afterwards, always
-        # in one order: with another, RabbitMQ 3.10 left a queue without an answer after it had been
-        # killed. See test_rabbitmq_is_killed_and_started_again.
+        # Bridges that connect together share the queues of an older RabbitMQ, too
         lanes = list(zip(self._lanes, self._priorities, strict=True))
-        if self._is_first:
-            self._is_first = False
-            random.shuffle(lanes)
+        random.shuffle(lanes)
+        lane = lanes[0][0]
         try:
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
                 await channel.basic_qos(prefetch_count=self._prefetch)
@@ -178,8 +174,9 @@ class Consumer:
                     )
         except TimeoutError:
             raise BusUnavailable(
-                f"RabbitMQ did not let bridge {self._bridge.name!r} read its queues within "
-                f"{SUBSCRIBE_TIMEOUT:g} s"
+                f"RabbitMQ did not let bridge {self._bridge.name!r} read queue {lane.name!r} "
+                f'within {SUBSCRIBE_TIMEOUT:g} s; "rabbitmq-queues quorum_status {lane.name}" says '
+                "whether it has a leader"
             ) from None
 
     async def _leave(
