@@ -23,10 +23,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return str(super()._split_scope(nodeid))
 
         def remove_node(self, node: Any) -> str | None:
-            """Give others what a worker that ended has left, without the test that ended it.
+            """Give the other workers what a crashed one had left, without the test that crashed it.
 
-            That test would end the next worker, too. And xdist hands out again what was done:
-            files without a test to run, after which nobody hears that there are no others.
+            That test would crash the next worker, too. xdist's own method also hands out files
+            whose tests have all run. Then no worker is told to stop, and the run hangs at its end.
             """
             ended: str | None = None
             for scope, unit in self.assigned_work.pop(node).items():
